@@ -1,0 +1,60 @@
+# Pinstripe. `make` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN_ARGS ?=
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format catalog docs bench soak lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+# uv comes from PyPI, pinned by hash like everything else; it installs the rest.
+$(STAMP): requirements/uv.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pinstripe needs Python 3.11 or newer; name one: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements/dev.txt
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(STAMP) ## make the environment in .venv, nothing else
+
+run: setup ## the main job: sync an account (STRIPE_API_KEY) or the demo account into Postgres
+	$(BIN)/pinstripe run $(RUN_ARGS)
+
+test: setup ## all tests, on a real Postgres
+	$(BIN)/pytest -n 2 --dist loadgroup -q $(TEST_ARGS)
+
+check: setup ## ruff and mypy, strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff write
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+catalog: setup ## generate the catalog anew from the installed stripe package
+	$(BIN)/python -m tools.catalog
+
+docs: setup ## generate the reference pages
+	$(BIN)/python -m tools.docs
+
+bench: setup ## speed and memory against the limits, beside the official SDK
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+soak: setup ## long runs under faults
+	$(BIN)/pytest -q tests/soak $(TEST_ARGS)
+
+lock: setup ## resolve the requirements files anew
+	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements/main.txt
+	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o requirements/dev.txt
+	echo uv | $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links - -o requirements/uv.txt
+
+clean: ## remove the environment and the demo's data
+	rm -rf $(VENV) .pinstripe

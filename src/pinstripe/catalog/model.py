@@ -1,0 +1,98 @@
+"""What Stripe has, as values: object types, operations, event types.
+
+Pure data. `tools/catalog` writes it (from the source of the official `stripe` package) to
+`catalog/data/*.json`; `catalog/load.py` reads it. Nothing here knows of tables or SQL: how an
+object type becomes a table is `catalog/tables.py`, which endpoints to list is `catalog/endpoints.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal[
+    "string",  # enums too: see `enum`
+    "integer",
+    "number",  # a JSON float
+    "decimal",  # a decimal number in a JSON string
+    "boolean",
+    "time",  # Unix seconds
+    "time_ms",  # Unix milliseconds
+    "time_iso",  # RFC 3339, in v2 objects
+    "expandable",  # an id, or the whole object where it was expanded; `targets` says of what
+    "resource",  # one whole object with an `object` field of its own; `targets` says of what
+    "list",  # {"object": "list", "data": [...], "has_more": ..., "url": ...}; `targets`
+    "object",  # an inline object; `fields`
+    "array",  # `items`
+    "map",  # keys chosen by the user or by Stripe; `items` is the type of the values
+    "any",
+]
+
+
+class Field(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One property of an object type, of an inline object, or one request parameter.
+
+    `nullable` is the SDK's `Optional`: null or absent. `on_request` marks what Stripe leaves out
+    unless `expand[]` names it. `targets` are `object` names ("customer", "checkout.session").
+    """
+
+    name: str
+    kind: Kind
+    nullable: bool = False
+    on_request: bool = False
+    enum: tuple[str, ...] = ()
+    fields: tuple[Field, ...] = ()
+    items: Field | None = None
+    targets: tuple[str, ...] = ()
+    doc: str = ""
+    """First sentence of ours or empty; never Stripe's prose."""
+
+
+class ObjectType(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One type of Stripe object, named by the value of its `object` field.
+
+    `deletable`: a `{"id", "object", "deleted": true}` variant exists. `prefix` is the id prefix
+    seen in examples ("ch" for charges), "" where ids are chosen by the user or unknown.
+    """
+
+    name: str
+    fields: tuple[Field, ...]
+    has_id: bool = True
+    deletable: bool = False
+    singleton: bool = False
+    prefix: str = ""
+
+
+class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One named HTTP operation.
+
+    `path` is Stripe's, with parameters in braces: `/v1/accounts/{account}/persons/{person}`.
+    `returns` are the object names it answers with (of the list's entries for `list`, `search`).
+    `params` are the query (GET) or body (POST) parameters, without path parameters;
+    a required one has `nullable=False`. `created` takes kind "time" with sub-fields gt, gte, lt, lte.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    kind: Literal["list", "search", "retrieve", "create", "update", "delete", "action"]
+    returns: tuple[str, ...] = ()
+    params: tuple[Field, ...] = ()
+    base: Literal["api", "files", "meter_events", "connect"] = "api"
+
+
+class EventType(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One value of `event.type` and the `object` names that `data.object` can hold."""
+
+    name: str
+    carries: tuple[str, ...] = ()
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """The whole of it. `api_version` is what the SDK pins ("2026-10-28.endive")."""
+
+    api_version: str
+    sdk_version: str
+    objects: tuple[ObjectType, ...]
+    operations: tuple[Operation, ...]
+    events: tuple[EventType, ...]

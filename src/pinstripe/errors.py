@@ -1,0 +1,101 @@
+"""Every exception of Pinstripe, classed by what the reader can do about it.
+
+Imports nothing, so that every layer may raise from here. Each error carries a `hint` (the remedy, one
+sentence) and the facts an operator needs (table, id, request id). No message ever holds a secret: the
+key appears as `sk_test_…1234` at most (see `redact`).
+"""
+
+from __future__ import annotations
+
+import re
+
+_SECRET = re.compile(r"\b((?:sk|rk|pk|whsec|ek)_(?:(?:live|test)_)?)[A-Za-z0-9_]{4,}")
+_URL_PASSWORD = re.compile(r"(://[^:/@\s]+):[^@\s]*@")
+
+
+def redact(text: str) -> str:
+    """`text` with every Stripe secret and every password in a URL blanked out.
+
+    >>> redact("key sk_test_abcdef1234567 at postgres://u:pw@h/db")
+    'key sk_test_… at postgres://u:…@h/db'
+    """
+    return _URL_PASSWORD.sub(r"\1:…@", _SECRET.sub(r"\1…", text))
+
+
+class PinstripeError(Exception):
+    """The root. `message` says what is wrong, `hint` what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message = redact(message)
+        self.hint = redact(hint)
+        super().__init__(f"{self.message} {self.hint}".strip())
+
+
+class Misconfigured(PinstripeError):
+    """The user must change a setting, a key, a right, a directory. Never retried."""
+
+    exit_code = 2
+
+
+class Unreachable(PinstripeError):
+    """Stripe or Postgres cannot be reached, or breaks off. Worth trying again later."""
+
+    exit_code = 3
+
+
+class Refused(PinstripeError):
+    """Stripe answered, and the answer is no: an error body in Stripe's own shape.
+
+    Attributes: `status` (HTTP), `code` and `type` (Stripe's, "" where absent), `param`,
+    `request_id` (`req_…` or "").
+    """
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str = "",
+        type: str = "",
+        param: str = "",
+        request_id: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.code = code
+        self.type = type
+        self.param = param
+        self.request_id = request_id
+
+
+class NotPermitted(Refused):
+    """403: the key lacks a permission; `message` is Stripe's and names it."""
+
+
+class NotEnabled(Refused):
+    """400: the account has not enabled the product behind the endpoint."""
+
+
+class NotFound(Refused):
+    """404, or code `resource_missing`: Stripe has no such object (any more)."""
+
+
+class WrongKey(Refused):
+    """401: the key is unknown, expired or revoked."""
+
+    exit_code = 2
+
+
+class Drifted(PinstripeError):
+    """Reality and the catalog or the database's schema differ in a way that we cannot mend."""
+
+
+class Unwritable(PinstripeError):
+    """Postgres took the connection but refuses the write: read-only, full disk, missing right."""
+
+    exit_code = 5

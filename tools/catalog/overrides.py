@@ -1,0 +1,205 @@
+"""What the SDK's types cannot say. Each entry has its reason; each is checked to still match."""
+
+from __future__ import annotations
+
+# Left out of answers unless `expand[]` names them. The SDK types them `Optional`, like nullables.
+# Source: the API reference marks each "expandable" on a property that is not an id.
+ON_REQUEST = frozenset(
+    """
+    charge.refunds
+    checkout.session.line_items
+    checkout.session.total_details.breakdown
+    coupon.applies_to
+    coupon.currency_options
+    customer.cash_balance
+    customer.invoice_credit_balance
+    customer.sources
+    customer.subscriptions
+    customer.tax
+    customer.tax_ids
+    identity.verification_report.document.dob
+    identity.verification_report.document.expiration_date
+    identity.verification_report.document.number
+    identity.verification_report.id_number.dob
+    identity.verification_report.id_number.id_number
+    identity.verification_session.provided_details
+    identity.verification_session.verified_outputs
+    apps.secret.payload
+    invoice.confirmation_secret
+    invoice.payments
+    issuing.card.cvc
+    issuing.card.number
+    issuing.transaction.purchase_details
+    payment_intent.amount_details.line_items
+    payment_link.line_items
+    plan.tiers
+    price.currency_options
+    price.tiers
+    quote.computed.upfront.line_items
+    quote.line_items
+    quote.total_details.breakdown
+    shipping_rate.fixed_amount.currency_options
+    tax.calculation.line_items
+    tax.transaction.line_items
+    treasury.financial_account.features
+    treasury.transaction.entries
+    """.split()
+)
+
+# Never asked for, although they could be: card numbers, secrets, identity documents. A replica
+# is no place for them.
+NEVER_ASKED = frozenset(
+    """
+    apps.secret.payload identity.verification_report.document.dob
+    identity.verification_report.document.expiration_date
+    identity.verification_report.document.number identity.verification_report.id_number.dob
+    identity.verification_report.id_number.id_number
+    identity.verification_session.provided_details
+    identity.verification_session.verified_outputs invoice.confirmation_secret issuing.card.cvc
+    issuing.card.number
+    """.split()
+)
+
+# Plain strings that hold an id under a name that no object type bears. Everything else is found
+# by rule (SCHEMA: a top-level string named as an object type is a reference).
+REFERENCES: dict[str, tuple[str, ...]] = {
+    "customer.default_currency": (),  # Keeps the check honest: an entry without targets is no reference.
+}
+REFERENCES = {path: targets for path, targets in REFERENCES.items() if targets}
+
+# The types that the SDK unions for `charge.source` and its like; the objects themselves carry `object`.
+# Id prefixes as Stripe's published examples show them; "" where users choose the id or none is known.
+PREFIXES: dict[str, str] = {
+    "account": "acct",
+    "apple_pay_domain": "apwc",
+    "application": "ca",
+    "application_fee": "fee",
+    "apps.secret": "appsecret",
+    "balance_transaction": "txn",
+    "bank_account": "ba",
+    "billing.alert": "alrt",
+    "billing.credit_balance_transaction": "cbtxn",
+    "billing.credit_grant": "credgr",
+    "billing.meter": "mtr",
+    "billing.meter_event_summary": "mtrusg",
+    "billing_portal.configuration": "bpc",
+    "billing_portal.session": "bps",
+    "card": "card",
+    "charge": "ch",
+    "checkout.session": "cs",
+    "climate.order": "climorder",
+    "climate.product": "climsku",
+    "climate.supplier": "climsup",
+    "confirmation_token": "ctoken",
+    "connect_collection_transfer": "connct",
+    "credit_note": "cn",
+    "credit_note_line_item": "cnli",
+    "customer": "cus",
+    "customer_balance_transaction": "cbtxn",
+    "customer_cash_balance_transaction": "ccsbtxn",
+    "discount": "di",
+    "dispute": "dp",
+    "entitlements.active_entitlement": "ent",
+    "entitlements.feature": "feat",
+    "ephemeral_key": "ephkey",
+    "event": "evt",
+    "fee_refund": "fr",
+    "file": "file",
+    "file_link": "link",
+    "financial_connections.account": "fca",
+    "financial_connections.account_owner": "fcaown",
+    "financial_connections.session": "fcsess",
+    "financial_connections.transaction": "fctxn",
+    "forwarding.request": "fwdreq",
+    "identity.verification_report": "vr",
+    "identity.verification_session": "vs",
+    "invoice": "in",
+    "invoice_payment": "inpay",
+    "invoice_rendering_template": "inrtem",
+    "invoiceitem": "ii",
+    "issuing.authorization": "iauth",
+    "issuing.card": "ic",
+    "issuing.cardholder": "ich",
+    "issuing.dispute": "idp",
+    "issuing.personalization_design": "ipd",
+    "issuing.physical_bundle": "ics",
+    "issuing.token": "intok",
+    "issuing.transaction": "ipi",
+    "item": "li",
+    "line_item": "il",
+    "mandate": "mandate",
+    "payment_intent": "pi",
+    "payment_link": "plink",
+    "payment_method": "pm",
+    "payment_method_configuration": "pmc",
+    "payment_method_domain": "pmd",
+    "payout": "po",
+    "person": "person",
+    "price": "price",
+    "product": "prod",
+    "product_feature": "prodft",
+    "promotion_code": "promo",
+    "quote": "qt",
+    "radar.early_fraud_warning": "issfr",
+    "radar.value_list": "rsl",
+    "radar.value_list_item": "rsli",
+    "refund": "re",
+    "reporting.report_run": "frr",
+    "review": "prv",
+    "scheduled_query_run": "sqr",
+    "setup_attempt": "setatt",
+    "setup_intent": "seti",
+    "shipping_rate": "shr",
+    "source": "src",
+    "source_mandate_notification": "srcmn",
+    "source_transaction": "srctxn",
+    "subscription": "sub",
+    "subscription_item": "si",
+    "subscription_schedule": "sub_sched",
+    "tax.calculation": "taxcalc",
+    "tax.calculation_line_item": "tax_li",
+    "tax.registration": "taxreg",
+    "tax.transaction": "tax",
+    "tax.transaction_line_item": "tax_li",
+    "tax_code": "txcd",
+    "tax_id": "txi",
+    "tax_rate": "txr",
+    "terminal.configuration": "tmc",
+    "terminal.location": "tml",
+    "terminal.reader": "tmr",
+    "test_helpers.test_clock": "clock",
+    "token": "tok",
+    "topup": "tu",
+    "transfer": "tr",
+    "transfer_reversal": "trr",
+    "treasury.credit_reversal": "credrev",
+    "treasury.debit_reversal": "debrev",
+    "treasury.financial_account": "fa",
+    "treasury.inbound_transfer": "ibt",
+    "treasury.outbound_payment": "obp",
+    "treasury.outbound_transfer": "obt",
+    "treasury.received_credit": "rc",
+    "treasury.received_debit": "rd",
+    "treasury.transaction": "trxn",
+    "treasury.transaction_entry": "trxne",
+    "webhook_endpoint": "we",
+}
+
+# Event types whose name does not begin with the name of what they carry (the thin twin, where
+# there is one, and the API reference say what it is). Longest prefix first.
+EVENT_CARRIES: dict[str, tuple[str, ...]] = {
+    "account.application.": ("application",),
+    "account.external_account.": ("bank_account", "card"),
+    "application_fee.refund.": ("fee_refund",),
+    "billing.alert.triggered": ("billing.alert_triggered",),
+    "charge.dispute.": ("dispute",),
+    "charge.refund.": ("refund",),
+    "customer.discount.": ("discount",),
+    "customer.source.": ("card", "bank_account", "source"),
+    "customer.subscription.": ("subscription",),
+    "customer.tax_id.": ("tax_id",),
+    "issuing_": ("issuing.",),  # "issuing_card.created" carries "issuing.card".
+    "sigma.scheduled_query_run.": ("scheduled_query_run",),
+    "source.mandate_notification": ("source_mandate_notification",),
+    "source.transaction.": ("source_transaction",),
+}
