@@ -28,7 +28,9 @@ def generate() -> dict[str, str]:
     )
     plain = msgspec.json.decode(msgspec.json.encode(spec))
     return {
-        "spec.json": _lines({"api_version": plain["api_version"], "sdk_version": plain["sdk_version"]}),
+        "spec.json": _lines(
+            {"api_version": plain["api_version"], "sdk_version": plain["sdk_version"]}
+        ),
         "objects.json": _lines(plain["objects"]),
         "operations.json": _lines(plain["operations"]),
         "events.json": _lines(plain["events"]),
@@ -54,7 +56,9 @@ def _lines(value: object) -> str:
 
 def main() -> int:
     files = generate()
-    stale = [n for n, text in files.items() if not (DATA / n).exists() or (DATA / n).read_text() != text]
+    stale = [
+        n for n, text in files.items() if not (DATA / n).exists() or (DATA / n).read_text() != text
+    ]
     if "--check" in sys.argv:
         print("stale: " + ", ".join(stale) + "; run `make catalog`" if stale else "fresh")
         return 1 if stale else 0

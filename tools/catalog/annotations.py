@@ -45,7 +45,7 @@ class Reader:
         if dotted in overrides.ON_REQUEST:
             shape["on_request"] = True
         if dotted in overrides.REFERENCES:
-            shape |= {"kind": "expandable", "targets": overrides.REFERENCES[dotted]}
+            shape["targets"] = overrides.REFERENCES[dotted]
         return Field(name=path[-1], **shape)
 
     def _shape(
@@ -61,9 +61,7 @@ class Reader:
             return self._union(place, path, [node.left, node.right], doc)
         raise UnknownShape(f"{place}.{path[-1]}: {ast.unparse(node)}")
 
-    def _named(
-        self, place: Place, path: tuple[str, ...], name: str, doc: str
-    ) -> dict[str, Any]:
+    def _named(self, place: Place, path: tuple[str, ...], name: str, doc: str) -> dict[str, Any]:
         if name == "int":
             return {"kind": integer_kind(self.owner, path[-1], doc)}
         if name in _SCALARS:

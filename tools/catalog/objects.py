@@ -38,10 +38,16 @@ def _object_type(name: str, place: Place, names: dict[tuple[str, str], str]) -> 
         name=name,
         fields=tuple(f for f in fields if f.name != "deleted"),
         has_id="id" in own,
-        deletable="deleted" in own or "DeletableAPIResource" in bases,
+        deletable=_deletable(name, own, bases),
         singleton="SingletonAPIResource" in bases,
         prefix=overrides.PREFIXES.get(name, ""),
     )
+
+
+def _deletable(name: str, own: set[str], bases: set[str]) -> bool:
+    if name in overrides.NOT_DELETABLE:
+        return False
+    return name in overrides.DELETABLE or "deleted" in own or "DeletableAPIResource" in bases
 
 
 def event_types(types: tuple[ObjectType, ...]) -> tuple[EventType, ...]:
@@ -49,9 +55,7 @@ def event_types(types: tuple[ObjectType, ...]) -> tuple[EventType, ...]:
     event = module("stripe._event").classes["Event"]
     annotation = next(a for n, a, _ in attributes(event) if n == "type")
     known = {t.name for t in types}
-    return tuple(
-        EventType(name, _carries(name, known)) for name in sorted(_strings(annotation))
-    )
+    return tuple(EventType(name, _carries(name, known)) for name in sorted(_strings(annotation)))
 
 
 def _strings(annotation: ast.expr) -> list[str]:
@@ -81,7 +85,8 @@ def _check_overrides(types: tuple[ObjectType, ...]) -> None:
     for object_type in types:
         _collect(object_type.name, object_type.fields, paths)
     stale = (overrides.ON_REQUEST | set(overrides.REFERENCES)) - paths
-    stale |= set(overrides.PREFIXES) - {t.name for t in types}
+    named = set(overrides.PREFIXES) | overrides.DELETABLE | overrides.NOT_DELETABLE
+    stale |= named - {t.name for t in types}
     if stale:
         raise UnknownShape(f"overrides that match nothing: {sorted(stale)}")
 

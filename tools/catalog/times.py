@@ -53,7 +53,7 @@ _SPEAKS = re.compile(r"epoch|timestamp|\btime\b|\bdate\b", re.IGNORECASE)
 
 
 def integer_kind(owner: str, name: str, doc: str) -> str:
-    """"time", "time_ms" or "integer" for the integer `name` of object `owner`.
+    """ "time", "time_ms" or "integer" for the integer `name` of object `owner`.
 
     Raises UnknownShape where name or text suggests a time and no list decides.
     """

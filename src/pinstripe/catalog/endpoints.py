@@ -1,0 +1,258 @@
+"""Which endpoints a replica lists and retrieves, and how.
+
+Pure, from the catalog's operations. What the types cannot say (lists that hide rows, what is worth
+expanding) stands in the tables at the top, each entry with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.model import Field, Operation, Spec
+from pinstripe.catalog.parents import NOT_LISTS, parent_of, parent_parameter
+from pinstripe.catalog.tables import has_table
+
+Param = tuple[str, str]
+
+# Lists that hide rows unless asked; each variant is one more pass over the endpoint.
+# Source: the API reference of each list.
+_VARIANTS: dict[str, tuple[tuple[Param, ...], ...]] = {
+    "/v1/subscriptions": ((("status", "all"),),),  # Canceled ones only so.
+    "/v1/prices": ((), (("active", "false"),)),  # Inactive ones only so.
+    "/v1/apps/secrets": (
+        (("scope[type]", "account"),),
+    ),  # The account's own; users' are not listable.
+}
+
+# Lists of objects that live on a test clock are shown only when the clock is named.
+_TEST_CLOCK = ("/v1/customers", "/v1/subscriptions", "/v1/quotes")
+
+# Left alone: they list constants of Stripe's own that take a parameter nobody can enumerate, or
+# time series that are computed on demand and have no end.
+_NOT_LISTED = NOT_LISTS | {
+    "/v1/billing/meters/{id}/event_summaries",  # Aggregates for a customer and a time span.
+    "/v2/core/events",  # The thin twin of /v1/events.
+}
+
+# Never expanded. Card numbers, secrets and identity documents: a replica is no place for them.
+# A customer's subscriptions: listed for themselves.
+_NOT_EXPANDED = frozenset(
+    {
+        "apps.secret.payload",
+        "customer.subscriptions",
+        "identity.verification_report.document.dob",
+        "identity.verification_report.document.expiration_date",
+        "identity.verification_report.document.number",
+        "identity.verification_report.id_number.dob",
+        "identity.verification_report.id_number.id_number",
+        "identity.verification_session.provided_details",
+        "identity.verification_session.verified_outputs",
+        "invoice.confirmation_secret",
+        "issuing.card.cvc",
+        "issuing.card.number",
+    }
+)
+
+# Nested lists whose entries always come inside their parent (embedded or by _EXPAND) and are
+# followed from there where there are more than ten: no request per parent.
+_EMBEDDED = frozenset(
+    {
+        "/v1/accounts/{account}/external_accounts",
+        "/v1/application_fees/{id}/refunds",
+        "/v1/checkout/sessions/{session}/line_items",
+        "/v1/credit_notes/{credit_note}/lines",
+        "/v1/customers/{customer}/sources",
+        "/v1/customers/{customer}/tax_ids",
+        "/v1/invoices/{invoice}/lines",
+        "/v1/payment_intents/{intent}/amount_details_line_items",
+        "/v1/payment_links/{payment_link}/line_items",
+        "/v1/quotes/{quote}/computed_upfront_line_items",
+        "/v1/quotes/{quote}/line_items",
+        "/v1/radar/value_list_items",
+        "/v1/subscription_items",
+        "/v1/transfers/{id}/reversals",
+    }
+)
+
+# A parent for which this column says that it has no children need not be asked.
+_ONLY_WHEN: dict[str, str] = {
+    "/v1/setup_attempts": "latest_attempt_id IS NOT NULL",  # null: nothing was attempted.
+    "/v1/sources/{source}/source_transactions": "type IN ('ach_credit_transfer', 'sepa_credit_transfer',"
+    " 'multibanco')",  # Only receivers have transactions.
+}
+
+# Lists whose parents are worth asking only where this other table has rows.
+_ONLY_IF_ANY: dict[str, str] = {
+    "/v1/entitlements/active_entitlements": "entitlements_feature",
+    "/v1/products/{product}/features": "entitlements_feature",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListEndpoint:
+    """One way to list objects. `name` (method and path template) is Stripe's unit of rate limiting.
+
+    `parent` is the parent's `object` name where the list hangs under one, `parameter` the path or
+    query parameter that takes its id, `only_when` a SQL condition on the parent's row and
+    `only_if_any` a table that must have rows for the children to exist at all.
+    """
+
+    path: str
+    objects: tuple[str, ...]
+    version: int
+    created: bool
+    takes_limit: bool
+    params: tuple[Param, ...] = ()
+    expand: tuple[str, ...] = ()
+    parent: str = ""
+    parameter: str = ""
+    only_when: str = ""
+    only_if_any: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"GET {self.path}"
+
+    @property
+    def stream(self) -> str:
+        """The name of its cursor: path and variant. Stable over releases."""
+        return self.path + "".join(f"&{k}={v}" for k, v in self.params)
+
+    def url(self, parent_id: str, quoted: str) -> tuple[str, tuple[Param, ...]]:
+        """(path, parameters) of the list under one parent; `quoted` is the id, path-quoted."""
+        if "{" in self.path:
+            return re.sub(r"{\w+}", lambda _: quoted, self.path), self.params
+        return self.path, ((self.parameter, parent_id), *self.params)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieveEndpoint:
+    """How one object is fetched by id. `parent_column` is the column with the id of its parent."""
+
+    path: str
+    object_type: str
+    parent_parameter: str = ""
+    expand: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"GET {self.path}"
+
+
+@cache
+def list_endpoints() -> tuple[ListEndpoint, ...]:
+    """Every list that a full copy of an account pages through, variants and test clocks included."""
+    return build_list_endpoints(spec())
+
+
+def build_list_endpoints(catalog: Spec) -> tuple[ListEndpoint, ...]:
+    with_table = {t.name for t in catalog.objects if has_table(t)}
+    found: list[ListEndpoint] = []
+    for operation in catalog.operations:
+        listed = operation.kind == "list" and operation.base == "api"
+        if not listed or operation.path in _NOT_LISTED | _EMBEDDED:
+            continue
+        if not set(operation.returns) & with_table:
+            continue
+        found += _endpoints(operation, with_table)
+    return tuple(found)
+
+
+def _endpoints(operation: Operation, with_table: set[str]) -> list[ListEndpoint]:
+    names = {p.name for p in operation.params}
+    parent = parent_of(operation, with_table) or ""
+    plain = {
+        "path": operation.path,
+        "objects": operation.returns,
+        "version": 2 if operation.path.startswith("/v2/") else 1,
+        "created": "created" in names and not operation.path.startswith("/v2/"),
+        "takes_limit": "limit" in names,
+        "expand": expand_of(operation.returns),
+        "only_when": _ONLY_WHEN.get(operation.path, ""),
+        "only_if_any": _ONLY_IF_ANY.get(operation.path, ""),
+    }
+    variants = _VARIANTS.get(operation.path) or _required_enum(operation) or ((),)
+    found = [
+        ListEndpoint(
+            **plain,  # type: ignore[arg-type]
+            params=variant,
+            parent=parent,
+            parameter=(parent_parameter(operation) or "") if parent else "",
+        )
+        for variant in variants
+    ]
+    if operation.path in _TEST_CLOCK:
+        found += [
+            ListEndpoint(
+                **{**plain, "created": False},  # type: ignore[arg-type]
+                params=variant,
+                parent="test_helpers.test_clock",
+                parameter="test_clock",
+            )
+            for variant in variants
+        ]
+    return found
+
+
+def _required_enum(operation: Operation) -> tuple[tuple[Param, ...], ...]:
+    """A list that wants one of a closed set of values is listed once for each."""
+    wanted = [p for p in operation.params if not p.nullable and p.kind == "string" and p.enum]
+    return tuple(((p.name, value),) for p in wanted for value in p.enum)
+
+
+def expand_of(objects: tuple[str, ...]) -> tuple[str, ...]:
+    """The paths worth `expand[]` on objects of these types: what Stripe leaves out otherwise."""
+    found: list[str] = []
+    for name in objects:
+        found += [
+            p
+            for p in _on_request(object_types()[name].fields)
+            if f"{name}.{p}" not in _NOT_EXPANDED
+        ]
+    return tuple(found)
+
+
+def _on_request(fields: tuple[Field, ...], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for field in fields:
+        if field.on_request:
+            found.append(prefix + field.name)
+        elif field.kind == "object":
+            found += _on_request(field.fields, f"{prefix}{field.name}.")
+    return found
+
+
+@cache
+def retrieve_endpoints() -> Mapping[str, RetrieveEndpoint]:
+    """Object name -> how to fetch one. Objects that Stripe cannot retrieve are not in it."""
+    found: dict[str, RetrieveEndpoint] = {}
+    for operation in spec().operations:
+        if operation.kind != "retrieve" or operation.base != "api" or len(operation.returns) != 1:
+            continue
+        names = re.findall(r"{(\w+)}", operation.path)
+        if not names or not operation.path.endswith("}") or len(names) > 2:
+            continue
+        if any(not p.nullable for p in operation.params):
+            continue
+        name = operation.returns[0]
+        if len(names) == 1:
+            if name not in found or found[name].parent_parameter:
+                found[name] = RetrieveEndpoint(operation.path, name, "", expand_of((name,)))
+        elif name not in found:
+            found[name] = RetrieveEndpoint(operation.path, name, names[0], expand_of((name,)))
+    return found
+
+
+@cache
+def singleton_paths() -> Mapping[str, str]:
+    """Object name -> path of the objects that are one to an account."""
+    return {
+        "account": "/v1/account",
+        "balance": "/v1/balance",
+        "balance_settings": "/v1/balance_settings",
+        "tax.settings": "/v1/tax/settings",
+    }

@@ -1,0 +1,254 @@
+"""How an object type becomes a table: the rules of the schema, applied to the catalog.
+
+Pure. The rules are Sequin's (docs/concepts/schema.md): one table per object type with an `id`,
+nested objects flattened one level, references as `<field>_id`, everything deeper as jsonb. A
+`Column` also says how its value is read out of an object (`path`, `read`), so that rows, DDL,
+reference pages and the diagram all come from this one description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.model import Field, ObjectType, Spec
+from pinstripe.catalog.parents import parents
+
+SqlType = Literal["text", "bigint", "numeric", "boolean", "timestamptz", "jsonb", "text[]"]
+
+Read = Literal[
+    "text",
+    "integer",
+    "number",
+    "decimal",
+    "boolean",
+    "time",
+    "time_ms",
+    "time_iso",
+    "json",
+    "texts",
+    "id",  # an id, or the id of the object that stands there
+    "ids",  # an array of them
+    "object",  # the `object` name of what `id` reads, where the types differ
+    "parent",  # not in the object: the parent's id, known from where the object was found
+    "deleted",
+]
+
+_SQL: dict[Read, SqlType] = {
+    "text": "text",
+    "integer": "bigint",
+    "number": "numeric",
+    "decimal": "numeric",
+    "boolean": "boolean",
+    "time": "timestamptz",
+    "time_ms": "timestamptz",
+    "time_iso": "timestamptz",
+    "json": "jsonb",
+    "texts": "text[]",
+    "id": "text",
+    "ids": "text[]",
+    "object": "text",
+    "parent": "text",
+    "deleted": "boolean",
+}
+
+# Postgres cuts names after 63 bytes, silently.
+NAME_BYTES = 63
+
+# Objects without an id that are one to an account (or to a customer) and have a table all the same.
+SINGLETONS = {"balance": "", "balance_settings": "", "tax.settings": "", "cash_balance": "customer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. `path` is where the value stands in the object; `references` are tables."""
+
+    name: str
+    read: Read
+    path: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    on_request: bool = False
+
+    @property
+    def type(self) -> SqlType:
+        return _SQL[self.read]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the replica. `columns` begins with the key and leaves out the bookkeeping."""
+
+    name: str
+    object_type: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ("id",)
+    virtual: bool = False
+
+    def column(self, name: str) -> Column:
+        return next(c for c in self.columns if c.name == name)
+
+
+def table_name(object_name: str) -> str:
+    """`checkout.session` -> `checkout_session`; the one respelling is `invoiceitem`."""
+    return "invoice_item" if object_name == "invoiceitem" else object_name.replace(".", "_")
+
+
+@cache
+def tables() -> Mapping[str, Table]:
+    """Every table by name, from the catalog."""
+    return build_tables(spec())
+
+
+@cache
+def table_of_object() -> Mapping[str, str]:
+    """Object name -> table name, for objects that have one."""
+    return {t.object_type: t.name for t in tables().values() if not t.virtual}
+
+
+def build_tables(catalog: Spec) -> dict[str, Table]:
+    """All tables of `catalog`, by name. Raises ValueError where two fields make one name."""
+    types = {t.name: t for t in catalog.objects}
+    with_table = {t.name for t in catalog.objects if has_table(t)}
+    relations = parents(catalog)
+    found: dict[str, Table] = {}
+    for object_type in catalog.objects:
+        if object_type.name in with_table:
+            table = _table(object_type, types, with_table, relations.get(object_type.name, ()))
+            found[table.name] = table
+    found.update({t.name: t for t in _upcoming(found)})
+    return dict(sorted(found.items()))
+
+
+def has_table(object_type: ObjectType) -> bool:
+    return object_type.has_id or object_type.name in SINGLETONS
+
+
+def _table(
+    object_type: ObjectType,
+    types: Mapping[str, ObjectType],
+    with_table: set[str],
+    parent_objects: tuple[str, ...],
+) -> Table:
+    columns: list[Column] = [Column("id", "text", ("id",))]
+    for field in object_type.fields:
+        if field.name != "id":
+            columns += _top_level(field, types, with_table)
+    for parent in parent_objects:
+        target = table_name(parent)
+        if not any(c.references == (target,) and len(c.path) == 1 for c in columns):
+            columns.append(Column(f"{target}_id", "parent", (), (target,)))
+    if object_type.deletable:
+        columns.append(Column("deleted", "deleted", ("deleted",)))
+    _check_names(object_type.name, columns)
+    return Table(table_name(object_type.name), object_type.name, tuple(columns))
+
+
+def _top_level(
+    field: Field, types: Mapping[str, ObjectType], with_table: set[str]
+) -> Iterator[Column]:
+    """The columns of one top-level field."""
+    if field.kind == "resource" and not any(t in with_table for t in field.targets):
+        # An embedded object without a table is an inline object like any other.
+        field = inline(field, types)
+    if field.kind == "resource" and set(field.targets) <= set(SINGLETONS):
+        field = inline(field, types)
+    if field.kind == "object" and field.fields:
+        for sub in field.fields:
+            yield from _leaf(sub, (field.name, sub.name), with_table)
+        return
+    by_name = _named_like_an_object(field, with_table)
+    if by_name:
+        yield Column(f"{field.name}_id", "id", (field.name,), (table_name(by_name),))
+        return
+    yield from _leaf(field, (field.name,), with_table)
+
+
+def inline(field: Field, types: Mapping[str, ObjectType]) -> Field:
+    """`field` as an inline object with the fields of its single target type."""
+    fields = types[field.targets[0]].fields if len(field.targets) == 1 else ()
+    return replace_kind(field, fields)
+
+
+def replace_kind(field: Field, fields: tuple[Field, ...]) -> Field:
+    return Field(
+        name=field.name,
+        kind="object",
+        nullable=field.nullable,
+        on_request=field.on_request,
+        fields=fields,
+    )
+
+
+def _named_like_an_object(field: Field, with_table: set[str]) -> str | None:
+    if field.kind != "string" or field.enum or field.targets:
+        return None
+    if field.name in with_table:
+        return field.name
+    return "invoiceitem" if field.name == "invoice_item" else None
+
+
+def _leaf(field: Field, path: tuple[str, ...], with_table: set[str]) -> Iterator[Column]:
+    """The columns of a field that is not flattened any further."""
+    name = "_".join(path)
+    if field.kind == "list":
+        return
+    if field.kind in ("expandable", "resource"):
+        targets = tuple(table_name(t) for t in field.targets if t in with_table)
+        if field.kind == "resource" and not targets:
+            yield Column(name, "json", path, (), field.on_request)
+            return
+        yield Column(f"{name}_id", "id", path, targets)
+        if len(field.targets) > 1:
+            yield Column(f"{name}_object", "object", path)
+        return
+    if field.kind == "array" and field.items is not None:
+        item = field.items
+        if item.kind in ("string", "expandable"):
+            targets = tuple(table_name(t) for t in item.targets if t in with_table)
+            read: Read = "texts" if item.kind == "string" else "ids"
+            yield Column(name, read, path, targets, field.on_request)
+            return
+    scalar: dict[str, Read] = {
+        "string": "text",
+        "integer": "integer",
+        "number": "number",
+        "decimal": "decimal",
+        "boolean": "boolean",
+        "time": "time",
+        "time_ms": "time_ms",
+        "time_iso": "time_iso",
+    }
+    named = tuple(table_name(t) for t in field.targets if t in with_table)
+    yield Column(name, scalar.get(field.kind, "json"), path, named, field.on_request)
+
+
+def _check_names(owner: str, columns: list[Column]) -> None:
+    names = [c.name for c in columns]
+    twice = {n for n in names if names.count(n) > 1}
+    long = {n for n in names if len(n.encode()) > NAME_BYTES}
+    if twice or long:
+        raise ValueError(f"{owner}: column names {sorted(twice | long)} clash or are too long")
+
+
+def _upcoming(found: Mapping[str, Table]) -> Iterator[Table]:
+    """The virtual tables: what Stripe would invoice next, keyed by whom it is for."""
+    invoice, line = found.get("invoice"), found.get("line_item")
+    if invoice is None or line is None:
+        return
+    for owner in ("customer", "subscription"):
+        key = Column(f"{owner}_id", "parent", (), (owner,))
+        rest = tuple(c for c in invoice.columns if c.name != key.name)
+        yield Table(f"upcoming_{owner}_invoice", "invoice", (key, *rest), (key.name,), virtual=True)
+    owners = tuple(
+        Column(f"{kind}_{who}_id", "parent", (), (who,))
+        for kind, who in (("upcoming", "customer"), ("upcoming", "subscription"))
+    )
+    columns = (*(replace(c) for c in line.columns), *owners)
+    yield Table("upcoming_invoice_line_item", "line_item", columns, virtual=True)
+
+
+def object_type_of(table: Table) -> ObjectType:
+    return object_types()[table.object_type]

@@ -1,0 +1,1 @@
+"""Pure: any Stripe object becomes the rows that hold it (see `extract`)."""

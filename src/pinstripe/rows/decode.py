@@ -1,0 +1,52 @@
+"""Bytes from Stripe -> Python values that Postgres can hold.
+
+Two things that JSON allows and Postgres text does not: the NUL character, and halves of surrogate
+pairs. Both become visible stand-ins (U+2400 ␀ and U+FFFD) rather than an error or a lost row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import msgspec
+
+StripeObject = dict[str, "object"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_decoder = msgspec.json.Decoder()
+_NUL_ESCAPE = rb"\u0000"
+
+
+def decode(body: bytes) -> object:
+    """The JSON value of `body`. Raises msgspec.DecodeError where it is not JSON."""
+    try:
+        value: object = _decoder.decode(body)
+    except msgspec.DecodeError:
+        if rb"\ud" not in body.lower():
+            raise
+        # A lone surrogate: Python's own parser takes it, and `_clean` replaces it.
+        try:
+            return _clean(json.loads(body))
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error)) from None
+    return _clean(value) if _NUL_ESCAPE in body else value
+
+
+def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {clean_text(str(key)): _clean(item) for key, item in value.items()}
+    return value
+
+
+def clean_text(text: str) -> str:
+    """`text` as Postgres can hold it.
+
+    >>> clean_text("a\\x00b")
+    'a␀b'
+    """
+    return _SURROGATE.sub("\ufffd", text.replace("\x00", "\u2400"))

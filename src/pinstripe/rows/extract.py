@@ -1,0 +1,230 @@
+"""Any Stripe object -> the rows that hold it, and everything nested in it as rows of its own.
+
+    found = Found()
+    Extractor().object({"id": "ch_1", "object": "charge", "customer": {"id": "cus_1", ...}}, found)
+    found.groups   # {("charge", ("id", "amount", ...)): {"ch_1": [...]}, ("customer", ...): {...}}
+
+Pure: no I/O, nothing remembered between calls but compiled layouts. Promises: nothing is lost (what
+the catalog does not know, or what has another type than it says, is in `_extra`), and an absent key
+makes no column. When the rows are true is not known here: that is the caller's (`mirror`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pinstripe.catalog.load import object_types
+from pinstripe.catalog.model import ObjectType
+from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
+from pinstripe.rows.decode import StripeObject
+from pinstripe.rows.layout import Layout, Plan, Value
+
+Shape = tuple[str, tuple[str, ...]]
+"""(table, columns present). `_extra` is always the last value of a row, beside these columns."""
+
+# Snapshots of another moment than the object they stand in: Stripe keeps the source of a charge as
+# it was when the charge was made. They are as old as the object, and only fill a gap.
+_FROZEN = {("charge", "source"): "created"}
+
+# Objects whose content is a copy of another object at another time. Not looked into.
+_OPAQUE = frozenset({"event", "v2.core.event"})
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class CutList:
+    """A list inside an object that goes on: `GET url?starting_after=last_id` is its next page."""
+
+    url: str
+    parent_table: str
+    parent_id: str
+    last_id: str
+    count: int
+
+
+@dataclass(slots=True)
+class Found:
+    """What extraction found. `groups`: shape -> key -> values (wire values, `_extra` last).
+
+    `frozen` rows are true for an earlier second only: (shape, key, values, Unix second).
+    `unknown` counts objects of types that have no table. `drift` counts (table, field) that the
+    catalog does not know.
+    """
+
+    groups: dict[Shape, dict[str, list[Value]]] = field(default_factory=dict)
+    frozen: list[tuple[Shape, str, list[Value], int]] = field(default_factory=list)
+    lists: list[CutList] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)
+    drift: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def rows(self) -> int:
+        return sum(len(group) for group in self.groups.values()) + len(self.frozen)
+
+
+class Extractor:
+    """Compiled layouts for every table. One per process is enough; it is not bound to an account."""
+
+    def __init__(self) -> None:
+        types = object_types()
+        self._tables = tables()
+        self._table_of = table_of_object()
+        self._prefixes = {t.prefix: t.name for t in types.values() if t.prefix and t.has_id}
+        self._plans: dict[str, Plan] = {}
+        self._types: Mapping[str, ObjectType] = types
+
+    def object(
+        self, obj: StripeObject, found: Found, *, parents: Mapping[str, str] | None = None
+    ) -> str | None:
+        """Adds the rows of `obj` and of all that it holds to `found`; gives its key, None if it has none.
+
+        `parents` are ids by table, for objects that were met in a list under a parent.
+        """
+        name = obj.get("object")
+        table = self._table_of.get(name) if isinstance(name, str) else None
+        if table is None:
+            found.unknown[str(name)] += 1
+        key = _key(str(name), obj) if table is not None else None
+        if table is None or key is None:
+            # No row of its own (an alert that was triggered, a list of a type to come); what it
+            # holds may have one.
+            for item in obj.values():
+                self._nested(item, "", "", obj, found)
+            return None
+        row, layout = self._row(table, obj, key, parents or {}, found)
+        found.groups.setdefault((table, layout.columns), {})[key] = row
+        return key
+
+    def virtual(
+        self, table: str, obj: StripeObject, key: str, found: Found, *, parents: Mapping[str, str]
+    ) -> None:
+        """The row of a virtual table (`upcoming_*`): the object's values under a key of ours."""
+        row, layout = self._row(table, obj, key, parents, found)
+        found.groups.setdefault((table, layout.columns), {})[key] = row
+
+    def _row(
+        self, table: str, obj: StripeObject, key: str, parents: Mapping[str, str], found: Found
+    ) -> tuple[list[Value], Layout]:
+        plan = self._plans.get(table) or self._plan(self._tables[table])
+        layout = plan.layout(obj, tuple(p for p in plan.parent_columns if p in parents))
+        row: list[Value] = [None] * (layout.width + 1)
+        extra: dict[str, Value] | None = None
+        nested: list[tuple[str, Value]] | None = None
+        for step in layout.steps:
+            value = obj[step.key]
+            if value is None:
+                continue
+            rest = step.fill(value, row)
+            if rest is not None:
+                extra = {} if extra is None else extra
+                extra[step.key] = rest
+                found.drift[table, step.key] += 1
+            if step.nested and type(value) is not str:
+                nested = [] if nested is None else nested
+                nested.append((step.key, value))
+        for unknown in layout.unknown:
+            extra = {} if extra is None else extra
+            extra[unknown] = obj[unknown]
+            found.drift[table, unknown] += 1
+        row[0] = key
+        if layout.deleted_at >= 0:
+            row[layout.deleted_at] = obj.get("deleted") is True
+        for parent_table, column in plan.parent_columns.items():
+            if parent_table in parents:
+                row[layout.columns.index(column)] = parents[parent_table]
+        if extra is not None:
+            row[-1] = _encode(extra).decode()
+        object_name = str(obj.get("object"))
+        if object_name not in _OPAQUE:
+            for step_key, value in nested or ():
+                self._nested(value, table, key, obj, found, frozen=_FROZEN.get((object_name, step_key)))
+            for unknown in layout.unknown:
+                if type(obj[unknown]) in (dict, list):
+                    self._nested(obj[unknown], table, key, obj, found)
+        return row, layout
+
+    def _nested(
+        self,
+        value: Value,
+        table: str,
+        key: str,
+        owner: StripeObject,
+        found: Found,
+        *,
+        frozen: str | None = None,
+    ) -> None:
+        """Finds objects at any depth of `value`, which stands in the row `key` of `table`."""
+        if type(value) is list:
+            for item in value:
+                if type(item) in (dict, list):
+                    self._nested(item, table, key, owner, found)
+            return
+        if type(value) is not dict:
+            return
+        name = value.get("object")
+        if name == "list" and type(value.get("data")) is list:
+            self._list(value, table, key, found)
+        elif type(name) is str and name in self._table_of and _key(name, value) is not None:
+            if frozen is None:
+                parents = {table: key} if name in SINGLETONS else None
+                self.object(value, found, parents=parents)
+            else:
+                self._frozen(value, owner.get(frozen), found)
+        else:
+            for item in value.values():
+                if type(item) in (dict, list):
+                    self._nested(item, table, key, owner, found)
+
+    def _list(self, value: StripeObject, table: str, key: str, found: Found) -> None:
+        entries = value["data"]
+        assert isinstance(entries, list)
+        last = ""
+        for entry in entries:
+            if type(entry) is dict:
+                last = self.object(entry, found, parents={table: key}) or last
+        url = value.get("url")
+        if value.get("has_more") is True and isinstance(url, str) and last:
+            found.lists.append(CutList(url, table, key, last, len(entries)))
+
+    def _frozen(self, value: StripeObject, moment: Value, found: Found) -> None:
+        inner = Found()
+        self.object(value, inner)
+        if type(moment) is int:
+            for shape, group in inner.groups.items():
+                found.frozen += [(shape, key, row, moment) for key, row in group.items()]
+
+    def _plan(self, table: Table) -> Plan:
+        plan = Plan(
+            table, self._types[table.object_type], self._types, self._by_prefix, self._known
+        )
+        self._plans[table.name] = plan
+        return plan
+
+    def _by_prefix(self, identifier: str) -> str | None:
+        """The object name behind an id ("ch_1" -> "charge"), None where the prefix says nothing."""
+        return self._prefixes.get(identifier.rpartition("_")[0]) or self._prefixes.get(
+            identifier.partition("_")[0]
+        )
+
+    def _known(self, value: Value) -> bool:
+        """Whether this is an object that becomes a row of its own."""
+        if type(value) is not dict:
+            return False
+        name = value.get("object")
+        return type(name) is str and name in self._table_of and _key(name, value) is not None
+
+
+def _key(name: str, obj: StripeObject) -> str | None:
+    """The primary key of an object; None where it has none (a line item in an event payload)."""
+    key = obj.get("id")
+    if isinstance(key, str):
+        return key
+    if name in SINGLETONS:
+        owner = SINGLETONS[name]
+        named = obj.get(owner) if owner else name
+        return named if isinstance(named, str) else None
+    return None

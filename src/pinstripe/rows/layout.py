@@ -1,0 +1,314 @@
+"""How an object with given keys becomes the values of one row: compiled once, used per object.
+
+Objects of one type come with the same keys in the same order, page after page. A `Layout` is made for
+each such sequence of keys: the columns that are present (an absent key is not a null: its columns are
+left out, so that the database keeps what it has) and one small function per key that fills them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from pinstripe.catalog.model import Field, ObjectType
+from pinstripe.catalog.tables import SINGLETONS, Column, Read, Table, has_table, inline
+
+_BIGINT = 1 << 63
+# Postgres' timestamptz ends in the year 294276; Unix seconds beyond that stay in `_extra`.
+_MAX_SECONDS = 9_224_318_015_999
+
+_encode = msgspec.json.Encoder().encode
+
+Value = Any
+"""What goes over the wire into the stage: str, int, bool, list of str, or None."""
+
+Fill = Callable[[Value, "list[Value]"], Value]
+"""(JSON value, row) -> what did not fit and belongs into `_extra`, or None."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One top-level key: `fill` writes its columns; `nested` says that objects may stand in it."""
+
+    key: str
+    fill: Fill
+    nested: bool
+
+
+@dataclass(slots=True)
+class Layout:
+    """For one sequence of keys: the present columns, the steps, and the keys that nobody knows."""
+
+    columns: tuple[str, ...]
+    steps: list[Step] = field(default_factory=list)
+    unknown: tuple[str, ...] = ()
+    width: int = 0
+    deleted_at: int = -1
+
+
+def _json(value: Value) -> str:
+    return _encode(value).decode()
+
+
+def _scalar(read: Read, value: Value) -> tuple[Value, bool]:
+    """(wire value, whether it fitted)."""
+    kind = type(value)
+    if read == "text":
+        return (value, True) if kind is str else (None, False)
+    if read in ("integer",):
+        fits = kind is int and -_BIGINT <= value < _BIGINT
+        return (value, True) if fits else (None, False)
+    if read in ("time", "time_ms"):
+        scale = 1000 if read == "time_ms" else 1
+        fits = kind is int and -(10**10) < value <= _MAX_SECONDS * scale
+        return (value, True) if fits else (None, False)
+    if read == "boolean":
+        return (value, True) if kind is bool else (None, False)
+    if read in ("number", "decimal"):
+        return _number(value)
+    if read == "time_iso":
+        return (value, True) if kind is str and value[:4].isdigit() else (None, False)
+    if read == "texts":
+        if kind is list and all(type(item) is str for item in value):
+            return value, True
+        return None, False
+    return _json(value), True
+
+
+def _number(value: Value) -> tuple[Value, bool]:
+    kind = type(value)
+    if kind is int or kind is float:
+        return repr(value), True
+    if kind is str:
+        try:
+            float(value)
+        except ValueError:
+            return None, False
+        return (value, True) if value.strip().lower() not in ("nan", "inf", "-inf") else (None, False)
+    return None, False
+
+
+def _fill_scalar(read: Read, at: int) -> Fill:
+    if read == "json":
+
+        def fill_json(value: Value, row: list[Value]) -> Value:
+            if value is not None:
+                row[at] = _encode(value).decode()
+            return None
+
+        return fill_json
+
+    if read in ("text", "boolean"):
+        wanted = str if read == "text" else bool
+
+        def fill_exact(value: Value, row: list[Value]) -> Value:
+            if type(value) is wanted:
+                row[at] = value
+                return None
+            return value
+
+        return fill_exact
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if value is None:
+            return None
+        row[at], fitted = _scalar(read, value)
+        return None if fitted else value
+
+    return fill
+
+
+def _fill_reference(at: int, object_at: int, by_prefix: Callable[[str], str | None], known: Callable[[Value], bool]) -> Fill:
+    """An id, or the object itself: the id goes into the row, the object becomes a row of its own."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if type(value) is str:
+            row[at] = value
+            if object_at >= 0:
+                row[object_at] = by_prefix(value)
+            return None
+        if value is None:
+            return None
+        if type(value) is dict and type(value.get("id")) is str:
+            row[at] = value["id"]
+            name = value.get("object")
+            if object_at >= 0 and type(name) is str:
+                row[object_at] = name
+            return None if known(value) else value
+        return value
+
+    return fill
+
+
+def _fill_references(at: int, known: Callable[[Value], bool]) -> Fill:
+    def fill(value: Value, row: list[Value]) -> Value:
+        if type(value) is not list:
+            return value
+        ids = [item if type(item) is str else item.get("id") if type(item) is dict else None for item in value]
+        if not all(type(item) is str for item in ids):
+            return value
+        row[at] = ids
+        lost = any(type(item) is dict and not known(item) for item in value)
+        return value if lost else None
+
+    return fill
+
+
+def _fill_list(known: Callable[[Value], bool]) -> Fill:
+    """The entries are rows of their own; what the list says of itself can be derived."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if value is None:
+            return None
+        if type(value) is dict and type(value.get("data")) is list and all(known(i) for i in value["data"]):
+            return None
+        return value
+
+    return fill
+
+
+def _fill_inline(fills: dict[str, Fill]) -> Fill:
+    """A nested object, one level down: a sub-key that is missing in a present object is null."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if value is None:
+            return None
+        if type(value) is not dict:
+            return value
+        extra: dict[str, Value] | None = None
+        for key, item in value.items():
+            if item is None:
+                continue
+            sub = fills.get(key)
+            rest = item if sub is None else sub(item, row)
+            if rest is not None:
+                extra = {} if extra is None else extra
+                extra[key] = rest
+        return extra
+
+    return fill
+
+
+class Plan:
+    """All layouts of one table."""
+
+    def __init__(
+        self,
+        table: Table,
+        object_type: ObjectType,
+        types: Mapping[str, ObjectType],
+        by_prefix: Callable[[str], str | None],
+        known: Callable[[Value], bool],
+    ) -> None:
+        self.table = table
+        self._types = types
+        self._by_prefix = by_prefix
+        self._known = known
+        self._fields = {f.name: _as_inline(f, types) for f in object_type.fields}
+        self._by_key: dict[str, list[Column]] = {}
+        for column in table.columns:
+            if column.path:
+                self._by_key.setdefault(column.path[0], []).append(column)
+        self._optional_inline = tuple(
+            (c.path[0], c.path[1]) for c in table.columns if len(c.path) == 2 and c.on_request
+        )
+        self.parent_columns = {c.references[0]: c.name for c in table.columns if c.read == "parent"}
+        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._nested_cache: dict[str, bool] = {}
+
+    def layout(self, obj: Mapping[str, Value], parents: tuple[str, ...]) -> Layout:
+        """The layout for an object with these keys; `parents` are the parent tables known here."""
+        key = (*obj, "|", *parents)
+        for outer, inner in self._optional_inline:
+            value = obj.get(outer)
+            if type(value) is dict and inner in value:
+                key = (*key, f"{outer}.{inner}")
+        found = self._layouts.get(key)
+        if found is None:
+            if len(self._layouts) > 4096:
+                # Only an account with thousands of shapes of one type gets here; start over.
+                self._layouts.clear()
+            found = self._layouts[key] = self._compile(obj, parents)
+        return found
+
+    def _compile(self, obj: Mapping[str, Value], parents: tuple[str, ...]) -> Layout:
+        present = [c for c in self.table.columns if self._present(c, obj, parents)]
+        at = {c.name: i for i, c in enumerate(present)}
+        layout = Layout(columns=tuple(at), width=len(present), deleted_at=at.get("deleted", -1))
+        unknown: list[str] = []
+        for key in obj:
+            if key == "deleted":
+                continue
+            known_field = self._fields.get(key)
+            columns = [c for c in self._by_key.get(key, ()) if c.name in at]
+            if known_field is None and not columns:
+                unknown.append(key)
+                continue
+            fill = self._fill(known_field, columns, at)
+            layout.steps.append(Step(key, fill, known_field is not None and self._nests(known_field)))
+        layout.unknown = tuple(unknown)
+        return layout
+
+    def _present(self, column: Column, obj: Mapping[str, Value], parents: tuple[str, ...]) -> bool:
+        if column.read == "deleted":
+            return True
+        if column.read == "parent":
+            return bool(column.references) and column.references[0] in parents
+        if column.name == "id":
+            return True
+        if column.path[0] not in obj:
+            return False
+        if len(column.path) == 2 and column.on_request:
+            value = obj[column.path[0]]
+            return value is None or (type(value) is dict and column.path[1] in value)
+        return True
+
+    def _fill(self, known_field: Field | None, columns: Sequence[Column], at: Mapping[str, int]) -> Fill:
+        if known_field is not None and known_field.kind == "object" and known_field.fields:
+            by_sub: dict[str, Fill] = {}
+            for sub in known_field.fields:
+                path = (known_field.name, sub.name)
+                mine = [c for c in columns if c.path == path]
+                if mine or sub.kind == "list":
+                    by_sub[sub.name] = self._fill_columns(sub, mine, at)
+            return _fill_inline(by_sub)
+        return self._fill_columns(known_field, columns, at)
+
+    def _fill_columns(
+        self, known_field: Field | None, columns: Sequence[Column], at: Mapping[str, int]
+    ) -> Fill:
+        if known_field is not None and known_field.kind == "list":
+            return _fill_list(self._known)
+        first = columns[0]
+        if first.read == "id":
+            other = next((at[c.name] for c in columns if c.read == "object"), -1)
+            return _fill_reference(at[first.name], other, self._by_prefix, self._known)
+        if first.read == "ids":
+            return _fill_references(at[first.name], self._known)
+        return _fill_scalar(first.read, at[first.name])
+
+    def _nests(self, known_field: Field) -> bool:
+        """Whether an object with a table may stand anywhere in this field."""
+        if known_field.kind in ("expandable", "resource", "list"):
+            return True
+        if known_field.kind == "array" and known_field.items is not None:
+            return self._nests(known_field.items)
+        if known_field.kind == "map" and known_field.items is not None:
+            return self._nests(known_field.items)
+        if known_field.kind == "object":
+            return any(self._nests(f) for f in known_field.fields)
+        # A string named like an object is an id, and in older versions the object itself.
+        return known_field.kind == "string" and known_field.name in self._types
+
+
+def _as_inline(known_field: Field, types: Mapping[str, ObjectType]) -> Field:
+    """Embedded objects without a table of their own are flattened like inline ones."""
+    if known_field.kind != "resource":
+        return known_field
+    with_table = [t for t in known_field.targets if has_table(types[t])]
+    if not with_table or set(with_table) <= set(SINGLETONS):
+        return inline(known_field, types)
+    return known_field

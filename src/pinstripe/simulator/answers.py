@@ -1,0 +1,220 @@
+"""What each kind of operation answers: lists, nested lists, search, retrieves; writes go to behaviours.
+
+No code per type: the operation's path and types say which table is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import msgspec
+
+from pinstripe.catalog.model import Operation
+from pinstripe.simulator.account import Account
+from pinstripe.simulator.expand import paths_of
+from pinstripe.simulator.lists import Page, list_text, page_of, page_of_children, page_text
+from pinstripe.simulator.params import Params
+from pinstripe.simulator.replies import StripeError, missing, refused
+from pinstripe.simulator.routes import Match
+from pinstripe.simulator.table import StripeObject, Table
+from pinstripe.simulator.template import pretty, reindent
+from pinstripe.simulator.visibility import Judge, conditions
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, understood: the operation, checked parameters, and what events will say of it."""
+
+    account: Account
+    match: Match
+    params: Params
+    path: str
+    version: str
+    id: str
+    idempotency_key: str | None = None
+    files: Mapping[str, tuple[str, bytes]] = field(default_factory=dict)
+    """Uploaded files: form name -> (file name, content)."""
+
+    @property
+    def operation(self) -> Operation:
+        return self.match.operation
+
+    @property
+    def type_name(self) -> str:
+        return self.account.world.routes.child(self.operation)
+
+
+def answer(request: Request, write: Callable[[Request], object]) -> bytes:
+    """The body of a 200; errors are raised. `write` performs everything that is not a GET."""
+    kind = request.operation.kind
+    if request.operation.method != "GET":
+        return _printed(request, write(request))
+    if kind == "list":
+        return _list(request)
+    if kind == "search":
+        return _search(request)
+    return _retrieve(request)
+
+
+def _printed(request: Request, found: object) -> bytes:
+    if isinstance(found, bytes):
+        return found
+    if isinstance(found, dict) and request.params.get("expand"):
+        request.account.expander.expand(found, paths_of(request.params, inside_list=False))
+    return pretty(found) + b"\n"
+
+
+# --- retrieve ----------------------------------------------------------------------------------
+
+
+def _retrieve(request: Request) -> bytes:
+    world = request.account.world
+    kind = world.routes.objects.get(request.type_name)
+    if kind is None or not kind.has_id or not request.match.path_values:
+        return _printed(request, singleton(request))
+    id = request.match.path_values[-1]
+    table, position = _found(request, id)
+    if table.gone(position):
+        if table.kind.name == "customer":
+            return pretty({"id": id, "object": "customer", "deleted": True}) + b"\n"
+        raise missing(table.kind.name, id)
+    if request.params.get("expand") or request.version != request.account.spec.api_version:
+        return _printed(request, world.objects.load(table, position))
+    return world.objects.text(table, position) + b"\n"
+
+
+def _found(request: Request, id: str) -> tuple[Table, int]:
+    for type_name in request.operation.returns:
+        found = request.account.world.find(type_name, id)
+        if found is not None:
+            return found
+    raise missing(request.type_name, id)
+
+
+def singleton(request: Request) -> StripeObject:
+    """An object without id, or the account's only one: `balance`, `tax.settings`, `account`."""
+    account = request.account
+    if request.type_name == "account":
+        table = account.world.tables["account"]
+        return account.world.objects.load(table, 0) | {"id": account.id}
+    owner = request.match.path_values[0] if request.match.path_values else ""
+    return account.singletons.read(request.type_name, owner)
+
+
+# --- lists -------------------------------------------------------------------------------------
+
+
+def _list(request: Request) -> bytes:
+    operation = request.operation
+    paths = paths_of(request.params, inside_list=True)
+    parent = request.account.world.routes.parent(operation)
+    page = _children(request, parent) if parent else _top(request)
+    if operation.path.startswith("/v2/"):
+        return _v2(request, page)
+    url = quote(request.path, safe="/%")
+    if not paths:
+        return page_text(request.account.world.objects, page, url) + b"\n"
+    entries = []
+    for position in page.positions:
+        found = request.account.world.objects.load(page.table, position)
+        request.account.expander.expand(found, paths)
+        entries.append(pretty(found, 4))
+    return list_text(b",\n    ".join(entries), more=page.has_more, url=url) + b"\n"
+
+
+def _top(request: Request) -> Page:
+    world = request.account.world
+    tables = world.tables_of(request.type_name)
+    if not tables:
+        raise refused(f"No list of {request.type_name} here.")
+    fields = list(world.routes.fields[request.type_name])
+    return page_of(world.objects, tables[0], _paging(request), fields)
+
+
+def _paging(request: Request) -> Params:
+    """`report_types` takes no limit and shows all; v2 lists page by token."""
+    known = {p.name for p in request.operation.params}
+    params = dict(request.params)
+    if "limit" not in known:
+        params["limit"] = 100
+    if "page" in params:
+        params["starting_after"] = params.pop("page")
+    return params
+
+
+def _children(request: Request, parent: str) -> Page:
+    world = request.account.world
+    id = request.match.path_values[0]
+    found = world.find(parent, id)
+    if found is None or found[0].gone(found[1]):
+        raise missing(parent, id, param=parent)
+    owner, position = found
+    child, back = _child_table(request, parent)
+    positions = world.objects.children(owner, position, child, back)
+    names = dict.fromkeys(world.routes.fields[child.kind.name])
+    params = _paging(request)
+    wanted = [] if child.kind.name == "tax_id" else conditions(child, params, names)
+    judge = Judge(world.objects, child, wanted)
+    return page_of_children(world.objects, child, positions, params, judge)
+
+
+def _child_table(request: Request, parent: str) -> tuple[Table, str]:
+    world = request.account.world
+    for table in world.tables_of(request.type_name):
+        if table.parent is not None and table.parent[1] == parent:
+            return table, ""
+    table = world.tables[request.type_name]
+    for field_name, link in table.links.items():
+        if link[1] == parent:
+            return table, field_name
+    raise StripeError(404, f"No {request.type_name} of {parent} here.")
+
+
+def _v2(request: Request, page: Page) -> bytes:
+    objects = request.account.world.objects
+    data = [objects.load(page.table, p) for p in page.positions]
+    after = f"{request.path}?page={quote(data[-1]['id'])}" if page.has_more and data else None
+    body = {"data": data, "next_page_url": after, "previous_page_url": None}
+    return msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"
+
+
+# --- search ------------------------------------------------------------------------------------
+
+
+def _search(request: Request) -> bytes:
+    """Understands `field:"value"` and `metadata["k"]:"v"`, joined by AND; not read-after-write."""
+    account = request.account
+    params = {k: v for k, v in request.params.items() if k == "limit"}
+    table = account.world.tables[request.type_name]
+    fields = list(account.world.routes.fields[request.type_name])
+    terms = search_terms(str(request.params.get("query", "")))
+    indexed = account.clock.seconds() - account.search_lag_s
+    params["created"] = {"lt": indexed}
+    if "page" in request.params:
+        params["starting_after"] = request.params["page"]
+    page = page_of(account.world.objects, table, params | terms, fields)
+    objects = account.world.objects
+    entries = b",\n    ".join(objects.text(table, p, 4) for p in page.positions)
+    following = table.id_at(page.positions[-1]) if page.has_more else None
+    frame = {"object": "search_result", "data": "@", "has_more": page.has_more}
+    frame |= {"next_page": following, "url": request.path}
+    inner = b"[\n    %b\n  ]" % entries if entries else b"[]"
+    return reindent(pretty(frame), 0).replace(b'"@"', inner, 1) + b"\n"
+
+
+def search_terms(query: str) -> Params:
+    """Equality terms of a search query; anything else is Stripe's 400."""
+    terms: Params = {}
+    for part in query.replace("'", '"').split(" AND "):
+        name, colon, value = part.strip().partition(":")
+        if not colon:
+            raise refused(f"We were unable to parse your search query: {query}", param="query")
+        name = name.lstrip("-")
+        bare = value.strip().strip('"')
+        if name.startswith("metadata["):
+            terms.setdefault("metadata", {})[name[9:].strip('[]"')] = bare
+        else:
+            terms[name] = {"true": True, "false": False}.get(bare, bare)
+    return terms

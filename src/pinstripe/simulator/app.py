@@ -1,0 +1,224 @@
+"""The HTTP surface: a raw ASGI application that behaves as api.stripe.com does.
+
+In order: control interface, faults, latency, authentication, account, limits, route, permission,
+parameters, idempotency, answer; then headers, compression, and the faults that spoil answers. Raw ASGI,
+because this process must never be what a benchmark measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from email.utils import formatdate
+from time import monotonic
+from typing import Any
+from urllib.parse import unquote
+from zlib import crc32
+
+from isal import igzip_lib
+
+from pinstripe.simulator import bodies
+from pinstripe.simulator.account import Account
+from pinstripe.simulator.answers import Request, answer
+from pinstripe.simulator.auth import Key
+from pinstripe.simulator.behaviours import write
+from pinstripe.simulator.control import Control
+from pinstripe.simulator.faults import BEFORE, Fault, error_for
+from pinstripe.simulator.params import check, nest, parse
+from pinstripe.simulator.replies import Reply, StripeError, refused, unrecognized
+from pinstripe.simulator.spoil import Send, abort, send_reply, send_spoiled
+from pinstripe.simulator.versions import known_version
+
+log = logging.getLogger(__name__)
+
+Scope = dict[str, Any]
+_SQUEEZE_FROM = 400
+"""Bytes from which a body is worth compressing."""
+
+
+class App:
+    """The ASGI application of one simulated Stripe."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.control = Control(account)
+
+    async def __call__(self, scope: Scope, receive: bodies.Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path = scope.get("raw_path", scope["path"].encode()).decode("latin-1").partition("?")[0]
+        if path.startswith("/_simulator"):
+            body = await bodies.read(receive)
+            await send_reply(send, await self.control.answer(scope["method"], path, body))
+            return
+        await self._stripe(scope, path, receive, send)
+
+    async def _stripe(
+        self, scope: Scope, path: str, receive: bodies.Receive, send: Send
+    ) -> None:
+        account = self.account
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        request_id = account.request_id()
+        fault = account.faults.deal(scope["method"], path)
+        started = monotonic()
+        account.meter.at_once += 1
+        account.meter.most_at_once = max(account.meter.most_at_once, account.meter.at_once)
+        try:
+            if fault is not None and fault.kind == "reset_before":
+                abort(scope)
+                return
+            if fault is not None and fault.kind == "hang":
+                await bodies.gone(receive, fault.seconds)
+                abort(scope)
+                return
+            body = await bodies.read(receive)
+            reply = self._answer(scope, path, headers, body, request_id, fault)
+            await self._delay(started)
+        finally:
+            account.meter.at_once -= 1
+        account.meter.answers[reply.status] += 1
+        self._finish(reply, headers, request_id)
+        if fault is not None and fault.kind not in BEFORE:
+            await send_spoiled(scope, send, reply, fault)
+        else:
+            await send_reply(send, reply, head=scope["method"] == "HEAD")
+
+    async def _delay(self, started: float) -> None:
+        latency = self.account.latency
+        if latency.fixed_s or latency.jitter_s:
+            wanted = latency.fixed_s + latency.jitter_s * self.account.dice.random()
+            await asyncio.sleep(max(0.0, wanted - (monotonic() - started)))
+
+    def _answer(
+        self,
+        scope: Scope,
+        path: str,
+        headers: dict[str, str],
+        body: bytes,
+        request_id: str,
+        fault: Fault | None,
+    ) -> Reply:
+        try:
+            broken = error_for(fault.kind) if fault else None
+            if broken is not None:
+                raise broken
+            return self._route(scope, path, headers, body, request_id)
+        except StripeError as error:
+            return error.reply(request_id)
+        except Exception:
+            # The outermost ring: a mistake of ours must look like one of Stripe's, and be seen.
+            log.exception("simulator.failed method=%s path=%s", scope["method"], path)
+            broken = StripeError(500, "The simulator failed; see its log.", type="api_error")
+            return broken.reply(request_id)
+
+    def _route(
+        self, scope: Scope, path: str, headers: dict[str, str], body: bytes, request_id: str
+    ) -> Reply:
+        method = scope["method"]
+        key = self.account.doors.key_of(headers.get("authorization", ""))
+        account = self._account(headers, key)
+        version = known_version(headers.get("stripe-version") or account.api_version)
+        match = account.world.routes.match("GET" if method == "HEAD" else method, path)
+        if match is None:
+            match = account.world.routes.match_old(method, path, version)
+        if match is None:
+            self.account.meter.requests["unrecognized"] += 1
+            raise unrecognized(method, path)
+        operation = match.operation
+        slow = operation.kind == "search" or operation.path.startswith("/v1/files")
+        endpoint = f"{operation.method} {operation.path}"
+        self.account.meter.enter(endpoint, slow=slow, dice=self.account.dice.random())
+        type_name = account.world.routes.child(operation)
+        account.doors.let_in(key, operation, type_name)
+        given, files = _parameters(scope, headers, body)
+        request = Request(
+            account=account,
+            match=match,
+            params=check(operation, given),
+            path=unquote(path),
+            version=version,
+            id=request_id,
+            idempotency_key=headers.get("idempotency-key"),
+            files=files,
+        )
+        if method == "POST" and request.idempotency_key:
+            return self._once(request, f"{path}?{sorted(given.items())}")
+        return Reply(answer(request, write))
+
+    def _account(self, headers: dict[str, str], key: Key) -> Account:
+        wanted = headers.get("stripe-account")
+        if not wanted or wanted == self.account.id:
+            return self.account
+        found = self.account.connected.get(wanted)
+        if found is None:
+            raise StripeError(
+                403,
+                f"The provided key does not have access to account '{wanted}' (or that account "
+                "does not exist). Application access may have been revoked.",
+                code="account_invalid",
+            )
+        found.doors.keys.setdefault(key.secret, key)
+        return found
+
+    def _once(self, request: Request, told: str) -> Reply:
+        """A write under an idempotency key: the first answer is replayed, errors as well."""
+        account, key = request.account, str(request.idempotency_key)
+        fingerprint = crc32(told.encode())
+        known = account.replays.get(key)
+        if known is not None:
+            if known[0] != fingerprint:
+                raise StripeError(
+                    400,
+                    "Keys for idempotent requests can only be used with the same parameters they "
+                    "were first used with. Try using a key other than "
+                    f"'{key}' if you meant to execute a different request.",
+                    type="idempotency_error",
+                )
+            first = known[1]
+            return Reply(
+                first.body, first.status, first.headers | {"Idempotent-Replayed": "true"}
+            )
+        try:
+            reply = Reply(answer(request, write))
+        except StripeError as error:
+            reply = error.reply(request.id)
+            if error.status in (429, 409):
+                return reply
+        reply.headers |= {"Idempotency-Key": key, "Original-Request": request.id}
+        account.remember(key, fingerprint, reply)
+        return Reply(reply.body, reply.status, dict(reply.headers))
+
+    def _finish(self, reply: Reply, headers: dict[str, str], request_id: str) -> None:
+        account = self.account
+        reply.headers |= {
+            "Date": formatdate(account.clock.now(), usegmt=True),
+            "Request-Id": request_id,
+            "Stripe-Version": headers.get("stripe-version") or account.api_version,
+            "Vary": "Accept-Encoding",
+            "Cache-Control": "no-cache, no-store",
+        }
+        if "gzip" in headers.get("accept-encoding", "") and len(reply.body) >= _SQUEEZE_FROM:
+            reply.body = igzip_lib.compress(reply.body, 0, flag=igzip_lib.COMP_GZIP)
+            reply.headers["Content-Encoding"] = "gzip"
+
+
+def _parameters(
+    scope: Scope, headers: dict[str, str], body: bytes
+) -> tuple[dict[str, Any], dict[str, tuple[str, bytes]]]:
+    if scope["method"] in ("GET", "HEAD", "DELETE") and scope["query_string"]:
+        return parse(scope["query_string"].decode("latin-1")), {}
+    content_type = headers.get("content-type", "")
+    if content_type.startswith("multipart/form-data"):
+        pairs, files = bodies.multipart(body, content_type)
+        return nest(pairs), files
+    if content_type.startswith("application/json"):
+        return bodies.json_params(body), {}
+    try:
+        return parse(body.decode()), {}
+    except UnicodeDecodeError:
+        raise refused("Invalid request body: not UTF-8.") from None
+
+
+def create_app(account: Account) -> App:
+    """The application to serve; `account` from `pinstripe.simulator.account.make_account`."""
+    return App(account)

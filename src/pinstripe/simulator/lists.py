@@ -1,0 +1,156 @@
+"""One page of a list: newest first, by cursor, inside a range of `created`, filtered.
+
+Positions are walked downwards (upwards for `ending_before`); a filter by reference walks only what the
+relation names. `has_more` comes from looking one further. Pages are text from end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pinstripe.simulator.objects import Objects
+from pinstripe.simulator.params import Params
+from pinstripe.simulator.replies import missing, refused
+from pinstripe.simulator.table import Table
+from pinstripe.simulator.visibility import Judge, conditions
+
+_INDENT = 4
+"""Spaces before an entry of a list, as Stripe prints it."""
+_DEFAULT_LIMIT, _LARGEST_LIMIT = 10, 100
+
+
+@dataclass(frozen=True)
+class Page:
+    """Positions in `table`, in the order of the list."""
+
+    table: Table
+    positions: Sequence[int]
+    has_more: bool
+
+
+def limit_of(params: Params) -> int:
+    """The page size asked for; Stripe refuses what is not within 1 and 100."""
+    limit = params.get("limit", _DEFAULT_LIMIT)
+    if not isinstance(limit, int) or limit > _LARGEST_LIMIT:
+        raise refused(
+            "This value must be less than or equal to 100.",
+            code="parameter_invalid_integer",
+            param="limit",
+        )
+    if limit < 1:
+        raise refused(
+            "This value must be greater than or equal to 1.",
+            code="parameter_invalid_integer",
+            param="limit",
+        )
+    return limit
+
+
+def page_of(
+    objects: Objects, table: Table, params: Params, fields: Sequence[str], *, hide: bool = True
+) -> Page:
+    """A page of the whole table. `hide=False` where Stripe's hidden ones are shown too."""
+    low, high = created_range(table, params)
+    candidates = _by_reference(objects, table, params)
+    wanted = conditions(table, params, dict.fromkeys(fields)) if hide else []
+    judge = Judge(objects, table, wanted)
+    return _walk(table, params, judge, low, high, candidates)
+
+
+def page_of_children(
+    objects: Objects, table: Table, positions: Sequence[int], params: Params, judge: Judge
+) -> Page:
+    """A page of a nested list; `positions` newest first."""
+    low, high = created_range(table, params)
+    return _walk(table, params, judge, low, high, positions)
+
+
+def _walk(
+    table: Table,
+    params: Params,
+    judge: Judge,
+    low: int,
+    high: int,
+    candidates: Sequence[int] | None,
+) -> Page:
+    limit = limit_of(params)
+    after, before = params.get("starting_after"), params.get("ending_before")
+    if after is not None:
+        high = min(high, _cursor(table, after, "starting_after"))
+    if before is not None:
+        low = max(low, _cursor(table, before, "ending_before") + 1)
+    upwards = before is not None and after is None
+    walk: Iterable[int]
+    if candidates is None:
+        walk = range(low, high) if upwards else range(high - 1, low - 1, -1)
+    else:
+        inside = [p for p in candidates if low <= p < high]
+        walk = reversed(inside) if upwards else inside
+    found: list[int] = []
+    for position in walk:
+        if judge.shows(position):
+            found.append(position)
+            if len(found) > limit:
+                break
+    more = len(found) > limit
+    found = found[:limit]
+    return Page(table, found[::-1] if upwards else found, more)
+
+
+def created_range(table: Table, params: Params) -> tuple[int, int]:
+    """First position inside and first position after the range that `created` asks for."""
+    created = params.get("created")
+    if isinstance(created, int):
+        return table.rank(created), table.rank(created + 1)
+    if not isinstance(created, dict):
+        return 0, table.total
+    low = max(created.get("gt", -2) + 1, created.get("gte", -1))
+    high = min(created.get("lt", 1 << 60), created.get("lte", 1 << 60) + 1)
+    return (
+        table.rank(low) if low > 0 else 0,
+        table.rank(high) if high < 1 << 60 else table.total,
+    )
+
+
+def _cursor(table: Table, id: str, param: str) -> int:
+    position = table.position(id)
+    if position is None or table.gone(position):
+        raise missing(table.kind.name, id, param=param, status=400)
+    return position
+
+
+def _by_reference(objects: Objects, table: Table, params: Params) -> list[int] | None:
+    """What a filter such as `customer=` leaves, newest first; None: no such filter."""
+    for field, (relation, target) in table.links.items():
+        value = params.get(field)
+        if not isinstance(value, str):
+            continue
+        there = objects.table(target)
+        owner = there.position(value)
+        if owner is None:
+            if field == "customer":
+                raise missing(there.kind.name, value, param=field, status=400)
+            return []
+        base = relation.back(owner) if owner < there.base else range(0)
+        return sorted({*base, *table.by_value.get((field, value), ())}, reverse=True)
+    return None
+
+
+def page_text(objects: Objects, page: Page, url: str) -> bytes:
+    """The page as Stripe prints it."""
+    text, table = objects.text, page.table
+    entries = b",\n    ".join([text(table, p, _INDENT) for p in page.positions])
+    return list_text(entries, more=page.has_more, url=url)
+
+
+def list_text(entries: bytes, *, more: bool, url: str) -> bytes:
+    """The frame of a list around its entries (already printed, four spaces deep)."""
+    inner = b"[\n    %b\n  ]" % entries if entries else b"[]"
+    return b'{\n  "object": "list",\n  "data": %b,\n  "has_more": %b,\n  "url": %b\n}' % (
+        inner,
+        b"true" if more else b"false",
+        msgspec.json.encode(url),
+    )

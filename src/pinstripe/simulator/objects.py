@@ -1,0 +1,269 @@
+"""Objects as text and as dicts: fills the holes of templates, lists and embedded objects.
+
+A filler is made once per (table, variant, indent, hole) and called once per object. `complete` and
+`strip` do for stored objects what holes do for computed ones: the lists inside them and whole objects
+that they embed are always those of now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from pinstripe.simulator import core
+from pinstripe.simulator.money import amount_of, fee_of
+from pinstripe.simulator.relations import Interleaved, Relation
+from pinstripe.simulator.routes import Routes
+from pinstripe.simulator.shape import Scope, sample
+from pinstripe.simulator.table import StripeObject, Table
+from pinstripe.simulator.template import Filler, Template, pretty
+
+INSIDE = 10
+"""Entries that a list inside an object shows (STRIPE.md 18)."""
+_TOO_DEEP = 30
+_AMOUNT_FROM = {"charge": "payment_intent", "refund": "charge"}
+
+
+class Objects:
+    """Renders and loads the objects of `tables`. `now` gives Unix seconds on Stripe's clock."""
+
+    def __init__(
+        self, tables: Mapping[str, Table], routes: Routes, now: Callable[[], int]
+    ) -> None:
+        self._tables = tables
+        self._routes = routes
+        self._now = now
+        counts = {name: tables[name].base for name in core.REPORTING}
+        entries = tables["balance_transaction"].base
+        self.entries = Interleaved(core.PATTERN, counts, entries)
+        self._plain: Mapping[str, Callable[[Table], Filler]] = {
+            "id": lambda t: lambda i, c: msgspec.json.encode(t.id_at(i)),
+            "id-inside": lambda t: lambda i, c: msgspec.json.encode(t.id_at(i))[1:-1],
+            "ms": lambda t: lambda i, c: b"%d" % (c * 1000 + i % 1000),
+            "iso": lambda t: lambda i, c: _iso(c),
+            "email": lambda t: lambda i, c: b'"buyer+%d@example.com"' % i,
+            "amount": self._amount,
+            "entry": self._entry,
+            "entry-amount": lambda t: lambda i, c: b"%d" % self.entry_amount(i),
+            "fee": lambda t: lambda i, c: b"%d" % fee_of(self.entry_amount(i)),
+            "net": lambda t: lambda i, c: b"%d" % self._net(i),
+            "source": lambda t: lambda i, c: self._source_id(i),
+            "entry-type": lambda t: lambda i, c: b'"%b"' % self.entry_type(i).encode(),
+            "entry-status": lambda t: lambda i, c: self._entry_status(c),
+        }
+        for table in tables.values():
+            table.filler = self.filler
+
+    # --- text and dicts ----------------------------------------------------------------------
+
+    def table(self, name: str) -> Table:
+        return self._tables[name]
+
+    def text(self, table: Table, position: int, indent: int = 0) -> bytes:
+        """The object at `position` as Stripe prints it."""
+        if table.touched and table.stored(position):
+            return pretty(self.load(table, position), indent)
+        return table.render(position, indent)
+
+    def load(self, table: Table, position: int) -> StripeObject:
+        """The object at `position` as a dict, its lists filled in."""
+        kept = table.kept(position) if table.touched else None
+        if kept is None:
+            made: StripeObject = msgspec.json.decode(table.render(position, 0))
+            return made
+        return self._complete(table, position, kept)
+
+    def strip(self, table: Table, whole: StripeObject) -> StripeObject:
+        """`whole` without its lists, and with embedded objects as ids."""
+        kept = {k: v for k, v in whole.items() if k not in table.lists}
+        for field in table.links:
+            value = kept.get(field)
+            if isinstance(value, dict) and "id" in value:
+                kept[field] = value["id"]
+        return kept
+
+    def _complete(self, table: Table, position: int, kept: StripeObject) -> StripeObject:
+        fields = self._routes.fields[table.kind.name]
+        for field in table.lists:
+            if field in fields and not fields[field].on_request:
+                kept[field] = msgspec.json.decode(self.list_inside(table, field, position, 0))
+        for field, (_, target) in table.links.items():
+            value = kept.get(field)
+            if isinstance(value, str) and field in fields and fields[field].kind == "resource":
+                there = self._tables[target]
+                at = there.position(value)
+                if at is not None:
+                    kept[field] = self.load(there, at)
+        return kept
+
+    # --- children ----------------------------------------------------------------------------
+
+    def children(self, owner: Table, position: int, child: Table, field: str) -> list[int]:
+        """Positions in `child`, newest first, of what belongs to the object at `position`."""
+        relation = child.relation(field)
+        id = owner.id_at(position)
+        base = relation.back(position) if relation and position < owner.base else range(0)
+        if not child.touched:
+            return [p for p in reversed(base) if self._refers(child, p, field)]
+        extra = child.by_value.get((field, id), ())
+        every = sorted({*base, *extra}, reverse=True)
+        return [p for p in every if self._belongs(child, p, field, id)]
+
+    def _belongs(self, child: Table, position: int, field: str, id: str) -> bool:
+        if child.gone(position):
+            return False
+        if not field:
+            return True
+        if child.stored(position):
+            kept = child.kept(position)
+            return kept is not None and kept.get(field) == id
+        return position < child.base and self._refers(child, position, field)
+
+    @staticmethod
+    def _refers(child: Table, position: int, field: str) -> bool:
+        if child.gone(position):
+            return False
+        if not field:
+            return True
+        return child.samples[child.variant(position)].get(field) is not None
+
+    def list_inside(self, owner: Table, field: str, position: int, indent: int) -> bytes:
+        """The list that stands in `owner`'s `field`, cut at ten entries."""
+        name, back = owner.lists[field]
+        child = self._tables[name]
+        found = self.children(owner, position, child, back)
+        pad = b" " * indent
+        entries = (b",\n" + pad + b"    ").join(
+            self.text(child, p, indent + 4) for p in found[:INSIDE]
+        )
+        between = b"[\n%b    %b\n%b  ]" % (pad, entries, pad) if found else b"[]"
+        url = self._routes.list_url(
+            child.kind.name, owner.kind.name, back, owner.id_at(position)
+        )
+        more = b"true" if len(found) > INSIDE else b"false"
+        return (
+            b'{\n%b  "object": "list",\n%b  "data": %b,\n%b  "has_more": %b,\n'
+            b'%b  "total_count": %d,\n%b  "url": %b\n%b}'
+        ) % (pad, pad, between, pad, more, pad, len(found), pad, msgspec.json.encode(url), pad)
+
+    # --- fillers -----------------------------------------------------------------------------
+
+    def filler(self, table: Table, name: str, indent: int) -> Filler:
+        """What fills the hole `name` in objects of `table`, `indent` spaces deep."""
+        plain = self._plain.get(name)
+        if plain is not None:
+            return plain(table)
+        how, _, what = name.partition(":")
+        if name.startswith("t+"):
+            later = int(name[2:])
+            return lambda i, c: b"%d" % (c + later)
+        if how == "ref":
+            return self._reference(*table.links[what])
+        if how == "any":
+            return self._anything(self._tables[what])
+        if how == "list":
+            return lambda i, c: self.list_inside(table, what, i, indent)
+        if how == "embed":
+            return self._embedded(*table.links[what], indent)
+        return self._whole(table, what, indent)
+
+    def _reference(self, relation: Relation, target: str) -> Filler:
+        there = self._tables[target]
+        quoted = target in core.CHOSEN_IDS
+
+        def fill(index: int, created: int) -> bytes:
+            at = relation.to(index)
+            if at is None:
+                return b"null"
+            id = there.id_at(at)
+            return msgspec.json.encode(id) if quoted else b'"%b"' % id.encode()
+
+        return fill
+
+    def _anything(self, there: Table) -> Filler:
+        return lambda i, c: msgspec.json.encode(there.id_at(i * 31 % max(1, there.base)))
+
+    def _embedded(self, relation: Relation, target: str, indent: int) -> Filler:
+        there = self._tables[target]
+
+        def fill(index: int, created: int) -> bytes:
+            at = relation.to(index)
+            return b"null" if at is None or indent > _TOO_DEEP else self.text(there, at, indent)
+
+        return fill
+
+    def _whole(self, table: Table, what: str, indent: int) -> Filler:
+        """An object that has no relation to follow: any of its type, or a sample without id."""
+        there = self._tables.get(what)
+        if indent > _TOO_DEEP:
+            return lambda i, c: b"null"
+        if there is not None and there.base:
+            return lambda i, c: self.text(there, i % there.base, indent)
+        scope = Scope(known=frozenset(self._tables), references=(), lists=())
+        made = sample(self._routes.objects[what], 0, scope)
+        inner = Template(made, indent, lambda n, d: self.filler(table, n, d))
+        return inner.render
+
+    # --- money -------------------------------------------------------------------------------
+
+    def _amount(self, table: Table) -> Filler:
+        return lambda i, c: b"%d" % self.amount(table, i)
+
+    def amount(self, table: Table, index: int) -> int:
+        """A refund has its charge's amount, a charge its payment intent's."""
+        while (field := _AMOUNT_FROM.get(table.kind.name)) is not None:
+            relation, target = table.links[field]
+            at = relation.to(index)
+            if at is None:
+                break
+            table, index = self._tables[target], at
+        return amount_of(index)
+
+    def _entry(self, table: Table) -> Filler:
+        there = self._tables["balance_transaction"]
+
+        def fill(index: int, created: int) -> bytes:
+            at = self.entries.entry(table.name, index)
+            return b"null" if at is None else b'"%b"' % there.id_at(at).encode()
+
+        return fill
+
+    def entry_source(self, entry: int) -> tuple[str, int] | None:
+        """Table and index of what a balance transaction is for."""
+        found = self.entries.source(entry)
+        if found is None:
+            return None
+        table = self._tables[found[0]]
+        made = table.samples[table.variant(found[1])].get("balance_transaction")
+        return None if made is None else found
+
+    def entry_type(self, entry: int) -> str:
+        found = self.entry_source(entry)
+        return core.REPORTING[found[0]] if found else "stripe_fee"
+
+    def entry_amount(self, entry: int) -> int:
+        found = self.entry_source(entry)
+        if found is None:
+            return -amount_of(entry) % 500 - 500
+        amount = self.amount(self._tables[found[0]], found[1])
+        return amount if found[0] == "charge" else -amount
+
+    def _net(self, entry: int) -> int:
+        amount = self.entry_amount(entry)
+        return amount - fee_of(amount)
+
+    def _source_id(self, entry: int) -> bytes:
+        found = self.entry_source(entry)
+        if found is None:
+            return b"null"
+        return msgspec.json.encode(self._tables[found[0]].id_at(found[1]))
+
+    def _entry_status(self, created: int) -> bytes:
+        # No event tells of this change; only a re-list shows it (STRIPE.md 9).
+        return b'"available"' if created + 172_800 <= self._now() else b'"pending"'
+
+
+def _iso(created: int) -> bytes:
+    return f'"{datetime.fromtimestamp(created, UTC):%Y-%m-%dT%H:%M:%S}.000Z"'.encode()

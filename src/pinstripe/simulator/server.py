@@ -1,0 +1,111 @@
+"""Serving the simulator: `serve` for a process, `running` for tests inside this one.
+
+uvicorn with uvloop and httptools; its protocol also hands the app the connection's transport, without which
+a connection cannot be reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pinstripe.simulator.account import Account, Settings, make_account
+from pinstripe.simulator.app import App, create_app
+from pinstripe.simulator.auth import DEFAULT_KEY
+from pinstripe.simulator.control import Control
+from pinstripe.simulator.spoil import TRANSPORT
+
+
+class _Protocol(HttpToolsProtocol):
+    """Leaves the transport in the scope."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A simulator that answers at `url`; `control` and `account` reach into it."""
+
+    url: str
+    account: Account
+    control: Control
+    key: str = DEFAULT_KEY
+
+
+def _config(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        date_header=False,
+        server_header=False,
+        timeout_keep_alive=60,
+        backlog=512,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    return sock
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[Running]:
+    """A simulator in this process and loop, gone at the end of the block."""
+    account = make_account(settings or Settings())
+    app = create_app(account)
+    server = uvicorn.Server(_config(app))
+    sock = _listen(host, port)
+    started = asyncio.Event()
+    task = asyncio.create_task(_serve(server, sock, started.set))
+    await started.wait()
+    if task.done():
+        await task
+    try:
+        url = f"http://{host}:{sock.getsockname()[1]}"
+        yield Running(url=url, account=account, control=app.control)
+    finally:
+        await app.control.close()
+        server.should_exit = True
+        server.force_exit = True
+        await task
+        sock.close()
+
+
+async def _serve(server: uvicorn.Server, sock: socket.socket, ready: Callable[[], None]) -> None:
+    """What `uvicorn.Server.serve` does, but leaves the process's signal handlers alone."""
+    try:
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup(sockets=[sock])
+        ready()
+        await server.main_loop()
+        await server.shutdown(sockets=[sock])
+    finally:
+        ready()
+
+
+async def serve(
+    settings: Settings, *, host: str, port: int, ready: Callable[[Running], None]
+) -> None:
+    """Serve until cancelled; `ready` is told where."""
+    async with running(settings, host=host, port=port) as sim:
+        ready(sim)
+        await asyncio.Event().wait()

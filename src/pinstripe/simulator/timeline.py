@@ -1,0 +1,75 @@
+"""When each base object was created: a monotone function of its index.
+
+An account's life is uneven: it grows, it has quiet weeks and busy hours, and now and then a second
+holds more than a hundred objects of one type (a page cannot be split inside a second). All types
+share the account's rhythm, so that an object and the one it refers to are about the same age.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from random import Random
+
+_SEGMENTS = 40
+_QUIET = (7, 8, 21, 33)
+"""Segments of the account's life in which next to nothing happened."""
+
+
+class Timeline:
+    """`count` objects between `start` and `end` (Unix seconds), oldest first."""
+
+    def __init__(self, count: int, *, start: int, end: int, seed: int, name: str) -> None:
+        self.count = count
+        self._firsts: list[int] = []
+        self._times: list[int] = []
+        self._sizes: list[int] = []
+        self._lasting: list[int] = []
+        bursts = Random(f"{seed}/{name}/bursts")  # noqa: S311 - a dice, not a secret
+        step = (end - start) / _SEGMENTS
+        begun, at = 0, 0.0
+        shares = _rhythm(seed)
+        burst_every = max(2_000, count // 25)
+        for number, share in enumerate(shares):
+            at += share
+            upto = count if number == _SEGMENTS - 1 else round(count * at)
+            size = upto - begun
+            opened = start + int(number * step)
+            lasting = int(step) - 1
+            burst = 120 + bursts.randrange(200)
+            if size > burst * 3 and begun // burst_every != upto // burst_every:
+                cut = bursts.randrange(size - burst)
+                middle = opened + lasting * cut // size
+                self._append(cut, begun, opened, middle - opened)
+                self._append(burst, begun + cut, middle, 0)
+                self._append(
+                    size - cut - burst, begun + cut + burst, middle, opened + lasting - middle
+                )
+            else:
+                self._append(size, begun, opened, lasting)
+            begun = upto
+
+    def _append(self, size: int, first: int, time: int, lasting: int) -> None:
+        if size > 0:
+            self._firsts.append(first)
+            self._times.append(time)
+            self._sizes.append(size)
+            self._lasting.append(lasting)
+
+    def created(self, index: int) -> int:
+        """Unix seconds of the object at `index`."""
+        at = bisect_right(self._firsts, index) - 1
+        return self._times[at] + ((index - self._firsts[at]) * self._lasting[at] // self._sizes[at])
+
+    def rank(self, time: int) -> int:
+        """How many objects were created before `time`."""
+        return bisect_left(range(self.count), time, key=self.created)
+
+
+def _rhythm(seed: int) -> list[float]:
+    """The share of all objects that falls into each segment of the account's life; sums to 1."""
+    dice = Random(f"{seed}/rhythm")  # noqa: S311 - a dice, not a secret
+    weights = [(1 + n) * (0.5 + dice.random()) for n in range(_SEGMENTS)]
+    for n in _QUIET:
+        weights[n] *= 0.02
+    total = sum(weights)
+    return [w / total for w in weights]

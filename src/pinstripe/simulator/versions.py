@@ -1,0 +1,61 @@
+"""Older API versions: what a request with an old `Stripe-Version`, or an old event, looks like.
+
+Two majors differ here in what matters most to a copy: basil (2025-03-31) moved `current_period_*` from the
+subscription to its items and took `subscription`, `charge` and `payment_intent` off the invoice.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pinstripe.simulator.replies import refused
+
+StripeObject = dict[str, Any]
+
+ACACIA = "2025-02-24.acacia"
+BASIL = "2025-03-31.basil"
+_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z_]+)?\Z")
+
+
+def known_version(version: str) -> str:
+    """`version`, or Stripe's 400 for what is none."""
+    if not _VERSION.match(version):
+        raise refused(f"Invalid Stripe API version: {version}")
+    return version
+
+
+def before_basil(version: str) -> bool:
+    return version[:10] < BASIL[:10]
+
+
+def rendered(found: StripeObject, version: str) -> StripeObject:
+    """`found` (in the newest version) as `version` shows it, objects inside included."""
+    return _old(found) if before_basil(version) else found
+
+
+def _old(found: StripeObject) -> StripeObject:
+    made = {k: _inner(v) for k, v in found.items()}
+    if made.get("object") == "subscription":
+        items = made.get("items", {}).get("data", [])
+        for field in ("current_period_end", "current_period_start"):
+            made[field] = next((i[field] for i in items if field in i), made.get("created"))
+        made["items"]["data"] = [
+            {k: v for k, v in i.items() if not k.startswith("current_period_")} for i in items
+        ]
+    elif made.get("object") == "invoice":
+        parent = made.pop("parent", None) or {}
+        details = parent.get("subscription_details") or {}
+        made |= {"subscription": details.get("subscription"), "charge": None, "paid": False}
+        made |= {"payment_intent": None, "paid": made.get("status") == "paid"}
+    elif made.get("object") == "charge":
+        made.setdefault("invoice", None)
+    return made
+
+
+def _inner(value: object) -> object:
+    if isinstance(value, dict):
+        return _old(value)
+    if isinstance(value, list):
+        return [_inner(v) for v in value]
+    return value

@@ -1,0 +1,180 @@
+"""Which objects a list shows: Stripe's hidden ones (STRIPE.md 17) and the documented filters.
+
+A computed object is judged by its sample: most conditions compare with something that all objects of a
+variant share, so the verdict is kept per variant. Only what differs from object to object is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pinstripe.simulator.objects import Objects
+from pinstripe.simulator.params import Params
+from pinstripe.simulator.table import StripeObject, Table
+
+Condition = Callable[[StripeObject], bool]
+
+_NOT_FILTERS = frozenset(
+    "limit starting_after ending_before expand created lookup_keys ids types page include".split()
+)
+
+
+def conditions(table: Table, params: Params, fields: Mapping[str, object]) -> list[Condition]:
+    """What an object must fulfil to be in the list."""
+    made: list[Condition] = []
+    hidden = _HIDDEN.get(table.kind.name)
+    skip: frozenset[str] = frozenset()
+    if hidden is not None:
+        made += hidden(params)
+        skip = _RULED.get(table.kind.name, frozenset())
+    for name, value in params.items():
+        if name in _NOT_FILTERS or name in skip:
+            continue
+        if name in fields:
+            made.append(_equals(name, value))
+    for name, field in (("ids", "id"), ("lookup_keys", "lookup_key"), ("types", "type")):
+        if isinstance(params.get(name), list) and field in fields:
+            made.append(_one_of(field, params[name]))
+    return made
+
+
+class Judge:
+    """Decides position by position, with one verdict a variant where that is enough."""
+
+    def __init__(self, objects: Objects, table: Table, wanted: list[Condition]) -> None:
+        self._objects = objects
+        self._table = table
+        self._wanted = wanted
+        self._verdicts: dict[int, bool | None] = {}
+
+    def shows(self, position: int) -> bool:
+        table = self._table
+        if table.gone(position):
+            return False
+        if not self._wanted:
+            return True
+        if position in table.unlisted:
+            return False
+        if position >= table.base or (table.touched and table.stored(position)):
+            kept = table.kept(position)
+            return kept is not None and all(c(kept) for c in self._wanted)
+        variant = table.variant(position)
+        if variant in table.unlisted_variants:
+            return False
+        if variant not in self._verdicts:
+            self._verdicts[variant] = self._verdict(table.samples[variant])
+        verdict = self._verdicts[variant]
+        if verdict is None:
+            whole = self._objects.load(table, position)
+            return all(c(whole) for c in self._wanted)
+        return verdict
+
+    def _verdict(self, sample: StripeObject) -> bool | None:
+        """True or False for all objects of the variant, None where they differ."""
+        probe = _Probe(sample)
+        unsure = False
+        for condition in self._wanted:
+            probe.met_hole = False
+            if condition(probe):
+                unsure = unsure or probe.met_hole
+            elif not probe.met_hole:
+                return False
+            else:
+                unsure = True
+        return None if unsure else True
+
+
+class _Probe(dict[str, object]):
+    """A sample that notes whether a condition looked at a hole's value."""
+
+    met_hole = False
+
+    def get(self, key: str, default: object = None) -> object:  # type: ignore[override]
+        value = super().get(key, default)
+        if isinstance(value, str) and value.startswith("\x01"):
+            self.met_hole = True
+        return value
+
+
+def _equals(name: str, value: object) -> Condition:
+    if isinstance(value, dict):
+        return _within(name, value)
+    return lambda found: _plain(found.get(name)) == value
+
+
+def _plain(value: object) -> object:
+    """An expanded or embedded object stands for its id."""
+    return value["id"] if isinstance(value, dict) and "id" in value else value
+
+
+def _within(name: str, bounds: Mapping[str, object]) -> Condition:
+    limits = {k: v for k, v in bounds.items() if isinstance(v, int)}
+
+    def holds(found: StripeObject) -> bool:
+        value = found.get(name)
+        if isinstance(value, dict):
+            return all(value.get(k) == v for k, v in bounds.items())
+        if not isinstance(value, int):
+            return not limits
+        low = max(limits.get("gt", -1) + 1, limits.get("gte", 0))
+        high = min(limits.get("lt", 1 << 62) - 1, limits.get("lte", 1 << 62))
+        return low <= value <= high
+
+    return holds
+
+
+def _one_of(name: str, values: list[object]) -> Condition:
+    return lambda found: found.get(name) in values
+
+
+def _clocked(params: Params) -> list[Condition]:
+    clock = params.get("test_clock")
+    if clock is not None:
+        return [lambda found: _plain(found.get("test_clock")) == clock]
+    return [lambda found: found.get("test_clock") is None]
+
+
+def _subscriptions(params: Params) -> list[Condition]:
+    status = params.get("status")
+    made = _clocked(params)
+    if status is None:
+        made.append(lambda found: found.get("status") != "canceled")
+    elif status == "ended":
+        made.append(lambda found: found.get("status") in ("canceled", "incomplete_expired"))
+    elif status != "all":
+        made.append(lambda found: found.get("status") == status)
+    return made
+
+
+def _prices(params: Params) -> list[Condition]:
+    active = params.get("active", True)
+    return [lambda found: found.get("active") == active]
+
+
+def _reviews(params: Params) -> list[Condition]:
+    return [lambda found: found.get("open") is True]
+
+
+def _tax_ids(params: Params) -> list[Condition]:
+    owner = params.get("owner")
+    if isinstance(owner, dict) and owner.get("type") == "customer":
+        customer = owner.get("customer")
+        return [lambda found: found.get("customer") == customer]
+    return [lambda found: found.get("customer") is None]
+
+
+_HIDDEN: Mapping[str, Callable[[Params], list[Condition]]] = {
+    "customer": _clocked,
+    "quote": _clocked,
+    "subscription": _subscriptions,
+    "price": _prices,
+    "review": _reviews,
+    "tax_id": _tax_ids,
+}
+_RULED: Mapping[str, frozenset[str]] = {
+    "customer": frozenset({"test_clock"}),
+    "quote": frozenset({"test_clock"}),
+    "subscription": frozenset({"test_clock", "status", "price", "plan"}),
+    "price": frozenset({"active"}),
+    "tax_id": frozenset({"owner"}),
+}

@@ -1,0 +1,89 @@
+"""Cursors: how far each stream has been read, and what Postgres durably holds of it.
+
+A `Checkpoint` is an immutable value. It is saved in the transaction that writes the rows it vouches
+for, so that whoever reads it back after a crash finds exactly those rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from pinstripe.store.pool import Connection, translated
+
+State = Literal["running", "done", "refused", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The position of one stream. `position` is JSON of the stream's own making.
+
+    `rows`, `requests` and `seconds` are totals since the stream began; `as_of` is the Unix second on
+    Stripe's clock since which the stream is known to be complete.
+    """
+
+    stream: str
+    state: State
+    position: object = None
+    reason: str = ""
+    remedy: str = ""
+    rows: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+    as_of: float | None = None
+
+
+_SAVE = """
+INSERT INTO pinstripe.cursor AS c
+  (schema, stream, state, position, reason, remedy, rows, requests, seconds, as_of, updated_at)
+SELECT $1, u.stream, u.state, u.position::jsonb, nullif(u.reason, ''), nullif(u.remedy, ''),
+       u.rows, u.requests, u.seconds, to_timestamp(u.as_of), clock_timestamp()
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
+            $9::float8[], $10::float8[])
+  AS u (stream, state, position, reason, remedy, rows, requests, seconds, as_of)
+ON CONFLICT (schema, stream) DO UPDATE SET
+  state = EXCLUDED.state, position = EXCLUDED.position, reason = EXCLUDED.reason,
+  remedy = EXCLUDED.remedy, rows = EXCLUDED.rows, requests = EXCLUDED.requests,
+  seconds = EXCLUDED.seconds, as_of = EXCLUDED.as_of, updated_at = EXCLUDED.updated_at
+"""
+
+
+async def save_checkpoints(
+    connection: Connection, schema: str, checkpoints: Sequence[Checkpoint]
+) -> None:
+    """Replaces the cursors of these streams. Of several for one stream the last counts."""
+    latest = {c.stream: c for c in checkpoints}
+    if not latest:
+        return
+    ordered = [latest[stream] for stream in sorted(latest)]
+    await connection.execute(
+        _SAVE,
+        schema,
+        [c.stream for c in ordered],
+        [c.state for c in ordered],
+        [msgspec.json.encode(c.position).decode() for c in ordered],
+        [c.reason for c in ordered],
+        [c.remedy for c in ordered],
+        [c.rows for c in ordered],
+        [c.requests for c in ordered],
+        [c.seconds for c in ordered],
+        [c.as_of for c in ordered],
+    )
+
+
+async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, Checkpoint]:
+    """All cursors of a schema by stream."""
+    with translated():
+        rows = await connection.fetch(
+            "SELECT stream, state, position::text, coalesce(reason, ''), coalesce(remedy, ''), rows,"
+            " requests, seconds, extract(epoch FROM as_of)::float8"
+            " FROM pinstripe.cursor WHERE schema = $1",
+            schema,
+        )
+    return {
+        r[0]: Checkpoint(r[0], r[1], msgspec.json.decode(r[2] or "null"), *r[3:8], as_of=r[8])
+        for r in rows
+    }

@@ -1,0 +1,175 @@
+"""The text of the schema: pure functions from tables to SQL.
+
+Nothing here runs anything; `migrate` does. Identifiers are quoted with `quote`; there are no values
+but comments, quoted with `literal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pinstripe.catalog.tables import Column, SqlType, Table
+
+BOOKKEEPING: dict[str, tuple[str, str]] = {
+    "_as_of": (
+        "timestamptz NOT NULL",
+        "The row is true for a moment on Stripe's clock that is not before this one",
+    ),
+    "_as_of_latest": (
+        "timestamptz NOT NULL",
+        "... and not after this one: what Stripe said later than it is surely newer",
+    ),
+    "_synced_at": ("timestamptz NOT NULL", "When the row was written, on Postgres's clock"),
+    "_api_version": ("text", "The Stripe API version in which the object was rendered"),
+    "_extra": ("jsonb", "What Stripe sent and the columns cannot hold; null when there is nothing"),
+}
+"""Columns of ours in every synced table: name -> (type, comment). Stripe has no field with an underscore."""
+
+
+def quote(identifier: str) -> str:
+    """
+    >>> quote('a"b')
+    '"a""b"'
+    """
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """
+    >>> literal("it's")
+    "'it''s'"
+    """
+    escaped = text.replace("'", "''")
+    return f"E'{escaped}'".replace("\\", "\\\\") if "\\" in text else f"'{escaped}'"
+
+
+def qualified(schema: str, table: str) -> str:
+    return f"{quote(schema)}.{quote(table)}"
+
+
+def create_table(schema: str, table: Table) -> str:
+    """CREATE TABLE with key and bookkeeping, without indexes and comments."""
+    lines = [f"  {quote(c.name)} {column_type(c, table)}" for c in table.columns]
+    lines += [f"  {quote(name)} {kind}" for name, (kind, _) in BOOKKEEPING.items()]
+    lines.append(f"  PRIMARY KEY ({', '.join(quote(k) for k in table.key)})")
+    # Rows are updated in place more often than they grow: room for HOT updates.
+    body = ",\n".join(lines)
+    return f"CREATE TABLE {qualified(schema, table.name)} (\n{body}\n) WITH (fillfactor = 90);"
+
+
+def column_type(column: Column, table: Table) -> SqlType | str:
+    return f"{column.type} NOT NULL" if column.name in table.key else column.type
+
+
+def add_column(schema: str, table: Table, column: Column) -> str:
+    return f"ALTER TABLE {qualified(schema, table.name)} ADD COLUMN {quote(column.name)} {column.type};"
+
+
+def indexes(schema: str, table: Table) -> Iterator[tuple[str, str]]:
+    """(name, statement) of each index: on every reference and on `created`.
+
+    Only rows that have a value are indexed: most references are null in most rows, and a
+    comparison or join never matches a null.
+    """
+    for column in table.columns:
+        if column.name in table.key or column.type == "text[]":
+            continue
+        if column.references or column.name == "created" or column.read == "parent":
+            name = index_name(table.name, column.name)
+            where = f" WHERE {quote(column.name)} IS NOT NULL"
+            yield (
+                name,
+                f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {qualified(schema, table.name)} "
+                f"({quote(column.name)}){where};",
+            )
+
+
+def index_name(table: str, column: str) -> str:
+    """At most 63 bytes, and never the same for two columns of one schema."""
+    name = f"{table}_{column}_idx"
+    if len(name.encode()) <= 63:
+        return name
+    digest = format(_fnv(name), "08x")
+    return f"{name[:50]}_{digest}_x"
+
+
+def _fnv(text: str) -> int:
+    """32-bit FNV-1a: stable over runs, unlike `hash`."""
+    value = 0x811C9DC5
+    for byte in text.encode():
+        value = ((value ^ byte) * 0x01000193) & 0xFFFFFFFF
+    return value
+
+
+def comments(schema: str, table: Table, *, only: Iterable[str] | None = None) -> Iterator[str]:
+    """COMMENT statements for the table and its columns; `only` these columns if given."""
+    wanted = None if only is None else set(only)
+    if wanted is None:
+        yield f"COMMENT ON TABLE {qualified(schema, table.name)} IS {literal(table_comment(table))};"
+        for name, (_, text) in BOOKKEEPING.items():
+            yield _comment(schema, table, name, text)
+    for column in table.columns:
+        if wanted is None or column.name in wanted:
+            yield _comment(schema, table, column.name, column_comment(column))
+
+
+def _comment(schema: str, table: Table, column: str, text: str) -> str:
+    return f"COMMENT ON COLUMN {qualified(schema, table.name)}.{quote(column)} IS {literal(text)};"
+
+
+def table_comment(table: Table) -> str:
+    if table.virtual:
+        return f"What Stripe would put next into a {table.object_type}; not an object that Stripe has yet"
+    return f"Stripe objects of type {table.object_type}"
+
+
+def column_comment(column: Column) -> str:
+    """A short description of our own, made from what the catalog knows.
+
+    >>> column_comment(Column("customer_id", "id", ("customer",), ("customer",)))
+    'Stripe: customer. References customer.id'
+    """
+    parts: list[str] = []
+    if column.read == "parent":
+        parts.append("The object in whose list this one was found")
+    elif column.path and column.name != "id":
+        parts.append(f"Stripe: {'.'.join(column.path)}")
+    note = {
+        "deleted": "True when Stripe has deleted the object; the row stays",
+        "object": "The type of the object that the id beside it names",
+        "time_ms": "From Unix milliseconds",
+        "json": "As Stripe sends it",
+    }.get(column.read)
+    if column.name == "id":
+        parts.append("Unique identifier of the object")
+    if note:
+        parts.append(note)
+    if _is_money(column):
+        parts.append("An amount in the smallest unit of its currency")
+    if column.references:
+        parts.append("References " + ", ".join(f"{t}.{_key_of(t)}" for t in column.references))
+    return ". ".join(parts)
+
+
+def _key_of(_: str) -> str:
+    return "id"
+
+
+_MONEY = ("amount", "balance", "fee", "net", "subtotal", "total", "tax", "unit_amount")
+
+
+def _is_money(column: Column) -> bool:
+    if column.type != "bigint":
+        return False
+    last = column.path[-1] if column.path else ""
+    return last in _MONEY or last.startswith("amount_") or last.endswith("_amount")
+
+
+def create_all(schema: str, tables: Iterable[Table]) -> str:
+    """The whole schema as a script: what `pinstripe schema ddl` prints."""
+    parts = [f"CREATE SCHEMA IF NOT EXISTS {quote(schema)};"]
+    for table in tables:
+        parts.append(create_table(schema, table))
+        parts += [statement for _, statement in indexes(schema, table)]
+        parts += comments(schema, table)
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,237 @@
+"""Postgres's own data directory: made once, checked and configured at each start.
+
+`initdb` works under a temporary name, and only a whole cluster gets the name that counts: being
+killed half-way leaves nothing that the next start could take for a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinstripe.errors import Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.store.embedded import settings
+from pinstripe.store.embedded.binaries import Binaries
+from pinstripe.store.embedded.home import Account, Home, give
+from pinstripe.store.embedded.process import is_server_process
+
+_HERE = "/proc/self/cwd"
+"""A process's own directory, reached without passing through the directories above it."""
+
+_LOG_BYTES = 10 * 1024 * 1024
+_LOG_KEPT_BYTES = 1024 * 1024
+
+
+def major_of(cluster: Path) -> int | None:
+    """The major version that wrote `cluster`; None if there is no cluster yet."""
+    if not cluster.exists():
+        return None
+    try:
+        return int((cluster / "PG_VERSION").read_text().strip().partition(".")[0])
+    except (FileNotFoundError, ValueError) as error:
+        raise Misconfigured(
+            f"{cluster} is not a Postgres cluster: its PG_VERSION is missing or odd.",
+            hint=f"Restore it from a backup, or remove {cluster.parent} and sync anew.",
+        ) from error
+    except PermissionError as error:
+        raise Misconfigured(
+            f"{cluster} does not belong to the user with uid {os.geteuid()}.",
+            hint="Run Pinstripe as the user who made it, or choose another data directory.",
+        ) from error
+
+
+def address(directory: Path, account: Account | None, *, major: int) -> str:
+    """What the server, started in `directory`, calls it.
+
+    A directory above it may be closed to the server's user (/root is 0700, and a checkout under it
+    must work). The child enters it while it is still root, and then calls it by `_HERE`.
+    """
+    if account is None:
+        return str(directory)
+    reachable = subprocess.run(  # noqa: S603 (our own argv)
+        ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(directory)],
+        cwd="/",
+        user=account.uid,
+        group=account.gid,
+        extra_groups=[],
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    if reachable.returncode == 0:
+        return str(directory)
+    # Before 16 the programs looked for themselves by leaving their directory and coming back.
+    if major < 16 or not Path(_HERE).exists():
+        raise Misconfigured(
+            f"Postgres must not run as root, and uid {account.uid} cannot reach {directory}.",
+            hint="Choose a data directory below directories that everyone may pass, such as /var.",
+        )
+    return _HERE
+
+
+def new_directory(home: Home, account: Account | None) -> Path:
+    """An empty directory for `initdb`."""
+    directory = Path(tempfile.mkdtemp(prefix="cluster.new-", dir=home.data_dir))
+    give(directory, account)
+    return directory
+
+
+def initdb_argv(binaries: Binaries, directory: str, *, fsync: bool) -> list[str]:
+    """The same on every machine: UTF-8, sorted by code point, no locale of the system's."""
+    argv = [str(binaries.initdb), "-D", directory, "-U", "postgres", "-E", "UTF8"]
+    argv += ["--locale=C", "--auth=trust"]  # auth: replaced before the server listens
+    if binaries.major >= 17:
+        argv += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    if not fsync:
+        argv += ["--no-sync"]
+    return argv
+
+
+def adopt(home: Home, directory: Path) -> None:
+    """Gives the finished cluster its name."""
+    directory.rename(home.cluster)
+    descriptor = os.open(home.data_dir, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a server listens: always on the socket, on TCP if `tcp`."""
+
+    socket_dir: Path
+    port: int
+    tcp: bool
+
+
+def configure(
+    home: Home, account: Account | None, *, major: int, listen: Listen, fsync: bool
+) -> None:
+    """Writes the configuration files into the cluster."""
+    server_socket_dir = str(listen.socket_dir)
+    if (
+        listen.socket_dir.parent == home.data_dir
+        and address(home.data_dir, account, major=major) == _HERE
+    ):
+        # Postgres shortens "cwd/.." as text, to a wrong path: a link is left to the kernel.
+        link = home.cluster / "run"
+        if not link.is_symlink():
+            link.symlink_to(f"../{listen.socket_dir.name}")
+        server_socket_dir = f"{_HERE}/{link.name}"
+    names = _user_names(account)
+    texts = {
+        "postgresql.conf": settings.server_conf(
+            major=major,
+            socket_dir=server_socket_dir,
+            port=listen.port,
+            tcp=listen.tcp,
+            fsync=fsync,
+            shared_memory_is_small=settings.is_small(Path("/dev/shm")),  # noqa: S108
+        ),
+        "pg_hba.conf": settings.access_conf(named=bool(names)),
+        "pg_ident.conf": settings.user_map(names, major=major),
+    }
+    for name, text in texts.items():
+        # A new file, renamed: the cluster is another user's, whose symlinks root must not follow.
+        descriptor, new = tempfile.mkstemp(dir=home.cluster)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        give(Path(new), account)
+        Path(new).replace(home.cluster / name)
+
+
+def _user_names(account: Account | None) -> list[str]:
+    """The machine's users who may connect through the socket: we, and who runs the server."""
+    uids = [os.geteuid()] + ([account.uid] if account else [])
+    try:
+        return [pwd.getpwuid(uid).pw_name for uid in uids]
+    except KeyError:
+        return []
+
+
+@dataclass(frozen=True)
+class PidFile:
+    """What Postgres writes into postmaster.pid."""
+
+    pid: int
+    ready: bool
+
+
+def read_pid_file(cluster: Path) -> PidFile | None:
+    try:
+        lines = (cluster / "postmaster.pid").read_text().splitlines()
+        # Line 8 is the state that `pg_ctl -w` waits for.
+        return PidFile(int(lines[0]), len(lines) >= 8 and lines[7].strip() == "ready")
+    except (FileNotFoundError, ValueError, IndexError):
+        return None
+
+
+def remove_stale_pid_file(cluster: Path) -> None:
+    """To be called with the server lock held: then no process of a server of ours is alive.
+
+    The pid in the file may be another program's by now, and Postgres would refuse to start.
+    """
+    found = read_pid_file(cluster)
+    if found is not None and is_server_process(found.pid, cluster):
+        raise Misconfigured(
+            f"A Postgres that Pinstripe did not start (pid {found.pid}) runs on {cluster}.",
+            hint="Stop it first.",
+        )
+    (cluster / "postmaster.pid").unlink(missing_ok=True)
+
+
+def remove_stale_sockets(socket_dir: Path) -> None:
+    """To be called with the server lock held, as above.
+
+    Postgres asks whether the pid in a socket's lock file is taken; that of a killed server whose
+    new parent does not reap (a container without init) is, for ever.
+    """
+    for path in socket_dir.glob(".s.PGSQL.*"):
+        path.unlink()
+
+
+def open_log(home: Home) -> int:
+    """A descriptor to append to; bounded, see `bound_log`."""
+    bound_log(home)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(home.log_file, flags, 0o600)
+
+
+def bound_log(home: Home) -> None:
+    """Keeps the end of a log that has grown too long; the server goes on appending to it."""
+    try:
+        size = home.log_file.stat().st_size
+    except FileNotFoundError:
+        return
+    if size <= _LOG_BYTES:
+        return
+    with home.log_file.open("r+b") as file:
+        file.seek(size - _LOG_KEPT_BYTES)
+        end = file.read()
+        file.truncate(0)
+    home.write_private(home.log_file.with_suffix(".log.1"), end)
+
+
+def start_failure(home: Home, program: str, *, since: int) -> PinstripeError:
+    """The error for a `program` that ended instead of starting, with its last words."""
+    with home.log_file.open("rb") as file:
+        file.seek(since)
+        said = file.read().decode(errors="replace")
+    last_lines = " | ".join(said.strip().splitlines()[-8:])
+    message = f"{program} failed in {home.data_dir}: {last_lines}"
+    if "No space left on device" in said or "File too large" in said or "quota" in said:
+        return Unwritable(message, hint="Make room, or choose another data directory.")
+    if "could not bind" in said or "Address already in use" in said:
+        return Misconfigured(message, hint="Another program listens on this port: choose another.")
+    if "could not look up effective user ID" in said:
+        return Misconfigured(
+            message, hint="This uid needs a name in /etc/passwd; or set DATABASE_URL."
+        )
+    if "shared memory" in said or "semaphore" in said:
+        return Misconfigured(message, hint="Give the machine or container more shared memory.")
+    return Unreachable(message, hint=f"The whole log is {home.log_file}.")

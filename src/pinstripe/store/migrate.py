@@ -1,0 +1,239 @@
+"""Brings the database to the catalog: creates, adds, fills; never drops and never retypes.
+
+One transaction: the schema is as before, or as the catalog wants it. New columns of old tables are
+filled from `_extra`, where values of fields that the catalog did not know have waited; what that
+cannot fill is listed again (the streams of the table start anew).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+
+from pinstripe.catalog.tables import Column, Table
+from pinstripe.errors import Drifted, Misconfigured
+from pinstripe.store import ddl
+from pinstripe.store.pool import Connection, translated
+
+_LOCK = 0x70696E73
+"""Advisory lock: two processes that start at once migrate one after the other."""
+
+
+@dataclass(slots=True)
+class Migration:
+    """What was done. `relist`: tables whose rows may lack values that only Stripe can give."""
+
+    created: list[str] = field(default_factory=list)
+    added: list[tuple[str, str]] = field(default_factory=list)
+    retyped: list[tuple[str, str]] = field(default_factory=list)
+    relist: list[str] = field(default_factory=list)
+
+
+async def ensure_bookkeeping(connection: Connection) -> None:
+    """Creates `pinstripe.*` where it is missing."""
+    text = files("pinstripe.store").joinpath("sql", "bookkeeping.sql").read_text()
+    with translated():
+        async with connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            await connection.execute(text)
+
+
+async def migrate(
+    connection: Connection, schema: str, tables: Mapping[str, Table], *, sdk_version: str, api_version: str
+) -> Migration:
+    """Makes `schema` hold all `tables`. Raises Misconfigured where tables of others stand there."""
+    done = Migration()
+    await ensure_bookkeeping(connection)
+    with translated():
+        async with connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            existing = await _columns(connection, schema)
+            _refuse_foreign(schema, tables, existing)
+            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {ddl.quote(schema)}")
+            missing = [t for name, t in tables.items() if name not in existing]
+            await _create(connection, schema, missing)
+            done.created = [t.name for t in missing]
+            for name, table in tables.items():
+                if name in existing:
+                    await _extend(connection, schema, table, existing[name], done)
+            await _register(connection, schema, sdk_version, api_version)
+            await _forget_streams(connection, schema, done.relist)
+    return done
+
+
+async def effective_tables(
+    connection: Connection, schema: str, tables: Mapping[str, Table]
+) -> dict[str, Table]:
+    """`tables` without the columns that stand in the database with another type.
+
+    A column is never retyped unasked; its values go to `_extra` until someone does.
+    """
+    existing = await _columns(connection, schema)
+    return {
+        name: replace(
+            table,
+            columns=tuple(
+                c for c in table.columns if existing.get(name, {}).get(c.name, c.type) == c.type
+            ),
+        )
+        for name, table in tables.items()
+    }
+
+
+async def create_indexes(connection: Connection, schema: str, table: Table) -> None:
+    """The table's indexes. Made when its first backfill is done: that is many times cheaper."""
+    with translated():
+        for _, statement in ddl.indexes(schema, table):
+            await connection.execute(statement)
+
+
+async def _columns(connection: Connection, schema: str) -> dict[str, dict[str, str]]:
+    """Table -> column -> type, of all tables and views in the schema."""
+    rows = await connection.fetch(
+        "SELECT c.relname, a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a"
+        " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped"
+        " AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
+        schema,
+    )
+    found: dict[str, dict[str, str]] = {}
+    for table, column, kind in rows:
+        short = "timestamptz" if kind == "timestamp with time zone" else kind
+        found.setdefault(table, {})[column] = short
+    return found
+
+
+def _refuse_foreign(
+    schema: str, tables: Mapping[str, Table], existing: Mapping[str, Mapping[str, str]]
+) -> None:
+    foreign = sorted(
+        name for name in tables if name in existing and not {"_as_of", "_extra"} <= set(existing[name])
+    )
+    if foreign:
+        some = ", ".join(foreign[:5]) + (" ..." if len(foreign) > 5 else "")
+        raise Misconfigured(
+            f'The schema "{schema}" holds tables that Pinstripe did not make: {some}.',
+            hint="Choose another schema with --schema, or move these tables away.",
+        )
+
+
+async def _create(connection: Connection, schema: str, missing: Iterable[Table]) -> None:
+    statements: list[str] = []
+    for table in missing:
+        statements.append(ddl.create_table(schema, table))
+        statements += ddl.comments(schema, table)
+    if statements:
+        await connection.execute("\n".join(statements))
+
+
+async def _extend(
+    connection: Connection,
+    schema: str,
+    table: Table,
+    existing: Mapping[str, str],
+    done: Migration,
+) -> None:
+    added = [c for c in table.columns if c.name not in existing]
+    done.retyped += [
+        (table.name, c.name) for c in table.columns if existing.get(c.name, c.type) != c.type
+    ]
+    if not added:
+        return
+    if any(c.name in table.key for c in added):
+        raise Drifted(
+            f'The key of "{schema}"."{table.name}" differs from the catalog.',
+            hint="Choose another schema with --schema and sync anew.",
+        )
+    for column in added:
+        await connection.execute(ddl.add_column(schema, table, column))
+    for statement in ddl.comments(schema, table, only=[c.name for c in added]):
+        await connection.execute(statement)
+    filled = await _fill(connection, schema, table, added)
+    done.added += [(table.name, c.name) for c in added]
+    holds_rows = f"SELECT EXISTS (SELECT FROM {ddl.qualified(schema, table.name)})"
+    if not filled and await connection.fetchval(holds_rows):
+        done.relist.append(table.name)
+
+
+async def _fill(
+    connection: Connection, schema: str, table: Table, added: Iterable[Column]
+) -> bool:
+    """Moves what waited in `_extra` into the new columns; True if each of them found something.
+
+    A value of another type than the column's stays where it is.
+    """
+    name = ddl.qualified(schema, table.name)
+    by_path: dict[tuple[str, ...], list[Column]] = {}
+    for column in added:
+        by_path.setdefault(column.path, []).append(column)
+    found_all = True
+    for path, columns in by_path.items():
+        if not path:
+            found_all = False
+            continue
+        place = "ARRAY[" + ", ".join(ddl.literal(p) for p in path) + "]::text[]"
+        sets = ", ".join(f"{ddl.quote(c.name)} = {_from_extra(c, place)}" for c in columns)
+        fits = " AND ".join(_fits(c, place) for c in columns)
+        status = await connection.execute(
+            f"UPDATE {name} SET {sets}, _extra = _extra #- {place} "
+            f"WHERE _extra #> {place} IS NOT NULL AND {fits}"
+        )
+        found_all = found_all and not status.endswith(" 0")
+    for top in sorted({path[0] for path in by_path if len(path) > 1}):
+        key = ddl.literal(top)
+        await connection.execute(
+            f"UPDATE {name} SET _extra = _extra - {key} WHERE _extra -> {key} = '{{}}'::jsonb"
+        )
+    await connection.execute(f"UPDATE {name} SET _extra = NULL WHERE _extra = '{{}}'::jsonb")
+    return found_all
+
+
+def _fits(column: Column, place: str) -> str:
+    """Whether the waiting value has the type that the column wants."""
+    node, text = f"(_extra #> {place})", f"(_extra #>> {place})"
+    if column.type == "jsonb":
+        return "true"
+    if column.read in ("integer", "time", "time_ms"):
+        return f"jsonb_typeof({node}) = 'number' AND {text} ~ '^-?[0-9]{{1,18}}$'"
+    if column.type == "numeric":
+        return f"{text} ~ '^-?[0-9]+([.][0-9]+)?([eE][-+]?[0-9]+)?$'"
+    if column.type == "text[]":
+        odd = "$[*] ? (@.type() != \"string\")"
+        return f"jsonb_typeof({node}) = 'array' AND NOT jsonb_path_exists({node}, '{odd}')"
+    return f"jsonb_typeof({node}) = '{'boolean' if column.type == 'boolean' else 'string'}'"
+
+
+def _from_extra(column: Column, place: str) -> str:
+    node, text = f"(_extra #> {place})", f"(_extra #>> {place})"
+    if column.read == "object":
+        return "NULL"  # A plain id waited there: the next snapshot tells its type.
+    if column.read == "time":
+        return f"to_timestamp({text}::double precision)"
+    if column.read == "time_ms":
+        return f"to_timestamp({text}::double precision / 1000)"
+    if column.type == "jsonb":
+        return node
+    if column.type == "text[]":
+        return f"ARRAY(SELECT jsonb_array_elements_text({node}))"
+    return f"{text}::{column.type}"
+
+
+async def _register(connection: Connection, schema: str, sdk_version: str, api_version: str) -> None:
+    await connection.execute(
+        "INSERT INTO pinstripe.sync (schema, api_version, sdk_version) VALUES ($1, $2, $3)"
+        " ON CONFLICT (schema) DO UPDATE SET api_version = $2, sdk_version = $3",
+        schema,
+        api_version,
+        sdk_version,
+    )
+
+
+async def _forget_streams(connection: Connection, schema: str, relist: list[str]) -> None:
+    """Streams are recorded with the tables that they fill; those of changed tables start anew."""
+    if relist:
+        await connection.execute(
+            "DELETE FROM pinstripe.cursor WHERE schema = $1 AND position ->> 'table' = ANY($2)",
+            schema,
+            relist,
+        )

@@ -1,0 +1,209 @@
+"""Connections to Postgres: a pool, one for a block, one to keep.
+
+What comes out of `connect` and of a `Pool`'s blocks is one of our errors (see `translate`). A
+connection from `connect_writer` is bare: put `translated()` around its statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from pinstripe.errors import Misconfigured, Unreachable
+from pinstripe.store.translate import (
+    CONNECT_S,
+    connecting,
+    is_transient,
+    sqlstate,
+    translate,
+    translated,
+)
+
+__all__ = [
+    "MINIMUM_VERSION",
+    "Connection",
+    "Pool",
+    "ServerFacts",
+    "check_server",
+    "connect",
+    "connect_writer",
+    "hang_up",
+    "is_transient",
+    "open_pool",
+    "sqlstate",
+    "translate",
+    "translated",
+]
+
+MINIMUM_VERSION = 13
+"""The oldest major version that the statements are tested with."""
+
+Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
+"""What a block gets: of its own (`connect`) or out of a pool."""
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a server and the rights of our user allow."""
+
+    version: str
+    writable: bool
+    superuser: bool
+    can_create_schema: bool
+    database: str
+
+
+class Pool:
+    """Connections that are ready. A thin coat over asyncpg's pool that translates its errors."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Connection]:
+        """A connection for the block, and `translated()` around it: keep other I/O outside."""
+        with translated():
+            async with self._pool.acquire() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """As `acquire`, in one transaction: committed at the block's end, rolled back on error."""
+        async with self.acquire() as connection, connection.transaction():
+            yield connection
+
+    @property
+    def size(self) -> int:
+        """Connections that are open now."""
+        return self._pool.get_size()
+
+    @property
+    def idle(self) -> int:
+        """Those of them that nobody uses."""
+        return self._pool.get_idle_size()
+
+    async def close(self, *, timeout_s: float = 10.0) -> None:
+        """Waits for connections in use, then cuts them off."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+
+@asynccontextmanager
+async def open_pool(
+    url: str,
+    *,
+    min_size: int,
+    max_size: int,
+    application_name: str = "pinstripe",
+    init: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
+) -> AsyncIterator[Pool]:
+    """A pool for the block, closed at its end. `init` gets each new connection once."""
+    with connecting(url):
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=CONNECT_S,
+            server_settings=_session(application_name),
+            init=init,  # type: ignore[arg-type]  # any awaitable does
+        )
+    opened = Pool(pool)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@asynccontextmanager
+async def connect(
+    url: str, *, application_name: str = "pinstripe"
+) -> AsyncIterator[asyncpg.Connection]:
+    """One connection for the block, outside of any pool."""
+    connection = await connect_writer(url, application_name=application_name)
+    try:
+        with translated():
+            yield connection
+    finally:
+        await hang_up(connection)
+
+
+async def connect_writer(
+    url: str, *, application_name: str = "pinstripe writer"
+) -> asyncpg.Connection:
+    """One connection to keep, with its temp tables and prepared statements; see `hang_up`."""
+    with connecting(url):
+        return await asyncpg.connect(
+            url, timeout=CONNECT_S, server_settings=_session(application_name)
+        )
+
+
+async def hang_up(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:
+    """Closes a connection; without a goodbye if the server is gone or does not answer."""
+    try:
+        with translated():
+            async with asyncio.timeout(timeout_s):
+                await connection.close()
+    except Unreachable:
+        connection.terminate()
+
+
+async def connect_dedicated(url: str, *, application_name: str = "pinstripe") -> asyncpg.Connection:
+    """A connection that the caller owns and ends; wrap its use in `translated()`.
+
+    It keeps every prepared statement that it is given: upserts of wide tables are long, and
+    preparing one costs milliseconds.
+    """
+    with connecting(url):
+        return await asyncpg.connect(
+            url,
+            timeout=CONNECT_S,
+            server_settings=_session(application_name),
+            statement_cache_size=512,
+            max_cacheable_statement_size=0,
+        )
+
+
+async def check_server(connection: Connection) -> ServerFacts:
+    """What may be done here; `Misconfigured` if the server is too old."""
+    with translated():
+        row = await connection.fetchrow(
+            """
+            SELECT current_setting('server_version_num')::int / 10000 AS major,
+                   split_part(current_setting('server_version'), ' ', 1) AS version,
+                   NOT pg_is_in_recovery()
+                       AND current_setting('default_transaction_read_only') = 'off' AS writable,
+                   (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
+                   has_database_privilege(current_database(), 'CREATE') AS can_create_schema,
+                   current_database()::text AS database
+            """
+        )
+    assert row is not None  # noqa: S101 (a SELECT without FROM has one row)
+    if row["major"] < MINIMUM_VERSION:
+        raise Misconfigured(
+            f"The server is Postgres {row['version']}; Pinstripe needs {MINIMUM_VERSION} or newer.",
+            hint="Use a newer server, or none: without DATABASE_URL Pinstripe brings its own.",
+        )
+    return ServerFacts(
+        version=row["version"],
+        writable=row["writable"],
+        superuser=row["superuser"],
+        can_create_schema=row["can_create_schema"],
+        database=row["database"],
+    )
+
+
+def _session(application_name: str) -> dict[str, str]:
+    return {
+        "application_name": application_name,
+        "jit": "off",  # short statements: compiling them costs more than they take
+        "timezone": "UTC",
+    }

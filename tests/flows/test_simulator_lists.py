@@ -1,0 +1,221 @@
+"""The simulator's lists over HTTP: complete, ordered, bounded, hiding what Stripe hides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.server import Running, running
+
+NOON = 1_790_000_000
+"""A fixed end of the simulated past, so that every run sees the same account."""
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Running]:
+    async with running(Settings(scale=3_000, until=NOON)) as started:
+        yield started
+
+
+@pytest.fixture
+async def http(sim: Running) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"Authorization": f"Bearer {sim.key}"}
+    async with aiohttp.ClientSession(sim.url, headers=headers) as session:
+        yield session
+
+
+async def pages(
+    http: aiohttp.ClientSession, path: str, **params: str | int
+) -> list[dict[str, Any]]:
+    """All entries of a list, paged to the end."""
+    found: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        async with http.get(path, params={"limit": 100, **params, **cursor}) as answer:
+            page = await answer.json()
+        assert answer.status == 200, page
+        found += page["data"]
+        if not page["has_more"]:
+            return found
+        cursor = {"starting_after": page["data"][-1]["id"]}
+
+
+async def test_paging_shows_each_charge_once_newest_first(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    found = await pages(http, "/v1/charges")
+    truth = list(sim.account.world.truth("charge"))
+    assert found == truth[::-1]
+    assert [c["created"] for c in found] == sorted((c["created"] for c in found), reverse=True)
+
+
+async def test_every_type_with_a_list_has_objects(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    for operation in sim.account.world.routes.lists:
+        required = [p.name for p in operation.params if not p.nullable]
+        if "{" in operation.path or required or operation.path.startswith("/v2/"):
+            continue
+        async with http.get(operation.path) as answer:
+            page = await answer.json()
+        assert answer.status == 200, (operation.path, page)
+        assert page["data"], operation.path
+        assert page["data"][0]["object"] == operation.returns[0]
+
+
+async def test_every_listed_object_can_be_retrieved_alike(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    routes = sim.account.world.routes
+    for operation in routes.lists:
+        if "{" in operation.path or any(not p.nullable for p in operation.params):
+            continue
+        path = f"{operation.path}/x"
+        match = routes.match("GET", path)
+        if match is None or match.operation.kind != "retrieve":
+            continue
+        async with http.get(operation.path) as answer:
+            page = await answer.json()
+        for entry in page["data"][:3]:
+            target = f"{operation.path}/{quote(entry['id'], safe='')}"
+            async with http.get(_exact(sim.url, target)) as answer:
+                assert await answer.json() == entry, target
+
+
+def _exact(base: str, path: str) -> Any:
+    """A URL that keeps `%2F` in ids as it is."""
+    from yarl import URL
+
+    return URL(base + path, encoded=True)
+
+
+async def test_created_ranges_partition_the_list(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    everything = await pages(http, "/v1/balance_transactions")
+    middle = everything[len(everything) // 2]["created"]
+    newer = await pages(http, "/v1/balance_transactions", **{"created[gte]": middle})
+    older = await pages(http, "/v1/balance_transactions", **{"created[lt]": middle})
+    assert newer + older == everything
+    exactly = await pages(http, "/v1/balance_transactions", created=middle)
+    assert exactly == [t for t in everything if t["created"] == middle]
+
+
+async def test_ending_before_walks_towards_newer(http: aiohttp.ClientSession) -> None:
+    everything = await pages(http, "/v1/customers")
+    cursor = everything[20]["id"]
+    async with http.get("/v1/customers", params={"limit": 5, "ending_before": cursor}) as answer:
+        page = await answer.json()
+    assert page["data"] == everything[15:20]
+    assert page["has_more"] is True
+
+
+async def test_filter_by_customer_finds_the_same_as_a_scan(
+    http: aiohttp.ClientSession,
+) -> None:
+    charges = await pages(http, "/v1/charges")
+    customer = charges[7]["customer"]
+    found = await pages(http, "/v1/charges", customer=customer)
+    assert found == [c for c in charges if c["customer"] == customer]
+    assert found
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "hidden"),
+    [
+        ("/v1/subscriptions", {"status": "all"}, lambda o: o["status"] == "canceled"),
+        ("/v1/prices", {"active": "false"}, lambda o: not o["active"]),
+    ],
+)
+async def test_lists_hide_what_stripe_hides(
+    http: aiohttp.ClientSession, path: str, extra: dict[str, str], hidden: Any
+) -> None:
+    plain = await pages(http, path)
+    asked = await pages(http, path, **extra)
+    assert not any(hidden(o) for o in plain)
+    assert any(hidden(o) for o in asked)
+
+
+async def test_objects_on_test_clocks_are_listed_by_clock_only(
+    http: aiohttp.ClientSession,
+) -> None:
+    clocks = await pages(http, "/v1/test_helpers/test_clocks")
+    plain = await pages(http, "/v1/customers")
+    found = [c for k in clocks for c in await pages(http, "/v1/customers", test_clock=k["id"])]
+    assert all(c["test_clock"] is None for c in plain)
+    assert found
+    assert not {c["id"] for c in plain} & {c["id"] for c in found}
+
+
+async def test_nested_lists_hold_all_children_and_parents_show_ten(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    largest = max(
+        sim.account.world.truth("invoice"), key=lambda i: int(i["lines"]["total_count"])
+    )
+    assert largest["lines"]["total_count"] > 100
+    assert len(largest["lines"]["data"]) == 10
+    assert largest["lines"]["has_more"] is True
+    lines = await pages(http, largest["lines"]["url"])
+    assert len(lines) == largest["lines"]["total_count"]
+    assert lines[:10] == largest["lines"]["data"]
+    assert {line["invoice"] for line in lines} == {largest["id"]}
+
+
+async def test_deleted_customers_are_referred_to_but_not_listed(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    listed = {c["id"] for c in await pages(http, "/v1/customers")}
+    referred = {c["customer"] for c in await pages(http, "/v1/charges")}
+    clocked = {c["id"] for c in sim.account.world.truth("customer") if c["test_clock"]}
+    dead = referred - listed - clocked
+    assert dead
+    async with http.get(f"/v1/customers/{min(dead)}") as answer:
+        assert answer.status == 200
+        assert await answer.json() == {"id": min(dead), "object": "customer", "deleted": True}
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "param"),
+    [
+        ("colour=red", "parameter_unknown", "colour"),
+        ("limit=101", "parameter_invalid_integer", "limit"),
+        ("limit=ten", "parameter_invalid_integer", "limit"),
+        ("created[after]=1", "parameter_unknown", "created[after]"),
+        ("starting_after=ch_gone", "resource_missing", "starting_after"),
+        ("customer=", "parameter_invalid_empty", "customer"),
+    ],
+)
+async def test_wrong_parameters_are_refused_in_stripes_words(
+    http: aiohttp.ClientSession, query: str, code: str, param: str
+) -> None:
+    async with http.get(f"/v1/charges?{query}") as answer:
+        error = (await answer.json())["error"]
+    assert answer.status == 400
+    assert (error["type"], error["code"], error["param"]) == (
+        "invalid_request_error",
+        code,
+        param,
+    )
+
+
+async def test_created_is_refused_where_stripe_does_not_document_it(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with http.get("/v1/payment_methods?created[gte]=1") as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]["code"] == "parameter_unknown"
+
+
+async def test_same_seed_same_account_other_seed_other_ids() -> None:
+    made = []
+    for seed in (1, 1, 2):
+        async with running(Settings(scale=500, until=NOON, seed=seed)) as sim:
+            made.append([c["id"] for c in sim.account.world.truth("charge")])
+    assert made[0] == made[1]
+    assert made[0] != made[2]

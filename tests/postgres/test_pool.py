@@ -1,0 +1,206 @@
+"""Connections and the translation of errors, on a real server."""
+
+from __future__ import annotations
+
+import socket
+
+import asyncpg
+import pytest
+
+from pinstripe.errors import Drifted, Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.store.pool import (
+    check_server,
+    connect,
+    connect_writer,
+    hang_up,
+    is_transient,
+    open_pool,
+    sqlstate,
+    translated,
+)
+
+
+async def test_a_fresh_server_is_fit_for_use(pg: asyncpg.Connection) -> None:
+    facts = await check_server(pg)
+    assert facts.writable
+    assert facts.superuser
+    assert facts.can_create_schema
+    assert facts.database.startswith("test_")
+    assert int(facts.version.split(".")[0]) >= 13
+
+
+async def test_the_facts_of_a_user_with_few_rights_say_so(pg: asyncpg.Connection) -> None:
+    async with pg.transaction():
+        await pg.execute("SET LOCAL ROLE pg_monitor")
+        await pg.execute("SET LOCAL default_transaction_read_only = on")
+        facts = await check_server(pg)
+    assert not facts.writable
+    assert not facts.superuser
+    assert not facts.can_create_schema
+
+
+async def test_a_transaction_is_kept_whole_or_not_at_all(database: str) -> None:
+    async with open_pool(database, min_size=1, max_size=2) as pool:
+        async with pool.transaction() as connection:
+            await connection.execute("CREATE TABLE t (n int)")
+        with pytest.raises(Drifted):
+            async with pool.transaction() as connection:
+                await connection.execute("INSERT INTO t VALUES (1)")
+                await connection.execute("SELECT no_such_column FROM t")
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT count(*) FROM t") == 0
+
+
+async def test_a_session_is_named_in_utc_and_without_jit(database: str) -> None:
+    async with (
+        open_pool(database, min_size=0, max_size=1, application_name="reader") as pool,
+        pool.acquire() as connection,
+    ):
+        shown = [
+            await connection.fetchval(f"SHOW {name}")
+            for name in ("application_name", "timezone", "jit")
+        ]
+    assert shown == ["reader", "UTC", "off"]
+
+
+async def test_each_new_connection_is_prepared_once(database: str) -> None:
+    prepared: list[int] = []
+
+    async def init(connection: asyncpg.Connection) -> None:
+        prepared.append(connection.get_server_pid())
+
+    async with open_pool(database, min_size=1, max_size=1, init=init) as pool:
+        for _ in range(3):
+            async with pool.acquire() as connection:
+                await connection.execute("SELECT 1")
+    assert len(prepared) == 1
+
+
+async def test_a_pool_outlives_the_loss_of_its_connections(database: str) -> None:
+    async with open_pool(database, min_size=1, max_size=1) as pool:
+        with pytest.raises(Unreachable) as caught:
+            async with pool.acquire() as connection:
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert is_transient(caught.value)
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_pool_does_not_wait_for_ever_for_who_keeps_a_connection(database: str) -> None:
+    async with open_pool(database, min_size=1, max_size=1) as pool:
+        kept = pool.acquire()
+        connection = await kept.__aenter__()
+        await pool.close(timeout_s=0.05)
+        with pytest.raises(Unreachable), translated():
+            await connection.execute("SELECT 1")
+
+
+async def test_a_statement_on_a_lost_writer_is_transient(database: str) -> None:
+    writer = await connect_writer(database)
+    async with connect(database) as other:
+        await other.fetchval("SELECT pg_terminate_backend($1, 5000)", writer.get_server_pid())
+    with pytest.raises(Unreachable) as caught, translated():
+        await writer.execute("SELECT 1")
+    assert is_transient(caught.value)
+    await hang_up(writer)
+    assert writer.is_closed()
+
+
+async def test_a_statement_that_takes_too_long_is_transient(pg: asyncpg.Connection) -> None:
+    with pytest.raises(Unreachable), translated():
+        await pg.execute("SELECT pg_sleep(60)", timeout=0.01)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "transient", "hint"),
+    [
+        ("40001", Unreachable, True, "again"),
+        ("40P01", Unreachable, True, "again"),
+        ("57P01", Unreachable, True, "again"),
+        ("57P02", Unreachable, True, "again"),
+        ("57P03", Unreachable, True, "again"),
+        ("53300", Unreachable, True, "max_connections"),
+        ("53100", Unwritable, False, "disk"),
+        ("25006", Unwritable, False, "primary"),
+        ("42501", Unwritable, False, "right"),
+        ("26000", Misconfigured, False, "pooler"),
+        ("42P01", Drifted, False, "migration"),
+        ("22P02", Drifted, False, "column"),
+        ("23505", Drifted, False, "constraint"),
+    ],
+)
+async def test_every_code_has_its_remedy(
+    pg: asyncpg.Connection, code: str, kind: type[PinstripeError], transient: bool, hint: str
+) -> None:
+    with pytest.raises(kind) as caught, translated():
+        await pg.execute(f"DO $$ BEGIN RAISE SQLSTATE '{code}' USING MESSAGE = 'as told'; END $$")
+    assert is_transient(caught.value) is transient
+    assert sqlstate(caught.value) == code
+    assert "as told" in caught.value.message
+    assert hint in caught.value.hint
+
+
+async def test_a_read_only_server_is_unwritable(pg: asyncpg.Connection) -> None:
+    await pg.execute("SET default_transaction_read_only = on")
+    with pytest.raises(Unwritable, match="read-only"), translated():
+        await pg.execute("CREATE TABLE t ()")
+
+
+async def test_a_missing_right_is_unwritable(pg: asyncpg.Connection) -> None:
+    await pg.execute("CREATE TABLE t (); SET ROLE pg_monitor")
+    with pytest.raises(Unwritable, match="permission denied"), translated():
+        await pg.execute("SELECT * FROM t")
+
+
+async def test_a_message_holds_no_customers_data(pg: asyncpg.Connection) -> None:
+    await pg.execute("CREATE TABLE t (email text UNIQUE); INSERT INTO t VALUES ('a@example.com')")
+    with pytest.raises(Drifted) as caught, translated():
+        await pg.execute("INSERT INTO t VALUES ('a@example.com')")
+    assert "example.com" not in str(caught.value)
+
+
+async def test_a_mistake_of_ours_is_not_dressed_up(pg: asyncpg.Connection) -> None:
+    with pytest.raises(asyncpg.InterfaceError), translated():
+        await pg.fetchval("SELECT $1::int")
+
+
+async def test_a_missing_database_is_named(postgres_url: str) -> None:
+    url = postgres_url.replace("/pinstripe?", "/no_such_database?")
+    with pytest.raises(Misconfigured, match="no_such_database") as caught:
+        async with open_pool(url, min_size=1, max_size=1):
+            pass
+    assert "CREATE DATABASE" in caught.value.hint
+
+
+async def test_a_refused_connection_is_unreachable_and_keeps_the_password() -> None:
+    with socket.socket() as probe:  # bound, but nobody listens
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        with pytest.raises(Unreachable, match=f"127.0.0.1:{port}/db") as caught:
+            async with connect(f"postgresql://user:pa55word@127.0.0.1:{port}/db"):
+                pass
+    assert "pa55word" not in str(caught.value)
+    assert is_transient(caught.value)
+
+
+async def test_an_unknown_host_is_unreachable() -> None:
+    with pytest.raises(Unreachable, match=r"no-such-host\.invalid"):
+        async with connect("postgresql://user:pa55word@no-such-host.invalid/db"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://user:pa55word@host/db",
+        "postgresql://user:pa55word@host:port/db",
+        "postgresql://user:pa55/word@host/db",
+        "postgresql://user:pa55[word@host/db",
+        "postgresql://user:pa55word@host/db?sslmode=perhaps",
+    ],
+)
+async def test_an_odd_url_is_misconfigured_and_keeps_the_password(url: str) -> None:
+    with pytest.raises(Misconfigured) as caught:
+        async with connect(url):
+            pass
+    assert "pa55" not in str(caught.value)
