@@ -94,9 +94,7 @@ def _exact(base: str, path: str) -> Any:
     return URL(base + path, encoded=True)
 
 
-async def test_created_ranges_partition_the_list(
-    sim: Running, http: aiohttp.ClientSession
-) -> None:
+async def test_created_ranges_partition_the_list(sim: Running, http: aiohttp.ClientSession) -> None:
     everything = await pages(http, "/v1/balance_transactions")
     middle = everything[len(everything) // 2]["created"]
     newer = await pages(http, "/v1/balance_transactions", **{"created[gte]": middle})
@@ -155,9 +153,7 @@ async def test_objects_on_test_clocks_are_listed_by_clock_only(
 async def test_nested_lists_hold_all_children_and_parents_show_ten(
     sim: Running, http: aiohttp.ClientSession
 ) -> None:
-    largest = max(
-        sim.account.world.truth("invoice"), key=lambda i: int(i["lines"]["total_count"])
-    )
+    largest = max(sim.account.world.truth("invoice"), key=lambda i: int(i["lines"]["total_count"]))
     assert largest["lines"]["total_count"] > 100
     assert len(largest["lines"]["data"]) == 10
     assert largest["lines"]["has_more"] is True

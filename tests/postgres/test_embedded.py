@@ -20,6 +20,8 @@ import pytest
 
 from pinstripe.errors import Misconfigured, Unreachable
 from pinstripe.store.embedded import EmbeddedPostgres, running_url
+from pinstripe.store.embedded.cluster import bound_log
+from pinstripe.store.embedded.home import Home
 from pinstripe.store.pool import connect
 
 
@@ -150,10 +152,15 @@ async def test_a_server_that_cannot_be_started_anew_is_given_up(
     home: Path, server: EmbeddedPostgres
 ) -> None:
     assert server.pid
-    (home / "cluster" / "PG_VERSION").unlink()
+    version = home / "cluster" / "PG_VERSION"
+    version.rename(home / "PG_VERSION.away")
     os.kill(server.pid, signal.SIGKILL)
     with pytest.raises(Unreachable, match="keeps dying"):
         await asyncio.wait_for(server.watch(), 30)
+    await server.stop()
+    (home / "PG_VERSION.away").rename(version)
+    await server.start()
+    assert await ask(server.url, "SELECT 1") == 1
 
 
 async def test_a_start_that_is_cancelled_leaves_no_process(home: Path) -> None:
@@ -276,3 +283,14 @@ async def test_a_cluster_without_version_is_not_overwritten(home: Path) -> None:
     (home / "cluster" / "PG_VERSION").unlink()
     with pytest.raises(Misconfigured, match="not a Postgres cluster"):
         await EmbeddedPostgres(home).start()
+
+
+def test_a_long_log_keeps_its_end(home: Path) -> None:
+    made = Home(home)
+    made.prepare()
+    made.log_file.write_bytes(b"old line\n" * 1_500_000 + b"the last line\n")
+    bound_log(made)
+    assert made.log_file.stat().st_size == 0
+    kept = made.log_file.with_suffix(".log.1").read_bytes()
+    assert kept.endswith(b"the last line\n")
+    assert len(kept) == 1024 * 1024

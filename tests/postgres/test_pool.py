@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import os
+import signal
 import socket
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from pinstripe.errors import Drifted, Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import (
+    Pool,
     check_server,
     connect,
-    connect_writer,
+    connect_dedicated,
     hang_up,
     is_transient,
     open_pool,
@@ -40,20 +47,23 @@ async def test_the_facts_of_a_user_with_few_rights_say_so(pg: asyncpg.Connection
 
 
 async def test_a_transaction_is_kept_whole_or_not_at_all(database: str) -> None:
-    async with open_pool(database, min_size=1, max_size=2) as pool:
+    async def half(pool: Pool) -> None:
+        async with pool.transaction() as connection:
+            await connection.execute("INSERT INTO t VALUES (1)")
+            await connection.execute("SELECT no_such_column FROM t")
+
+    async with await open_pool(database, min_size=1, max_size=2) as pool:
         async with pool.transaction() as connection:
             await connection.execute("CREATE TABLE t (n int)")
         with pytest.raises(Drifted):
-            async with pool.transaction() as connection:
-                await connection.execute("INSERT INTO t VALUES (1)")
-                await connection.execute("SELECT no_such_column FROM t")
+            await half(pool)
         async with pool.acquire() as connection:
             assert await connection.fetchval("SELECT count(*) FROM t") == 0
 
 
 async def test_a_session_is_named_in_utc_and_without_jit(database: str) -> None:
     async with (
-        open_pool(database, min_size=0, max_size=1, application_name="reader") as pool,
+        await open_pool(database, min_size=0, max_size=1, application_name="reader") as pool,
         pool.acquire() as connection,
     ):
         shown = [
@@ -69,7 +79,7 @@ async def test_each_new_connection_is_prepared_once(database: str) -> None:
     async def init(connection: asyncpg.Connection) -> None:
         prepared.append(connection.get_server_pid())
 
-    async with open_pool(database, min_size=1, max_size=1, init=init) as pool:
+    async with await open_pool(database, min_size=1, max_size=1, init=init) as pool:
         for _ in range(3):
             async with pool.acquire() as connection:
                 await connection.execute("SELECT 1")
@@ -77,7 +87,7 @@ async def test_each_new_connection_is_prepared_once(database: str) -> None:
 
 
 async def test_a_pool_outlives_the_loss_of_its_connections(database: str) -> None:
-    async with open_pool(database, min_size=1, max_size=1) as pool:
+    async with await open_pool(database, min_size=1, max_size=1) as pool:
         with pytest.raises(Unreachable) as caught:
             async with pool.acquire() as connection:
                 await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -87,16 +97,46 @@ async def test_a_pool_outlives_the_loss_of_its_connections(database: str) -> Non
 
 
 async def test_a_pool_does_not_wait_for_ever_for_who_keeps_a_connection(database: str) -> None:
-    async with open_pool(database, min_size=1, max_size=1) as pool:
-        kept = pool.acquire()
-        connection = await kept.__aenter__()
+    async with (
+        await open_pool(database, min_size=1, max_size=1) as pool,
+        pool.acquire() as connection,
+    ):
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
         await pool.close(timeout_s=0.05)
-        with pytest.raises(Unreachable), translated():
-            await connection.execute("SELECT 1")
+    async with connect(database) as other, asyncio.timeout(10):
+        gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)"
+        while not await other.fetchval(gone, pid):
+            pass
+
+
+async def test_a_server_killed_at_any_moment_shows_as_unreachable(tmp_path: Path) -> None:
+    """Between its messages asyncpg has states in which it blames itself for the loss."""
+    async with EmbeddedPostgres(tmp_path / "postgres", fsync=False) as server:
+
+        async def work_until_it_breaks() -> None:
+            writer = await connect_dedicated(server.url)
+            try:
+                with translated():
+                    for number in itertools.count():
+                        await writer.execute("SELECT $1::bigint", number)
+            finally:
+                await hang_up(writer)
+
+        for _ in range(3):
+            workers = [asyncio.create_task(work_until_it_breaks()) for _ in range(8)]
+            await asyncio.sleep(0.1)
+            restarts = server.restarts
+            assert server.pid
+            os.kill(server.pid, signal.SIGKILL)
+            errors = await asyncio.gather(*workers, return_exceptions=True)
+            assert {type(error) for error in errors} == {Unreachable}
+            async with asyncio.timeout(20):
+                while server.restarts == restarts:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_statement_on_a_lost_writer_is_transient(database: str) -> None:
-    writer = await connect_writer(database)
+    writer = await connect_dedicated(database)
     async with connect(database) as other:
         await other.fetchval("SELECT pg_terminate_backend($1, 5000)", writer.get_server_pid())
     with pytest.raises(Unreachable) as caught, translated():
@@ -167,7 +207,7 @@ async def test_a_mistake_of_ours_is_not_dressed_up(pg: asyncpg.Connection) -> No
 async def test_a_missing_database_is_named(postgres_url: str) -> None:
     url = postgres_url.replace("/pinstripe?", "/no_such_database?")
     with pytest.raises(Misconfigured, match="no_such_database") as caught:
-        async with open_pool(url, min_size=1, max_size=1):
+        async with await open_pool(url, min_size=1, max_size=1):
             pass
     assert "CREATE DATABASE" in caught.value.hint
 

@@ -43,6 +43,7 @@ class CutList:
     url: str
     parent_table: str
     parent_id: str
+    child_table: str
     last_id: str
     count: int
 
@@ -141,7 +142,9 @@ class Extractor:
         object_name = str(obj.get("object"))
         if object_name not in _OPAQUE:
             for step_key, value in nested or ():
-                self._nested(value, table, key, obj, found, frozen=_FROZEN.get((object_name, step_key)))
+                self._nested(
+                    value, table, key, obj, found, frozen=_FROZEN.get((object_name, step_key))
+                )
             for unknown in layout.unknown:
                 if type(obj[unknown]) in (dict, list):
                     self._nested(obj[unknown], table, key, obj, found)
@@ -182,13 +185,14 @@ class Extractor:
     def _list(self, value: StripeObject, table: str, key: str, found: Found) -> None:
         entries = value["data"]
         assert isinstance(entries, list)
-        last = ""
+        last, child = "", ""
         for entry in entries:
             if type(entry) is dict:
+                child = self._table_of.get(str(entry.get("object")), "")
                 last = self.object(entry, found, parents={table: key}) or last
         url = value.get("url")
         if value.get("has_more") is True and isinstance(url, str) and last:
-            found.lists.append(CutList(url, table, key, last, len(entries)))
+            found.lists.append(CutList(url, table, key, child, last, len(entries)))
 
     def _frozen(self, value: StripeObject, moment: Value, found: Found) -> None:
         inner = Found()

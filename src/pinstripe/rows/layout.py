@@ -87,7 +87,9 @@ def _number(value: Value) -> tuple[Value, bool]:
             float(value)
         except ValueError:
             return None, False
-        return (value, True) if value.strip().lower() not in ("nan", "inf", "-inf") else (None, False)
+        return (
+            (value, True) if value.strip().lower() not in ("nan", "inf", "-inf") else (None, False)
+        )
     return None, False
 
 
@@ -121,7 +123,9 @@ def _fill_scalar(read: Read, at: int) -> Fill:
     return fill
 
 
-def _fill_reference(at: int, object_at: int, by_prefix: Callable[[str], str | None], known: Callable[[Value], bool]) -> Fill:
+def _fill_reference(
+    at: int, object_at: int, by_prefix: Callable[[str], str | None], known: Callable[[Value], bool]
+) -> Fill:
     """An id, or the object itself: the id goes into the row, the object becomes a row of its own."""
 
     def fill(value: Value, row: list[Value]) -> Value:
@@ -147,7 +151,10 @@ def _fill_references(at: int, known: Callable[[Value], bool]) -> Fill:
     def fill(value: Value, row: list[Value]) -> Value:
         if type(value) is not list:
             return value
-        ids = [item if type(item) is str else item.get("id") if type(item) is dict else None for item in value]
+        ids = [
+            item if type(item) is str else item.get("id") if type(item) is dict else None
+            for item in value
+        ]
         if not all(type(item) is str for item in ids):
             return value
         row[at] = ids
@@ -163,7 +170,11 @@ def _fill_list(known: Callable[[Value], bool]) -> Fill:
     def fill(value: Value, row: list[Value]) -> Value:
         if value is None:
             return None
-        if type(value) is dict and type(value.get("data")) is list and all(known(i) for i in value["data"]):
+        if (
+            type(value) is dict
+            and type(value.get("data")) is list
+            and all(known(i) for i in value["data"])
+        ):
             return None
         return value
 
@@ -248,7 +259,9 @@ class Plan:
                 unknown.append(key)
                 continue
             fill = self._fill(known_field, columns, at)
-            layout.steps.append(Step(key, fill, known_field is not None and self._nests(known_field)))
+            layout.steps.append(
+                Step(key, fill, known_field is not None and self._nests(known_field))
+            )
         layout.unknown = tuple(unknown)
         return layout
 
@@ -266,7 +279,9 @@ class Plan:
             return value is None or (type(value) is dict and column.path[1] in value)
         return True
 
-    def _fill(self, known_field: Field | None, columns: Sequence[Column], at: Mapping[str, int]) -> Fill:
+    def _fill(
+        self, known_field: Field | None, columns: Sequence[Column], at: Mapping[str, int]
+    ) -> Fill:
         if known_field is not None and known_field.kind == "object" and known_field.fields:
             by_sub: dict[str, Fill] = {}
             for sub in known_field.fields:

@@ -16,6 +16,7 @@ from pinstripe.catalog.load import spec
 from pinstripe.simulator.auth import DEFAULT_KEY, Doors, Key
 from pinstripe.simulator.build import Plan
 from pinstripe.simulator.clock import Clock
+from pinstripe.simulator.events import EventLog
 from pinstripe.simulator.expand import Expander
 from pinstripe.simulator.faults import Faults
 from pinstripe.simulator.limits import PRESETS, Meter
@@ -85,6 +86,7 @@ class Account:
             mix=made.mix,
             future_fields=made.future_fields,
             livemode=made.livemode,
+            api_version=self.api_version,
         )
         self.world = World(self.spec, plan, self.clock.seconds)
         self.expander = Expander(self.world)
@@ -100,6 +102,15 @@ class Account:
         self.dice = Random(f"{made.seed}/dice")  # noqa: S311 - a dice, not a secret
         self.replays: OrderedDict[str, tuple[int, Reply]] = OrderedDict()
         self.singletons = Singletons(self.world.routes, livemode=made.livemode)
+        self.events = EventLog(
+            self.world,
+            self.spec.events,
+            version=lambda: self.api_version,
+            clock=self.clock.now,
+            seed=made.seed,
+        )
+        self.webhook_secrets: dict[str, str] = {}
+        """Webhook endpoint -> the secret that its deliveries are signed with."""
         self.search_lag_s = 60
         """Stripe's index is usually under a minute behind; tests must not build on it."""
         self.connected: dict[str, Account] = {}

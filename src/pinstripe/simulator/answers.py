@@ -13,6 +13,7 @@ import msgspec
 
 from pinstripe.catalog.model import Operation
 from pinstripe.simulator.account import Account
+from pinstripe.simulator.event_lists import event_page
 from pinstripe.simulator.expand import paths_of
 from pinstripe.simulator.lists import Page, list_text, page_of, page_of_children, page_text
 from pinstripe.simulator.params import Params
@@ -20,6 +21,7 @@ from pinstripe.simulator.replies import StripeError, missing, refused
 from pinstripe.simulator.routes import Match
 from pinstripe.simulator.table import StripeObject, Table
 from pinstripe.simulator.template import pretty, reindent
+from pinstripe.simulator.versions import before_basil, rendered
 from pinstripe.simulator.visibility import Judge, conditions
 
 
@@ -49,7 +51,7 @@ class Request:
 def answer(request: Request, write: Callable[[Request], object]) -> bytes:
     """The body of a 200; errors are raised. `write` performs everything that is not a GET."""
     kind = request.operation.kind
-    if request.operation.method != "GET":
+    if request.operation.method != "GET" or kind == "action":
         return _printed(request, write(request))
     if kind == "list":
         return _list(request)
@@ -63,6 +65,8 @@ def _printed(request: Request, found: object) -> bytes:
         return found
     if isinstance(found, dict) and request.params.get("expand"):
         request.account.expander.expand(found, paths_of(request.params, inside_list=False))
+    if isinstance(found, dict) and found.get("object") != "event":
+        found = rendered(found, request.version)
     return pretty(found) + b"\n"
 
 
@@ -76,11 +80,13 @@ def _retrieve(request: Request) -> bytes:
         return _printed(request, singleton(request))
     id = request.match.path_values[-1]
     table, position = _found(request, id)
+    if table.name == "event" and not request.account.events.readable(position):
+        raise missing("event", id)
     if table.gone(position):
         if table.kind.name == "customer":
             return pretty({"id": id, "object": "customer", "deleted": True}) + b"\n"
         raise missing(table.kind.name, id)
-    if request.params.get("expand") or request.version != request.account.spec.api_version:
+    if request.params.get("expand") or before_basil(request.version):
         return _printed(request, world.objects.load(table, position))
     return world.objects.text(table, position) + b"\n"
 
@@ -109,18 +115,25 @@ def singleton(request: Request) -> StripeObject:
 def _list(request: Request) -> bytes:
     operation = request.operation
     paths = paths_of(request.params, inside_list=True)
+    if request.type_name == "v2.core.event":  # Thin events are not simulated: there are none.
+        return b'{\n  "data": [],\n  "next_page_url": null,\n  "previous_page_url": null\n}\n'
     parent = request.account.world.routes.parent(operation)
-    page = _children(request, parent) if parent else _top(request)
+    if request.type_name == "event":
+        events = request.account.world.tables["event"]
+        page = event_page(request.account.events, events, request.params)
+    else:
+        page = _children(request, parent) if parent else _top(request)
     if operation.path.startswith("/v2/"):
         return _v2(request, page)
     url = quote(request.path, safe="/%")
-    if not paths:
+    old = before_basil(request.version) and request.type_name != "event"
+    if not paths and not old:
         return page_text(request.account.world.objects, page, url) + b"\n"
     entries = []
     for position in page.positions:
         found = request.account.world.objects.load(page.table, position)
         request.account.expander.expand(found, paths)
-        entries.append(pretty(found, 4))
+        entries.append(pretty(rendered(found, request.version) if old else found, 4))
     return list_text(b",\n    ".join(entries), more=page.has_more, url=url) + b"\n"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from email.utils import formatdate
 from time import monotonic
 from typing import Any
@@ -21,7 +22,7 @@ from pinstripe.simulator import bodies
 from pinstripe.simulator.account import Account
 from pinstripe.simulator.answers import Request, answer
 from pinstripe.simulator.auth import Key
-from pinstripe.simulator.behaviours import write
+from pinstripe.simulator.behaviours.registry import write
 from pinstripe.simulator.control import Control
 from pinstripe.simulator.faults import BEFORE, Fault, error_for
 from pinstripe.simulator.params import check, nest, parse
@@ -34,6 +35,16 @@ log = logging.getLogger(__name__)
 Scope = dict[str, Any]
 _SQUEEZE_FROM = 400
 """Bytes from which a body is worth compressing."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the client sent, and the id that the request got."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    request_id: str
 
 
 class App:
@@ -53,9 +64,7 @@ class App:
             return
         await self._stripe(scope, path, receive, send)
 
-    async def _stripe(
-        self, scope: Scope, path: str, receive: bodies.Receive, send: Send
-    ) -> None:
+    async def _stripe(self, scope: Scope, path: str, receive: bodies.Receive, send: Send) -> None:
         account = self.account
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = account.request_id()
@@ -72,7 +81,8 @@ class App:
                 abort(scope)
                 return
             body = await bodies.read(receive)
-            reply = self._answer(scope, path, headers, body, request_id, fault)
+            told = Told(path, headers, body, request_id)
+            reply = self._answer(scope, told, fault)
             await self._delay(started)
         finally:
             account.meter.at_once -= 1
@@ -89,31 +99,22 @@ class App:
             wanted = latency.fixed_s + latency.jitter_s * self.account.dice.random()
             await asyncio.sleep(max(0.0, wanted - (monotonic() - started)))
 
-    def _answer(
-        self,
-        scope: Scope,
-        path: str,
-        headers: dict[str, str],
-        body: bytes,
-        request_id: str,
-        fault: Fault | None,
-    ) -> Reply:
+    def _answer(self, scope: Scope, told: Told, fault: Fault | None) -> Reply:
         try:
             broken = error_for(fault.kind) if fault else None
             if broken is not None:
                 raise broken
-            return self._route(scope, path, headers, body, request_id)
+            return self._route(scope, told)
         except StripeError as error:
-            return error.reply(request_id)
+            return error.reply(told.request_id)
         except Exception:
             # The outermost ring: a mistake of ours must look like one of Stripe's, and be seen.
-            log.exception("simulator.failed method=%s path=%s", scope["method"], path)
+            log.exception("simulator.failed method=%s path=%s", scope["method"], told.path)
             broken = StripeError(500, "The simulator failed; see its log.", type="api_error")
-            return broken.reply(request_id)
+            return broken.reply(told.request_id)
 
-    def _route(
-        self, scope: Scope, path: str, headers: dict[str, str], body: bytes, request_id: str
-    ) -> Reply:
+    def _route(self, scope: Scope, told: Told) -> Reply:
+        path, headers = told.path, told.headers
         method = scope["method"]
         key = self.account.doors.key_of(headers.get("authorization", ""))
         account = self._account(headers, key)
@@ -130,14 +131,14 @@ class App:
         self.account.meter.enter(endpoint, slow=slow, dice=self.account.dice.random())
         type_name = account.world.routes.child(operation)
         account.doors.let_in(key, operation, type_name)
-        given, files = _parameters(scope, headers, body)
+        given, files = _parameters(scope, headers, told.body)
         request = Request(
             account=account,
             match=match,
             params=check(operation, given),
             path=unquote(path),
             version=version,
-            id=request_id,
+            id=told.request_id,
             idempotency_key=headers.get("idempotency-key"),
             files=files,
         )
@@ -175,9 +176,7 @@ class App:
                     type="idempotency_error",
                 )
             first = known[1]
-            return Reply(
-                first.body, first.status, first.headers | {"Idempotent-Replayed": "true"}
-            )
+            return Reply(first.body, first.status, first.headers | {"Idempotent-Replayed": "true"})
         try:
             reply = Reply(answer(request, write))
         except StripeError as error:

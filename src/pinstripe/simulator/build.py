@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pinstripe.simulator import core
+from pinstripe.simulator.first_events import event_sample
 from pinstripe.simulator.ids import Ids, NaturalIds, ScrambledIds
 from pinstripe.simulator.mix import DEFAULT_PATTERN, PATTERNS, counts_for
 from pinstripe.simulator.relations import Chain, Even, FirstBack, Relation, Uneven
 from pinstripe.simulator.routes import Routes
-from pinstripe.simulator.shape import VARIANTS, Scope, sample
+from pinstripe.simulator.shape import Sample, Scope, sample
 from pinstripe.simulator.table import Table, spread
 from pinstripe.simulator.timeline import Timeline
 
@@ -33,6 +34,8 @@ class Plan:
     mix: Mapping[str, int] | None = None
     future_fields: bool = True
     livemode: bool = False
+    api_version: str = ""
+    """Of the events from the start."""
 
 
 def build_tables(routes: Routes, plan: Plan) -> dict[str, Table]:
@@ -218,10 +221,15 @@ class _Builder:
             livemode=self._plan.livemode,
         )
         fix = core.FIXES.get(table.kind.name)
-        for variant in range(VARIANTS):
+
+        def make(variant: int) -> Sample:
+            if table.name == "event":
+                return event_sample(self._plan.api_version, self._plan.livemode)
             made = sample(table.kind, variant, scope)
             if fix is not None:
                 fix(made, variant)
             if self._plan.future_fields and variant == 6 and len(table.name) % 3 == 0:
                 made["x_future_field"] = {"since": "2031-01-01.zebra", "values": [1, None, "é"]}
-            table.samples.append(made)
+            return made
+
+        table.make_sample = make

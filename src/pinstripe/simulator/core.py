@@ -129,7 +129,7 @@ def _subscription_item(s: Sample, v: int) -> None:
 def _invoice(s: Sample, v: int) -> None:
     status = _state(_INVOICE, v)
     paid = status == "paid"
-    moved = {"finalized_at": None, "marked_uncollectible_at": None, "paid_at": None}
+    moved: Sample = {"marked_uncollectible_at": None}
     moved |= {"voided_at": hole("t+60") if status == "void" else None}
     moved["finalized_at"] = None if status == "draft" else hole("t+60")
     moved["paid_at"] = hole("t+60") if paid else None

@@ -85,9 +85,9 @@ class Expander:
         kind = field.items if field.kind == "array" and field.items else field
         if isinstance(value, str) and kind.kind in ("expandable", "resource"):
             value = self._object(kind, value)
-        elif kind.kind not in ("expandable", "resource", "object", "list") and not field.on_request:
-            raise _cannot(whole)
-        elif kind.kind == "object" and not rest and not field.on_request:
+        elif (
+            kind.kind not in ("expandable", "resource", "object", "list") and not field.on_request
+        ) or (kind.kind == "object" and not rest and not field.on_request):
             raise _cannot(whole)
         if rest and isinstance(value, dict):
             if "object" in value and not kind.fields:

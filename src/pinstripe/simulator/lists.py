@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -29,6 +30,12 @@ class Page:
     table: Table
     positions: Sequence[int]
     has_more: bool
+
+
+class Shows(Protocol):
+    """Decides whether the list shows what is at a position."""
+
+    def shows(self, position: int) -> bool: ...
 
 
 def limit_of(params: Params) -> int:
@@ -57,7 +64,7 @@ def page_of(
     candidates = _by_reference(objects, table, params)
     wanted = conditions(table, params, dict.fromkeys(fields)) if hide else []
     judge = Judge(objects, table, wanted)
-    return _walk(table, params, judge, low, high, candidates)
+    return walk(table, params, judge, range(low, high), candidates)
 
 
 def page_of_children(
@@ -65,17 +72,18 @@ def page_of_children(
 ) -> Page:
     """A page of a nested list; `positions` newest first."""
     low, high = created_range(table, params)
-    return _walk(table, params, judge, low, high, positions)
+    return walk(table, params, judge, range(low, high), positions)
 
 
-def _walk(
+def walk(
     table: Table,
     params: Params,
-    judge: Judge,
-    low: int,
-    high: int,
-    candidates: Sequence[int] | None,
+    judge: Shows,
+    inside: range,
+    candidates: Sequence[int] | None = None,
 ) -> Page:
+    """The page among the positions `inside` (or among those of `candidates`, newest first)."""
+    low, high = inside.start, inside.stop
     limit = limit_of(params)
     after, before = params.get("starting_after"), params.get("ending_before")
     if after is not None:
@@ -83,14 +91,14 @@ def _walk(
     if before is not None:
         low = max(low, _cursor(table, before, "ending_before") + 1)
     upwards = before is not None and after is None
-    walk: Iterable[int]
+    order: Iterable[int]
     if candidates is None:
-        walk = range(low, high) if upwards else range(high - 1, low - 1, -1)
+        order = range(low, high) if upwards else range(high - 1, low - 1, -1)
     else:
-        inside = [p for p in candidates if low <= p < high]
-        walk = reversed(inside) if upwards else inside
+        within = [p for p in candidates if low <= p < high]
+        order = reversed(within) if upwards else within
     found: list[int] = []
-    for position in walk:
+    for position in order:
         if judge.shows(position):
             found.append(position)
             if len(found) > limit:

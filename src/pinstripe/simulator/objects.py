@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from pinstripe.simulator import core
+from pinstripe.simulator import core, first_events
 from pinstripe.simulator.money import amount_of, fee_of
 from pinstripe.simulator.relations import Interleaved, Relation
 from pinstripe.simulator.routes import Routes
@@ -29,9 +29,7 @@ _AMOUNT_FROM = {"charge": "payment_intent", "refund": "charge"}
 class Objects:
     """Renders and loads the objects of `tables`. `now` gives Unix seconds on Stripe's clock."""
 
-    def __init__(
-        self, tables: Mapping[str, Table], routes: Routes, now: Callable[[], int]
-    ) -> None:
+    def __init__(self, tables: Mapping[str, Table], routes: Routes, now: Callable[[], int]) -> None:
         self._tables = tables
         self._routes = routes
         self._now = now
@@ -45,6 +43,7 @@ class Objects:
             "iso": lambda t: lambda i, c: _iso(c),
             "email": lambda t: lambda i, c: b'"buyer+%d@example.com"' % i,
             "amount": self._amount,
+            "event-type": lambda t: lambda i, c: b'"%b"' % first_events.event_type(i).encode(),
             "entry": self._entry,
             "entry-amount": lambda t: lambda i, c: b"%d" % self.entry_amount(i),
             "fee": lambda t: lambda i, c: b"%d" % fee_of(self.entry_amount(i)),
@@ -86,6 +85,11 @@ class Objects:
 
     def _complete(self, table: Table, position: int, kept: StripeObject) -> StripeObject:
         fields = self._routes.fields[table.kind.name]
+        if table.kind.name == "balance_transaction":
+            due = kept.get("available_on")
+            kept["status"] = (
+                "available" if isinstance(due, int) and due <= self._now() else "pending"
+            )
         for field in table.lists:
             if field in fields and not fields[field].on_request:
                 kept[field] = msgspec.json.decode(self.list_inside(table, field, position, 0))
@@ -127,7 +131,7 @@ class Objects:
             return False
         if not field:
             return True
-        return child.samples[child.variant(position)].get(field) is not None
+        return child.sample(child.variant(position)).get(field) is not None
 
     def list_inside(self, owner: Table, field: str, position: int, indent: int) -> bytes:
         """The list that stands in `owner`'s `field`, cut at ten entries."""
@@ -139,9 +143,7 @@ class Objects:
             self.text(child, p, indent + 4) for p in found[:INSIDE]
         )
         between = b"[\n%b    %b\n%b  ]" % (pad, entries, pad) if found else b"[]"
-        url = self._routes.list_url(
-            child.kind.name, owner.kind.name, back, owner.id_at(position)
-        )
+        url = self._routes.list_url(child.kind.name, owner.kind.name, back, owner.id_at(position))
         more = b"true" if len(found) > INSIDE else b"false"
         return (
             b'{\n%b  "object": "list",\n%b  "data": %b,\n%b  "has_more": %b,\n'
@@ -156,6 +158,9 @@ class Objects:
         if plain is not None:
             return plain(table)
         how, _, what = name.partition(":")
+        if how == "subject":
+            version = str(table.sample(0)["api_version"])
+            return first_events.subject_filler(self._tables, version, indent)
         if name.startswith("t+"):
             later = int(name[2:])
             return lambda i, c: b"%d" % (c + later)
@@ -236,7 +241,7 @@ class Objects:
         if found is None:
             return None
         table = self._tables[found[0]]
-        made = table.samples[table.variant(found[1])].get("balance_transaction")
+        made = table.sample(table.variant(found[1])).get("balance_transaction")
         return None if made is None else found
 
     def entry_type(self, entry: int) -> str:

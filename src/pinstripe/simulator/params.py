@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -34,7 +35,7 @@ def nest(pairs: Iterable[tuple[str, str]]) -> Params:
     for name, value in pairs:
         keys = [name.partition("[")[0], *_KEY.findall(name)]
         at = root
-        for key, deeper in zip(keys, keys[1:], strict=False):
+        for key, deeper in pairwise(keys):
             inner = at.get(_slot(at, key, deeper))
             if not isinstance(inner, dict):
                 inner = {}
@@ -71,9 +72,7 @@ def check(operation: Operation, given: Params) -> Params:
             )
     for name, field in known.items():
         if not field.nullable and name not in given:
-            raise refused(
-                f"Missing required param: {name}.", code="parameter_missing", param=name
-            )
+            raise refused(f"Missing required param: {name}.", code="parameter_missing", param=name)
     reading = operation.method == "GET"
     return {
         name: _value(known[name], value, name, reading) if name in known else value

@@ -59,14 +59,12 @@ class StripeError(Exception):
 
 
 def missing(type_name: str, id: str, *, param: str = "id", status: int = 404) -> StripeError:
-    """"No such charge: 'ch_...'": 404 in paths, 400 in parameters."""
+    """ "No such charge: 'ch_...'": 404 in paths, 400 in parameters."""
     words = type_name.rpartition(".")[2].replace("_", " ")
     words = {"payment intent": "payment_intent", "payment method": "PaymentMethod"}.get(
         words, words
     )
-    return StripeError(
-        status, f"No such {words}: '{id}'", code="resource_missing", param=param
-    )
+    return StripeError(status, f"No such {words}: '{id}'", code="resource_missing", param=param)
 
 
 def unrecognized(method: str, path: str) -> StripeError:

@@ -33,7 +33,8 @@ def hole(name: str) -> str:
 @dataclass(frozen=True)
 class Scope:
     """What a sample may refer to. `known`: types that have objects; `references`: fields of this
-    type that have a relation of their own; `lists`: list fields with children."""
+    type that have a relation of their own; `lists`: list fields with children.
+    """
 
     known: Collection[str]
     references: Collection[str]

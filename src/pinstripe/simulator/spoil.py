@@ -30,9 +30,7 @@ async def send_spoiled(scope: dict[str, Any], send: Send, reply: Reply, fault: F
         abort(scope)
     elif fault.kind in ("reset_in_body", "cut"):
         await send(_start(reply, len(reply.body)))
-        await send(
-            {"type": "http.response.body", "body": reply.body[:half], "more_body": True}
-        )
+        await send({"type": "http.response.body", "body": reply.body[:half], "more_body": True})
         if fault.kind == "cut":
             scope[TRANSPORT].close()
         else:

@@ -47,7 +47,7 @@ class Table:
         self.base = base
         self.ids = ids
         self.timeline = timeline
-        self.samples: list[Sample] = []
+        self.make_sample: Callable[[int], Sample] = _no_sample
         self.links: dict[str, tuple[Relation, str]] = {}
         """field -> (relation of base objects, name of the table that it leads to)."""
         self.lists: dict[str, tuple[str, str]] = {}
@@ -58,6 +58,7 @@ class Table:
         self.touched = False
         """Whether anything at all has been changed, added or deleted."""
         self._variant = variant
+        self._samples: dict[int, Sample] = {}
         self._templates: dict[tuple[int, int], Template] = {}
         self._stored: dict[int, bytes] = {}
         self._deleted: dict[int, int] = {}
@@ -124,6 +125,13 @@ class Table:
             return self._variant(index)
         return spread(index)
 
+    def sample(self, variant: int) -> Sample:
+        """What objects of the variant share; made when first needed."""
+        made = self._samples.get(variant)
+        if made is None:
+            made = self._samples[variant] = self.make_sample(variant)
+        return made
+
     def count(self) -> int:
         """Objects that exist now."""
         lost = sum(1 for p in range(self.base) if self.base_deleted(p)) if self._has_dead() else 0
@@ -142,7 +150,7 @@ class Table:
             filler = self.filler
             if filler is None:
                 raise RuntimeError(f"table {self.name} is not wired")
-            template = Template(self.samples[key[0]], indent, lambda n, d: filler(self, n, d))
+            template = Template(self.sample(key[0]), indent, lambda n, d: filler(self, n, d))
             self._templates[key] = template
         return template.render(position, self.timeline.created(position))
 
@@ -206,6 +214,10 @@ def with_fields(text: bytes, fields: Mapping[str, object], indent: int) -> bytes
     found: StripeObject = msgspec.json.decode(text)
     found.update(fields)
     return pretty(found, indent)
+
+
+def _no_sample(variant: int) -> Sample:
+    raise RuntimeError("the table is not wired")
 
 
 def _never(position: int) -> bool:

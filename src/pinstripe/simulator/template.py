@@ -60,7 +60,8 @@ class Template:
     def render(self, index: int, created: int) -> bytes:
         if self._order is None:
             return self._text % ()
-        return self._text % self._order([f(index, created) for f in self._fillers])
+        made: bytes = self._text % self._order([f(index, created) for f in self._fillers])
+        return made
 
 
 def _depth(text: bytes, at: int) -> int:

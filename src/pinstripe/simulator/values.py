@@ -14,7 +14,7 @@ from pinstripe.catalog.model import Field
 HOSTILE = (
     'O\'Brien "Bob" \\ & Söhne',
     "Zażółć gęślą 🦓🧾 café",
-    "שלום — مرحبا ‮evil‬",
+    "שלום — مرحبا \u202eevil\u202c",
     "<script>alert('x')</script>",
     "tab\tnew\nline\r\n end ",
     "'; DROP TABLE charge; --",

@@ -35,7 +35,7 @@ def rendered(found: StripeObject, version: str) -> StripeObject:
 
 
 def _old(found: StripeObject) -> StripeObject:
-    made = {k: _inner(v) for k, v in found.items()}
+    made: StripeObject = {k: _inner(v) for k, v in found.items()}
     if made.get("object") == "subscription":
         items = made.get("items", {}).get("data", [])
         for field in ("current_period_end", "current_period_start"):

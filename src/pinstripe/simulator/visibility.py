@@ -15,7 +15,18 @@ from pinstripe.simulator.table import StripeObject, Table
 Condition = Callable[[StripeObject], bool]
 
 _NOT_FILTERS = frozenset(
-    "limit starting_after ending_before expand created lookup_keys ids types page include".split()
+    [
+        "limit",
+        "starting_after",
+        "ending_before",
+        "expand",
+        "created",
+        "lookup_keys",
+        "ids",
+        "types",
+        "page",
+        "include",
+    ]
 )
 
 
@@ -62,7 +73,7 @@ class Judge:
         if variant in table.unlisted_variants:
             return False
         if variant not in self._verdicts:
-            self._verdicts[variant] = self._verdict(table.samples[variant])
+            self._verdicts[variant] = self._verdict(table.sample(variant))
         verdict = self._verdicts[variant]
         if verdict is None:
             whole = self._objects.load(table, position)
@@ -89,7 +100,7 @@ class _Probe(dict[str, object]):
 
     met_hole = False
 
-    def get(self, key: str, default: object = None) -> object:  # type: ignore[override]
+    def get(self, key: str, default: object = None) -> object:
         value = super().get(key, default)
         if isinstance(value, str) and value.startswith("\x01"):
             self.met_hole = True

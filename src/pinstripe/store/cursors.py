@@ -84,6 +84,16 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
             schema,
         )
     return {
-        r[0]: Checkpoint(r[0], r[1], msgspec.json.decode(r[2] or "null"), *r[3:8], as_of=r[8])
+        r[0]: Checkpoint(
+            stream=r[0],
+            state=r[1],
+            position=msgspec.json.decode(r[2] or "null"),
+            reason=r[3],
+            remedy=r[4],
+            rows=r[5],
+            requests=r[6],
+            seconds=r[7],
+            as_of=r[8],
+        )
         for r in rows
     }

@@ -40,7 +40,12 @@ async def ensure_bookkeeping(connection: Connection) -> None:
 
 
 async def migrate(
-    connection: Connection, schema: str, tables: Mapping[str, Table], *, sdk_version: str, api_version: str
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    *,
+    sdk_version: str,
+    api_version: str,
 ) -> Migration:
     """Makes `schema` hold all `tables`. Raises Misconfigured where tables of others stand there."""
     done = Migration()
@@ -108,7 +113,9 @@ def _refuse_foreign(
     schema: str, tables: Mapping[str, Table], existing: Mapping[str, Mapping[str, str]]
 ) -> None:
     foreign = sorted(
-        name for name in tables if name in existing and not {"_as_of", "_extra"} <= set(existing[name])
+        name
+        for name in tables
+        if name in existing and not {"_as_of", "_extra"} <= set(existing[name])
     )
     if foreign:
         some = ", ".join(foreign[:5]) + (" ..." if len(foreign) > 5 else "")
@@ -156,9 +163,7 @@ async def _extend(
         done.relist.append(table.name)
 
 
-async def _fill(
-    connection: Connection, schema: str, table: Table, added: Iterable[Column]
-) -> bool:
+async def _fill(connection: Connection, schema: str, table: Table, added: Iterable[Column]) -> bool:
     """Moves what waited in `_extra` into the new columns; True if each of them found something.
 
     A value of another type than the column's stays where it is.
@@ -199,7 +204,7 @@ def _fits(column: Column, place: str) -> str:
     if column.type == "numeric":
         return f"{text} ~ '^-?[0-9]+([.][0-9]+)?([eE][-+]?[0-9]+)?$'"
     if column.type == "text[]":
-        odd = "$[*] ? (@.type() != \"string\")"
+        odd = '$[*] ? (@.type() != "string")'
         return f"jsonb_typeof({node}) = 'array' AND NOT jsonb_path_exists({node}, '{odd}')"
     return f"jsonb_typeof({node}) = '{'boolean' if column.type == 'boolean' else 'string'}'"
 
@@ -219,7 +224,9 @@ def _from_extra(column: Column, place: str) -> str:
     return f"{text}::{column.type}"
 
 
-async def _register(connection: Connection, schema: str, sdk_version: str, api_version: str) -> None:
+async def _register(
+    connection: Connection, schema: str, sdk_version: str, api_version: str
+) -> None:
     await connection.execute(
         "INSERT INTO pinstripe.sync (schema, api_version, sdk_version) VALUES ($1, $2, $3)"
         " ON CONFLICT (schema) DO UPDATE SET api_version = $2, sdk_version = $3",

@@ -1,7 +1,7 @@
 """Connections to Postgres: a pool, one for a block, one to keep.
 
 What comes out of `connect` and of a `Pool`'s blocks is one of our errors (see `translate`). A
-connection from `connect_writer` is bare: put `translated()` around its statements.
+connection from `connect_dedicated` is bare: put `translated()` around its statements.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TypeAlias
 
 import asyncpg
@@ -32,7 +33,7 @@ __all__ = [
     "ServerFacts",
     "check_server",
     "connect",
-    "connect_writer",
+    "connect_dedicated",
     "hang_up",
     "is_transient",
     "open_pool",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 MINIMUM_VERSION = 13
-"""The oldest major version that the statements are tested with."""
+"""Older ones are out of support, and lack what the statements use."""
 
 Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 """What a block gets: of its own (`connect`) or out of a pool."""
@@ -64,6 +65,17 @@ class Pool:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+
+    async def __aenter__(self) -> Pool:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Connection]:
@@ -97,7 +109,6 @@ class Pool:
             self._pool.terminate()
 
 
-@asynccontextmanager
 async def open_pool(
     url: str,
     *,
@@ -105,8 +116,11 @@ async def open_pool(
     max_size: int,
     application_name: str = "pinstripe",
     init: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
-) -> AsyncIterator[Pool]:
-    """A pool for the block, closed at its end. `init` gets each new connection once."""
+) -> Pool:
+    """A pool, to be closed: it is an async context manager.
+
+    `init` gets each new connection once.
+    """
     with connecting(url):
         pool = await asyncpg.create_pool(
             url,
@@ -116,11 +130,7 @@ async def open_pool(
             server_settings=_session(application_name),
             init=init,  # type: ignore[arg-type]  # any awaitable does
         )
-    opened = Pool(pool)
-    try:
-        yield opened
-    finally:
-        await opened.close()
+    return Pool(pool)
 
 
 @asynccontextmanager
@@ -128,7 +138,7 @@ async def connect(
     url: str, *, application_name: str = "pinstripe"
 ) -> AsyncIterator[asyncpg.Connection]:
     """One connection for the block, outside of any pool."""
-    connection = await connect_writer(url, application_name=application_name)
+    connection = await connect_dedicated(url, application_name=application_name)
     try:
         with translated():
             yield connection
@@ -136,28 +146,8 @@ async def connect(
         await hang_up(connection)
 
 
-async def connect_writer(
-    url: str, *, application_name: str = "pinstripe writer"
-) -> asyncpg.Connection:
-    """One connection to keep, with its temp tables and prepared statements; see `hang_up`."""
-    with connecting(url):
-        return await asyncpg.connect(
-            url, timeout=CONNECT_S, server_settings=_session(application_name)
-        )
-
-
-async def hang_up(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:
-    """Closes a connection; without a goodbye if the server is gone or does not answer."""
-    try:
-        with translated():
-            async with asyncio.timeout(timeout_s):
-                await connection.close()
-    except Unreachable:
-        connection.terminate()
-
-
 async def connect_dedicated(url: str, *, application_name: str = "pinstripe") -> asyncpg.Connection:
-    """A connection that the caller owns and ends; wrap its use in `translated()`.
+    """A connection that the caller owns and ends (`hang_up`); wrap its use in `translated()`.
 
     It keeps every prepared statement that it is given: upserts of wide tables are long, and
     preparing one costs milliseconds.
@@ -170,6 +160,16 @@ async def connect_dedicated(url: str, *, application_name: str = "pinstripe") ->
             statement_cache_size=512,
             max_cacheable_statement_size=0,
         )
+
+
+async def hang_up(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:
+    """Closes a connection; without a goodbye if the server is gone or does not answer."""
+    try:
+        with translated():
+            async with asyncio.timeout(timeout_s):
+                await connection.close()
+    except Unreachable:
+        connection.terminate()
 
 
 async def check_server(connection: Connection) -> ServerFacts:

@@ -18,6 +18,8 @@ from pinstripe.errors import Drifted, Misconfigured, PinstripeError, Unreachable
 CONNECT_S = 15.0
 """How long the start of a connection may take."""
 
+_ASYNCPG = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
 _POOLER_HINT = (
     "This looks like a connection pooler in transaction mode: connect to Postgres directly, or to "
     "the pooler in session mode with ignore_startup_parameters = jit."
@@ -33,7 +35,7 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, TimeoutError) as error:
+    except (*_ASYNCPG, ConnectionError, TimeoutError) as error:
         found = translate(error)
         if found is None:
             raise
@@ -51,8 +53,11 @@ def translate(error: Exception) -> PinstripeError | None:
         return Misconfigured(f"The database URL is wrong: {error}.", hint="See DATABASE_URL.")
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return Unwritable(f"No server is of the kind asked for: {error}.", hint=_WRITABLE_HINT)
-    if isinstance(error, (ConnectionError, TimeoutError)) or "is clos" in str(error):
-        # "connection is closed", "pool is closing": InterfaceErrors that only their text tells.
+    # "connection is closed", "pool is closing": InterfaceErrors that only their text tells.
+    # InternalClientError: a connection lost between Prepare and Bind; asyncpg says then that it
+    # "cannot switch to state 12". (A real mix-up of ours is an InterfaceError.)
+    lost = isinstance(error, (ConnectionError, TimeoutError, asyncpg.InternalClientError))
+    if lost or "is clos" in str(error):
         return Unreachable(
             f"The connection to Postgres broke off: {error or 'no answer in time'}.",
             hint="The work is tried again when the server is back.",
@@ -122,7 +127,7 @@ def connecting(url: str) -> Iterator[None]:
     """As `translated`, for the start of a connection: names the server, never the password."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except _ASYNCPG as error:
         found = translate(error)
         if found is None:
             raise

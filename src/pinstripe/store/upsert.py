@@ -57,7 +57,7 @@ def from_stage(column: Column) -> str:
 
 
 def upsert(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """INSERT ... ON CONFLICT for rows of these columns. 
+    """INSERT ... ON CONFLICT for rows of these columns.
 
     $1: the API version of the rows; $2: the group of the batch.
     """

@@ -45,9 +45,13 @@ class Contested:
 
 @dataclass(slots=True)
 class Batch:
-    """What one commit writes. Rounds: a key that comes twice with other content waits for the next one."""
+    """What one commit writes; rows of tables that are not in `tables` are left out.
+
+    Rounds: a key that comes twice with other content waits for the next round.
+    """
 
     api_version: str
+    tables: Mapping[str, Table]
     rounds: list[dict[Shape, dict[str, Record]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     rows: int = 0
@@ -56,10 +60,12 @@ class Batch:
     def add(self, found: Found, lo: float, hi: float) -> None:
         """Adds rows that are true for a moment in [lo, hi), Unix seconds on Stripe's clock."""
         for shape, group in found.groups.items():
-            for key, values in group.items():
-                self._add(shape, key, values, lo, hi)
+            if shape[0] in self.tables:
+                for key, values in group.items():
+                    self._add(shape, key, values, lo, hi)
         for shape, key, values, moment in found.frozen:
-            self._add(shape, key, values, float(moment), moment + 1.0)
+            if shape[0] in self.tables:
+                self._add(shape, key, values, float(moment), moment + 1.0)
 
     def _add(self, shape: Shape, key: str, values: list[Value], lo: float, hi: float) -> None:
         place = (shape[0], key)
@@ -159,7 +165,7 @@ class Writer:
         )
         statement = await self._statement(connection, shape)
         await statement.fetch(api_version, number)
-        if int(statement.get_statusmsg().rpartition(" ")[2]) == len(group):
+        if statement.get_statusmsg() == f"INSERT 0 {len(group)}":
             return []
         rows = await connection.fetch(contested(self._schema, table, shape[1]), number)
         return [Contested(table.name, str(row[0]), float(row[-1])) for row in rows]
@@ -179,9 +185,7 @@ class Writer:
         self._stages.move_to_end(name)
         return name
 
-    async def _statement(
-        self, connection: asyncpg.Connection, shape: Shape
-    ) -> PreparedStatement:
+    async def _statement(self, connection: asyncpg.Connection, shape: Shape) -> PreparedStatement:
         statement = self._statements.get(shape)
         if statement is None:
             text = upsert(self._schema, self._tables[shape[0]], shape[1])

@@ -1,10 +1,5 @@
-"""Writes: what a POST or DELETE does to the account."""
+"""Writes: what each POST and DELETE does to the account.
 
-from __future__ import annotations
-
-from pinstripe.simulator.answers import Request
-from pinstripe.simulator.replies import refused
-
-
-def write(request: Request) -> object:
-    raise refused("writes come soon")
+`generic` does what the catalog's types alone can tell; the modules beside it behave as Stripe does for
+the core of billing and payments. `registry.write` picks.
+"""

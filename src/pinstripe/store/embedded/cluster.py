@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from pinstripe.store.embedded.process import is_server_process
 
 _HERE = "/proc/self/cwd"
 """A process's own directory, reached without passing through the directories above it."""
+
+_NEEDED_BYTES = 100 * 1024 * 1024
+"""An empty cluster has 40 MB, its database 8 MB, the first checkpoints grow the WAL by 32 MB."""
 
 _LOG_BYTES = 10 * 1024 * 1024
 _LOG_KEPT_BYTES = 1024 * 1024
@@ -73,7 +77,17 @@ def address(directory: Path, account: Account | None, *, major: int) -> str:
 
 
 def new_directory(home: Home, account: Account | None) -> Path:
-    """An empty directory for `initdb`."""
+    """An empty directory for `initdb`, where there is room for what it writes.
+
+    On a full disk `initdb` could not even log why it failed.
+    """
+    free = shutil.disk_usage(home.data_dir).free
+    if free < _NEEDED_BYTES:
+        raise Unwritable(
+            f"{home.data_dir} has {free >> 20} MB of free space; a new database needs "
+            f"{_NEEDED_BYTES >> 20} MB.",
+            hint="Make room, or choose another data directory.",
+        )
     directory = Path(tempfile.mkdtemp(prefix="cluster.new-", dir=home.data_dir))
     give(directory, account)
     return directory
@@ -146,10 +160,13 @@ def configure(
 
 
 def _user_names(account: Account | None) -> list[str]:
-    """The machine's users who may connect through the socket: we, and who runs the server."""
-    uids = [os.geteuid()] + ([account.uid] if account else [])
+    """The machine's users who may connect through the socket: we, who runs the server, and root.
+
+    Root may become any of them anyway, and may want to look (`sudo pinstripe status`).
+    """
+    uids = {os.geteuid(), 0, account.uid if account else 0}
     try:
-        return [pwd.getpwuid(uid).pw_name for uid in uids]
+        return sorted(pwd.getpwuid(uid).pw_name for uid in uids)
     except KeyError:
         return []
 

@@ -77,7 +77,7 @@ class Home:
                 f"{self.data_dir} is not a directory.", hint="Choose another data directory."
             ) from error
         except OSError as error:
-            raise _io_error(error, self.data_dir) from error
+            raise io_error(error, self.data_dir) from error
         if "PG_VERSION" in names:
             raise Misconfigured(
                 f"{self.data_dir} is the data directory of another Postgres server.",
@@ -93,7 +93,7 @@ class Home:
             # 0711: it can pass, but neither list nor replace what is here.
             self.data_dir.chmod(0o711 if os.geteuid() == 0 else 0o700)
         except OSError as error:
-            raise _io_error(error, self.data_dir) from error
+            raise io_error(error, self.data_dir) from error
 
     def account(self) -> Account | None:
         """The user to run the server as; None: as ourselves.
@@ -133,7 +133,7 @@ class Home:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise _io_error(error, path) from error
+            raise io_error(error, path) from error
         try:
             self._own_like_data_dir(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +142,7 @@ class Home:
             return None
         except OSError as error:
             os.close(descriptor)
-            raise _io_error(error, path) from error
+            raise io_error(error, path) from error
         return descriptor
 
     def is_owned(self) -> bool:
@@ -161,7 +161,7 @@ class Home:
         except FileNotFoundError:
             return None
         except PermissionError as error:
-            raise _io_error(error, self.state_file) from error
+            raise io_error(error, self.state_file) from error
         except msgspec.DecodeError:  # written by another release; the owner writes it anew
             return None
 
@@ -177,7 +177,7 @@ class Home:
                 self._own_like_data_dir(file.fileno())
             Path(name).replace(path)
         except OSError as error:
-            raise _io_error(error, path) from error
+            raise io_error(error, path) from error
 
     def remove_leftovers(self) -> None:
         """What an earlier owner left when it was killed: half a cluster, a private socket dir."""
@@ -215,7 +215,8 @@ def give(path: Path, account: Account | None) -> None:
         ) from error
 
 
-def _io_error(error: OSError, path: Path) -> Misconfigured | Unwritable:
+def io_error(error: OSError, path: Path) -> Misconfigured | Unwritable:
+    """Our error for trouble with a file in the data directory."""
     if isinstance(error, PermissionError):
         return Misconfigured(
             f"{path} does not belong to the user with uid {os.geteuid()}.",

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import time
@@ -17,7 +18,7 @@ from urllib.parse import quote
 
 import structlog
 
-from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
+from pinstripe.errors import Misconfigured, PinstripeError, Unreachable, Unwritable
 from pinstripe.store.embedded import cluster
 from pinstripe.store.embedded.binaries import Binaries, find_binaries, within_reach
 from pinstripe.store.embedded.home import Account, Home, ServerState
@@ -114,13 +115,17 @@ class OwnServer:
         name = cluster.address(directory, self._account, major=self.binaries.major)
         argv = cluster.initdb_argv(self.binaries, name, fsync=self._fsync)
         since = self._log_size()
-        process = await self._spawn(argv, directory, deadline)
         try:
-            await process.exited.wait()
-        finally:
-            await process.stop(patience_s=5.0)  # if we were cancelled
-        if process.returncode != 0:
-            raise cluster.start_failure(self._home, "initdb", since=since)
+            process = await self._spawn(argv, directory, deadline)
+            try:
+                await process.exited.wait()
+            finally:
+                await process.stop(patience_s=5.0)  # if we were cancelled
+            if process.returncode != 0:
+                raise cluster.start_failure(self._home, "initdb", since=since)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)  # the disk may be full: leave room
+            raise
         cluster.adopt(self._home, directory)
 
     async def _launch(self, deadline: float) -> None:
@@ -144,9 +149,9 @@ class OwnServer:
         raise cluster.start_failure(self._home, "Postgres", since=since)
 
     async def _spawn(self, argv: list[str], directory: Path, deadline: float) -> Process:
-        lock = await self._server_lock(deadline)
         log = cluster.open_log(self._home)
         try:
+            lock = await self._server_lock(deadline)
             return Process(argv, account=self._account, cwd=directory, lock=lock, log=log)
         finally:
             os.close(log)
@@ -192,7 +197,8 @@ class OwnServer:
             while not self._process.exited.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._process.exited.wait(), _LOG_CHECK_S)
-                cluster.bound_log(self._home)
+                with contextlib.suppress(Unwritable, OSError):  # a full disk is not the end
+                    cluster.bound_log(self._home)
             if time.monotonic() - began > 60.0:
                 failures = 0
             _log.warning("postgres.died", status=self._process.returncode, failures=failures)
@@ -207,7 +213,7 @@ class OwnServer:
             )
             try:
                 await self._launch(time.monotonic() + 300.0)
-            except PinstripeError as error:
+            except (PinstripeError, OSError) as error:
                 _log.warning("postgres.restart_failed", error=str(error), attempt=attempt)
                 continue
             self.restarts += 1

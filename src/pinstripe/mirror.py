@@ -1,0 +1,296 @@
+"""The one door to the synced tables: objects, and when they were true, become rows in Postgres.
+
+    await mirror.put(found, Truth(lo, hi))   # returns when the rows are durable
+
+Everything that writes goes through here: pages, events, answers of the proxy, previews. Rows and the
+checkpoint that vouches for them commit together. Pages that wait are written as one batch. Where two
+snapshots overlap in time and differ, one GET of the object decides, and it is surely newer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from pinstripe.catalog.tables import Table
+from pinstripe.errors import Drifted, PinstripeError, Unreachable
+from pinstripe.rows.extract import Extractor, Found
+from pinstripe.store.cursors import Checkpoint
+from pinstripe.store.write import Batch, Contested, Writer
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+# Coalesced up to this many rows a commit: beyond it the cost per row falls no further (measured,
+# docs/decisions/005-writing.md), and the event loop is held longer.
+BATCH_ROWS = 2000
+# Rows that may wait for a writer. It bounds the memory of a sync whose Postgres is slow.
+QUEUE_ROWS = 6000
+_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The interval on Stripe's clock, Unix seconds, in which a snapshot was taken: [lo, hi)."""
+
+    lo: float
+    hi: float
+
+
+class Progress(Protocol):
+    """How far one stream is written; the mirror saves it in the transaction that makes it true."""
+
+    def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
+        """The position once these steps are durable too, in the order given. Changes nothing."""
+
+    def commit(self, steps: Sequence[object]) -> None:
+        """These steps are durable."""
+
+
+@dataclass(slots=True)
+class _Job:
+    found: Found
+    truth: Truth
+    progress: Progress | None
+    step: object
+    durable: asyncio.Future[None]
+    rows: int
+
+
+Settle = Callable[[str, str, float], Awaitable[bool]]
+"""(table, key, known_until) -> fetch the object and put it; False where Stripe cannot be asked."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The queue of one writer."""
+
+    jobs: list[_Job] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Mirror:
+    """Writes to one schema. Make it with `open_mirror`."""
+
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        tables: Mapping[str, Table],
+        *,
+        api_version: str,
+        writers: int = 2,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.schema = schema
+        self.tables = tables
+        self.api_version = api_version
+        self.extractor = Extractor()
+        self.settle: Settle | None = None
+        self.written: Counter[str] = Counter()
+        self.contested = 0
+        self.trouble = ""
+        """What Postgres says while a write is being tried again; "" when all is well."""
+        self._sleep = sleep
+        self._lanes = [_Lane() for _ in range(writers)]
+        self._writers = [Writer(url, schema, tables) for _ in range(writers)]
+        self._lane_of: dict[str, int] = {}
+        self._queued = 0
+        self._room = asyncio.Condition()
+        self._broken: dict[int, PinstripeError] = {}
+        self._settling: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def put(self, found: Found, truth: Truth) -> None:
+        """Writes `found` and returns when it is committed. For what no cursor vouches for.
+
+        Raises Unwritable or Drifted where Postgres refuses; waits out lost connections.
+        """
+        await self.room(found)
+        await self.submit(found, truth)
+
+    async def room(self, found: Found) -> None:
+        """Waits until the queue has room for these rows. Call it before `submit`."""
+        rows = found.rows()
+        async with self._room:
+            await self._room.wait_for(lambda: self._queued < QUEUE_ROWS)
+            self._queued += rows
+
+    def submit(
+        self,
+        found: Found,
+        truth: Truth,
+        *,
+        lane: str = "",
+        progress: Progress | None = None,
+        step: object = None,
+    ) -> asyncio.Future[None]:
+        """Queues `found`; the future is done when it is committed, with the step that it makes.
+
+        Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
+        """
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        job = _Job(found, truth, progress, step, durable, found.rows())
+        number = self._lane_of.setdefault(lane, len(self._lane_of) % len(self._lanes))
+        self._lanes[number].jobs.append(job)
+        self._lanes[number].wake.set()
+        return durable
+
+    async def settled(self) -> None:
+        """Returns when no contested row is open any more."""
+        while self._settling:
+            await asyncio.gather(*self._settling.values())
+
+    async def _run(self, number: int) -> None:
+        lane, writer = self._lanes[number], self._writers[number]
+        while True:
+            await lane.wake.wait()
+            lane.wake.clear()
+            while lane.jobs:
+                jobs = _take(lane.jobs)
+                try:
+                    await self._write(writer, jobs)
+                finally:
+                    async with self._room:
+                        self._queued -= sum(job.rows for job in jobs)
+                        self._room.notify_all()
+
+    async def _write(self, writer: Writer, jobs: list[_Job]) -> None:
+        """Commits the jobs as one batch; if Postgres refuses a value, one by one."""
+        jobs = [job for job in jobs if not self._is_broken(job)]
+        if not jobs:
+            return
+        try:
+            contests = await self._commit(writer, jobs)
+        except Drifted as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            for job in jobs:
+                await self._write(writer, [job])
+            return
+        except PinstripeError as error:
+            for job in jobs:
+                self._fail(job, error)
+            return
+        except asyncio.CancelledError:
+            for job in jobs:
+                job.durable.cancel()
+            raise
+        await self._decide(contests, jobs)
+        for job in jobs:
+            if not job.durable.done():
+                job.durable.set_result(None)
+
+    def _is_broken(self, job: _Job) -> bool:
+        """Whether an earlier job of the stream failed: a later step must not vouch for it."""
+        error = self._broken.get(id(job.progress)) if job.progress is not None else None
+        if error is not None:
+            self._fail(job, error)
+        return error is not None
+
+    def _fail(self, job: _Job, error: PinstripeError) -> None:
+        if job.progress is not None:
+            self._broken[id(job.progress)] = error
+        if not job.durable.done():
+            job.durable.set_exception(error)
+
+    async def _commit(self, writer: Writer, jobs: list[_Job]) -> list[Contested]:
+        batch = Batch(self.api_version, tables=self.tables)
+        for job in jobs:
+            batch.add(job.found, job.truth.lo, job.truth.hi)
+        steps = _steps(jobs)
+        batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
+        attempt = 0
+        while True:
+            try:
+                contests = await writer.write(batch)
+            except Unreachable as error:
+                self.trouble = error.message
+                _log.warning("mirror.retry", attempt=attempt, error=error.message)
+                await self._sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                attempt += 1
+                continue
+            self.trouble = ""
+            for progress, mine in steps:
+                progress.commit(mine)
+            for one_round in batch.rounds:
+                for shape, group in one_round.items():
+                    self.written[shape[0]] += len(group)
+            return contests
+
+    async def _decide(self, contests: list[Contested], jobs: list[_Job]) -> None:
+        """Starts one GET for each contested row, unless one is under way that began later."""
+        for contest in contests:
+            self.contested += 1
+            place = (contest.table, contest.key)
+            running = self._settling.get(place)
+            task = asyncio.create_task(self._settle_after(running, contest))
+            self._settling[place] = task
+            task.add_done_callback(partial(self._settled_one, place))
+
+    def _settled_one(self, place: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._settling.get(place) is task:
+            del self._settling[place]
+
+    async def _settle_after(self, running: asyncio.Task[None] | None, contest: Contested) -> None:
+        if running is not None:
+            await asyncio.wait([running])
+        if self.settle is None:
+            _log.warning("mirror.contested", table=contest.table, id=contest.key)
+            return
+        try:
+            await self.settle(contest.table, contest.key, contest.known_until)
+        except PinstripeError as error:
+            # The row keeps what it has; the next snapshot of it decides.
+            _log.warning("mirror.unsettled", table=contest.table, error=error.message)
+
+
+@asynccontextmanager
+async def open_mirror(
+    url: str,
+    schema: str,
+    tables: Mapping[str, Table],
+    *,
+    api_version: str,
+    writers: int = 2,
+) -> AsyncIterator[Mirror]:
+    """A mirror whose writers run for the block. Leaving it does not wait: await what you `put`."""
+    mirror = Mirror(url, schema, tables, api_version=api_version, writers=writers)
+    async with asyncio.TaskGroup() as group:
+        # A writer that dies takes the block with it: nobody waits for a row that cannot come.
+        tasks = [group.create_task(mirror._run(n)) for n in range(writers)]
+        try:
+            yield mirror
+        finally:
+            for task in [*tasks, *mirror._settling.values()]:
+                task.cancel()
+            for writer in mirror._writers:
+                await writer.close()
+
+
+def _take(jobs: list[_Job]) -> list[_Job]:
+    """The first jobs of the queue, up to a batch; at least one."""
+    rows, count = 0, 0
+    for job in jobs:
+        if count and rows + job.rows > BATCH_ROWS:
+            break
+        rows += job.rows
+        count += 1
+    taken = jobs[:count]
+    del jobs[:count]
+    return taken
+
+
+def _steps(jobs: Sequence[_Job]) -> list[tuple[Progress, list[object]]]:
+    """The steps of each stream, in order."""
+    found: dict[int, tuple[Progress, list[object]]] = {}
+    for job in jobs:
+        if job.progress is not None:
+            found.setdefault(id(job.progress), (job.progress, []))[1].append(job.step)
+    return list(found.values())

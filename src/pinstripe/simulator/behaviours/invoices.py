@@ -1,0 +1,353 @@
+"""Invoices: items, lines, finalizing, paying, voiding, previews."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pinstripe.simulator.answers import Request
+from pinstripe.simulator.behaviours import payments
+from pinstripe.simulator.behaviours.generic import create, merged_metadata, target
+from pinstripe.simulator.ledger import Ledger
+from pinstripe.simulator.replies import StripeError, declined, refused
+from pinstripe.simulator.table import StripeObject
+
+Line = dict[str, Any]
+
+
+def line_values(
+    *, amount: int, currency: str, price: Mapping[str, Any] | None, quantity: int, **more: object
+) -> Line:
+    """The fields of an invoice line; `more` is description, period, parent, subscription."""
+    pricing = None
+    if price is not None:
+        details = {"price": price["id"], "product": price.get("product")}
+        unit = price.get("unit_amount_decimal")
+        pricing = {"price_details": details, "type": "price_details", "unit_amount_decimal": unit}
+    return {
+        "amount": amount,
+        "subtotal": amount,
+        "currency": currency,
+        "pricing": pricing,
+        "quantity": quantity,
+        "discountable": True,
+        "discounts": [],
+        **more,
+    }
+
+
+def make_invoice(
+    ledger: Ledger,
+    customer: StripeObject,
+    lines: list[Line],
+    *,
+    currency: str,
+    reason: str,
+    subscription: str | None = None,
+    **more: object,
+) -> StripeObject:
+    """A draft invoice with its lines."""
+    total = sum(int(line["amount"]) for line in lines)
+    parent: StripeObject | None = None
+    if subscription:
+        details = {"metadata": {}, "subscription": subscription}
+        parent = {"subscription_details": details, "quote_details": None}
+        parent |= {"type": "subscription_details"}
+    values: StripeObject = {
+        **totals(total, 0),
+        "attempted": False,
+        "attempt_count": 0,
+        "auto_advance": reason != "manual",
+        "billing_reason": reason,
+        "collection_method": "charge_automatically",
+        "currency": currency,
+        "customer": customer["id"],
+        "customer_email": customer.get("email"),
+        "customer_name": customer.get("name"),
+        "number": None,
+        "parent": parent,
+        "status": "draft",
+        "test_clock": customer.get("test_clock"),
+        **more,
+    }
+    values["status_transitions"] = dict.fromkeys(
+        ("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at")
+    )
+    made = ledger.make("invoice", values, event="")
+    for line in lines:
+        add_line(ledger, made["id"], line)
+    made = ledger.get("invoice", made["id"])
+    ledger.tell("created", made)
+    return made
+
+
+def add_line(ledger: Ledger, invoice_id: str, line: Line) -> StripeObject:
+    return ledger.make(
+        "line_item", line | {"invoice": invoice_id}, parent=invoice_id, under="invoice", event=""
+    )
+
+
+def totals(total: int, paid: int) -> StripeObject:
+    return {
+        "amount_due": total,
+        "amount_paid": paid,
+        "amount_remaining": total - paid,
+        "subtotal": total,
+        "subtotal_excluding_tax": total,
+        "total": total,
+        "total_excluding_tax": total,
+    }
+
+
+# --- the operations ----------------------------------------------------------------------------
+
+
+def create_invoice(request: Request, ledger: Ledger) -> StripeObject:
+    """From nothing, or from the customer's pending items."""
+    params = request.params
+    customer = ledger.get("customer", params.get("customer"), param="customer")
+    pending = []
+    if params.get("pending_invoice_items_behavior") == "include":
+        pending = pending_items(ledger, customer["id"])
+    currency = str(params.get("currency") or (pending[0]["currency"] if pending else "usd"))
+    made = make_invoice(
+        ledger,
+        customer,
+        [line_of(item) for item in pending],
+        currency=currency,
+        reason="manual",
+        collection_method=params.get("collection_method") or "charge_automatically",
+        metadata=merged_metadata({}, params.get("metadata")),
+        description=params.get("description"),
+        auto_advance=params.get("auto_advance", False),
+    )
+    for item in pending:
+        ledger.change(item, {"invoice": made["id"]}, event="")
+    return made
+
+
+def pending_items(ledger: Ledger, customer_id: str) -> list[StripeObject]:
+    """The customer's new invoice items that no invoice has taken."""
+    table = ledger.table("invoiceitem")
+    places = table.by_value.get(("customer", customer_id), ())
+    found = [ledger.world.objects.load(table, p) for p in places if not table.gone(p)]
+    return [item for item in found if item.get("invoice") is None]
+
+
+def line_of(item: StripeObject) -> Line:
+    details = {"invoice_item": item["id"], "proration": item.get("proration", False)}
+    details |= {"subscription": None, "proration_details": None}
+    parent: StripeObject = {"invoice_item_details": details, "subscription_item_details": None}
+    parent |= {"type": "invoice_item_details"}
+    return line_values(
+        amount=int(item["amount"]),
+        currency=str(item["currency"]),
+        price=None,
+        quantity=int(item.get("quantity") or 1),
+        description=item.get("description"),
+        period=item["period"],
+        parent=parent,
+    )
+
+
+def create_item(request: Request, ledger: Ledger) -> StripeObject:
+    """An invoice item, pending or on a draft."""
+    params = request.params
+    customer = ledger.get("customer", params.get("customer"), param="customer")
+    amount = int(params.get("amount") or 0)
+    pricing = params.get("pricing")
+    currency = str(params.get("currency") or "usd")
+    if isinstance(pricing, dict) and pricing.get("price"):
+        price = ledger.get("price", pricing["price"], param="pricing[price]")
+        amount = int(price["unit_amount"] or 0) * int(params.get("quantity") or 1)
+        currency = str(price["currency"])
+    made = create(
+        request,
+        ledger,
+        amount=amount,
+        currency=currency,
+        customer=customer["id"],
+        date=ledger.now(),
+        proration=False,
+        period={"start": ledger.now(), "end": ledger.now()},
+        quantity=int(params.get("quantity") or 1),
+        test_clock=customer.get("test_clock"),
+    )
+    if params.get("invoice"):
+        invoice = ledger.get("invoice", params["invoice"], param="invoice")
+        add_line(ledger, invoice["id"], line_of(made))
+        recount(ledger, invoice)
+    return made
+
+
+def recount(ledger: Ledger, invoice: StripeObject) -> StripeObject:
+    """The invoice with totals that fit its lines."""
+    where = ledger.world.find("invoice", invoice["id"])
+    table = ledger.table("line_item", "invoice")
+    total = 0
+    if where is not None:
+        for position in ledger.world.objects.children(*where, table, ""):
+            total += int(ledger.world.objects.load(table, position)["amount"])
+    return ledger.change(invoice, totals(total, 0))
+
+
+def finalize_invoice(request: Request, ledger: Ledger) -> StripeObject:
+    return finalize(ledger, target(request, ledger))
+
+
+def finalize(ledger: Ledger, invoice: StripeObject) -> StripeObject:
+    """Open (or paid, where nothing is due), with a payment intent to pay it by."""
+    if invoice["status"] != "draft":
+        raise refused(f"Invoice {invoice['id']} is not a draft.", code="invoice_no_longer_editable")
+    moved = dict(invoice["status_transitions"]) | {"finalized_at": ledger.now()}
+    changes: StripeObject = {"status": "open", "status_transitions": moved}
+    changes |= {"number": f"{invoice['id'][-8:].upper()}-0001", "effective_at": ledger.now()}
+    changed = ledger.change(invoice, changes, event="")
+    ledger.tell("finalized", changed)
+    if int(changed["amount_due"]) <= 0:
+        return _paid(ledger, changed)
+    customer = ledger.get("customer", changed["customer"], param="customer")
+    method = changed.get("default_payment_method") or default_method(customer)
+    intent = ledger.make(
+        "payment_intent",
+        {
+            "amount": changed["amount_due"],
+            "currency": changed["currency"],
+            "customer": changed["customer"],
+            "payment_method": method,
+            "status": "requires_confirmation" if method else "requires_payment_method",
+            "payment_method_types": ["card"],
+            "capture_method": "automatic",
+        },
+    )
+    payment = {"payment_intent": intent["id"], "type": "payment_intent"}
+    values = {"invoice": changed["id"], "payment": payment, "status": "open", "is_default": True}
+    values |= {"amount_requested": changed["amount_due"], "currency": changed["currency"]}
+    ledger.make("invoice_payment", values, event="")
+    return changed
+
+
+def default_method(customer: StripeObject) -> str | None:
+    settings = customer.get("invoice_settings") or {}
+    found = settings.get("default_payment_method")
+    return str(found) if found else None
+
+
+def pay_invoice(request: Request, ledger: Ledger) -> StripeObject:
+    invoice = target(request, ledger)
+    if invoice["status"] == "draft":
+        invoice = finalize(ledger, invoice)
+    if invoice["status"] == "paid":
+        raise refused("Invoice is already paid", code="invoice_already_paid")
+    if request.params.get("paid_out_of_band"):
+        return _paid(ledger, invoice)
+    paid = pay(ledger, invoice, method=request.params.get("payment_method"))
+    if paid["status"] != "paid":
+        raise declined("Your card was declined.", decline_code="generic_decline")
+    return paid
+
+
+def pay(ledger: Ledger, invoice: StripeObject, *, method: str | None = None) -> StripeObject:
+    """The invoice after one attempt to pay it, paid or not."""
+    link = _payment_of(ledger, invoice)
+    if link is None:
+        return _paid(ledger, invoice)
+    intent = ledger.get("payment_intent", link["payment"]["payment_intent"])
+    wanted = method or intent.get("payment_method")
+    if wanted is None:
+        return _unpaid(ledger, invoice)
+    found = payments.payment_method(ledger, wanted)
+    intent = ledger.change(intent, {"payment_method": found["id"]}, event="")
+    intent = payments.confirm(ledger, intent, quietly=True)
+    if intent["status"] != "succeeded":
+        return _unpaid(ledger, invoice)
+    changes = {"status": "paid", "amount_paid": invoice["amount_due"]}
+    linked = ledger.change(link, changes, event="")
+    ledger.tell("paid", linked)
+    return _paid(ledger, invoice)
+
+
+def _payment_of(ledger: Ledger, invoice: StripeObject) -> StripeObject | None:
+    table = ledger.table("invoice_payment")
+    where = ledger.world.find("invoice", invoice["id"])
+    if where is None:
+        return None
+    found = ledger.world.objects.children(*where, table, "invoice")
+    return ledger.world.objects.load(table, found[0]) if found else None
+
+
+def _paid(ledger: Ledger, invoice: StripeObject) -> StripeObject:
+    moved = dict(invoice["status_transitions"]) | {"paid_at": ledger.now()}
+    changes: StripeObject = {"status": "paid", "status_transitions": moved, "attempted": True}
+    changes |= {"amount_paid": invoice["amount_due"], "amount_remaining": 0}
+    changes["attempt_count"] = int(invoice.get("attempt_count") or 0) + 1
+    changed = ledger.change(invoice, changes)
+    ledger.tell("paid", changed)
+    ledger.tell("payment_succeeded", changed)
+    return changed
+
+
+def _unpaid(ledger: Ledger, invoice: StripeObject) -> StripeObject:
+    count = int(invoice.get("attempt_count") or 0) + 1
+    changed = ledger.change(invoice, {"attempted": True, "attempt_count": count})
+    ledger.tell("payment_failed", changed)
+    return changed
+
+
+def void_invoice(request: Request, ledger: Ledger) -> StripeObject:
+    return _ended(request, ledger, "void", "voided_at", "voided")
+
+
+def mark_uncollectible(request: Request, ledger: Ledger) -> StripeObject:
+    return _ended(
+        request, ledger, "uncollectible", "marked_uncollectible_at", "marked_uncollectible"
+    )
+
+
+def _ended(request: Request, ledger: Ledger, status: str, moment: str, event: str) -> StripeObject:
+    invoice = target(request, ledger)
+    if invoice["status"] not in ("open", "uncollectible"):
+        raise refused(f"This invoice is {invoice['status']}; only open ones can be changed so.")
+    moved = dict(invoice["status_transitions"]) | {moment: ledger.now()}
+    changed = ledger.change(invoice, {"status": status, "status_transitions": moved}, event="")
+    ledger.tell(event, changed)
+    return changed
+
+
+def send_invoice(request: Request, ledger: Ledger) -> StripeObject:
+    invoice = target(request, ledger)
+    if invoice["status"] == "draft":
+        invoice = finalize(ledger, invoice)
+    ledger.tell("sent", invoice)
+    return invoice
+
+
+def delete_invoice(request: Request, ledger: Ledger) -> StripeObject:
+    invoice = target(request, ledger)
+    if invoice["status"] != "draft" or invoice.get("parent"):
+        raise refused("You can only delete draft invoices.")
+    return ledger.delete(invoice)
+
+
+def add_lines(request: Request, ledger: Ledger) -> StripeObject:
+    invoice = target(request, ledger)
+    for given in request.params.get("lines") or []:
+        amount = int(given.get("amount") or 0)
+        line = line_values(
+            amount=amount,
+            currency=str(invoice["currency"]),
+            price=None,
+            quantity=int(given.get("quantity") or 1),
+            description=given.get("description"),
+        )
+        add_line(ledger, invoice["id"], line)
+    return recount(ledger, invoice)
+
+
+def nothing_to_invoice(customer: str) -> StripeError:
+    return StripeError(
+        404,
+        f"No upcoming invoices for customer: {customer}",
+        code="invoice_upcoming_none",
+        param="id",
+    )

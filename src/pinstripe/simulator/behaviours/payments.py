@@ -1,0 +1,309 @@
+"""Money in: payment intents, charges, refunds, and the balance transactions behind them.
+
+Test cards behave by their last four digits as Stripe's do: 0002 and 0341 are declined, 3220 wants
+authentication, all others pay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pinstripe.simulator.answers import Request
+from pinstripe.simulator.behaviours.generic import create, taken_over, target
+from pinstripe.simulator.ledger import Ledger
+from pinstripe.simulator.money import fee_of
+from pinstripe.simulator.replies import declined, missing, refused
+from pinstripe.simulator.table import StripeObject
+
+_DECLINED = ("0002", "0341")
+_AUTHENTICATE = ("3220", "3155")
+_TEST_CARDS = {
+    "pm_card_visa": "4242",
+    "pm_card_mastercard": "4444",
+    "pm_card_chargeDeclined": "0002",
+    "pm_card_chargeCustomerFail": "0341",
+    "pm_card_authenticationRequired": "3220",
+}
+_AVAILABLE_AFTER_S = 2 * 86_400
+
+
+def payment_method(ledger: Ledger, id: str, *, param: str = "payment_method") -> StripeObject:
+    """The payment method, or a new one for Stripe's test names (`pm_card_visa`)."""
+    last4 = _TEST_CARDS.get(id)
+    if last4 is None:
+        return ledger.get("payment_method", id, param=param)
+    card = {"brand": "visa", "last4": last4, "exp_month": 8, "exp_year": 2030, "country": "US"}
+    card |= {"funding": "credit", "fingerprint": f"fp{last4}", "checks": None, "networks": None}
+    return ledger.make("payment_method", {"type": "card", "card": card}, event="")
+
+
+def create_payment_method(request: Request, ledger: Ledger) -> StripeObject:
+    given = request.params.get("card")
+    card: dict[str, object] = {"brand": "visa", "last4": "4242", "country": "US"}
+    if isinstance(given, dict):
+        card["last4"] = str(given.get("number", "4242"))[-4:]
+        card |= {k: int(given[k]) for k in ("exp_month", "exp_year") if k in given}
+    kind = request.params.get("type", "card")
+    more: dict[str, Any] = {"card": card} if kind == "card" else {}
+    return create(request, ledger, type=kind, **more)
+
+
+def attach(request: Request, ledger: Ledger) -> StripeObject:
+    found = payment_method(ledger, request.match.path_values[0], param="id")
+    customer = ledger.get("customer", request.params.get("customer"), param="customer")
+    changed = ledger.change(found, {"customer": customer["id"]}, event="")
+    ledger.tell("attached", changed)
+    return changed
+
+
+def detach(request: Request, ledger: Ledger) -> StripeObject:
+    found = target(request, ledger)
+    if found.get("customer") is None:
+        raise refused("The payment method you provided is not attached to a customer.")
+    before = {"customer": found["customer"]}
+    changed = ledger.change(found, {"customer": None}, event="")
+    ledger.tell("detached", changed, previous=before)
+    return changed
+
+
+# --- payment intents ---------------------------------------------------------------------------
+
+
+def create_intent(request: Request, ledger: Ledger) -> StripeObject:
+    params = request.params
+    if int(params["amount"]) < 1:
+        raise refused("This value must be greater than or equal to 1.", param="amount")
+    method = params.pop("payment_method", None)
+    found = create(
+        request,
+        ledger,
+        status="requires_payment_method",
+        payment_method=payment_method(ledger, method)["id"] if method else None,
+        payment_method_types=params.get("payment_method_types") or ["card"],
+        capture_method=params.get("capture_method") or "automatic",
+    )
+    if method:
+        found = ledger.change(found, {"status": "requires_confirmation"}, event="")
+    return confirm(ledger, found) if params.get("confirm") else found
+
+
+def confirm_intent(request: Request, ledger: Ledger) -> StripeObject:
+    found = target(request, ledger)
+    method = request.params.get("payment_method")
+    if method:
+        changes = {"payment_method": payment_method(ledger, method)["id"]}
+        found = ledger.change(found, changes, event="")
+    return confirm(ledger, found)
+
+
+def confirm(ledger: Ledger, intent: StripeObject, *, quietly: bool = False) -> StripeObject:
+    """Tries to take the money; 402 on a declined card unless `quietly`."""
+    if intent["status"] not in ("requires_confirmation", "requires_payment_method"):
+        raise _unexpected(intent, "confirm")
+    if intent.get("payment_method") is None:
+        raise refused(
+            "You cannot confirm this PaymentIntent because it's missing a payment method.",
+            code="payment_intent_unexpected_state",
+        )
+    method = ledger.get("payment_method", intent["payment_method"], param="payment_method")
+    last4 = (method.get("card") or {}).get("last4")
+    if last4 in _AUTHENTICATE:
+        action = {"type": "use_stripe_sdk", "use_stripe_sdk": {}}
+        changes: StripeObject = {"status": "requires_action", "next_action": action}
+        changed = ledger.change(intent, changes, event="")
+        ledger.tell("requires_action", changed)
+        return changed
+    charge = _charge(ledger, intent, good=last4 not in _DECLINED)
+    if charge["status"] == "failed":
+        error = {"code": "card_declined", "type": "card_error", "charge": charge["id"]}
+        changes = {"status": "requires_payment_method", "last_payment_error": error}
+        changes |= {"latest_charge": charge["id"], "payment_method": None}
+        changed = ledger.change(intent, changes, event="")
+        ledger.tell("payment_failed", changed)
+        if quietly:
+            return changed
+        raise declined(
+            "Your card was declined.", decline_code="generic_decline", charge=charge["id"]
+        )
+    manual = intent.get("capture_method") == "manual"
+    changes = {"latest_charge": charge["id"], "last_payment_error": None}
+    if manual:
+        changes |= {"status": "requires_capture", "amount_capturable": intent["amount"]}
+    else:
+        changes |= {"status": "succeeded", "amount_received": intent["amount"]}
+    changed = ledger.change(intent, changes, event="")
+    ledger.tell("amount_capturable_updated" if manual else "succeeded", changed)
+    return changed
+
+
+def capture_intent(request: Request, ledger: Ledger) -> StripeObject:
+    intent = target(request, ledger)
+    if intent["status"] != "requires_capture":
+        raise _unexpected(intent, "capture")
+    amount = int(request.params.get("amount_to_capture") or intent["amount"])
+    charge = ledger.get("charge", intent["latest_charge"])
+    _capture(ledger, charge, amount)
+    changes = {"status": "succeeded", "amount_received": amount, "amount_capturable": 0}
+    changed = ledger.change(intent, changes, event="")
+    ledger.tell("succeeded", changed)
+    return changed
+
+
+def cancel_intent(request: Request, ledger: Ledger) -> StripeObject:
+    intent = target(request, ledger)
+    if intent["status"] in ("succeeded", "canceled", "processing"):
+        raise _unexpected(intent, "cancel")
+    reason = request.params.get("cancellation_reason")
+    changes = {"status": "canceled", "canceled_at": ledger.now(), "cancellation_reason": reason}
+    changed = ledger.change(intent, changes, event="")
+    ledger.tell("canceled", changed)
+    return changed
+
+
+def update_intent(request: Request, ledger: Ledger) -> StripeObject:
+    """Silent: Stripe has no `payment_intent.updated` (STRIPE.md 10)."""
+    found = target(request, ledger)
+    return ledger.change(found, taken_over(ledger, request, found))
+
+
+def _unexpected(intent: StripeObject, verb: str) -> Exception:
+    return refused(
+        f"You cannot {verb} this PaymentIntent because it has a status of {intent['status']}.",
+        code="payment_intent_unexpected_state",
+    )
+
+
+# --- charges and refunds -----------------------------------------------------------------------
+
+
+def _charge(ledger: Ledger, intent: StripeObject, *, good: bool) -> StripeObject:
+    manual = intent.get("capture_method") == "manual"
+    values: StripeObject = {
+        "amount": intent["amount"],
+        "currency": intent["currency"],
+        "customer": intent.get("customer"),
+        "payment_intent": intent["id"],
+        "payment_method": intent.get("payment_method"),
+        "status": "succeeded" if good else "failed",
+        "paid": good,
+        "captured": good and not manual,
+        "amount_captured": intent["amount"] if good and not manual else 0,
+        "failure_code": None if good else "card_declined",
+        "failure_message": None if good else "Your card was declined.",
+        "metadata": intent.get("metadata") or {},
+        "balance_transaction": None,
+    }
+    charge = ledger.make("charge", values, event="")
+    if good and not manual:
+        charge = _booked(ledger, charge, "charge", int(charge["amount"]))
+    ledger.tell("succeeded" if good else "failed", charge)
+    return charge
+
+
+def _booked(ledger: Ledger, found: StripeObject, kind: str, amount: int) -> StripeObject:
+    """The object with its balance transaction, of which no event tells (STRIPE.md 9)."""
+    entry = book(ledger, kind, amount, str(found["currency"]), source=str(found["id"]))
+    return ledger.change(found, {"balance_transaction": entry["id"]}, event="")
+
+
+def book(ledger: Ledger, kind: str, amount: int, currency: str, *, source: str) -> StripeObject:
+    fee = fee_of(amount) if kind == "charge" else 0
+    values: StripeObject = {
+        "amount": amount,
+        "available_on": ledger.now() + _AVAILABLE_AFTER_S,
+        "currency": currency,
+        "fee": fee,
+        "fee_details": [],
+        "net": amount - fee,
+        "reporting_category": kind,
+        "source": source,
+        "status": "pending",
+        "type": kind,
+    }
+    return ledger.make("balance_transaction", values, event="")
+
+
+def _capture(ledger: Ledger, charge: StripeObject, amount: int) -> StripeObject:
+    changed = ledger.change(charge, {"captured": True, "amount_captured": amount}, event="")
+    changed = _booked(ledger, changed, "charge", amount)
+    ledger.tell("captured", changed)
+    return changed
+
+
+def create_refund(request: Request, ledger: Ledger) -> StripeObject:
+    params = request.params
+    charge_id = params.get("charge")
+    if charge_id is None and params.get("payment_intent"):
+        intent = ledger.get("payment_intent", params["payment_intent"], param="payment_intent")
+        charge_id = intent.get("latest_charge")
+    if charge_id is None:
+        raise refused(
+            "One of the following params should be provided for this request: payment_intent or "
+            "charge.",
+        )
+    charge = ledger.get("charge", charge_id, param="charge")
+    left = int(charge["amount"]) - int(charge["amount_refunded"])
+    amount = int(params.get("amount") or left)
+    if charge.get("refunded") or left == 0:
+        raise refused(
+            f"Charge {charge_id} has already been refunded.", code="charge_already_refunded"
+        )
+    if amount > left:
+        raise refused(
+            f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})",
+            param="amount",
+        )
+    return refund(ledger, charge, amount, metadata=params.get("metadata") or {})
+
+
+def refund(
+    ledger: Ledger, charge: StripeObject, amount: int, *, metadata: StripeObject
+) -> StripeObject:
+    """Gives `amount` back."""
+    values: StripeObject = {
+        "amount": amount,
+        "charge": charge["id"],
+        "currency": charge["currency"],
+        "payment_intent": charge.get("payment_intent"),
+        "status": "succeeded",
+        "metadata": metadata,
+    }
+    made = ledger.make("refund", values, event="")
+    made = _booked(ledger, made, "refund", -amount)
+    given = int(charge["amount_refunded"]) + amount
+    changes = {"amount_refunded": given, "refunded": given >= int(charge["amount"])}
+    changed = ledger.change(charge, changes, event="")
+    ledger.tell("refunded", changed, previous={"amount_refunded": charge["amount_refunded"]})
+    ledger.tell("created", made)
+    return made
+
+
+def capture_charge(request: Request, ledger: Ledger) -> StripeObject:
+    charge = target(request, ledger)
+    if charge.get("captured"):
+        raise refused(
+            f"Charge {charge['id']} has already been captured.", code="charge_already_captured"
+        )
+    return _capture(ledger, charge, int(request.params.get("amount") or charge["amount"]))
+
+
+def create_charge(request: Request, ledger: Ledger) -> StripeObject:
+    """The old way, without an intent."""
+    params = request.params
+    if not params.get("source") and not params.get("customer"):
+        raise refused("Must provide source or customer.", code="parameter_missing")
+    source = str(params.pop("source", ""))
+    if source and not source.startswith("tok_"):
+        raise missing("token", source, param="source", status=400)
+    amount, good = int(params.get("amount", 0)), source != "tok_chargeDeclined"
+    found = create(
+        request,
+        ledger,
+        status="succeeded" if good else "failed",
+        paid=good,
+        captured=good,
+        amount_captured=amount if good else 0,
+    )
+    if not good:
+        raise declined("Your card was declined.", decline_code="generic_decline")
+    return _booked(ledger, found, "charge", amount)

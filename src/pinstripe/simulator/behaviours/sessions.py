@@ -1,0 +1,119 @@
+"""Checkout sessions with their line items, setup intents with their attempts, schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pinstripe.simulator.answers import Request
+from pinstripe.simulator.behaviours import payments
+from pinstripe.simulator.behaviours.generic import create, target
+from pinstripe.simulator.behaviours.prices import make_price
+from pinstripe.simulator.ledger import Ledger
+from pinstripe.simulator.replies import refused
+from pinstripe.simulator.table import StripeObject
+
+_DAY_S = 86_400
+
+
+def create_session(request: Request, ledger: Ledger) -> StripeObject:
+    """Silent: there is no `checkout.session.created` (STRIPE.md 10)."""
+    given = request.params.get("line_items") or []
+    prices = [_price(ledger, item) for item in given]
+    quantities = [int(item.get("quantity") or 1) for item in given]
+    amounts = [int(p.get("unit_amount") or 0) * q for p, q in zip(prices, quantities, strict=True)]
+    made = create(
+        request,
+        ledger,
+        status="open",
+        payment_status="unpaid",
+        mode=request.params.get("mode") or "payment",
+        amount_total=sum(amounts),
+        amount_subtotal=sum(amounts),
+        currency=prices[0]["currency"] if prices else None,
+        expires_at=ledger.now() + _DAY_S,
+    )
+    for price, quantity, amount in zip(prices, quantities, amounts, strict=True):
+        values = {"price": price["id"], "quantity": quantity, "currency": price["currency"]}
+        values |= {"amount_total": amount, "amount_subtotal": amount, "description": None}
+        ledger.make("item", values, parent=made["id"], under="checkout.session", event="")
+    return ledger.get("checkout.session", made["id"])
+
+
+def _price(ledger: Ledger, item: dict[str, Any]) -> StripeObject:
+    if isinstance(item.get("price_data"), dict):
+        return make_price(ledger, item["price_data"], inline=True)
+    return ledger.get("price", item.get("price"), param="line_items[0][price]")
+
+
+def complete_session(ledger: Ledger, session: StripeObject) -> StripeObject:
+    """What happens when the buyer has paid."""
+    changes = {"status": "complete", "payment_status": "paid"}
+    changed = ledger.change(session, changes, event="")
+    ledger.tell("completed", changed)
+    return changed
+
+
+def expire_session(request: Request, ledger: Ledger) -> StripeObject:
+    found = target(request, ledger)
+    if found["status"] != "open":
+        raise refused(
+            f'Only Checkout Sessions with a status in ["open"] can be expired. This one is '
+            f"{found['status']}."
+        )
+    changed = ledger.change(found, {"status": "expired"}, event="")
+    ledger.tell("expired", changed)
+    return changed
+
+
+def create_setup(request: Request, ledger: Ledger) -> StripeObject:
+    params = request.params
+    method = params.pop("payment_method", None)
+    made = create(
+        request,
+        ledger,
+        status="requires_confirmation" if method else "requires_payment_method",
+        payment_method=payments.payment_method(ledger, method)["id"] if method else None,
+        payment_method_types=params.get("payment_method_types") or ["card"],
+        usage=params.get("usage") or "off_session",
+        latest_attempt=None,
+    )
+    return _attempt(ledger, made) if params.get("confirm") else made
+
+
+def confirm_setup(request: Request, ledger: Ledger) -> StripeObject:
+    found = target(request, ledger)
+    method = request.params.get("payment_method")
+    if method:
+        id = payments.payment_method(ledger, method)["id"]
+        found = ledger.change(found, {"payment_method": id}, event="")
+    return _attempt(ledger, found)
+
+
+def _attempt(ledger: Ledger, found: StripeObject) -> StripeObject:
+    """Attempts have no events; the setup intent's own tell of it."""
+    if found.get("payment_method") is None:
+        raise refused("You cannot confirm this SetupIntent because it's missing a payment method.")
+    values = {"setup_intent": found["id"], "payment_method": found["payment_method"]}
+    values |= {"customer": found.get("customer"), "status": "succeeded", "usage": "off_session"}
+    attempt = ledger.make("setup_attempt", values, event="")
+    changes = {"status": "succeeded", "latest_attempt": attempt["id"]}
+    changed = ledger.change(found, changes, event="")
+    ledger.tell("succeeded", changed)
+    return changed
+
+
+def upload_file(request: Request, ledger: Ledger) -> StripeObject:
+    upload = request.files.get("file")
+    if upload is None:
+        raise refused("Missing required param: file.", code="parameter_missing", param="file")
+    name, content = upload
+    kind = name.rpartition(".")[2].lower() or None
+    return create(request, ledger, filename=name, size=len(content), type=kind)
+
+
+def create_endpoint(request: Request, ledger: Ledger) -> StripeObject:
+    """The secret is shown once, in this answer, and kept by the account to sign with."""
+    made = create(request, ledger, status="enabled")
+    secret = f"whsec_{made['id'][-16:]}{ledger.now():x}"
+    request.account.webhook_secrets[str(made["id"])] = secret
+    return made | {"secret": secret}

@@ -1,0 +1,106 @@
+"""Hands free requests to the lists that have most to come.
+
+One loop, not a pool of workers: it starts a request when the budget would let it go at once, and picks
+the list with the largest estimated rest, so that the longest list runs at its endpoint's full rate from
+the beginning and the short ones fill the gaps. A list is cut into one more range only when a request is
+free that no other list could use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pinstripe.catalog.endpoints import ListEndpoint
+from pinstripe.client.limits import Budget
+
+MAX_IN_FLIGHT = 32
+"""Requests under way at once: at 100/s enough for answers that take 300 ms; each may hold a page."""
+MAX_PER_LIST = 12
+"""Of one list: at 25/s enough for answers that take 480 ms."""
+MAX_PER_LIST_UNLIMITED = 4
+"""Where no rate holds it back: more ranges would only cost pages that are not full."""
+
+
+class Work(Protocol):
+    """A list that wants requests: `Pager`, `UnderParents`."""
+
+    @property
+    def endpoint(self) -> ListEndpoint: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    def remaining(self) -> float:
+        """Estimated requests to come."""
+
+    def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
+        """Something that starts the next request, or None if there is none now."""
+
+
+class Dispatcher:
+    """Runs works to their end. `arrived` may be called to add more while it runs."""
+
+    def __init__(self, budget: Budget, *, max_in_flight: int = MAX_IN_FLIGHT) -> None:
+        self._budget = budget
+        self._max = max_in_flight
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, works: Sequence[Work], *, more: Callable[[], Sequence[Work]]) -> None:
+        """Returns when all are finished. `more` is asked for further works whenever one ends.
+
+        An error that ends a request's task ends the run: all others are cancelled first.
+        """
+        active = list(works)
+        try:
+            while True:
+                self._changed.clear()
+                active = [w for w in active if not w.finished]
+                active += [w for w in more() if not w.finished]
+                if not active and not self._tasks:
+                    return
+                delay_s = await self._start_all(active)
+                await self._wait(delay_s)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _start_all(self, active: list[Work]) -> float | None:
+        """Starts what can go now; gives the seconds until more could, None if only an end can help."""
+        soonest: float | None = None
+        for work in sorted(active, key=lambda w: w.remaining(), reverse=True):
+            name = work.endpoint.name
+            most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
+            while len(self._tasks) < self._max and work.in_flight < most:
+                wait_s = self._budget.ready_in(name)
+                if wait_s > 0:
+                    soonest = wait_s if soonest is None else min(soonest, wait_s)
+                    break
+                start = work.claim(cut=True)
+                if start is None:
+                    break
+                task = start()
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+                # Let it take its permit, so that the budget counts it.
+                await asyncio.sleep(0)
+        return soonest if len(self._tasks) < self._max else None
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._changed.set()
+
+    async def _wait(self, delay_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(delay_s if delay_s is not None else 1.0):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        for task in [t for t in self._tasks if t.done()]:
+            self._tasks.discard(task)
+            task.result()

@@ -1,0 +1,59 @@
+"""One answer of Stripe's list endpoints, read: objects, whether more follow, and the rows found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import msgspec
+
+from pinstripe.client.reply import Reply
+from pinstripe.errors import Drifted
+from pinstripe.mirror import Truth
+from pinstripe.rows.decode import StripeObject, decode
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """`after` is what the next request starts from: the last id, or in v2 the next page's address."""
+
+    objects: list[StripeObject]
+    has_more: bool
+    after: str | None
+
+
+def read_list(reply: Reply, path: str) -> ListPage:
+    """The list in `reply`, of v1 (`has_more`) or v2 (`next_page_url`). Raises Drifted if it is none."""
+    try:
+        body = decode(reply.body)
+    except msgspec.DecodeError as error:
+        raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(data, list):
+        raise Drifted(
+            f"The answer of {path} is not a list (request {reply.request_id or 'unknown'}).",
+            hint="Is this a list in the pinned API version?",
+        )
+    objects = cast("list[StripeObject]", [o for o in data if isinstance(o, dict)])
+    if "next_page_url" in body:
+        following = body["next_page_url"]
+        return ListPage(objects, following is not None, str(following) if following else None)
+    last = objects[-1].get("id") if objects else None
+    return ListPage(objects, body.get("has_more") is True, last if isinstance(last, str) else None)
+
+
+def read_object(reply: Reply, path: str) -> StripeObject:
+    """The object in `reply`."""
+    try:
+        body = decode(reply.body)
+    except msgspec.DecodeError as error:
+        raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
+    if not isinstance(body, dict):
+        raise Drifted(f"The answer of {path} is not an object.")
+    return cast("StripeObject", body)
+
+
+def truth_of(reply: Reply, *, after: float | None = None) -> Truth:
+    """When the reply was true. `after`: a moment that is known to lie before the request was sent."""
+    lo = reply.not_before if after is None else max(reply.not_before, after)
+    return Truth(lo, max(reply.not_after, lo))

@@ -1,0 +1,136 @@
+"""Pages one list: makes the request of a claim, writes the page, and keeps the pages in order.
+
+A page is free to be followed by the next as soon as it is decoded, before it is durable; but within a
+range pages are handed to the mirror strictly one after the other, since a cursor vouches for all
+before it. Whatever goes wrong ends this list alone, visibly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from pinstripe.catalog.endpoints import ListEndpoint
+from pinstripe.errors import (
+    NotEnabled,
+    NotFound,
+    NotPermitted,
+    PinstripeError,
+    Refused,
+    Unwritable,
+    WrongKey,
+)
+from pinstripe.sync.listing import Claim, Listing
+from pinstripe.sync.page import read_list, truth_of
+from pinstripe.sync.source import BACKFILL, Source
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+
+class Pager:
+    """Work on one `Listing`, for the dispatcher."""
+
+    def __init__(
+        self, listing: Listing, source: Source, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.listing = listing
+        self._source = source
+        self._clock = clock
+        self._submitted: dict[int, asyncio.Future[None]] = {}
+
+    @property
+    def endpoint(self) -> ListEndpoint:
+        return self.listing.endpoint
+
+    @property
+    def in_flight(self) -> int:
+        return self.listing.in_flight
+
+    @property
+    def finished(self) -> bool:
+        return self.listing.finished
+
+    def remaining(self) -> float:
+        return self.listing.remaining()
+
+    def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
+        """Starts the next request when called; None if there is nothing to ask now."""
+        claim = self.listing.claim(cut=cut)
+        if claim is None:
+            return None
+        return lambda: asyncio.create_task(self._run(claim))
+
+    async def _run(self, claim: Claim) -> None:
+        listing, started = self.listing, self._clock()
+        try:
+            await self._page(claim)
+        except (NotPermitted, NotEnabled) as error:
+            self._refused(error)
+        except (WrongKey, Unwritable):
+            # Not this list's trouble: nothing else can go on either.
+            listing.state = "failed"
+            raise
+        except asyncio.CancelledError:
+            if listing.state == "running":
+                raise
+            # An earlier page of this range failed and has said so; this one cannot count any more.
+        except PinstripeError as error:
+            _log.warning("backfill.failed", stream=listing.endpoint.stream, error=error.message)
+            listing.refuse(error, "failed")
+        finally:
+            listing.seconds += self._clock() - started
+
+    def _refused(self, error: Refused) -> None:
+        listing = self.listing
+        if listing.expand:
+            # The list itself may be readable, only not what it was asked to expand.
+            listing.note = f"Without {', '.join(listing.expand)}: {error.message}"
+            listing.expand = ()
+            return
+        listing.refuse(error, "refused")
+
+    async def _page(self, claim: Claim) -> None:
+        listing, wanted = self.listing, claim.range
+        try:
+            listing.requests += 1
+            reply = await self._source.stripe.get(
+                claim.path, claim.params, endpoint=listing.endpoint.name, priority=BACKFILL
+            )
+            page = read_list(reply, claim.path)
+            step = listing.received(wanted, page.objects, has_more=page.has_more, after=page.after)
+            listing.undurable += 1
+        except NotFound as error:
+            if error.param != "starting_after" or wanted.after is None:
+                raise
+            listing.restart(wanted)
+            return
+        finally:
+            wanted.busy = False
+            listing.in_flight -= 1
+        before = self._submitted.get(wanted.number)
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._submitted[wanted.number] = mine
+        try:
+            found = self._source.extract(page.objects, {})
+            # What a nested list holds must be there before a cursor vouches for this page.
+            listing.requests += await self._source.follow_all(found)
+            await self._source.mirror.room(found)
+            if before is not None:
+                await before
+            durable = self._source.mirror.submit(
+                found,
+                truth_of(reply),
+                lane=listing.endpoint.stream,
+                progress=listing,
+                step=step,
+            )
+            mine.set_result(None)
+            await durable
+        except BaseException:
+            mine.cancel()
+            raise
+        finally:
+            listing.undurable -= 1

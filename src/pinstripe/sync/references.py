@@ -1,0 +1,162 @@
+"""Fetches what rows refer to and no list returned, once each, so that joins hold.
+
+Deleted customers, closed reviews, inline prices, mandates, sources: lists hide them, rows name them.
+What Stripe does not have is remembered in `pinstripe.missing` and not asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from pinstripe.catalog.tables import Column, Table
+from pinstripe.errors import NotEnabled, NotFound, NotPermitted, Refused
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Pool
+from pinstripe.sync.source import REFERENCES, Source, retrieve_endpoint
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+_CHUNK = 500
+_WORKERS = 12
+_ROUNDS = 6
+"""What is fetched refers to more; beyond this depth nothing new was ever seen."""
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What was done, by table."""
+
+    fetched: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, Refused] = field(default_factory=dict)
+
+    def count(self, where: dict[str, int], table: str) -> None:
+        where[table] = where.get(table, 0) + 1
+
+
+class References:
+    """Looks for references into nothing and fetches their targets."""
+
+    def __init__(self, source: Source, pool: Pool) -> None:
+        self._source = source
+        self._pool = pool
+        self._schema = source.mirror.schema
+        self.result = Fetched()
+
+    async def run(self) -> Fetched:
+        """Returns when no reference is left that Stripe could answer."""
+        for _ in range(_ROUNDS):
+            found = 0
+            for target in sorted(self._targets()):
+                found += await self._fill(target)
+            if not found:
+                break
+        return self.result
+
+    def _targets(self) -> Iterator[str]:
+        """Tables whose objects can be retrieved by their id alone."""
+        for name, table in self._source.wanted.items():
+            where = retrieve_endpoint(name) if not table.virtual else None
+            if where is not None and not where.parent_parameter:
+                yield name
+
+    async def _fill(self, target: str) -> int:
+        """Fetches everything that is referred to in `target` and is not there."""
+        count, last = 0, ""
+        while target not in self.result.refused:
+            ids = await self._dangling(target, last)
+            if not ids:
+                break
+            await self._fetch_all(target, ids)
+            count += len(ids)
+            last = ids[-1]
+        return count
+
+    async def _dangling(self, target: str, last: str) -> list[str]:
+        """Up to a chunk of ids that rows refer to and `target` lacks, in order, after `last`."""
+        parts = [
+            _references(self._schema, table, column, target)
+            for table, column in self._columns(target)
+        ]
+        if not parts:
+            return []
+        union = " UNION ALL ".join(parts)
+        statement = (
+            f"SELECT DISTINCT r.id FROM ({union}) AS r (id) WHERE r.id > $1 "
+            f"AND NOT EXISTS (SELECT FROM {qualified(self._schema, target)} t WHERE t.id = r.id) "
+            f"AND NOT EXISTS (SELECT FROM pinstripe.missing m WHERE m.schema = $2 "
+            f'AND m."table" = $3 AND m.id = r.id) ORDER BY r.id LIMIT {_CHUNK}'
+        )
+        async with self._pool.acquire() as connection:
+            rows = await connection.fetch(statement, last, self._schema, target)
+        return [row[0] for row in rows]
+
+    def _columns(self, target: str) -> Iterator[tuple[Table, Column]]:
+        for table in self._source.wanted.values():
+            if table.virtual or table.name not in self._source.mirror.tables:
+                continue
+            for column in table.columns:
+                if target in column.references and column.name not in table.key:
+                    yield table, column
+
+    async def _fetch_all(self, target: str, ids: list[str]) -> None:
+        queue = iter(ids)
+
+        async def worker() -> None:
+            for key in queue:
+                if target in self.result.refused:
+                    return
+                await self._fetch(target, key)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_WORKERS, len(ids))):
+                group.create_task(worker())
+
+    async def _fetch(self, target: str, key: str) -> None:
+        try:
+            await self._source.fetch(target, key, priority=REFERENCES)
+            self.result.count(self.result.fetched, target)
+        except NotFound as error:
+            await self._remember(target, key, error.code or "not found")
+        except (NotPermitted, NotEnabled) as error:
+            # What holds for one holds for all of this type.
+            self.result.refused[target] = error
+            _log.info("references.refused", table=target, reason=error.message)
+        except Refused as error:
+            # An id of another kind than the column promises; Stripe says so with 400.
+            await self._remember(target, key, error.code or str(error.status))
+
+    async def _remember(self, target: str, key: str, reason: str) -> None:
+        self.result.count(self.result.missing, target)
+        async with self._pool.acquire() as connection:
+            await connection.execute(
+                'INSERT INTO pinstripe.missing (schema, "table", id, reason) VALUES ($1, $2, $3, $4)'
+                ' ON CONFLICT (schema, "table", id) DO UPDATE SET reason = $4, checked_at = now()',
+                self._schema,
+                target,
+                key,
+                reason,
+            )
+
+
+def _references(schema: str, table: Table, column: Column, target: str) -> str:
+    """SELECT of the ids in one column that (may) refer to `target`."""
+    name = quote(column.name)
+    place = qualified(schema, table.name)
+    if column.type == "text[]":
+        return f"SELECT unnest({name}) FROM {place} WHERE {name} <> '{{}}'"
+    condition = f"{name} IS NOT NULL"
+    beside = column.name.removesuffix("_id") + "_object"
+    polymorphic = any(c.name == beside and c.read == "object" for c in table.columns)
+    if polymorphic:
+        # Only where the type is known: an id of unknown type would be asked for everywhere.
+        condition += f" AND {quote(beside)} = '{_object_name(target)}'"
+    return f"SELECT {name} FROM {place} WHERE {condition}"
+
+
+def _object_name(table: str) -> str:
+    where = retrieve_endpoint(table)
+    return where.object_type if where is not None else table

@@ -1,0 +1,135 @@
+"""Asking Stripe for lists and objects and putting what comes into the mirror.
+
+What backfill, catching up and settling share: the account's `Stripe`, the `Mirror`, which tables are
+wanted, and the order in which requests are served (`LIVE` before `BACKFILL`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from pinstripe.catalog.endpoints import RetrieveEndpoint, retrieve_endpoints
+from pinstripe.catalog.load import spec
+from pinstripe.catalog.tables import Table, tables
+from pinstripe.client.paths import quote_id
+from pinstripe.client.reply import Reply
+from pinstripe.client.session import Stripe
+from pinstripe.errors import NotFound
+from pinstripe.mirror import Mirror
+from pinstripe.rows.extract import CutList, Found
+from pinstripe.sync.page import read_list, read_object, truth_of
+from pinstripe.sync.ranges import PAGE
+
+LIVE = 0
+BACKFILL = 10
+REFERENCES = 20
+
+
+@dataclass(slots=True)
+class Source:
+    """One account at Stripe and its mirror. `wanted` are the tables that are synced."""
+
+    stripe: Stripe
+    mirror: Mirror
+    wanted: Mapping[str, Table]
+
+    def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> Found:
+        found = Found()
+        for obj in objects:
+            self.mirror.extractor.object(obj, found, parents=parents)
+        return found
+
+    async def follow(self, cut: CutList, *, priority: int = BACKFILL) -> int:
+        """Reads a nested list to its end; gives the number of requests."""
+        path, _, query = cut.url.partition("?")
+        fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+        after: str | None = cut.last_id
+        requests = 0
+        while True:
+            params = [*fixed, ("limit", str(PAGE))]
+            if after is not None:
+                params.append(("starting_after", after))
+            try:
+                reply = await self.stripe.get(
+                    path, params, endpoint=endpoint_of(path), priority=priority
+                )
+            except NotFound as error:
+                if after is None or error.param != "starting_after":
+                    raise
+                after = None  # The entry behind the cursor is gone: read the list from its start.
+                continue
+            requests += 1
+            page = read_list(reply, path)
+            found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
+            await self.mirror.put(found, truth_of(reply))
+            if not page.has_more or page.after is None or page.after == after:
+                return requests
+            after = page.after
+
+    async def follow_all(self, found: Found, *, priority: int = BACKFILL) -> int:
+        """Reads every nested list that `found` holds only the beginning of."""
+        requests = 0
+        for cut in found.lists:
+            if self._is_wanted(cut):
+                requests += await self.follow(cut, priority=priority)
+        return requests
+
+    async def fetch(
+        self,
+        table: str,
+        key: str,
+        *,
+        parent: str = "",
+        after: float | None = None,
+        priority: int = LIVE,
+    ) -> bool:
+        """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
+
+        `after` is a moment on Stripe's clock known to lie before the request. Raises NotFound where
+        Stripe does not have it (any more).
+        """
+        where = retrieve_endpoint(table)
+        if where is None or (where.parent_parameter and not parent):
+            return False
+        reply = await self.get_object(where, key, parent, priority)
+        found = Found()
+        self.mirror.extractor.object(read_object(reply, where.path), found)
+        await self.follow_all(found, priority=priority)
+        await self.mirror.put(found, truth_of(reply, after=after))
+        return True
+
+    async def get_object(
+        self, where: RetrieveEndpoint, key: str, parent: str, priority: int
+    ) -> Reply:
+        names = iter([parent, key] if where.parent_parameter else [key])
+        path = re.sub(r"{\w+}", lambda _: quote_id(next(names)), where.path)
+        params = [("expand[]", item) for item in where.expand]
+        return await self.stripe.get(path, params, endpoint=where.name, priority=priority)
+
+    def _is_wanted(self, cut: CutList) -> bool:
+        return cut.child_table == "" or cut.child_table in self.wanted
+
+
+def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
+    return retrieve_endpoints().get(tables()[table].object_type)
+
+
+@cache
+def _templates() -> list[tuple[re.Pattern[str], str]]:
+    paths = {o.path for o in spec().operations if o.method == "GET"}
+    return [(re.compile(re.sub(r"{\w+}", "[^/]+", path) + "$"), path) for path in sorted(paths)]
+
+
+def endpoint_of(path: str) -> str:
+    """The operation behind a path, as the budget names it.
+
+    >>> endpoint_of("/v1/invoices/in_1/lines")
+    'GET /v1/invoices/{invoice}/lines'
+    """
+    for pattern, template in _templates():
+        if pattern.match(path):
+            return f"GET {template}"
+    return f"GET {path}"

@@ -1,0 +1,272 @@
+"""Lists that hang under a parent: one list for each row of the parent's table, in the order of its key.
+
+The position is the last parent up to which all are durable:
+
+    {"table": "setup_attempt", "parent": "setup_intent", "after": "seti_…"}
+
+Parents are read from the database, so they must be complete before this starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from pinstripe.catalog.endpoints import ListEndpoint, Param
+from pinstripe.catalog.tables import table_name
+from pinstripe.client.paths import quote_id
+from pinstripe.errors import (
+    Drifted,
+    NotEnabled,
+    NotFound,
+    NotPermitted,
+    PinstripeError,
+    Unwritable,
+    WrongKey,
+)
+from pinstripe.mirror import Truth
+from pinstripe.rows.extract import Found
+from pinstripe.store.cursors import Checkpoint, State
+from pinstripe.store.ddl import qualified
+from pinstripe.store.pool import Pool
+from pinstripe.sync.page import read_list, truth_of
+from pinstripe.sync.ranges import PAGE
+from pinstripe.sync.source import BACKFILL, Source
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+_CHUNK = 1000
+
+
+class UnderParents:
+    """Work on one list per parent, for the dispatcher; also its `Progress`."""
+
+    def __init__(
+        self,
+        endpoint: ListEndpoint,
+        table: str,
+        source: Source,
+        pool: Pool,
+        saved: Checkpoint | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.endpoint = endpoint
+        self.table = table
+        self.state: State = "running"
+        self.reason = ""
+        self.remedy = ""
+        self.note = ""
+        self.rows = saved.rows if saved else 0
+        self.requests = saved.requests if saved else 0
+        self.seconds = saved.seconds if saved else 0.0
+        self.as_of: float | None = saved.as_of if saved else None
+        self.in_flight = 0
+        self.total: int | None = None
+        self._source = source
+        self._pool = pool
+        self._clock = clock
+        self._after = _saved_after(saved)
+        self._read_to = self._after
+        self._waiting: deque[str] = deque()
+        self._order: deque[str] = deque()
+        self._durable: set[str] = set()
+        self._done = 0
+        self._loading = False
+        self._exhausted = False
+        if saved is not None and saved.state == "done":
+            self.state = "done"
+
+    @property
+    def parent_table(self) -> str:
+        return table_name(self.endpoint.parent)
+
+    @property
+    def finished(self) -> bool:
+        return self.state != "running"
+
+    def remaining(self) -> float:
+        return float(max((self.total or 1) - self._done, len(self._waiting)))
+
+    def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
+        """Starts the list of the next parent when called; `cut` does not matter here."""
+        if self.state != "running":
+            return None
+        if not self._waiting:
+            if self._loading or self._exhausted:
+                return None
+            self._loading = True
+            self.in_flight += 1
+            return lambda: asyncio.create_task(self._load())
+        parent = self._waiting.popleft()
+        self.in_flight += 1
+        return lambda: asyncio.create_task(self._run(parent))
+
+    async def _load(self) -> None:
+        """The next parents from the database."""
+        try:
+            ids = await self._parents()
+            self._waiting.extend(ids)
+            self._order.extend(ids)
+            self._exhausted = len(ids) < _CHUNK
+            if ids:
+                self._read_to = ids[-1]
+            elif not self._order:
+                await self._finish()
+        finally:
+            self._loading = False
+            self.in_flight -= 1
+
+    async def _parents(self) -> list[str]:
+        schema = self._source.mirror.schema
+        table = qualified(schema, self.parent_table)
+        condition = f" AND ({self.endpoint.only_when})" if self.endpoint.only_when else ""
+        # A parent that is gone has no list any more.
+        gone = "" if not self._has_deleted() else " AND deleted IS NOT TRUE"
+        async with self._pool.acquire() as connection:
+            if self.endpoint.only_if_any:
+                other = qualified(schema, self.endpoint.only_if_any)
+                if not await connection.fetchval(f"SELECT EXISTS (SELECT FROM {other})"):
+                    self.note = f"Not asked: {self.endpoint.only_if_any} has no rows"
+                    return []
+            if self.total is None:
+                self.total = await connection.fetchval(
+                    f"SELECT count(*) FROM {table} WHERE true{gone}{condition}"
+                )
+            rows = await connection.fetch(
+                f"SELECT id FROM {table} WHERE id > $1{gone}{condition} ORDER BY id LIMIT {_CHUNK}",
+                self._read_to,
+            )
+        return [row[0] for row in rows]
+
+    def _has_deleted(self) -> bool:
+        table = self._source.mirror.tables.get(self.parent_table)
+        return table is not None and any(c.name == "deleted" for c in table.columns)
+
+    async def _run(self, parent: str) -> None:
+        started = self._clock()
+        try:
+            await self._list(parent)
+        except (NotPermitted, NotEnabled) as error:
+            self._end(error, "refused")
+        except (WrongKey, Unwritable):
+            self.state = "failed"
+            raise
+        except PinstripeError as error:
+            _log.warning("backfill.failed", stream=self.endpoint.stream, error=error.message)
+            self._end(error, "failed")
+        finally:
+            self.seconds += self._clock() - started
+            self.in_flight -= 1
+
+    async def _list(self, parent: str) -> None:
+        """All pages under one parent; the last one makes the step."""
+        path, fixed = self.endpoint.url(parent, quote_id(parent))
+        after: str | None = None
+        while True:
+            asked, params = self._request(path, fixed, after)
+            self.requests += 1
+            try:
+                reply = await self._source.stripe.get(
+                    asked, params, endpoint=self.endpoint.name, priority=BACKFILL
+                )
+            except NotFound as error:
+                if error.param == "starting_after" and after is not None:
+                    after = None
+                    continue
+                await self._step(parent)  # The parent went meanwhile, and its list with it.
+                return
+            page = read_list(reply, path)
+            if page.has_more and page.after == after:
+                raise Drifted(f"The list {path} says that it goes on, but not from where.")
+            found = self._source.extract(page.objects, {self.parent_table: parent})
+            self.requests += await self._source.follow_all(found)
+            self.rows += len(page.objects)
+            if not page.has_more:
+                await self._source.mirror.room(found)
+                await self._source.mirror.submit(
+                    found, truth_of(reply), lane=self.endpoint.stream, progress=self, step=parent
+                )
+                return
+            await self._source.mirror.put(found, truth_of(reply))
+            after = page.after
+
+    def _request(
+        self, path: str, fixed: Sequence[Param], after: str | None
+    ) -> tuple[str, list[Param]]:
+        if self.endpoint.version == 2 and after is not None:
+            return after, []
+        params = list(fixed)
+        if self.endpoint.takes_limit:
+            params.append(("limit", str(PAGE)))
+        if after is not None:
+            params.append(("starting_after", after))
+        params += [("expand[]", f"data.{item}") for item in self.endpoint.expand]
+        return path, params
+
+    async def _step(self, parent: str) -> None:
+        await self._source.mirror.submit(
+            Found(), Truth(0.0, 0.0), lane=self.endpoint.stream, progress=self, step=parent
+        )
+
+    async def _finish(self) -> None:
+        """No parents at all: nothing to write but the cursor."""
+        await self._step("")
+
+    def _end(self, error: PinstripeError, state: State) -> None:
+        if self.state == "running":
+            self.state, self.reason, self.remedy = state, error.message, error.hint
+        self._waiting.clear()
+
+    # Progress: what the mirror saves.
+
+    def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
+        durable = self._durable | {str(step) for step in steps}
+        after, left = self._frontier(durable)
+        return self._checkpoint(after, "done" if self._exhausted and not left else self.state)
+
+    def commit(self, steps: Sequence[object]) -> None:
+        self._durable |= {str(step) for step in steps}
+        while self._order and self._order[0] in self._durable:
+            self._after = self._order.popleft()
+            self._durable.discard(self._after)
+            self._done += 1
+        if self._exhausted and not self._order and self.state == "running":
+            self.state = "done"
+
+    def final(self) -> Checkpoint:
+        return self._checkpoint(self._after, self.state)
+
+    def _frontier(self, durable: set[str]) -> tuple[str, int]:
+        after = self._after
+        for position, parent in enumerate(self._order):
+            if parent not in durable:
+                return after, len(self._order) - position
+            after = parent
+        return after, 0
+
+    def _checkpoint(self, after: str, state: State) -> Checkpoint:
+        return Checkpoint(
+            stream=stream_of(self.endpoint),
+            state=state,
+            position={"table": self.table, "parent": self.parent_table, "after": after},
+            reason=self.reason or self.note,
+            remedy=self.remedy,
+            rows=self.rows,
+            requests=self.requests,
+            seconds=self.seconds,
+            as_of=self.as_of,
+        )
+
+
+def stream_of(endpoint: ListEndpoint) -> str:
+    """The cursor's name; the same path can be listed with and without a parent."""
+    return f"{endpoint.stream} by {endpoint.parent}" if endpoint.parent else endpoint.stream
+
+
+def _saved_after(saved: Checkpoint | None) -> str:
+    position = saved.position if saved is not None else None
+    return str(position.get("after", "")) if isinstance(position, dict) else ""
