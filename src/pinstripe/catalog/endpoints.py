@@ -57,6 +57,9 @@ _NOT_EXPANDED = frozenset(
     }
 )
 
+# Expanded although an id would do: no other request can fetch what stands there.
+_EXPANDED_TOO = {"financial_connections.account": ("ownership",)}
+
 # Nested lists whose entries always come inside their parent (embedded or by _EXPAND) and are
 # followed from there where there are more than ten: no request per parent.
 _EMBEDDED = frozenset(
@@ -208,6 +211,7 @@ def expand_of(objects: tuple[str, ...]) -> tuple[str, ...]:
     """The paths worth `expand[]` on objects of these types: what Stripe leaves out otherwise."""
     found: list[str] = []
     for name in objects:
+        found += _EXPANDED_TOO.get(name, ())
         found += [
             p
             for p in _on_request(object_types()[name].fields)

@@ -15,11 +15,14 @@ StripeObject = dict[str, "object"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _decoder = msgspec.json.Decoder()
-_NUL_ESCAPE = rb"\u0000"
+_NUL = rb"\u0000"
+_NUL_SHOWN = rb"\u2400"
 
 
 def decode(body: bytes) -> object:
     """The JSON value of `body`. Raises msgspec.DecodeError where it is not JSON."""
+    if _NUL in body:
+        body = _show_nul(body)
     try:
         value: object = _decoder.decode(body)
     except msgspec.DecodeError:
@@ -30,7 +33,19 @@ def decode(body: bytes) -> object:
             return _clean(json.loads(body))
         except ValueError as error:
             raise msgspec.DecodeError(str(error)) from None
-    return _clean(value) if _NUL_ESCAPE in body else value
+    return value
+
+
+def _show_nul(body: bytes) -> bytes:
+    """Replaces escaped NULs in JSON text; a backslash that is itself escaped begins no escape."""
+    pieces: list[bytes] = []
+    start = 0
+    while (at := body.find(_NUL, start)) >= 0:
+        before = body[start:at]
+        escaped = (len(before) - len(before.rstrip(b"\\"))) % 2
+        pieces += [before, _NUL if escaped else _NUL_SHOWN]
+        start = at + len(_NUL)
+    return b"".join([*pieces, body[start:]])
 
 
 def _clean(value: object) -> object:

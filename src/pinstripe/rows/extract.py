@@ -21,10 +21,11 @@ from pinstripe.catalog.load import object_types
 from pinstripe.catalog.model import ObjectType
 from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
 from pinstripe.rows.decode import StripeObject
-from pinstripe.rows.layout import Layout, Plan, Value
+from pinstripe.rows.compile import Value
+from pinstripe.rows.layout import TAIL, Layout, Plan
 
 Shape = tuple[str, tuple[str, ...]]
-"""(table, columns present). `_extra` is always the last value of a row, beside these columns."""
+"""(table, columns present). A row is their values and the `TAIL`: `_extra`, and places for the writer."""
 
 # Snapshots of another moment than the object they stand in: Stripe keeps the source of a charge as
 # it was when the charge was made. They are as old as the object, and only fill a gap.
@@ -50,7 +51,7 @@ class CutList:
 
 @dataclass(slots=True)
 class Found:
-    """What extraction found. `groups`: shape -> key -> values (wire values, `_extra` last).
+    """What extraction found. `groups`: shape -> key -> row.
 
     `frozen` rows are true for an earlier second only: (shape, key, values, Unix second).
     `unknown` counts objects of types that have no table. `drift` counts (table, field) that the
@@ -111,44 +112,55 @@ class Extractor:
         self, table: str, obj: StripeObject, key: str, parents: Mapping[str, str], found: Found
     ) -> tuple[list[Value], Layout]:
         plan = self._plans.get(table) or self._plan(self._tables[table])
-        layout = plan.layout(obj, tuple(p for p in plan.parent_columns if p in parents))
-        row: list[Value] = [None] * (layout.width + 1)
-        extra: dict[str, Value] | None = None
-        nested: list[tuple[str, Value]] | None = None
+        here = tuple(p for p in plan.parent_columns if p in parents) if parents else ()
+        layout = plan.layout(obj, here)
+        nested: list[tuple[str, Value]] = []
+        row = layout.make(obj, nested) if layout.make is not None else None
+        if row is None:
+            nested.clear()
+            row = self._generic(table, layout, obj, nested, found)
+        row[0] = key
+        if layout.deleted_at >= 0:
+            row[layout.deleted_at] = obj.get("deleted") is True
+        for at, parent_table in layout.parents:
+            row[at] = parents[parent_table]
+        if nested:
+            object_name = str(obj.get("object"))
+            if object_name not in _OPAQUE:
+                for step_key, value in nested:
+                    frozen = _FROZEN.get((object_name, step_key))
+                    self._nested(value, table, key, obj, found, frozen=frozen)
+        return row, layout
+
+    def _generic(
+        self,
+        table: str,
+        layout: Layout,
+        obj: StripeObject,
+        nested: list[tuple[str, Value]],
+        found: Found,
+    ) -> list[Value]:
+        """The row of an object that differs from the catalog: what does not fit goes to `_extra`."""
+        row: list[Value] = [None] * (layout.width + TAIL)
+        extra: dict[str, Value] = {}
         for step in layout.steps:
             value = obj[step.key]
             if value is None:
                 continue
             rest = step.fill(value, row)
             if rest is not None:
-                extra = {} if extra is None else extra
                 extra[step.key] = rest
                 found.drift[table, step.key] += 1
             if step.nested and type(value) is not str:
-                nested = [] if nested is None else nested
                 nested.append((step.key, value))
         for unknown in layout.unknown:
-            extra = {} if extra is None else extra
             extra[unknown] = obj[unknown]
             found.drift[table, unknown] += 1
-        row[0] = key
-        if layout.deleted_at >= 0:
-            row[layout.deleted_at] = obj.get("deleted") is True
-        for parent_table, column in plan.parent_columns.items():
-            if parent_table in parents:
-                row[layout.columns.index(column)] = parents[parent_table]
-        if extra is not None:
-            row[-1] = _encode(extra).decode()
-        object_name = str(obj.get("object"))
-        if object_name not in _OPAQUE:
-            for step_key, value in nested or ():
-                self._nested(
-                    value, table, key, obj, found, frozen=_FROZEN.get((object_name, step_key))
-                )
-            for unknown in layout.unknown:
-                if type(obj[unknown]) in (dict, list):
-                    self._nested(obj[unknown], table, key, obj, found)
-        return row, layout
+            if type(obj[unknown]) in (dict, list):
+                nested.append((unknown, obj[unknown]))
+        if extra:
+            row[layout.width] = _encode(extra).decode()
+        return row
 
     def _nested(
         self,

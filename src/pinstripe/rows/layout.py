@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from pinstripe.catalog.model import Field, ObjectType
 from pinstripe.catalog.tables import SINGLETONS, Column, Read, Table, has_table, inline
+from pinstripe.rows.compile import Fill, Make, Quick, Value, compile_layout
 
 _BIGINT = 1 << 63
 # Postgres' timestamptz ends in the year 294276; Unix seconds beyond that stay in `_extra`.
@@ -22,11 +22,11 @@ _MAX_SECONDS = 9_224_318_015_999
 
 _encode = msgspec.json.Encoder().encode
 
-Value = Any
-"""What goes over the wire into the stage: str, int, bool, list of str, or None."""
+# `Value`: what goes over the wire into the stage: str, int, bool, list of str, or None.
+# `Fill`: (JSON value, row) -> what did not fit and belongs into `_extra`, or None.
 
-Fill = Callable[[Value, "list[Value]"], Value]
-"""(JSON value, row) -> what did not fit and belongs into `_extra`, or None."""
+TAIL = 4
+"""Values of each row behind its columns: `_extra`, the two ends of the interval, the group."""
 
 
 @dataclass(slots=True)
@@ -43,10 +43,12 @@ class Layout:
     """For one sequence of keys: the present columns, the steps, and the keys that nobody knows."""
 
     columns: tuple[str, ...]
+    make: Make | None = None
     steps: list[Step] = field(default_factory=list)
     unknown: tuple[str, ...] = ()
     width: int = 0
     deleted_at: int = -1
+    parents: tuple[tuple[int, str], ...] = ()
 
 
 def _json(value: Value) -> str:
@@ -249,7 +251,9 @@ class Plan:
         present = [c for c in self.table.columns if self._present(c, obj, parents)]
         at = {c.name: i for i, c in enumerate(present)}
         layout = Layout(columns=tuple(at), width=len(present), deleted_at=at.get("deleted", -1))
+        layout.parents = tuple((at[self.parent_columns[p]], p) for p in parents)
         unknown: list[str] = []
+        quick: list[Quick] = []
         for key in obj:
             if key == "deleted":
                 continue
@@ -259,10 +263,12 @@ class Plan:
                 unknown.append(key)
                 continue
             fill = self._fill(known_field, columns, at)
-            layout.steps.append(
-                Step(key, fill, known_field is not None and self._nests(known_field))
-            )
+            nests = known_field is not None and self._nests(known_field)
+            layout.steps.append(Step(key, fill, nests))
+            quick.append((key, columns, [at[c.name] for c in columns], fill, nests))
         layout.unknown = tuple(unknown)
+        if not unknown:
+            layout.make = compile_layout(quick, layout.width + TAIL)
         return layout
 
     def _present(self, column: Column, obj: Mapping[str, Value], parents: tuple[str, ...]) -> bool:

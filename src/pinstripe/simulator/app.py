@@ -209,7 +209,7 @@ def _parameters(
     content_type = headers.get("content-type", "")
     if content_type.startswith("multipart/form-data"):
         pairs, files = bodies.multipart(body, content_type)
-        return nest(pairs), files
+        return nest(pairs) | {name: upload[0] for name, upload in files.items()}, files
     if content_type.startswith("application/json"):
         return bodies.json_params(body), {}
     try:

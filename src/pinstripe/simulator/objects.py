@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import msgspec
 
@@ -33,12 +34,14 @@ class Objects:
         self._tables = tables
         self._routes = routes
         self._now = now
+        self._last_entry: tuple[int, tuple[str, int] | None] = (-1, None)
+        self._list_urls: dict[tuple[str, str], tuple[bytes, bytes]] = {}
         counts = {name: tables[name].base for name in core.REPORTING}
         entries = tables["balance_transaction"].base
         self.entries = Interleaved(core.PATTERN, counts, entries)
         self._plain: Mapping[str, Callable[[Table], Filler]] = {
-            "id": lambda t: lambda i, c: msgspec.json.encode(t.id_at(i)),
-            "id-inside": lambda t: lambda i, c: msgspec.json.encode(t.id_at(i))[1:-1],
+            "id": lambda t: lambda i, c: t.quoted(i),
+            "id-inside": lambda t: lambda i, c: t.quoted(i)[1:-1],
             "ms": lambda t: lambda i, c: b"%d" % (c * 1000 + i % 1000),
             "iso": lambda t: lambda i, c: _iso(c),
             "email": lambda t: lambda i, c: b'"buyer+%d@example.com"' % i,
@@ -107,10 +110,12 @@ class Objects:
     def children(self, owner: Table, position: int, child: Table, field: str) -> list[int]:
         """Positions in `child`, newest first, of what belongs to the object at `position`."""
         relation = child.relation(field)
-        id = owner.id_at(position)
         base = relation.back(position) if relation and position < owner.base else range(0)
+        if not child.touched and not field:
+            return list(reversed(base))
         if not child.touched:
             return [p for p in reversed(base) if self._refers(child, p, field)]
+        id = owner.id_at(position)
         extra = child.by_value.get((field, id), ())
         every = sorted({*base, *extra}, reverse=True)
         return [p for p in every if self._belongs(child, p, field, id)]
@@ -143,12 +148,26 @@ class Objects:
             self.text(child, p, indent + 4) for p in found[:INSIDE]
         )
         between = b"[\n%b    %b\n%b  ]" % (pad, entries, pad) if found else b"[]"
-        url = self._routes.list_url(child.kind.name, owner.kind.name, back, owner.id_at(position))
+        url = self._list_url(owner, field, position)
         more = b"true" if len(found) > INSIDE else b"false"
         return (
             b'{\n%b  "object": "list",\n%b  "data": %b,\n%b  "has_more": %b,\n'
             b'%b  "total_count": %d,\n%b  "url": %b\n%b}'
-        ) % (pad, pad, between, pad, more, pad, len(found), pad, msgspec.json.encode(url), pad)
+        ) % (pad, pad, between, pad, more, pad, len(found), pad, url, pad)
+
+    def _list_url(self, owner: Table, field: str, position: int) -> bytes:
+        """JSON text of the URL under which the whole list is; only the id differs."""
+        known = self._list_urls.get((owner.name, field))
+        if known is None:
+            name, back = owner.lists[field]
+            child = self._tables[name].kind.name
+            url = self._routes.list_url(child, owner.kind.name, back, "@")
+            before, _, after = url.partition("%40")
+            known = self._list_urls[owner.name, field] = (b'"' + before.encode(), after.encode())
+        id = owner.quoted(position)[1:-1]
+        if owner.name in core.CHOSEN_IDS:
+            id = quote(owner.id_at(position), safe="").encode()
+        return known[0] + id + known[1] + b'"'
 
     # --- fillers -----------------------------------------------------------------------------
 
@@ -175,20 +194,17 @@ class Objects:
         return self._whole(table, what, indent)
 
     def _reference(self, relation: Relation, target: str) -> Filler:
-        there = self._tables[target]
-        quoted = target in core.CHOSEN_IDS
+        to, quoted = relation.to, self._tables[target].quoted
 
         def fill(index: int, created: int) -> bytes:
-            at = relation.to(index)
-            if at is None:
-                return b"null"
-            id = there.id_at(at)
-            return msgspec.json.encode(id) if quoted else b'"%b"' % id.encode()
+            at = to(index)
+            return b"null" if at is None else quoted(at)
 
         return fill
 
     def _anything(self, there: Table) -> Filler:
-        return lambda i, c: msgspec.json.encode(there.id_at(i * 31 % max(1, there.base)))
+        quoted, some = there.quoted, max(1, min(there.base, 100))
+        return lambda i, c: quoted(i * 31 % some)
 
     def _embedded(self, relation: Relation, target: str, indent: int) -> Filler:
         there = self._tables[target]
@@ -231,12 +247,19 @@ class Objects:
 
         def fill(index: int, created: int) -> bytes:
             at = self.entries.entry(table.name, index)
-            return b"null" if at is None else b'"%b"' % there.id_at(at).encode()
+            return b"null" if at is None else there.quoted(at)
 
         return fill
 
     def entry_source(self, entry: int) -> tuple[str, int] | None:
         """Table and index of what a balance transaction is for."""
+        if self._last_entry[0] == entry:  # Five holes of one object ask this.
+            return self._last_entry[1]
+        found = self._entry_source(entry)
+        self._last_entry = (entry, found)
+        return found
+
+    def _entry_source(self, entry: int) -> tuple[str, int] | None:
         found = self.entries.source(entry)
         if found is None:
             return None
@@ -263,7 +286,7 @@ class Objects:
         found = self.entry_source(entry)
         if found is None:
             return b"null"
-        return msgspec.json.encode(self._tables[found[0]].id_at(found[1]))
+        return self._tables[found[0]].quoted(found[1])
 
     def _entry_status(self, created: int) -> bytes:
         # No event tells of this change; only a re-list shows it (STRIPE.md 9).

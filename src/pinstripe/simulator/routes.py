@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote_plus
 
 from pinstripe.catalog.model import Field, ObjectType, Operation, Spec
 from pinstripe.simulator.versions import before_basil
@@ -97,7 +97,7 @@ class Routes:
             return None
         for pattern, operation in self._open.get(path.count("/"), ()):
             if operation.method == method and (found := pattern.match(path)):
-                return Match(operation, tuple(unquote(v) for v in found.groups()))
+                return Match(operation, tuple(unquote_plus(v) for v in found.groups()))
         return None
 
     def match_old(self, method: str, path: str, version: str) -> Match | None:

@@ -28,6 +28,9 @@ StripeObject = dict[str, Any]
 _SQUEEZE_FROM = 600
 """Bytes from which an object is worth compressing; a typical one shrinks to a third."""
 
+_REMEMBERED = 512
+"""Ids kept as text, per table."""
+
 
 class Table:
     """Name, objects and overlay of one type (or of one nested list: `item@quote`)."""
@@ -60,6 +63,7 @@ class Table:
         self._variant = variant
         self._samples: dict[int, Sample] = {}
         self._templates: dict[tuple[int, int], Template] = {}
+        self._quoted: dict[int, bytes] = {}
         self._stored: dict[int, bytes] = {}
         self._deleted: dict[int, int] = {}
         self._added: list[int] = []
@@ -86,6 +90,20 @@ class Table:
         if position < self.base:
             return self.ids.encode(position)
         return self.ids.encode(FIRST_NEW + position - self.base)
+
+    def quoted(self, position: int) -> bytes:
+        """The id as JSON text; the ids of late are remembered, since neighbours share parents."""
+        known = self._quoted.get(position)
+        if known is not None:
+            return known
+        if position < self.base:
+            made = self.ids.quoted(position)
+        else:
+            made = msgspec.json.encode(self.id_at(position))
+        if len(self._quoted) >= _REMEMBERED:
+            self._quoted.clear()
+        self._quoted[position] = made
+        return made
 
     def position(self, id: str) -> int | None:
         """Where `id` is or was; None if there never was such an object."""

@@ -24,6 +24,8 @@ class Timeline:
         self._times: list[int] = []
         self._sizes: list[int] = []
         self._lasting: list[int] = []
+        self._lasts: list[int] = []
+        """`created` of the last object of each stretch."""
         bursts = Random(f"{seed}/{name}/bursts")  # noqa: S311 - a dice, not a secret
         step = (end - start) / _SEGMENTS
         begun, at = 0, 0.0
@@ -54,6 +56,7 @@ class Timeline:
             self._times.append(time)
             self._sizes.append(size)
             self._lasting.append(lasting)
+            self._lasts.append(time + (size - 1) * lasting // size)
 
     def created(self, index: int) -> int:
         """Unix seconds of the object at `index`."""
@@ -62,7 +65,14 @@ class Timeline:
 
     def rank(self, time: int) -> int:
         """How many objects were created before `time`."""
-        return bisect_left(range(self.count), time, key=self.created)
+        at = bisect_left(self._lasts, time)
+        if at == len(self._lasts):
+            return self.count
+        after = time - self._times[at]
+        if after <= 0:
+            return self._firsts[at]
+        # The smallest k whose `k * lasting // size` reaches `after`.
+        return self._firsts[at] - (-after * self._sizes[at] // self._lasting[at])
 
 
 def _rhythm(seed: int) -> list[float]:

@@ -18,7 +18,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
 from pinstripe.rows.extract import Found, Shape
-from pinstripe.rows.layout import Value
+from pinstripe.rows.compile import Value
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import connect_dedicated, translated
@@ -27,8 +27,8 @@ from pinstripe.store.upsert import STAGE_EXTRA, contested, create_stage, stage_n
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
 
-Record = tuple[Value, ...]
-"""Values of a shape, then `_extra`, `_lo`, `_hi`."""
+Record = list[Value]
+"""Values of a shape, then `_extra`, `_lo`, `_hi`, `_group`: as `rows` made it, the tail filled in here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +67,19 @@ class Batch:
             if shape[0] in self.tables:
                 self._add(shape, key, values, float(moment), moment + 1.0)
 
-    def _add(self, shape: Shape, key: str, values: list[Value], lo: float, hi: float) -> None:
+    def _add(self, shape: Shape, key: str, row: Record, lo: float, hi: float) -> None:
         place = (shape[0], key)
         at = self._last.get(place, -1)
         if at >= 0:
             earlier = self.rounds[at].get(shape, {}).get(key)
-            if earlier is not None and list(earlier[:-2]) == values:
-                record = (*values, max(lo, earlier[-2]), max(hi, earlier[-1]))
-                self.rounds[at][shape][key] = record
+            if earlier is not None and earlier[:-3] == row[:-3]:
+                earlier[-3], earlier[-2] = max(lo, earlier[-3]), max(hi, earlier[-2])
                 return
         at += 1
         if at == len(self.rounds):
             self.rounds.append({})
-        self.rounds[at].setdefault(shape, {})[key] = (*values, lo, hi)
+        row[-3], row[-2] = lo, hi
+        self.rounds[at].setdefault(shape, {})[key] = row
         self._last[place] = at
         self.rows += 1
 
@@ -158,9 +158,12 @@ class Writer:
     ) -> list[Contested]:
         table = self._tables[shape[0]]
         stage = await self._stage(connection, table)
+        records = [group[key] for key in sorted(group)]
+        for record in records:
+            record[-1] = number
         await connection.copy_records_to_table(
             stage,
-            records=[(*group[key], number) for key in sorted(group)],
+            records=records,
             columns=[*shape[1], *STAGE_EXTRA],
         )
         statement = await self._statement(connection, shape)

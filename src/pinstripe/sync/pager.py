@@ -116,7 +116,8 @@ class Pager:
         try:
             found = self._source.extract(page.objects, {})
             # What a nested list holds must be there before a cursor vouches for this page.
-            listing.requests += await self._source.follow_all(found)
+            nested = await self._source.follow_all(found)
+            listing.requests += nested
             await self._source.mirror.room(found)
             if before is not None:
                 await before

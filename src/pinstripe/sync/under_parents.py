@@ -183,7 +183,8 @@ class UnderParents:
             if page.has_more and page.after == after:
                 raise Drifted(f"The list {path} says that it goes on, but not from where.")
             found = self._source.extract(page.objects, {self.parent_table: parent})
-            self.requests += await self._source.follow_all(found)
+            nested = await self._source.follow_all(found)
+            self.requests += nested
             self.rows += len(page.objects)
             if not page.has_more:
                 await self._source.mirror.room(found)

@@ -67,7 +67,6 @@ def create_subscription(request: Request, ledger: Ledger) -> StripeObject:
         end = trial or period_end(now, price["recurring"])
         _add_item(ledger, made["id"], item, price, (now, end))
     made = ledger.get("subscription", made["id"])
-    ledger.tell("created", made)
     return _first_invoice(ledger, made, customer, behavior=behavior, method=method)
 
 
@@ -94,6 +93,7 @@ def _first_invoice(
         collection_method=made["collection_method"],
     )
     made = ledger.change(made, {"latest_invoice": invoice["id"]}, event="")
+    ledger.tell("created", made)
     if made["collection_method"] == "send_invoice":
         return ledger.change(made, {"status": "active"})
     invoice = invoices.finalize(ledger, invoice)

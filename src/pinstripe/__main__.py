@@ -1,0 +1,7 @@
+"""`python -m pinstripe`."""
+
+import sys
+
+from pinstripe.cli import main
+
+sys.exit(main())

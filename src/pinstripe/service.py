@@ -1,0 +1,257 @@
+"""The only wiring: settings become a client, a database and a mirror, and run until told to stop.
+
+    async with open_service(config, tell=print) as service:
+        outcome = await service.backfill.run()
+        await service.follow()
+
+Nothing is written before Stripe has let the key in and Postgres has shown that it can be written to.
+What runs beside the block (the watch over our own Postgres, the mirror's writers) takes the block
+down if it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from pinstripe.catalog.load import spec
+from pinstripe.catalog.tables import Table, tables
+from pinstripe.client.address import proxy_for
+from pinstripe.client.key import ApiKey
+from pinstripe.client.limits import Budget
+from pinstripe.client.reply import Reply
+from pinstripe.client.session import Stripe
+from pinstripe.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
+from pinstripe.errors import Misconfigured, NotPermitted, Refused, Unreachable, Unwritable
+from pinstripe.mirror import open_mirror
+from pinstripe.store.cursors import Checkpoint, save_checkpoints
+from pinstripe.store.embedded import EmbeddedPostgres
+from pinstripe.store.migrate import effective_tables, migrate
+from pinstripe.store.pool import Connection, Pool, check_server, connect, open_pool
+from pinstripe.store.syncs import check_owner, claim
+from pinstripe.sync.backfill import FOLLOWED, Backfill, settle
+from pinstripe.sync.events import Events
+from pinstripe.sync.source import Source
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_BURST_S = 0.02
+_FILES_CEILING = 20.0
+"""Requests a second to Files, which Stripe allows less (https://docs.stripe.com/rate-limits)."""
+_STRIPE_BEGAN = 1_262_304_000
+"""1 January 2010. No account is older, whatever it does not tell about itself."""
+_SKEW_S = 300.0
+"""How far a machine's clock may be off, where Stripe's cannot be had."""
+_FOLLOW_S = 5.0
+_REREAD_S = 10
+"""Events can show up late, behind newer ones: so much is read again each time."""
+_PROBES = ("/v1/account", "/v1/balance", "/v1/events")
+"""Any of these tells whether the key is good, and Stripe's time. A restricted key may lack some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose key it is. `now` is on Stripe's clock; `birth` a second before which it was not."""
+
+    id: str | None
+    livemode: bool
+    now: float
+    birth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Where the rows go. `server` is ours, if there is no database URL."""
+
+    url: str
+    server: EmbeddedPostgres | None
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What runs."""
+
+    config: Config
+    account: Account
+    database: Database
+    stripe: Stripe
+    budget: Budget
+    pool: Pool
+    source: Source
+    backfill: Backfill
+
+    async def follow(self, *, pause_s: float = _FOLLOW_S) -> None:
+        """Applies new events every few seconds, for ever. Stripe in trouble is waited out."""
+        events = Events(self.source)
+        since = int(self.account.now)
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                applied = await events.apply_since(since - _REREAD_S)
+            except Unreachable as error:
+                _log.warning("follow.retry", error=error.message)
+                continue
+            except NotPermitted as error:
+                raise Misconfigured(
+                    f"Changes cannot be followed: {error.message}", hint=error.hint
+                ) from error
+            since = max(since, applied.newest)
+            position = Checkpoint(
+                FOLLOWED, "running", position={"table": "event"}, as_of=float(since)
+            )
+            async with self.pool.acquire() as connection:
+                await save_checkpoints(connection, self.config.schema, [position])
+
+
+@asynccontextmanager
+async def open_service(
+    config: Config, *, tell: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Service]:
+    """All parts, checked and ready to run. `tell` gets one line for each step that may take long."""
+    if config.api_key is None:
+        raise Misconfigured(
+            "There is no Stripe API key.",
+            hint="Set STRIPE_API_KEY to a secret or restricted key from "
+            "https://dashboard.stripe.com/apikeys, or try the demo: pinstripe run.",
+        )
+    key = ApiKey.parse(config.api_key)
+    known = tables()
+    wanted = {name: known[name] for name in config.choose_tables(known)}
+    budget = budget_for(config, key)
+    async with contextlib.AsyncExitStack() as stack:
+        stripe = await stack.enter_async_context(
+            Stripe(
+                key,
+                api_version=spec().api_version,
+                budget=budget,
+                base_url=config.stripe_url,
+                account=config.stripe_account,
+                proxy=proxy_for(config.stripe_url),
+            )
+        )
+        tell(f"Asking {config.stripe_url} for the account of {key}")
+        account = await _meet(stripe, key)
+        database = await stack.enter_async_context(open_database(config, tell=tell))
+        async with connect(database.url) as connection:
+            effective = await _prepare(connection, config, account, list(wanted))
+        pool = await stack.enter_async_context(
+            await open_pool(database.url, min_size=1, max_size=6)
+        )
+        mirror = await stack.enter_async_context(
+            open_mirror(database.url, config.schema, effective, api_version=spec().api_version)
+        )
+        source = Source(stripe, mirror, effective)
+        mirror.settle = partial(settle, source)
+        backfill = Backfill(source, pool, budget, now=account.now, birth=account.birth)
+        yield Service(config, account, database, stripe, budget, pool, source, backfill)
+
+
+def budget_for(config: Config, key: ApiKey) -> Budget:
+    """The one budget of the account.
+
+    What the user sets up to Stripe's own limit must not pass it in any second, timers being late
+    and the burst counted: so near the ceiling it is a little less.
+    """
+    account, endpoint = config.rates(key.mode)
+    files = None if endpoint is None else min(endpoint, _below(_FILES_CEILING))
+    return Budget(
+        account_rate=None if account is None else min(account, _below(ACCOUNT_CEILING)),
+        endpoint_rate=None if endpoint is None else min(endpoint, _below(ENDPOINT_CEILING)),
+        own_rates={} if files is None else {"GET /v1/files": files},
+        burst_s=_BURST_S,
+    )
+
+
+def _below(ceiling: float) -> float:
+    """The rate at which no window of a second holds more than `ceiling` requests (see `Budget`)."""
+    return (ceiling - 1) / (1 + _BURST_S)
+
+
+@asynccontextmanager
+async def open_database(
+    config: Config, *, tell: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Database]:
+    """The user's Postgres, or our own for as long as the block lasts."""
+    if config.database_url is not None:
+        async with connect(config.database_url) as connection:
+            facts = await check_server(connection)
+        yield Database(config.database_url, None, facts.version)
+        return
+    tell(f"Starting Postgres in {postgres_dir(config)}")
+    async with EmbeddedPostgres(postgres_dir(config)) as server, asyncio.TaskGroup() as group:
+        watch = group.create_task(server.watch())
+        try:
+            yield Database(server.url, server, server.version)
+        finally:
+            watch.cancel()
+
+
+def postgres_dir(config: Config) -> Path:
+    """Where our own Postgres keeps its data."""
+    return config.data_dir / "postgres"
+
+
+async def _prepare(
+    connection: Connection, config: Config, account: Account, wanted: Sequence[str]
+) -> dict[str, Table]:
+    """The schema, ready to be written to; gives the tables as they stand there."""
+    facts = await check_server(connection)
+    if not facts.writable:
+        raise Unwritable(
+            f'The database "{facts.database}" is read-only for us.',
+            hint="Connect to the primary, and see default_transaction_read_only of the server, "
+            "the database and the user.",
+        )
+    await check_owner(connection, config.schema, account_id=account.id, livemode=account.livemode)
+    chosen = {name: tables()[name] for name in wanted}
+    await migrate(
+        connection,
+        config.schema,
+        chosen,
+        sdk_version=spec().sdk_version,
+        api_version=spec().api_version,
+    )
+    await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
+    return await effective_tables(connection, config.schema, chosen)
+
+
+async def _meet(stripe: Stripe, key: ApiKey) -> Account:
+    """The account behind the key. Raises what is wrong with address or key."""
+    account_id: str | None = None
+    for path in _PROBES:
+        params = [("limit", "1")] if path == "/v1/events" else []
+        try:
+            reply = await stripe.get(path, params, endpoint=f"GET {path}")
+        except NotPermitted as error:
+            account_id = account_id or _account_in(error)
+            continue
+        return _account(reply, path, account_id, key)
+    # The key is good, but may read nothing here: so Stripe's clock is unknown, and ours may be fast.
+    return Account(account_id, key.mode == "live", time.time() - _SKEW_S, _STRIPE_BEGAN)
+
+
+def _account(reply: Reply, path: str, account_id: str | None, key: ApiKey) -> Account:
+    birth = _STRIPE_BEGAN
+    if path == "/v1/account":
+        body = msgspec.json.decode(reply.body, type=dict[str, object])
+        account_id = str(body["id"]) if isinstance(body.get("id"), str) else None
+        created = body.get("created")
+        birth = created if isinstance(created, int) else birth
+    return Account(account_id, key.mode == "live", reply.not_before, birth)
+
+
+def _account_in(error: Refused) -> str | None:
+    """Stripe's 403 names the account: "... for this endpoint on account 'acct_...'"."""
+    found = re.search(r"acct_\w+", error.message)
+    return found[0] if found else None

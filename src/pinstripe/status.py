@@ -1,0 +1,159 @@
+"""How each table stands, read from the database alone: rows, state, how far known to be true, why not.
+
+For `pinstripe status`, for the summary of a sync, and for whoever asks later over HTTP. Asks Stripe
+nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pinstripe.catalog.tables import tables
+from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.ddl import literal, qualified
+from pinstripe.store.pool import Connection, translated
+from pinstripe.store.syncs import load_syncs
+
+TableState = Literal["done", "running", "refused", "failed", "found"]
+"""As of its lists; `found`: no list of its own, its rows come inside or by reference of others."""
+
+_WORST_FIRST: tuple[TableState, ...] = ("failed", "running", "refused", "done")
+_COUNTED_BYTES = 16 * 1024 * 1024
+"""Tables up to this size are counted even if an estimate would do: it takes milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """`requests` and `seconds` are sums over its lists; `as_of` is a second on Stripe's clock."""
+
+    table: str
+    rows: int
+    exact: bool
+    state: TableState
+    reason: str = ""
+    remedy: str = ""
+    requests: int = 0
+    seconds: float = 0.0
+    as_of: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaStatus:
+    """One synced schema. `followed`: the second up to which all events are applied."""
+
+    schema: str
+    account_id: str | None
+    livemode: bool | None
+    api_version: str
+    followed: float | None
+    missing: int
+    tables: list[TableStatus]
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables)
+
+
+async def read_status(
+    connection: Connection, *, schema: str | None = None, exact: bool = False
+) -> list[SchemaStatus]:
+    """Every synced schema, or only `schema`; empty if there is none.
+
+    Large tables are estimated unless `exact`.
+    """
+    return [
+        await _schema(
+            connection,
+            sync.schema,
+            exact=exact,
+            known=(sync.account_id, sync.livemode, sync.api_version),
+        )
+        for sync in await load_syncs(connection)
+        if schema in (None, sync.schema)
+    ]
+
+
+async def _schema(
+    connection: Connection,
+    schema: str,
+    *,
+    exact: bool,
+    known: tuple[str | None, bool | None, str],
+) -> SchemaStatus:
+    cursors = await load_checkpoints(connection, schema)
+    followed = cursors.get("events")
+    with translated():
+        rows = await _rows(connection, schema, exact=exact)
+        missing = await connection.fetchval(
+            "SELECT count(*) FROM pinstripe.missing WHERE schema = $1", schema
+        )
+    by_table = _by_table(c for c in cursors.values() if c.stream != "events")
+    return SchemaStatus(
+        schema,
+        *known,
+        followed=followed.as_of if followed is not None else None,
+        missing=missing,
+        tables=[
+            _table(name, count, is_exact, by_table.get(name, []))
+            for name, (count, is_exact) in rows.items()
+        ],
+    )
+
+
+def _by_table(cursors: Iterable[Checkpoint]) -> Mapping[str, list[Checkpoint]]:
+    found: dict[str, list[Checkpoint]] = {}
+    for cursor in cursors:
+        position = cursor.position
+        if isinstance(position, dict) and isinstance(position.get("table"), str):
+            found.setdefault(position["table"], []).append(cursor)
+    return found
+
+
+def _table(name: str, rows: int, exact: bool, cursors: list[Checkpoint]) -> TableStatus:
+    if not cursors:
+        return TableStatus(name, rows, exact, "found")
+    worst = min(cursors, key=lambda c: _WORST_FIRST.index(c.state))
+    moments = [c.as_of for c in cursors if c.as_of is not None]
+    return TableStatus(
+        name,
+        rows,
+        exact,
+        worst.state,
+        reason=worst.reason,
+        remedy=worst.remedy,
+        requests=sum(c.requests for c in cursors),
+        seconds=sum(c.seconds for c in cursors),
+        as_of=min(moments, default=None),
+    )
+
+
+async def _rows(
+    connection: Connection, schema: str, *, exact: bool
+) -> dict[str, tuple[int, bool]]:
+    """Table -> (rows, whether that is exact), of the tables of ours that the schema has."""
+    sizes = await connection.fetch(
+        "SELECT c.relname, c.reltuples::bigint, pg_relation_size(c.oid) FROM pg_class c"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') ORDER BY c.relname",
+        schema,
+    )
+    found: dict[str, tuple[int, bool]] = {}
+    to_count: list[str] = []
+    for name, estimate, size in sizes:
+        if name not in tables():
+            continue
+        found[name] = (max(estimate, 0), False)
+        # -1: never analyzed.
+        if size and (exact or size <= _COUNTED_BYTES or estimate < 0):
+            to_count.append(name)
+        elif not size:
+            found[name] = (0, True)
+    if to_count:
+        counts = " UNION ALL ".join(
+            f"SELECT {literal(name)}, count(*) FROM {qualified(schema, name)}" for name in to_count
+        )
+        for name, count in await connection.fetch(counts):
+            found[name] = (count, True)
+    return found
