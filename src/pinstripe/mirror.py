@@ -91,7 +91,7 @@ class Mirror:
         self.schema = schema
         self.tables = tables
         self.api_version = api_version
-        self.extractor = Extractor()
+        self.extractor = Extractor(tables)
         self.settle: Settle | None = None
         self.written: Counter[str] = Counter()
         self.contested = 0
@@ -99,7 +99,7 @@ class Mirror:
         """What Postgres says while a write is being tried again; "" when all is well."""
         self._sleep = sleep
         self._lanes = [_Lane() for _ in range(writers)]
-        self._writers = [Writer(url, schema, tables) for _ in range(writers)]
+        self._writers = [Writer(url, schema, tables, self.extractor.shapes) for _ in range(writers)]
         self._lane_of: dict[str, int] = {}
         self._queued = 0
         self._room = asyncio.Condition()
@@ -116,7 +116,7 @@ class Mirror:
 
     async def room(self, found: Found) -> None:
         """Waits until the queue has room for these rows. Call it before `submit`."""
-        rows = found.rows()
+        rows = found.count()
         async with self._room:
             await self._room.wait_for(lambda: self._queued < QUEUE_ROWS)
             self._queued += rows
@@ -135,7 +135,7 @@ class Mirror:
         Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
         """
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(found, truth, progress, step, durable, found.rows())
+        job = _Job(found, truth, progress, step, durable, found.count())
         number = self._lane_of.setdefault(lane, len(self._lane_of) % len(self._lanes))
         self._lanes[number].jobs.append(job)
         self._lanes[number].wake.set()
@@ -220,8 +220,8 @@ class Mirror:
             for progress, mine in steps:
                 progress.commit(mine)
             for one_round in batch.rounds:
-                for shape, group in one_round.items():
-                    self.written[shape[0]] += len(group)
+                for table, group in one_round.items():
+                    self.written[table] += len(group)
             return contests
 
     async def _decide(self, contests: list[Contested], jobs: list[_Job]) -> None:

@@ -179,7 +179,8 @@ def _refused(lines: Sequence[_Line]) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    """
+    """In words.
+
     >>> _duration(42), _duration(95), _duration(7300)
     ('42 s', '1 min 35 s', '2 h 1 min')
     """

@@ -129,9 +129,7 @@ def _table(name: str, rows: int, exact: bool, cursors: list[Checkpoint]) -> Tabl
     )
 
 
-async def _rows(
-    connection: Connection, schema: str, *, exact: bool
-) -> dict[str, tuple[int, bool]]:
+async def _rows(connection: Connection, schema: str, *, exact: bool) -> dict[str, tuple[int, bool]]:
     """Table -> (rows, whether that is exact), of the tables of ours that the schema has."""
     sizes = await connection.fetch(
         "SELECT c.relname, c.reltuples::bigint, pg_relation_size(c.oid) FROM pg_class c"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
@@ -19,6 +21,7 @@ NOON = 1_790_000_000
 @pytest.fixture
 async def sim() -> AsyncIterator[Running]:
     async with running(Settings(scale=3_000, until=NOON)) as started:
+        started.control.clock(offset_s=NOON + 3_600 - time.time())
         yield started
 
 
@@ -87,10 +90,8 @@ async def test_every_listed_object_can_be_retrieved_alike(
                 assert await answer.json() == entry, target
 
 
-def _exact(base: str, path: str) -> Any:
+def _exact(base: str, path: str) -> URL:
     """A URL that keeps `%2F` in ids as it is."""
-    from yarl import URL
-
     return URL(base + path, encoded=True)
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from pinstripe.config import SETTINGS, Config, Setting, read_config
+from pinstripe.config import SETTINGS, Setting, read_config
 
 _GROUP = Group("Settings", sort_key=10)
 
@@ -67,5 +67,5 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=False if setting.switch else None,
-        annotation=Annotated[kind, shown],  # type: ignore[valid-type]
+        annotation=Annotated[kind, shown],
     )

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAME_S = 0.5
+"""A signal to the whole process group and one to us alone are one wish, not two."""
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
@@ -24,18 +26,23 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
 async def until_told(work: Coroutine[object, object, _T]) -> _T:
     """What `work` gives. Raises Stopped when it was cut short by a signal, after it has cleaned up."""
     task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
     told: list[int] = []
+    told_at = 0.0
 
     def tell(number: int) -> None:
+        nonlocal told_at
+        if told and loop.time() - told_at < _SAME_S:
+            return
         if told:
             # What runs beside us (Postgres, the simulator) sees us go and ends by itself.
             os._exit(128 + number)
         told.append(number)
+        told_at = loop.time()
         sys.stderr.write("Stopping (once more to stop at once) ...\n")
         sys.stderr.flush()
         task.cancel()
 
-    loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             loop.add_signal_handler(number, tell, number)

@@ -2,7 +2,7 @@
 
     found = Found()
     Extractor().object({"id": "ch_1", "object": "charge", "customer": {"id": "cus_1", ...}}, found)
-    found.groups   # {("charge", ("id", "amount", ...)): {"ch_1": [...]}, ("customer", ...): {...}}
+    found.rows   # {"charge": {"ch_1": [...]}, "customer": {"cus_1": [...]}}
 
 Pure: no I/O, nothing remembered between calls but compiled layouts. Promises: nothing is lost (what
 the catalog does not know, or what has another type than it says, is in `_extra`), and an absent key
@@ -22,10 +22,10 @@ from pinstripe.catalog.model import ObjectType
 from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.compile import Value
-from pinstripe.rows.layout import TAIL, Layout, Plan
+from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 
-Shape = tuple[str, tuple[str, ...]]
-"""(table, columns present). A row is their values and the `TAIL`: `_extra`, and places for the writer."""
+Row = list[Value]
+"""The values of all columns of a table, and the `TAIL`: `_extra`, places for the writer, the shape."""
 
 # Snapshots of another moment than the object they stand in: Stripe keeps the source of a charge as
 # it was when the charge was made. They are as old as the object, and only fill a gap.
@@ -51,29 +51,38 @@ class CutList:
 
 @dataclass(slots=True)
 class Found:
-    """What extraction found. `groups`: shape -> key -> row.
+    """What extraction found. `rows`: table -> key -> row.
 
-    `frozen` rows are true for an earlier second only: (shape, key, values, Unix second).
-    `unknown` counts objects of types that have no table. `drift` counts (table, field) that the
-    catalog does not know.
+    `again` are rows of a key that is in `rows` already, with other columns. `frozen` rows are true for
+    an earlier Unix second only. `unknown` counts objects of types that have no table, `drift` (table,
+    field) that the catalog does not know.
     """
 
-    groups: dict[Shape, dict[str, list[Value]]] = field(default_factory=dict)
-    frozen: list[tuple[Shape, str, list[Value], int]] = field(default_factory=list)
+    rows: dict[str, dict[str, Row]] = field(default_factory=dict)
+    again: list[tuple[str, str, Row]] = field(default_factory=list)
+    frozen: list[tuple[str, str, Row, int]] = field(default_factory=list)
     lists: list[CutList] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     drift: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def rows(self) -> int:
-        return sum(len(group) for group in self.groups.values()) + len(self.frozen)
+    def add(self, table: str, key: str, row: Row) -> None:
+        group = self.rows.setdefault(table, {})
+        earlier = group.setdefault(key, row)
+        if earlier is not row and earlier[-1] != row[-1]:
+            self.again.append((table, key, row))
+
+    def count(self) -> int:
+        return sum(map(len, self.rows.values())) + len(self.again) + len(self.frozen)
 
 
 class Extractor:
     """Compiled layouts for every table. One per process is enough; it is not bound to an account."""
 
-    def __init__(self) -> None:
+    def __init__(self, effective: Mapping[str, Table] | None = None) -> None:
+        """`effective` are the tables as they stand in the database, if that differs."""
         types = object_types()
-        self._tables = tables()
+        self.shapes = Shapes()
+        self._tables = {**tables(), **(effective or {})}
         self._table_of = table_of_object()
         self._prefixes = {t.prefix: t.name for t in types.values() if t.prefix and t.has_id}
         self._plans: dict[str, Plan] = {}
@@ -97,20 +106,18 @@ class Extractor:
             for item in obj.values():
                 self._nested(item, "", "", obj, found)
             return None
-        row, layout = self._row(table, obj, key, parents or {}, found)
-        found.groups.setdefault((table, layout.columns), {})[key] = row
+        found.add(table, key, self._row(table, obj, key, parents or {}, found))
         return key
 
     def virtual(
         self, table: str, obj: StripeObject, key: str, found: Found, *, parents: Mapping[str, str]
     ) -> None:
         """The row of a virtual table (`upcoming_*`): the object's values under a key of ours."""
-        row, layout = self._row(table, obj, key, parents, found)
-        found.groups.setdefault((table, layout.columns), {})[key] = row
+        found.add(table, key, self._row(table, obj, key, parents, found))
 
     def _row(
         self, table: str, obj: StripeObject, key: str, parents: Mapping[str, str], found: Found
-    ) -> tuple[list[Value], Layout]:
+    ) -> Row:
         plan = self._plans.get(table) or self._plan(self._tables[table])
         here = tuple(p for p in plan.parent_columns if p in parents) if parents else ()
         layout = plan.layout(obj, here)
@@ -119,7 +126,7 @@ class Extractor:
         if row is None:
             nested.clear()
             row = self._generic(table, layout, obj, nested, found)
-        row[0] = key
+        row[0], row[-1] = key, layout.shape
         if layout.deleted_at >= 0:
             row[layout.deleted_at] = obj.get("deleted") is True
         for at, parent_table in layout.parents:
@@ -130,7 +137,7 @@ class Extractor:
                 for step_key, value in nested:
                     frozen = _FROZEN.get((object_name, step_key))
                     self._nested(value, table, key, obj, found, frozen=frozen)
-        return row, layout
+        return row
 
     def _generic(
         self,
@@ -139,9 +146,9 @@ class Extractor:
         obj: StripeObject,
         nested: list[tuple[str, Value]],
         found: Found,
-    ) -> list[Value]:
+    ) -> Row:
         """The row of an object that differs from the catalog: what does not fit goes to `_extra`."""
-        row: list[Value] = [None] * (layout.width + TAIL)
+        row: Row = [None] * (layout.width + TAIL)
         extra: dict[str, Value] = {}
         for step in layout.steps:
             value = obj[step.key]
@@ -210,12 +217,12 @@ class Extractor:
         inner = Found()
         self.object(value, inner)
         if type(moment) is int:
-            for shape, group in inner.groups.items():
-                found.frozen += [(shape, key, row, moment) for key, row in group.items()]
+            for table, group in inner.rows.items():
+                found.frozen += [(table, key, row, moment) for key, row in group.items()]
 
     def _plan(self, table: Table) -> Plan:
         plan = Plan(
-            table, self._types[table.object_type], self._types, self._by_prefix, self._known
+            table, self._types[table.object_type], self._types, self._by_prefix, self._known, self.shapes
         )
         self._plans[table.name] = plan
         return plan

@@ -26,7 +26,7 @@ _encode = msgspec.json.Encoder().encode
 # `Fill`: (JSON value, row) -> what did not fit and belongs into `_extra`, or None.
 
 TAIL = 4
-"""Values of each row behind its columns: `_extra`, the two ends of the interval, the group."""
+"""Values of each row behind its columns: `_extra`, the two ends of its interval, and its shape."""
 
 
 @dataclass(slots=True)
@@ -38,11 +38,31 @@ class Step:
     nested: bool
 
 
+class Shapes:
+    """Numbers for shapes: which columns of a table an object speaks of. A row carries the number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._columns: list[tuple[str, ...]] = []
+
+    def number(self, table: str, columns: tuple[str, ...]) -> int:
+        found = self._numbers.setdefault((table, columns), len(self._columns))
+        if found == len(self._columns):
+            self._columns.append(columns)
+        return found
+
+    def columns(self, number: int) -> tuple[str, ...]:
+        return self._columns[number]
+
+
 @dataclass(slots=True)
 class Layout:
-    """For one sequence of keys: the present columns, the steps, and the keys that nobody knows."""
+    """For one sequence of keys: the shape, the steps, and the keys that nobody knows.
 
-    columns: tuple[str, ...]
+    `width` is that of the whole table: a row has a place for every column, present or not.
+    """
+
+    shape: int
     make: Make | None = None
     steps: list[Step] = field(default_factory=list)
     unknown: tuple[str, ...] = ()
@@ -215,8 +235,11 @@ class Plan:
         types: Mapping[str, ObjectType],
         by_prefix: Callable[[str], str | None],
         known: Callable[[Value], bool],
+        shapes: Shapes,
     ) -> None:
         self.table = table
+        self._shapes = shapes
+        self._at = {c.name: i for i, c in enumerate(table.columns)}
         self._types = types
         self._by_prefix = by_prefix
         self._known = known
@@ -230,7 +253,6 @@ class Plan:
         )
         self.parent_columns = {c.references[0]: c.name for c in table.columns if c.read == "parent"}
         self._layouts: dict[tuple[str, ...], Layout] = {}
-        self._nested_cache: dict[str, bool] = {}
 
     def layout(self, obj: Mapping[str, Value], parents: tuple[str, ...]) -> Layout:
         """The layout for an object with these keys; `parents` are the parent tables known here."""
@@ -249,23 +271,28 @@ class Plan:
 
     def _compile(self, obj: Mapping[str, Value], parents: tuple[str, ...]) -> Layout:
         present = [c for c in self.table.columns if self._present(c, obj, parents)]
-        at = {c.name: i for i, c in enumerate(present)}
-        layout = Layout(columns=tuple(at), width=len(present), deleted_at=at.get("deleted", -1))
-        layout.parents = tuple((at[self.parent_columns[p]], p) for p in parents)
+        names = {c.name for c in present}
+        layout = Layout(
+            shape=self._shapes.number(self.table.name, tuple(c.name for c in present)),
+            width=len(self.table.columns),
+            deleted_at=self._at.get("deleted", -1),
+            parents=tuple((self._at[self.parent_columns[p]], p) for p in parents),
+        )
         unknown: list[str] = []
         quick: list[Quick] = []
         for key in obj:
             if key == "deleted":
                 continue
             known_field = self._fields.get(key)
-            columns = [c for c in self._by_key.get(key, ()) if c.name in at]
-            if known_field is None and not columns:
+            columns = [c for c in self._by_key.get(key, ()) if c.name in names]
+            holds_none = known_field is not None and known_field.kind in ("list", "object")
+            if not columns and not holds_none:
                 unknown.append(key)
                 continue
-            fill = self._fill(known_field, columns, at)
+            fill = self._fill(known_field, columns)
             nests = known_field is not None and self._nests(known_field)
             layout.steps.append(Step(key, fill, nests))
-            quick.append((key, columns, [at[c.name] for c in columns], fill, nests))
+            quick.append((key, columns, [self._at[c.name] for c in columns], fill, nests))
         layout.unknown = tuple(unknown)
         if not unknown:
             layout.make = compile_layout(quick, layout.width + TAIL)
@@ -286,7 +313,7 @@ class Plan:
         return True
 
     def _fill(
-        self, known_field: Field | None, columns: Sequence[Column], at: Mapping[str, int]
+        self, known_field: Field | None, columns: Sequence[Column]
     ) -> Fill:
         if known_field is not None and known_field.kind == "object" and known_field.fields:
             by_sub: dict[str, Fill] = {}
@@ -294,22 +321,22 @@ class Plan:
                 path = (known_field.name, sub.name)
                 mine = [c for c in columns if c.path == path]
                 if mine or sub.kind == "list":
-                    by_sub[sub.name] = self._fill_columns(sub, mine, at)
+                    by_sub[sub.name] = self._fill_columns(sub, mine)
             return _fill_inline(by_sub)
-        return self._fill_columns(known_field, columns, at)
+        return self._fill_columns(known_field, columns)
 
     def _fill_columns(
-        self, known_field: Field | None, columns: Sequence[Column], at: Mapping[str, int]
+        self, known_field: Field | None, columns: Sequence[Column]
     ) -> Fill:
         if known_field is not None and known_field.kind == "list":
             return _fill_list(self._known)
         first = columns[0]
         if first.read == "id":
-            other = next((at[c.name] for c in columns if c.read == "object"), -1)
-            return _fill_reference(at[first.name], other, self._by_prefix, self._known)
+            other = next((self._at[c.name] for c in columns if c.read == "object"), -1)
+            return _fill_reference(self._at[first.name], other, self._by_prefix, self._known)
         if first.read == "ids":
-            return _fill_references(at[first.name], self._known)
-        return _fill_scalar(first.read, at[first.name])
+            return _fill_references(self._at[first.name], self._known)
+        return _fill_scalar(first.read, self._at[first.name])
 
     def _nests(self, known_field: Field) -> bool:
         """Whether an object with a table may stand anywhere in this field."""

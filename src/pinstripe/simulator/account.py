@@ -1,7 +1,7 @@
 """One simulated Stripe account: its objects, doors, limits, faults and clock, and its settings.
 
-Everything that answers a request hangs here; the app picks the account (the platform's, or a connected
-one by `Stripe-Account`), the control interface turns its knobs.
+Everything that answers a request hangs here; the app picks the account (the platform's, or a
+connected one by `Stripe-Account`), the control interface turns its knobs.
 """
 
 from __future__ import annotations

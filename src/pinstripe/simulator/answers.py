@@ -1,4 +1,5 @@
-"""What each kind of operation answers: lists, nested lists, search, retrieves; writes go to behaviours.
+"""What each kind of operation answers: lists, nested lists, search, retrieves; writes go to
+behaviours.
 
 No code per type: the operation's path and types say which table is meant.
 """

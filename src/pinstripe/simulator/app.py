@@ -1,8 +1,8 @@
 """The HTTP surface: a raw ASGI application that behaves as api.stripe.com does.
 
 In order: control interface, faults, latency, authentication, account, limits, route, permission,
-parameters, idempotency, answer; then headers, compression, and the faults that spoil answers. Raw ASGI,
-because this process must never be what a benchmark measures.
+parameters, idempotency, answer; then headers, compression, and the faults that spoil answers. Raw
+ASGI, because this process must never be what a benchmark measures.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class App:
         account.meter.most_at_once = max(account.meter.most_at_once, account.meter.at_once)
         try:
             if fault is not None and fault.kind == "reset_before":
-                abort(scope)
+                await abort(scope)
                 return
             if fault is not None and fault.kind == "hang":
                 await bodies.gone(receive, fault.seconds)
-                abort(scope)
+                await abort(scope)
                 return
             body = await bodies.read(receive)
             told = Told(path, headers, body, request_id)
@@ -119,9 +119,10 @@ class App:
         key = self.account.doors.key_of(headers.get("authorization", ""))
         account = self._account(headers, key)
         version = known_version(headers.get("stripe-version") or account.api_version)
-        match = account.world.routes.match("GET" if method == "HEAD" else method, path)
+        routes = account.world.routes
+        match = routes.match_old(method, path, version)
         if match is None:
-            match = account.world.routes.match_old(method, path, version)
+            match = routes.match("GET" if method == "HEAD" else method, path)
         if match is None:
             self.account.meter.requests["unrecognized"] += 1
             raise unrecognized(method, path)

@@ -1,7 +1,7 @@
 """Who asks: keys, their mode and permissions, and what the account has enabled.
 
-Messages are Stripe's own, keys masked as Stripe masks them. A restricted key is either given a list of
-what it may do or a list of what it may not (`charge_read`, `customer_write`).
+Messages are Stripe's own, keys masked as Stripe masks them. A restricted key is either given a
+list of what it may do or a list of what it may not (`charge_read`, `customer_write`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Makes the tables of an account and wires them: counts, ids, relations, samples.
 
-One table per type that has ids, and one per nested list where several share a type (`item@quote`). Relations
-come from `core.RELATIONS` and, for all other references, from the catalog: spread evenly.
+One table per type that has ids, and one per nested list where several share a type (`item@quote`).
+Relations come from `core.RELATIONS` and, for all other references, from the catalog: spread
+evenly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The control interface: `/_simulator/...`, JSON in and out; Stripe has nothing there.
 
-`POST /_simulator/latency {"fixed_s": 0.1}` calls `Control.latency(fixed_s=0.1)`; every public method is
-an address, so tests in the same process and tests over HTTP turn the same knobs.
+`POST /_simulator/latency {"fixed_s": 0.1}` calls `Control.latency(fixed_s=0.1)`; every public
+method is an address, so tests in the same process and tests over HTTP turn the same knobs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the types cannot say about the core objects: who belongs to whom, and which states occur.
 
-`RELATIONS` are paths, so that a charge's customer is its payment intent's customer. `FIXES` make a sample's
-fields agree with each other (a failed charge is not paid). All else is as the catalog's types say.
+`RELATIONS` are paths, so that a charge's customer is its payment intent's customer. `FIXES` make a
+sample's fields agree with each other (a failed charge is not paid). All else is as the catalog's
+types say.
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ RELATIONS: Mapping[str, Mapping[str, str]] = {
         "customer": "subscription customer",
     },
 }
-"""Field -> path: `even:T` spreads evenly over table T, `parent:T` follows the nested list, a bare word is
-a relation of the table reached so far, `first:T/f` the first object of T whose `f` leads back here."""
+"""Field -> path: `even:T` spreads evenly over table T, `parent:T` follows the nested list, a bare
+word is a relation of the table reached so far, `first:T/f` the first object of T whose `f` leads
+back here.
+"""
 
 PATTERN: tuple[str | None, ...] = (
     *("charge",) * 45,

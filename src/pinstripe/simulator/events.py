@@ -1,8 +1,9 @@
 """The event log: what happened, as `/v1/events` tells it, late events and forgetting included.
 
-New events are kept as they were when they happened; the log's first events are computed. Ids follow the
-order of the index and so tell nothing of time. An event may show up late, behind newer ones; after 30
-days it is gone. Which types exist, and for which objects there is none at all, is the catalog's word.
+New events are kept as they were when they happened; the log's first events are computed. Ids
+follow the order of the index and so tell nothing of time. An event may show up late, behind newer
+ones; after 30 days it is gone. Which types exist, and for which objects there is none at all, is
+the catalog's word.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`expand[]`: ids become the objects they name, on-request fields appear.
 
-Works on loaded objects along the catalog's types, at most four levels deep, and refuses what Stripe refuses.
+Works on loaded objects along the catalog's types, at most four levels deep, and refuses what
+Stripe refuses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ways in which the network and Stripe fail, dealt by number or by chance.
 
-A fault that acts `before` the request leaves Stripe untouched; the others let it happen and then lose or
-spoil the answer, which is the case that idempotency keys are for.
+A fault that acts `before` the request leaves Stripe untouched; the others let it happen and then
+lose or spoil the answer, which is the case that idempotency keys are for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The events of before the start: computed, each about an object that was made just then.
 
-Event number n of the `event` table takes its type from a fixed cycle and, for its object, the newest one of
-that type that existed at the event's second. Objects from the start never changed before it, so the
-payload is the object itself.
+Event number n of the `event` table takes its type from a fixed cycle and, for its object, the
+newest one of that type that existed at the event's second. Objects from the start never changed
+before it, so the payload is the object itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Ids that decode: each is an index, scrambled by a keyed permutation and written in base 62.
 
-A base object is a pure function of (seed, type, index), so an id must lead back to its index without
-a table. The permutation makes neighbours look unrelated, as Stripe's do; ids differ in letter case
-only often enough to punish a case-folding reader. Objects made later use indexes from `FIRST_NEW`.
+A base object is a pure function of (seed, type, index), so an id must lead back to its index
+without a table. The permutation makes neighbours look unrelated, as Stripe's do; ids differ in
+letter case only often enough to punish a case-folding reader. Objects made later use indexes from
+`FIRST_NEW`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TRIPLE = _BASE**3
 _DIGIT = {chr(c): n for n, c in enumerate(_ALPHABET)}
 _CODE_LENGTH = 8
 
-# Ids that users choose may hold anything (products, plans, coupons): STRIPE.md 32.
+# Ids that users choose may hold anything (products, plans, coupons).
 _CHOSEN = ("Gold / Tier ", "50% off?#&+ ", "größe-", "料金/", "a b\\c\"d'", "🦓 ")
 
 

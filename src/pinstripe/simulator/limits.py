@@ -1,7 +1,7 @@
 """Stripe's rate limits, and the counters that tell tests how they were respected.
 
-Counts every request, whether limits are on or off: per endpoint, and the most that any window of one
-second has seen. Windows run on the machine's monotonic clock, not on Stripe's.
+Counts every request, whether limits are on or off: per endpoint, and the most that any window of
+one second has seen. Windows run on the machine's monotonic clock, not on Stripe's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRESETS = {
     "live": Limits(account=100, endpoint=25, files_and_search=20, concurrency=60),
     "test": Limits(account=25, endpoint=25, files_and_search=20, concurrency=60),
 }
-"""STRIPE.md 21; the size of the concurrency limiter is not published."""
+"""What Stripe documents; the size of the concurrency limiter is not published."""
 
 
 class Window:

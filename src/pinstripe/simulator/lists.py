@@ -1,7 +1,7 @@
 """One page of a list: newest first, by cursor, inside a range of `created`, filtered.
 
-Positions are walked downwards (upwards for `ending_before`); a filter by reference walks only what the
-relation names. `has_more` comes from looking one further. Pages are text from end to end.
+Positions are walked downwards (upwards for `ending_before`); a filter by reference walks only what
+the relation names. `has_more` comes from looking one further. Pages are text from end to end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How many objects of each type an account has.
 
-`counts_for` spreads a total over the types as a billing business would; every other type gets a few.
-A benchmark that wants its own mix names the types and their counts.
+`counts_for` spreads a total over the types as a billing business would; every other type gets a
+few. A benchmark that wants its own mix names the types and their counts.
 """
 
 from __future__ import annotations

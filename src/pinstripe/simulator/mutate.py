@@ -1,8 +1,8 @@
 """Life in the account: random but repeatable changes over many types, singly or in bursts.
 
-Most go through the same operations that clients use, so that they make the events, balance transactions and
-follow-up changes that Stripe makes; some are Stripe's own doing and name no request. A burst falls
-into one second, where only the order of the log tells what came last.
+Most go through the same operations that clients use, so that they make the events, balance
+transactions and follow-up changes that Stripe makes; some are Stripe's own doing and name no
+request. A burst falls into one second, where only the order of the log tells what came last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from pinstripe.simulator.account import Account
 from pinstripe.simulator.answers import Request
-from pinstripe.simulator.behaviours import invoices, money_out, payments, sessions
+from pinstripe.simulator.behaviours import charges, invoices, money_out, sessions
 from pinstripe.simulator.behaviours.registry import write
 from pinstripe.simulator.events import STRIPE_ITSELF, Cause
 from pinstripe.simulator.ledger import Ledger
@@ -25,9 +25,24 @@ from pinstripe.simulator.values import HOSTILE, metadata
 
 # Objects whose creation does more than make them; `_create_any` leaves them to the deeds.
 _WITH_LIVES = frozenset(
-    ("charge", "checkout.session", "event", "invoice", "invoiceitem", "payment_intent", "payout")
-    + ("customer", "price", "product", "quote", "refund", "subscription", "subscription_item")
-    + ("transfer", "subscription_schedule")
+    (
+        "charge",
+        "checkout.session",
+        "customer",
+        "event",
+        "invoice",
+        "invoiceitem",
+        "payment_intent",
+        "payout",
+        "price",
+        "product",
+        "quote",
+        "refund",
+        "subscription",
+        "subscription_item",
+        "subscription_schedule",
+        "transfer",
+    )
 )
 _ENTRIES = frozenset(("subscription_item", "line_item"))
 _TRIES = 20
@@ -186,7 +201,7 @@ class Mutator:
         if left < 1:
             raise StripeError(400, "nothing left to refund")
         amount = self._dice.randrange(1, left + 1)
-        payments.refund(self.ledger(), charge, amount, metadata={})
+        charges.refund(self.ledger(), charge, amount, metadata={})
 
     def _subscribe(self) -> None:
         customer = self.any("customer")

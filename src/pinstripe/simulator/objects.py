@@ -1,8 +1,8 @@
 """Objects as text and as dicts: fills the holes of templates, lists and embedded objects.
 
 A filler is made once per (table, variant, indent, hole) and called once per object. `complete` and
-`strip` do for stored objects what holes do for computed ones: the lists inside them and whole objects
-that they embed are always those of now.
+`strip` do for stored objects what holes do for computed ones: the lists inside them and whole
+objects that they embed are always those of now.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pinstripe.simulator.table import StripeObject, Table
 from pinstripe.simulator.template import Filler, Template, pretty
 
 INSIDE = 10
-"""Entries that a list inside an object shows (STRIPE.md 18)."""
+"""Entries that a list inside an object shows."""
 _TOO_DEEP = 30
 _AMOUNT_FROM = {"charge": "payment_intent", "refund": "charge"}
 
@@ -289,7 +289,7 @@ class Objects:
         return self._tables[found[0]].quoted(found[1])
 
     def _entry_status(self, created: int) -> bytes:
-        # No event tells of this change; only a re-list shows it (STRIPE.md 9).
+        # No event tells of this change; only a re-list shows it.
         return b'"available"' if created + 172_800 <= self._now() else b'"pending"'
 
 

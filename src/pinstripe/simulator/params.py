@@ -1,7 +1,8 @@
 """Request parameters: Stripe's form encoding, and its strictness about names, integers and enums.
 
-`created[gte]=1&expand[]=data.customer&items[0][price]=p` becomes nested dicts and lists; `check` holds it
-against the operation's parameters in the catalog and gives typed values, or Stripe's own 400.
+`created[gte]=1&expand[]=data.customer&items[0][price]=p` becomes nested dicts and lists; `check`
+holds it against the operation's parameters in the catalog and gives typed values, or Stripe's own
+400.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ Params = dict[str, Any]
 _KEY = re.compile(r"\[([^\]]*)\]")
 _INTEGER = re.compile(r"-?\d+\Z")
 _BOUNDS = ("gt", "gte", "lt", "lte")
+_WORDS = ("now", "unchanged", "inf", "auto")
+"""What Stripe takes in place of some times and numbers; the catalog types those by the number."""
 _TRUE = {"true": True, "false": False}
 
 
@@ -88,7 +91,7 @@ def _value(field: Field, value: object, path: str, reading: bool) -> object:
     if field.kind == "time" and isinstance(value, dict):
         return _bounds(value, path)
     if field.kind in ("integer", "time"):
-        return _integer(value, path, lenient=value == "now")
+        return value if value in _WORDS else _integer(value, path)
     if field.kind == "boolean":
         return _boolean(value, path)
     if field.enum and isinstance(value, str) and value not in field.enum:
@@ -112,11 +115,9 @@ def _bounds(value: Params, path: str) -> dict[str, int]:
     return made
 
 
-def _integer(value: object, path: str, lenient: bool = False) -> int:
+def _integer(value: object, path: str) -> int:
     if isinstance(value, str) and _INTEGER.match(value):
         return int(value)
-    if lenient:
-        return -1
     raise refused(f"Invalid integer: {value}", code="parameter_invalid_integer", param=path)
 
 

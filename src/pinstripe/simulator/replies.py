@@ -59,7 +59,7 @@ class StripeError(Exception):
 
 
 def missing(type_name: str, id: str, *, param: str = "id", status: int = 404) -> StripeError:
-    """ "No such charge: 'ch_...'": 404 in paths, 400 in parameters."""
+    """The error for an id that names nothing: 404 in paths, 400 in parameters."""
     words = type_name.rpartition(".")[2].replace("_", " ")
     words = {"payment intent": "payment_intent", "payment method": "PaymentMethod"}.get(
         words, words

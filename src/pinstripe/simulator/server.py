@@ -1,7 +1,7 @@
 """Serving the simulator: `serve` for a process, `running` for tests inside this one.
 
-uvicorn with uvloop and httptools; its protocol also hands the app the connection's transport, without which
-a connection cannot be reset.
+uvicorn with uvloop and httptools; its protocol also hands the app the connection's transport,
+without which a connection cannot be reset.
 """
 
 from __future__ import annotations

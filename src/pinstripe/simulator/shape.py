@@ -1,8 +1,8 @@
 """One sample object per type and variant, with holes for what differs from object to object.
 
-The catalog's types are walked once per (type, variant); `template.py` turns the sample into bytes with
-holes. A hole is a string between two control characters; its name says who fills it:
-`id`, `t+60` (created plus seconds), `amount`, `ref:customer` (a field's relation), `any:price` (some
+The catalog's types are walked once per (type, variant); `template.py` turns the sample into bytes
+with holes. A hole is a string between two control characters; its name says who fills it: `id`,
+`t+60` (created plus seconds), `amount`, `ref:customer` (a field's relation), `any:price` (some
 object of that type), `list:lines`, `embed:price`. Sixteen variants a type give the variety: of
 nulls, absent keys, enum values, hostile strings.
 """

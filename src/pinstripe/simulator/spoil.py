@@ -27,14 +27,14 @@ async def send_spoiled(scope: dict[str, Any], send: Send, reply: Reply, fault: F
     """The answer as `fault` leaves it."""
     half = len(reply.body) // 2
     if fault.kind == "reset_after":
-        abort(scope)
+        await abort(scope)
     elif fault.kind in ("reset_in_body", "cut"):
         await send(_start(reply, len(reply.body)))
         await send({"type": "http.response.body", "body": reply.body[:half], "more_body": True})
         if fault.kind == "cut":
             scope[TRANSPORT].close()
         else:
-            abort(scope)
+            await abort(scope)
     elif fault.kind == "drip":
         await send(_start(reply, len(reply.body)))
         size = max(1, -(-len(reply.body) // _PIECES))
@@ -54,13 +54,14 @@ async def send_spoiled(scope: dict[str, Any], send: Send, reply: Reply, fault: F
         await send_reply(send, Reply(b'{\n  "object": "list",\n  "data": [', 200, headers))
 
 
-def abort(scope: dict[str, Any]) -> None:
+async def abort(scope: dict[str, Any]) -> None:
     """Reset the connection (RST, not FIN): nothing that is buffered gets out."""
     transport: asyncio.Transport = scope[TRANSPORT]
     sock = transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
+    await asyncio.sleep(0)  # Lets the server see that the client is gone, or it logs an error.
 
 
 def _start(reply: Reply, length: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """All objects of one type: those from the start (computed) and what has happened since (kept).
 
-A position counts from the oldest object: positions below `base` are pure functions of the seed, later
-ones were made while the simulator ran. `created` never falls with the position, so newest-first lists
-walk positions downwards. Changed, new and deleted objects are kept as compressed JSON by position.
+A position counts from the oldest object: positions below `base` are pure functions of the seed,
+later ones were made while the simulator ran. `created` never falls with the position, so newest-
+first lists walk positions downwards. Changed, new and deleted objects are kept as compressed JSON
+by position.
 """
 
 from __future__ import annotations

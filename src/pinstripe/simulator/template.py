@@ -1,8 +1,8 @@
 """A sample turned into bytes with holes: rendering an object is one `%` over a tuple.
 
-A page of a hundred charges must cost about a millisecond, so nothing is encoded twice: the text between
-the holes is formatted once per (type, variant, indent) as Stripe prints it (two spaces), and a filler
-is called once per object however many holes it fills.
+A page of a hundred charges must cost about a millisecond, so nothing is encoded twice: the text
+between the holes is formatted once per (type, variant, indent) as Stripe prints it (two spaces),
+and a filler is called once per object however many holes it fills.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What stands in a field: plausible values by name, and hostile ones on purpose.
 
-One function a kind, each a pure function of (path, variant), so that an account is the same each time
-it is made. The hostile values are what breaks copies of Stripe: quotes, NUL, right-to-left text, amounts
-beyond 32 bits, currencies without decimals.
+One function a kind, each a pure function of (path, variant), so that an account is the same each
+time it is made. The hostile values are what breaks copies of Stripe: quotes, NUL, right-to-left
+text, amounts beyond 32 bits, currencies without decimals.
 """
 
 from __future__ import annotations

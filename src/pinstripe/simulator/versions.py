@@ -1,7 +1,8 @@
 """Older API versions: what a request with an old `Stripe-Version`, or an old event, looks like.
 
-Two majors differ here in what matters most to a copy: basil (2025-03-31) moved `current_period_*` from the
-subscription to its items and took `subscription`, `charge` and `payment_intent` off the invoice.
+Two majors differ here in what matters most to a copy: basil (2025-03-31) moved `current_period_*`
+from the subscription to its items and took `subscription`, `charge` and `payment_intent` off the
+invoice.
 """
 
 from __future__ import annotations

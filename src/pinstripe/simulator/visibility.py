@@ -1,7 +1,8 @@
-"""Which objects a list shows: Stripe's hidden ones (STRIPE.md 17) and the documented filters.
+"""Which objects a list shows: Stripe's hidden ones and the documented filters.
 
-A computed object is judged by its sample: most conditions compare with something that all objects of a
-variant share, so the verdict is kept per variant. Only what differs from object to object is loaded.
+A computed object is judged by its sample: most conditions compare with something that all objects
+of a variant share, so the verdict is kept per variant. Only what differs from object to object is
+loaded.
 """
 
 from __future__ import annotations

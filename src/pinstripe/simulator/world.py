@@ -1,7 +1,7 @@
 """The account's objects as one whole: find, read, count, change.
 
-Behaviours change objects through `World.save`, `World.make` and `World.remove` only, so that lists, nested
-lists, filters and the truth that tests compare with all see the same.
+Behaviours change objects through `World.save`, `World.make` and `World.remove` only, so that
+lists, nested lists, filters and the truth that tests compare with all see the same.
 """
 
 from __future__ import annotations

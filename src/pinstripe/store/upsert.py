@@ -1,7 +1,8 @@
 """The one guarded upsert, as text. Pure; `write` runs it.
 
-Rows come by COPY into a stage (a temp table with plain types), then one statement per table and
-shape moves them. The comparison of times stands here, in its WHERE, and nowhere else:
+Rows come by COPY into a stage (a temp table with plain types). One statement inserts what is new, one
+per shape brings the rest up to date: a column that an object does not speak of keeps its value. The
+comparison of times stands here, in the WHERE of `update`, and nowhere else:
 
     surely newer    the snapshot's earliest moment is not before the row's latest: written
     surely older    the snapshot's latest moment is not after the row's earliest: dropped
@@ -16,9 +17,9 @@ from collections.abc import Sequence
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.ddl import qualified, quote
 
-STAGE_EXTRA = ("_extra", "_lo", "_hi", "_group")
+STAGE_EXTRA = ("_extra", "_lo", "_hi", "_shape")
 """Columns of every stage beside the table's: unknown fields, the interval in Unix
-seconds, and which group of the batch the row belongs to."""
+seconds, and the number of the row's shape."""
 
 
 def stage_name(table: Table) -> str:
@@ -28,7 +29,7 @@ def stage_name(table: Table) -> str:
 def create_stage(table: Table) -> str:
     """The stage: emptied at each commit, so nothing of a failed batch is left."""
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
-    columns += ["_extra text", "_lo double precision", "_hi double precision", "_group int"]
+    columns += ["_extra text", "_lo double precision", "_hi double precision", "_shape int"]
     return (
         f"CREATE TEMP TABLE IF NOT EXISTS {quote(stage_name(table))} "
         f"({', '.join(columns)}) ON COMMIT DELETE ROWS"
@@ -56,61 +57,73 @@ def from_stage(column: Column) -> str:
     return name
 
 
-def upsert(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """INSERT ... ON CONFLICT for rows of these columns.
+def insert(schema: str, table: Table) -> str:
+    """Inserts the staged rows that the table does not have. $1: the API version of the rows."""
+    names = ", ".join(quote(c.name) for c in table.columns)
+    values = ", ".join(from_stage(c) for c in table.columns)
+    return (
+        f"INSERT INTO {qualified(schema, table.name)} "
+        f"({names}, _as_of, _as_of_latest, _synced_at, _api_version, _extra)\n"
+        f"SELECT {values}, to_timestamp(s._lo), to_timestamp(s._hi), clock_timestamp(), "
+        f"$1::text, s._extra::jsonb FROM {quote(stage_name(table))} s\n"
+        f"ON CONFLICT ({', '.join(quote(k) for k in table.key)}) DO NOTHING"
+    )
 
-    $1: the API version of the rows; $2: the group of the batch.
+
+def update(schema: str, table: Table, shape: Sequence[str]) -> str:
+    """Updates the rows that the table had, from staged rows of one shape.
+
+    $1: the API version of the rows; $2: the number of the shape.
     """
-    columns = [table.column(name) for name in shape]
-    names = [quote(c.name) for c in columns]
-    values = [from_stage(c) for c in columns]
-    content = [n for n, c in zip(names, columns, strict=True) if c.name not in table.key]
-    sets = [f"{n} = EXCLUDED.{n}" for n in content]
+    columns = [c for c in (table.column(name) for name in shape) if c.name not in table.key]
+    pairs = [(quote(c.name), from_stage(c)) for c in columns]
+    sets = [f"{name} = {value}" for name, value in pairs]
     sets += [
-        "_as_of = greatest(t._as_of, EXCLUDED._as_of)",
-        "_as_of_latest = greatest(t._as_of_latest, EXCLUDED._as_of_latest)",
-        "_synced_at = EXCLUDED._synced_at",
-        "_api_version = EXCLUDED._api_version",
+        "_as_of = greatest(t._as_of, to_timestamp(s._lo))",
+        "_as_of_latest = greatest(t._as_of_latest, to_timestamp(s._hi))",
+        "_synced_at = clock_timestamp()",
+        "_api_version = $1::text",
         f"_extra = {_extra(columns)}",
     ]
     return (
-        f"INSERT INTO {qualified(schema, table.name)} AS t "
-        f"({', '.join(names)}, _as_of, _as_of_latest, _synced_at, _api_version, _extra)\n"
-        f"SELECT {', '.join(values)}, to_timestamp(s._lo), to_timestamp(s._hi), "
-        f"clock_timestamp(), $1::text, s._extra::jsonb FROM {quote(stage_name(table))} s\n"
-        f"WHERE s._group = $2::int\n"
-        f"ON CONFLICT ({', '.join(quote(k) for k in table.key)}) DO UPDATE SET "
-        f"{', '.join(sets)}\n"
-        f"WHERE EXCLUDED._as_of >= t._as_of_latest\n"
-        f"   OR (EXCLUDED._as_of_latest > t._as_of AND {_same('t', 'EXCLUDED', content)})"
+        f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
+        f"FROM {quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
+        f"  to_timestamp(s._lo) >= t._as_of_latest\n"
+        f"  OR (to_timestamp(s._hi) > t._as_of\n"
+        f"      AND (to_timestamp(s._lo) > t._as_of OR to_timestamp(s._hi) > t._as_of_latest)\n"
+        f"      AND {_same(pairs)}))"
     )
 
 
 def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Keys of staged rows that overlap a row of other content. Run after `upsert`, before the commit.
+    """Keys of staged rows that overlap a row of other content. Run after `update`, before the commit.
 
-    $1: the group of the batch. Gives (key columns..., Unix second up to which the row's content is known).
+    $1: the number of the shape. Gives (key, Unix second up to which the row's content is known).
     """
     columns = [c for c in (table.column(name) for name in shape) if c.name not in table.key]
+    pairs = [(quote(c.name), from_stage(c)) for c in columns]
     keys = ", ".join(f"t.{quote(k)}" for k in table.key)
-    join = " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
-    pairs = [(f"t.{quote(c.name)}", from_stage(c)) for c in columns]
-    differs = " OR ".join(f"{a} IS DISTINCT FROM {b}" for a, b in pairs) or "false"
     return (
         f"SELECT {keys}, extract(epoch FROM t._as_of_latest)::double precision "
-        f"FROM {quote(stage_name(table))} s JOIN {qualified(schema, table.name)} t ON {join}\n"
-        f"WHERE s._group = $1::int AND to_timestamp(s._hi) > t._as_of AND to_timestamp(s._lo) < t._as_of_latest "
-        f"AND ({differs})"
+        f"FROM {quote(stage_name(table))} s JOIN {qualified(schema, table.name)} t "
+        f"ON {_join(table)}\n"
+        f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
+        f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(pairs)}"
     )
 
 
-def _same(a: str, b: str, names: Sequence[str]) -> str:
-    if not names:
+def _join(table: Table) -> str:
+    return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
+
+
+def _same(pairs: Sequence[tuple[str, str]]) -> str:
+    """Whether row and staged row hold the same in these columns."""
+    if not pairs:
         return "true"
-    # One row comparison would be limited to 1,664 columns; the widest table has a few hundred.
-    left = ", ".join(f"{a}.{n}" for n in names)
-    right = ", ".join(f"{b}.{n}" for n in names)
-    return f"ROW({left}) IS NOT DISTINCT FROM ROW({right})"
+    # One row comparison is limited to 1,664 columns; the widest table has a few hundred.
+    left = ", ".join(f"t.{name}" for name, _ in pairs)
+    right = ", ".join(value for _, value in pairs)
+    return f"(ROW({left}) IS NOT DISTINCT FROM ROW({right}))"
 
 
 def _extra(columns: Sequence[Column]) -> str:
@@ -118,6 +131,6 @@ def _extra(columns: Sequence[Column]) -> str:
     fields = sorted({c.path[0] for c in columns if c.path})
     array = ", ".join("'" + f.replace("'", "''") + "'" for f in fields)
     return (
-        "CASE WHEN t._extra IS NULL THEN EXCLUDED._extra ELSE "
-        f"nullif((t._extra - ARRAY[{array}]::text[]) || coalesce(EXCLUDED._extra, '{{}}'), '{{}}') END"
+        "CASE WHEN t._extra IS NULL THEN s._extra::jsonb ELSE "
+        f"nullif((t._extra - ARRAY[{array}]::text[]) || coalesce(s._extra::jsonb, '{{}}'), '{{}}') END"
     )

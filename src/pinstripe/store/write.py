@@ -17,18 +17,18 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
-from pinstripe.rows.extract import Found, Shape
-from pinstripe.rows.compile import Value
+from pinstripe.rows.extract import Found, Row
+from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import connect_dedicated, translated
-from pinstripe.store.upsert import STAGE_EXTRA, contested, create_stage, stage_name, upsert
+from pinstripe.store.upsert import STAGE_EXTRA, contested, create_stage, insert, stage_name, update
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
 
-Record = list[Value]
-"""Values of a shape, then `_extra`, `_lo`, `_hi`, `_group`: as `rows` made it, the tail filled in here."""
+_Statement = tuple[str, int]
+"""(table, shape) of an update; shape -1 is the table's insert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,49 +52,54 @@ class Batch:
 
     api_version: str
     tables: Mapping[str, Table]
-    rounds: list[dict[Shape, dict[str, Record]]] = field(default_factory=list)
+    rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(self, found: Found, lo: float, hi: float) -> None:
         """Adds rows that are true for a moment in [lo, hi), Unix seconds on Stripe's clock."""
-        for shape, group in found.groups.items():
-            if shape[0] in self.tables:
-                for key, values in group.items():
-                    self._add(shape, key, values, lo, hi)
-        for shape, key, values, moment in found.frozen:
-            if shape[0] in self.tables:
-                self._add(shape, key, values, float(moment), moment + 1.0)
+        for table, group in found.rows.items():
+            if table in self.tables:
+                for key, row in group.items():
+                    self._add(table, key, row, lo, hi)
+        for table, key, row in found.again:
+            if table in self.tables:
+                self._add(table, key, row, lo, hi)
+        for table, key, row, moment in found.frozen:
+            if table in self.tables:
+                self._add(table, key, row, float(moment), moment + 1.0)
 
-    def _add(self, shape: Shape, key: str, row: Record, lo: float, hi: float) -> None:
-        place = (shape[0], key)
-        at = self._last.get(place, -1)
+    def _add(self, table: str, key: str, row: Row, lo: float, hi: float) -> None:
+        at = self._last.get((table, key), -1)
         if at >= 0:
-            earlier = self.rounds[at].get(shape, {}).get(key)
-            if earlier is not None and earlier[:-3] == row[:-3]:
+            earlier = self.rounds[at][table][key]
+            if earlier[-1] == row[-1] and earlier[:-3] == row[:-3]:
                 earlier[-3], earlier[-2] = max(lo, earlier[-3]), max(hi, earlier[-2])
                 return
         at += 1
         if at == len(self.rounds):
             self.rounds.append({})
         row[-3], row[-2] = lo, hi
-        self.rounds[at].setdefault(shape, {})[key] = row
-        self._last[place] = at
+        self.rounds[at].setdefault(table, {})[key] = row
+        self._last[table, key] = at
         self.rows += 1
 
 
 class Writer:
     """One connection that writes. Not for two tasks at once."""
 
-    def __init__(self, url: str, schema: str, tables: Mapping[str, Table]) -> None:
+    def __init__(
+        self, url: str, schema: str, tables: Mapping[str, Table], shapes: Shapes
+    ) -> None:
         self._url = url
         self._schema = schema
         self._tables = tables
+        self._shapes = shapes
         self._connection: asyncpg.Connection | None = None
         # Least recently used first, both.
         self._stages: OrderedDict[str, None] = OrderedDict()
-        self._statements: OrderedDict[Shape, PreparedStatement] = OrderedDict()
+        self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,38 +145,39 @@ class Writer:
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
         found: list[Contested] = []
-        number = 0
-        for one_round in batch.rounds:
-            for shape in sorted(one_round):
-                number += 1
-                group = one_round[shape]
-                found += await self._upsert(connection, shape, group, number, batch.api_version)
+        for number, one_round in enumerate(batch.rounds):
+            for table in sorted(one_round):
+                if number:
+                    await self._clear(connection, table)
+                found += await self._upsert(connection, table, one_round[table], batch.api_version)
         return found
 
     async def _upsert(
-        self,
-        connection: asyncpg.Connection,
-        shape: Shape,
-        group: Mapping[str, Record],
-        number: int,
-        api_version: str,
+        self, connection: asyncpg.Connection, name: str, group: Mapping[str, Row], version: str
     ) -> list[Contested]:
-        table = self._tables[shape[0]]
+        table = self._tables[name]
         stage = await self._stage(connection, table)
-        records = [group[key] for key in sorted(group)]
-        for record in records:
-            record[-1] = number
         await connection.copy_records_to_table(
             stage,
-            records=records,
-            columns=[*shape[1], *STAGE_EXTRA],
+            records=[group[key] for key in sorted(group)],
+            columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
         )
-        statement = await self._statement(connection, shape)
-        await statement.fetch(api_version, number)
-        if statement.get_statusmsg() == f"INSERT 0 {len(group)}":
-            return []
-        rows = await connection.fetch(contested(self._schema, table, shape[1]), number)
-        return [Contested(table.name, str(row[0]), float(row[-1])) for row in rows]
+        left = len(group) - await self._run(connection, (name, -1), version)
+        found: list[Contested] = []
+        shapes = sorted({row[-1] for row in group.values()}) if left else []
+        for shape in shapes:
+            left -= await self._run(connection, (name, shape), version, shape)
+        for shape in shapes if left else ():
+            text = contested(self._schema, table, self._shapes.columns(shape))
+            rows = await connection.fetch(text, shape)
+            found += [Contested(name, str(row[0]), float(row[-1])) for row in rows]
+        return found
+
+    async def _clear(self, connection: asyncpg.Connection, table: str) -> None:
+        """A table of a later round: the stage still holds the rows of the round before."""
+        name = stage_name(self._tables[table])
+        if name in self._stages:
+            await connection.execute(f"DELETE FROM pg_temp.{quote(name)}")
 
     async def _stage(self, connection: asyncpg.Connection, table: Table) -> str:
         name = stage_name(table)
@@ -181,20 +187,31 @@ class Writer:
                 oldest, _ = self._stages.popitem(last=False)
                 await connection.execute(f"DROP TABLE pg_temp.{quote(oldest)}")
                 self._statements = OrderedDict(
-                    (s, p) for s, p in self._statements.items() if f"stage_{s[0]}"[:63] != oldest
+                    (s, p)
+                    for s, p in self._statements.items()
+                    if stage_name(self._tables[s[0]]) != oldest
                 )
             await connection.execute(create_stage(table))
             self._stages[name] = None
         self._stages.move_to_end(name)
         return name
 
-    async def _statement(self, connection: asyncpg.Connection, shape: Shape) -> PreparedStatement:
-        statement = self._statements.get(shape)
+    async def _run(
+        self, connection: asyncpg.Connection, wanted: _Statement, *values: object
+    ) -> int:
+        """Runs a statement, prepared once; gives the number of rows that it wrote."""
+        statement = self._statements.get(wanted)
         if statement is None:
-            text = upsert(self._schema, self._tables[shape[0]], shape[1])
-            statement = await connection.prepare(text)
-            self._statements[shape] = statement
+            name, shape = wanted
+            table = self._tables[name]
+            text = (
+                insert(self._schema, table)
+                if shape < 0
+                else update(self._schema, table, self._shapes.columns(shape))
+            )
+            statement = self._statements[wanted] = await connection.prepare(text)
             if len(self._statements) > _MOST_STATEMENTS:
                 self._statements.popitem(last=False)
-        self._statements.move_to_end(shape)
-        return statement
+        self._statements.move_to_end(wanted)
+        await statement.fetch(*values)
+        return int((statement.get_statusmsg() or "0").rpartition(" ")[2])

@@ -1,7 +1,8 @@
 """Creates, updates, deletes and actions of any type, from the catalog alone.
 
-A parameter that is also a field of the object is taken over (references must exist, metadata is merged, `""`
-unsets); an action sets the status that its name implies, if the type knows that status.
+A parameter that is also a field of the object is taken over (references must exist, metadata is
+merged, `""` unsets); an action sets the status that its name implies, if the type knows that
+status.
 """
 
 from __future__ import annotations
@@ -109,7 +110,9 @@ def create(
     """A new object of the operation's type; `more` overrides what the parameters say."""
     world = request.account.world
     kind = world.routes.objects.get(request.type_name)
-    if kind is None or not kind.has_id:
+    if kind is None:
+        return {}
+    if not kind.has_id:
         return change_singleton(request, ledger)
     parent = world.routes.parent(request.operation)
     owner_id = request.match.path_values[0] if parent else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pinstripe.simulator.answers import Request
+from pinstripe.simulator.behaviours.charges import book
 from pinstripe.simulator.behaviours.generic import create, target
-from pinstripe.simulator.behaviours.payments import book
 from pinstripe.simulator.ledger import Ledger
 from pinstripe.simulator.replies import refused
 from pinstripe.simulator.table import StripeObject

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 
 from pinstripe.simulator.answers import Request
 from pinstripe.simulator.behaviours import (
+    charges,
     customers,
+    drafts,
     generic,
     invoices,
     money_out,
     payments,
+    previews,
     prices,
     sessions,
     subscriptions,
@@ -21,8 +24,8 @@ from pinstripe.simulator.ledger import Ledger
 Behaviour = Callable[[Request, Ledger], object]
 
 _BEHAVIOURS: Mapping[str, Behaviour] = {
-    "POST /v1/charges": payments.create_charge,
-    "POST /v1/charges/{charge}/capture": payments.capture_charge,
+    "POST /v1/charges": charges.create_charge,
+    "POST /v1/charges/{charge}/capture": charges.capture_charge,
     "POST /v1/checkout/sessions": sessions.create_session,
     "POST /v1/checkout/sessions/{session}/expire": sessions.expire_session,
     "POST /v1/customers": customers.create_customer,
@@ -32,12 +35,12 @@ _BEHAVIOURS: Mapping[str, Behaviour] = {
     "DELETE /v1/customers/{customer}/discount": customers.delete_discount,
     "POST /v1/disputes/{dispute}/close": money_out.close_dispute,
     "POST /v1/files": sessions.upload_file,
-    "POST /v1/invoiceitems": invoices.create_item,
-    "POST /v1/invoices": invoices.create_invoice,
-    "POST /v1/invoices/create_preview": subscriptions.preview,
-    "GET /v1/invoices/upcoming": subscriptions.preview,
-    "DELETE /v1/invoices/{invoice}": invoices.delete_invoice,
-    "POST /v1/invoices/{invoice}/add_lines": invoices.add_lines,
+    "POST /v1/invoiceitems": drafts.create_item,
+    "POST /v1/invoices": drafts.create_invoice,
+    "POST /v1/invoices/create_preview": previews.preview,
+    "GET /v1/invoices/upcoming": previews.preview,
+    "DELETE /v1/invoices/{invoice}": drafts.delete_invoice,
+    "POST /v1/invoices/{invoice}/add_lines": drafts.add_lines,
     "POST /v1/invoices/{invoice}/finalize": invoices.finalize_invoice,
     "POST /v1/invoices/{invoice}/mark_uncollectible": invoices.mark_uncollectible,
     "POST /v1/invoices/{invoice}/pay": invoices.pay_invoice,
@@ -55,7 +58,7 @@ _BEHAVIOURS: Mapping[str, Behaviour] = {
     "POST /v1/payouts/{payout}/cancel": money_out.cancel_payout,
     "POST /v1/prices": prices.create_price,
     "POST /v1/products": prices.create_product,
-    "POST /v1/refunds": payments.create_refund,
+    "POST /v1/refunds": charges.create_refund,
     "POST /v1/setup_intents": sessions.create_setup,
     "POST /v1/setup_intents/{intent}/confirm": sessions.confirm_setup,
     "POST /v1/subscription_items": subscriptions.create_item,

@@ -16,7 +16,7 @@ _DAY_S = 86_400
 
 
 def create_session(request: Request, ledger: Ledger) -> StripeObject:
-    """Silent: there is no `checkout.session.created` (STRIPE.md 10)."""
+    """Silent: there is no `checkout.session.created`."""
     given = request.params.get("line_items") or []
     prices = [_price(ledger, item) for item in given]
     quantities = [int(item.get("quantity") or 1) for item in given]

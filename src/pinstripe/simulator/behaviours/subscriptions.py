@@ -1,4 +1,4 @@
-"""Subscriptions: their items, first invoices, changes, ends, and what they will cost next."""
+"""Subscriptions: their items, first invoices, changes and ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pinstripe.simulator.answers import Request
 from pinstripe.simulator.behaviours import invoices, payments
 from pinstripe.simulator.behaviours.generic import create, taken_over, target
 from pinstripe.simulator.behaviours.prices import make_price
-from pinstripe.simulator.blank import blank
 from pinstripe.simulator.events import difference
 from pinstripe.simulator.ledger import Ledger
 from pinstripe.simulator.replies import declined, refused
@@ -211,7 +210,9 @@ def update_subscription(request: Request, ledger: Ledger) -> StripeObject:
         changes |= {"canceled_at": ledger.now(), "cancel_at": _period_end_of(found)}
     elif params.get("cancel_at_period_end") is False:
         changes |= {"canceled_at": None, "cancel_at": None}
-    if params.get("trial_end") == -1:  # "now"
+    if params.get("billing_cycle_anchor") in ("now", "unchanged"):
+        changes["billing_cycle_anchor"] = ledger.now()
+    if params.get("trial_end") == "now":
         changes |= {"trial_end": ledger.now(), "status": "active"}
     for number, item in enumerate(wanted):
         _update_item(ledger, found, item, number)
@@ -297,55 +298,3 @@ def delete_item(request: Request, ledger: Ledger) -> StripeObject:
 def _tell_of_items(ledger: Ledger, before: StripeObject) -> None:
     after = ledger.get("subscription", before["id"])
     ledger.tell("updated", after, previous=difference(before, after))
-
-
-# --- what comes next ---------------------------------------------------------------------------
-
-
-def preview(request: Request, ledger: Ledger) -> StripeObject:
-    """The upcoming invoice: no id, no event, nothing kept."""
-    params = request.params
-    found = None
-    if params.get("subscription"):
-        found = ledger.get("subscription", params["subscription"], param="subscription")
-    elif not params.get("customer"):
-        raise refused("You must provide a customer, subscription or schedule.")
-    customer_id = found["customer"] if found else params["customer"]
-    customer = ledger.get("customer", customer_id, param="customer")
-    pending = invoices.pending_items(ledger, customer["id"])
-    ended = found is not None and (
-        found["status"] in ("canceled", "incomplete_expired") or found.get("cancel_at_period_end")
-    )
-    lines = [] if found is None or ended else lines_of(ledger, found)
-    lines += [invoices.line_of(item) for item in pending]
-    if not lines:
-        raise invoices.nothing_to_invoice(customer["id"])
-    return _as_preview(ledger, request, customer, lines, found)
-
-
-def _as_preview(
-    ledger: Ledger,
-    request: Request,
-    customer: StripeObject,
-    lines: list[dict[str, Any]],
-    found: StripeObject | None,
-) -> StripeObject:
-    world = ledger.world
-    table, line_table = world.tables["invoice"], world.tables["line_item"]
-    made = blank(table, table.total, world.objects, ledger.now())
-    del made["id"]
-    total = sum(int(line["amount"]) for line in lines)
-    shown = []
-    for number, line in enumerate(lines[:10]):
-        entry = blank(line_table, line_table.total, world.objects, ledger.now())
-        shown.append(entry | line | {"id": f"il_tmp_{number:04}{customer['id'][-8:]}"})
-    made |= invoices.totals(total, 0)
-    made |= {"customer": customer["id"], "currency": lines[0]["currency"], "status": "draft"}
-    made |= {"billing_reason": "upcoming", "number": None}
-    if found is not None:
-        details = {"metadata": {}, "subscription": found["id"]}
-        made["parent"] = {"subscription_details": details, "type": "subscription_details"}
-    url = f"/v1/invoices/upcoming/lines?customer={customer['id']}"
-    made["lines"] = {"object": "list", "data": shown, "has_more": len(lines) > len(shown)}
-    made["lines"] |= {"total_count": len(lines), "url": url}
-    return made

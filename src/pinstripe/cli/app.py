@@ -1,0 +1,200 @@
+"""Every command: its name, its flags, what it starts.
+
+Commands import what they run only when they run, so that `pinstripe version` and `--help` are quick
+and a sync never loads the simulator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pinstripe.cli.failure import BAD_USAGE, complain, report
+from pinstripe.cli.flags import ACCOUNT, DATABASE, with_settings
+from pinstripe.config import Config
+
+app = App(
+    name="pinstripe",
+    help="Your Stripe account as tables in Postgres.",
+    help_format="plaintext",
+    version_flags=(),
+)
+schema = App(name="schema", sort_key=4, help="The tables that a sync makes; needs no database.")
+
+Json = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
+_ONCE = (
+    "End when everything that the key may read is in the database (exit code 0); "
+    "exit code 4 tells that some of it is not."
+)
+_SUMMARY = "Print a summary as one line of JSON to stdout; what is for people goes to stderr."
+_UNTIL = "When the first objects end, in Unix seconds; 0 is the last midnight, UTC."
+_LIMITS = "Stripe's rate limits: of live mode, of test mode, or none."
+
+
+class _Exit(Exception):  # noqa: N818 (an end, not an error)
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; gives the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    debug = "--debug" in words or bool(os.environ.get("PINSTRIPE_DEBUG"))
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except _Exit as end:
+        return end.code
+    except CycloptsError as error:
+        complain(
+            str(error).rstrip(), "`pinstripe --help`, or --help after a command, shows all flags."
+        )
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us (`| head`) has seen enough. Keep the interpreter from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, BaseExceptionGroup) as error:
+        return report(error, as_json=as_json, debug=debug)
+    return 0
+
+
+@app.command(sort_key=1)
+@with_settings(*ACCOUNT, *DATABASE, "demo_scale")
+def run(config: Config) -> None:
+    """Sync the account and stay with it; without a key, a demo account.
+
+    With STRIPE_API_KEY set it brings that account into Postgres, shows how to connect, and follows
+    what changes until Ctrl-C. Without it, a simulated account is synced instead.
+    """
+    from pinstripe.cli import sync as commands
+
+    _run(config, commands.run(config), stopped=0)
+
+
+@app.command(sort_key=2)
+@with_settings(*ACCOUNT, *DATABASE)
+def sync(
+    config: Config,
+    *,
+    once: Annotated[bool, Parameter(negative="", help=_ONCE)] = False,
+    json: Annotated[bool, Parameter(negative="", help=_SUMMARY)] = False,
+) -> None:
+    """Bring the account into Postgres, then follow what changes."""
+    from pinstripe.cli import sync as commands
+
+    _run(config, commands.sync(config, once=once, as_json=json), stopped=130 if once else 0)
+
+
+@app.command(sort_key=3)
+@with_settings(*DATABASE)
+def status(
+    config: Config,
+    *,
+    exact: Annotated[bool, Parameter(negative="", help="Count large tables too.")] = False,
+    json: Json = False,
+) -> None:
+    """Show how each table stands: rows, state, how far it is known to be true.
+
+    Reads the database only. Shows every synced schema, or the one that --schema names.
+    """
+    from pinstripe.cli import standing
+
+    one = any(word.partition("=")[0] == "--schema" for word in sys.argv)
+    one = one or bool(os.environ.get("PINSTRIPE_SCHEMA"))
+    _run(config, standing.status(config, exact=exact, as_json=json, one_schema=one), stopped=130)
+
+
+app.command(schema)
+
+
+@schema.command(sort_key=1)
+@with_settings("schema", "tables")
+def ddl(config: Config) -> None:
+    """Print the statements that make the tables, as a script."""
+    from pinstripe.cli import schema as commands
+
+    commands.print_ddl(config)
+
+
+@schema.command(name="tables", sort_key=2)
+@with_settings("schema", "tables")
+def list_tables(
+    config: Config,
+    table: Annotated[str | None, Parameter(help="The table whose columns to show.")] = None,
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """List the tables; with the name of one, its columns."""
+    from pinstripe.cli import schema as commands
+
+    if table is None:
+        commands.print_tables(config, as_json=json)
+    else:
+        commands.print_table(config, table, as_json=json)
+
+
+@app.command(sort_key=5)
+@with_settings()
+def simulate(
+    config: Config,
+    *,
+    host: Annotated[str, Parameter(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="0 takes a free one.")] = 12111,
+    scale: Annotated[int, Parameter(help="About how many objects the account has.")] = 2000,
+    seed: Annotated[int, Parameter(help="The same seed makes the same account.")] = 1,
+    until: Annotated[int, Parameter(help=_UNTIL)] = 0,
+    latency_ms: Annotated[float, Parameter(help="How long each answer is held back.")] = 0.0,
+    limits: Annotated[Literal["live", "test", "off"], Parameter(help=_LIMITS)] = "off",
+    json: Json = False,
+    while_stdin: Annotated[bool, Parameter(negative="", show=False)] = False,
+) -> None:
+    """Serve a simulated Stripe account, to try things on and to test against.
+
+    Its key is printed; PINSTRIPE_SIMULATOR_KEY sets it.
+    """
+    from pinstripe.cli import simulate as commands
+
+    wish = commands.Wish(
+        host, port, scale, seed, until, latency_ms, limits, as_json=json, while_stdin=while_stdin
+    )
+    _run(config, commands.simulate(wish), stopped=0)
+
+
+@app.command(sort_key=6)
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as version_of
+
+    sys.stdout.write(f"pinstripe {version_of('pinstripe')}\n")
+
+
+def _run(config: Config, work: Coroutine[object, object, int], *, stopped: int) -> None:
+    """Runs `work` to its end, or until a signal; `stopped` is the exit code then."""
+    from pinstripe.cli.logs import configure
+    from pinstripe.cli.stop import Stopped, until_told
+
+    configure(config)
+    try:
+        code = _runner()(until_told(work))
+    except Stopped:
+        code = stopped
+    if code:
+        raise _Exit(code)
+
+
+def _runner() -> Callable[[Coroutine[object, object, int]], int]:
+    try:
+        import uvloop
+    except ImportError:  # no wheel for this platform: asyncio's own loop does it, slower
+        return asyncio.run
+    return uvloop.run

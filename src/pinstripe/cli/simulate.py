@@ -1,0 +1,79 @@
+"""`pinstripe simulate`: a Stripe of one's own on a port of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from pinstripe.cli.demo import KEY_VARIABLE
+from pinstripe.errors import Misconfigured
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.auth import DEFAULT_KEY
+from pinstripe.simulator.server import Running, serve
+
+LimitsName = Literal["live", "test", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to simulate, and how to say where."""
+
+    host: str
+    port: int
+    scale: int
+    seed: int
+    until: int
+    latency_ms: float
+    limits: LimitsName
+    as_json: bool
+    while_stdin: bool
+
+
+async def simulate(wish: Wish) -> int:
+    """Serves until cancelled, or until stdin ends."""
+    key = os.environ.get(KEY_VARIABLE, "").strip() or DEFAULT_KEY
+    settings = Settings(
+        seed=wish.seed, scale=wish.scale, until=wish.until, keys=(key,), limits=wish.limits
+    )
+
+    def ready(running: Running) -> None:
+        running.account.latency.fixed_s = wish.latency_ms / 1000
+        _announce(running.url, key, as_json=wish.as_json)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(serve(settings, host=wish.host, port=wish.port, ready=ready))
+            if wish.while_stdin:
+                await _stdin_ended()
+                task.cancel()
+    except* OSError as group_of_errors:
+        error = group_of_errors.exceptions[0]
+        raise Misconfigured(
+            f"Cannot listen at {wish.host} port {wish.port}: {error}.",
+            hint="Choose another --port; 0 takes a free one.",
+        ) from error
+    return 0
+
+
+def _announce(url: str, key: str, *, as_json: bool) -> None:
+    if as_json:
+        line = json.dumps({"url": url, "key": key})
+    else:
+        line = f"A simulated Stripe account answers at {url}\nIts key: {key}\n"
+        line += f"  export STRIPE_API_BASE={url} STRIPE_API_KEY={key}"
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+async def _stdin_ended() -> None:
+    """Returns when whoever holds the other end is gone."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    while await reader.read(1024):
+        pass

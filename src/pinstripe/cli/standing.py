@@ -1,0 +1,85 @@
+"""`pinstripe status`: how the copy stands, from the database alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+
+from pinstripe.config import Config
+from pinstripe.errors import Misconfigured
+from pinstripe.service import open_database, postgres_dir
+from pinstripe.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.pool import connect
+
+_NOTHING_HINT = "Bring an account in first: pinstripe sync, or pinstripe run for the demo."
+
+
+async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool) -> int:
+    """Prints every synced schema, or the configured one if `one_schema`."""
+    config = _with_data(config)
+    async with open_database(config) as database, connect(database.url) as connection:
+        found = await read_status(
+            connection, schema=config.schema if one_schema else None, exact=exact
+        )
+    if not found:
+        where = f'in the schema "{config.schema}"' if one_schema else "in this database"
+        raise Misconfigured(f"Nothing has been synced yet {where}.", hint=_NOTHING_HINT)
+    if as_json:
+        sys.stdout.write(json.dumps({"syncs": [_as_json(s) for s in found]}) + "\n")
+    else:
+        sys.stdout.write("\n\n".join(_as_text(s) for s in found) + "\n")
+    return 0
+
+
+def _with_data(config: Config) -> Config:
+    """Where data is: the data directory, else the demo's in it. Asking must not make a database."""
+    if config.database_url is not None:
+        return config
+    for candidate in (config, replace(config, data_dir=config.data_dir / "demo")):
+        if (postgres_dir(candidate) / "cluster").exists():
+            return candidate
+    raise Misconfigured(f"Nothing has been synced yet in {config.data_dir}.", hint=_NOTHING_HINT)
+
+
+def _as_json(found: SchemaStatus) -> dict[str, object]:
+    tables = [{**asdict(t), "as_of": _time(t.as_of)} for t in found.tables]
+    head = {k: v for k, v in asdict(found).items() if k != "tables"}
+    return {**head, "followed": _time(found.followed), "rows": found.rows, "tables": tables}
+
+
+def _as_text(found: SchemaStatus) -> str:
+    mode = {True: "live mode", False: "test mode", None: "unknown mode"}[found.livemode]
+    lines = [
+        f"Schema {found.schema}: {found.account_id or 'unknown account'} in {mode}, "
+        f"API version {found.api_version}, {found.rows:,} rows",
+        f"Events applied up to {_time(found.followed) or 'none yet'}; "
+        f"{found.missing:,} references that Stripe does not have",
+        "",
+        f"  {'table':<40} {'rows':>13}  {'state':<8} {'as of':<20}",
+    ]
+    shown = [t for t in found.tables if t.rows or t.state in ("running", "refused", "failed")]
+    lines += [_line(t) for t in sorted(shown, key=lambda t: (-t.rows, t.table))]
+    empty = len(found.tables) - len(shown)
+    if empty:
+        lines.append(f"  {f'{empty} more tables are empty':<40}")
+    return "\n".join(lines)
+
+
+def _line(table: TableStatus) -> str:
+    rows = f"{'' if table.exact else '~'}{table.rows:,}"
+    line = (
+        f"  {table.table:<40} {rows:>13}  {table.state:<8} {_time(table.as_of) or '':<20}".rstrip()
+    )
+    if table.reason:
+        line += f"\n      {table.reason}"
+    if table.remedy:
+        line += f"\n      remedy: {table.remedy}"
+    return line
+
+
+def _time(moment: float | None) -> str | None:
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,186 @@
+"""The end of a backfill, for people and as JSON; and how to look at what it brought."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from dataclasses import dataclass
+from typing import TypedDict
+from urllib.parse import urlsplit, urlunsplit
+
+from pinstripe.errors import redact
+from pinstripe.service import Database, Service
+from pinstripe.status import SchemaStatus, TableStatus, read_status
+from pinstripe.sync.backfill import Outcome
+
+_SHOWN = 20
+
+
+class TableSummary(TypedDict):
+    """`status`: done, found (inside or by reference of others), refused, failed, running."""
+
+    table: str
+    rows: int
+    requests: int
+    seconds: float
+    status: str
+    reason: str
+    remedy: str
+
+
+class Summary(TypedDict):
+    """What `pinstripe sync --once --json` prints."""
+
+    complete: bool
+    account: str | None
+    livemode: bool
+    schema: str
+    api_version: str
+    rows: int
+    requests: int
+    rate_limited: int
+    seconds: float
+    events: int
+    fetched: int
+    missing: int
+    note: str
+    tables: list[TableSummary]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A finished backfill and what the database holds now."""
+
+    service: Service
+    outcome: Outcome
+    status: SchemaStatus
+
+    @property
+    def complete(self) -> bool:
+        """Everything that the key may read is in the database."""
+        return self.outcome.complete and not any(t.state == "failed" for t in self._tables())
+
+    def _tables(self) -> list[TableStatus]:
+        wanted = self.service.source.wanted
+        return [t for t in self.status.tables if t.table in wanted]
+
+    def tables(self) -> list[TableSummary]:
+        """One entry for each table that is synced."""
+        fetched = self.outcome.references
+        refused = fetched.refused if fetched is not None else {}
+        found: list[TableSummary] = []
+        for table in self._tables():
+            line = TableSummary(
+                table=table.table,
+                rows=table.rows,
+                requests=table.requests,
+                seconds=round(table.seconds, 3),
+                status=table.state,
+                reason=redact(table.reason),
+                remedy=redact(table.remedy),
+            )
+            if table.state == "found" and table.table in refused:
+                error = refused[table.table]
+                line["status"], line["reason"] = "refused", error.message
+                line["remedy"] = error.hint
+            found.append(line)
+        return found
+
+    def as_json(self) -> Summary:
+        outcome, service, tables = self.outcome, self.service, self.tables()
+        references = outcome.references
+        return Summary(
+            complete=self.complete,
+            account=service.account.id,
+            livemode=service.account.livemode,
+            schema=service.config.schema,
+            api_version=self.status.api_version,
+            rows=sum(t["rows"] for t in tables),
+            requests=outcome.requests,
+            rate_limited=service.stripe.rate_limited.total(),
+            seconds=round(outcome.seconds, 3),
+            events=outcome.applied.events if outcome.applied else 0,
+            fetched=sum(references.fetched.values()) if references else 0,
+            missing=sum(references.missing.values()) if references else 0,
+            note=redact(service.backfill.note),
+            tables=tables,
+        )
+
+    def as_text(self) -> str:
+        """For people: what came, what did not, and why."""
+        made, tables = self.as_json(), self.tables()
+        mode = "live mode" if made["livemode"] else "test mode"
+        rate = made["rows"] / made["seconds"] if made["seconds"] else 0.0
+        filled = sorted((t for t in tables if t["rows"]), key=lambda t: (-t["rows"], t["table"]))
+        lines = [
+            f"{'Complete' if made['complete'] else 'NOT complete'}: "
+            f"{made['account'] or 'the account'} in {mode}, schema {made['schema']}: "
+            f"{made['rows']:,} rows in {len(filled)} tables",
+            f"{made['seconds']:,.1f} s, {made['requests']:,} requests, {rate:,.0f} rows/s; "
+            f"{made['events']:,} events applied, {made['fetched']:,} objects fetched by reference, "
+            f"{made['missing']:,} that Stripe does not have",
+            "",
+        ]
+        lines += [f"  {t['table']:<40} {t['rows']:>12,} rows" for t in filled[:_SHOWN]]
+        if rest := filled[_SHOWN:]:
+            rows = sum(t["rows"] for t in rest)
+            lines.append(f"  {f'{len(rest)} more tables':<40} {rows:>12,} rows")
+        lines += _trouble("Failed", [t for t in tables if t["status"] in ("failed", "running")])
+        lines += _trouble("Not read, or not to the end", [t for t in tables if t["status"] == "refused"])
+        if made["note"]:
+            lines += ["", f"Note: {made['note']}"]
+        return "\n".join(lines)
+
+
+async def summarise(service: Service, outcome: Outcome) -> Ending:
+    """Counts what the database holds now."""
+    async with service.pool.acquire() as connection:
+        found = await read_status(connection, schema=service.config.schema, exact=True)
+    return Ending(service, outcome, found[0])
+
+
+def _trouble(title: str, tables: list[TableSummary]) -> list[str]:
+    """Tables with the same reason stand together: a product that is not enabled has many."""
+    if not tables:
+        return []
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for table in tables:
+        by_reason.setdefault((table["reason"], table["remedy"]), []).append(table["table"])
+    lines = ["", f"{title}:"]
+    for (reason, remedy), names in by_reason.items():
+        lines.append(f"  {', '.join(names)}: {reason or 'not finished'}")
+        if remedy:
+            lines.append(f"    remedy: {remedy}")
+    return lines
+
+
+def how_to_connect(database: Database, schema: str) -> str:
+    """The psql command, ready to paste, and a first query."""
+    query = f'SELECT status, count(*) FROM "{schema}".subscription GROUP BY 1 ORDER BY 2 DESC;'
+    return "\n".join(
+        [
+            "Connect with:",
+            f"  {psql_command(database)}",
+            "and try:",
+            f"  {query}",
+        ]
+    )
+
+
+def psql_command(database: Database) -> str:
+    """As pasted into a shell. A password is never shown: it stays in the environment, or is asked."""
+    if database.server is None:
+        if os.environ.get("DATABASE_URL", "").strip() == database.url:
+            return 'psql "$DATABASE_URL"'
+        return f"psql {shlex.quote(_without_password(database.url))}"
+    # Of the same version as the server, if it came with one.
+    program = str(database.server.psql or shutil.which("psql") or "psql")
+    return f"{shlex.quote(program)} {shlex.quote(database.url)}"
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    name = user.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{name}@{host}" if name else host))
