@@ -61,6 +61,7 @@ class _Job:
     step: object
     durable: asyncio.Future[None]
     rows: int
+    lane: str
 
 
 Settle = Callable[[str, str, float], Awaitable[bool]]
@@ -72,6 +73,7 @@ class _Lane:
     """The queue of one writer."""
 
     jobs: list[_Job] = field(default_factory=list)
+    rows: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -100,7 +102,7 @@ class Mirror:
         self._sleep = sleep
         self._lanes = [_Lane() for _ in range(writers)]
         self._writers = [Writer(url, schema, tables, self.extractor.shapes) for _ in range(writers)]
-        self._lane_of: dict[str, int] = {}
+        self._lane_of: dict[str, tuple[int, int]] = {}
         self._queued = 0
         self._room = asyncio.Condition()
         self._broken: dict[int, PinstripeError] = {}
@@ -135,11 +137,30 @@ class Mirror:
         Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
         """
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(found, truth, progress, step, durable, found.count())
-        number = self._lane_of.setdefault(lane, len(self._lane_of) % len(self._lanes))
-        self._lanes[number].jobs.append(job)
-        self._lanes[number].wake.set()
+        job = _Job(found, truth, progress, step, durable, found.count(), lane)
+        chosen = self._choose(lane)
+        chosen.jobs.append(job)
+        chosen.rows += job.rows
+        chosen.wake.set()
         return durable
+
+    def _choose(self, lane: str) -> _Lane:
+        """The writer that has earlier calls of this lane still to write; else the least busy one."""
+        number, open_jobs = self._lane_of.get(lane, (0, 0))
+        if not open_jobs:
+            number = min(range(len(self._lanes)), key=lambda n: self._lanes[n].rows)
+        self._lane_of[lane] = (number, open_jobs + 1)
+        return self._lanes[number]
+
+    def _done(self, lane: _Lane, jobs: list[_Job]) -> None:
+        for job in jobs:
+            lane.rows -= job.rows
+            self._queued -= job.rows
+            number, open_jobs = self._lane_of[job.lane]
+            if open_jobs > 1:
+                self._lane_of[job.lane] = (number, open_jobs - 1)
+            else:
+                del self._lane_of[job.lane]
 
     async def settled(self) -> None:
         """Returns when no contested row is open any more."""
@@ -156,8 +177,8 @@ class Mirror:
                 try:
                     await self._write(writer, jobs)
                 finally:
+                    self._done(lane, jobs)
                     async with self._room:
-                        self._queued -= sum(job.rows for job in jobs)
                         self._room.notify_all()
 
     async def _write(self, writer: Writer, jobs: list[_Job]) -> None:

@@ -117,9 +117,8 @@ async def _announced(process: asyncio.subprocess.Process) -> Announced:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+    if process.stdin is not None:
+        process.stdin.close()
     try:
         async with asyncio.timeout(_STOP_S):
             await process.wait()

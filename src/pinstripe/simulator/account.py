@@ -22,6 +22,7 @@ from pinstripe.simulator.faults import Faults
 from pinstripe.simulator.limits import PRESETS, Meter
 from pinstripe.simulator.replies import Reply
 from pinstripe.simulator.singletons import Singletons
+from pinstripe.simulator.webhooks import Webhooks
 from pinstripe.simulator.world import World
 
 _DAY_S = 86_400
@@ -111,6 +112,9 @@ class Account:
         )
         self.webhook_secrets: dict[str, str] = {}
         """Webhook endpoint -> the secret that its deliveries are signed with."""
+        self.webhooks = Webhooks(
+            self.world, self.webhook_secrets, now=self.clock.seconds, seed=made.seed
+        )
         self.search_lag_s = 60
         """Stripe's index is usually under a minute behind; tests must not build on it."""
         self.connected: dict[str, Account] = {}

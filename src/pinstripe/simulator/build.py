@@ -110,6 +110,7 @@ class _Builder:
         timeline = Timeline(count, start=start, end=plan.end, seed=plan.seed, name=name)
         variant = self._variant_rule(name)
         table = Table(name, kind, base=count, ids=ids, timeline=timeline, variant=variant)
+        table.aliases.update(core.ALIASES.get(name, {}))
         self._tables[name] = table
         return table
 

@@ -45,7 +45,9 @@ _ADDRESSES = [
     "delete",
     "edit",
     "search_lag",
+    "webhooks",
 ]
+"""What can be called over HTTP."""
 
 
 class Control:
@@ -149,6 +151,12 @@ class Control:
             clock.thaw()
         return clock.now()
 
+    def webhooks(self, twice_share: float = 0.0, jitter_s: float = 0.0) -> dict[str, int]:
+        """Deliver this badly from now on; what was delivered and given up so far."""
+        sender = self.account.webhooks
+        sender.delivery.twice_share, sender.delivery.jitter_s = twice_share, jitter_s
+        return {"delivered": sender.delivered, "failed": sender.failed}
+
     # --- change ------------------------------------------------------------------------------
 
     async def mutate(self, count: int, per_second: float = 0.0) -> int:
@@ -186,7 +194,7 @@ class Control:
         return str(found["id"])
 
     def _pick(self, type: str, id: str) -> StripeObject:
-        return self._ledger().get(type, id) if id else self.mutator.any(type)
+        return self._ledger().get(type, id) if id else self.mutator.deeds.any(type)
 
     def _ledger(self) -> Ledger:
         return Ledger(self.account.world, self.account.events, STRIPE_ITSELF)

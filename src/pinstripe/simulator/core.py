@@ -77,6 +77,12 @@ word is a relation of the table reached so far, `first:T/f` the first object of 
 back here.
 """
 
+ALIASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "invoice": {"subscription": ("parent", "subscription_details", "subscription")},
+    "invoice_payment": {"payment_intent": ("payment", "payment_intent")},
+}
+"""Where a relation's id stands in the object, if not under the relation's own name."""
+
 PATTERN: tuple[str | None, ...] = (
     *("charge",) * 45,
     "refund",

@@ -77,33 +77,20 @@ async def running(
     app = create_app(account)
     server = uvicorn.Server(_config(app))
     sock = _listen(host, port)
-    started = asyncio.Event()
-    task = asyncio.create_task(_serve(server, sock, started.set))
-    await started.wait()
-    if task.done():
-        await task
+    # What `uvicorn.Server.serve` does, without its signal handlers and its ticking main loop.
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup(sockets=[sock])
+    account.events.heard.append(account.webhooks.hear)
     try:
         url = f"http://{host}:{sock.getsockname()[1]}"
-        yield Running(url=url, account=account, control=app.control)
+        key = account.settings.keys[0]
+        yield Running(url=url, account=account, control=app.control, key=key)
     finally:
         await app.control.close()
-        server.should_exit = True
+        await account.webhooks.close()
         server.force_exit = True
-        await task
-        sock.close()
-
-
-async def _serve(server: uvicorn.Server, sock: socket.socket, ready: Callable[[], None]) -> None:
-    """What `uvicorn.Server.serve` does, but leaves the process's signal handlers alone."""
-    try:
-        server.config.load()
-        server.lifespan = server.config.lifespan_class(server.config)
-        await server.startup(sockets=[sock])
-        ready()
-        await server.main_loop()
         await server.shutdown(sockets=[sock])
-    finally:
-        ready()
 
 
 async def serve(

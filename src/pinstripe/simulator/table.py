@@ -54,6 +54,8 @@ class Table:
         self.make_sample: Callable[[int], Sample] = _no_sample
         self.links: dict[str, tuple[Relation, str]] = {}
         """field -> (relation of base objects, name of the table that it leads to)."""
+        self.aliases: dict[str, tuple[str, ...]] = {}
+        """Fields that stand deeper in the object than their name says."""
         self.lists: dict[str, tuple[str, str]] = {}
         """list field -> (child table, the child's field that leads here, "" for the parent link)."""
         self.parent: tuple[Relation, str] | None = None
@@ -199,7 +201,9 @@ class Table:
         self.touched = True
         self._stored[position] = _pack(msgspec.json.encode(stripped))
         for field in (*self.links, "customer", "test_clock"):
-            value = stripped.get(field)
+            value: object = stripped
+            for step in self.aliases.get(field, (field,)):
+                value = value.get(step) if isinstance(value, dict) else None
             if isinstance(value, str):
                 places = self.by_value[field, value]
                 if not places or places[-1] != position:

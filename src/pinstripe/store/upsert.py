@@ -27,12 +27,16 @@ def stage_name(table: Table) -> str:
 
 
 def create_stage(table: Table) -> str:
-    """The stage: emptied at each commit, so nothing of a failed batch is left."""
+    """The stage, a table of the session.
+
+    Not ON COMMIT DELETE ROWS: every commit would truncate every stage of the session, used or not
+    (17 ms with 48 of them, measured; docs/decisions/005-writing.md).
+    """
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
     columns += ["_extra text", "_lo double precision", "_hi double precision", "_shape int"]
     return (
         f"CREATE TEMP TABLE IF NOT EXISTS {quote(stage_name(table))} "
-        f"({', '.join(columns)}) ON COMMIT DELETE ROWS"
+        f"({', '.join(columns)})"
     )
 
 

@@ -26,6 +26,7 @@ from pinstripe.store.upsert import STAGE_EXTRA, contested, create_stage, insert,
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
+_DEAD_ROWS = 3000
 
 _Statement = tuple[str, int]
 """(table, shape) of an update; shape -1 is the table's insert."""
@@ -97,8 +98,8 @@ class Writer:
         self._tables = tables
         self._shapes = shapes
         self._connection: asyncpg.Connection | None = None
-        # Least recently used first, both.
-        self._stages: OrderedDict[str, None] = OrderedDict()
+        # Least recently used first, both. The number: dead rows that a stage still holds.
+        self._stages: OrderedDict[str, int] = OrderedDict()
         self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
 
     async def __aenter__(self) -> Self:
@@ -145,10 +146,8 @@ class Writer:
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
         found: list[Contested] = []
-        for number, one_round in enumerate(batch.rounds):
+        for one_round in batch.rounds:
             for table in sorted(one_round):
-                if number:
-                    await self._clear(connection, table)
                 found += await self._upsert(connection, table, one_round[table], batch.api_version)
         return found
 
@@ -171,18 +170,22 @@ class Writer:
             text = contested(self._schema, table, self._shapes.columns(shape))
             rows = await connection.fetch(text, shape)
             found += [Contested(name, str(row[0]), float(row[-1])) for row in rows]
+        await self._empty(connection, stage, len(group))
         return found
 
-    async def _clear(self, connection: asyncpg.Connection, table: str) -> None:
-        """A table of a later round: the stage still holds the rows of the round before."""
-        name = stage_name(self._tables[table])
-        if name in self._stages:
-            await connection.execute(f"DELETE FROM pg_temp.{quote(name)}")
+    async def _empty(self, connection: asyncpg.Connection, stage: str, rows: int) -> None:
+        """Empties the stage: by DELETE, and now and then by TRUNCATE, which costs 1.5 ms a time."""
+        dead = self._stages[stage] + rows
+        if dead > _DEAD_ROWS:
+            await connection.execute(f"TRUNCATE pg_temp.{quote(stage)}")
+            dead = 0
+        else:
+            await connection.execute(f"DELETE FROM pg_temp.{quote(stage)}")
+        self._stages[stage] = dead
 
     async def _stage(self, connection: asyncpg.Connection, table: Table) -> str:
         name = stage_name(table)
         if name not in self._stages:
-            # Every stage of the session is truncated at every commit, used or not.
             if len(self._stages) >= _MOST_STAGES:
                 oldest, _ = self._stages.popitem(last=False)
                 await connection.execute(f"DROP TABLE pg_temp.{quote(oldest)}")
@@ -192,7 +195,7 @@ class Writer:
                     if stage_name(self._tables[s[0]]) != oldest
                 )
             await connection.execute(create_stage(table))
-            self._stages[name] = None
+            self._stages[name] = 0
         self._stages.move_to_end(name)
         return name
 

@@ -33,9 +33,11 @@ def cancel_payout(request: Request, ledger: Ledger) -> StripeObject:
 
 
 def create_transfer(request: Request, ledger: Ledger) -> StripeObject:
-    made = create(request, ledger, reversed=False, amount_reversed=0)
+    made = create(request, ledger, reversed=False, amount_reversed=0, event="")
     entry = _book_out(ledger, made, "transfer")
-    return ledger.change(made, {"balance_transaction": entry["id"]}, event="")
+    made = ledger.change(made, {"balance_transaction": entry["id"]}, event="")
+    ledger.tell("created", made)
+    return made
 
 
 def reverse_transfer(request: Request, ledger: Ledger) -> StripeObject:

@@ -8,6 +8,7 @@ from pinstripe.simulator.answers import Request
 from pinstripe.simulator.behaviours import (
     charges,
     customers,
+    cycle,
     drafts,
     generic,
     invoices,
@@ -68,6 +69,7 @@ _BEHAVIOURS: Mapping[str, Behaviour] = {
     "POST /v1/subscriptions/{subscription_exposed_id}": subscriptions.update_subscription,
     "DELETE /v1/subscriptions/{subscription_exposed_id}": subscriptions.cancel_subscription,
     "DELETE /v1/subscriptions/{subscription_exposed_id}/discount": customers.delete_discount,
+    "POST /v1/test_helpers/test_clocks/{test_clock}/advance": cycle.advance_clock,
     "POST /v1/transfers": money_out.create_transfer,
     "POST /v1/transfers/{id}/reversals": money_out.reverse_transfer,
     "POST /v1/webhook_endpoints": sessions.create_endpoint,
