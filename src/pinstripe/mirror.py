@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Protocol
 
@@ -62,10 +63,15 @@ class _Job:
     durable: asyncio.Future[None]
     rows: int
     lane: str
+    over: Versions
 
 
-Settle = Callable[[str, str, float], Awaitable[bool]]
-"""(table, key, known_until) -> fetch the object and put it; False where Stripe cannot be asked."""
+Versions = Mapping[tuple[str, str], datetime]
+"""Versions (`_synced_at`) of rows by table and key."""
+
+Settle = Callable[[str, str, datetime], Awaitable[bool]]
+"""(table, key, version) -> fetch the object and put it over that version of the row; False where
+Stripe cannot be asked."""
 
 
 @dataclass(slots=True)
@@ -108,13 +114,14 @@ class Mirror:
         self._broken: dict[int, PinstripeError] = {}
         self._settling: dict[tuple[str, str], asyncio.Task[None]] = {}
 
-    async def put(self, found: Found, truth: Truth) -> None:
+    async def put(self, found: Found, truth: Truth, *, over: Versions | None = None) -> None:
         """Writes `found` and returns when it is committed. For what no cursor vouches for.
 
+        `over`: versions of rows that were seen before the snapshot was asked for.
         Raises Unwritable or Drifted where Postgres refuses; waits out lost connections.
         """
         await self.room(found)
-        await self.submit(found, truth)
+        await self.submit(found, truth, over=over)
 
     async def room(self, found: Found) -> None:
         """Waits until the queue has room for these rows. Call it before `submit`."""
@@ -131,13 +138,14 @@ class Mirror:
         lane: str = "",
         progress: Progress | None = None,
         step: object = None,
+        over: Versions | None = None,
     ) -> asyncio.Future[None]:
         """Queues `found`; the future is done when it is committed, with the step that it makes.
 
         Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
         """
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(found, truth, progress, step, durable, found.count(), lane)
+        job = _Job(found, truth, progress, step, durable, found.count(), lane, over or {})
         chosen = self._choose(lane)
         chosen.jobs.append(job)
         chosen.rows += job.rows
@@ -224,7 +232,7 @@ class Mirror:
     async def _commit(self, writer: Writer, jobs: list[_Job]) -> list[Contested]:
         batch = Batch(self.api_version, tables=self.tables)
         for job in jobs:
-            batch.add(job.found, job.truth.lo, job.truth.hi)
+            batch.add(job.found, job.truth.lo, job.truth.hi, job.over)
         steps = _steps(jobs)
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         attempt = 0
@@ -266,7 +274,7 @@ class Mirror:
             _log.warning("mirror.contested", table=contest.table, id=contest.key)
             return
         try:
-            await self.settle(contest.table, contest.key, contest.known_until)
+            await self.settle(contest.table, contest.key, contest.version)
         except PinstripeError as error:
             # The row keeps what it has; the next snapshot of it decides.
             _log.warning("mirror.unsettled", table=contest.table, error=error.message)

@@ -119,6 +119,8 @@ class Meter:
             parts.append(f"{requests_rate:,.0f} requests/s")
         if limited := stripe.rate_limited.total():
             parts.append(f"{limited:,} x 429")
+        if contested := self._service.source.mirror.contested:
+            parts.append(f"{contested:,} asked twice")
         if backfill.phase == "lists" and span_s > 1 and requests_rate > 0:
             parts.append(f"about {_duration(self._left_s(requests_rate))} left")
         return ", ".join(parts)

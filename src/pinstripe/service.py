@@ -92,26 +92,25 @@ class Service:
     backfill: Backfill
 
     async def follow(self, *, pause_s: float = _FOLLOW_S) -> None:
-        """Applies new events every few seconds, for ever. Stripe in trouble is waited out."""
+        """Applies new events every few seconds, for ever; waits out a Stripe or Postgres in trouble.
+
+        Raises NotPermitted where the key may not read events.
+        """
         events = Events(self.source)
         since = int(self.account.now)
         while True:
             await asyncio.sleep(pause_s)
             try:
                 applied = await events.apply_since(since - _REREAD_S)
+                since = max(since, applied.newest)
+                await self._followed_to(since)
             except Unreachable as error:
                 _log.warning("follow.retry", error=error.message)
-                continue
-            except NotPermitted as error:
-                raise Misconfigured(
-                    f"Changes cannot be followed: {error.message}", hint=error.hint
-                ) from error
-            since = max(since, applied.newest)
-            position = Checkpoint(
-                FOLLOWED, "running", position={"table": "event"}, as_of=float(since)
-            )
-            async with self.pool.acquire() as connection:
-                await save_checkpoints(connection, self.config.schema, [position])
+
+    async def _followed_to(self, second: int) -> None:
+        position = Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(second))
+        async with self.pool.acquire() as connection:
+            await save_checkpoints(connection, self.config.schema, [position])
 
 
 @asynccontextmanager
@@ -151,7 +150,7 @@ async def open_service(
         mirror = await stack.enter_async_context(
             open_mirror(database.url, config.schema, effective, api_version=spec().api_version)
         )
-        source = Source(stripe, mirror, effective)
+        source = Source(stripe, mirror, effective, pool)
         mirror.settle = partial(settle, source)
         backfill = Backfill(source, pool, budget, now=account.now, birth=account.birth)
         yield Service(config, account, database, stripe, budget, pool, source, backfill)

@@ -20,6 +20,7 @@ TableState = Literal["done", "running", "refused", "failed", "found"]
 """As of its lists; `found`: no list of its own, its rows come inside or by reference of others."""
 
 _WORST_FIRST: tuple[TableState, ...] = ("failed", "running", "refused", "done")
+_LEFT_OUT = " is not synced"
 _COUNTED_BYTES = 16 * 1024 * 1024
 """Tables up to this size are counted even if an estimate would do: it takes milliseconds."""
 
@@ -114,14 +115,18 @@ def _by_table(cursors: Iterable[Checkpoint]) -> Mapping[str, list[Checkpoint]]:
 def _table(name: str, rows: int, exact: bool, cursors: list[Checkpoint]) -> TableStatus:
     if not cursors:
         return TableStatus(name, rows, exact, "found")
-    worst = min(cursors, key=lambda c: _WORST_FIRST.index(c.state))
+    # Lists under parents that the user left out with --tables: no fault, but a gap to be named.
+    left_out = [c for c in cursors if c.state == "refused" and c.reason.endswith(_LEFT_OUT)]
+    counted = [c for c in cursors if c not in left_out] or left_out
+    worst = min(counted, key=lambda c: _WORST_FIRST.index(c.state))
+    gap = f"Without the lists under a parent: {left_out[0].reason}" if left_out else ""
     moments = [c.as_of for c in cursors if c.as_of is not None]
     return TableStatus(
         name,
         rows,
         exact,
         worst.state,
-        reason=worst.reason,
+        reason=worst.reason or gap,
         remedy=worst.remedy,
         requests=sum(c.requests for c in cursors),
         seconds=sum(c.seconds for c in cursors),

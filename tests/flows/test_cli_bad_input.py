@@ -25,6 +25,10 @@ def env_of(sim: Running, database: str | None = None, key: str = SECRET) -> dict
     return found if database is None else {**found, "DATABASE_URL": database}
 
 
+def is_empty(directory: Path) -> bool:
+    return not any(directory.iterdir())
+
+
 def assert_one_message(ended: Ended, *, code: int, says: str, remedy: str) -> None:
     """The whole promise in one place: message, remedy, code, no traceback, no secret."""
     assert ended.code == code, ended.text
@@ -67,7 +71,7 @@ async def test_settings_that_cannot_be_are_refused_before_anything_is_made(
     assert_one_message(ended, code=2, says=says, remedy="")
     assert "hunter22" not in ended.text
     assert "aaaaaaaaaaaa" not in ended.text
-    assert list(tmp_path.iterdir()) == []
+    assert is_empty(tmp_path)
 
 
 async def test_an_unknown_table_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ async def test_a_key_that_stripe_does_not_know_writes_nothing(
     for ended in (with_url, without):
         assert_one_message(ended, code=2, says="Invalid API Key", remedy="apikeys")
     assert await schemas(database) == set()
-    assert list(tmp_path.iterdir()) == []
+    assert is_empty(tmp_path)
 
 
 async def test_with_json_the_error_is_on_stdout_too(tmp_path: Path) -> None:
@@ -148,6 +152,49 @@ async def test_a_role_that_may_not_create_a_schema_is_told_which_right_it_lacks(
         await pg.execute(f"DROP ROLE {role}")
 
 
+async def test_a_full_disk_while_the_tables_are_made_leaves_none(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    # As near to a full disk as SQL gets: the server's own words and code.
+    await pg.execute(
+        "CREATE FUNCTION full_disk() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF (SELECT count(*) FROM pg_tables WHERE schemaname = 'stripe') > 1 THEN"
+        " RAISE EXCEPTION 'could not extend file: No space left on device'"
+        " USING ERRCODE = 'disk_full'; END IF; END $$;"
+        "CREATE EVENT TRIGGER full_disk ON ddl_command_start EXECUTE FUNCTION full_disk();"
+    )
+    async with running(Settings(scale=50, keys=(SECRET,))) as sim:
+        ended = await pinstripe("sync", "--once", env=env_of(sim, database))
+    assert_one_message(ended, code=5, says="No space left on device", remedy="Make room")
+    assert "stripe" not in await schemas(database)
+
+
+async def test_a_full_disk_in_the_middle_ends_the_sync_and_the_next_one_goes_on(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with running(Settings(scale=50, keys=(SECRET,))) as sim:
+        env = {**env_of(sim, database), "PINSTRIPE_RATE_LIMIT": "100"}
+        await pg.execute(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'could not extend file: No space left on device'"
+            " USING ERRCODE = 'disk_full'; END $$;"
+        )
+        first = await pinstripe("sync", "--once", "--tables", "customer", env=env)
+        assert first.code == 0, first.text
+        rows = await pg.fetchval("SELECT count(*) FROM stripe.customer")
+        await pg.execute(
+            "TRUNCATE stripe.customer; DELETE FROM pinstripe.cursor;"
+            "CREATE TRIGGER full_disk BEFORE INSERT ON stripe.customer"
+            " EXECUTE FUNCTION full_disk()"
+        )
+        cut = await pinstripe("sync", "--once", "--tables", "customer", env=env)
+        assert_one_message(cut, code=5, says="No space left on device", remedy="Make room")
+        await pg.execute("DROP TRIGGER full_disk ON stripe.customer")
+        last = await pinstripe("sync", "--once", "--tables", "customer", env=env)
+    assert last.code == 0, last.text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == rows
+
+
 async def test_a_table_of_someone_else_is_not_touched(
     database: str, pg: asyncpg.Connection
 ) -> None:
@@ -189,6 +236,7 @@ async def test_a_data_directory_of_another_postgres_is_left_alone(tmp_path: Path
     cluster = tmp_path / "data" / "postgres" / "cluster"
     cluster.mkdir(parents=True)
     (cluster / "PG_VERSION").write_text("9\n")
+    (cluster.parent / "owner.lock").touch()
     async with running(Settings(scale=50, keys=(SECRET,))) as sim:
         ended = await pinstripe(
             "sync", "--once", "--data-dir", str(tmp_path / "data"), env=env_of(sim)

@@ -14,7 +14,7 @@ from functools import cache
 from pinstripe.catalog.load import object_types, spec
 from pinstripe.catalog.model import Field, Operation, Spec
 from pinstripe.catalog.parents import NOT_LISTS, parent_of, parent_parameter
-from pinstripe.catalog.tables import has_table
+from pinstripe.catalog.tables import NOT_EXPANDED, has_table
 
 Param = tuple[str, str]
 
@@ -37,25 +37,6 @@ _NOT_LISTED = NOT_LISTS | {
     "/v1/billing/meters/{id}/event_summaries",  # Aggregates for a customer and a time span.
     "/v2/core/events",  # The thin twin of /v1/events.
 }
-
-# Never expanded. Card numbers, secrets and identity documents: a replica is no place for them.
-# A customer's subscriptions: listed for themselves.
-_NOT_EXPANDED = frozenset(
-    {
-        "apps.secret.payload",
-        "customer.subscriptions",
-        "identity.verification_report.document.dob",
-        "identity.verification_report.document.expiration_date",
-        "identity.verification_report.document.number",
-        "identity.verification_report.id_number.dob",
-        "identity.verification_report.id_number.id_number",
-        "identity.verification_session.provided_details",
-        "identity.verification_session.verified_outputs",
-        "invoice.confirmation_secret",
-        "issuing.card.cvc",
-        "issuing.card.number",
-    }
-)
 
 # Expanded although an id would do: no other request can fetch what stands there.
 _EXPANDED_TOO = {"financial_connections.account": ("ownership",)}
@@ -215,7 +196,7 @@ def expand_of(objects: tuple[str, ...]) -> tuple[str, ...]:
         found += [
             p
             for p in _on_request(object_types()[name].fields)
-            if f"{name}.{p}" not in _NOT_EXPANDED
+            if f"{name}.{p}" not in NOT_EXPANDED
         ]
     return tuple(found)
 

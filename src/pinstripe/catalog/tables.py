@@ -58,13 +58,35 @@ _SQL: dict[Read, SqlType] = {
 # Postgres cuts names after 63 bytes, silently.
 NAME_BYTES = 63
 
+# Never expanded. Card numbers, secrets and identity documents: a replica is no place for them.
+# A customer's subscriptions: listed for themselves.
+NOT_EXPANDED = frozenset(
+    {
+        "apps.secret.payload",
+        "customer.subscriptions",
+        "identity.verification_report.document.dob",
+        "identity.verification_report.document.expiration_date",
+        "identity.verification_report.document.number",
+        "identity.verification_report.id_number.dob",
+        "identity.verification_report.id_number.id_number",
+        "identity.verification_session.provided_details",
+        "identity.verification_session.verified_outputs",
+        "invoice.confirmation_secret",
+        "issuing.card.cvc",
+        "issuing.card.number",
+    }
+)
+
 # Objects without an id that are one to an account (or to a customer) and have a table all the same.
 SINGLETONS = {"balance": "", "balance_settings": "", "tax.settings": "", "cash_balance": "customer"}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `path` is where the value stands in the object; `references` are tables."""
+    """One column. `path` is where the value stands in the object; `references` are tables.
+
+    `on_request`: Stripe leaves it out unless asked to expand it, and we do ask.
+    """
 
     name: str
     read: Read
@@ -142,8 +164,14 @@ def _table(
             columns.append(Column(f"{target}_id", "parent", (), (target,)))
     if object_type.deletable:
         columns.append(Column("deleted", "deleted", ("deleted",)))
+    columns = [_asked(object_type.name, c) for c in columns]
     _check_names(object_type.name, columns)
     return Table(table_name(object_type.name), object_type.name, tuple(columns))
+
+
+def _asked(object_name: str, column: Column) -> Column:
+    path = f"{object_name}.{'.'.join(column.path)}"
+    return replace(column, on_request=column.on_request and path not in NOT_EXPANDED)
 
 
 def _top_level(
@@ -157,7 +185,8 @@ def _top_level(
         field = inline(field, types)
     if field.kind == "object" and field.fields:
         for sub in field.fields:
-            yield from _leaf(sub, (field.name, sub.name), with_table)
+            for column in _leaf(sub, (field.name, sub.name), with_table):
+                yield replace(column, on_request=column.on_request or field.on_request)
         return
     by_name = _named_like_an_object(field, with_table)
     if by_name:
@@ -200,9 +229,9 @@ def _leaf(field: Field, path: tuple[str, ...], with_table: set[str]) -> Iterator
         if field.kind == "resource" and not targets:
             yield Column(name, "json", path, (), field.on_request)
             return
-        yield Column(f"{name}_id", "id", path, targets)
+        yield Column(f"{name}_id", "id", path, targets, field.on_request)
         if len(field.targets) > 1:
-            yield Column(f"{name}_object", "object", path)
+            yield Column(f"{name}_object", "object", path, (), field.on_request)
         return
     if field.kind == "array" and field.items is not None:
         item = field.items

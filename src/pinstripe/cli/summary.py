@@ -127,7 +127,9 @@ class Ending:
             rows = sum(t["rows"] for t in rest)
             lines.append(f"  {f'{len(rest)} more tables':<40} {rows:>12,} rows")
         lines += _trouble("Failed", [t for t in tables if t["status"] in ("failed", "running")])
-        lines += _trouble("Not read, or not to the end", [t for t in tables if t["status"] == "refused"])
+        lines += _trouble(
+            "Not read, or not to the end", [t for t in tables if t["status"] == "refused"]
+        )
         if made["note"]:
             lines += ["", f"Note: {made['note']}"]
         return "\n".join(lines)

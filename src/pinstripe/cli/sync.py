@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import replace
 
 from pinstripe.cli.demo import demo_account
+from pinstripe.cli.failure import complain
 from pinstripe.cli.summary import Ending, how_to_connect, summarise
 from pinstripe.config import Config
+from pinstripe.errors import NotPermitted
 from pinstripe.progress import showing
 from pinstripe.service import Service, open_service
 
@@ -56,7 +59,12 @@ async def _run(config: Config) -> int:
         ending = await _backfill(service)
         _print(ending.as_text() + "\n")
         _print(how_to_connect(service.database, config.schema) + "\n")
-        await _stay(service)
+        try:
+            await _stay(service)
+        except NotPermitted as error:
+            # The tables are there, and so is the Postgres that holds them: both stay, but say it.
+            complain(f"What changes from now on is not seen. {error.message}", error.hint)
+            await asyncio.Event().wait()
     return 0
 
 

@@ -25,7 +25,7 @@ from pinstripe.rows.compile import Value
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 
 Row = list[Value]
-"""The values of all columns of a table, and the `TAIL`: `_extra`, places for the writer, the shape."""
+"""The values of all columns of a table, and the `TAIL`."""
 
 # Snapshots of another moment than the object they stand in: Stripe keeps the source of a charge as
 # it was when the charge was made. They are as old as the object, and only fill a gap.
@@ -126,7 +126,7 @@ class Extractor:
         if row is None:
             nested.clear()
             row = self._generic(table, layout, obj, nested, found)
-        row[0], row[-1] = key, layout.shape
+        row[0], row[-2], row[-1] = key, layout.partial, layout.shape
         if layout.deleted_at >= 0:
             row[layout.deleted_at] = obj.get("deleted") is True
         for at, parent_table in layout.parents:

@@ -25,8 +25,9 @@ _encode = msgspec.json.Encoder().encode
 # `Value`: what goes over the wire into the stage: str, int, bool, list of str, or None.
 # `Fill`: (JSON value, row) -> what did not fit and belongs into `_extra`, or None.
 
-TAIL = 4
-"""Values of each row behind its columns: `_extra`, the two ends of its interval, and its shape."""
+TAIL = 6
+"""Values of each row behind its columns: `_extra`; the two ends of its interval and the version of the
+row that it replaces, for the writer to fill in; whether it is partial; the number of its shape."""
 
 
 @dataclass(slots=True)
@@ -59,7 +60,8 @@ class Shapes:
 class Layout:
     """For one sequence of keys: the shape, the steps, and the keys that nobody knows.
 
-    `width` is that of the whole table: a row has a place for every column, present or not.
+    `width` is that of the whole table: a row has a place for every column, present or not. `partial`:
+    it lacks columns that Stripe gives on request only, so their values are not known yet.
     """
 
     shape: int
@@ -68,161 +70,8 @@ class Layout:
     unknown: tuple[str, ...] = ()
     width: int = 0
     deleted_at: int = -1
+    partial: bool | None = None
     parents: tuple[tuple[int, str], ...] = ()
-
-
-def _json(value: Value) -> str:
-    return _encode(value).decode()
-
-
-def _scalar(read: Read, value: Value) -> tuple[Value, bool]:
-    """(wire value, whether it fitted)."""
-    kind = type(value)
-    if read == "text":
-        return (value, True) if kind is str else (None, False)
-    if read in ("integer",):
-        fits = kind is int and -_BIGINT <= value < _BIGINT
-        return (value, True) if fits else (None, False)
-    if read in ("time", "time_ms"):
-        scale = 1000 if read == "time_ms" else 1
-        fits = kind is int and -(10**10) < value <= _MAX_SECONDS * scale
-        return (value, True) if fits else (None, False)
-    if read == "boolean":
-        return (value, True) if kind is bool else (None, False)
-    if read in ("number", "decimal"):
-        return _number(value)
-    if read == "time_iso":
-        return (value, True) if kind is str and value[:4].isdigit() else (None, False)
-    if read == "texts":
-        if kind is list and all(type(item) is str for item in value):
-            return value, True
-        return None, False
-    return _json(value), True
-
-
-def _number(value: Value) -> tuple[Value, bool]:
-    kind = type(value)
-    if kind is int or kind is float:
-        return repr(value), True
-    if kind is str:
-        try:
-            float(value)
-        except ValueError:
-            return None, False
-        return (
-            (value, True) if value.strip().lower() not in ("nan", "inf", "-inf") else (None, False)
-        )
-    return None, False
-
-
-def _fill_scalar(read: Read, at: int) -> Fill:
-    if read == "json":
-
-        def fill_json(value: Value, row: list[Value]) -> Value:
-            if value is not None:
-                row[at] = _encode(value).decode()
-            return None
-
-        return fill_json
-
-    if read in ("text", "boolean"):
-        wanted = str if read == "text" else bool
-
-        def fill_exact(value: Value, row: list[Value]) -> Value:
-            if type(value) is wanted:
-                row[at] = value
-                return None
-            return value
-
-        return fill_exact
-
-    def fill(value: Value, row: list[Value]) -> Value:
-        if value is None:
-            return None
-        row[at], fitted = _scalar(read, value)
-        return None if fitted else value
-
-    return fill
-
-
-def _fill_reference(
-    at: int, object_at: int, by_prefix: Callable[[str], str | None], known: Callable[[Value], bool]
-) -> Fill:
-    """An id, or the object itself: the id goes into the row, the object becomes a row of its own."""
-
-    def fill(value: Value, row: list[Value]) -> Value:
-        if type(value) is str:
-            row[at] = value
-            if object_at >= 0:
-                row[object_at] = by_prefix(value)
-            return None
-        if value is None:
-            return None
-        if type(value) is dict and type(value.get("id")) is str:
-            row[at] = value["id"]
-            name = value.get("object")
-            if object_at >= 0 and type(name) is str:
-                row[object_at] = name
-            return None if known(value) else value
-        return value
-
-    return fill
-
-
-def _fill_references(at: int, known: Callable[[Value], bool]) -> Fill:
-    def fill(value: Value, row: list[Value]) -> Value:
-        if type(value) is not list:
-            return value
-        ids = [
-            item if type(item) is str else item.get("id") if type(item) is dict else None
-            for item in value
-        ]
-        if not all(type(item) is str for item in ids):
-            return value
-        row[at] = ids
-        lost = any(type(item) is dict and not known(item) for item in value)
-        return value if lost else None
-
-    return fill
-
-
-def _fill_list(known: Callable[[Value], bool]) -> Fill:
-    """The entries are rows of their own; what the list says of itself can be derived."""
-
-    def fill(value: Value, row: list[Value]) -> Value:
-        if value is None:
-            return None
-        if (
-            type(value) is dict
-            and type(value.get("data")) is list
-            and all(known(i) for i in value["data"])
-        ):
-            return None
-        return value
-
-    return fill
-
-
-def _fill_inline(fills: dict[str, Fill]) -> Fill:
-    """A nested object, one level down: a sub-key that is missing in a present object is null."""
-
-    def fill(value: Value, row: list[Value]) -> Value:
-        if value is None:
-            return None
-        if type(value) is not dict:
-            return value
-        extra: dict[str, Value] | None = None
-        for key, item in value.items():
-            if item is None:
-                continue
-            sub = fills.get(key)
-            rest = item if sub is None else sub(item, row)
-            if rest is not None:
-                extra = {} if extra is None else extra
-                extra[key] = rest
-        return extra
-
-    return fill
 
 
 class Plan:
@@ -248,8 +97,13 @@ class Plan:
         for column in table.columns:
             if column.path:
                 self._by_key.setdefault(column.path[0], []).append(column)
+        # Sub-keys that may be missing without being null: left out unless expanded.
         self._optional_inline = tuple(
-            (c.path[0], c.path[1]) for c in table.columns if len(c.path) == 2 and c.on_request
+            (outer.name, inner.name)
+            for outer in self._fields.values()
+            if outer.kind == "object" and not outer.on_request
+            for inner in outer.fields
+            if inner.on_request
         )
         self.parent_columns = {c.references[0]: c.name for c in table.columns if c.read == "parent"}
         self._layouts: dict[tuple[str, ...], Layout] = {}
@@ -272,10 +126,12 @@ class Plan:
     def _compile(self, obj: Mapping[str, Value], parents: tuple[str, ...]) -> Layout:
         present = [c for c in self.table.columns if self._present(c, obj, parents)]
         names = {c.name for c in present}
+        partial = any(c.on_request and c.name not in names for c in self.table.columns)
         layout = Layout(
             shape=self._shapes.number(self.table.name, tuple(c.name for c in present)),
             width=len(self.table.columns),
             deleted_at=self._at.get("deleted", -1),
+            partial=True if partial else None,
             parents=tuple((self._at[self.parent_columns[p]], p) for p in parents),
         )
         unknown: list[str] = []
@@ -307,7 +163,7 @@ class Plan:
             return True
         if column.path[0] not in obj:
             return False
-        if len(column.path) == 2 and column.on_request:
+        if column.path in self._optional_inline:
             value = obj[column.path[0]]
             return value is None or (type(value) is dict and column.path[1] in value)
         return True

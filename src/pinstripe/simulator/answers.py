@@ -16,6 +16,7 @@ from pinstripe.catalog.model import Operation
 from pinstripe.simulator.account import Account
 from pinstripe.simulator.event_lists import event_page
 from pinstripe.simulator.expand import paths_of
+from pinstripe.simulator.judge import Judge
 from pinstripe.simulator.lists import Page, list_text, page_of, page_of_children, page_text
 from pinstripe.simulator.params import Params
 from pinstripe.simulator.replies import StripeError, missing, refused
@@ -23,7 +24,7 @@ from pinstripe.simulator.routes import Match
 from pinstripe.simulator.table import StripeObject, Table
 from pinstripe.simulator.template import pretty, reindent
 from pinstripe.simulator.versions import before_basil, rendered
-from pinstripe.simulator.visibility import Judge, conditions
+from pinstripe.simulator.visibility import conditions
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def _retrieve(request: Request) -> bytes:
     if kind is None or not kind.has_id or not request.match.path_values:
         return _printed(request, singleton(request))
     id = request.match.path_values[-1]
+    if id == request.account.id and request.type_name == "account":
+        return _printed(request, singleton(request))
     table, position = _found(request, id)
     if table.name == "event" and not request.account.events.readable(position):
         raise missing("event", id)

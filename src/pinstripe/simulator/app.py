@@ -118,7 +118,9 @@ class App:
         method = scope["method"]
         key = self.account.doors.key_of(headers.get("authorization", ""))
         account = self._account(headers, key)
-        version = known_version(headers.get("stripe-version") or account.api_version)
+        version = known_version(
+            headers.get("stripe-version") or account.api_version, account.spec.api_version
+        )
         routes = account.world.routes
         match = routes.match_old(method, path, version)
         if match is None:

@@ -179,8 +179,9 @@ class _Builder:
             return None
         if kind.kind in ("expandable", "resource") and len(kind.targets) == 1:
             target = kind.targets[0]
-        elif kind.kind == "string" and not kind.enum and field in self._tables:
-            target = field
+        elif kind.kind == "string" and not kind.enum:
+            near = f"{table.kind.name.rpartition('.')[0]}.{field}"
+            target = near if near in self._tables else field
         else:
             return None
         if table.parent is not None and table.parent[1] == target:
@@ -196,7 +197,7 @@ class _Builder:
         for field, kind in self._routes.fields[parent].items():
             if kind.kind != "list" or not kind.targets:
                 continue
-            for name in (kind.targets[0], f"{kind.targets[0]}@{parent}"):
+            for name in (*kind.targets, *(f"{t}@{parent}" for t in kind.targets)):
                 child = self._tables.get(name)
                 back = self._way_back(child, parent) if child is not None else None
                 if back is not None:

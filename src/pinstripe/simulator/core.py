@@ -104,7 +104,8 @@ INLINE_PRICES = 7
 """The variant of prices that were made inline (`price_data`); no list shows them."""
 REFUNDED = 14
 """The variant of charges that a refund refers to."""
-REPORTING = {"charge": "charge", "refund": "refund", "payout": "payout", "transfer": "transfer"}
+SOURCES = ("charge", "refund", "payout", "transfer")
+"""Types that make balance transactions; the transaction's type has the same name."""
 
 _SUBSCRIPTION = ("active",) * 7 + ("trialing", "past_due", "canceled", "canceled", "unpaid")
 _INVOICE = ("paid",) * 9 + ("open", "draft", "void", "uncollectible")
@@ -213,8 +214,11 @@ def _price(s: Sample, v: int) -> None:
     s["type"] = "recurring" if v % 4 else "one_time"
     s["billing_scheme"] = "per_unit"
     s["currency"] = s.get("currency") or "usd"
-    if v % 4 == 0:
-        s["recurring"] = None
+    s["recurring"] = None
+    if v % 4:
+        usual: Sample = {"interval": ("month", "year", "week")[v % 3], "interval_count": 1}
+        usual |= {"meter": None, "trial_period_days": None, "usage_type": "licensed"}
+        s["recurring"] = usual
 
 
 def _product(s: Sample, v: int) -> None:

@@ -12,11 +12,12 @@ from typing import Protocol
 
 import msgspec
 
+from pinstripe.simulator.judge import Judge
 from pinstripe.simulator.objects import Objects
 from pinstripe.simulator.params import Params
 from pinstripe.simulator.replies import missing, refused
 from pinstripe.simulator.table import Table
-from pinstripe.simulator.visibility import Judge, conditions
+from pinstripe.simulator.visibility import conditions
 
 _INDENT = 4
 """Spaces before an entry of a list, as Stripe prints it."""
@@ -132,6 +133,8 @@ def _cursor(table: Table, id: str, param: str) -> int:
 
 def _by_reference(objects: Objects, table: Table, params: Params) -> list[int] | None:
     """What a filter such as `customer=` leaves, newest first; None: no such filter."""
+    if table.name == "balance_transaction":
+        return _entries(objects, table, params)
     for field, (relation, target) in table.links.items():
         value = params.get(field)
         if not isinstance(value, str):
@@ -145,6 +148,18 @@ def _by_reference(objects: Objects, table: Table, params: Params) -> list[int] |
         base = relation.back(owner) if owner < there.base else range(0)
         return sorted({*base, *table.by_value.get((field, value), ())}, reverse=True)
     return None
+
+
+def _entries(objects: Objects, table: Table, params: Params) -> list[int] | None:
+    """Balance transactions of one source. Of a payout, the simulator books the payout's alone."""
+    source = params.get("source") or params.get("payout")
+    if not isinstance(source, str):
+        return None
+    found = set(table.by_value.get(("source", source), ()))
+    entry = objects.entries.of(source)
+    if entry is not None:
+        found.add(entry)
+    return sorted(found, reverse=True)
 
 
 def page_text(objects: Objects, page: Page, url: str) -> bytes:

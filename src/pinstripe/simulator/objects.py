@@ -14,8 +14,8 @@ from urllib.parse import quote
 import msgspec
 
 from pinstripe.simulator import core, first_events
-from pinstripe.simulator.money import amount_of, fee_of
-from pinstripe.simulator.relations import Interleaved, Relation
+from pinstripe.simulator.entries import Entries
+from pinstripe.simulator.relations import Relation
 from pinstripe.simulator.routes import Routes
 from pinstripe.simulator.shape import Scope, sample
 from pinstripe.simulator.table import StripeObject, Table
@@ -24,7 +24,6 @@ from pinstripe.simulator.template import Filler, Template, pretty
 INSIDE = 10
 """Entries that a list inside an object shows."""
 _TOO_DEEP = 30
-_AMOUNT_FROM = {"charge": "payment_intent", "refund": "charge"}
 
 
 class Objects:
@@ -34,26 +33,16 @@ class Objects:
         self._tables = tables
         self._routes = routes
         self._now = now
-        self._last_entry: tuple[int, tuple[str, int] | None] = (-1, None)
         self._list_urls: dict[tuple[str, str], tuple[bytes, bytes]] = {}
-        counts = {name: tables[name].base for name in core.REPORTING}
-        entries = tables["balance_transaction"].base
-        self.entries = Interleaved(core.PATTERN, counts, entries)
+        self.entries = Entries(tables, now)
         self._plain: Mapping[str, Callable[[Table], Filler]] = {
+            **self.entries.fillers(),
             "id": lambda t: lambda i, c: t.quoted(i),
             "id-inside": lambda t: lambda i, c: t.quoted(i)[1:-1],
             "ms": lambda t: lambda i, c: b"%d" % (c * 1000 + i % 1000),
             "iso": lambda t: lambda i, c: _iso(c),
             "email": lambda t: lambda i, c: b'"buyer+%d@example.com"' % i,
-            "amount": self._amount,
             "event-type": lambda t: lambda i, c: b'"%b"' % first_events.event_type(i).encode(),
-            "entry": self._entry,
-            "entry-amount": lambda t: lambda i, c: b"%d" % self.entry_amount(i),
-            "fee": lambda t: lambda i, c: b"%d" % fee_of(self.entry_amount(i)),
-            "net": lambda t: lambda i, c: b"%d" % self._net(i),
-            "source": lambda t: lambda i, c: self._source_id(i),
-            "entry-type": lambda t: lambda i, c: b'"%b"' % self.entry_type(i).encode(),
-            "entry-status": lambda t: lambda i, c: self._entry_status(c),
         }
         for table in tables.values():
             table.filler = self.filler
@@ -89,10 +78,7 @@ class Objects:
     def _complete(self, table: Table, position: int, kept: StripeObject) -> StripeObject:
         fields = self._routes.fields[table.kind.name]
         if table.kind.name == "balance_transaction":
-            due = kept.get("available_on")
-            kept["status"] = (
-                "available" if isinstance(due, int) and due <= self._now() else "pending"
-            )
+            kept["status"] = self.entries.status(0, kept.get("available_on"))
         for field in table.lists:
             if field in fields and not fields[field].on_request:
                 kept[field] = msgspec.json.decode(self.list_inside(table, field, position, 0))
@@ -226,71 +212,6 @@ class Objects:
         made = sample(self._routes.objects[what], 0, scope)
         inner = Template(made, indent, lambda n, d: self.filler(table, n, d))
         return inner.render
-
-    # --- money -------------------------------------------------------------------------------
-
-    def _amount(self, table: Table) -> Filler:
-        return lambda i, c: b"%d" % self.amount(table, i)
-
-    def amount(self, table: Table, index: int) -> int:
-        """A refund has its charge's amount, a charge its payment intent's."""
-        while (field := _AMOUNT_FROM.get(table.kind.name)) is not None:
-            relation, target = table.links[field]
-            at = relation.to(index)
-            if at is None:
-                break
-            table, index = self._tables[target], at
-        return amount_of(index)
-
-    def _entry(self, table: Table) -> Filler:
-        there = self._tables["balance_transaction"]
-
-        def fill(index: int, created: int) -> bytes:
-            at = self.entries.entry(table.name, index)
-            return b"null" if at is None else there.quoted(at)
-
-        return fill
-
-    def entry_source(self, entry: int) -> tuple[str, int] | None:
-        """Table and index of what a balance transaction is for."""
-        if self._last_entry[0] == entry:  # Five holes of one object ask this.
-            return self._last_entry[1]
-        found = self._entry_source(entry)
-        self._last_entry = (entry, found)
-        return found
-
-    def _entry_source(self, entry: int) -> tuple[str, int] | None:
-        found = self.entries.source(entry)
-        if found is None:
-            return None
-        table = self._tables[found[0]]
-        made = table.sample(table.variant(found[1])).get("balance_transaction")
-        return None if made is None else found
-
-    def entry_type(self, entry: int) -> str:
-        found = self.entry_source(entry)
-        return core.REPORTING[found[0]] if found else "stripe_fee"
-
-    def entry_amount(self, entry: int) -> int:
-        found = self.entry_source(entry)
-        if found is None:
-            return -amount_of(entry) % 500 - 500
-        amount = self.amount(self._tables[found[0]], found[1])
-        return amount if found[0] == "charge" else -amount
-
-    def _net(self, entry: int) -> int:
-        amount = self.entry_amount(entry)
-        return amount - fee_of(amount)
-
-    def _source_id(self, entry: int) -> bytes:
-        found = self.entry_source(entry)
-        if found is None:
-            return b"null"
-        return self._tables[found[0]].quoted(found[1])
-
-    def _entry_status(self, created: int) -> bytes:
-        # No event tells of this change; only a re-list shows it.
-        return b'"available"' if created + 172_800 <= self._now() else b'"pending"'
 
 
 def _iso(created: int) -> bytes:

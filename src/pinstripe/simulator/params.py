@@ -88,9 +88,10 @@ def _value(field: Field, value: object, path: str, reading: bool) -> object:
         if reading:
             raise _empty(path)
         return None if field.kind not in ("string", "map", "any") else value
-    if field.kind == "time" and isinstance(value, dict):
+    ranged = field.kind == "time" or _is_range(field)
+    if ranged and isinstance(value, dict):
         return _bounds(value, path)
-    if field.kind in ("integer", "time"):
+    if ranged or field.kind == "integer":
         return value if value in _WORDS else _integer(value, path)
     if field.kind == "boolean":
         return _boolean(value, path)
@@ -101,6 +102,10 @@ def _value(field: Field, value: object, path: str, reading: bool) -> object:
     if field.kind == "object" and field.fields:
         return _object(field, value, path, reading)
     return value
+
+
+def _is_range(field: Field) -> bool:
+    return field.kind == "object" and {f.name for f in field.fields} == set(_BOUNDS)
 
 
 def _bounds(value: Params, path: str) -> dict[str, int]:

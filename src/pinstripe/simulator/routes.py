@@ -25,6 +25,25 @@ _UPCOMING = Operation(
         for name in ("customer", "subscription", "schedule")
     ),
 )
+# Real addresses, named by the `url` of lists inside objects, that the SDK has no method for.
+_UNNAMED = tuple(
+    Operation(
+        method="GET",
+        path=path,
+        kind="list",
+        returns=(child,),
+        params=(
+            Field(name="ending_before", kind="string", nullable=True),
+            Field(name="expand", kind="array", nullable=True),
+            Field(name="limit", kind="integer", nullable=True),
+            Field(name="starting_after", kind="string", nullable=True),
+        ),
+    )
+    for path, child in (
+        ("/v1/charges/{charge}/refunds", "refund"),
+        ("/v1/customers/{customer}/subscriptions", "subscription"),
+    )
+)
 _BRACES = re.compile(r"\{([^}]+)\}")
 
 
@@ -48,7 +67,7 @@ class Routes:
         self.fields: dict[str, dict[str, Field]] = {
             o.name: {f.name: f for f in o.fields} for o in spec.objects
         }
-        for operation in spec.operations:
+        for operation in (*spec.operations, *_UNNAMED):
             path = operation.path
             if "{" not in path:
                 self._fixed[path][operation.method] = operation
@@ -61,7 +80,7 @@ class Routes:
                     self.owner[place] = operation.returns[0]
         for routes in self._open.values():
             routes.sort(key=lambda r: len(_BRACES.findall(r[1].path)))
-        self.lists = [o for o in spec.operations if o.kind == "list"]
+        self.lists = [o for o in (*spec.operations, *_UNNAMED) if o.kind == "list"]
         self.top_lists = {
             o.returns[0]: o for o in self.lists if "{" not in o.path and "preview" not in o.path
         }
@@ -113,6 +132,7 @@ class Routes:
         if nested is not None:
             return _BRACES.sub(safe, nested.path)
         top = self.top_lists.get(child)
-        if top is not None and field:
-            return f"{top.path}?{field}={safe}"
+        by = field or parent.rpartition(".")[2]
+        if top is not None and any(p.name == by for p in top.params):
+            return f"{top.path}?{by}={safe}"
         return f"/v1/{parent.replace('.', '/')}s/{safe}/{child}s"

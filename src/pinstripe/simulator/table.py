@@ -200,7 +200,7 @@ class Table:
         """Keep `stripped` (lists and embedded objects taken out) as the object at `position`."""
         self.touched = True
         self._stored[position] = _pack(msgspec.json.encode(stripped))
-        for field in (*self.links, "customer", "test_clock"):
+        for field in (*self.links, "customer", "source", "test_clock"):
             value: object = stripped
             for step in self.aliases.get(field, (field,)):
                 value = value.get(step) if isinstance(value, dict) else None

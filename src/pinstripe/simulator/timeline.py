@@ -11,6 +11,8 @@ from bisect import bisect_left, bisect_right
 from random import Random
 
 _SEGMENTS = 40
+_BURSTS_FROM = 350
+"""Objects of a type from which on one second holds more than a page of 100."""
 _QUIET = (7, 8, 21, 33)
 """Segments of the account's life in which next to nothing happened."""
 
@@ -26,29 +28,23 @@ class Timeline:
         self._lasting: list[int] = []
         self._lasts: list[int] = []
         """`created` of the last object of each stretch."""
-        bursts = Random(f"{seed}/{name}/bursts")  # noqa: S311 - a dice, not a secret
         step = (end - start) / _SEGMENTS
-        begun, at = 0, 0.0
-        shares = _rhythm(seed)
-        burst_every = max(2_000, count // 25)
-        for number, share in enumerate(shares):
+        bursts = _bursts(count, Random(f"{seed}/{name}/bursts"))  # noqa: S311 - a dice
+        calm = count - sum(bursts.values())
+        begun, at, calmly = 0, 0.0, 0
+        for number, share in enumerate(_rhythm(seed)):
             at += share
-            upto = count if number == _SEGMENTS - 1 else round(count * at)
-            size = upto - begun
+            upto = calm if number == _SEGMENTS - 1 else round(calm * at)
+            size, calmly = upto - calmly, upto
             opened = start + int(number * step)
-            lasting = int(step) - 1
-            burst = 120 + bursts.randrange(200)
-            if size > burst * 3 and begun // burst_every != upto // burst_every:
-                cut = bursts.randrange(size - burst)
-                middle = opened + lasting * cut // size
-                self._append(cut, begun, opened, middle - opened)
-                self._append(burst, begun + cut, middle, 0)
-                self._append(
-                    size - cut - burst, begun + cut + burst, middle, opened + lasting - middle
-                )
-            else:
-                self._append(size, begun, opened, lasting)
-            begun = upto
+            half = int(step) // 2
+            self._append(size // 2, begun, opened, half)
+            begun += size // 2
+            burst = bursts.get(number, 0)
+            self._append(burst, begun, opened + half, 0)
+            begun += burst
+            self._append(size - size // 2, begun, opened + half, half - 1)
+            begun += size - size // 2
 
     def _append(self, size: int, first: int, time: int, lasting: int) -> None:
         if size > 0:
@@ -73,6 +69,14 @@ class Timeline:
             return self._firsts[at]
         # The smallest k whose `k * lasting // size` reaches `after`.
         return self._firsts[at] - (-after * self._sizes[at] // self._lasting[at])
+
+
+def _bursts(count: int, dice: Random) -> dict[int, int]:
+    """Segment -> how many objects its middle second holds, all above a page."""
+    if count < _BURSTS_FROM:
+        return {}
+    places = dice.sample(range(_SEGMENTS), min(12, 1 + count // 20_000))
+    return {n: min(101 + dice.randrange(220), count // 3) for n in places}
 
 
 def _rhythm(seed: int) -> list[float]:

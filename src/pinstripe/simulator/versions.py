@@ -19,9 +19,9 @@ BASIL = "2025-03-31.basil"
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z_]+)?\Z")
 
 
-def known_version(version: str) -> str:
-    """`version`, or Stripe's 400 for what is none."""
-    if not _VERSION.match(version):
+def known_version(version: str, newest: str) -> str:
+    """`version`, or Stripe's 400 for what is none (yet)."""
+    if not _VERSION.match(version) or version[:10] > newest[:10]:
         raise refused(f"Invalid Stripe API version: {version}")
     return version
 

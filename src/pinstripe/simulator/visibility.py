@@ -1,19 +1,25 @@
 """Which objects a list shows: Stripe's hidden ones and the documented filters.
 
-A computed object is judged by its sample: most conditions compare with something that all objects
-of a variant share, so the verdict is kept per variant. Only what differs from object to object is
-loaded.
+Conditions look at an object through `get` alone, so that `judge.py` can decide most cases without
+making the object.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from pinstripe.simulator.objects import Objects
 from pinstripe.simulator.params import Params
-from pinstripe.simulator.table import StripeObject, Table
+from pinstripe.simulator.table import Table
 
-Condition = Callable[[StripeObject], bool]
+
+class Looked(Protocol):
+    """What a condition may ask of an object."""
+
+    def get(self, key: str, /) -> Any: ...
+
+
+Condition = Callable[[Looked], bool]
 
 _NOT_FILTERS = frozenset(
     [
@@ -50,64 +56,6 @@ def conditions(table: Table, params: Params, fields: Mapping[str, object]) -> li
     return made
 
 
-class Judge:
-    """Decides position by position, with one verdict a variant where that is enough."""
-
-    def __init__(self, objects: Objects, table: Table, wanted: list[Condition]) -> None:
-        self._objects = objects
-        self._table = table
-        self._wanted = wanted
-        self._verdicts: dict[int, bool | None] = {}
-
-    def shows(self, position: int) -> bool:
-        table = self._table
-        if table.gone(position):
-            return False
-        if not self._wanted:
-            return True
-        if position in table.unlisted:
-            return False
-        if position >= table.base or (table.touched and table.stored(position)):
-            kept = table.kept(position)
-            return kept is not None and all(c(kept) for c in self._wanted)
-        variant = table.variant(position)
-        if variant in table.unlisted_variants:
-            return False
-        if variant not in self._verdicts:
-            self._verdicts[variant] = self._verdict(table.sample(variant))
-        verdict = self._verdicts[variant]
-        if verdict is None:
-            whole = self._objects.load(table, position)
-            return all(c(whole) for c in self._wanted)
-        return verdict
-
-    def _verdict(self, sample: StripeObject) -> bool | None:
-        """True or False for all objects of the variant, None where they differ."""
-        probe = _Probe(sample)
-        unsure = False
-        for condition in self._wanted:
-            probe.met_hole = False
-            if condition(probe):
-                unsure = unsure or probe.met_hole
-            elif not probe.met_hole:
-                return False
-            else:
-                unsure = True
-        return None if unsure else True
-
-
-class _Probe(dict[str, object]):
-    """A sample that notes whether a condition looked at a hole's value."""
-
-    met_hole = False
-
-    def get(self, key: str, default: object = None) -> object:
-        value = super().get(key, default)
-        if isinstance(value, str) and value.startswith("\x01"):
-            self.met_hole = True
-        return value
-
-
 def _equals(name: str, value: object) -> Condition:
     if isinstance(value, dict):
         return _within(name, value)
@@ -122,7 +70,7 @@ def _plain(value: object) -> object:
 def _within(name: str, bounds: Mapping[str, object]) -> Condition:
     limits = {k: v for k, v in bounds.items() if isinstance(v, int)}
 
-    def holds(found: StripeObject) -> bool:
+    def holds(found: Looked) -> bool:
         value = found.get(name)
         if isinstance(value, dict):
             return all(value.get(k) == v for k, v in bounds.items())
@@ -155,7 +103,23 @@ def _subscriptions(params: Params) -> list[Condition]:
         made.append(lambda found: found.get("status") in ("canceled", "incomplete_expired"))
     elif status != "all":
         made.append(lambda found: found.get("status") == status)
+    for name in ("price", "plan"):
+        if name in params:
+            made.append(_with_item(_equals(name, params[name])))
+    for name in ("current_period_end", "current_period_start"):
+        if name in params:
+            made.append(_with_item(_equals(name, params[name])))
     return made
+
+
+def _with_item(condition: Condition) -> Condition:
+    """Subscriptions are found by any of the items that they show."""
+
+    def holds(found: Looked) -> bool:
+        items = found.get("items")
+        return isinstance(items, dict) and any(condition(item) for item in items["data"])
+
+    return holds
 
 
 def _prices(params: Params) -> list[Condition]:

@@ -20,6 +20,10 @@ BOOKKEEPING: dict[str, tuple[str, str]] = {
         "... and not after this one: what Stripe said later than it is surely newer",
     ),
     "_synced_at": ("timestamptz NOT NULL", "When the row was written, on Postgres's clock"),
+    "_partial": (
+        "boolean",
+        "True while columns that Stripe gives on request only have not been seen",
+    ),
     "_api_version": ("text", "The Stripe API version in which the object was rendered"),
     "_extra": ("jsonb", "What Stripe sent and the columns cannot hold; null when there is nothing"),
 }

@@ -8,6 +8,11 @@ comparison of times stands here, in the WHERE of `update`, and nowhere else:
     surely older    the snapshot's latest moment is not after the row's earliest: dropped
     overlapping     same content: the knowledge is widened; other content: left alone, and found
                     again by `contested`, for one GET to decide
+
+Two refinements. A snapshot that was asked for after the row had been seen is newer whatever the clocks
+say: it names the version of the row (`_over`, its `_synced_at`), and is written if that still stands.
+And a row is partial as long as nobody has seen what Stripe gives on request only: those columns are
+filled by any snapshot that has them (`complete`).
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ from collections.abc import Sequence
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.ddl import qualified, quote
 
-STAGE_EXTRA = ("_extra", "_lo", "_hi", "_shape")
-"""Columns of every stage beside the table's: unknown fields, the interval in Unix
-seconds, and the number of the row's shape."""
+STAGE_EXTRA = ("_extra", "_lo", "_hi", "_over", "_partial", "_shape")
+"""Columns of every stage beside the table's: the row's tail. The interval is in Unix
+seconds, `_over` the `_synced_at` of the row that this one is known to be newer than."""
 
 
 def stage_name(table: Table) -> str:
@@ -33,7 +38,8 @@ def create_stage(table: Table) -> str:
     (17 ms with 48 of them, measured; docs/decisions/005-writing.md).
     """
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
-    columns += ["_extra text", "_lo double precision", "_hi double precision", "_shape int"]
+    columns += ["_extra text", "_lo double precision", "_hi double precision"]
+    columns += ["_over timestamptz", "_partial boolean", "_shape int"]
     return (
         f"CREATE TEMP TABLE IF NOT EXISTS {quote(stage_name(table))} "
         f"({', '.join(columns)})"
@@ -67,9 +73,9 @@ def insert(schema: str, table: Table) -> str:
     values = ", ".join(from_stage(c) for c in table.columns)
     return (
         f"INSERT INTO {qualified(schema, table.name)} "
-        f"({names}, _as_of, _as_of_latest, _synced_at, _api_version, _extra)\n"
+        f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
         f"SELECT {values}, to_timestamp(s._lo), to_timestamp(s._hi), clock_timestamp(), "
-        f"$1::text, s._extra::jsonb FROM {quote(stage_name(table))} s\n"
+        f"s._partial, $1::text, s._extra::jsonb FROM {quote(stage_name(table))} s\n"
         f"ON CONFLICT ({', '.join(quote(k) for k in table.key)}) DO NOTHING"
     )
 
@@ -79,13 +85,13 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
 
     $1: the API version of the rows; $2: the number of the shape.
     """
-    columns = [c for c in (table.column(name) for name in shape) if c.name not in table.key]
-    pairs = [(quote(c.name), from_stage(c)) for c in columns]
-    sets = [f"{name} = {value}" for name, value in pairs]
+    columns = _content(table, shape)
+    sets = [f"{quote(c.name)} = {from_stage(c)}" for c in columns]
     sets += [
         "_as_of = greatest(t._as_of, to_timestamp(s._lo))",
         "_as_of_latest = greatest(t._as_of_latest, to_timestamp(s._hi))",
         "_synced_at = clock_timestamp()",
+        "_partial = t._partial AND s._partial",
         "_api_version = $1::text",
         f"_extra = {_extra(columns)}",
     ]
@@ -93,40 +99,71 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
         f"FROM {quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
         f"  to_timestamp(s._lo) >= t._as_of_latest\n"
+        f"  OR s._over = t._synced_at\n"
         f"  OR (to_timestamp(s._hi) > t._as_of\n"
-        f"      AND (to_timestamp(s._lo) > t._as_of OR to_timestamp(s._hi) > t._as_of_latest)\n"
-        f"      AND {_same(pairs)}))"
+        f"      AND (to_timestamp(s._lo) > t._as_of OR to_timestamp(s._hi) > t._as_of_latest\n"
+        f"           OR (t._partial AND s._partial IS NULL))\n"
+        f"      AND {_same(columns)}))"
+    )
+
+
+def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
+    """Fills what a partial row lacks from older staged rows of one shape; None if the shape lacks it too.
+
+    $1: the number of the shape.
+    """
+    columns = [c for c in table.columns if c.on_request]
+    if not columns or not {c.name for c in columns} <= set(shape):
+        return None
+    sets = ", ".join(f"{quote(c.name)} = {from_stage(c)}" for c in columns)
+    return (
+        f"UPDATE {qualified(schema, table.name)} AS t SET {sets}, _partial = NULL, "
+        f"_synced_at = clock_timestamp()\n"
+        f"FROM {quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $1::int "
+        f"AND t._partial AND to_timestamp(s._hi) <= t._as_of"
     )
 
 
 def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
     """Keys of staged rows that overlap a row of other content. Run after `update`, before the commit.
 
-    $1: the number of the shape. Gives (key, Unix second up to which the row's content is known).
+    $1: the number of the shape. Gives (key, the row's `_synced_at`).
     """
-    columns = [c for c in (table.column(name) for name in shape) if c.name not in table.key]
-    pairs = [(quote(c.name), from_stage(c)) for c in columns]
     keys = ", ".join(f"t.{quote(k)}" for k in table.key)
     return (
-        f"SELECT {keys}, extract(epoch FROM t._as_of_latest)::double precision "
+        f"SELECT {keys}, t._synced_at "
         f"FROM {quote(stage_name(table))} s JOIN {qualified(schema, table.name)} t "
         f"ON {_join(table)}\n"
         f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
-        f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(pairs)}"
+        f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(_content(table, shape))}"
     )
+
+
+def _content(table: Table, shape: Sequence[str]) -> list[Column]:
+    return [c for c in (table.column(name) for name in shape) if c.name not in table.key]
 
 
 def _join(table: Table) -> str:
     return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
 
 
-def _same(pairs: Sequence[tuple[str, str]]) -> str:
-    """Whether row and staged row hold the same in these columns."""
-    if not pairs:
-        return "true"
+def _same(columns: Sequence[Column]) -> str:
+    """Whether row and staged row hold the same in these columns.
+
+    What a partial row has never been told of differs from nothing.
+    """
+    told = [c for c in columns if not c.on_request]
+    asked = [c for c in columns if c.on_request]
+    parts = [_row_same(group) for group in (told, asked) if group]
+    if asked:
+        parts[-1] = f"(t._partial IS TRUE OR {parts[-1]})"
+    return f"({' AND '.join(parts)})" if parts else "true"
+
+
+def _row_same(columns: Sequence[Column]) -> str:
     # One row comparison is limited to 1,664 columns; the widest table has a few hundred.
-    left = ", ".join(f"t.{name}" for name, _ in pairs)
-    right = ", ".join(value for _, value in pairs)
+    left = ", ".join(f"t.{quote(c.name)}" for c in columns)
+    right = ", ".join(from_stage(c) for c in columns)
     return f"(ROW({left}) IS NOT DISTINCT FROM ROW({right}))"
 
 

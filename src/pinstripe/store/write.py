@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
@@ -22,26 +23,28 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import connect_dedicated, translated
-from pinstripe.store.upsert import STAGE_EXTRA, contested, create_stage, insert, stage_name, update
+from pinstripe.store.upsert import STAGE_EXTRA, complete, contested, create_stage, insert, stage_name, update
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
 
-_Statement = tuple[str, int]
-"""(table, shape) of an update; shape -1 is the table's insert."""
+_NONE: Mapping[tuple[str, str], datetime] = {}
+
+_Statement = tuple[str, str, int]
+"""(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contested:
     """A row that an equally old snapshot of other content claims; one GET decides.
 
-    `known_until` is the Unix second on Stripe's clock up to which the row's content is known.
+    `version` is the row's `_synced_at`: what is fetched from now on is newer than this version.
     """
 
     table: str
     key: str
-    known_until: float
+    version: datetime
 
 
 @dataclass(slots=True)
@@ -58,14 +61,21 @@ class Batch:
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def add(self, found: Found, lo: float, hi: float) -> None:
-        """Adds rows that are true for a moment in [lo, hi), Unix seconds on Stripe's clock."""
+    def add(
+        self, found: Found, lo: float, hi: float, over: Mapping[tuple[str, str], datetime] = _NONE
+    ) -> None:
+        """Adds rows that are true for a moment in [lo, hi), Unix seconds on Stripe's clock.
+
+        `over`: versions of rows (table, key) that were seen before the snapshot was asked for.
+        """
         for table, group in found.rows.items():
             if table in self.tables:
                 for key, row in group.items():
+                    row[-3] = over.get((table, key)) if over else None
                     self._add(table, key, row, lo, hi)
         for table, key, row in found.again:
             if table in self.tables:
+                row[-3] = over.get((table, key)) if over else None
                 self._add(table, key, row, lo, hi)
         for table, key, row, moment in found.frozen:
             if table in self.tables:
@@ -75,13 +85,14 @@ class Batch:
         at = self._last.get((table, key), -1)
         if at >= 0:
             earlier = self.rounds[at][table][key]
-            if earlier[-1] == row[-1] and earlier[:-3] == row[:-3]:
-                earlier[-3], earlier[-2] = max(lo, earlier[-3]), max(hi, earlier[-2])
+            if earlier[-1] == row[-1] and earlier[:-5] == row[:-5]:
+                earlier[-5], earlier[-4] = max(lo, earlier[-5]), max(hi, earlier[-4])
+                earlier[-3] = row[-3] or earlier[-3]
                 return
         at += 1
         if at == len(self.rounds):
             self.rounds.append({})
-        row[-3], row[-2] = lo, hi
+        row[-5], row[-4] = lo, hi
         self.rounds[at].setdefault(table, {})[key] = row
         self._last[table, key] = at
         self.rows += 1
@@ -161,15 +172,18 @@ class Writer:
             records=[group[key] for key in sorted(group)],
             columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
         )
-        left = len(group) - await self._run(connection, (name, -1), version)
+        left = len(group) - await self._run(connection, ("insert", name, -1), version)
         found: list[Contested] = []
         shapes = sorted({row[-1] for row in group.values()}) if left else []
         for shape in shapes:
-            left -= await self._run(connection, (name, shape), version, shape)
+            left -= await self._run(connection, ("update", name, shape), version, shape)
+        for shape in shapes if left else ():
+            if complete(self._schema, table, self._shapes.columns(shape)) is not None:
+                left -= await self._run(connection, ("complete", name, shape), shape)
         for shape in shapes if left else ():
             text = contested(self._schema, table, self._shapes.columns(shape))
             rows = await connection.fetch(text, shape)
-            found += [Contested(name, str(row[0]), float(row[-1])) for row in rows]
+            found += [Contested(name, str(row[0]), row[-1]) for row in rows]
         await self._empty(connection, stage, len(group))
         return found
 
@@ -192,7 +206,7 @@ class Writer:
                 self._statements = OrderedDict(
                     (s, p)
                     for s, p in self._statements.items()
-                    if stage_name(self._tables[s[0]]) != oldest
+                    if stage_name(self._tables[s[1]]) != oldest
                 )
             await connection.execute(create_stage(table))
             self._stages[name] = 0
@@ -205,16 +219,20 @@ class Writer:
         """Runs a statement, prepared once; gives the number of rows that it wrote."""
         statement = self._statements.get(wanted)
         if statement is None:
-            name, shape = wanted
-            table = self._tables[name]
-            text = (
-                insert(self._schema, table)
-                if shape < 0
-                else update(self._schema, table, self._shapes.columns(shape))
-            )
+            text = self._text(wanted)
             statement = self._statements[wanted] = await connection.prepare(text)
             if len(self._statements) > _MOST_STATEMENTS:
                 self._statements.popitem(last=False)
         self._statements.move_to_end(wanted)
         await statement.fetch(*values)
         return int((statement.get_statusmsg() or "0").rpartition(" ")[2])
+
+    def _text(self, wanted: _Statement) -> str:
+        kind, name, shape = wanted
+        table = self._tables[name]
+        if kind == "insert":
+            return insert(self._schema, table)
+        columns = self._shapes.columns(shape)
+        if kind == "update":
+            return update(self._schema, table, columns)
+        return complete(self._schema, table, columns) or ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import structlog
 
@@ -245,10 +246,10 @@ def _refused_singleton(name: str, error: Refused) -> Checkpoint:
     )
 
 
-async def settle(source: Source, table: str, key: str, known_until: float) -> bool:
+async def settle(source: Source, table: str, key: str, version: datetime) -> bool:
     """Decides a contested row by one GET. For `Mirror.settle`."""
     try:
-        return await source.fetch(table, key, after=known_until)
+        return await source.fetch(table, key, over=version)
     except NotFound:
-        await bury(source, table, key, known_until - 1.0)
+        await bury(source, table, key, over=version)
         return True

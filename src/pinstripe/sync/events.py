@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import cast
 
 import structlog
@@ -127,24 +128,28 @@ class Events:
                 group.create_task(worker())
 
     async def _fetch(self, table: str, key: str, parent: str, done: Applied) -> None:
-        created = float(done._seen[table, key])
         try:
-            await self._source.fetch(table, key, parent=parent, after=created + 1.0)
+            version = await self._source.version(table, key)
+            await self._source.fetch(table, key, parent=parent, over=version)
             done.fetched += 1
         except NotFound:
-            await bury(self._source, table, key, created)
+            await bury(self._source, table, key, over=version)
         except PinstripeError as error:
             _log.warning("events.unfetched", table=table, id=key, error=error.message)
 
 
-async def bury(source: Source, table: str, key: str, since: float) -> None:
-    """Stripe does not have the object any more: its row is flagged, as of a moment not before `since`."""
-    if not _is_deletable(source, table):
+async def bury(source: Source, table: str, key: str, *, over: datetime | None) -> None:
+    """Stripe does not have the object any more: its row is flagged.
+
+    `over` is the version of the row that was seen before Stripe was asked.
+    """
+    if over is None or not _is_deletable(source, table):
         return
     found = Found()
     object_type = source.wanted[table].object_type
     source.mirror.extractor.object({"id": key, "object": object_type, "deleted": True}, found)
-    await source.mirror.put(found, Truth(since + 1.0, since + 2.0))
+    now = source.now()
+    await source.mirror.put(found, Truth(now - 1.0, now), over={(table, key): over})
 
 
 def _is_deletable(source: Source, table: str) -> bool:

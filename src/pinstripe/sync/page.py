@@ -53,7 +53,6 @@ def read_object(reply: Reply, path: str) -> StripeObject:
     return cast("StripeObject", body)
 
 
-def truth_of(reply: Reply, *, after: float | None = None) -> Truth:
-    """When the reply was true. `after`: a moment that is known to lie before the request was sent."""
-    lo = reply.not_before if after is None else max(reply.not_before, after)
-    return Truth(lo, max(reply.not_after, lo))
+def truth_of(reply: Reply) -> Truth:
+    """When the reply was true."""
+    return Truth(reply.not_before, reply.not_after)

@@ -7,8 +7,10 @@ wanted, and the order in which requests are served (`LIVE` before `BACKFILL`).
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 
 from pinstripe.catalog.endpoints import RetrieveEndpoint, retrieve_endpoints
@@ -20,6 +22,8 @@ from pinstripe.client.session import Stripe
 from pinstripe.errors import NotFound
 from pinstripe.mirror import Mirror
 from pinstripe.rows.extract import CutList, Found
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Pool
 from pinstripe.sync.page import read_list, read_object, truth_of
 from pinstripe.sync.ranges import PAGE
 
@@ -30,11 +34,34 @@ REFERENCES = 20
 
 @dataclass(slots=True)
 class Source:
-    """One account at Stripe and its mirror. `wanted` are the tables that are synced."""
+    """One account at Stripe and its mirror. `wanted` are the tables that are synced.
+
+    `clock_ahead_s`: how far Stripe's clock is ahead of ours, as the last answer showed it.
+    """
 
     stripe: Stripe
     mirror: Mirror
     wanted: Mapping[str, Table]
+    pool: Pool
+    clock_ahead_s: float = 0.0
+
+    def now(self) -> float:
+        """The present on Stripe's clock, Unix seconds, to about a second."""
+        return time.time() + self.clock_ahead_s
+
+    def heard(self, reply: Reply) -> None:
+        """Takes the time from an answer."""
+        self.clock_ahead_s = reply.not_after - 0.5 - time.time()
+
+    async def version(self, table: str, key: str) -> datetime | None:
+        """`_synced_at` of a row, None if there is none. What is asked for after this is newer."""
+        statement = (
+            f"SELECT _synced_at FROM {qualified(self.mirror.schema, table)} "
+            f"WHERE {quote(self.wanted[table].key[0])} = $1"
+        )
+        async with self.pool.acquire() as connection:
+            found: datetime | None = await connection.fetchval(statement, key)
+        return found
 
     def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> Found:
         found = Found()
@@ -83,13 +110,13 @@ class Source:
         key: str,
         *,
         parent: str = "",
-        after: float | None = None,
+        over: datetime | None = None,
         priority: int = LIVE,
     ) -> bool:
         """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
 
-        `after` is a moment on Stripe's clock known to lie before the request. Raises NotFound where
-        Stripe does not have it (any more).
+        `over` is the version of the row that was seen before. Raises NotFound where Stripe does not
+        have it (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
@@ -98,7 +125,8 @@ class Source:
         found = Found()
         self.mirror.extractor.object(read_object(reply, where.path), found)
         await self.follow_all(found, priority=priority)
-        await self.mirror.put(found, truth_of(reply, after=after))
+        versions = {(table, key): over} if over is not None else None
+        await self.mirror.put(found, truth_of(reply), over=versions)
         return True
 
     async def get_object(
@@ -107,7 +135,9 @@ class Source:
         names = iter([parent, key] if where.parent_parameter else [key])
         path = re.sub(r"{\w+}", lambda _: quote_id(next(names)), where.path)
         params = [("expand[]", item) for item in where.expand]
-        return await self.stripe.get(path, params, endpoint=where.name, priority=priority)
+        reply = await self.stripe.get(path, params, endpoint=where.name, priority=priority)
+        self.heard(reply)
+        return reply
 
     def _is_wanted(self, cut: CutList) -> bool:
         return cut.child_table == "" or cut.child_table in self.wanted

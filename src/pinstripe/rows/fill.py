@@ -1,0 +1,200 @@
+"""How one value of an object gets into its columns: a `Fill` per kind of column.
+
+A fill writes what fits into the row and gives back what does not (a value of another type than the
+catalog says, a number that Postgres cannot hold, a field that nobody knows): that goes to `_extra`, so
+that nothing is lost and no odd value fails the page that it stands in. Called with values that are not
+null only. `layout` chooses the fills.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from datetime import datetime
+
+import msgspec
+
+from pinstripe.catalog.tables import Read
+from pinstripe.rows.compile import Fill, Value
+
+Known = Callable[[Value], "str | None"]
+"""The table in which a value becomes a row of its own; None where it does not."""
+
+_BIGINT = 1 << 63
+# Postgres' timestamptz ends in the year 294276; Unix seconds beyond that stay in `_extra`.
+MAX_SECONDS = 9_224_318_015_999
+# What `numeric` gives back as it was sent. Exponents, leading zeros and "NaN" are not among it.
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,999})(?:\.[0-9]{1,999})?")
+# RFC 3339 as far as timestamptz holds it: microseconds.
+_RFC3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+)
+# What a list says of itself: it follows from the rows of its entries.
+_LIST_META = frozenset(
+    {"object", "data", "has_more", "url", "total_count", "next_page_url", "previous_page_url"}
+)
+
+_encode = msgspec.json.Encoder().encode
+
+
+def fill_scalar(read: Read, at: int) -> Fill:
+    """For a column that takes one value as it is, or a JSON text."""
+    if read == "json":
+
+        def fill_json(value: Value, row: list[Value]) -> Value:
+            row[at] = _encode(value).decode()
+            return None
+
+        return fill_json
+
+    fits = _FITS[read]
+    as_text = read in ("number", "decimal")
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if not fits(value):
+            return value
+        row[at] = repr(value) if as_text and type(value) is not str else value
+        return None
+
+    return fill
+
+
+def fill_reference(
+    at: int,
+    object_at: int,
+    tables: Collection[str],
+    by_prefix: Callable[[str], str | None],
+    known: Known,
+) -> Fill:
+    """An id, or the object itself: the id goes into the row, the object becomes a row of its own.
+
+    `object_at` is the place of the object's type, -1 without such a column: then an object of
+    another table than `tables` could not be found again by its id, and is kept whole.
+    """
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if type(value) is str:
+            row[at] = value
+            if object_at >= 0:
+                row[object_at] = by_prefix(value)
+            return None
+        if type(value) is not dict or type(value.get("id")) is not str:
+            return value
+        row[at] = value["id"]
+        name = value.get("object")
+        if object_at >= 0 and type(name) is str:
+            row[object_at] = name
+        table = known(value)
+        found = table is not None and (object_at >= 0 or table in tables)
+        return None if found else value
+
+    return fill
+
+
+def fill_references(at: int, tables: Collection[str], known: Known) -> Fill:
+    """An array of ids, some of which may be whole objects."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if type(value) is not list:
+            return value
+        ids = [
+            item if type(item) is str else item.get("id") if type(item) is dict else None
+            for item in value
+        ]
+        if not all(type(item) is str for item in ids):
+            return value
+        row[at] = ids
+        lost = any(type(item) is dict and known(item) not in tables for item in value)
+        return value if lost else None
+
+    return fill
+
+
+def fill_list(tables: Collection[str], known: Known) -> Fill:
+    """A list: its entries are rows of `tables`, which carry their parent. No column."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if type(value) is not dict or value.get("object") != "list":
+            return value
+        entries = value.get("data")
+        if type(entries) is not list or not all(known(entry) in tables for entry in entries):
+            return value
+        return {k: v for k, v in value.items() if k not in _LIST_META and v is not None} or None
+
+    return fill
+
+
+def fill_inline(fills: dict[str, Fill]) -> Fill:
+    """A nested object, one level down: a sub-key that is missing in a present object is null."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if type(value) is not dict:
+            return value
+        extra: dict[str, Value] | None = None
+        for key, item in value.items():
+            if item is None:
+                continue
+            sub = fills.get(key)
+            rest = item if sub is None else sub(item, row)
+            if rest is not None:
+                extra = {} if extra is None else extra
+                extra[key] = rest
+        return extra
+
+    return fill
+
+
+def _is_text(value: Value) -> bool:
+    return type(value) is str
+
+
+def _is_boolean(value: Value) -> bool:
+    return type(value) is bool
+
+
+def _is_integer(value: Value) -> bool:
+    return type(value) is int and -_BIGINT <= value < _BIGINT
+
+
+def _is_seconds(value: Value) -> bool:
+    return type(value) is int and -(10**10) < value <= MAX_SECONDS
+
+
+def _is_milliseconds(value: Value) -> bool:
+    return type(value) is int and -(10**13) < value <= MAX_SECONDS * 1000
+
+
+def _is_number(value: Value) -> bool:
+    if type(value) is str:
+        return _DECIMAL.fullmatch(value) is not None
+    if type(value) is float:
+        return -1e308 < value < 1e308
+    return type(value) is int and -(10**999) < value < 10**999
+
+
+def _is_rfc3339(value: Value) -> bool:
+    if type(value) is not str or not _RFC3339.fullmatch(value):
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:  # the 30th of February
+        return False
+    return True
+
+
+def _is_texts(value: Value) -> bool:
+    return type(value) is list and all(type(item) is str for item in value)
+
+
+_FITS: dict[Read, Callable[[Value], bool]] = {
+    "text": _is_text,
+    "integer": _is_integer,
+    "number": _is_number,
+    "decimal": _is_number,
+    "boolean": _is_boolean,
+    "time": _is_seconds,
+    "time_ms": _is_milliseconds,
+    "time_iso": _is_rfc3339,
+    "texts": _is_texts,
+    "deleted": _is_boolean,
+}

@@ -1,0 +1,38 @@
+"""What a person sees while a sync runs."""
+
+from __future__ import annotations
+
+from pinstripe.config import Config
+from pinstripe.progress import Meter
+from pinstripe.service import open_service
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.auth import Key
+from pinstripe.simulator.server import running
+
+SECRET = "rk_test_thisisarestrictedkey1234"
+
+
+async def test_a_run_is_shown_in_25_lines_with_rates_and_what_was_refused(database: str) -> None:
+    moments = iter(range(1000))
+    async with running(Settings(scale=300)) as sim:
+        sim.account.doors.keys[SECRET] = Key(SECRET, denied=frozenset({"charge_read"}))
+        config = Config(
+            api_key=SECRET,
+            stripe_url=sim.url,
+            database_url=database,
+            rate_limit="none",
+            endpoint_rate_limit="none",
+        )
+        async with open_service(config) as service:
+            meter = Meter(service, clock=lambda: float(next(moments)))
+            before = meter.lines()
+            await service.backfill.run()
+            after = meter.lines()
+            later = meter.line()
+    assert before[0].startswith("looking where the last run stopped, 0 rows")
+    assert after[0].startswith("done, ")
+    assert "rows/s" in after[0]
+    assert len(after) <= 25
+    assert any(line.split()[0] == "charge" and "rak_charge_read" in line for line in after)
+    assert any("more done" in line for line in after)
+    assert "requests/s" in later
