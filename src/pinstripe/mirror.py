@@ -24,7 +24,7 @@ from pinstripe.catalog.tables import Table
 from pinstripe.errors import Drifted, PinstripeError, Unreachable
 from pinstripe.rows.extract import Extractor, Found
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.store.write import Batch, Contested, Writer
+from pinstripe.store.write import Batch, Contested, Effect, Writer
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -64,6 +64,7 @@ class _Job:
     rows: int
     lane: str
     over: Versions
+    effect: Effect | None
 
 
 Versions = Mapping[tuple[str, str], datetime]
@@ -101,6 +102,8 @@ class Mirror:
         self.api_version = api_version
         self.extractor = Extractor(tables)
         self.settle: Settle | None = None
+        self.always: list[Effect] = []
+        """Run in every transaction: the fence of the lease, NOTIFY."""
         self.written: Counter[str] = Counter()
         self.contested = 0
         self.trouble = ""
@@ -139,13 +142,14 @@ class Mirror:
         progress: Progress | None = None,
         step: object = None,
         over: Versions | None = None,
+        effect: Effect | None = None,
     ) -> asyncio.Future[None]:
         """Queues `found`; the future is done when it is committed, with the step that it makes.
 
         Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
         """
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(found, truth, progress, step, durable, found.count(), lane, over or {})
+        job = _Job(found, truth, progress, step, durable, found.count(), lane, over or {}, effect)
         chosen = self._choose(lane)
         chosen.jobs.append(job)
         chosen.rows += job.rows
@@ -234,6 +238,7 @@ class Mirror:
         for job in jobs:
             batch.add(job.found, job.truth.lo, job.truth.hi, job.over)
         steps = _steps(jobs)
+        batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         attempt = 0
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 from pathlib import Path
@@ -88,6 +89,70 @@ async def test_what_a_restricted_key_may_not_read_is_reported_table_by_table(
     assert tables["customer"]["status"] == "done"
     assert "rak_charge_read" in as_text.out
     assert secret not in as_json.text + as_text.text
+
+
+async def test_a_list_that_fails_leaves_the_others_complete_and_exit_code_4(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with running(Settings(scale=300, keys=(SECRET,))) as sim:
+        env = env_of(sim, database, "customer,product")
+        await pinstripe("sync", "--once", "--tables", "product", env=env)
+        await pinstripe("sync", "--once", env=env)
+        await pg.execute(
+            "TRUNCATE stripe.customer; DELETE FROM pinstripe.cursor;"
+            "ALTER TABLE stripe.customer ADD CONSTRAINT never CHECK (false)"
+        )
+        failed = await pinstripe("sync", "--once", "--json", env=env)
+        await pg.execute("ALTER TABLE stripe.customer DROP CONSTRAINT never")
+        mended = await pinstripe("sync", "--once", "--json", env=env)
+    summary = json.loads(failed.out)
+    tables = {t["table"]: t for t in summary["tables"]}
+    assert failed.code == 4, failed.text
+    assert summary["complete"] is False
+    assert tables["customer"]["status"] == "failed"
+    assert "constraint" in tables["customer"]["remedy"]
+    assert tables["product"]["status"] == "done"
+    assert "NOT complete" in failed.err
+    assert mended.code == 0, mended.text
+    assert json.loads(mended.out)["complete"] is True
+
+
+async def test_ctrl_c_in_the_middle_of_a_sync_ends_it_with_130_and_no_traceback(
+    database: str,
+) -> None:
+    async with running(Settings(scale=300, keys=(SECRET,))) as sim:
+        sim.account.latency.fixed_s = 20.0
+        async with started("sync", "--once", env=env_of(sim, database)) as process:
+            assert process.stderr is not None
+            async with asyncio.timeout(20):
+                while b"Asking" not in await process.stderr.readline():
+                    pass
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(10):
+                _, err = await process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err.decode()
+
+
+async def test_no_child_of_the_demo_shows_the_key_in_its_command_line(tmp_path: Path) -> None:
+    env = {"PINSTRIPE_DEMO_SCALE": "50", "PINSTRIPE_TABLES": "product"}
+    async with started("run", env=env, cwd=str(tmp_path)) as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(60):
+            key = (await process.stdout.readline()).decode().split()[-1]
+        assert key.startswith("sk_test_")
+        assert key not in " ".join(_command_lines())
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    assert process.returncode == 0
+
+
+def _command_lines() -> list[str]:
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 async def test_status_shows_what_the_database_holds_without_asking_stripe(

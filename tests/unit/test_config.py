@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pinstripe.config import SETTINGS, Config, Rate, is_stripe, read_config
+from pinstripe.config import Config, Rate, is_stripe, read_config
 from pinstripe.errors import Misconfigured
+from pinstripe.settings import SETTINGS
 
 KNOWN = ("charge", "customer", "event", "issuing_card", "issuing_dispute", "subscription")
 

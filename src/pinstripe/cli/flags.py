@@ -16,7 +16,8 @@ from typing import Annotated, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from pinstripe.config import SETTINGS, Setting, read_config
+from pinstripe.config import read_config
+from pinstripe.settings import SETTINGS, Setting
 
 _GROUP = Group("Settings", sort_key=10)
 

@@ -20,8 +20,9 @@ import msgspec
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.model import ObjectType
 from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
-from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.compile import Value
+from pinstripe.rows.decode import StripeObject
+from pinstripe.rows.fill import MAX_SECONDS
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 
 Row = list[Value]
@@ -201,28 +202,48 @@ class Extractor:
                 if type(item) in (dict, list):
                     self._nested(item, table, key, owner, found)
 
-    def _list(self, value: StripeObject, table: str, key: str, found: Found) -> None:
-        entries = value["data"]
-        assert isinstance(entries, list)
+    def _list(self, value: Value, table: str, key: str, found: Found) -> None:
         last, child = "", ""
-        for entry in entries:
-            if type(entry) is dict:
-                child = self._table_of.get(str(entry.get("object")), "")
+        owner = self._tables.get(table)
+        preview = owner if owner is not None and owner.virtual else None
+        for entry in value["data"]:
+            if type(entry) is not dict:
+                continue
+            child = self._table_of.get(str(entry.get("object")), "")
+            if preview is not None and child == "line_item" and type(entry.get("id")) is str:
+                # A line of what is not invoiced yet is no invoice line.
+                child, last = "upcoming_invoice_line_item", entry["id"]
+                whose = preview.key[0].removesuffix("_id")
+                self.virtual(child, entry, last, found, parents={whose: key})
+            else:
                 last = self.object(entry, found, parents={table: key}) or last
         url = value.get("url")
         if value.get("has_more") is True and isinstance(url, str) and last:
-            found.lists.append(CutList(url, table, key, child, last, len(entries)))
+            found.lists.append(CutList(url, table, key, child, last, len(value["data"])))
 
     def _frozen(self, value: StripeObject, moment: Value, found: Found) -> None:
         inner = Found()
         self.object(value, inner)
-        if type(moment) is int:
-            for table, group in inner.rows.items():
-                found.frozen += [(table, key, row, moment) for key, row in group.items()]
+        # Without a sensible moment: older than all that is known, so that it only fills a gap.
+        at = moment if type(moment) is int and 0 <= moment <= MAX_SECONDS else 0
+        for table, group in inner.rows.items():
+            found.frozen += [(table, key, row, at) for key, row in group.items()]
+        found.frozen += [(table, key, row, at) for table, key, row in inner.again]
+        found.frozen += inner.frozen
+        found.lists += inner.lists
+        found.unknown.update(inner.unknown)
+        found.drift.update(inner.drift)
 
     def _plan(self, table: Table) -> Plan:
+        object_type = self._types[table.object_type]
+        known = _nothing if table.object_type in _OPAQUE else self._known
         plan = Plan(
-            table, self._types[table.object_type], self._types, self._by_prefix, self._known, self.shapes
+            table,
+            object_type,
+            self._types,
+            by_prefix=self._by_prefix,
+            known=known,
+            shapes=self.shapes,
         )
         self._plans[table.name] = plan
         return plan
@@ -233,12 +254,18 @@ class Extractor:
             identifier.partition("_")[0]
         )
 
-    def _known(self, value: Value) -> bool:
-        """Whether this is an object that becomes a row of its own."""
+    def _known(self, value: Value) -> str | None:
+        """The table in which this becomes a row of its own, if it does."""
         if type(value) is not dict:
-            return False
+            return None
         name = value.get("object")
-        return type(name) is str and name in self._table_of and _key(name, value) is not None
+        table = self._table_of.get(name) if type(name) is str else None
+        return table if table is not None and _key(str(name), value) is not None else None
+
+
+def _nothing(_: Value) -> str | None:
+    """In an object that is not looked into, nothing becomes a row."""
+    return None
 
 
 def _key(name: str, obj: StripeObject) -> str | None:

@@ -21,6 +21,7 @@ Known = Callable[[Value], "str | None"]
 """The table in which a value becomes a row of its own; None where it does not."""
 
 _BIGINT = 1 << 63
+_NUMERIC = 10**999
 # Postgres' timestamptz ends in the year 294276; Unix seconds beyond that stay in `_extra`.
 MAX_SECONDS = 9_224_318_015_999
 # What `numeric` gives back as it was sent. Exponents, leading zeros and "NaN" are not among it.
@@ -169,7 +170,7 @@ def _is_number(value: Value) -> bool:
         return _DECIMAL.fullmatch(value) is not None
     if type(value) is float:
         return -1e308 < value < 1e308
-    return type(value) is int and -(10**999) < value < 10**999
+    return type(value) is int and -_NUMERIC < value < _NUMERIC
 
 
 def _is_rfc3339(value: Value) -> bool:

@@ -10,20 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from pinstripe.catalog.model import Field, ObjectType
-from pinstripe.catalog.tables import SINGLETONS, Column, Read, Table, has_table, inline
+from pinstripe.catalog.tables import (
+    SINGLETONS,
+    Column,
+    Table,
+    has_table,
+    inline,
+    table_name,
+    tables,
+)
 from pinstripe.rows.compile import Fill, Make, Quick, Value, compile_layout
-
-_BIGINT = 1 << 63
-# Postgres' timestamptz ends in the year 294276; Unix seconds beyond that stay in `_extra`.
-_MAX_SECONDS = 9_224_318_015_999
-
-_encode = msgspec.json.Encoder().encode
-
-# `Value`: what goes over the wire into the stage: str, int, bool, list of str, or None.
-# `Fill`: (JSON value, row) -> what did not fit and belongs into `_extra`, or None.
+from pinstripe.rows.fill import (
+    Known,
+    fill_inline,
+    fill_list,
+    fill_reference,
+    fill_references,
+    fill_scalar,
+)
 
 TAIL = 6
 """Values of each row behind its columns: `_extra`; the two ends of its interval and the version of the
@@ -82,17 +87,20 @@ class Plan:
         table: Table,
         object_type: ObjectType,
         types: Mapping[str, ObjectType],
+        *,
         by_prefix: Callable[[str], str | None],
-        known: Callable[[Value], bool],
+        known: Known,
         shapes: Shapes,
     ) -> None:
         self.table = table
         self._shapes = shapes
         self._at = {c.name: i for i, c in enumerate(table.columns)}
+        self._owner = table_name(table.object_type)
         self._types = types
         self._by_prefix = by_prefix
         self._known = known
         self._fields = {f.name: _as_inline(f, types) for f in object_type.fields}
+        self._singletons = {f.name for f in object_type.fields if set(f.targets) & set(SINGLETONS)}
         self._by_key: dict[str, list[Column]] = {}
         for column in table.columns:
             if column.path:
@@ -112,8 +120,8 @@ class Plan:
         """The layout for an object with these keys; `parents` are the parent tables known here."""
         key = (*obj, "|", *parents)
         for outer, inner in self._optional_inline:
-            value = obj.get(outer)
-            if type(value) is dict and inner in value:
+            value = obj.get(outer, False)
+            if value is None or (type(value) is dict and inner in value):
                 key = (*key, f"{outer}.{inner}")
         found = self._layouts.get(key)
         if found is None:
@@ -137,8 +145,6 @@ class Plan:
         unknown: list[str] = []
         quick: list[Quick] = []
         for key in obj:
-            if key == "deleted":
-                continue
             known_field = self._fields.get(key)
             columns = [c for c in self._by_key.get(key, ()) if c.name in names]
             holds_none = known_field is not None and known_field.kind in ("list", "object")
@@ -146,7 +152,11 @@ class Plan:
                 unknown.append(key)
                 continue
             fill = self._fill(known_field, columns)
-            nests = known_field is not None and self._nests(known_field)
+            nests = (
+                key in self._singletons
+                or any(c.read in ("id", "ids") for c in columns)
+                or (known_field is not None and self._nests(known_field))
+            )
             layout.steps.append(Step(key, fill, nests))
             quick.append((key, columns, [self._at[c.name] for c in columns], fill, nests))
         layout.unknown = tuple(unknown)
@@ -168,9 +178,7 @@ class Plan:
             return value is None or (type(value) is dict and column.path[1] in value)
         return True
 
-    def _fill(
-        self, known_field: Field | None, columns: Sequence[Column]
-    ) -> Fill:
+    def _fill(self, known_field: Field | None, columns: Sequence[Column]) -> Fill:
         if known_field is not None and known_field.kind == "object" and known_field.fields:
             by_sub: dict[str, Fill] = {}
             for sub in known_field.fields:
@@ -178,21 +186,30 @@ class Plan:
                 mine = [c for c in columns if c.path == path]
                 if mine or sub.kind == "list":
                     by_sub[sub.name] = self._fill_columns(sub, mine)
-            return _fill_inline(by_sub)
+            return fill_inline(by_sub)
         return self._fill_columns(known_field, columns)
 
-    def _fill_columns(
-        self, known_field: Field | None, columns: Sequence[Column]
-    ) -> Fill:
+    def _fill_columns(self, known_field: Field | None, columns: Sequence[Column]) -> Fill:
         if known_field is not None and known_field.kind == "list":
-            return _fill_list(self._known)
+            return fill_list(self._children(known_field), self._known)
         first = columns[0]
+        at = self._at[first.name]
         if first.read == "id":
             other = next((self._at[c.name] for c in columns if c.read == "object"), -1)
-            return _fill_reference(self._at[first.name], other, self._by_prefix, self._known)
+            return fill_reference(at, other, first.references, self._by_prefix, self._known)
         if first.read == "ids":
-            return _fill_references(self._at[first.name], self._known)
-        return _fill_scalar(first.read, self._at[first.name])
+            return fill_references(at, first.references, self._known)
+        return fill_scalar(first.read, at)
+
+    def _children(self, known_list: Field) -> frozenset[str]:
+        """The tables whose rows say that they stand in a list of this one."""
+        named = (tables().get(table_name(target)) for target in known_list.targets)
+        return frozenset(
+            table.name
+            for table in named
+            if table is not None
+            and any(self._owner in c.references and len(c.path) <= 1 for c in table.columns)
+        )
 
     def _nests(self, known_field: Field) -> bool:
         """Whether an object with a table may stand anywhere in this field."""
@@ -202,10 +219,7 @@ class Plan:
             return self._nests(known_field.items)
         if known_field.kind == "map" and known_field.items is not None:
             return self._nests(known_field.items)
-        if known_field.kind == "object":
-            return any(self._nests(f) for f in known_field.fields)
-        # A string named like an object is an id, and in older versions the object itself.
-        return known_field.kind == "string" and known_field.name in self._types
+        return known_field.kind == "object" and any(self._nests(f) for f in known_field.fields)
 
 
 def _as_inline(known_field: Field, types: Mapping[str, ObjectType]) -> Field:

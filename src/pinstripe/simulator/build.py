@@ -136,6 +136,9 @@ class _Builder:
         owner = relation.to(index) if relation else None
         if owner is not None and spread(owner) == core.ON_TEST_CLOCK:
             return core.ON_TEST_CLOCK
+        dead = owner is not None and self._tables["customer"].base_deleted(owner)
+        if dead and name == "subscription":  # Deleting a customer ends its subscriptions.
+            return core.CANCELED
         variant = spread(index)
         return 12 if variant == core.ON_TEST_CLOCK else variant
 

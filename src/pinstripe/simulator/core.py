@@ -102,6 +102,8 @@ ON_TEST_CLOCK = 13
 """The variant of customers, and of what belongs to them, that live on a test clock."""
 INLINE_PRICES = 7
 """The variant of prices that were made inline (`price_data`); no list shows them."""
+CANCELED = 9
+"""A variant of subscriptions that are canceled (see `_SUBSCRIPTION`)."""
 REFUNDED = 14
 """The variant of charges that a refund refers to."""
 SOURCES = ("charge", "refund", "payout", "transfer")

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from pinstripe.simulator.account import Account
 from pinstripe.simulator.answers import Request
 from pinstripe.simulator.behaviours import charges, cycle, invoices, money_out, sessions
-from pinstripe.simulator.behaviours.registry import write
+from pinstripe.simulator.behaviours.registry import behaves, write
 from pinstripe.simulator.events import STRIPE_ITSELF, Cause
 from pinstripe.simulator.ledger import Ledger
 from pinstripe.simulator.params import Params
@@ -21,27 +21,6 @@ from pinstripe.simulator.replies import StripeError
 from pinstripe.simulator.table import StripeObject, Table
 from pinstripe.simulator.values import HOSTILE, metadata
 
-# Objects whose creation does more than make them; `_create_any` leaves them to the deeds.
-_WITH_LIVES = frozenset(
-    (
-        "charge",
-        "checkout.session",
-        "customer",
-        "event",
-        "invoice",
-        "invoiceitem",
-        "payment_intent",
-        "payout",
-        "price",
-        "product",
-        "quote",
-        "refund",
-        "subscription",
-        "subscription_item",
-        "subscription_schedule",
-        "transfer",
-    )
-)
 _ENTRIES = frozenset(("subscription_item", "line_item"))
 _TRIES = 20
 """Attempts to hit an object that fits before a mutation gives up."""
@@ -275,13 +254,13 @@ class Deeds:
 
     def create_any(self) -> None:
         """Any type that clients may create and that hangs under nothing."""
+        listed = self._account.world.routes.top_lists
         names = [
             o.returns[0]
             for o in self._account.spec.operations
-            if o.kind == "create" and "{" not in o.path and o.path.startswith("/v1/") and o.returns
+            if o.kind == "create" and o.returns and not behaves(o) and "{" not in o.path
         ]
-        listed = self._account.world.routes.top_lists
-        name = self._dice.choice([n for n in names if n in listed and n not in _WITH_LIVES])
+        name = self._dice.choice([n for n in names if n in listed and not n.startswith("v2.")])
         cause = Cause(self._account.request_id(), None)
         Ledger(self._account.world, self._account.events, cause).make(name, {})
 

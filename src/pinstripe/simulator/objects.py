@@ -19,7 +19,7 @@ from pinstripe.simulator.relations import Relation
 from pinstripe.simulator.routes import Routes
 from pinstripe.simulator.shape import Scope, sample
 from pinstripe.simulator.table import StripeObject, Table
-from pinstripe.simulator.template import Filler, Template, pretty
+from pinstripe.simulator.template import Filler, Template, pretty, reindent
 
 INSIDE = 10
 """Entries that a list inside an object shows."""
@@ -44,6 +44,17 @@ class Objects:
             "email": lambda t: lambda i, c: b'"buyer+%d@example.com"' % i,
             "event-type": lambda t: lambda i, c: b'"%b"' % first_events.event_type(i).encode(),
         }
+        self._whole_when_kept = {
+            name
+            for name, table in tables.items()
+            if not table.lists
+            and name != "balance_transaction"
+            and not any(
+                kind.kind == "resource" and field in table.links
+                for field, kind in routes.fields[table.kind.name].items()
+            )
+        }
+        """Tables whose stored objects need nothing computed on reading."""
         for table in tables.values():
             table.filler = self.filler
 
@@ -55,6 +66,9 @@ class Objects:
     def text(self, table: Table, position: int, indent: int = 0) -> bytes:
         """The object at `position` as Stripe prints it."""
         if table.touched and table.stored(position):
+            kept = table.kept_text(position) if table.name in self._whole_when_kept else None
+            if kept is not None:
+                return reindent(msgspec.json.format(kept, indent=2), indent)
             return pretty(self.load(table, position), indent)
         return table.render(position, indent)
 

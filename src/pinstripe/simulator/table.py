@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from pinstripe.catalog.model import ObjectType
 from pinstripe.simulator.ids import FIRST_NEW, Ids
 from pinstripe.simulator.relations import Relation
 from pinstripe.simulator.shape import VARIANTS, Sample
-from pinstripe.simulator.template import Filler, Template, pretty
+from pinstripe.simulator.template import Filler, Template
 from pinstripe.simulator.timeline import Timeline
 
 StripeObject = dict[str, Any]
@@ -175,12 +175,17 @@ class Table:
             self._templates[key] = template
         return template.render(position, self.timeline.created(position))
 
+    def kept_text(self, position: int) -> bytes | None:
+        """The stored object as compact JSON, without what is computed on reading."""
+        blob = self._stored.get(position)
+        return None if blob is None else _unpack(blob)
+
     def kept(self, position: int) -> StripeObject | None:
         """The stored object, without what is computed on reading (lists, embedded objects)."""
-        blob = self._stored.get(position)
-        if blob is None:
+        text = self.kept_text(position)
+        if text is None:
             return None
-        found: StripeObject = msgspec.json.decode(_unpack(blob))
+        found: StripeObject = msgspec.json.decode(text)
         return found
 
     # --- writing -----------------------------------------------------------------------------
@@ -230,13 +235,6 @@ class Table:
 def spread(index: int) -> int:
     """An even scatter of indexes over the variants (Knuth's multiplicative hash, top four bits)."""
     return ((index * 0x9E3779B1) & 0xFFFFFFFF) * VARIANTS >> 32
-
-
-def with_fields(text: bytes, fields: Mapping[str, object], indent: int) -> bytes:
-    """A rendered object with some of its fields replaced."""
-    found: StripeObject = msgspec.json.decode(text)
-    found.update(fields)
-    return pretty(found, indent)
 
 
 def _no_sample(variant: int) -> Sample:

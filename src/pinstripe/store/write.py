@@ -8,7 +8,7 @@ order by every writer, so that two of them never wait for each other in a circle
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -22,7 +22,7 @@ from pinstripe.rows.extract import Found, Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import quote
-from pinstripe.store.pool import connect_dedicated, translated
+from pinstripe.store.pool import Connection, connect_dedicated, translated
 from pinstripe.store.upsert import STAGE_EXTRA, complete, contested, create_stage, insert, stage_name, update
 
 _MOST_STAGES = 48
@@ -30,6 +30,9 @@ _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
 
 _NONE: Mapping[tuple[str, str], datetime] = {}
+
+Effect = Callable[[Connection], Awaitable[None]]
+"""What else belongs into the transaction. It may be run again, if the transaction is."""
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
@@ -58,6 +61,7 @@ class Batch:
     tables: Mapping[str, Table]
     rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -143,6 +147,8 @@ class Writer:
                 async with connection.transaction():
                     contests = await self._rounds(connection, batch)
                     await save_checkpoints(connection, self._schema, batch.checkpoints)
+                    for effect in batch.effects:
+                        await effect(connection)
                 return contests
         except BaseException:
             # Cancelled or failed halfway: what the session holds is not known.

@@ -225,6 +225,9 @@ def _acted(
             break
     if action in _ACTIVE and "active" in fields:
         changes["active"] = _ACTIVE[action]
+    if action == "approve" and "closed_reason" in fields:
+        changes |= {"open": False, "closed_reason": "approved"}
+        event = "closed"
     for name in (f"{action}ed_at", f"{changes.get('status', '')}_at"):
         if name in fields:
             changes[name] = request.account.clock.seconds()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from pinstripe.catalog.model import Operation
 from pinstripe.simulator.answers import Request
 from pinstripe.simulator.behaviours import (
     charges,
@@ -83,6 +84,11 @@ def write(request: Request) -> object:
     operation = request.operation
     behave = _BEHAVIOURS.get(f"{operation.method} {operation.path}", generic.perform)
     return behave(request, ledger)
+
+
+def behaves(operation: Operation) -> bool:
+    """Whether the operation does more than its types tell."""
+    return f"{operation.method} {operation.path}" in _BEHAVIOURS
 
 
 def unknown_behaviours(paths: set[str]) -> set[str]:

@@ -1,0 +1,116 @@
+"""The table of settings: the one place that names them.
+
+Flags, environment variables and the reference page are made from it. What a value may be, and what it
+becomes, is `config`. A name here is the name of a field of `Config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STRIPE_URL = "https://api.stripe.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One line of the table. `default` is written as a user would write it; "" is none."""
+
+    name: str
+    env: str
+    default: str
+    unit: str
+    help: str
+    switch: bool = False
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        """
+        >>> Setting("data_dir", "", "", "", "").flag
+        '--data-dir'
+        """
+        return "--" + self.name.replace("_", "-")
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "api_key",
+        "STRIPE_API_KEY",
+        "",
+        "key",
+        "The account's secret or restricted key (sk_..., rk_...). Better in the environment than as a "
+        "flag: other users of the machine can see flags.",
+        secret=True,
+    ),
+    Setting(
+        "database_url",
+        "DATABASE_URL",
+        "",
+        "URL",
+        "Postgres to write to, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Without it "
+        "Pinstripe runs a Postgres of its own in the data directory.",
+        secret=True,
+    ),
+    Setting("stripe_url", "STRIPE_API_BASE", STRIPE_URL, "URL", "Where Stripe's API is."),
+    Setting(
+        "stripe_account",
+        "STRIPE_ACCOUNT",
+        "",
+        "id",
+        "A connected account (acct_...) to sync instead of the key's own: sent as Stripe-Account.",
+    ),
+    Setting("schema", "PINSTRIPE_SCHEMA", "stripe", "name", "The Postgres schema of the tables."),
+    Setting(
+        "tables",
+        "PINSTRIPE_TABLES",
+        "",
+        "names",
+        "Tables to sync, separated by commas; all by default. A leading - leaves a table out, "
+        "* stands for any letters: charge,issuing_* or -event. `pinstripe schema tables` lists them.",
+    ),
+    Setting(
+        "rate_limit",
+        "PINSTRIPE_RATE_LIMIT",
+        "default",
+        "requests/s",
+        "Requests a second to the account, up to 100. By default half of what Stripe allows: 50 with "
+        "a live key, 12.5 with a test key. none: no limit, for simulators only.",
+    ),
+    Setting(
+        "endpoint_rate_limit",
+        "PINSTRIPE_ENDPOINT_RATE_LIMIT",
+        "default",
+        "requests/s",
+        "Requests a second to each endpoint, up to 25. By default 12.5, half of what Stripe allows.",
+    ),
+    Setting(
+        "data_dir",
+        "PINSTRIPE_DATA_DIR",
+        ".pinstripe",
+        "directory",
+        "Where Pinstripe's own Postgres keeps its data; unused with a database URL.",
+    ),
+    Setting(
+        "demo_scale",
+        "PINSTRIPE_DEMO_SCALE",
+        "20000",
+        "objects",
+        "About how many objects the demo account has (`pinstripe run` without a key).",
+    ),
+    Setting(
+        "log_level",
+        "PINSTRIPE_LOG",
+        "warning",
+        "level",
+        "debug, info, warning or error, to stderr.",
+    ),
+    Setting("log_json", "PINSTRIPE_LOG_JSON", "", "", "Log lines as JSON.", switch=True),
+    Setting(
+        "debug",
+        "PINSTRIPE_DEBUG",
+        "",
+        "",
+        "Show the traceback of an unexpected error.",
+        switch=True,
+    ),
+)
