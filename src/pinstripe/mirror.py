@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Protocol
 
 import structlog
@@ -33,6 +32,8 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 BATCH_ROWS = 2000
 # Rows that may wait for a writer. It bounds the memory of a sync whose Postgres is slow.
 QUEUE_ROWS = 6000
+LIVE_LANE = "live"
+"""The lane of events: it has a writer of its own, so that no backfill delays it."""
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -54,10 +55,13 @@ class Progress(Protocol):
         """These steps are durable."""
 
 
+Part = tuple[Found, Truth]
+"""Rows and when they were true."""
+
+
 @dataclass(slots=True)
 class _Job:
-    found: Found
-    truth: Truth
+    parts: Sequence[Part]
     progress: Progress | None
     step: object
     durable: asyncio.Future[None]
@@ -94,7 +98,7 @@ class Mirror:
         tables: Mapping[str, Table],
         *,
         api_version: str,
-        writers: int = 2,
+        writers: int = 3,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.schema = schema
@@ -116,6 +120,7 @@ class Mirror:
         self._room = asyncio.Condition()
         self._broken: dict[int, PinstripeError] = {}
         self._settling: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._contested: dict[tuple[str, str], datetime] = {}
 
     async def put(self, found: Found, truth: Truth, *, over: Versions | None = None) -> None:
         """Writes `found` and returns when it is committed. For what no cursor vouches for.
@@ -148,8 +153,24 @@ class Mirror:
 
         Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
         """
+        return self.submit_parts(
+            [(found, truth)], lane=lane, progress=progress, step=step, over=over, effect=effect
+        )
+
+    def submit_parts(
+        self,
+        parts: Sequence[Part],
+        *,
+        lane: str = "",
+        progress: Progress | None = None,
+        step: object = None,
+        over: Versions | None = None,
+        effect: Effect | None = None,
+    ) -> asyncio.Future[None]:
+        """As `submit`, for snapshots of several moments that belong into one transaction."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(found, truth, progress, step, durable, found.count(), lane, over or {}, effect)
+        rows = sum(found.count() for found, _ in parts)
+        job = _Job(parts, progress, step, durable, rows, lane, over or {}, effect)
         chosen = self._choose(lane)
         chosen.jobs.append(job)
         chosen.rows += job.rows
@@ -159,8 +180,11 @@ class Mirror:
     def _choose(self, lane: str) -> _Lane:
         """The writer that has earlier calls of this lane still to write; else the least busy one."""
         number, open_jobs = self._lane_of.get(lane, (0, 0))
-        if not open_jobs:
-            number = min(range(len(self._lanes)), key=lambda n: self._lanes[n].rows)
+        if lane == LIVE_LANE:
+            number = 0
+        elif not open_jobs:
+            # The first writer is kept free for what is live.
+            number = min(range(1, len(self._lanes)), key=lambda n: self._lanes[n].rows)
         self._lane_of[lane] = (number, open_jobs + 1)
         return self._lanes[number]
 
@@ -215,7 +239,7 @@ class Mirror:
             for job in jobs:
                 job.durable.cancel()
             raise
-        await self._decide(contests, jobs)
+        self._decide(contests)
         for job in jobs:
             if not job.durable.done():
                 job.durable.set_result(None)
@@ -236,7 +260,8 @@ class Mirror:
     async def _commit(self, writer: Writer, jobs: list[_Job]) -> list[Contested]:
         batch = Batch(self.api_version, tables=self.tables)
         for job in jobs:
-            batch.add(job.found, job.truth.lo, job.truth.hi, job.over)
+            for found, truth in job.parts:
+                batch.add(found, truth.lo, truth.hi, job.over)
         steps = _steps(jobs)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
@@ -258,31 +283,29 @@ class Mirror:
                     self.written[table] += len(group)
             return contests
 
-    async def _decide(self, contests: list[Contested], jobs: list[_Job]) -> None:
-        """Starts one GET for each contested row, unless one is under way that began later."""
+    def _decide(self, contests: list[Contested]) -> None:
+        """One GET at a time for each contested row; what is contested meanwhile shares the next one."""
         for contest in contests:
             self.contested += 1
             place = (contest.table, contest.key)
-            running = self._settling.get(place)
-            task = asyncio.create_task(self._settle_after(running, contest))
-            self._settling[place] = task
-            task.add_done_callback(partial(self._settled_one, place))
+            self._contested[place] = contest.version
+            if place not in self._settling:
+                self._settling[place] = asyncio.create_task(self._settle(place))
 
-    def _settled_one(self, place: tuple[str, str], task: asyncio.Task[None]) -> None:
-        if self._settling.get(place) is task:
-            del self._settling[place]
-
-    async def _settle_after(self, running: asyncio.Task[None] | None, contest: Contested) -> None:
-        if running is not None:
-            await asyncio.wait([running])
-        if self.settle is None:
-            _log.warning("mirror.contested", table=contest.table, id=contest.key)
-            return
+    async def _settle(self, place: tuple[str, str]) -> None:
+        table, key = place
         try:
-            await self.settle(contest.table, contest.key, contest.version)
-        except PinstripeError as error:
-            # The row keeps what it has; the next snapshot of it decides.
-            _log.warning("mirror.unsettled", table=contest.table, error=error.message)
+            while (version := self._contested.pop(place, None)) is not None:
+                if self.settle is None:
+                    _log.warning("mirror.contested", table=table, id=key)
+                    continue
+                try:
+                    await self.settle(table, key, version)
+                except PinstripeError as error:
+                    # The row keeps what it has; the next snapshot of it decides.
+                    _log.warning("mirror.unsettled", table=table, error=error.message)
+        finally:
+            del self._settling[place]
 
 
 @asynccontextmanager
@@ -292,7 +315,7 @@ async def open_mirror(
     tables: Mapping[str, Table],
     *,
     api_version: str,
-    writers: int = 2,
+    writers: int = 3,
 ) -> AsyncIterator[Mirror]:
     """A mirror whose writers run for the block. Leaving it does not wait: await what you `put`."""
     mirror = Mirror(url, schema, tables, api_version=api_version, writers=writers)
@@ -302,8 +325,10 @@ async def open_mirror(
         try:
             yield mirror
         finally:
-            for task in [*tasks, *mirror._settling.values()]:
+            settling = list(mirror._settling.values())
+            for task in [*tasks, *settling]:
                 task.cancel()
+            await asyncio.gather(*settling, return_exceptions=True)
             for writer in mirror._writers:
                 await writer.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from tests.flows.command import Ended, pinstripe
 
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
+from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
 
 SECRET = "sk_test_thisisthesecretofatest123"
@@ -23,6 +25,13 @@ TABLES = "customer,product,charge"
 def env_of(sim: Running, database: str | None = None, key: str = SECRET) -> dict[str, str]:
     found = {"STRIPE_API_KEY": key, "STRIPE_API_BASE": sim.url, "PINSTRIPE_TABLES": TABLES}
     return found if database is None else {**found, "DATABASE_URL": database}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def is_empty(directory: Path) -> bool:
@@ -125,6 +134,18 @@ async def test_a_user_that_the_server_does_not_know_is_refused(database: str) ->
     async with running(Settings(scale=50, keys=(SECRET,))) as sim:
         ended = await pinstripe("sync", "--once", env=env_of(sim, url))
     assert_one_message(ended, code=2, says="Postgres (28", remedy="DATABASE_URL")
+    assert "hunter22" not in ended.text
+
+
+async def test_a_wrong_password_is_refused_and_not_shown(tmp_path: Path) -> None:
+    port = free_port()
+    async with (
+        EmbeddedPostgres(tmp_path / "postgres", tcp_port=port, fsync=False),
+        running(Settings(scale=50, keys=(SECRET,))) as sim,
+    ):
+        url = f"postgresql://postgres:hunter22@127.0.0.1:{port}/pinstripe"
+        ended = await pinstripe("sync", "--once", env=env_of(sim, url))
+    assert_one_message(ended, code=2, says="password authentication", remedy="DATABASE_URL")
     assert "hunter22" not in ended.text
 
 

@@ -11,16 +11,17 @@ _EMPTY_AT_FIRST = ("amount", "fee", "net", "entry-amount")
 
 
 def blank(table: Table, position: int, objects: Objects, now: int) -> StripeObject:
-    """All optional fields null, times now, amounts 0, references none (unless required)."""
+    """All optional fields null, times now, amounts 0, references none (unless required: then any)."""
     id = table.id_at(position)
     made = {
         key: _fill(value, id, objects, now)
         for key, value in table.sample(0).items()
         if key not in table.lists
     }
-    for field in table.links:
+    for field, (_, target) in table.links.items():
         if field in made:
-            made[field] = None
+            needed = not objects.optional(table, field)
+            made[field] = objects.some_id(target, position) if needed else None
     if "metadata" in made:
         made["metadata"] = {}
     return made

@@ -63,6 +63,19 @@ class Objects:
     def table(self, name: str) -> Table:
         return self._tables[name]
 
+    def optional(self, table: Table, field: str) -> bool:
+        """Whether the field may be null (or is none of the type's own)."""
+        kind = self._routes.fields[table.kind.name].get(field)
+        return kind is None or kind.nullable
+
+    def some_id(self, name: str, number: int) -> str | None:
+        """The id of a living object from the start of table `name`."""
+        table = self._tables[name]
+        for position in range(number % max(1, table.base), table.base):
+            if not table.gone(position):
+                return table.id_at(position)
+        return None
+
     def text(self, table: Table, position: int, indent: int = 0) -> bytes:
         """The object at `position` as Stripe prints it."""
         if table.touched and table.stored(position):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint
+from pinstripe.client.reply import Reply
 from pinstripe.errors import (
     NotEnabled,
     NotFound,
@@ -23,8 +24,10 @@ from pinstripe.errors import (
     Unwritable,
     WrongKey,
 )
-from pinstripe.sync.listing import Claim, Listing
+from pinstripe.rows.decode import StripeObject
+from pinstripe.sync.listing import Claim, Listing, Step
 from pinstripe.sync.page import read_list, truth_of
+from pinstripe.sync.ranges import Range
 from pinstripe.sync.source import BACKFILL, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -68,7 +71,7 @@ class Pager:
         try:
             await self._page(claim)
         except (NotPermitted, NotEnabled) as error:
-            self._refused(error)
+            self._refused(claim, error)
         except (WrongKey, Unwritable):
             # Not this list's trouble: nothing else can go on either.
             listing.state = "failed"
@@ -83,12 +86,14 @@ class Pager:
         finally:
             listing.seconds += self._clock() - started
 
-    def _refused(self, error: Refused) -> None:
+    def _refused(self, claim: Claim, error: Refused) -> None:
         listing = self.listing
-        if listing.expand:
-            # The list itself may be readable, only not what it was asked to expand.
-            listing.note = f"Without {', '.join(listing.expand)}: {error.message}"
-            listing.expand = ()
+        if any(name == "expand[]" for name, _ in claim.params):
+            # The list itself may be readable, only not what it was asked to expand. Several requests
+            # may be told so: the first one changes what is asked, all are asked again.
+            if listing.expand:
+                listing.note = f"Without {', '.join(listing.expand)}: {error.message}"
+                listing.expand = ()
             return
         listing.refuse(error, "refused")
 
@@ -110,17 +115,24 @@ class Pager:
         finally:
             wanted.busy = False
             listing.in_flight -= 1
+        await self._write(wanted, reply, page.objects, step)
+
+    async def _write(
+        self, wanted: Range, reply: Reply, objects: list[StripeObject], step: Step
+    ) -> None:
+        """Hands a page to the mirror after the one before it, and waits until it is durable."""
+        listing = self.listing
         before = self._submitted.get(wanted.number)
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._submitted[wanted.number] = mine
         try:
-            found = self._source.extract(page.objects, {})
+            found = self._source.extract(objects, {})
             # What a nested list holds must be there before a cursor vouches for this page.
-            nested = await self._source.follow_all(found)
-            listing.requests += nested
-            await self._source.mirror.room(found)
+            listing.requests += await self._source.follow_all(found)
             if before is not None:
                 await before
+            # Room is taken last: whoever is stopped while waiting must not hold any.
+            await self._source.mirror.room(found)
             durable = self._source.mirror.submit(
                 found,
                 truth_of(reply),
@@ -135,3 +147,5 @@ class Pager:
             raise
         finally:
             listing.undurable -= 1
+            if step.done and self._submitted.get(wanted.number) is mine:
+                del self._submitted[wanted.number]

@@ -20,7 +20,10 @@ from pinstripe.sync.source import REFERENCES, Source, retrieve_endpoint
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 500
-_WORKERS = 12
+_WORKERS = 16
+"""Requests under way at once, over all tables."""
+_LOOKERS = 3
+"""Queries for what is missing at once: fewer than the pool has connections."""
 _ROUNDS = 6
 """What is fetched refers to more; beyond this depth nothing new was ever seen."""
 
@@ -45,14 +48,16 @@ class References:
         self._pool = pool
         self._schema = source.mirror.schema
         self.result = Fetched()
+        self._workers = asyncio.Semaphore(_WORKERS)
+        self._lookers = asyncio.Semaphore(_LOOKERS)
 
     async def run(self) -> Fetched:
         """Returns when no reference is left that Stripe could answer."""
         for _ in range(_ROUNDS):
-            found = 0
-            for target in sorted(self._targets()):
-                found += await self._fill(target)
-            if not found:
+            async with asyncio.TaskGroup() as group:
+                # By table at the same time: each endpoint has a rate of its own.
+                fills = [group.create_task(self._fill(t)) for t in sorted(self._targets())]
+            if not any(fill.result() for fill in fills):
                 break
         return self.result
 
@@ -90,7 +95,7 @@ class References:
             f"AND NOT EXISTS (SELECT FROM pinstripe.missing m WHERE m.schema = $2 "
             f'AND m."table" = $3 AND m.id = r.id) ORDER BY r.id LIMIT {_CHUNK}'
         )
-        async with self._pool.acquire() as connection:
+        async with self._lookers, self._pool.acquire() as connection:
             rows = await connection.fetch(statement, last, self._schema, target)
         return [row[0] for row in rows]
 
@@ -107,9 +112,10 @@ class References:
 
         async def worker() -> None:
             for key in queue:
-                if target in self.result.refused:
-                    return
-                await self._fetch(target, key)
+                async with self._workers:
+                    if target in self.result.refused:
+                        return
+                    await self._fetch(target, key)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_WORKERS, len(ids))):
@@ -126,7 +132,9 @@ class References:
             self.result.refused[target] = error
             _log.info("references.refused", table=target, reason=error.message)
         except Refused as error:
-            # An id of another kind than the column promises; Stripe says so with 400.
+            if error.status != 400:
+                raise  # A key that was revoked meanwhile, Stripe in trouble: says nothing of the object.
+            # An id of another kind than the column promises.
             await self._remember(target, key, error.code or str(error.status))
 
     async def _remember(self, target: str, key: str, reason: str) -> None:

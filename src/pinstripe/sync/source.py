@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
+
+import structlog
 
 from pinstripe.catalog.endpoints import RetrieveEndpoint, retrieve_endpoints
 from pinstripe.catalog.load import spec
@@ -19,13 +21,16 @@ from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.paths import quote_id
 from pinstripe.client.reply import Reply
 from pinstripe.client.session import Stripe
-from pinstripe.errors import NotFound
+from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror import Mirror
 from pinstripe.rows.extract import CutList, Found
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
+from pinstripe.sync.nested import Gap, Gaps
 from pinstripe.sync.page import read_list, read_object, truth_of
 from pinstripe.sync.ranges import PAGE
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 LIVE = 0
 BACKFILL = 10
@@ -36,7 +41,8 @@ REFERENCES = 20
 class Source:
     """One account at Stripe and its mirror. `wanted` are the tables that are synced.
 
-    `clock_ahead_s`: how far Stripe's clock is ahead of ours, as the last answer showed it.
+    `clock_ahead_s`: how far Stripe's clock is ahead of ours, as the last answer showed it. `gaps`: the
+    nested lists that turned out not to be readable.
     """
 
     stripe: Stripe
@@ -44,6 +50,7 @@ class Source:
     wanted: Mapping[str, Table]
     pool: Pool
     clock_ahead_s: float = 0.0
+    gaps: Gaps = field(default_factory=dict)
 
     def now(self) -> float:
         """The present on Stripe's clock, Unix seconds, to about a second."""
@@ -100,8 +107,16 @@ class Source:
         """Reads every nested list that `found` holds only the beginning of."""
         requests = 0
         for cut in found.lists:
-            if self._is_wanted(cut):
+            name = endpoint_of(cut.url.partition("?")[0])
+            if not self._is_wanted(cut) or name in self.gaps:
+                continue
+            try:
                 requests += await self.follow(cut, priority=priority)
+            except NotFound:
+                continue  # The object around it is gone, and an event says so.
+            except (NotPermitted, NotEnabled) as error:
+                self.gaps[name] = Gap(cut, error)
+                _log.warning("nested.refused", endpoint=name, reason=error.message)
         return requests
 
     async def fetch(

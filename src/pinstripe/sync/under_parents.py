@@ -39,6 +39,9 @@ from pinstripe.sync.source import BACKFILL, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 1000
+_WINDOW = 4 * _CHUNK
+"""Parents between the first that is not done and the last that was begun: one that takes long must not
+let the rest pile up."""
 
 
 class UnderParents:
@@ -66,6 +69,7 @@ class UnderParents:
         self.as_of: float | None = saved.as_of if saved else None
         self.in_flight = 0
         self.total: int | None = None
+        self._expand = endpoint.expand
         self._source = source
         self._pool = pool
         self._clock = clock
@@ -96,7 +100,7 @@ class UnderParents:
         if self.state != "running":
             return None
         if not self._waiting:
-            if self._loading or self._exhausted:
+            if self._loading or self._exhausted or len(self._order) >= _WINDOW:
                 return None
             self._loading = True
             self.in_flight += 1
@@ -148,10 +152,17 @@ class UnderParents:
 
     async def _run(self, parent: str) -> None:
         started = self._clock()
+        expand = self._expand
         try:
-            await self._list(parent)
+            await self._list(parent, expand)
         except (NotPermitted, NotEnabled) as error:
-            self._end(error, "refused")
+            if expand:
+                # The list itself may be readable, only not what it was asked to expand.
+                self.note = f"Without {', '.join(expand)}: {error.message}"
+                self._expand = ()
+                self._waiting.appendleft(parent)
+            else:
+                self._end(error, "refused")
         except (WrongKey, Unwritable):
             self.state = "failed"
             raise
@@ -162,12 +173,14 @@ class UnderParents:
             self.seconds += self._clock() - started
             self.in_flight -= 1
 
-    async def _list(self, parent: str) -> None:
+    async def _list(self, parent: str, expand: Sequence[str]) -> None:
         """All pages under one parent; the last one makes the step."""
         path, fixed = self.endpoint.url(parent, quote_id(parent))
         after: str | None = None
         while True:
             asked, params = self._request(path, fixed, after)
+            if params:
+                params += [("expand[]", f"data.{item}") for item in expand]
             self.requests += 1
             try:
                 reply = await self._source.stripe.get(
@@ -205,7 +218,6 @@ class UnderParents:
             params.append(("limit", str(PAGE)))
         if after is not None:
             params.append(("starting_after", after))
-        params += [("expand[]", f"data.{item}") for item in self.endpoint.expand]
         return path, params
 
     async def _step(self, parent: str) -> None:

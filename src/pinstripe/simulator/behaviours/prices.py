@@ -59,11 +59,31 @@ def make_price(ledger: Ledger, params: dict[str, Any], *, inline: bool = False) 
         "unit_amount_decimal": str(params.get("unit_amount_decimal") or amount),
     }
     made = ledger.make("price", values)
+    if made["recurring"]:
+        _make_plan(ledger, made)
     if inline:
         where = ledger.world.find("price", made["id"])
         if where is not None:
             where[0].unlisted.add(where[1])
     return made
+
+
+def _make_plan(ledger: Ledger, price: StripeObject) -> StripeObject:
+    """Stripe shows each recurring price as a plan of the same id, too."""
+    recurring = price["recurring"]
+    values: StripeObject = {
+        "active": price["active"],
+        "amount": price["unit_amount"],
+        "amount_decimal": price["unit_amount_decimal"],
+        "billing_scheme": "per_unit",
+        "currency": price["currency"],
+        "interval": recurring["interval"],
+        "interval_count": recurring["interval_count"],
+        "metadata": price["metadata"],
+        "product": price["product"],
+        "usage_type": "licensed",
+    }
+    return ledger.make("plan", values, id=str(price["id"]))
 
 
 def _recurring(given: dict[str, Any]) -> StripeObject:

@@ -154,6 +154,8 @@ def _add_item(
         "quantity": int(given.get("quantity") or 1),
         "subscription": subscription_id,
     }
+    if ledger.world.get("plan", str(price["id"])):
+        values["plan"] = price["id"]
     return ledger.make(
         "subscription_item", values, parent=subscription_id, under="subscription", event=""
     )
@@ -194,9 +196,6 @@ def lines_of(ledger: Ledger, subscription: StripeObject) -> list[dict[str, Any]]
             )
         )
     return lines
-
-
-# --- changes -----------------------------------------------------------------------------------
 
 
 def update_subscription(request: Request, ledger: Ledger) -> StripeObject:
@@ -270,8 +269,8 @@ def create_item(request: Request, ledger: Ledger) -> StripeObject:
     found = ledger.get("subscription", params["subscription"], param="subscription")
     price = _price(ledger, params, 0)
     now = ledger.now()
-    end = period_end(now, price["recurring"])
-    made = _add_item(ledger, found["id"], params, price, (now, end))
+    period = (now, period_end(now, price["recurring"]))
+    made = _add_item(ledger, found["id"], params, price, period)
     _tell_of_items(ledger, found)
     return made
 

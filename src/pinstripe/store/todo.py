@@ -1,0 +1,127 @@
+"""What must still be asked of Stripe, durably: `pinstripe.pending`; and which events were applied.
+
+An event that is only a hint (another API version, a list that it says has changed, an order that it
+does not tell) is followed by a request. The request is noted in the transaction that applies the event,
+so that a crash between the two loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from pinstripe.store.pool import Connection
+
+Kind = Literal["fetch", "relate", "children", "upcoming_customer", "upcoming_subscription"]
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """One request to make. `since`: the second of the event that asks for it, Unix time.
+
+    "fetch" an object; "relate": fetch it unless it is there; "children": the list of `table` under
+    the parent `id`; "upcoming_*": the preview for the owner `id`.
+    """
+
+    kind: Kind
+    table: str
+    id: str
+    parent: str = ""
+    since: float = 0.0
+    request_id: str = ""
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return (self.kind, self.table, self.id)
+
+
+_ADD = """
+INSERT INTO pinstripe.pending AS p (schema, kind, "table", id, parent, since, request_id)
+SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nullif(u.request, '')
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[])
+  AS u (kind, tab, id, parent, since, request)
+ON CONFLICT (schema, kind, "table", id) DO UPDATE SET
+  parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
+  request_id = EXCLUDED.request_id, asked_at = clock_timestamp()
+"""
+
+
+async def add_todos(connection: Connection, schema: str, todos: Sequence[Todo]) -> None:
+    """Notes the requests; one that is noted already is asked for anew."""
+    latest = {todo.place: todo for todo in todos}
+    if not latest:
+        return
+    ordered = [latest[place] for place in sorted(latest)]
+    await connection.execute(
+        _ADD,
+        schema,
+        [t.kind for t in ordered],
+        [t.table for t in ordered],
+        [t.id for t in ordered],
+        [t.parent for t in ordered],
+        [t.since for t in ordered],
+        [t.request_id for t in ordered],
+    )
+
+
+async def load_todos(connection: Connection, schema: str) -> list[tuple[Todo, datetime]]:
+    """Everything that is still to do, and when it was asked for (Postgres's clock)."""
+    rows = await connection.fetch(
+        'SELECT kind, "table", id, coalesce(parent, \'\'), extract(epoch FROM since)::float8,'
+        " coalesce(request_id, ''), asked_at FROM pinstripe.pending WHERE schema = $1"
+        " ORDER BY asked_at",
+        schema,
+    )
+    return [(Todo(*row[:6]), row[6]) for row in rows]
+
+
+async def todo_done(connection: Connection, schema: str, todo: Todo, started: datetime) -> bool:
+    """Crosses it out, unless it was asked for again after `started` (Postgres's clock)."""
+    status = await connection.execute(
+        'DELETE FROM pinstripe.pending WHERE schema = $1 AND kind = $2 AND "table" = $3'
+        " AND id = $4 AND asked_at <= $5",
+        schema,
+        todo.kind,
+        todo.table,
+        todo.id,
+        started,
+    )
+    return not status.endswith(" 0")
+
+
+async def add_applied(
+    connection: Connection, schema: str, events: Sequence[tuple[str, int, str]]
+) -> None:
+    """Notes (id, created, request id) of events as applied."""
+    await connection.execute(
+        "INSERT INTO pinstripe.applied_event (schema, id, created, request_id)"
+        " SELECT $1, u.id, to_timestamp(u.created), nullif(u.request, '')"
+        " FROM unnest($2::text[], $3::float8[], $4::text[]) AS u (id, created, request)"
+        " ON CONFLICT DO NOTHING",
+        schema,
+        [e[0] for e in events],
+        [float(e[1]) for e in events],
+        [e[2] for e in events],
+    )
+
+
+async def load_applied(connection: Connection, schema: str, since: float) -> dict[str, int]:
+    """Ids and seconds of the events applied that were created since then."""
+    rows = await connection.fetch(
+        "SELECT id, extract(epoch FROM created)::bigint FROM pinstripe.applied_event"
+        " WHERE schema = $1 AND created >= $2",
+        schema,
+        datetime.fromtimestamp(since, UTC),
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def forget_applied(connection: Connection, schema: str, before: float) -> None:
+    """Drops what the list can no longer show in the window that is read again."""
+    await connection.execute(
+        "DELETE FROM pinstripe.applied_event WHERE schema = $1 AND created < $2",
+        schema,
+        datetime.fromtimestamp(before, UTC),
+    )
