@@ -170,6 +170,8 @@ class Mirror:
         """As `submit`, for snapshots of several moments that belong into one transaction."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         rows = sum(found.count() for found, _ in parts)
+        if lane == LIVE_LANE:
+            self._queued += rows  # It does not wait for room, but takes it.
         job = _Job(parts, progress, step, durable, rows, lane, over or {}, effect)
         chosen = self._choose(lane)
         chosen.jobs.append(job)
@@ -184,7 +186,10 @@ class Mirror:
             number = 0
         elif not open_jobs:
             # The first writer is kept free for what is live.
-            number = min(range(1, len(self._lanes)), key=lambda n: self._lanes[n].rows)
+            number = min(
+                range(min(1, len(self._lanes) - 1), len(self._lanes)),
+                key=lambda n: self._lanes[n].rows,
+            )
         self._lane_of[lane] = (number, open_jobs + 1)
         return self._lanes[number]
 

@@ -51,6 +51,7 @@ _EMBEDDED = frozenset(
         "/v1/credit_notes/{credit_note}/lines",
         "/v1/customers/{customer}/sources",
         "/v1/customers/{customer}/tax_ids",
+        "/v1/financial_connections/accounts/{account}/owners",
         "/v1/invoices/{invoice}/lines",
         "/v1/payment_intents/{intent}/amount_details_line_items",
         "/v1/payment_links/{payment_link}/line_items",

@@ -69,7 +69,7 @@ async def add_todos(connection: Connection, schema: str, todos: Sequence[Todo]) 
 async def load_todos(connection: Connection, schema: str) -> list[tuple[Todo, datetime]]:
     """Everything that is still to do, and when it was asked for (Postgres's clock)."""
     rows = await connection.fetch(
-        'SELECT kind, "table", id, coalesce(parent, \'\'), extract(epoch FROM since)::float8,'
+        "SELECT kind, \"table\", id, coalesce(parent, ''), extract(epoch FROM since)::float8,"
         " coalesce(request_id, ''), asked_at FROM pinstripe.pending WHERE schema = $1"
         " ORDER BY asked_at",
         schema,

@@ -11,26 +11,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
-from pinstripe.errors import NotEnabled, NotFound, NotPermitted, Refused
-from pinstripe.rows.extract import Found
+from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.store.cursors import Checkpoint, load_checkpoints, save_checkpoints
 from pinstripe.store.migrate import create_indexes
 from pinstripe.store.pool import Pool
 from pinstripe.sync.dispatch import Dispatcher, Work
 from pinstripe.sync.events import RETENTION_S, Applied, Events, bury
 from pinstripe.sync.listing import Listing
-from pinstripe.sync.page import read_object, truth_of
+from pinstripe.sync.nested import checkpoints, closed_gaps
 from pinstripe.sync.pager import Pager
 from pinstripe.sync.references import Fetched, References
+from pinstripe.sync.singletons import read_singletons
 from pinstripe.sync.source import BACKFILL, Source
 from pinstripe.sync.under_parents import UnderParents, stream_of
 
@@ -41,6 +41,11 @@ FOLLOWED = "events"
 # An event can appear late, behind newer ones (measured by nobody; Stripe's own engine holds back
 # 60 s). What is read again is dropped by its time, so a wide margin only costs a page.
 _LATE_S = 120
+_SOON_S = 600
+"""A list that was read so short a time ago is not read again by a run that resumes."""
+_SETTLED_S = 31 * 86400
+"""Objects without events change no more after that: a balance transaction becomes available within
+a month at the latest (https://docs.stripe.com/payouts)."""
 
 
 @dataclass(slots=True)
@@ -84,6 +89,7 @@ class Backfill:
         self._clock = clock
         self._schema = source.mirror.schema
         self._pending: list[UnderParents] = []
+        self._refused: list[Checkpoint] = []
 
     async def run(self) -> Outcome:
         """Returns when all that can be read is written. Raises what ends the whole run."""
@@ -91,7 +97,7 @@ class Backfill:
         outcome = Outcome()
         since = await self._prepare()
         self.phase = "lists"
-        await self._singletons()
+        self._refused = await read_singletons(self._source)
         await self._dispatcher.run(
             [w for w in self.works if isinstance(w, Pager)], more=self._ready_parents
         )
@@ -99,6 +105,8 @@ class Backfill:
         await self._save_ends()
         self.phase = "events"
         outcome.applied = await self._catch_up(since)
+        if outcome.applied is None:
+            await self._read_tails(since - _LATE_S)
         await self._source.mirror.settled()
         self.phase = "indexes"
         await self._index()
@@ -106,9 +114,8 @@ class Backfill:
         outcome.references = await References(self._source, self._pool).run()
         await self._source.mirror.settled()
         self.phase = "done"
-        outcome.streams = [
-            w.final() if isinstance(w, UnderParents) else w.listing.final() for w in self.works
-        ]
+        await self._save(checkpoints(self._source.gaps))
+        outcome.streams = self._ends()
         outcome.seconds = self._clock() - started
         outcome.requests = self._source.stripe.requests.total()
         return outcome
@@ -119,6 +126,7 @@ class Backfill:
             saved = dict(await load_checkpoints(connection, self._schema))
         followed = saved.get(FOLLOWED)
         endpoints = [e for e in list_endpoints() if self._wanted_objects(e)]
+        saved = await self._without_gaps(saved)
         since = self._now
         if followed is not None and followed.as_of is not None:
             since = int(followed.as_of)
@@ -127,26 +135,41 @@ class Backfill:
                     "The last run is too long ago for the event log: everything is listed anew."
                 )
                 saved, since = {}, self._now
-        if all(_is_done(saved.get(stream_of(e))) for e in endpoints):
-            # Complete before: the events tell what changed, save for what has none.
-            with_events = {name for event in spec().events for name in event.carries}
-            saved = {
-                stream: cursor
-                for stream, cursor in saved.items()
-                if any(stream_of(e) == stream and set(e.objects) <= with_events for e in endpoints)
-            }
-        self._make_works(endpoints, saved)
+        complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
+        if complete and followed is not None and followed.state == "refused":
+            saved = {}  # Nothing tells what changed since.
+        self._make_works(endpoints, saved, complete=complete)
         if followed is None or since == self._now:
             # The position is taken before the first list is read.
             await self._save([self._followed(since)])
         return since
 
-    def _make_works(self, endpoints: Sequence[ListEndpoint], saved: dict[str, Checkpoint]) -> None:
+    async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
+        """Forgets the lists around nested ones that could not be read before and can now."""
+        closed = await closed_gaps(self._source.stripe, saved.values(), priority=BACKFILL)
+        if not closed:
+            return saved
+        await self._save([replace(saved[stream], state="done", position=None) for stream in closed])
+        around = set(closed.values())
+        return {s: c for s, c in saved.items() if s not in closed and _table_of(c) not in around}
+
+    def _make_works(
+        self, endpoints: Sequence[ListEndpoint], saved: dict[str, Checkpoint], *, complete: bool
+    ) -> None:
+        """`complete`: all was read before, so that events tell what changed, save for what has none."""
+        with_events = {name for event in spec().events for name in event.carries}
         for endpoint in endpoints:
             table = table_name(self._wanted_objects(endpoint)[0])
             cursor = saved.get(stream_of(endpoint))
-            if cursor is not None and cursor.state in ("refused", "failed"):
-                cursor = None if cursor.state == "refused" else cursor
+            if cursor is not None and cursor.state == "refused":
+                cursor = None
+            stale = complete or (cursor is not None and self._now - (cursor.as_of or 0) > _SOON_S)
+            unheard = not set(endpoint.objects) <= with_events
+            if cursor is not None and cursor.state == "done" and stale and unheard:
+                if endpoint.created and cursor.as_of is not None:
+                    self._again(endpoint, table, cursor, int(cursor.as_of) - _SETTLED_S)
+                    continue
+                cursor = None
             if endpoint.parent:
                 work = UnderParents(endpoint, table, self._source, self._pool, cursor)
                 work.as_of = work.as_of or float(self._now)
@@ -159,6 +182,20 @@ class Backfill:
                 listing = Listing.resumed(endpoint, table, cursor, birth=self._birth)
                 self.works.append(Pager(listing, self._source))
 
+    def _again(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> None:
+        listing = Listing.tail(endpoint, table, done, since=since, ceiling=self._now)
+        self.works.append(Pager(listing, self._source))
+
+    async def _read_tails(self, since: int) -> None:
+        """Where the event log cannot be read: what was created while the lists were read."""
+        whole = [w for w in self.works if isinstance(w, Pager) and w.endpoint.created]
+        done = [w for w in whole if w.listing.state == "done"]
+        self.works = [w for w in self.works if w not in done]
+        for work in done:
+            self._again(work.endpoint, work.listing.table, work.listing.final(), since)
+        added = self.works[len(self.works) - len(done) :]
+        await self._dispatcher.run(added, more=lambda: ())
+
     def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:
         return [o for o in endpoint.objects if table_name(o) in self._source.wanted]
 
@@ -169,41 +206,37 @@ class Backfill:
             if work.endpoint.parent and not self._is_complete(work.endpoint.parent):
                 continue
             self._pending.remove(work)
-            if table_name(work.endpoint.parent) in self._source.wanted:
-                ready.append(work)
-            else:
+            if table_name(work.endpoint.parent) not in self._source.wanted:
                 work.state, work.reason = "refused", f"{work.parent_table} is not synced"
+            elif any(w.failed for w in self._makers(work.endpoint.parent)):
+                # Done now, it would never see the parents that are still to come.
+                work.state, work.reason = (
+                    "failed",
+                    f"The list of {work.parent_table} is not complete",
+                )
+            else:
+                ready.append(work)
         return ready
 
     def _is_complete(self, parent: str) -> bool:
         """Whether no unfinished list can bring another object of this type."""
-        makers = [w for w in self.works if parent in w.endpoint.objects]
+        makers = self._makers(parent)
         if not makers:
             # Only found inside others (a source in a customer): then after all plain lists.
-            makers = [w for w in self.works if isinstance(w, Pager)]
+            return all(w.finished for w in self.works if isinstance(w, Pager))
         return all(w.finished for w in makers)
 
-    async def _singletons(self) -> None:
-        """Objects that are one to an account."""
-        for name, path in singleton_paths().items():
-            if table_name(name) not in self._source.wanted:
-                continue
-            try:
-                reply = await self._source.stripe.get(
-                    path, endpoint=f"GET {path}", priority=BACKFILL
-                )
-            except (NotPermitted, NotEnabled, NotFound) as error:
-                await self._save([_refused_singleton(name, error)])
-                continue
-            found = Found()
-            self._source.mirror.extractor.object(read_object(reply, path), found)
-            await self._source.follow_all(found)
-            await self._source.mirror.put(found, truth_of(reply))
+    def _makers(self, parent: str) -> list[Pager | UnderParents]:
+        return [w for w in self.works if parent in w.endpoint.objects]
 
     async def _save_ends(self) -> None:
         """Lists that ended without being read say so in the database too."""
+        await self._save([c for c in self._ends() if c.state != "running"])
+
+    def _ends(self) -> list[Checkpoint]:
+        """Where every stream stands, with what could not be read beside the lists."""
         ends = [w.final() if isinstance(w, UnderParents) else w.listing.final() for w in self.works]
-        await self._save([c for c in ends if c.state != "running"])
+        return [*ends, *self._refused, *checkpoints(self._source.gaps)]
 
     async def _catch_up(self, since: int) -> Applied | None:
         """Applies what happened while the lists were read."""
@@ -232,18 +265,12 @@ class Backfill:
             await save_checkpoints(connection, self._schema, checkpoints)
 
 
+def _table_of(cursor: Checkpoint) -> object:
+    return cursor.position.get("table") if isinstance(cursor.position, dict) else None
+
+
 def _is_done(cursor: Checkpoint | None) -> bool:
     return cursor is not None and cursor.state in ("done", "refused")
-
-
-def _refused_singleton(name: str, error: Refused) -> Checkpoint:
-    return Checkpoint(
-        singleton_paths()[name],
-        "refused",
-        position={"table": table_name(name)},
-        reason=error.message,
-        remedy=error.hint,
-    )
 
 
 async def settle(source: Source, table: str, key: str, version: datetime) -> bool:

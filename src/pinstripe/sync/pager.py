@@ -56,6 +56,10 @@ class Pager:
     def finished(self) -> bool:
         return self.listing.finished
 
+    @property
+    def failed(self) -> bool:
+        return self.listing.state == "failed"
+
     def remaining(self) -> float:
         return self.listing.remaining()
 

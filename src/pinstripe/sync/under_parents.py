@@ -92,6 +92,10 @@ class UnderParents:
     def finished(self) -> bool:
         return self.state != "running"
 
+    @property
+    def failed(self) -> bool:
+        return self.state == "failed"
+
     def remaining(self) -> float:
         return float(max((self.total or 1) - self._done, len(self._waiting)))
 

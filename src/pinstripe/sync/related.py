@@ -1,0 +1,96 @@
+"""What else an event makes us ask for: objects that have no events of their own, found by relation.
+
+Pure, and from the catalog alone. A charge's event names its balance transaction, a setup intent's means a
+new attempt; neither has events. (https://docs.stripe.com/api/events/types lists all that do.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
+from pinstripe.catalog.load import spec
+from pinstripe.catalog.tables import Table, table_name, tables
+from pinstripe.rows.decode import StripeObject
+from pinstripe.store.todo import Todo
+from pinstripe.sync.order import Change
+
+# Children lists that only change when the parent's event says so, in these of its fields: without this
+# every event of a customer would cost a request.
+_ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
+
+
+@cache
+def with_events() -> frozenset[str]:
+    """Object names that some event carries."""
+    return frozenset(name for event in spec().events for name in event.carries)
+
+
+def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
+    """The requests that follow from one change."""
+    table = wanted.get(_table_of(change.name))
+    if table is None or change.deleted:
+        return []
+    found = [
+        Todo("relate", target, key, since=change.created, request_id=change.request_id)
+        for target, key in _references(table, change.object)
+        if target in wanted
+    ]
+    for child in _children(change.name):
+        field = _ONLY_IF_CHANGED.get(child)
+        asked = field is None or field in change.previous or change.event_type.endswith(".created")
+        if child in wanted and asked:
+            found.append(
+                Todo("children", child, change.key, change.name, change.created, change.request_id)
+            )
+    if any(c.on_request for c in table.columns):
+        # Payloads leave out what Stripe gives on request only.
+        found.append(Todo("fetch", table.name, change.key, "", change.created, change.request_id))
+    return found
+
+
+@cache
+def _children(name: str) -> tuple[str, ...]:
+    """Tables without events that are listed under an object of this type."""
+    return tuple(
+        sorted(
+            {
+                table_name(child)
+                for endpoint in list_endpoints()
+                if endpoint.parent == name and name != "test_helpers.test_clock"
+                for child in endpoint.objects
+                if child not in with_events()
+            }
+        )
+    )
+
+
+@cache
+def _eventless_targets() -> frozenset[str]:
+    """Tables whose objects have no events and can be retrieved by their id alone."""
+    return frozenset(
+        table_name(name)
+        for name, where in retrieve_endpoints().items()
+        if name not in with_events() and not where.parent_parameter
+    )
+
+
+def _references(table: Table, obj: StripeObject) -> list[tuple[str, str]]:
+    """(table, id) of the objects without events to which this one refers."""
+    found: list[tuple[str, str]] = []
+    for column in table.columns:
+        targets = [t for t in column.references if t in _eventless_targets()]
+        if len(targets) != 1 or column.read not in ("id", "text"):
+            continue
+        value: object = obj
+        for key in column.path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and value:
+            found.append((targets[0], value))
+    return found
+
+
+@cache
+def _table_of(name: str) -> str:
+    return next((t.name for t in tables().values() if t.object_type == name and not t.virtual), "")

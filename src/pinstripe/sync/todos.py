@@ -1,0 +1,190 @@
+"""Works off what must still be asked of Stripe (`store/todo`): coalesced, within the budget, durable.
+
+One request at a time for each place; what is asked for again meanwhile is done once more afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+
+import structlog
+
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
+from pinstripe.catalog.tables import table_name
+from pinstripe.client.paths import quote_id
+from pinstripe.errors import NotFound, PinstripeError, Refused, Unreachable, WrongKey
+from pinstripe.store.todo import Todo, load_todos, todo_done
+from pinstripe.sync.events import bury
+from pinstripe.sync.page import read_list, truth_of
+from pinstripe.sync.ranges import PAGE
+from pinstripe.sync.source import LIVE, Source
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+Place = tuple[str, str, str]
+Refresh = Callable[[str], Awaitable[None]]
+_WORKERS = 8
+_PAUSE_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+
+class Todos:
+    """The queue and its workers. `upcoming` refreshes previews: kind -> function of the owner's id."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        upcoming: Mapping[str, Refresh] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.trouble = ""
+        self._source = source
+        self._upcoming = dict(upcoming or {})
+        self._sleep = sleep
+        self._queue: asyncio.Queue[Place] = asyncio.Queue()
+        self._todos: dict[Place, Todo] = {}
+        self._running: set[Place] = set()
+        self._again: set[Place] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._todos)
+
+    async def run(self) -> None:
+        """Works until cancelled; begins with what an earlier process left."""
+        async with self._source.pool.acquire() as connection:
+            left = await load_todos(connection, self._source.mirror.schema)
+        self.add([todo for todo, _ in left])
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_WORKERS):
+                group.create_task(self._work())
+
+    def add(self, todos: Sequence[Todo]) -> None:
+        """Takes in what has been noted in the database."""
+        for todo in todos:
+            place = todo.place
+            known = place in self._todos
+            self._todos[place] = todo
+            if place in self._running:
+                self._again.add(place)
+            elif not known:
+                self._queue.put_nowait(place)
+        if self._todos:
+            self._idle.clear()
+
+    async def idle(self) -> None:
+        """Returns when nothing is left to do."""
+        await self._idle.wait()
+
+    def of_request(self, request_id: str) -> bool:
+        """Whether something that this request caused is still to be asked."""
+        return any(t.request_id == request_id for t in self._todos.values())
+
+    async def _work(self) -> None:
+        while True:
+            place = await self._queue.get()
+            self._running.add(place)
+            done = False
+            try:
+                done = await self._do(self._todos[place])
+            finally:
+                self._running.discard(place)
+                if place in self._again or not done:
+                    self._again.discard(place)
+                    self._queue.put_nowait(place)
+                else:
+                    self._todos.pop(place, None)
+                    if not self._todos:
+                        self._idle.set()
+
+    async def _do(self, todo: Todo) -> bool:
+        """Makes the request; False if it is to be tried again."""
+        for pause_s in (*_PAUSE_S, 0.0):
+            started = await self._clock()
+            try:
+                await self._ask(todo)
+            except (Unreachable, WrongKey) as error:
+                self.trouble = error.message
+                await self._sleep(pause_s or _PAUSE_S[-1])
+                continue
+            except PinstripeError as error:
+                # Stripe says no, and would again. The next event of the object asks anew.
+                _log.warning("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
+            self.trouble = ""
+            async with self._source.pool.acquire() as connection:
+                await todo_done(connection, self._source.mirror.schema, todo, started)
+            return True
+        return False
+
+    async def _clock(self) -> datetime:
+        async with self._source.pool.acquire() as connection:
+            now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        return now
+
+    async def _ask(self, todo: Todo) -> None:
+        if todo.kind in self._upcoming:
+            await self._upcoming[todo.kind](todo.id)
+        elif todo.kind == "children":
+            await self._children(todo)
+        elif todo.table in self._source.wanted:
+            await self._fetch(todo)
+
+    async def _fetch(self, todo: Todo) -> None:
+        version = await self._source.version(todo.table, todo.id)
+        if todo.kind == "relate" and version is not None and not await self._may_move(todo):
+            return
+        try:
+            await self._source.fetch(
+                todo.table, todo.id, parent=todo.parent, over=version, priority=LIVE
+            )
+        except NotFound:
+            await bury(self._source, todo.table, todo.id, over=version)
+        except Refused as error:
+            _log.info("todo.unfetched", table=todo.table, id=todo.id, error=error.message)
+
+    async def _may_move(self, todo: Todo) -> bool:
+        """Whether a related object that we have may have changed: a balance transaction, once."""
+        if todo.table != "balance_transaction":
+            return False
+        async with self._source.pool.acquire() as connection:
+            status: str | None = await connection.fetchval(
+                f'SELECT status FROM "{self._source.mirror.schema}".balance_transaction'
+                " WHERE id = $1 AND available_on <= now()",
+                todo.id,
+            )
+        return status == "pending"
+
+    async def _children(self, todo: Todo) -> None:
+        """Lists the children of `todo.table` under the parent `todo.id`, to the end."""
+        endpoint = _children_endpoint(todo.table, todo.parent)
+        if endpoint is None:
+            return
+        path, fixed = endpoint.url(todo.id, quote_id(todo.id))
+        after: str | None = None
+        while True:
+            params = [*fixed, ("limit", str(PAGE))]
+            if after is not None:
+                params.append(("starting_after", after))
+            try:
+                reply = await self._source.stripe.get(
+                    path, params, endpoint=endpoint.name, priority=LIVE
+                )
+            except NotFound:
+                return  # The parent went, and its list with it.
+            page = read_list(reply, path)
+            found = self._source.extract(page.objects, {table_name(endpoint.parent): todo.id})
+            await self._source.follow_all(found, priority=LIVE)
+            await self._source.mirror.put(found, truth_of(reply))
+            if not page.has_more or page.after is None or page.after == after:
+                return
+            after = page.after
+
+
+def _children_endpoint(table: str, parent: str) -> ListEndpoint | None:
+    for endpoint in list_endpoints():
+        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
+            return endpoint
+    return None
