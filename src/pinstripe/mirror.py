@@ -88,6 +88,14 @@ class _Lane:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class Scribe(Protocol):
+    """What the mirror does with a batch: `Writer` writes it, `store.compare.Comparer` only compares."""
+
+    async def write(self, batch: Batch) -> list[Contested]: ...
+
+    async def close(self) -> None: ...
+
+
 class Mirror:
     """Writes to one schema. Make it with `open_mirror`."""
 
@@ -99,12 +107,15 @@ class Mirror:
         *,
         api_version: str,
         writers: int = 3,
+        scribe: Scribe | None = None,
+        extractor: Extractor | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`scribe` takes the place of the writers; `extractor` is shared with another mirror."""
         self.schema = schema
         self.tables = tables
         self.api_version = api_version
-        self.extractor = Extractor(tables)
+        self.extractor = extractor or Extractor(tables)
         self.settle: Settle | None = None
         self.always: list[Effect] = []
         """Run in every transaction: the fence of the lease, NOTIFY."""
@@ -113,8 +124,12 @@ class Mirror:
         self.trouble = ""
         """What Postgres says while a write is being tried again; "" when all is well."""
         self._sleep = sleep
-        self._lanes = [_Lane() for _ in range(writers)]
-        self._writers = [Writer(url, schema, tables, self.extractor.shapes) for _ in range(writers)]
+        self._writers: list[Scribe] = (
+            [scribe]
+            if scribe is not None
+            else [Writer(url, schema, tables, self.extractor.shapes) for _ in range(writers)]
+        )
+        self._lanes = [_Lane() for _ in self._writers]
         self._lane_of: dict[str, tuple[int, int]] = {}
         self._queued = 0
         self._room = asyncio.Condition()
@@ -222,7 +237,7 @@ class Mirror:
                     async with self._room:
                         self._room.notify_all()
 
-    async def _write(self, writer: Writer, jobs: list[_Job]) -> None:
+    async def _write(self, writer: Scribe, jobs: list[_Job]) -> None:
         """Commits the jobs as one batch; if Postgres refuses a value, one by one."""
         jobs = [job for job in jobs if not self._is_broken(job)]
         if not jobs:
@@ -262,7 +277,7 @@ class Mirror:
         if not job.durable.done():
             job.durable.set_exception(error)
 
-    async def _commit(self, writer: Writer, jobs: list[_Job]) -> list[Contested]:
+    async def _commit(self, writer: Scribe, jobs: list[_Job]) -> list[Contested]:
         batch = Batch(self.api_version, tables=self.tables)
         for job in jobs:
             for found, truth in job.parts:
@@ -321,12 +336,22 @@ async def open_mirror(
     *,
     api_version: str,
     writers: int = 3,
+    scribe: Scribe | None = None,
+    extractor: Extractor | None = None,
 ) -> AsyncIterator[Mirror]:
     """A mirror whose writers run for the block. Leaving it does not wait: await what you `put`."""
-    mirror = Mirror(url, schema, tables, api_version=api_version, writers=writers)
+    mirror = Mirror(
+        url,
+        schema,
+        tables,
+        api_version=api_version,
+        writers=writers,
+        scribe=scribe,
+        extractor=extractor,
+    )
     async with asyncio.TaskGroup() as group:
         # A writer that dies takes the block with it: nobody waits for a row that cannot come.
-        tasks = [group.create_task(mirror._run(n)) for n in range(writers)]
+        tasks = [group.create_task(mirror._run(n)) for n in range(len(mirror._writers))]
         try:
             yield mirror
         finally:

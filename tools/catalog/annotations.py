@@ -9,10 +9,9 @@ from typing import Any
 from pinstripe.catalog.model import Field, Kind
 from tools.catalog import overrides
 from tools.catalog.source import Place, UnknownShape, attributes, object_name, resolve
-from tools.catalog.times import integer_kind
+from tools.catalog.times import integer_kind, string_kind
 
 _SCALARS: dict[str, Kind] = {
-    "str": "string",
     "bool": "boolean",
     "float": "number",
     "Decimal": "decimal",
@@ -64,6 +63,8 @@ class Reader:
     def _named(self, place: Place, path: tuple[str, ...], name: str, doc: str) -> dict[str, Any]:
         if name == "int":
             return {"kind": integer_kind(self.owner, path[-1], doc)}
+        if name == "str":
+            return {"kind": string_kind(self.owner, path[-1], doc)}
         if name in _SCALARS:
             return {"kind": _SCALARS[name]}
         if name == "UntypedStripeObject":

@@ -43,7 +43,7 @@ ON_REQUEST = frozenset(
     tax.transaction.line_items
     treasury.financial_account.features
     treasury.transaction.entries
-    """.split()
+    """.split()  # noqa: SIM905 - reads better as a block
 )
 
 # Plain strings that hold the id of something else than their name says. They keep their name in

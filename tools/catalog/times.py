@@ -1,6 +1,6 @@
-"""Which integers are Unix times.
+"""Which integers are Unix times, and which strings of v2 are RFC 3339 times.
 
-The SDK types them as plain `int`. We tell them by name, and every name that looks like a time or
+The SDK types them as plain `int` and `str`. We tell them by name, and every name that looks like a time or
 whose text speaks of one must stand in one of these lists, so that a new SDK cannot slip one past us.
 """
 
@@ -29,7 +29,7 @@ TIMES = frozenset(
     start_date start_time started_at stored_at subscription_proration_date succeeded_at
     target_frozen_time tax_date timestamp transacted_at transitioned_at trial_end trial_start
     updated updated_at void_at voided_at webhooks_delivered_at
-    """.split()
+    """.split()  # noqa: SIM905 - reads better as a block
 )
 
 # Milliseconds (the property's text says so).
@@ -42,7 +42,21 @@ NOT_TIMES = frozenset(
     ending_balance expires_after_days expires_after_seconds fee inbound_pending interval_count
     merchant_amount next_invoice_sequence next_sequence payment_count payments_per_period quantity
     start_hour timezone_offset transfer_up_to_amount trial_period_days version
-    """.split()
+    """.split()  # noqa: SIM905 - reads better as a block
+)
+
+# RFC 3339 in v2 objects.
+ISO_TIMES = frozenset(
+    """
+    acknowledged_at canceled_at consumed_at created date effective_at expires expires_at failed_at
+    lock_expires_at minimum_transition_date posted_at processing_at requires_action_at returned_at
+    succeeded_at time timestamp updated url_expires_at void_at
+    """.split()  # noqa: SIM905 - reads better as a block
+)
+
+# Strings of v2 that look like times and are not: days, hours of the day, names.
+NOT_ISO_TIMES = frozenset(
+    "end_time events_from execute_on expected_arrival_date fiscal_year_end start_time".split()  # noqa: SIM905
 )
 
 _LOOKS = re.compile(
@@ -50,10 +64,11 @@ _LOOKS = re.compile(
     r"|^(created|updated|date|start|end|expires|timestamp|deadline|eta|as_of)$"
 )
 _SPEAKS = re.compile(r"epoch|timestamp|\btime\b|\bdate\b", re.IGNORECASE)
+_SPEAKS_ISO = re.compile(r"timestamp|RFC ?3339|ISO 8601", re.IGNORECASE)
 
 
 def integer_kind(owner: str, name: str, doc: str) -> str:
-    """ "time", "time_ms" or "integer" for the integer `name` of object `owner`.
+    """Gives "time", "time_ms" or "integer" for the integer `name` of object `owner`.
 
     Raises UnknownShape where name or text suggests a time and no list decides.
     """
@@ -66,3 +81,19 @@ def integer_kind(owner: str, name: str, doc: str) -> str:
             f"{owner}.{name}: is it a time? Its text: {doc!r}. Add it to tools/catalog/times.py"
         )
     return "integer"
+
+
+def string_kind(owner: str, name: str, doc: str) -> str:
+    """Gives "time_iso" or "string" for the string `name` of object `owner`; only v2 has such times.
+
+    Raises UnknownShape where name or text suggests a time and no list decides.
+    """
+    if not owner.startswith("v2."):
+        return "string"
+    if name in ISO_TIMES:
+        return "time_iso"
+    if name not in NOT_ISO_TIMES and (_LOOKS.search(name) or _SPEAKS_ISO.search(doc)):
+        raise UnknownShape(
+            f"{owner}.{name}: is it a time? Its text: {doc!r}. Add it to tools/catalog/times.py"
+        )
+    return "string"

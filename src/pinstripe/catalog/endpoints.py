@@ -65,7 +65,6 @@ _EMBEDDED = frozenset(
 
 # A parent for which this column says that it has no children need not be asked.
 _ONLY_WHEN: dict[str, str] = {
-    "/v1/setup_attempts": "latest_attempt_id IS NOT NULL",  # null: nothing was attempted.
     "/v1/sources/{source}/source_transactions": "type IN ('ach_credit_transfer', 'sepa_credit_transfer',"
     " 'multibanco')",  # Only receivers have transactions.
 }

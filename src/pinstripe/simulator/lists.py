@@ -15,12 +15,15 @@ import msgspec
 from pinstripe.simulator.judge import Judge
 from pinstripe.simulator.objects import Objects
 from pinstripe.simulator.params import Params
+from pinstripe.simulator.relations import Even
 from pinstripe.simulator.replies import missing, refused
 from pinstripe.simulator.table import Table
 from pinstripe.simulator.visibility import conditions
 
 _INDENT = 4
 """Spaces before an entry of a list, as Stripe prints it."""
+# Types whose list wants an owner that the objects themselves do not name: the parameter, and its type.
+_OWNERS = {"entitlements.active_entitlement": "customer"}
 _DEFAULT_LIMIT, _LARGEST_LIMIT = 10, 100
 
 
@@ -147,7 +150,21 @@ def _by_reference(objects: Objects, table: Table, params: Params) -> list[int] |
             return []
         base = relation.back(owner) if owner < there.base else range(0)
         return sorted({*base, *table.by_value.get((field, value), ())}, reverse=True)
-    return None
+    return _unnamed(objects, table, params)
+
+
+def _unnamed(objects: Objects, table: Table, params: Params) -> list[int] | None:
+    """Entries that belong to an owner whom they do not name: shared out evenly among the owners."""
+    field = _OWNERS.get(table.name)
+    value = params.get(field) if field else None
+    if field is None or not isinstance(value, str):
+        return None
+    there = objects.table(field)
+    owner = there.position(value)
+    if owner is None:
+        raise missing(there.kind.name, value, param=field, status=400)
+    mine = Even(table.base, there.base).back(owner) if owner < there.base else range(0)
+    return sorted(mine, reverse=True)
 
 
 def _entries(objects: Objects, table: Table, params: Params) -> list[int] | None:

@@ -157,7 +157,9 @@ def _same(columns: Sequence[Column]) -> str:
     parts = [_row_same(group) for group in (told, asked) if group]
     if asked:
         parts[-1] = f"(t._partial IS TRUE OR {parts[-1]})"
-    return f"({' AND '.join(parts)})" if parts else "true"
+    # Unknown fields are content too.
+    parts.append(f"t._extra IS NOT DISTINCT FROM ({_extra(columns)})")
+    return f"({' AND '.join(parts)})"
 
 
 def _row_same(columns: Sequence[Column]) -> str:

@@ -166,7 +166,7 @@ class Backfill:
             stale = complete or (cursor is not None and self._now - (cursor.as_of or 0) > _SOON_S)
             unheard = not set(endpoint.objects) <= with_events
             if cursor is not None and cursor.state == "done" and stale and unheard:
-                if endpoint.created and cursor.as_of is not None:
+                if endpoint.created and not endpoint.parent and cursor.as_of is not None:
                     self._again(endpoint, table, cursor, int(cursor.as_of) - _SETTLED_S)
                     continue
                 cursor = None

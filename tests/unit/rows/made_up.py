@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from hypothesis import strategies as st
+from tests.unit.rows.rebuild import Json
 
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.model import Field
@@ -19,7 +20,6 @@ from pinstripe.catalog.tables import (
     table_of_object,
     tables,
 )
-from tests.unit.rows.rebuild import Json
 
 TEXTS = (
     "",

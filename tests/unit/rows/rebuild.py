@@ -84,7 +84,8 @@ class Replica:
         """The id, or the object behind it where an object stood."""
         if not isinstance(like, dict):
             return key
-        targets = [table_of_object()[named]] if named in table_of_object() else column.references
+        known = table_of_object().get(named or "")
+        targets = (known,) if known else column.references
         for target in targets:
             if self._row(target, key, older=older) is not None:
                 return self.rebuild(tables()[target], key, like, older=older)

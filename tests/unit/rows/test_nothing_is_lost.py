@@ -13,12 +13,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from tests.unit.rows.rebuild import Json, leaves, lost, replica
 
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.model import Field
 from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.rows.extract import Extractor, Found
-from tests.unit.rows.rebuild import Json, leaves, lost, replica
 
 EXAMPLES: dict[str, dict[str, Json]] = json.loads(
     (Path(__file__).parents[2] / "data" / "examples.json").read_text()

@@ -1,0 +1,299 @@
+"""What makes a row true: the guarded upsert, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from datetime import datetime
+from random import Random
+
+import asyncpg
+import pytest
+
+from pinstripe.errors import Drifted
+from pinstripe.rows.decode import StripeObject
+from pinstripe.rows.extract import Found
+from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.write import Batch
+from tests.postgres.writing import SCHEMA, T0, VERSION, Writing, at, make_schema, writing
+
+_TABLES = ("customer", "coupon", "charge", "source", "product", "terminal_reader")
+
+
+def customer(**fields: object) -> StripeObject:
+    return {"id": "cus_1", "object": "customer", **fields}
+
+
+@pytest.fixture
+async def w(database: str) -> AsyncIterator[Writing]:
+    await make_schema(database, _TABLES)
+    async with writing(database, *_TABLES) as made:
+        yield made
+
+
+async def name_of(w: Writing) -> object:
+    return (await w.row("customer", "cus_1"))["name"]
+
+
+async def test_a_surely_newer_snapshot_is_written(w: Writing) -> None:
+    await w.put((customer(name="old"), 0, 1))
+    assert await w.put((customer(name="new"), 1, 2)) == []
+    row = await w.row("customer", "cus_1")
+    assert (row["name"], row["_as_of"], row["_as_of_latest"]) == ("new", at(1), at(2))
+    assert row["_api_version"] == VERSION
+
+
+async def test_a_surely_older_snapshot_is_dropped(w: Writing) -> None:
+    await w.put((customer(name="new"), 5, 6))
+    before = await w.place("customer", "cus_1")
+    assert await w.put((customer(name="old"), 4, 5)) == []
+    assert await name_of(w) == "new"
+    assert await w.place("customer", "cus_1") == before
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "expected"),
+    [(5.5, 7, (5.5, 7)), (4, 7, (5, 7)), (5.5, 5.8, (5.5, 6)), (4.5, 6, (5, 6))],
+)
+async def test_an_overlapping_snapshot_of_the_same_content_only_tells_more_of_when(
+    w: Writing, lo: float, hi: float, expected: tuple[float, float]
+) -> None:
+    await w.put((customer(name="same", balance=3), 5, 6))
+    assert await w.put((customer(name="same", balance=3), lo, hi)) == []
+    row = await w.row("customer", "cus_1")
+    assert (row["_as_of"], row["_as_of_latest"]) == (at(expected[0]), at(expected[1]))
+
+
+async def test_an_overlapping_snapshot_of_other_content_is_contested_and_not_written(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="one"), 5, 6))
+    version = (await w.row("customer", "cus_1"))["_synced_at"]
+    contests = await w.put((customer(name="two"), 5.5, 6.5))
+    assert [(c.table, c.key, c.version) for c in contests] == [("customer", "cus_1", version)]
+    assert await name_of(w) == "one"
+
+
+async def test_what_was_asked_for_after_the_row_was_seen_wins_over_it(w: Writing) -> None:
+    await w.put((customer(name="one"), 5, 6))
+    [contest] = await w.put((customer(name="two"), 5.5, 6.5))
+    over = {("customer", "cus_1"): contest.version}
+    assert await w.put((customer(name="three"), 5.6, 6.6), over=over) == []
+    row = await w.row("customer", "cus_1")
+    assert row["name"] == "three"
+    assert row["_as_of_latest"] == at(6.6)
+
+
+async def test_an_answer_over_a_version_that_has_passed_is_contested_again(w: Writing) -> None:
+    await w.put((customer(name="one"), 5, 6))
+    version: datetime = (await w.row("customer", "cus_1"))["_synced_at"]
+    await w.put((customer(name="one"), 5.5, 6.5))
+    contests = await w.put(
+        (customer(name="two"), 5.6, 6.6), over={("customer", "cus_1"): version}
+    )
+    assert [c.key for c in contests] == ["cus_1"]
+    assert await name_of(w) == "one"
+
+
+async def test_an_absent_field_keeps_its_value_and_null_is_null(w: Writing) -> None:
+    await w.put((customer(name="N", email="e@example.com", metadata={"a": "1"}), 0, 1))
+    await w.put((customer(name="M"), 1, 2))
+    row = await w.row("customer", "cus_1")
+    assert (row["name"], row["email"], row["metadata"]) == ("M", "e@example.com", '{"a": "1"}')
+    await w.put((customer(email=None), 2, 3))
+    row = await w.row("customer", "cus_1")
+    assert (row["name"], row["email"]) == ("M", None)
+
+
+async def test_unknown_fields_are_merged_by_their_name(w: Writing) -> None:
+    async def extra() -> object:
+        return (await w.row("customer", "cus_1"))["_extra"]
+
+    await w.put((customer(colour="red", size={"cm": 3}), 0, 1))
+    assert await extra() == '{"size": {"cm": 3}, "colour": "red"}'
+    await w.put((customer(name="N"), 1, 2))
+    assert await extra() == '{"size": {"cm": 3}, "colour": "red"}'
+    await w.put((customer(size={"inch": 1}), 2, 3))
+    assert await extra() == '{"size": {"inch": 1}, "colour": "red"}'
+
+
+async def test_a_misfit_leaves_with_the_next_value_that_fits(w: Writing) -> None:
+    await w.put((customer(balance="many"), 0, 1))
+    row = await w.row("customer", "cus_1")
+    assert (row["balance"], row["_extra"]) == (None, '{"balance": "many"}')
+    await w.put((customer(balance=7), 1, 2))
+    row = await w.row("customer", "cus_1")
+    assert (row["balance"], row["_extra"]) == (7, None)
+
+
+async def test_unknown_fields_that_differ_are_contested_too(w: Writing) -> None:
+    await w.put((customer(name="N", colour="red"), 5, 6))
+    contests = await w.put((customer(name="N", colour="blue"), 4.5, 6.5))
+    assert [c.key for c in contests] == ["cus_1"]
+    assert (await w.row("customer", "cus_1"))["_extra"] == '{"colour": "red"}'
+
+
+async def test_a_late_page_does_not_raise_the_dead(w: Writing) -> None:
+    await w.put((customer(name="N"), 0, 1))
+    await w.put((customer(deleted=True), 10, 11))
+    assert await w.put((customer(name="N"), 3, 9)) == []
+    row = await w.row("customer", "cus_1")
+    assert (row["deleted"], row["name"]) == (True, "N")
+
+
+async def test_an_object_made_anew_under_a_chosen_id_lives_again(w: Writing) -> None:
+    await w.put(({"id": "p", "object": "product", "deleted": True}, 0, 1))
+    await w.put(({"id": "p", "object": "product", "name": "Again"}, 1, 2))
+    row = await w.row("product", "p")
+    assert (row["deleted"], row["name"]) == (False, "Again")
+
+
+async def test_a_frozen_source_fills_a_gap_and_changes_nothing(w: Writing) -> None:
+    created = int(T0) - 1_000
+    source = {"id": "src_1", "object": "source", "status": "consumed"}
+    charge: StripeObject = {"id": "ch_1", "object": "charge", "created": created, "source": source}
+    await w.put((charge, 0, 1))
+    assert (await w.row("source", "src_1"))["status"] == "consumed"
+    assert (await w.row("source", "src_1"))["_as_of"] == at(-1_000)
+    await w.put(({"id": "src_1", "object": "source", "status": "chargeable"}, 0, 1))
+    await w.put((charge, 5, 6))
+    assert (await w.row("source", "src_1"))["status"] == "chargeable"
+
+
+async def test_rows_of_several_shapes_go_in_one_batch(w: Writing) -> None:
+    await w.put(*((customer(id=f"cus_{n}", name="old", balance=n), 0, 1) for n in range(6)))
+    shapes: list[StripeObject] = [{"name": "new"}, {"balance": 9}, {"name": None, "balance": 8}]
+    await w.put(*((customer(id=f"cus_{n}", **shapes[n % 3]), 1, 2) for n in range(8)))
+    rows = await w.pg.fetch(f"SELECT name, balance FROM {SCHEMA}.customer ORDER BY id")
+    expected = [("new", 0), ("old", 9), (None, 8), ("new", 3), ("old", 9), (None, 8)]
+    assert [tuple(r) for r in rows] == [*expected, ("new", None), (None, 9)]
+
+
+async def test_a_key_that_comes_twice_with_other_content_is_decided_in_the_batch(
+    w: Writing,
+) -> None:
+    a, b, c = (customer(name=n) for n in "abc")
+    assert await w.put((a, 0, 1), (b, 2, 3), (c, 1, 2), (b, 2.5, 3.5)) == []
+    row = await w.row("customer", "cus_1")
+    assert (row["name"], row["_as_of"], row["_as_of_latest"]) == ("b", at(2.5), at(3.5))
+    contests = await w.put((a, 5, 6), (b, 5.5, 6.5))
+    assert [c.key for c in contests] == ["cus_1"]
+
+
+async def test_the_same_snapshot_again_writes_nothing(w: Writing) -> None:
+    snapshot = (customer(name="N", metadata={"a": "b"}, colour="red", created=5), 5, 6)
+    await w.put(snapshot)
+    before = await w.place("customer", "cus_1")
+    assert await w.put(snapshot, snapshot) == []
+    assert await w.place("customer", "cus_1") == before
+
+
+async def test_text_that_postgres_cannot_hold_does_not_end_the_writer(w: Writing) -> None:
+    with pytest.raises(Drifted):
+        await w.put((customer(name="nul \0 byte"), 0, 1))
+    await w.put((customer(name="fine"), 0, 1))
+    assert await name_of(w) == "fine"
+
+
+async def test_a_writer_works_on_after_an_error_in_the_middle(
+    w: Writing, pg: asyncpg.Connection
+) -> None:
+    await w.put((customer(name="one"), 0, 1))
+    await pg.execute(f"ALTER TABLE {SCHEMA}.customer ADD CHECK (name <> 'bad')")
+    mark = Checkpoint("/v1/customers", "running", position={"table": "customer"})
+    with pytest.raises(Exception, match="23514"):
+        await w.put(
+            ({"id": "c1", "object": "coupon"}, 1, 2), (customer(name="bad"), 1, 2), checkpoints=[mark]
+        )
+    assert await pg.fetchval(f"SELECT count(*) FROM {SCHEMA}.coupon") == 0
+    assert await load_checkpoints(pg, SCHEMA) == {}
+    await w.put((customer(name="good"), 1, 2), checkpoints=[mark])
+    assert await name_of(w) == "good"
+    assert list(await load_checkpoints(pg, SCHEMA)) == ["/v1/customers"]
+
+
+async def test_two_writers_on_the_same_rows_never_wait_in_a_circle(
+    database: str, w: Writing
+) -> None:
+    rounds, keys = 25, 40
+
+    async def write(mine: Writing, offset: float, seed: int) -> None:
+        dice = Random(seed)
+        for number in range(rounds):
+            order = dice.sample(range(keys), keys)
+            moment = 2 * number + offset
+            await mine.put(
+                *((customer(id=f"cus_{k}", balance=int(moment)), moment, moment + 1) for k in order),
+                *(({"id": f"p_{k}", "object": "product", "name": str(moment)}, moment, moment + 1)
+                  for k in order),
+            )
+
+    async with writing(database, *_TABLES) as other, asyncio.timeout(60):
+        await asyncio.gather(write(w, 0, 1), write(other, 1, 2))
+    balances = await w.pg.fetch(f"SELECT DISTINCT balance, _as_of FROM {SCHEMA}.customer")
+    assert [tuple(b) for b in balances] == [(2 * rounds - 1, at(2 * rounds - 1))]
+
+
+class History:
+    """One object whose content changes at known moments, and snapshots that know them roughly."""
+
+    def __init__(self, dice: Random) -> None:
+        self.changes = sorted(dice.uniform(0, 20) for _ in range(dice.randint(1, 5)))
+        self.snapshots: list[tuple[float, float, int, float]] = []
+        for _ in range(dice.randint(2, 10)):
+            true_at = dice.uniform(0, 20)
+            content = sum(change <= true_at for change in self.changes)
+            lo = true_at - dice.choice([0.0, 0.1, 1.0, 3.0]) * dice.random()
+            hi = true_at + 0.01 + dice.choice([0.1, 1.0, 3.0]) * dice.random()
+            self.snapshots.append((lo, hi, content, true_at))
+
+
+async def test_any_history_in_any_order_ends_in_the_newest_state_or_is_contested(
+    w: Writing,
+) -> None:
+    """Random snapshots of one object; each is true for a moment hidden in its interval."""
+    for seed in range(150):
+        dice = Random(seed)
+        history = History(dice)
+        key = f"cus_h{seed}"
+        open_contests = 0
+        held: tuple[float, float, int] | None = None
+        for size in itertools.cycle([1, 1, 2, 3]):
+            chosen, history.snapshots = history.snapshots[:size], history.snapshots[size:]
+            if not chosen:
+                break
+            contests = await w.put(
+                *((customer(id=key, balance=content), lo, hi) for lo, hi, content, _ in chosen)
+            )
+            open_contests += len(contests)
+            row = await w.row("customer", key)
+            content = int(row["balance"])
+            lo, hi = (row["_as_of"].timestamp() - T0, row["_as_of_latest"].timestamp() - T0)
+            if held is not None and held[2] != content:
+                # Never back to a surely older state: what replaced it began after it ended.
+                assert lo >= held[1] - 1e-5
+            held = (lo, hi, content)
+            all_seen = chosen
+            assert any(c == content or s for _, _, c, s in all_seen)
+        everything = History(Random(seed)).snapshots
+        newest = max(everything, key=lambda s: s[3])
+        row = await w.row("customer", key)
+        if row["balance"] != newest[2]:
+            assert open_contests, f"seed {seed}: neither newest nor contested"
+
+
+async def test_stages_do_not_keep_what_a_rolled_back_batch_left(w: Writing) -> None:
+    batch = Batch(VERSION, w.writer._tables)
+    found = Found()
+    w.extractor.object(customer(name="lost"), found)
+    batch.add(found, T0, T0 + 1)
+
+    async def fail(_: object) -> None:
+        raise asyncio.CancelledError
+
+    batch.effects.append(fail)
+    with pytest.raises(asyncio.CancelledError):
+        await w.writer.write(batch)
+    await w.put((customer(id="cus_2", name="kept"), 0, 1))
+    assert await w.pg.fetchval(f"SELECT array_agg(id) FROM {SCHEMA}.customer") == ["cus_2"]
