@@ -153,7 +153,7 @@ def _endpoints(operation: Operation, with_table: set[str]) -> list[ListEndpoint]
         "path": operation.path,
         "objects": operation.returns,
         "version": 2 if operation.path.startswith("/v2/") else 1,
-        "created": "created" in names and not operation.path.startswith("/v2/"),
+        "created": "created" in names and all(map(_is_dated, operation.returns)),
         "takes_limit": "limit" in names,
         "expand": expand_of(operation.returns),
         "only_when": _ONLY_WHEN.get(operation.path, ""),
@@ -182,6 +182,13 @@ def _endpoints(operation: Operation, with_table: set[str]) -> list[ListEndpoint]
     return found
 
 
+def _is_dated(name: str) -> bool:
+    """Whether objects of this type say, in Unix seconds, when they were made: else no range can be cut."""
+    return any(
+        f.name in ("created", "date") and f.kind == "time" for f in object_types()[name].fields
+    )
+
+
 def _required_enum(operation: Operation) -> tuple[tuple[Param, ...], ...]:
     """A list that wants one of a closed set of values is listed once for each."""
     wanted = [p for p in operation.params if not p.nullable and p.kind == "string" and p.enum]
@@ -194,9 +201,7 @@ def expand_of(objects: tuple[str, ...]) -> tuple[str, ...]:
     for name in objects:
         found += _EXPANDED_TOO.get(name, ())
         found += [
-            p
-            for p in _on_request(object_types()[name].fields)
-            if f"{name}.{p}" not in NOT_EXPANDED
+            p for p in _on_request(object_types()[name].fields) if f"{name}.{p}" not in NOT_EXPANDED
         ]
     return tuple(found)
 

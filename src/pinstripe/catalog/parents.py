@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pinstripe.catalog.model import Field, Operation, Spec
 
 # Lists that do not list what the account has: a preview of lines that are not made yet, and the
-# customers' payment methods and subscriptions, which the top-level lists hold.
+# customers' payment methods, which the top-level list holds.
 NOT_LISTS = frozenset(
     {
         "/v1/credit_notes/preview/lines",
         "/v1/customers/{customer}/payment_methods",
-        "/v1/customers/{customer}/subscriptions",
     }
 )
 # Polymorphic in the types only: no account is the child of a customer.

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 
-from pinstripe.catalog.tables import Column, Table
+from pinstripe.catalog.load import spec
+from pinstripe.catalog.parents import parents
+from pinstripe.catalog.tables import Column, Table, table_name, tables
 from pinstripe.errors import Drifted, Misconfigured
 from pinstripe.store import ddl
 from pinstripe.store.pool import Connection, translated
@@ -164,7 +166,7 @@ async def _extend(
 
 
 async def _fill(connection: Connection, schema: str, table: Table, added: Iterable[Column]) -> bool:
-    """Moves what waited in `_extra` into the new columns; True if each of them found something.
+    """Moves what waited in `_extra` into the new columns; True if every row had something for each.
 
     A value of another type than the column's stays where it is.
     """
@@ -172,19 +174,11 @@ async def _fill(connection: Connection, schema: str, table: Table, added: Iterab
     by_path: dict[tuple[str, ...], list[Column]] = {}
     for column in added:
         by_path.setdefault(column.path, []).append(column)
+    rows = await connection.fetchval(f"SELECT count(*) FROM {name}")
     found_all = True
     for path, columns in by_path.items():
-        if not path:
-            found_all = False
-            continue
-        place = "ARRAY[" + ", ".join(ddl.literal(p) for p in path) + "]::text[]"
-        sets = ", ".join(f"{ddl.quote(c.name)} = {_from_extra(c, place)}" for c in columns)
-        fits = " AND ".join(_fits(c, place) for c in columns)
-        status = await connection.execute(
-            f"UPDATE {name} SET {sets}, _extra = _extra #- {place} "
-            f"WHERE _extra #> {place} IS NOT NULL AND {fits}"
-        )
-        found_all = found_all and not status.endswith(" 0")
+        moved = await _move(connection, name, path, columns) if path else 0
+        found_all = found_all and moved == rows
     for top in sorted({path[0] for path in by_path if len(path) > 1}):
         key = ddl.literal(top)
         await connection.execute(
@@ -194,22 +188,47 @@ async def _fill(connection: Connection, schema: str, table: Table, added: Iterab
     return found_all
 
 
+async def _move(
+    connection: Connection, name: str, path: tuple[str, ...], columns: Iterable[Column]
+) -> int:
+    """Fills the columns that read one field; gives the number of rows that had it."""
+    place = "ARRAY[" + ", ".join(ddl.literal(p) for p in path) + "]::text[]"
+    sets = ", ".join(f"{ddl.quote(c.name)} = {_from_extra(c, place)}" for c in columns)
+    fits = " AND ".join(_fits(c, place) for c in columns)
+    try:
+        with translated():
+            async with connection.transaction():
+                status = await connection.execute(
+                    f"UPDATE {name} SET {sets}, _extra = _extra #- {place} "
+                    f"WHERE _extra #> {place} IS NOT NULL AND {fits}"
+                )
+    except Drifted:
+        return 0  # A date that is none, a number without measure: all stay where they are.
+    return int(status.rpartition(" ")[2])
+
+
 def _fits(column: Column, place: str) -> str:
-    """Whether the waiting value has the type that the column wants."""
+    """Whether the waiting value has the type that the column wants. Null fits everywhere."""
     node, text = f"(_extra #> {place})", f"(_extra #>> {place})"
+    kind = f"jsonb_typeof({node})"
     if column.type == "jsonb":
         return "true"
     if column.read in ("integer", "time", "time_ms"):
-        return f"jsonb_typeof({node}) = 'number' AND {text} ~ '^-?[0-9]{{1,18}}$'"
-    if column.type == "numeric":
-        return f"{text} ~ '^-?[0-9]+([.][0-9]+)?([eE][-+]?[0-9]+)?$'"
-    if column.type == "text[]":
+        # bigint holds any 18 digits; Unix seconds of 12 digits are in a year that timestamptz knows.
+        digits = {"integer": 18, "time": 12, "time_ms": 15}[column.read]
+        fits = f"({kind} = 'number' AND {text} ~ '^-?[0-9]{{1,{digits}}}$')"
+    elif column.type == "numeric":
+        fits = f"({text} ~ '^-?[0-9]+([.][0-9]+)?([eE][-+]?[0-9]{{1,3}})?$')"
+    elif column.type == "text[]":
         odd = '$[*] ? (@.type() != "string")'
-        return f"jsonb_typeof({node}) = 'array' AND NOT jsonb_path_exists({node}, '{odd}')"
-    return f"jsonb_typeof({node}) = '{'boolean' if column.type == 'boolean' else 'string'}'"
+        fits = f"({kind} = 'array' AND NOT jsonb_path_exists({node}, '{odd}'))"
+    else:
+        fits = f"{kind} = '{'boolean' if column.type == 'boolean' else 'string'}'"
+    return f"({kind} = 'null' OR {fits})"
 
 
 def _from_extra(column: Column, place: str) -> str:
+    """The waiting value as the column wants it; JSON's null becomes SQL's."""
     node, text = f"(_extra #> {place})", f"(_extra #>> {place})"
     if column.read == "object":
         return "NULL"  # A plain id waited there: the next snapshot tells its type.
@@ -218,9 +237,12 @@ def _from_extra(column: Column, place: str) -> str:
     if column.read == "time_ms":
         return f"to_timestamp({text}::double precision / 1000)"
     if column.type == "jsonb":
-        return node
+        return f"nullif({node}, 'null'::jsonb)"
     if column.type == "text[]":
-        return f"ARRAY(SELECT jsonb_array_elements_text({node}))"
+        return (
+            f"CASE WHEN jsonb_typeof({node}) = 'array' "
+            f"THEN ARRAY(SELECT jsonb_array_elements_text({node})) END"
+        )
     return f"{text}::{column.type}"
 
 
@@ -237,10 +259,21 @@ async def _register(
 
 
 async def _forget_streams(connection: Connection, schema: str, relist: list[str]) -> None:
-    """Streams are recorded with the tables that they fill; those of changed tables start anew."""
+    """Streams are recorded with the tables that they fill; those of changed tables start anew.
+
+    Rows that come inside others (invoice lines) have no stream of their own: then it is the stream of
+    the table around them.
+    """
     if relist:
+        around = [table_name(p) for name in relist for p in _around(name)]
         await connection.execute(
             "DELETE FROM pinstripe.cursor WHERE schema = $1 AND position ->> 'table' = ANY($2)",
             schema,
-            relist,
+            [*relist, *around],
         )
+
+
+def _around(name: str) -> Iterable[str]:
+    """The object names of what the rows of a table come inside of."""
+    known = tables().get(name)
+    return parents(spec()).get(known.object_type, ()) if known is not None else ()

@@ -90,12 +90,25 @@ class Backfill:
         self._schema = source.mirror.schema
         self._pending: list[UnderParents] = []
         self._refused: list[Checkpoint] = []
+        self._since: int | None = None
 
-    async def run(self) -> Outcome:
-        """Returns when all that can be read is written. Raises what ends the whole run."""
+    async def prepare(self) -> int:
+        """Reads the cursors; gives the second from which events count, noted before any list is read.
+
+        Whoever follows live begins there. `run` does it if it has not been done.
+        """
+        if self._since is None:
+            self._since = await self._prepare()
+        return self._since
+
+    async def run(self, *, followed: bool = False) -> Outcome:
+        """Returns when all that can be read is written. Raises what ends the whole run.
+
+        `followed`: somebody applies the events since `prepare` meanwhile, so it is not done here.
+        """
         started = self._clock()
         outcome = Outcome()
-        since = await self._prepare()
+        since = await self.prepare()
         self.phase = "lists"
         self._refused = await read_singletons(self._source)
         await self._dispatcher.run(
@@ -104,8 +117,9 @@ class Backfill:
         await self._source.mirror.settled()
         await self._save_ends()
         self.phase = "events"
-        outcome.applied = await self._catch_up(since)
-        if outcome.applied is None:
+        if not followed:
+            outcome.applied = await self._catch_up(since)
+        if followed or outcome.applied is None:
             await self._read_tails(since - _LATE_S)
         await self._source.mirror.settled()
         self.phase = "indexes"

@@ -37,6 +37,10 @@ def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
         for target, key in _references(table, change.object)
         if target in wanted
     ]
+    found += [
+        Todo("fetch", "invoice_item", key, since=change.created, request_id=change.request_id)
+        for key in _pulled_in(change)
+    ]
     for child in _children(change.name):
         field = _ONLY_IF_CHANGED.get(child)
         asked = field is None or field in change.previous or change.event_type.endswith(".created")
@@ -47,6 +51,20 @@ def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
     if any(c.on_request for c in table.columns):
         # Payloads leave out what Stripe gives on request only.
         found.append(Todo("fetch", table.name, change.key, "", change.created, change.request_id))
+    return found
+
+
+def _pulled_in(change: Change) -> list[str]:
+    """Invoice items that an invoice has taken up: they change without an event of their own."""
+    lines = change.object.get("lines") if change.name == "invoice" else None
+    entries = lines.get("data") if isinstance(lines, dict) else None
+    found: list[str] = []
+    for line in entries if isinstance(entries, list) else ():
+        parent = line.get("parent") if isinstance(line, dict) else None
+        details = parent.get("invoice_item_details") if isinstance(parent, dict) else None
+        key = details.get("invoice_item") if isinstance(details, dict) else None
+        if isinstance(key, str):
+            found.append(key)
     return found
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 
 import structlog
 
-from pinstripe.catalog.endpoints import RetrieveEndpoint, retrieve_endpoints
+from pinstripe.catalog.endpoints import ListEndpoint, Param, RetrieveEndpoint, retrieve_endpoints
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.paths import quote_id
@@ -23,6 +23,7 @@ from pinstripe.client.reply import Reply
 from pinstripe.client.session import Stripe
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror import Mirror
+from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import CutList, Found
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
@@ -103,6 +104,46 @@ class Source:
                 return requests
             after = page.after
 
+    async def read(
+        self,
+        endpoint: ListEndpoint,
+        path: str,
+        params: Sequence[Param],
+        *,
+        parents: Mapping[str, str] | None = None,
+        priority: int = BACKFILL,
+        enough: Callable[[Sequence[StripeObject]], Awaitable[bool]] | None = None,
+    ) -> float:
+        """Mirrors a list from its top, to its end or until a page is `enough`.
+
+        Gives the moment on Stripe's clock at which the reading began. A cursor object that went
+        meanwhile starts it anew. Raises what `Stripe.get` raises.
+        """
+        after: str | None = None
+        began = 0.0
+        while True:
+            asked, query = list_request(endpoint, path, params, after)
+            try:
+                reply = await self.stripe.get(
+                    asked, query, endpoint=endpoint.name, priority=priority
+                )
+            except NotFound as error:
+                if after is None or error.param != "starting_after":
+                    raise
+                after = None
+                continue
+            self.heard(reply)
+            began = began or reply.not_before
+            page = read_list(reply, path)
+            found = self.extract(page.objects, parents or {})
+            await self.follow_all(found, priority=priority)
+            await self.mirror.put(found, truth_of(reply))
+            if not page.has_more or page.after in (None, after):
+                return began
+            if enough is not None and await enough(page.objects):
+                return began
+            after = page.after
+
     async def follow_all(self, found: Found, *, priority: int = BACKFILL) -> int:
         """Reads every nested list that `found` holds only the beginning of."""
         requests = 0
@@ -156,6 +197,21 @@ class Source:
 
     def _is_wanted(self, cut: CutList) -> bool:
         return cut.child_table == "" or cut.child_table in self.wanted
+
+
+def list_request(
+    endpoint: ListEndpoint, path: str, params: Sequence[Param], after: str | None
+) -> tuple[str, list[Param]]:
+    """(path, parameters) of one page of a list, `after` the page before."""
+    if endpoint.version == 2 and after is not None:
+        return after, []  # A v2 list names its next page itself.
+    query = list(params)
+    if endpoint.takes_limit:
+        query.append(("limit", str(PAGE)))
+    if after is not None:
+        query.append(("starting_after", after))
+    query += [("expand[]", f"data.{item}") for item in endpoint.expand]
+    return path, query
 
 
 def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:

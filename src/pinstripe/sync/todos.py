@@ -17,8 +17,6 @@ from pinstripe.client.paths import quote_id
 from pinstripe.errors import NotFound, PinstripeError, Refused, Unreachable, WrongKey
 from pinstripe.store.todo import Todo, load_todos, todo_done
 from pinstripe.sync.events import bury
-from pinstripe.sync.page import read_list, truth_of
-from pinstripe.sync.ranges import PAGE
 from pinstripe.sync.source import LIVE, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -162,25 +160,17 @@ class Todos:
         endpoint = _children_endpoint(todo.table, todo.parent)
         if endpoint is None:
             return
-        path, fixed = endpoint.url(todo.id, quote_id(todo.id))
-        after: str | None = None
-        while True:
-            params = [*fixed, ("limit", str(PAGE))]
-            if after is not None:
-                params.append(("starting_after", after))
-            try:
-                reply = await self._source.stripe.get(
-                    path, params, endpoint=endpoint.name, priority=LIVE
-                )
-            except NotFound:
-                return  # The parent went, and its list with it.
-            page = read_list(reply, path)
-            found = self._source.extract(page.objects, {table_name(endpoint.parent): todo.id})
-            await self._source.follow_all(found, priority=LIVE)
-            await self._source.mirror.put(found, truth_of(reply))
-            if not page.has_more or page.after is None or page.after == after:
-                return
-            after = page.after
+        path, params = endpoint.url(todo.id, quote_id(todo.id))
+        try:
+            await self._source.read(
+                endpoint,
+                path,
+                params,
+                parents={table_name(endpoint.parent): todo.id},
+                priority=LIVE,
+            )
+        except NotFound:
+            return  # The parent went, and its list with it.
 
 
 def _children_endpoint(table: str, parent: str) -> ListEndpoint | None:

@@ -1,161 +1,21 @@
-"""Which upcoming invoices an event may change: customers and subscriptions, by id or by relation.
+"""From what an event is about to the owners of upcoming invoices, through the rows.
 
-    affected(event)       pure: the owners that the payload names, and what to look up
-    fan_out(connection)   the rest, from the rows: a price -> subscriptions that have it, ...
-
-Both are tables of data: `_RULES` by event type, `_LINKS` by relation. It is better to name an owner too
-many, which costs a request, than one too few, whose preview would stay wrong.
+A price leads to the subscriptions that have it, a coupon to those with a discount of it, a customer to
+all subscriptions and to pending invoice items. A table of data (`_LINKS`): one statement a way. It is run
+before the rows of the event itself are written; what these would tell, the event says by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from string import Template
-from typing import Literal
 
 from pinstripe.catalog.tables import Table
-from pinstripe.rows.decode import StripeObject
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
-
-Kind = Literal["upcoming_customer", "upcoming_subscription"]
-OwnerKey = tuple[Kind, str]
-"""What is to be previewed anew: as the kind and id of a to-do."""
-
-Relation = Literal[
-    "automatic_tax",
-    "coupon",
-    "customer",
-    "invoice_item",
-    "plan",
-    "price",
-    "product",
-    "promotion_code",
-    "subscription",
-    "tax_rate",
-    "test_clock",
-]
-Through = tuple[Relation, str]
-
-EVERYONE = "*"
-"""The id of a relation that is about the account as a whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Affected:
-    """`owners` are named by the event; `through` leads to more of them."""
-
-    owners: frozenset[OwnerKey] = frozenset()
-    through: frozenset[Through] = frozenset()
-
-    def __or__(self, other: Affected) -> Affected:
-        return Affected(self.owners | other.owners, self.through | other.through)
-
-    def __bool__(self) -> bool:
-        return bool(self.owners or self.through)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """For events whose type is `name`, or begins with it where it ends in a dot.
-
-    Paths into `data.object`, several with spaces between; what stands there is an id or an object.
-    """
-
-    name: str
-    customer: str = ""
-    subscription: str = ""
-    through: tuple[tuple[Relation, str], ...] = ()
-
-
-_SUBSCRIPTION_OF = "subscription parent.subscription_details.subscription"
-"""Where an invoice or an invoice item names its subscription: until acacia, and from basil on."""
-
-# Of invoices, what moves money or items. `sent`, `overdue`, `will_be_due`, `payment_action_required`
-# change no preview, and `payment_succeeded` comes with `paid`.
-_INVOICE_VERBS = (
-    "created deleted finalized marked_uncollectible overpaid paid payment_failed upcoming updated voided"
-)
-
-_RULES: tuple[_Rule, ...] = (
-    _Rule("customer.subscription.", customer="customer", subscription="id"),
-    _Rule(
-        "subscription_schedule.",
-        customer="customer",
-        subscription="subscription released_subscription",
-    ),
-    # Pending items go into the invoice of any subscription of the customer.
-    _Rule(
-        "invoiceitem.",
-        customer="customer",
-        subscription=_SUBSCRIPTION_OF,
-        through=(("customer", "customer"), ("invoice_item", "id")),
-    ),
-    *(
-        _Rule(f"invoice.{verb}", subscription=_SUBSCRIPTION_OF, through=(("customer", "customer"),))
-        for verb in _INVOICE_VERBS.split()
-    ),
-    _Rule(
-        "customer.discount.",
-        customer="customer",
-        subscription="subscription",
-        through=(("customer", "customer"),),
-    ),
-    _Rule("customer.updated", through=(("customer", "id"),)),
-    _Rule("customer.deleted", through=(("customer", "id"),)),
-    _Rule("customer.tax_id.", through=(("customer", "customer owner.customer"),)),
-    # They give credit: to the balance, or to invoices to come.
-    _Rule("credit_note.", through=(("customer", "customer"),)),
-    _Rule("billing.credit_grant.", through=(("customer", "customer"),)),
-    _Rule("coupon.", through=(("coupon", "id"),)),
-    _Rule("promotion_code.", through=(("promotion_code", "id"),)),
-    _Rule("price.", through=(("price", "id"),)),
-    # A plan is a price, and the other way round; either may be told of.
-    _Rule("plan.", through=(("plan", "id"), ("price", "id"))),
-    _Rule("product.", through=(("product", "id"),)),
-    _Rule("tax_rate.", through=(("tax_rate", "id"),)),
-    _Rule("tax.settings.updated", through=(("automatic_tax", ""),)),
-    _Rule("test_helpers.test_clock.", through=(("test_clock", "id"),)),
-)
-
-
-def affected(event: StripeObject) -> Affected:
-    """Whose upcoming invoice the event may change; nothing for most events."""
-    event_type = str(event.get("type"))
-    data = event.get("data")
-    obj = data.get("object") if isinstance(data, dict) else None
-    if not isinstance(obj, dict):
-        return Affected()
-    owners: set[OwnerKey] = set()
-    through: set[Through] = set()
-    for rule in _RULES:
-        if event_type != rule.name and not (
-            rule.name.endswith(".") and event_type.startswith(rule.name)
-        ):
-            continue
-        owners |= {("upcoming_customer", key) for key in _ids(obj, rule.customer)}
-        subscriptions = _ids(obj, rule.subscription)
-        owners |= {("upcoming_subscription", key) for key in subscriptions}
-        if not rule.customer:
-            through |= {("subscription", key) for key in subscriptions}
-        for relation, paths in rule.through:
-            through |= {(relation, key) for key in (_ids(obj, paths) if paths else (EVERYONE,))}
-    return Affected(frozenset(owners), frozenset(through))
-
-
-def _ids(obj: Mapping[str, object], paths: str) -> list[str]:
-    found: list[str] = []
-    for path in paths.split():
-        value: object = obj
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, dict):
-            value = value.get("id")
-        if isinstance(value, str) and value:
-            found.append(value)
-    return found
-
+from pinstripe.sync.upcoming_affected import EVERYONE, Affected, OwnerKey, Relation, Through
 
 ENDED = ("canceled", "incomplete_expired")
 """Subscriptions of these states never invoice again."""
@@ -180,12 +40,11 @@ class _Link:
     statement: str
 
 
-def _by_item(relation: Relation, column: str, more: str = "", needs: str = "") -> _Link:
+def _by_item(relation: Relation, needs: str, column: str, more: str = "") -> _Link:
+    """By what an item of the subscription costs."""
     return _Link(
         relation,
-        f"subscription subscription_item.{column.removeprefix('i.')} {needs}"
-        if not needs
-        else f"subscription subscription_item.price_id {needs}",
+        f"subscription {needs}",
         f"SELECT {column}, s.id, s.customer_id FROM $subscription_item i {more} "
         f"JOIN $subscription s ON s.id = i.subscription_id "
         f"WHERE {column} = ANY($1::text[]) AND i.deleted IS NOT TRUE AND {ALIVE}",
@@ -261,28 +120,33 @@ _LINKS: tuple[_Link, ...] = (
         "invoice_item",
         "SELECT n.id, NULL, n.customer_id FROM $invoice_item n WHERE n.id = ANY($1::text[])",
     ),
-    _by_item("price", "i.price_id"),
-    _by_item("plan", "i.plan_id"),
-    _by_item("product", "p.product_id", "JOIN $price p ON p.id = i.price_id", "price.product_id"),
+    _by_item("price", "subscription_item.price_id", "i.price_id"),
+    _by_item("plan", "subscription_item.plan_id", "i.plan_id"),
+    _by_item(
+        "product",
+        "subscription_item.price_id price.product_id",
+        "p.product_id",
+        "JOIN $price p ON p.id = i.price_id",
+    ),
     *_by_discount("coupon", "source_coupon_id"),
     *_by_discount("promotion_code", "promotion_code_id"),
     _Link(
         "tax_rate",
         "subscription.default_tax_rates",
-        f"SELECT r.id, s.id, s.customer_id FROM $subscription s, unnest($$1::text[]) AS r (id) "
+        f"SELECT r.id, s.id, s.customer_id FROM $subscription s, unnest($1::text[]) AS r (id) "
         f"WHERE s.default_tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {ALIVE}",
     ),
     _Link(
         "tax_rate",
         "subscription subscription_item.tax_rates",
-        f"SELECT r.id, s.id, s.customer_id FROM unnest($$1::text[]) AS r (id), $subscription_item i "
+        f"SELECT r.id, s.id, s.customer_id FROM unnest($1::text[]) AS r (id), $subscription_item i "
         f"JOIN $subscription s ON s.id = i.subscription_id "
         f"WHERE i.tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {ALIVE}",
     ),
     _Link(
         "tax_rate",
         "invoice_item.tax_rates",
-        f"SELECT r.id, NULL, n.customer_id FROM $invoice_item n, unnest($$1::text[]) AS r (id) "
+        f"SELECT r.id, NULL, n.customer_id FROM $invoice_item n, unnest($1::text[]) AS r (id) "
         f"WHERE n.tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {PENDING}",
     ),
     _Link(
@@ -304,3 +168,51 @@ _LINKS: tuple[_Link, ...] = (
         f"WHERE $1::text[] <> '{{}}' AND s.automatic_tax_enabled AND {ALIVE}",
     ),
 )
+
+
+async def fan_out(
+    connection: Connection, affected: Affected, *, schema: str, tables: Mapping[str, Table]
+) -> set[OwnerKey]:
+    """All owners that are affected, those that the event names included."""
+    found = set(affected.owners)
+    for owners in (await origins(connection, affected, schema=schema, tables=tables)).values():
+        found |= owners
+    return found
+
+
+async def origins(
+    connection: Connection, affected: Affected, *, schema: str, tables: Mapping[str, Table]
+) -> dict[Through, set[OwnerKey]]:
+    """The owners behind each relation: for the events of a whole page in a few statements."""
+    ids: dict[Relation, list[str]] = defaultdict(list)
+    for relation, key in sorted(affected.through):
+        ids[relation].append(key)
+    found: dict[Through, set[OwnerKey]] = defaultdict(set)
+    for link in _LINKS:
+        if link.relation not in ids or not _is_there(link, tables):
+            continue
+        statement = Template(link.statement).safe_substitute(
+            {name: qualified(schema, name) for name in tables}
+        )
+        for key, subscription, customer in await connection.fetch(statement, ids[link.relation]):
+            owners = set(_owners(subscription, customer))
+            for origin in ids[link.relation] if key is None else (key,):
+                found[link.relation, origin] |= owners
+    return found
+
+
+def _owners(subscription: str | None, customer: str | None) -> Iterator[OwnerKey]:
+    if subscription is not None:
+        yield ("upcoming_subscription", subscription)
+    if customer is not None:
+        yield ("upcoming_customer", customer)
+
+
+def _is_there(link: _Link, tables: Mapping[str, Table]) -> bool:
+    """Whether the database has what the statement speaks of: the user may sync fewer tables."""
+    for need in link.needs.split():
+        name, _, column = need.partition(".")
+        table = tables.get(name)
+        if table is None or (column and not any(c.name == column for c in table.columns)):
+            return False
+    return True

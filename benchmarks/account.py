@@ -1,0 +1,78 @@
+"""The account that is measured, and how few requests can read it.
+
+A business that sells to guests: many payments, few saved customers and subscriptions. Stripe has lists
+that cost one request for each customer (their balances), each setup intent and each tax transaction,
+however few objects they hold. At 25 requests a second they decide how long an account with many
+customers takes, whoever reads it; here they are a third of all requests, and count as necessary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle, islice
+from math import ceil
+
+from pinstripe.catalog.endpoints import list_endpoints
+from pinstripe.simulator.mix import PATTERNS
+
+PAGE = 100
+_INSIDE = 10
+"""Entries of a nested list that Stripe shows inside its parent."""
+
+# Shares of 200,000 objects. Lines, items and the like come with their parents.
+_MIX: Mapping[str, int] = {
+    "balance_transaction": 42_000,
+    "charge": 38_000,
+    "payment_intent": 38_000,
+    "payment_method": 22_000,
+    "event": 10_000,
+    "invoice": 4_000,
+    "invoice_payment": 4_000,
+    "checkout.session": 3_000,
+    "subscription": 2_000,
+    "refund": 2_000,
+    "invoiceitem": 1_200,
+    "payout": 800,
+    "customer": 300,
+    "setup_intent": 300,
+    "setup_attempt": 300,
+    "price": 200,
+    "product": 100,
+    "plan": 100,
+    "dispute": 100,
+    "promotion_code": 50,
+    "coupon": 20,
+}
+_WHOLE = 200_000
+
+# Nested lists that come inside their parent and are followed from there: (child, parent).
+_FOLLOWED = {
+    ("line_item", "invoice"): "GET /v1/invoices/{invoice}/lines",
+    ("item", "checkout.session"): "GET /v1/checkout/sessions/{session}/line_items",
+    ("subscription_item", "subscription"): "GET /v1/subscription_items",
+}
+
+
+def mix(objects: int) -> dict[str, int]:
+    """Counts by type of an account with about so many objects."""
+    return {name: max(1, round(count * objects / _WHOLE)) for name, count in _MIX.items()}
+
+
+def necessary_pages(counts: Mapping[str, int]) -> dict[str, int]:
+    """The fewest requests that read every top-level list and the rest of every nested one, by endpoint.
+
+    `counts`: objects by type, as the simulator tells them. An empty list costs a request too: nobody
+    knows that it is empty. Lists under parents are not among them, see `benchmarks.backfill`.
+    """
+    found: dict[str, int] = {}
+    for endpoint in list_endpoints():
+        if not endpoint.parent:
+            objects = sum(counts.get(name, 0) for name in endpoint.objects)
+            if endpoint.params == (("active", "false"),):
+                objects = 0  # What is inactive is not in the other pass: the sum is the same.
+            pages = max(1, ceil(objects / PAGE))
+            found[endpoint.name] = found.get(endpoint.name, 0) + pages
+    for (child, parent), name in _FOLLOWED.items():
+        sizes = islice(cycle(PATTERNS[child, parent]), counts.get(parent, 0))
+        found[name] = sum(ceil((size - _INSIDE) / PAGE) for size in sizes if size > _INSIDE)
+    return found

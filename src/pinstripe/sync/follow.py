@@ -1,0 +1,73 @@
+"""Everything that keeps an account fresh, run together: events, to-dos, lists without events, previews.
+
+Events and to-dos run from the start, beside the backfill; lists are read again and previews filled only
+when the backfill is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from pinstripe.client.limits import Budget
+from pinstripe.errors import PinstripeError
+from pinstripe.sync.live import Live, Pace
+from pinstripe.sync.relist import Intervals, Relist
+from pinstripe.sync.source import Source
+from pinstripe.sync.todos import Todos
+from pinstripe.sync.upcoming import Upcoming
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+_RETRY_S = 30.0
+
+
+class Follower:
+    """The live side of one account."""
+
+    def __init__(
+        self,
+        source: Source,
+        budget: Budget,
+        *,
+        since: float,
+        pace: Pace | None = None,
+        intervals: Intervals | None = None,
+        previews: bool = True,
+    ) -> None:
+        """`since`: the moment on Stripe's clock up to which all events are applied."""
+        self.upcoming = Upcoming(source) if previews else None
+        refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
+        self.todos = Todos(source, upcoming=refreshers)
+        more = self.upcoming.todos if self.upcoming is not None else None
+        self.live = Live(source, self.todos, since=since, pace=pace, more=more)
+        self.relist = Relist(source, self.todos, budget, intervals=intervals)
+        self._backfilled = asyncio.Event()
+
+    def backfilled(self) -> None:
+        """The first copy is complete: what needs it may begin."""
+        self._backfilled.set()
+
+    async def run(self) -> None:
+        """Until cancelled. A dead part ends the whole."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.todos.run())
+            group.create_task(self.live.run())
+            group.create_task(self._later())
+
+    async def _later(self) -> None:
+        await self._backfilled.wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._fill())
+            group.create_task(self.relist.run())
+
+    async def _fill(self) -> None:
+        """The previews of everybody, once; afterwards events refresh them."""
+        while self.upcoming is not None:
+            try:
+                await self.upcoming.fill()
+            except PinstripeError as error:
+                _log.warning("upcoming.trouble", error=error.message)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return

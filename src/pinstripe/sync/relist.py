@@ -1,0 +1,275 @@
+"""Keeps fresh what has no events: by reading its lists again.
+
+Three ways, from cheap to thorough:
+
+    heads   the newest entries of lists whose new objects no event announces, every half minute
+    due     balance transactions whose day has come: they turn `available` without a word
+    passes  every list to its end, once a day, each at its own time: finds silent edits, and by what it
+            no longer shows, silent deletions
+
+Intervals stretch with the read allowance. What a pass does not show any more is fetched, and flagged if
+Stripe does not have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import structlog
+
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
+from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.tables import table_name
+from pinstripe.client.limits import Budget
+from pinstripe.errors import PinstripeError, Refused
+from pinstripe.rows.decode import StripeObject
+from pinstripe.store.cursors import save_checkpoints
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.todo import Todo, add_todos
+from pinstripe.sync.dispatch import Dispatcher
+from pinstripe.sync.listing import Listing
+from pinstripe.sync.pager import Pager
+from pinstripe.sync.source import BACKFILL, Source, retrieve_endpoint
+from pinstripe.sync.todos import Todos
+from pinstripe.sync.under_parents import UnderParents
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+# Event names that announce a new object. Types without one of these are looked for.
+_BIRTHS = ("created", "opened", "uploaded")
+# A charge is born succeeded, failed or pending, and an event says which.
+_ANNOUNCED_OTHERWISE = frozenset({"charge"})
+_OVERLAP_S = 120
+_WHOLE_PAGES = 4.0
+_MOST_VANISHED = 5000
+"""Rows looked after in one pass: those that no list shows are fetched one by one."""
+
+
+@dataclass(slots=True)
+class Intervals:
+    """Seconds between two readings, before the read allowance stretches them."""
+
+    head_s: float = 30.0
+    due_s: float = 600.0
+    pass_s: float = 86400.0
+    tick_s: float = 1.0
+
+
+class Relist:
+    """The schedule of one account's lists."""
+
+    def __init__(
+        self,
+        source: Source,
+        todos: Todos,
+        budget: Budget,
+        *,
+        intervals: Intervals | None = None,
+        stretch: Callable[[], float] = lambda: 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`stretch` multiplies the intervals; 1 where the read allowance is no concern."""
+        self.passing = ""
+        self.refused: dict[str, Refused] = {}
+        self._source = source
+        self._todos = todos
+        self._budget = budget
+        self._intervals = intervals or Intervals()
+        self._stretch = stretch
+        self._clock = clock
+        now = clock()
+        self._head_at: dict[str, float] = {}
+        self._head_from: dict[str, float] = {}
+        self._due_at = now
+        # Passes are spread over their interval, so that they never come all at once.
+        endpoints = self._endpoints()
+        step = self._intervals.pass_s / max(len(endpoints), 1)
+        self._pass_at = {
+            _stream(e): now + self._intervals.pass_s / 2 + n * step / 2
+            for n, e in enumerate(endpoints)
+        }
+
+    async def run(self) -> None:
+        """Until cancelled. A list that cannot be read is left out, and said."""
+        while True:
+            await self.turn()
+            await asyncio.sleep(self._intervals.tick_s)
+
+    async def turn(self) -> None:
+        """Does what is due now."""
+        now = self._clock()
+        for endpoint in self._endpoints():
+            stream = _stream(endpoint)
+            if stream in self.refused:
+                continue
+            if needs_head(endpoint) and now - self._head_at.get(stream, 0.0) >= self._head_s(endpoint):
+                self._head_at[stream] = now
+                await self._guard(stream, self._head(endpoint))
+        if now >= self._due_at:
+            self._due_at = now + self._intervals.due_s * self._stretch()
+            await self._guard("due", self._due())
+        for endpoint in self._endpoints():
+            stream = _stream(endpoint)
+            if now >= self._pass_at[stream] and stream not in self.refused:
+                self._pass_at[stream] = now + self._intervals.pass_s * self._stretch()
+                await self._guard(stream, self.full_pass([endpoint]))
+                return  # One a turn: the heads go on between two passes.
+
+    def _head_s(self, endpoint: ListEndpoint) -> float:
+        """Lists without the `created` filter are read by whole pages, and less often."""
+        slower = 1.0 if endpoint.created else _WHOLE_PAGES
+        return self._intervals.head_s * slower * self._stretch()
+
+    def _endpoints(self) -> list[ListEndpoint]:
+        return [
+            e
+            for e in list_endpoints()
+            if any(table_name(o) in self._source.wanted for o in e.objects)
+        ]
+
+    async def _guard(self, stream: str, work: object) -> None:
+        try:
+            await work  # type: ignore[misc]
+        except Refused as error:
+            self.refused[stream] = error
+        except PinstripeError as error:
+            _log.warning("relist.trouble", stream=stream, error=error.message)
+
+    async def _head(self, endpoint: ListEndpoint) -> None:
+        """The entries that are newer than the last look, with a margin for what comes late."""
+        params = list(endpoint.params)
+        last = self._head_from.get(_stream(endpoint), self._source.now())
+        since = int(last - _OVERLAP_S)
+        if endpoint.created:
+            params.append(("created[gte]", str(since)))
+
+        async def enough(objects: Sequence[StripeObject]) -> bool:
+            created = objects[-1].get("created") if objects else None
+            return isinstance(created, int) and created < since
+
+        began = await self._source.read(
+            endpoint,
+            endpoint.path,
+            params,
+            priority=BACKFILL,
+            enough=None if endpoint.created else enough,
+        )
+        self._head_from[_stream(endpoint)] = began
+        await self._note(endpoint, "newest", began)
+
+    async def _due(self) -> None:
+        """Balance transactions turn `available` on their day; no event says so."""
+        if "balance_transaction" not in self._source.wanted:
+            return
+        async with self._source.pool.acquire() as connection:
+            row = await connection.fetchrow(
+                "SELECT extract(epoch FROM min(created))::bigint,"
+                " extract(epoch FROM max(created))::bigint FROM "
+                f"{qualified(self._source.mirror.schema, 'balance_transaction')}"
+                " WHERE status = 'pending' AND available_on <= now()"
+            )
+        if row is None or row[0] is None:
+            return
+        endpoint = next(e for e in list_endpoints() if e.path == "/v1/balance_transactions")
+        window = [("created[gte]", str(row[0])), ("created[lt]", str(row[1] + 1))]
+        began = await self._source.read(endpoint, endpoint.path, window)
+        await self._note(endpoint, "due", began)
+
+    async def full_pass(self, endpoints: Sequence[ListEndpoint]) -> None:
+        """Reads these lists to their end, then looks after what they no longer show."""
+        began = self._source.now()
+        self.passing = ", ".join(e.path for e in endpoints)
+        works = [self._work(e, began) for e in endpoints]
+        try:
+            await Dispatcher(self._budget, max_in_flight=4).run(works, more=lambda: ())
+        finally:
+            self.passing = ""
+        for work in works:
+            final = work.final() if isinstance(work, UnderParents) else work.listing.final()
+            if final.state != "done":
+                async with self._source.pool.acquire() as connection:
+                    await save_checkpoints(connection, self._source.mirror.schema, [final])
+        for table in {table_name(o) for e in endpoints for o in e.objects}:
+            if table in self._source.wanted and await self._is_covered(table, began):
+                await self._vanished(table, began)
+        for endpoint in endpoints:
+            await self._note(endpoint, "pass", began)
+
+    def _work(self, endpoint: ListEndpoint, began: float) -> Pager | UnderParents:
+        table = table_name(endpoint.objects[0])
+        if endpoint.parent:
+            work = UnderParents(endpoint, table, self._source, self._source.pool)
+            work.as_of = began
+            return work
+        return Pager(Listing.fresh(endpoint, table, ceiling=int(began)), self._source)
+
+    async def _is_covered(self, table: str, began: float) -> bool:
+        """Whether this was the only list of the table; else rows may stand in another one."""
+        lists = [e for e in self._endpoints() if table in map(table_name, e.objects)]
+        return len(lists) == 1
+
+    async def _vanished(self, table: str, began: float) -> None:
+        """Rows that the pass did not show: fetched, or flagged where they cannot be."""
+        known = self._source.wanted[table]
+        alive = (
+            " AND deleted IS NOT TRUE" if any(c.read == "deleted" for c in known.columns) else ""
+        )
+        place = qualified(self._source.mirror.schema, table)
+        async with self._source.pool.acquire() as connection:
+            rows = await connection.fetch(
+                f"SELECT {quote(known.key[0])} FROM {place} "
+                f"WHERE _as_of_latest < to_timestamp($1){alive} "
+                f"ORDER BY _as_of_latest LIMIT {_MOST_VANISHED}",
+                began,
+            )
+            where = retrieve_endpoint(table)
+            if where is None or where.parent_parameter:
+                return
+            todos = [Todo("fetch", table, row[0], since=began) for row in rows]
+            await add_todos(connection, self._source.mirror.schema, todos)
+        self._todos.add(todos)
+
+    async def _note(self, endpoint: ListEndpoint, how: str, known_to: float) -> None:
+        """Says how far the tables of this list are known to be true, and by what."""
+        names = [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
+        async with self._source.pool.acquire() as connection:
+            await connection.execute(
+                'INSERT INTO pinstripe.freshness (schema, "table", how, known_to)'
+                " SELECT $1, t, $3, to_timestamp($4) FROM unnest($2::text[]) AS t"
+                ' ON CONFLICT (schema, "table", how) DO UPDATE'
+                " SET known_to = EXCLUDED.known_to, updated_at = now()",
+                self._source.mirror.schema,
+                names,
+                how,
+                known_to,
+            )
+
+
+def needs_head(endpoint: ListEndpoint) -> bool:
+    """Whether new objects of this list appear without an event, and its top can be read alone."""
+    if endpoint.parent or endpoint.path == "/v1/events":
+        return False
+    dated = all(
+        any(f.name == "created" for f in object_types()[name].fields) for name in endpoint.objects
+    )
+    # Lists without dates are short and hardly ever change (tax codes, countries): a pass will do.
+    return dated and not set(endpoint.objects) <= _announced() | _ANNOUNCED_OTHERWISE
+
+
+@cache
+def _announced() -> frozenset[str]:
+    """Object names whose birth an event announces."""
+    return frozenset(
+        name
+        for event in spec().events
+        if event.name.rsplit(".", 1)[-1] in _BIRTHS
+        for name in event.carries
+    )
+
+
+def _stream(endpoint: ListEndpoint) -> str:
+    return f"{endpoint.stream} by {endpoint.parent}" if endpoint.parent else endpoint.stream
