@@ -218,6 +218,12 @@ class Mirror:
             else:
                 del self._lane_of[job.lane]
 
+    def _give_up(self) -> None:
+        """Nobody will write what is queued: whoever waits for it is told."""
+        for lane in self._lanes:
+            for job in lane.jobs:
+                job.durable.cancel()
+
     async def settled(self) -> None:
         """Returns when no contested row is open any more."""
         while self._settling:
@@ -359,6 +365,7 @@ async def open_mirror(
             for task in [*tasks, *settling]:
                 task.cancel()
             await asyncio.gather(*settling, return_exceptions=True)
+            mirror._give_up()
             for writer in mirror._writers:
                 await writer.close()
 

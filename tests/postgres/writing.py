@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from pinstripe.catalog.tables import tables
+from pinstripe.catalog.tables import Table, tables
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Extractor, Found
 from pinstripe.store.cursors import Checkpoint
@@ -74,11 +74,14 @@ class Writing:
 
 @asynccontextmanager
 async def writing(
-    url: str, *names: str, schema: str = SCHEMA, extractor: Extractor | None = None
+    url: str,
+    *names: str,
+    schema: str = SCHEMA,
+    effective: Mapping[str, Table] | None = None,
 ) -> AsyncIterator[Writing]:
     """A writer on tables that exist."""
-    chosen = {n: tables()[n] for n in names}
-    extractor = extractor or Extractor(chosen)
+    chosen = effective or {n: tables()[n] for n in names}
+    extractor = Extractor(chosen)
     async with connect(url) as connection:
         writer = Writer(url, schema, chosen, extractor.shapes)
         try:

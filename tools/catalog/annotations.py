@@ -69,7 +69,10 @@ class Reader:
             return {"kind": _SCALARS[name]}
         if name == "UntypedStripeObject":
             return {"kind": "any"}
-        target = resolve(name, place)
+        try:
+            target = resolve(name, place)
+        except UnknownShape:
+            raise UnknownShape(f"{place}.{path[-1]}: {name}") from None
         whole = self._object_of(target)
         if whole is not None:
             return {"kind": "resource", "targets": (whole,)}

@@ -180,10 +180,12 @@ def version() -> None:
 
 def _run(config: Config, work: Coroutine[object, object, int], *, stopped: int) -> None:
     """Runs `work` to its end, or until a signal; `stopped` is the exit code then."""
+    from pinstripe.cli.footprint import set_allocators
     from pinstripe.cli.logs import configure
     from pinstripe.cli.stop import Stopped, until_told
 
     configure(config)
+    set_allocators()
     try:
         code = _runner()(until_told(work))
     except Stopped:

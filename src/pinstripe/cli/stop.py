@@ -44,7 +44,8 @@ async def until_told(work: Coroutine[object, object, _T]) -> _T:
         task.cancel()
 
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+        # nohup ignores SIGHUP, and means it; a shell ignores SIGINT for `&` without being asked.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, tell, number)
     try:
         return await task

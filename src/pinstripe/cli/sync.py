@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pinstripe.cli.demo import demo_account
 from pinstripe.cli.failure import complain
+from pinstripe.cli.footprint import freeze_loaded
 from pinstripe.cli.summary import Ending, how_to_connect, summarise
 from pinstripe.config import Config
 from pinstripe.errors import NotPermitted
@@ -69,6 +70,7 @@ async def _run(config: Config) -> int:
 
 
 async def _backfill(service: Service) -> Ending:
+    freeze_loaded()
     async with showing(service):
         outcome = await service.backfill.run()
     return await summarise(service, outcome)

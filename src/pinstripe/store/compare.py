@@ -13,10 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from hashlib import blake2b
-from typing import Literal
 
 import asyncpg
 
@@ -24,15 +20,17 @@ from pinstripe.catalog.tables import Column, Table
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.difference import (
+    Difference,
+    Place,
+    difference,
+    is_deletable,
+    parents_of,
+    relations,
+)
 from pinstripe.store.pool import connect_dedicated, translated
 from pinstripe.store.upsert import STAGE_EXTRA, create_stage, from_stage, stage_name
 from pinstripe.store.write import Batch, Contested
-
-Place = tuple[str, str]
-"""(table, key)."""
-
-Kind = Literal["missing", "stale", "extra", "wrongly_deleted", "partial"]
-"""`partial`: the row says itself that it lacks what Stripe gives on request only."""
 
 MOST = 20_000
 """Differences that are remembered for each table; of more only the number is known."""
@@ -44,28 +42,6 @@ _FLEETING = {
     ("terminal_reader", "status"),
 }
 _SEEN = "pg_temp.seen"
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One row that is not as Stripe showed it. `version` is the row's `_synced_at`, None if there is none.
-
-    `shown` tells contents apart that Stripe showed at different times ("" where it has no object);
-    `created` is the object's own, Unix seconds. `parents` are (table, key) of what it hangs under.
-    """
-
-    table: str
-    key: str
-    kind: Kind
-    columns: tuple[str, ...] = ()
-    version: datetime | None = None
-    shown: str = ""
-    created: int | None = None
-    parents: tuple[Place, ...] = ()
-
-    @property
-    def place(self) -> Place:
-        return (self.table, self.key)
 
 
 class Comparer:
@@ -143,7 +119,7 @@ class Comparer:
             text = differing(self._schema, table, self._shapes.columns(shape))
             different: dict[str, Difference] = {}
             for record in await connection.fetch(text, shape):
-                found = _difference(table, rows[record[0]], record)
+                found = difference(table, rows[record[0]], record)
                 different[found.key] = found
             self._take(table.name, (k for k in rows if rows[k][-1] == shape), different)
         await connection.execute(f"TRUNCATE pg_temp.{quote(stage)}")
@@ -182,27 +158,35 @@ class Comparer:
 
     async def unlisted(
         self, table: Table, *, keep: str, limit: int | None
-    ) -> tuple[int, list[tuple[str, bool]]]:
-        """Rows that Stripe has not shown: how many, and (key, flagged deleted) of up to `limit`.
+    ) -> tuple[int, list[Difference]]:
+        """Rows that Stripe has not shown: how many, and up to `limit` of them.
 
-        `keep` is a SQL condition on rows `t` that need not be shown. Those not flagged come first,
-        in an order of chance that is the same each time.
+        `keep` is a SQL condition on rows `t` that need not be shown. Those not flagged deleted come
+        first, in an order of chance that is the same each time.
         """
-        key = quote(table.key[0])
-        flagged = "t.deleted IS TRUE" if _is_deletable(table) else "false"
+        key = f"t.{quote(table.key[0])}"
+        flagged = "t.deleted IS TRUE" if is_deletable(table) else "false"
+        about = relations(table)
+        names = "".join(f", t.{quote(name)}" for _, name in about)
         rows = (
             f"FROM {qualified(self._schema, table.name)} t WHERE NOT ({keep}) AND NOT EXISTS "
-            f"(SELECT FROM {_SEEN} s WHERE s.t = $1 AND s.k = t.{key})"
+            f"(SELECT FROM {_SEEN} s WHERE s.t = $1 AND s.k = {key})"
         )
         top = "" if limit is None else f" LIMIT {limit}"
         with translated():
             connection = await self._connected()
             total = await connection.fetchval(f"SELECT count(*) {rows}", table.name)
+            if not total:
+                return 0, []
             found = await connection.fetch(
-                f"SELECT t.{key}, {flagged} {rows} ORDER BY {flagged}, md5(t.{key}){top}",
+                f"SELECT {key}, t._synced_at, {flagged}{names} {rows} "
+                f"ORDER BY {flagged}, md5({key}){top}",
                 table.name,
             )
-        return total, [(row[0], row[1]) for row in found]
+        return total, [
+            Difference(table.name, r[0], "extra", (), r[1], parents=parents_of(about, r[3:]))
+            for r in found
+        ]
 
 
 def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
@@ -217,7 +201,7 @@ def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
     told = [c for c in columns if not c.on_request]
     asked = [c for c in columns if c.on_request]
     key = quote(table.key[0])
-    undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if _is_deletable(table) else "false"
+    undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if is_deletable(table) else "false"
     extra = f"t._extra IS DISTINCT FROM {_extra_after(columns)}"
     alike = " AND ".join(
         f"ROW({', '.join(f't.{quote(c.name)}' for c in group)}) IS NOT DISTINCT FROM "
@@ -261,39 +245,3 @@ def _note(table: Table) -> str:
         f"INSERT INTO {_SEEN} SELECT $1::text, {quote(table.key[0])} "
         f"FROM pg_temp.{quote(stage_name(table))} ON CONFLICT DO NOTHING"
     )
-
-
-def _difference(table: Table, row: Row, record: asyncpg.Record) -> Difference:
-    key, version, told, asked, is_partial, undeleted = record
-    kind: Kind = "stale"
-    columns = (*told, *asked)
-    if version is None:
-        kind, columns = "missing", ()
-    elif undeleted:
-        kind = "wrongly_deleted"
-    elif _is_deletable(table) and "deleted" in told:
-        kind = "extra"
-    elif is_partial and not told:
-        kind = "partial"
-    at = {c.name: i for i, c in enumerate(table.columns)}
-    created = row[at["created"]] if "created" in at else None
-    parents = tuple(
-        (target, str(row[at[c.name]]))
-        for c in table.columns
-        for target in c.references[:1]
-        if c.type == "text" and row[at[c.name]] is not None and c.name not in table.key
-    )
-    return Difference(
-        table.name,
-        key,
-        kind,
-        columns,
-        version,
-        blake2b(repr(row[:-5]).encode(), digest_size=12).hexdigest(),
-        created if isinstance(created, int) else None,
-        parents,
-    )
-
-
-def _is_deletable(table: Table) -> bool:
-    return any(c.read == "deleted" for c in table.columns)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 
+from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.parents import parents
 from pinstripe.catalog.tables import Column, Table, table_name, tables
@@ -274,6 +275,8 @@ async def _forget_streams(connection: Connection, schema: str, relist: list[str]
 
 
 def _around(name: str) -> Iterable[str]:
-    """The object names of what the rows of a table come inside of."""
+    """The object names of what the rows of a table come inside of, if they are not listed themselves."""
     known = tables().get(name)
-    return parents(spec()).get(known.object_type, ()) if known is not None else ()
+    if known is None or any(known.object_type in e.objects for e in list_endpoints()):
+        return ()
+    return parents(spec()).get(known.object_type, ())

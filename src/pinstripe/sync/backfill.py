@@ -119,7 +119,7 @@ class Backfill:
         self.phase = "events"
         if not followed:
             outcome.applied = await self._catch_up(since)
-        if followed or outcome.applied is None:
+        if not followed and outcome.applied is None:
             await self._read_tails(since - _LATE_S)
         await self._source.mirror.settled()
         self.phase = "indexes"

@@ -41,7 +41,7 @@ class Follower:
         self.todos = Todos(source, upcoming=refreshers)
         more = self.upcoming.todos if self.upcoming is not None else None
         self.live = Live(source, self.todos, since=since, pace=pace, more=more)
-        self.relist = Relist(source, self.todos, budget, intervals=intervals)
+        self.relist = Relist(source, self.todos, budget, since=since, intervals=intervals)
         self._backfilled = asyncio.Event()
 
     def backfilled(self) -> None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import structlog
 
 from pinstripe.catalog.tables import table_of_object
-from pinstripe.client.reply import Reply
 from pinstripe.errors import PinstripeError, Refused, Unreachable
 from pinstripe.mirror import LIVE_LANE, Part, Truth
 from pinstripe.rows.decode import StripeObject
@@ -184,7 +183,7 @@ class Live:
             met_known = len(fresh) < len(page.objects)
             over = not page.has_more or page.after in (None, after)
             over = over or (not whole and (met_known or self._reaches_back(page.objects)))
-            await self._apply(fresh, reply, as_of=began if over else None)
+            await self.apply(fresh, truth_of(reply), as_of=began if over else None)
             if over:
                 return
             after = page.after
@@ -193,15 +192,19 @@ class Live:
         """Whether a page goes back beyond what has been read before."""
         return bool(events) and created_of(events[-1]) < self.seen.as_of - self._pace.window_s
 
-    async def _apply(
-        self, events: Sequence[StripeObject], reply: Reply, *, as_of: float | None
+    async def apply(
+        self, events: Sequence[StripeObject], truth: Truth, *, as_of: float | None = None
     ) -> None:
-        """Writes events, the states that they leave, and what they make us ask, in one commit."""
+        """Writes events, the states that they leave, and what they make us ask, in one commit.
+
+        `events` in Stripe's order, newest first; `truth`: when the list said so. `as_of`: the list has
+        now been read so far that everything it showed at this moment is applied.
+        """
         self.seen.polls += 1
         if not events and not self._is_due(as_of):
             self._advance(as_of)
             return
-        parts, todos = await self._plan(events, reply)
+        parts, todos = await self._plan(events, truth)
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
         position = max(as_of or 0.0, self.seen.as_of) if as_of is not None else None
@@ -235,13 +238,13 @@ class Live:
             self.seen.as_of = max(self.seen.as_of, as_of)
 
     async def _plan(
-        self, events: Sequence[StripeObject], reply: Reply
+        self, events: Sequence[StripeObject], truth: Truth
     ) -> tuple[list[Part], list[Todo]]:
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         log = Found()
         for event in events:
             extractor.object(event, log)
-        parts: list[Part] = [(log, truth_of(reply))]
+        parts: list[Part] = [(log, truth)]
         todos: list[Todo] = []
         for change in changes(events, self._source.mirror.api_version):
             found = Found()
@@ -258,15 +261,9 @@ class Live:
         """The rows that one change leaves, or the request that will tell them."""
         table = self._table_of.get(change.name)
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
+        parent = _parent_of(change.object)
         fetch = [
-            Todo(
-                "fetch",
-                table or "",
-                change.key,
-                _parent_of(change.object),
-                change.created,
-                change.request_id,
-            )
+            Todo("fetch", table or "", change.key, parent, change.created, change.request_id)
         ]
         if table is None:
             # Of a type to come, or one without a table: what it holds may have one.

@@ -8,6 +8,7 @@ is guessed: the object is fetched. (https://docs.stripe.com/api/events/object: `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -103,7 +104,7 @@ def _change(name: str, key: str, found: list[StripeObject], api_version: str) ->
 
 def _is_chain(events: Sequence[StripeObject]) -> bool:
     """Whether each event's state follows from the one before it, in this order."""
-    return all(_follows(a, b) for a, b in zip(events, events[1:], strict=False))
+    return all(_follows(a, b) for a, b in itertools.pairwise(events))
 
 
 def _follows(earlier: StripeObject, later: StripeObject) -> bool:

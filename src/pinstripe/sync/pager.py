@@ -14,7 +14,6 @@ from collections.abc import Callable
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint
-from pinstripe.client.reply import Reply
 from pinstripe.errors import (
     NotEnabled,
     NotFound,
@@ -24,7 +23,8 @@ from pinstripe.errors import (
     Unwritable,
     WrongKey,
 )
-from pinstripe.rows.decode import StripeObject
+from pinstripe.mirror import Truth
+from pinstripe.rows.extract import Found
 from pinstripe.sync.listing import Claim, Listing, Step
 from pinstripe.sync.page import read_list, truth_of
 from pinstripe.sync.ranges import Range
@@ -104,13 +104,7 @@ class Pager:
     async def _page(self, claim: Claim) -> None:
         listing, wanted = self.listing, claim.range
         try:
-            listing.requests += 1
-            reply = await self._source.stripe.get(
-                claim.path, claim.params, endpoint=listing.endpoint.name, priority=BACKFILL
-            )
-            page = read_list(reply, claim.path)
-            step = listing.received(wanted, page.objects, has_more=page.has_more, after=page.after)
-            listing.undurable += 1
+            found, truth, step = await self._receive(claim)
         except NotFound as error:
             if error.param != "starting_after" or wanted.after is None:
                 raise
@@ -119,18 +113,30 @@ class Pager:
         finally:
             wanted.busy = False
             listing.in_flight -= 1
-        await self._write(wanted, reply, page.objects, step)
+        await self._write(wanted, found, truth, step)
 
-    async def _write(
-        self, wanted: Range, reply: Reply, objects: list[StripeObject], step: Step
-    ) -> None:
+    async def _receive(self, claim: Claim) -> tuple[Found, Truth, Step]:
+        """Asks for a page and makes rows of it: its bytes and objects are not kept while rows wait."""
+        listing = self.listing
+        listing.requests += 1
+        reply = await self._source.stripe.get(
+            claim.path, claim.params, endpoint=listing.endpoint.name, priority=BACKFILL
+        )
+        page = read_list(reply, claim.path)
+        found = self._source.extract(page.objects, {})
+        step = listing.received(
+            claim.range, page.objects, has_more=page.has_more, after=page.after
+        )
+        listing.undurable += 1
+        return found, truth_of(reply), step
+
+    async def _write(self, wanted: Range, found: Found, truth: Truth, step: Step) -> None:
         """Hands a page to the mirror after the one before it, and waits until it is durable."""
         listing = self.listing
         before = self._submitted.get(wanted.number)
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._submitted[wanted.number] = mine
         try:
-            found = self._source.extract(objects, {})
             # What a nested list holds must be there before a cursor vouches for this page.
             listing.requests += await self._source.follow_all(found)
             if before is not None:
@@ -139,7 +145,7 @@ class Pager:
             await self._source.mirror.room(found)
             durable = self._source.mirror.submit(
                 found,
-                truth_of(reply),
+                truth,
                 lane=listing.endpoint.stream,
                 progress=listing,
                 step=step,

@@ -68,14 +68,16 @@ class Relist:
         todos: Todos,
         budget: Budget,
         *,
+        since: float | None = None,
         intervals: Intervals | None = None,
         stretch: Callable[[], float] = lambda: 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`stretch` multiplies the intervals; 1 where the read allowance is no concern."""
+        """`since`: heads begin there, on Stripe's clock. `stretch` multiplies the intervals."""
         self.passing = ""
         self.refused: dict[str, Refused] = {}
         self._source = source
+        self._since = since
         self._todos = todos
         self._budget = budget
         self._intervals = intervals or Intervals()
@@ -142,7 +144,7 @@ class Relist:
     async def _head(self, endpoint: ListEndpoint) -> None:
         """The entries that are newer than the last look, with a margin for what comes late."""
         params = list(endpoint.params)
-        last = self._head_from.get(_stream(endpoint), self._source.now())
+        last = self._head_from.get(_stream(endpoint), self._since or self._source.now())
         since = int(last - _OVERLAP_S)
         if endpoint.created:
             params.append(("created[gte]", str(since)))

@@ -1,13 +1,12 @@
 """Upcoming invoices: what Stripe would invoice next, per subscription and per customer, with its lines.
 
-They have no id and no events of their own; Stripe computes them when asked. So they are filled once and
-refreshed whenever an event may have changed them (`upcoming_affected`). A row and its lines are one state:
-they are written, replaced and removed in one transaction, and an older preview never replaces a newer one.
+They have no id and no events of their own; Stripe computes them when asked. So they are filled once
+(`upcoming_fill`) and refreshed whenever an event may have changed them (`upcoming_affected`). A row and its
+lines are one state, replaced in one transaction, and an older preview never replaces a newer one.
 
 The upcoming invoice of a customer, which Stripe no longer computes from basil on, is the preview of that
-subscription of theirs whose period ends first, the customer's pending invoice items included, as Stripe
-does when that moment comes. Without a subscription it is made of the pending items alone, where Stripe
-previews them.
+subscription of theirs whose period ends first; the customer's pending invoice items are in it, as they will
+be in the invoice. Without a subscription it is made of the pending items alone, where Stripe previews them.
 
 When to refresh is the caller's: `refresh_*` returns when an answer asked for after the call is written.
 """
@@ -23,16 +22,20 @@ from datetime import datetime
 import structlog
 
 from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, WrongKey
+from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
+from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo
+from pinstripe.store.write import Effect
 from pinstripe.sync.source import Source
 from pinstripe.sync.upcoming_affected import Affected, Kind, OwnerKey, affected
 from pinstripe.sync.upcoming_fanout import ALIVE, PENDING, fan_out, origins
+from pinstripe.sync.upcoming_fill import UpcomingFill
 from pinstripe.sync.upcoming_preview import Owner, Preview, ask_preview, has_rollup
-from pinstripe.sync.upcoming_rows import Outcome, found_in, remove, replace_lines, seen_versions
+from pinstripe.sync.upcoming_rows import LINES, TABLE_OF, Place, found_in
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -41,132 +44,255 @@ PREVIEWS = 5
 _TRIES = 5
 """Only another process that refreshes the same owner at the same moment makes a second one needed."""
 
-TABLE_OF: Mapping[Owner, str] = {
-    "customer": "upcoming_customer_invoice",
-    "subscription": "upcoming_subscription_invoice",
+_OWNER_OF: Mapping[Kind, Owner] = {
+    "upcoming_customer": "customer",
+    "upcoming_subscription": "subscription",
 }
-KIND_OF: Mapping[Owner, Kind] = {
-    "customer": "upcoming_customer",
-    "subscription": "upcoming_subscription",
-}
-OWNER_OF: Mapping[Kind, Owner] = {kind: owner for owner, kind in KIND_OF.items()}
 
 
 @dataclass(slots=True)
 class _Turn:
-    """Whose turn it is to refresh one owner."""
+    """One refresh of an owner at a time."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    waiting: int = 0
+    users: int = 0
 
 
 class Upcoming:
     """The upcoming invoices of one account.
 
-    `refused`: by table, why this key may not preview; it is not asked again. `requests` counts previews.
+    `refused`: by table, why this key may not preview; it is not asked again before the next start.
+    `unpreviewable`: how often Stripe could not compute one, `requests`: how often it was asked for one.
     """
 
     def __init__(self, source: Source) -> None:
+        self.source = source
         self.refused: dict[str, Refused] = {}
+        self.unpreviewable = 0
         self.requests = 0
-        self._source = source
+        self.filling = UpcomingFill(self)
         self._turns: dict[tuple[Owner, str], _Turn] = {}
 
-    @property
-    def source(self) -> Source:
-        return self._source
+    def tables(self) -> list[str]:
+        """The virtual tables that are synced and that this key may fill."""
+        wanted = self.source.mirror.tables
+        if "subscription" not in wanted:
+            return []  # Whose invoices they would be is not known.
+        return [t for t in TABLE_OF.values() if t in wanted and t not in self.refused]
 
     # --- which ones ------------------------------------------------------------------------------
 
     def affected(self, event: StripeObject) -> Affected:
-        """Whose upcoming invoice an event may change."""
+        """Whose upcoming invoice an event may change, as far as the event itself tells."""
         return affected(event)
 
     async def fan_out(self, connection: Connection, affected: Affected) -> set[OwnerKey]:
         """All owners that are affected, found through the rows where the event does not name them."""
-        mirror = self._source.mirror
+        mirror = self.source.mirror
         return await fan_out(connection, affected, schema=mirror.schema, tables=mirror.tables)
 
     async def todos(self, events: Sequence[StripeObject]) -> list[Todo]:
-        """The refreshes that these events ask for, one an owner. For `Live(more=...)`."""
+        """The refreshes that a page of events asks for, one an owner. For `Live(more=...)`."""
+        synced = self.tables()
         by_event = [(event, found) for event in events if (found := affected(event))]
-        if not by_event or not self._tables():
+        if not by_event or not synced:
             return []
         whole = Affected()
         for _, one in by_event:
             whole |= one
-        mirror = self._source.mirror
-        async with self._source.pool.acquire() as connection:
+        mirror = self.source.mirror
+        async with self.source.pool.acquire() as connection:
             behind = await origins(connection, whole, schema=mirror.schema, tables=mirror.tables)
-        # The list is newest first: the newest event that asks for an owner stays.
         made: dict[OwnerKey, Todo] = {}
+        # Newest first, as the list is: the newest event that asks for an owner stays.
         for event, one in reversed(by_event):
-            owners = set(one.owners).union(*(behind.get(t, ()) for t in one.through))
-            for kind, key in owners:
-                table = TABLE_OF[OWNER_OF[kind]]
-                if table in self._tables():
+            for kind, key in set(one.owners).union(*(behind.get(t, ()) for t in one.through)):
+                table = TABLE_OF[_OWNER_OF[kind]]
+                if table in synced:
                     made[kind, key] = _todo(kind, table, key, event)
         return [made[place] for place in sorted(made)]
 
-    def refreshers(self) -> dict[str, Callable[[str], Awaitable[None]]]:
+    def refreshers(self) -> Mapping[str, Callable[[str], Awaitable[None]]]:
         """By kind of to-do. For `Todos(upcoming=...)`."""
         return {
             "upcoming_customer": self.refresh_customer,
             "upcoming_subscription": self.refresh_subscription,
         }
 
-    def _tables(self) -> list[str]:
-        """The virtual tables that are synced and that this key may fill."""
-        known = self._source.wanted
-        return [t for t in TABLE_OF.values() if t in known and t not in self.refused]
+    async def fill(self) -> None:
+        """Asks for every owner that may be invoiced, once; goes on where an earlier fill was cut.
+
+        `filling.progress` tells how far it is. Raises Unreachable, WrongKey.
+        """
+        await self.filling.run()
 
     # --- refreshing ------------------------------------------------------------------------------
 
     async def refresh_subscription(self, subscription_id: str) -> None:
-        """Brings the upcoming invoice of one subscription up to date; none due removes it.
+        """Brings the upcoming invoice of one subscription up to date; where none is due it is removed.
 
-        Raises Unreachable and WrongKey, as any request; Drifted where the lines cannot be read.
+        Raises what any request raises, but for a key that may not preview: that is recorded, once.
+        Drifted where the lines cannot be read to their end.
         """
-        if TABLE_OF["subscription"] in self._tables():
-            await self._subscription(subscription_id, PREVIEWS)
+        await self.refresh("subscription", subscription_id)
 
     async def refresh_customer(self, customer_id: str) -> None:
-        """As `refresh_subscription`. The subscription that invoices first comes up to date with it."""
-        await self.refresh_customer_at(customer_id, PREVIEWS)
+        """As `refresh_subscription`. The subscription that invoices first is brought up to date too."""
+        await self.refresh("customer", customer_id)
 
-    async def refresh_customer_at(self, customer_id: str, priority: int) -> None:
-        table = TABLE_OF["customer"]
-        if table not in self._tables():
+    async def refresh(self, owner: Owner, owner_id: str, *, priority: int = PREVIEWS) -> None:
+        """As above, in the order of requests that `priority` says."""
+        table = TABLE_OF[owner]
+        if table not in self.tables():
             return
-        async with self._turn("customer", customer_id):
-            for _ in range(_TRIES):
-                seen = await self._seen("customer", customer_id)
-                try:
-                    preview = await self._first_of(customer_id, priority)
-                except (NotPermitted, NotEnabled) as error:
-                    await self._refuse(table, error)
-                    return
-                if await self._write("customer", customer_id, preview, seen):
-                    return
-        raise _outrun(customer_id)
+        try:
+            await self._refresh(owner, owner_id, priority)
+        except (NotPermitted, NotEnabled) as error:
+            await self._refuse(table, error)
 
-    async def refresh_subscription_at(self, subscription_id: str, priority: int) -> None:
-        if TABLE_OF["subscription"] in self._tables():
-            await self._subscription(subscription_id, priority)
-
-    async def _subscription(self, subscription_id: str, priority: int) -> Preview | None:
-        """Asks, writes if the table is synced, and gives what was said."""
-        table = TABLE_OF["subscription"]
-        async with self._turn("subscription", subscription_id):
+    async def _refresh(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
+        """Asks, writes if the table is synced, and gives what Stripe said."""
+        mirror = self.source.mirror
+        place = Place(mirror.schema, mirror.tables, owner, owner_id)
+        if place.table not in mirror.tables:
+            return await self._ask(owner, owner_id, priority)
+        async with self._turn(owner, owner_id):
             for _ in range(_TRIES):
-                if table not in self._tables():
-                    return await self._ask("subscription", subscription_id, priority)
-                seen = await self._seen("subscription", subscription_id)
-                try:
-                    preview = await self._ask("subscription", subscription_id, priority)
-                except (NotPermitted, NotEnabled) as error:
-                    await self._refuse(table, error)
-                    raise
-                if await self._write("subscription", subscription_id, preview, seen):
+                async with self.source.pool.acquire() as connection:
+                    seen = await place.versions(connection)
+                preview = await self._ask(owner, owner_id, priority)
+                if await self.write(place, preview, seen):
                     return preview
-        raise _outrun(subscription_id)
+        raise Unreachable(
+            f"The upcoming invoice of {owner_id} is refreshed by another process all the time.",
+            hint="It is tried again; see that one process syncs this schema.",
+        )
+
+    async def write(
+        self, place: Place, preview: Preview | None, seen: Mapping[tuple[str, str], datetime]
+    ) -> bool:
+        """Puts row and lines in place of the versions that were `seen` before Stripe was asked.
+
+        False if the row has been replaced meanwhile by a preview that is not surely older.
+        """
+        mirror = self.source.mirror
+        won = False
+        found, truth = Found(), Truth(0.0, 0.0)
+        if preview is not None:
+            found = found_in(preview, place.owner, place.owner_id, mirror.extractor)
+            truth = preview.truth
+        keys = list(found.rows.get(LINES, ()))
+
+        async def effect(connection: Connection) -> None:
+            nonlocal won
+            if preview is None:
+                won = await place.remove(connection, seen.get((place.table, place.owner_id)))
+            else:
+                won = await place.settle_lines(connection, keys)
+
+        await self._submit(found, truth, f"{place.table} {place.owner_id}", seen, effect)
+        return won
+
+    async def _submit(
+        self,
+        found: Found,
+        truth: Truth,
+        lane: str,
+        seen: Mapping[tuple[str, str], datetime],
+        effect: Effect,
+    ) -> None:
+        mirror = self.source.mirror
+        await mirror.room(found)
+        await mirror.submit(found, truth, lane=lane, over=seen, effect=effect)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    async def _ask(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
+        if owner == "subscription":
+            return await self._preview(owner, owner_id, priority)
+        return await self._first_of(owner_id, priority)
+
+    async def _first_of(self, customer_id: str, priority: int) -> Preview | None:
+        """What the customer is invoiced next, over all subscriptions."""
+        subscriptions, pending = await self._due(customer_id)
+        if has_rollup(self.source.mirror.api_version):
+            if not subscriptions and not pending:
+                return None
+            return await self._preview("customer", customer_id, priority)
+        for subscription_id in subscriptions:
+            preview = await self._refresh("subscription", subscription_id, priority)
+            if preview is not None:
+                return preview
+        return await self._preview("customer", customer_id, priority) if pending else None
+
+    async def _due(self, customer_id: str) -> tuple[list[str], bool]:
+        """Subscriptions that may invoice, in the order in which they would, and whether items wait."""
+        schema, tables = self.source.mirror.schema, self.source.mirror.tables
+        ends = "NULL::timestamptz"
+        if "subscription_item" in tables:
+            ends = (
+                f"(SELECT min(i.current_period_end) FROM {qualified(schema, 'subscription_item')} i "
+                "WHERE i.subscription_id = s.id AND i.deleted IS NOT TRUE)"
+            )
+        async with self.source.pool.acquire() as connection:
+            rows = await connection.fetch(
+                f"SELECT s.id FROM {qualified(schema, 'subscription')} s "
+                f"WHERE s.customer_id = $1 AND {ALIVE} "
+                f"ORDER BY least({ends}, s.next_pending_invoice_item_invoice), s.created, s.id",
+                customer_id,
+            )
+            pending = "invoice_item" in tables and await connection.fetchval(
+                f"SELECT EXISTS (SELECT FROM {qualified(schema, 'invoice_item')} n "
+                f"WHERE n.customer_id = $1 AND {PENDING})",
+                customer_id,
+            )
+        return [row[0] for row in rows], bool(pending)
+
+    async def _preview(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
+        self.requests += 1
+        try:
+            return await ask_preview(self.source, owner, owner_id, priority=priority)
+        except (NotPermitted, NotEnabled, WrongKey):
+            raise
+        except Refused as error:
+            # Stripe cannot say what it would invoice (no tax address, no items): nor can a row.
+            self.unpreviewable += 1
+            _log.info("upcoming.unpreviewable", owner=owner_id, error=error.message)
+            return None
+
+    async def _refuse(self, table: str, error: Refused) -> None:
+        if table in self.refused:
+            return
+        self.refused[table] = error
+        _log.warning("upcoming.refused", table=table, error=error.message)
+        cursor = Checkpoint(
+            table, "refused", {"table": table}, reason=error.message, remedy=error.hint
+        )
+        async with self.source.pool.acquire() as connection:
+            await save_checkpoints(connection, self.source.mirror.schema, [cursor])
+
+    @asynccontextmanager
+    async def _turn(self, owner: Owner, owner_id: str) -> AsyncIterator[None]:
+        """Alone with the owner: two previews of one must not share a transaction."""
+        turn = self._turns.setdefault((owner, owner_id), _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[owner, owner_id]
+
+
+def _todo(kind: Kind, table: str, key: str, event: StripeObject) -> Todo:
+    created, request = event.get("created"), event.get("request")
+    # Until 2017 the request was a plain string.
+    request_id = request.get("id") if isinstance(request, dict) else request
+    return Todo(
+        kind,
+        table,
+        key,
+        since=float(created) if isinstance(created, int) else 0.0,
+        request_id=request_id if isinstance(request_id, str) else "",
+    )

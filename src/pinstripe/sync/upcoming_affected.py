@@ -69,7 +69,16 @@ _SUBSCRIPTION_OF = "subscription parent.subscription_details.subscription"
 # Of invoices, what moves money or items. `sent`, `overdue`, `will_be_due`, `payment_action_required`
 # change no preview, and `payment_succeeded` comes with `paid`.
 _INVOICE_VERBS = (
-    "created deleted finalized marked_uncollectible overpaid paid payment_failed upcoming updated voided"
+    "created",
+    "deleted",
+    "finalized",
+    "marked_uncollectible",
+    "overpaid",
+    "paid",
+    "payment_failed",
+    "upcoming",
+    "updated",
+    "voided",
 )
 
 _RULES: tuple[_Rule, ...] = (
@@ -88,7 +97,7 @@ _RULES: tuple[_Rule, ...] = (
     ),
     *(
         _Rule(f"invoice.{verb}", subscription=_SUBSCRIPTION_OF, through=(("customer", "customer"),))
-        for verb in _INVOICE_VERBS.split()
+        for verb in _INVOICE_VERBS
     ),
     _Rule(
         "customer.discount.",

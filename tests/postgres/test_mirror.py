@@ -1,0 +1,241 @@
+"""The one door: rows and cursor in one commit, order, trouble, and contested rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import asyncpg
+import pytest
+
+from pinstripe.catalog.tables import tables
+from pinstripe.errors import Drifted, Unwritable
+from pinstripe.mirror import QUEUE_ROWS, Mirror, Truth, open_mirror
+from pinstripe.rows.extract import Found
+from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.pool import Connection, connect
+from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
+
+_NAMES = ("customer", "product")
+
+
+@dataclass
+class Steps:
+    """Progress of a stream that counts."""
+
+    stream: str = "/v1/customers"
+    committed: list[object] = field(default_factory=list)
+
+    def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
+        position = {"table": "customer", "steps": [*self.committed, *steps]}
+        return Checkpoint(self.stream, "running", position=position)
+
+    def commit(self, steps: Sequence[object]) -> None:
+        self.committed += steps
+
+
+def customers(mirror: Mirror, *keys: str, **fields: object) -> Found:
+    found = Found()
+    for key in keys:
+        mirror.extractor.object({"id": key, "object": "customer", **fields}, found)
+    return found
+
+
+def during(lo: float, hi: float) -> Truth:
+    return Truth(T0 + lo, T0 + hi)
+
+
+@pytest.fixture
+async def mirror(database: str) -> AsyncIterator[Mirror]:
+    await make_schema(database, _NAMES)
+    chosen = {n: tables()[n] for n in _NAMES}
+    async with open_mirror(database, SCHEMA, chosen, api_version=VERSION) as opened:
+        yield opened
+
+
+async def written(pg: Connection) -> tuple[int, object]:
+    """(rows, position) as another session sees them."""
+    cursors = await load_checkpoints(pg, SCHEMA)
+    position = cursors["/v1/customers"].position if cursors else None
+    return await pg.fetchval(f"SELECT count(*) FROM {SCHEMA}.customer"), position
+
+
+async def test_rows_and_cursor_become_visible_together(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    seen: list[tuple[int, object]] = []
+
+    async def look(_: Connection) -> None:
+        seen.append(await written(pg))
+
+    found = customers(mirror, "cus_1", "cus_2")
+    steps = Steps()
+    await mirror.submit(found, during(0, 1), lane="a", progress=steps, step=1, effect=look)
+    assert seen == [(0, None)]
+    assert await written(pg) == (2, {"table": "customer", "steps": [1]})
+    assert steps.committed == [1]
+
+
+async def test_a_connection_lost_before_the_commit_leaves_neither_and_is_tried_again(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    seen: list[tuple[int, object]] = []
+
+    async def die_once(connection: Connection) -> None:
+        seen.append(await written(pg))
+        if len(seen) == 1:
+            await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    found = customers(mirror, "cus_1")
+    steps = Steps()
+    await mirror.submit(found, during(0, 1), lane="a", progress=steps, step=1, effect=die_once)
+    assert seen == [(0, None), (0, None)]
+    assert await written(pg) == (1, {"table": "customer", "steps": [1]})
+    assert steps.committed == [1]
+
+
+async def test_a_server_that_ends_sessions_is_waited_out(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    steps = Steps()
+    pages = [
+        mirror.submit(
+            customers(mirror, *(f"cus_{n}_{k}" for k in range(100))),
+            during(0, 1),
+            lane="a",
+            progress=steps,
+            step=n,
+        )
+        for n in range(60)
+    ]
+    for page in pages[::20]:
+        await page
+        await pg.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    await asyncio.gather(*pages)
+    assert steps.committed == list(range(60))
+    assert await written(pg) == (6_000, {"table": "customer", "steps": list(range(60))})
+    assert mirror.trouble == ""
+
+
+async def test_calls_of_one_lane_commit_in_order(mirror: Mirror, pg: asyncpg.Connection) -> None:
+    streams = [Steps(f"s{n}") for n in range(5)]
+    waiting = [
+        mirror.submit(
+            customers(mirror, f"cus_{n}", balance=n),
+            during(n, n + 1),
+            lane=streams[n % 5].stream,
+            progress=streams[n % 5],
+            step=n,
+        )
+        for n in range(200)
+    ]
+    await asyncio.gather(*waiting)
+    for number, stream in enumerate(streams):
+        assert stream.committed == list(range(number, 200, 5))
+
+
+async def test_a_page_that_postgres_refuses_breaks_its_stream_and_no_other(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    bad, good = Steps("bad"), Steps("good")
+
+    def page(progress: Steps, key: str, step: int, **fields: object) -> asyncio.Future[None]:
+        found = customers(mirror, key, **fields)
+        return mirror.submit(found, during(0, 1), lane="one", progress=progress, step=step)
+
+    results = await asyncio.gather(
+        page(bad, "cus_1", 1),
+        page(good, "cus_2", 1),
+        page(bad, "cus_3", 2, name="nul \0"),
+        page(good, "cus_4", 2),
+        page(bad, "cus_5", 3),
+        return_exceptions=True,
+    )
+    assert [type(r) for r in results] == [type(None), type(None), Drifted, type(None), Drifted]
+    cursors = await load_checkpoints(pg, SCHEMA)
+    assert cursors["bad"].position == {"table": "customer", "steps": [1]}
+    assert cursors["good"].position == {"table": "customer", "steps": [1, 2]}
+    keys = await pg.fetchval(f"SELECT array_agg(id ORDER BY id) FROM {SCHEMA}.customer")
+    assert keys == ["cus_1", "cus_2", "cus_4"]
+
+
+async def test_a_read_only_database_is_told_to_everyone(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    name = await pg.fetchval("SELECT current_database()")
+    await pg.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with pytest.raises(Unwritable):
+        await mirror.put(customers(mirror, "cus_1"), during(0, 1))
+
+
+async def test_contested_rows_are_settled_one_get_at_a_time(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    asked: list[str] = []
+    answer = asyncio.Event()
+
+    async def settle(table: str, key: str, version: datetime) -> bool:
+        asked.append(key)
+        await answer.wait()
+        over = {(table, key): version}
+        await mirror.put(customers(mirror, key, name="settled"), during(5, 6), over=over)
+        return True
+
+    mirror.settle = settle
+    await mirror.put(customers(mirror, "cus_1", name="a"), during(5, 6))
+    for name in "bcdef":
+        await mirror.put(customers(mirror, "cus_1", name=name), during(5.1, 6.1))
+    assert asked == ["cus_1"]
+    answer.set()
+    await mirror.settled()
+    # One that was under way, and one for all that came meanwhile.
+    assert asked == ["cus_1", "cus_1"]
+    assert mirror.contested == 5
+    assert await pg.fetchval(f"SELECT name FROM {SCHEMA}.customer") == "settled"
+
+
+async def test_the_queue_is_bounded(mirror: Mirror, database: str) -> None:
+    async with connect(database) as other:
+        lock = other.transaction()
+        await lock.start()
+        await other.execute(f"LOCK TABLE {SCHEMA}.customer IN ACCESS EXCLUSIVE MODE")
+        waiting: list[asyncio.Future[None]] = []
+        queued = 0
+        while queued < QUEUE_ROWS:
+            found = customers(mirror, *(f"cus_{queued + n}" for n in range(500)))
+            await mirror.room(found)
+            waiting.append(mirror.submit(found, during(0, 1), lane="a"))
+            queued += 500
+        one_more = asyncio.create_task(mirror.room(customers(mirror, "cus_x")))
+        given_up = asyncio.create_task(mirror.room(customers(mirror, "cus_y")))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not one_more.done()
+        given_up.cancel()
+        await lock.rollback()
+        await asyncio.gather(*waiting)
+        await one_more
+    assert mirror._queued == 1
+
+
+async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:
+    await make_schema(database, _NAMES)
+    chosen = {n: tables()[n] for n in _NAMES}
+    never = asyncio.Event()
+
+    async def settle(table: str, key: str, version: datetime) -> bool:
+        await never.wait()
+        return True
+
+    async with asyncio.timeout(10):
+        async with open_mirror(database, SCHEMA, chosen, api_version=VERSION) as mirror:
+            mirror.settle = settle
+            await mirror.put(customers(mirror, "cus_1", name="a"), during(5, 6))
+            await mirror.put(customers(mirror, "cus_1", name="b"), during(5, 6))
+            waiting = mirror.submit(customers(mirror, "cus_2"), during(5, 6))
+    assert waiting.done()

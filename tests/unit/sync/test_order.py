@@ -1,0 +1,109 @@
+"""What a handful of events says of their objects, and when their order cannot be known."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from pinstripe.sync.order import Change, changes
+
+OURS = "2026-10-28.endive"
+
+
+def event(
+    number: int,
+    state: dict[str, Any],
+    *,
+    type: str = "customer.updated",
+    created: int = 100,
+    previous: dict[str, Any] | None = None,
+    version: str = OURS,
+) -> dict[str, Any]:
+    data: dict[str, Any] = {"object": {"id": "cus_1", "object": "customer", **state}}
+    if previous is not None:
+        data["previous_attributes"] = previous
+    return {
+        "id": f"evt_{number}",
+        "type": type,
+        "created": created,
+        "api_version": version,
+        "request": {"id": f"req_{number}", "idempotency_key": None},
+        "data": data,
+    }
+
+
+def only(events: list[dict[str, Any]]) -> Change:
+    found = changes(events, OURS)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_newest_second_wins_whatever_the_list_order() -> None:
+    newer, older = event(2, {"name": "new"}, created=101), event(1, {"name": "old"}, created=100)
+    for order in ([newer, older], [older, newer]):
+        change = only(order)
+        assert change.object["name"] == "new"
+        assert change.sure
+
+
+def test_ties_that_chain_are_sure_and_end_in_the_last_state() -> None:
+    first = event(1, {"name": "a"}, type="customer.created")
+    second = event(2, {"name": "b"}, previous={"name": "a"})
+    third = event(3, {"name": "c"}, previous={"name": "b"})
+    change = only([third, second, first])
+    assert change.sure
+    assert change.object["name"] == "c"
+
+
+def test_ties_in_the_wrong_order_are_never_sure() -> None:
+    second = event(2, {"name": "b"}, previous={"name": "a"})
+    third = event(3, {"name": "c"}, previous={"name": "b"})
+    assert not only([second, third]).sure
+
+
+def test_ties_without_previous_attributes_are_not_sure() -> None:
+    finalized = event(1, {"status": "open"}, type="invoice.finalized")
+    paid = event(2, {"status": "paid"}, type="invoice.paid")
+    assert not only([paid, finalized]).sure
+
+
+def test_a_creation_is_the_first_of_its_second() -> None:
+    created = event(1, {"status": "draft"}, type="invoice.created")
+    finalized = event(2, {"status": "open"}, type="invoice.finalized")
+    assert only([finalized, created]).sure
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_deletion_is_last_wherever_it_stands(order: tuple[int, ...]) -> None:
+    events = [
+        event(1, {"name": "a"}, type="customer.created"),
+        event(2, {"name": "b"}, previous={"name": "a"}),
+        event(3, {"name": "b"}, type="customer.deleted"),
+    ]
+    assert only([events[n] for n in order]).deleted
+
+
+def test_nested_previous_attributes_chain_key_by_key() -> None:
+    first = event(1, {"metadata": {"a": "1", "b": "2"}}, previous={"metadata": {"a": None}})
+    second = event(2, {"metadata": {"a": "3", "b": "2"}}, previous={"metadata": {"a": "1"}})
+    assert only([second, first]).sure
+
+
+def test_an_event_of_another_version_is_a_hint() -> None:
+    assert only([event(1, {}, version="2024-12-18.acacia")]).hint
+    assert not only([event(1, {})]).hint
+
+
+def test_objects_without_an_id_make_no_change() -> None:
+    upcoming = event(1, {}, type="invoice.upcoming")
+    upcoming["data"]["object"] = {"object": "invoice", "id": None}
+    assert changes([upcoming], OURS) == []
+
+
+def test_the_request_is_known_in_old_and_new_form() -> None:
+    assert only([event(7, {})]).request_id == "req_7"
+    old = event(8, {})
+    old["request"] = "req_old"
+    assert only([old]).request_id == "req_old"
