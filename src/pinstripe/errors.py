@@ -99,3 +99,9 @@ class Unwritable(PinstripeError):
     """Postgres took the connection but refuses the write: read-only, full disk, missing right."""
 
     exit_code = 5
+
+
+class LostLease(PinstripeError):
+    """Another process writes to this schema now. Nothing of ours was written; stand by again."""
+
+    exit_code = 6

@@ -22,6 +22,7 @@ import structlog
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import Drifted, PinstripeError, Unreachable
 from pinstripe.rows.extract import Extractor, Found
+from pinstripe.store.changes import Cause, Recorder
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.write import Batch, Contested, Effect, Writer
 
@@ -39,10 +40,14 @@ _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The interval on Stripe's clock, Unix seconds, in which a snapshot was taken: [lo, hi)."""
+    """The interval on Stripe's clock, Unix seconds, in which a snapshot was taken: [lo, hi).
+
+    `cause`: the event or request that made Stripe change the object, for the change feed.
+    """
 
     lo: float
     hi: float
+    cause: Cause | None = None
 
 
 class Progress(Protocol):
@@ -107,11 +112,16 @@ class Mirror:
         *,
         api_version: str,
         writers: int = 3,
+        changes: bool = False,
+        session_name: str = "pinstripe",
         scribe: Scribe | None = None,
         extractor: Extractor | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`scribe` takes the place of the writers; `extractor` is shared with another mirror."""
+        """`changes`: whether the writers keep the change feed; `session_name`: see `Lease`.
+
+        `scribe` takes the place of the writers; `extractor` is shared with another mirror.
+        """
         self.schema = schema
         self.tables = tables
         self.api_version = api_version
@@ -119,6 +129,8 @@ class Mirror:
         self.settle: Settle | None = None
         self.always: list[Effect] = []
         """Run in every transaction: the fence of the lease, NOTIFY."""
+        self.loading: set[str] = set()
+        """Tables that are copied for the first time: in the change feed is only what was caused."""
         self.written: Counter[str] = Counter()
         self.contested = 0
         self.trouble = ""
@@ -127,7 +139,17 @@ class Mirror:
         self._writers: list[Scribe] = (
             [scribe]
             if scribe is not None
-            else [Writer(url, schema, tables, self.extractor.shapes) for _ in range(writers)]
+            else [
+                Writer(
+                    url,
+                    schema,
+                    tables,
+                    self.extractor.shapes,
+                    recorder=Recorder(schema, self.loading) if changes else None,
+                    session_name=session_name,
+                )
+                for _ in range(writers)
+            ]
         )
         self._lanes = [_Lane() for _ in self._writers]
         self._lane_of: dict[str, tuple[int, int]] = {}
@@ -287,7 +309,7 @@ class Mirror:
         batch = Batch(self.api_version, tables=self.tables)
         for job in jobs:
             for found, truth in job.parts:
-                batch.add(found, truth.lo, truth.hi, job.over)
+                batch.add(found, truth.lo, truth.hi, job.over, cause=truth.cause)
         steps = _steps(jobs)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
@@ -296,6 +318,9 @@ class Mirror:
             try:
                 contests = await writer.write(batch)
             except Unreachable as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError from error
                 self.trouble = error.message
                 _log.warning("mirror.retry", attempt=attempt, error=error.message)
                 await self._sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
@@ -342,6 +367,8 @@ async def open_mirror(
     *,
     api_version: str,
     writers: int = 3,
+    changes: bool = False,
+    session_name: str = "pinstripe",
     scribe: Scribe | None = None,
     extractor: Extractor | None = None,
 ) -> AsyncIterator[Mirror]:
@@ -352,6 +379,8 @@ async def open_mirror(
         tables,
         api_version=api_version,
         writers=writers,
+        changes=changes,
+        session_name=session_name,
         scribe=scribe,
         extractor=extractor,
     )
@@ -364,7 +393,8 @@ async def open_mirror(
             settling = list(mirror._settling.values())
             for task in [*tasks, *settling]:
                 task.cancel()
-            await asyncio.gather(*settling, return_exceptions=True)
+            # A writer that is cut off in its transaction must not take the cut for a lost server.
+            await asyncio.gather(*tasks, *settling, return_exceptions=True)
             mirror._give_up()
             for writer in mirror._writers:
                 await writer.close()

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import Table, tables
@@ -32,18 +31,16 @@ from pinstripe.client.limits import Budget
 from pinstripe.client.reply import Reply
 from pinstripe.client.session import Stripe
 from pinstripe.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
-from pinstripe.errors import Misconfigured, NotPermitted, Refused, Unreachable, Unwritable
+from pinstripe.errors import Misconfigured, NotPermitted, Refused, Unwritable
 from pinstripe.mirror import open_mirror
-from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import Connection, Pool, check_server, connect, open_pool
 from pinstripe.store.syncs import check_owner, claim
-from pinstripe.sync.backfill import FOLLOWED, Backfill, settle
-from pinstripe.sync.events import Events
+from pinstripe.sync.backfill import Backfill, settle
+from pinstripe.sync.follow import Follower
+from pinstripe.sync.live import Pace
 from pinstripe.sync.source import Source
-
-_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _BURST_S = 0.02
 _FILES_CEILING = 20.0
@@ -52,9 +49,6 @@ _STRIPE_BEGAN = 1_262_304_000
 """1 January 2010. No account is older, whatever it does not tell about itself."""
 _SKEW_S = 300.0
 """How far a machine's clock may be off, where Stripe's cannot be had."""
-_FOLLOW_S = 5.0
-_REREAD_S = 10
-"""Events can show up late, behind newer ones: so much is read again each time."""
 _PROBES = ("/v1/account", "/v1/balance", "/v1/events")
 """Any of these tells whether the key is good, and Stripe's time. A restricted key may lack some."""
 
@@ -91,26 +85,19 @@ class Service:
     source: Source
     backfill: Backfill
 
-    async def follow(self, *, pause_s: float = _FOLLOW_S) -> None:
-        """Applies new events every few seconds, for ever; waits out a Stripe or Postgres in trouble.
-
-        Raises NotPermitted where the key may not read events.
-        """
-        events = Events(self.source)
-        since = int(self.account.now)
-        while True:
-            await asyncio.sleep(pause_s)
-            try:
-                applied = await events.apply_since(since - _REREAD_S)
-                since = max(since, applied.newest)
-                await self._followed_to(since)
-            except Unreachable as error:
-                _log.warning("follow.retry", error=error.message)
-
-    async def _followed_to(self, second: int) -> None:
-        position = Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(second))
-        async with self.pool.acquire() as connection:
-            await save_checkpoints(connection, self.config.schema, [position])
+    async def follow(self) -> Follower:
+        """The live side, not running yet; its events begin before the first list is read."""
+        since = await self.backfill.prepare()
+        return Follower(
+            self.source,
+            self.budget,
+            since=float(since),
+            pace=Pace(
+                poll_s=self.config.poll_interval_s,
+                window_s=self.config.event_window_s,
+                near_window_s=min(60.0, self.config.event_window_s),
+            ),
+        )
 
 
 @asynccontextmanager

@@ -84,6 +84,20 @@ SETTINGS: tuple[Setting, ...] = (
         "Requests a second to each endpoint, up to 25. By default 12.5, half of what Stripe allows.",
     ),
     Setting(
+        "poll_interval",
+        "PINSTRIPE_POLL_INTERVAL",
+        "0.5",
+        "seconds",
+        "How often the event log is looked at while following.",
+    ),
+    Setting(
+        "event_window",
+        "PINSTRIPE_EVENT_WINDOW",
+        "600",
+        "seconds",
+        "How far back the event log is read again, for events that show up late.",
+    ),
+    Setting(
         "data_dir",
         "PINSTRIPE_DATA_DIR",
         ".pinstripe",

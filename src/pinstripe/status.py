@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pinstripe.catalog.tables import tables
+from pinstripe.store.certificates import Certificate, load_certificate
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
@@ -42,7 +43,10 @@ class TableStatus:
 
 @dataclass(frozen=True, slots=True)
 class SchemaStatus:
-    """One synced schema. `followed`: the second up to which all events are applied."""
+    """One synced schema. `followed`: the second up to which all events are applied.
+
+    `certificate`: of the last verification, if there was one.
+    """
 
     schema: str
     account_id: str | None
@@ -51,6 +55,7 @@ class SchemaStatus:
     followed: float | None
     missing: int
     tables: list[TableStatus]
+    certificate: Certificate | None = None
 
     @property
     def rows(self) -> int:
@@ -96,6 +101,7 @@ async def _schema(
         *known,
         followed=followed.as_of if followed is not None else None,
         missing=missing,
+        certificate=await load_certificate(connection, schema),
         tables=[
             _table(name, count, is_exact, by_table.get(name, []))
             for name, (count, is_exact) in rows.items()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import count as counting
+from typing import Any, get_args
 
 import asyncpg
 import msgspec
@@ -19,9 +21,8 @@ from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
 from pinstripe.client.retry import Patience
 from pinstripe.client.session import Stripe
-from pinstripe.errors import Unreachable
+from pinstripe.errors import Drifted, Unreachable
 from pinstripe.mirror import Truth, open_mirror
-from pinstripe.rows.extract import Found
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
 from pinstripe.store.cursors import load_checkpoints
@@ -29,6 +30,7 @@ from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.sync.source import Source
 from pinstripe.sync.upcoming import Upcoming
+from pinstripe.sync.upcoming_affected import Affected, Relation
 from pinstripe.sync.upcoming_fill import UpcomingFill
 from pinstripe.sync.upcoming_preview import Preview
 from pinstripe.sync.upcoming_rows import LINES, Place
@@ -65,6 +67,8 @@ class Copy:
     source: Source
     upcoming: Upcoming
     pg: asyncpg.Connection
+    seconds: Iterator[int] = field(default_factory=lambda: counting(NOON))
+    """Each snapshot is surely newer than the one before."""
 
     async def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await self.pg.fetch(statement, *values)]
@@ -87,7 +91,7 @@ class Copy:
     async def take(self, objects: list[Object]) -> None:
         """Mirrors objects, as the backfill or an event would."""
         found = self.source.extract(objects, {})
-        now = self.source.now()
+        now = next(self.seconds)
         await self.source.mirror.put(found, Truth(now, now + 1))
 
     async def apply(self, events: list[Object]) -> list[tuple[str, str]]:
@@ -232,22 +236,449 @@ async def test_a_row_is_what_stripe_previews_column_by_column(copy: Copy, sim: R
 
 async def test_a_fill_that_was_cut_goes_on_where_it_was(copy: Copy, sim: Running) -> None:
     monthly = price(sim, 500)
-    subscriptions = sorted(subscribe(sim, customer(sim), monthly) for _ in range(6))
+    subscriptions = sorted(subscribe(sim, customer(sim), monthly) for _ in range(8))
     await copy_all(copy, sim)
-    sim.control.fault(kind="error_500", path="/v1/invoices/create_preview")
-    with pytest.raises(Unreachable):
-        await UpcomingFill(copy.upcoming, chunk=2).run()
-    sim.control.clear_faults()
-    half = UpcomingFill(copy.upcoming, chunk=2)
-    sim.account.faults.add(_after(4))
-    with pytest.raises(Unreachable):
-        await half.run()
-    sim.control.clear_faults()
-    asked = copy.upcoming.requests
-    again = UpcomingFill(copy.upcoming, chunk=2)
-    await again.run()
+    sim.control.fault(kind="error_500", path="/v1/invoices/create_preview", share=0.6)
+    cuts = 0
+    while True:
+        try:
+            await UpcomingFill(copy.upcoming, chunk=1).run()
+            break
+        except Unreachable:
+            cuts += 1
+    assert cuts > 0
     assert sorted(await copy.totals("subscription")) == subscriptions
-    assert len(await copy.totals("customer")) == 6
-    assert copy.upcoming.requests - asked <= 4
+    assert len(await copy.totals("customer")) == 8
+    assert copy.upcoming.requests == 8 + cuts
     await UpcomingFill(copy.upcoming).run()
-    assert copy.upcoming.requests - asked <= 4
+    assert copy.upcoming.requests == 8 + cuts
+
+
+async def test_test_clocks_are_included(copy: Copy, sim: Running) -> None:
+    clock = post(sim, "/v1/test_helpers/test_clocks", {"frozen_time": NOON})["id"]
+    owner = customer(sim, test_clock=clock)
+    made = subscribe(sim, owner, price(sim, 300))
+    await fill(copy, sim)
+    assert await copy.totals("subscription") == {made: 300}
+    mark = sim.control.events()
+    post(sim, f"/v1/test_helpers/test_clocks/{clock}/advance", {"frozen_time": NOON + 60})
+    assert ("subscription", made) in await copy.apply(events_since(sim, mark))
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Two customers with a subscription each, of different products."""
+
+    customer: str
+    subscription: str
+    price: str
+    product: str
+    other: str
+
+    @property
+    def both(self) -> list[tuple[str, str]]:
+        return [("customer", self.customer), ("subscription", self.subscription)]
+
+
+@pytest.fixture
+async def shop(copy: Copy, sim: Running) -> Shop:
+    one, other = customer(sim), customer(sim)
+    cheap, dear = price(sim, 1000), price(sim, 5000)
+    made = Shop(
+        one,
+        subscribe(sim, one, cheap),
+        cheap,
+        str(sim.control.truth("price")[-2]["product"]),
+        subscribe(sim, other, dear),
+    )
+    await fill(copy, sim)
+    return made
+
+
+async def happened(
+    copy: Copy, sim: Running, path: str, params: Params | None = None, *, method: str = "POST"
+) -> list[tuple[str, str]]:
+    """The refreshes that one request causes, done."""
+    mark = sim.control.events()
+    post(sim, path, params, method=method)
+    return await copy.apply(events_since(sim, mark))
+
+
+async def test_a_changed_subscription_refreshes_it_and_its_customer(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    path = f"/v1/subscriptions/{shop.subscription}"
+    item = sim.control.truth("subscription_item")[-2]["id"]
+    caused = await happened(copy, sim, path, {"items": [{"id": item, "quantity": 3}]})
+    assert caused == shop.both
+    assert (await copy.totals("subscription"))[shop.subscription] == 3000
+    assert (await copy.totals("customer"))[shop.customer] == 3000
+
+
+async def test_an_invoice_item_goes_into_the_preview_and_out_of_it_again(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    params = {"customer": shop.customer, "amount": 25, "currency": "usd"}
+    assert await happened(copy, sim, "/v1/invoiceitems", params) == shop.both
+    assert (await copy.totals("customer"))[shop.customer] == 1025
+    assert [amount for _, amount in await copy.lines(shop.subscription)] == [1000, 25]
+    item = sim.control.truth("invoiceitem")[-1]["id"]
+    assert await happened(copy, sim, f"/v1/invoiceitems/{item}", method="DELETE") == shop.both
+    assert (await copy.totals("customer"))[shop.customer] == 1000
+    assert [amount for _, amount in await copy.lines(shop.subscription)] == [1000]
+
+
+async def test_an_item_for_a_customer_without_subscription_is_previewed_at_once(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    fresh = customer(sim)
+    params = {"customer": fresh, "amount": 25, "currency": "usd"}
+    assert await happened(copy, sim, "/v1/invoiceitems", params) == [("customer", fresh)]
+    assert (await copy.totals("customer"))[fresh] == 25
+
+
+async def test_a_changed_customer_refreshes_all_subscriptions_but_only_if_there_are_any(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    assert await happened(copy, sim, f"/v1/customers/{shop.customer}", {"name": "B"}) == shop.both
+    fresh = customer(sim)
+    assert await happened(copy, sim, f"/v1/customers/{fresh}", {"name": "B"}) == []
+
+
+_edits = counting(1)
+
+
+def edit() -> Params:
+    """A change that no other is like: what changes nothing makes no event."""
+    return {"metadata": {"edit": str(next(_edits))}}
+
+
+async def test_a_price_a_product_and_a_tax_rate_lead_to_the_subscriptions_that_have_them(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    assert await happened(copy, sim, f"/v1/prices/{shop.price}", edit()) == shop.both
+    assert await happened(copy, sim, f"/v1/products/{shop.product}", edit()) == shop.both
+    rate = {"display_name": "VAT", "percentage": 19, "inclusive": False}
+    tax = post(sim, "/v1/tax_rates", rate)
+    path = f"/v1/tax_rates/{tax['id']}"
+    assert await happened(copy, sim, path, edit()) == []
+    sim.control.edit("subscription", shop.subscription, {"default_tax_rates": [tax]})
+    await copy_all(copy, sim)
+    assert await happened(copy, sim, path, edit()) == shop.both
+
+
+async def test_a_coupon_leads_to_its_discounts_and_to_discounts_that_are_not_known(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    coupon = post(sim, "/v1/coupons", {"percent_off": 10, "duration": "forever"})["id"]
+    path = f"/v1/coupons/{coupon}"
+    assert await happened(copy, sim, path, edit()) == []
+    discount = {
+        "id": "di_1",
+        "object": "discount",
+        "customer": shop.customer,
+        "subscription": shop.subscription,
+        "source": {"type": "coupon", "coupon": coupon},
+        "promotion_code": "promo_1",
+    }
+    await copy.take([discount])
+    assert await happened(copy, sim, path, edit()) == shop.both
+    promotion: Object = {"type": "promotion_code.updated", "data": {"object": {"id": "promo_1"}}}
+    assert len(await copy.upcoming.todos([promotion])) == 2
+    on_item = {"id": "di_2", "object": "discount", "customer": None, "subscription": None}
+    coupon_of = {"source": {"type": "coupon", "coupon": "other"}}
+    item = sim.control.truth("subscription_item")[-1]["id"]
+    await copy.take([on_item | coupon_of | {"subscription_item": item}])
+    other: Object = {"type": "coupon.deleted", "data": {"object": {"id": "other"}}}
+    assert [todo.id for todo in await copy.upcoming.todos([other])][1:] == [shop.other]
+    sim.control.edit("subscription", shop.other, {"discounts": ["di_unseen"]})
+    await copy_all(copy, sim)
+    assert ("subscription", shop.other) in await happened(copy, sim, path, edit())
+
+
+async def test_a_cancelled_subscription_has_nothing_upcoming(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    path = f"/v1/subscriptions/{shop.subscription}"
+    assert await happened(copy, sim, path, method="DELETE") == shop.both
+    assert list(await copy.totals("subscription")) == [shop.other]
+    assert shop.customer not in await copy.totals("customer")
+    assert await copy.lines(shop.customer) == await copy.lines(shop.subscription) == []
+
+
+async def test_a_deleted_customer_has_nothing_upcoming(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    await happened(copy, sim, f"/v1/customers/{shop.customer}", method="DELETE")
+    assert list(await copy.totals("subscription")) == [shop.other]
+    assert shop.customer not in await copy.totals("customer")
+
+
+async def test_a_paid_invoice_refreshes_and_todos_name_the_newest_event_and_its_request(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    item = post(
+        sim, "/v1/invoiceitems", {"customer": shop.customer, "amount": 9, "currency": "usd"}
+    )
+    mark = sim.control.events()
+    params = {"customer": shop.customer, "pending_invoice_items_behavior": "include"}
+    invoice = post(sim, "/v1/invoices", params)["id"]
+    post(sim, f"/v1/invoices/{invoice}/finalize")
+    events = events_since(sim, mark)
+    todos = await copy.upcoming.todos(events)
+    assert [(t.kind, t.table, t.id) for t in todos] == [
+        ("upcoming_customer", "upcoming_customer_invoice", shop.customer),
+        ("upcoming_subscription", "upcoming_subscription_invoice", shop.subscription),
+    ]
+    newest = next(e for e in events if e["type"].startswith("invoice.") and e["request"]["id"])
+    assert {t.request_id for t in todos} == {newest["request"]["id"]}
+    assert {t.since for t in todos} == {float(newest["created"])}
+    assert item["id"]
+
+
+async def test_events_that_change_no_invoice_ask_for_nothing(copy: Copy, shop: Shop) -> None:
+    for name in ("charge.succeeded", "invoice.sent", "payout.paid", "customer.created"):
+        event: Object = {"type": name, "data": {"object": {"id": "x", "customer": shop.customer}}}
+        assert await copy.upcoming.todos([event]) == []
+
+
+async def test_customers_without_subscriptions_cost_no_request(copy: Copy, sim: Running) -> None:
+    await copy.upcoming.refresh_customer(customer(sim))
+    assert copy.upcoming.requests == 0
+
+
+async def test_a_fan_out_gives_the_owners_by_kind(copy: Copy, shop: Shop) -> None:
+    event: Object = {
+        "type": "price.updated",
+        "data": {"object": {"id": shop.price, "object": "price"}},
+    }
+    found = await copy.upcoming.fan_out(copy.pg, copy.upcoming.affected(event))
+    assert found == {
+        ("upcoming_customer", shop.customer),
+        ("upcoming_subscription", shop.subscription),
+    }
+
+
+async def test_every_way_from_a_relation_to_owners_runs(copy: Copy, shop: Shop) -> None:
+    relations: tuple[Relation, ...] = get_args(Relation)
+    everything = Affected(through=frozenset((name, "x") for name in relations))
+    assert await copy.upcoming.fan_out(copy.pg, everything) == set()
+    known = Affected(through=frozenset({("customer", shop.customer), ("subscription", shop.other)}))
+    found = await copy.upcoming.fan_out(copy.pg, known)
+    assert {key for _, key in found} > {shop.customer, shop.subscription, shop.other}
+
+
+async def test_everyone_with_automatic_tax_is_affected_by_the_tax_settings(
+    copy: Copy, sim: Running, shop: Shop
+) -> None:
+    event: Object = {"type": "tax.settings.updated", "data": {"object": {"object": "tax.settings"}}}
+    for made, enabled in ((shop.subscription, True), (shop.other, False)):
+        sim.control.edit("subscription", made, {"automatic_tax": {"enabled": enabled}})
+    await copy_all(copy, sim)
+    assert [todo.id for todo in await copy.upcoming.todos([event])] == [
+        shop.customer,
+        shop.subscription,
+    ]
+
+
+# --- keys and versions ---------------------------------------------------------------------------
+
+
+async def test_a_key_that_may_not_preview_is_recorded_once_and_not_asked_again(
+    database: str, sim: Running
+) -> None:
+    sim.control.key("rk_test_reader0001", denied=["invoice_write"])
+    owners = [customer(sim) for _ in range(20)]
+    made = [subscribe(sim, owner, price(sim, 100)) for owner in owners]
+    async with copying(database, sim.url, "rk_test_reader0001") as copy:
+        await fill(copy, sim)
+        saved = await load_checkpoints(copy.pg, "stripe")
+        for table in ("upcoming_customer_invoice", "upcoming_subscription_invoice"):
+            assert saved[table].state == "refused"
+            assert "rak_invoice_write" in saved[table].reason
+            assert "rak_invoice_write" in saved[table].remedy
+        asked = copy.upcoming.requests
+        assert asked < 40
+        await copy.upcoming.refresh_customer(owners[0])
+        await copy.upcoming.refresh_subscription(made[0])
+        event: Object = {
+            "type": "price.updated",
+            "data": {"object": sim.control.truth("price")[-1]},
+        }
+        assert await copy.upcoming.todos([event]) == []
+        assert copy.upcoming.requests == asked
+    async with copying(database, sim.url, sim.key) as copy:
+        await copy.upcoming.fill()
+        assert len(await copy.totals("customer")) == len(await copy.totals("subscription")) == 20
+        saved = await load_checkpoints(copy.pg, "stripe")
+        assert saved["upcoming_customer_invoice"].state == "done"
+        assert saved["upcoming_customer_invoice"].reason == ""
+
+
+async def test_up_to_acacia_the_upcoming_endpoint_is_asked(database: str, sim: Running) -> None:
+    owner, items_only, nobody = customer(sim), customer(sim), customer(sim)
+    made = subscribe(sim, owner, price(sim, 1500))
+    extra(sim, owner, 20)
+    extra(sim, items_only, 30)
+    async with copying(database, sim.url, sim.key, api_version=ACACIA) as copy:
+        await fill(copy, sim)
+        await copy.upcoming.refresh_customer(nobody)
+        asked = copy.source.stripe.requests
+        assert set(asked) == {"GET /v1/invoices/upcoming"}
+        assert await copy.totals("subscription") == {made: 1520}
+        assert sorted(await copy.totals("customer")) == sorted([owner, items_only])
+        (version,) = {
+            v
+            for (v,) in await copy.rows(
+                "SELECT _api_version FROM stripe.upcoming_subscription_invoice"
+            )
+        }
+        assert version == ACACIA
+
+
+async def test_without_the_subscriptions_nothing_is_asked(database: str, sim: Running) -> None:
+    names = ("upcoming_customer_invoice", "upcoming_subscription_invoice")
+    async with copying(database, sim.url, sim.key, names=names) as copy:
+        await copy.upcoming.fill()
+        await copy.upcoming.refresh_customer(customer(sim))
+        assert copy.upcoming.requests == 0
+
+
+async def test_the_other_tables_are_not_needed(database: str, sim: Running) -> None:
+    owner = customer(sim)
+    subscribe(sim, owner, price(sim, 1500))
+    names = ("subscription", "upcoming_customer_invoice")
+    async with copying(database, sim.url, sim.key, names=names) as copy:
+        await fill(copy, sim)
+        assert await copy.totals("customer") == {owner: 1500}
+
+
+# --- what is newer -------------------------------------------------------------------------------
+
+
+def preview_of(total: int, count: int, at: float) -> Preview:
+    lines = tuple({"object": "line_item", "amount": total + n} for n in range(count))
+    invoice: dict[str, object] = {"object": "invoice", "total": total}
+    return Preview(invoice, lines, Truth(at, at + 1))
+
+
+@pytest.mark.parametrize(("older", "newer"), [(5, 3), (3, 5)])
+async def test_an_older_preview_overwrites_neither_the_row_nor_the_lines_of_a_newer(
+    copy: Copy, older: int, newer: int
+) -> None:
+    place = Place("stripe", copy.source.mirror.tables, "subscription", "sub_1")
+    nothing: Mapping[tuple[str, str], Any] = {}
+    assert await copy.upcoming.write(place, preview_of(200, newer, NOON + 60), nothing)
+    assert not await copy.upcoming.write(place, preview_of(100, older, NOON), nothing)
+    assert await copy.totals("subscription") == {"sub_1": 200}
+    assert [amount for _, amount in await copy.lines("sub_1")] == [200 + n for n in range(newer)]
+
+
+async def test_what_was_asked_for_after_the_row_was_seen_is_newer_in_the_same_second(
+    copy: Copy,
+) -> None:
+    place = Place("stripe", copy.source.mirror.tables, "subscription", "sub_1")
+    for total, lines in ((100, 3), (200, 5), (300, 1)):
+        seen = await place.versions(copy.pg)
+        assert await copy.upcoming.write(place, preview_of(total, lines, NOON), seen)
+        assert await copy.totals("subscription") == {"sub_1": total}
+        assert len(await copy.lines("sub_1")) == lines
+    seen = await place.versions(copy.pg)
+    assert await copy.upcoming.write(place, None, seen)
+    assert await copy.rows(f"SELECT id FROM stripe.{LINES}") == []
+    assert await copy.totals("subscription") == {}
+
+
+async def test_nothing_upcoming_does_not_remove_a_preview_that_came_after_it(copy: Copy) -> None:
+    place = Place("stripe", copy.source.mirror.tables, "customer", "cus_1")
+    before = await place.versions(copy.pg)
+    await copy.upcoming.write(place, preview_of(200, 2, NOON), before)
+    assert not await copy.upcoming.write(place, None, before)
+    assert await copy.totals("customer") == {"cus_1": 200}
+    assert len(await copy.lines("cus_1")) == 2
+
+
+async def test_previews_of_many_owners_may_share_a_transaction(copy: Copy, sim: Running) -> None:
+    monthly = price(sim, 700)
+    owners = [customer(sim) for _ in range(30)]
+    for owner in owners:
+        subscribe(sim, owner, monthly, monthly)
+    await fill(copy, sim)
+    assert await copy.totals("customer") == dict.fromkeys(sorted(owners), 1400)
+    (lines,) = (await copy.rows(f"SELECT count(*) FROM stripe.{LINES}"))[0]
+    assert lines == 30 * 2 * 2
+
+
+# --- long invoices -------------------------------------------------------------------------------
+
+
+def long_preview(length: int) -> list[nasty.Act]:
+    """What Stripe answers for `length` lines: ten of them, then pages."""
+    url = "/v1/invoices/upcoming_in_1/lines"
+    lines = [
+        {"id": f"il_tmp{n}", "object": "line_item", "amount": n, "invoice": "upcoming_in_1"}
+        for n in range(length)
+    ]
+    first = {"object": "list", "data": lines[:10], "has_more": length > 10, "url": url}
+    invoice = {"id": "upcoming_in_1", "object": "invoice", "total": length, "lines": first}
+    acts = [nasty.good(invoice)]
+    for at in range(0, length if length > 10 else 0, 100):
+        more = length > at + 100
+        page = {"object": "list", "data": lines[at : at + 100], "has_more": more, "url": url}
+        acts.append(nasty.good(page))
+    return acts
+
+
+@pytest.mark.parametrize("length", [10, 11, 100, 101, 250])
+async def test_lines_are_followed_to_their_end(database: str, length: int) -> None:
+    async with (
+        NastyServer(*long_preview(length)) as server,
+        copying(database, server.url, "sk_test_anything123456") as copy,
+    ):
+        await copy.upcoming.refresh_subscription("sub_1")
+        assert await copy.lines("sub_1") == [(f"sub_1:{n}", n) for n in range(length)]
+        assert await copy.rows(f"SELECT DISTINCT invoice_id FROM stripe.{LINES}") == [(None,)]
+        assert server.requests[0].target == "/v1/invoices/create_preview"
+        assert server.requests[0].body == b"subscription=sub_1"
+        pages = [r.target for r in server.requests[1:]]
+        assert len(pages) == (0 if length == 10 else (length + 99) // 100)
+        for at, target in enumerate(pages):
+            assert target.startswith("/v1/invoices/upcoming_in_1/lines?limit=100")
+            assert ("starting_after" in target) == (at > 0)
+
+
+async def test_a_list_of_lines_that_breaks_off_leaves_the_row_as_it_was(database: str) -> None:
+    acts = [*long_preview(3), long_preview(30)[0], nasty.error(404, "resource_missing")]
+    async with (
+        NastyServer(*acts) as server,
+        copying(database, server.url, "sk_test_anything123456") as copy,
+    ):
+        await copy.upcoming.refresh_subscription("sub_1")
+        with pytest.raises(Drifted, match="sub_1"):
+            await copy.upcoming.refresh_subscription("sub_1")
+        assert await copy.totals("subscription") == {"sub_1": 3}
+        assert len(await copy.lines("sub_1")) == 3
+
+
+async def test_what_stripe_cannot_compute_is_removed_and_counted(database: str) -> None:
+    acts = [*long_preview(3), nasty.error(400, "customer_tax_location_invalid")]
+    async with (
+        NastyServer(*acts) as server,
+        copying(database, server.url, "sk_test_anything123456") as copy,
+    ):
+        await copy.upcoming.refresh_subscription("sub_1")
+        await copy.upcoming.refresh_subscription("sub_1")
+        assert await copy.totals("subscription") == {}
+        assert copy.upcoming.unpreviewable == 1
+
+
+async def test_refreshes_of_one_owner_wait_for_each_other(copy: Copy, sim: Running) -> None:
+    made = subscribe(sim, customer(sim), price(sim, 100))
+    await copy_all(copy, sim)
+    await asyncio.gather(*(copy.upcoming.refresh_subscription(made) for _ in range(10)))
+    assert await copy.totals("subscription") == {made: 100}
+    assert copy.upcoming.requests == 10
+    assert copy.source.mirror.contested == 0

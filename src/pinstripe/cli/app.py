@@ -24,7 +24,7 @@ app = App(
     help_format="plaintext",
     version_flags=(),
 )
-schema = App(name="schema", sort_key=4, help="The tables that a sync makes; needs no database.")
+schema = App(name="schema", sort_key=5, help="The tables that a sync makes; needs no database.")
 
 Json = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
 _ONCE = (
@@ -32,6 +32,9 @@ _ONCE = (
     "exit code 4 tells that some of it is not."
 )
 _SUMMARY = "Print a summary as one line of JSON to stdout; what is for people goes to stderr."
+_REPAIR = "Bring what differs from Stripe again, and look whether that has helped."
+_EVERY = "Ask for every row that no list shows one by one, instead of a sample."
+_SAMPLE = "Rows of a table that no list shows (only referred to, hidden) to ask for one by one."
 _UNTIL = "When the first objects end, in Unix seconds; 0 is the last midnight, UTC."
 _LIMITS = "Stripe's rate limits: of live mode, of test mode, or none."
 
@@ -113,6 +116,29 @@ def status(
     _run(config, standing.status(config, exact=exact, as_json=json, one_schema=one), stopped=130)
 
 
+@app.command(sort_key=4)
+@with_settings(*ACCOUNT, *DATABASE)
+def verify(
+    config: Config,
+    *,
+    repair: Annotated[bool, Parameter(negative="", help=_REPAIR)] = False,
+    every: Annotated[bool, Parameter(name="--all", negative="", help=_EVERY)] = False,
+    sample: Annotated[int, Parameter(help=_SAMPLE)] = 200,
+    ids: Annotated[int, Parameter(help="Ids to print for each kind of difference.")] = 10,
+    json: Annotated[bool, Parameter(negative="", help=_SUMMARY)] = False,
+) -> None:
+    """Prove the copy: read every list again and compare it with the rows.
+
+    Says for each table which rows are missing, stale, extra or wrongly deleted. What changes while it
+    looks is left out. Exit code 0: no differences (or all repaired); 6: some remain.
+    """
+    from pinstripe.cli import verify as commands
+    from pinstripe.sync.verify import Wish
+
+    wish = Wish(repair=repair, unlisted=None if every else sample)
+    _run(config, commands.verify(config, wish, ids=ids, as_json=json), stopped=130)
+
+
 app.command(schema)
 
 
@@ -143,7 +169,7 @@ def list_tables(
         commands.print_table(config, table, as_json=json)
 
 
-@app.command(sort_key=5)
+@app.command(sort_key=6)
 @with_settings()
 def simulate(
     config: Config,
@@ -170,7 +196,7 @@ def simulate(
     _run(config, commands.simulate(wish), stopped=0)
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=7)
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as version_of

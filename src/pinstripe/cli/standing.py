@@ -18,7 +18,7 @@ _NOTHING_HINT = "Bring an account in first: pinstripe sync, or pinstripe run for
 
 async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool) -> int:
     """Prints every synced schema, or the configured one if `one_schema`."""
-    config = _with_data(config)
+    config = with_data(config)
     async with open_database(config) as database, connect(database.url) as connection:
         found = await read_status(
             connection, schema=config.schema if one_schema else None, exact=exact
@@ -33,7 +33,7 @@ async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool
     return 0
 
 
-def _with_data(config: Config) -> Config:
+def with_data(config: Config) -> Config:
     """Where data is: the data directory, else the demo's in it. Asking must not make a database."""
     if config.database_url is not None:
         return config
@@ -46,7 +46,18 @@ def _with_data(config: Config) -> Config:
 def _as_json(found: SchemaStatus) -> dict[str, object]:
     tables = [{**asdict(t), "as_of": _time(t.as_of)} for t in found.tables]
     head = {k: v for k, v in asdict(found).items() if k != "tables"}
-    return {**head, "followed": _time(found.followed), "rows": found.rows, "tables": tables}
+    made = found.certificate
+    certificate = None
+    if made is not None:
+        started, finished = _moment(made.started_at), _moment(made.finished_at)
+        certificate = {**asdict(made), "started_at": started, "finished_at": finished}
+    return {
+        **head,
+        "followed": _time(found.followed),
+        "rows": found.rows,
+        "certificate": certificate,
+        "tables": tables,
+    }
 
 
 def _as_text(found: SchemaStatus) -> str:
@@ -56,6 +67,7 @@ def _as_text(found: SchemaStatus) -> str:
         f"API version {found.api_version}, {found.rows:,} rows",
         f"Events applied up to {_time(found.followed) or 'none yet'}; "
         f"{found.missing:,} references that Stripe does not have",
+        *_certificate_lines(found),
         "",
         f"  {'table':<40} {'rows':>13}  {'state':<8} {'as of':<20}",
     ]
@@ -65,6 +77,19 @@ def _as_text(found: SchemaStatus) -> str:
     if empty:
         lines.append(f"  {f'{empty} more tables are empty':<40}")
     return "\n".join(lines)
+
+
+def _certificate_lines(found: SchemaStatus) -> list[str]:
+    made = found.certificate
+    if made is None:
+        return []
+    states = [table.get("state") for table in made.tables.values()]
+    unproven = len(states) - states.count("verified")
+    return [
+        f"Verified at {_moment(made.finished_at)}: {made.differences:,} differences, "
+        f"{made.repaired:,} repaired, {states.count('verified')} tables proven, {unproven} not or in "
+        f"part; digest {made.digest[:16]}"
+    ]
 
 
 def _line(table: TableStatus) -> str:
@@ -82,4 +107,8 @@ def _line(table: TableStatus) -> str:
 def _time(moment: float | None) -> str | None:
     if moment is None:
         return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return _moment(datetime.fromtimestamp(moment, UTC))
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

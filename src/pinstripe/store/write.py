@@ -8,7 +8,8 @@ order by every writer, so that two of them never wait for each other in a circle
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -20,10 +21,19 @@ from asyncpg.prepared_stmt import PreparedStatement
 from pinstripe.catalog.tables import Table
 from pinstripe.rows.extract import Found, Row
 from pinstripe.rows.layout import Shapes
+from pinstripe.store.changes import Cause, Causes, Recorder
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import Connection, connect_dedicated, translated
-from pinstripe.store.upsert import STAGE_EXTRA, complete, contested, create_stage, insert, stage_name, update
+from pinstripe.store.upsert import (
+    STAGE_EXTRA,
+    complete,
+    contested,
+    create_stage,
+    insert,
+    stage_name,
+    update,
+)
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
@@ -62,42 +72,57 @@ class Batch:
     rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(
-        self, found: Found, lo: float, hi: float, over: Mapping[tuple[str, str], datetime] = _NONE
+        self,
+        found: Found,
+        lo: float,
+        hi: float,
+        over: Mapping[tuple[str, str], datetime] = _NONE,
+        *,
+        cause: Cause | None = None,
     ) -> None:
         """Adds rows that are true for a moment in [lo, hi), Unix seconds on Stripe's clock.
 
         `over`: versions of rows (table, key) that were seen before the snapshot was asked for.
+        `cause`: what the change feed names as the reason.
         """
         for table, group in found.rows.items():
             if table in self.tables:
                 for key, row in group.items():
                     row[-3] = over.get((table, key)) if over else None
-                    self._add(table, key, row, lo, hi)
+                    self._add(table, key, row, lo, hi, cause=cause)
         for table, key, row in found.again:
             if table in self.tables:
                 row[-3] = over.get((table, key)) if over else None
-                self._add(table, key, row, lo, hi)
+                self._add(table, key, row, lo, hi, cause=cause)
         for table, key, row, moment in found.frozen:
             if table in self.tables:
-                self._add(table, key, row, float(moment), moment + 1.0)
+                self._add(table, key, row, float(moment), moment + 1.0, cause=cause)
 
-    def _add(self, table: str, key: str, row: Row, lo: float, hi: float) -> None:
+    def _add(
+        self, table: str, key: str, row: Row, lo: float, hi: float, *, cause: Cause | None
+    ) -> None:
         at = self._last.get((table, key), -1)
         if at >= 0:
             earlier = self.rounds[at][table][key]
             if earlier[-1] == row[-1] and earlier[:-5] == row[:-5]:
                 earlier[-5], earlier[-4] = max(lo, earlier[-5]), max(hi, earlier[-4])
                 earlier[-3] = row[-3] or earlier[-3]
+                if cause is not None:
+                    self.causes[at].setdefault((table, key), cause)
                 return
         at += 1
         if at == len(self.rounds):
             self.rounds.append({})
+            self.causes.append({})
         row[-5], row[-4] = lo, hi
         self.rounds[at].setdefault(table, {})[key] = row
+        if cause is not None:
+            self.causes[at][table, key] = cause
         self._last[table, key] = at
         self.rows += 1
 
@@ -106,12 +131,22 @@ class Writer:
     """One connection that writes. Not for two tasks at once."""
 
     def __init__(
-        self, url: str, schema: str, tables: Mapping[str, Table], shapes: Shapes
+        self,
+        url: str,
+        schema: str,
+        tables: Mapping[str, Table],
+        shapes: Shapes,
+        *,
+        recorder: Recorder | None = None,
+        session_name: str = "pinstripe",
     ) -> None:
+        """`recorder`: notes the changes, if the feed is on; it is this writer's alone."""
         self._url = url
         self._schema = schema
         self._tables = tables
         self._shapes = shapes
+        self._recorder = recorder
+        self._session_name = session_name
         self._connection: asyncpg.Connection | None = None
         # Least recently used first, both. The number: dead rows that a stage still holds.
         self._stages: OrderedDict[str, int] = OrderedDict()
@@ -143,12 +178,17 @@ class Writer:
         """
         try:
             connection = await self._connected()
-            with translated():
-                async with connection.transaction():
-                    contests = await self._rounds(connection, batch)
-                    await save_checkpoints(connection, self._schema, batch.checkpoints)
-                    for effect in batch.effects:
-                        await effect(connection)
+            with translated(), self._recorder.transaction() if self._recorder else nullcontext():
+                # Not `connection.transaction()`: its ROLLBACK over a session that the server has ended
+                # fails in its own way and hides why. What fails here ends with the connection.
+                await connection.execute("BEGIN")
+                contests = await self._rounds(connection, batch)
+                await save_checkpoints(connection, self._schema, batch.checkpoints)
+                for effect in batch.effects:
+                    await effect(connection)
+                if self._recorder is not None:
+                    await self._recorder.write(connection)
+                await connection.execute("COMMIT")
                 return contests
         except BaseException:
             # Cancelled or failed halfway: what the session holds is not known.
@@ -158,18 +198,26 @@ class Writer:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             await self.close()
-            self._connection = await connect_dedicated(self._url)
+            self._connection = await connect_dedicated(
+                self._url, application_name=self._session_name
+            )
         return self._connection
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
         found: list[Contested] = []
-        for one_round in batch.rounds:
+        for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
             for table in sorted(one_round):
-                found += await self._upsert(connection, table, one_round[table], batch.api_version)
+                group = one_round[table]
+                found += await self._upsert(connection, table, group, batch.api_version, causes)
         return found
 
     async def _upsert(
-        self, connection: asyncpg.Connection, name: str, group: Mapping[str, Row], version: str
+        self,
+        connection: asyncpg.Connection,
+        name: str,
+        group: Mapping[str, Row],
+        version: str,
+        causes: Causes,
     ) -> list[Contested]:
         table = self._tables[name]
         stage = await self._stage(connection, table)
@@ -178,7 +226,11 @@ class Writer:
             records=[group[key] for key in sorted(group)],
             columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
         )
+        recorder = self._recorder_for(name, group, causes)
+        known = await recorder.before(connection, table) if recorder else 0
         left = len(group) - await self._run(connection, ("insert", name, -1), version)
+        if recorder and known < left:
+            known += await recorder.raced(connection, table)
         found: list[Contested] = []
         shapes = sorted({row[-1] for row in group.values()}) if left else []
         for shape in shapes:
@@ -190,8 +242,15 @@ class Writer:
             text = contested(self._schema, table, self._shapes.columns(shape))
             rows = await connection.fetch(text, shape)
             found += [Contested(name, str(row[0]), row[-1]) for row in rows]
+        if recorder:
+            await recorder.after(connection, table, causes)
+            await recorder.forget(connection, known)
         await self._empty(connection, stage, len(group))
         return found
+
+    def _recorder_for(self, table: str, keys: Collection[str], causes: Causes) -> Recorder | None:
+        recorder = self._recorder
+        return recorder if recorder is not None and recorder.wants(table, keys, causes) else None
 
     async def _empty(self, connection: asyncpg.Connection, stage: str, rows: int) -> None:
         """Empties the stage: by DELETE, and now and then by TRUNCATE, which costs 1.5 ms a time."""

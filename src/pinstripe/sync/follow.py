@@ -40,13 +40,26 @@ class Follower:
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
         self.todos = Todos(source, upcoming=refreshers)
         more = self.upcoming.todos if self.upcoming is not None else None
-        self.live = Live(source, self.todos, since=since, pace=pace, more=more)
+        self.live = Live(source, self.todos, since=since, pace=pace, more=more, on_gap=self._on_gap)
         self.relist = Relist(source, self.todos, budget, since=since, intervals=intervals)
         self._backfilled = asyncio.Event()
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong now; "" when all is well."""
+        return self.live.seen.trouble or self.todos.trouble
+
+    @property
+    def remedy(self) -> str:
+        return self.live.seen.remedy
 
     def backfilled(self) -> None:
         """The first copy is complete: what needs it may begin."""
         self._backfilled.set()
+
+    def _on_gap(self) -> None:
+        """Events were lost for good: everything is read again."""
+        self.relist.read_all()
 
     async def run(self) -> None:
         """Until cancelled. A dead part ends the whole."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from pinstripe.catalog.tables import table_of_object
-from pinstripe.errors import PinstripeError, Refused, Unreachable
+from pinstripe.errors import PinstripeError
 from pinstripe.mirror import LIVE_LANE, Part, Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
@@ -26,7 +26,7 @@ from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo, add_applied, add_todos, forget_applied, load_applied
 from pinstripe.sync.backfill import FOLLOWED
-from pinstripe.sync.events import EVENTS
+from pinstripe.sync.events import EVENTS, RETENTION_S
 from pinstripe.sync.order import Change, changes, created_of, request_of
 from pinstripe.sync.page import read_list, truth_of
 from pinstripe.sync.ranges import PAGE
@@ -63,6 +63,7 @@ class Seen:
     polls: int = 0
     late: int = 0
     newest: int = 0
+    gaps: int = 0
     trouble: str = ""
     remedy: str = ""
 
@@ -78,17 +79,20 @@ class Live:
         since: float,
         pace: Pace | None = None,
         more: Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]] | None = None,
+        on_gap: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`since`: everything that the list showed up to this moment on Stripe's clock is applied.
 
-        `more` gives the to-dos of previews that events ask for.
+        `more` gives the to-dos of previews that events ask for. `on_gap` is called when the log no
+        longer reaches back to where we stand.
         """
         self.seen = Seen(as_of=since)
         self._source = source
         self._todos = todos
         self._pace = pace or Pace()
         self._more = more
+        self._on_gap = on_gap
         self._clock = clock
         self._table_of = table_of_object()
         self._applied: dict[str, int] = {}
@@ -111,13 +115,14 @@ class Live:
             try:
                 await self._turn(started)
             except PinstripeError as error:
-                self.seen.trouble, self.seen.remedy = error.message, error.hint
-                _log.warning("live.trouble", error=error.message)
+                await self._troubled(error)
                 await self._rest(_TROUBLE_PAUSE_S[min(troubles, len(_TROUBLE_PAUSE_S) - 1)])
                 troubles += 1
                 continue
             troubles = 0
-            self.seen.trouble = self.seen.remedy = ""
+            if self.seen.trouble:
+                self.seen.trouble = self.seen.remedy = ""
+                self._saved_at = 0.0  # The next look says in the database that it is over.
             await self._rest(self._pace.poll_s - (self._clock() - started))
 
     async def _rest(self, pause_s: float) -> None:
@@ -129,6 +134,22 @@ class Live:
             except TimeoutError:
                 pass
 
+    async def _troubled(self, error: PinstripeError) -> None:
+        """Says what is wrong: here, in the log, and in the database for `pinstripe status`."""
+        first = not self.seen.trouble
+        self.seen.trouble, self.seen.remedy = error.message, error.hint
+        if not first:
+            return
+        _log.warning("live.trouble", error=error.message)
+        try:
+            async with self._source.pool.acquire() as connection:
+                told = replace(
+                    _checkpoint(self.seen.as_of), reason=error.message, remedy=error.hint
+                )
+                await save_checkpoints(connection, self._source.mirror.schema, [told])
+        except PinstripeError:
+            _log.debug("live.untold")  # It is Postgres that is in trouble.
+
     async def _begin(self) -> None:
         """Reads everything since the position, for which a whole sweep is needed."""
         since = self.seen.as_of - self._pace.window_s
@@ -139,15 +160,19 @@ class Live:
                         connection, self._source.mirror.schema, since
                     )
                 await self.sweep(since)
-            except (Unreachable, Refused) as error:
-                self.seen.trouble, self.seen.remedy = error.message, error.hint
-                _log.warning("live.trouble", error=error.message)
+            except PinstripeError as error:
+                await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
                 continue
             return
 
     async def _turn(self, now: float) -> None:
         """One look at the list: the newest page always, the windows when it is their time."""
+        if self._source.now() - self.seen.as_of > RETENTION_S - 86400:
+            _log.warning("live.gap", as_of=self.seen.as_of)
+            self.seen.gaps += 1
+            self.seen.as_of = self._source.now()
+            self._on_gap()
         if now - self._window_at >= self._pace.window_every_s:
             self._window_at = self._near_at = now
             await self.sweep(self._source.now() - self._pace.window_s)
@@ -262,9 +287,7 @@ class Live:
         table = self._table_of.get(change.name)
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         parent = _parent_of(change.object)
-        fetch = [
-            Todo("fetch", table or "", change.key, parent, change.created, change.request_id)
-        ]
+        fetch = [Todo("fetch", table or "", change.key, parent, change.created, change.request_id)]
         if table is None:
             # Of a type to come, or one without a table: what it holds may have one.
             extractor.object(change.object, found)

@@ -95,6 +95,10 @@ class Relist:
             for n, e in enumerate(endpoints)
         }
 
+    def read_all(self) -> None:
+        """Every list is due for a pass."""
+        self._pass_at = dict.fromkeys(self._pass_at, self._clock())
+
     async def run(self) -> None:
         """Until cancelled. A list that cannot be read is left out, and said."""
         while True:
@@ -108,7 +112,9 @@ class Relist:
             stream = _stream(endpoint)
             if stream in self.refused:
                 continue
-            if needs_head(endpoint) and now - self._head_at.get(stream, 0.0) >= self._head_s(endpoint):
+            if needs_head(endpoint) and now - self._head_at.get(stream, 0.0) >= self._head_s(
+                endpoint
+            ):
                 self._head_at[stream] = now
                 await self._guard(stream, self._head(endpoint))
         if now >= self._due_at:

@@ -169,12 +169,16 @@ class Suspects:
         for suspect in suspects:
             comparer.forget(suspect.place)
             comparer.watched[suspect.place] = False
-        absent_is_gone = way.whole
+        absent_is_gone, left_behind = way.whole, False
         try:
             self.requests[table] += 1
             await read(self._looking, way)
         except NotFound:
             absent_is_gone = way.key == suspects[0].key
+            if not absent_is_gone and way.table in self._looking.wanted:
+                # Gone with all that it held, which stays as it was: no fault if we know of it.
+                holder = Difference(way.table, way.key, "extra")
+                left_behind = await self._standing(holder) is None
         except (NotPermitted, NotEnabled) as error:
             # What holds for one holds for all of this type.
             self._refused.add(way.asks)
@@ -191,6 +195,8 @@ class Suspects:
         for suspect in suspects:
             if comparer.watched.pop(suspect.place):
                 found[suspect.place] = comparer.forget(suspect.place)
+            elif left_behind:
+                found[suspect.place] = None
             elif absent_is_gone and suspect.table not in gaps:
                 found[suspect.place] = await self._standing(suspect)
         return found

@@ -1,6 +1,6 @@
 """Which upcoming invoices an event may change: the owners that its payload names, and what to look up.
 
-Pure; a table of data (`_RULES`), by event type. Where the payload names no customer (a price, a coupon, a
+Pure; a table of data (`RULES`), by event type. Where the payload names no customer (a price, a coupon, a
 tax rate), `upcoming_fanout` finds the owners in the rows. It is better to name an owner too many, which
 costs a request, than one too few, whose preview would stay wrong.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from pinstripe.rows.decode import StripeObject
@@ -51,13 +52,14 @@ class Affected:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
-    """For events whose type is `name`, or begins with it where it ends in a dot.
+class Rule:
+    """For events of these types (with spaces between); one that ends in a dot is how they begin.
 
-    Paths into `data.object`, several with spaces between; what stands there is an id or an object.
+    The others are paths into `data.object`, several with spaces between; what stands there is an id or an
+    object.
     """
 
-    name: str
+    types: str
     customer: str = ""
     subscription: str = ""
     through: tuple[tuple[Relation, str], ...] = ()
@@ -66,77 +68,65 @@ class _Rule:
 _SUBSCRIPTION_OF = "subscription parent.subscription_details.subscription"
 """Where an invoice or an invoice item names its subscription: until acacia, and from basil on."""
 
-# Of invoices, what moves money or items. `sent`, `overdue`, `will_be_due`, `payment_action_required`
-# change no preview, and `payment_succeeded` comes with `paid`.
-_INVOICE_VERBS = (
-    "created",
-    "deleted",
-    "finalized",
-    "marked_uncollectible",
-    "overpaid",
-    "paid",
-    "payment_failed",
-    "upcoming",
-    "updated",
-    "voided",
-)
-
-_RULES: tuple[_Rule, ...] = (
-    _Rule("customer.subscription.", customer="customer", subscription="id"),
-    _Rule(
+RULES: tuple[Rule, ...] = (
+    Rule("customer.subscription.", customer="customer", subscription="id"),
+    Rule(
         "subscription_schedule.",
         customer="customer",
         subscription="subscription released_subscription",
     ),
     # Pending items go into the invoice of any subscription of the customer.
-    _Rule(
+    Rule(
         "invoiceitem.",
         customer="customer",
         subscription=_SUBSCRIPTION_OF,
         through=(("customer", "customer"), ("invoice_item", "id")),
     ),
-    *(
-        _Rule(f"invoice.{verb}", subscription=_SUBSCRIPTION_OF, through=(("customer", "customer"),))
-        for verb in _INVOICE_VERBS
+    # What moves money or items. `sent`, `overdue`, `will_be_due`, `payment_action_required` change no
+    # preview, and `payment_succeeded` comes with `paid`.
+    Rule(
+        "invoice.created invoice.deleted invoice.finalized invoice.marked_uncollectible "
+        "invoice.overpaid invoice.paid invoice.payment_failed invoice.upcoming invoice.updated "
+        "invoice.voided",
+        subscription=_SUBSCRIPTION_OF,
+        through=(("customer", "customer"),),
     ),
-    _Rule(
+    Rule(
         "customer.discount.",
         customer="customer",
         subscription="subscription",
         through=(("customer", "customer"),),
     ),
-    _Rule("customer.updated", through=(("customer", "id"),)),
-    _Rule("customer.deleted", through=(("customer", "id"),)),
-    _Rule("customer.tax_id.", through=(("customer", "customer owner.customer"),)),
+    Rule("customer.updated customer.deleted", through=(("customer", "id"),)),
+    Rule("customer.tax_id.", through=(("customer", "customer owner.customer"),)),
     # They give credit: to the balance, or to invoices to come.
-    _Rule("credit_note.", through=(("customer", "customer"),)),
-    _Rule("billing.credit_grant.", through=(("customer", "customer"),)),
-    _Rule("coupon.", through=(("coupon", "id"),)),
-    _Rule("promotion_code.", through=(("promotion_code", "id"),)),
-    _Rule("price.", through=(("price", "id"),)),
+    Rule("credit_note. billing.credit_grant.", through=(("customer", "customer"),)),
+    # What has just been made (`created`) nobody has yet.
+    Rule("coupon.updated coupon.deleted", through=(("coupon", "id"),)),
+    Rule("promotion_code.updated", through=(("promotion_code", "id"),)),
+    Rule("price.updated price.deleted", through=(("price", "id"),)),
     # A plan is a price, and the other way round; either may be told of.
-    _Rule("plan.", through=(("plan", "id"), ("price", "id"))),
-    _Rule("product.", through=(("product", "id"),)),
-    _Rule("tax_rate.", through=(("tax_rate", "id"),)),
-    _Rule("tax.settings.updated", through=(("automatic_tax", ""),)),
-    _Rule("test_helpers.test_clock.", through=(("test_clock", "id"),)),
+    Rule("plan.updated plan.deleted", through=(("plan", "id"), ("price", "id"))),
+    Rule("product.updated product.deleted", through=(("product", "id"),)),
+    Rule("tax_rate.updated", through=(("tax_rate", "id"),)),
+    Rule("tax.settings.updated", through=(("automatic_tax", ""),)),
+    Rule(
+        "test_helpers.test_clock.advancing test_helpers.test_clock.ready "
+        "test_helpers.test_clock.deleted",
+        through=(("test_clock", "id"),),
+    ),
 )
 
 
 def affected(event: StripeObject) -> Affected:
     """Whose upcoming invoice the event may change; nothing for most events."""
-    event_type = str(event.get("type"))
     data = event.get("data")
     obj = data.get("object") if isinstance(data, dict) else None
     if not isinstance(obj, dict):
         return Affected()
     owners: set[OwnerKey] = set()
     through: set[Through] = set()
-    for rule in _RULES:
-        if event_type != rule.name and not (
-            rule.name.endswith(".") and event_type.startswith(rule.name)
-        ):
-            continue
+    for rule in _rules_of(str(event.get("type"))):
         owners |= {("upcoming_customer", key) for key in _ids(obj, rule.customer)}
         subscriptions = _ids(obj, rule.subscription)
         owners |= {("upcoming_subscription", key) for key in subscriptions}
@@ -145,6 +135,18 @@ def affected(event: StripeObject) -> Affected:
         for relation, paths in rule.through:
             through |= {(relation, key) for key in (_ids(obj, paths) if paths else (EVERYONE,))}
     return Affected(frozenset(owners), frozenset(through))
+
+
+@cache
+def _rules_of(event_type: str) -> tuple[Rule, ...]:
+    return tuple(
+        rule
+        for rule in RULES
+        if any(
+            event_type == one or (one.endswith(".") and event_type.startswith(one))
+            for one in rule.types.split()
+        )
+    )
 
 
 def _ids(obj: Mapping[str, object], paths: str) -> list[str]:

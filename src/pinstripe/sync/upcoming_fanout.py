@@ -1,7 +1,7 @@
 """From what an event is about to the owners of upcoming invoices, through the rows.
 
 A price leads to the subscriptions that have it, a coupon to those with a discount of it, a customer to
-all subscriptions and to pending invoice items. A table of data (`_LINKS`): one statement a way. It is run
+all subscriptions and to pending invoice items. A table of data (`LINKS`): one statement a way. It is run
 before the rows of the event itself are written; what these would tell, the event says by itself.
 """
 
@@ -28,7 +28,7 @@ PENDING = "n.invoice_id IS NULL AND n.deleted IS NOT TRUE"
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
+class Link:
     """One way from the ids of a relation ($1, text[]) to owners.
 
     The statement gives (id of the relation or null for any of them, subscription, customer); `$table`
@@ -40,9 +40,9 @@ class _Link:
     statement: str
 
 
-def _by_item(relation: Relation, needs: str, column: str, more: str = "") -> _Link:
+def _by_item(relation: Relation, needs: str, column: str, more: str = "") -> Link:
     """By what an item of the subscription costs."""
-    return _Link(
+    return Link(
         relation,
         f"subscription {needs}",
         f"SELECT {column}, s.id, s.customer_id FROM $subscription_item i {more} "
@@ -51,71 +51,75 @@ def _by_item(relation: Relation, needs: str, column: str, more: str = "") -> _Li
     )
 
 
-def _by_discount(relation: Relation, column: str) -> tuple[_Link, ...]:
-    """Discounts that we know; and all that we do not know, whose coupon might be the one."""
-    unknown = "NOT EXISTS (SELECT FROM $discount d WHERE d.id = u.id)"
+def _by_discount(relation: Relation, column: str) -> tuple[Link, ...]:
+    """By discounts: of a subscription, of one of its items, or of a customer."""
+    needs = f"subscription discount.{column} discount.subscription_id discount.customer_id"
+    known = f"d.{column} = ANY($1::text[]) AND d.deleted IS NOT TRUE"
     return (
-        _Link(
+        Link(
             relation,
-            f"subscription discount.{column} discount.subscription_id discount.customer_id",
-            f"SELECT d.{column}, s.id, s.customer_id FROM $discount d JOIN $subscription s "
-            f"ON s.id = d.subscription_id OR (d.subscription_id IS NULL AND s.customer_id = d.customer_id) "
-            f"WHERE d.{column} = ANY($1::text[]) AND {ALIVE}",
+            needs,
+            f"SELECT d.{column}, s.id, s.customer_id FROM $discount d "
+            f"JOIN $subscription s ON s.id = d.subscription_id WHERE {known} AND {ALIVE}",
         ),
-        _Link(
+        Link(
+            relation,
+            f"{needs} subscription_item discount.subscription_item_id",
+            f"SELECT d.{column}, s.id, s.customer_id FROM $discount d "
+            f"JOIN $subscription_item i ON i.id = d.subscription_item_id "
+            f"JOIN $subscription s ON s.id = i.subscription_id WHERE {known} AND {ALIVE}",
+        ),
+        Link(
+            relation,
+            needs,
+            f"SELECT d.{column}, s.id, s.customer_id FROM $discount d "
+            f"JOIN $subscription s ON s.customer_id = d.customer_id "
+            f"WHERE {known} AND d.subscription_id IS NULL AND {ALIVE}",
+        ),
+        Link(
             relation,
             f"invoice_item discount.{column} discount.customer_id",
-            f"SELECT d.{column}, NULL, d.customer_id FROM $discount d JOIN $invoice_item n "
-            f"ON n.customer_id = d.customer_id WHERE d.{column} = ANY($1::text[]) AND {PENDING}",
-        ),
-        _Link(
-            relation,
-            "subscription.discounts discount",
-            f"SELECT NULL, s.id, s.customer_id FROM $subscription s, unnest(s.discounts) AS u (id) "
-            f"WHERE $1::text[] <> '{{}}' AND {ALIVE} AND {unknown}",
-        ),
-        _Link(
-            relation,
-            "subscription subscription_item.discounts discount",
-            f"SELECT NULL, s.id, s.customer_id FROM $subscription s JOIN $subscription_item i "
-            f"ON i.subscription_id = s.id, unnest(i.discounts) AS u (id) "
-            f"WHERE $1::text[] <> '{{}}' AND {ALIVE} AND {unknown}",
+            f"SELECT d.{column}, NULL, d.customer_id FROM $discount d "
+            f"JOIN $invoice_item n ON n.customer_id = d.customer_id WHERE {known} AND {PENDING}",
         ),
     )
 
 
-_LINKS: tuple[_Link, ...] = (
-    _Link(
+# Discounts that no event has told of since the sync began: any coupon may be theirs.
+_UNKNOWN = "$1::text[] <> '{}' AND NOT EXISTS (SELECT FROM $discount d WHERE d.id = u.id)"
+
+LINKS: tuple[Link, ...] = (
+    Link(
         "customer",
         "subscription",
         f"SELECT s.customer_id, s.id, s.customer_id FROM $subscription s "
         f"WHERE s.customer_id = ANY($1::text[]) AND {ALIVE}",
     ),
-    _Link(
+    Link(
         "customer",
         "invoice_item",
         f"SELECT n.customer_id, NULL, n.customer_id FROM $invoice_item n "
         f"WHERE n.customer_id = ANY($1::text[]) AND {PENDING}",
     ),
     # What is shown now may have to go.
-    _Link(
+    Link(
         "customer",
         "upcoming_customer_invoice",
         "SELECT u.customer_id, NULL, u.customer_id FROM $upcoming_customer_invoice u "
         "WHERE u.customer_id = ANY($1::text[])",
     ),
-    _Link(
+    Link(
         "customer",
         "upcoming_subscription_invoice",
         "SELECT u.customer_id, u.subscription_id, u.customer_id FROM $upcoming_subscription_invoice u "
         "WHERE u.customer_id = ANY($1::text[])",
     ),
-    _Link(
+    Link(
         "subscription",
         "subscription",
         "SELECT s.id, s.id, s.customer_id FROM $subscription s WHERE s.id = ANY($1::text[])",
     ),
-    _Link(
+    Link(
         "invoice_item",
         "invoice_item",
         "SELECT n.id, NULL, n.customer_id FROM $invoice_item n WHERE n.id = ANY($1::text[])",
@@ -130,38 +134,50 @@ _LINKS: tuple[_Link, ...] = (
     ),
     *_by_discount("coupon", "source_coupon_id"),
     *_by_discount("promotion_code", "promotion_code_id"),
-    _Link(
+    Link(
+        "coupon",
+        "subscription.discounts discount",
+        f"SELECT NULL, s.id, s.customer_id FROM $subscription s, unnest(s.discounts) AS u (id) "
+        f"WHERE {_UNKNOWN} AND {ALIVE}",
+    ),
+    Link(
+        "coupon",
+        "subscription subscription_item.discounts discount",
+        f"SELECT NULL, s.id, s.customer_id FROM $subscription s JOIN $subscription_item i "
+        f"ON i.subscription_id = s.id, unnest(i.discounts) AS u (id) WHERE {_UNKNOWN} AND {ALIVE}",
+    ),
+    Link(
         "tax_rate",
         "subscription.default_tax_rates",
         f"SELECT r.id, s.id, s.customer_id FROM $subscription s, unnest($1::text[]) AS r (id) "
         f"WHERE s.default_tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {ALIVE}",
     ),
-    _Link(
+    Link(
         "tax_rate",
         "subscription subscription_item.tax_rates",
         f"SELECT r.id, s.id, s.customer_id FROM unnest($1::text[]) AS r (id), $subscription_item i "
         f"JOIN $subscription s ON s.id = i.subscription_id "
         f"WHERE i.tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {ALIVE}",
     ),
-    _Link(
+    Link(
         "tax_rate",
         "invoice_item.tax_rates",
         f"SELECT r.id, NULL, n.customer_id FROM $invoice_item n, unnest($1::text[]) AS r (id) "
         f"WHERE n.tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {PENDING}",
     ),
-    _Link(
+    Link(
         "test_clock",
         "subscription.test_clock_id",
         f"SELECT s.test_clock_id, s.id, s.customer_id FROM $subscription s "
         f"WHERE s.test_clock_id = ANY($1::text[]) AND {ALIVE}",
     ),
-    _Link(
+    Link(
         "test_clock",
         "invoice_item.test_clock_id",
         f"SELECT n.test_clock_id, NULL, n.customer_id FROM $invoice_item n "
         f"WHERE n.test_clock_id = ANY($1::text[]) AND {PENDING}",
     ),
-    _Link(
+    Link(
         "automatic_tax",
         "subscription.automatic_tax_enabled",
         f"SELECT '{EVERYONE}', s.id, s.customer_id FROM $subscription s "
@@ -188,8 +204,8 @@ async def origins(
     for relation, key in sorted(affected.through):
         ids[relation].append(key)
     found: dict[Through, set[OwnerKey]] = defaultdict(set)
-    for link in _LINKS:
-        if link.relation not in ids or not _is_there(link, tables):
+    for link in LINKS:
+        if link.relation not in ids or not is_there(link, tables):
             continue
         statement = Template(link.statement).safe_substitute(
             {name: qualified(schema, name) for name in tables}
@@ -208,7 +224,7 @@ def _owners(subscription: str | None, customer: str | None) -> Iterator[OwnerKey
         yield ("upcoming_customer", customer)
 
 
-def _is_there(link: _Link, tables: Mapping[str, Table]) -> bool:
+def is_there(link: Link, tables: Mapping[str, Table]) -> bool:
     """Whether the database has what the statement speaks of: the user may sync fewer tables."""
     for need in link.needs.split():
         name, _, column = need.partition(".")

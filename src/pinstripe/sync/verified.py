@@ -10,7 +10,7 @@ from typing import Literal
 from pinstripe.store.difference import Difference
 
 TableState = Literal["verified", "partly", "unverified"]
-"""`partly`: not every row could be compared; `unverified`: Stripe did not show what the table should hold."""
+"""`partly`: not every row could be compared; `unverified`: Stripe did not show the table at all."""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ What changes while it looks is never called a difference (`sync.suspects`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,20 +20,16 @@ import structlog
 from pinstripe.client.limits import Budget
 from pinstripe.errors import (
     NotEnabled,
-    NotFound,
     NotPermitted,
-    PinstripeError,
-    Unwritable,
-    WrongKey,
 )
 from pinstripe.mirror import open_mirror
-from pinstripe.store.certificates import Certificate, digest, save_certificate
 from pinstripe.store.compare import Comparer
-from pinstripe.store.ddl import qualified
 from pinstripe.store.difference import Difference
 from pinstripe.sync.backfill import FOLLOWED
-from pinstripe.sync.events import EVENTS, RETENTION_S, bury
-from pinstripe.sync.look import LEFT_OUT, Walk, read, walk, way_to
+from pinstripe.sync.certify import certify
+from pinstripe.sync.events import EVENTS, RETENTION_S
+from pinstripe.sync.look import LEFT_OUT, Walk, walk
+from pinstripe.sync.repair import Repairs, cheaper_by_list
 from pinstripe.sync.source import LIVE, Source
 from pinstripe.sync.suspects import Suspects, Verdicts
 from pinstripe.sync.verified import Report, TableReport
@@ -44,9 +40,6 @@ _GRACE_S = 10.0
 """What a follower gets to apply what it has heard of; it looks twice a second."""
 _LATE_S = 120
 """Where someone follows, an event may still be on its way to him that long."""
-_BY_LIST = 200
-"""From so many differences of a table on its lists are read once more, instead of each object, if
-that takes fewer requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +82,7 @@ class Verify:
         self._wish = wish
         self._birth = birth
         self._since = since
+        self._sleep = sleep
         self._grace_s = wish.grace_s if followed else 0.0
         margin = _LATE_S if followed else 0
         self._suspects = Suspects(looking, comparer, since=since - margin, sleep=sleep)
@@ -110,14 +104,23 @@ class Verify:
         self._enter(verdicts)
         if self._wish.repair:
             self.phase = "repairs"
-            await self._repair()
+            repairs = Repairs(
+                self._source, self._looking, self._comparer, self._suspects, self._walk
+            )
+            await repairs.run(self.reports, self.walk.requests())
         self.phase = "certificate"
-        return await self._certify(started_at)
+        return await certify(
+            self._source,
+            self.reports,
+            self.walk.requests() + self._suspects.requests,
+            since=self._since,
+            started_at=started_at,
+        )
 
     # What Stripe showed.
 
     async def _walk(
-        self, source: Source, *, only: set[str] | None = None, found: Walk | None = None
+        self, source: Source, only: set[str] | None = None, *, found: Walk | None = None
     ) -> Walk:
         return await walk(
             source, self._budget, now=source.now(), birth=self._birth, only=only, found=found
@@ -176,7 +179,7 @@ class Verify:
 
     async def _decide(self, suspects: Sequence[Difference]) -> Verdicts:
         """Looks again: table by table by its lists where that is cheaper, else object by object."""
-        many = self._by_list(suspects)
+        many = cheaper_by_list(suspects, self.walk.requests())
         if not many:
             return await self._suspects.decide(suspects, grace_s=self._grace_s)
         first = [s for s in suspects if s.table in many and s.kind != "extra"]
@@ -184,10 +187,13 @@ class Verify:
             self._comparer.forget(suspect.place)
         for table in many:
             self._comparer.overflow.pop(table, None)
-        await self._walk(self._looking, only=many)
+        if self._grace_s:
+            await self._sleep(self._grace_s)
+        await self._walk(self._looking, many)
         before = {s.place: s for s in first}
         now = [d for d in self._comparer.differences.values() if d.table in many]
-        steady, rest = [], [s for s in suspects if s.table not in many or s.kind == "extra"]
+        steady: list[Difference] = []
+        rest = [s for s in suspects if s.table not in many or s.kind == "extra"]
         for found in now:
             earlier = before.get(found.place)
             alike = earlier is not None and (earlier.version, earlier.shown) == (
@@ -200,15 +206,6 @@ class Verify:
         )
         await self._suspects.drop_moving(steady, verdicts)
         return verdicts
-
-    def _by_list(self, suspects: Iterable[Difference]) -> set[str]:
-        requests = self.walk.requests()
-        counts: dict[str, int] = {}
-        for suspect in suspects:
-            counts[suspect.table] = counts.get(suspect.table, 0) + 1
-        return {
-            t for t, n in counts.items() if requests[t] > 0 and n > max(_BY_LIST, 2 * requests[t])
-        }
 
     def _enter(self, verdicts: Verdicts) -> None:
         for found in verdicts.confirmed:
@@ -225,103 +222,6 @@ class Verify:
                 reason = self._suspects.reasons.get(table, "")
                 report.doubt(reason or "Stripe cannot be asked for single rows of it.")
                 report.unchecked += verdicts.unknown[table]
-
-    # Repairs.
-
-    async def _repair(self) -> None:
-        """Mirrors what Stripe has in place of what differs, and looks whether that has helped."""
-        wrong = [d for report in self.reports.values() for d in report.remaining]
-        if not wrong:
-            return
-        many = self._by_list(d for d in wrong if d.kind != "extra")
-        many |= {t for t, n in self._comparer.overflow.items() if n}
-        if many:
-            await self._walk(self._source, only=many)
-        singly = [d for d in wrong if d.table not in many or d.kind == "extra"]
-        queue = iter(singly)
-
-        async def worker() -> None:
-            for found in queue:
-                await self._mend(found)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(8, len(singly))):
-                group.create_task(worker())
-        await self._source.mirror.settled()
-        await self._look_after(wrong, many)
-
-    async def _mend(self, found: Difference) -> None:
-        way, source = way_to(found), self._source
-        over = {found.place: found.version} if found.version is not None else None
-        try:
-            if found.kind == "extra" and not found.shown:
-                await bury(source, found.table, found.key, over=found.version)
-            elif way is not None:
-                await read(source, way, over=over)
-        except NotFound:
-            await bury(source, found.table, found.key, over=found.version)
-        except (WrongKey, Unwritable):
-            raise
-        except PinstripeError as error:
-            _log.warning("verify.unrepaired", table=found.table, id=found.key, error=error.message)
-
-    async def _look_after(self, wrong: Sequence[Difference], many: set[str]) -> None:
-        if many:
-            for found in wrong:
-                self._comparer.forget(found.place)
-            for table in many:
-                self._comparer.overflow.pop(table, None)
-            await self._walk(self._looking, only=many)
-        left = await self._suspects.look(
-            [d for d in wrong if d.table not in many or d.kind == "extra"]
-        )
-        for report in self.reports.values():
-            still: list[Difference] = []
-            report.more = self._comparer.overflow[report.table]
-            for found in report.remaining:
-                place = found.place
-                by_list = report.table in many and found.kind != "extra"
-                now = self._comparer.differences.get(place) if by_list else left.get(place, found)
-                if now is None:
-                    report.repaired.append(found)
-                elif now.kind == "partial":
-                    report.partial += 1
-                else:
-                    still.append(now)
-            report.remaining = still
-
-    # The certificate.
-
-    async def _certify(self, started_at: datetime) -> Report:
-        requests = self.walk.requests() + self._suspects.requests
-        proven = [
-            self._source.wanted[r.table] for r in self.reports.values() if r.state != "unverified"
-        ]
-        async with self._source.pool.acquire() as connection:
-            for report in self.reports.values():
-                table = self._source.wanted[report.table]
-                dated = any(c.name == "created" and c.type == "timestamptz" for c in table.columns)
-                span = "min(created), max(created)" if dated else "NULL, NULL"
-                row = await connection.fetchrow(
-                    f"SELECT count(*), {span} FROM {qualified(self._source.mirror.schema, table.name)}"
-                )
-                assert row is not None  # noqa: S101 (an aggregate has one row)
-                report.rows, report.oldest, report.newest = row
-                report.requests = requests[report.table]
-                if report.rows and not report.listed and report.unchecked == report.rows:
-                    report.state = "unverified"
-            found = Report(
-                schema=self._source.mirror.schema,
-                since=self._since,
-                started_at=started_at,
-                finished_at=started_at,
-                tables=self.reports,
-                requests=sum(requests.values()),
-                digest=await digest(connection, self._source.mirror.schema, proven),
-            )
-            found.finished_at = await connection.fetchval("SELECT clock_timestamp()")
-            await save_certificate(connection, found.schema, _certificate(found))
-        return found
 
     async def _database_time(self) -> datetime:
         async with self._source.pool.acquire() as connection:
@@ -389,27 +289,3 @@ async def _is_followed(source: Source) -> bool:
             FOLLOWED,
         )
     return found
-
-
-def _certificate(found: Report) -> Certificate:
-    tables: dict[str, dict[str, object]] = {
-        r.table: {
-            "state": r.state,
-            "rows": r.rows,
-            "listed": r.listed,
-            "differences": r.differences,
-            "repaired": len(r.repaired),
-            "unchecked": r.unchecked,
-            "from": r.oldest,
-            "to": r.newest,
-        }
-        for r in found.tables.values()
-    }
-    return Certificate(
-        found.started_at,
-        found.finished_at,
-        tables,
-        found.differences,
-        found.repaired,
-        found.digest,
-    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tools.catalog.__main__ import DATA, generate
+
 from pinstripe.catalog.load import object_types, spec
 from pinstripe.catalog.tables import tables
-from tools.catalog.__main__ import DATA, generate
 
 
 def test_the_committed_files_are_fresh() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 
 import pytest
-
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import Field
 from tools.catalog import objects, overrides, times
 from tools.catalog.annotations import Reader
 from tools.catalog.operations import _params
 from tools.catalog.source import Module, Place, UnknownShape
 from tools.catalog.times import integer_kind, string_kind
+
+from pinstripe.catalog.load import object_types
+from pinstripe.catalog.model import Field
 
 
 def made_up(source: str) -> Module:

@@ -1,0 +1,173 @@
+"""`pinstripe verify`: proves the copy against Stripe, says where it is wrong, and mends it if told to."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pinstripe.cli.failure import complain
+from pinstripe.cli.standing import with_data
+from pinstripe.config import Config
+from pinstripe.errors import Misconfigured, redact
+from pinstripe.service import open_database, open_service
+from pinstripe.store.difference import Difference
+from pinstripe.store.pool import connect
+from pinstripe.store.syncs import load_syncs
+from pinstripe.sync.verified import Report, TableReport
+from pinstripe.sync.verify import Wish, open_verify
+
+DIFFERENT = 6
+INCOMPLETE = 4
+
+
+async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
+    """Gives the exit code: 0 where nothing differs, 6 where something does, 4 where a list failed."""
+    config = with_data(config)
+    async with open_database(config) as database, connect(database.url) as connection:
+        if config.schema not in {sync.schema for sync in await load_syncs(connection)}:
+            raise Misconfigured(
+                f'Nothing has been synced yet in the schema "{config.schema}".',
+                hint="Bring an account in first: pinstripe sync.",
+            )
+    async with (
+        open_service(config, tell=_tell) as service,
+        open_verify(
+            service.database.url,
+            service.source,
+            service.budget,
+            wish,
+            birth=service.account.birth,
+        ) as run,
+    ):
+        _tell("Reading every list again, and comparing")
+        report = await run.run()
+    text = as_text(report, ids=ids)
+    if as_json:
+        sys.stdout.write(json.dumps(as_object(report)) + "\n")
+        _tell(text)
+    else:
+        sys.stdout.write(text + "\n")
+    if report.differences:
+        return DIFFERENT
+    if report.failed:
+        complain("Some lists could not be read.", "Verify again.")
+        return INCOMPLETE
+    return 0
+
+
+def as_object(report: Report) -> dict[str, object]:
+    """All of it, every id included."""
+    return {
+        "schema": report.schema,
+        "differences": report.differences,
+        "repaired": report.repaired,
+        "requests": report.requests,
+        "started_at": report.started_at.isoformat(),
+        "finished_at": report.finished_at.isoformat(),
+        "digest": report.digest,
+        "tables": [_table_object(t) for t in report.tables.values()],
+    }
+
+
+def _table_object(table: TableReport) -> dict[str, object]:
+    return {
+        "table": table.table,
+        "state": table.state,
+        "reason": redact(table.reason),
+        "remedy": redact(table.remedy),
+        "rows": table.rows,
+        "listed": table.listed,
+        "requests": table.requests,
+        "missing": table.found["missing"],
+        "stale": table.found["stale"],
+        "extra": table.found["extra"],
+        "wrongly_deleted": table.found["wrongly_deleted"],
+        "more": table.more,
+        "partial": table.partial,
+        "moving": table.moving,
+        "unlisted": table.unlisted,
+        "unchecked": table.unchecked,
+        "repaired": [_difference_object(d) for d in table.repaired],
+        "remaining": [_difference_object(d) for d in table.remaining],
+    }
+
+
+def _difference_object(found: Difference) -> dict[str, object]:
+    return {"id": found.key, "kind": found.kind, "columns": list(found.columns)}
+
+
+def as_text(report: Report, *, ids: int) -> str:
+    """For people: a line for each table that has something to say, with up to `ids` ids a kind."""
+    tables = report.tables.values()
+    proven = [t for t in tables if t.state == "verified"]
+    seconds = (report.finished_at - report.started_at).total_seconds()
+    head = f"{report.differences:,} differences" if report.differences else "No differences"
+    repaired = f", {report.repaired:,} repaired" if report.repaired else ""
+    lines = [
+        f"{head}{repaired}: schema {report.schema}, {sum(t.rows for t in tables):,} rows, "
+        f"{len(proven)} of {len(tables)} tables proven",
+        f"{seconds:,.1f} s, {report.requests:,} requests; digest {report.digest}",
+    ]
+    wrong = [t for t in tables if t.differences or t.repaired]
+    if wrong:
+        lines += ["", f"  {'table':<40} {'rows':>10} {'listed':>10} {'missing':>8} {'stale':>8}"]
+        lines[-1] += f" {'extra':>8} {'wrongly deleted':>16} {'repaired':>9} {'remain':>7}"
+    for table in wrong:
+        lines += _wrong(table, ids)
+    lines += _unproven([t for t in tables if t.state != "verified"])
+    moving = sum(t.moving for t in tables)
+    if moving:
+        lines += [
+            "",
+            f"{moving:,} rows changed while they were looked at; of them nothing is said.",
+        ]
+    partial = sum(t.partial for t in tables)
+    if partial:
+        lines += [
+            "",
+            f"{partial:,} rows lack what Stripe gives on request only; --repair fills them.",
+        ]
+    return "\n".join(lines)
+
+
+def _wrong(table: TableReport, ids: int) -> list[str]:
+    found = table.found
+    lines = [
+        f"  {table.table:<40} {table.rows:>10,} {table.listed:>10,} {found['missing']:>8,} "
+        f"{found['stale']:>8,} {found['extra']:>8,} {found['wrongly_deleted']:>16,} "
+        f"{len(table.repaired):>9,} {table.differences:>7,}"
+    ]
+    for kind in sorted(found):
+        same = [d for d in table.remaining if d.kind == kind]
+        for difference in same[:ids]:
+            columns = f" ({', '.join(difference.columns)})" if difference.columns else ""
+            lines.append(f"      {kind.replace('_', ' ')}: {redact(difference.key)}{columns}")
+        if len(same) > ids:
+            lines.append(f"      {len(same) - ids:,} more {kind.replace('_', ' ')}")
+    if table.more:
+        lines.append(f"      {table.more:,} more, not looked at one by one")
+    return lines
+
+
+def _unproven(tables: list[TableReport]) -> list[str]:
+    """Tables with the same reason stand together."""
+    if not tables:
+        return []
+    by_reason: dict[tuple[str, str, str], list[str]] = {}
+    for table in tables:
+        name = table.table if not table.unchecked else f"{table.table} ({table.unchecked:,} rows)"
+        by_reason.setdefault((table.state, table.reason, table.remedy), []).append(name)
+    lines = ["", "Not proven:"]
+    for (state, reason, remedy), names in by_reason.items():
+        why = reason or "Stripe shows none of these rows"
+        lines.append(
+            f"  {', '.join(names)}: {'in part; ' if state == 'partly' else ''}{redact(why)}"
+        )
+        if remedy:
+            lines.append(f"    remedy: {redact(remedy)}")
+    return lines
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

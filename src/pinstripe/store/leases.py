@@ -1,0 +1,299 @@
+"""One reader a schema: a lease with a fence, on Postgres's clock.
+
+    lease = Lease(url, "stripe")
+    async with lease.held() as held:      # stands by until the lease is free or has run out
+        mirror.always.append(held.check)  # a holder that was overtaken writes nothing
+        await held.watch()                # raises LostLease when that happens
+
+The holder renews; a holder that dies or hangs stops renewing, and whoever stands by takes over. No
+clock but Postgres's decides. The fence grows with every holder, and each writing transaction looks at
+it under a lock that a take-over waits for: once a lease is taken, nothing of the earlier holder can
+still be committed. A lease is held once: what was queued in one tenure never passes in the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NoReturn
+
+import asyncpg
+import structlog
+
+from pinstripe.errors import Drifted, LostLease, PinstripeError, Unreachable
+from pinstripe.store.line import Line
+from pinstripe.store.pool import Connection, Pool, translated
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+CHANNEL = "pinstripe_lease"
+"""NOTIFY channel; the payload is the schema whose lease changed hands or was let go."""
+TTL_S = 6.0
+"""A holder that has not renewed for so long may be replaced."""
+RENEW_S = 2.0
+_LOCK_S = 2.0
+_SESSION = "pinstripe "
+_NAME_BYTES = 63
+"""Postgres cuts an application_name after so many."""
+
+_STATE = """
+SELECT holder, fence, expires_at, extract(epoch FROM expires_at - clock_timestamp())::float8
+FROM pinstripe.lease WHERE schema = $1
+"""
+# Free leases are dated 1970: infinite times cannot be subtracted before Postgres 17.
+_FIRST = """
+INSERT INTO pinstripe.lease (schema, holder, fence, expires_at)
+SELECT schema, '', 0, to_timestamp(0) FROM pinstripe.sync WHERE schema = $1
+ON CONFLICT DO NOTHING
+"""
+# A holder that was stopped (SIGSTOP, a frozen machine) may hold locks on rows, for ever.
+_CUT_OFF = f"""
+SELECT count(pg_terminate_backend(a.pid))
+FROM pinstripe.lease l JOIN pg_stat_activity a ON a.application_name = '{_SESSION}' || l.holder
+WHERE l.schema = $1 AND l.holder <> '' AND l.expires_at <= clock_timestamp()
+  AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_backend_pid()
+"""
+# FOR UPDATE waits for writers in their last step (`_CHECK`); the UPDATE alone would not.
+_LOCK = """
+SELECT fence FROM pinstripe.lease WHERE schema = $1 AND expires_at <= clock_timestamp() FOR UPDATE
+"""
+_TAKE = f"""
+WITH taken AS (
+  UPDATE pinstripe.lease SET holder = $2, fence = fence + 1,
+    expires_at = clock_timestamp() + make_interval(secs => $3)
+  WHERE schema = $1 RETURNING fence)
+SELECT fence, pg_notify('{CHANNEL}', $1) FROM taken
+"""
+_RENEW = """
+UPDATE pinstripe.lease SET expires_at = clock_timestamp() + make_interval(secs => $4)
+WHERE schema = $1 AND holder = $2 AND fence = $3 RETURNING true
+"""
+_RELEASE = f"""
+WITH freed AS (
+  UPDATE pinstripe.lease SET holder = '', expires_at = to_timestamp(0)
+  WHERE schema = $1 AND holder = $2 AND fence = $3 RETURNING schema)
+SELECT pg_notify('{CHANNEL}', schema) FROM freed
+"""
+# The weakest lock: renewals pass it, other writers share it, only a take-over waits for it.
+_CHECK = """
+SELECT true FROM pinstripe.lease WHERE schema = $1 AND holder = $2 AND fence = $3 FOR KEY SHARE
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """Who holds the lease, for `status`. `holder` is "" when it was let go; `left_s` may be negative."""
+
+    holder: str
+    fence: int
+    expires_at: datetime
+    left_s: float
+
+    @property
+    def is_held(self) -> bool:
+        return self.left_s > 0
+
+
+async def load_lease(connection: Connection, schema: str) -> LeaseState | None:
+    """The lease of a schema; None if nobody ever held it."""
+    with translated():
+        row = await connection.fetchrow(_STATE, schema)
+    return None if row is None else LeaseState(*row)
+
+
+def new_holder() -> str:
+    """A name for this process that no other has: `host-pid-random`, fit for an application_name."""
+    host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:30]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Lease:
+    """The right to write to one schema; `holder` names this process and must be unique.
+
+    Give `session_name` to every connection that writes: when this process hangs and is replaced,
+    sessions of that name are ended, so that their locks do not outlive it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        *,
+        holder: str = "",
+        ttl_s: float = TTL_S,
+        renew_s: float = RENEW_S,
+    ) -> None:
+        self.schema = schema
+        self.holder = holder or new_holder()
+        self.session_name = _SESSION + self.holder
+        if not self.session_name.isascii() or len(self.session_name) > _NAME_BYTES:
+            raise ValueError("the holder's name must be ASCII and short")
+        self.standing_by: LeaseState | None = None
+        """Whom we wait for; None while we hold the lease or have not looked."""
+        self.trouble = ""
+        self._url = url
+        self._ttl_s = ttl_s
+        self._renew_s = renew_s
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[Held]:
+        """Waits for the lease and holds it for the block; then lets it go, to be taken at once.
+
+        Waits out a Postgres that is away. Raises Drifted where the schema has no sync.
+        """
+        line = Line(self._url, CHANNEL, self.schema, name=self.session_name)
+        try:
+            held = Held(self.schema, self.holder, await self._acquire(line))
+            renewing = asyncio.create_task(held._renew(line, self._ttl_s, self._renew_s))
+            try:
+                yield held
+            finally:
+                renewing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await renewing
+                await held._release(line)
+        finally:
+            await line.close()
+
+    async def _acquire(self, line: Line) -> int:
+        """The fence, when we have the lease."""
+        while True:
+            try:
+                with translated():
+                    async with asyncio.timeout(self._ttl_s + _LOCK_S):
+                        fence = await self._try(line)
+            except Unreachable as error:
+                if error.message != self.trouble:
+                    _log.warning("lease.trouble", schema=self.schema, error=error.message)
+                self.trouble = error.message
+                await line.close()
+                await asyncio.sleep(min(self._renew_s, 0.5))
+                continue
+            self.trouble = ""
+            if fence is not None:
+                self.standing_by = None
+                _log.info("lease.held", schema=self.schema, fence=fence)
+                return fence
+            left_s = self.standing_by.left_s if self.standing_by else 0.0
+            # A little late rather than a little early; and never long, should a NOTIFY be lost.
+            await line.rest(min(max(left_s, 0.0) + 0.02, self._renew_s))
+
+    async def _try(self, line: Line) -> int | None:
+        """Takes the lease if it is free; else None, and `standing_by` says whose it is."""
+        connection = await line.connection()
+        state = await load_lease(connection, self.schema)
+        if state is None:
+            if (await connection.execute(_FIRST, self.schema)).endswith(" 0"):
+                await self._refuse_unknown(connection)
+            return await self._take(connection)
+        if state.is_held:
+            if self.standing_by is None or self.standing_by.fence != state.fence:
+                _log.info("lease.standing_by", schema=self.schema, holder=state.holder)
+            self.standing_by = state
+            return None
+        cut_off = await connection.fetchval(_CUT_OFF, self.schema)
+        if cut_off:
+            _log.warning("lease.cut_off", schema=self.schema, holder=state.holder, n=cut_off)
+        return await self._take(connection)
+
+    async def _take(self, connection: asyncpg.Connection) -> int | None:
+        async with connection.transaction(isolation="read_committed"):
+            await connection.execute(f"SET LOCAL lock_timeout = '{int(_LOCK_S * 1000)}ms'")
+            if await connection.fetchval(_LOCK, self.schema) is None:
+                return None  # Somebody was faster, or the holder lives.
+            fence: int = await connection.fetchval(_TAKE, self.schema, self.holder, self._ttl_s)
+            return fence
+
+    async def _refuse_unknown(self, connection: asyncpg.Connection) -> None:
+        known = await connection.fetchval(
+            "SELECT true FROM pinstripe.sync WHERE schema = $1", self.schema
+        )
+        if known is None:
+            raise Drifted(
+                f'Nothing is synced into the schema "{self.schema}".',
+                hint="Run the migration before a process reads into it.",
+            )
+
+
+class Held:
+    """One tenure. `fence` is larger than that of every earlier one."""
+
+    def __init__(self, schema: str, holder: str, fence: int) -> None:
+        self.schema = schema
+        self.holder = holder
+        self.fence = fence
+        self.lost = asyncio.Event()
+        """Set when another process is known to have taken over (and when the block is left)."""
+        self.trouble = ""
+
+    async def check(self, connection: Connection) -> None:
+        """For `Mirror.always`: raises LostLease in a transaction that must not be committed.
+
+        Late in the transaction is best: from here to the commit a take-over waits.
+        """
+        if not await connection.fetchval(_CHECK, self.schema, self.holder, self.fence):
+            self.lost.set()
+            raise self._loss()
+
+    @asynccontextmanager
+    async def transaction(self, pool: Pool) -> AsyncIterator[Connection]:
+        """A transaction of the pool that commits only while the lease is ours."""
+        async with pool.transaction() as connection:
+            yield connection
+            await self.check(connection)
+
+    async def watch(self) -> NoReturn:
+        """Waits; raises LostLease when another process has taken over."""
+        await self.lost.wait()
+        raise self._loss()
+
+    def _loss(self) -> LostLease:
+        return LostLease(
+            f'Another process has taken over the schema "{self.schema}".',
+            hint="This one was silent for too long; it writes nothing more and stands by.",
+        )
+
+    async def _renew(self, line: Line, ttl_s: float, renew_s: float) -> None:
+        """Renews until the lease is lost."""
+        try:
+            while True:
+                # A NOTIFY wakes us too: most likely somebody has taken it.
+                await line.rest(renew_s if not self.trouble else min(renew_s, 0.5))
+                try:
+                    if not await self._renewed(line, ttl_s):
+                        _log.warning("lease.lost", schema=self.schema, fence=self.fence)
+                        return
+                except PinstripeError as error:
+                    # We cannot tell whose it is; the fence holds until we can.
+                    if not self.trouble:
+                        _log.warning("lease.trouble", schema=self.schema, error=error.message)
+                    self.trouble = error.message
+                    await line.close()
+        finally:
+            self.lost.set()
+
+    async def _renewed(self, line: Line, ttl_s: float) -> bool:
+        connection = await line.connection()
+        with translated():
+            ours = await connection.fetchval(
+                _RENEW, self.schema, self.holder, self.fence, ttl_s, timeout=ttl_s
+            )
+        self.trouble = ""
+        return bool(ours)
+
+    async def _release(self, line: Line) -> None:
+        try:
+            async with asyncio.timeout(_LOCK_S):
+                connection = await line.connection()
+                with translated():
+                    await connection.execute(_RELEASE, self.schema, self.holder, self.fence)
+        except (PinstripeError, TimeoutError) as error:
+            # Then it runs out by itself.
+            _log.warning("lease.unreleased", schema=self.schema, error=str(error))

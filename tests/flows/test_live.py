@@ -1,0 +1,230 @@
+"""The live reader against the simulator: whatever happens to the events, the copy ends as Stripe is."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pinstripe.mirror import Truth
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.server import Running, running
+from pinstripe.store.pool import connect
+from pinstripe.sync.live import Live
+from pinstripe.sync.todos import Todos
+from tests.flows.live_account import Copy, differences, open_copy, quiet, until
+
+SMALL = Settings(scale=300, future_fields=False)
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Running]:
+    async with running(SMALL) as simulator:
+        yield simulator
+
+
+@asynccontextmanager
+async def following(live: Live, todos: Todos) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(live.run()), asyncio.create_task(todos.run())]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def caught_up(live: Live, todos: Todos, copy: Copy, sim: Running) -> None:
+    """Returns when the list has been read after now, and what it asked for is done."""
+    # The latest events show up after twice the delay.
+    lateness = sim.account.events.lateness
+    await asyncio.sleep(2 * lateness.delay_s + 0.1 if lateness.share else 0)
+    await live.sweep(time.time() - 3600)
+    await quiet(copy, todos)
+
+
+async def test_changes_arrive_with_their_events_and_requests(sim: Running, database: str) -> None:
+    start = int(time.time())
+    async with open_copy(sim, database) as copy:
+        live, todos = copy.live(start)
+        async with following(live, todos):
+            await sim.control.mutate(60)
+            await caught_up(live, todos, copy, sim)
+        assert await differences(sim, database, created_since=start) == []
+        async with connect(database) as pg:
+            events = await pg.fetchval(
+                "SELECT count(*) FROM stripe.event WHERE created >= to_timestamp($1)", start
+            )
+            applied = await pg.fetchval(
+                "SELECT count(*) FROM pinstripe.applied_event WHERE created >= to_timestamp($1)",
+                start,
+            )
+            state, as_of = await pg.fetchrow(
+                "SELECT state, as_of FROM pinstripe.cursor WHERE stream = 'events'"
+            )
+        assert events == applied > 0
+        assert state == "running"
+        assert as_of.timestamp() >= start
+
+
+async def test_ties_and_late_events_end_in_the_newest_state(sim: Running, database: str) -> None:
+    start = int(time.time())
+    sim.control.late_events(share=0.5, delay_s=1.0)
+    async with open_copy(sim, database) as copy:
+        live, todos = copy.live(start)
+        async with following(live, todos):
+            for _ in range(4):
+                sim.control.burst(40)
+                await asyncio.sleep(0.3)
+            await caught_up(live, todos, copy, sim)
+        assert live.seen.late > 0
+        assert await differences(sim, database, created_since=start) == []
+
+
+async def test_a_mixed_history_of_versions_leaves_no_null_that_stripe_does_not_have(
+    sim: Running, database: str
+) -> None:
+    start = int(time.time())
+    async with open_copy(sim, database) as copy:
+        live, todos = copy.live(start)
+        async with following(live, todos):
+            await sim.control.mutate(40)
+            sim.control.api_version("2024-12-18.acacia")
+            await sim.control.mutate(60)
+            await caught_up(live, todos, copy, sim)
+        assert await differences(sim, database, created_since=start) == []
+
+
+async def test_cuts_and_restarts_lose_nothing(sim: Running, database: str) -> None:
+    start = int(time.time())
+    chance = random.Random(7)
+    sim.control.late_events(share=0.2, delay_s=0.5)
+    for _ in range(5):
+        for kind in ("error_500", "reset_before", "cut", "rate_limit"):
+            sim.control.fault(kind=kind, share=0.05)
+        async with open_copy(sim, database) as copy:
+            live, todos = copy.live(start)
+            async with following(live, todos):
+                sim.control.burst(30)
+                await asyncio.sleep(chance.uniform(0.05, 0.6))
+        sim.control.clear_faults()
+    async with open_copy(sim, database) as copy:
+        live, todos = copy.live(start)
+        async with following(live, todos):
+            await caught_up(live, todos, copy, sim)
+        assert await differences(sim, database, created_since=start) == []
+
+
+async def test_a_deleted_object_is_flagged_and_no_older_event_raises_it(
+    sim: Running, database: str
+) -> None:
+    start = int(time.time())
+    async with open_copy(sim, database) as copy:
+        live, todos = copy.live(start)
+        customer = await copy.source.stripe.post(
+            "/v1/customers", [("name", "Ada")], endpoint="POST /v1/customers"
+        )
+        key = customer.body.split(b'"id": "', 1)[1].split(b'"', 1)[0].decode()
+        async with following(live, todos):
+            await caught_up(live, todos, copy, sim)
+            await copy.source.stripe.delete(
+                f"/v1/customers/{key}", endpoint="DELETE /v1/customers/{customer}"
+            )
+            await caught_up(live, todos, copy, sim)
+            async with connect(database) as pg:
+                deleted = await pg.fetchval(
+                    "SELECT deleted FROM stripe.customer WHERE id = $1", key
+                )
+                assert deleted is True
+                # A page that was read before, and comes late.
+                found = copy.source.extract([{"id": key, "object": "customer", "name": "Ada"}], {})
+                await copy.mirror.put(found, Truth(start - 60.0, start - 59.0))
+                row = await pg.fetchrow(
+                    "SELECT deleted, name FROM stripe.customer WHERE id = $1", key
+                )
+        assert row is not None
+        assert row["deleted"] is True
+
+
+async def _history(sim: Running, copy: Copy, start: int, data: st.DataObject) -> list[str]:
+    """Delivers the log in an order of hypothesis's choice, some events twice, in pages of some size."""
+    log = [e for e in sim.account.world.truth("event") if int(str(e["created"])) >= start]
+    order = data.draw(st.permutations(range(len(log))))
+    again = data.draw(st.lists(st.integers(0, len(log) - 1), max_size=5))
+    size = data.draw(st.integers(1, 12))
+    async with connect(copy.url) as pg:
+        await _forget(pg)
+    live, todos = copy.live(start)
+    worker = asyncio.create_task(todos.run())
+    try:
+        shuffled = [log[n] for n in [*order, *again]]
+        now = time.time()
+        for at in range(0, len(shuffled), size):
+            await live.apply(shuffled[at : at + size], Truth(now, now + 1.0))
+        await quiet(copy, todos)
+    finally:
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+    return await differences(sim, copy.url, created_since=start)
+
+
+async def _forget(pg: asyncpg.Connection) -> None:
+    """The copy as it was before any of the events."""
+    for table in (
+        "customer",
+        "product",
+        "price",
+        "plan",
+        "subscription",
+        "subscription_item",
+        "invoice",
+        "line_item",
+        "payment_intent",
+        "charge",
+        "refund",
+        "coupon",
+        "event",
+    ):
+        await pg.execute(f'TRUNCATE stripe."{table}"')
+    await pg.execute("TRUNCATE pinstripe.applied_event, pinstripe.pending")
+
+
+async def test_any_order_with_duplicates_ends_in_stripes_own_state(
+    sim: Running, database: str
+) -> None:
+    start = int(time.time())
+    sim.control.burst(60)
+    async with open_copy(sim, database) as copy:
+        loop = asyncio.get_running_loop()
+
+        @settings(max_examples=12, deadline=None)
+        @given(data=st.data())
+        def holds(data: st.DataObject) -> None:
+            found = asyncio.run_coroutine_threadsafe(_history(sim, copy, start, data), loop)
+            assert found.result(60) == []
+
+        await asyncio.to_thread(holds)
+
+
+async def test_postgres_restarts_are_waited_out(sim: Running, database: str) -> None:
+    start = int(time.time())
+    async with open_copy(sim, database) as copy:
+        live, todos = copy.live(start)
+        async with following(live, todos), connect(database) as pg:
+            for _ in range(3):
+                sim.control.burst(20)
+                await asyncio.sleep(0.1)
+                await pg.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            await until(lambda: not live.seen.trouble)
+            await caught_up(live, todos, copy, sim)
+        assert await differences(sim, database, created_since=start) == []

@@ -1,0 +1,43 @@
+"""The repository's own files, for the tests that guard the house."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "pinstripe"
+
+_NOT_OURS = frozenset({"__pycache__", "dist", "node_modules"})
+
+
+def files(*folders: str) -> Iterator[Path]:
+    """Every file of the repository, or of these folders of it; hidden ones and products left out."""
+    for folder in folders or (".",):
+        for path in sorted((ROOT / folder).rglob("*")):
+            parts = path.relative_to(ROOT).parts
+            if path.is_file() and not any(p in _NOT_OURS or p[0] == "." for p in parts):
+                yield path
+
+
+def modules(*folders: str) -> Iterator[Path]:
+    """Python files of these folders."""
+    return (p for p in files(*folders) if p.suffix == ".py")
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def shown(path: Path) -> str:
+    """`path` as one would say it: from the root of the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def dotted(path: Path) -> str:
+    """The name under which a module of the package is imported."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -1,0 +1,164 @@
+"""The reference of all tables: an index, and a page for each domain.
+
+From the same catalog that the tables themselves are made from; comments are those of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pinstripe.catalog.endpoints import (
+    ListEndpoint,
+    expand_of,
+    list_endpoints,
+    retrieve_endpoints,
+    singleton_paths,
+)
+from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.parents import embedded_lists
+from pinstripe.catalog.tables import SINGLETONS, Column, Table, table_of_object, tables
+from pinstripe.store.ddl import BOOKKEEPING, column_comment, table_comment
+from tools.docs.domains import DOMAINS, domain_of
+from tools.docs.markdown import code, table
+
+# More than these event types are abbreviated: the page says what keeps a table fresh, not each name.
+_MOST_EVENTS = 6
+
+
+def table_pages() -> dict[str, str]:
+    """File name below `docs/reference/tables` -> text."""
+    pages = {"index.md": _index()}
+    for name, (title, _, _) in DOMAINS.items():
+        mine = [t for t in tables().values() if domain_of(t) == name]
+        sections = "\n\n".join(_section(t, name) for t in mine)
+        pages[f"{name}.md"] = f"# {title}\n\n[All tables](index.md)\n\n{sections}"
+    return pages
+
+
+def _index() -> str:
+    count = sum(len(t.columns) for t in tables().values())
+    parts = [
+        "# Tables",
+        "",
+        f"{len(tables())} tables with {count} columns, for Stripe's API version "
+        f"`{spec().api_version}`. They stand in the Postgres schema `stripe` (a setting). The rules "
+        "by which Stripe's objects become columns: [the schema](../../concepts/schema.md).",
+        "",
+        "Every table has these columns of ours too:",
+        "",
+        table(
+            ("Column", "Type", "What it holds"),
+            [
+                (code(n), kind.replace(" NOT NULL", ""), text)
+                for n, (kind, text) in BOOKKEEPING.items()
+            ],
+        ),
+    ]
+    for page, (title, _, _) in DOMAINS.items():
+        rows = [
+            (_link(t.name), code(t.object_type), " ".join(_filled(t)))
+            for t in tables().values()
+            if domain_of(t) == page
+        ]
+        parts += ["", f"## [{title}]({page}.md)", ""]
+        parts.append(table(("Table", "Object", "Filled by"), rows))
+    return "\n".join(parts)
+
+
+def _section(t: Table, page: str) -> str:
+    """One table: what it is, what fills it, what keeps it fresh, its columns."""
+    rows = [
+        (code(c.name), code(c.type), code(".".join(c.path)), _references(c, page), _note(c))
+        for c in t.columns
+    ]
+    lines = [
+        f"## {t.name}",
+        "",
+        f"{table_comment(t)}. Key: {', '.join(map(code, t.key))}.",
+        "",
+        f"- Filled by: {' '.join(_filled(t))}",
+        f"- Kept fresh by: {_fresh(t)}",
+        "",
+        table(("Column", "Type", "Stripe field", "References", "Note"), rows),
+    ]
+    return "\n".join(lines)
+
+
+def _filled(t: Table) -> Iterator[str]:
+    """How rows get into the table, one sentence each."""
+    if t.virtual:
+        yield "Previews of what Stripe would invoice next."
+        return
+    for endpoint in list_endpoints():
+        if t.object_type in endpoint.objects:
+            yield _listed(endpoint)
+    for holder, where in _holders(t.object_type):
+        yield f"Embedded in {code(f'{holder}.{where}')}."
+    if t.object_type in singleton_paths():
+        yield f"One row: {code('GET ' + singleton_paths()[t.object_type])}."
+    elif t.object_type in SINGLETONS:
+        yield f"One row for each {SINGLETONS[t.object_type]}, from it."
+    if t.object_type in retrieve_endpoints():
+        yield f"By reference: {code(retrieve_endpoints()[t.object_type].name)}."
+    elif not _is_listed(t):
+        yield "Wherever another object, an event or an answer through the proxy holds one."
+
+
+def _is_listed(t: Table) -> bool:
+    listed = any(t.object_type in e.objects for e in list_endpoints())
+    return listed or t.object_type in SINGLETONS or any(_holders(t.object_type))
+
+
+def _listed(endpoint: ListEndpoint) -> str:
+    asked = endpoint.name + ("?" if endpoint.params else "")
+    asked += "&".join(f"{key}={value}" for key, value in endpoint.params)
+    under = f" for each {endpoint.parent}" if endpoint.parent else ""
+    return f"Listed{under}: {code(asked)}."
+
+
+def _holders(object_name: str) -> list[tuple[str, str]]:
+    """(table, path) of every list inside another object that holds such objects."""
+    found = []
+    for object_type in object_types().values():
+        if object_type.name not in table_of_object():
+            continue
+        for field, path in embedded_lists(object_type.fields):
+            dotted = ".".join(path)
+            asked = not field.on_request or dotted in expand_of((object_type.name,))
+            if object_name in field.targets and asked and _carries(object_name, object_type.name):
+                found.append((table_of_object()[object_type.name], dotted))
+    return found
+
+
+def _carries(child: str, parent: str) -> bool:
+    """Whether rows of `child` say in which object's list they stand."""
+    columns = tables()[table_of_object()[child]].columns
+    return any(table_of_object()[parent] in c.references and len(c.path) <= 1 for c in columns)
+
+
+def _fresh(t: Table) -> str:
+    if t.virtual:
+        return "a new preview whenever an event says that the next invoice may have changed."
+    names = [e.name for e in spec().events if t.object_type in e.carries]
+    if not names:
+        return (
+            "listing it again, and by events of objects that name it; Stripe has none of its own."
+        )
+    shown = ", ".join(map(code, names[:_MOST_EVENTS]))
+    more = len(names) - _MOST_EVENTS
+    return f"events: {shown}{f' and {more} more' if more > 0 else ''}."
+
+
+def _references(column: Column, page: str) -> str:
+    return ", ".join(_link(name, page) for name in column.references)
+
+
+def _link(name: str, page: str = "") -> str:
+    target = domain_of(tables()[name])
+    return f"[{name}]({'' if target == page else target + '.md'}#{name})"
+
+
+def _note(column: Column) -> str:
+    """What the comment says beyond the field and the references, which have columns of their own."""
+    pieces = column_comment(column).split(". ")
+    return ". ".join(p for p in pieces if not p.startswith(("Stripe: ", "References ")))
