@@ -5,7 +5,8 @@ async def test_hang(mirror, pg):
     stop = False
     async def killer():
         n=0
-        while not stop:
+        while not stop and n < 12:
+            n += 1
             await asyncio.sleep(0.011)
             await pg.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'COPY%'")
     k = asyncio.create_task(killer())

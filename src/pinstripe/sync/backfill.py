@@ -24,6 +24,7 @@ from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.store.cursors import Checkpoint, load_checkpoints, save_checkpoints
 from pinstripe.store.migrate import create_indexes
 from pinstripe.store.pool import Pool
+from pinstripe.store.todo import Todo, todo_done
 from pinstripe.sync.dispatch import Dispatcher, Work
 from pinstripe.sync.events import RETENTION_S, Applied, Events, bury
 from pinstripe.sync.listing import Listing
@@ -32,6 +33,7 @@ from pinstripe.sync.pager import Pager
 from pinstripe.sync.references import Fetched, References
 from pinstripe.sync.singletons import read_singletons
 from pinstripe.sync.source import BACKFILL, Source
+from pinstripe.sync.todos import Todos
 from pinstripe.sync.under_parents import UnderParents, stream_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -122,6 +124,8 @@ class Backfill:
         if not followed and outcome.applied is None:
             await self._read_tails(since - _LATE_S)
         await self._source.mirror.settled()
+        if not followed:
+            await Todos(self._source).drain()
         self.phase = "indexes"
         await self._index()
         self.phase = "references"
@@ -288,9 +292,15 @@ def _is_done(cursor: Checkpoint | None) -> bool:
 
 
 async def settle(source: Source, table: str, key: str, version: datetime) -> bool:
-    """Decides a contested row by one GET. For `Mirror.settle`."""
+    """Decides a contested row by one GET, and crosses the question out. For `Mirror.settle`."""
+    schema = source.mirror.schema
+    async with source.pool.acquire() as connection:
+        started = await connection.fetchval("SELECT clock_timestamp()")
     try:
-        return await source.fetch(table, key, over=version)
+        answered = await source.fetch(table, key, over=version)
     except NotFound:
         await bury(source, table, key, over=version)
-        return True
+        answered = True
+    async with source.pool.acquire() as connection:
+        await todo_done(connection, schema, Todo("fetch", table, key), started)
+    return answered

@@ -50,15 +50,21 @@ class References:
         self.result = Fetched()
         self._workers = asyncio.Semaphore(_WORKERS)
         self._lookers = asyncio.Semaphore(_LOOKERS)
+        self._changed: set[str] | None = None
+        """Tables worth looking through; None: all."""
 
     async def run(self) -> Fetched:
         """Returns when no reference is left that Stripe could answer."""
+        written = self._source.mirror.written
         for _ in range(_ROUNDS):
+            before = written.copy()
             async with asyncio.TaskGroup() as group:
                 # By table at the same time: each endpoint has a rate of its own.
                 fills = [group.create_task(self._fill(t)) for t in sorted(self._targets())]
             if not any(fill.result() for fill in fills):
                 break
+            # Only what was written since can refer to something new.
+            self._changed = {t for t, rows in written.items() if rows != before[t]}
         return self.result
 
     def _targets(self) -> Iterator[str]:
@@ -78,6 +84,8 @@ class References:
             await self._fetch_all(target, ids)
             count += len(ids)
             last = ids[-1]
+            if len(ids) < _CHUNK:
+                break
         return count
 
     async def _dangling(self, target: str, last: str) -> list[str]:
@@ -102,6 +110,8 @@ class References:
     def _columns(self, target: str) -> Iterator[tuple[Table, Column]]:
         for table in self._source.wanted.values():
             if table.virtual or table.name not in self._source.mirror.tables:
+                continue
+            if self._changed is not None and table.name not in self._changed:
                 continue
             for column in table.columns:
                 if target in column.references and column.name not in table.key:

@@ -53,12 +53,32 @@ class Todos:
 
     async def run(self) -> None:
         """Works until cancelled; begins with what an earlier process left."""
-        async with self._source.pool.acquire() as connection:
-            left = await load_todos(connection, self._source.mirror.schema)
-        self.add([todo for todo, _ in left])
+        await self._load()
         async with asyncio.TaskGroup() as group:
             for _ in range(_WORKERS):
                 group.create_task(self._work())
+
+    async def drain(self) -> None:
+        """Works off what is noted in the database, and returns."""
+        await self._load()
+        if not self._todos:
+            return
+        workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
+        try:
+            idle = asyncio.create_task(self.idle())
+            await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (idle, *workers):
+                task.cancel()
+            ended = await asyncio.gather(idle, *workers, return_exceptions=True)
+        for end in ended:
+            if isinstance(end, Exception):
+                raise end
+
+    async def _load(self) -> None:
+        async with self._source.pool.acquire() as connection:
+            left = await load_todos(connection, self._source.mirror.schema)
+        self.add([todo for todo, _ in left])
 
     def add(self, todos: Sequence[Todo]) -> None:
         """Takes in what has been noted in the database."""

@@ -10,6 +10,7 @@ import pytest
 from pinstripe.catalog.tables import tables
 
 WELL_KNOWN = """
+account.customer_id                             absent
 charge.id                                       text
 charge.amount                                   bigint
 charge.amount_refunded                          bigint

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -176,6 +177,10 @@ def by_id(value: Json) -> dict[str, Json] | None:
 def _equal(value: Json, back: Json) -> bool:
     if isinstance(back, Decimal):
         return not isinstance(value, bool) and Decimal(str(value)) == back
+    if isinstance(back, datetime):
+        return isinstance(value, str) and datetime.fromisoformat(value) == back
+    if type(value) is float and type(back) is int:  # jsonb writes 1e22 out
+        return value == float(back)
     return type(value) is type(back) and bool(value == back)
 
 

@@ -122,6 +122,50 @@ def test_a_polymorphic_reference_with_an_unknown_prefix_has_no_type() -> None:
     assert value(found, "balance_transaction", "txn_1", "source_object") is None
 
 
+def test_a_polymorphic_reference_takes_its_type_from_the_object_itself() -> None:
+    charge = {"id": "py_1", "object": "charge"}
+    found = extract({"id": "txn_1", "object": "balance_transaction", "source": charge})
+    assert value(found, "balance_transaction", "txn_1", "source_object") == "charge"
+    assert "py_1" in found.rows["charge"]
+
+
+def test_an_array_of_references_keeps_an_object_that_it_does_not_expect() -> None:
+    """The ids are there for SQL; the object, which no row of `discount` holds, is there too."""
+    card = {"id": "card_1", "object": "card"}
+    found = extract({"id": "in_1", "object": "invoice", "discounts": ["di_1", card]})
+    assert value(found, "invoice", "in_1", "discounts") == ["di_1", "card_1"]
+    assert extra(found, "invoice", "in_1") == {"discounts": ["di_1", card]}
+
+
+def test_objects_in_fields_that_nobody_knows_are_rows_too() -> None:
+    inner = {"id": "cus_1", "object": "customer"}
+    found = extract({"id": "ch_1", "object": "charge", "new_field": [{"deep": inner}]})
+    assert "cus_1" in found.rows["customer"]
+    assert extra(found, "charge", "ch_1") == {"new_field": [{"deep": inner}]}
+
+
+def test_all_that_an_old_object_holds_is_as_old() -> None:
+    """Rows met twice and lists that go on are not forgotten in the source of a charge."""
+    twice = [
+        {"id": "cus_1", "object": "customer", "name": "N"},
+        {"id": "cus_1", "object": "customer", "email": "E"},
+    ]
+    entry = {"id": "src_2", "object": "source"}
+    more = {"object": "list", "data": [entry], "has_more": True, "url": "/v1/more"}
+    source = {
+        "id": "src_1",
+        "object": "source",
+        "new": twice,
+        "newer": more,
+        "newest": {"object": 1},
+    }
+    found = extract({"id": "ch_1", "object": "charge", "created": 7, "source": source})
+    names = [(table, key) for table, key, _, at in found.frozen if at == 7]
+    assert names.count(("customer", "cus_1")) == 2
+    assert [cut.url for cut in found.lists] == ["/v1/more"]
+    assert set(found.rows) == {"charge"}
+
+
 def test_the_source_of_a_charge_is_as_old_as_the_charge() -> None:
     source = {"id": "src_1", "object": "source", "owner": {"name": "N"}}
     found = extract({"id": "ch_1", "object": "charge", "created": 7, "source": source})
@@ -137,7 +181,7 @@ def test_the_source_of_a_charge_without_a_date_only_fills_a_gap(created: object)
 
 
 def test_an_event_is_not_looked_into() -> None:
-    payload = {"id": "cus_1", "object": "customer"}
+    payload = {"id": "acct_1", "object": "account"}
     event = {"id": "evt_1", "object": "event", "data": {"object": payload}, "account": payload}
     found = extract(event)
     assert set(found.rows) == {"event"}

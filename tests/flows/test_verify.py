@@ -1,0 +1,366 @@
+"""`verify` against the simulator: it finds exactly what is wrong, mends it, and cries no wolf."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from tests.flows.command import pinstripe
+
+from pinstripe.config import Config
+from pinstripe.service import Service, open_service
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.auth import Key
+from pinstripe.simulator.replies import StripeError
+from pinstripe.simulator.server import Running, running
+from pinstripe.store.certificates import load_certificate
+from pinstripe.sync.follow import Follower
+from pinstripe.sync.live import Pace
+from pinstripe.sync.verified import Report
+from pinstripe.sync.verify import Wish, open_verify
+
+SECRET = "rk_test_thekeyofthistest123456"
+CUT = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+    " WHERE application_name = 'pinstripe verify'"
+)
+LONG_AGO = "now() - interval '1 day'"
+
+
+@asynccontextmanager
+async def copied(
+    database: str, *, scale: int = 300, tables: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[Running, Service]]:
+    """A simulated account and its complete copy."""
+    async with running(Settings(scale=scale)) as sim:
+        sim.account.doors.keys[SECRET] = Key(SECRET)
+        config = Config(
+            api_key=SECRET,
+            stripe_url=sim.url,
+            database_url=database,
+            tables=tables,
+            rate_limit="none",
+            endpoint_rate_limit="none",
+        )
+        async with open_service(config) as service:
+            outcome = await service.backfill.run()
+            assert outcome.complete
+            yield sim, service
+
+
+async def verified(
+    service: Service,
+    *,
+    repair: bool = False,
+    unlisted: int | None = 200,
+    followed: bool = False,
+    grace_s: float = 0.0,
+) -> Report:
+    wish = Wish(repair=repair, unlisted=unlisted, followed=followed, grace_s=grace_s)
+    async with open_verify(
+        service.database.url, service.source, service.budget, wish, birth=service.account.birth
+    ) as run:
+        return await run.run()
+
+
+def said(report: Report) -> dict[tuple[str, str], str]:
+    """(table, id) -> kind, of all that remains."""
+    return {d.place: d.kind for t in report.tables.values() for d in t.remaining}
+
+
+def mended(report: Report) -> dict[tuple[str, str], str]:
+    return {d.place: d.kind for t in report.tables.values() for d in t.repaired}
+
+
+async def ids(pg: asyncpg.Connection, table: str, count: int, where: str = "true") -> list[str]:
+    rows = await pg.fetch(
+        f"SELECT id FROM stripe.{table} WHERE {where} ORDER BY id DESC LIMIT {count}"
+    )
+    assert len(rows) == count, f"{table} has too few rows"
+    return [row[0] for row in rows]
+
+
+async def age(pg: asyncpg.Connection, *tables: str) -> None:
+    """Puts the rows' knowledge back in time, as if they had been synced yesterday."""
+    for table in tables:
+        await pg.execute(
+            f"UPDATE stripe.{table} SET _as_of = {LONG_AGO}, _as_of_latest = {LONG_AGO}"
+        )
+
+
+async def test_a_fresh_copy_has_no_differences_and_gets_a_certificate(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database) as (_, service):
+        first = await verified(service)
+        second = await verified(service)
+        certificate = await load_certificate(pg, "stripe")
+    assert said(first) == {}
+    assert first.differences == 0
+    assert {t.state for t in first.tables.values()} == {"verified"}
+    assert first.tables["charge"].rows == first.tables["charge"].listed > 0
+    assert first.digest == second.digest
+    assert certificate is not None
+    assert certificate.digest == second.digest
+    assert certificate.differences == 0
+    assert certificate.tables["charge"]["rows"] == first.tables["charge"].rows
+
+
+async def test_what_was_done_to_rows_behind_our_back_is_found_exactly_and_repaired(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database) as (_, service):
+        charges = await ids(pg, "charge", 2)
+        lines = await ids(pg, "line_item", 3)
+        invoices = await ids(pg, "invoice", 1)
+        customers = await ids(pg, "customer", 1, "deleted IS NOT TRUE")
+        attempts = await ids(pg, "setup_attempt", 1)
+        wanted = {
+            **{("charge", key): "missing" for key in charges},
+            ("setup_attempt", attempts[0]): "missing",
+            ("line_item", lines[0]): "missing",
+            ("line_item", lines[1]): "stale",
+            ("line_item", "il_invented"): "extra",
+            ("invoice", invoices[0]): "stale",
+            ("customer", customers[0]): "wrongly_deleted",
+            ("product", "prod_invented"): "extra",
+            ("balance", "balance"): "missing",
+        }
+        await age(pg, "line_item", "invoice", "customer")
+        await pg.execute("DELETE FROM stripe.charge WHERE id = ANY($1)", charges)
+        await pg.execute("DELETE FROM stripe.setup_attempt WHERE id = $1", attempts[0])
+        await pg.execute("DELETE FROM stripe.balance")
+        await pg.execute("DELETE FROM stripe.line_item WHERE id = $1", lines[0])
+        await pg.execute("UPDATE stripe.line_item SET amount = 4242 WHERE id = $1", lines[1])
+        await pg.execute(
+            "UPDATE stripe.invoice SET total = 4242, metadata = '{\"x\": 1}' WHERE id = $1",
+            invoices[0],
+        )
+        await pg.execute("UPDATE stripe.customer SET deleted = true WHERE id = $1", customers[0])
+        await pg.execute(
+            "INSERT INTO stripe.line_item (id, invoice_id, _as_of, _as_of_latest, _synced_at)"
+            f" SELECT 'il_invented', invoice_id, {LONG_AGO}, {LONG_AGO}, now()"
+            " FROM stripe.line_item WHERE id = $1",
+            lines[2],
+        )
+        await pg.execute(
+            "INSERT INTO stripe.product (id, _as_of, _as_of_latest, _synced_at)"
+            f" VALUES ('prod_invented', {LONG_AGO}, {LONG_AGO}, now())"
+        )
+        found = await verified(service)
+        repaired = await verified(service, repair=True)
+        after = await verified(service)
+        flagged = await pg.fetchval("SELECT deleted FROM stripe.product WHERE id = 'prod_invented'")
+    assert said(found) == wanted
+    stale = {d.key: d.columns for d in found.tables["invoice"].remaining}
+    assert set(stale[invoices[0]]) == {"total", "metadata"}
+    assert mended(repaired) == wanted
+    assert said(repaired) == said(after) == {}
+    assert flagged is True
+
+
+async def test_an_extra_row_whose_table_has_no_flag_is_reported_and_left_to_people(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database, tables=("charge", "event")) as (_, service):
+        await pg.execute(
+            "INSERT INTO stripe.charge (id, _as_of, _as_of_latest, _synced_at)"
+            f" VALUES ('ch_invented', {LONG_AGO}, {LONG_AGO}, now())"
+        )
+        report = await verified(service, repair=True)
+    assert said(report) == {("charge", "ch_invented"): "extra"}
+    assert report.differences == 1
+
+
+async def test_silent_edits_and_deletions_at_stripe_are_found_and_repaired(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    tables = ("payment_intent", "coupon", "customer", "shipping_rate", "event")
+    async with copied(database, tables=tables) as (sim, service):
+        await age(pg, *tables)
+        wanted = {
+            ("payment_intent", sim.control.edit("payment_intent")): "stale",
+            ("shipping_rate", sim.control.edit("shipping_rate")): "stale",
+            ("coupon", sim.control.delete("coupon", silent=True)): "extra",
+            ("customer", sim.control.delete("customer", silent=True)): "extra",
+        }
+        found = await verified(service)
+        repaired = await verified(service, repair=True)
+        after = await verified(service)
+    assert said(found) == wanted
+    assert mended(repaired) == wanted
+    assert said(after) == {}
+
+
+async def test_an_emptied_table_is_read_again_by_its_list_and_not_object_by_object(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database, scale=4000, tables=("charge", "event")) as (sim, service):
+        charges = sim.control.counts()["charge"]
+        await pg.execute("DELETE FROM stripe.charge")
+        asked = service.stripe.requests.total()
+        report = await verified(service, repair=True)
+        asked = service.stripe.requests.total() - asked
+        rows = await pg.fetchval("SELECT count(*) FROM stripe.charge")
+    assert charges > 200
+    assert rows == charges
+    assert report.differences == 0
+    assert report.repaired == charges
+    assert asked < charges / 4
+
+
+async def test_lists_that_the_key_may_not_read_are_unverified_and_not_clean(database: str) -> None:
+    async with copied(
+        database, tables=("charge", "customer", "test_helpers_test_clock", "event")
+    ) as (sim, service):
+        sim.account.doors.keys[SECRET] = Key(SECRET, denied=frozenset({"charge_read"}))
+        report = await verified(service)
+        certificate_tables = report.tables
+    assert report.differences == 0
+    assert certificate_tables["charge"].state == "unverified"
+    assert "rak_charge_read" in certificate_tables["charge"].reason
+    assert certificate_tables["charge"].unchecked == certificate_tables["charge"].rows > 0
+    assert certificate_tables["customer"].state == "verified"
+
+
+async def test_rows_that_no_list_shows_are_sampled_and_a_wrong_one_has_all_of_them_checked(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database, tables=("charge", "event")) as (_, service):
+        for number in range(5):
+            await pg.execute(
+                "INSERT INTO stripe.charge (id, _as_of, _as_of_latest, _synced_at)"
+                f" VALUES ($1, {LONG_AGO}, {LONG_AGO}, now())",
+                f"ch_invented_{number}",
+            )
+        none = await verified(service, unlisted=0)
+        one = await verified(service, unlisted=1)
+    assert none.tables["charge"].state == "partly"
+    assert none.tables["charge"].unchecked == 5
+    assert none.differences == 0
+    assert one.differences == 5
+    assert one.tables["charge"].state == "verified"
+
+
+async def test_nothing_is_called_wrong_while_the_account_lives_and_is_followed(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database) as (sim, service):
+        follower = Follower(
+            service.source,
+            service.budget,
+            since=service.account.now,
+            pace=Pace(poll_s=0.1),
+            previews=False,
+        )
+        following = asyncio.create_task(follower.run())
+        living = asyncio.create_task(live(sim))
+        try:
+            await asyncio.sleep(0)
+            reports = [await verified(service, followed=True, grace_s=1.0) for _ in range(2)]
+        finally:
+            for task in (living, following):
+                task.cancel()
+            await asyncio.gather(living, following, return_exceptions=True)
+    assert [said(report) for report in reports] == [{}, {}]
+
+
+async def live(sim: Running) -> None:
+    """Changes that Stripe tells of: what it keeps silent about nobody can know in time."""
+    deeds = sim.control.mutator.deeds
+    while True:
+        for deed in (
+            deeds.create_customer,
+            deeds.update_customer,
+            deeds.update_customer,
+            deeds.pay,
+            deeds.refund,
+            deeds.subscribe,
+            deeds.change_subscription,
+            deeds.bill,
+        ):
+            try:
+                deed()
+            except StripeError:
+                continue
+            await asyncio.sleep(0.02)
+
+
+async def test_without_a_follower_what_changes_meanwhile_is_not_reported_and_what_changed_before_is(
+    database: str,
+) -> None:
+    async with copied(database, tables=("customer", "event")) as (sim, service):
+        before = sim.control.edit("customer", silent=False)
+        sim.control.clock(step_s=5.0)
+        living = asyncio.create_task(update_customers(sim))
+        try:
+            report = await verified(service)
+        finally:
+            living.cancel()
+            await asyncio.gather(living, return_exceptions=True)
+    assert set(said(report)) - {("customer", before)} == {
+        p for p in said(report) if p[0] == "event"
+    }
+
+
+async def update_customers(sim: Running) -> None:
+    while True:
+        sim.control.edit("customer", silent=False)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_lost_connection_is_survived_and_costs_only_the_search_for_extra_rows(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(
+        database, tables=("charge", "customer", "test_helpers_test_clock", "event")
+    ) as (_, service):
+        wish = Wish(followed=False)
+        async with open_verify(
+            service.database.url, service.source, service.budget, wish, birth=0
+        ) as run:
+            task = asyncio.create_task(run.run())
+            while not await pg.fetchval(CUT):  # each turn is a round trip to the server
+                pass
+            report = await task
+    assert said(report) == {}
+
+
+async def test_the_command_tells_differences_by_exit_code_and_json_and_status_shows_the_proof(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    secret = "sk_test_thisisthesecretofatest123"
+    async with running(Settings(scale=300, keys=(secret,))) as sim:
+        env = {
+            "STRIPE_API_KEY": secret,
+            "STRIPE_API_BASE": sim.url,
+            "DATABASE_URL": database,
+            "PINSTRIPE_TABLES": "customer,charge,event",
+            "PINSTRIPE_RATE_LIMIT": "none",
+            "PINSTRIPE_ENDPOINT_RATE_LIMIT": "none",
+        }
+        nothing = await pinstripe("verify", env=env)
+        await pinstripe("sync", "--once", env=env)
+        await pg.execute("DELETE FROM pinstripe.lease")
+        await pg.execute("UPDATE pinstripe.cursor SET updated_at = now() - interval '1 hour'")
+        charge = (await ids(pg, "charge", 1))[0]
+        await age(pg, "charge")
+        await pg.execute("UPDATE stripe.charge SET amount = 1 WHERE id = $1", charge)
+        wrong = await pinstripe("verify", "--json", env=env)
+        repaired = await pinstripe("verify", "--repair", env=env)
+        status = await pinstripe("status", "--json", env=env)
+    assert nothing.code == 2
+    assert "Nothing has been synced" in nothing.err
+    assert wrong.code == 6, wrong.text
+    tables = {t["table"]: t for t in json.loads(wrong.out)["tables"]}
+    assert tables["charge"]["remaining"] == [{"id": charge, "kind": "stale", "columns": ["amount"]}]
+    assert f"stale: {charge} (amount)" in wrong.err
+    assert repaired.code == 0, repaired.text
+    assert "1 repaired" in repaired.out
+    certificate = json.loads(status.out)["syncs"][0]["certificate"]
+    assert certificate["differences"] == 0
+    assert certificate["repaired"] == 1
+    assert secret not in wrong.text + repaired.text + status.text
