@@ -134,7 +134,9 @@ async def sync_once(at: Stage, *words: str, database: str = "") -> Run:
     wall_s = time.monotonic() - started
     out, err = await reader
     if process.returncode != 0:
-        raise RuntimeError(f"pinstripe sync ended with {process.returncode}: {err.decode()[-2000:]}")
+        raise RuntimeError(
+            f"pinstripe sync ended with {process.returncode}: {err.decode()[-2000:]}"
+        )
     summary = json.loads(out)
     return Run(
         rows=summary["rows"],

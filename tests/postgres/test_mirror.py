@@ -122,6 +122,34 @@ async def test_a_server_that_ends_sessions_is_waited_out(
     assert mirror.trouble == ""
 
 
+async def test_a_session_that_ends_in_the_middle_of_a_copy_does_not_hang_its_writer(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    wide = {f"key_{n}": "x" * 400 for n in range(10)}
+    killed = 0
+
+    async def kill_copies() -> None:
+        nonlocal killed
+        while killed < 5:
+            killed += await pg.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND query LIKE 'COPY%' AND state = 'active'"
+            )
+
+    async def put(page: int) -> None:
+        found = customers(mirror, *(f"cus_{page}_{n}" for n in range(1_000)), metadata=wide)
+        await mirror.put(found, during(0, 1))
+
+    async with asyncio.timeout(60):
+        killer = asyncio.create_task(kill_copies())
+        pages = 0
+        while not killer.done():
+            await put(pages)
+            pages += 1
+    assert await pg.fetchval(f"SELECT count(*) FROM {SCHEMA}.customer") == 1_000 * pages
+
+
 async def test_calls_of_one_lane_commit_in_order(mirror: Mirror, pg: asyncpg.Connection) -> None:
     streams = [Steps(f"s{n}") for n in range(5)]
     waiting = [

@@ -157,10 +157,12 @@ class Budget:
     def ready_in(self, endpoint: str) -> float:
         """Seconds until `acquire` would not wait, 0 for now; reserves nothing.
 
-        Counts those who wait already. Where it is a slot that is missing, the answer is a guess.
+        Counts those who wait already, but not those whose own endpoint holds them back: a long queue
+        for one endpoint leaves the account's rate to the others. Where it is a slot that is missing,
+        the answer is a guess.
         """
         now = self._clock()
-        queued = sum(lane.length for lane in self._waiting.values())
+        queued = sum(_next_in(lane, now) for lane in self._waiting.values())
         at = self._account.ready_at() + queued * self._account.interval_s(now)
         lane = self._lanes.get(endpoint)
         slot_free = self._slots.is_free(now)
@@ -273,3 +275,10 @@ class Budget:
         await self._sleep(max(delay_s, 0.0))
         self._alarm = None
         self._dispatch()
+
+
+def _next_in(lane: _Lane, now: float) -> int:
+    """How many of those who wait in a lane may go before anybody else."""
+    if lane.pace.rate(now) is None:
+        return lane.length
+    return min(lane.length, 1) if lane.pace.is_ready(now) else 0

@@ -49,7 +49,14 @@ class Comparer:
     """A scribe that compares. `since`: rows that are only true before this moment are left out."""
 
     def __init__(
-        self, url: str, schema: str, tables: Mapping[str, Table], shapes: Shapes, *, since: float
+        self,
+        url: str,
+        schema: str,
+        tables: Mapping[str, Table],
+        shapes: Shapes,
+        *,
+        since: float,
+        most: int = MOST,
     ) -> None:
         self.differences: dict[Place, Difference] = {}
         self.overflow: Counter[str] = Counter()
@@ -62,6 +69,7 @@ class Comparer:
         self._tables = tables
         self._shapes = shapes
         self._since = since
+        self._most = most
         self._counts: Counter[str] = Counter()
         self._stages: dict[str, int] = {}  # And how many dead rows each holds.
         self._connection: asyncpg.Connection | None = None
@@ -90,6 +98,7 @@ class Comparer:
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
+            self.forgot = self.forgot or self._connection is not None
             self._stages.clear()
             self._connection = await connect_dedicated(
                 self._url, application_name="pinstripe verify"
@@ -144,7 +153,7 @@ class Comparer:
         for key, found in different.items():
             if (table, key) in self.differences:
                 self.differences[table, key] = found
-            elif self._counts[table] < MOST:
+            elif self._counts[table] < self._most:
                 self.differences[table, key] = found
                 self._counts[table] += 1
             else:

@@ -24,6 +24,7 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store.changes import Cause, Causes, Recorder
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import quote
+from pinstripe.store.lost import until_lost
 from pinstripe.store.pool import Connection, connect_dedicated, translated
 from pinstripe.store.todo import Todo, add_todos
 from pinstripe.store.upsert import (
@@ -180,24 +181,30 @@ class Writer:
         try:
             connection = await self._connected()
             with translated(), self._recorder.transaction() if self._recorder else nullcontext():
-                # Not `connection.transaction()`: its ROLLBACK over a session that the server has ended
-                # fails in its own way and hides why. What fails here ends with the connection.
-                await connection.execute("BEGIN")
-                contests = await self._rounds(connection, batch)
-                # Noted in the same commit: a crash before the GET must not lose the question.
-                open_questions = [Todo("fetch", c.table, c.key) for c in contests]
-                await add_todos(connection, self._schema, open_questions)
-                await save_checkpoints(connection, self._schema, batch.checkpoints)
-                for effect in batch.effects:
-                    await effect(connection)
-                if self._recorder is not None:
-                    await self._recorder.write(connection)
-                await connection.execute("COMMIT")
-                return contests
+                async with until_lost(connection):
+                    return await self._transaction(connection, batch)
         except BaseException:
             # Cancelled or failed halfway: what the session holds is not known.
             await self.close()
             raise
+
+    async def _transaction(
+        self, connection: asyncpg.Connection, batch: Batch
+    ) -> list[Contested]:
+        # Not `connection.transaction()`: its ROLLBACK over a session that the server has ended fails
+        # in its own way and hides why. What fails here ends with the connection.
+        await connection.execute("BEGIN")
+        contests = await self._rounds(connection, batch)
+        # Noted in the same commit: a crash before the GET must not lose the question.
+        open_questions = [Todo("fetch", c.table, c.key) for c in contests]
+        await add_todos(connection, self._schema, open_questions)
+        await save_checkpoints(connection, self._schema, batch.checkpoints)
+        for effect in batch.effects:
+            await effect(connection)
+        if self._recorder is not None:
+            await self._recorder.write(connection)
+        await connection.execute("COMMIT")
+        return contests
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():

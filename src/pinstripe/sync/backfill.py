@@ -199,6 +199,9 @@ class Backfill:
             else:
                 listing = Listing.resumed(endpoint, table, cursor, birth=self._birth)
                 self.works.append(Pager(listing, self._source))
+        parents = {work.endpoint.parent for work in self._pending}
+        for made in self.works:
+            made.feeds = not parents.isdisjoint(made.endpoint.objects)
 
     def _again(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> None:
         listing = Listing.tail(endpoint, table, done, since=since, ceiling=self._now)

@@ -1,9 +1,10 @@
 """Hands free requests to the lists that have most to come.
 
-One loop, not a pool of workers: it starts a request when the budget would let it go at once, and picks
-the list with the largest estimated rest, so that the longest list runs at its endpoint's full rate from
-the beginning and the short ones fill the gaps. A list is cut into one more range only when a request is
-free that no other list could use.
+One loop, not a pool of workers: it starts a request when the budget would let it go at once. First come
+the lists that others wait for or that time alone makes long (see `Work.urgent`), then the list with the
+largest estimated rest, so that the longest list runs at its endpoint's full rate from the beginning and
+the short ones fill the gaps. A list is cut into one more range only when a request is free that no other
+list could use.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Protocol
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.limits import Budget
 
-MAX_IN_FLIGHT = 32
-"""Requests under way at once: at 100/s enough for answers that take 300 ms; each may hold a page."""
-MAX_PER_LIST = 12
-"""Of one list: at 25/s enough for answers that take 480 ms."""
+MAX_IN_FLIGHT = 64
+"""Requests and pages under way at once: at 100/s enough for answers that take 300 ms and as much time
+again until they are durable."""
+MAX_IN_FLIGHT_UNLIMITED = 32
+"""Where no rate holds them back: each may hold a page, and more would only wait for Postgres."""
+MAX_PER_LIST = 16
+"""Of one list: at 25/s enough for answers that take 640 ms."""
 MAX_PER_LIST_UNLIMITED = 4
 """Where no rate holds it back: more ranges would only cost pages that are not full."""
 
@@ -35,6 +39,10 @@ class Work(Protocol):
     @property
     def finished(self) -> bool: ...
 
+    @property
+    def urgent(self) -> bool:
+        """Cheap itself, but it takes long (pages in sequence only), or other lists wait for it."""
+
     def remaining(self) -> float:
         """Estimated requests to come."""
 
@@ -45,7 +53,8 @@ class Work(Protocol):
 class Dispatcher:
     """Runs works to their end. `arrived` may be called to add more while it runs."""
 
-    def __init__(self, budget: Budget, *, max_in_flight: int = MAX_IN_FLIGHT) -> None:
+    def __init__(self, budget: Budget, *, max_in_flight: int | None = None) -> None:
+        """`max_in_flight`: fewer than usual, for work that must not be in the way."""
         self._budget = budget
         self._max = max_in_flight
         self._changed = asyncio.Event()
@@ -74,10 +83,12 @@ class Dispatcher:
     async def _start_all(self, active: list[Work]) -> float | None:
         """Starts what can go now; gives the seconds until more could, None if only an end can help."""
         soonest: float | None = None
-        for work in sorted(active, key=lambda w: w.remaining(), reverse=True):
+        usual = MAX_IN_FLIGHT if self._budget.rate() else MAX_IN_FLIGHT_UNLIMITED
+        limit = self._max or usual
+        for work in sorted(active, key=lambda w: (w.urgent, w.remaining()), reverse=True):
             name = work.endpoint.name
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
-            while len(self._tasks) < self._max and work.in_flight < most:
+            while len(self._tasks) < limit and work.in_flight < most:
                 wait_s = self._budget.ready_in(name)
                 if wait_s > 0:
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
@@ -90,7 +101,7 @@ class Dispatcher:
                 task.add_done_callback(self._ended)
                 # Let it take its permit, so that the budget counts it.
                 await asyncio.sleep(0)
-        return soonest if len(self._tasks) < self._max else None
+        return soonest if len(self._tasks) < limit else None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._changed.set()

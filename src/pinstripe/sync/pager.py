@@ -31,18 +31,29 @@ from pinstripe.sync.ranges import Range
 from pinstripe.sync.source import BACKFILL, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+_MOST_FOLLOWING = 3
+"""Pages whose nested lists are being read: enough to keep that endpoint busy; more would only take the
+places of other lists' requests."""
 
 
 class Pager:
     """Work on one `Listing`, for the dispatcher."""
 
     def __init__(
-        self, listing: Listing, source: Source, *, clock: Callable[[], float] = time.monotonic
+        self,
+        listing: Listing,
+        source: Source,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.listing = listing
         self._source = source
         self._clock = clock
         self._submitted: dict[int, asyncio.Future[None]] = {}
+        self.feeds = False
+        """Whether lists under parents wait for what this one lists."""
+        self._following = 0
+        self._nests = False
 
     @property
     def endpoint(self) -> ListEndpoint:
@@ -60,11 +71,17 @@ class Pager:
     def failed(self) -> bool:
         return self.listing.state == "failed"
 
+    @property
+    def urgent(self) -> bool:
+        return self.feeds or self._nests or not self.endpoint.created
+
     def remaining(self) -> float:
         return self.listing.remaining()
 
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
         """Starts the next request when called; None if there is nothing to ask now."""
+        if self._following >= _MOST_FOLLOWING:
+            return None
         claim = self.listing.claim(cut=cut)
         if claim is None:
             return None
@@ -124,9 +141,7 @@ class Pager:
         )
         page = read_list(reply, claim.path)
         found = self._source.extract(page.objects, {})
-        step = listing.received(
-            claim.range, page.objects, has_more=page.has_more, after=page.after
-        )
+        step = listing.received(claim.range, page.objects, has_more=page.has_more, after=page.after)
         listing.undurable += 1
         return found, truth_of(reply), step
 
@@ -138,7 +153,7 @@ class Pager:
         self._submitted[wanted.number] = mine
         try:
             # What a nested list holds must be there before a cursor vouches for this page.
-            listing.requests += await self._source.follow_all(found)
+            listing.requests += await self._follow(found)
             if before is not None:
                 await before
             # Room is taken last: whoever is stopped while waiting must not hold any.
@@ -159,3 +174,13 @@ class Pager:
             listing.undurable -= 1
             if step.done and self._submitted.get(wanted.number) is mine:
                 del self._submitted[wanted.number]
+
+    async def _follow(self, found: Found) -> int:
+        if not found.lists:
+            return 0
+        self._nests = True
+        self._following += 1
+        try:
+            return await self._source.follow_all(found)
+        finally:
+            self._following -= 1

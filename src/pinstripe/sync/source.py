@@ -6,6 +6,7 @@ wanted, and the order in which requests are served (`LIVE` before `BACKFILL`).
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -36,6 +37,9 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 LIVE = 0
 BACKFILL = 10
 REFERENCES = 20
+
+_FOLLOWED_AT_ONCE = 6
+"""Nested lists of one page read at the same time."""
 
 
 @dataclass(slots=True)
@@ -145,20 +149,33 @@ class Source:
             after = page.after
 
     async def follow_all(self, found: Found, *, priority: int = BACKFILL) -> int:
-        """Reads every nested list that `found` holds only the beginning of."""
-        requests = 0
-        for cut in found.lists:
-            name = endpoint_of(cut.url.partition("?")[0])
-            if not self._is_wanted(cut) or name in self.gaps:
-                continue
-            try:
-                requests += await self.follow(cut, priority=priority)
-            except NotFound:
-                continue  # The object around it is gone, and an event says so.
-            except (NotPermitted, NotEnabled) as error:
-                self.gaps[name] = Gap(cut, error)
+        """Reads every nested list that `found` holds only the beginning of, some at a time."""
+        cuts = iter([cut for cut in found.lists if self._is_wanted(cut)])
+
+        async def worker() -> int:
+            return sum([await self._follow_one(cut, priority) for cut in cuts])
+
+        workers = min(_FOLLOWED_AT_ONCE, len(found.lists))
+        tasks = [asyncio.create_task(worker()) for _ in range(workers)]
+        try:
+            return sum(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _follow_one(self, cut: CutList, priority: int) -> int:
+        name = endpoint_of(cut.url.partition("?")[0])
+        if name in self.gaps:
+            return 0
+        try:
+            return await self.follow(cut, priority=priority)
+        except NotFound:
+            return 0  # The object around it is gone, and an event says so.
+        except (NotPermitted, NotEnabled) as error:
+            if name not in self.gaps:
                 _log.warning("nested.refused", endpoint=name, reason=error.message)
-        return requests
+            self.gaps[name] = Gap(cut, error)
+            return 0
 
     async def fetch(
         self,

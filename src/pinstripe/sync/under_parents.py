@@ -68,6 +68,7 @@ class UnderParents:
         self.seconds = saved.seconds if saved else 0.0
         self.as_of: float | None = saved.as_of if saved else None
         self.in_flight = 0
+        self.feeds = False
         self.total: int | None = None
         self._expand = endpoint.expand
         self._source = source
@@ -95,6 +96,10 @@ class UnderParents:
     @property
     def failed(self) -> bool:
         return self.state == "failed"
+
+    @property
+    def urgent(self) -> bool:
+        return self.feeds
 
     def remaining(self) -> float:
         return float(max((self.total or 1) - self._done, len(self._waiting)))

@@ -44,7 +44,7 @@ ISO = ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.123456Z", "2026-01-02T03:04:
 WITH_TABLE = tuple(sorted(table_of_object()))
 
 
-def deeds() -> st.SearchStrategy[Maker]:
+def makers() -> st.SearchStrategy[Maker]:
     """A maker, ready to make; what it makes is decided by its seed."""
     return st.builds(
         Maker,

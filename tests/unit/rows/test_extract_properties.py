@@ -8,7 +8,7 @@ from random import Random
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.rows.made_up import WITH_TABLE, Maker, deeds
+from tests.unit.rows.made_up import WITH_TABLE, Maker, makers
 from tests.unit.rows.rebuild import Json, lost, replica
 
 from pinstripe.catalog.load import object_types
@@ -29,7 +29,7 @@ def rows_of(extractor: Extractor, obj: Json) -> Found:
 
 
 @quick
-@given(deeds(), names)
+@given(makers(), names)
 def test_every_object_comes_back_leaf_by_leaf(maker: Maker, name: str) -> None:
     obj = maker.object(name)
     found = Found()
@@ -40,7 +40,7 @@ def test_every_object_comes_back_leaf_by_leaf(maker: Maker, name: str) -> None:
 
 
 @quick
-@given(deeds(), names)
+@given(makers(), names)
 def test_the_compiled_and_the_generic_way_give_the_same_rows(maker: Maker, name: str) -> None:
     obj = maker.object(name)
     extractor = Extractor()
@@ -56,7 +56,7 @@ def test_the_compiled_and_the_generic_way_give_the_same_rows(maker: Maker, name:
 
 
 @quick
-@given(deeds(), names)
+@given(makers(), names)
 def test_a_null_makes_a_column_and_an_absent_key_does_not(maker: Maker, name: str) -> None:
     obj = maker.object(name, depth=1)
     found = Found()
@@ -86,7 +86,7 @@ def test_a_null_makes_a_column_and_an_absent_key_does_not(maker: Maker, name: st
 
 
 @quick
-@given(deeds(), names)
+@given(makers(), names)
 def test_the_order_of_keys_does_not_matter(maker: Maker, name: str) -> None:
     obj = maker.object(name)
     turned = shuffled(obj, maker.random)
@@ -95,7 +95,7 @@ def test_the_order_of_keys_does_not_matter(maker: Maker, name: str) -> None:
 
 
 @quick
-@given(deeds(), names)
+@given(makers(), names)
 def test_extraction_leaves_its_input_alone(maker: Maker, name: str) -> None:
     obj = maker.object(name)
     before = copy.deepcopy(obj)
@@ -104,7 +104,7 @@ def test_extraction_leaves_its_input_alone(maker: Maker, name: str) -> None:
 
 
 @quick
-@given(deeds(), names)
+@given(makers(), names)
 def test_a_row_has_a_value_of_the_stages_type_in_every_place(maker: Maker, name: str) -> None:
     found = rows_of(EXTRACTOR, maker.object(name))
     for table, group in found.rows.items():

@@ -13,11 +13,14 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.rows.made_up import Maker, makers
 from tests.unit.rows.rebuild import Json, leaves, lost, replica
 
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.model import Field
-from pinstripe.catalog.tables import table_of_object, tables
+from pinstripe.catalog.tables import SINGLETONS, table_of_object, tables
 from pinstripe.rows.extract import Extractor, Found
 
 EXAMPLES: dict[str, dict[str, Json]] = json.loads(
@@ -70,6 +73,17 @@ def test_fields_that_nobody_knows_come_back_from_every_level(
     assert lost(obj, rebuilt(extractor, obj)) == []
 
 
+@settings(max_examples=200, deadline=None, database=None)
+@given(makers(), st.sampled_from(sorted(EXAMPLES)))
+def test_an_example_with_values_of_other_types_comes_back(maker: Maker, name: str) -> None:
+    obj = copy.deepcopy(EXAMPLES[name])
+    for place in list(places(obj, lists=False)):
+        for key in place:
+            if key not in ("id", "object", SINGLETONS.get(name)) and maker.random.random() < 0.2:
+                place[key] = maker.anything()
+    assert lost(obj, rebuilt(Extractor(), obj)) == []
+
+
 def test_what_the_catalog_knows_makes_no_extra(extractor: Extractor) -> None:
     """`_extra` is for surprises: the catalog's own fields have columns."""
     customer = {
@@ -119,16 +133,21 @@ def expandable(
             yield from expandable(obj[field.name], field.fields)
 
 
-def places(value: Json) -> Iterator[dict[str, Json]]:
-    """Every JSON object in `value`, the lists apart: they speak for their entries only."""
+def places(value: Json, *, lists: bool = True) -> Iterator[dict[str, Json]]:
+    """Every JSON object in `value`; of Stripe lists (speaking for their entries) only the entries.
+
+    Without `lists` not even these: an entry of a list must name its parent.
+    """
     if isinstance(value, dict):
-        if value.get("object") != "list":
+        listing = value.get("object") == "list"
+        if not listing:
             yield value
-        for item in value.values():
-            yield from places(item)
+        if lists or not listing:
+            for item in list(value.values()):
+                yield from places(item, lists=lists)
     elif isinstance(value, list):
         for item in value:
-            yield from places(item)
+            yield from places(item, lists=lists)
 
 
 def _renumber(value: Json, suffix: str) -> None:
