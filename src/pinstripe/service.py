@@ -42,7 +42,8 @@ from pinstripe.sync.follow import Follower
 from pinstripe.sync.live import Pace
 from pinstripe.sync.source import Source
 
-_BURST_S = 0.02
+_BURST_S = 0.25
+"""How long a stall of the process (a large batch, a busy machine) costs no request."""
 _FILES_CEILING = 20.0
 """Requests a second to Files, which Stripe allows less (https://docs.stripe.com/rate-limits)."""
 _STRIPE_BEGAN = 1_262_304_000
@@ -160,8 +161,8 @@ def budget_for(config: Config, key: ApiKey) -> Budget:
 
 
 def _below(ceiling: float) -> float:
-    """The rate at which no window of a second holds more than `ceiling` requests (see `Budget`)."""
-    return (ceiling - 1) / (1 + _BURST_S)
+    """A little less: answers and requests do not travel evenly, so a second here is not one there."""
+    return ceiling - 1
 
 
 @asynccontextmanager

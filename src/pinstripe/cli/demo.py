@@ -67,6 +67,22 @@ async def demo_account(config: Config) -> AsyncIterator[Demo]:
         await _stop(process)
 
 
+async def start_traffic(demo: Demo, *, per_second: float) -> None:
+    """Makes the simulated account change by itself from now on."""
+    import aiohttp
+
+    url = f"{demo.url}/_simulator/traffic"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, json={"per_second": per_second}) as answer,
+    ):
+        if answer.status != 200:
+            raise PinstripeError(
+                f"The simulator did not start its traffic (status {answer.status}).",
+                hint="`pinstripe simulate` alone shows why.",
+            )
+
+
 def _recipe(path: Path, scale: int) -> Recipe:
     """The recipe of the last time; a new one if there is none or the scale is another."""
     try:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
-from pinstripe.cli.demo import demo_account
-from pinstripe.cli.failure import complain
+from pinstripe.cli.demo import Demo, demo_account, start_traffic
 from pinstripe.cli.footprint import freeze_loaded
+from pinstripe.cli.live_line import show_following
 from pinstripe.cli.summary import Ending, how_to_connect, summarise
 from pinstripe.config import Config
 from pinstripe.progress import showing
 from pinstripe.service import Service, open_service
-from pinstripe.sync.follow import Follower
 
 INCOMPLETE = 4
+_TRAFFIC = 2
+
+
+async def _nothing() -> None:
+    """What happens when following begins, if nobody wants anything to."""
 
 
 async def sync(config: Config, *, once: bool, as_json: bool) -> int:
@@ -56,18 +61,26 @@ async def run(config: Config) -> int:
                 data_dir=demo.data_dir,
                 rate_limit="none",
                 endpoint_rate_limit="none",
-            )
+            ),
+            partial(_start_traffic, demo),
         )
 
 
-async def _run(config: Config) -> int:
+async def _start_traffic(demo: Demo) -> None:
+    """Lets things happen in the demo account, so that there is something to follow."""
+    await start_traffic(demo, per_second=_TRAFFIC)
+    _tell(f"The demo account now changes {_TRAFFIC} times a second; watch it with:")
+    _tell('  SELECT created, type FROM "stripe".event ORDER BY created DESC LIMIT 10;')
+
+
+async def _run(config: Config, started: Callable[[], Awaitable[None]] = _nothing) -> int:
     async with open_service(config, tell=_tell) as service:
 
         def report(ending: Ending) -> None:
             _print(ending.as_text() + "\n")
             _print(how_to_connect(service.database, config.schema) + "\n")
 
-        await _follow(service, report)
+        await _follow(service, report, started)
     return 0
 
 
@@ -78,7 +91,11 @@ async def _backfill(service: Service, *, followed: bool = False) -> Ending:
     return await summarise(service, outcome)
 
 
-async def _follow(service: Service, report: Callable[[Ending], None]) -> None:
+async def _follow(
+    service: Service,
+    report: Callable[[Ending], None],
+    started: Callable[[], Awaitable[None]] = _nothing,
+) -> None:
     """Backfills and follows at once; returns only when it is cancelled."""
     follower = await service.follow()
     async with asyncio.TaskGroup() as group:
@@ -86,20 +103,8 @@ async def _follow(service: Service, report: Callable[[Ending], None]) -> None:
         report(await _backfill(service, followed=True))
         follower.backfilled()
         _tell("Following Stripe's events. Ctrl-C stops.")
-        await _tell_troubles(follower)
-
-
-async def _tell_troubles(follower: Follower) -> None:
-    """Says once when following meets trouble, and once when it is over."""
-    told = ""
-    while True:
-        await asyncio.sleep(1.0)
-        trouble = follower.trouble
-        if trouble and not told:
-            complain(f"What changes now is not seen yet. {trouble}", follower.remedy)
-        elif told and not trouble:
-            _tell("Following again.")
-        told = trouble
+        await started()
+        await show_following(follower)
 
 
 def _print(text: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 
 from pinstripe.cli.failure import complain
 from pinstripe.cli.standing import with_data
+from pinstripe.client.session import Stripe
 from pinstripe.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.service import open_service
@@ -14,10 +16,11 @@ from pinstripe.store.difference import Difference
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import load_syncs
 from pinstripe.sync.verified import Report, TableReport
-from pinstripe.sync.verify import Wish, open_verify
+from pinstripe.sync.verify import Verify, Wish, open_verify
 
 DIFFERENT = 6
 INCOMPLETE = 4
+_TELL_S = 5.0
 
 
 async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
@@ -35,8 +38,11 @@ async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
             birth=service.account.birth,
         ) as run,
     ):
-        _tell("Reading every list again, and comparing")
-        report = await run.run()
+        telling = asyncio.create_task(_tell_phases(run, service.stripe))
+        try:
+            report = await run.run()
+        finally:
+            telling.cancel()
     text = as_text(report, ids=ids)
     if as_json:
         sys.stdout.write(json.dumps(as_object(report)) + "\n")
@@ -49,6 +55,13 @@ async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
         complain("Some lists could not be read.", "Verify again.")
         return INCOMPLETE
     return 0
+
+
+async def _tell_phases(run: Verify, stripe: Stripe) -> None:
+    """A line now and then, so that nobody wonders."""
+    while True:
+        _tell(f"Verifying: {run.phase}; {stripe.requests.total():,} requests")
+        await asyncio.sleep(_TELL_S)
 
 
 async def _check_synced(url: str, schema: str) -> None:

@@ -2,7 +2,8 @@
 
 `Pace` is the generic cell rate algorithm: one number, the time at which the next request would be
 due at an even rate, and an allowance for being early. Over any window of `w` seconds it lets at
-most `rate * (w + burst_s) + 1` through. `Slots` bounds how many are under way at the same time.
+most `rate * (w + burst_s) + 1` through, and in no second more than the rate: the allowance makes up
+for what a stalled process did not send, it is never on top. `Slots` bounds how many are under way at the same time.
 Both give way when Stripe says so (`cut`) and come back by themselves, step by step. Neither waits
 nor reads a clock: the time comes in as `now`, in seconds.
 """
@@ -10,6 +11,7 @@ nor reads a clock: the time comes in as `now`, in seconds.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 # One overload answers every request that is under way with a 429; they count as one.
@@ -21,6 +23,8 @@ _RECOVERY_SHARE_PER_S = 0.02
 # Without a rate of our own there is nothing to halve: only hold back for a moment.
 _UNLIMITED_PAUSE_S = 0.25
 _EPSILON_S = 1e-9
+# A second, and a little: what leaves here at the very end of one must not arrive within it.
+_WINDOW_S = 1.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Ticket:
 
     interval_s: float
     era: int
+    at: float
 
 
 class Pace:
@@ -44,6 +49,7 @@ class Pace:
         self._cut_rate = math.inf
         self._cut_at = -math.inf
         self._era = 0
+        self._taken: deque[float] = deque(maxlen=None if rate is None else max(math.ceil(rate), 2))
 
     def rate(self, now: float) -> float | None:
         """The rate in force: the one set, or less while a `cut` wears off."""
@@ -59,7 +65,10 @@ class Pace:
 
     def ready_at(self) -> float:
         """The earliest time at which `take` keeps the rate."""
-        return max(self._due - self._burst_s, self._paused_until)
+        at = max(self._due - self._burst_s, self._paused_until)
+        if len(self._taken) == self._taken.maxlen:
+            at = max(at, self._taken[0] + _WINDOW_S)
+        return at
 
     def is_ready(self, now: float) -> bool:
         """Whether `take` keeps the rate now."""
@@ -72,7 +81,9 @@ class Pace:
             self._era += 1
         interval_s = self.interval_s(now)
         self._due += interval_s
-        return Ticket(interval_s, self._era)
+        if self._taken.maxlen is not None:
+            self._taken.append(now)
+        return Ticket(interval_s, self._era, now)
 
     def give_back(self, ticket: Ticket) -> None:
         """Undo a `take` whose request was never sent.
@@ -80,6 +91,8 @@ class Pace:
         Only while the line of due times is unbroken since: after an idle gap the time that the
         ticket had used is gone anyhow, and giving it back would allow a second burst.
         """
+        if ticket.at in self._taken:
+            self._taken.remove(ticket.at)
         if ticket.era == self._era:
             self._due -= ticket.interval_s
 

@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import Literal
 
 from pinstripe.catalog.tables import Table
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.upsert import stage_name
 
@@ -223,7 +223,7 @@ _LOCKED = "ORDER BY 1 FOR NO KEY UPDATE OF t"
 def _keep(schema: str, table: Table) -> str:
     return (
         f"INSERT INTO pg_temp.pinstripe_before (key, place, image)\n"
-        f"SELECT {_key(table)}, t.ctid, to_jsonb(t) "
+        f"SELECT {_key(table)}, t.ctid, {_image()} "
         f"FROM {qualified(schema, table.name)} t, pg_temp.{quote(stage_name(table))} s\n"
         f"WHERE {_join(table)}"
     )
@@ -233,35 +233,39 @@ def difference(schema: str, table: Table) -> str:
     """(key, kind, changes as text) of the staged rows that this transaction changed."""
     gone = "false"
     if any(c.read == "deleted" for c in table.columns):
-        gone = "t.deleted IS TRUE AND b.image -> 'deleted' IS DISTINCT FROM 'true'"
+        gone = "a.image -> 'deleted' = 'true' AND b.image -> 'deleted' IS DISTINCT FROM 'true'"
+    # OFFSET 0 has each image made, or taken out of its compressed storage, once and not per column.
     return (
-        f"SELECT key, kind, changes::text FROM (\n"
-        f"  SELECT {_key(table)} AS key,\n"
-        f"    CASE WHEN {gone} THEN 'delete' WHEN b.key IS NULL THEN 'insert' "
-        f"ELSE 'update' END AS kind,\n"
-        f"    (SELECT jsonb_object_agg(n.key, jsonb_build_array(b.image -> n.key, n.value)) "
-        f"FROM jsonb_each(to_jsonb(t)) n\n"
-        f"      WHERE {_content('n.key')} "
-        f"AND n.value IS DISTINCT FROM coalesce(b.image -> n.key, 'null')) AS changes\n"
+        f"SELECT t.key, CASE WHEN {gone} THEN 'delete' WHEN t.known THEN 'update' "
+        f"ELSE 'insert' END, c.changes::text\n"
+        f"FROM (SELECT {_key(table)} AS key, k.key IS NOT NULL AS known, k.image AS before, "
+        f"{_image()} AS after\n"
         f"  FROM pg_temp.{quote(stage_name(table))} s "
         f"JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
-        f"  LEFT JOIN pg_temp.pinstripe_before b ON b.key = {_key(table)}\n"
-        f"  WHERE t.xmin = pg_current_xact_id()::xid AND b.place IS DISTINCT FROM t.ctid\n"
-        f") d WHERE changes IS NOT NULL ORDER BY key"
+        f"  LEFT JOIN pg_temp.pinstripe_before k ON k.key = {_key(table)}\n"
+        f"  WHERE t.xmin = pg_current_xact_id()::xid AND k.place IS DISTINCT FROM t.ctid "
+        f"OFFSET 0) t,\n"
+        f"LATERAL (SELECT coalesce(t.before, '{{}}') || '{{}}' AS image OFFSET 0) b,\n"
+        f"LATERAL (SELECT t.after AS image OFFSET 0) a,\n"
+        f"LATERAL (SELECT jsonb_object_agg(n.key, jsonb_build_array(b.image -> n.key, n.value)) "
+        f"AS changes FROM jsonb_each(a.image) n\n"
+        f"  WHERE n.value IS DISTINCT FROM coalesce(b.image -> n.key, 'null')) c\n"
+        f"WHERE a.image <> b.image AND c.changes IS NOT NULL ORDER BY t.key"
     )
+
+
+def _image() -> str:
+    """The row `t` as Stripe gave it: of our own columns only `_extra` holds any of that."""
+    ours = ", ".join(name for name in BOOKKEEPING if name != "_extra")
+    return f"to_jsonb(t) - '{{{ours}}}'::text[]"
 
 
 def _removal() -> str:
     """The changes of a row that is deleted, as text: to null, all that was not."""
     return (
         "(SELECT coalesce(jsonb_object_agg(n.key, jsonb_build_array(n.value, NULL)), '{}') "
-        f"FROM jsonb_each(to_jsonb(t)) n WHERE {_content('n.key')} AND n.value <> 'null')::text"
+        f"FROM jsonb_each({_image()}) n WHERE n.value <> 'null')::text"
     )
-
-
-def _content(name: str) -> str:
-    """What Stripe said; of our own columns only `_extra` holds any of it."""
-    return f"(left({name}, 1) <> '_' OR {name} = '_extra')"
 
 
 def _key(table: Table) -> str:

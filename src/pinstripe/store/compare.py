@@ -177,8 +177,8 @@ class Comparer:
 
     async def unlisted(
         self, table: Table, *, keep: str, limit: int | None
-    ) -> tuple[int, list[Difference]]:
-        """Rows that Stripe has not shown: how many, and up to `limit` of them.
+    ) -> tuple[int, int, list[Difference]]:
+        """Rows that Stripe has not shown: how many, how many of them flagged deleted, up to `limit`.
 
         `keep` is a SQL condition on rows `t` that need not be shown. Those not flagged deleted come
         first, in an order of chance that is the same each time.
@@ -194,17 +194,24 @@ class Comparer:
         top = "" if limit is None else f" LIMIT {limit}"
         with translated():
             connection = await self._connected()
-            total = await connection.fetchval(f"SELECT count(*) {rows}", table.name)
-            if not total:
-                return 0, []
+            counts = await connection.fetchrow(
+                f"SELECT count(*), count(*) FILTER (WHERE {flagged}) {rows}", table.name
+            )
+            assert counts is not None  # noqa: S101 (an aggregate has one row)
+            if not counts[0]:
+                return 0, 0, []
             found = await connection.fetch(
                 f"SELECT {key}, t._synced_at, {flagged}{names} {rows} ORDER BY 3, md5({key}){top}",
                 table.name,
             )
-        return total, [
-            Difference(table.name, r[0], "extra", (), r[1], parents=parents_of(about, r[3:]))
-            for r in found
-        ]
+        return (
+            counts[0],
+            counts[1],
+            [
+                Difference(table.name, r[0], "extra", (), r[1], parents=parents_of(about, r[3:]))
+                for r in found
+            ],
+        )
 
 
 def differing(schema: str, table: Table, shape: Sequence[str]) -> str:

@@ -102,6 +102,10 @@ class Live:
         self._near_at = 0.0
         self._window_at = 0.0
 
+    def now(self) -> float:
+        """The present on Stripe's clock."""
+        return self._source.now()
+
     def ring(self) -> None:
         """Somebody knows of a change: look now."""
         self._wake.set()

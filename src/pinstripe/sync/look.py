@@ -1,7 +1,7 @@
 """Reads lists and single objects once more, by the code of the backfill, into the mirror of a `Source`.
 
-With the mirror of a `Comparer` that compares; with the real one it repairs. Cursors play no part: every
-list is read from its top, and nothing is saved.
+With the mirror of a `Comparer` that compares, and saves nothing; with the real one it repairs, and the
+cursors of the lists say that they were read anew. Every list is read from its top.
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ from pinstripe.sync.source import LIVE, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _WORKERS = 12
+_LATE_S = 120
+"""An event can appear that long after its `created`."""
 _UNDER = " under"
 """Behind the name of a table: its rows under the parent with this id are waiting to be read."""
 _ROUNDS = 3
@@ -80,6 +82,8 @@ class Suspects:
         self._since = since
         self._sleep = sleep
         self._refused: set[str] = set()
+        self._told: set[Place] = set()
+        self._read_to = since
 
     async def decide(self, suspects: Iterable[Difference], *, grace_s: float) -> Verdicts:
         """Returns when each suspicion is confirmed or dropped."""
@@ -91,7 +95,8 @@ class Suspects:
             if grace_s:
                 await self._sleep(grace_s)
             second = await self.look(open_.values())
-            moved = await self._moved()
+            wrong = any(found is not None for found in second.values())
+            moved = await self._moved() if wrong else ()
             open_ = self._judge(open_, second, moved, verdicts)
         verdicts.moving.update(table for table, _ in open_)
         return verdicts
@@ -215,24 +220,15 @@ class Suspects:
             return None
         return replace(suspect, kind="extra", columns=(), version=row[0], shown="")
 
-    async def _moved(self) -> set[Place]:
-        """What changed since the beginning, as far as events tell, or waits to be asked for."""
-        found = Found()
+    async def _moved(self) -> Collection[Place]:
+        """What changed since the beginning, as far as events tell, or waits to be asked for.
+
+        Where events cannot be read, the two looks alone decide.
+        """
         try:
-            async for page in pages(
-                self._looking.stripe,
-                EVENTS,
-                [("created[gte]", str(int(self._since)))],
-                endpoint=f"GET {EVENTS}",
-                priority=LIVE,
-            ):
-                for event in read_list(page.reply, EVENTS).objects:
-                    obj = payload(event)
-                    if obj is not None:
-                        self._looking.mirror.extractor.object(obj, found)
+            await self._read_events()
         except (NotPermitted, NotEnabled, NotFound) as error:
             _log.info("verify.no_events", reason=error.message)
-        moved = {(table, key) for table, group in found.rows.items() for key in group}
         async with self._looking.pool.acquire() as connection:
             rows = await connection.fetch(
                 "SELECT \"table\" || CASE kind WHEN 'children' THEN $2 ELSE '' END, id"
@@ -240,7 +236,25 @@ class Suspects:
                 self._looking.mirror.schema,
                 _UNDER,
             )
-        return moved | {(row[0], row[1]) for row in rows}
+        return self._told | {(row[0], row[1]) for row in rows}
+
+    async def _read_events(self) -> None:
+        """Adds what the events since the last time tell of; a little is read twice, for late ones."""
+        began = self._looking.now()
+        async for page in pages(
+            self._looking.stripe,
+            EVENTS,
+            [("created[gte]", str(int(self._read_to)))],
+            endpoint=f"GET {EVENTS}",
+            priority=LIVE,
+        ):
+            found = Found()
+            for event in read_list(page.reply, EVENTS).objects:
+                obj = payload(event)
+                if obj is not None:
+                    self._looking.mirror.extractor.object(obj, found)
+            self._told |= {(table, key) for table, group in found.rows.items() for key in group}
+        self._read_to = max(self._since, began - _LATE_S)
 
 
 @cache

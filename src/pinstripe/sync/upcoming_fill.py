@@ -113,11 +113,14 @@ class UpcomingFill:
         for owner in owners:
             table = TABLE_OF[owner]
             if table in self._upcoming.tables():
-                self.progress[table] = self._resumed(table, saved.get(table))
+                filling = self.progress[table] = self._resumed(table, saved.get(table))
+                if filling.state != "done":
+                    # When it began is remembered for both: what is asked for since counts for either.
+                    await self._save(filling)
         for owner in owners:
-            filling = self.progress.get(TABLE_OF[owner])
-            if filling is not None and filling.state != "done":
-                await self._fill(owner, filling)
+            begun = self.progress.get(TABLE_OF[owner])
+            if begun is not None and begun.state != "done":
+                await self._fill(owner, begun)
 
     def _resumed(self, table: str, cursor: Checkpoint | None) -> Filling:
         position = cursor.position if cursor is not None else None

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from pinstripe.catalog.tables import Table
 from pinstripe.rows.extract import Extractor, Found
+from pinstripe.store.changes import delete_rows
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 from pinstripe.sync.upcoming_preview import Owner, Preview
@@ -51,13 +52,16 @@ class Place:
         return TABLE_OF[self.owner]
 
     @property
-    def _row(self) -> str:
-        return f"{qualified(self.schema, self.table)} WHERE {quote(f'{self.owner}_id')} = $1"
+    def _is_row(self) -> str:
+        return f"{quote(f'{self.owner}_id')} = $1"
 
     @property
-    def _lines(self) -> str:
-        column = quote(f"upcoming_{self.owner}_id")
-        return f"{qualified(self.schema, LINES)} WHERE {column} = $1"
+    def _row(self) -> str:
+        return f"{qualified(self.schema, self.table)} WHERE {self._is_row}"
+
+    @property
+    def _is_line(self) -> str:
+        return f"{quote(f'upcoming_{self.owner}_id')} = $1"
 
     async def versions(self, connection: Connection) -> dict[tuple[str, str], datetime]:
         """`_synced_at` of the row and its lines. What is asked for from now on is newer than these."""
@@ -67,7 +71,8 @@ class Place:
             found[self.table, self.owner_id] = row
         if LINES in self.tables:
             lines = await connection.fetch(
-                f"SELECT id, _synced_at FROM {self._lines}", self.owner_id
+                f"SELECT id, _synced_at FROM {qualified(self.schema, LINES)} WHERE {self._is_line}",
+                self.owner_id,
             )
             found |= {(LINES, key): version for key, version in lines}
         return found
@@ -80,19 +85,13 @@ class Place:
         won: bool | None = await connection.fetchval(
             f"SELECT xmin = pg_current_xact_id()::xid FROM {self._row}", self.owner_id
         )
-        if LINES in self.tables:
-            if won:
-                await connection.execute(
-                    f"DELETE FROM {self._lines} AND id <> ALL ($2::text[])",
-                    self.owner_id,
-                    list(keys),
-                )
-            else:
-                # Lines of ours that the newer preview does not have were inserted a moment ago.
-                await connection.execute(
-                    f"DELETE FROM {self._lines} AND _as_of_latest <= (SELECT _as_of FROM {self._row})",
-                    self.owner_id,
-                )
+        if won:
+            await self._delete_lines(connection, "id <> ALL ($2::text[])", list(keys))
+        else:
+            # Lines of ours that the newer preview does not have were inserted a moment ago.
+            await self._delete_lines(
+                connection, f"_as_of_latest <= (SELECT _as_of FROM {self._row})"
+            )
         return bool(won)
 
     async def remove(self, connection: Connection, seen: datetime | None) -> bool:
@@ -100,11 +99,22 @@ class Place:
 
         False if it is another one, written since Stripe was asked.
         """
-        await connection.execute(
-            f"DELETE FROM {self._row} AND _synced_at = $2", self.owner_id, seen
-        )
+        if seen is not None:
+            await delete_rows(
+                connection,
+                self.schema,
+                self.tables[self.table],
+                f"{self._is_row} AND _synced_at = $2",
+                self.owner_id,
+                seen,
+            )
         if await connection.fetchval(f"SELECT true FROM {self._row}", self.owner_id):
             return False
-        if LINES in self.tables:
-            await connection.execute(f"DELETE FROM {self._lines}", self.owner_id)
+        await self._delete_lines(connection, "true")
         return True
+
+    async def _delete_lines(self, connection: Connection, which: str, *values: object) -> None:
+        table = self.tables.get(LINES)
+        if table is not None:
+            where = f"{self._is_line} AND {which}"
+            await delete_rows(connection, self.schema, table, where, self.owner_id, *values)

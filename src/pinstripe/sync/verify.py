@@ -154,7 +154,10 @@ class Verify:
         if report.table == "event":
             # Kept for longer than Stripe shows them.
             keep += f" OR t.created < to_timestamp({self._since - RETENTION_S + 3600:.0f})"
-        report.unlisted, rows = await self._comparer.unlisted(table, keep=keep, limit=limit)
+        report.unlisted, flagged, rows = await self._comparer.unlisted(
+            table, keep=keep, limit=limit
+        )
+        standing = report.unlisted - flagged
         if report.unlisted and report.state == "unverified":
             # Nothing was listed, or not to the end: then a row that is there proves nothing.
             report.unchecked = report.unlisted
@@ -163,12 +166,13 @@ class Verify:
         wrong = sum(1 for d in looked.values() if d is not None and d.kind == "extra")
         if wrong and limit is not None and report.unlisted > limit:
             # One wrong row in the sample: then all are asked for.
-            _, rows = await self._comparer.unlisted(table, keep=keep, limit=None)
+            _, _, rows = await self._comparer.unlisted(table, keep=keep, limit=None)
             looked |= await self._suspects.look([r for r in rows if r.place not in looked])
         for place, found in looked.items():
             if found is not None:
                 self._comparer.differences[place] = found
-        report.unchecked = report.unlisted - len(looked)
+        # Lists show nothing that is deleted: a flagged row agrees with them, asked for or not.
+        report.unchecked = standing - sum(row.place in looked for row in rows[:standing])
         if report.unchecked:
             reason = self._suspects.reasons.get(report.table, "")
             report.doubt(

@@ -50,14 +50,14 @@ def joined(text: str) -> str:
     )
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=120, deadline=None, database=None)
 @given(json_values)
 def test_decode_is_json_loads_up_to_what_postgres_cannot_hold(value: object) -> None:
     body = json.dumps(value).encode()
     assert decode(body) == shown(json.loads(body))
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=60, deadline=None, database=None)
 @given(json_values)
 def test_what_was_decoded_can_be_encoded(value: object) -> None:
     body = msgspec.json.encode(decode(json.dumps(value).encode()))

@@ -134,9 +134,9 @@ def expandable(
 
 
 def places(value: Json, *, lists: bool = True) -> Iterator[dict[str, Json]]:
-    """Every JSON object in `value`; of Stripe lists (speaking for their entries) only the entries.
+    """Every JSON object in `value` but Stripe's lists, which speak for their entries only.
 
-    Without `lists` not even these: an entry of a list must name its parent.
+    Without `lists` their entries are left out too: an entry must go on naming its parent.
     """
     if isinstance(value, dict):
         listing = value.get("object") == "list"
