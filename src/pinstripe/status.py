@@ -6,14 +6,16 @@ nothing and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import tables
 from pinstripe.store.certificates import Certificate, load_certificate
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.ddl import literal, qualified
+from pinstripe.store.freshness import Freshness, load_freshness
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.syncs import load_syncs
 
@@ -39,13 +41,17 @@ class TableStatus:
     requests: int = 0
     seconds: float = 0.0
     as_of: float | None = None
+    fresh_to: float | None = None
+    fresh_by: str = ""
+    """What tells so: "events", "newest", "due", "pass", or "backfill"."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaStatus:
     """One synced schema. `followed`: the second up to which all events are applied.
 
-    `certificate`: of the last verification, if there was one.
+    `certificate`: of the last verification, if there was one. `trouble`: why following does not go on,
+    "" if it does. `to_ask`: requests to Stripe that events have made necessary and that are still open.
     """
 
     schema: str
@@ -56,6 +62,11 @@ class SchemaStatus:
     missing: int
     tables: list[TableStatus]
     certificate: Certificate | None = None
+    trouble: str = ""
+    remedy: str = ""
+    to_ask: int = 0
+    default_api_version: str | None = None
+    """In which events are rendered: the account's own, as the newest event shows it."""
 
     @property
     def rows(self) -> int:
@@ -95,6 +106,11 @@ async def _schema(
         missing = await connection.fetchval(
             "SELECT count(*) FROM pinstripe.missing WHERE schema = $1", schema
         )
+        to_ask = await connection.fetchval(
+            "SELECT count(*) FROM pinstripe.pending WHERE schema = $1", schema
+        )
+        fresh = await load_freshness(connection, schema)
+        default_version = await _default_version(connection, schema, rows)
     by_table = _by_table(c for c in cursors.values() if c.stream != "events")
     return SchemaStatus(
         schema,
@@ -102,11 +118,45 @@ async def _schema(
         followed=followed.as_of if followed is not None else None,
         missing=missing,
         certificate=await load_certificate(connection, schema),
+        trouble=followed.reason if followed is not None else "",
+        remedy=followed.remedy if followed is not None else "",
+        to_ask=to_ask,
+        default_api_version=default_version,
         tables=[
-            _table(name, count, is_exact, by_table.get(name, []))
+            _with_freshness(
+                _table(name, count, is_exact, by_table.get(name, [])),
+                followed.as_of if followed is not None else None,
+                [f for f in fresh if f.table == name],
+            )
             for name, (count, is_exact) in rows.items()
         ],
     )
+
+
+async def _default_version(
+    connection: Connection, schema: str, rows: Mapping[str, object]
+) -> str | None:
+    if "event" not in rows:
+        return None
+    newest: str | None = await connection.fetchval(
+        f"SELECT api_version FROM {qualified(schema, 'event')} ORDER BY created DESC LIMIT 1"
+    )
+    return newest
+
+
+def _with_freshness(
+    table: TableStatus, followed: float | None, fresh: Sequence[Freshness]
+) -> TableStatus:
+    """`table` with how far it is known to be true, by whatever tells most."""
+    known: list[tuple[float, str]] = [(f.known_to, f.how) for f in fresh]
+    if table.as_of is not None:
+        known.append((table.as_of, "backfill"))
+    if followed is not None and tables()[table.table].object_type in with_events():
+        known.append((followed, "events"))
+    if not known:
+        return table
+    fresh_to, fresh_by = max(known)
+    return replace(table, fresh_to=fresh_to, fresh_by=fresh_by)
 
 
 def _by_table(cursors: Iterable[Checkpoint]) -> Mapping[str, list[Checkpoint]]:

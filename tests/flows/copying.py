@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, partial
 
+import msgspec
+
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
@@ -14,6 +16,7 @@ from pinstripe.client.limits import Budget
 from pinstripe.client.retry import Patience
 from pinstripe.client.session import Stripe
 from pinstripe.mirror import Truth, open_mirror
+from pinstripe.rows.decode import decode
 from pinstripe.rows.extract import Found
 from pinstripe.simulator.server import Running
 from pinstripe.store.migrate import effective_tables, migrate
@@ -129,7 +132,10 @@ async def _write_truth(url: str, sim: Running, schema: str) -> None:
             group = Found()
             for obj in sim.account.world.truth(name):
                 found = Found()
-                key = mirror.extractor.object(obj, found)
+                # Over the wire and back: text that Postgres cannot hold is cleaned when it is read.
+                read = decode(msgspec.json.encode(obj))
+                assert isinstance(read, dict)
+                key = mirror.extractor.object(read, found)
                 if key is not None:
                     group.add(table, key, found.rows[table][key])
             await mirror.put(group, Truth(1.0, 2.0))

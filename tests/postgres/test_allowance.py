@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import asyncpg
 import pytest
+from tests.postgres.writing import SCHEMA, make_schema
 
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import Pool, open_pool
 from pinstripe.sync.allowance import Allowance
-from tests.postgres.writing import SCHEMA, make_schema
 
 _DAY_S = 86400.0
 _NOON = 20_000.5 * _DAY_S

@@ -11,6 +11,7 @@ from random import Random
 
 import asyncpg
 import pytest
+from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Unwritable
@@ -18,7 +19,6 @@ from pinstripe.mirror import Mirror, Truth, open_mirror
 from pinstripe.rows.extract import Found
 from pinstripe.store.changes import CHANNEL, Cause, delete_rows, trim
 from pinstripe.store.pool import Connection
-from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 _NAMES = ("customer", "charge", "price", "event", "upcoming_customer_invoice")
 

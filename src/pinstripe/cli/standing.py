@@ -44,7 +44,9 @@ def with_data(config: Config) -> Config:
 
 
 def _as_json(found: SchemaStatus) -> dict[str, object]:
-    tables = [{**asdict(t), "as_of": _time(t.as_of)} for t in found.tables]
+    tables = [
+        {**asdict(t), "as_of": _time(t.as_of), "fresh_to": _time(t.fresh_to)} for t in found.tables
+    ]
     head = {k: v for k, v in asdict(found).items() if k != "tables"}
     made = found.certificate
     certificate = None
@@ -67,9 +69,10 @@ def _as_text(found: SchemaStatus) -> str:
         f"API version {found.api_version}, {found.rows:,} rows",
         f"Events applied up to {_time(found.followed) or 'none yet'}; "
         f"{found.missing:,} references that Stripe does not have",
+        *_live_lines(found),
         *_certificate_lines(found),
         "",
-        f"  {'table':<40} {'rows':>13}  {'state':<8} {'as of':<20}",
+        f"  {'table':<40} {'rows':>13}  {'state':<8} {'true up to':<20} by",
     ]
     shown = [t for t in found.tables if t.rows or t.state in ("running", "refused", "failed")]
     lines += [_line(t) for t in sorted(shown, key=lambda t: (-t.rows, t.table))]
@@ -77,6 +80,21 @@ def _as_text(found: SchemaStatus) -> str:
     if empty:
         lines.append(f"  {f'{empty} more tables are empty':<40}")
     return "\n".join(lines)
+
+
+def _live_lines(found: SchemaStatus) -> list[str]:
+    lines: list[str] = []
+    other = found.default_api_version
+    if other is not None and other != found.api_version:
+        lines.append(
+            f"The account's own API version is {other}: its events are hints, objects are fetched"
+        )
+    if found.to_ask:
+        lines.append(f"{found.to_ask:,} requests to Stripe are still to be made")
+    if found.trouble:
+        lines.append(f"NOT FOLLOWING: {found.trouble}")
+        lines += [f"  remedy: {found.remedy}"] if found.remedy else []
+    return lines
 
 
 def _certificate_lines(found: SchemaStatus) -> list[str]:
@@ -95,7 +113,8 @@ def _certificate_lines(found: SchemaStatus) -> list[str]:
 def _line(table: TableStatus) -> str:
     rows = f"{'' if table.exact else '~'}{table.rows:,}"
     line = (
-        f"  {table.table:<40} {rows:>13}  {table.state:<8} {_time(table.as_of) or '':<20}".rstrip()
+        f"  {table.table:<40} {rows:>13}  {table.state:<8} {_time(table.fresh_to) or '':<20} "
+        f"{table.fresh_by}".rstrip()
     )
     if table.reason:
         line += f"\n      {table.reason}"

@@ -32,6 +32,8 @@ from pinstripe.sync.under_parents import UnderParents
 
 Work = Pager | UnderParents
 LEFT_OUT = " is not synced"
+UNEXPANDED = "Without "
+"""How a list begins its note that it could be read, but not what it should expand (`Pager`)."""
 
 
 @dataclass(slots=True)

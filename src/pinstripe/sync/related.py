@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.rows.decode import StripeObject
 from pinstripe.store.todo import Todo
@@ -19,12 +19,6 @@ from pinstripe.sync.order import Change
 # Children lists that only change when the parent's event says so, in these of its fields: without this
 # every event of a customer would cost a request.
 _ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
-
-
-@cache
-def with_events() -> frozenset[str]:
-    """Object names that some event carries."""
-    return frozenset(name for event in spec().events for name in event.carries)
 
 
 def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:

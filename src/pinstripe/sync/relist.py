@@ -17,18 +17,19 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
-from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.evented import announced
+from pinstripe.catalog.load import object_types
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import PinstripeError, Refused
 from pinstripe.rows.decode import StripeObject
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.freshness import note_freshness
 from pinstripe.store.todo import Todo, add_todos
 from pinstripe.sync.dispatch import Dispatcher
 from pinstripe.sync.listing import Listing
@@ -39,10 +40,6 @@ from pinstripe.sync.under_parents import UnderParents
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-# Event names that announce a new object. Types without one of these are looked for.
-_BIRTHS = ("created", "opened", "uploaded")
-# A charge is born succeeded, failed or pending, and an event says which.
-_ANNOUNCED_OTHERWISE = frozenset({"charge"})
 _OVERLAP_S = 120
 _WHOLE_PAGES = 4.0
 _MOST_VANISHED = 5000
@@ -245,16 +242,7 @@ class Relist:
         """Says how far the tables of this list are known to be true, and by what."""
         names = [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
         async with self._source.pool.acquire() as connection:
-            await connection.execute(
-                'INSERT INTO pinstripe.freshness (schema, "table", how, known_to)'
-                " SELECT $1, t, $3, to_timestamp($4) FROM unnest($2::text[]) AS t"
-                ' ON CONFLICT (schema, "table", how) DO UPDATE'
-                " SET known_to = EXCLUDED.known_to, updated_at = now()",
-                self._source.mirror.schema,
-                names,
-                how,
-                known_to,
-            )
+            await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
 
 
 def needs_head(endpoint: ListEndpoint) -> bool:
@@ -265,18 +253,7 @@ def needs_head(endpoint: ListEndpoint) -> bool:
         any(f.name == "created" for f in object_types()[name].fields) for name in endpoint.objects
     )
     # Lists without dates are short and hardly ever change (tax codes, countries): a pass will do.
-    return dated and not set(endpoint.objects) <= _announced() | _ANNOUNCED_OTHERWISE
-
-
-@cache
-def _announced() -> frozenset[str]:
-    """Object names whose birth an event announces."""
-    return frozenset(
-        name
-        for event in spec().events
-        if event.name.rsplit(".", 1)[-1] in _BIRTHS
-        for name in event.carries
-    )
+    return dated and not set(endpoint.objects) <= announced()
 
 
 def _stream(endpoint: ListEndpoint) -> str:

@@ -28,7 +28,7 @@ from pinstripe.store.difference import Difference
 from pinstripe.sync.backfill import FOLLOWED
 from pinstripe.sync.certify import certify
 from pinstripe.sync.events import EVENTS, RETENTION_S
-from pinstripe.sync.look import LEFT_OUT, Walk, walk
+from pinstripe.sync.look import LEFT_OUT, UNEXPANDED, Walk, walk
 from pinstripe.sync.repair import Repairs, cheaper_by_list
 from pinstripe.sync.source import LIVE, Source
 from pinstripe.sync.suspects import Suspects, Verdicts
@@ -131,6 +131,8 @@ class Verify:
         for table, end in self.walk.ends():
             report = self.reports.get(table)
             if report is None or end.state == "done":
+                if report is not None and end.reason.startswith(UNEXPANDED):
+                    report.doubt(end.reason)
                 continue
             if end.state == "refused" and end.reason.endswith(LEFT_OUT):
                 report.doubt(f"Without the lists under a parent: {end.reason}")
