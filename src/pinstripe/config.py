@@ -47,8 +47,8 @@ class Config:
     rate_limit: Rate = "default"
     endpoint_rate_limit: Rate = "default"
     data_dir: Path = Path(".pinstripe")
-    poll_interval_s: float = 0.5
-    event_window_s: float = 600.0
+    poll_interval: float = 0.5
+    event_window: float = 600.0
     demo_scale: int = 20_000
     log_level: str = "warning"
     log_json: bool = False
@@ -97,8 +97,8 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         rate_limit=_rate(*values["rate_limit"], ceiling=ACCOUNT_CEILING),
         endpoint_rate_limit=_rate(*values["endpoint_rate_limit"], ceiling=ENDPOINT_CEILING),
         data_dir=Path(values["data_dir"][0]).expanduser(),
-        poll_interval_s=_seconds(*values["poll_interval"], least=0.1, most=3600.0),
-        event_window_s=_seconds(*values["event_window"], least=10.0, most=86400.0),
+        poll_interval=_seconds(*values["poll_interval"], least=0.1, most=3600.0),
+        event_window=_seconds(*values["event_window"], least=10.0, most=86400.0),
         demo_scale=_count(*values["demo_scale"]),
         log_level=_one_of(*values["log_level"], allowed=_LEVELS),
         log_json=_switch(*values["log_json"]),

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import re
 
-_SECRET = re.compile(r"\b((?:sk|rk|pk|whsec|ek)_(?:(?:live|test)_)?)[A-Za-z0-9_]{4,}")
+# Keys with a mode, webhook secrets, and the oldest keys, which have no mode. The words `sk_test_` and
+# `sk_live_` alone are no secret: hints name them.
+_SECRET = re.compile(
+    r"\b((?:sk|rk|pk|ek)_(?:org_)?(?:live|test)_|whsec_|(?:sk|rk)_(?!live_|test_|org_))[A-Za-z0-9]{4,}"
+)
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]+):[^@\s]*@")
 
 
@@ -18,6 +22,8 @@ def redact(text: str) -> str:
 
     >>> redact("key sk_test_abcdef1234567 at postgres://u:pw@h/db")
     'key sk_test_… at postgres://u:…@h/db'
+    >>> redact("keys begin with sk_live_ or sk_test_")
+    'keys begin with sk_live_ or sk_test_'
     """
     return _URL_PASSWORD.sub(r"\1:…@", _SECRET.sub(r"\1…", text))
 
@@ -104,4 +110,4 @@ class Unwritable(PinstripeError):
 class LostLease(PinstripeError):
     """Another process writes to this schema now. Nothing of ours was written; stand by again."""
 
-    exit_code = 6
+    exit_code = 7

@@ -94,9 +94,9 @@ class Service:
             self.budget,
             since=float(since),
             pace=Pace(
-                poll_s=self.config.poll_interval_s,
-                window_s=self.config.event_window_s,
-                near_window_s=min(60.0, self.config.event_window_s),
+                poll_s=self.config.poll_interval,
+                window_s=self.config.event_window,
+                near_window_s=min(60.0, self.config.event_window),
             ),
         )
 

@@ -38,8 +38,10 @@ NESTED = frozenset(
         "subscription_item",
     }
 )
-# Stripe lists the account's own secrets; those of users need the user's name.
-_NEVER_WHOLE = frozenset({"apps.secret"})
+# Stripe lists the account's own secrets (those of users need the user's name), and events of 30 days.
+_NEVER_WHOLE = frozenset({"apps.secret", "event"})
+# Holds a list that Stripe gives on request only, too deep to be a column of its own.
+_ON_REQUEST_WITHIN = frozenset({("quote", "computed_upfront"), ("quote", "computed_recurring")})
 
 
 @cache
@@ -118,6 +120,8 @@ async def differences(url: str, sim: Running, *, schema: str = "stripe") -> dict
     async with connect(url) as connection:
         for name, table in table_of_object().items():
             wrong = await _compare(connection, schema, there, tables()[table])
+            if name == "account":
+                wrong.pop("there but deleted", None)  # The account itself is not one of its objects.
             if name not in whole_types():
                 wrong.pop("missing", None)
             if wrong:
@@ -148,6 +152,7 @@ async def _compare(
         c.name
         for c in table.columns
         if not c.on_request and c.read not in ("parent", "deleted") and c.name not in table.key
+        and (table.name, c.name) not in _ON_REQUEST_WITHIN
     ]
     listed = ", ".join(f'"{c}"' for c in ["id", *columns])
     mine, truth = f'"{schema}"."{table.name}"', f'"{there}"."{table.name}"'

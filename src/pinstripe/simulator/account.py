@@ -22,6 +22,7 @@ from pinstripe.simulator.faults import Faults
 from pinstripe.simulator.limits import PRESETS, Meter
 from pinstripe.simulator.replies import Reply
 from pinstripe.simulator.singletons import Singletons
+from pinstripe.simulator.table import StripeObject
 from pinstripe.simulator.webhooks import Webhooks
 from pinstripe.simulator.world import World
 
@@ -102,6 +103,8 @@ class Account:
         self.faults = Faults(made.seed)
         self.dice = Random(f"{made.seed}/dice")  # noqa: S311 - a dice, not a secret
         self.replays: OrderedDict[str, tuple[int, Reply]] = OrderedDict()
+        self.previews: dict[str, list[StripeObject]] = {}
+        """Lines of upcoming invoices, by the id of the moment."""
         self.singletons = Singletons(self.world.routes, livemode=made.livemode)
         self.events = EventLog(
             self.world,

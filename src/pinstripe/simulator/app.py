@@ -122,7 +122,7 @@ class App:
             headers.get("stripe-version") or account.api_version, account.spec.api_version
         )
         routes = account.world.routes
-        match = routes.match_old(method, path, version)
+        match = routes.match_preview(method, path, version)
         if match is None:
             match = routes.match("GET" if method == "HEAD" else method, path)
         if match is None:

@@ -65,7 +65,7 @@ def page_of(
 ) -> Page:
     """A page of the whole table. `hide=False` where Stripe's hidden ones are shown too."""
     low, high = created_range(table, params)
-    candidates = _by_reference(objects, table, params)
+    candidates = by_reference(objects, table, params)
     wanted = conditions(table, params, dict.fromkeys(fields)) if hide else []
     judge = Judge(objects, table, wanted)
     return walk(table, params, judge, range(low, high), candidates)
@@ -134,7 +134,7 @@ def _cursor(table: Table, id: str, param: str) -> int:
     return position
 
 
-def _by_reference(objects: Objects, table: Table, params: Params) -> list[int] | None:
+def by_reference(objects: Objects, table: Table, params: Params) -> list[int] | None:
     """What a filter such as `customer=` leaves, newest first; None: no such filter."""
     if table.name == "balance_transaction":
         return _entries(objects, table, params)

@@ -25,6 +25,26 @@ _UPCOMING = Operation(
         for name in ("customer", "subscription", "schedule")
     ),
 )
+_UPCOMING_LINES = Operation(
+    method="GET",
+    path="/v1/invoices/upcoming/lines",
+    kind="action",
+    returns=("line_item",),
+    params=(
+        *_UPCOMING.params,
+        Field(name="limit", kind="integer", nullable=True),
+        Field(name="starting_after", kind="string", nullable=True),
+    ),
+)
+# From basil on a preview has an id, under which its lines are listed for a while.
+_PREVIEW_LINES = Operation(
+    method="GET",
+    path="/v1/invoices/{invoice}/lines",
+    kind="action",
+    returns=("line_item",),
+    params=_UPCOMING_LINES.params[-2:],
+)
+_PREVIEW = re.compile(r"/v1/invoices/(upcoming_in_\w+)/lines\Z")
 # Real addresses, named by the `url` of lists inside objects, that the SDK has no method for.
 _UNNAMED = tuple(
     Operation(
@@ -119,11 +139,16 @@ class Routes:
                 return Match(operation, tuple(unquote_plus(v) for v in found.groups()))
         return None
 
-    def match_old(self, method: str, path: str, version: str) -> Match | None:
-        """Operations that only older versions have."""
-        if method == "GET" and path == "/v1/invoices/upcoming" and before_basil(version):
-            return Match(_UPCOMING, ())
-        return None
+    def match_preview(self, method: str, path: str, version: str) -> Match | None:
+        """Operations on upcoming invoices that the catalog does not have: old, or of a moment."""
+        if method != "GET":
+            return None
+        if before_basil(version):
+            for operation in (_UPCOMING, _UPCOMING_LINES):
+                if path == operation.path:
+                    return Match(operation, ())
+        found = _PREVIEW.match(path)
+        return Match(_PREVIEW_LINES, (found[1],)) if found else None
 
     def list_url(self, child: str, parent: str, field: str, parent_id: str) -> str:
         """What Stripe puts in the `url` of a list inside an object."""

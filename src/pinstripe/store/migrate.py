@@ -39,6 +39,7 @@ async def ensure_bookkeeping(connection: Connection) -> None:
     with translated():
         async with connection.transaction():
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            await _create_schema(connection, "pinstripe")
             await connection.execute(text)
 
 
@@ -58,7 +59,7 @@ async def migrate(
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
             existing = await _columns(connection, schema)
             _refuse_foreign(schema, tables, existing)
-            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {ddl.quote(schema)}")
+            await _create_schema(connection, schema)
             missing = [t for name, t in tables.items() if name not in existing]
             await _create(connection, schema, missing)
             done.created = [t.name for t in missing]
@@ -94,6 +95,13 @@ async def create_indexes(connection: Connection, schema: str, table: Table) -> N
     with translated():
         for _, statement in ddl.indexes(schema, table):
             await connection.execute(statement)
+
+
+async def _create_schema(connection: Connection, schema: str) -> None:
+    """Only where it is missing: CREATE ... IF NOT EXISTS wants the right to create all the same."""
+    there = await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", ddl.quote(schema))
+    if not there:
+        await connection.execute(f"CREATE SCHEMA {ddl.quote(schema)}")
 
 
 async def _columns(connection: Connection, schema: str) -> dict[str, dict[str, str]]:

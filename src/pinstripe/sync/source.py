@@ -232,7 +232,9 @@ def list_request(
 
 
 def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
-    return retrieve_endpoints().get(tables()[table].object_type)
+    """How the objects of a table are fetched; None for those that cannot, previews among them."""
+    known = tables()[table]
+    return None if known.virtual else retrieve_endpoints().get(known.object_type)
 
 
 @cache

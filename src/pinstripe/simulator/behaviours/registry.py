@@ -41,6 +41,8 @@ _BEHAVIOURS: Mapping[str, Behaviour] = {
     "POST /v1/invoices": drafts.create_invoice,
     "POST /v1/invoices/create_preview": previews.preview,
     "GET /v1/invoices/upcoming": previews.preview,
+    "GET /v1/invoices/upcoming/lines": previews.upcoming_lines,
+    "GET /v1/invoices/{invoice}/lines": previews.preview_lines,
     "DELETE /v1/invoices/{invoice}": drafts.delete_invoice,
     "POST /v1/invoices/{invoice}/add_lines": drafts.add_lines,
     "POST /v1/invoices/{invoice}/finalize": invoices.finalize_invoice,
@@ -93,4 +95,11 @@ def behaves(operation: Operation) -> bool:
 
 def unknown_behaviours(paths: set[str]) -> set[str]:
     """Behaviours whose operation the catalog does not have (a test holds this empty)."""
-    return set(_BEHAVIOURS) - paths - {"GET /v1/invoices/upcoming"}
+    return (
+        set(_BEHAVIOURS)
+        - paths
+        - {
+            "GET /v1/invoices/upcoming",
+            "GET /v1/invoices/upcoming/lines",
+        }
+    )

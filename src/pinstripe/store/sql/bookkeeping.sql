@@ -1,6 +1,4 @@
 -- The bookkeeping of Pinstripe. One schema of synced tables is one sync: `schema` names it everywhere.
-CREATE SCHEMA IF NOT EXISTS pinstripe;
-
 -- Which account stands in which schema, and from which catalog its tables are.
 CREATE TABLE IF NOT EXISTS pinstripe.sync (
   schema      text PRIMARY KEY,
