@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +96,8 @@ async def stage(mix: Mapping[str, int], *, seed: int = 1) -> AsyncIterator[Stage
             yield Stage(simulator, postgres)
 
 
-def command(at: Stage, database: str, *words: str) -> subprocess.Popen[bytes]:
-    """Starts `pinstripe ...` on this stage; its stdout is a pipe, its stderr a file in memory."""
+def command(at: Stage, database: str, *words: str, quiet: bool = False) -> subprocess.Popen[bytes]:
+    """Starts `pinstripe ...` on this stage. Its stdout is a pipe, so is its stderr unless `quiet`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
     given = {
         "STRIPE_API_KEY": at.simulator.key,
@@ -109,7 +109,7 @@ def command(at: Stage, database: str, *words: str) -> subprocess.Popen[bytes]:
         env={**clean, **given},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
     )
 
 
@@ -150,8 +150,3 @@ async def sync_once(at: Stage, *words: str, database: str = "") -> Run:
         summary=summary,
         state=await at.state(),
     )
-
-
-def median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]

@@ -49,6 +49,9 @@ class Config:
     data_dir: Path = Path(".pinstripe")
     poll_interval: float = 0.5
     event_window: float = 600.0
+    hold_poll_rate: bool = False
+    changes: bool = False
+    change_days: float = 7.0
     demo_scale: int = 20_000
     log_level: str = "warning"
     log_json: bool = False
@@ -97,8 +100,11 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         rate_limit=_rate(*values["rate_limit"], ceiling=ACCOUNT_CEILING),
         endpoint_rate_limit=_rate(*values["endpoint_rate_limit"], ceiling=ENDPOINT_CEILING),
         data_dir=Path(values["data_dir"][0]).expanduser(),
-        poll_interval=_seconds(*values["poll_interval"], least=0.1, most=3600.0),
-        event_window=_seconds(*values["event_window"], least=10.0, most=86400.0),
+        poll_interval=_number_of(*values["poll_interval"], unit="seconds", least=0.1, most=3600.0),
+        event_window=_number_of(*values["event_window"], unit="seconds", least=10.0, most=86400.0),
+        hold_poll_rate=_switch(*values["hold_poll_rate"]),
+        changes=_switch(*values["changes"]),
+        change_days=_number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
         demo_scale=_count(*values["demo_scale"]),
         log_level=_one_of(*values["log_level"], allowed=_LEVELS),
         log_json=_switch(*values["log_json"]),
@@ -156,17 +162,17 @@ def _rate(text: str, where: str, *, ceiling: float) -> Rate:
     return rate
 
 
-def _seconds(text: str, where: str, *, least: float, most: float) -> float:
+def _number_of(text: str, where: str, *, unit: str, least: float, most: float) -> float:
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = -1.0
-    if not least <= seconds <= most:
+        number = -1.0
+    if not least <= number <= most:
         raise Misconfigured(
-            f"{where} is {redact(text)!r}: it must be a number of seconds from {least:g} to {most:g}.",
+            f"{where} is {redact(text)!r}: it must be a number of {unit} from {least:g} to {most:g}.",
             hint="Leave it out for the default.",
         )
-    return seconds
+    return number
 
 
 def _database_url(text: str, where: str) -> str | None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -34,10 +35,12 @@ from pinstripe.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, NotPermitted, Refused, Unwritable
 from pinstripe.mirror import open_mirror
 from pinstripe.store.embedded import EmbeddedPostgres
+from pinstripe.store.leases import Held, Lease
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import Connection, Pool, check_server, connect, open_pool
 from pinstripe.store.syncs import check_owner, claim
-from pinstripe.sync.backfill import Backfill, settle
+from pinstripe.sync.allowance import Allowance
+from pinstripe.sync.backfill import Backfill, Outcome, settle
 from pinstripe.sync.follow import Follower
 from pinstripe.sync.live import Pace
 from pinstripe.sync.source import Source
@@ -86,6 +89,13 @@ class Service:
     source: Source
     backfill: Backfill
 
+    async def backfilled(self, *, followed: bool) -> Outcome:
+        """Runs the backfill to its end."""
+        try:
+            return await self.backfill.run(followed=followed)
+        finally:
+            self.source.mirror.loading.clear()
+
     async def follow(self) -> Follower:
         """The live side, not running yet; its events begin before the first list is read."""
         since = await self.backfill.prepare()
@@ -98,14 +108,27 @@ class Service:
                 window_s=self.config.event_window,
                 near_window_s=min(60.0, self.config.event_window),
             ),
+            allowance=Allowance(
+                self.pool,
+                self.config.schema,
+                self.stripe.requests,
+                livemode=self.account.livemode,
+                poll_s=self.config.poll_interval,
+                hold=self.config.hold_poll_rate,
+            ),
+            keep_changes=timedelta(days=self.config.change_days) if self.config.changes else None,
         )
 
 
 @asynccontextmanager
 async def open_service(
-    config: Config, *, tell: Callable[[str], None] = lambda _: None
+    config: Config, *, tell: Callable[[str], None] = lambda _: None, leads: bool = True
 ) -> AsyncIterator[Service]:
-    """All parts, checked and ready to run. `tell` gets one line for each step that may take long."""
+    """All parts, checked and ready to run. `tell` gets one line for each step that may take long.
+
+    `leads`: as the one process that syncs the schema, which may mean to wait for another to end.
+    Without it, beside whoever does.
+    """
     if config.api_key is None:
         raise Misconfigured(
             "There is no Stripe API key.",
@@ -132,16 +155,55 @@ async def open_service(
         database = await stack.enter_async_context(open_database(config, tell=tell))
         async with connect(database.url) as connection:
             effective = await _prepare(connection, config, account, list(wanted))
+        lease = Lease(database.url, config.schema)
+        held = await stack.enter_async_context(_held(lease, tell)) if leads else None
         pool = await stack.enter_async_context(
-            await open_pool(database.url, min_size=1, max_size=6)
+            await open_pool(
+                database.url, min_size=1, max_size=8, application_name=lease.session_name
+            )
         )
         mirror = await stack.enter_async_context(
-            open_mirror(database.url, config.schema, effective, api_version=spec().api_version)
+            open_mirror(
+                database.url,
+                config.schema,
+                effective,
+                api_version=spec().api_version,
+                changes=config.changes,
+                session_name=lease.session_name,
+            )
         )
         source = Source(stripe, mirror, effective, pool)
+        if held is not None:
+            mirror.always.append(held.check)
+            source.fence = held.check
+            # The first copy is no change; what events do meanwhile is.
+            mirror.loading |= set(effective)
         mirror.settle = partial(settle, source)
         backfill = Backfill(source, pool, budget, now=account.now, birth=account.birth)
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
+
+
+@asynccontextmanager
+async def _held(lease: Lease, tell: Callable[[str], None]) -> AsyncIterator[Held]:
+    """The lease for the block. Says whom it waits for, and ends the block when it is lost."""
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(_tell_standing_by(lease, tell))
+        async with lease.held() as held:
+            waiting.cancel()
+            watching = group.create_task(held.watch())
+            try:
+                yield held
+            finally:
+                watching.cancel()
+
+
+async def _tell_standing_by(lease: Lease, tell: Callable[[str], None]) -> None:
+    while lease.standing_by is None:  # noqa: ASYNC110 (the lease has no event for it)
+        await asyncio.sleep(0.2)
+    tell(
+        f'Another process syncs the schema "{lease.schema}" ({lease.standing_by.holder}). This one '
+        "stands by and takes over when that one ends."
+    )
 
 
 def budget_for(config: Config, key: ApiKey) -> Budget:

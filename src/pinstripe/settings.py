@@ -98,6 +98,30 @@ SETTINGS: tuple[Setting, ...] = (
         "How far back the event log is read again, for events that show up late.",
     ),
     Setting(
+        "hold_poll_rate",
+        "PINSTRIPE_HOLD_POLL_RATE",
+        "",
+        "",
+        "Keep the poll interval even where it would use up the read allowance of a live account.",
+        switch=True,
+    ),
+    Setting(
+        "changes",
+        "PINSTRIPE_CHANGES",
+        "",
+        "",
+        "Keep the change feed: every change of a row, with columns before and after, in "
+        "pinstripe.change.",
+        switch=True,
+    ),
+    Setting(
+        "change_days",
+        "PINSTRIPE_CHANGE_DAYS",
+        "7",
+        "days",
+        "How long entries of the change feed are kept.",
+    ),
+    Setting(
         "data_dir",
         "PINSTRIPE_DATA_DIR",
         ".pinstripe",

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from pinstripe.cli.failure import BAD_USAGE, complain, report
-from pinstripe.cli.flags import ACCOUNT, DATABASE, with_settings
+from pinstripe.cli.flags import ACCOUNT, DATABASE, LIVE, with_settings
 from pinstripe.config import Config
 
 app = App(
@@ -39,7 +39,7 @@ _UNTIL = "When the first objects end, in Unix seconds; 0 is the last midnight, U
 _LIMITS = "Stripe's rate limits: of live mode, of test mode, or none."
 
 
-class _Exit(Exception):  # noqa: N818 (an end, not an error)
+class _Exit(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @app.command(sort_key=1)
-@with_settings(*ACCOUNT, *DATABASE, "demo_scale")
+@with_settings(*ACCOUNT, *DATABASE, *LIVE, "demo_scale")
 def run(config: Config) -> None:
     """Sync the account and stay with it; without a key, a demo account.
 
@@ -84,7 +84,7 @@ def run(config: Config) -> None:
 
 
 @app.command(sort_key=2)
-@with_settings(*ACCOUNT, *DATABASE)
+@with_settings(*ACCOUNT, *DATABASE, *LIVE)
 def sync(
     config: Config,
     *,

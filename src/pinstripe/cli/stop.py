@@ -15,7 +15,7 @@ _SAME_S = 0.5
 """A signal to the whole process group and one to us alone are one wish, not two."""
 
 
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+class Stopped(Exception):
     """The user told us to stop. `number` is the signal."""
 
     def __init__(self, number: int) -> None:

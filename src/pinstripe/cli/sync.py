@@ -14,6 +14,7 @@ from pinstripe.cli.footprint import freeze_loaded
 from pinstripe.cli.live_line import show_following
 from pinstripe.cli.summary import Ending, how_to_connect, summarise
 from pinstripe.config import Config
+from pinstripe.errors import LostLease
 from pinstripe.progress import showing
 from pinstripe.service import Service, open_service
 
@@ -35,19 +36,33 @@ async def sync(config: Config, *, once: bool, as_json: bool) -> int:
         else:
             _print(ending.as_text())
 
+    if not once:
+        return await _standing_by(lambda: _stay(config, report))
     async with open_service(config, tell=_tell) as service:
-        if once:
-            ending = await _backfill(service)
-            report(ending)
-            return 0 if ending.complete else INCOMPLETE
+        ending = await _backfill(service)
+        report(ending)
+        return 0 if ending.complete else INCOMPLETE
+
+
+async def _stay(config: Config, report: Callable[[Ending], None]) -> int:
+    async with open_service(config, tell=_tell) as service:
         await _follow(service, report)
     return 0
+
+
+async def _standing_by(stay: Callable[[], Awaitable[int]]) -> int:
+    """Runs `stay`, and again from the start when another process has taken the lease over."""
+    while True:
+        try:
+            return await stay()
+        except* LostLease as lost:
+            _tell(f"{lost.exceptions[0]}")
 
 
 async def run(config: Config) -> int:
     """As `sync`, for people; without a key it shows the demo account. Ends when it is cancelled."""
     if config.api_key is not None:
-        return await _run(config)
+        return await _standing_by(lambda: _run(config))
     async with demo_account(config) as demo:
         _print(
             "No STRIPE_API_KEY is set: this is the demo. A simulated Stripe account with about "
@@ -87,7 +102,7 @@ async def _run(config: Config, started: Callable[[], Awaitable[None]] = _nothing
 async def _backfill(service: Service, *, followed: bool = False) -> Ending:
     freeze_loaded()
     async with showing(service):
-        outcome = await service.backfill.run(followed=followed)
+        outcome = await service.backfilled(followed=followed)
     return await summarise(service, outcome)
 
 

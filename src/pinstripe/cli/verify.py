@@ -29,7 +29,7 @@ async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
     if config.database_url is not None:
         await _check_synced(config.database_url, config.schema)
     async with (
-        open_service(config, tell=_tell) as service,
+        open_service(config, leads=False, tell=_tell) as service,
         open_verify(
             service.database.url,
             service.source,

@@ -40,10 +40,7 @@ def create_stage(table: Table) -> str:
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
     columns += ["_extra text", "_lo double precision", "_hi double precision"]
     columns += ["_over timestamptz", "_partial boolean", "_shape int"]
-    return (
-        f"CREATE TEMP TABLE IF NOT EXISTS {quote(stage_name(table))} "
-        f"({', '.join(columns)})"
-    )
+    return f"CREATE TEMP TABLE IF NOT EXISTS {quote(stage_name(table))} ({', '.join(columns)})"
 
 
 def stage_type(column: Column) -> str:

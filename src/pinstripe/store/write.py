@@ -188,9 +188,7 @@ class Writer:
             await self.close()
             raise
 
-    async def _transaction(
-        self, connection: asyncpg.Connection, batch: Batch
-    ) -> list[Contested]:
+    async def _transaction(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
         # Not `connection.transaction()`: its ROLLBACK over a session that the server has ended fails
         # in its own way and hides why. What fails here ends with the connection.
         await connection.execute("BEGIN")

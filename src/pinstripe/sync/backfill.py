@@ -282,7 +282,7 @@ class Backfill:
         return Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(until))
 
     async def _save(self, checkpoints: Sequence[Checkpoint]) -> None:
-        async with self._pool.acquire() as connection:
+        async with self._source.transaction() as connection:
             await save_checkpoints(connection, self._schema, checkpoints)
 
 
@@ -304,6 +304,6 @@ async def settle(source: Source, table: str, key: str, version: datetime) -> boo
     except NotFound:
         await bury(source, table, key, over=version)
         answered = True
-    async with source.pool.acquire() as connection:
+    async with source.transaction() as connection:
         await todo_done(connection, schema, Todo("fetch", table, key), started)
     return answered

@@ -21,6 +21,8 @@ MAX_IN_FLIGHT = 64
 again until they are durable."""
 MAX_IN_FLIGHT_UNLIMITED = 32
 """Where no rate holds them back: each may hold a page, and more would only wait for Postgres."""
+_RESERVED = 16
+"""More of them for what is urgent, so that it never waits for places that pages hold."""
 MAX_PER_LIST = 16
 """Of one list: at 25/s enough for answers that take 640 ms."""
 MAX_PER_LIST_UNLIMITED = 4
@@ -88,7 +90,8 @@ class Dispatcher:
         for work in sorted(active, key=lambda w: (w.urgent, w.remaining()), reverse=True):
             name = work.endpoint.name
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
-            while len(self._tasks) < limit and work.in_flight < most:
+            places = limit + (_RESERVED if work.urgent else 0)
+            while len(self._tasks) < places and work.in_flight < most:
                 wait_s = self._budget.ready_in(name)
                 if wait_s > 0:
                     soonest = wait_s if soonest is None else min(soonest, wait_s)

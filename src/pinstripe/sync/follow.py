@@ -7,11 +7,14 @@ when the backfill is done.
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import structlog
 
 from pinstripe.client.limits import Budget
 from pinstripe.errors import PinstripeError
+from pinstripe.store.changes import trim
+from pinstripe.sync.allowance import Allowance
 from pinstripe.sync.live import Live, Pace
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.source import Source
@@ -20,6 +23,11 @@ from pinstripe.sync.upcoming import Upcoming
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _RETRY_S = 30.0
+_TRIM_S = 3600.0
+
+
+def _nothing() -> None:
+    """Nobody minds a ring."""
 
 
 class Follower:
@@ -34,14 +42,33 @@ class Follower:
         pace: Pace | None = None,
         intervals: Intervals | None = None,
         previews: bool = True,
+        allowance: Allowance | None = None,
+        keep_changes: timedelta | None = None,
     ) -> None:
-        """`since`: the moment on Stripe's clock up to which all events are applied."""
+        """`since`: the moment on Stripe's clock up to which all events are applied.
+
+        `keep_changes`: how long entries of the change feed are kept; None where it is off.
+        """
+        self.allowance = allowance
+        self._source = source
+        self._keep_changes = keep_changes
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
         self.todos = Todos(source, upcoming=refreshers)
         more = self.upcoming.todos if self.upcoming is not None else None
-        self.live = Live(source, self.todos, since=since, pace=pace, more=more, on_gap=self._on_gap)
-        self.relist = Relist(source, self.todos, budget, since=since, intervals=intervals)
+        self.live = Live(
+            source,
+            self.todos,
+            since=since,
+            pace=pace,
+            more=more,
+            on_gap=self._on_gap,
+            interval_s=allowance.poll_interval_s if allowance is not None else None,
+            awake=allowance.wake if allowance is not None else _nothing,
+        )
+        self.relist = Relist(
+            source, self.todos, budget, since=since, intervals=intervals, stretch=self._stretch
+        )
         self._backfilled = asyncio.Event()
 
     @property
@@ -67,6 +94,23 @@ class Follower:
             group.create_task(self.todos.run())
             group.create_task(self.live.run())
             group.create_task(self._later())
+            if self.allowance is not None:
+                group.create_task(self.allowance.run())
+            if self._keep_changes is not None:
+                group.create_task(self._trim(self._keep_changes))
+
+    def _stretch(self) -> float:
+        """As much as the read allowance slows the polling, it slows the lists."""
+        if self.allowance is None:
+            return 1.0
+        return max(self.allowance.poll_interval_s() / self.live.poll_s, 1.0)
+
+    async def _trim(self, keep: timedelta) -> None:
+        """Drops old entries of the change feed, once an hour."""
+        while True:
+            async with self._source.transaction() as connection:
+                await trim(connection, self._source.mirror.schema, keep)
+            await asyncio.sleep(_TRIM_S)
 
     async def _later(self) -> None:
         await self._backfilled.wait()

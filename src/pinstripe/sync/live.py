@@ -22,6 +22,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.mirror import LIVE_LANE, Part, Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
+from pinstripe.store.changes import Cause
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo, add_applied, add_todos, forget_applied, load_applied
@@ -80,12 +81,15 @@ class Live:
         pace: Pace | None = None,
         more: Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]] | None = None,
         on_gap: Callable[[], None] = lambda: None,
+        interval_s: Callable[[], float] | None = None,
+        awake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`since`: everything that the list showed up to this moment on Stripe's clock is applied.
 
         `more` gives the to-dos of previews that events ask for. `on_gap` is called when the log no
-        longer reaches back to where we stand.
+        longer reaches back to where we stand. `interval_s` is the read allowance's word on how often
+        to look, `awake` tells it of a ring.
         """
         self.seen = Seen(as_of=since)
         self._source = source
@@ -93,6 +97,8 @@ class Live:
         self._pace = pace or Pace()
         self._more = more
         self._on_gap = on_gap
+        self._interval_s = interval_s
+        self._awake = awake
         self._clock = clock
         self._table_of = table_of_object()
         self._applied: dict[str, int] = {}
@@ -106,8 +112,14 @@ class Live:
         """The present on Stripe's clock."""
         return self._source.now()
 
+    @property
+    def poll_s(self) -> float:
+        """The interval as set, before the read allowance."""
+        return self._pace.poll_s
+
     def ring(self) -> None:
-        """Somebody knows of a change: look now."""
+        """Somebody knows of a change: look now, and for a while as often as set."""
+        self._awake()
         self._wake.set()
 
     async def run(self) -> None:
@@ -127,7 +139,10 @@ class Live:
             if self.seen.trouble:
                 self.seen.trouble = self.seen.remedy = ""
                 self._saved_at = 0.0  # The next look says in the database that it is over.
-            await self._rest(self._pace.poll_s - (self._clock() - started))
+            await self._rest(self._poll_s() - (self._clock() - started))
+
+    def _poll_s(self) -> float:
+        return self._pace.poll_s if self._interval_s is None else self._interval_s()
 
     async def _rest(self, pause_s: float) -> None:
         self._wake.clear()
@@ -146,7 +161,7 @@ class Live:
             return
         _log.warning("live.trouble", error=error.message)
         try:
-            async with self._source.pool.acquire() as connection:
+            async with self._source.transaction() as connection:
                 told = replace(
                     _checkpoint(self.seen.as_of), reason=error.message, remedy=error.hint
                 )
@@ -279,7 +294,9 @@ class Live:
             found = Found()
             written, asked = self._state(change, found)
             if written:
-                parts.append((found, Truth(float(change.created), change.created + 1.0)))
+                cause = Cause(change.event_id, change.request_id)
+                truth_then = Truth(float(change.created), change.created + 1.0, cause=cause)
+                parts.append((found, truth_then))
             todos += asked
             todos += related(change, wanted)
         if self._more is not None and events:
@@ -311,7 +328,7 @@ class Live:
         """Events that the window no longer reaches need not be remembered."""
         before = self._source.now() - 2 * self._pace.window_s
         self._applied = {k: c for k, c in self._applied.items() if c >= before}
-        async with self._source.pool.acquire() as connection:
+        async with self._source.transaction() as connection:
             await forget_applied(connection, self._source.mirror.schema, before)
 
 

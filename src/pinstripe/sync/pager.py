@@ -137,7 +137,10 @@ class Pager:
         listing = self.listing
         listing.requests += 1
         reply = await self._source.stripe.get(
-            claim.path, claim.params, endpoint=listing.endpoint.name, priority=BACKFILL
+            claim.path,
+            claim.params,
+            endpoint=listing.endpoint.name,
+            priority=BACKFILL - 1 if self.urgent else BACKFILL,
         )
         page = read_list(reply, claim.path)
         found = self._source.extract(page.objects, {})

@@ -149,7 +149,7 @@ class References:
 
     async def _remember(self, target: str, key: str, reason: str) -> None:
         self.result.count(self.result.missing, target)
-        async with self._pool.acquire() as connection:
+        async with self._source.transaction() as connection:
             await connection.execute(
                 'INSERT INTO pinstripe.missing (schema, "table", id, reason) VALUES ($1, $2, $3, $4)'
                 ' ON CONFLICT (schema, "table", id) DO UPDATE SET reason = $4, checked_at = now()',

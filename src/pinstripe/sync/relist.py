@@ -196,7 +196,7 @@ class Relist:
         for work in works:
             final = work.final() if isinstance(work, UnderParents) else work.listing.final()
             if final.state != "done":
-                async with self._source.pool.acquire() as connection:
+                async with self._source.transaction() as connection:
                     await save_checkpoints(connection, self._source.mirror.schema, [final])
         for table in {table_name(o) for e in endpoints for o in e.objects}:
             if table in self._source.wanted and await self._is_covered(table, began):
@@ -224,7 +224,7 @@ class Relist:
             " AND deleted IS NOT TRUE" if any(c.read == "deleted" for c in known.columns) else ""
         )
         place = qualified(self._source.mirror.schema, table)
-        async with self._source.pool.acquire() as connection:
+        async with self._source.transaction() as connection:
             rows = await connection.fetch(
                 f"SELECT {quote(known.key[0])} FROM {place} "
                 f"WHERE _as_of_latest < to_timestamp($1){alive} "
@@ -241,7 +241,7 @@ class Relist:
     async def _note(self, endpoint: ListEndpoint, how: str, known_to: float) -> None:
         """Says how far the tables of this list are known to be true, and by what."""
         names = [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
-        async with self._source.pool.acquire() as connection:
+        async with self._source.transaction() as connection:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -27,7 +28,8 @@ from pinstripe.mirror import Mirror
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import CutList, Found
 from pinstripe.store.ddl import qualified, quote
-from pinstripe.store.pool import Pool
+from pinstripe.store.pool import Connection, Pool
+from pinstripe.store.write import Effect
 from pinstripe.sync.nested import Gap, Gaps
 from pinstripe.sync.page import read_list, read_object, truth_of
 from pinstripe.sync.ranges import PAGE
@@ -54,7 +56,17 @@ class Source:
     mirror: Mirror
     wanted: Mapping[str, Table]
     pool: Pool
+    fence: Effect | None = None
     clock_ahead_s: float = 0.0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """For what is written beside the mirror: committed only while the lease is ours."""
+        async with self.pool.transaction() as connection:
+            yield connection
+            if self.fence is not None:
+                await self.fence(connection)
+
     gaps: Gaps = field(default_factory=dict)
 
     def now(self) -> float:

@@ -14,7 +14,7 @@ import structlog
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.paths import quote_id
-from pinstripe.errors import NotFound, PinstripeError, Refused, Unreachable, WrongKey
+from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unreachable, WrongKey
 from pinstripe.store.todo import Todo, load_todos, todo_done
 from pinstripe.sync.events import bury
 from pinstripe.sync.source import LIVE, Source
@@ -124,6 +124,8 @@ class Todos:
             started = await self._clock()
             try:
                 await self._ask(todo)
+            except LostLease:
+                raise
             except (Unreachable, WrongKey) as error:
                 self.trouble = error.message
                 await self._sleep(pause_s or _PAUSE_S[-1])
@@ -132,7 +134,7 @@ class Todos:
                 # Stripe says no, and would again. The next event of the object asks anew.
                 _log.warning("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
             self.trouble = ""
-            async with self._source.pool.acquire() as connection:
+            async with self._source.transaction() as connection:
                 await todo_done(connection, self._source.mirror.schema, todo, started)
             return True
         return False
