@@ -22,9 +22,10 @@ import structlog
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import Drifted, PinstripeError, Unreachable
 from pinstripe.rows.extract import Extractor, Found
+from pinstripe.store.batch import Batch, Contested, Effect
 from pinstripe.store.changes import Cause, Recorder
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.store.write import Batch, Contested, Effect, Writer
+from pinstripe.store.write import Writer
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -306,7 +307,7 @@ class Mirror:
             job.durable.set_exception(error)
 
     async def _commit(self, writer: Scribe, jobs: list[_Job]) -> list[Contested]:
-        batch = Batch(self.api_version, tables=self.tables)
+        batch = Batch(self.api_version, tables=self.tables, loading=self.loading)
         for job in jobs:
             for found, truth in job.parts:
                 batch.add(found, truth.lo, truth.hi, job.over, cause=truth.cause)

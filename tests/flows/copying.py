@@ -121,7 +121,9 @@ async def differences(url: str, sim: Running, *, schema: str = "stripe") -> dict
         for name, table in table_of_object().items():
             wrong = await _compare(connection, schema, there, tables()[table])
             if name == "account":
-                wrong.pop("there but deleted", None)  # The account itself is not one of its objects.
+                wrong.pop(
+                    "there but deleted", None
+                )  # The account itself is not one of its objects.
             if name not in whole_types():
                 wrong.pop("missing", None)
             if wrong:
@@ -151,7 +153,9 @@ async def _compare(
     columns = [
         c.name
         for c in table.columns
-        if not c.on_request and c.read not in ("parent", "deleted") and c.name not in table.key
+        if not c.on_request
+        and c.read not in ("parent", "deleted")
+        and c.name not in table.key
         and (table.name, c.name) not in _ON_REQUEST_WITHIN
     ]
     listed = ", ".join(f'"{c}"' for c in ["id", *columns])

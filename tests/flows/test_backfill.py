@@ -8,12 +8,12 @@ from random import Random
 
 import asyncpg
 import pytest
+from tests.flows.copying import copy, copying, differences, make_schema
 
 from pinstripe.client.limits import Budget
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
 from pinstripe.store.cursors import load_checkpoints
-from tests.flows.copying import copy, copying, differences, make_schema
 
 NOON = 1_790_000_000
 
@@ -43,7 +43,8 @@ async def test_every_row_equals_stripes_own_object(
     assert await one("SELECT count(*) FROM stripe.price WHERE NOT active")
     assert await one("SELECT count(*) FROM stripe.customer WHERE test_clock_id IS NOT NULL")
     assert await one("SELECT count(*) FROM stripe.customer WHERE deleted")
-    assert await one("SELECT max(n) FROM (SELECT count(*) n FROM stripe.line_item GROUP BY invoice_id) x") > 10
+    lines = "SELECT count(*) AS n FROM stripe.line_item GROUP BY invoice_id"
+    assert await one(f"SELECT max(n) FROM ({lines}) AS by_invoice") > 10
     # Nothing refers into nothing, save for what Stripe does not have.
     dangling = await one(
         "SELECT count(*) FROM stripe.charge c LEFT JOIN stripe.customer u ON u.id = c.customer_id"
@@ -90,8 +91,8 @@ async def test_a_run_that_is_cancelled_anywhere_is_resumed(database: str, sim: R
     asked += outcome.requests
     assert outcome.complete
     assert await differences(database, sim) == {}
-    print(f"whole {whole}, with kills {asked}")
-    assert asked < 2.5 * whole
+    # Measured: 1.3 times as many with eight kills in a copy of four seconds.
+    assert asked < 2 * whole
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncpg
 import pytest
+from tests.postgres.writing import SCHEMA, make_schema
 
 from pinstripe.errors import Drifted
 from pinstripe.store.cursors import Checkpoint, load_checkpoints, save_checkpoints
-from tests.postgres.writing import SCHEMA, make_schema
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import asyncpg
 import pytest
+from tests.postgres.writing import VERSION, make_schema, writing
 
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.errors import Drifted, Misconfigured
 from pinstripe.store.cursors import Checkpoint, load_checkpoints, save_checkpoints
 from pinstripe.store.migrate import Migration, create_indexes, effective_tables, migrate
 from pinstripe.store.pool import connect
-from tests.postgres.writing import VERSION, make_schema, writing
 
 _NAMES = (
     "charge",
@@ -144,7 +144,9 @@ async def test_new_columns_are_filled_from_what_waited_for_them(pg: asyncpg.Conn
     )
     assert row is not None
     assert tuple(row) == ("0.000001", 5, None, None)
-    row = await pg.fetchrow("SELECT extract(epoch FROM last_seen_at)::text, _extra FROM s.terminal_reader")
+    row = await pg.fetchrow(
+        "SELECT extract(epoch FROM last_seen_at)::text, _extra FROM s.terminal_reader"
+    )
     assert row is not None
     assert tuple(row) == ("1700000000.123000", None)
     # `deleted` is told by no field that could have waited.

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import asyncpg
 import pytest
+from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Unwritable
@@ -16,7 +17,6 @@ from pinstripe.mirror import QUEUE_ROWS, Mirror, Truth, open_mirror
 from pinstripe.rows.extract import Found
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
-from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 _NAMES = ("customer", "product")
 

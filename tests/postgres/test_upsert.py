@@ -10,13 +10,13 @@ from random import Random
 
 import asyncpg
 import pytest
+from tests.postgres.writing import SCHEMA, T0, VERSION, Snapshot, Writing, at, make_schema, writing
 
 from pinstripe.errors import Drifted
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
+from pinstripe.store.batch import Batch
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
-from pinstripe.store.write import Batch
-from tests.postgres.writing import SCHEMA, T0, VERSION, Writing, at, make_schema, writing
 
 _TABLES = ("customer", "coupon", "charge", "source", "product", "terminal_reader")
 
@@ -89,9 +89,7 @@ async def test_an_answer_over_a_version_that_has_passed_is_contested_again(w: Wr
     await w.put((customer(name="one"), 5, 6))
     version: datetime = (await w.row("customer", "cus_1"))["_synced_at"]
     await w.put((customer(name="one"), 5.5, 6.5))
-    contests = await w.put(
-        (customer(name="two"), 5.6, 6.6), over={("customer", "cus_1"): version}
-    )
+    contests = await w.put((customer(name="two"), 5.6, 6.6), over={("customer", "cus_1"): version})
     assert [c.key for c in contests] == ["cus_1"]
     assert await name_of(w) == "one"
 
@@ -204,7 +202,9 @@ async def test_a_writer_works_on_after_an_error_in_the_middle(
     mark = Checkpoint("/v1/customers", "running", position={"table": "customer"})
     with pytest.raises(Exception, match="23514"):
         await w.put(
-            ({"id": "c1", "object": "coupon"}, 1, 2), (customer(name="bad"), 1, 2), checkpoints=[mark]
+            ({"id": "c1", "object": "coupon"}, 1, 2),
+            (customer(name="bad"), 1, 2),
+            checkpoints=[mark],
         )
     assert await pg.fetchval(f"SELECT count(*) FROM {SCHEMA}.coupon") == 0
     assert await load_checkpoints(pg, SCHEMA) == {}
@@ -223,11 +223,15 @@ async def test_two_writers_on_the_same_rows_never_wait_in_a_circle(
         for number in range(rounds):
             order = dice.sample(range(keys), keys)
             moment = 2 * number + offset
-            await mine.put(
-                *((customer(id=f"cus_{k}", balance=int(moment)), moment, moment + 1) for k in order),
-                *(({"id": f"p_{k}", "object": "product", "name": str(moment)}, moment, moment + 1)
-                  for k in order),
-            )
+            end = moment + 1
+            people: list[Snapshot] = [
+                (customer(id=f"cus_{k}", balance=int(moment)), moment, end) for k in order
+            ]
+            things: list[Snapshot] = [
+                ({"id": f"p_{k}", "object": "product", "name": str(moment)}, moment, end)
+                for k in order
+            ]
+            await mine.put(*people, *things)
 
     async with writing(database, *_TABLES) as other, asyncio.timeout(60):
         await asyncio.gather(write(w, 0, 1), write(other, 1, 2))
@@ -297,3 +301,29 @@ async def test_stages_do_not_keep_what_a_rolled_back_batch_left(w: Writing) -> N
         await w.writer.write(batch)
     await w.put((customer(id="cus_2", name="kept"), 0, 1))
     assert await w.pg.fetchval(f"SELECT array_agg(id) FROM {SCHEMA}.customer") == ["cus_2"]
+
+
+COUPON: StripeObject = {"id": "c1", "object": "coupon", "name": "new"}
+WHOLE: StripeObject = {
+    "id": "c1",
+    "object": "coupon",
+    "name": "old",
+    "applies_to": {"products": ["prod_1"]},
+    "currency_options": {"eur": {"amount_off": 5}},
+}
+
+
+async def test_a_late_page_completes_what_an_event_left_out_and_nothing_else(w: Writing) -> None:
+    await w.put((COUPON, 5, 6))
+    assert (await w.row("coupon", "c1"))["_partial"] is True
+    assert await w.put((WHOLE, 0, 1)) == []
+    row = await w.row("coupon", "c1")
+    assert (row["name"], row["applies_to_products"], row["_partial"]) == ("new", ["prod_1"], None)
+    assert row["_as_of"] == at(5)
+
+
+async def test_an_event_leaves_what_only_a_page_tells(w: Writing) -> None:
+    await w.put((WHOLE, 0, 1))
+    await w.put((COUPON, 5, 6))
+    row = await w.row("coupon", "c1")
+    assert (row["name"], row["applies_to_products"]) == ("new", ["prod_1"])

@@ -12,10 +12,11 @@ import asyncpg
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Extractor, Found
+from pinstripe.store.batch import Batch, Contested
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import connect
-from pinstripe.store.write import Batch, Contested, Writer
+from pinstripe.store.write import Writer
 
 VERSION = "2026-10-28.endive"
 SCHEMA = "stripe"

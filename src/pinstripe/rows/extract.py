@@ -54,12 +54,14 @@ class CutList:
 class Found:
     """What extraction found. `rows`: table -> key -> row.
 
+    `whole` names lists inside objects that were shown to their end: ("table.field", key).
     `again` are rows of a key that is in `rows` already, with other columns. `frozen` rows are true for
     an earlier Unix second only. `unknown` counts objects of types that have no table, `drift` (table,
     field) that the catalog does not know.
     """
 
     rows: dict[str, dict[str, Row]] = field(default_factory=dict)
+    whole: list[tuple[str, str]] = field(default_factory=list)
     again: list[tuple[str, str, Row]] = field(default_factory=list)
     frozen: list[tuple[str, str, Row, int]] = field(default_factory=list)
     lists: list[CutList] = field(default_factory=list)
@@ -135,6 +137,8 @@ class Extractor:
         if nested:
             object_name = str(obj.get("object"))
             if object_name not in _OPAQUE:
+                whole = [s for s, value in nested if s in plan.lists and _is_whole(value)]
+                found.whole += [(f"{table}.{step_key}", key) for step_key in whole]
                 for step_key, value in nested:
                     frozen = _FROZEN.get((object_name, step_key))
                     self._nested(value, table, key, obj, found, frozen=frozen)
@@ -266,6 +270,16 @@ class Extractor:
 def _nothing(_: Value) -> str | None:
     """In an object that is not looked into, nothing becomes a row."""
     return None
+
+
+def _is_whole(value: Value) -> bool:
+    """Whether a list inside an object shows all its entries, by id (payloads may leave ids out)."""
+    return (
+        type(value) is dict
+        and value.get("has_more") is False
+        and type(value.get("data")) is list
+        and all(type(e) is dict and type(e.get("id")) is str for e in value["data"])
+    )
 
 
 def _key(name: str, obj: StripeObject) -> str | None:

@@ -113,6 +113,7 @@ class Plan:
             for inner in outer.fields
             if inner.on_request
         )
+        self.lists = frozenset(f.name for f in self._fields.values() if f.kind == "list")
         self.parent_columns = {c.references[0]: c.name for c in table.columns if c.read == "parent"}
         self._layouts: dict[tuple[str, ...], Layout] = {}
 

@@ -192,7 +192,10 @@ def _child_table(request: Request, parent: str) -> tuple[Table, str]:
 def _v2(request: Request, page: Page) -> bytes:
     objects = request.account.world.objects
     data = [objects.load(page.table, p) for p in page.positions]
-    after = f"{request.path}?page={quote(data[-1]['id'])}" if page.has_more and data else None
+    after = None
+    if page.has_more and data:
+        limit = f"limit={request.params['limit']}&" if "limit" in request.params else ""
+        after = f"{request.path}?{limit}page={quote(data[-1]['id'])}"
     body = {"data": data, "next_page_url": after, "previous_page_url": None}
     return msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"
 

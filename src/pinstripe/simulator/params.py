@@ -68,8 +68,10 @@ def _lists(value: object) -> object:
 def check(operation: Operation, given: Params) -> Params:
     """Typed values; raises Stripe's 400 for what the operation does not take."""
     known = {p.name: p for p in operation.params}
+    # Lists of v2 page by a token that only their `next_page_url` shows.
+    paging = operation.kind == "list" and operation.path.startswith("/v2/")
     for name in given:
-        if name not in known and name != "expand":
+        if name not in known and name != "expand" and not (paging and name == "page"):
             raise refused(
                 f"Received unknown parameter: {name}", code="parameter_unknown", param=name
             )

@@ -19,6 +19,7 @@ import asyncpg
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
+from pinstripe.store.batch import Batch, Contested
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.difference import (
     Difference,
@@ -30,7 +31,6 @@ from pinstripe.store.difference import (
 )
 from pinstripe.store.pool import connect_dedicated, translated
 from pinstripe.store.upsert import STAGE_EXTRA, create_stage, from_stage, stage_name
-from pinstripe.store.write import Batch, Contested
 
 MOST = 20_000
 """Differences that are remembered for each table; of more only the number is known."""

@@ -8,10 +8,8 @@ order by every writer, so that two of them never wait for each other in a circle
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from datetime import datetime
 from types import TracebackType
 from typing import Self
 
@@ -19,13 +17,14 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
-from pinstripe.rows.extract import Found, Row
+from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
-from pinstripe.store.changes import Cause, Causes, Recorder
-from pinstripe.store.cursors import Checkpoint, save_checkpoints
+from pinstripe.store.batch import Batch, Contested
+from pinstripe.store.changes import Causes, Recorder, delete_rows
+from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.lost import until_lost
-from pinstripe.store.pool import Connection, connect_dedicated, translated
+from pinstripe.store.pool import connect_dedicated, translated
 from pinstripe.store.todo import Todo, add_todos
 from pinstripe.store.upsert import (
     STAGE_EXTRA,
@@ -36,97 +35,14 @@ from pinstripe.store.upsert import (
     stage_name,
     update,
 )
+from pinstripe.store.vanish import gone, tombstones, vanished
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
 
-_NONE: Mapping[tuple[str, str], datetime] = {}
-
-Effect = Callable[[Connection], Awaitable[None]]
-"""What else belongs into the transaction. It may be run again, if the transaction is."""
-
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contested:
-    """A row that an equally old snapshot of other content claims; one GET decides.
-
-    `version` is the row's `_synced_at`: what is fetched from now on is newer than this version.
-    """
-
-    table: str
-    key: str
-    version: datetime
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one commit writes; rows of tables that are not in `tables` are left out.
-
-    Rounds: a key that comes twice with other content waits for the next round.
-    """
-
-    api_version: str
-    tables: Mapping[str, Table]
-    rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    effects: list[Effect] = field(default_factory=list)
-    causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
-    rows: int = 0
-    _last: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def add(
-        self,
-        found: Found,
-        lo: float,
-        hi: float,
-        over: Mapping[tuple[str, str], datetime] = _NONE,
-        *,
-        cause: Cause | None = None,
-    ) -> None:
-        """Adds rows that are true for a moment in [lo, hi), Unix seconds on Stripe's clock.
-
-        `over`: versions of rows (table, key) that were seen before the snapshot was asked for.
-        `cause`: what the change feed names as the reason.
-        """
-        for table, group in found.rows.items():
-            if table in self.tables:
-                for key, row in group.items():
-                    row[-3] = over.get((table, key)) if over else None
-                    self._add(table, key, row, lo, hi, cause=cause)
-        for table, key, row in found.again:
-            if table in self.tables:
-                row[-3] = over.get((table, key)) if over else None
-                self._add(table, key, row, lo, hi, cause=cause)
-        for table, key, row, moment in found.frozen:
-            if table in self.tables:
-                self._add(table, key, row, float(moment), moment + 1.0, cause=cause)
-
-    def _add(
-        self, table: str, key: str, row: Row, lo: float, hi: float, *, cause: Cause | None
-    ) -> None:
-        at = self._last.get((table, key), -1)
-        if at >= 0:
-            earlier = self.rounds[at][table][key]
-            if earlier[-1] == row[-1] and earlier[:-5] == row[:-5]:
-                earlier[-5], earlier[-4] = max(lo, earlier[-5]), max(hi, earlier[-4])
-                earlier[-3] = row[-3] or earlier[-3]
-                if cause is not None:
-                    self.causes[at].setdefault((table, key), cause)
-                return
-        at += 1
-        if at == len(self.rounds):
-            self.rounds.append({})
-            self.causes.append({})
-        row[-5], row[-4] = lo, hi
-        self.rounds[at].setdefault(table, {})[key] = row
-        if cause is not None:
-            self.causes[at][table, key] = cause
-        self._last[table, key] = at
-        self.rows += 1
 
 
 class Writer:
@@ -193,6 +109,7 @@ class Writer:
         # in its own way and hides why. What fails here ends with the connection.
         await connection.execute("BEGIN")
         contests = await self._rounds(connection, batch)
+        await self._vanish(connection, batch)
         # Noted in the same commit: a crash before the GET must not lose the question.
         open_questions = [Todo("fetch", c.table, c.key) for c in contests]
         await add_todos(connection, self._schema, open_questions)
@@ -219,6 +136,19 @@ class Writer:
                 group = one_round[table]
                 found += await self._upsert(connection, table, group, batch.api_version, causes)
         return found
+
+    async def _vanish(self, connection: asyncpg.Connection, batch: Batch) -> None:
+        """Flags or deletes rows that a list shown to its end no longer has."""
+        for (child, parent), owners in sorted(batch.whole.items()):
+            table = self._tables[child]
+            keys = await vanished(connection, self._schema, table, parent, owners)
+            if not keys:
+                continue
+            flags = tombstones(table, self._shapes, keys)
+            if flags is None:
+                await delete_rows(connection, self._schema, table, gone(table), [*keys])
+            else:
+                await self._upsert(connection, child, flags, batch.api_version, {})
 
     async def _upsert(
         self,

@@ -9,6 +9,7 @@ the events since the last one and lists anew only what has no events.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ FOLLOWED = "events"
 _LATE_S = 120
 _SOON_S = 600
 """A list that was read so short a time ago is not read again by a run that resumes."""
+_INDEXED_AT_ONCE = 3
 _SETTLED_S = 31 * 86400
 """Objects without events change no more after that: a balance transaction becomes available within
 a month at the latest (https://docs.stripe.com/payouts)."""
@@ -274,9 +276,14 @@ class Backfill:
         return applied
 
     async def _index(self) -> None:
-        async with self._pool.acquire() as connection:
-            for table in self._source.mirror.tables.values():
-                await create_indexes(connection, self._schema, table)
+        tables = iter(self._source.mirror.tables.values())
+
+        async def build() -> None:
+            async with self._pool.acquire() as connection:
+                for table in tables:
+                    await create_indexes(connection, self._schema, table)
+
+        await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
 
     def _followed(self, until: int) -> Checkpoint:
         return Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(until))

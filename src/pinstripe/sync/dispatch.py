@@ -48,6 +48,9 @@ class Work(Protocol):
     def remaining(self) -> float:
         """Estimated requests to come."""
 
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Whom to tell when a page has come and the next may be asked for, before it is durable."""
+
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
         """Something that starts the next request, or None if there is none now."""
 
@@ -67,12 +70,16 @@ class Dispatcher:
 
         An error that ends a request's task ends the run: all others are cancelled first.
         """
-        active = list(works)
+        active: list[Work] = []
+        added = works
         try:
             while True:
                 self._changed.clear()
-                active = [w for w in active if not w.finished]
-                active += [w for w in more() if not w.finished]
+                added = [*added, *more()]
+                for work in added:
+                    work.tell(self._changed.set)
+                active = [w for w in (*active, *added) if not w.finished]
+                added = ()
                 if not active and not self._tasks:
                     return
                 delay_s = await self._start_all(active)
@@ -93,7 +100,8 @@ class Dispatcher:
             places = limit + (_RESERVED if work.urgent else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 wait_s = self._budget.ready_in(name)
-                if wait_s > 0:
+                # What is urgent queues: it would never find the budget of a busy account free.
+                if wait_s > 0 and not (work.urgent and work.in_flight == 0):
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
                 start = work.claim(cut=True)

@@ -54,6 +54,7 @@ class Pager:
         """Whether lists under parents wait for what this one lists."""
         self._following = 0
         self._nests = False
+        self._changed: Callable[[], None] = lambda: None
 
     @property
     def endpoint(self) -> ListEndpoint:
@@ -77,6 +78,9 @@ class Pager:
 
     def remaining(self) -> float:
         return self.listing.remaining()
+
+    def tell(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
 
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
         """Starts the next request when called; None if there is nothing to ask now."""
@@ -130,6 +134,7 @@ class Pager:
         finally:
             wanted.busy = False
             listing.in_flight -= 1
+            self._changed()
         await self._write(wanted, found, truth, step)
 
     async def _receive(self, claim: Claim) -> tuple[Found, Truth, Step]:

@@ -27,9 +27,9 @@ from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror import Mirror
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import CutList, Found
+from pinstripe.store.batch import Effect
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
-from pinstripe.store.write import Effect
 from pinstripe.sync.nested import Gap, Gaps
 from pinstripe.sync.page import read_list, read_object, truth_of
 from pinstripe.sync.ranges import PAGE

@@ -104,6 +104,9 @@ class UnderParents:
     def remaining(self) -> float:
         return float(max((self.total or 1) - self._done, len(self._waiting)))
 
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Nothing to tell: the next parent can be asked for at any time."""
+
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
         """Starts the list of the next parent when called; `cut` does not matter here."""
         if self.state != "running":

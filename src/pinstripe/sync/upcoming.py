@@ -25,11 +25,11 @@ from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, Wro
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
+from pinstripe.store.batch import Effect
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo
-from pinstripe.store.write import Effect
 from pinstripe.sync.source import Source
 from pinstripe.sync.upcoming_affected import Affected, Kind, OwnerKey, affected
 from pinstripe.sync.upcoming_fanout import ALIVE, PENDING, fan_out, origins

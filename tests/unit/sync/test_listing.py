@@ -7,11 +7,12 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.sync.stripe_list import CHARGES, PLAIN, Copier, StripeList
 
 from pinstripe.errors import Drifted
+from pinstripe.rows.decode import StripeObject
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.sync.listing import Listing
-from tests.unit.sync.stripe_list import CHARGES, PLAIN, Copier, StripeList
 
 START = 1_700_000_000
 DAY = 86_400
@@ -125,9 +126,9 @@ def test_a_page_out_of_order_does_not_end_its_range() -> None:
     claim = listing.claim(cut=False)
     assert claim is not None
     listing.received(claim.range, [{"created": START}], has_more=True, after="ch_1")
-    claim.range.gte = START - DAY
-    odd = [{"created": START - 10}, {"created": START - 900 * DAY}, {"created": START - 20}]
-    odd.append({"created": START - 800 * DAY})
+    claim.range.gte = START - 10 * DAY
+    ages = [0, 900, 1, 800]
+    odd: list[StripeObject] = [{"created": START - days * DAY} for days in ages]
     step = listing.received(claim.range, odd, has_more=True, after="ch_5")
     assert not step.done
 

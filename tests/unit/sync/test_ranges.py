@@ -6,7 +6,6 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-
 from tests.unit.sync.stripe_list import Copier, StripeList
 
 BIRTH = 1_600_000_000
@@ -68,5 +67,4 @@ def test_a_long_list_costs_at_most_a_twentieth_more_than_it_needs(
     copier = Copier(stripe, birth=BIRTH - 86_400 if known else 1_262_304_000)
     copier.run(dice, concurrency=concurrency)
     assert copier.rows == set(stripe.objects)
-    print(f"{shape.__name__} {known} {concurrency}: {copier.requests / 1_000:.3f}")
     assert copier.requests <= 1.05 * 1_000 + 5

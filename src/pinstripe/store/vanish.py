@@ -1,0 +1,96 @@
+"""Rows that a list inside an object no longer shows: a removed subscription item, a line of a draft.
+
+A list that was shown to its end has just written all its entries, so their rows are as new as the
+snapshot; a row of the same parent that is surely older than it is gone. Rows whose table knows deletion
+are flagged, as by any tombstone; the others (lines of drafts) are deleted, for Stripe keeps nothing of
+them either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from pinstripe.catalog.tables import Table, object_type_of, table_name, tables
+from pinstripe.rows.extract import Row
+from pinstripe.rows.layout import TAIL, Shapes
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Connection
+
+Owners = dict[str, tuple[float, float]]
+"""Parent id -> the interval of the snapshot that showed its list to the end."""
+
+# Not deletable at Stripe, but gone when a draft invoice is changed.
+_ENTRIES_GO = frozenset({"line_item"})
+
+
+@cache
+def children_of(place: str) -> tuple[str, ...]:
+    """Tables whose rows can go from the list at "table.field"; none where a list is not theirs alone."""
+    table, _, name = place.partition(".")
+    fields = object_type_of(tables()[table]).fields
+    lists = [f for f in fields if f.kind == "list"]
+    found: list[str] = []
+    for field in lists:
+        for target in field.targets if field.name == name else ():
+            child = table_name(target)
+            shared = sum(target in f.targets for f in lists) > 1
+            if child in tables() and not shared and _may_go(tables()[child], table):
+                found.append(child)
+    return tuple(found)
+
+
+def _may_go(child: Table, parent: str) -> bool:
+    flagged = any(c.read == "deleted" for c in child.columns)
+    return parent_column(child, parent) is not None and (flagged or child.name in _ENTRIES_GO)
+
+
+@cache
+def parent_column(child: Table, parent: str) -> str | None:
+    """The column of `child` that names its parent; None if none or several do."""
+    named = [c.name for c in child.columns if c.references == (parent,) and len(c.path) <= 1]
+    return named[0] if len(named) == 1 else None
+
+
+async def vanished(
+    connection: Connection, schema: str, child: Table, parent: str, owners: Owners
+) -> Mapping[str, tuple[float, float]]:
+    """Key -> interval of the proof, of the rows that are gone."""
+    column = parent_column(child, parent)
+    if column is None:
+        return {}
+    alive = " AND c.deleted IS NOT TRUE" if _flag(child) >= 0 else ""
+    rows = await connection.fetch(
+        f"SELECT c.{quote(child.key[0])}, c.{quote(column)} FROM {qualified(schema, child.name)} c "
+        f"JOIN unnest($1::text[], $2::float8[]) AS p (id, lo) ON c.{quote(column)} = p.id "
+        f"WHERE c._as_of_latest <= to_timestamp(p.lo){alive}",
+        list(owners),
+        [lo for lo, _ in owners.values()],
+    )
+    return {row[0]: owners[row[1]] for row in rows}
+
+
+def tombstones(
+    child: Table, shapes: Shapes, keys: Mapping[str, tuple[float, float]]
+) -> dict[str, Row] | None:
+    """Rows that flag these keys as deleted; None where the table knows no deletion."""
+    at = _flag(child)
+    if at < 0:
+        return None
+    shape = shapes.number(child.name, (child.key[0], "deleted"))
+    found: dict[str, Row] = {}
+    for key, (lo, hi) in keys.items():
+        row: Row = [None] * (len(child.columns) + TAIL)
+        row[0], row[at], row[-5], row[-4], row[-2], row[-1] = key, True, lo, hi, True, shape
+        found[key] = row
+    return found
+
+
+def gone(child: Table) -> str:
+    """The condition that picks rows by key, for `delete_rows`. $1: the keys."""
+    return f"t.{quote(child.key[0])} = ANY($1::text[])"
+
+
+def _flag(child: Table) -> int:
+    names: Sequence[str] = [c.name for c in child.columns if c.read == "deleted"]
+    return [c.name for c in child.columns].index(names[0]) if names else -1
