@@ -49,7 +49,7 @@ bench: setup ## speed and memory against the limits, beside the official SDK
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 soak: setup ## long runs under faults
-	$(BIN)/pytest -q tests/soak $(TEST_ARGS)
+	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(BIN)/pytest -q -s tests/flows/test_soak.py $(TEST_ARGS)
 
 lock: setup ## resolve the requirements files anew
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements/main.txt

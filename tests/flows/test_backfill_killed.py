@@ -39,7 +39,7 @@ async def test_a_process_that_is_killed_again_and_again_ends_in_a_right_copy(
                 await process.communicate()
             sim.control.reset_counters()
         assert killed
-        ended = await pinstripe("sync", "--once", "--debug", *rates, env=env)
+        ended = await pinstripe("sync", "--once", *rates, env=env)
         assert ended.code == 0, ended.text
         assert await differences(database, sim) == {}
         left = await pg.fetchval("SELECT count(*) FROM pinstripe.cursor WHERE state = 'failed'")

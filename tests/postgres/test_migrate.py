@@ -330,3 +330,10 @@ async def test_a_second_schema_is_not_disturbed(pg: asyncpg.Connection) -> None:
     assert await anatomy(pg, "first") == before
     assert list(await load_checkpoints(pg, "first")) == ["x"]
     assert list(await load_checkpoints(pg, "second")) == []
+
+
+async def test_a_table_without_references_has_no_indexes_to_make(pg: asyncpg.Connection) -> None:
+    bare = replace(tables()["customer"], columns=tables()["customer"].columns[:1])
+    await to(pg, {"customer": bare})
+    await create_indexes(pg, "s", bare)
+    assert await pg.fetchval("SELECT count(*) FROM pg_indexes WHERE schemaname = 's'") == 1

@@ -94,7 +94,8 @@ async def create_indexes(connection: Connection, schema: str, table: Table) -> N
     """The table's indexes. Made when its first backfill is done: that is many times cheaper."""
     with translated():
         # In one transaction a table: each commit waits for the disk.
-        await connection.execute(";\n".join(text for _, text in ddl.indexes(schema, table)))
+        if statements := [text for _, text in ddl.indexes(schema, table)]:
+            await connection.execute("\n".join(statements))
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
