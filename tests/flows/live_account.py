@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 
 from pinstripe.catalog.load import spec
@@ -125,7 +126,8 @@ def _equal(column: Column, wire: object, stored: object) -> bool:
         return wire is stored
     if column.type == "timestamptz":
         scale = 1000 if column.read == "time_ms" else 1
-        return int(stored.timestamp() * scale) == wire  # type: ignore[attr-defined]
+        assert isinstance(stored, datetime)
+        return int(stored.timestamp() * scale) == wire
     if column.type == "jsonb":
         return _shown(json.loads(str(wire))) == json.loads(str(stored))
     if column.type == "numeric":
@@ -145,8 +147,8 @@ def _shown(value: object) -> object:
     return value
 
 
-async def until(condition: object, *, timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
     """Waits for `condition()` to be true, looking often."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # type: ignore[operator]
+        while not condition():  # noqa: ASYNC110 (what is looked at has no event)
             await asyncio.sleep(0.02)

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.flows.live_account import Copy, differences, open_copy, quiet, until
 
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject, decode
@@ -22,7 +23,6 @@ from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
 from pinstripe.sync.live import Live
 from pinstripe.sync.todos import Todos
-from tests.flows.live_account import Copy, differences, open_copy, quiet, until
 
 SMALL = Settings(scale=300, future_fields=False)
 
@@ -69,12 +69,13 @@ async def test_changes_arrive_with_their_events_and_requests(sim: Running, datab
                 "SELECT count(*) FROM pinstripe.applied_event WHERE created >= to_timestamp($1)",
                 start,
             )
-            state, as_of = await pg.fetchrow(
+            cursor = await pg.fetchrow(
                 "SELECT state, as_of FROM pinstripe.cursor WHERE stream = 'events'"
             )
         assert events == applied > 0
-        assert state == "running"
-        assert as_of.timestamp() >= start
+        assert cursor is not None
+        assert cursor["state"] == "running"
+        assert cursor["as_of"].timestamp() >= start
 
 
 async def test_ties_and_late_events_end_in_the_newest_state(sim: Running, database: str) -> None:

@@ -15,7 +15,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 
-class UnknownShape(Exception):  # noqa: N818 - named for what it is, like those of pinstripe.errors
+class UnknownShape(Exception):
     """The SDK holds something that the generator does not know; the message names it."""
 
 

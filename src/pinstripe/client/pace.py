@@ -3,7 +3,8 @@
 `Pace` is the generic cell rate algorithm: one number, the time at which the next request would be
 due at an even rate, and an allowance for being early. Over any window of `w` seconds it lets at
 most `rate * (w + burst_s) + 1` through, and in no second more than the rate: the allowance makes up
-for what a stalled process did not send, it is never on top. `Slots` bounds how many are under way at the same time.
+for what a stalled process did not send, it is never on top. `Slots` bounds how many are under way at
+the same time.
 Both give way when Stripe says so (`cut`) and come back by themselves, step by step. Neither waits
 nor reads a clock: the time comes in as `now`, in seconds.
 """

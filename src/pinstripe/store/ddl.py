@@ -27,11 +27,12 @@ BOOKKEEPING: dict[str, tuple[str, str]] = {
     "_api_version": ("text", "The Stripe API version in which the object was rendered"),
     "_extra": ("jsonb", "What Stripe sent and the columns cannot hold; null when there is nothing"),
 }
-"""Columns of ours in every synced table: name -> (type, comment). Stripe has no field with an underscore."""
+"""Columns of ours in every synced table: name -> (type, comment). No field of Stripe's begins so."""
 
 
 def quote(identifier: str) -> str:
-    """
+    """An identifier as SQL writes it.
+
     >>> quote('a"b')
     '"a""b"'
     """
@@ -39,7 +40,8 @@ def quote(identifier: str) -> str:
 
 
 def literal(text: str) -> str:
-    """
+    """A string constant as SQL writes it.
+
     >>> literal("it's")
     "'it''s'"
     """
