@@ -29,6 +29,8 @@ _MEASURED_S = 15.0
 _BURST_EVENTS = 5_000
 _BURST_CHANGES = 1_000
 _REST_S = 20.0
+_POLLS_PER_S = 3
+"""Two of the event list, and now and then another list."""
 _PATIENCE_S = 120.0
 _UNLIMITED = ("--rate-limit", "none", "--endpoint-rate-limit", "none")
 _LIMITED = ("--rate-limit", "100", "--endpoint-rate-limit", "25")
@@ -53,7 +55,7 @@ async def live(objects: int) -> AsyncIterator[Figure]:
                     yield figure
                 rate = await _burst(at, arrivals)
                 yield Figure("live", "a burst drains at", rate, "events/s", 2000, "more")
-            await asyncio.sleep(3)
+            await _at_rest(at)
             before, started = watch.cpu_s(process.pid), time.monotonic()
             await asyncio.sleep(_REST_S)
             share = (watch.cpu_s(process.pid) - before) / (time.monotonic() - started)
@@ -121,6 +123,15 @@ async def _burst(at: Stage, arrivals: Arrivals) -> float:
             with suppress(TimeoutError):
                 await asyncio.wait_for(arrivals.changed.wait(), 1)
     return float(waiting / (max(arrivals.at.values()) - started))
+
+
+async def _at_rest(at: Stage) -> None:
+    """Returns when what the events made the reader ask for is asked: only polls are left."""
+    async with asyncio.timeout(_PATIENCE_S):
+        requests = -_BURST_EVENTS
+        while (now := (await at.state())["requests"]) - requests > 2 * _POLLS_PER_S:
+            requests = now
+            await asyncio.sleep(2)
 
 
 async def _until_arrived(arrivals: Arrivals, wanted: set[str]) -> None:

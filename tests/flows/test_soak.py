@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,8 +106,9 @@ class Soak:
             await self._end_sessions()
         elif lot < 0.92:
             kind = "postgres killed"
-            if self.server.pid is not None:
-                os.kill(self.server.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # It may be dead already.
+                if self.server.pid is not None:
+                    os.kill(self.server.pid, signal.SIGKILL)
         else:
             kind = "sync killed"
             await self.sync.kill()

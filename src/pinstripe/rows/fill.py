@@ -9,7 +9,7 @@ null only. `layout` chooses the fills.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -123,6 +123,39 @@ def fill_list(tables: Collection[str], known: Known) -> Fill:
         return {k: v for k, v in value.items() if k not in _LIST_META and v is not None} or None
 
     return fill
+
+
+def fill_json_with_lists(
+    at: int, lists: Sequence[tuple[tuple[str, ...], Collection[str]]], known: Known
+) -> Fill:
+    """JSON with lists deeper inside, by path: of their entries, which are rows of their own, the ids stay.
+
+    A copy of an entry would go stale: what it embeds (a price) changes without its owner.
+    """
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        for path, tables in lists:
+            value = _with_ids(value, path, tables, known)
+        row[at] = _encode(value).decode()
+        return None
+
+    return fill
+
+
+def _with_ids(value: Value, path: Sequence[str], tables: Collection[str], known: Known) -> Value:
+    """`value`, with ids for entries in the list at `path`; as it was, if that is no list of rows."""
+    if type(value) is not dict:
+        return value
+    if path:
+        inner = value.get(path[0])
+        shown = _with_ids(inner, path[1:], tables, known)
+        return value if shown is inner else {**value, path[0]: shown}
+    entries = value.get("data")
+    if value.get("object") != "list" or type(entries) is not list:
+        return value
+    if not entries or not all(known(entry) in tables for entry in entries):
+        return value
+    return {**value, "data": [entry["id"] for entry in entries]}
 
 
 def fill_inline(fills: dict[str, Fill]) -> Fill:

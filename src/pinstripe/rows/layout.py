@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.model import Field, ObjectType
+from pinstripe.catalog.parents import embedded_lists
 from pinstripe.catalog.tables import (
     SINGLETONS,
     Column,
@@ -24,6 +25,7 @@ from pinstripe.rows.compile import Fill, Make, Quick, Value, compile_layout
 from pinstripe.rows.fill import (
     Known,
     fill_inline,
+    fill_json_with_lists,
     fill_list,
     fill_reference,
     fill_references,
@@ -200,6 +202,13 @@ class Plan:
             return fill_reference(at, other, first.references, self._by_prefix, self._known)
         if first.read == "ids":
             return fill_references(at, first.references, self._known)
+        if first.read == "json" and known_field is not None:
+            inside = [
+                (path, self._children(listed))
+                for listed, path in embedded_lists(known_field.fields)
+            ]
+            if inside:
+                return fill_json_with_lists(at, inside, self._known)
         return fill_scalar(first.read, at)
 
     def _children(self, known_list: Field) -> frozenset[str]:

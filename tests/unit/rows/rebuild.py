@@ -66,7 +66,7 @@ class Replica:
         if value is None:
             return None
         if column.read == "json":
-            return json.loads(value)
+            return self._entries(json.loads(value), like)
         if column.read in ("number", "decimal"):
             return Decimal(value)
         if column.read == "id":
@@ -78,6 +78,21 @@ class Replica:
             pairs = zip(value, patterns, strict=False)
             return [self._referred(item, column, None, pattern) for item, pattern in pairs]
         return value
+
+    def _entries(self, value: Json, like: Json) -> Json:
+        """JSON with objects where a list deeper inside holds ids of rows."""
+        if not isinstance(value, dict) or not isinstance(like, dict):
+            return value
+        if value.get("object") != "list" or not isinstance(value.get("data"), list):
+            return {k: self._entries(v, like.get(k)) for k, v in value.items()}
+        patterns = by_id(like) or {}
+        entries: list[Json] = []
+        for item in value["data"]:
+            table = next((t for t, key in self.rows if key == item), None)
+            pattern = patterns.get(item) if isinstance(item, str) else None
+            found = table is not None and isinstance(item, str)
+            entries.append(self.rebuild(tables()[str(table)], item, pattern) if found else item)
+        return {**value, "data": entries}
 
     def _referred(
         self, key: str, column: Column, named: str | None, like: Json, *, older: bool = False
