@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -136,9 +138,7 @@ async def test_limits_refuse_with_a_reason_and_are_counted(
     assert state["most_per_second"] == 25
 
 
-@pytest.mark.parametrize(
-    "kind", ["reset_before", "reset_after", "reset_in_body", "cut", "gzip_garbage"]
-)
+@pytest.mark.parametrize("kind", ["reset_before", "reset_after", "reset_in_body", "cut"])
 async def test_broken_connections_break_the_client(
     sim: Running, http: aiohttp.ClientSession, kind: str
 ) -> None:
@@ -149,6 +149,23 @@ async def test_broken_connections_break_the_client(
     sim.control.clear_faults()
     async with http.get("/v1/charges") as answer:
         assert answer.status == 200
+
+
+async def test_garbage_that_calls_itself_gzip_cannot_be_unpacked(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    sim.control.fault(kind="gzip_garbage", path="/v1/charges")
+    headers = dict(http.headers)
+    async with (
+        # Unpacked here: which library aiohttp unpacks with is a setting of the whole process.
+        aiohttp.ClientSession(
+            sim.url, headers=headers, auth=http.auth, auto_decompress=False
+        ) as raw,
+        raw.get("/v1/charges") as answer,
+    ):
+        assert answer.headers["Content-Encoding"] == "gzip"
+        with pytest.raises((OSError, EOFError, zlib.error)):
+            gzip.decompress(await answer.read())
 
 
 @pytest.mark.parametrize(
