@@ -34,7 +34,7 @@ def _benches(objects: int) -> Mapping[str, Bench]:
         "limits": lambda: backfill.limits(objects),
         "throughput": lambda: backfill.throughput(objects),
         "memory": lambda: backfill.memory(objects),
-        "naive": lambda: naive.naive(objects // 40),
+        "naive": lambda: naive.naive(objects),
         "live": lambda: live.live(objects // 10),
     }
 

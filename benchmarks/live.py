@@ -32,6 +32,7 @@ _REST_S = 20.0
 _POLLS_PER_S = 3
 """Two of the event list, and now and then another list."""
 _PATIENCE_S = 120.0
+_NEAR_WINDOW_S = 60.0
 _UNLIMITED = ("--rate-limit", "none", "--endpoint-rate-limit", "none")
 _LIMITED = ("--rate-limit", "100", "--endpoint-rate-limit", "25")
 
@@ -64,6 +65,7 @@ async def live(objects: int) -> AsyncIterator[Figure]:
         database = await at.database()
         await at.simulator.control("latency", fixed_s=0.05)
         async with _syncing(at, database, *_LIMITED), _arrivals(database) as arrivals:
+            await _following(database)
             for figure in _lag("lag beside a backfill", await _lags(at, arrivals)):
                 yield figure
 
@@ -125,8 +127,28 @@ async def _burst(at: Stage, arrivals: Arrivals) -> float:
     return float(waiting / (max(arrivals.at.values()) - started))
 
 
+async def _following(database: str) -> None:
+    """Returns when the reader has looked at the list: what is measured is not the start of a process."""
+    first: float | None = None
+    async with connect(database) as connection, asyncio.timeout(_PATIENCE_S):
+        while True:
+            await asyncio.sleep(0.2)
+            with suppress(asyncpg.UndefinedTableError):
+                as_of = await connection.fetchval(
+                    "SELECT extract(epoch FROM as_of)::float8 FROM pinstripe.cursor"
+                    " WHERE stream = 'events'"
+                )
+                if first is not None and as_of is not None and as_of > first:
+                    return
+                first = as_of
+
+
 async def _at_rest(at: Stage) -> None:
-    """Returns when what the events made the reader ask for is asked: only polls are left."""
+    """Returns when what the events made the reader ask for is asked: only polls are left.
+
+    The window that is read again every few seconds must have left the burst behind, too.
+    """
+    await asyncio.sleep(_NEAR_WINDOW_S)
     async with asyncio.timeout(_PATIENCE_S):
         requests = -_BURST_EVENTS
         while (now := (await at.state())["requests"]) - requests > 2 * _POLLS_PER_S:

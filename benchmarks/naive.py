@@ -1,6 +1,7 @@
 """What one would write in an afternoon: the official SDK, a loop, one INSERT a row.
 
 On a smaller account of the same mix, without limits and latency, and compared by object: time and CPU.
+It reads less (no nested lists, no references, few of the types), which speaks for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from benchmarks.backfill import reference_run
 from benchmarks.figures import Figure
 from benchmarks.stage import Stage, stage
 
+_SMALLER = 40
+"""Times smaller is the loop's account: it takes milliseconds an object."""
 _LISTS = (
     "balance_transactions",
     "charges",
@@ -37,13 +40,14 @@ _LISTS = (
 
 
 async def naive(objects: int) -> AsyncIterator[Figure]:
-    """The loop beside the product, on the same account."""
+    """The product on the whole account, the loop on a small one of the same mix; both by object."""
     async with stage(mix(objects)) as at:
         ours = await reference_run(at)
+    async with stage(mix(objects // _SMALLER)) as at:
         rows, wall_s, cpu_s = await _loop(at)
     theirs_us, ours_us = wall_s / rows * 1e6, ours.backfill_s / ours.rows * 1e6
     yield Figure("naive", "a loop over the SDK, row by row", rows / wall_s, "objects/s")
-    yield Figure("naive", "the product, on the same account", ours.rows_per_s, "objects/s")
+    yield Figure("naive", "the product", ours.rows_per_s, "objects/s")
     yield Figure("naive", "how many times as long the loop takes", theirs_us / ours_us, "x")
     cpu = cpu_s / rows * 1e6 / ours.us_a_row(ours.client_cpu_s)
     yield Figure("naive", "how many times the client's CPU it takes", cpu, "x")
@@ -93,7 +97,7 @@ async def _main(url: str, key: str, database: str) -> None:
                 "INSERT INTO object VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = $2",
                 entry.id,
                 # Postgres takes no NUL in jsonb, and Stripe's objects may hold one.
-                json.dumps(entry.to_dict()).replace("\\u0000", ""),
+                json.dumps(entry.to_dict(), default=str).replace("\\u0000", ""),
             )
             rows += 1
     seconds = time.monotonic() - started

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,49 +20,33 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import Table, tables
+from pinstripe.client.account import Account, meet
 from pinstripe.client.address import proxy_for
 from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
-from pinstripe.client.reply import Reply
 from pinstripe.client.session import Stripe
 from pinstripe.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
-from pinstripe.errors import Misconfigured, NotPermitted, Refused, Unwritable
-from pinstripe.mirror import open_mirror
+from pinstripe.errors import Misconfigured, Unwritable
+from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.leases import Held, Lease
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import Connection, Pool, check_server, connect, open_pool
+from pinstripe.store.standby import leading
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.allowance import Allowance
-from pinstripe.sync.backfill import Backfill, Outcome, settle
+from pinstripe.sync.backfill import Backfill, Outcome
 from pinstripe.sync.follow import Follower
 from pinstripe.sync.live import Pace
+from pinstripe.sync.settle import settle
 from pinstripe.sync.source import Source
 
 _BURST_S = 0.25
 """How long a stall of the process (a large batch, a busy machine) costs no request."""
 _FILES_CEILING = 20.0
 """Requests a second to Files, which Stripe allows less (https://docs.stripe.com/rate-limits)."""
-_STRIPE_BEGAN = 1_262_304_000
-"""1 January 2010. No account is older, whatever it does not tell about itself."""
-_SKEW_S = 300.0
-"""How far a machine's clock may be off, where Stripe's cannot be had."""
-_PROBES = ("/v1/account", "/v1/balance", "/v1/events")
-"""Any of these tells whether the key is good, and Stripe's time. A restricted key may lack some."""
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Whose key it is. `now` is on Stripe's clock; `birth` a second before which it was not."""
-
-    id: str | None
-    livemode: bool
-    now: float
-    birth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +111,7 @@ async def open_service(
     `leads`: as the one process that syncs the schema, which may mean to wait for another to end.
     Without it, beside whoever does.
     """
-    if config.api_key is None:
-        raise Misconfigured(
-            "There is no Stripe API key.",
-            hint="Set STRIPE_API_KEY to a secret or restricted key from "
-            "https://dashboard.stripe.com/apikeys, or try the demo: pinstripe run.",
-        )
-    key = ApiKey.parse(config.api_key)
+    key = _key(config)
     known = tables()
     wanted = {name: known[name] for name in config.choose_tables(known)}
     budget = budget_for(config, key)
@@ -151,12 +127,12 @@ async def open_service(
             )
         )
         tell(f"Asking {config.stripe_url} for the account of {key}")
-        account = await _meet(stripe, key)
+        account = await meet(stripe, key)
         database = await stack.enter_async_context(open_database(config, tell=tell))
         async with connect(database.url) as connection:
             effective = await _prepare(connection, config, account, list(wanted))
         lease = Lease(database.url, config.schema)
-        held = await stack.enter_async_context(_held(lease, tell)) if leads else None
+        held = await stack.enter_async_context(leading(lease, tell)) if leads else None
         pool = await stack.enter_async_context(
             await open_pool(
                 database.url, min_size=1, max_size=8, application_name=lease.session_name
@@ -172,38 +148,31 @@ async def open_service(
                 session_name=lease.session_name,
             )
         )
-        source = Source(stripe, mirror, effective, pool)
-        if held is not None:
-            mirror.always.append(held.check)
-            source.fence = held.check
-            # The first copy is no change; what events do meanwhile is.
-            mirror.loading |= set(effective)
-        mirror.settle = partial(settle, source)
+        source = _joined(stripe, mirror, pool, held)
         backfill = Backfill(source, pool, budget, now=account.now, birth=account.birth)
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
 
 
-@asynccontextmanager
-async def _held(lease: Lease, tell: Callable[[str], None]) -> AsyncIterator[Held]:
-    """The lease for the block. Says whom it waits for, and ends the block when it is lost."""
-    async with asyncio.TaskGroup() as group:
-        waiting = group.create_task(_tell_standing_by(lease, tell))
-        async with lease.held() as held:
-            waiting.cancel()
-            watching = group.create_task(held.watch())
-            try:
-                yield held
-            finally:
-                watching.cancel()
+def _key(config: Config) -> ApiKey:
+    if config.api_key is None:
+        raise Misconfigured(
+            "There is no Stripe API key.",
+            hint="Set STRIPE_API_KEY to a secret or restricted key from "
+            "https://dashboard.stripe.com/apikeys, or try the demo: pinstripe run.",
+        )
+    return ApiKey.parse(config.api_key)
 
 
-async def _tell_standing_by(lease: Lease, tell: Callable[[str], None]) -> None:
-    while lease.standing_by is None:  # noqa: ASYNC110 (the lease has no event for it)
-        await asyncio.sleep(0.2)
-    tell(
-        f'Another process syncs the schema "{lease.schema}" ({lease.standing_by.holder}). This one '
-        "stands by and takes over when that one ends."
-    )
+def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
+    """Stripe and the mirror, each knowing of the other; fenced, if this process leads."""
+    source = Source(stripe, mirror, mirror.tables, pool)
+    if held is not None:
+        mirror.always.append(held.check)
+        source.fence = held.check
+        # The first copy is no change; what events do meanwhile is.
+        mirror.loading |= set(mirror.tables)
+    mirror.settle = partial(settle, source)
+    return source
 
 
 def budget_for(config: Config, key: ApiKey) -> Budget:
@@ -273,34 +242,3 @@ async def _prepare(
     )
     await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
     return await effective_tables(connection, config.schema, chosen)
-
-
-async def _meet(stripe: Stripe, key: ApiKey) -> Account:
-    """The account behind the key. Raises what is wrong with address or key."""
-    account_id: str | None = None
-    for path in _PROBES:
-        params = [("limit", "1")] if path == "/v1/events" else []
-        try:
-            reply = await stripe.get(path, params, endpoint=f"GET {path}")
-        except NotPermitted as error:
-            account_id = account_id or _account_in(error)
-            continue
-        return _account(reply, path, account_id, key)
-    # The key is good, but may read nothing here: so Stripe's clock is unknown, and ours may be fast.
-    return Account(account_id, key.mode == "live", time.time() - _SKEW_S, _STRIPE_BEGAN)
-
-
-def _account(reply: Reply, path: str, account_id: str | None, key: ApiKey) -> Account:
-    birth = _STRIPE_BEGAN
-    if path == "/v1/account":
-        body = msgspec.json.decode(reply.body, type=dict[str, object])
-        account_id = str(body["id"]) if isinstance(body.get("id"), str) else None
-        created = body.get("created")
-        birth = created if isinstance(created, int) else birth
-    return Account(account_id, key.mode == "live", reply.not_before, birth)
-
-
-def _account_in(error: Refused) -> str | None:
-    """Stripe's 403 names the account: "... for this endpoint on account 'acct_...'"."""
-    found = re.search(r"acct_\w+", error.message)
-    return found[0] if found else None

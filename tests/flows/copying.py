@@ -21,7 +21,8 @@ from pinstripe.rows.extract import Found
 from pinstripe.simulator.server import Running
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import Connection, connect, open_pool
-from pinstripe.sync.backfill import Backfill, Outcome, settle
+from pinstripe.sync.backfill import Backfill, Outcome
+from pinstripe.sync.settle import settle
 from pinstripe.sync.source import Source
 
 # Types that only come inside others, or under a parent.
@@ -166,7 +167,7 @@ async def _compare(
     )
     if missing:
         wrong["missing"] = f"{len(missing)} such as {missing[0][0]}"
-    lively = "" if not any(c.read == "deleted" for c in table.columns) else "AND NOT m.deleted"
+    lively = "" if not table.deletable else "AND NOT m.deleted"
     differing = await connection.fetch(
         f"SELECT {listed} FROM {mine} m WHERE id IN (SELECT id FROM {truth}) {lively}"
         f" EXCEPT SELECT {listed} FROM {truth}"

@@ -21,8 +21,8 @@ from pinstripe.rows.extract import Extractor, Found
 from pinstripe.simulator.server import Running
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import Pool, connect, open_pool
-from pinstripe.sync.backfill import settle
 from pinstripe.sync.live import Live, Pace
+from pinstripe.sync.settle import settle
 from pinstripe.sync.source import Source
 from pinstripe.sync.todos import Todos
 
@@ -129,7 +129,7 @@ def _equal(column: Column, wire: object, stored: object) -> bool:
         assert isinstance(stored, datetime)
         return int(stored.timestamp() * scale) == wire
     if column.type == "jsonb":
-        return _shown(json.loads(str(wire))) == json.loads(str(stored))
+        return bool(_shown(json.loads(str(wire))) == json.loads(str(stored)))
     if column.type == "numeric":
         return float(str(wire)) == float(str(stored))
     if column.type == "text":

@@ -1,3 +1,9 @@
+"""The client over real HTTP, against a server that misbehaves in every known way.
+
+What is sent; which trouble is tried again, how long, and which is not; what each error says and what no
+error shows; how lists are followed to their end.
+"""
+
 from __future__ import annotations
 
 import asyncio

@@ -248,7 +248,7 @@ async def test_the_queue_is_bounded(mirror: Mirror, database: str) -> None:
         await lock.rollback()
         await asyncio.gather(*waiting)
         await one_more
-    assert mirror._queued == 1
+    assert mirror.queued == 1
 
 
 async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:

@@ -14,15 +14,19 @@ from pinstripe.catalog.endpoints import (
     retrieve_endpoints,
     singleton_paths,
 )
+from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.load import object_types, spec
 from pinstripe.catalog.parents import embedded_lists
 from pinstripe.catalog.tables import SINGLETONS, Column, Table, table_of_object, tables
 from pinstripe.store.ddl import BOOKKEEPING, column_comment, table_comment
+from pinstripe.sync.relist import needs_head
 from tools.docs.domains import DOMAINS, domain_of
 from tools.docs.markdown import code, table
 
 # More than these event types are abbreviated: the page says what keeps a table fresh, not each name.
 _MOST_EVENTS = 6
+_EVENT_LOG = "event"
+_TEST_CLOCK = "test_helpers.test_clock"
 
 
 def table_pages() -> dict[str, str]:
@@ -42,7 +46,8 @@ def _index() -> str:
         "",
         f"{len(tables())} tables with {count} columns, for Stripe's API version "
         f"`{spec().api_version}`. They stand in the Postgres schema `stripe` (a setting). The rules "
-        "by which Stripe's objects become columns: [the schema](../../concepts/schema.md).",
+        "by which Stripe's objects become columns: [the schema](../../concepts/schema.md). How often "
+        "lists are read again: [live](../../concepts/live.md#objects-without-events).",
         "",
         "Every table has these columns of ours too:",
         "",
@@ -101,7 +106,7 @@ def _filled(t: Table) -> Iterator[str]:
     if t.object_type in retrieve_endpoints():
         yield f"By reference: {code(retrieve_endpoints()[t.object_type].name)}."
     elif not _is_listed(t):
-        yield "Wherever another object, an event or an answer through the proxy holds one."
+        yield "Wherever another object or an event holds one."
 
 
 def _is_listed(t: Table) -> bool:
@@ -139,14 +144,45 @@ def _carries(child: str, parent: str) -> bool:
 def _fresh(t: Table) -> str:
     if t.virtual:
         return "a new preview whenever an event says that the next invoice may have changed."
+    if t.object_type == _EVENT_LOG:
+        return "reading the event log."
+    ways = [*_told_by_events(t), *_read_again(t)]
+    return "; ".join(ways or ["the objects and events that hold one"]) + "."
+
+
+def _told_by_events(t: Table) -> Iterator[str]:
     names = [e.name for e in spec().events if t.object_type in e.carries]
-    if not names:
-        return (
-            "listing it again, and by events of objects that name it; Stripe has none of its own."
-        )
-    shown = ", ".join(map(code, names[:_MOST_EVENTS]))
-    more = len(names) - _MOST_EVENTS
-    return f"events: {shown}{f' and {more} more' if more > 0 else ''}."
+    if names:
+        shown = ", ".join(map(code, names[:_MOST_EVENTS]))
+        more = len(names) - _MOST_EVENTS
+        yield f"events: {shown}{f' and {more} more' if more > 0 else ''}"
+        return
+    for endpoint in list_endpoints():
+        # No object of a test clock means that another list has changed.
+        asked = endpoint.parent in with_events() and endpoint.parent != _TEST_CLOCK
+        if asked and t.object_type in endpoint.objects:
+            yield f"listing it again after an event of its {code(endpoint.parent)}"
+    where = retrieve_endpoints().get(t.object_type)
+    if where is not None and not where.parent_parameter and _is_named_in_events(t):
+        yield "a request when the object of an event names one that is not there yet"
+
+
+def _is_named_in_events(t: Table) -> bool:
+    """Whether a table that events tell of refers to this one."""
+    told = [other for other in tables().values() if other.object_type in with_events()]
+    return any(t.name in column.references for other in told for column in other.columns)
+
+
+def _read_again(t: Table) -> Iterator[str]:
+    lists = [e for e in list_endpoints() if t.object_type in e.objects]
+    if any(map(needs_head, lists)):
+        yield "the newest entries of its list, at short intervals"
+    if lists:
+        yield "its whole list, once a day"
+    elif t.object_type in singleton_paths():
+        yield "a request at each start"
+    elif any(_holders(t.object_type)) or t.object_type in SINGLETONS:
+        yield "the object that holds it"
 
 
 def _references(column: Column, page: str) -> str:

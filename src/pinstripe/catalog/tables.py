@@ -112,6 +112,11 @@ class Table:
     def column(self, name: str) -> Column:
         return next(c for c in self.columns if c.name == name)
 
+    @property
+    def deletable(self) -> bool:
+        """Whether Stripe deletes such objects, so that a row can be flagged."""
+        return any(c.read == "deleted" for c in self.columns)
+
 
 def table_name(object_name: str) -> str:
     """`checkout.session` -> `checkout_session`; the one respelling is `invoiceitem`."""

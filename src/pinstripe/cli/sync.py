@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,12 +15,13 @@ from pinstripe.cli.footprint import freeze_loaded
 from pinstripe.cli.live_line import show_following
 from pinstripe.cli.summary import Ending, how_to_connect, summarise
 from pinstripe.config import Config
-from pinstripe.errors import LostLease
+from pinstripe.errors import LostLease, Unreachable
 from pinstripe.progress import showing
 from pinstripe.service import Service, open_service
 
 INCOMPLETE = 4
 _TRAFFIC = 2
+_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 async def _nothing() -> None:
@@ -37,32 +39,56 @@ async def sync(config: Config, *, once: bool, as_json: bool) -> int:
             _print(ending.as_text())
 
     if not once:
-        return await _standing_by(lambda: _stay(config, report))
+        return await _standing_by(partial(_stay, config, report))
     async with open_service(config, tell=_tell) as service:
         ending = await _backfill(service)
         report(ending)
         return 0 if ending.complete else INCOMPLETE
 
 
-async def _stay(config: Config, report: Callable[[Ending], None]) -> int:
+async def _stay(config: Config, report: Callable[[Ending], None], met: Callable[[], None]) -> int:
     async with open_service(config, tell=_tell) as service:
+        met()
         await _follow(service, report)
     return 0
 
 
-async def _standing_by(stay: Callable[[], Awaitable[int]]) -> int:
-    """Runs `stay`, and again from the start when another process has taken the lease over."""
-    while True:
+async def _standing_by(stay: Callable[[Callable[[], None]], Awaitable[int]]) -> int:
+    """Runs `stay`, and again from the start when it lost its lease, or Postgres or Stripe for a while.
+
+    What cannot be reached at the very first is an error: a wrong address does not mend itself.
+    """
+    met = False
+
+    def met_both() -> None:
+        nonlocal met
+        met = True
+
+    for attempt in itertools.count():
         try:
-            return await stay()
+            return await stay(met_both)
         except* LostLease as lost:
             _tell(f"{lost.exceptions[0]}")
+        except* Unreachable as away:
+            if not met:
+                raise
+            pause_s = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
+            _tell(f"{_first(away)} Trying again in {pause_s:.0f} s.")
+            await asyncio.sleep(pause_s)
+    raise AssertionError  # count() never ends
+
+
+def _first(group: BaseExceptionGroup[Unreachable]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def run(config: Config) -> int:
     """As `sync`, for people; without a key it shows the demo account. Ends when it is cancelled."""
     if config.api_key is not None:
-        return await _standing_by(lambda: _run(config))
+        return await _standing_by(partial(_run, config, _nothing))
     async with demo_account(config) as demo:
         _print(
             "No STRIPE_API_KEY is set: this is the demo. A simulated Stripe account with about "
@@ -78,6 +104,7 @@ async def run(config: Config) -> int:
                 endpoint_rate_limit="none",
             ),
             partial(_start_traffic, demo),
+            lambda: None,
         )
 
 
@@ -88,8 +115,11 @@ async def _start_traffic(demo: Demo) -> None:
     _tell('  SELECT created, type FROM "stripe".event ORDER BY created DESC LIMIT 10;')
 
 
-async def _run(config: Config, started: Callable[[], Awaitable[None]] = _nothing) -> int:
+async def _run(
+    config: Config, started: Callable[[], Awaitable[None]], met: Callable[[], None]
+) -> int:
     async with open_service(config, tell=_tell) as service:
+        met()
 
         def report(ending: Ending) -> None:
             _print(ending.as_text() + "\n")

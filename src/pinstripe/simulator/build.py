@@ -1,7 +1,7 @@
 """Makes the tables of an account and wires them: counts, ids, relations, samples.
 
 One table per type that has ids, and one per nested list where several share a type (`item@quote`).
-Relations come from `core.RELATIONS` and, for all other references, from the catalog: spread
+Relations come from `coherence.RELATIONS` and, for all other references, from the catalog: spread
 evenly.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pinstripe.simulator import core
+from pinstripe.simulator import coherence
 from pinstripe.simulator.first_events import event_sample
 from pinstripe.simulator.ids import Ids, NaturalIds, ScrambledIds
 from pinstripe.simulator.mix import DEFAULT_PATTERN, PATTERNS, counts_for
@@ -53,13 +53,13 @@ class _Builder:
     def build(self) -> dict[str, Table]:
         self._make_tables()
         for table in self._tables.values():
-            for field in (*core.RELATIONS.get(table.kind.name, {}), *self._fields(table)):
+            for field in (*coherence.RELATIONS.get(table.kind.name, {}), *self._fields(table)):
                 self._link(table, field)
         for table in self._tables.values():
             self._wire_lists(table)
         customers = self._tables["customer"]
         customers.base_deleted = lambda index: index % 61 == 7
-        self._tables["price"].unlisted_variants = frozenset({core.INLINE_PRICES})
+        self._tables["price"].unlisted_variants = frozenset({coherence.INLINE_PRICES})
         for table in self._tables.values():
             self._make_samples(table)
         return self._tables
@@ -98,19 +98,19 @@ class _Builder:
     def _table(self, name: str, type_name: str, count: int) -> Table:
         plan, kind = self._plan, self._routes.objects[type_name]
         ids: Ids
-        if name in core.NATURAL_IDS:
-            ids = NaturalIds(core.NATURAL_IDS[name])
-            count = len(core.NATURAL_IDS[name])
+        if name in coherence.NATURAL_IDS:
+            ids = NaturalIds(coherence.NATURAL_IDS[name])
+            count = len(coherence.NATURAL_IDS[name])
         else:
             prefix = kind.prefix or type_name.rpartition(".")[2].replace("_", "")[:8]
             ids = ScrambledIds(
-                seed=plan.seed, name=name, prefix=prefix, chosen=name in core.CHOSEN_IDS
+                seed=plan.seed, name=name, prefix=prefix, chosen=name in coherence.CHOSEN_IDS
             )
         start = max(plan.start, plan.end - EVENT_LIFE_S) if name == "event" else plan.start
         timeline = Timeline(count, start=start, end=plan.end, seed=plan.seed, name=name)
         variant = self._variant_rule(name)
         table = Table(name, kind, base=count, ids=ids, timeline=timeline, variant=variant)
-        table.aliases.update(core.ALIASES.get(name, {}))
+        table.aliases.update(coherence.ALIASES.get(name, {}))
         self._tables[name] = table
         return table
 
@@ -126,28 +126,28 @@ class _Builder:
     def _charge_variant(self, index: int) -> int:
         refunds = self._tables["refund"].relation("charge")
         if refunds is not None and refunds.back(index):
-            return core.REFUNDED
+            return coherence.REFUNDED
         variant = spread(index)
-        return 1 if variant == core.REFUNDED else variant
+        return 1 if variant == coherence.REFUNDED else variant
 
     def _clocked_variant(self, name: str, index: int) -> int:
         """Objects of a customer on a test clock are on it too, and no others."""
         relation = self._tables[name].relation("customer")
         owner = relation.to(index) if relation else None
-        if owner is not None and spread(owner) == core.ON_TEST_CLOCK:
-            return core.ON_TEST_CLOCK
+        if owner is not None and spread(owner) == coherence.ON_TEST_CLOCK:
+            return coherence.ON_TEST_CLOCK
         dead = owner is not None and self._tables["customer"].base_deleted(owner)
         if dead and name == "subscription":  # Deleting a customer ends its subscriptions.
-            return core.CANCELED
+            return coherence.CANCELED
         variant = spread(index)
-        return 12 if variant == core.ON_TEST_CLOCK else variant
+        return 12 if variant == coherence.ON_TEST_CLOCK else variant
 
     # --- relations ---------------------------------------------------------------------------
 
     def _link(self, table: Table, field: str) -> tuple[Relation, str] | None:
         known = table.links.get(field)
         if known is None:
-            path = core.RELATIONS.get(table.kind.name, {}).get(field)
+            path = coherence.RELATIONS.get(table.kind.name, {}).get(field)
             known = self._follow(table, path) if path else self._guess(table, field)
             if known is not None:
                 table.links[field] = known
@@ -226,7 +226,7 @@ class _Builder:
             lists=frozenset(table.lists),
             livemode=self._plan.livemode,
         )
-        fix = core.FIXES.get(table.kind.name)
+        fix = coherence.FIXES.get(table.kind.name)
 
         def make(variant: int) -> Sample:
             if table.name == "event":

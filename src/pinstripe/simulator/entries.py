@@ -1,6 +1,6 @@
 """Amounts of computed objects, and the balance transactions that they make.
 
-Of each hundred balance transactions `core.PATTERN` says which kind of object each came from; both
+Of each hundred balance transactions `coherence.PATTERN` says which kind of object each came from; both
 ways are arithmetic. Charges that failed made none: their entries are Stripe's own fees.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from pinstripe.simulator import core
+from pinstripe.simulator import coherence
 from pinstripe.simulator.money import amount_of, fee_of
 from pinstripe.simulator.relations import Interleaved
 from pinstripe.simulator.table import Table
@@ -25,8 +25,8 @@ class Entries:
     def __init__(self, tables: Mapping[str, Table], now: Callable[[], int]) -> None:
         self._tables = tables
         self._now = now
-        counts = {name: tables[name].base for name in core.SOURCES}
-        self._links = Interleaved(core.PATTERN, counts, tables[_TABLE].base)
+        counts = {name: tables[name].base for name in coherence.SOURCES}
+        self._links = Interleaved(coherence.PATTERN, counts, tables[_TABLE].base)
         self._last: tuple[int, tuple[str, int] | None] = (-1, None)
 
     def fillers(self) -> Mapping[str, Callable[[Table], Filler]]:
@@ -54,7 +54,7 @@ class Entries:
 
     def of(self, source: str) -> int | None:
         """The balance transaction that the object with that id made, if it is from the start."""
-        for name in core.SOURCES:
+        for name in coherence.SOURCES:
             position = self._tables[name].position(source)
             if position is not None and position < self._tables[name].base:
                 return self._links.entry(name, position)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from pinstripe.simulator import core, first_events
+from pinstripe.simulator import coherence, first_events
 from pinstripe.simulator.entries import Entries
 from pinstripe.simulator.relations import Relation
 from pinstripe.simulator.routes import Routes
@@ -178,7 +178,7 @@ class Objects:
             before, _, after = url.partition("%40")
             known = self._list_urls[owner.name, field] = (b'"' + before.encode(), after.encode())
         id = owner.quoted(position)[1:-1]
-        if owner.name in core.CHOSEN_IDS:
+        if owner.name in coherence.CHOSEN_IDS:
             id = quote(owner.id_at(position), safe="").encode()
         return known[0] + id + known[1] + b'"'
 

@@ -232,7 +232,7 @@ def _keep(schema: str, table: Table) -> str:
 def difference(schema: str, table: Table) -> str:
     """(key, kind, changes as text) of the staged rows that this transaction changed."""
     gone = "false"
-    if any(c.read == "deleted" for c in table.columns):
+    if table.deletable:
         gone = "a.image -> 'deleted' = 'true' AND b.image -> 'deleted' IS DISTINCT FROM 'true'"
     # OFFSET 0 has each image made, or taken out of its compressed storage, once and not per column.
     return (

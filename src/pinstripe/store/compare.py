@@ -25,7 +25,6 @@ from pinstripe.store.difference import (
     Difference,
     Place,
     difference,
-    is_deletable,
     parents_of,
     relations,
 )
@@ -184,7 +183,7 @@ class Comparer:
         first, in an order of chance that is the same each time.
         """
         key = f"t.{quote(table.key[0])}"
-        flagged = "t.deleted IS TRUE" if is_deletable(table) else "false"
+        flagged = "t.deleted IS TRUE" if table.deletable else "false"
         about = relations(table)
         names = "".join(f", t.{quote(name)}" for _, name in about)
         rows = (
@@ -226,7 +225,7 @@ def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
     told = [c for c in columns if not c.on_request]
     asked = [c for c in columns if c.on_request]
     key = quote(table.key[0])
-    undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if is_deletable(table) else "false"
+    undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if table.deletable else "false"
     extra = f"t._extra IS DISTINCT FROM {_extra_after(columns)}"
     alike = " AND ".join(
         f"ROW({', '.join(f't.{quote(c.name)}' for c in group)}) IS NOT DISTINCT FROM "

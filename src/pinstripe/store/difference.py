@@ -53,7 +53,7 @@ def difference(table: Table, row: Row, record: asyncpg.Record) -> Difference:
         kind, columns = "missing", ()
     elif undeleted:
         kind = "wrongly_deleted"
-    elif is_deletable(table) and "deleted" in told:
+    elif table.deletable and "deleted" in told:
         kind = "extra"
     elif is_partial and not told:
         kind = "partial"
@@ -85,7 +85,3 @@ def relations(table: Table) -> list[tuple[str, str]]:
 def parents_of(about: Sequence[tuple[str, str]], values: Sequence[object]) -> tuple[Place, ...]:
     pairs = zip(about, values, strict=True)
     return tuple((target, str(value)) for (target, _), value in pairs if value is not None)
-
-
-def is_deletable(table: Table) -> bool:
-    return any(c.read == "deleted" for c in table.columns)

@@ -41,8 +41,8 @@ def children_of(place: str) -> tuple[str, ...]:
 
 
 def _may_go(child: Table, parent: str) -> bool:
-    flagged = any(c.read == "deleted" for c in child.columns)
-    return parent_column(child, parent) is not None and (flagged or child.name in _ENTRIES_GO)
+    may_go = child.deletable or child.name in _ENTRIES_GO
+    return parent_column(child, parent) is not None and may_go
 
 
 @cache

@@ -8,26 +8,32 @@ is fetched. So is an object whose event was rendered in another API version than
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import cast
 
 import structlog
 
+from pinstripe.catalog.endpoints import Param
 from pinstripe.catalog.tables import table_of_object
+from pinstripe.client.reply import Reply
 from pinstripe.errors import NotFound, PinstripeError
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
+from pinstripe.store.cursors import Checkpoint
 from pinstripe.sync.page import read_list, truth_of
 from pinstripe.sync.ranges import PAGE
-from pinstripe.sync.source import LIVE, Source
+from pinstripe.sync.settle import bury
+from pinstripe.sync.source import FOLLOW, LIVE, Source, parent_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 EVENTS = "/v1/events"
 RETENTION_S = 30 * 86400
 """Stripe keeps events for 30 days (https://docs.stripe.com/api/events)."""
+FOLLOWED = "events"
+"""The stream whose `as_of` says up to when all events are applied."""
 _FETCHERS = 8
 
 
@@ -43,6 +49,23 @@ class Applied:
     _fetch: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
+def followed(until: float) -> Checkpoint:
+    """The cursor that says: all events up to this second on Stripe's clock are applied."""
+    return Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(until))
+
+
+async def ask(
+    source: Source, params: Sequence[Param], after: str | None, *, limit: int = PAGE
+) -> Reply:
+    """One page of the event log, `after` the event with that id."""
+    asked = [*params, ("limit", str(limit))]
+    if after is not None:
+        asked.append(("starting_after", after))
+    reply = await source.stripe.get(EVENTS, asked, endpoint=f"GET {EVENTS}", priority=FOLLOW)
+    source.heard(reply)
+    return reply
+
+
 class Events:
     """Reads the event log of one account."""
 
@@ -52,9 +75,7 @@ class Events:
 
     async def newest(self) -> int | None:
         """`created` of the newest event; None if there is none."""
-        reply = await self._source.stripe.get(
-            EVENTS, [("limit", "1")], endpoint=f"GET {EVENTS}", priority=LIVE
-        )
+        reply = await ask(self._source, (), None, limit=1)
         page = read_list(reply, EVENTS)
         created = page.objects[0].get("created") if page.objects else None
         return created if isinstance(created, int) else None
@@ -64,12 +85,7 @@ class Events:
         done = Applied()
         after: str | None = None
         while True:
-            params = [("created[gte]", str(since)), ("limit", str(PAGE))]
-            if after is not None:
-                params.append(("starting_after", after))
-            reply = await self._source.stripe.get(
-                EVENTS, params, endpoint=f"GET {EVENTS}", priority=LIVE
-            )
+            reply = await ask(self._source, [("created[gte]", str(since))], after)
             page = read_list(reply, EVENTS)
             await self._page(page.objects, truth_of(reply), done)
             if not page.has_more or page.after is None or page.after == after:
@@ -102,13 +118,13 @@ class Events:
         place = (table, key)
         if place in done._seen:
             if done._seen[place] == created:
-                done._fetch.setdefault(place, _parent_of(obj))
+                done._fetch.setdefault(place, parent_of(obj))
             return
         done._seen[place] = created
         if event.get("api_version") != self._source.mirror.api_version:
-            done._fetch[place] = _parent_of(obj)
+            done._fetch[place] = parent_of(obj)
             return
-        if str(event.get("type")).endswith(".deleted") and _is_deletable(self._source, table):
+        if str(event.get("type")).endswith(".deleted") and self._source.wanted[table].deletable:
             obj = {**obj, "deleted": True}
         found = Found()
         self._source.mirror.extractor.object(obj, found)
@@ -136,32 +152,3 @@ class Events:
             await bury(self._source, table, key, over=version)
         except PinstripeError as error:
             _log.warning("events.unfetched", table=table, id=key, error=error.message)
-
-
-async def bury(source: Source, table: str, key: str, *, over: datetime | None) -> None:
-    """Stripe does not have the object any more: its row is flagged.
-
-    `over` is the version of the row that was seen before Stripe was asked.
-    """
-    if over is None or not _is_deletable(source, table):
-        return
-    found = Found()
-    object_type = source.wanted[table].object_type
-    source.mirror.extractor.object({"id": key, "object": object_type, "deleted": True}, found)
-    now = source.now()
-    await source.mirror.put(found, Truth(now - 1.0, now), over={(table, key): over})
-
-
-def _is_deletable(source: Source, table: str) -> bool:
-    return any(c.read == "deleted" for c in source.wanted[table].columns)
-
-
-def _parent_of(obj: StripeObject) -> str:
-    """The id of the object under which this one is retrieved, if it names it."""
-    for name in ("account", "customer", "fee", "transfer"):
-        value = obj.get(name)
-        if isinstance(value, str):
-            return value
-        if isinstance(value, dict) and isinstance(value.get("id"), str):
-            return str(value["id"])
-    return ""

@@ -19,7 +19,8 @@ from pinstripe.catalog.endpoints import ListEndpoint, Param
 from pinstripe.errors import Drifted, PinstripeError
 from pinstripe.rows.decode import StripeObject
 from pinstripe.store.cursors import Checkpoint, State
-from pinstripe.sync.ranges import PAGE, Range, RangeSet
+from pinstripe.sync.page import list_request
+from pinstripe.sync.ranges import Range, RangeSet
 
 Bounds = tuple[int | None, int | None, str | None, int | None]
 """(gte, lt, after, low) of a range that is not done."""
@@ -127,20 +128,14 @@ class Listing:
 
     def request(self, wanted: Range) -> tuple[str, list[Param]]:
         """(path, parameters) of the next page of a range."""
-        if self.endpoint.version == 2 and wanted.after is not None:
-            # A v2 list names its next page itself; `after` holds that address.
-            return wanted.after, []
         params = list(self.endpoint.params)
-        if self.endpoint.takes_limit:
-            params.append(("limit", str(PAGE)))
         if wanted.gte is not None:
             params.append(("created[gte]", str(wanted.gte)))
         if wanted.lt is not None:
             params.append(("created[lt]", str(wanted.lt)))
-        if wanted.after is not None:
-            params.append(("starting_after", wanted.after))
-        params += [("expand[]", f"data.{path}") for path in self.expand]
-        return self.endpoint.path, params
+        return list_request(
+            self.endpoint, self.endpoint.path, params, after=wanted.after, expand=self.expand
+        )
 
     # What came back.
 

@@ -1,6 +1,6 @@
 """Follows the account: reads the event log twice a second and applies what is new.
 
-    poll -> new events -> changes (order) -> mirror: rows + cursor + to-dos, one commit -> NOTIFY
+    poll -> new events -> applying -> mirror: rows + cursor + to-dos, one commit -> NOTIFY
 
 The list is eventually consistent: an event can show up behind newer ones. So what is seen is applied at
 once, and a trailing window is read again, now and then, for what came late. Events are applied once,
@@ -12,61 +12,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
-from pinstripe.catalog.tables import table_of_object
+from pinstripe.client.pages import read_page
 from pinstripe.errors import PinstripeError
-from pinstripe.mirror import LIVE_LANE, Part, Truth
+from pinstripe.mirror import LIVE_LANE, Truth
 from pinstripe.rows.decode import StripeObject
-from pinstripe.rows.extract import Found
-from pinstripe.store.changes import Cause
-from pinstripe.store.cursors import Checkpoint, save_checkpoints
+from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.pool import Connection
-from pinstripe.store.todo import Todo, add_applied, add_todos, forget_applied, load_applied
-from pinstripe.sync.backfill import FOLLOWED
-from pinstripe.sync.events import EVENTS, RETENTION_S
-from pinstripe.sync.order import Change, changes, created_of, request_of
-from pinstripe.sync.page import read_list, truth_of
+from pinstripe.store.todo import add_applied, add_todos, forget_applied, load_applied
+from pinstripe.sync.applying import More, Planner
+from pinstripe.sync.events import EVENTS, RETENTION_S, ask, followed
+from pinstripe.sync.order import created_of, request_of
+from pinstripe.sync.page import read_list, spanning, truth_of
 from pinstripe.sync.ranges import PAGE
-from pinstripe.sync.related import related
-from pinstripe.sync.source import LIVE, Source, retrieve_endpoint
+from pinstripe.sync.seen import Pace, Seen
+from pinstripe.sync.source import Source
 from pinstripe.sync.todos import Todos
+
+__all__ = ["Live", "Pace", "Seen"]
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 CHANNEL = "pinstripe"
 """NOTIFY channel; the payload is `schema as_of`."""
 _TROUBLE_PAUSE_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+_LOOK = 20
+"""Events in the first look: mostly none is new, and a page of a hundred is half a megabyte."""
+_MOST_EVENTS = 1000
+"""Applied in one commit: a burst costs less in large pieces, what is live waits less in small ones."""
 _AT_REST_S = 5.0
 """How often the cursor is saved when nothing happens."""
-
-
-@dataclass(slots=True)
-class Pace:
-    """How often to look. Seconds; the settings of the same names."""
-
-    poll_s: float = 0.5
-    window_s: float = 600.0
-    near_window_s: float = 60.0
-    near_every_s: float = 5.0
-    window_every_s: float = 60.0
-
-
-@dataclass(slots=True)
-class Seen:
-    """What `Live` shows of itself."""
-
-    as_of: float = 0.0
-    events: int = 0
-    polls: int = 0
-    late: int = 0
-    newest: int = 0
-    gaps: int = 0
-    trouble: str = ""
-    remedy: str = ""
 
 
 class Live:
@@ -79,7 +58,7 @@ class Live:
         *,
         since: float,
         pace: Pace | None = None,
-        more: Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]] | None = None,
+        more: More | None = None,
         on_gap: Callable[[], None] = lambda: None,
         interval_s: Callable[[], float] | None = None,
         awake: Callable[[], None] = lambda: None,
@@ -95,17 +74,17 @@ class Live:
         self._source = source
         self._todos = todos
         self._pace = pace or Pace()
-        self._more = more
         self._on_gap = on_gap
         self._interval_s = interval_s
         self._awake = awake
         self._clock = clock
-        self._table_of = table_of_object()
+        self._planner = Planner(source, more)
         self._applied: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._polled = asyncio.Condition()
         self._saved_at = 0.0
         self._near_at = 0.0
+        self._is_busy = False
         self._window_at = 0.0
 
     def now(self) -> float:
@@ -142,7 +121,10 @@ class Live:
             await self._rest(self._poll_s() - (self._clock() - started))
 
     def _poll_s(self) -> float:
-        return self._pace.poll_s if self._interval_s is None else self._interval_s()
+        usual_s = self._pace.poll_s if self._interval_s is None else self._interval_s()
+        # While things happen more is likely to: that halves the lag of what comes next.
+        busy = self._is_busy and usual_s <= self._pace.poll_s
+        return usual_s / 2 if busy else usual_s
 
     async def _rest(self, pause_s: float) -> None:
         self._wake.clear()
@@ -161,11 +143,8 @@ class Live:
             return
         _log.warning("live.trouble", error=error.message)
         try:
-            async with self._source.transaction() as connection:
-                told = replace(
-                    _checkpoint(self.seen.as_of), reason=error.message, remedy=error.hint
-                )
-                await save_checkpoints(connection, self._source.mirror.schema, [told])
+            told = replace(followed(self.seen.as_of), reason=error.message, remedy=error.hint)
+            await self._source.save([told])
         except PinstripeError:
             _log.debug("live.untold")  # It is Postgres that is in trouble.
 
@@ -211,26 +190,43 @@ class Live:
         await self._read([("created[gte]", str(int(since)))], whole=True)
 
     async def _read(self, params: Sequence[tuple[str, str]], *, whole: bool = False) -> None:
-        after: str | None = None
+        """Pages down the list and applies what is new, some pages at a time.
+
+        The next page is asked for while the last ones are applied.
+        """
+        gathered: list[StripeObject] = []
+        truth: Truth | None = None
+        last: str | None = None
+        limit = PAGE if whole or self._is_busy else _LOOK
+        self._is_busy = False
+        asking = asyncio.create_task(ask(self._source, params, None, limit=limit))
         began: float | None = None
-        while True:
-            asked = [*params, ("limit", str(PAGE))]
-            if after is not None:
-                asked.append(("starting_after", after))
-            reply = await self._source.stripe.get(
-                EVENTS, asked, endpoint=f"GET {EVENTS}", priority=LIVE
-            )
-            self._source.heard(reply)
-            began = reply.not_before if began is None else began
-            page = read_list(reply, EVENTS)
-            fresh = [e for e in page.objects if str(e.get("id")) not in self._applied]
-            met_known = len(fresh) < len(page.objects)
-            over = not page.has_more or page.after in (None, after)
-            over = over or (not whole and (met_known or self._reaches_back(page.objects)))
-            await self.apply(fresh, truth_of(reply), as_of=began if over else None)
-            if over:
-                return
-            after = page.after
+        try:
+            while True:
+                reply = await asking
+                began = reply.not_before if began is None else began
+                shown = read_page(reply, EVENTS)
+                known = [key in self._applied for key in shown.ids]
+                # Hardly ever is anything new: only then are the events themselves decoded.
+                events = [] if all(known) else read_list(reply, EVENTS).objects
+                after = shown.ids[-1] if shown.ids else None
+                # A list that goes on from where it began would never end.
+                over = not shown.has_more or after is None or after == last
+                last = after
+                over = over or (not whole and (any(known) or self._reaches_back(events)))
+                if not over:
+                    asking = asyncio.create_task(ask(self._source, params, after))
+                gathered += [e for e in events if e.get("id") not in self._applied]
+                self._is_busy = self._is_busy or bool(events)
+                truth = spanning(truth, truth_of(reply))
+                if over or len(gathered) >= _MOST_EVENTS:
+                    await self.apply(gathered, truth, as_of=began if over else None)
+                    gathered, truth = [], None
+                if over:
+                    return
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     def _reaches_back(self, events: Sequence[StripeObject]) -> bool:
         """Whether a page goes back beyond what has been read before."""
@@ -248,7 +244,7 @@ class Live:
         if not events and not self._is_due(as_of):
             self._advance(as_of)
             return
-        parts, todos = await self._plan(events, truth)
+        parts, todos = await self._planner.plan(events, truth)
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
         position = max(as_of or 0.0, self.seen.as_of) if as_of is not None else None
@@ -258,7 +254,7 @@ class Live:
                 await add_applied(connection, schema, applied)
             await add_todos(connection, schema, todos)
             if position is not None:
-                await save_checkpoints(connection, schema, [_checkpoint(position)])
+                await save_checkpoints(connection, schema, [followed(position)])
             if applied or position is not None:
                 await connection.execute(
                     "SELECT pg_notify($1, $2)", CHANNEL, f"{schema} {position or 0:.3f}"
@@ -281,67 +277,9 @@ class Live:
         if as_of is not None:
             self.seen.as_of = max(self.seen.as_of, as_of)
 
-    async def _plan(
-        self, events: Sequence[StripeObject], truth: Truth
-    ) -> tuple[list[Part], list[Todo]]:
-        extractor, wanted = self._source.mirror.extractor, self._source.wanted
-        log = Found()
-        for event in events:
-            extractor.object(event, log)
-        parts: list[Part] = [(log, truth)]
-        todos: list[Todo] = []
-        for change in changes(events, self._source.mirror.api_version):
-            found = Found()
-            written, asked = self._state(change, found)
-            if written:
-                cause = Cause(change.event_id, change.request_id)
-                truth_then = Truth(float(change.created), change.created + 1.0, cause=cause)
-                parts.append((found, truth_then))
-            todos += asked
-            todos += related(change, wanted)
-        if self._more is not None and events:
-            todos += await self._more(events)
-        return parts, todos
-
-    def _state(self, change: Change, found: Found) -> tuple[bool, list[Todo]]:
-        """The rows that one change leaves, or the request that will tell them."""
-        table = self._table_of.get(change.name)
-        extractor, wanted = self._source.mirror.extractor, self._source.wanted
-        parent = _parent_of(change.object)
-        fetch = [Todo("fetch", table or "", change.key, parent, change.created, change.request_id)]
-        if table is None:
-            # Of a type to come, or one without a table: what it holds may have one.
-            extractor.object(change.object, found)
-            return True, []
-        if table not in wanted:
-            return False, []
-        deletable = any(c.read == "deleted" for c in wanted[table].columns)
-        if change.deleted and deletable:
-            extractor.object({**change.object, "deleted": True}, found)
-            return True, []
-        if (change.hint or not change.sure) and retrieve_endpoint(table) is not None:
-            return False, fetch
-        extractor.object(change.object, found)
-        return True, fetch if found.lists else []
-
     async def _forget(self) -> None:
         """Events that the window no longer reaches need not be remembered."""
         before = self._source.now() - 2 * self._pace.window_s
         self._applied = {k: c for k, c in self._applied.items() if c >= before}
         async with self._source.transaction() as connection:
             await forget_applied(connection, self._source.mirror.schema, before)
-
-
-def _checkpoint(as_of: float) -> Checkpoint:
-    return Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=as_of)
-
-
-def _parent_of(obj: StripeObject) -> str:
-    """The id of the object under which this one is retrieved, if it names it."""
-    for name in ("account", "customer", "fee", "transfer"):
-        value = obj.get(name)
-        if isinstance(value, str):
-            return value
-        if isinstance(value, dict) and isinstance(value.get("id"), str):
-            return str(value["id"])
-    return ""

@@ -1,16 +1,22 @@
-"""One answer of Stripe's list endpoints, read: objects, whether more follow, and the rows found."""
+"""One page of a list: how it is asked for, and what the answer holds; one object likewise.
+
+Pure. Both kinds of list are known here: v1 goes on after the last id, v2 names its next page itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import msgspec
 
+from pinstripe.catalog.endpoints import ListEndpoint, Param
 from pinstripe.client.reply import Reply
 from pinstripe.errors import Drifted
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject, decode
+from pinstripe.sync.ranges import PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,25 @@ class ListPage:
     objects: list[StripeObject]
     has_more: bool
     after: str | None
+
+
+def list_request(
+    endpoint: ListEndpoint,
+    path: str,
+    params: Sequence[Param],
+    *,
+    after: str | None,
+    expand: Sequence[str],
+) -> tuple[str, list[Param]]:
+    """(path, parameters) of one page of a list, `after` the page before."""
+    if endpoint.version == 2 and after is not None:
+        return after, []  # A v2 list names its next page itself; `after` holds that address.
+    query: list[Param] = [("limit", str(PAGE))] if endpoint.takes_limit else []
+    query += params
+    if after is not None:
+        query.append(("starting_after", after))
+    query += [("expand[]", f"data.{item}") for item in expand]
+    return path, query
 
 
 def read_list(reply: Reply, path: str) -> ListPage:
@@ -56,3 +81,8 @@ def read_object(reply: Reply, path: str) -> StripeObject:
 def truth_of(reply: Reply) -> Truth:
     """When the reply was true."""
     return Truth(reply.not_before, reply.not_after)
+
+
+def spanning(earlier: Truth | None, later: Truth) -> Truth:
+    """When both were true, of pages that are applied as one."""
+    return later if earlier is None else Truth(min(earlier.lo, later.lo), max(earlier.hi, later.hi))

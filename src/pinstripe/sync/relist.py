@@ -36,7 +36,7 @@ from pinstripe.sync.listing import Listing
 from pinstripe.sync.pager import Pager
 from pinstripe.sync.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.sync.todos import Todos
-from pinstripe.sync.under_parents import UnderParents
+from pinstripe.sync.under_parents import UnderParents, stream_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class Relist:
         endpoints = self._endpoints()
         step = self._intervals.pass_s / max(len(endpoints), 1)
         self._pass_at = {
-            _stream(e): now + self._intervals.pass_s / 2 + n * step / 2
+            stream_of(e): now + self._intervals.pass_s / 2 + n * step / 2
             for n, e in enumerate(endpoints)
         }
 
@@ -106,7 +106,7 @@ class Relist:
         """Does what is due now."""
         now = self._clock()
         for endpoint in self._endpoints():
-            stream = _stream(endpoint)
+            stream = stream_of(endpoint)
             if stream in self.refused:
                 continue
             if needs_head(endpoint) and now - self._head_at.get(stream, 0.0) >= self._head_s(
@@ -118,7 +118,7 @@ class Relist:
             self._due_at = now + self._intervals.due_s * self._stretch()
             await self._guard("due", self._due())
         for endpoint in self._endpoints():
-            stream = _stream(endpoint)
+            stream = stream_of(endpoint)
             if now >= self._pass_at[stream] and stream not in self.refused:
                 self._pass_at[stream] = now + self._intervals.pass_s * self._stretch()
                 await self._guard(stream, self.full_pass([endpoint]))
@@ -147,7 +147,7 @@ class Relist:
     async def _head(self, endpoint: ListEndpoint) -> None:
         """The entries that are newer than the last look, with a margin for what comes late."""
         params = list(endpoint.params)
-        last = self._head_from.get(_stream(endpoint), self._since or self._source.now())
+        last = self._head_from.get(stream_of(endpoint), self._since or self._source.now())
         since = int(last - _OVERLAP_S)
         if endpoint.created:
             params.append(("created[gte]", str(since)))
@@ -163,7 +163,7 @@ class Relist:
             priority=BACKFILL,
             enough=None if endpoint.created else enough,
         )
-        self._head_from[_stream(endpoint)] = began
+        self._head_from[stream_of(endpoint)] = began
         await self._note(endpoint, "newest", began)
 
     async def _due(self) -> None:
@@ -220,9 +220,7 @@ class Relist:
     async def _vanished(self, table: str, began: float) -> None:
         """Rows that the pass did not show: fetched, or flagged where they cannot be."""
         known = self._source.wanted[table]
-        alive = (
-            " AND deleted IS NOT TRUE" if any(c.read == "deleted" for c in known.columns) else ""
-        )
+        alive = " AND deleted IS NOT TRUE" if known.deletable else ""
         place = qualified(self._source.mirror.schema, table)
         async with self._source.transaction() as connection:
             rows = await connection.fetch(
@@ -254,7 +252,3 @@ def needs_head(endpoint: ListEndpoint) -> bool:
     )
     # Lists without dates are short and hardly ever change (tax codes, countries): a pass will do.
     return dated and not set(endpoint.objects) <= announced()
-
-
-def _stream(endpoint: ListEndpoint) -> str:
-    return f"{endpoint.stream} by {endpoint.parent}" if endpoint.parent else endpoint.stream

@@ -18,10 +18,10 @@ from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
 from pinstripe.store.compare import Comparer
 from pinstripe.store.ddl import qualified, quote
-from pinstripe.store.difference import Difference, is_deletable
+from pinstripe.store.difference import Difference
 from pinstripe.store.pool import Connection
-from pinstripe.sync.events import bury
 from pinstripe.sync.look import Walk, read, way_to
+from pinstripe.sync.settle import bury
 from pinstripe.sync.source import Source
 from pinstripe.sync.suspects import Suspects
 from pinstripe.sync.verified import TableReport
@@ -101,7 +101,7 @@ class Repairs:
     async def _take_out(self, found: Difference) -> None:
         """The row of what Stripe does not have: flagged, or removed from among its siblings."""
         table, way = self._source.wanted[found.table], way_to(found)
-        if is_deletable(table):
+        if table.deletable:
             await bury(self._source, found.table, found.key, over=found.version)
             return
         if way is None or way.key == found.key:

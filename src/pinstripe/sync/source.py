@@ -28,15 +28,19 @@ from pinstripe.mirror import Mirror
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import CutList, Found
 from pinstripe.store.batch import Effect
+from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.sync.nested import Gap, Gaps
-from pinstripe.sync.page import read_list, read_object, truth_of
+from pinstripe.sync.page import list_request, read_list, read_object, truth_of
 from pinstripe.sync.ranges import PAGE
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-LIVE = 0
+FOLLOW = 0
+"""The event log: whatever else waits, what happens is seen at once."""
+LIVE = 4
+"""What events make us ask for."""
 BACKFILL = 10
 REFERENCES = 20
 
@@ -58,6 +62,7 @@ class Source:
     pool: Pool
     fence: Effect | None = None
     clock_ahead_s: float = 0.0
+    gaps: Gaps = field(default_factory=dict)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -67,7 +72,10 @@ class Source:
             if self.fence is not None:
                 await self.fence(connection)
 
-    gaps: Gaps = field(default_factory=dict)
+    async def save(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Saves cursors by themselves, where there are no rows that they vouch for."""
+        async with self.transaction() as connection:
+            await save_checkpoints(connection, self.mirror.schema, checkpoints)
 
     def now(self) -> float:
         """The present on Stripe's clock, Unix seconds, to about a second."""
@@ -138,7 +146,7 @@ class Source:
         after: str | None = None
         began = 0.0
         while True:
-            asked, query = list_request(endpoint, path, params, after)
+            asked, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
             try:
                 reply = await self.stripe.get(
                     asked, query, endpoint=endpoint.name, priority=priority
@@ -228,25 +236,21 @@ class Source:
         return cut.child_table == "" or cut.child_table in self.wanted
 
 
-def list_request(
-    endpoint: ListEndpoint, path: str, params: Sequence[Param], after: str | None
-) -> tuple[str, list[Param]]:
-    """(path, parameters) of one page of a list, `after` the page before."""
-    if endpoint.version == 2 and after is not None:
-        return after, []  # A v2 list names its next page itself.
-    query = list(params)
-    if endpoint.takes_limit:
-        query.append(("limit", str(PAGE)))
-    if after is not None:
-        query.append(("starting_after", after))
-    query += [("expand[]", f"data.{item}") for item in endpoint.expand]
-    return path, query
-
-
 def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
     """How the objects of a table are fetched; None for those that cannot, previews among them."""
     known = tables()[table]
     return None if known.virtual else retrieve_endpoints().get(known.object_type)
+
+
+def parent_of(obj: StripeObject) -> str:
+    """The id of the object under which this one is retrieved, if it names it."""
+    for name in ("account", "customer", "fee", "transfer"):
+        value = obj.get(name)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, dict) and isinstance(value.get("id"), str):
+            return str(value["id"])
+    return ""
 
 
 @cache

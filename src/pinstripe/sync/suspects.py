@@ -34,7 +34,7 @@ from pinstripe.errors import (
 from pinstripe.rows.extract import Found
 from pinstripe.store.compare import Comparer
 from pinstripe.store.ddl import qualified, quote
-from pinstripe.store.difference import Difference, Place, is_deletable
+from pinstripe.store.difference import Difference, Place
 from pinstripe.sync.events import EVENTS
 from pinstripe.sync.look import Way, holds, read, way_to
 from pinstripe.sync.order import payload
@@ -209,7 +209,7 @@ class Suspects:
     async def _standing(self, suspect: Difference) -> Difference | None:
         """What the row says of an object that Stripe does not have: None if it is flagged, or not there."""
         table = self._looking.wanted[suspect.table]
-        flag = "deleted IS TRUE" if is_deletable(table) else "false"
+        flag = "deleted IS TRUE" if table.deletable else "false"
         statement = (
             f"SELECT _synced_at, {flag} "
             f"FROM {qualified(self._looking.mirror.schema, table.name)} WHERE {quote(table.key[0])} = $1"

@@ -16,7 +16,7 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.paths import quote_id
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unreachable, WrongKey
 from pinstripe.store.todo import Todo, load_todos, todo_done
-from pinstripe.sync.events import bury
+from pinstripe.sync.settle import bury
 from pinstripe.sync.source import LIVE, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, Param
+from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.paths import quote_id
 from pinstripe.errors import (
@@ -33,8 +33,7 @@ from pinstripe.rows.extract import Found
 from pinstripe.store.cursors import Checkpoint, State
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Pool
-from pinstripe.sync.page import read_list, truth_of
-from pinstripe.sync.ranges import PAGE
+from pinstripe.sync.page import list_request, read_list, truth_of
 from pinstripe.sync.source import BACKFILL, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -190,9 +189,7 @@ class UnderParents:
         path, fixed = self.endpoint.url(parent, quote_id(parent))
         after: str | None = None
         while True:
-            asked, params = self._request(path, fixed, after)
-            if params:
-                params += [("expand[]", f"data.{item}") for item in expand]
+            asked, params = list_request(self.endpoint, path, fixed, after=after, expand=expand)
             self.requests += 1
             try:
                 reply = await self._source.stripe.get(
@@ -219,18 +216,6 @@ class UnderParents:
                 return
             await self._source.mirror.put(found, truth_of(reply))
             after = page.after
-
-    def _request(
-        self, path: str, fixed: Sequence[Param], after: str | None
-    ) -> tuple[str, list[Param]]:
-        if self.endpoint.version == 2 and after is not None:
-            return after, []
-        params = list(fixed)
-        if self.endpoint.takes_limit:
-            params.append(("limit", str(PAGE)))
-        if after is not None:
-            params.append(("starting_after", after))
-        return path, params
 
     async def _step(self, parent: str) -> None:
         await self._source.mirror.submit(

@@ -25,9 +25,8 @@ from pinstripe.errors import (
 from pinstripe.mirror import open_mirror
 from pinstripe.store.compare import Comparer
 from pinstripe.store.difference import Difference
-from pinstripe.sync.backfill import FOLLOWED
 from pinstripe.sync.certify import certify
-from pinstripe.sync.events import EVENTS, RETENTION_S
+from pinstripe.sync.events import EVENTS, FOLLOWED, RETENTION_S
 from pinstripe.sync.look import LEFT_OUT, UNEXPANDED, Walk, walk
 from pinstripe.sync.repair import Repairs, cheaper_by_list
 from pinstripe.sync.source import LIVE, Source

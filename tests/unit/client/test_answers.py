@@ -1,3 +1,8 @@
+"""What is read from an answer without asking again: is it whole, when was it true, what does it refuse.
+
+Also ids and query strings on their way into a URL.
+"""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,8 @@
+"""API keys and base URLs: what is accepted, what is refused and how, and that no key is ever shown.
+
+A live key never crosses a network unencrypted, and proxies of the environment are not for this machine.
+"""
+
 from __future__ import annotations
 
 import pytest

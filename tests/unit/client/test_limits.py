@@ -1,3 +1,9 @@
+"""The budget of requests, on a clock of the test's own: no second holds more than the rate, all of it
+is used, and nothing leaks.
+
+Also order, fairness, slots, what a 429 does to rate and slots, and permits that are given back.
+"""
+
 from __future__ import annotations
 
 import asyncio

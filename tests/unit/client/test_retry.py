@@ -1,3 +1,8 @@
+"""When a request is tried again, and how long that waits: verdicts, backoff and `Retry-After`.
+
+The verdicts are Stripe's own rules; the waits hold for any luck and any text in the header.
+"""
+
 from __future__ import annotations
 
 import pytest

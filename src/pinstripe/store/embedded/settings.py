@@ -9,6 +9,38 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_FIXED = (
+    "# One writer per table, a few waiters, a few BI tools.",
+    "max_connections = 100",
+    "# Hot rows and the indexes of a middle-sized account; the rest is the page cache's work.",
+    "shared_buffers = 128MB",
+    "# Nobody replicates from here: a COPY into a table of the same transaction needs no WAL.",
+    "wal_level = minimal",
+    "max_wal_senders = 0",
+    "max_logical_replication_workers = 0",
+    "# The binaries have no lz4, and pglz saves 17 % of the WAL of upserts for 15 % more time.",
+    "wal_compression = off",
+    "# Fewer checkpoints in a backfill: each one starts the full-page images anew. The price",
+    "# is a longer recovery after a crash, some seconds.",
+    "max_wal_size = 2GB",
+    "checkpoint_timeout = 15min",
+    "# Building indexes at the end of a backfill.",
+    "maintenance_work_mem = 128MB",
+    "# The upserts are short: compiling them costs more than they take.",
+    "jit = off",
+    "# Upserts leave dead rows; autovacuum is what removes them.",
+    "autovacuum = on",
+    "timezone = 'UTC'",
+    "log_timezone = 'UTC'",
+    "log_line_prefix = '%m [%p] '",
+    "log_checkpoints = off",
+    "# Errors and statements may hold a customer's data, and go to whoever sent them; the log",
+    "# gets LOG, FATAL and PANIC, which are the server's own.",
+    "log_min_error_statement = panic",
+    "log_min_messages = log",
+)
+"""Settings, each after its reason, that are the same everywhere."""
+
 
 def server_conf(
     *, major: int, socket_dir: str, port: int, tcp: bool, fsync: bool, shared_memory_is_small: bool
@@ -22,38 +54,11 @@ def server_conf(
         f"unix_socket_directories = {_quote(socket_dir)}",
         "unix_socket_permissions = 0700",
         "password_encryption = 'scram-sha-256'",
-        "# One writer per table, a few waiters, a few BI tools.",
-        "max_connections = 100",
-        "# Hot rows and the indexes of a middle-sized account; the rest is the page cache's work.",
-        "shared_buffers = 128MB",
-        "# Nobody replicates from here: a COPY into a table of the same transaction needs no WAL.",
-        "wal_level = minimal",
-        "max_wal_senders = 0",
-        "max_logical_replication_workers = 0",
-        "# The binaries have no lz4, and pglz saves 17 % of the WAL of upserts for 15 % more time.",
-        "wal_compression = off",
-        "# Fewer checkpoints in a backfill: each one starts the full-page images anew. The price",
-        "# is a longer recovery after a crash, some seconds.",
-        "max_wal_size = 2GB",
-        "checkpoint_timeout = 15min",
         "# A commit is durable when it returns; the mirror's cursor vouches for it.",
         f"fsync = {_on(fsync)}",
         "synchronous_commit = on",
         f"full_page_writes = {_on(fsync)}",
-        "# Building indexes at the end of a backfill.",
-        "maintenance_work_mem = 128MB",
-        "# The upserts are short: compiling them costs more than they take.",
-        "jit = off",
-        "# Upserts leave dead rows; autovacuum is what removes them.",
-        "autovacuum = on",
-        "timezone = 'UTC'",
-        "log_timezone = 'UTC'",
-        "log_line_prefix = '%m [%p] '",
-        "log_checkpoints = off",
-        "# Errors and statements may hold a customer's data, and go to whoever sent them; the log",
-        "# gets LOG, FATAL and PANIC, which are the server's own.",
-        "log_min_error_statement = panic",
-        "log_min_messages = log",
+        *_FIXED,
     ]
     if shared_memory_is_small:
         lines += [

@@ -1,4 +1,4 @@
-"""What the types cannot say about the core objects: who belongs to whom, and which states occur.
+"""What makes the population cohere, and types cannot say: who belongs to whom, which states occur.
 
 `RELATIONS` are paths, so that a charge's customer is its payment intent's customer. `FIXES` make a
 sample's fields agree with each other (a failed charge is not paid). All else is as the catalog's

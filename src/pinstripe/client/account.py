@@ -1,0 +1,67 @@
+"""Whose key it is: the first request of all, which shows that address and key are good.
+
+It tells what a sync must know before it writes anything: the account, its mode, and Stripe's clock. A
+restricted key may lack any permission, so several reads are tried, and what stays unknown is guessed on
+the safe side.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from pinstripe.client.key import ApiKey
+from pinstripe.client.reply import Reply
+from pinstripe.client.session import Stripe
+from pinstripe.errors import NotPermitted, Refused
+
+_STRIPE_BEGAN = 1_262_304_000
+"""1 January 2010. No account is older, whatever it does not tell about itself."""
+_SKEW_S = 300.0
+"""How far a machine's clock may be off, where Stripe's cannot be had."""
+_PROBES = ("/v1/account", "/v1/balance", "/v1/events")
+"""Any of these tells whether the key is good, and Stripe's time. A restricted key may lack some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose key it is. `now` is on Stripe's clock; `birth` a second before which it was not."""
+
+    id: str | None
+    livemode: bool
+    now: float
+    birth: int
+
+
+async def meet(stripe: Stripe, key: ApiKey) -> Account:
+    """The account behind the key. Raises what is wrong with address or key."""
+    account_id: str | None = None
+    for path in _PROBES:
+        params = [("limit", "1")] if path == "/v1/events" else []
+        try:
+            reply = await stripe.get(path, params, endpoint=f"GET {path}")
+        except NotPermitted as error:
+            account_id = account_id or _account_in(error)
+            continue
+        return _account(reply, path, account_id, key)
+    # The key is good, but may read nothing here: so Stripe's clock is unknown, and ours may be fast.
+    return Account(account_id, key.mode == "live", time.time() - _SKEW_S, _STRIPE_BEGAN)
+
+
+def _account(reply: Reply, path: str, account_id: str | None, key: ApiKey) -> Account:
+    birth = _STRIPE_BEGAN
+    if path == "/v1/account":
+        body = msgspec.json.decode(reply.body, type=dict[str, object])
+        account_id = str(body["id"]) if isinstance(body.get("id"), str) else None
+        created = body.get("created")
+        birth = created if isinstance(created, int) else birth
+    return Account(account_id, key.mode == "live", reply.not_before, birth)
+
+
+def _account_in(error: Refused) -> str | None:
+    """Stripe's 403 names the account: "... for this endpoint on account 'acct_...'"."""
+    found = re.search(r"acct_\w+", error.message)
+    return found[0] if found else None

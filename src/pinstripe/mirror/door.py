@@ -1,0 +1,272 @@
+"""The one door to the synced tables: objects, and when they were true, become rows in Postgres.
+
+    await mirror.put(found, Truth(lo, hi))   # returns when the rows are durable
+
+Everything that writes goes through here: pages, events, answers of the proxy, previews. Rows and the
+checkpoint that vouches for them commit together. Pages that wait (`queue`) are written as one batch.
+Where two snapshots overlap in time and differ, one GET of the object decides (`contests`), and it is
+surely newer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import structlog
+
+from pinstripe.catalog.tables import Table
+from pinstripe.errors import Drifted, PinstripeError, Unreachable
+from pinstripe.mirror.contests import Contests, Settle
+from pinstripe.mirror.queue import Job, Queue, steps_of
+from pinstripe.mirror.snapshot import Part, Progress, Truth, Versions
+from pinstripe.rows.extract import Extractor, Found
+from pinstripe.store.batch import Batch, Contested, Effect
+from pinstripe.store.changes import Recorder
+from pinstripe.store.write import Writer
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Scribe(Protocol):
+    """What the mirror does with a batch: `Writer` writes it, `store.compare.Comparer` only compares."""
+
+    async def write(self, batch: Batch) -> list[Contested]: ...
+
+    async def close(self) -> None: ...
+
+
+class Mirror:
+    """Writes to one schema. Make it with `open_mirror`."""
+
+    def __init__(
+        self,
+        schema: str,
+        tables: Mapping[str, Table],
+        scribes: Sequence[Scribe],
+        extractor: Extractor,
+        *,
+        api_version: str,
+        loading: set[str],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.schema = schema
+        self.tables = tables
+        self.api_version = api_version
+        self.extractor = extractor
+        self.always: list[Effect] = []
+        """Run in every transaction: the fence of the lease, NOTIFY."""
+        self.loading = loading
+        """Tables that are copied for the first time: in the change feed is only what was caused."""
+        self.written: Counter[str] = Counter()
+        self.trouble = ""
+        """What Postgres says while a write is being tried again; "" when all is well."""
+        self._sleep = sleep
+        self._scribes = scribes
+        self._queue = Queue(len(scribes))
+        self._contests = Contests()
+        self._broken: dict[int, PinstripeError] = {}
+
+    @property
+    def settle(self) -> Settle | None:
+        """What decides a contested row."""
+        return self._contests.settle
+
+    @settle.setter
+    def settle(self, settle: Settle) -> None:
+        self._contests.settle = settle
+
+    @property
+    def contested(self) -> int:
+        """How many rows were contested so far."""
+        return self._contests.count
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait for a writer, or were given room to."""
+        return self._queue.rows
+
+    async def put(self, found: Found, truth: Truth, *, over: Versions | None = None) -> None:
+        """Writes `found` and returns when it is committed. For what no cursor vouches for.
+
+        `over`: versions of rows that were seen before the snapshot was asked for.
+        Raises Unwritable or Drifted where Postgres refuses; waits out lost connections.
+        """
+        await self.room(found)
+        await self.submit(found, truth, over=over)
+
+    async def room(self, found: Found) -> None:
+        """Waits until the queue has room for these rows. Call it before `submit`."""
+        await self._queue.room(found.count())
+
+    def submit(
+        self,
+        found: Found,
+        truth: Truth,
+        *,
+        lane: str = "",
+        progress: Progress | None = None,
+        step: object = None,
+        over: Versions | None = None,
+        effect: Effect | None = None,
+    ) -> asyncio.Future[None]:
+        """Queues `found`; the future is done when it is committed, with the step that it makes.
+
+        Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
+        """
+        return self.submit_parts(
+            [(found, truth)], lane=lane, progress=progress, step=step, over=over, effect=effect
+        )
+
+    def submit_parts(
+        self,
+        parts: Sequence[Part],
+        *,
+        lane: str = "",
+        progress: Progress | None = None,
+        step: object = None,
+        over: Versions | None = None,
+        effect: Effect | None = None,
+    ) -> asyncio.Future[None]:
+        """As `submit`, for snapshots of several moments that belong into one transaction."""
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        rows = sum(found.count() for found, _ in parts)
+        self._queue.add(Job(parts, progress, step, durable, rows, lane, over or {}, effect))
+        return durable
+
+    async def settled(self) -> None:
+        """Returns when no contested row is open any more."""
+        await self._contests.settled()
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        """The writers run for the block. One that dies takes the block with it: nobody waits for a
+        row that cannot come.
+        """
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._run(n)) for n in range(len(self._scribes))]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                # A writer that is cut off in its transaction must not take the cut for a lost server.
+                await asyncio.gather(*tasks, *self._contests.cancel(), return_exceptions=True)
+                self._queue.give_up()
+                for scribe in self._scribes:
+                    await scribe.close()
+
+    async def _run(self, number: int) -> None:
+        while True:
+            jobs = await self._queue.take(number)
+            try:
+                await self._write(self._scribes[number], jobs)
+            finally:
+                await self._queue.done(number, jobs)
+
+    async def _write(self, scribe: Scribe, jobs: list[Job]) -> None:
+        """Commits the jobs as one batch; if Postgres refuses a value, one by one."""
+        jobs = [job for job in jobs if not self._is_broken(job)]
+        if not jobs:
+            return
+        try:
+            contests = await self._commit(scribe, jobs)
+        except Drifted as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            for job in jobs:
+                await self._write(scribe, [job])
+            return
+        except PinstripeError as error:
+            for job in jobs:
+                self._fail(job, error)
+            return
+        except asyncio.CancelledError:
+            for job in jobs:
+                job.durable.cancel()
+            raise
+        self._contests.decide(contests)
+        for job in jobs:
+            if not job.durable.done():
+                job.durable.set_result(None)
+
+    def _is_broken(self, job: Job) -> bool:
+        """Whether an earlier job of the stream failed: a later step must not vouch for it."""
+        error = self._broken.get(id(job.progress)) if job.progress is not None else None
+        if error is not None:
+            self._fail(job, error)
+        return error is not None
+
+    def _fail(self, job: Job, error: PinstripeError) -> None:
+        if job.progress is not None:
+            self._broken[id(job.progress)] = error
+        if not job.durable.done():
+            job.durable.set_exception(error)
+
+    async def _commit(self, scribe: Scribe, jobs: list[Job]) -> list[Contested]:
+        batch = Batch(self.api_version, tables=self.tables, loading=self.loading)
+        for job in jobs:
+            for found, truth in job.parts:
+                batch.add(found, truth.lo, truth.hi, job.over, cause=truth.cause)
+        steps = steps_of(jobs)
+        batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
+        batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
+        attempt = 0
+        while True:
+            try:
+                contests = await scribe.write(batch)
+            except Unreachable as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError from error
+                self.trouble = error.message
+                _log.warning("mirror.retry", attempt=attempt, error=error.message)
+                await self._sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                attempt += 1
+                continue
+            self.trouble = ""
+            for progress, mine in steps:
+                progress.commit(mine)
+            for one_round in batch.rounds:
+                for table, group in one_round.items():
+                    self.written[table] += len(group)
+            return contests
+
+
+@asynccontextmanager
+async def open_mirror(
+    url: str,
+    schema: str,
+    tables: Mapping[str, Table],
+    *,
+    api_version: str,
+    writers: int = 2,
+    changes: bool = False,
+    session_name: str = "pinstripe",
+    scribe: Scribe | None = None,
+    extractor: Extractor | None = None,
+) -> AsyncIterator[Mirror]:
+    """A mirror whose writers run for the block. Leaving it does not wait: await what you `put`.
+
+    `changes`: whether the writers keep the change feed; `session_name`: see `Lease`. `scribe` takes
+    the place of the writers; `extractor` is shared with another mirror.
+    """
+    extractor = extractor or Extractor(tables)
+    loading: set[str] = set()
+
+    def writer() -> Scribe:
+        recorder = Recorder(schema, loading) if changes else None
+        return Writer(
+            url, schema, tables, extractor.shapes, recorder=recorder, session_name=session_name
+        )
+
+    scribes = [scribe] if scribe is not None else [writer() for _ in range(writers)]
+    mirror = Mirror(schema, tables, scribes, extractor, api_version=api_version, loading=loading)
+    async with mirror._running():
+        yield mirror

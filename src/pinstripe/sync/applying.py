@@ -1,0 +1,77 @@
+"""What a handful of events comes to: the rows that they leave, and what they make us ask of Stripe.
+
+    events -> changes (order) -> parts for the mirror, to-dos
+
+Each state is written as true in the second of its event. Where the events do not tell the newest state
+for sure, or tell it in another API version than ours, nothing is written: it is fetched. Which types
+there are, and what has a table, is the catalog's word; nothing here knows an event by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from pinstripe.catalog.tables import table_of_object
+from pinstripe.mirror import Part, Truth
+from pinstripe.rows.decode import StripeObject
+from pinstripe.rows.extract import Found
+from pinstripe.store.changes import Cause
+from pinstripe.store.todo import Todo
+from pinstripe.sync.order import Change, changes
+from pinstripe.sync.related import related
+from pinstripe.sync.source import Source, parent_of, retrieve_endpoint
+
+More = Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]]
+"""Events -> the to-dos of previews that they ask for."""
+
+
+class Planner:
+    """Plans for one account. Writes nothing."""
+
+    def __init__(self, source: Source, more: More | None = None) -> None:
+        self._source = source
+        self._more = more
+        self._table_of = table_of_object()
+
+    async def plan(
+        self, events: Sequence[StripeObject], truth: Truth
+    ) -> tuple[list[Part], list[Todo]]:
+        """What to write, and what to ask. `events` newest first; `truth`: when the list said so."""
+        extractor, wanted = self._source.mirror.extractor, self._source.wanted
+        log = Found()
+        for event in events:
+            extractor.object(event, log)
+        parts: list[Part] = [(log, truth)]
+        todos: list[Todo] = []
+        for change in changes(events, self._source.mirror.api_version):
+            found = Found()
+            written, asked = self._state(change, found)
+            if written:
+                cause = Cause(change.event_id, change.request_id)
+                truth_then = Truth(float(change.created), change.created + 1.0, cause=cause)
+                parts.append((found, truth_then))
+            todos += asked
+            todos += related(change, wanted)
+        if self._more is not None and events:
+            todos += await self._more(events)
+        return parts, todos
+
+    def _state(self, change: Change, found: Found) -> tuple[bool, list[Todo]]:
+        """The rows that one change leaves, or the request that will tell them."""
+        table = self._table_of.get(change.name)
+        extractor, wanted = self._source.mirror.extractor, self._source.wanted
+        parent = parent_of(change.object)
+        fetch = [Todo("fetch", table or "", change.key, parent, change.created, change.request_id)]
+        if table is None:
+            # Of a type to come, or one without a table: what it holds may have one.
+            extractor.object(change.object, found)
+            return True, []
+        if table not in wanted:
+            return False, []
+        if change.deleted and wanted[table].deletable:
+            extractor.object({**change.object, "deleted": True}, found)
+            return True, []
+        if (change.hint or not change.sure) and retrieve_endpoint(table) is not None:
+            return False, fetch
+        extractor.object(change.object, found)
+        return True, fetch if found.lists else []

@@ -1,0 +1,134 @@
+"""Which lists a run reads, and from where each goes on: the saved cursors become works.
+
+A list that was cut off goes on from its cursor. One that was read to its end is left alone where events
+tell what changed since, and read again where they do not: only its young part, if its objects settle
+down with age. Where the event log no longer reaches back to the last run, everything is listed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
+from pinstripe.catalog.evented import with_events
+from pinstripe.catalog.tables import table_name
+from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.pool import Pool
+from pinstripe.sync.events import FOLLOWED, RETENTION_S, followed
+from pinstripe.sync.listing import Listing
+from pinstripe.sync.nested import closed_gaps
+from pinstripe.sync.pager import Pager
+from pinstripe.sync.source import BACKFILL, Source
+from pinstripe.sync.under_parents import UnderParents, stream_of
+
+_SOON_S = 600
+"""A list that was read so short a time ago is not read again by a run that resumes."""
+_SETTLED_S = 31 * 86400
+"""Objects without events change no more after that: a balance transaction becomes available within
+a month at the latest (https://docs.stripe.com/payouts)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run reads. Events count from the second `since`; `note` is for whoever watches."""
+
+    works: Sequence[Pager | UnderParents]
+    since: int
+    note: str = ""
+
+
+class Resume:
+    """Plans one run. `now` is the present on Stripe's clock, `birth` as in `RangeSet`."""
+
+    def __init__(self, source: Source, pool: Pool, *, now: int, birth: int) -> None:
+        self._source = source
+        self._pool = pool
+        self._now = now
+        self._birth = birth
+
+    async def plan(self) -> Plan:
+        """The works of the run. Where events count from now on, that is saved before any list is read."""
+        async with self._pool.acquire() as connection:
+            saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
+        last = saved.get(FOLLOWED)
+        endpoints = [e for e in list_endpoints() if self._wanted_objects(e)]
+        saved = await self._without_gaps(saved)
+        since, note = self._now, ""
+        if last is not None and last.as_of is not None:
+            since = int(last.as_of)
+            if self._now - since > RETENTION_S - 86400:
+                note = "The last run is too long ago for the event log: everything is listed anew."
+                saved, since = {}, self._now
+        complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
+        if complete and last is not None and last.state == "refused":
+            saved = {}  # Nothing tells what changed since.
+        works = self._works(endpoints, saved, complete=complete)
+        if last is None or since == self._now:
+            # The position is taken before the first list is read.
+            await self._source.save([followed(since)])
+        return Plan(works, since, note)
+
+    def tail(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> Pager:
+        """Reads again what was created since then, of a list that is done."""
+        listing = Listing.tail(endpoint, table, done, since=since, ceiling=self._now)
+        return Pager(listing, self._source)
+
+    async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
+        """Forgets the lists around nested ones that could not be read before and can now."""
+        closed = await closed_gaps(self._source.stripe, saved.values(), priority=BACKFILL)
+        if not closed:
+            return saved
+        opened = [replace(saved[stream], state="done", position=None) for stream in closed]
+        await self._source.save(opened)
+        around = set(closed.values())
+        return {s: c for s, c in saved.items() if s not in closed and _table_of(c) not in around}
+
+    def _works(
+        self, endpoints: Sequence[ListEndpoint], saved: Mapping[str, Checkpoint], *, complete: bool
+    ) -> list[Pager | UnderParents]:
+        """`complete`: all was read before, so that events tell what changed, save for what has none."""
+        works = [self._work(e, saved.get(stream_of(e)), complete=complete) for e in endpoints]
+        parents = {w.endpoint.parent for w in works if isinstance(w, UnderParents)}
+        for work in works:
+            work.feeds = not parents.isdisjoint(work.endpoint.objects)
+        return works
+
+    def _work(
+        self, endpoint: ListEndpoint, cursor: Checkpoint | None, *, complete: bool
+    ) -> Pager | UnderParents:
+        table = table_name(self._wanted_objects(endpoint)[0])
+        if cursor is not None and cursor.state == "refused":
+            cursor = None
+        if cursor is not None and self._is_to_be_read_again(endpoint, cursor, complete=complete):
+            if endpoint.created and not endpoint.parent and cursor.as_of is not None:
+                return self.tail(endpoint, table, cursor, int(cursor.as_of) - _SETTLED_S)
+            cursor = None
+        if endpoint.parent:
+            work = UnderParents(endpoint, table, self._source, self._pool, cursor)
+            work.as_of = work.as_of or float(self._now)
+            return work
+        if cursor is None:
+            listing = Listing.fresh(endpoint, table, ceiling=self._now, birth=self._birth)
+        else:
+            listing = Listing.resumed(endpoint, table, cursor, birth=self._birth)
+        return Pager(listing, self._source)
+
+    def _is_to_be_read_again(
+        self, endpoint: ListEndpoint, cursor: Checkpoint, *, complete: bool
+    ) -> bool:
+        """Whether a list that is done may have changed without an event."""
+        stale = complete or self._now - (cursor.as_of or 0) > _SOON_S
+        unheard = not set(endpoint.objects) <= with_events()
+        return cursor.state == "done" and stale and unheard
+
+    def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:
+        return [o for o in endpoint.objects if table_name(o) in self._source.wanted]
+
+
+def _table_of(cursor: Checkpoint) -> object:
+    return cursor.position.get("table") if isinstance(cursor.position, dict) else None
+
+
+def _is_done(cursor: Checkpoint | None) -> bool:
+    return cursor is not None and cursor.state in ("done", "refused")
