@@ -34,7 +34,6 @@ _PHASES = {
     "starting": "looking where the last run stopped",
     "lists": "reading lists",
     "events": "applying what changed meanwhile",
-    "indexes": "building indexes",
     "references": "fetching what rows refer to",
     "done": "done",
 }

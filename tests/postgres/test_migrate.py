@@ -13,7 +13,13 @@ from tests.postgres.writing import VERSION, make_schema, writing
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.errors import Drifted, Misconfigured
 from pinstripe.store.cursors import Checkpoint, load_checkpoints, save_checkpoints
-from pinstripe.store.migrate import Migration, create_indexes, effective_tables, migrate
+from pinstripe.store.migrate import (
+    Migration,
+    create_indexes,
+    create_indexes_beside,
+    effective_tables,
+    migrate,
+)
 from pinstripe.store.pool import connect
 
 _NAMES = (
@@ -337,3 +343,25 @@ async def test_a_table_without_references_has_no_indexes_to_make(pg: asyncpg.Con
     await to(pg, {"customer": bare})
     await create_indexes(pg, "s", bare)
     assert await pg.fetchval("SELECT count(*) FROM pg_indexes WHERE schemaname = 's'") == 1
+
+
+async def test_indexes_beside_writers_are_the_same_and_an_invalid_one_is_made_anew(
+    pg: asyncpg.Connection,
+) -> None:
+    refund = tables()["refund"]
+    for schema in ("one", "two"):
+        await migrate(pg, schema, {"refund": refund}, sdk_version="1", api_version="1")
+    await create_indexes(pg, "one", refund)
+    await create_indexes_beside(pg, "two", refund)
+    query = "SELECT indexname FROM pg_indexes WHERE schemaname = $1 ORDER BY 1"
+    one = [r[0] for r in await pg.fetch(query, "one")]
+    assert [r[0] for r in await pg.fetch(query, "two")] == one
+    name = next(n for n in one if n != "refund_pkey")
+    await pg.execute(
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'two.\"{name}\"'::regclass"
+    )
+    await create_indexes_beside(pg, "two", refund)
+    valid = await pg.fetchval(
+        f"SELECT indisvalid FROM pg_index WHERE indexrelid = 'two.\"{name}\"'::regclass"
+    )
+    assert valid

@@ -1,7 +1,7 @@
 """The first copy of an account: every list to its end, then what happened meanwhile, then what is
 only referred to.
 
-    lists -> events since the start -> indexes -> references
+    lists -> events since the start -> indexes and references
 
 Resumable at any moment: each list goes on from its cursor. A second run over a complete copy applies
 the events since the last one and lists anew only what has no events.
@@ -20,7 +20,7 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import NotEnabled, NotPermitted
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.store.migrate import create_indexes
+from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.sync.dispatch import Dispatcher, Work
 from pinstripe.sync.events import FOLLOWED, Applied, Events, followed
@@ -116,10 +116,12 @@ class Backfill:
         await self._source.mirror.settled()
         if not followed:
             await Todos(self._source).drain()
-        self.phase = "indexes"
-        await self._index()
         self.phase = "references"
-        outcome.references = await References(self._source, self._pool).run()
+        # Indexes are Postgres's work, references are Stripe's: neither waits for the other.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._index(beside_writers=followed))
+            fetching = group.create_task(References(self._source, self._pool).run())
+        outcome.references = fetching.result()
         await self._source.mirror.settled()
         self.phase = "done"
         await self._source.save(checkpoints(self._source.gaps))
@@ -199,12 +201,14 @@ class Backfill:
         await self._source.save([followed(max(since, applied.newest))])
         return applied
 
-    async def _index(self) -> None:
+    async def _index(self, *, beside_writers: bool) -> None:
+        """`beside_writers`: somebody follows live, and must not wait for an index."""
+        create = create_indexes_beside if beside_writers else create_indexes
         tables = iter(self._source.mirror.tables.values())
 
         async def build() -> None:
             async with self._pool.acquire() as connection:
                 for table in tables:
-                    await create_indexes(connection, self._schema, table)
+                    await create(connection, self._schema, table)
 
         await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
