@@ -20,7 +20,7 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import NotEnabled, NotPermitted
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.store.migrate import create_indexes, create_indexes_beside
+from pinstripe.store.indexes import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.sync.dispatch import Dispatcher, Work
 from pinstripe.sync.events import FOLLOWED, Applied, Events, followed

@@ -76,6 +76,12 @@ class Pager:
     def urgent(self) -> bool:
         return self.feeds or self._nests or not self.endpoint.created
 
+    def _priority(self) -> int:
+        """A list that can only be read page after page must never wait for its turn as well."""
+        if not self.endpoint.created:
+            return BACKFILL - 2
+        return BACKFILL - 1 if self.urgent else BACKFILL
+
     def remaining(self) -> float:
         return self.listing.remaining()
 
@@ -145,7 +151,7 @@ class Pager:
             claim.path,
             claim.params,
             endpoint=listing.endpoint.name,
-            priority=BACKFILL - 1 if self.urgent else BACKFILL,
+            priority=self._priority(),
         )
         page = read_list(reply, claim.path)
         found = self._source.extract(page.objects, {})
