@@ -131,10 +131,13 @@ class Writer:
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
         found: list[Contested] = []
-        for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
-            for table in sorted(one_round):
-                group = one_round[table]
-                found += await self._upsert(connection, table, group, batch.api_version, causes)
+        # Table by table, and all rounds of one before the next: two writers take their locks in the
+        # same order then. (A later round speaks of keys that the first has locked already.)
+        for table in sorted({name for one_round in batch.rounds for name in one_round}):
+            for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
+                group = one_round.get(table)
+                if group:
+                    found += await self._upsert(connection, table, group, batch.api_version, causes)
         return found
 
     async def _vanish(self, connection: asyncpg.Connection, batch: Batch) -> None:
