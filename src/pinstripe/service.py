@@ -133,11 +133,7 @@ async def open_service(
             effective = await _prepare(connection, config, account, list(wanted))
         lease = Lease(database.url, config.schema)
         held = await stack.enter_async_context(leading(lease, tell)) if leads else None
-        pool = await stack.enter_async_context(
-            await open_pool(
-                database.url, min_size=1, max_size=8, application_name=lease.session_name
-            )
-        )
+        pool, bulk = await stack.enter_async_context(_pools(database.url, lease.session_name))
         mirror = await stack.enter_async_context(
             open_mirror(
                 database.url,
@@ -149,7 +145,7 @@ async def open_service(
             )
         )
         source = _joined(stripe, mirror, pool, held)
-        backfill = Backfill(source, pool, budget, now=account.now, birth=account.birth)
+        backfill = Backfill(source, bulk, budget, now=account.now, birth=account.birth)
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
 
 
@@ -173,6 +169,16 @@ def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None) -> So
         mirror.loading |= set(mirror.tables)
     mirror.settle = partial(settle, source)
     return source
+
+
+@asynccontextmanager
+async def _pools(url: str, name: str) -> AsyncIterator[tuple[Pool, Pool]]:
+    """One for what is live, which must not wait for connections that long queries hold; and theirs."""
+    async with (
+        await open_pool(url, min_size=1, max_size=8, application_name=name) as live,
+        await open_pool(url, min_size=1, max_size=6, application_name=name) as bulk,
+    ):
+        yield live, bulk
 
 
 def budget_for(config: Config, key: ApiKey) -> Budget:
