@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import structlog
-
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import NotEnabled, NotPermitted
@@ -32,8 +30,6 @@ from pinstripe.sync.singletons import read_singletons
 from pinstripe.sync.source import Source
 from pinstripe.sync.todos import Todos
 from pinstripe.sync.under_parents import UnderParents
-
-_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 # An event can appear late, behind newer ones (measured by nobody; Stripe's own engine holds back
 # 60 s). What is read again is dropped by its time, so a wide margin only costs a page.

@@ -73,13 +73,6 @@ class Events:
         self._source = source
         self._table_of = table_of_object()
 
-    async def newest(self) -> int | None:
-        """`created` of the newest event; None if there is none."""
-        reply = await ask(self._source, (), None, limit=1)
-        page = read_list(reply, EVENTS)
-        created = page.objects[0].get("created") if page.objects else None
-        return created if isinstance(created, int) else None
-
     async def apply_since(self, since: int) -> Applied:
         """Applies all events with `created >= since`, to the end of the list."""
         done = Applied()

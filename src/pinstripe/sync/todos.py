@@ -97,10 +97,6 @@ class Todos:
         """Returns when nothing is left to do."""
         await self._idle.wait()
 
-    def of_request(self, request_id: str) -> bool:
-        """Whether something that this request caused is still to be asked."""
-        return any(t.request_id == request_id for t in self._todos.values())
-
     async def _work(self) -> None:
         while True:
             place = await self._queue.get()
