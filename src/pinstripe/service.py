@@ -30,6 +30,8 @@ from pinstripe.client.session import Stripe
 from pinstripe.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.source.account import Source
+from pinstripe.source.settle import settle
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.leases import Held, Lease
 from pinstripe.store.migrate import effective_tables, migrate
@@ -40,8 +42,6 @@ from pinstripe.sync.allowance import Allowance
 from pinstripe.sync.backfill import Backfill, Outcome
 from pinstripe.sync.follow import Follower
 from pinstripe.sync.live import Pace
-from pinstripe.sync.settle import settle
-from pinstripe.sync.source import Source
 
 _BURST_S = 0.25
 """How long a stall of the process (a large batch, a busy machine) costs no request."""

@@ -19,11 +19,11 @@ from pinstripe.mirror import Truth, open_mirror
 from pinstripe.rows.decode import decode
 from pinstripe.rows.extract import Found
 from pinstripe.simulator.server import Running
+from pinstripe.source.account import Source
+from pinstripe.source.settle import settle
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import Connection, connect, open_pool
 from pinstripe.sync.backfill import Backfill, Outcome
-from pinstripe.sync.settle import settle
-from pinstripe.sync.source import Source
 
 # Types that only come inside others, or under a parent.
 NESTED = frozenset(

@@ -19,11 +19,11 @@ from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.rows.decode import clean_text
 from pinstripe.rows.extract import Extractor, Found
 from pinstripe.simulator.server import Running
+from pinstripe.source.account import Source
+from pinstripe.source.settle import settle
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import Pool, connect, open_pool
 from pinstripe.sync.live import Live, Pace
-from pinstripe.sync.settle import settle
-from pinstripe.sync.source import Source
 from pinstripe.sync.todos import Todos
 
 # Types whose every change has an event: what a live copy must equal by events alone.

@@ -25,10 +25,10 @@ from pinstripe.errors import Drifted, Unreachable
 from pinstripe.mirror import Truth, open_mirror
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
+from pinstripe.source.account import Source
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.sync.source import Source
 from pinstripe.sync.upcoming import Upcoming
 from pinstripe.sync.upcoming_affected import Affected, Relation
 from pinstripe.sync.upcoming_fill import UpcomingFill

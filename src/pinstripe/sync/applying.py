@@ -15,11 +15,11 @@ from pinstripe.catalog.tables import table_of_object
 from pinstripe.mirror import Part, Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import Source, parent_of, retrieve_endpoint
 from pinstripe.store.changes import Cause
 from pinstripe.store.todo import Todo
 from pinstripe.sync.order import Change, changes
 from pinstripe.sync.related import related
-from pinstripe.sync.source import Source, parent_of, retrieve_endpoint
 
 More = Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]]
 """Events -> the to-dos of previews that they ask for."""

@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import NotEnabled, NotPermitted
+from pinstripe.source.account import Source
+from pinstripe.source.nested import checkpoints
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.indexes import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.sync.dispatch import Dispatcher, Work
 from pinstripe.sync.events import FOLLOWED, Applied, Events, followed
-from pinstripe.sync.nested import checkpoints
 from pinstripe.sync.pager import Pager
 from pinstripe.sync.references import Fetched, References
 from pinstripe.sync.resume import Resume
 from pinstripe.sync.singletons import read_singletons
-from pinstripe.sync.source import Source
 from pinstripe.sync.todos import Todos
 from pinstripe.sync.under_parents import UnderParents
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
+from pinstripe.source.account import Source
 from pinstripe.store.certificates import Certificate, digest, save_certificate
 from pinstripe.store.ddl import qualified
-from pinstripe.sync.source import Source
 from pinstripe.sync.verified import Report, TableReport
 
 

@@ -21,11 +21,10 @@ from pinstripe.errors import NotFound, PinstripeError
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import FOLLOW, LIVE, Source, parent_of
+from pinstripe.source.page import PAGE, read_list, truth_of
+from pinstripe.source.settle import bury
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.page import read_list, truth_of
-from pinstripe.sync.ranges import PAGE
-from pinstripe.sync.settle import bury
-from pinstripe.sync.source import FOLLOW, LIVE, Source, parent_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

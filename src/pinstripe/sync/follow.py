@@ -13,11 +13,11 @@ import structlog
 
 from pinstripe.client.limits import Budget
 from pinstripe.errors import PinstripeError
+from pinstripe.source.account import Source
 from pinstripe.store.changes import trim
 from pinstripe.sync.allowance import Allowance
 from pinstripe.sync.live import Live, Pace
 from pinstripe.sync.relist import Intervals, Relist
-from pinstripe.sync.source import Source
 from pinstripe.sync.todos import Todos
 from pinstripe.sync.upcoming import Upcoming
 

@@ -18,8 +18,8 @@ from itertools import pairwise
 from pinstripe.catalog.endpoints import ListEndpoint, Param
 from pinstripe.errors import Drifted, PinstripeError
 from pinstripe.rows.decode import StripeObject
+from pinstripe.source.page import list_request
 from pinstripe.store.cursors import Checkpoint, State
-from pinstripe.sync.page import list_request
 from pinstripe.sync.ranges import Range, RangeSet
 
 Bounds = tuple[int | None, int | None, str | None, int | None]

@@ -21,16 +21,15 @@ from pinstripe.client.pages import read_page
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import LIVE_LANE, Truth
 from pinstripe.rows.decode import StripeObject
+from pinstripe.source.account import Source
+from pinstripe.source.page import PAGE, read_list, spanning, truth_of
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import add_applied, add_todos, forget_applied, load_applied
 from pinstripe.sync.applying import More, Planner
 from pinstripe.sync.events import EVENTS, RETENTION_S, ask, followed
 from pinstripe.sync.order import created_of, request_of
-from pinstripe.sync.page import read_list, spanning, truth_of
-from pinstripe.sync.ranges import PAGE
 from pinstripe.sync.seen import Pace, Seen
-from pinstripe.sync.source import Source
 from pinstripe.sync.todos import Todos
 
 __all__ = ["Live", "Pace", "Seen"]

@@ -19,15 +19,14 @@ from pinstripe.client.pages import pages
 from pinstripe.client.paths import quote_id
 from pinstripe.mirror import Versions
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import BACKFILL, Source, retrieve_endpoint
+from pinstripe.source.page import PAGE, read_list, read_object, truth_of
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.difference import Difference, Place
 from pinstripe.sync.dispatch import Dispatcher
 from pinstripe.sync.listing import Listing
-from pinstripe.sync.page import read_list, read_object, truth_of
 from pinstripe.sync.pager import Pager
-from pinstripe.sync.ranges import PAGE
 from pinstripe.sync.singletons import read_singletons
-from pinstripe.sync.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.sync.under_parents import UnderParents
 
 Work = Pager | UnderParents

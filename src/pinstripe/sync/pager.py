@@ -25,10 +25,10 @@ from pinstripe.errors import (
 )
 from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import BACKFILL, Source
+from pinstripe.source.page import read_list, truth_of
 from pinstripe.sync.listing import Claim, Listing, Step
-from pinstripe.sync.page import read_list, truth_of
 from pinstripe.sync.ranges import Range
-from pinstripe.sync.source import BACKFILL, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _MOST_FOLLOWING = 3

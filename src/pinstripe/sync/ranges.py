@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-PAGE = 100
+from pinstripe.source.page import PAGE
+
 PIECE_PAGES = 24
 """Pages of the first piece: 4 % of a page lost at most, by one page that is not full."""
 WORTH_CUTTING = 6.0

@@ -14,9 +14,9 @@ import structlog
 
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted, Refused
+from pinstripe.source.account import REFERENCES, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
-from pinstripe.sync.source import REFERENCES, Source, retrieve_endpoint
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 500

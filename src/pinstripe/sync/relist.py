@@ -27,6 +27,7 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import PinstripeError, Refused
 from pinstripe.rows.decode import StripeObject
+from pinstripe.source.account import BACKFILL, Source, retrieve_endpoint
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.freshness import note_freshness
@@ -34,7 +35,6 @@ from pinstripe.store.todo import Todo, add_todos
 from pinstripe.sync.dispatch import Dispatcher
 from pinstripe.sync.listing import Listing
 from pinstripe.sync.pager import Pager
-from pinstripe.sync.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.sync.todos import Todos
 from pinstripe.sync.under_parents import UnderParents, stream_of
 

@@ -16,13 +16,13 @@ import structlog
 from pinstripe.errors import NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import Source
+from pinstripe.source.settle import bury
 from pinstripe.store.compare import Comparer
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.difference import Difference
 from pinstripe.store.pool import Connection
 from pinstripe.sync.look import Walk, read, way_to
-from pinstripe.sync.settle import bury
-from pinstripe.sync.source import Source
 from pinstripe.sync.suspects import Suspects
 from pinstripe.sync.verified import TableReport
 

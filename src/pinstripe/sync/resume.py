@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import table_name
+from pinstripe.source.account import BACKFILL, Source
+from pinstripe.source.nested import closed_gaps
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Pool
 from pinstripe.sync.events import FOLLOWED, RETENTION_S, followed
 from pinstripe.sync.listing import Listing
-from pinstripe.sync.nested import closed_gaps
 from pinstripe.sync.pager import Pager
-from pinstripe.sync.source import BACKFILL, Source
 from pinstripe.sync.under_parents import UnderParents, stream_of
 
 _SOON_S = 600

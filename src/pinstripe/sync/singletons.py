@@ -6,9 +6,9 @@ from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.tables import table_name
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import BACKFILL, Source
+from pinstripe.source.page import read_object, truth_of
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.page import read_object, truth_of
-from pinstripe.sync.source import BACKFILL, Source
 
 
 async def read_singletons(source: Source) -> list[Checkpoint]:

@@ -32,14 +32,14 @@ from pinstripe.errors import (
     WrongKey,
 )
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import LIVE, Source
+from pinstripe.source.page import read_list
 from pinstripe.store.compare import Comparer
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.difference import Difference, Place
 from pinstripe.sync.events import EVENTS
 from pinstripe.sync.look import Way, holds, read, way_to
 from pinstripe.sync.order import payload
-from pinstripe.sync.page import read_list
-from pinstripe.sync.source import LIVE, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _WORKERS = 12

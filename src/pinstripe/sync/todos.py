@@ -15,9 +15,9 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.paths import quote_id
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unreachable, WrongKey
+from pinstripe.source.account import LIVE, Source
+from pinstripe.source.settle import bury
 from pinstripe.store.todo import Todo, load_todos, todo_done
-from pinstripe.sync.settle import bury
-from pinstripe.sync.source import LIVE, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -30,11 +30,11 @@ from pinstripe.errors import (
 )
 from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import BACKFILL, Source
+from pinstripe.source.page import list_request, read_list, truth_of
 from pinstripe.store.cursors import Checkpoint, State
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Pool
-from pinstripe.sync.page import list_request, read_list, truth_of
-from pinstripe.sync.source import BACKFILL, Source
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 1000

@@ -25,12 +25,12 @@ from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, Wro
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import Source
 from pinstripe.store.batch import Effect
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo
-from pinstripe.sync.source import Source
 from pinstripe.sync.upcoming_affected import Affected, Kind, OwnerKey, affected
 from pinstripe.sync.upcoming_fanout import ALIVE, PENDING, fan_out, origins
 from pinstripe.sync.upcoming_fill import UpcomingFill

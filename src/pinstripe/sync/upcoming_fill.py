@@ -17,9 +17,9 @@ from typing import Protocol, cast
 import structlog
 
 from pinstripe.errors import Drifted, PinstripeError, Refused
+from pinstripe.source.account import BACKFILL, Source
 from pinstripe.store.cursors import Checkpoint, State, load_checkpoints, save_checkpoints
 from pinstripe.store.ddl import qualified
-from pinstripe.sync.source import BACKFILL, Source
 from pinstripe.sync.upcoming_fanout import ALIVE, PENDING
 from pinstripe.sync.upcoming_preview import Owner
 from pinstripe.sync.upcoming_rows import TABLE_OF

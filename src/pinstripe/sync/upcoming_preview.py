@@ -15,9 +15,8 @@ from pinstripe.client.reply import Reply
 from pinstripe.errors import Drifted, NotEnabled, NotFound, NotPermitted, Refused, WrongKey
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
-from pinstripe.sync.page import read_list, read_object, truth_of
-from pinstripe.sync.ranges import PAGE
-from pinstripe.sync.source import Source, endpoint_of
+from pinstripe.source.account import Source, endpoint_of
+from pinstripe.source.page import PAGE, read_list, read_object, truth_of
 
 Owner = Literal["customer", "subscription"]
 

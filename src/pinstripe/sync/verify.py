@@ -23,13 +23,13 @@ from pinstripe.errors import (
     NotPermitted,
 )
 from pinstripe.mirror import open_mirror
+from pinstripe.source.account import LIVE, Source
 from pinstripe.store.compare import Comparer
 from pinstripe.store.difference import Difference
 from pinstripe.sync.certify import certify
 from pinstripe.sync.events import EVENTS, FOLLOWED, RETENTION_S
 from pinstripe.sync.look import LEFT_OUT, UNEXPANDED, Walk, walk
 from pinstripe.sync.repair import Repairs, cheaper_by_list
-from pinstripe.sync.source import LIVE, Source
 from pinstripe.sync.suspects import Suspects, Verdicts
 from pinstripe.sync.verified import Report, TableReport
 

@@ -16,7 +16,9 @@ from pinstripe.client.reply import Reply
 from pinstripe.errors import Drifted
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject, decode
-from pinstripe.sync.ranges import PAGE
+
+PAGE = 100
+"""Objects of a page: the most that Stripe gives (https://docs.stripe.com/api/pagination)."""
 
 
 @dataclass(frozen=True, slots=True)

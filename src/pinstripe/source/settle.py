@@ -11,8 +11,8 @@ from datetime import datetime
 from pinstripe.errors import NotFound
 from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
+from pinstripe.source.account import Source
 from pinstripe.store.todo import Todo, todo_done
-from pinstripe.sync.source import Source
 
 
 async def settle(source: Source, table: str, key: str, version: datetime) -> bool:

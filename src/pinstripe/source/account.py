@@ -27,13 +27,12 @@ from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror import Mirror
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import CutList, Found
+from pinstripe.source.nested import Gap, Gaps
+from pinstripe.source.page import PAGE, list_request, read_list, read_object, truth_of
 from pinstripe.store.batch import Effect
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
-from pinstripe.sync.nested import Gap, Gaps
-from pinstripe.sync.page import list_request, read_list, read_object, truth_of
-from pinstripe.sync.ranges import PAGE
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

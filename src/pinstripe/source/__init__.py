@@ -1,0 +1,1 @@
+"""One account at Stripe and its mirror; see `source.account`."""
