@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pinstripe.catalog.load import spec
-from pinstripe.catalog.tables import tables
+from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
 from pinstripe.client.session import Stripe
@@ -23,7 +23,7 @@ from pinstripe.source.account import Source
 from pinstripe.source.settle import settle
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import Pool, connect, open_pool
-from pinstripe.store.syncs import load_syncs
+from pinstripe.store.syncs import Sync, load_syncs
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +93,7 @@ async def open_sync(
 
     Raises Misconfigured while no process has made the schema; Unreachable where Postgres is away.
     """
-    async with connect(database_url) as connection:
-        known = next((s for s in await load_syncs(connection) if s.schema == schema), None)
-        if known is None or known.livemode is None:
-            raise Misconfigured(
-                f'The schema "{schema}" is not there yet.',
-                hint="`pinstripe sync` makes it; a moment later it is served here.",
-            )
-        effective = await effective_tables(connection, schema, tables())
+    known, effective = await _there(database_url, schema)
     async with (
         Stripe(
             key,
@@ -125,4 +118,17 @@ async def open_sync(
     ):
         source = Source(stripe, mirror, mirror.tables, pool)
         mirror.settle = partial(settle, source)
-        yield OpenSync(sync_id, schema, known.account_id, known.livemode, source, webhook_secrets)
+        livemode = bool(known.livemode)
+        yield OpenSync(sync_id, schema, known.account_id, livemode, source, webhook_secrets)
+
+
+async def _there(database_url: str, schema: str) -> tuple[Sync, dict[str, Table]]:
+    """Whose schema it is, and its tables as they stand there."""
+    async with connect(database_url) as connection:
+        known = next((s for s in await load_syncs(connection) if s.schema == schema), None)
+        if known is None or known.livemode is None:
+            raise Misconfigured(
+                f'The schema "{schema}" is not there yet.',
+                hint="`pinstripe sync` makes it; a moment later it is served here.",
+            )
+        return known, await effective_tables(connection, schema, tables())
