@@ -45,6 +45,10 @@ class Misconfigured(PinstripeError):
     exit_code = 2
 
 
+class UnknownSync(Misconfigured):
+    """There is no sync of this id."""
+
+
 class Unreachable(PinstripeError):
     """Stripe or Postgres cannot be reached, or breaks off. Worth trying again later."""
 
@@ -55,7 +59,7 @@ class Refused(PinstripeError):
     """Stripe answered, and the answer is no: an error body in Stripe's own shape.
 
     Attributes: `status` (HTTP), `code` and `type` (Stripe's, "" where absent), `param`,
-    `request_id` (`req_…` or "").
+    `request_id` (`req_…` or ""). `said_at`: when it was so, [lo, hi) on Stripe's clock, Unix seconds.
     """
 
     exit_code = 4
@@ -70,8 +74,10 @@ class Refused(PinstripeError):
         param: str = "",
         request_id: str = "",
         hint: str = "",
+        said_at: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
+        self.said_at = said_at
         self.status = status
         self.code = code
         self.type = type

@@ -6,6 +6,7 @@ nothing and writes nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,6 +18,7 @@ from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.freshness import Freshness, load_freshness
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.read_use import ReadUse, load_read_use
 from pinstripe.store.syncs import load_syncs
 
 TableState = Literal["done", "running", "refused", "failed", "found"]
@@ -65,6 +67,8 @@ class SchemaStatus:
     trouble: str = ""
     remedy: str = ""
     to_ask: int = 0
+    reads: ReadUse | None = None
+    """Use of Stripe's read allowance."""
     default_api_version: str | None = None
     """In which events are rendered: the account's own, as the newest event shows it."""
 
@@ -74,17 +78,21 @@ class SchemaStatus:
 
 
 async def read_status(
-    connection: Connection, *, schema: str | None = None, exact: bool = False
+    connection: Connection,
+    *,
+    schema: str | None = None,
+    exact: bool = False,
+    counted_bytes: int = _COUNTED_BYTES,
 ) -> list[SchemaStatus]:
     """Every synced schema, or only `schema`; empty if there is none.
 
-    Large tables are estimated unless `exact`.
+    Tables of more than `counted_bytes` are estimated unless `exact`.
     """
     return [
         await _schema(
             connection,
             sync.schema,
-            exact=exact,
+            counted_bytes=sys.maxsize if exact else counted_bytes,
             known=(sync.account_id, sync.livemode, sync.api_version),
         )
         for sync in await load_syncs(connection)
@@ -96,13 +104,13 @@ async def _schema(
     connection: Connection,
     schema: str,
     *,
-    exact: bool,
+    counted_bytes: int,
     known: tuple[str | None, bool | None, str],
 ) -> SchemaStatus:
     cursors = await load_checkpoints(connection, schema)
     followed = cursors.get("events")
     with translated():
-        rows = await _rows(connection, schema, exact=exact)
+        rows = await _rows(connection, schema, counted_bytes)
         missing = await connection.fetchval(
             "SELECT count(*) FROM pinstripe.missing WHERE schema = $1", schema
         )
@@ -111,6 +119,7 @@ async def _schema(
         )
         fresh = await load_freshness(connection, schema)
         default_version = await _default_version(connection, schema, rows)
+        reads = await load_read_use(connection, schema, livemode=known[1])
     by_table = _by_table(c for c in cursors.values() if c.stream != "events")
     return SchemaStatus(
         schema,
@@ -122,6 +131,7 @@ async def _schema(
         remedy=followed.remedy if followed is not None else "",
         to_ask=to_ask,
         default_api_version=default_version,
+        reads=reads,
         tables=[
             _with_freshness(
                 _table(name, count, is_exact, by_table.get(name, [])),
@@ -151,7 +161,8 @@ def _with_freshness(
     known: list[tuple[float, str]] = [(f.known_to, f.how) for f in fresh]
     if table.as_of is not None:
         known.append((table.as_of, "backfill"))
-    if followed is not None and tables()[table.table].object_type in with_events():
+    named = tables()[table.table].object_type
+    if followed is not None and (named == "event" or named in with_events()):
         known.append((followed, "events"))
     if not known:
         return table
@@ -190,10 +201,14 @@ def _table(name: str, rows: int, exact: bool, cursors: list[Checkpoint]) -> Tabl
     )
 
 
-async def _rows(connection: Connection, schema: str, *, exact: bool) -> dict[str, tuple[int, bool]]:
+async def _rows(
+    connection: Connection, schema: str, counted_bytes: int
+) -> dict[str, tuple[int, bool]]:
     """Table -> (rows, whether that is exact), of the tables of ours that the schema has."""
     sizes = await connection.fetch(
-        "SELECT c.relname, c.reltuples::bigint, pg_relation_size(c.oid) FROM pg_class c"
+        # reltuples is -1 until the first ANALYZE; the statistics know sooner what was written.
+        "SELECT c.relname, CASE WHEN c.reltuples < 0 THEN pg_stat_get_live_tuples(c.oid)"
+        " ELSE c.reltuples END::bigint, pg_relation_size(c.oid) FROM pg_class c"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') ORDER BY c.relname",
         schema,
@@ -204,8 +219,7 @@ async def _rows(connection: Connection, schema: str, *, exact: bool) -> dict[str
         if name not in tables():
             continue
         found[name] = (max(estimate, 0), False)
-        # -1: never analyzed.
-        if size and (exact or size <= _COUNTED_BYTES or estimate < 0):
+        if size and (size <= counted_bytes or (estimate <= 0 and size <= _COUNTED_BYTES)):
             to_count.append(name)
         elif not size:
             found[name] = (0, True)

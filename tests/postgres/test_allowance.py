@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 
 import asyncpg
 import pytest
@@ -13,7 +14,9 @@ from tests.postgres.writing import SCHEMA, make_schema
 
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import Pool, open_pool
+from pinstripe.store.read_use import load_read_use
 from pinstripe.sync.allowance import Allowance
+from pinstripe.sync.spending import Wishes
 
 _DAY_S = 86400.0
 _NOON = 20_000.5 * _DAY_S
@@ -91,6 +94,23 @@ async def test_counts_of_other_processes_and_earlier_days_count_for_thirty_days(
     assert second.status()["used"] == 0
 
 
+async def test_status_reads_the_use_from_the_database_and_projects_a_whole_day(
+    meter: Meter, pg: asyncpg.Connection
+) -> None:
+    allowance = meter.allowance()
+    day = date(1970, 1, 1) + timedelta(days=20_000)
+    for requests in (7000, 100, 30):
+        meter.requests["GET /v1/events"] += requests
+        await allowance.flush()
+        meter.now += _DAY_S
+    use = await load_read_use(pg, SCHEMA, livemode=True, today=day + timedelta(days=2))
+    assert (use.used, use.allowed, use.projected) == (7130, 10_000, 3000)
+    assert use.by_kind == {"events": 7130}
+    early = await load_read_use(pg, SCHEMA, livemode=True, today=day + timedelta(days=1))
+    assert early.projected is None  # yesterday was the first copy
+    assert (await load_read_use(pg, SCHEMA, livemode=False)).allowed is None
+
+
 async def test_what_could_not_be_saved_is_saved_later(meter: Meter, pg: asyncpg.Connection) -> None:
     allowance = meter.allowance()
     meter.requests["GET /v1/events"] += 5
@@ -103,19 +123,30 @@ async def test_what_could_not_be_saved_is_saved_later(meter: Meter, pg: asyncpg.
     assert await stored(pg) == {"events": 5}
 
 
-async def test_a_quiet_live_account_is_read_slowly_but_for_a_while_after_a_wake_up(
-    meter: Meter,
-) -> None:
+async def test_a_quiet_live_account_is_read_slowly_and_a_wake_up_fades(meter: Meter) -> None:
     allowance = meter.allowance()
     await allowance.flush()
-    assert allowance.poll_interval_s() == 60.0
+    slow_s = allowance.poll_interval_s()
+    assert 200 < slow_s < 300  # 9,500 looks in 30 days
     assert allowance.status()["slowed"]
     allowance.wake()
-    assert allowance.poll_interval_s() == 0.5
-    meter.now += 59
-    assert allowance.poll_interval_s() == 0.5
-    meter.now += 2
-    assert allowance.poll_interval_s() == 60.0
+    looks = 0
+    while (pause_s := allowance.poll_interval_s()) < allowance.plan().look_s:
+        assert looks or pause_s == 0.5
+        meter.now += pause_s
+        looks += 1
+    assert 10 < looks < 25
+
+
+async def test_what_is_read_besides_leaves_less_for_looks(meter: Meter) -> None:
+    allowance = meter.allowance()
+    await allowance.flush()
+    alone_s = allowance.poll_interval_s()
+    allowance.wishes = lambda: Wishes(heads=0.7, passes=400.0)
+    assert allowance.poll_interval_s() == pytest.approx(2 * alone_s, rel=0.01)
+    status = allowance.status()
+    assert status["stretch"] > 100
+    assert status["pass_s"] > 86400
 
 
 async def test_test_mode_and_a_held_rate_are_never_slowed(meter: Meter) -> None:

@@ -233,6 +233,35 @@ async def test_a_preview_that_went_is_a_delete_with_what_it_held(
     assert len(await feed(pg)) == 2
 
 
+async def test_a_preview_of_which_only_the_time_of_the_look_differs_is_no_change(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    async def look(at: int, total: int) -> None:
+        found = Found()
+        invoice = {
+            "object": "invoice",
+            "total": total,
+            "created": at,
+            "period_end": at,
+            "status_transitions": {"finalized_at": at, "paid_at": at},
+        }
+        parents = {"customer": "cus_1"}
+        mirror.extractor.virtual(
+            "upcoming_customer_invoice", invoice, "cus_1", found, parents=parents
+        )
+        await mirror.put(found, Truth(T0 + at, T0 + at + 1))
+
+    await look(0, 5)
+    await look(10, 5)
+    assert [kind for _, _, kind, _ in await feed(pg)] == ["insert"]
+    assert await pg.fetchval(f"SELECT count(*) FROM {SCHEMA}.upcoming_customer_invoice") == 1
+    await look(20, 7)
+    _, (_, _, kind, changes) = await feed(pg)
+    assert kind == "update"
+    assert isinstance(changes, dict)
+    assert changes["total"] == [5, 7]
+
+
 async def test_listeners_hear_of_it_after_the_commit(
     mirror: Mirror, pg: asyncpg.Connection
 ) -> None:

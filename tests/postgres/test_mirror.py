@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 import asyncpg
 import pytest
@@ -15,6 +14,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, Truth, open_mirror
 from pinstripe.rows.extract import Found
+from pinstripe.store.batch import Contested
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
 
@@ -207,11 +207,11 @@ async def test_contested_rows_are_settled_one_get_at_a_time(
     asked: list[str] = []
     answer = asyncio.Event()
 
-    async def settle(table: str, key: str, version: datetime) -> bool:
-        asked.append(key)
+    async def settle(row: Contested) -> bool:
+        asked.append(row.key)
         await answer.wait()
-        over = {(table, key): version}
-        await mirror.put(customers(mirror, key, name="settled"), during(5, 6), over=over)
+        over = {(row.table, row.key): row.version}
+        await mirror.put(customers(mirror, row.key, name="settled"), during(5, 6), over=over)
         return True
 
     mirror.settle = settle
@@ -256,7 +256,7 @@ async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:
     chosen = {n: tables()[n] for n in _NAMES}
     never = asyncio.Event()
 
-    async def settle(table: str, key: str, version: datetime) -> bool:
+    async def settle(row: Contested) -> bool:
         await never.wait()
         return True
 

@@ -327,3 +327,20 @@ async def test_an_event_leaves_what_only_a_page_tells(w: Writing) -> None:
     await w.put((COUPON, 5, 6))
     row = await w.row("coupon", "c1")
     assert (row["name"], row["applies_to_products"]) == ("new", ["prod_1"])
+
+
+async def test_a_deleted_plan_that_a_later_subscription_still_holds_stays_deleted(
+    database: str,
+) -> None:
+    plan: StripeObject = {"id": "plan_1", "object": "plan", "amount": 500}
+    item: StripeObject = {"id": "si_1", "object": "subscription_item", "plan": plan}
+    await make_schema(database, ["plan", "subscription_item"])
+    async with writing(database, "plan", "subscription_item") as w:
+        await w.put((item, 0, 1))
+        assert (await w.row("plan", "plan_1"))["deleted"] is False
+        await w.put(({"id": "plan_1", "object": "plan", "deleted": True}, 5, 6))
+        await w.put((item, 10, 11))
+        assert (await w.row("plan", "plan_1"))["deleted"] is True
+        # Its own address tells whether it lives.
+        await w.put((plan, 20, 21))
+        assert (await w.row("plan", "plan_1"))["deleted"] is False

@@ -143,3 +143,57 @@ def test_an_unknown_table_is_answered_with_the_nearest_names(word: str) -> None:
 def test_leaving_every_table_out_is_refused() -> None:
     with pytest.raises(Misconfigured, match="no table"):
         read_config({"tables": "-*"}, {}).choose_tables(KNOWN)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"port": "65536"},
+        {"port": "-1"},
+        {"port": "http"},
+        {"host": "no host"},
+        {"public_url": "pinstripe.example.com"},
+        {"public_url": "https://user:pw@example.com"},
+        {"wait_settle": "-1"},
+        {"mirror_patience": "61"},
+        {"webhook_tolerance": "0"},
+        {"proxy_body_limit": "0"},
+    ],
+)
+def test_an_unusable_setting_of_the_gateway_is_refused_by_name(given: Mapping[str, str]) -> None:
+    (name,) = given
+    with pytest.raises(Misconfigured, match="--" + name.replace("_", "-")) as caught:
+        read_config(given, {})
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("variable", "secret"),
+    [
+        ("PINSTRIPE_ADMIN_TOKEN", "tooshort"),
+        ("PINSTRIPE_WAIT_TOKEN", "with spaces in between it"),
+        ("PINSTRIPE_WEBHOOK_SECRET", "whsec_good,sk_test_mistaken"),
+        ("PINSTRIPE_SECRET_KEY", "c2hvcnQ="),
+        ("PINSTRIPE_SECRET_KEY", "not base64 at all"),
+    ],
+)
+def test_a_secret_that_is_no_good_is_refused_and_not_repeated(variable: str, secret: str) -> None:
+    with pytest.raises(Misconfigured, match=variable) as caught:
+        read_config({}, {variable: secret})
+    assert secret not in str(caught.value)
+    assert "mistaken" not in str(caught.value)
+
+
+def test_several_webhook_secrets_and_secret_keys_stand_side_by_side() -> None:
+    one, two = "A" * 43 + "=", "B" * 43 + "="
+    config = read_config(
+        {},
+        {
+            "PINSTRIPE_WEBHOOK_SECRET": "whsec_new, whsec_old",
+            "PINSTRIPE_SECRET_KEY": f"{one},{two}",
+        },
+    )
+    assert config.webhook_secret == ("whsec_new", "whsec_old")
+    assert config.secret_key == (one, two)
+    assert "whsec_new" not in repr(config)
+    assert one not in repr(config)

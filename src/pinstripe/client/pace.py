@@ -17,9 +17,13 @@ from dataclasses import dataclass
 
 # One overload answers every request that is under way with a 429; they count as one.
 _CUT_AT_MOST_EVERY_S = 1.0
-_CUT_TO = 0.5
+# One 429 may be chance (somebody else's burst); where another follows it is a storm.
+_CUT_TO = 0.8
+_CUT_TO_IN_A_STORM = 0.5
+_STORM_S = 5.0
 _SLOWEST_SHARE = 0.05
-# From half the rate back to all in 25 s: slow enough not to swing, fast enough for a backfill.
+# Back to all in 10 s after a chance, in 25 s after half: slow enough not to swing, fast enough for a
+# backfill.
 _RECOVERY_SHARE_PER_S = 0.02
 # Without a rate of our own there is nothing to halve: only hold back for a moment.
 _UNLIMITED_PAUSE_S = 0.25
@@ -102,14 +106,19 @@ class Pace:
         self._paused_until = max(self._paused_until, until)
 
     def cut(self, now: float) -> None:
-        """Halve the rate, down to a twentieth of the one set; it grows back evenly."""
-        if now - self._cut_at < _CUT_AT_MOST_EVERY_S:
+        """Take a fifth off the rate, or half if it was cut just before; it grows back evenly.
+
+        Never below a twentieth of the one set.
+        """
+        since_s = now - self._cut_at
+        if since_s < _CUT_AT_MOST_EVERY_S:
             return
         rate = self.rate(now)
         if rate is None or self._set_rate is None:
             self.pause(now + _UNLIMITED_PAUSE_S)
             return
-        self._cut_rate = max(rate * _CUT_TO, self._set_rate * _SLOWEST_SHARE)
+        share = _CUT_TO_IN_A_STORM if since_s < _STORM_S else _CUT_TO
+        self._cut_rate = max(rate * share, self._set_rate * _SLOWEST_SHARE)
         self._cut_at = now
 
 

@@ -72,7 +72,14 @@ def missing_permission(message: str) -> str | None:
     return found[0] if found else None
 
 
-def refusal(status: int, error: _Error, *, request_id: str, key: ApiKey) -> Refused:
+def refusal(
+    status: int,
+    error: _Error,
+    *,
+    request_id: str,
+    key: ApiKey,
+    said_at: tuple[float, float] | None = None,
+) -> Refused:
     """The error to raise for a final answer of Stripe's."""
     kind = _kind(status, error)
     message = (error.message or error.type or "").strip()
@@ -84,6 +91,7 @@ def refusal(status: int, error: _Error, *, request_id: str, key: ApiKey) -> Refu
         param=error.param or "",
         request_id=request_id,
         hint=_hint(kind, message, key, request_id),
+        said_at=said_at,
     )
 
 

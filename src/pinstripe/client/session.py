@@ -62,8 +62,9 @@ class _Call:
 class Stripe:
     """One account, one key, one API version. An async context manager.
 
-    `requests`, `retries` and `rate_limited` count by endpoint: every HTTP request sent, those that
-    were repetitions, and those that Stripe answered with 429.
+    `account`: the connected one that it asks for, if not the key's own. `requests`, `retries` and
+    `rate_limited` count by endpoint: every HTTP request sent, those that were repetitions, and those
+    that Stripe answered with 429.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class Stripe:
         self.retries: Counter[str] = Counter()
         self.rate_limited: Counter[str] = Counter()
         self.api_version = api_version
-        self._key = key
-        self._base = checked_base(base_url, key)
+        self.account = account
+        self._version = {"Stripe-Version": api_version}
+        self.key = key
+        self.base_url = checked_base(base_url, key)
         self._budget = budget
         self._patience = patience or retry.Patience()
         self._sleep = sleep
@@ -95,7 +98,7 @@ class Stripe:
         self._wall_clock = wall_clock
         self._met = False
         self._wire = Wire(
-            headers=_headers(key, api_version, account),
+            headers=_headers(key, account),
             timeouts=timeouts or Timeouts(),
             proxy=proxy,
             clock=clock,
@@ -103,7 +106,7 @@ class Stripe:
         )
 
     def __repr__(self) -> str:
-        return f"Stripe({self._key}, {self._base})"
+        return f"Stripe({self.key}, {self.base_url})"
 
     async def __aenter__(self) -> Self:
         await self._wire.open()
@@ -132,7 +135,15 @@ class Stripe:
         """
         if params:
             path = f"{path}?{encode_params(params)}"
-        call = _Call("GET", self._base, path, None, {}, endpoint, priority, repeatable=True)
+        call = self._repeatable("GET", path, self._version, endpoint=endpoint, priority=priority)
+        return await self._ask(call)
+
+    async def get_unpinned(self, path: str, *, endpoint: str, priority: int = 0) -> Reply:
+        """GET `path` without naming an API version: the reply tells which one is the account's own.
+
+        Not to be read as an object: fields move between versions. Errors as of `get`.
+        """
+        call = self._repeatable("GET", path, {}, endpoint=endpoint, priority=priority)
         return await self._ask(call)
 
     async def post(
@@ -151,24 +162,30 @@ class Stripe:
         request changes nothing (`repeatable`: a preview). Else an `Unreachable` says that Stripe
         may have run it.
         """
-        headers = {"Content-Type": _FORM}
+        headers = {**self._version, "Content-Type": _FORM}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
         body = encode_params(params).encode()
         safe = repeatable or idempotency_key is not None
-        base = self._base
+        base = self.base_url
         return await self._ask(_Call("POST", base, path, body, headers, endpoint, priority, safe))
 
     async def delete(self, path: str, *, endpoint: str, priority: int = 0) -> Reply:
         """DELETE `path`. Repeated like a GET: `NotFound` then means gone, by whomever."""
-        base = self._base
-        call = _Call("DELETE", base, path, None, {}, endpoint, priority, repeatable=True)
+        call = self._repeatable("DELETE", path, self._version, endpoint=endpoint, priority=priority)
         return await self._ask(call)
 
     async def probe(self) -> dict[str, object]:
         """The account, `{"id": "acct_...", ...}`: tells soon whether address and key are right."""
         reply = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
         return msgspec.json.decode(reply.body, type=dict[str, object])
+
+    def _repeatable(
+        self, method: Method, path: str, headers: dict[str, str], *, endpoint: str, priority: int
+    ) -> _Call:
+        return _Call(
+            method, self.base_url, path, None, headers, endpoint, priority, repeatable=True
+        )
 
     async def _ask(self, call: _Call) -> Reply:
         failures = refusals = 0
@@ -242,8 +259,14 @@ class Stripe:
     ) -> PinstripeError:
         error = read_error(came.body) if isinstance(came, Answer) else None
         if isinstance(came, Answer) and error is not None and verdict == "final":
-            request_id = came.headers.get("request-id", "")
-            return refusal(came.status, error, request_id=request_id, key=self._key)
+            told = reply_of(came)
+            return refusal(
+                came.status,
+                error,
+                request_id=told.request_id,
+                key=self.key,
+                said_at=(told.not_before, told.not_after),
+            )
         return self._gave_up(call, reason, failures, ran=isinstance(came, Answer) or came.sent)
 
     def _gave_up(self, call: _Call, reason: str, tries: int, *, ran: bool) -> Unreachable:
@@ -259,11 +282,10 @@ class Stripe:
         return Unreachable(f"{call.method} {address} failed, tried {times}: {reason}.", hint=hint)
 
 
-def _headers(key: ApiKey, api_version: str, account: str | None) -> dict[str, str]:
+def _headers(key: ApiKey, account: str | None) -> dict[str, str]:
     token = base64.b64encode(f"{key.reveal()}:".encode()).decode()
     headers = {
         "Authorization": f"Basic {token}",
-        "Stripe-Version": api_version,
         "User-Agent": f"Pinstripe/{version('pinstripe')}",
     }
     if account is not None:

@@ -7,8 +7,7 @@ row; what is contested meanwhile shares the next one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 
 import structlog
 
@@ -17,9 +16,8 @@ from pinstripe.store.batch import Contested
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-Settle = Callable[[str, str, datetime], Awaitable[bool]]
-"""(table, key, version) -> fetch the object and put it over that version of the row; False where
-Stripe cannot be asked."""
+Settle = Callable[[Contested], Awaitable[bool]]
+"""Fetches the object and puts it over that version of the row; False where Stripe cannot be asked."""
 
 
 class Contests:
@@ -28,41 +26,53 @@ class Contests:
     def __init__(self) -> None:
         self.settle: Settle | None = None
         self.count = 0
-        self._open: dict[tuple[str, str], datetime] = {}
-        self._settling: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._open: dict[tuple[str, str], Contested] = {}
+        self._settling: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
     def decide(self, contests: Sequence[Contested]) -> None:
         """Starts what settles these rows."""
         for contest in contests:
             self.count += 1
             place = (contest.table, contest.key)
-            self._open[place] = contest.version
+            self._open[place] = contest
             if place not in self._settling:
                 self._settling[place] = asyncio.create_task(self._settle(place))
+
+    def settling(self, rows: Mapping[str, Container[str]]) -> list[asyncio.Task[bool]]:
+        """What settles those of these rows (table -> keys) that are open now.
+
+        Each gives whether its row was decided; one that could not be keeps what it has.
+        """
+        if not self._settling:
+            return []
+        return [t for (table, key), t in self._settling.items() if key in rows.get(table, ())]
 
     async def settled(self) -> None:
         """Returns when no contested row is open any more."""
         while self._settling:
             await asyncio.gather(*self._settling.values())
 
-    def cancel(self) -> list[asyncio.Task[None]]:
+    def cancel(self) -> list[asyncio.Task[bool]]:
         """Ends what is under way; gives the tasks to wait for."""
         tasks = list(self._settling.values())
         for task in tasks:
             task.cancel()
         return tasks
 
-    async def _settle(self, place: tuple[str, str]) -> None:
+    async def _settle(self, place: tuple[str, str]) -> bool:
         table, key = place
+        decided = True
         try:
-            while (version := self._open.pop(place, None)) is not None:
+            while (contested := self._open.pop(place, None)) is not None:
+                decided = False
                 if self.settle is None:
                     _log.warning("mirror.contested", table=table, id=key)
                     continue
                 try:
-                    await self.settle(table, key, version)
+                    decided = await self.settle(contested)
                 except PinstripeError as error:
                     # The row keeps what it has; the next snapshot of it decides.
                     _log.warning("mirror.unsettled", table=table, error=error.message)
         finally:
             del self._settling[place]
+        return decided

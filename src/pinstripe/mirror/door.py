@@ -139,6 +139,13 @@ class Mirror:
         self._queue.add(Job(parts, progress, step, durable, rows, lane, over or {}, effect))
         return durable
 
+    def settling(self, found: Found) -> list[asyncio.Task[bool]]:
+        """What settles those rows of `found` that are contested; see `Contests.settling`.
+
+        Once the future of `submit` is done, these are all that its rows are waiting for.
+        """
+        return self._contests.settling(found.rows)
+
     async def settled(self) -> None:
         """Returns when no contested row is open any more."""
         await self._contests.settled()

@@ -23,6 +23,7 @@ from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
 from pinstripe.rows.compile import Value
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.fill import MAX_SECONDS
+from pinstripe.rows.keys import key_of
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 
 Row = list[Value]
@@ -92,24 +93,32 @@ class Extractor:
         self._types: Mapping[str, ObjectType] = types
 
     def object(
-        self, obj: StripeObject, found: Found, *, parents: Mapping[str, str] | None = None
+        self,
+        obj: StripeObject,
+        found: Found,
+        *,
+        parents: Mapping[str, str] | None = None,
+        embedded: bool = False,
     ) -> str | None:
         """Adds the rows of `obj` and of all that it holds to `found`; gives its key, None if it has none.
 
-        `parents` are ids by table, for objects that were met in a list under a parent.
+        `parents` are ids by table, for objects that were met in a list under a parent. `embedded`:
+        it stands in a field of another object, which shows it even when it has been deleted (the
+        plan of a subscription item): so it is no proof that it lives.
         """
         name = obj.get("object")
         table = self._table_of.get(name) if isinstance(name, str) else None
         if table is None:
             found.unknown[str(name)] += 1
-        key = _key(str(name), obj) if table is not None else None
+        key = key_of(str(name), obj) if table is not None else None
         if table is None or key is None:
             # No row of its own (an alert that was triggered, a list of a type to come); what it
             # holds may have one.
             for item in obj.values():
                 self._nested(item, "", "", obj, found)
             return None
-        found.add(table, key, self._row(table, obj, key, parents or {}, found))
+        row = self._row(table, obj, key, parents or {}, found, embedded=embedded)
+        found.add(table, key, row)
         return key
 
     def virtual(
@@ -119,11 +128,18 @@ class Extractor:
         found.add(table, key, self._row(table, obj, key, parents, found))
 
     def _row(
-        self, table: str, obj: StripeObject, key: str, parents: Mapping[str, str], found: Found
+        self,
+        table: str,
+        obj: StripeObject,
+        key: str,
+        parents: Mapping[str, str],
+        found: Found,
+        *,
+        embedded: bool = False,
     ) -> Row:
         plan = self._plans.get(table) or self._plan(self._tables[table])
         here = tuple(p for p in plan.parent_columns if p in parents) if parents else ()
-        layout = plan.layout(obj, here)
+        layout = plan.layout(obj, here, embedded=embedded)
         nested: list[tuple[str, Value]] = []
         row = layout.make(obj, nested) if layout.make is not None else None
         if row is None:
@@ -195,10 +211,10 @@ class Extractor:
         name = value.get("object")
         if name == "list" and type(value.get("data")) is list:
             self._list(value, table, key, found)
-        elif type(name) is str and name in self._table_of and _key(name, value) is not None:
+        elif type(name) is str and name in self._table_of and key_of(name, value) is not None:
             if frozen is None:
                 parents = {table: key} if name in SINGLETONS else None
-                self.object(value, found, parents=parents)
+                self.object(value, found, parents=parents, embedded=True)
             else:
                 self._frozen(value, owner.get(frozen), found)
         else:
@@ -264,7 +280,7 @@ class Extractor:
             return None
         name = value.get("object")
         table = self._table_of.get(name) if type(name) is str else None
-        return table if table is not None and _key(str(name), value) is not None else None
+        return table if table is not None and key_of(str(name), value) is not None else None
 
 
 def _nothing(_: Value) -> str | None:
@@ -280,15 +296,3 @@ def _is_whole(value: Value) -> bool:
         and type(value.get("data")) is list
         and all(type(e) is dict and type(e.get("id")) is str for e in value["data"])
     )
-
-
-def _key(name: str, obj: StripeObject) -> str | None:
-    """The primary key of an object; None where it has none (a line item in an event payload)."""
-    key = obj.get("id")
-    if isinstance(key, str):
-        return key
-    if name in SINGLETONS:
-        owner = SINGLETONS[name]
-        named = obj.get(owner) if owner else name
-        return named if isinstance(named, str) else None
-    return None

@@ -119,9 +119,15 @@ class Plan:
         self.parent_columns = {c.references[0]: c.name for c in table.columns if c.read == "parent"}
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
-    def layout(self, obj: Mapping[str, Value], parents: tuple[str, ...]) -> Layout:
-        """The layout for an object with these keys; `parents` are the parent tables known here."""
-        key = (*obj, "|", *parents)
+    def layout(
+        self, obj: Mapping[str, Value], parents: tuple[str, ...], *, embedded: bool = False
+    ) -> Layout:
+        """The layout for an object with these keys; `parents` are the parent tables known here.
+
+        `embedded`: where nothing says that it is deleted, that is not said of the row either.
+        """
+        silent = embedded and "deleted" not in obj
+        key = (*obj, "|" if silent else "||", *parents)
         for outer, inner in self._optional_inline:
             value = obj.get(outer, False)
             if value is None or (type(value) is dict and inner in value):
@@ -131,11 +137,14 @@ class Plan:
             if len(self._layouts) > 4096:
                 # Only an account with thousands of shapes of one type gets here; start over.
                 self._layouts.clear()
-            found = self._layouts[key] = self._compile(obj, parents)
+            found = self._layouts[key] = self._compile(obj, parents, silent=silent)
         return found
 
-    def _compile(self, obj: Mapping[str, Value], parents: tuple[str, ...]) -> Layout:
-        present = [c for c in self.table.columns if self._present(c, obj, parents)]
+    def _compile(
+        self, obj: Mapping[str, Value], parents: tuple[str, ...], *, silent: bool
+    ) -> Layout:
+        columns = [c for c in self.table.columns if not (silent and c.read == "deleted")]
+        present = [c for c in columns if self._present(c, obj, parents)]
         names = {c.name for c in present}
         partial = any(c.on_request and c.name not in names for c in self.table.columns)
         layout = Layout(
@@ -149,19 +158,19 @@ class Plan:
         quick: list[Quick] = []
         for key in obj:
             known_field = self._fields.get(key)
-            columns = [c for c in self._by_key.get(key, ()) if c.name in names]
+            filled = [c for c in self._by_key.get(key, ()) if c.name in names]
             holds_none = known_field is not None and known_field.kind in ("list", "object")
-            if not columns and not holds_none:
+            if not filled and not holds_none:
                 unknown.append(key)
                 continue
-            fill = self._fill(known_field, columns)
+            fill = self._fill(known_field, filled)
             nests = (
                 key in self._singletons
-                or any(c.read in ("id", "ids") for c in columns)
+                or any(c.read in ("id", "ids") for c in filled)
                 or (known_field is not None and self._nests(known_field))
             )
             layout.steps.append(Step(key, fill, nests))
-            quick.append((key, columns, [self._at[c.name] for c in columns], fill, nests))
+            quick.append((key, filled, [self._at[c.name] for c in filled], fill, nests))
         layout.unknown = tuple(unknown)
         if not unknown:
             layout.make = compile_layout(quick, layout.width + TAIL)

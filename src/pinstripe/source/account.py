@@ -30,6 +30,7 @@ from pinstripe.rows.extract import CutList, Found
 from pinstripe.source.nested import Gap, Gaps
 from pinstripe.source.page import PAGE, list_request, read_list, read_object, truth_of
 from pinstripe.store.batch import Effect
+from pinstripe.store.changes import Cause
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
@@ -100,7 +101,9 @@ class Source:
             self.mirror.extractor.object(obj, found, parents=parents)
         return found
 
-    async def follow(self, cut: CutList, *, priority: int = BACKFILL) -> int:
+    async def follow(
+        self, cut: CutList, *, priority: int = BACKFILL, cause: Cause | None = None
+    ) -> int:
         """Reads a nested list to its end; gives the number of requests."""
         path, _, query = cut.url.partition("?")
         fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
@@ -122,7 +125,7 @@ class Source:
             requests += 1
             page = read_list(reply, path)
             found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
-            await self.mirror.put(found, truth_of(reply))
+            await self.mirror.put(found, truth_of(reply, cause))
             if not page.has_more or page.after is None or page.after == after:
                 return requests
             after = page.after
@@ -136,6 +139,7 @@ class Source:
         parents: Mapping[str, str] | None = None,
         priority: int = BACKFILL,
         enough: Callable[[Sequence[StripeObject]], Awaitable[bool]] | None = None,
+        cause: Cause | None = None,
     ) -> float:
         """Mirrors a list from its top, to its end or until a page is `enough`.
 
@@ -159,20 +163,22 @@ class Source:
             began = began or reply.not_before
             page = read_list(reply, path)
             found = self.extract(page.objects, parents or {})
-            await self.follow_all(found, priority=priority)
-            await self.mirror.put(found, truth_of(reply))
+            await self.follow_all(found, priority=priority, cause=cause)
+            await self.mirror.put(found, truth_of(reply, cause))
             if not page.has_more or page.after in (None, after):
                 return began
             if enough is not None and await enough(page.objects):
                 return began
             after = page.after
 
-    async def follow_all(self, found: Found, *, priority: int = BACKFILL) -> int:
+    async def follow_all(
+        self, found: Found, *, priority: int = BACKFILL, cause: Cause | None = None
+    ) -> int:
         """Reads every nested list that `found` holds only the beginning of, some at a time."""
         cuts = iter([cut for cut in found.lists if self._is_wanted(cut)])
 
         async def worker() -> int:
-            return sum([await self._follow_one(cut, priority) for cut in cuts])
+            return sum([await self._follow_one(cut, priority, cause) for cut in cuts])
 
         workers = min(_FOLLOWED_AT_ONCE, len(found.lists))
         tasks = [asyncio.create_task(worker()) for _ in range(workers)]
@@ -182,12 +188,12 @@ class Source:
             for task in tasks:
                 task.cancel()
 
-    async def _follow_one(self, cut: CutList, priority: int) -> int:
+    async def _follow_one(self, cut: CutList, priority: int, cause: Cause | None) -> int:
         name = endpoint_of(cut.url.partition("?")[0])
         if name in self.gaps:
             return 0
         try:
-            return await self.follow(cut, priority=priority)
+            return await self.follow(cut, priority=priority, cause=cause)
         except NotFound:
             return 0  # The object around it is gone, and an event says so.
         except (NotPermitted, NotEnabled) as error:
@@ -204,11 +210,12 @@ class Source:
         parent: str = "",
         over: datetime | None = None,
         priority: int = LIVE,
+        cause: Cause | None = None,
     ) -> bool:
         """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
 
-        `over` is the version of the row that was seen before. Raises NotFound where Stripe does not
-        have it (any more).
+        `over` is the version of the row that was seen before, `cause` what made us ask. Raises
+        NotFound where Stripe does not have it (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
@@ -216,9 +223,9 @@ class Source:
         reply = await self.get_object(where, key, parent, priority)
         found = Found()
         self.mirror.extractor.object(read_object(reply, where.path), found)
-        await self.follow_all(found, priority=priority)
+        await self.follow_all(found, priority=priority, cause=cause)
         versions = {(table, key): over} if over is not None else None
-        await self.mirror.put(found, truth_of(reply), over=versions)
+        await self.mirror.put(found, truth_of(reply, cause), over=versions)
         return True
 
     async def get_object(

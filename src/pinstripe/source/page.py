@@ -16,6 +16,7 @@ from pinstripe.client.reply import Reply
 from pinstripe.errors import Drifted
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject, decode
+from pinstripe.store.changes import Cause
 
 PAGE = 100
 """Objects of a page: the most that Stripe gives (https://docs.stripe.com/api/pagination)."""
@@ -80,9 +81,9 @@ def read_object(reply: Reply, path: str) -> StripeObject:
     return cast("StripeObject", body)
 
 
-def truth_of(reply: Reply) -> Truth:
-    """When the reply was true."""
-    return Truth(reply.not_before, reply.not_after)
+def truth_of(reply: Reply, cause: Cause | None = None) -> Truth:
+    """When the reply was true. `cause`: what made us ask, for the change feed."""
+    return Truth(reply.not_before, reply.not_after, cause)
 
 
 def spanning(earlier: Truth | None, later: Truth) -> Truth:

@@ -1,44 +1,126 @@
-"""What one GET decides: which state of a contested row is the true one, or that the object is gone.
+"""What one question to Stripe decides: which state of a row is the true one, or that the object is gone.
 
-Both write over the version of the row that was seen before Stripe was asked, so a snapshot that came
-in between is not lost: it is contested in its turn.
+All of it writes over the version of the row that was seen before Stripe was asked, so a snapshot that
+came in between is not lost: it is contested in its turn. What Stripe has no address for (a discount, a
+card, a hold) is asked of the event log (`told`).
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
+from pinstripe.catalog.endpoints import singleton_paths
+from pinstripe.catalog.tables import tables
 from pinstripe.errors import NotFound
 from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
-from pinstripe.source.account import Source
-from pinstripe.store.todo import Todo, todo_done
+from pinstripe.source.account import LIVE, Source, retrieve_endpoint
+from pinstripe.source.page import read_object, truth_of
+from pinstripe.source.told import write_as_told
+from pinstripe.store.batch import Contested, question_of
+from pinstripe.store.changes import Cause
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.todo import todo_done
 
 
-async def settle(source: Source, table: str, key: str, version: datetime) -> bool:
-    """Decides a contested row by one GET, and crosses the question out. For `Mirror.settle`."""
-    schema = source.mirror.schema
+async def settle(source: Source, row: Contested) -> bool:
+    """Decides a contested row by one question, and crosses it out. For `Mirror.settle`."""
     async with source.pool.acquire() as connection:
         started = await connection.fetchval("SELECT clock_timestamp()")
-    try:
-        answered = await source.fetch(table, key, over=version)
-    except NotFound:
-        await bury(source, table, key, over=version)
-        answered = True
+    answered = await ask_anew(source, row.table, row.key, over=row.version, cause=row.cause)
     async with source.transaction() as connection:
-        await todo_done(connection, schema, Todo("fetch", table, key), started)
+        await todo_done(connection, source.mirror.schema, question_of(row), started)
     return answered
 
 
-async def bury(source: Source, table: str, key: str, *, over: datetime | None) -> None:
-    """Stripe does not have the object any more: its row is flagged.
+async def ask_anew(
+    source: Source,
+    table: str,
+    key: str,
+    *,
+    over: datetime | None,
+    parent: str = "",
+    cause: Cause | None = None,
+) -> bool:
+    """Puts what Stripe has now in place of this version of the row; what is gone is flagged.
 
-    `over` is the version of the row that was seen before Stripe was asked.
+    False where nothing at Stripe shows it. `parent`: what it is retrieved under, if that is known.
+    """
+    try:
+        if _singleton_path(table):
+            await _read_singleton(source, table, key, over=over, cause=cause)
+            return True
+        parent = parent or await _parent(source, table, key)
+        if await source.fetch(table, key, parent=parent, over=over, cause=cause):
+            return True
+    except NotFound as gone:
+        await bury(source, table, key, over=over, gone=gone, cause=cause)
+        return True
+    return over is not None and await write_as_told(source, table, key, over)
+
+
+async def bury(
+    source: Source,
+    table: str,
+    key: str,
+    *,
+    over: datetime | None,
+    gone: NotFound | None = None,
+    cause: Cause | None = None,
+) -> None:
+    """Stripe says that it does not have the object (any more): its row is flagged.
+
+    `over` is the version of the row that was seen before Stripe was asked, `gone` what it said.
     """
     if over is None or not source.wanted[table].deletable:
         return
     found = Found()
     object_type = source.wanted[table].object_type
     source.mirror.extractor.object({"id": key, "object": object_type, "deleted": True}, found)
-    now = source.now()
-    await source.mirror.put(found, Truth(now - 1.0, now), over={(table, key): over})
+    # Not by our own idea of the time if Stripe has told it: ours may be behind.
+    said_at = gone.said_at if gone is not None else None
+    lo, hi = said_at or (source.now() - 1.0, source.now())
+    await source.mirror.put(found, Truth(lo, hi, cause), over={(table, key): over})
+
+
+def can_be_asked(table: str) -> bool:
+    """Whether Stripe shows single objects of this table (the events apart)."""
+    return retrieve_endpoint(table) is not None or _singleton_path(table) != ""
+
+
+def _singleton_path(table: str) -> str:
+    """Of what is one to an account. The account itself has an address like others."""
+    known = tables()[table]
+    if known.virtual or retrieve_endpoint(table) is not None:
+        return ""
+    return singleton_paths().get(known.object_type, "")
+
+
+async def _read_singleton(
+    source: Source, table: str, key: str, *, over: datetime | None, cause: Cause | None
+) -> None:
+    path = _singleton_path(table)
+    reply = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
+    source.heard(reply)
+    found = Found()
+    source.mirror.extractor.object(read_object(reply, path), found)
+    versions = {(table, key): over} if over is not None else None
+    await source.mirror.put(found, truth_of(reply, cause), over=versions)
+
+
+async def _parent(source: Source, table: str, key: str) -> str:
+    """What the object is retrieved under, as its row names it; "" where that is nothing."""
+    where = retrieve_endpoint(table)
+    if where is None or not where.parent_parameter:
+        return ""
+    known = source.wanted[table]
+    name = where.parent_parameter.removesuffix("_id") + "_id"
+    if not any(c.name == name for c in known.columns):
+        return ""
+    async with source.pool.acquire() as connection:
+        found: str | None = await connection.fetchval(
+            f"SELECT {quote(name)} FROM {qualified(source.mirror.schema, table)} "
+            f"WHERE {quote(known.key[0])} = $1",
+            key,
+        )
+    return found or ""

@@ -11,7 +11,8 @@ from pinstripe.rows.extract import Found, Row
 from pinstripe.store.changes import Cause
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.pool import Connection
-from pinstripe.store.vanish import Owners, children_of
+from pinstripe.store.todo import Todo
+from pinstripe.store.vanish import Owners, Proof, children_of
 
 Effect = Callable[[Connection], Awaitable[None]]
 """What else belongs into the transaction. It may be run again, if the transaction is."""
@@ -24,11 +25,25 @@ class Contested:
     """A row that an equally old snapshot of other content claims; one GET decides.
 
     `version` is the row's `_synced_at`: what is fetched from now on is newer than this version.
+    `cause`: what made Stripe change the object, as the snapshot knew it.
     """
 
     table: str
     key: str
     version: datetime
+    cause: Cause | None = None
+
+
+def question_of(contested: Contested) -> Todo:
+    """What the contested row makes us ask of Stripe."""
+    cause = contested.cause or Cause()
+    return Todo(
+        "fetch",
+        contested.table,
+        contested.key,
+        request_id=cause.request_id,
+        event_id=cause.event_id,
+    )
 
 
 @dataclass(slots=True)
@@ -68,7 +83,8 @@ class Batch:
         for place, key in found.whole:
             for child in children_of(place):
                 if child in self.tables and child not in self.loading:
-                    self.whole.setdefault((child, place.partition(".")[0]), {})[key] = (lo, hi)
+                    owners = self.whole.setdefault((child, place.partition(".")[0]), {})
+                    owners[key] = Proof(lo, hi, cause)
         for table, group in found.rows.items():
             if table in self.tables:
                 for key, row in group.items():

@@ -7,7 +7,8 @@ whoever has read up to one never misses an earlier one. NOTIFY `pinstripe_change
 
 `changes` is {column: [before, after]}, of the columns that differ: in an insert those with a value. A
 row that Stripe has deleted, or a row of a virtual table that went, is a "delete". Knowing more exactly
-when a row was true is no change. The event log itself is not in the feed. Of a table that is being
+when a row was true is no change, nor is a preview of which only the time of looking differs. The event log
+itself is not in the feed. Of a table that is being
 copied for the first time, only what an event or a request caused is.
 """
 
@@ -31,6 +32,14 @@ CHANNEL = "pinstripe_change"
 Kind = Literal["insert", "update", "delete"]
 
 _NOT_FED = frozenset({"event", "v2_core_event"})
+_OF_THE_LOOK = (
+    "created",
+    "period_start",
+    "period_end",
+    "status_transitions_finalized_at",
+    "status_transitions_paid_at",
+)
+"""Columns of a previewed invoice that differ each time it is asked for: they would fill the feed."""
 _LOCK = 0x70696E63
 """Advisory lock from the drawing of positions to the commit."""
 _DEAD_ROWS = 3000
@@ -173,7 +182,7 @@ async def delete_rows(
     *values: object,
     cause: Cause | None = None,
 ) -> int:
-    """Deletes rows of a virtual table, in an effect of the mirror; gives their number.
+    """Deletes rows, in an effect of the mirror; gives their number.
 
     `where` is SQL on the table's columns, `values` its parameters. The only way to delete rows that
     the change feed sees.
@@ -250,7 +259,17 @@ def difference(schema: str, table: Table) -> str:
         f"LATERAL (SELECT jsonb_object_agg(n.key, jsonb_build_array(b.image -> n.key, n.value)) "
         f"AS changes FROM jsonb_each(a.image) n\n"
         f"  WHERE n.value IS DISTINCT FROM coalesce(b.image -> n.key, 'null')) c\n"
-        f"WHERE a.image <> b.image AND c.changes IS NOT NULL ORDER BY t.key"
+        f"WHERE a.image <> b.image AND c.changes IS NOT NULL{_seen(table)} ORDER BY t.key"
+    )
+
+
+def _seen(table: Table) -> str:
+    """A condition that leaves out previews that only the time of the look has changed."""
+    if not (table.virtual and table.object_type == "invoice"):
+        return ""
+    return (
+        "\nAND (NOT t.known OR EXISTS (SELECT FROM jsonb_object_keys(c.changes) k "
+        f"WHERE k <> ALL ('{{{','.join(_OF_THE_LOOK)}}}')))"
     )
 
 

@@ -74,6 +74,11 @@ async def save_checkpoints(
     )
 
 
+async def forget_checkpoints(connection: Connection, schema: str) -> None:
+    """Drops all cursors of a schema: nothing vouches for its rows any more."""
+    await connection.execute("DELETE FROM pinstripe.cursor WHERE schema = $1", schema)
+
+
 async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, Checkpoint]:
     """All cursors of a schema by stream."""
     with translated():

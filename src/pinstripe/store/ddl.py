@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from pinstripe.catalog.descriptions import describe_table
 from pinstripe.catalog.tables import Column, SqlType, Table
 
 BOOKKEEPING: dict[str, tuple[str, str]] = {
@@ -124,9 +125,8 @@ def _comment(schema: str, table: Table, column: str, text: str) -> str:
 
 
 def table_comment(table: Table) -> str:
-    if table.virtual:
-        return f"What Stripe would put next into a {table.object_type}; not an object that Stripe has yet"
-    return f"Stripe objects of type {table.object_type}"
+    """A sentence of our own, and which objects of Stripe's they are."""
+    return f"{describe_table(table)} Stripe: {table.object_type}"
 
 
 def column_comment(column: Column) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeAlias
@@ -63,8 +63,10 @@ class ServerFacts:
 class Pool:
     """Connections that are ready. A thin coat over asyncpg's pool that translates its errors."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, url: str, name: str) -> None:
         self._pool = pool
+        self._url = url
+        self._name = name
 
     async def __aenter__(self) -> Pool:
         return self
@@ -89,6 +91,10 @@ class Pool:
         """As `acquire`, in one transaction: committed at the block's end, rolled back on error."""
         async with self.acquire() as connection, connection.transaction():
             yield connection
+
+    def own(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """A connection outside of the pool for a long block: for who listens. See `connect`."""
+        return connect(self._url, application_name=self._name)
 
     @property
     def size(self) -> int:
@@ -130,7 +136,7 @@ async def open_pool(
             server_settings=_session(application_name),
             init=init,  # type: ignore[arg-type]  # any awaitable does
         )
-    return Pool(pool)
+    return Pool(pool, url, application_name)
 
 
 @asynccontextmanager

@@ -11,6 +11,10 @@ from datetime import date
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 
+DAYS = 30
+GETS_A_TRANSACTION = 500
+LEAST_GETS = 10_000
+
 _ADD = """
 INSERT INTO pinstripe.request_count AS c (schema, day, kind, count)
 SELECT $1, $2, u.kind, u.count FROM unnest($3::text[], $4::bigint[]) AS u (kind, count)
@@ -23,6 +27,15 @@ _TRANSACTIONS = (
     ("transfer", "true"),
 )
 """What is taken for a transaction. Stripe does not say what one is; this is money that moved."""
+
+
+def allowed(transactions: int | None) -> int:
+    """GETs in 30 days (https://docs.stripe.com/rate-limits). What is not known allows the least.
+
+    >>> allowed(None), allowed(3), allowed(1000)
+    (10000, 10000, 500000)
+    """
+    return max(LEAST_GETS, GETS_A_TRANSACTION * (transactions or 0))
 
 
 async def add_requests(

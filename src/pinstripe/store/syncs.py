@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pinstripe.catalog.tables import tables
 from pinstripe.errors import Misconfigured
 from pinstripe.store.pool import Connection, translated
 
@@ -31,6 +32,15 @@ async def load_syncs(connection: Connection) -> list[Sync]:
             "SELECT schema, account_id, livemode, api_version FROM pinstripe.sync ORDER BY schema"
         )
     return [Sync(r[0], r[1], r[2], r[3]) for r in rows]
+
+
+async def load_table_names(connection: Connection, schema: str) -> set[str]:
+    """The tables of the catalog that the schema has; of a sync that brings some, only those."""
+    with translated():
+        rows = await connection.fetch(
+            "SELECT tablename::text FROM pg_tables WHERE schemaname = $1", schema
+        )
+    return {row[0] for row in rows} & set(tables())
 
 
 async def check_owner(

@@ -19,7 +19,8 @@ Kind = Literal["fetch", "relate", "children", "upcoming_customer", "upcoming_sub
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """One request to make. `since`: the second of the event that asks for it, Unix time.
+    """One request to make. `since`: the second of the event that asks for it, Unix time; `event_id`
+    and `request_id`: that event and the request behind it, "" where none is known.
 
     "fetch" an object; "relate": fetch it unless it is there; "children": the list of `table` under
     the parent `id`; "upcoming_*": the preview for the owner `id`.
@@ -31,6 +32,7 @@ class Todo:
     parent: str = ""
     since: float = 0.0
     request_id: str = ""
+    event_id: str = ""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -38,13 +40,25 @@ class Todo:
 
 
 _ADD = """
-INSERT INTO pinstripe.pending AS p (schema, kind, "table", id, parent, since, request_id)
-SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nullif(u.request, '')
-FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[])
-  AS u (kind, tab, id, parent, since, request)
+INSERT INTO pinstripe.pending AS p
+  (schema, kind, "table", id, parent, since, request_id, event_id)
+SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nullif(u.request, ''),
+  nullif(u.event, '')
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[])
+  AS u (kind, tab, id, parent, since, request, event)
 ON CONFLICT (schema, kind, "table", id) DO UPDATE SET
   parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
-  request_id = EXCLUDED.request_id, asked_at = clock_timestamp()
+  request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp()
+"""
+
+# What was asked again meanwhile is answered so far, and open since then.
+_DONE = """
+WITH newer AS (
+  UPDATE pinstripe.pending SET open_since = asked_at
+  WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND asked_at > $5 AND open_since <= $5
+)
+DELETE FROM pinstripe.pending
+WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND asked_at <= $5
 """
 
 
@@ -63,25 +77,32 @@ async def add_todos(connection: Connection, schema: str, todos: Sequence[Todo]) 
         [t.parent for t in ordered],
         [t.since for t in ordered],
         [t.request_id for t in ordered],
+        [t.event_id for t in ordered],
     )
 
 
-async def load_todos(connection: Connection, schema: str) -> list[tuple[Todo, datetime]]:
-    """Everything that is still to do, and when it was asked for (Postgres's clock)."""
+async def load_todos(
+    connection: Connection, schema: str, *, last_s: float = float("inf")
+) -> list[tuple[Todo, datetime]]:
+    """What is still to do, and when it was asked for (Postgres's clock).
+
+    `last_s`: only what was asked for in the last seconds.
+    """
     rows = await connection.fetch(
         "SELECT kind, \"table\", id, coalesce(parent, ''), extract(epoch FROM since)::float8,"
-        " coalesce(request_id, ''), asked_at FROM pinstripe.pending WHERE schema = $1"
-        " ORDER BY asked_at",
+        " coalesce(request_id, ''), coalesce(event_id, ''), asked_at"
+        " FROM pinstripe.pending WHERE schema = $1"
+        " AND extract(epoch FROM clock_timestamp() - asked_at)::float8 < $2 ORDER BY asked_at",
         schema,
+        last_s,
     )
-    return [(Todo(*row[:6]), row[6]) for row in rows]
+    return [(Todo(*row[:7]), row[7]) for row in rows]
 
 
 async def todo_done(connection: Connection, schema: str, todo: Todo, started: datetime) -> bool:
     """Crosses it out, unless it was asked for again after `started` (Postgres's clock)."""
     status = await connection.execute(
-        'DELETE FROM pinstripe.pending WHERE schema = $1 AND kind = $2 AND "table" = $3'
-        " AND id = $4 AND asked_at <= $5",
+        _DONE,
         schema,
         todo.kind,
         todo.table,

@@ -131,15 +131,15 @@ def connecting(url: str) -> Iterator[None]:
         found = translate(error)
         if found is None:
             raise
-        raise type(found)(f"{_place(url)}: {found.message}", hint=found.hint) from error
+        raise type(found)(f"{place_of(url)}: {found.message}", hint=found.hint) from error
     except TimeoutError as error:
         raise Unreachable(
-            f"Postgres at {_place(url)} does not answer within {CONNECT_S:.0f} s.",
+            f"Postgres at {place_of(url)} does not answer within {CONNECT_S:.0f} s.",
             hint="Is the host right, and no firewall between?",
         ) from error
     except OSError as error:
         raise Unreachable(
-            f"Cannot reach Postgres at {_place(url)}: {error.strerror or error}.",
+            f"Cannot reach Postgres at {place_of(url)}: {error.strerror or error}.",
             hint="Is the server running, and are host and port of DATABASE_URL right?",
         ) from error
     except ValueError as error:  # a port that is no number; urllib's text quotes the URL's part
@@ -149,7 +149,7 @@ def connecting(url: str) -> Iterator[None]:
         ) from error
 
 
-def _place(url: str) -> str:
+def place_of(url: str) -> str:
     """Where `url` leads: host, port and database, without user and password."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2] or parse_qs(parts.query).get("host", ["localhost"])[0]

@@ -9,16 +9,28 @@ them either.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from pinstripe.catalog.tables import Table, object_type_of, table_name, tables
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import TAIL, Shapes
+from pinstripe.store.changes import Cause
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 
-Owners = dict[str, tuple[float, float]]
-"""Parent id -> the interval of the snapshot that showed its list to the end."""
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A list that was shown to its end, in a snapshot of [lo, hi). `cause`: what made Stripe change it."""
+
+    lo: float
+    hi: float
+    cause: Cause | None = None
+
+
+Owners = dict[str, Proof]
+"""By the id of the parent whose list it is."""
 
 # Not deletable at Stripe, but gone when a draft invoice is changed.
 _ENTRIES_GO = frozenset({"line_item"})
@@ -54,8 +66,8 @@ def parent_column(child: Table, parent: str) -> str | None:
 
 async def vanished(
     connection: Connection, schema: str, child: Table, parent: str, owners: Owners
-) -> Mapping[str, tuple[float, float]]:
-    """Key -> interval of the proof, of the rows that are gone."""
+) -> Mapping[str, Proof]:
+    """Key -> the proof, of the rows that are gone."""
     column = parent_column(child, parent)
     if column is None:
         return {}
@@ -65,23 +77,22 @@ async def vanished(
         f"JOIN unnest($1::text[], $2::float8[]) AS p (id, lo) ON c.{quote(column)} = p.id "
         f"WHERE c._as_of_latest <= to_timestamp(p.lo){alive}",
         list(owners),
-        [lo for lo, _ in owners.values()],
+        [proof.lo for proof in owners.values()],
     )
     return {row[0]: owners[row[1]] for row in rows}
 
 
-def tombstones(
-    child: Table, shapes: Shapes, keys: Mapping[str, tuple[float, float]]
-) -> dict[str, Row] | None:
+def tombstones(child: Table, shapes: Shapes, keys: Mapping[str, Proof]) -> dict[str, Row] | None:
     """Rows that flag these keys as deleted; None where the table knows no deletion."""
     at = _flag(child)
     if at < 0:
         return None
     shape = shapes.number(child.name, (child.key[0], "deleted"))
     found: dict[str, Row] = {}
-    for key, (lo, hi) in keys.items():
+    for key, proof in keys.items():
         row: Row = [None] * (len(child.columns) + TAIL)
-        row[0], row[at], row[-5], row[-4], row[-2], row[-1] = key, True, lo, hi, True, shape
+        row[0], row[at], row[-2], row[-1] = key, True, True, shape
+        row[-5], row[-4] = proof.lo, proof.hi
         found[key] = row
     return found
 

@@ -19,13 +19,13 @@ from asyncpg.prepared_stmt import PreparedStatement
 from pinstripe.catalog.tables import Table
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
-from pinstripe.store.batch import Batch, Contested
+from pinstripe.store.batch import Batch, Contested, question_of
 from pinstripe.store.changes import Causes, Recorder, delete_rows
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.lost import until_lost
 from pinstripe.store.pool import connect_dedicated, translated
-from pinstripe.store.todo import Todo, add_todos
+from pinstripe.store.todo import add_todos
 from pinstripe.store.upsert import (
     STAGE_EXTRA,
     complete,
@@ -111,8 +111,7 @@ class Writer:
         contests = await self._rounds(connection, batch)
         await self._vanish(connection, batch)
         # Noted in the same commit: a crash before the GET must not lose the question.
-        open_questions = [Todo("fetch", c.table, c.key) for c in contests]
-        await add_todos(connection, self._schema, open_questions)
+        await add_todos(connection, self._schema, [question_of(c) for c in contests])
         await save_checkpoints(connection, self._schema, batch.checkpoints)
         for effect in batch.effects:
             await effect(connection)
@@ -148,10 +147,13 @@ class Writer:
             if not keys:
                 continue
             flags = tombstones(table, self._shapes, keys)
-            if flags is None:
-                await delete_rows(connection, self._schema, table, gone(table), [*keys])
-            else:
-                await self._upsert(connection, child, flags, batch.api_version, {})
+            if flags is not None:
+                causes = {(child, key): proof.cause for key, proof in keys.items() if proof.cause}
+                await self._upsert(connection, child, flags, batch.api_version, causes)
+                continue
+            for cause in sorted({proof.cause for proof in keys.values()}, key=str):
+                mine = [key for key, proof in keys.items() if proof.cause == cause]
+                await delete_rows(connection, self._schema, table, gone(table), mine, cause=cause)
 
     async def _upsert(
         self,
@@ -183,7 +185,7 @@ class Writer:
         for shape in shapes if left else ():
             text = contested(self._schema, table, self._shapes.columns(shape))
             rows = await connection.fetch(text, shape)
-            found += [Contested(name, str(row[0]), row[-1]) for row in rows]
+            found += [Contested(name, row[0], row[-1], causes.get((name, row[0]))) for row in rows]
         if recorder:
             await recorder.after(connection, table, causes)
             await recorder.forget(connection, known)

@@ -3,8 +3,8 @@
 Stripe allows 500 GETs for each transaction, averaged over a rolling 30 days, and never less than 10,000
 (https://docs.stripe.com/rate-limits). Two looks a second are 5.2 million in 30 days: nothing for a busy
 account, far over for a quiet one. So in live mode the pause between looks grows until what is left is
-spent evenly, and no further than needed; a wake-up (a webhook, a write, somebody who waits) brings
-back the full rate for a while. Writes and previews (POST) are not limited.
+spent evenly (`spending`), and no further than needed; a wake-up (a webhook, a write, somebody who waits)
+brings back the full rate at once, and it fades. Writes and previews (POST) are not limited.
 
 We see only our own requests: what the account's other software reads is counted by Stripe, not here.
 """
@@ -14,30 +14,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from statistics import median
 from typing import Literal, TypedDict
 
 import structlog
 
 from pinstripe.errors import PinstripeError
 from pinstripe.store.pool import Pool
-from pinstripe.store.request_counts import add_requests, count_transactions, load_requests
+from pinstripe.store.request_counts import (
+    DAYS,
+    add_requests,
+    allowed,
+    count_transactions,
+    load_requests,
+)
+from pinstripe.sync.spending import DAY_S, Plan, Spending, Wishes, plan
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-DAYS = 30
-GETS_A_TRANSACTION = 500
-LEAST_GETS = 10_000
-_DAY_S = 86400.0
-_MARGIN = 0.95
-"""A look at the list is sometimes two pages: so much of the allowance is planned with."""
-_USUAL_DAYS = 7
 _MOST_TRANSACTIONS = 100_000
 """More need not be counted: they allow twenty times what two looks a second take."""
+_FADE = 2.0
+"""After a wake-up the pause grows with the time since, by this part of it: sixteen looks in ten minutes,
+so that a quiet account can be woken every hour of its month."""
 _FLUSH_S = 10.0
 _COUNT_S = 3600.0
 _LAST_S = 2.0
@@ -54,64 +55,11 @@ class AllowanceStatus(TypedDict):
     transactions: int | None
     transactions_are: str
     poll_s: float
+    stretch: float
+    pass_s: float
     slowed: bool
     held: bool
     over: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """GETs of the last 30 UTC days, oldest first: today's is the last.
-
-    `elapsed` is how much of today has passed, from 0 to 1.
-    """
-
-    events: Sequence[int]
-    others: Sequence[int]
-    elapsed: float
-
-    @property
-    def used(self) -> int:
-        return sum(self.events) + sum(self.others)
-
-
-def allowed(transactions: int | None) -> int:
-    """GETs in 30 days. What is not known allows the least.
-
-    >>> allowed(None), allowed(3), allowed(1000)
-    (10000, 10000, 500000)
-    """
-    return max(LEAST_GETS, GETS_A_TRANSACTION * (transactions or 0))
-
-
-def affordable_rate(spending: Spending, allowance: float) -> float:
-    """GETs a second that can be kept up from now on without the sum of any 30 days passing `allowance`.
-
-    Negative where the sum is too large already.
-    """
-    days = [a + b for a, b in zip(spending.events, spending.others, strict=True)]
-    rate = float("inf")
-    remaining = sum(days)
-    # The sum is largest just before a day drops out of it: the oldest one when today ends, and so on.
-    for n, count in enumerate(days):
-        left_s = max((n + 1 - spending.elapsed) * _DAY_S, 1.0)
-        rate = min(rate, (allowance - remaining) / left_s)
-        remaining -= count
-    return rate
-
-
-def usual_rate(spending: Spending) -> float:
-    """GETs a second that are no looks for events: the median day, which a backfill does not move."""
-    return median(spending.others[-1 - _USUAL_DAYS : -1]) / _DAY_S
-
-
-def interval_s(spending: Spending, allowance: float, *, poll_s: float, longest_s: float) -> float:
-    """The pause between two looks: `poll_s` if it can be afforded, and at most `longest_s`."""
-    rate = affordable_rate(spending, allowance * _MARGIN) - usual_rate(spending)
-    longest_s = max(poll_s, longest_s)
-    if rate * longest_s <= 1.0:
-        return longest_s
-    return max(poll_s, 1.0 / rate)
 
 
 def kind_of(endpoint: str) -> Kind | None:
@@ -144,13 +92,14 @@ class Allowance:
         livemode: bool,
         poll_s: float,
         hold: bool = False,
-        longest_s: float = 60.0,
-        awake_s: float = 60.0,
+        longest_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.trouble = ""
         self.transactions: int | None = None
+        self.wishes: Callable[[], Wishes] = Wishes
+        """What is read again besides the event log, if nothing limits it."""
         self._pool = pool
         self._schema = schema
         self._requests = requests
@@ -158,24 +107,33 @@ class Allowance:
         self._held = hold and livemode
         self._poll_s = poll_s
         self._longest_s = longest_s
-        self._awake_s = awake_s
         self._clock = clock
         self._wall_clock = wall_clock
-        self._awake_until = -float("inf")
+        self._woken_at = -float("inf")
         self._flushed: Counter[str] = Counter()
         self._days: dict[tuple[date, str], int] = {}
         self._counted_at: float | None = None
 
     def wake(self, now: float | None = None) -> None:
-        """Something happens, or somebody waits: the full rate for a while. `now` is on our `clock`."""
-        until = (self._clock() if now is None else now) + self._awake_s
-        self._awake_until = max(self._awake_until, until)
+        """Something happens, or somebody waits: the full rate, which fades. `now` is on our `clock`."""
+        self._woken_at = max(self._woken_at, self._clock() if now is None else now)
 
     def poll_interval_s(self) -> float:
         """The pause until the next look, in seconds."""
-        if self._full_rate or self._clock() < self._awake_until or self._counted_at is None:
-            return self._poll_s
-        return self._slow_s()
+        since_s = self._clock() - self._woken_at
+        return min(self.plan().look_s, max(self._poll_s, since_s / _FADE))
+
+    def plan(self) -> Plan:
+        """What the allowance bears, wake-ups aside."""
+        if self._full_rate or self._counted_at is None:
+            return Plan(self._poll_s)
+        return plan(
+            self._spending(),
+            allowed(self.transactions),
+            self.wishes(),
+            poll_s=self._poll_s,
+            longest_s=self._longest_s,
+        )
 
     def status(self) -> AllowanceStatus:
         by_kind: Counter[str] = self._unflushed()
@@ -189,6 +147,8 @@ class Allowance:
             transactions=self.transactions,
             transactions_are="an estimate: succeeded charges and refunds, and transfers, in the copy",
             poll_s=self.poll_interval_s(),
+            stretch=self.plan().stretch,
+            pass_s=self.plan().pass_s,
             slowed=self.poll_interval_s() > self._poll_s,
             held=self._held,
             over=not self._is_unlimited() and used > most,
@@ -237,14 +197,6 @@ class Allowance:
     def _is_count_due(self) -> bool:
         return self._counted_at is None or self._clock() - self._counted_at >= _COUNT_S
 
-    def _slow_s(self) -> float:
-        return interval_s(
-            self._spending(),
-            allowed(self.transactions),
-            poll_s=self._poll_s,
-            longest_s=self._longest_s,
-        )
-
     def _spending(self) -> Spending:
         today = self._today()
         events, others = [0] * DAYS, [0] * DAYS
@@ -255,7 +207,7 @@ class Allowance:
             age = (today - day).days
             if 0 <= age < DAYS:
                 (events if kind == "events" else others)[DAYS - 1 - age] += count
-        return Spending(events, others, (self._wall_clock() % _DAY_S) / _DAY_S)
+        return Spending(events, others, (self._wall_clock() % DAY_S) / DAY_S)
 
     def _unflushed(self) -> Counter[str]:
         """Requests by kind since the last `flush`."""

@@ -15,10 +15,12 @@ from pinstripe.catalog.tables import table_of_object
 from pinstripe.mirror import Part, Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
-from pinstripe.source.account import Source, parent_of, retrieve_endpoint
+from pinstripe.rows.keys import key_of
+from pinstripe.source.account import Source, parent_of
+from pinstripe.source.settle import can_be_asked
 from pinstripe.store.changes import Cause
 from pinstripe.store.todo import Todo
-from pinstripe.sync.order import Change, changes
+from pinstripe.sync.order import Change, changes, created_of, payload, request_of
 from pinstripe.sync.related import related
 
 More = Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]]
@@ -52,6 +54,17 @@ class Planner:
                 parts.append((found, truth_then))
             todos += asked
             todos += related(change, wanted)
+        for event in events:
+            obj = payload(event) or {}
+            if (
+                key_of(str(obj.get("object")), obj) is None
+                and obj.get("object") not in self._table_of
+            ):
+                # No row of its own (an alert that was triggered), but what it holds has one.
+                found, second = Found(), created_of(event)
+                extractor.object(obj, found)
+                cause = Cause(str(event.get("id")), request_of(event))
+                parts.append((found, Truth(float(second), second + 1.0, cause=cause)))
         if self._more is not None and events:
             todos += await self._more(events)
         return parts, todos
@@ -61,7 +74,7 @@ class Planner:
         table = self._table_of.get(change.name)
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         parent = parent_of(change.object)
-        fetch = [Todo("fetch", table or "", change.key, parent, change.created, change.request_id)]
+        fetch = [change.todo("fetch", table or "", change.key, parent=parent)]
         if table is None:
             # Of a type to come, or one without a table: what it holds may have one.
             extractor.object(change.object, found)
@@ -71,7 +84,7 @@ class Planner:
         if change.deleted and wanted[table].deletable:
             extractor.object({**change.object, "deleted": True}, found)
             return True, []
-        if (change.hint or not change.sure) and retrieve_endpoint(table) is not None:
+        if (change.hint or not change.sure) and can_be_asked(table):
             return False, fetch
         extractor.object(change.object, found)
         return True, fetch if found.lists else []

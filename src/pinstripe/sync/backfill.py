@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import table_name
@@ -22,11 +22,13 @@ from pinstripe.source.nested import checkpoints
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.indexes import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
+from pinstripe.sync.absent import note_absent
 from pinstripe.sync.dispatch import Dispatcher, Work
-from pinstripe.sync.events import FOLLOWED, Applied, Events, followed
+from pinstripe.sync.events import FOLLOWED
+from pinstripe.sync.live import Live
 from pinstripe.sync.pager import Pager
 from pinstripe.sync.references import Fetched, References
-from pinstripe.sync.resume import Resume
+from pinstripe.sync.resume import Resume, listed_anew
 from pinstripe.sync.singletons import read_singletons
 from pinstripe.sync.todos import Todos
 from pinstripe.sync.under_parents import UnderParents
@@ -39,10 +41,10 @@ _INDEXED_AT_ONCE = 3
 
 @dataclass(slots=True)
 class Outcome:
-    """How a backfill ended."""
+    """How a backfill ended. `events`: how many were applied; None where they were not to be read."""
 
     streams: list[Checkpoint] = field(default_factory=list)
-    applied: Applied | None = None
+    events: int | None = None
     references: Fetched | None = None
     seconds: float = 0.0
     requests: int = 0
@@ -50,7 +52,12 @@ class Outcome:
     @property
     def complete(self) -> bool:
         """Everything that the key may read is in the database."""
-        return all(s.state in ("done", "refused") for s in self.streams)
+        return not self.unfinished
+
+    @property
+    def unfinished(self) -> set[str]:
+        """Tables with a list that was not read to its end."""
+        return _tables_of(s for s in self.streams if s.state not in ("done", "refused"))
 
 
 class Backfill:
@@ -79,6 +86,7 @@ class Backfill:
         self._pending: list[UnderParents] = []
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
+        self._anew_since: float | None = None
 
     async def prepare(self) -> int:
         """Reads the cursors; gives the second from which events count, noted before any list is read.
@@ -106,12 +114,14 @@ class Backfill:
         await self._save_ends()
         self.phase = "events"
         if not followed:
-            outcome.applied = await self._catch_up(since)
-        if not followed and outcome.applied is None:
+            outcome.events = await self._catch_up(since)
+        if not followed and outcome.events is None:
             await self._read_tails(since - _LATE_S)
         await self._source.mirror.settled()
         if not followed:
             await Todos(self._source).drain()
+        if self._anew_since is not None:
+            await self._look_after_absent(self._anew_since)
         self.phase = "references"
         # Indexes are Postgres's work, references are Stripe's: neither waits for the other.
         async with asyncio.TaskGroup() as group:
@@ -130,8 +140,19 @@ class Backfill:
         """Takes the works from the saved cursors; gives the second from which events count."""
         plan = await self._resume.plan()
         self.works, self.note = list(plan.works), plan.note
+        self._anew_since = plan.anew_since
         self._pending = [work for work in self.works if isinstance(work, UnderParents)]
         return plan.since
+
+    async def _look_after_absent(self, since: float) -> None:
+        """What the lists, read anew, do not show, and of which the events are gone."""
+        ends = self._ends()
+        unread = _tables_of(c for c in ends if c.state != "done")
+        todos = Todos(self._source)
+        todos.add(await note_absent(self._source, set(self._source.wanted) - unread, since))
+        await todos.work_off()
+        if all(c.state != "failed" for c in ends):
+            await self._source.save([listed_anew(since)])
 
     async def _read_tails(self, since: int) -> None:
         """Where the event log cannot be read: what was created while the lists were read."""
@@ -183,19 +204,18 @@ class Backfill:
         ends = [w.final() if isinstance(w, UnderParents) else w.listing.final() for w in self.works]
         return [*ends, *self._refused, *checkpoints(self._source.gaps)]
 
-    async def _catch_up(self, since: int) -> Applied | None:
+    async def _catch_up(self, since: int) -> int | None:
         """Applies what happened while the lists were read."""
-        events = Events(self._source)
+        live = Live(self._source, Todos(self._source), since=float(since))
         try:
-            applied = await events.apply_since(since - _LATE_S)
+            await live.sweep(since - _LATE_S)
         except (NotPermitted, NotEnabled) as error:
             self.note = f"Changes made during the backfill are not seen: {error.message}"
             await self._source.save(
                 [Checkpoint(FOLLOWED, "refused", reason=error.message, remedy=error.hint)]
             )
             return None
-        await self._source.save([followed(max(since, applied.newest))])
-        return applied
+        return live.seen.events
 
     async def _index(self, *, beside_writers: bool) -> None:
         """`beside_writers`: somebody follows live, and must not wait for an index."""
@@ -208,3 +228,9 @@ class Backfill:
                     await create(connection, self._schema, table)
 
         await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
+
+
+def _tables_of(streams: Iterable[Checkpoint]) -> set[str]:
+    """The tables that these streams fill."""
+    found = [s.position for s in streams]
+    return {str(p.get("table")) if isinstance(p, dict) else "" for p in found}

@@ -7,6 +7,7 @@ when the backfill is done.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
@@ -16,6 +17,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.source.account import Source
 from pinstripe.store.changes import trim
 from pinstripe.sync.allowance import Allowance
+from pinstripe.sync.hearing import Hearing
 from pinstripe.sync.live import Live, Pace
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.todos import Todos
@@ -67,9 +69,19 @@ class Follower:
             awake=allowance.wake if allowance is not None else _nothing,
         )
         self.relist = Relist(
-            source, self.todos, budget, since=since, intervals=intervals, stretch=self._stretch
+            source,
+            self.todos,
+            budget,
+            since=since,
+            intervals=intervals,
+            plan=allowance.plan if allowance is not None else None,
         )
+        if allowance is not None:
+            allowance.wishes = self.relist.wishes
         self._backfilled = asyncio.Event()
+        self._hearing = Hearing(source.pool, source.mirror.schema, complete=self._is_complete)
+        self._hearing.on_ring = self._on_ring
+        self.live.hearing = self._hearing
 
     @property
     def trouble(self) -> str:
@@ -84,6 +96,14 @@ class Follower:
         """The first copy is complete: what needs it may begin."""
         self._backfilled.set()
 
+    def _is_complete(self) -> bool:
+        """Whether what the events say is all that there is to know."""
+        return self._backfilled.is_set()
+
+    def _on_ring(self) -> None:
+        self.live.ring()
+        self.todos.look()
+
     def _on_gap(self) -> None:
         """Events were lost for good: everything is read again."""
         self.relist.read_all()
@@ -93,17 +113,12 @@ class Follower:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.todos.run())
             group.create_task(self.live.run())
+            group.create_task(self._hearing.run())
             group.create_task(self._later())
             if self.allowance is not None:
                 group.create_task(self.allowance.run())
             if self._keep_changes is not None:
                 group.create_task(self._trim(self._keep_changes))
-
-    def _stretch(self) -> float:
-        """As much as the read allowance slows the polling, it slows the lists."""
-        if self.allowance is None:
-            return 1.0
-        return max(self.allowance.poll_interval_s() / self.live.poll_s, 1.0)
 
     async def _trim(self, keep: timedelta) -> None:
         """Drops old entries of the change feed, once an hour."""
@@ -119,10 +134,19 @@ class Follower:
             group.create_task(self.relist.run())
 
     async def _fill(self) -> None:
-        """The previews of everybody, once; afterwards events refresh them."""
-        while self.upcoming is not None:
+        """The previews of everybody, once; afterwards events refresh them, and time alone the old ones."""
+        if self.upcoming is None:
+            return
+        await self._insist(self.upcoming.fill)
+        while True:
+            await asyncio.sleep(self.upcoming.filling.oldest_s() / 2)
+            await self._insist(self.upcoming.filling.refill)
+
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Until it succeeds."""
+        while True:
             try:
-                await self.upcoming.fill()
+                await work()
             except PinstripeError as error:
                 _log.warning("upcoming.trouble", error=error.message)
                 await asyncio.sleep(_RETRY_S)

@@ -3,9 +3,9 @@
     poll -> new events -> applying -> mirror: rows + cursor + to-dos, one commit -> NOTIFY
 
 The list is eventually consistent: an event can show up behind newer ones. So what is seen is applied at
-once, and a trailing window is read again, now and then, for what came late. Events are applied once,
-by id. `as_of` of the stream `events` says up to which moment on Stripe's clock everything that the list
-showed is applied.
+once, and trailing windows are read again, beside the polls, for what came late (`sweep`): a window of a
+busy account is many pages, and nothing new waits for them. Events are applied once, by id (`known`). The
+`as_of` of stream `events` is the moment on Stripe's clock up to which all that the list showed is applied.
 """
 
 from __future__ import annotations
@@ -13,23 +13,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
-from pinstripe.client.pages import read_page
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import LIVE_LANE, Truth
 from pinstripe.rows.decode import StripeObject
-from pinstripe.source.account import Source
-from pinstripe.source.page import PAGE, read_list, spanning, truth_of
+from pinstripe.source.account import FOLLOW, LIVE, Source
+from pinstripe.source.page import PAGE
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import add_applied, add_todos, forget_applied, load_applied
 from pinstripe.sync.applying import More, Planner
-from pinstripe.sync.events import EVENTS, RETENTION_S, ask, followed
+from pinstripe.sync.events import RETENTION_S, followed
+from pinstripe.sync.hearing import Hearing
+from pinstripe.sync.known import Known
 from pinstripe.sync.order import created_of, request_of
+from pinstripe.sync.reading import Reader
 from pinstripe.sync.seen import Pace, Seen
+from pinstripe.sync.swept import Swept
 from pinstripe.sync.todos import Todos
 
 __all__ = ["Live", "Pace", "Seen"]
@@ -41,10 +45,13 @@ CHANNEL = "pinstripe"
 _TROUBLE_PAUSE_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _LOOK = 20
 """Events in the first look: mostly none is new, and a page of a hundred is half a megabyte."""
-_MOST_EVENTS = 1000
-"""Applied in one commit: a burst costs less in large pieces, what is live waits less in small ones."""
-_AT_REST_S = 5.0
+_SPACING_S = 0.1  # Looks that are rung for are no closer than this, and than half the interval.
+_AT_REST_S = 1.0
 """How often the cursor is saved when nothing happens."""
+_POLLS_A_SWEEP = 10
+"""A window is read again after so many polls at the soonest: sweeps are a tenth of the reads at most."""
+_REST_A_SWEEP = 4
+"""A sweep rests so many times as long as it took: its requests and its CPU are a fifth at most."""
 
 
 class Live:
@@ -65,11 +72,12 @@ class Live:
     ) -> None:
         """`since`: everything that the list showed up to this moment on Stripe's clock is applied.
 
-        `more` gives the to-dos of previews that events ask for. `on_gap` is called when the log no
-        longer reaches back to where we stand. `interval_s` is the read allowance's word on how often
-        to look, `awake` tells it of a ring.
+        `more` gives the to-dos of previews that events ask for. `on_gap` is called when the log no longer
+        reaches back to where we stand. `interval_s` is the read allowance's word on how often to look,
+        `awake` tells it of a ring.
         """
         self.seen = Seen(as_of=since)
+        self.hearing: Hearing | None = None  # Who rings, and wants to know of looks.
         self._source = source
         self._todos = todos
         self._pace = pace or Pace()
@@ -78,22 +86,18 @@ class Live:
         self._awake = awake
         self._clock = clock
         self._planner = Planner(source, more)
-        self._applied: dict[str, int] = {}
+        self._known = Known()
+        self._reader = Reader(source, self._known)
+        self._swept = Swept(since)
+        self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._polled = asyncio.Condition()
         self._saved_at = 0.0
-        self._near_at = 0.0
         self._is_busy = False
-        self._window_at = 0.0
+        self._was_rung = False
 
     def now(self) -> float:
         """The present on Stripe's clock."""
         return self._source.now()
-
-    @property
-    def poll_s(self) -> float:
-        """The interval as set, before the read allowance."""
-        return self._pace.poll_s
 
     def ring(self) -> None:
         """Somebody knows of a change: look now, and for a while as often as set."""
@@ -103,21 +107,48 @@ class Live:
     async def run(self) -> None:
         """Catches up, then follows until cancelled."""
         await self._begin()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._poll_on())
+            group.create_task(self._sweep_on(self._pace.near_window_s, self._pace.near_every_s))
+            group.create_task(self._sweep_on(self._pace.window_s, self._pace.window_every_s))
+
+    async def _poll_on(self) -> None:
         troubles = 0
         while True:
             started = self._clock()
+            self._wake.clear()  # A ring from now on asks for a look that begins after it.
             try:
-                await self._turn(started)
+                await self._turn()
             except PinstripeError as error:
                 await self._troubled(error)
-                await self._rest(_TROUBLE_PAUSE_S[min(troubles, len(_TROUBLE_PAUSE_S) - 1)])
-                troubles += 1
+                await self._rest(_TROUBLE_PAUSE_S[troubles], at_least_s=_TROUBLE_PAUSE_S[0])
+                troubles = min(troubles + 1, len(_TROUBLE_PAUSE_S) - 1)
                 continue
             troubles = 0
             if self.seen.trouble:
                 self.seen.trouble = self.seen.remedy = ""
                 self._saved_at = 0.0  # The next look says in the database that it is over.
-            await self._rest(self._poll_s() - (self._clock() - started))
+            took_s = self._clock() - started
+            await self._rest(self._poll_s() - took_s, at_least_s=self._spacing_s() - took_s)
+
+    async def _sweep_on(self, window_s: float, every_s: float) -> None:
+        """Reads a window again and again, beside the polls. Of trouble the polls tell."""
+        rest_s = every_s
+        while True:
+            await asyncio.sleep(max(rest_s, every_s, _POLLS_A_SWEEP * self._poll_s()))
+            if self.seen.trouble or self._is_slow():
+                continue
+            started = self._clock()
+            try:
+                await self._sweep_late(window_s / 2, window_s, priority=LIVE)
+                await self._forget()
+            except PinstripeError as error:
+                _log.debug("live.sweep", error=error.message)
+            rest_s = _REST_A_SWEEP * (self._clock() - started)
+
+    def _is_slow(self) -> bool:
+        """Looks are so rare that each reads the whole window: it costs no more."""
+        return self._poll_s() >= self._pace.near_every_s
 
     def _poll_s(self) -> float:
         usual_s = self._pace.poll_s if self._interval_s is None else self._interval_s()
@@ -125,20 +156,25 @@ class Live:
         busy = self._is_busy and usual_s <= self._pace.poll_s
         return usual_s / 2 if busy else usual_s
 
-    async def _rest(self, pause_s: float) -> None:
-        self._wake.clear()
+    def _spacing_s(self) -> float:
+        """How soon after a look that was rung for the next may be, however often somebody rings."""
+        return max(self._pace.poll_s / 2, _SPACING_S) if self._was_rung else 0.0
+
+    async def _rest(self, pause_s: float, *, at_least_s: float) -> None:
+        """Until it is time to look, or somebody rings."""
+        if at_least_s > 0:
+            await asyncio.sleep(at_least_s)
+            pause_s -= at_least_s
         if pause_s > 0:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
 
     async def _troubled(self, error: PinstripeError) -> None:
         """Says what is wrong: here, in the log, and in the database for `pinstripe status`."""
-        first = not self.seen.trouble
+        is_told = bool(self.seen.trouble)
         self.seen.trouble, self.seen.remedy = error.message, error.hint
-        if not first:
+        if is_told:
             return
         _log.warning("live.trouble", error=error.message)
         try:
@@ -153,83 +189,56 @@ class Live:
         while True:
             try:
                 async with self._source.pool.acquire() as connection:
-                    self._applied = await load_applied(
-                        connection, self._source.mirror.schema, since
-                    )
+                    applied = await load_applied(connection, self._source.mirror.schema, since)
+                self._known.load(applied)
+                began = self._source.now()
                 await self.sweep(since)
+                self._swept = Swept(began)
+                self.seen.late = 0  # What was read pages deep did not come late.
             except PinstripeError as error:
                 await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
-                continue
-            return
+            else:
+                return
 
-    async def _turn(self, now: float) -> None:
-        """One look at the list: the newest page always, the windows when it is their time."""
+    async def _turn(self) -> None:
+        """One look at the list: its top, or the whole window where looks are rare."""
         if self._source.now() - self.seen.as_of > RETENTION_S - 86400:
             _log.warning("live.gap", as_of=self.seen.as_of)
             self.seen.gaps += 1
             self.seen.as_of = self._source.now()
             self._on_gap()
-        if now - self._window_at >= self._pace.window_every_s:
-            self._window_at = self._near_at = now
-            await self.sweep(self._source.now() - self._pace.window_s)
+        heard = self.hearing.begin() if self.hearing is not None else None
+        self._was_rung = heard is not None
+        if self._is_slow():
+            await self._sweep_late(self._pace.window_s / 2, self._pace.window_s)
             await self._forget()
-        elif now - self._near_at >= self._pace.near_every_s:
-            self._near_at = now
-            await self.sweep(self._source.now() - self._pace.near_window_s)
+        elif heard is not None:
+            await self._sweep_late(heard.ring.lookback_s, heard.ring.lookback_s)
         else:
             await self.poll()
+        if heard is not None and self.hearing is not None:
+            self.hearing.looked(heard, self.seen.as_of)
 
     async def poll(self) -> None:
         """Applies what is new at the top of the list, down to the first event that is known."""
-        await self._read(())
+        back_to = self.seen.as_of - self._pace.window_s
+        limit = PAGE if self._is_busy else _LOOK
+        self._is_busy = await self._reader.top(back_to, limit=limit, apply=self.apply)
 
-    async def sweep(self, since: float) -> None:
+    async def sweep(self, since: float, *, priority: int = FOLLOW) -> None:
         """Applies what is new in the whole list since then."""
-        await self._read([("created[gte]", str(int(since)))], whole=True)
+        await self._reader.window(since, priority=priority, apply=self.apply)
 
-    async def _read(self, params: Sequence[tuple[str, str]], *, whole: bool = False) -> None:
-        """Pages down the list and applies what is new, some pages at a time.
-
-        The next page is asked for while the last ones are applied.
-        """
-        gathered: list[StripeObject] = []
-        truth: Truth | None = None
-        last: str | None = None
-        limit = PAGE if whole or self._is_busy else _LOOK
-        self._is_busy = False
-        asking = asyncio.create_task(ask(self._source, params, None, limit=limit))
-        began: float | None = None
-        try:
-            while True:
-                reply = await asking
-                began = reply.not_before if began is None else began
-                shown = read_page(reply, EVENTS)
-                known = [key in self._applied for key in shown.ids]
-                # Hardly ever is anything new: only then are the events themselves decoded.
-                events = [] if all(known) else read_list(reply, EVENTS).objects
-                after = shown.ids[-1] if shown.ids else None
-                # A list that goes on from where it began would never end.
-                over = not shown.has_more or after is None or after == last
-                last = after
-                over = over or (not whole and (any(known) or self._reaches_back(events)))
-                if not over:
-                    asking = asyncio.create_task(ask(self._source, params, after))
-                gathered += [e for e in events if e.get("id") not in self._applied]
-                self._is_busy = self._is_busy or bool(events)
-                truth = spanning(truth, truth_of(reply))
-                if over or len(gathered) >= _MOST_EVENTS:
-                    await self.apply(gathered, truth, as_of=began if over else None)
-                    gathered, truth = [], None
-                if over:
-                    return
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-
-    def _reaches_back(self, events: Sequence[StripeObject]) -> bool:
-        """Whether a page goes back beyond what has been read before."""
-        return bool(events) and created_of(events[-1]) < self.seen.as_of - self._pace.window_s
+    async def _sweep_late(self, late_s: float, window_s: float, *, priority: int = FOLLOW) -> None:
+        """Applies what came late by up to `late_s`, also where the last such sweep is long ago."""
+        began = self._source.now()
+        since = min(self._swept.since(late_s), began - window_s)
+        remembered = began - 1.9 * self._pace.window_s  # `_forget` drops what is a little older.
+        if since < remembered:
+            await self.poll()  # After a long absence: down to what is known, however far that is.
+        await self.sweep(max(since, remembered), priority=priority)
+        self._swept.note(began, late_s)
 
     async def apply(
         self, events: Sequence[StripeObject], truth: Truth, *, as_of: float | None = None
@@ -240,13 +249,19 @@ class Live:
         now been read so far that everything it showed at this moment is applied.
         """
         self.seen.polls += 1
-        if not events and not self._is_due(as_of):
+        async with self._applying:  # A poll and a sweep may have seen the same.
+            events = self._known.fresh(events)
+            if events or self._is_due(as_of):
+                await self._commit(events, truth, as_of)
             self._advance(as_of)
-            return
+
+    async def _commit(
+        self, events: Sequence[StripeObject], truth: Truth, as_of: float | None
+    ) -> None:
         parts, todos = await self._planner.plan(events, truth)
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
-        position = max(as_of or 0.0, self.seen.as_of) if as_of is not None else None
+        position = max(as_of, self.seen.as_of) if as_of is not None else None
 
         async def effect(connection: Connection) -> None:
             if applied:
@@ -261,13 +276,12 @@ class Live:
 
         await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()
-        for key, created, _ in applied:
-            self._applied[key] = created
+        self._known.add({key: created for key, created, _ in applied}, loose=as_of is None)
+        for _, created, _ in applied:
             self.seen.late += created < self.seen.newest - 1
             self.seen.newest = max(self.seen.newest, created)
         self.seen.events += len(applied)
         self._todos.add(todos)
-        self._advance(as_of)
 
     def _is_due(self, as_of: float | None) -> bool:
         return as_of is not None and self._clock() - self._saved_at >= _AT_REST_S
@@ -279,6 +293,6 @@ class Live:
     async def _forget(self) -> None:
         """Events that the window no longer reaches need not be remembered."""
         before = self._source.now() - 2 * self._pace.window_s
-        self._applied = {k: c for k, c in self._applied.items() if c >= before}
+        self._known.forget(before)
         async with self._source.transaction() as connection:
             await forget_applied(connection, self._source.mirror.schema, before)

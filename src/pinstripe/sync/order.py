@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from pinstripe.rows.decode import StripeObject
+from pinstripe.rows.keys import key_of
+from pinstripe.store.todo import Kind, Todo
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,19 @@ class Change:
     event_type: str
     previous: StripeObject
 
+    def todo(self, kind: Kind, table: str, key: str, *, parent: str = "") -> Todo:
+        """What the change makes us ask of Stripe."""
+        return Todo(kind, table, key, parent, self.created, self.request_id, self.event_id)
+
 
 def changes(events: Sequence[StripeObject], api_version: str) -> list[Change]:
-    """One change for each object with an id, from events in Stripe's order (newest first)."""
+    """One change for each object with a key, from events in Stripe's order (newest first)."""
     by_object: dict[tuple[str, str], list[StripeObject]] = {}
     for event in events:
-        obj = payload(event)
-        if obj is None:
-            continue
-        name, key = obj.get("object"), obj.get("id")
-        if isinstance(name, str) and isinstance(key, str) and key:
+        obj = payload(event) or {}
+        name = str(obj.get("object"))
+        key = key_of(name, obj)
+        if key:
             by_object.setdefault((name, key), []).append(event)
     return [_change(name, key, found, api_version) for (name, key), found in by_object.items()]
 

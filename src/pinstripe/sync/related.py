@@ -27,24 +27,19 @@ def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
     if table is None or change.deleted:
         return []
     found = [
-        Todo("relate", target, key, since=change.created, request_id=change.request_id)
+        change.todo("relate", target, key)
         for target, key in _references(table, change.object)
         if target in wanted
     ]
-    found += [
-        Todo("fetch", "invoice_item", key, since=change.created, request_id=change.request_id)
-        for key in _pulled_in(change)
-    ]
+    found += [change.todo("fetch", "invoice_item", key) for key in _pulled_in(change)]
     for child in _children(change.name):
         field = _ONLY_IF_CHANGED.get(child)
         asked = field is None or field in change.previous or change.event_type.endswith(".created")
         if child in wanted and asked:
-            found.append(
-                Todo("children", child, change.key, change.name, change.created, change.request_id)
-            )
+            found.append(change.todo("children", child, change.key, parent=change.name))
     if any(c.on_request for c in table.columns):
         # Payloads leave out what Stripe gives on request only.
-        found.append(Todo("fetch", table.name, change.key, "", change.created, change.request_id))
+        found.append(change.todo("fetch", table.name, change.key))
     return found
 
 

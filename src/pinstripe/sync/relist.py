@@ -7,8 +7,8 @@ Three ways, from cheap to thorough:
     passes  every list to its end, once a day, each at its own time: finds silent edits, and by what it
             no longer shows, silent deletions
 
-Intervals stretch with the read allowance. What a pass does not show any more is fetched, and flagged if
-Stripe does not have it.
+Intervals stretch with the read allowance (`spending`), and passes are made once a month in any case. What
+a pass does not show any more is fetched, and flagged if Stripe does not have it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import PinstripeError, Refused
 from pinstripe.rows.decode import StripeObject
-from pinstripe.source.account import BACKFILL, Source, retrieve_endpoint
-from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.ddl import qualified, quote
-from pinstripe.store.freshness import note_freshness
-from pinstripe.store.todo import Todo, add_todos
+from pinstripe.source.account import BACKFILL, Source
+from pinstripe.store.cursors import load_checkpoints, save_checkpoints
+from pinstripe.store.ddl import qualified
+from pinstripe.store.freshness import load_freshness, note_freshness
+from pinstripe.sync.absent import note_absent
 from pinstripe.sync.dispatch import Dispatcher
 from pinstripe.sync.listing import Listing
 from pinstripe.sync.pager import Pager
+from pinstripe.sync.spending import DAY_S, Plan, Wishes
 from pinstripe.sync.todos import Todos
 from pinstripe.sync.under_parents import UnderParents, stream_of
 
@@ -67,10 +68,10 @@ class Relist:
         *,
         since: float | None = None,
         intervals: Intervals | None = None,
-        stretch: Callable[[], float] = lambda: 1.0,
+        plan: Callable[[], Plan] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`since`: heads begin there, on Stripe's clock. `stretch` multiplies the intervals."""
+        """`since`: heads begin there, on Stripe's clock. `plan`: what the read allowance bears."""
         self.passing = ""
         self.refused: dict[str, Refused] = {}
         self._source = source
@@ -78,56 +79,84 @@ class Relist:
         self._todos = todos
         self._budget = budget
         self._intervals = intervals or Intervals()
-        self._stretch = stretch
+        self._plan = plan or (lambda: Plan(0.0))
         self._clock = clock
         now = clock()
         self._head_at: dict[str, float] = {}
+        self._shown_at: dict[str, float] = {}
+        """On Stripe's clock: when the last reading of each list to its end began."""
         self._head_from: dict[str, float] = {}
-        self._due_at = now
+        self._due_at = -float("inf")
+        streams = [stream_of(e) for e in self._endpoints()]
+        self._cost = dict.fromkeys(streams, 1.0)
+        """GETs of a pass over each list, as the last reading took them."""
+        self._passed_at = dict.fromkeys(streams, now)
         # Passes are spread over their interval, so that they never come all at once.
-        endpoints = self._endpoints()
-        step = self._intervals.pass_s / max(len(endpoints), 1)
-        self._pass_at = {
-            stream_of(e): now + self._intervals.pass_s / 2 + n * step / 2
-            for n, e in enumerate(endpoints)
-        }
+        self._first = {s: 0.5 + n / len(streams) / 2 for n, s in enumerate(streams)}
 
     def read_all(self) -> None:
         """Every list is due for a pass."""
-        self._pass_at = dict.fromkeys(self._pass_at, self._clock())
+        self._passed_at = dict.fromkeys(self._passed_at, -float("inf"))
+
+    def wishes(self) -> Wishes:
+        """What all of this takes if nothing slows it."""
+        endpoints = [e for e in self._endpoints() if stream_of(e) not in self.refused]
+        heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
+        passes = sum(self._cost[stream_of(e)] for e in endpoints)
+        usual = DAY_S / self._intervals.pass_s
+        return Wishes(heads + 1 / self._intervals.due_s, passes * usual)
 
     async def run(self) -> None:
         """Until cancelled. A list that cannot be read is left out, and said."""
+        await self._guard("passes", self._remember())
         while True:
             await self.turn()
             await asyncio.sleep(self._intervals.tick_s)
 
     async def turn(self) -> None:
         """Does what is due now."""
-        now = self._clock()
+        now, plan = self._clock(), self._plan()
         for endpoint in self._endpoints():
             stream = stream_of(endpoint)
-            if stream in self.refused:
+            if stream in self.refused or not needs_head(endpoint):
                 continue
-            if needs_head(endpoint) and now - self._head_at.get(stream, 0.0) >= self._head_s(
-                endpoint
-            ):
+            age_s = now - self._head_at.get(stream, -float("inf"))
+            if age_s >= self._usual_s(endpoint) * plan.stretch:
                 self._head_at[stream] = now
                 await self._guard(stream, self._head(endpoint))
-        if now >= self._due_at:
-            self._due_at = now + self._intervals.due_s * self._stretch()
+        if now - self._due_at >= self._intervals.due_s * plan.stretch:
+            self._due_at = now
             await self._guard("due", self._due())
+        pass_s = self._intervals.pass_s * plan.pass_s / DAY_S
         for endpoint in self._endpoints():
             stream = stream_of(endpoint)
-            if now >= self._pass_at[stream] and stream not in self.refused:
-                self._pass_at[stream] = now + self._intervals.pass_s * self._stretch()
+            age_s = now - self._passed_at[stream]
+            if age_s >= pass_s * self._first.get(stream, 1.0) and stream not in self.refused:
+                self._passed_at[stream] = now
+                self._first.pop(stream, None)
                 await self._guard(stream, self.full_pass([endpoint]))
                 return  # One a turn: the heads go on between two passes.
 
-    def _head_s(self, endpoint: ListEndpoint) -> float:
+    async def _remember(self) -> None:
+        """What each list took when it was last read, and when its last pass was: a restart is none."""
+        schema = self._source.mirror.schema
+        async with self._source.pool.acquire() as connection:
+            cursors = await load_checkpoints(connection, schema)
+            fresh = await load_freshness(connection, schema)
+        passed = {f.table: f.known_to for f in fresh if f.how == "pass"}
+        now, stripes = self._clock(), self._source.now()
+        for endpoint in self._endpoints():
+            stream = stream_of(endpoint)
+            if stream in cursors:
+                self._cost[stream] = max(float(cursors[stream].requests), 1.0)
+            known_to = [passed.get(table_name(name), 0.0) for name in endpoint.objects]
+            if min(known_to) > 0 and self._passed_at[stream] > 0:
+                self._passed_at[stream] = now - max(stripes - min(known_to), 0.0)
+                self._first.pop(stream, None)
+
+    def _usual_s(self, endpoint: ListEndpoint) -> float:
         """Lists without the `created` filter are read by whole pages, and less often."""
-        slower = 1.0 if endpoint.created else _WHOLE_PAGES
-        return self._intervals.head_s * slower * self._stretch()
+        return self._intervals.head_s * (1.0 if endpoint.created else _WHOLE_PAGES)
 
     def _endpoints(self) -> list[ListEndpoint]:
         return [
@@ -195,12 +224,15 @@ class Relist:
             self.passing = ""
         for work in works:
             final = work.final() if isinstance(work, UnderParents) else work.listing.final()
+            self._cost[stream_of(work.endpoint)] = max(float(final.requests), 1.0)
+            if final.state in ("done", "refused"):
+                self._shown_at[stream_of(work.endpoint)] = began
             if final.state != "done":
                 async with self._source.transaction() as connection:
                     await save_checkpoints(connection, self._source.mirror.schema, [final])
         for table in {table_name(o) for e in endpoints for o in e.objects}:
-            if table in self._source.wanted and await self._is_covered(table, began):
-                await self._vanished(table, began)
+            if table in self._source.wanted:
+                await self._look_after(table)
         for endpoint in endpoints:
             await self._note(endpoint, "pass", began)
 
@@ -212,29 +244,13 @@ class Relist:
             return work
         return Pager(Listing.fresh(endpoint, table, ceiling=int(began)), self._source)
 
-    async def _is_covered(self, table: str, began: float) -> bool:
-        """Whether this was the only list of the table; else rows may stand in another one."""
-        lists = [e for e in self._endpoints() if table in map(table_name, e.objects)]
-        return len(lists) == 1
-
-    async def _vanished(self, table: str, began: float) -> None:
-        """Rows that the pass did not show: fetched, or flagged where they cannot be."""
-        known = self._source.wanted[table]
-        alive = " AND deleted IS NOT TRUE" if known.deletable else ""
-        place = qualified(self._source.mirror.schema, table)
-        async with self._source.transaction() as connection:
-            rows = await connection.fetch(
-                f"SELECT {quote(known.key[0])} FROM {place} "
-                f"WHERE _as_of_latest < to_timestamp($1){alive} "
-                f"ORDER BY _as_of_latest LIMIT {_MOST_VANISHED}",
-                began,
-            )
-            where = retrieve_endpoint(table)
-            if where is None or where.parent_parameter:
-                return
-            todos = [Todo("fetch", table, row[0], since=began) for row in rows]
-            await add_todos(connection, self._source.mirror.schema, todos)
-        self._todos.add(todos)
+    async def _look_after(self, table: str) -> None:
+        """Asks for the rows that its lists, each of them read to its end, do not show any more."""
+        lists = [stream_of(e) for e in self._endpoints() if table in map(table_name, e.objects)]
+        if not all(stream in self._shown_at for stream in lists):
+            return
+        since = min(self._shown_at[stream] for stream in lists)
+        self._todos.add(await note_absent(self._source, [table], since, most=_MOST_VANISHED))
 
     async def _note(self, endpoint: ListEndpoint, how: str, known_to: float) -> None:
         """Says how far the tables of this list are known to be true, and by what."""

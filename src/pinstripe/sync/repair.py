@@ -18,8 +18,9 @@ from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
 from pinstripe.source.account import Source
 from pinstripe.source.settle import bury
+from pinstripe.store.changes import delete_rows
 from pinstripe.store.compare import Comparer
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.ddl import quote
 from pinstripe.store.difference import Difference
 from pinstripe.store.pool import Connection
 from pinstripe.sync.look import Walk, read, way_to
@@ -106,13 +107,11 @@ class Repairs:
             return
         if way is None or way.key == found.key:
             return
-        statement = (
-            f"DELETE FROM {qualified(self._source.mirror.schema, table.name)} "
-            f"WHERE {quote(table.key[0])} = $1 AND _synced_at = $2"
-        )
+        where = f"t.{quote(table.key[0])} = $1 AND t._synced_at = $2"
+        schema = self._source.mirror.schema
 
         async def remove(connection: Connection) -> None:
-            await connection.execute(statement, found.key, found.version)
+            await delete_rows(connection, schema, table, where, found.key, found.version)
 
         await self._source.mirror.submit(Found(), Truth(0.0, 0.0), effect=remove)
 

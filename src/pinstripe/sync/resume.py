@@ -10,17 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import structlog
+
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import table_name
 from pinstripe.source.account import BACKFILL, Source
 from pinstripe.source.nested import closed_gaps
-from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.cursors import (
+    Checkpoint,
+    forget_checkpoints,
+    load_checkpoints,
+    save_checkpoints,
+)
 from pinstripe.store.pool import Pool
 from pinstripe.sync.events import FOLLOWED, RETENTION_S, followed
 from pinstripe.sync.listing import Listing
 from pinstripe.sync.pager import Pager
 from pinstripe.sync.under_parents import UnderParents, stream_of
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _SOON_S = 600
 """A list that was read so short a time ago is not read again by a run that resumes."""
@@ -29,13 +38,26 @@ _SETTLED_S = 31 * 86400
 a month at the latest (https://docs.stripe.com/payouts)."""
 
 
+_ANEW = "anew"
+"""The stream that says since when everything is being listed anew, until that is done."""
+
+
+def listed_anew(since: float) -> Checkpoint:
+    """The end of it."""
+    return Checkpoint(_ANEW, "done", as_of=since)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run reads. Events count from the second `since`; `note` is for whoever watches."""
+    """What a run reads. Events count from the second `since`; `note` is for whoever watches.
+
+    `anew_since`: everything is listed anew, begun at this second; None where events tell what changed.
+    """
 
     works: Sequence[Pager | UnderParents]
     since: int
     note: str = ""
+    anew_since: float | None = None
 
 
 class Resume:
@@ -58,8 +80,12 @@ class Resume:
         if last is not None and last.as_of is not None:
             since = int(last.as_of)
             if self._now - since > RETENTION_S - 86400:
-                note = "The last run is too long ago for the event log: everything is listed anew."
-                saved, since = {}, self._now
+                saved, since = await self._begin_anew(), self._now
+        anew = saved.get(_ANEW)
+        anew_since = anew.as_of if anew is not None and anew.state == "running" else None
+        if anew_since is not None:
+            note = "The last run is too long ago for the event log: everything is listed anew."
+            _log.warning("resume.anew", since=anew_since)
         complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
         if complete and last is not None and last.state == "refused":
             saved = {}  # Nothing tells what changed since.
@@ -67,7 +93,15 @@ class Resume:
         if last is None or since == self._now:
             # The position is taken before the first list is read.
             await self._source.save([followed(since)])
-        return Plan(works, since, note)
+        return Plan(works, since, note, anew_since)
+
+    async def _begin_anew(self) -> dict[str, Checkpoint]:
+        """Forgets every position, in one commit with the new one: the next run must not trust the old."""
+        begun = [followed(self._now), Checkpoint(_ANEW, "running", as_of=float(self._now))]
+        async with self._source.transaction() as connection:
+            await forget_checkpoints(connection, self._source.mirror.schema)
+            await save_checkpoints(connection, self._source.mirror.schema, begun)
+        return {checkpoint.stream: checkpoint for checkpoint in begun}
 
     def tail(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> Pager:
         """Reads again what was created since then, of a list that is done."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -16,7 +17,8 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.paths import quote_id
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unreachable, WrongKey
 from pinstripe.source.account import LIVE, Source
-from pinstripe.source.settle import bury
+from pinstripe.source.settle import ask_anew
+from pinstripe.store.changes import Cause
 from pinstripe.store.todo import Todo, load_todos, todo_done
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -25,6 +27,10 @@ Place = tuple[str, str, str]
 Refresh = Callable[[str], Awaitable[None]]
 _WORKERS = 8
 _PAUSE_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+_LOOK_S = 60.0
+"""How often the database is looked into when nobody rings."""
+_CONTEST_S = 2.0
+_SPACING_S = 0.2
 
 
 class Todos:
@@ -47,6 +53,7 @@ class Todos:
         self._again: set[Place] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._noted = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._todos)
@@ -55,12 +62,45 @@ class Todos:
         """Works until cancelled; begins with what an earlier process left."""
         await self._load()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._take_in())
             for _ in range(_WORKERS):
                 group.create_task(self._work())
+
+    def look(self) -> None:
+        """Another process may have noted something in the database."""
+        self._noted.set()
+
+    async def _take_in(self) -> None:
+        """Takes in what others have noted, and contests that nobody could settle."""
+        soon = False
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CONTEST_S if soon else _LOOK_S):
+                    await self._noted.wait()
+            self._noted.clear()
+            try:
+                async with self._source.pool.acquire() as connection:
+                    left = await load_todos(
+                        connection, self._source.mirror.schema, last_s=2 * _LOOK_S
+                    )
+                    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            except PinstripeError as error:
+                _log.debug("todos.untaken", error=error.message)
+                continue
+            ours = [(todo, asked) for todo, asked in left if todo.place not in self._todos]
+            # A contest is being settled by whoever found it; only what is left of it is for us.
+            old = now - timedelta(seconds=_CONTEST_S)
+            self.add([todo for todo, asked in ours if todo.since or asked <= old])
+            soon = any(not todo.since and asked > old for todo, asked in ours)
+            await self._sleep(_SPACING_S)
 
     async def drain(self) -> None:
         """Works off what is noted in the database, and returns."""
         await self._load()
+        await self.work_off()
+
+    async def work_off(self) -> None:
+        """Works off what has been taken in, and returns."""
         if not self._todos:
             return
         workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
@@ -153,11 +193,14 @@ class Todos:
         if todo.kind == "relate" and version is not None and not await self._may_move(todo):
             return
         try:
-            await self._source.fetch(
-                todo.table, todo.id, parent=todo.parent, over=version, priority=LIVE
+            await ask_anew(
+                self._source,
+                todo.table,
+                todo.id,
+                over=version,
+                parent=todo.parent,
+                cause=_cause(todo),
             )
-        except NotFound:
-            await bury(self._source, todo.table, todo.id, over=version)
         except Refused as error:
             _log.info("todo.unfetched", table=todo.table, id=todo.id, error=error.message)
 
@@ -186,9 +229,16 @@ class Todos:
                 params,
                 parents={table_name(endpoint.parent): todo.id},
                 priority=LIVE,
+                cause=_cause(todo),
             )
         except NotFound:
             return  # The parent went, and its list with it.
+
+
+def _cause(todo: Todo) -> Cause | None:
+    """What the change feed names as the reason."""
+    known = todo.event_id or todo.request_id
+    return Cause(todo.event_id, todo.request_id) if known else None
 
 
 def _children_endpoint(table: str, parent: str) -> ListEndpoint | None:

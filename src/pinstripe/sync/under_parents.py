@@ -4,7 +4,9 @@ The position is the last parent up to which all are durable:
 
     {"table": "setup_attempt", "parent": "setup_intent", "after": "seti_…"}
 
-Parents are read from the database, so they must be complete before this starts.
+Parents are read from the database, so they must be complete before this starts. Stripe may refuse the
+list of one parent (the persons of a Standard account) and give the others: that one is left out, and told
+(`left_out`).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from pinstripe.source.page import list_request, read_list, truth_of
 from pinstripe.store.cursors import Checkpoint, State
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Pool
+from pinstripe.sync.left_out import LeftOut
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 1000
@@ -78,6 +81,7 @@ class UnderParents:
         self._waiting: deque[str] = deque()
         self._order: deque[str] = deque()
         self._durable: set[str] = set()
+        self._left_out = LeftOut(saved.reason if saved is not None else "", bool(self._after))
         self._done = 0
         self._loading = False
         self._exhausted = False
@@ -134,6 +138,7 @@ class UnderParents:
         finally:
             self._loading = False
             self.in_flight -= 1
+        await self._judge()
 
     async def _parents(self) -> list[str]:
         schema = self._source.mirror.schema
@@ -173,16 +178,28 @@ class UnderParents:
                 self._expand = ()
                 self._waiting.appendleft(parent)
             else:
-                self._end(error, "refused")
+                self._left_out.refused(parent, error)
         except (WrongKey, Unwritable):
             self.state = "failed"
             raise
         except PinstripeError as error:
             _log.warning("backfill.failed", stream=self.endpoint.stream, error=error.message)
             self._end(error, "failed")
+        else:
+            self._left_out.is_answered = True
         finally:
             self.seconds += self._clock() - started
             self.in_flight -= 1
+        await self._judge()
+
+    async def _judge(self) -> None:
+        """Goes on without the parents that were refused, or ends if all are."""
+        nothing_more = self._exhausted and not self._waiting and not self.in_flight
+        ended = self._left_out.ends(nothing_more=nothing_more)
+        if ended is not None:
+            self._end(ended, "refused")
+        for parent in self._left_out.to_pass():
+            await self._step(parent)
 
     async def _list(self, parent: str, expand: Sequence[str]) -> None:
         """All pages under one parent; the last one makes the step."""
@@ -263,7 +280,7 @@ class UnderParents:
             stream=stream_of(self.endpoint),
             state=state,
             position={"table": self.table, "parent": self.parent_table, "after": after},
-            reason=self.reason or self.note,
+            reason=self.reason or self.note or self._left_out.words(self.parent_table),
             remedy=self.remedy,
             rows=self.rows,
             requests=self.requests,

@@ -27,7 +27,7 @@ from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
 from pinstripe.source.account import Source
 from pinstripe.store.batch import Effect
-from pinstripe.store.cursors import Checkpoint, save_checkpoints
+from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo
@@ -268,8 +268,7 @@ class Upcoming:
         cursor = Checkpoint(
             table, "refused", {"table": table}, reason=error.message, remedy=error.hint
         )
-        async with self.source.pool.acquire() as connection:
-            await save_checkpoints(connection, self.source.mirror.schema, [cursor])
+        await self.source.save([cursor])
 
     @asynccontextmanager
     async def _turn(self, owner: Owner, owner_id: str) -> AsyncIterator[None]:
@@ -295,4 +294,5 @@ def _todo(kind: Kind, table: str, key: str, event: StripeObject) -> Todo:
         key,
         since=float(created) if isinstance(created, int) else 0.0,
         request_id=request_id if isinstance(request_id, str) else "",
+        event_id=str(event.get("id") or ""),
     )

@@ -1,4 +1,5 @@
-"""The first fill of the upcoming invoices, after the backfill: every owner that may be invoiced, once.
+"""Fills the upcoming invoices: every owner that may be invoiced once after the backfill, and the old ones
+anew from then on (`refill`).
 
 Customers first, since theirs bring along the subscription that invoices first; then the subscriptions that
 are left. Resumable: a cursor per table (`pinstripe.cursor`) says after which id to go on. At 25 requests/s,
@@ -18,7 +19,7 @@ import structlog
 
 from pinstripe.errors import Drifted, PinstripeError, Refused
 from pinstripe.source.account import BACKFILL, Source
-from pinstripe.store.cursors import Checkpoint, State, load_checkpoints, save_checkpoints
+from pinstripe.store.cursors import Checkpoint, State, load_checkpoints
 from pinstripe.store.ddl import qualified
 from pinstripe.sync.upcoming_fanout import ALIVE, PENDING
 from pinstripe.sync.upcoming_preview import Owner
@@ -30,6 +31,11 @@ _CHUNK = 200
 """Owners between two checkpoints: what a crash repeats."""
 _WORKERS = 12
 """Requests under way at once: at 25/s enough for previews that take 480 ms."""
+
+_OWNERS: tuple[Owner, ...] = ("customer", "subscription")
+_FRESH_S = 3600.0
+_OWNER_S = 1.0
+_STALE_S = 86400.0
 
 _CLOCK_S = 2.0
 """Stripe's `Date` is cut to the second: so much older may look what has just been asked for."""
@@ -100,6 +106,24 @@ class UpcomingFill:
         self._source = upcoming.source
         self._chunk = chunk
         self._clock = clock
+        self._owners = 0
+
+    async def refill(self) -> None:
+        """Asks anew for every owner whose preview is older than half of `oldest_s`.
+
+        Metered usage has no events: it moves a preview without a word. Made again after the other half,
+        no preview gets older than `oldest_s`, but for the time that the asking takes.
+        """
+        since = self._source.now() - self.oldest_s() / 2
+        self.progress = {t: Filling(t, since=since) for t in self._upcoming.tables()}
+        await self._source.save([filling.checkpoint() for filling in self.progress.values()])
+        await self._fill_all()
+
+    def oldest_s(self) -> float:
+        """The age that no preview gets past: an hour, or a second for each, and a day at most."""
+        # A later round counts only those that are old.
+        self._owners = max(self._owners, sum(f.total for f in self.progress.values()))
+        return min(max(_FRESH_S, self._owners * _OWNER_S), _STALE_S)
 
     async def run(self) -> None:
         """Returns when every owner has been asked for once since the fill began.
@@ -109,15 +133,17 @@ class UpcomingFill:
         schema = self._source.mirror.schema
         async with self._source.pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, schema))
-        owners: tuple[Owner, ...] = ("customer", "subscription")
-        for owner in owners:
+        for owner in _OWNERS:
             table = TABLE_OF[owner]
             if table in self._upcoming.tables():
                 filling = self.progress[table] = self._resumed(table, saved.get(table))
                 if filling.state != "done":
                     # When it began is remembered for both: what is asked for since counts for either.
                     await self._save(filling)
-        for owner in owners:
+        await self._fill_all()
+
+    async def _fill_all(self) -> None:
+        for owner in _OWNERS:
             begun = self.progress.get(TABLE_OF[owner])
             if begun is not None and begun.state != "done":
                 await self._fill(owner, begun)
@@ -183,9 +209,7 @@ class UpcomingFill:
         filling.done += 1
 
     async def _save(self, filling: Filling) -> None:
-        async with self._source.pool.acquire() as connection:
-            schema = self._source.mirror.schema
-            await save_checkpoints(connection, schema, [filling.checkpoint()])
+        await self._source.save([filling.checkpoint()])
 
     # --- whose -----------------------------------------------------------------------------------
 

@@ -287,19 +287,32 @@ async def test_ready_in_is_not_now_while_every_slot_is_taken() -> None:
     assert budget.ready_in("refunds") == 0
 
 
-async def test_a_429_halves_the_rate_of_what_it_names_and_it_grows_back() -> None:
+async def test_a_429_takes_a_fifth_off_the_rate_of_what_it_names_and_it_grows_back() -> None:
     time = FakeTime()
     budget = budget_of(time)
     budget.slow_down("charges", "endpoint-rate", None)
-    assert budget.rate("charges") == pytest.approx(12.5)
+    assert budget.rate("charges") == pytest.approx(20.0)
     assert budget.rate("refunds") == 25.0
     assert budget.rate() == 100.0
     budget.slow_down("charges", "global-rate", None)
-    assert budget.rate() == pytest.approx(50.0)
-    time.now += 10
-    assert budget.rate() == pytest.approx(70.0)
+    assert budget.rate() == pytest.approx(80.0)
+    time.now += 5
+    assert budget.rate() == pytest.approx(90.0)
     time.now += 100
     assert (budget.rate(), budget.rate("charges")) == (100.0, 25.0)
+
+
+async def test_a_storm_of_429s_halves_the_rate() -> None:
+    time = FakeTime()
+    budget = budget_of(time)
+    budget.slow_down("charges", "global-rate", None)
+    time.now += 2
+    assert budget.rate() == pytest.approx(84.0)
+    budget.slow_down("charges", "global-rate", None)
+    assert budget.rate() == pytest.approx(42.0)
+    time.now += 20
+    budget.slow_down("charges", "global-rate", None)
+    assert budget.rate() == pytest.approx(82.0 * 0.8)
 
 
 async def test_a_volley_of_429s_counts_once() -> None:
@@ -307,7 +320,7 @@ async def test_a_volley_of_429s_counts_once() -> None:
     budget = budget_of(time)
     for _ in range(30):
         budget.slow_down("charges", "global-rate", None)
-    assert budget.rate() == pytest.approx(50.0)
+    assert budget.rate() == pytest.approx(80.0)
 
 
 async def test_however_often_stripe_says_no_the_rate_stays_above_nothing() -> None:

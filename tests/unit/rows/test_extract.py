@@ -312,3 +312,13 @@ def test_one_object_met_twice_with_other_keys_is_two_rows() -> None:
     assert len(found.rows["customer"]) == 1
     assert [(t, k) for t, k, _ in found.again] == [("customer", "cus_1")]
     assert found.count() == 3
+
+
+def test_what_another_object_holds_is_no_proof_that_it_was_not_deleted() -> None:
+    plan = {"id": "plan_1", "object": "plan", "amount": 500}
+    item = {"id": "si_1", "object": "subscription_item", "plan": plan}
+    assert "deleted" not in shape(extract(item), "plan", "plan_1")
+    assert "deleted" in shape(extract(plan), "plan", "plan_1")
+    assert "deleted" in shape(
+        extract({**item, "plan": {**plan, "deleted": True}}), "plan", "plan_1"
+    )

@@ -5,18 +5,24 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinstripe.sync.allowance import (
-    DAYS,
+from pinstripe.store.request_counts import DAYS, allowed
+from pinstripe.sync.allowance import kind_of
+from pinstripe.sync.spending import (
+    DAY_S,
+    LONGEST_PASS_S,
+    LONGEST_STRETCH,
     Spending,
+    Wishes,
     affordable_rate,
-    allowed,
-    interval_s,
-    kind_of,
+    plan,
     usual_rate,
 )
 
-POLL_S, LONGEST_S = 0.5, 60.0
+POLL_S, LONGEST_S = 0.5, 600.0
 HOUR = 1 / 24
+NO_LISTS = Wishes()
+LISTS = Wishes(heads=0.7, passes=400.0)
+"""Some twenty lists twice a minute, and a hundred lists to their end, a few under parents."""
 
 counts = st.lists(st.integers(0, 200_000), min_size=DAYS, max_size=DAYS)
 elapsed = st.floats(0, 1, exclude_max=True)
@@ -27,7 +33,7 @@ NOTHING = Spending([0] * DAYS, [0] * DAYS, 0.5)
 
 
 def pause(spending: Spending, allowance: float, *, poll_s: float = POLL_S) -> float:
-    return interval_s(spending, allowance, poll_s=poll_s, longest_s=LONGEST_S)
+    return plan(spending, allowance, NO_LISTS, poll_s=poll_s, longest_s=LONGEST_S).look_s
 
 
 @given(spendings, allowances)
@@ -59,12 +65,66 @@ def test_a_busy_account_is_read_at_the_full_rate(spending: Spending) -> None:
     assert pause(spending, enough / 0.95 + 1) == POLL_S
 
 
-def test_a_quiet_account_is_read_as_seldom_as_it_may_be() -> None:
-    assert pause(NOTHING, allowed(0)) == LONGEST_S
-
-
 def test_a_setting_slower_than_the_longest_pause_is_kept() -> None:
-    assert pause(NOTHING, allowed(0), poll_s=90.0) == 90.0
+    assert pause(NOTHING, allowed(0), poll_s=900.0) == 900.0
+
+
+wishes = st.builds(Wishes, st.floats(0, 5), st.floats(0, 100_000))
+
+
+@given(spendings, allowances, wishes)
+def test_however_little_is_left_nothing_is_put_off_for_ever(
+    spending: Spending, allowance: int, wished: Wishes
+) -> None:
+    found = plan(spending, allowance, wished, poll_s=POLL_S, longest_s=LONGEST_S)
+    assert POLL_S <= found.look_s <= LONGEST_S
+    assert 1 <= found.stretch <= LONGEST_STRETCH
+    assert DAY_S <= found.pass_s <= LONGEST_PASS_S
+
+
+def month(transactions: int, wished: Wishes, *, others_a_day: int = 0) -> tuple[float, float]:
+    """GETs of the sixtieth to ninetieth day after the start, and the longest pause between two looks."""
+    events, others = [0.0] * DAYS, [0.0] * DAYS
+    longest_s = 0.0
+    for hour in range(90 * 24):
+        now = Spending([round(e) for e in events], [round(o) for o in others], hour % 24 * HOUR)
+        found = plan(now, allowed(transactions), wished, poll_s=POLL_S, longest_s=LONGEST_S)
+        longest_s = max(longest_s, found.look_s)
+        events[-1] += 3600 / found.look_s
+        others[-1] += 3600 * (wished.heads / found.stretch + wished.passes / found.pass_s)
+        others[-1] += others_a_day * HOUR
+        if hour % 24 == 23:
+            events, others = [*events[1:], 0.0], [*others[1:], 0.0]
+    return sum(events) + sum(others), longest_s
+
+
+def test_a_month_of_a_quiet_account_fits_into_what_stripe_always_allows() -> None:
+    used, longest_s = month(0, LISTS, others_a_day=20)
+    assert 0.8 * allowed(0) <= used <= allowed(0)
+    assert longest_s <= LONGEST_S
+
+
+def test_a_month_of_a_quiet_account_with_many_lists_under_parents_fits_too() -> None:
+    used, _ = month(0, Wishes(heads=0.7, passes=3000.0))
+    assert used <= allowed(0)
+
+
+def test_a_month_of_a_busy_account_is_read_at_the_full_rate() -> None:
+    used, longest_s = month(20_000, LISTS, others_a_day=5000)
+    assert longest_s == POLL_S
+    assert used > 5_000_000  # two looks a second
+    assert used <= allowed(20_000)
+
+
+def test_a_month_of_an_account_between_is_slowed_no_more_than_needed() -> None:
+    used, longest_s = month(1000, LISTS)
+    assert 0.85 * allowed(1000) <= used <= allowed(1000)
+    assert longest_s < 60
+
+
+def test_with_room_for_all_lists_are_read_as_often_as_wished() -> None:
+    found = plan(NOTHING, allowed(20_000), LISTS, poll_s=POLL_S, longest_s=LONGEST_S)
+    assert (found.stretch, found.pass_s) == (1.0, DAY_S)
 
 
 def test_an_account_between_spends_its_allowance_evenly() -> None:

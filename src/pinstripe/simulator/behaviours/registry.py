@@ -11,6 +11,7 @@ from pinstripe.simulator.behaviours import (
     customers,
     cycle,
     drafts,
+    endpoints,
     generic,
     invoices,
     money_out,
@@ -75,7 +76,8 @@ _BEHAVIOURS: Mapping[str, Behaviour] = {
     "POST /v1/test_helpers/test_clocks/{test_clock}/advance": cycle.advance_clock,
     "POST /v1/transfers": money_out.create_transfer,
     "POST /v1/transfers/{id}/reversals": money_out.reverse_transfer,
-    "POST /v1/webhook_endpoints": sessions.create_endpoint,
+    "POST /v1/webhook_endpoints": endpoints.create_endpoint,
+    "POST /v1/webhook_endpoints/{webhook_endpoint}": endpoints.update_endpoint,
 }
 
 

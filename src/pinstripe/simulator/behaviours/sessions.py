@@ -109,11 +109,3 @@ def upload_file(request: Request, ledger: Ledger) -> StripeObject:
     name, content = upload
     kind = name.rpartition(".")[2].lower() or None
     return create(request, ledger, filename=name, size=len(content), type=kind)
-
-
-def create_endpoint(request: Request, ledger: Ledger) -> StripeObject:
-    """The secret is shown once, in this answer, and kept by the account to sign with."""
-    made = create(request, ledger, status="enabled")
-    secret = f"whsec_{made['id'][-16:]}{ledger.now():x}"
-    request.account.webhook_secrets[str(made["id"])] = secret
-    return made | {"secret": secret}

@@ -67,9 +67,35 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   parent     text,
   since      timestamptz NOT NULL,
   request_id text,
+  event_id   text,
   attempts   int NOT NULL DEFAULT 0,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  -- Since when an answer is owed: `asked_at` moves with every new question, this one with the answers.
+  open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (schema, kind, "table", id)
+);
+DO $$
+BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'open_since') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN open_since timestamptz NOT NULL DEFAULT clock_timestamp();
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'event_id') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN event_id text;
+  END IF;
+END $$;
+
+-- Who wants the process that syncs to look at Stripe now (`rung`), and how far it has answered (`heard`):
+-- what Stripe's event list showed at `as_of` is in the tables. See store/rings.py.
+CREATE TABLE IF NOT EXISTS pinstripe.bell (
+  schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
+  rung       bigint NOT NULL DEFAULT 0,
+  lookback_s double precision NOT NULL DEFAULT 0,
+  rung_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  heard      bigint NOT NULL DEFAULT 0,
+  as_of      timestamptz,
+  heard_at   timestamptz
 );
 
 -- Requests sent to Stripe, by day (UTC) and kind: for the read allowance.
@@ -91,6 +117,14 @@ CREATE TABLE IF NOT EXISTS pinstripe.freshness (
   PRIMARY KEY (schema, "table", how)
 );
 
+-- Tables whose first copy is complete: what is written to them from then on is a change.
+CREATE TABLE IF NOT EXISTS pinstripe.copied (
+  schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table" text NOT NULL,
+  at      timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (schema, "table")
+);
+
 -- Changes of rows, when the change feed is on.
 CREATE TABLE IF NOT EXISTS pinstripe.change (
   position   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -105,6 +139,8 @@ CREATE TABLE IF NOT EXISTS pinstripe.change (
 );
 CREATE INDEX IF NOT EXISTS change_at_idx ON pinstripe.change (at);
 CREATE INDEX IF NOT EXISTS change_row_idx ON pinstripe.change (schema, "table", id);
+CREATE INDEX IF NOT EXISTS change_event_idx ON pinstripe.change (schema, event_id)
+  WHERE event_id IS NOT NULL;
 
 -- Proofs that the copy equals Stripe.
 CREATE TABLE IF NOT EXISTS pinstripe.certificate (
@@ -117,3 +153,33 @@ CREATE TABLE IF NOT EXISTS pinstripe.certificate (
   repaired    bigint NOT NULL,
   digest      text NOT NULL
 );
+
+-- Syncs that a service runs beside the one that flags and environment describe. Key and webhook secrets
+-- are encrypted; what encrypts them is not in the database.
+CREATE TABLE IF NOT EXISTS pinstripe.stored_sync (
+  id              text PRIMARY KEY,
+  schema          text NOT NULL,
+  api_key         bytea NOT NULL,
+  key_hint        text NOT NULL,
+  webhook_secrets bytea[] NOT NULL DEFAULT '{}',
+  stripe_url      text NOT NULL,
+  stripe_account  text,
+  settings        jsonb NOT NULL DEFAULT '{}',
+  account_id      text,
+  livemode        boolean NOT NULL,
+  created_at      timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT stored_sync_schema_key UNIQUE (schema)
+);
+
+-- Schemas that no service syncs for now. There may be none of that name yet.
+CREATE TABLE IF NOT EXISTS pinstripe.paused (
+  schema text PRIMARY KEY,
+  since  timestamptz NOT NULL DEFAULT now()
+);
+
+-- What the process that syncs a schema tells of itself every other second. Nothing is lost with it.
+CREATE UNLOGGED TABLE IF NOT EXISTS pinstripe.process (
+  schema text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
+  state  jsonb NOT NULL,
+  at     timestamptz NOT NULL
+) WITH (fillfactor = 10);

@@ -1,0 +1,106 @@
+"""What the process that syncs a schema tells of itself, every other second: `pinstripe.process`.
+
+One row for each schema, replaced as a whole. The table is unlogged: after a crash of the server it is
+empty, and the process fills it again at once. A row that is older than `STALE_S` is of a process that
+has ended or hangs.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from pinstripe.store.pool import Connection
+
+STALE_S = 10.0
+"""Several times the interval of the writer."""
+
+
+class TableProgress(msgspec.Struct, frozen=True):
+    """The first copy of one table: the sum over its lists."""
+
+    table: str
+    rows: int
+    rows_per_s: float
+    requests_left: float
+    """An estimate; 0 where it is done."""
+    state: str
+    """"running", "done", "refused" or "failed"."""
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """Stripe's read allowance: GETs of ours in the last 30 days, and how many Stripe allows."""
+
+    used: int
+    allowed: int
+    by_kind: dict[str, int]
+    transactions: int | None
+    poll_s: float
+    slowed: bool
+    held: bool
+    over: bool
+
+
+class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
+    """Totals are since the process began; rates are means over the last interval."""
+
+    version: str
+    pid: int
+    host: str
+    started_at: datetime
+    phase: str
+    """Of the first copy: "starting", "lists", "events", "references", "done"."""
+    rows: int
+    rows_per_s: float
+    requests: dict[str, int]
+    """By method and kind of endpoint: "GET list", "GET retrieve", "GET events", "POST"."""
+    requests_per_s: float
+    rate_limited: dict[str, int]
+    """429s, by the same kinds."""
+    account_rate: float | None
+    """Requests a second that the budget gives now; None: no limit."""
+    queue_rows: int
+    """Rows that wait for Postgres."""
+    queue_most: int
+    contested: int
+    """Rows that had to be fetched once more to know which state is newer."""
+    events: int
+    polls: int
+    late_events: int
+    memory_bytes: int
+    cpu_s: float
+    left_s: float | None
+    """Until the first copy is complete, at the present rate; None if that is not known."""
+    tables: list[TableProgress]
+    """Of the first copy; empty when it is done."""
+    allowance: Spent | None
+    trouble: str = ""
+    remedy: str = ""
+
+
+_SAVE = """
+INSERT INTO pinstripe.process AS p (schema, state, at)
+SELECT schema, $2::jsonb, clock_timestamp() FROM pinstripe.sync WHERE schema = $1
+ON CONFLICT (schema) DO UPDATE SET state = EXCLUDED.state, at = EXCLUDED.at
+"""
+
+
+async def save_process(connection: Connection, schema: str, state: ProcessState) -> None:
+    """Replaces the row of the schema."""
+    await connection.execute(_SAVE, schema, msgspec.json.encode(state).decode())
+
+
+async def load_processes(connection: Connection) -> dict[str, tuple[ProcessState, float]]:
+    """Schema -> (state, its age in seconds). A row of another version that says less is left out."""
+    rows = await connection.fetch(
+        "SELECT schema, state::text, extract(epoch FROM clock_timestamp() - at)::float8"
+        " FROM pinstripe.process"
+    )
+    found: dict[str, tuple[ProcessState, float]] = {}
+    for schema, text, age_s in rows:
+        try:
+            found[schema] = (msgspec.json.decode(text, type=ProcessState), max(age_s, 0.0))
+        except msgspec.ValidationError:
+            continue
+    return found
