@@ -4,7 +4,7 @@
 
 What is given as a flag wins over the environment, and that over the default. Nothing is read at import
 and no `.env` file ever: a `Config` is a value, made once by the command line and handed down. Which
-tables exist and of what mode a key is, is for others to know; here are only rules about the words.
+tables exist and of what mode a key is, is for others to know. What a value may be: `setting_rules`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypedDict
 from urllib.parse import urlsplit
 
+from pinstripe import setting_rules as rules
 from pinstripe.errors import Misconfigured, redact
+from pinstripe.setting_rules import Rate
 from pinstripe.settings import SETTINGS, STRIPE_URL, Setting
 
-Rate: TypeAlias = float | Literal["default", "none"]
-"""Requests a second. `default` is half of what Stripe allows for the mode of the key."""
+__all__ = ["ACCOUNT_CEILING", "ENDPOINT_CEILING", "Config", "Rate", "is_stripe", "read_config"]
 
 ACCOUNT_CEILING = 100.0
 ENDPOINT_CEILING = 25.0
@@ -30,8 +32,6 @@ ENDPOINT_CEILING = 25.0
 _TEST_ACCOUNT_CEILING = 25.0
 
 _LEVELS = ("debug", "info", "warning", "error")
-_SCHEMA_BYTES = 63
-"""Postgres cuts longer names, silently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,17 @@ class Config:
     changes: bool = False
     change_days: float = 7.0
     demo_scale: int = 20_000
+    host: str = "127.0.0.1"
+    port: int = 8377
+    public_url: str | None = None
+    admin_token: str | None = field(default=None, repr=False)
+    wait_token: str | None = field(default=None, repr=False)
+    wait_settle: float = 0.25
+    webhook_secret: tuple[str, ...] = field(default=(), repr=False)
+    webhook_tolerance: float = 300.0
+    secret_key: tuple[str, ...] = field(default=(), repr=False)
+    mirror_patience: float = 2.0
+    proxy_body_limit: int = 32
     log_level: str = "warning"
     log_json: bool = False
     debug: bool = False
@@ -92,23 +103,28 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
     values = {s.name: _written(s, given.get(s.name), environment) for s in SETTINGS}
     config = Config(
         api_key=values["api_key"][0] or None,
-        database_url=_database_url(*values["database_url"]),
-        stripe_url=_stripe_url(*values["stripe_url"]),
-        stripe_account=_account(*values["stripe_account"]),
-        schema=_schema(*values["schema"]),
-        tables=_words(values["tables"][0]),
-        rate_limit=_rate(*values["rate_limit"], ceiling=ACCOUNT_CEILING),
-        endpoint_rate_limit=_rate(*values["endpoint_rate_limit"], ceiling=ENDPOINT_CEILING),
+        database_url=rules.database_url(*values["database_url"]),
+        stripe_url=rules.stripe_url(*values["stripe_url"]),
+        stripe_account=rules.account(*values["stripe_account"]),
+        schema=rules.schema(*values["schema"]),
+        tables=rules.words(values["tables"][0]),
+        rate_limit=rules.rate(*values["rate_limit"], ceiling=ACCOUNT_CEILING),
+        endpoint_rate_limit=rules.rate(*values["endpoint_rate_limit"], ceiling=ENDPOINT_CEILING),
         data_dir=Path(values["data_dir"][0]).expanduser(),
-        poll_interval=_number_of(*values["poll_interval"], unit="seconds", least=0.1, most=3600.0),
-        event_window=_number_of(*values["event_window"], unit="seconds", least=10.0, most=86400.0),
-        hold_poll_rate=_switch(*values["hold_poll_rate"]),
-        changes=_switch(*values["changes"]),
-        change_days=_number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
-        demo_scale=_count(*values["demo_scale"]),
-        log_level=_one_of(*values["log_level"], allowed=_LEVELS),
-        log_json=_switch(*values["log_json"]),
-        debug=_switch(*values["debug"]),
+        poll_interval=rules.number_of(
+            *values["poll_interval"], unit="seconds", least=0.1, most=3600.0
+        ),
+        event_window=rules.number_of(
+            *values["event_window"], unit="seconds", least=10.0, most=86400.0
+        ),
+        hold_poll_rate=rules.switch(*values["hold_poll_rate"]),
+        changes=rules.switch(*values["changes"]),
+        change_days=rules.number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
+        demo_scale=rules.count(*values["demo_scale"]),
+        **_of_the_gateway(values),
+        log_level=rules.one_of(*values["log_level"], allowed=_LEVELS),
+        log_json=rules.switch(*values["log_json"]),
+        debug=rules.switch(*values["debug"]),
     )
     if "none" in (config.rate_limit, config.endpoint_rate_limit) and is_stripe(config.stripe_url):
         raise Misconfigured(
@@ -116,6 +132,41 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
             hint="Give a number of requests a second, at most 100 (--endpoint-rate-limit: 25).",
         )
     return config
+
+
+class _Gateway(TypedDict):
+    """The settings of `pinstripe serve` alone."""
+
+    host: str
+    port: int
+    public_url: str | None
+    admin_token: str | None
+    wait_token: str | None
+    wait_settle: float
+    webhook_secret: tuple[str, ...]
+    webhook_tolerance: float
+    secret_key: tuple[str, ...]
+    mirror_patience: float
+    proxy_body_limit: int
+
+
+def _of_the_gateway(values: Mapping[str, tuple[str, str]]) -> _Gateway:
+    seconds = partial(rules.number_of, unit="seconds")
+    return _Gateway(
+        host=rules.host(*values["host"]),
+        port=rules.whole_number(*values["port"], least=0, most=65535),
+        public_url=rules.public_url(*values["public_url"]),
+        admin_token=rules.token(*values["admin_token"]),
+        wait_token=rules.token(*values["wait_token"]),
+        wait_settle=seconds(*values["wait_settle"], least=0.0, most=60.0),
+        webhook_secret=rules.webhook_secrets(*values["webhook_secret"]),
+        webhook_tolerance=seconds(*values["webhook_tolerance"], least=1.0, most=86400.0),
+        secret_key=rules.secret_keys(*values["secret_key"]),
+        mirror_patience=seconds(*values["mirror_patience"], least=0.0, most=60.0),
+        proxy_body_limit=rules.whole_number(
+            *values["proxy_body_limit"], unit=" MB", least=1, most=4096
+        ),
+    )
 
 
 def is_stripe(url: str) -> bool:
@@ -142,105 +193,6 @@ def _in_force(rate: Rate, default: float) -> float | None:
     if rate == "none":
         return None
     return default if rate == "default" else rate
-
-
-def _rate(text: str, where: str, *, ceiling: float) -> Rate:
-    if text == "default":
-        return "default"
-    if text == "none":
-        return "none"
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = -1.0
-    if not 0.1 <= rate <= ceiling:  # not-a-number fails this too
-        raise Misconfigured(
-            f"{where} is {redact(text)!r}: it must be a number of requests a second from 0.1 to "
-            f"{ceiling:g}.",
-            hint=f"Stripe allows at most {ceiling:g}; leave it out for half of what Stripe allows.",
-        )
-    return rate
-
-
-def _number_of(text: str, where: str, *, unit: str, least: float, most: float) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not least <= number <= most:
-        raise Misconfigured(
-            f"{where} is {redact(text)!r}: it must be a number of {unit} from {least:g} to {most:g}.",
-            hint="Leave it out for the default.",
-        )
-    return number
-
-
-def _database_url(text: str, where: str) -> str | None:
-    if not text:
-        return None
-    if not text.startswith(("postgres://", "postgresql://")):
-        # Not repeated: it may be a password.
-        raise Misconfigured(
-            f"{where} is not the URL of a Postgres database.",
-            hint="Its form: postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
-        )
-    return text
-
-
-def _stripe_url(text: str, where: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Misconfigured(
-            f"{where} is {redact(text)!r}: not the address of an API.",
-            hint=f"Give scheme and host, like {STRIPE_URL}.",
-        )
-    return text.rstrip("/")
-
-
-def _account(text: str, where: str) -> str | None:
-    if text and not text.startswith("acct_"):
-        raise Misconfigured(
-            f"{where} is {redact(text)!r}: not the id of an account.",
-            hint="Ids of connected accounts begin with acct_.",
-        )
-    return text or None
-
-
-def _schema(text: str, where: str) -> str:
-    reserved = text in ("pinstripe", "information_schema") or text.startswith("pg_")
-    if not text or reserved or len(text.encode()) > _SCHEMA_BYTES or "\0" in text:
-        raise Misconfigured(
-            f"{where} is {redact(text)!r}: no schema of this name can hold the tables.",
-            hint="Choose another name of at most 63 bytes; pg_..., information_schema and "
-            "pinstripe are taken.",
-        )
-    return text
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip().lower() for word in text.split(",") if word.strip())
-
-
-def _count(text: str, where: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise Misconfigured(
-            f"{where} is {redact(text)!r}.", hint="It must be a whole number above zero."
-        )
-    return int(text)
-
-
-def _one_of(text: str, where: str, *, allowed: Collection[str]) -> str:
-    if text.lower() not in allowed:
-        raise Misconfigured(
-            f"{where} is {redact(text)!r}.", hint=f"It must be one of: {', '.join(allowed)}."
-        )
-    return text.lower()
-
-
-def _switch(text: str, where: str) -> bool:
-    if text.lower() in ("", "0", "no", "off", "false"):
-        return False
-    return bool(_one_of(text, where, allowed=("1", "yes", "on", "true")))
 
 
 def _unknown_table(name: str, known: Collection[str]) -> Misconfigured:

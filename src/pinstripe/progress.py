@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 from pinstripe.errors import redact
 from pinstripe.service import Service
-from pinstripe.sync.pager import Pager
-from pinstripe.sync.under_parents import UnderParents
+from pinstripe.sync.tally import TableTally, left_s, tally
 
 _TERMINAL_S = 0.25
 _PLAIN_S = 5.0
@@ -37,19 +36,6 @@ _PHASES = {
     "references": "fetching what rows refer to",
     "done": "done",
 }
-
-
-@dataclass(slots=True)
-class _Line:
-    """One table: the sum over its lists."""
-
-    table: str
-    rows: int = 0
-    remaining: float = 0.0
-    running: bool = False
-    refused: str = ""
-    remedy: str = ""
-    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +74,21 @@ class Meter:
         found += _refused([t for t in tables if t.refused])
         return found
 
-    def _tables(self) -> list[_Line]:
-        found: dict[str, _Line] = {}
-        for work in self._service.backfill.works:
-            _add(found, work)
+    def _tables(self) -> list[TableTally]:
+        found = tally(self._service.backfill.works)
         now = self._clock()
         sample = _Sample(
             now,
-            {t.table: t.rows for t in found.values()},
+            {t.table: t.rows for t in found},
             self._service.source.mirror.written.total(),
             self._service.stripe.requests.total(),
         )
         self._samples.append(sample)
         while now - self._samples[0].at > _WINDOW_S and len(self._samples) > 1:
             self._samples.popleft()
-        return list(found.values())
+        return found
 
-    def _overall(self, tables: Sequence[_Line]) -> str:
+    def _overall(self, tables: Sequence[TableTally]) -> str:
         first, last = self._samples[0], self._samples[-1]
         span_s = last.at - first.at
         backfill, stripe = self._service.backfill, self._service.stripe
@@ -121,20 +105,11 @@ class Meter:
         if contested := self._service.source.mirror.contested:
             parts.append(f"{contested:,} asked twice")
         if backfill.phase == "lists" and span_s > 1 and requests_rate > 0:
-            parts.append(f"about {_duration(self._left_s(requests_rate))} left")
+            left = left_s(backfill.works, self._service.budget, requests_rate)
+            parts.append(f"about {_duration(left)} left")
         return ", ".join(parts)
 
-    def _left_s(self, requests_rate: float) -> float:
-        """All that is left at the present rate; no list faster than its endpoint allows."""
-        works = [w for w in self._service.backfill.works if not w.finished]
-        budget = self._service.budget
-        longest = max(
-            (w.remaining() / (budget.rate(w.endpoint.name) or requests_rate) for w in works),
-            default=0.0,
-        )
-        return max(sum(w.remaining() for w in works) / requests_rate, longest)
-
-    def _table(self, line: _Line) -> str:
+    def _table(self, line: TableTally) -> str:
         first, last = self._samples[0], self._samples[-1]
         span_s = last.at - first.at
         gained = line.rows - first.rows.get(line.table, 0)
@@ -149,30 +124,18 @@ class Meter:
         return f"  {line.table:<40} {line.rows:>12,} rows  {rate:>14}  {state}"
 
 
-def _by_size(line: _Line) -> tuple[float, int, str]:
+def _by_size(line: TableTally) -> tuple[float, int, str]:
     return (-line.remaining, -line.rows, line.table)
 
 
-def _add(found: dict[str, _Line], work: Pager | UnderParents) -> None:
-    state = work.listing if isinstance(work, Pager) else work
-    line = found.setdefault(state.table, _Line(state.table))
-    line.rows += state.rows
-    if not work.finished:
-        line.running = True
-        line.remaining += work.remaining()
-    if state.state == "refused":
-        line.refused, line.remedy = state.reason, state.remedy
-    line.failed = line.failed or state.state == "failed"
-
-
-def _rest(what: str, lines: Sequence[_Line]) -> list[str]:
+def _rest(what: str, lines: Sequence[TableTally]) -> list[str]:
     if not lines:
         return []
     rows = sum(line.rows for line in lines)
     return [f"  {f'{len(lines)} {what}':<40} {rows:>12,} rows"]
 
 
-def _refused(lines: Sequence[_Line]) -> list[str]:
+def _refused(lines: Sequence[TableTally]) -> list[str]:
     found = [f"  {line.table:<40} not read: {line.refused}" for line in lines[:_REFUSED_LINES]]
     if len(lines) > _REFUSED_LINES:
         found.append(f"  {len(lines) - _REFUSED_LINES} more not read; the summary says why")

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,16 +33,19 @@ from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.account import Source
 from pinstripe.source.settle import settle
+from pinstripe.store.copied import load_copied, note_copied
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.leases import Held, Lease
 from pinstripe.store.migrate import effective_tables, migrate
-from pinstripe.store.pool import Connection, Pool, check_server, connect, open_pool
+from pinstripe.store.pool import Pool, check_server, connect, open_pool
+from pinstripe.store.ready import check_tables, reserve
 from pinstripe.store.standby import leading
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.allowance import Allowance
 from pinstripe.sync.backfill import Backfill, Outcome
 from pinstripe.sync.follow import Follower
 from pinstripe.sync.live import Pace
+from pinstripe.sync.telling import Telling
 
 _BURST_S = 0.25
 """How long a stall of the process (a large batch, a busy machine) costs no request."""
@@ -72,11 +76,14 @@ class Service:
     backfill: Backfill
 
     async def backfilled(self, *, followed: bool) -> Outcome:
-        """Runs the backfill to its end."""
-        try:
-            return await self.backfill.run(followed=followed)
-        finally:
-            self.source.mirror.loading.clear()
+        """Runs the backfill to its end; what is copied whole then is written down as copied."""
+        outcome = await self.backfill.run(followed=followed)
+        mirror = self.source.mirror
+        if outcome.complete:
+            async with self.source.transaction() as connection:
+                await note_copied(connection, mirror.schema, sorted(mirror.loading))
+        mirror.loading &= outcome.unfinished
+        return outcome
 
     async def follow(self) -> Follower:
         """The live side, not running yet; its events begin before the first list is read."""
@@ -101,6 +108,10 @@ class Service:
             keep_changes=timedelta(days=self.config.change_days) if self.config.changes else None,
         )
 
+    def telling(self, follower: Follower) -> Telling:
+        """What tells the database how this process stands; run it beside the follower."""
+        return Telling(self.source, self.budget, self.backfill, follower)
+
 
 @asynccontextmanager
 async def open_service(
@@ -111,7 +122,7 @@ async def open_service(
     `leads`: as the one process that syncs the schema, which may mean to wait for another to end.
     Without it, beside whoever does.
     """
-    key = _key(config)
+    key = api_key(config)
     known = tables()
     wanted = {name: known[name] for name in config.choose_tables(known)}
     budget = budget_for(config, key)
@@ -128,11 +139,12 @@ async def open_service(
         )
         tell(f"Asking {config.stripe_url} for the account of {key}")
         account = await meet(stripe, key)
+        met_at = time.monotonic()
         database = await stack.enter_async_context(open_database(config, tell=tell))
-        async with connect(database.url) as connection:
-            effective = await _prepare(connection, config, account, list(wanted))
+        await _check(database.url, config, account)
         lease = Lease(database.url, config.schema)
         held = await stack.enter_async_context(leading(lease, tell)) if leads else None
+        effective = await _tables(database.url, config, account, wanted, leads=leads)
         pool, bulk = await stack.enter_async_context(_pools(database.url, lease.session_name))
         mirror = await stack.enter_async_context(
             open_mirror(
@@ -144,12 +156,15 @@ async def open_service(
                 session_name=lease.session_name,
             )
         )
-        source = _joined(stripe, mirror, pool, held)
-        backfill = Backfill(source, bulk, budget, now=account.now, birth=account.birth)
+        source = await _joined(stripe, mirror, pool, held)
+        # Whoever stood by for days begins now, and not when it met the account.
+        now = account.now + time.monotonic() - met_at
+        backfill = Backfill(source, bulk, budget, now=now, birth=account.birth)
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
 
 
-def _key(config: Config) -> ApiKey:
+def api_key(config: Config) -> ApiKey:
+    """The key of the settings. Raises Misconfigured where there is none, or none of Stripe's."""
     if config.api_key is None:
         raise Misconfigured(
             "There is no Stripe API key.",
@@ -159,14 +174,15 @@ def _key(config: Config) -> ApiKey:
     return ApiKey.parse(config.api_key)
 
 
-def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
+async def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
     """Stripe and the mirror, each knowing of the other; fenced, if this process leads."""
     source = Source(stripe, mirror, mirror.tables, pool)
     if held is not None:
         mirror.always.append(held.check)
         source.fence = held.check
-        # The first copy is no change; what events do meanwhile is.
-        mirror.loading |= set(mirror.tables)
+        # The first copy of a table is no change; what events do to it meanwhile is.
+        async with pool.acquire() as connection:
+            mirror.loading |= set(mirror.tables) - await load_copied(connection, mirror.schema)
     mirror.settle = partial(settle, source)
     return source
 
@@ -226,25 +242,41 @@ def postgres_dir(config: Config) -> Path:
     return config.data_dir / "postgres"
 
 
-async def _prepare(
-    connection: Connection, config: Config, account: Account, wanted: Sequence[str]
-) -> dict[str, Table]:
-    """The schema, ready to be written to; gives the tables as they stand there."""
-    facts = await check_server(connection)
-    if not facts.writable:
-        raise Unwritable(
-            f'The database "{facts.database}" is read-only for us.',
-            hint="Connect to the primary, and see default_transaction_read_only of the server, "
-            "the database and the user.",
+async def _check(url: str, config: Config, account: Account) -> None:
+    """Raises where we may not write to the schema. Makes nothing but the place for the first lease."""
+    async with connect(url) as connection:
+        facts = await check_server(connection)
+        if not facts.writable:
+            raise Unwritable(
+                f'The database "{facts.database}" is read-only for us.',
+                hint="Connect to the primary, and see default_transaction_read_only of the server, "
+                "the database and the user.",
+            )
+        await check_owner(
+            connection, config.schema, account_id=account.id, livemode=account.livemode
         )
-    await check_owner(connection, config.schema, account_id=account.id, livemode=account.livemode)
-    chosen = {name: tables()[name] for name in wanted}
-    await migrate(
-        connection,
-        config.schema,
-        chosen,
-        sdk_version=spec().sdk_version,
-        api_version=spec().api_version,
-    )
-    await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
-    return await effective_tables(connection, config.schema, chosen)
+        await reserve(
+            connection,
+            config.schema,
+            sdk_version=spec().sdk_version,
+            api_version=spec().api_version,
+        )
+
+
+async def _tables(
+    url: str, config: Config, account: Account, wanted: Mapping[str, Table], *, leads: bool
+) -> dict[str, Table]:
+    """The tables as they stand there. Only the one who leads brings them up to date."""
+    async with connect(url) as connection:
+        if not leads:
+            await check_tables(connection, config.schema, wanted)
+            return await effective_tables(connection, config.schema, wanted)
+        await migrate(
+            connection,
+            config.schema,
+            wanted,
+            sdk_version=spec().sdk_version,
+            api_version=spec().api_version,
+        )
+        await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
+        return await effective_tables(connection, config.schema, wanted)

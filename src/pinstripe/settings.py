@@ -126,7 +126,8 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_DATA_DIR",
         ".pinstripe",
         "directory",
-        "Where Pinstripe's own Postgres keeps its data; unused with a database URL.",
+        "Where Pinstripe's own Postgres keeps its data, if there is no database URL, and where secret.key "
+        "is.",
     ),
     Setting(
         "demo_scale",
@@ -134,6 +135,88 @@ SETTINGS: tuple[Setting, ...] = (
         "20000",
         "objects",
         "About how many objects the demo account has (`pinstripe run` without a key).",
+    ),
+    Setting(
+        "host",
+        "PINSTRIPE_HOST",
+        "127.0.0.1",
+        "address",
+        "Where the gateway listens. Beyond this machine only with an admin token.",
+    ),
+    Setting("port", "PINSTRIPE_PORT", "8377", "port", "The gateway's port; 0 takes a free one."),
+    Setting(
+        "public_url",
+        "PINSTRIPE_PUBLIC_URL",
+        "",
+        "URL",
+        "Where others reach the gateway, if not at its host and port: shown in pages and used for "
+        "webhook endpoints.",
+    ),
+    Setting(
+        "admin_token",
+        "PINSTRIPE_ADMIN_TOKEN",
+        "",
+        "token",
+        "Lets its bearer use the console and the API. Without one the gateway listens on this machine "
+        "only and asks for none.",
+        secret=True,
+    ),
+    Setting(
+        "wait_token",
+        "PINSTRIPE_WAIT_TOKEN",
+        "",
+        "token",
+        "Lets its bearer wait, and nothing else. The account's own Stripe key does so too.",
+        secret=True,
+    ),
+    Setting(
+        "wait_settle",
+        "PINSTRIPE_WAIT_SETTLE",
+        "0.25",
+        "seconds",
+        "How long a plain wait lets Stripe's event log settle before it looks: events may show up a "
+        "little later than the change they tell of.",
+    ),
+    Setting(
+        "webhook_secret",
+        "PINSTRIPE_WEBHOOK_SECRET",
+        "",
+        "secrets",
+        "The signing secret of the webhook endpoint (whsec_...); several, separated by commas, while "
+        "one replaces another.",
+        secret=True,
+    ),
+    Setting(
+        "webhook_tolerance",
+        "PINSTRIPE_WEBHOOK_TOLERANCE",
+        "300",
+        "seconds",
+        "How old the signature of a webhook may be.",
+    ),
+    Setting(
+        "secret_key",
+        "PINSTRIPE_SECRET_KEY",
+        "",
+        "keys",
+        "What the keys of stored syncs are encrypted with: 32 bytes in base64; several, separated by "
+        "commas, while the first replaces the others. By default the file secret.key in the data "
+        "directory, made when it is first needed.",
+        secret=True,
+    ),
+    Setting(
+        "mirror_patience",
+        "PINSTRIPE_MIRROR_PATIENCE",
+        "2",
+        "seconds",
+        "How long the proxy holds Stripe's answer back for Postgres to take it, at most. After that it "
+        "passes it on, and mirrors it later.",
+    ),
+    Setting(
+        "proxy_body_limit",
+        "PINSTRIPE_PROXY_BODY_LIMIT",
+        "32",
+        "MB",
+        "The largest request body that the proxy passes on.",
     ),
     Setting(
         "log_level",

@@ -6,16 +6,19 @@ and a sync never loads the simulator.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from pinstripe.cli.account_commands import check, webhook
+from pinstripe.cli.execute import Exit, execute
 from pinstripe.cli.failure import BAD_USAGE, complain, report
-from pinstripe.cli.flags import ACCOUNT, DATABASE, LIVE, with_settings
+from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, with_settings
+from pinstripe.cli.schema_commands import reader, schema
+from pinstripe.cli.service_commands import serve, sync_worker, syncs
 from pinstripe.config import Config
 
 app = App(
@@ -24,7 +27,6 @@ app = App(
     help_format="plaintext",
     version_flags=(),
 )
-schema = App(name="schema", sort_key=5, help="The tables that a sync makes; needs no database.")
 
 Json = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
 _ONCE = (
@@ -36,13 +38,8 @@ _REPAIR = "Bring what differs from Stripe again, and look whether that has helpe
 _EVERY = "Ask for every row that no list shows one by one, instead of a sample."
 _SAMPLE = "Rows of a table that no list shows (only referred to, hidden) to ask for one by one."
 _UNTIL = "When the first objects end, in Unix seconds; 0 is the last midnight, UTC."
+_SETTLE = "How long Stripe's event list may settle first; the gateway's setting by default."
 _LIMITS = "Stripe's rate limits: of live mode, of test mode, or none."
-
-
-class _Exit(Exception):
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or bool(os.environ.get("PINSTRIPE_DEBUG"))
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
-    except _Exit as end:
+    except Exit as end:
         return end.code
     except CycloptsError as error:
         complain(
@@ -71,16 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @app.command(sort_key=1)
-@with_settings(*ACCOUNT, *DATABASE, *LIVE, "demo_scale")
+@with_settings(*ACCOUNT, *DATABASE, *LIVE, *GATEWAY, "demo_scale")
 def run(config: Config) -> None:
-    """Sync the account and stay with it; without a key, a demo account.
+    """Sync the account and serve it; without a key, a demo account.
 
     With STRIPE_API_KEY set it brings that account into Postgres, shows how to connect, and follows
-    what changes until Ctrl-C. Without it, a simulated account is synced instead.
+    what changes until Ctrl-C. Without it, a simulated account is synced instead. It does what `serve`
+    does, and shows progress.
     """
-    from pinstripe.cli import sync as commands
+    from pinstripe.cli import run as commands
 
-    _run(config, commands.run(config), stopped=0)
+    execute(config, commands.run(config), stopped=0)
+
+
+@app.command(sort_key=1)
+@with_settings("schema", "data_dir", *LIVE, *GATEWAY, "demo_scale")
+def demo(config: Config) -> None:
+    """Show a demo account, in a Postgres of its own, whatever key or database the environment names."""
+    from pinstripe.cli import run as commands
+
+    execute(config, commands.demo(config), stopped=0)
 
 
 @app.command(sort_key=2)
@@ -94,7 +101,7 @@ def sync(
     """Bring the account into Postgres, then follow what changes."""
     from pinstripe.cli import sync as commands
 
-    _run(config, commands.sync(config, once=once, as_json=json), stopped=130 if once else 0)
+    execute(config, commands.sync(config, once=once, as_json=json), stopped=130 if once else 0)
 
 
 @app.command(sort_key=3)
@@ -113,7 +120,7 @@ def status(
 
     one = any(word.partition("=")[0] == "--schema" for word in sys.argv)
     one = one or bool(os.environ.get("PINSTRIPE_SCHEMA"))
-    _run(config, standing.status(config, exact=exact, as_json=json, one_schema=one), stopped=130)
+    execute(config, standing.status(config, exact=exact, as_json=json, one_schema=one), stopped=130)
 
 
 @app.command(sort_key=4)
@@ -136,37 +143,47 @@ def verify(
     from pinstripe.sync.verify import Wish
 
     wish = Wish(repair=repair, unlisted=None if every else sample)
-    _run(config, commands.verify(config, wish, ids=ids, as_json=json), stopped=130)
+    execute(config, commands.verify(config, wish, ids=ids, as_json=json), stopped=130)
 
 
-app.command(schema)
-
-
-@schema.command(sort_key=1)
-@with_settings("schema", "tables")
-def ddl(config: Config) -> None:
-    """Print the statements that make the tables, as a script."""
-    from pinstripe.cli import schema as commands
-
-    commands.print_ddl(config)
-
-
-@schema.command(name="tables", sort_key=2)
-@with_settings("schema", "tables")
-def list_tables(
+@app.command(sort_key=5)
+@with_settings("host", "port", "public_url", "wait_token", "api_key")
+def wait(
     config: Config,
-    table: Annotated[str | None, Parameter(help="The table whose columns to show.")] = None,
-    /,
     *,
+    id: Annotated[str, Parameter(help="The id of the sync.")] = "default",
+    request: Annotated[
+        tuple[str, ...], Parameter(negative="", help="Requests (req_...) whose events to wait for.")
+    ] = (),
+    object: Annotated[
+        tuple[str, ...], Parameter(negative="", help="Objects to fetch now and write, by id.")
+    ] = (),
+    event: Annotated[
+        tuple[str, ...], Parameter(negative="", help="Events (evt_...) to wait for.")
+    ] = (),
+    type: Annotated[str, Parameter(help="The objects' type, where the id does not tell it.")] = "",
+    timeout: Annotated[float, Parameter(help="Seconds to wait at most.")] = 30.0,
+    settle: Annotated[float | None, Parameter(help=_SETTLE)] = None,
+    url: Annotated[str, Parameter(help="The gateway; by default that of the settings.")] = "",
     json: Json = False,
 ) -> None:
-    """List the tables; with the name of one, its columns."""
-    from pinstripe.cli import schema as commands
+    """Wait until the database holds what Stripe has now; asks the running gateway.
 
-    if table is None:
-        commands.print_tables(config, as_json=json)
-    else:
-        commands.print_table(config, table, as_json=json)
+    Exit code 0: it does; 1: the time was over first, and what was missing is said.
+    """
+    from pinstripe.cli import wait as commands
+
+    wish = commands.Wish(id, request, object, event, type, timeout, settle, url)
+    execute(config, commands.wait(config, wish, as_json=json), stopped=130)
+
+
+app.command(check, sort_key=8)
+app.command(webhook)
+app.command(schema)
+app.command(reader)
+app.command(serve, sort_key=2)
+app.command(syncs)
+app.command(sync_worker, name="sync-worker", show=False)
 
 
 @app.command(sort_key=6)
@@ -193,7 +210,7 @@ def simulate(
     wish = commands.Wish(
         host, port, scale, seed, until, latency_ms, limits, as_json=json, while_stdin=while_stdin
     )
-    _run(config, commands.simulate(wish), stopped=0)
+    execute(config, commands.simulate(wish), stopped=0)
 
 
 @app.command(sort_key=7)
@@ -202,27 +219,3 @@ def version() -> None:
     from importlib.metadata import version as version_of
 
     sys.stdout.write(f"pinstripe {version_of('pinstripe')}\n")
-
-
-def _run(config: Config, work: Coroutine[object, object, int], *, stopped: int) -> None:
-    """Runs `work` to its end, or until a signal; `stopped` is the exit code then."""
-    from pinstripe.cli.footprint import set_allocators
-    from pinstripe.cli.logs import configure
-    from pinstripe.cli.stop import Stopped, until_told
-
-    configure(config)
-    set_allocators()
-    try:
-        code = _runner()(until_told(work))
-    except Stopped:
-        code = stopped
-    if code:
-        raise _Exit(code)
-
-
-def _runner() -> Callable[[Coroutine[object, object, int]], int]:
-    try:
-        import uvloop
-    except ImportError:  # no wheel for this platform: asyncio's own loop does it, slower
-        return asyncio.run
-    return uvloop.run

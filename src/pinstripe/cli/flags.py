@@ -24,6 +24,19 @@ _GROUP = Group("Settings", sort_key=10)
 ACCOUNT = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit", "tables")
 DATABASE = ("database_url", "schema", "data_dir")
 LIVE = ("poll_interval", "event_window", "hold_poll_rate", "changes", "change_days")
+GATEWAY = (
+    "host",
+    "port",
+    "public_url",
+    "admin_token",
+    "wait_token",
+    "wait_settle",
+    "webhook_secret",
+    "webhook_tolerance",
+    "secret_key",
+    "mirror_patience",
+    "proxy_body_limit",
+)
 OUTPUT = ("log_level", "log_json", "debug")
 
 

@@ -91,10 +91,25 @@ def _live_lines(found: SchemaStatus) -> list[str]:
         )
     if found.to_ask:
         lines.append(f"{found.to_ask:,} requests to Stripe are still to be made")
+    lines += _read_lines(found)
     if found.trouble:
         lines.append(f"NOT FOLLOWING: {found.trouble}")
         lines += [f"  remedy: {found.remedy}"] if found.remedy else []
     return lines
+
+
+def _read_lines(found: SchemaStatus) -> list[str]:
+    """Nothing in test mode, which has no read allowance."""
+    use = found.reads
+    if use is None or use.allowed is None:
+        return []
+    share = use.used / use.allowed
+    line = f"Reads of the last 30 days: {use.used:,} of {use.allowed:,} allowed ({share:.0%})"
+    if use.projected is not None:
+        line += f"; going on as yesterday, {use.projected:,}"
+    if use.used > use.allowed:
+        line += ". OVER THE ALLOWANCE"
+    return [line]
 
 
 def _certificate_lines(found: SchemaStatus) -> list[str]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
+from pinstripe.config import Config
 from pinstripe.errors import redact
 from pinstripe.service import Database, Service
 from pinstripe.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.stored_syncs import DEFAULT_ID
 from pinstripe.sync.backfill import Outcome
 
 _SHOWN = 20
@@ -100,7 +102,7 @@ class Ending:
             requests=outcome.requests,
             rate_limited=service.stripe.rate_limited.total(),
             seconds=round(outcome.seconds, 3),
-            events=outcome.applied.events if outcome.applied else 0,
+            events=outcome.events or 0,
             fetched=sum(references.fetched.values()) if references else 0,
             missing=sum(references.missing.values()) if references else 0,
             note=redact(service.backfill.note),
@@ -166,6 +168,18 @@ def how_to_connect(database: Database, schema: str) -> str:
             f"  {psql_command(database)}",
             "and try:",
             f"  {query}",
+        ]
+    )
+
+
+def how_to_serve(url: str, config: Config) -> str:
+    """Where the gateway answers, and what for."""
+    base = config.public_url or url
+    return "\n".join(
+        [
+            f"The console:  {base}/",
+            f"The proxy:    {base}/api.stripe.com/v1/...  (or as the base URL of an SDK: {base})",
+            f"To wait:      curl {base}/wait/stripe/{DEFAULT_ID}",
         ]
     )
 

@@ -23,7 +23,7 @@ from pinstripe.source.account import Source
 from pinstripe.source.settle import settle
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import Pool, connect, open_pool
-from pinstripe.store.syncs import Sync, load_syncs
+from pinstripe.store.syncs import Sync, load_syncs, load_table_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +131,6 @@ async def _there(database_url: str, schema: str) -> tuple[Sync, dict[str, Table]
                 f'The schema "{schema}" is not there yet.',
                 hint="`pinstripe sync` makes it; a moment later it is served here.",
             )
-        return known, await effective_tables(connection, schema, tables())
+        there = await load_table_names(connection, schema)
+        chosen = {name: table for name, table in tables().items() if name in there}
+        return known, await effective_tables(connection, schema, chosen)

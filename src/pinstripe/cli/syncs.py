@@ -1,0 +1,172 @@
+"""`pinstripe syncs`: stored syncs, by hand. A running service notices each change at once."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from pinstripe.cli.standing import with_data
+from pinstripe.cli.sync import show, tell
+from pinstripe.config import Config
+from pinstripe.errors import Misconfigured
+from pinstripe.gateway.control import NewSync, SyncChange
+from pinstripe.secrecy import FILE, Secrecy
+from pinstripe.service import open_database
+from pinstripe.serving.stored import Vault
+from pinstripe.store.pool import connect
+from pinstripe.store.stored_syncs import SealedSync, get_stored, load_stored
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A sync to be stored; its key comes from elsewhere."""
+
+    id: str
+    schema: str | None
+    settings: Mapping[str, str]
+    paused: bool
+
+
+async def list_syncs(config: Config, *, as_json: bool) -> int:
+    """Prints what is stored; nothing of it is secret."""
+    async with _vault(config, new=False) as vault, connect(vault.database_url) as connection:
+        found = await load_stored(connection)
+    if as_json:
+        show(json.dumps({"syncs": [_as_object(sync) for sync in found]}))
+        return 0
+    if not found:
+        tell("No sync is stored. `pinstripe syncs add ID` stores one.")
+        return 0
+    show(f"{'id':<20} {'schema':<20} {'state':<8} {'mode':<5} {'account':<24} key")
+    for sync in found:
+        mode = "live" if sync.livemode else "test"
+        state = "paused" if sync.paused else "running"
+        account = sync.account_id or "unknown"
+        show(f"{sync.id:<20} {sync.schema:<20} {state:<8} {mode:<5} {account:<24} {sync.key_hint}")
+    return 0
+
+
+async def add(config: Config, wish: Wish, *, as_json: bool) -> int:
+    """Stores a sync. Its key comes from the environment, or is asked for."""
+    key = config.api_key or _asked_key()
+    async with _vault(config, new=True) as vault:
+        sync = await vault.add(
+            NewSync(
+                wish.id,
+                key,
+                schema=wish.schema,
+                stripe_url=config.stripe_url,
+                stripe_account=config.stripe_account,
+                settings=wish.settings,
+                webhook_secrets=config.webhook_secret,
+                paused=wish.paused,
+            )
+        )
+    mode = "live" if sync.livemode else "test"
+    _say(
+        sync,
+        f'Stored "{sync.id}": {sync.account_id or "an account"} in {mode} mode, key {sync.key_hint}, '
+        f"into the schema {sync.schema}. `pinstripe serve` syncs it; one that runs does so now.",
+        as_json=as_json,
+    )
+    return 0
+
+
+async def change(
+    config: Config, sync_id: str, settings: dict[str, str], *, key: bool, as_json: bool
+) -> int:
+    """Stores other settings, webhook secrets, or, with `key`, another key."""
+    async with _vault(config, new=False) as vault:
+        async with connect(vault.database_url) as connection:
+            before = await get_stored(connection, sync_id)
+        wish = SyncChange(
+            api_key=(config.api_key or _asked_key()) if key else None,
+            settings={**before.settings, **settings} if settings else None,
+            webhook_secrets=config.webhook_secret or None,
+        )
+        sync = await vault.change(sync_id, wish)
+    _say(sync, f'Changed "{sync_id}".', as_json=as_json)
+    return 0
+
+
+async def pause(config: Config, sync_id: str, *, as_json: bool) -> int:
+    """From now on no service syncs it."""
+    async with _vault(config, new=False) as vault:
+        await vault.pause(sync_id)
+    _say(None, f'Paused "{sync_id}". `pinstripe syncs resume {sync_id}` goes on.', as_json=as_json)
+    return 0
+
+
+async def resume(config: Config, sync_id: str, *, as_json: bool) -> int:
+    """Takes the pause back."""
+    async with _vault(config, new=False) as vault:
+        await vault.resume(sync_id)
+    _say(None, f'Resumed "{sync_id}".', as_json=as_json)
+    return 0
+
+
+async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bool) -> int:
+    """Forgets it and its key."""
+    async with _vault(config, new=False) as vault:
+        await vault.remove(sync_id, drop_tables=drop_tables)
+    left = "Its tables are dropped." if drop_tables else "Its tables are left as they are."
+    _say(None, f'Removed "{sync_id}" and its key. {left}', as_json=as_json)
+    return 0
+
+
+async def rekey(config: Config, *, as_json: bool) -> int:
+    """Encrypts every stored key anew."""
+    async with _vault(config, new=False) as vault:
+        count = await vault.rekey()
+        where = "the new key in " + str(config.data_dir / FILE)
+        where = where if vault.secrecy.in_file else "the first key of PINSTRIPE_SECRET_KEY"
+    _say(None, f"{count} stored syncs are now encrypted with {where}.", as_json=as_json)
+    return 0
+
+
+@asynccontextmanager
+async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
+    """Where syncs are stored. With `new` a database is made where there is none."""
+    try:
+        config = with_data(config)
+    except Misconfigured:
+        if not new:
+            raise
+    async with open_database(config) as database:
+        secrecy = Secrecy(config.secret_key, config.data_dir / FILE)
+        yield Vault(database.url, secrecy, config)
+
+
+def _asked_key() -> str:
+    """From the terminal, unseen; or the first line of what is piped in."""
+    if sys.stdin.isatty():
+        return getpass.getpass("Stripe API key (not shown): ")
+    return sys.stdin.readline().strip()
+
+
+def _say(sync: SealedSync | None, text: str, *, as_json: bool) -> None:
+    if as_json:
+        show(json.dumps({"sync": None if sync is None else _as_object(sync), "done": True}))
+        tell(text)
+    else:
+        show(text)
+
+
+def _as_object(sync: SealedSync) -> dict[str, object]:
+    return {
+        "id": sync.id,
+        "schema": sync.schema,
+        "paused": sync.paused,
+        "livemode": sync.livemode,
+        "account_id": sync.account_id,
+        "key_hint": sync.key_hint,
+        "stripe_url": sync.stripe_url,
+        "stripe_account": sync.stripe_account,
+        "settings": dict(sync.settings),
+        "webhook_secrets": len(sync.webhook_secrets),
+        "created_at": None if sync.created_at is None else sync.created_at.isoformat(),
+    }

@@ -1,0 +1,133 @@
+"""`pinstripe wait`: asks the running gateway to say when the database holds what it should."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+
+from pinstripe.cli.failure import complain
+from pinstripe.config import Config
+from pinstripe.errors import Misconfigured, Unreachable, redact
+
+NOT_IN_TIME = 1
+_GRACE_S = 15.0
+"""The gateway keeps the time; this is for one that does not answer at all."""
+
+_Json: TypeAlias = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the command line asks for. `url` is "" for the gateway of the settings."""
+
+    sync_id: str
+    requests: Sequence[str]
+    objects: Sequence[str]
+    events: Sequence[str]
+    type_name: str
+    timeout_s: float
+    settle_s: float | None
+    url: str
+
+    def query(self) -> list[tuple[str, str]]:
+        found = [("request", key) for key in self.requests]
+        found += [("object", key) for key in self.objects]
+        found += [("event", key) for key in self.events]
+        if self.type_name:
+            found.append(("type", self.type_name))
+        if self.settle_s is not None:
+            found.append(("settle", f"{self.settle_s:g}"))
+        return [*found, ("timeout", f"{self.timeout_s:g}")]
+
+
+async def wait(config: Config, wish: Wish, *, as_json: bool) -> int:
+    """Gives the exit code: 0 when all is there, 1 when the time was over first."""
+    base = (wish.url or config.public_url or _own_url(config)).rstrip("/")
+    parts = urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Misconfigured(
+            f"{redact(base)!r} is not the address of a gateway.", hint="As http://127.0.0.1:8377."
+        )
+    status, body = await _ask(base, wish, _token(config, base))
+    if status not in (200, 504) or "ok" not in body:
+        raise _trouble(status, body, base)
+    if as_json:
+        sys.stdout.write(json.dumps(body) + "\n")
+    elif status == 200:
+        sys.stdout.write(f"The database is true as of {body['as_of']} ({body['waited_ms']} ms).\n")
+    if status == 200:
+        return 0
+    if not as_json:
+        message, hint = _problem(body)
+        complain(f"{message} Missing: {_missing(body)}.", hint)
+    return NOT_IN_TIME
+
+
+def _own_url(config: Config) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(config.host, config.host)  # noqa: S104 (looked for, not listened at)
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+
+
+def _token(config: Config, base: str) -> str | None:
+    """What lets us wait. The Stripe key goes over the wire only within this machine or encrypted."""
+    token = config.wait_token or config.admin_token
+    parts = urlsplit(base)
+    if token is None and (parts.scheme == "https" or parts.hostname in _HERE):
+        return config.api_key
+    return token
+
+
+_HERE = ("127.0.0.1", "localhost", "::1")
+
+
+async def _ask(base: str, wish: Wish, token: str | None) -> tuple[int, _Json]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    limit = aiohttp.ClientTimeout(total=wish.timeout_s + _GRACE_S)
+    address = f"{base}/wait/stripe/{quote(wish.sync_id, safe='')}"
+    try:
+        async with (
+            aiohttp.ClientSession(headers=headers, timeout=limit) as session,
+            session.get(address, params=wish.query(), allow_redirects=False) as answer,
+        ):
+            body = await answer.read()
+            status = answer.status
+    except (TimeoutError, aiohttp.ClientError) as error:
+        raise Unreachable(
+            f"The gateway at {redact(base)} does not answer.",
+            hint="Does `pinstripe serve` run, and is this its address? See --url.",
+        ) from error
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    return status, cast(_Json, found) if isinstance(found, dict) else {}
+
+
+def _trouble(status: int, body: _Json, base: str) -> Misconfigured | Unreachable:
+    message, hint = _problem(body)
+    message = message or f"What answers at {redact(base)} ({status}) is no gateway of Pinstripe."
+    return (Unreachable if status >= 500 else Misconfigured)(message, hint=hint)
+
+
+def _problem(body: _Json) -> tuple[str, str]:
+    error = body.get("error")
+    told = error if isinstance(error, dict) else {}
+    return str(told.get("message", "")), str(told.get("hint", ""))
+
+
+def _missing(body: _Json) -> str:
+    """What had not come, for people."""
+    said: list[str] = []
+    missing = body.get("missing")
+    for entry in missing if isinstance(missing, list) else []:
+        words = {"poll": "a look at Stripe's events", "pending": "answers of Stripe for"}
+        what = words.get(entry.get("what"), str(entry.get("what")))
+        tables = ", ".join(f"{name} ({n})" for name, n in (entry.get("tables") or {}).items())
+        said.append(" ".join(w for w in (what, str(entry.get("id", "")), tables) if w))
+    return "; ".join(said) or "nothing that is known"

@@ -1,0 +1,199 @@
+"""`pinstripe webhook`: the endpoint at Stripe that calls the gateway, made, listed and removed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from pinstripe.catalog.load import spec
+from pinstripe.cli.check_text import harmless
+from pinstripe.cli.standing import with_data
+from pinstripe.client.address import proxy_for
+from pinstripe.client.key import ApiKey
+from pinstripe.client.session import Stripe
+from pinstripe.config import Config
+from pinstripe.errors import Misconfigured, PinstripeError
+from pinstripe.gateway.control import SyncChange
+from pinstripe.secrecy import FILE, Secrecy
+from pinstripe.service import api_key, budget_for, open_database
+from pinstripe.serving.stored import Vault
+from pinstripe.store.pool import connect
+from pinstripe.store.stored_syncs import DEFAULT_ID, get_stored
+from pinstripe.webhook_endpoints import (
+    Created,
+    Endpoint,
+    check_url,
+    create_endpoint,
+    delete_endpoint,
+    is_local,
+    list_endpoints,
+)
+
+_SETTING = "PINSTRIPE_WEBHOOK_SECRET"
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """Stripe for one sync, and its key."""
+
+    stripe: Stripe
+    key: ApiKey
+
+
+async def create(config: Config, sync_id: str, *, url: str | None, as_json: bool) -> int:
+    """Makes the endpoint of a sync, or finds it; a new one's secret is stored, or shown this once."""
+    address = url or _address(config, sync_id)
+    async with _opened(config, sync_id) as door:
+        check_url(address, door.key)
+        made = await create_endpoint(door.stripe, address, sync_id=sync_id)
+    stored = False
+    if made.secret and sync_id != DEFAULT_ID:
+        stored = await _store(config, sync_id, made)
+    if as_json:
+        told = {
+            "endpoint": _as_object(made.endpoint),
+            "created": not made.existed,
+            "changed": list(made.changed),
+            "others": [_as_object(e) for e in made.others],
+            "secret": "" if stored else made.secret,
+            "secret_stored": stored,
+        }
+        sys.stdout.write(json.dumps(told) + "\n")
+        return 0
+    sys.stdout.write("\n".join(_created(made, sync_id, stored=stored)) + "\n")
+    return 0
+
+
+async def show(config: Config, sync_id: str, *, as_json: bool) -> int:
+    """Prints the endpoints of the account, ours first."""
+    async with _opened(config, sync_id) as door:
+        found = await list_endpoints(door.stripe)
+    found.sort(key=lambda e: (not e.sync_id, e.url))
+    if as_json:
+        sys.stdout.write(json.dumps({"endpoints": [_as_object(e) for e in found]}) + "\n")
+        return 0
+    if not found:
+        sys.stdout.write("The account has no webhook endpoint.\n")
+        return 0
+    lines = [f"{'endpoint':<28} {'status':<9} {'sync':<12} {'API version':<20} address"]
+    lines += [
+        f"{e.id:<28} {e.status:<9} {e.sync_id or '-':<12} {e.api_version or '(account)':<20} {e.url}"
+        for e in found
+    ]
+    sys.stdout.write(harmless("\n".join(lines)) + "\n")
+    return 0
+
+
+async def delete(config: Config, sync_id: str, *, endpoint: str | None, as_json: bool) -> int:
+    """Removes the endpoint that is named, or the one that the sync has."""
+    async with _opened(config, sync_id) as door:
+        chosen = endpoint or await _only(door.stripe, sync_id)
+        await delete_endpoint(door.stripe, chosen)
+    if as_json:
+        sys.stdout.write(json.dumps({"deleted": chosen}) + "\n")
+    else:
+        sys.stdout.write(f"Removed {chosen}. Its signing secret is worthless now.\n")
+    return 0
+
+
+async def _only(stripe: Stripe, sync_id: str) -> str:
+    ours = [e for e in await list_endpoints(stripe) if e.sync_id == sync_id]
+    if len(ours) == 1:
+        return ours[0].id
+    if not ours:
+        raise Misconfigured(
+            f'The sync "{sync_id}" has no webhook endpoint that Pinstripe made.',
+            hint="Name the endpoint (we_...); pinstripe webhook list shows all.",
+        )
+    raise Misconfigured(
+        f'The sync "{sync_id}" has {len(ours)} webhook endpoints: {", ".join(e.id for e in ours)}.',
+        hint="Name the one to remove.",
+    )
+
+
+def _address(config: Config, sync_id: str) -> str:
+    if config.public_url is None:
+        raise Misconfigured(
+            "Where does Stripe reach the gateway?",
+            hint="Give the public address of the gateway as --public-url, or the whole address of the "
+            "endpoint as --url.",
+        )
+    return f"{config.public_url.rstrip('/')}/webhooks/stripe/{sync_id}"
+
+
+@asynccontextmanager
+async def _opened(config: Config, sync_id: str) -> AsyncIterator[_Door]:
+    """Stripe with the key of the sync: of the settings, or the stored one."""
+    if sync_id != DEFAULT_ID:
+        config = await _of_stored(config, sync_id)
+    key = api_key(config)
+    async with Stripe(
+        key,
+        api_version=spec().api_version,
+        budget=budget_for(config, key),
+        base_url=config.stripe_url,
+        account=config.stripe_account,
+        proxy=proxy_for(config.stripe_url),
+    ) as stripe:
+        yield _Door(stripe, key)
+
+
+@asynccontextmanager
+async def _vault(config: Config) -> AsyncIterator[Vault]:
+    """Where the stored syncs are."""
+    config = with_data(config)
+    secrecy = Secrecy(config.secret_key, config.data_dir / FILE)
+    async with open_database(config) as database:
+        yield Vault(database.url, secrecy, config)
+
+
+async def _of_stored(config: Config, sync_id: str) -> Config:
+    async with _vault(config) as vault, connect(vault.database_url) as connection:
+        return vault.config_of(await get_stored(connection, sync_id))
+
+
+async def _store(config: Config, sync_id: str, made: Created) -> bool:
+    """Keeps the secret with the sync. If that fails it must be shown: Stripe will not tell it again."""
+    try:
+        async with _vault(config) as vault:
+            async with connect(vault.database_url) as connection:
+                known = vault.webhook_secrets_of(await get_stored(connection, sync_id))
+            await vault.change(sync_id, SyncChange(webhook_secrets=(*known, made.secret)))
+    except PinstripeError as error:
+        sys.stderr.write(f"The signing secret could not be stored: {error}\n")
+        return False
+    return True
+
+
+def _created(made: Created, sync_id: str, *, stored: bool) -> list[str]:
+    endpoint = made.endpoint
+    lines = [f"{'Found' if made.existed else 'Made'} {endpoint.id} at {endpoint.url}"]
+    if made.changed:
+        lines.append(f"It was {' and '.join(made.changed)}.")
+    if endpoint.api_version not in (None, spec().api_version):
+        lines.append(f"It speaks API version {endpoint.api_version}; a webhook only rings here.")
+    if made.existed:
+        lines.append("Nothing was made. Stripe shows a signing secret only once; if it is lost:")
+        lines.append(f"  pinstripe webhook delete {endpoint.id}, then create again")
+    elif stored:
+        lines.append(f'Its signing secret is kept, encrypted, with the sync "{sync_id}".')
+    else:
+        lines.append("Its signing secret, shown this once; give it to the gateway:")
+        lines.append(f"  {_SETTING}={made.secret}")
+    if is_local(endpoint.url):
+        lines.append("Note: this address is this machine's own; Stripe cannot reach it.")
+    lines += [
+        f"Note: {e.id} rings for the same sync at {e.url}; remove it if that address is given up."
+        for e in made.others
+    ]
+    return lines
+
+
+def _as_object(endpoint: Endpoint) -> dict[str, object]:
+    shown: dict[str, object] = msgspec.to_builtins(endpoint)
+    return {**shown, "sync": endpoint.sync_id}

@@ -1,0 +1,170 @@
+"""The overview: how each sync stands, kept up to date while the page is open.
+
+What changes is drawn once for each look of the board and sent to all who watch: fifty open pages cost
+one query and one drawing a second. Totals of rows are Postgres's own estimates; nothing is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from starlette.responses import Response
+
+from pinstripe.console import sse
+from pinstripe.console.pages import Pages, path_of
+from pinstripe.console.visit import Visit, go
+from pinstripe.errors import PinstripeError
+from pinstripe.gateway.board import Live
+from pinstripe.gateway.parts import Gateway
+from pinstripe.store.cursors import load_checkpoints
+from pinstripe.store.ddl import qualified
+from pinstripe.store.pool import Connection
+
+_NEWEST = 8
+
+_ROWS = """
+SELECT coalesce(sum(greatest(c.reltuples, pg_stat_get_live_tuples(c.oid), 0)), 0)::bigint
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relkind IN ('r', 'p')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the newest events."""
+
+    id: str
+    type: str
+    created: object
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A list that cannot be read, in Stripe's words."""
+
+    table: str
+    state: str
+    reason: str
+    remedy: str
+
+
+@dataclass(slots=True)
+class _Drawn:
+    """The pieces of one sync's page, as of one look."""
+
+    at: object = None
+    pieces: dict[str, str] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Overview:
+    """The pages `/` and `/syncs/{sync}`, and the stream behind the second."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._drawn: dict[str, _Drawn] = {}
+
+    async def start(self, visit: Visit) -> Response:
+        """All syncs; straight to the one if there is only one, and to the first steps without any."""
+        if not visit.syncs:
+            return go("/welcome")
+        if len(visit.syncs) == 1:
+            return go(path_of(visit.syncs[0].id))
+        board = await visit.gateway.board.fresh()
+        lags = {
+            i: [s.lag_s for s in visit.gateway.board.lags(i) if s.lag_s is not None] for i in board
+        }
+        return visit.page("overview_all.html", board=board, lags=lags)
+
+    async def show(self, visit: Visit) -> Response:
+        """One sync."""
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        board = await visit.gateway.board.fresh()
+        live = board[visit.sync.id]
+        pieces = await self._draw(visit.gateway, live)
+        refused: list[Refused] = []
+        try:
+            async with visit.gateway.reads.connection() as connection:
+                refused = await _refused(connection, live.schema)
+        except PinstripeError:
+            pass  # What is wrong stands in the pieces.
+        return visit.page("overview.html", pieces=pieces, refused=refused)
+
+    async def live(self, visit: Visit) -> Response:
+        """The stream of pieces that have changed."""
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        return sse.stream(visit.gateway, self._pieces(visit.gateway, visit.sync.id))
+
+    async def _pieces(self, gateway: Gateway, sync_id: str) -> AsyncIterator[bytes]:
+        sent: dict[str, str] = {}
+        async with aclosing(gateway.board.watch()) as looks:
+            async for board in looks:
+                live = board.get(sync_id)
+                if live is None:
+                    return
+                pieces = await self._draw(gateway, live)
+                for name, html in pieces.items():
+                    if sent.get(name) != html:
+                        yield sse.replace(name, html)
+                sent = pieces
+                yield sse.ALIVE
+
+    async def _draw(self, gateway: Gateway, live: Live) -> dict[str, str]:
+        """The pieces as of `live`; drawn by the first who asks."""
+        drawn = self._drawn.setdefault(live.id, _Drawn())
+        async with drawn.lock:
+            if drawn.at != live.at:
+                drawn.pieces = await self._draw_anew(gateway, live)
+                drawn.at = live.at
+            return drawn.pieces
+
+    async def _draw_anew(self, gateway: Gateway, live: Live) -> dict[str, str]:
+        rows: int | None = None
+        events: list[Event] = []
+        try:
+            async with gateway.reads.connection(longest_s=2.0) as connection:
+                rows = await connection.fetchval(_ROWS, live.schema)
+                events = await _newest(connection, live.schema)
+        except PinstripeError:
+            pass  # The board says so.
+        samples = gateway.board.lags(live.id)
+        shown: dict[str, object] = {
+            "live": live,
+            "process": live.process,
+            "rows": rows,
+            "events": events,
+            "lags": [s.lag_s for s in samples if s.lag_s is not None],
+        }
+        return {
+            name: self._pages.piece(f"overview_{name}.html", **shown)
+            for name in ("standing", "progress", "reader", "newest")
+        }
+
+
+async def _newest(connection: Connection, schema: str) -> list[Event]:
+    if await connection.fetchval("SELECT to_regclass($1)", qualified(schema, "event")) is None:
+        return []
+    rows = await connection.fetch(
+        f"SELECT id, type, created FROM {qualified(schema, 'event')}"
+        " ORDER BY created DESC, id DESC LIMIT $1",
+        _NEWEST,
+    )
+    return [Event(*row) for row in rows]
+
+
+async def _refused(connection: Connection, schema: str) -> list[Refused]:
+    cursors = await load_checkpoints(connection, schema)
+    found = [
+        Refused(
+            str(c.position.get("table", "")) if isinstance(c.position, dict) else "",
+            c.state,
+            c.reason,
+            c.remedy,
+        )
+        for c in cursors.values()
+        if c.state in ("refused", "failed")
+    ]
+    return sorted(found, key=lambda r: (r.state != "failed", r.table))

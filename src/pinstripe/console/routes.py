@@ -1,0 +1,66 @@
+"""Every page of the console on one screen: path, endpoint, section of the navigation."""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from pinstripe.console import connect, row, rows, tables
+from pinstripe.console.changes import Changes
+from pinstripe.console.events import Events
+from pinstripe.console.examinations import Examinations
+from pinstripe.console.keys import Keys
+from pinstripe.console.login import Login
+from pinstripe.console.overview import Overview
+from pinstripe.console.pages import Pages, static
+from pinstripe.console.sessions import Sessions
+from pinstripe.console.stored import Stored
+from pinstripe.console.visit import Visitors
+from pinstripe.gateway.access import Access
+
+
+def console_routes(access: Access) -> list[Route]:
+    """For `gateway.app.make_app`; from then on `access` knows the console's sessions."""
+    pages = Pages()
+    let_in = Visitors(pages, Sessions(), access)
+    login = Login(let_in)
+    overview, events, changes = Overview(pages), Events(pages), Changes(pages)
+    examinations = Examinations()
+    keys, stored = Keys(pages, examinations), Stored(examinations)
+    return [
+        Route("/static/{name}", static),
+        Route("/login", login.show, methods=["GET"]),
+        Route("/login", login.enter, methods=["POST"]),
+        Route("/logout", login.leave, methods=["POST"]),
+        Route("/", let_in(overview.start)),
+        Route("/welcome", let_in(stored.welcome, "syncs")),
+        Route("/syncs", let_in(stored.show, "syncs"), methods=["GET"]),
+        Route("/syncs", let_in(stored.add, "syncs"), methods=["POST"]),
+        Route("/syncs/{sync}/pause", let_in(stored.pause, "syncs"), methods=["POST"]),
+        Route("/syncs/{sync}/resume", let_in(stored.resume, "syncs"), methods=["POST"]),
+        Route("/syncs/{sync}/remove", let_in(stored.remove, "syncs"), methods=["POST"]),
+        Route("/syncs/{sync}", let_in(overview.show)),
+        Route("/syncs/{sync}/live", let_in(overview.live)),
+        Route("/syncs/{sync}/events", let_in(events.show, "events")),
+        Route("/syncs/{sync}/events/live", let_in(events.live)),
+        Route("/syncs/{sync}/events/{event}", let_in(events.one, "events")),
+        Route("/syncs/{sync}/changes", let_in(changes.show, "changes")),
+        Route("/syncs/{sync}/changes/live", let_in(changes.live)),
+        Route("/syncs/{sync}/tables", let_in(tables.show, "tables")),
+        Route("/syncs/{sync}/tables/{table}", let_in(tables.one, "tables")),
+        Route("/syncs/{sync}/tables/{table}/rows", let_in(rows.show, "tables")),
+        # A key may hold slashes: users name products and coupons as they like.
+        Route("/syncs/{sync}/tables/{table}/rows/{key:path}", let_in(row.show, "tables")),
+        Route("/syncs/{sync}/connect", let_in(connect.show, "connect")),
+        Route(
+            "/syncs/{sync}/connect/reader", let_in(connect.make_reader, "connect"), methods=["POST"]
+        ),
+        Route(
+            "/syncs/{sync}/connect/remove",
+            let_in(connect.remove_reader, "connect"),
+            methods=["POST"],
+        ),
+        Route("/syncs/{sync}/keys", let_in(keys.show, "keys")),
+        Route("/syncs/{sync}/keys/live", let_in(keys.live)),
+        Route("/syncs/{sync}/keys/examine", let_in(keys.examine, "keys"), methods=["POST"]),
+        Route("/syncs/{sync}/keys/change", let_in(keys.change, "keys"), methods=["POST"]),
+    ]

@@ -1,0 +1,93 @@
+"""Who looks at the console: sessions in a cookie, and the token that each form carries.
+
+A session is a random name kept in this process; the cookie holds nothing else. It is HttpOnly and
+SameSite=Strict, so no other site's page can use it; the forms' token holds where a browser knows no
+SameSite. Where the service asks for no admin token everybody who reaches it is let in, but forms need
+their token all the same.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+COOKIE = "pinstripe_session"
+LASTS_S = 12 * 3600.0
+_MOST = 1000
+"""Sessions kept; the oldest go first, so that nobody fills the memory with them."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One browser. `csrf` is what its forms carry; `expires_at` is on the clock of `Sessions`."""
+
+    name: str
+    csrf: str
+    logged_in: bool
+    expires_at: float
+
+
+class Sessions:
+    """The sessions of this process; a restart ends them."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open: dict[str, Session] = {}
+
+    def of(self, request: HTTPConnection) -> Session | None:
+        """The session that the request's cookie names, unless it is over."""
+        session = self._open.get(request.cookies.get(COOKIE, ""))
+        if session is None:
+            return None
+        if session.expires_at <= self._clock():
+            self.end(session)
+            return None
+        return session
+
+    def begin(self, *, logged_in: bool) -> Session:
+        """A new session. A login always begins one, so that a name known before is worth nothing."""
+        now = self._clock()
+        if len(self._open) >= _MOST:
+            self._open = {n: s for n, s in self._open.items() if s.expires_at > now}
+        while len(self._open) >= _MOST:
+            del self._open[next(iter(self._open))]
+        session = Session(
+            secrets.token_urlsafe(32), secrets.token_urlsafe(24), logged_in, now + LASTS_S
+        )
+        self._open[session.name] = session
+        return session
+
+    def end(self, session: Session) -> None:
+        """Logs out."""
+        self._open.pop(session.name, None)
+
+    def is_genuine(self, session: Session | None, token: object) -> bool:
+        """Whether a form was made for this session."""
+        return (
+            session is not None
+            and isinstance(token, str)
+            and hmac.compare_digest(session.csrf.encode(), token.encode())
+        )
+
+
+def set_cookie(response: Response, session: Session, *, secure: bool) -> None:
+    """Hands the session to the browser. `secure`: the page came over HTTPS."""
+    response.set_cookie(
+        COOKIE,
+        session.name,
+        max_age=int(LASTS_S),
+        httponly=True,
+        samesite="strict",
+        secure=secure,
+        path="/",
+    )
+
+
+def drop_cookie(response: Response) -> None:
+    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")

@@ -1,0 +1,104 @@
+// What HTML cannot do by itself: copy, stay up to date, filter a list, ask before what cannot be undone.
+// Every page works without it. Nothing here knows a page; elements say what they want by data-* attributes.
+"use strict";
+
+// [data-live="URL"]: the server sends pieces of the page; each replaces the element of its id.
+for (const root of document.querySelectorAll("[data-live]")) {
+  const source = new EventSource(root.dataset.live);
+  const said = document.querySelector("[data-live-state]");
+  const say = (text) => { if (said) said.textContent = text; };
+  source.addEventListener("open", () => say("live"));
+  // 204 is the end: nothing more will come.
+  source.addEventListener("error", () => say(source.readyState === EventSource.CLOSED ? "" : "reconnecting …"));
+  source.addEventListener("replace", (message) => {
+    const { id, html } = JSON.parse(message.data);
+    const element = document.getElementById(id);
+    // What a person is reading with a selection or typing into stays as it is.
+    if (!element || element.contains(document.activeElement)) return;
+    element.innerHTML = html;
+    tell(element);
+  });
+  source.addEventListener("prepend", (message) => {
+    const { id, html, keep } = JSON.parse(message.data);
+    const element = document.getElementById(id);
+    if (!element || root.dataset.paused === "yes") return;
+    element.insertAdjacentHTML("afterbegin", html);
+    element.firstElementChild?.classList.add("fresh");
+    while (keep && element.children.length > keep) element.lastElementChild.remove();
+    tell(element);
+  });
+  addEventListener("pagehide", () => source.close());
+}
+
+// [data-copy="ID"]: copies the text of that element.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const element = document.getElementById(button.dataset.copy);
+  const text = element.dataset.plain ?? element.textContent;
+  try {
+    await navigator.clipboard.writeText(text.trim());
+  } catch {
+    // Browsers give the clipboard to secure pages only; selecting works everywhere.
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    document.execCommand("copy");
+  }
+  const before = button.textContent;
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = before; }, 1400);
+});
+
+// input[data-filter="SELECTOR"]: hides the elements whose text lacks what is typed.
+for (const input of document.querySelectorAll("[data-filter]")) {
+  input.addEventListener("input", () => {
+    const wanted = input.value.trim().toLowerCase();
+    for (const element of document.querySelectorAll(input.dataset.filter)) {
+      const text = element.dataset.text ?? element.textContent;
+      element.hidden = !text.toLowerCase().includes(wanted);
+    }
+  });
+}
+
+// form[data-confirm="QUESTION"]: asks first.
+document.addEventListener("submit", (event) => {
+  const question = event.target.dataset.confirm;
+  if (question && !confirm(question)) event.preventDefault();
+});
+
+// select[data-go]: goes to the address that is its value.
+document.addEventListener("change", (event) => {
+  if (event.target.matches("select[data-go]")) location.assign(event.target.value);
+});
+
+// button[data-pause]: holds what is added by itself.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-pause]");
+  if (!button) return;
+  const root = button.closest("[data-live]") ?? document.querySelector("[data-live]");
+  const paused = root.dataset.paused !== "yes";
+  root.dataset.paused = paused ? "yes" : "no";
+  button.textContent = paused ? "Go on" : "Pause";
+  button.setAttribute("aria-pressed", String(paused));
+});
+
+// Light, dark, or as the system has it.
+const theme = localStorage.getItem("theme");
+if (theme) document.documentElement.dataset.theme = theme;
+document.querySelector("[data-theme-button]")?.addEventListener("click", () => {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  const next = now === "dark" ? "light" : "dark";
+  document.documentElement.dataset.theme = next;
+  localStorage.setItem("theme", next);
+});
+
+// <time datetime="...">: the reader's own time zone on hover.
+function tell(root) {
+  for (const time of root.querySelectorAll("time[datetime]:not([title])")) {
+    time.title = new Date(time.dateTime).toLocaleString();
+  }
+}
+tell(document);

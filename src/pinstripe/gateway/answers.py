@@ -1,0 +1,183 @@
+"""What an answer of Stripe's says about which objects: places in paths, rows in bodies.
+
+Pure. An answer may be an object, a list, search results, a deleted stub, or an error that holds an
+object (a declined payment's intent); whatever is nested or expanded in it is found as well. Not every
+answer is a snapshot of now, and not every object in one exists: see `Standing`.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, cast
+from urllib.parse import unquote, unquote_plus
+
+import msgspec
+from isal import isal_zlib
+
+from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
+from pinstripe.catalog.load import spec
+from pinstripe.catalog.tables import table_name
+from pinstripe.rows.decode import StripeObject, decode
+from pinstripe.rows.extract import Extractor, Found
+
+Place = tuple[str, str]
+"""(table, key) of a row."""
+
+Standing = Literal["now", "lagging", "hint"]
+"""How far an answer may be taken at its word.
+
+`now`: true at the time of the answer. `lagging`: search results, whose index runs behind. `hint`: of
+another API version, or an earlier answer replayed for an idempotency key: to be fetched again.
+"""
+
+LAG_S = 3600.0
+"""How old a search result may be: Stripe says under a minute, and longer during outages
+(https://docs.stripe.com/search#data-freshness). A wider interval only costs a GET where rows differ."""
+
+_GZIP = 31
+# isal's type stub declares its exception class as if it were an instance.
+_UNPACK_ERRORS = (cast("type[Exception]", isal_zlib.error), zlib.error)
+# What is computed for the moment: it has ids, and exists nowhere.
+_PREVIEW = re.compile(r"/(?:create_)?preview(?:/|$)|/upcoming(?:/|$)|/upcoming_in_")
+
+
+class Unreadable(Exception):
+    """The body is not JSON, or is packed in a way that we cannot unpack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`top` is the object that was answered, None for lists. `modes`: the `livemode`s it names."""
+
+    found: Found
+    top: Place | None
+    deleted: bool
+    modes: frozenset[bool]
+
+    def places(self) -> Iterator[Place]:
+        """All rows, the object that was answered first."""
+        if self.top is not None:
+            yield self.top
+        for table, group in self.found.rows.items():
+            for key in group:
+                if (table, key) != self.top:
+                    yield table, key
+
+
+def is_preview(path: str) -> bool:
+    """Whether what a path answers with does not exist.
+
+    >>> is_preview("/v1/invoices/create_preview"), is_preview("/v1/invoices/in_1")
+    (True, False)
+    """
+    return _PREVIEW.search(path) is not None
+
+
+def places_of(path: str) -> list[Place]:
+    """The objects that a path names, from the outside in.
+
+    >>> places_of("/v1/invoices/in_1/pay")
+    [('invoice', 'in_1')]
+    >>> places_of("/v1/customers/cus_1/balance_transactions/cbtxn_1")[1]
+    ('customer_balance_transaction', 'cbtxn_1')
+    """
+    found: list[Place] = []
+    shape = ""
+    for segment in path.split("/")[1:]:
+        table = _collections().get(shape)
+        if table is not None and f"{shape}/{segment}" not in _fixed():
+            found.append((table, unquote(segment)))
+            shape += "/{}"
+        else:
+            shape = f"{shape}/{segment}"
+    return found
+
+
+def parents_of(path: str, query: str) -> Mapping[str, str]:
+    """Ids by table of what the objects in the answer hang under, as far as path and query say."""
+    found = dict(places_of(path))
+    known = _parameters().get(path)
+    if known is not None:
+        parameter, table = known
+        for pair in query.split("&"):
+            name, _, value = pair.partition("=")
+            if name == parameter and value:
+                found[table] = unquote_plus(value)
+    return found
+
+
+def unpack(body: bytes, encoding: bytes) -> bytes:
+    """The body without its compression. Raises Unreadable."""
+    encoding = encoding.strip().lower()
+    try:
+        if encoding in (b"", b"identity") or not body:
+            return body
+        if encoding == b"gzip":
+            return bytes(isal_zlib.decompress(body, _GZIP))
+        if encoding == b"deflate":
+            return zlib.decompress(body)
+    except _UNPACK_ERRORS as error:
+        raise Unreadable(f"The body cannot be unpacked: {error}.") from error
+    raise Unreadable(f"The body is packed as {encoding!r}.")
+
+
+def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Reading:
+    """The rows in a JSON body. Raises Unreadable."""
+    try:
+        told = decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreadable("The body is not JSON.") from error
+    found = Found()
+    if not isinstance(told, dict):
+        return Reading(found, None, deleted=False, modes=frozenset())
+    entries = told.get("data")
+    if isinstance(entries, list) and "id" not in told:
+        objects = [entry for entry in entries if isinstance(entry, dict)]
+        for entry in objects:
+            extractor.object(entry, found, parents=parents)
+        return Reading(found, None, deleted=False, modes=_modes(objects))
+    key = extractor.object(told, found, parents=parents)
+    top = (table_name(str(told["object"])), key) if key is not None else None
+    problem = told.get("error")
+    inside = problem.values() if isinstance(problem, dict) else ()
+    modes = _modes([told, *(v for v in inside if isinstance(v, dict))])
+    return Reading(found, top, deleted=told.get("deleted") is True, modes=modes)
+
+
+def _modes(objects: list[StripeObject]) -> frozenset[bool]:
+    return frozenset(mode for o in objects if isinstance(mode := o.get("livemode"), bool))
+
+
+@cache
+def _collections() -> Mapping[str, str]:
+    """Path under which objects are retrieved ("/v1/invoices") -> their table."""
+    found: dict[str, str] = {}
+    for where in retrieve_endpoints().values():
+        shape = re.sub(r"{\w+}", "{}", where.path)
+        found[shape.removesuffix("/{}")] = table_name(where.object_type)
+    return found
+
+
+@cache
+def _fixed() -> frozenset[str]:
+    """Paths below a collection that are no ids: "/v1/customers/search"."""
+    shapes = {re.sub(r"{\w+}", "{}", operation.path) for operation in spec().operations}
+    fixed: set[str] = set()
+    for shape in shapes:
+        steps = shape.split("/")
+        fixed |= {"/".join(steps[:n]) for n in range(2, len(steps) + 1) if steps[n - 1] != "{}"}
+    return frozenset(fixed)
+
+
+@cache
+def _parameters() -> Mapping[str, tuple[str, str]]:
+    """Path of a list -> (the parameter that names the parent, the parent's table)."""
+    return {
+        e.path: (e.parameter, table_name(e.parent))
+        for e in list_endpoints()
+        if e.parent and "{" not in e.path
+    }

@@ -1,0 +1,225 @@
+"""Whose key a request carries: which account's tables its answer may be written to.
+
+Stripe is asked once per key (`GET /v1/account` with that key), and only about keys that it has just
+accepted or that somebody waits with: a flood of invented keys costs no more requests than it makes by
+itself. What is remembered is a keyed hash of the key under a secret of this process, and the account;
+never the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import structlog
+
+from pinstripe.client.refusal import read_error
+from pinstripe.errors import Unreachable
+from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.upstream import Unanswered, Upstream
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+KNOWN_S = 600.0
+"""How long a key is known. Stripe itself judges it at every request that goes through."""
+REFUSED_S = 15.0
+MOST = 10_000
+_AT_ONCE = 8
+"""Keys that are asked about at the same time."""
+_ANSWER = 2**20
+
+_KEY = re.compile(rb"(?:sk|rk)_(live|test)_[A-Za-z0-9_]{3,255}")
+_ACCOUNT = re.compile(r"acct_\w{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request shows: the key, and the connected account that it acts for ("" for its own)."""
+
+    key: bytes
+    livemode: bool
+    account: str
+
+    def __repr__(self) -> str:
+        return "Credentials(…)"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`account_id` is None where Stripe refuses the key or does not tell."""
+
+    account_id: str | None
+    livemode: bool
+    until: float
+
+
+def credentials_of(headers: Sequence[tuple[bytes, bytes]]) -> Credentials | None:
+    """What a request shows, by its headers (names in lower case); None without a secret key."""
+    authorization = account = b""
+    for name, value in headers:
+        if name == b"authorization":
+            authorization = value
+        elif name == b"stripe-account" or (name == b"stripe-context" and not account):
+            account = value
+    key = _key_in(authorization)
+    shape = _KEY.fullmatch(key)
+    if shape is None:
+        return None
+    # A context may be a path of accounts, the last of which is meant.
+    return Credentials(key, shape[1] == b"live", account.rpartition(b"/")[2].decode("latin-1"))
+
+
+def _key_in(authorization: bytes) -> bytes:
+    scheme, _, value = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).partition(b":")[0]
+        except (binascii.Error, ValueError):
+            return b""
+    return b""
+
+
+class Callers:
+    """The keys that this process has met, as accounts."""
+
+    def __init__(
+        self,
+        syncs: Syncs,
+        upstream: Upstream,
+        api_url: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lookups = 0
+        """How often Stripe was asked."""
+        self._syncs = syncs
+        self._upstream = upstream
+        self._url = f"{api_url.rstrip('/')}/v1/account"
+        self._clock = clock
+        self._secret = secrets.token_bytes(32)
+        # Least recently used first.
+        self._known: OrderedDict[bytes, Caller] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[Caller]] = {}
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+
+    def known(self, shown: Credentials) -> OpenSync | None:
+        """The sync whose account this is, if that is known without asking."""
+        caller = self._recall(self._place(shown))
+        return self._sync_of(caller) if caller is not None else None
+
+    async def sync_of(self, shown: Credentials) -> OpenSync | None:
+        """The sync whose account this is; None where none is served here. May ask Stripe once.
+
+        Raises Unreachable where Stripe does not answer.
+        """
+        place = self._place(shown)
+        caller = self._recall(place)
+        if caller is None:
+            if not self._is_possible(shown):
+                return None
+            # One question a key, however many wait for it; who waits may go without ending it.
+            task = self._asking.get(place)
+            if task is None:
+                task = asyncio.create_task(self._look_up(place, shown))
+                self._asking[place] = task
+                task.add_done_callback(partial(self._asked, place))
+            caller = await asyncio.shield(task)
+        return self._sync_of(caller)
+
+    async def may_use(self, headers: Sequence[tuple[bytes, bytes]], sync: OpenSync) -> bool:
+        """Whether the request's key is good for that sync's account."""
+        shown = credentials_of(headers)
+        return shown is not None and await self.sync_of(shown) is sync
+
+    def _place(self, shown: Credentials) -> bytes:
+        told = shown.key + b"\n" + shown.account.encode("latin-1")
+        return hashlib.blake2b(told, key=self._secret, digest_size=32).digest()
+
+    def _recall(self, place: bytes) -> Caller | None:
+        caller = self._known.get(place)
+        if caller is None:
+            return None
+        if caller.until < self._clock():
+            del self._known[place]
+            return None
+        self._known.move_to_end(place)
+        return caller
+
+    def _sync_of(self, caller: Caller) -> OpenSync | None:
+        if caller.account_id is None:
+            return None
+        return self._syncs.of_account(caller.account_id, livemode=caller.livemode)
+
+    def _is_possible(self, shown: Credentials) -> bool:
+        """Whether any sync here could be meant: else there is nothing to ask for."""
+        return any(
+            sync.livemode == shown.livemode and shown.account in ("", sync.account_id)
+            for sync in self._syncs
+        )
+
+    async def _look_up(self, place: bytes, shown: Credentials) -> Caller:
+        async with self._turn:
+            self.lookups += 1
+            account_id, status = await self._ask(shown)
+        now = self._clock()
+        caller = Caller(
+            account_id, shown.livemode, now + (KNOWN_S if account_id is not None else REFUSED_S)
+        )
+        self._known[place] = caller
+        while len(self._known) > MOST:
+            self._known.popitem(last=False)
+        _log.info("caller.met", account=account_id, livemode=shown.livemode, status=status)
+        return caller
+
+    def _asked(self, place: bytes, task: asyncio.Task[Caller]) -> None:
+        del self._asking[place]
+        if not task.cancelled():
+            task.exception()  # Looked at, though all who waited may have gone.
+
+    async def _ask(self, shown: Credentials) -> tuple[str | None, int]:
+        """(account, HTTP status). Raises Unreachable for what may be otherwise in a moment."""
+        headers = [("authorization", f"Bearer {shown.key.decode('ascii')}"), ("accept", "*/*")]
+        if shown.account:
+            headers.append(("stripe-account", shown.account))
+        try:
+            came = await self._upstream.send("GET", self._url, headers)
+            body, whole = await came.read(_ANSWER)
+        except Unanswered as error:
+            raise Unreachable(f"Whose key it is cannot be asked: {error.reason}.") from None
+        if not whole:
+            came.close()
+        if came.status == 429 or came.status >= 500:
+            raise Unreachable(f"Whose key it is cannot be asked: status {came.status}.")
+        return _account_in(came.status, body, shown.account), came.status
+
+
+def _account_in(status: int, body: bytes, wanted: str) -> str | None:
+    if status == 200:
+        try:
+            told = msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        found = told.get("id") if isinstance(told, dict) else None
+    else:
+        # A restricted key may not be told, but the refusal names the account: "... for this
+        # endpoint on account 'acct_...'". (A key that is none names nothing.)
+        error = read_error(body) if status == 403 else None
+        named = _ACCOUNT.search(error.message or "") if error is not None else None
+        found = (
+            named[0] if named and "does not have access to account" not in named.string else None
+        )
+    if not isinstance(found, str) or (wanted and found != wanted):
+        return None
+    return found

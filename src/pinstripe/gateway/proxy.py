@@ -1,0 +1,213 @@
+"""The proxy: Stripe's API at our address, with every object that comes through it in Postgres first.
+
+    async with open_proxy(syncs, hosts=hosts_at("https://api.stripe.com")) as proxy:
+        await proxy(scope, receive, send)      # a raw ASGI application
+
+Bytes, status and headers pass through untouched, both ways. Who asks is told by the key they send, and
+it decides which account's tables are written (`callers`); what an answer holds, and whether it may be
+written as it is, is for `answers`. Headers of our own (`Pinstripe-...`) say what was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+
+from pinstripe.gateway.answers import is_preview, places_of
+from pinstripe.gateway.answers_fetched import ANSWER_BYTES
+from pinstripe.gateway.answers_mirrored import Answers, Asked, Outcome
+from pinstripe.gateway.callers import Callers, credentials_of
+from pinstripe.gateway.hosts import API, Astray, Target, target_of
+from pinstripe.gateway.proxy_aftermath import Aftermath, Ring, WaitForRequest
+from pinstripe.gateway.proxy_reply import (
+    Send,
+    broken,
+    is_json,
+    pass_on,
+    refuse,
+    reply_whole,
+    told_headers,
+)
+from pinstripe.gateway.proxy_request import (
+    HungUp,
+    Message,
+    Receive,
+    Turned,
+    Upload,
+    body_of,
+    checked,
+)
+from pinstripe.gateway.proxy_versions import RowVersions
+from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.upstream import Exchange, Unanswered, Upstream
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+BODY_BYTES = 32 * 2**20
+PATIENCE_S = 2.0
+
+Heard = Callable[[str, int, Outcome, float], None]
+"""(method, status, outcome, seconds in all) of a request that was answered: for metrics."""
+
+
+class Proxy:
+    """A raw ASGI application. Make it with `open_proxy`."""
+
+    def __init__(
+        self,
+        *,
+        hosts: Mapping[str, str],
+        upstream: Upstream,
+        callers: Callers,
+        answers: Answers,
+        aftermath: Aftermath,
+        versions: RowVersions,
+        body_limit: int = BODY_BYTES,
+        heard: Heard | None = None,
+    ) -> None:
+        self.callers = callers
+        self.answers = answers
+        self.heard = heard
+        self._hosts = hosts
+        self._upstream = upstream
+        self._aftermath = aftermath
+        self._body_limit = body_limit
+        self._versions = versions
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        method: str = scope["method"]
+        began = asyncio.get_running_loop().time()
+        try:
+            raw_path = scope.get("raw_path") or scope["path"].encode()
+            target = target_of(raw_path, scope["query_string"], self._hosts)
+            if isinstance(target, Astray):
+                raise Turned(target.status, target.reason)
+            headers = checked(method, scope["headers"], body_limit=self._body_limit)
+            body = await body_of(scope["headers"], receive, limit=self._body_limit)
+            status, outcome = await self._pass(scope, target, headers, body, send)
+        except Turned as refusal:
+            status, outcome = refusal.status, Outcome("no")
+            await refuse(send, refusal.status, refusal.reason)
+        except HungUp:
+            return
+        if self.heard is not None:
+            took = asyncio.get_running_loop().time() - began
+            self.heard(method, status, outcome, took)
+
+    async def close(self) -> None:
+        """Lets what is being mirrored end."""
+        await self._aftermath.close()
+        await self._versions.close()
+        await self.answers.close()
+
+    async def _pass(
+        self,
+        scope: Message,
+        target: Target,
+        headers: list[tuple[str, str]],
+        body: bytes | Upload | None,
+        send: Send,
+    ) -> tuple[int, Outcome]:
+        """Asks Stripe and answers; gives the status and what became of the objects."""
+        method: str = scope["method"]
+        shown = credentials_of(scope["headers"])
+        sync = self.callers.known(shown) if shown is not None else None
+        asked = Asked(method, target, headers, shown, {})
+        if sync is not None and asked.writes and not is_preview(target.path):
+            places = places_of(target.path)[-1:]
+            if places:
+                asked = Asked(
+                    method, target, headers, shown, await self._versions.read(sync, places)
+                )
+        try:
+            came = await self._upstream.send(method, target.url, headers, body)
+        except Unanswered as error:
+            if isinstance(body, Upload) and body.failure is not None:
+                raise body.failure from None
+            self._aftermath.unanswered(sync, asked)
+            return await broken(send, asked, error), Outcome("no", "stripe", sync)
+        wait_s = self._aftermath.wait_of(scope["headers"])
+        try:
+            return came.status, await self._answer(asked, came, sync, wait_s, send)
+        except Unanswered as error:
+            self._aftermath.unanswered(sync, asked)
+            return await broken(send, asked, error), Outcome("no", "stripe", sync)
+
+    async def _answer(
+        self, asked: Asked, came: Exchange, sync: OpenSync | None, wait_s: float, send: Send
+    ) -> Outcome:
+        if not is_json(came) or asked.method == "HEAD":
+            outcome = Outcome("no", "no-objects", sync)
+            await pass_on(send, came, told_headers(outcome, self._aftermath.as_of(sync)))
+            return outcome
+        body, whole = await came.read(ANSWER_BYTES)
+        if not whole:
+            outcome = Outcome("no", "too-large", sync)
+            headers = told_headers(outcome, self._aftermath.as_of(sync))
+            await pass_on(send, came, headers, begun=body)
+            return outcome
+        if asked.writes:
+            self._aftermath.written(sync, came)
+        if _may_hold_objects(asked, came):
+            outcome = await self.answers.mirror(asked, came, body)
+        else:
+            outcome = Outcome("no", "no-objects", sync)
+        if sync is None and outcome.sync is not None and asked.writes:
+            self._aftermath.written(outcome.sync, came)  # Only now it is known whose it is.
+        waited = await self._aftermath.waited(outcome.sync, asked, came, wait_s)
+        as_of = self._aftermath.as_of(outcome.sync)
+        await reply_whole(send, came, body, told_headers(outcome, as_of, waited=waited))
+        return outcome
+
+
+def _may_hold_objects(asked: Asked, came: Exchange) -> bool:
+    """Whether an answer is worth a look: a success, or a refused write (a declined card's intent)."""
+    if 200 <= came.status < 300:
+        return True
+    return asked.writes and came.status in (400, 402)
+
+
+@asynccontextmanager
+async def open_proxy(
+    syncs: Syncs,
+    *,
+    hosts: Mapping[str, str],
+    ring: Ring | None = None,
+    wait_for_request: WaitForRequest | None = None,
+    patience_s: float = PATIENCE_S,
+    body_limit: int = BODY_BYTES,
+    http_proxy: str | None = None,
+    heard: Heard | None = None,
+) -> AsyncIterator[Proxy]:
+    """The proxy, open for the block. `hosts`: see `hosts_at`; `body_limit` in bytes.
+
+    `ring` is called after every write of an account that is synced here, `wait_for_request` for
+    `Pinstripe-Wait`.
+    """
+    async with Upstream(proxy=http_proxy) as upstream:
+        callers = Callers(syncs, upstream, hosts[API])
+        versions = RowVersions()
+        answers = Answers(syncs, callers, upstream, versions=versions, patience_s=patience_s)
+        aftermath = Aftermath(ring, wait_for_request)
+        proxy = Proxy(
+            hosts=hosts,
+            upstream=upstream,
+            callers=callers,
+            answers=answers,
+            aftermath=aftermath,
+            versions=versions,
+            body_limit=body_limit,
+            heard=heard,
+        )
+        async with asyncio.TaskGroup() as group:
+            later = group.create_task(answers.later.run())
+            try:
+                yield proxy
+            finally:
+                await proxy.close()
+                later.cancel()

@@ -1,0 +1,212 @@
+"""Keeps a process for each sync: starts it, starts it again when it dies, ends it when it is not wanted.
+
+Which syncs there are is told by `want`, as often as it changes. A process that dies comes back after a
+pause that grows; one whose settings or key are no good is tried again when those change, and now and then
+in case the trouble was Stripe's. How each stands: `state`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+
+from pinstripe.config import Config
+from pinstripe.errors import PinstripeError, redact
+from pinstripe.gateway.control import Activity, SyncState
+from pinstripe.serving.process import SyncProcess
+from pinstripe.serving.wire import Order, Report
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Before a process is started again, by how often it died in a row."""
+_CALM_S = 60.0
+"""A process that ran for so long has not died in a row."""
+_LASTING_S = 60.0
+"""Between two tries with settings or a key that were refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is wanted of one sync. `trouble`: why it cannot be started at all."""
+
+    config: Config
+    paused: bool = False
+    shown: bool = False
+    trouble: PinstripeError | None = None
+
+
+Start = Callable[[Order], Awaitable[SyncProcess]]
+
+
+class Supervisor:
+    """The processes of all syncs."""
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        heard: Callable[[str, Report], None] = lambda _, __: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`heard` gets each report, with the id of the sync."""
+        self._start = start
+        self._heard = heard
+        self._now = now
+        self._keepers: dict[str, tuple[_Keeper, asyncio.Task[None]]] = {}
+
+    def state(self, sync_id: str) -> SyncState | None:
+        """How its process stands; None for a sync that is not wanted."""
+        found = self._keepers.get(sync_id)
+        return None if found is None else found[0].state
+
+    def restarts(self) -> dict[str, int]:
+        """How often each process was started again."""
+        return {name: keeper.state.restarts for name, (keeper, _) in self._keepers.items()}
+
+    async def want(self, jobs: Mapping[str, Job]) -> None:
+        """From now on exactly these. Returns when the processes of those that are gone have ended."""
+        gone = [self._keepers.pop(name) for name in set(self._keepers) - set(jobs)]
+        for name, job in jobs.items():
+            if name in self._keepers:
+                self._keepers[name][0].want(job)
+            else:
+                keeper = _Keeper(name, job, self._start, self._heard, now=self._now)
+                self._keepers[name] = (keeper, asyncio.create_task(keeper.run(), name=name))
+        await _ended([task for _, task in gone])
+
+    async def close(self) -> None:
+        """Ends all processes, at once and in order."""
+        await self.want({})
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class _Keeper:
+    """One sync's process."""
+
+    def __init__(
+        self,
+        name: str,
+        job: Job,
+        start: Start,
+        heard: Callable[[str, Report], None],
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._name = name
+        self._job = job
+        self._start = start
+        self._heard = heard
+        self._now = now
+        self._changed = asyncio.Event()
+        self._deaths = 0
+        self._last = Report("starting")
+        self.state = SyncState("starting", now())
+
+    def want(self, job: Job) -> None:
+        if job != self._job:
+            self._job = job
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled; then its process has ended."""
+        while True:
+            self._changed.clear()
+            job = self._job
+            if job.paused:
+                self._show("paused")
+                await self._changed.wait()
+            elif job.trouble is not None:
+                self._show("failed", job.trouble.message, job.trouble.hint)
+                await self._changed.wait()
+            else:
+                await self._one(job)
+
+    async def _one(self, job: Job) -> None:
+        """One life of the process, and the pause after it."""
+        self._show("starting")
+        self._last = Report("starting")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            process = await self._start(Order(job.config, job.shown))
+        except OSError as error:
+            reason = f"No process could be started: {error.strerror}"
+        else:
+            self.state = replace(self.state, pid=process.pid)
+            if await self._lived(process):
+                return
+            reason = _told_by(await process.ended())
+        if loop.time() - began > _CALM_S:
+            self._deaths = 0
+        await self._pause(reason)
+
+    async def _lived(self, process: SyncProcess) -> bool:
+        """Listens to the end of the process. Whether we ended it, because something else is wanted."""
+        listening = asyncio.create_task(self._listen(process))
+        changed = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait((listening, changed), return_when=asyncio.FIRST_COMPLETED)
+            return changed.done()
+        finally:
+            # To the end even if we are told twice: a process that is left alone would go on syncing.
+            stopping = asyncio.create_task(process.stop())
+            try:
+                await asyncio.shield(stopping)
+            except asyncio.CancelledError:
+                await stopping
+                raise
+            finally:
+                listening.cancel()
+                changed.cancel()
+                await asyncio.gather(listening, changed, return_exceptions=True)
+                self.state = replace(self.state, pid=None)
+
+    async def _listen(self, process: SyncProcess) -> None:
+        async for report in process.reports():
+            self._last = report
+            if report.activity != "ended":
+                self._show(report.activity, report.reason, report.remedy)
+            self._heard(self._name, report)
+
+    async def _pause(self, reason: str) -> None:
+        """Shows why it ended, and waits for another try or another wish."""
+        last, pause_s = self._last, PAUSES_S[min(self._deaths, len(PAUSES_S) - 1)]
+        self._deaths += 1
+        if last.activity == "ended":
+            reason = last.reason
+            pause_s = _LASTING_S if last.lasting else pause_s
+            self._show("failed" if last.lasting else "waiting", reason, last.remedy)
+        else:
+            self._show("waiting", reason, "It is started again; its log lines may tell more.")
+        _log.error("sync.ended", sync=self._name, reason=redact(reason), again_s=pause_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._changed.wait()
+        if self._changed.is_set():
+            self._deaths = 0
+        else:
+            self.state = replace(self.state, restarts=self.state.restarts + 1)
+
+    def _show(self, activity: Activity, reason: str = "", remedy: str = "") -> None:
+        state = self.state
+        since = state.since if state.activity == activity else self._now()
+        self.state = replace(state, activity=activity, since=since, reason=reason, remedy=remedy)
+
+
+def _told_by(code: int) -> str:
+    if code < 0:
+        return f"Its process was killed by signal {-code}."
+    return f"Its process ended by itself (exit code {code})."
