@@ -8,7 +8,7 @@ RUN_ARGS ?=
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format catalog docs bench soak lock clean
+.PHONY: help setup run test check format catalog docs wheel bench soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -42,19 +42,24 @@ format: setup ## let ruff write
 catalog: setup ## generate the catalog anew from the installed stripe package
 	$(BIN)/python -m tools.catalog
 
-docs: setup ## generate the reference pages
+docs: setup ## generate the reference pages and build the site in site/
 	$(BIN)/python -m tools.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+
+wheel: setup ## build the wheel in dist/
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist .
 
 bench: setup ## speed and memory against the limits, beside the official SDK
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 soak: setup ## long runs under faults
-	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(BIN)/pytest -q -s tests/flows/test_soak.py $(TEST_ARGS)
+	SOAK_SECONDS=$${SOAK_SECONDS:-300} HISTORY_EXAMPLES=$${HISTORY_EXAMPLES:-25} VERIFY_EXAMPLES=$${VERIFY_EXAMPLES:-25} \
+	  $(BIN)/pytest -q -s tests/flows/test_soak.py tests/flows/test_histories.py tests/flows/test_verify.py $(TEST_ARGS)
 
 lock: setup ## resolve the requirements files anew
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements/main.txt
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o requirements/dev.txt
 	echo uv | $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links - -o requirements/uv.txt
 
-clean: ## remove the environment and the demo's data
-	rm -rf $(VENV) .pinstripe
+clean: ## remove the environment, the demo's data and what was built
+	rm -rf $(VENV) .pinstripe dist site

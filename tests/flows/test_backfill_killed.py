@@ -7,7 +7,7 @@ from random import Random
 
 import asyncpg
 from tests.flows.command import pinstripe, started
-from tests.flows.copying import differences
+from tests.flows.truth import differences
 
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import running

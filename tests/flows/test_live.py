@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
-import asyncpg
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tests.flows.live_account import Copy, differences, open_copy, quiet, until
+from tests.flows.live_account import Copy, open_copy, quiet, until
+from tests.flows.truth import born_since, differences
 
 from pinstripe.mirror import Truth
-from pinstripe.rows.decode import StripeObject, decode
+from pinstripe.rows.decode import decode
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
-from pinstripe.sync.live import Live
+from pinstripe.sync.live import Live, Pace
 from pinstripe.sync.todos import Todos
+
+pytestmark = pytest.mark.migrated
 
 SMALL = Settings(scale=300, future_fields=False)
 
@@ -60,7 +59,7 @@ async def test_changes_arrive_with_their_events_and_requests(sim: Running, datab
         async with following(live, todos):
             await sim.control.mutate(60)
             await caught_up(live, todos, copy, sim)
-        assert await differences(sim, database, created_since=start) == []
+        assert await differences(database, sim, among=born_since(sim, start)) == {}
         async with connect(database) as pg:
             events = await pg.fetchval(
                 "SELECT count(*) FROM stripe.event WHERE created >= to_timestamp($1)", start
@@ -88,7 +87,7 @@ async def test_ties_and_late_events_end_in_the_newest_state(sim: Running, databa
                 sim.control.burst(40)
                 await asyncio.sleep(0.3)
             await caught_up(live, todos, copy, sim)
-        assert await differences(sim, database, created_since=start) == []
+        assert await differences(database, sim, among=born_since(sim, start)) == {}
 
 
 async def test_a_mixed_history_of_versions_leaves_no_null_that_stripe_does_not_have(
@@ -102,7 +101,7 @@ async def test_a_mixed_history_of_versions_leaves_no_null_that_stripe_does_not_h
             sim.control.api_version("2024-12-18.acacia")
             await sim.control.mutate(60)
             await caught_up(live, todos, copy, sim)
-        assert await differences(sim, database, created_since=start) == []
+        assert await differences(database, sim, among=born_since(sim, start)) == {}
 
 
 async def test_cuts_and_restarts_lose_nothing(sim: Running, database: str) -> None:
@@ -122,7 +121,7 @@ async def test_cuts_and_restarts_lose_nothing(sim: Running, database: str) -> No
         live, todos = copy.live(start)
         async with following(live, todos):
             await caught_up(live, todos, copy, sim)
-        assert await differences(sim, database, created_since=start) == []
+        assert await differences(database, sim, among=born_since(sim, start)) == {}
 
 
 async def test_a_deleted_object_is_flagged_and_no_older_event_raises_it(
@@ -196,69 +195,44 @@ async def test_a_subscription_item_that_was_removed_is_flagged(sim: Running, dat
                 assert [r["id"] for r in await pg.fetch(query, str(made["id"]))] == items[1:]
 
 
-async def _history(
-    sim: Running, copy: Copy, start: int, shuffled: list[StripeObject], size: int
-) -> list[str]:
-    """Delivers events in this order, in pages of this size; gives what differs in the end."""
-    async with connect(copy.url) as pg:
-        await _forget(pg)
-    live, todos = copy.live(start)
-    worker = asyncio.create_task(todos.run())
-    try:
-        now = time.time()
-        for at in range(0, len(shuffled), size):
-            await live.apply(shuffled[at : at + size], Truth(now, now + 1.0))
-        await quiet(copy, todos)
-    finally:
-        worker.cancel()
-        await asyncio.gather(worker, return_exceptions=True)
-    return await differences(sim, copy.url, created_since=start)
-
-
-async def _forget(pg: asyncpg.Connection) -> None:
-    """The copy as it was before any of the events."""
-    for table in (
-        "customer",
-        "product",
-        "price",
-        "plan",
-        "subscription",
-        "subscription_item",
-        "invoice",
-        "line_item",
-        "payment_intent",
-        "charge",
-        "refund",
-        "coupon",
-        "event",
-    ):
-        await pg.execute(f'TRUNCATE stripe."{table}"')
-    await pg.execute("TRUNCATE pinstripe.applied_event, pinstripe.pending")
-
-
-async def test_any_order_with_duplicates_ends_in_stripes_own_state(
+async def test_a_poll_that_is_cut_within_a_long_stretch_is_made_good_by_the_next(
     sim: Running, database: str
 ) -> None:
     start = int(time.time())
-    sim.control.burst(60)
     async with open_copy(sim, database) as copy:
-        loop = asyncio.get_running_loop()
-        told = [e for e in sim.account.world.truth("event") if int(str(e["created"])) >= start]
-        log = cast("list[StripeObject]", decode(json.dumps(told).encode()))
+        live, _ = copy.live(start)
+        await live.sweep(0)
+        before, known = sim.control.events(), live.seen.events
+        while sim.control.events() - before < 1500:
+            sim.control.burst(100)
+        new = sim.control.events() - before
+        sim.control.latency(fixed_s=0.05)
+        cut = asyncio.create_task(live.poll())
+        await until(lambda: live.seen.events > known)
+        cut.cancel()
+        await asyncio.gather(cut, return_exceptions=True)
+        sim.control.latency()
+        assert live.seen.events - known < new
+        # The top of the list is applied, and what is below is not: this poll must not stop at the top.
+        await live.poll()
+        assert live.seen.events - known == new
 
-        @settings(max_examples=12, deadline=None)
-        @given(data=st.data())
-        def holds(data: st.DataObject) -> None:
-            order = data.draw(st.permutations(range(len(log))))
-            again = data.draw(st.lists(st.integers(0, len(log) - 1), max_size=5))
-            size = data.draw(st.integers(1, 12))
-            shuffled = [log[n] for n in [*order, *again]]
-            found = asyncio.run_coroutine_threadsafe(
-                _history(sim, copy, start, shuffled, size), loop
-            )
-            assert found.result(60) == []
 
-        await asyncio.to_thread(holds)
+async def test_sweeps_beside_polls_miss_no_event(sim: Running, database: str) -> None:
+    start = int(time.time())
+    sim.control.late_events(share=0.3, delay_s=0.2)
+    async with open_copy(sim, database) as copy:
+        live, todos = copy.live(start, pace=Pace(poll_s=0.02, near_every_s=0.05))
+        await live.sweep(0)
+        async with following(live, todos):
+            for _ in range(10):
+                sim.control.burst(20)
+                await live.sweep(start)
+            await caught_up(live, todos, copy, sim)
+        async with connect(database) as pg:
+            assert await pg.fetchval("SELECT count(*) FROM stripe.event") == sim.control.events()
+        assert await differences(database, sim, among=born_since(sim, start)) == {}
+        assert live.seen.late > 0
 
 
 async def test_postgres_restarts_are_waited_out(sim: Running, database: str) -> None:
@@ -275,4 +249,4 @@ async def test_postgres_restarts_are_waited_out(sim: Running, database: str) -> 
                 )
             await until(lambda: not live.seen.trouble)
             await caught_up(live, todos, copy, sim)
-        assert await differences(sim, database, created_since=start) == []
+        assert await differences(database, sim, among=born_since(sim, start)) == {}

@@ -254,6 +254,30 @@ async def test_a_fill_that_was_cut_goes_on_where_it_was(copy: Copy, sim: Running
     assert copy.upcoming.requests == 8 + cuts
 
 
+async def test_old_previews_are_asked_for_anew_and_young_ones_are_not(
+    copy: Copy, sim: Running
+) -> None:
+    for _ in range(3):
+        subscribe(sim, customer(sim), price(sim, 500))
+    await fill(copy, sim)
+    whole = copy.upcoming.requests
+    assert copy.upcoming.filling.oldest_s() == 3600.0
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == whole
+    for table in ("upcoming_customer_invoice", "upcoming_subscription_invoice"):
+        await copy.pg.execute(
+            f"UPDATE stripe.{table} SET _as_of = _as_of - interval '1 hour',"
+            " _as_of_latest = _as_of_latest - interval '1 hour'"
+        )
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == 2 * whole
+    old = await copy.pg.fetchval(
+        "SELECT count(*) FROM stripe.upcoming_subscription_invoice"
+        " WHERE _as_of < now() - interval '30 minutes'"
+    )
+    assert old == 0
+
+
 async def test_test_clocks_are_included(copy: Copy, sim: Running) -> None:
     clock = post(sim, "/v1/test_helpers/test_clocks", {"frozen_time": NOON})["id"]
     owner = customer(sim, test_clock=clock)

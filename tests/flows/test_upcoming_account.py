@@ -11,7 +11,8 @@ from pinstripe.errors import NotFound
 from pinstripe.service import open_service
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
-from pinstripe.sync.events import Events
+from pinstripe.sync.live import Live
+from pinstripe.sync.todos import Todos
 from pinstripe.sync.upcoming import Upcoming
 
 
@@ -97,7 +98,7 @@ async def test_they_are_stripes_own_after_the_fill_and_after_any_change(
 
             mark, since = sim.control.events(), int(sim.account.clock.now())
             await sim.control.mutate(400)
-            await Events(source).apply_since(since - 1)
+            await Live(source, Todos(source), since=since).sweep(since - 1)
             await source.mirror.settled()
             events = list(reversed(sim.control.truth("event")[mark:]))
             for todo in await upcoming.todos(events):

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 
 import asyncpg
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from tests.flows.command import pinstripe
+from tests.flows.histories import Histories, lively_types
 
+from pinstripe.catalog.tables import table_of_object
 from pinstripe.config import Config
 from pinstripe.service import Service, open_service
 from pinstripe.simulator.account import Settings
@@ -23,8 +29,13 @@ from pinstripe.sync.live import Pace
 from pinstripe.sync.verified import Report
 from pinstripe.sync.verify import Wish, open_verify
 
+EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "3"))
 SECRET = "rk_test_thekeyofthistest123456"
 LISTED = ("charge", "customer", "test_helpers_test_clock", "event")
+CHANGING = (
+    *("customer", "coupon", "product", "plan", "charge", "refund", "dispute", "tax_rate"),
+    *("promotion_code", "payout", "terminal_reader", "test_helpers_test_clock", "event"),
+)
 CUT = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
     " WHERE application_name = 'pinstripe verify'"
@@ -305,6 +316,73 @@ async def test_without_a_follower_only_what_changed_before_the_look_is_reported(
             living.cancel()
             await asyncio.gather(living, return_exceptions=True)
     assert said(report) == {("customer", before): "stale"}
+
+
+async def test_whatever_changes_while_it_looks_only_what_was_wrong_before_is_reported(
+    database: str,
+) -> None:
+    """For any drift before the look, and any changes of any types with events during it."""
+    async with copied(database, scale=100, tables=CHANGING) as (sim, service):
+        loop = asyncio.get_running_loop()
+
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],  # a seed does not shrink
+        )
+        @given(seed=st.integers(0, 2**32), drifts=st.integers(0, 12))
+        def holds(seed: int, drifts: int) -> None:
+            looked = asyncio.run_coroutine_threadsafe(
+                _looked(sim, service, Random(seed), drifts), loop
+            )
+            wrong, before = looked.result(120)
+            assert wrong <= before
+
+        await asyncio.to_thread(holds)
+
+
+async def _looked(
+    sim: Running, service: Service, dice: Random, drifts: int
+) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """(reported, changed before the look), by table and id; then all is repaired, and none is left."""
+    kinds = [n for n in lively_types() if table_of_object()[n] in CHANGING and n != "event"]
+    earlier, later = Histories(sim), Histories(sim)
+    for _ in range(drifts):
+        earlier.life(dice.choice(kinds), dice, 1)
+    sim.control.clock(step_s=600.0)
+
+    async def change() -> None:
+        while True:
+            later.life(dice.choice(kinds), dice, dice.randrange(1, 3))
+            await asyncio.sleep(0.05)
+
+    changing = asyncio.create_task(change())
+    try:
+        report = await verified(service, unlisted=None)
+    finally:
+        changing.cancel()
+        await asyncio.gather(changing, return_exceptions=True)
+    sim.control.clock(step_s=600.0)
+    repaired = await verified(service, repair=True, unlisted=None)
+    assert {place for place, kind in said(repaired).items() if kind != "extra"} == set()
+    wrong = {place for place in said(report) if place[0] != "event"}
+    # What happened before the first request was asked is no change during the look.
+    for made in (earlier, later):
+        made.touched = touched_before(sim, made, report.since)
+    return wrong, places(earlier) | places(later)
+
+
+def touched_before(sim: Running, made: Histories, second: float) -> dict[str, set[str]]:
+    """What was touched by then, by type."""
+    told = [e for e in sim.account.world.truth("event") if int(str(e["created"])) < second]
+    named = {(str(e["data"]["object"]["object"]), str(e["data"]["object"].get("id"))) for e in told}
+    return {n: {key for key in keys if (n, key) in named} for n, keys in made.touched.items()}
+
+
+def places(made: Histories) -> set[tuple[str, str]]:
+    return {(table_of_object()[n], key) for n, keys in made.touched.items() for key in keys}
 
 
 async def edit_in_turn(sim: Running, customers: list[str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests.house.tree import ROOT, files, shown
 from tools.docs.__main__ import generate, stale
-from tools.docs.domains import domain_of
 from tools.docs.tables import table_pages
 
+from pinstripe.catalog.domains import domain_of
 from pinstripe.catalog.tables import Table, tables
 
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
@@ -58,5 +58,5 @@ def test_every_table_stands_on_one_page() -> None:
 
 
 def test_a_table_that_belongs_nowhere_stops_the_generator() -> None:
-    with pytest.raises(ValueError, match="novelty: on which page"):
+    with pytest.raises(ValueError, match="novelty: in which domain"):
         domain_of(Table("novelty", "novelty", ()))

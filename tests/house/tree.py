@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pinstripe"
 
-_NOT_OURS = frozenset({"__pycache__", "dist", "node_modules"})
+_NOT_OURS = frozenset({"__pycache__", "dist", "node_modules", "site"})
 
 
 def files(*folders: str) -> Iterator[Path]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pinstripe.catalog.descriptions import column_facts, describe_table, docs_url
+from pinstripe.catalog.domains import DOMAINS, domain_by_table, domains
 from pinstripe.catalog.endpoints import (
     ListEndpoint,
     expand_of,
@@ -18,9 +20,8 @@ from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.load import object_types, spec
 from pinstripe.catalog.parents import embedded_lists
 from pinstripe.catalog.tables import SINGLETONS, Column, Table, table_of_object, tables
-from pinstripe.store.ddl import BOOKKEEPING, column_comment, table_comment
+from pinstripe.store.ddl import BOOKKEEPING
 from pinstripe.sync.relist import needs_head
-from tools.docs.domains import DOMAINS, domain_of
 from tools.docs.markdown import code, table
 
 # More than these event types are abbreviated: the page says what keeps a table fresh, not each name.
@@ -32,10 +33,12 @@ _TEST_CLOCK = "test_helpers.test_clock"
 def table_pages() -> dict[str, str]:
     """File name below `docs/reference/tables` -> text."""
     pages = {"index.md": _index()}
-    for name, (title, _, _) in DOMAINS.items():
-        mine = [t for t in tables().values() if domain_of(t) == name]
-        sections = "\n\n".join(_section(t, name) for t in mine)
-        pages[f"{name}.md"] = f"# {title}\n\n[All tables](index.md)\n\n{sections}"
+    for name, domain in DOMAINS.items():
+        sections = "\n\n".join(_section(t, name) for t in domains()[name])
+        pages[f"{name}.md"] = (
+            f"# {domain.title}\n\n{domain.about}\n\n"
+            f"[All tables](index.md) · [Diagram](../diagram/{name}.md)\n\n{sections}"
+        )
     return pages
 
 
@@ -59,13 +62,9 @@ def _index() -> str:
             ],
         ),
     ]
-    for page, (title, _, _) in DOMAINS.items():
-        rows = [
-            (_link(t.name), code(t.object_type), " ".join(_filled(t)))
-            for t in tables().values()
-            if domain_of(t) == page
-        ]
-        parts += ["", f"## [{title}]({page}.md)", ""]
+    for page, domain in DOMAINS.items():
+        rows = [(_link(t.name), code(t.object_type), " ".join(_filled(t))) for t in domains()[page]]
+        parts += ["", f"## [{domain.title}]({page}.md)", ""]
         parts.append(table(("Table", "Object", "Filled by"), rows))
     return "\n".join(parts)
 
@@ -73,13 +72,19 @@ def _index() -> str:
 def _section(t: Table, page: str) -> str:
     """One table: what it is, what fills it, what keeps it fresh, its columns."""
     rows = [
-        (code(c.name), code(c.type), code(".".join(c.path)), _references(c, page), _note(c))
+        (
+            code(c.name),
+            code(c.type),
+            code(".".join(c.path)),
+            _references(c, page),
+            " ".join(column_facts(t, c)),
+        )
         for c in t.columns
     ]
     lines = [
         f"## {t.name}",
         "",
-        f"{table_comment(t)}. Key: {', '.join(map(code, t.key))}.",
+        f"{describe_table(t)} [Stripe's page]({docs_url(t)}). Key: {', '.join(map(code, t.key))}.",
         "",
         f"- Filled by: {' '.join(_filled(t))}",
         f"- Kept fresh by: {_fresh(t)}",
@@ -190,11 +195,5 @@ def _references(column: Column, page: str) -> str:
 
 
 def _link(name: str, page: str = "") -> str:
-    target = domain_of(tables()[name])
+    target = domain_by_table()[name].name
     return f"[{name}]({'' if target == page else target + '.md'}#{name})"
-
-
-def _note(column: Column) -> str:
-    """What the comment says beyond the field and the references, which have columns of their own."""
-    pieces = column_comment(column).split(". ")
-    return ". ".join(p for p in pieces if not p.startswith(("Stripe: ", "References ")))

@@ -1,0 +1,379 @@
+"""What goes through the proxy is in Postgres before its answer is, and comes back as Stripe sent it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+import yarl
+from tests.flows.gateway_account import GatewayAccount, gateway_account, serving
+
+from pinstripe.gateway.hosts import hosts_at
+from pinstripe.gateway.proxy import Proxy, open_proxy
+from pinstripe.gateway.syncs import OpenSync
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.server import Running, running
+
+pytestmark = pytest.mark.migrated
+
+SMALL = Settings(scale=60)
+
+
+@dataclass
+class Front:
+    """A proxy in front of a simulated account, and a client of it."""
+
+    account: GatewayAccount
+    proxy: Proxy
+    url: str
+    client: aiohttp.ClientSession
+    rung: list[str] = field(default_factory=list)
+
+    async def ask(
+        self, method: str, path: str, params: dict[str, str] | None = None, **headers: str
+    ) -> tuple[int, Any, aiohttp.ClientResponse]:
+        """(status, JSON body, response)."""
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.client.request(
+            method,
+            yarl.URL(self.url + path, encoded=True),
+            data=params,
+            headers={**self.account.bearer, **told},
+        ) as response:
+            return response.status, json.loads(await response.read()), response
+
+
+@asynccontextmanager
+async def front(sim: Running, database: str, **options: Any) -> AsyncIterator[Front]:
+    rung: list[str] = []
+
+    async def ring(sync: OpenSync) -> None:
+        rung.append(sync.id)
+
+    async with (
+        gateway_account(sim, database) as account,
+        open_proxy(account.syncs, hosts=hosts_at(sim.url), ring=ring, **options) as proxy,
+        serving(proxy) as url,
+        aiohttp.ClientSession() as client,
+    ):
+        yield Front(account, proxy, url, client, rung)
+
+
+async def test_an_object_is_a_row_before_its_answer_comes(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        status, made, response = await it.ask("POST", "/v1/customers", {"email": "a@example.com"})
+
+        row = await it.account.row("customer", made["id"])
+        assert status == 200
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        assert response.headers["pinstripe-sync"] == "default"
+        assert row is not None
+        assert row["email"] == "a@example.com"
+
+        _, _, _ = await it.ask("POST", f"/v1/customers/{made['id']}", {"email": "b@example.com"})
+        row = await it.account.row("customer", made["id"])
+        assert row is not None
+        assert row["email"] == "b@example.com"
+
+        status, _, response = await it.ask("DELETE", f"/v1/customers/{made['id']}")
+        row = await it.account.row("customer", made["id"])
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        assert row is not None
+        assert row["deleted"] is True
+        await asyncio.sleep(0)
+        assert set(it.rung) == {"default"}
+
+
+async def test_lists_searches_and_what_is_nested_in_them_are_rows(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        _, page, response = await it.ask(
+            "GET", "/v1/invoices?limit=5&expand[]=data.customer&expand[]=data.payments"
+        )
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        for invoice in page["data"]:
+            assert await it.account.row("invoice", invoice["id"]) is not None
+            assert await it.account.row("customer", invoice["customer"]["id"]) is not None
+            for line in invoice["lines"]["data"]:
+                assert await it.account.row("line_item", line["id"]) is not None
+
+        customer = page["data"][0]["customer"]
+        query = f"email:'{customer['email']}'".replace("'", "%27").replace("@", "%40")
+        _, found, response = await it.ask("GET", f"/v1/customers/search?query={query}")
+        assert found["object"] == "search_result"
+        assert response.headers["pinstripe-mirrored"] in ("yes", "no")
+        for each in found["data"]:
+            assert await it.account.row("customer", each["id"]) is not None
+
+
+async def test_a_second_write_within_the_same_second_wins_at_once(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        _, made, _ = await it.ask("POST", "/v1/customers", {"name": "0"})
+        for number in range(1, 30):
+            path = f"/v1/customers/{made['id']}"
+            _, _, response = await it.ask("POST", path, {"name": str(number)})
+            row = await it.account.row("customer", made["id"])
+            assert row is not None
+            assert (row["name"], response.headers["pinstripe-mirrored"]) == (str(number), "yes")
+        assert it.account.sync.mirror.contested == 0
+
+
+async def test_what_two_writers_contest_is_settled_before_their_answers(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        _, made, _ = await it.ask("POST", "/v1/customers", {"name": "0"})
+        path = f"/v1/customers/{made['id']}"
+
+        async def write(number: int) -> None:
+            # Another field each, so that every write is in every later state.
+            name = f"metadata[k{number}]"
+            _, _, response = await it.ask("POST", path, {name: "set"})
+            assert response.headers["pinstripe-mirrored"] == "yes"
+            row = await it.account.row("customer", made["id"])
+            assert row is not None
+            assert json.loads(row["metadata"])[f"k{number}"] == "set"
+
+        for round_ in range(4):
+            await asyncio.gather(*(write(round_ * 8 + n) for n in range(8)))
+
+
+async def test_another_version_is_passed_on_and_ours_is_written(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        old = {"Stripe_Version": "2024-06-20"}
+        _, page, response = await it.ask("GET", "/v1/subscriptions?limit=3&status=all", None, **old)
+        assert response.headers["stripe-version"] == "2024-06-20"
+        assert "current_period_end" in page["data"][0]
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        for each in page["data"]:
+            row = await it.account.row("subscription", each["id"])
+            assert row is not None
+            assert row["_extra"] is None or "current_period_end" not in row["_extra"]
+            item = each["items"]["data"][0]["id"]
+            item_row = await it.account.row("subscription_item", item)
+            assert item_row is not None
+            assert item_row["current_period_end"] is not None
+
+        path = f"/v1/subscriptions/{page['data'][0]['id']}"
+        _, _, response = await it.ask("POST", path, {"metadata[a]": "b"}, **old)
+        row = await it.account.row("subscription", page["data"][0]["id"])
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        assert row is not None
+        assert json.loads(row["metadata"])["a"] == "b"
+        assert row["_api_version"] == it.account.sync.mirror.api_version
+
+
+async def test_a_replayed_answer_does_not_bring_back_an_old_state(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        once = {"Idempotency_Key": "k-1"}
+        _, made, _ = await it.ask("POST", "/v1/customers", {"name": "first"}, **once)
+        path = f"/v1/customers/{made['id']}"
+        await it.ask("POST", path, {"name": "second"})
+
+        _, again, response = await it.ask("POST", "/v1/customers", {"name": "first"}, **once)
+
+        row = await it.account.row("customer", made["id"])
+        assert response.headers["idempotent-replayed"] == "true"
+        assert again["name"] == "first"
+        assert row is not None
+        assert row["name"] == "second"
+
+
+async def test_an_unknown_account_is_passed_through_and_told(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        it.account.syncs.remove("default")
+        status, made, response = await it.ask("POST", "/v1/customers", {"name": "x"})
+        assert status == 200
+        assert response.headers["pinstripe-mirrored"] == "no"
+        assert response.headers["pinstripe-reason"] == "unknown-account"
+        assert await it.account.row("customer", made["id"]) is None
+        assert it.proxy.callers.lookups == 0
+
+
+async def test_a_wrong_key_is_stripes_to_refuse_and_never_looked_up(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        for number in range(5):
+            wrong = {"Authorization": f"Bearer sk_test_invented{number:020d}"}
+            status, body, response = await it.ask("GET", "/v1/customers", None, **wrong)
+            assert (status, body["error"]["type"]) == (401, "invalid_request_error")
+            assert response.headers["pinstripe-mirrored"] == "no"
+        status, _, _ = await it.ask("GET", "/v1/customers", Authorization="")
+        assert status == 401
+        assert it.proxy.callers.lookups == 0
+
+
+async def test_a_key_is_looked_up_once_and_basic_is_bearer(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        await asyncio.gather(*(it.ask("GET", "/v1/products?limit=1") for _ in range(10)))
+        basic = aiohttp.encode_basic_auth(sim.key, "")
+        _, _, response = await it.ask("GET", "/v1/products?limit=2", Authorization=basic)
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        assert it.proxy.callers.lookups == 1
+        assert sim.key not in repr(vars(it.proxy.callers))
+
+
+async def test_a_restricted_key_is_known_by_what_refuses_it(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        sim.control.key("rk_test_narrow0000000000", allowed=["customer_write", "customer_read"])
+        narrow = {"Authorization": "Bearer rk_test_narrow0000000000"}
+        _, made, response = await it.ask("POST", "/v1/customers", {"name": "n"}, **narrow)
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        assert await it.account.row("customer", made["id"]) is not None
+
+
+async def test_a_connected_account_has_tables_of_its_own(database: str) -> None:
+    async with running(SMALL) as sim:
+        other = next(iter(sim.account.connected))
+        async with (
+            front(sim, database) as it,
+            gateway_account(
+                sim,
+                database,
+                sync_id="other",
+                schema="other",
+                syncs=it.account.syncs,
+                account=other,
+            ) as second,
+        ):
+            _, made, response = await it.ask(
+                "POST", "/v1/customers", {"name": "theirs"}, Stripe_Account=other
+            )
+            assert response.headers["pinstripe-sync"] == "other"
+            assert await second.row("customer", made["id"]) is not None
+            assert await it.account.row("customer", made["id"]) is None
+
+            status, _, response = await it.ask(
+                "GET", "/v1/customers", Stripe_Account="acct_somebodyElse"
+            )
+            assert status == 403
+            assert response.headers["pinstripe-mirrored"] == "no"
+
+
+async def test_previews_and_answers_without_objects_are_not_written(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        _, page, _ = await it.ask("GET", "/v1/subscriptions?limit=1&status=active")
+        before = await it.account.count("invoice")
+        wish = {"subscription": page["data"][0]["id"]}
+        _, preview, response = await it.ask("POST", "/v1/invoices/create_preview", wish)
+        assert preview["object"] == "invoice"
+        assert response.headers["pinstripe-reason"] == "preview"
+        assert await it.account.count("invoice") == before
+
+        status, _, response = await it.ask("GET", "/v1/customers/cus_nobody")
+        assert status == 404
+        assert response.headers["pinstripe-reason"] == "no-objects"
+
+
+async def test_an_uploaded_file_is_a_row(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        for size in (10, 900_000):
+            form = aiohttp.FormData()
+            form.add_field("purpose", "dispute_evidence")
+            form.add_field("file", b"x" * size, filename="a.png", content_type="image/png")
+            async with it.client.post(
+                f"{it.url}/files.stripe.com/v1/files", data=form, headers=it.account.bearer
+            ) as response:
+                made = json.loads(await response.read())
+                assert response.status == 200, made
+                assert response.headers["pinstripe-mirrored"] == "yes"
+            row = await it.account.row("file", made["id"])
+            assert row is not None
+            assert row["size"] == size
+
+
+async def test_objects_of_the_other_mode_are_never_written(database: str) -> None:
+    async with running(Settings(scale=60, livemode=True)) as sim, front(sim, database) as it:
+        # The key says test, the objects say live.
+        _, page, response = await it.ask("GET", "/v1/customers?limit=3")
+        assert page["data"][0]["livemode"] is True
+        assert response.headers["pinstripe-reason"] == "other-mode"
+        assert await it.account.count("customer") == 0
+
+
+async def test_a_write_waits_for_its_events_if_asked_to(database: str) -> None:
+    asked: list[tuple[str, str, float]] = []
+
+    async def wait(sync: OpenSync, request_id: str, timeout_s: float) -> bool:
+        asked.append((sync.id, request_id, timeout_s))
+        return len(asked) < 3
+
+    async with running(SMALL) as sim, front(sim, database, wait_for_request=wait) as it:
+        hold = {"Pinstripe_Wait": "true", "Idempotency_Key": "k-2"}
+        _, _, first = await it.ask("POST", "/v1/customers", {"name": "x"}, **hold)
+        _, _, again = await it.ask("POST", "/v1/customers", {"name": "x"}, **hold)
+        _, _, third = await it.ask("POST", "/v1/customers", {"name": "y"}, Pinstripe_Wait="7")
+        _, _, get = await it.ask("GET", "/v1/customers", Pinstripe_Wait="true")
+        _, _, bad = await it.ask("POST", "/v1/customers/cus_no", {"name": "y"}, Pinstripe_Wait="1")
+
+    request_id = first.headers["request-id"]
+    assert asked[0] == ("default", request_id, 30.0)
+    assert asked[1] == ("default", request_id, 30.0), "a replay speaks of the first request"
+    assert asked[2][2] == 7.0
+    assert [r.headers.get("pinstripe-waited") for r in (first, again, third)] == [
+        "yes",
+        "yes",
+        "no",
+    ]
+    assert "pinstripe-waited" not in get.headers
+    assert "pinstripe-waited" not in bad.headers
+
+
+async def test_lists_that_an_answer_cut_are_noted_to_be_read(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        _, made, _ = await it.ask("POST", "/v1/customers", {"name": "many"})
+        _, invoice, _ = await it.ask("POST", "/v1/invoices", {"customer": made["id"]})
+        for number in range(12):
+            line = {"customer": made["id"], "invoice": invoice["id"], "amount": str(100 + number)}
+            await it.ask("POST", "/v1/invoiceitems", {**line, "currency": "usd"})
+        _, cut, response = await it.ask(
+            "POST", f"/v1/invoices/{invoice['id']}", {"description": "long"}
+        )
+        assert cut["lines"]["has_more"] is True
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        async with it.account.sync.pool.acquire() as connection:
+            noted = await connection.fetch('SELECT kind, "table", id FROM pinstripe.pending')
+        assert ("fetch", "invoice", invoice["id"]) in [tuple(row) for row in noted]
+
+
+async def test_a_declined_payment_leaves_its_intent(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        wish = {
+            "amount": "500",
+            "currency": "usd",
+            "payment_method": "pm_card_chargeDeclined",
+            "confirm": "true",
+        }
+        status, body, response = await it.ask("POST", "/v1/payment_intents", wish)
+        assert status == 402, body
+        intent = body["error"].get("payment_intent")
+        if isinstance(intent, dict):
+            assert response.headers["pinstripe-mirrored"] == "yes"
+            assert await it.account.row("payment_intent", intent["id"]) is not None
+
+
+async def test_what_is_read_again_and_again_is_written_once(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        _, page, _ = await it.ask("GET", "/v1/customers?limit=1")
+        key = page["data"][0]["id"]
+        path = f"/v1/customers/{key}"
+        versions = set()
+        for _ in range(6):
+            _, _, response = await it.ask("GET", path)
+            assert response.headers["pinstripe-mirrored"] == "yes"
+            row = await it.account.row("customer", key)
+            assert row is not None
+            versions.add(row["_synced_at"])
+        assert len(versions) <= 3
+
+        # Changed at Stripe and back again, while Postgres heard of something between.
+        first = page["data"][0]["name"]
+        sim.control.edit("customer", key, {"name": "between"})
+        await it.ask("GET", path)
+        sim.control.edit("customer", key, {"name": first})
+        await it.ask("GET", path)
+        row = await it.account.row("customer", key)
+        assert row is not None
+        assert row["name"] == first

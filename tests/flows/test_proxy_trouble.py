@@ -1,0 +1,187 @@
+"""Stripe's answer is never lost: with Postgres away, slow or full, callers who hang up, a reader beside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from urllib.parse import urlsplit
+
+import pytest
+from tests.flows.gateway_account import GatewayAccount
+from tests.flows.live_account import open_copy, quiet
+from tests.flows.recording_stripe import raw
+from tests.flows.test_proxy import SMALL, front
+
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.server import running
+from pinstripe.store.embedded import EmbeddedPostgres
+from pinstripe.store.pool import connect
+from pinstripe.sync.live import Pace
+
+pytestmark = pytest.mark.migrated
+
+
+async def appears(account: GatewayAccount, key: str, name: str) -> None:
+    """Returns when the customer's row has this name."""
+    async with asyncio.timeout(20):
+        while (row := await account.row("customer", key)) is None or row["name"] != name:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_slow_postgres_holds_nobody_for_longer_than_the_patience(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database, patience_s=0.3) as it:
+        _, first, _ = await it.ask("POST", "/v1/customers", {"name": "before"})
+        async with connect(database) as blocker:
+            await blocker.execute("BEGIN; LOCK TABLE stripe.customer IN ACCESS EXCLUSIVE MODE")
+            began = monotonic()
+            path = f"/v1/customers/{first['id']}"
+            status, changed, response = await it.ask("POST", path, {"name": "during"})
+            took_s = monotonic() - began
+            assert (status, changed["name"]) == (200, "during")
+            assert response.headers["pinstripe-mirrored"] == "later"
+            assert response.headers["pinstripe-reason"] == "postgres"
+            assert took_s < 2.0
+            began = monotonic()
+            made = [await it.ask("POST", "/v1/customers", {"name": "more"}) for _ in range(5)]
+            assert monotonic() - began < 5 * 0.3, "once it is known to be stuck nobody waits long"
+            assert {r.headers["pinstripe-mirrored"] for _, _, r in made} == {"later"}
+            await blocker.execute("ROLLBACK")
+        await appears(it.account, first["id"], "during")
+        for _, each, _ in made:
+            await appears(it.account, each["id"], "more")
+
+
+async def test_postgres_may_go_and_come_back_without_an_answer_lost() -> None:
+    with TemporaryDirectory(prefix="pinstripe-tests-") as directory:
+        server = EmbeddedPostgres(Path(directory) / "postgres", fsync=False)
+        await server.start()
+        try:
+            async with running(SMALL) as sim, front(sim, server.url, patience_s=0.3) as it:
+                _, first, _ = await it.ask("POST", "/v1/customers", {"name": "before"})
+                await server.stop()
+                asked = [
+                    it.ask("POST", "/v1/customers", {"name": f"during {n}"}) for n in range(20)
+                ]
+                path = f"/v1/customers/{first['id']}"
+                asked.append(it.ask("POST", path, {"name": "after"}))
+                answers = await asyncio.gather(*asked)
+                assert {status for status, _, _ in answers} == {200}
+                assert {r.headers["pinstripe-mirrored"] for _, _, r in answers} == {"later"}
+                status, _, _ = await it.ask("GET", path)
+                assert status == 200
+                await server.start()
+                for _, body, _ in answers:
+                    await appears(it.account, body["id"], body["name"])
+                _, last, response = await it.ask("POST", "/v1/customers", {"name": "last"})
+                assert await it.account.row("customer", last["id"]) is not None
+                assert response.headers["pinstripe-mirrored"] == "yes"
+        finally:
+            await server.stop()
+
+
+async def test_a_postgres_that_refuses_to_write_gets_the_rows_when_it_takes_them(
+    database: str,
+) -> None:
+    name = urlsplit(database).path[1:]
+
+    async def set_read_only(switch: str) -> None:
+        async with connect(database) as admin:
+            await admin.execute("SET default_transaction_read_only = off")
+            await admin.execute(
+                f"ALTER DATABASE {name} SET default_transaction_read_only = {switch}"
+            )
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    async with running(SMALL) as sim, front(sim, database, patience_s=1.0) as it:
+        await it.ask("GET", "/v1/products?limit=1")
+        await set_read_only("on")
+        _, made, response = await it.ask("POST", "/v1/customers", {"name": "kept"})
+        assert response.headers["pinstripe-mirrored"] == "later"
+        await set_read_only("off")
+        await appears(it.account, made["id"], "kept")
+
+
+async def test_a_write_is_mirrored_though_its_caller_hangs_up(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        await it.ask("GET", "/v1/customers?limit=1")
+        sim.control.latency(fixed_s=0.2)
+        known = {str(o["id"]) for o in sim.account.world.truth("customer")}
+        body = b"name=gone"
+        head = f"POST /v1/customers HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sim.key}\r\n"
+        head += f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+        await raw(it.url, head.encode() + body, hang_up=True)
+        made: list[str] = []
+        async with asyncio.timeout(10):
+            while not made:
+                await asyncio.sleep(0.02)
+                ids = [str(o["id"]) for o in sim.account.world.truth("customer")]
+                made = [key for key in ids if key not in known]
+        await appears(it.account, made[0], "gone")
+
+
+async def test_a_stripe_in_trouble_is_told_as_it_is(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        await it.ask("GET", "/v1/customers?limit=1")
+        for kind, told in (("error_500", 500), ("rate_limit", 429), ("reset_after", 502)):
+            sim.control.fault(kind=kind, count=1)
+            rung = len(it.rung)
+            status, body, response = await it.ask("POST", "/v1/customers", {"name": kind})
+            assert status == told
+            assert body["error"]["message"]
+            assert response.headers["pinstripe-mirrored"] == "no"
+            await asyncio.sleep(0)
+            if kind == "reset_after":
+                assert len(it.rung) > rung, "it may have been done: the events will tell"
+        sim.control.fault(kind="reset_in_body", count=1)
+        status, body, _ = await it.ask("GET", "/v1/customers?limit=2")
+        assert (status, body["error"]["type"]) == (502, "api_error")
+        sim.control.fault(kind="html", count=1)
+        async with it.client.get(f"{it.url}/v1/prices", headers=it.account.bearer) as page:
+            assert "html" in page.headers["content-type"]
+            assert page.headers["pinstripe-mirrored"] == "no"
+
+
+async def test_every_read_sees_its_write_with_a_reader_beside(database: str) -> None:
+    start = time.time()
+    async with (
+        running(Settings(scale=60, future_fields=False)) as sim,
+        front(sim, database) as it,
+        open_copy(sim, database) as copy,
+    ):
+        sim.control.late_events(0.3, 0.2)
+        live, todos = copy.live(start - 1, pace=Pace(poll_s=0.02))
+        beside = [asyncio.create_task(live.run()), asyncio.create_task(todos.run())]
+        stale: list[str] = []
+        pool = it.account.sync.pool
+
+        async def write(writer: int) -> None:
+            _, made, _ = await it.ask("POST", "/v1/customers", {"name": f"{writer}:new"})
+            for number in range(12):
+                name = f"{writer}:{number}"
+                path = f"/v1/customers/{made['id']}"
+                _, _, response = await it.ask("POST", path, {"name": name})
+                async with pool.acquire() as connection:
+                    seen = await connection.fetchval(
+                        "SELECT name FROM stripe.customer WHERE id = $1", made["id"]
+                    )
+                if seen != name or response.headers["pinstripe-mirrored"] != "yes":
+                    stale.append(f"{name}: {seen} {response.headers['pinstripe-mirrored']}")
+
+        await asyncio.gather(*(write(n) for n in range(6)))
+        assert stale == []
+        await asyncio.sleep(0.5)
+        await quiet(copy, todos)
+        truth = {str(o["id"]): o["name"] for o in sim.account.world.truth("customer")}
+        async with pool.acquire() as connection:
+            rows = await connection.fetch("SELECT id, name FROM stripe.customer")
+        assert len(rows) >= 6
+        assert {r[0]: r[1] for r in rows} == {r[0]: truth[r[0]] for r in rows}
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)

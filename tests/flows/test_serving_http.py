@@ -1,0 +1,132 @@
+"""The HTTP server itself: what a caller may not do, and how what is under way ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from pinstripe.errors import Misconfigured
+from pinstripe.serving import http
+from pinstripe.serving.http import address_of, answering, listen
+
+
+async def _hello(_: Request) -> Response:
+    return PlainTextResponse("hello")
+
+
+@asynccontextmanager
+async def connected(
+    app: Starlette,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    async with answering(app, sock):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+def app() -> Starlette:
+    return Starlette(routes=[Route("/", _hello)])
+
+
+async def test_a_head_without_end_is_cut_off() -> None:
+    async with connected(app()) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nx-more: " + b"a" * 70_000)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"head_too_large" in answer
+
+
+async def test_a_long_head_and_many_requests_on_one_connection_are_fine() -> None:
+    async with connected(app()) as (reader, writer):
+        for _ in range(20):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nx-more: " + b"a" * 40_000 + b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert b"server:" not in head.lower()
+            assert await reader.readexactly(5) == b"hello"
+
+
+async def test_a_large_body_does_not_count_as_a_head() -> None:
+    async with connected(app()) as (reader, writer):
+        for _ in range(3):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n\r\n")
+            writer.write(b"b" * 300_000)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert await reader.readexactly(5) == b"hello"
+
+
+async def test_a_request_that_is_under_way_is_answered_before_the_end() -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Request) -> Response:
+        began.set()
+        await go_on.wait()
+        return PlainTextResponse("done")
+
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    async with asyncio.timeout(10):
+        async with answering(Starlette(routes=[Route("/", slow)]), sock):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await began.wait()
+            asyncio.get_running_loop().call_later(0.2, go_on.set)
+        assert (await reader.read()).endswith(b"done")
+        writer.close()
+
+
+async def test_a_request_that_does_not_end_is_told_that_the_service_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "_END_S", 0.1)
+    began = asyncio.Event()
+
+    async def endless(_: Request) -> Response:
+        began.set()
+        await asyncio.Event().wait()
+        return PlainTextResponse("never")
+
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    async with asyncio.timeout(10):
+        async with answering(Starlette(routes=[Route("/", endless)]), sock):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await began.wait()
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"ending"' in answer
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_HEAD_S", 0.1)
+    async with asyncio.timeout(10), connected(app()) as (reader, writer):
+        writer.write(b"GET / HT")
+        assert await reader.read() == b""
+
+
+async def test_two_cannot_listen_on_one_port() -> None:
+    with listen("127.0.0.1", 0) as sock:
+        port = int(address_of(sock).rpartition(":")[2])
+        with pytest.raises(Misconfigured, match=str(port)) as caught:
+            listen("127.0.0.1", port)
+    assert "--port" in caught.value.hint
+
+
+async def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(Misconfigured, match=r"192\.0\.2\.1"):
+        listen("192.0.2.1", 0)

@@ -1,0 +1,144 @@
+"""Syncs as things: what the API and the console may do with them, against real Stripe answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from tests.flows.serving import LIVE, OTHER, SECRET
+
+from pinstripe.config import Config
+from pinstripe.errors import Misconfigured, UnknownSync, WrongKey
+from pinstripe.gateway.control import NewSync, SyncChange
+from pinstripe.gateway.syncs import Syncs
+from pinstripe.secrecy import Secrecy
+from pinstripe.serving.control import Control
+from pinstripe.serving.roster import Roster
+from pinstripe.serving.stored import Vault
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.server import Running, running
+
+
+@asynccontextmanager
+async def controlled(
+    database: str, directory: Path, *, default: str | None = None
+) -> AsyncIterator[Control]:
+    """The syncs of a service that starts no process."""
+    base = Config(database_url=database, data_dir=directory, api_key=default)
+    roster = Roster(Vault(database, Secrecy((), directory / "secret.key"), base), Syncs(), None)
+    await roster.begin()
+    try:
+        yield Control(roster)
+    finally:
+        await roster.close()
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Running]:
+    async with running(Settings(scale=20, keys=(SECRET, OTHER))) as found:
+        yield found
+
+
+async def test_an_added_sync_is_shown_without_its_secrets(
+    database: str, tmp_path: Path, sim: Running, pg: asyncpg.Connection
+) -> None:
+    async with controlled(database, tmp_path) as control:
+        added = await control.add(
+            NewSync(
+                "shop-eu",
+                SECRET,
+                stripe_url=sim.url,
+                settings={"tables": "-event", "rate_limit": "none", "changes": ""},
+                webhook_secrets=("whsec_one",),
+            )
+        )
+        assert [added] == await control.list()
+    assert (added.schema, added.account_id, added.livemode) == ("shop_eu", sim.account.id, False)
+    assert added.key_hint == "sk_test_…t123"
+    assert added.settings == {"tables": "-event", "rate_limit": "none"}
+    assert added.webhook_secrets == 1
+    assert added.state.activity == "elsewhere"
+    stored = str(await pg.fetch("SELECT s::text FROM pinstripe.stored_sync s"))
+    for secret in (SECRET, "whsec_one"):
+        assert secret not in repr(added)
+        assert secret not in stored
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        (NewSync("Shop", SECRET), "id of a sync"),
+        (NewSync("default", SECRET), "default"),
+        (NewSync("shop", "pk_test_publishable"), "publishable"),
+        (NewSync("shop", SECRET, schema="pinstripe"), "schema"),
+        (NewSync("shop", SECRET, settings={"port": "1"}), "no such setting"),
+        (NewSync("shop", SECRET, settings={"tables": "custmer"}), "no table"),
+        (NewSync("shop", SECRET, settings={"poll_interval": "0"}), "poll-interval"),
+        (NewSync("shop", SECRET, webhook_secrets=("sk_test_wrong",)), "webhook"),
+    ],
+)
+async def test_what_cannot_be_stored_is_refused_with_a_remedy(
+    database: str, tmp_path: Path, sim: Running, wish: NewSync, told: str
+) -> None:
+    async with controlled(database, tmp_path) as control:
+        wish = NewSync(**{**{f: getattr(wish, f) for f in wish.__slots__}, "stripe_url": sim.url})
+        with pytest.raises(Misconfigured, match=told) as caught:
+            await control.add(wish)
+        assert await control.list() == []
+    assert caught.value.hint
+    assert wish.api_key not in str(caught.value)
+
+
+async def test_a_key_that_stripe_does_not_know_is_not_stored(
+    database: str, tmp_path: Path, sim: Running
+) -> None:
+    async with controlled(database, tmp_path) as control:
+        with pytest.raises(WrongKey):
+            await control.add(NewSync("shop", "sk_test_unknowntothisaccount", stripe_url=sim.url))
+        assert await control.list() == []
+
+
+async def test_another_key_of_the_account_is_taken_and_one_of_another_mode_is_not(
+    database: str, tmp_path: Path, sim: Running
+) -> None:
+    async with controlled(database, tmp_path) as control:
+        await control.add(NewSync("shop", SECRET, stripe_url=sim.url))
+        changed = await control.change("shop", SyncChange(api_key=OTHER, settings={"changes": "1"}))
+        assert changed.key_hint == "sk_test_…4567"
+        assert changed.settings == {"changes": "1"}
+        sim.account.doors.keys[LIVE] = sim.account.doors.keys[SECRET]
+        with pytest.raises(Misconfigured, match="another account or mode"):
+            await control.change("shop", SyncChange(api_key=LIVE))
+        assert (await control.get("shop")).key_hint == "sk_test_…4567"
+
+
+async def test_the_default_can_be_paused_but_neither_changed_nor_removed(
+    database: str, tmp_path: Path
+) -> None:
+    async with controlled(database, tmp_path, default=SECRET) as control:
+        # Nothing is stored yet: the bookkeeping is made by whoever comes first.
+        assert not (await control.get("default")).paused
+        assert (await control.pause("default")).paused
+        assert not (await control.resume("default")).paused
+        with pytest.raises(Misconfigured, match="not stored"):
+            await control.remove("default", drop_tables=True)
+        with pytest.raises(Misconfigured, match="not stored"):
+            await control.change("default", SyncChange(settings={}))
+        with pytest.raises(Misconfigured, match="that of the sync"):
+            await control.add(NewSync("stripe", OTHER))
+
+
+async def test_an_id_that_is_not_there_is_told_so(database: str, tmp_path: Path) -> None:
+    async with controlled(database, tmp_path) as control:
+        for work in (
+            control.get("nobody"),
+            control.pause("nobody"),
+            control.resume("a\0b"),
+            control.remove("nobody", drop_tables=True),
+            control.change("nobody", SyncChange()),
+        ):
+            with pytest.raises(UnknownSync):
+                await work

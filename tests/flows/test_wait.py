@@ -1,0 +1,245 @@
+"""Waiting: what is written to Stripe and waited for is what SQL reads then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.flows.waiting import gateway, made_customer, renamed, syncing
+
+from pinstripe.simulator.account import Settings
+from pinstripe.simulator.server import Running, running
+from pinstripe.store.pool import connect
+
+pytestmark = pytest.mark.migrated
+
+SMALL = Settings(scale=300, future_fields=False)
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Running]:
+    async with running(SMALL) as simulator:
+        yield simulator
+
+
+async def test_a_plain_wait_brings_what_was_written_before_it(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database):
+        key, _ = await made_customer(here.stripe, "Ada")
+        answer = await here.wait()
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert body["ok"] is True
+        assert body["as_of"].endswith("Z")
+        row = await here.account.row("customer", key)
+        assert row is not None
+        assert row["name"] == "Ada"
+
+
+async def test_a_wait_for_a_request_brings_what_that_request_wrote(
+    sim: Running, database: str
+) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database):
+        key, _ = await made_customer(here.stripe, "Ada")
+        request = await renamed(here.stripe, key, "Grace")
+        answer = await here.http.post(f"/wait/stripe/default?request={request}")
+        assert answer.status_code == 200, answer.text
+        row = await here.account.row("customer", key)
+        assert row is not None
+        assert row["name"] == "Grace"
+        assert await here.waits.request_applied(here.account.sync, request, 5.0) is True
+        assert await here.waits.request_applied(here.account.sync, "req_none", 0.2) is False
+
+
+async def test_a_wait_for_an_object_needs_nobody_who_syncs(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here:
+        key, _ = await made_customer(here.stripe, "Ada")
+        answer = await here.wait(f"object={key}")
+        assert answer.status_code == 200, answer.text
+        await here.stripe.delete(f"/v1/customers/{key}", endpoint="DELETE /v1/customers/{customer}")
+        answer = await here.wait(f"object={key}")
+        assert answer.status_code == 200, answer.text
+        row = await here.account.row("customer", key)
+        assert row is not None
+        assert row["deleted"] is True
+
+
+async def test_a_wait_for_an_event_ends_when_it_is_applied(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database):
+        key, _ = await made_customer(here.stripe, "Ada")
+        log = await here.stripe.get(
+            "/v1/events", [("limit", "1")], endpoint="GET /v1/events", priority=0
+        )
+        event = json.loads(log.body)["data"][0]["id"]
+        answer = await here.wait(f"event={event}")
+        assert answer.status_code == 200, answer.text
+        assert await here.account.row("customer", key) is not None
+
+
+async def test_an_event_from_before_the_sync_brings_its_object(sim: Running, database: str) -> None:
+    log = sim.account.world.tables["event"]
+    old = json.loads(json.dumps(next(iter(sim.account.world.truth("event")))))
+    assert log.total
+    async with gateway(sim, database) as here, syncing(sim, database):
+        answer = await here.wait(f"event={old['id']}")
+        assert answer.status_code == 200, answer.text
+
+
+_HOPELESS = [
+    ("event=evt_none", 404, "not_found"),
+    ("object=cus_none", 404, "not_found"),
+    ("object=gold", 400, "bad_request"),
+    ("object=cus_1&type=custmer", 400, "bad_request"),
+    ("object=ba_1", 400, "bad_request"),
+    ("object=cbtxn_1", 400, "bad_request"),
+    ("object=", 400, "bad_request"),
+    ("type=product", 400, "bad_request"),
+    ("request=evt_1", 400, "bad_request"),
+    ("timeout=-1", 400, "bad_request"),
+    ("timeout=301", 400, "bad_request"),
+    ("timeout=nan", 400, "bad_request"),
+    ("settle=x", 400, "bad_request"),
+    ("previews=maybe", 400, "bad_request"),
+    ("timeout=1&timeout=2", 400, "bad_request"),
+    ("objct=cus_1", 400, "bad_request"),
+]
+
+
+async def test_what_cannot_come_true_is_said_at_once(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here:
+        for query, status, code in _HOPELESS:
+            answer = await here.wait(query)
+            assert (answer.status_code, query) == (status, query), answer.text
+            assert answer.json()["error"]["code"] == code
+        for path in ("/wait/paypal/default", "/wait/stripe/other"):
+            answer = await here.http.get(path)
+            assert answer.status_code == 404
+            assert answer.json()["error"]["hint"]
+
+
+async def test_without_anybody_who_syncs_the_wait_says_so(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here:
+        answer = await here.wait("timeout=0.5")
+        assert answer.status_code == 504
+        body = answer.json()
+        assert body["ok"] is False
+        assert body["error"]["code"] == "not_syncing"
+        assert [m["what"] for m in body["missing"]] == ["poll"]
+        answer = await here.wait("timeout=0.3&request=req_1")
+        assert answer.json()["missing"] == [{"what": "request", "id": "req_1"}]
+
+
+async def test_no_plain_wait_ends_before_the_first_copy_is_complete(
+    sim: Running, database: str
+) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database, complete=False) as follower:
+        assert (await here.wait("timeout=1")).status_code == 504
+        key, request = await made_customer(here.stripe, "Ada")
+        assert (await here.wait(f"request={request}")).status_code == 200
+        assert await here.account.row("customer", key) is not None
+        follower.backfilled()
+        assert (await here.wait("timeout=10")).status_code == 200
+
+
+async def test_a_thousand_waiters_share_a_few_looks(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database) as follower:
+        assert (await here.wait()).status_code == 200
+        polls, rings = follower.live.seen.polls, here.bell.rings["stripe"]
+        answers = await asyncio.gather(*(here.wait() for _ in range(1000)))
+        assert {a.status_code for a in answers} == {200}
+        assert follower.live.seen.polls - polls <= 12
+        assert here.bell.rings["stripe"] - rings <= 50
+
+
+async def test_what_is_still_to_be_asked_of_stripe_holds_the_wait_up(
+    sim: Running, database: str
+) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database):
+        assert (await here.wait()).status_code == 200
+        async with connect(database) as pg:
+            # So old that nobody takes it for new and does it.
+            await pg.execute(
+                'INSERT INTO pinstripe.pending (schema, kind, "table", id, since, asked_at)'
+                " VALUES ('stripe', 'upcoming_customer', 'upcoming_customer_invoice', 'x', now(),"
+                " now() - interval '1 hour')"
+            )
+            answer = await here.wait("timeout=1")
+            assert answer.status_code == 504
+            assert answer.json()["missing"] == [
+                {"what": "pending", "tables": {"upcoming_customer_invoice": 1}}
+            ]
+            assert (await here.wait("previews=false")).status_code == 200
+
+
+async def test_late_events_are_waited_for_where_the_settling_time_covers_them(
+    sim: Running, database: str
+) -> None:
+    sim.control.late_events(share=0.5, delay_s=0.3)
+    async with gateway(sim, database) as here, syncing(sim, database):
+        key, _ = await made_customer(here.stripe, "0")
+        for n in range(1, 6):
+            await renamed(here.stripe, key, str(n))
+            sim.control.burst(10)
+            assert (await here.wait("settle=0.7")).status_code == 200
+            row = await here.account.row("customer", key)
+            assert row is not None
+            assert row["name"] == str(n)
+
+
+async def test_exact_waits_never_lead_to_a_stale_read(sim: Running, database: str) -> None:
+    """Twenty writers, events late and out of order."""
+    sim.control.late_events(share=0.2, delay_s=0.5)
+    stale: list[str] = []
+    async with gateway(sim, database) as here, syncing(sim, database), connect(database) as pg:
+        lock = asyncio.Lock()
+
+        async def name_of(key: str) -> str | None:
+            async with lock:
+                found: str | None = await pg.fetchval(
+                    "SELECT name FROM stripe.customer WHERE id = $1", key
+                )
+                return found
+
+        async def write(writer: int) -> None:
+            key, _ = await made_customer(here.stripe, "new")
+            for n in range(8):
+                name = f"{writer} {n}"
+                request = await renamed(here.stripe, key, name)
+                query = f"object={key}" if n % 2 else f"request={request}"
+                answer = await here.wait(query)
+                if answer.status_code != 200 or await name_of(key) != name:
+                    stale.append(f"{name} after {query}: {answer.text}")
+
+        await asyncio.gather(*(write(n) for n in range(20)))
+    assert stale == []
+
+
+async def test_listening_goes_on_after_a_lost_connection(sim: Running, database: str) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database):
+        for _ in range(2):
+            answer = await here.wait("timeout=15")
+            assert answer.status_code == 200, answer.text
+            async with connect(database) as pg:
+                await pg.fetch(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+        key, _ = await made_customer(here.stripe, "Ada")
+        answer = await here.wait("timeout=15")
+        assert answer.status_code == 200, answer.text
+        assert await here.account.row("customer", key) is not None
+
+
+async def test_notifications_that_got_lost_are_covered_by_a_look_at_the_row(
+    sim: Running, database: str
+) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database):
+        assert (await here.wait()).status_code == 200
+        async with connect(database) as pg:
+            # As a ring whose NOTIFY nobody got; and its answer is read from the row likewise.
+            number = await pg.fetchval("UPDATE pinstripe.bell SET rung = rung + 1 RETURNING rung")
+            async with asyncio.timeout(10):
+                # The row is what is tested here, not what wakes whom.
+                while await pg.fetchval("SELECT heard FROM pinstripe.bell") < number:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
