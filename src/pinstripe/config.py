@@ -57,6 +57,7 @@ class Config:
     port: int = 8377
     public_url: str | None = None
     admin_token: str | None = field(default=None, repr=False)
+    reader_url: str | None = field(default=None, repr=False)
     wait_token: str | None = field(default=None, repr=False)
     wait_settle: float = 0.25
     webhook_secret: tuple[str, ...] = field(default=(), repr=False)
@@ -141,6 +142,7 @@ class _Gateway(TypedDict):
     port: int
     public_url: str | None
     admin_token: str | None
+    reader_url: str | None
     wait_token: str | None
     wait_settle: float
     webhook_secret: tuple[str, ...]
@@ -157,6 +159,7 @@ def _of_the_gateway(values: Mapping[str, tuple[str, str]]) -> _Gateway:
         port=rules.whole_number(*values["port"], least=0, most=65535),
         public_url=rules.public_url(*values["public_url"]),
         admin_token=rules.token(*values["admin_token"]),
+        reader_url=rules.database_url(*values["reader_url"]),
         wait_token=rules.token(*values["wait_token"]),
         wait_settle=seconds(*values["wait_settle"], least=0.0, most=60.0),
         webhook_secret=rules.webhook_secrets(*values["webhook_secret"]),

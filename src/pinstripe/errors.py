@@ -117,3 +117,9 @@ class LostLease(PinstripeError):
     """Another process writes to this schema now. Nothing of ours was written; stand by again."""
 
     exit_code = 7
+
+
+class FellBehind(PinstripeError):
+    """Stripe's event log no longer reaches back to where we stand: begin again, by listing anew."""
+
+    exit_code = 7

@@ -162,6 +162,15 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "reader_url",
+        "PINSTRIPE_READER_URL",
+        "",
+        "URL",
+        "The database as a role that may only read: the console's SQL box uses it. Without it Pinstripe "
+        "makes such a role when the box is first used, which needs CREATEROLE.",
+        secret=True,
+    ),
+    Setting(
         "wait_token",
         "PINSTRIPE_WAIT_TOKEN",
         "",

@@ -36,4 +36,4 @@ if __name__ == "__main__":
     from pinstripe.cli import main
 
     sys.argv = ["pinstripe", *sys.argv[2:]]
-    main()
+    sys.exit(main())

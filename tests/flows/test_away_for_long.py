@@ -10,6 +10,7 @@ import pytest
 from tests.flows.truth import born_since, differences
 
 from pinstripe.config import Config
+from pinstripe.errors import FellBehind
 from pinstripe.service import Service, open_service
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
@@ -122,3 +123,21 @@ async def test_a_follower_that_was_away_for_long_ends_in_the_same_state(
             await asyncio.gather(following, return_exceptions=True)
     assert await differences(database, sim, among=touched) == {}
     assert await differences(database, sim, among=born_since(sim, start)) == {}
+
+
+async def test_a_follower_that_stood_still_for_too_long_begins_again(
+    sim: Running, database: str
+) -> None:
+    config = config_of(sim, database)
+    async with open_service(config) as service:
+        follower = await service.follow()
+        following = asyncio.create_task(follower.run())
+        await service.backfilled(followed=True)
+        follower.backfilled()
+        while_away(sim)
+        with pytest.raises(BaseExceptionGroup) as ended:
+            await following
+        assert ended.group_contains(FellBehind)
+    async with open_service(config) as service:
+        await service.follow()
+        assert "too long ago" in service.backfill.note

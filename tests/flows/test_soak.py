@@ -53,6 +53,8 @@ FAULTS = (
 # Longer than any of it, Stripe's own clock is trusted: it never runs backwards.
 _MOST_SKEW_S = 4000.0
 _MOST_LEAP_S = 20.0
+_SPARED_S = 65.0
+"""A server of ours that dies again and again within a minute is given up, and rightly."""
 
 
 def told_of() -> list[str]:
@@ -99,6 +101,7 @@ class Soak:
     sync: Sync
     chance: random.Random
     injected: Counter[str] = field(default_factory=Counter)
+    spared_until: float = 0.0
 
     async def torment(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -123,11 +126,12 @@ class Soak:
         elif lot < 0.80:
             kind = "burst"
             await self.simulator.control("burst", count=25)
-        elif lot < 0.88:
+        elif lot < 0.88 or (lot < 0.92 and time.monotonic() < self.spared_until):
             kind = "sessions ended"
             await self._end_sessions()
         elif lot < 0.92:
             kind = "postgres killed"
+            self.spared_until = time.monotonic() + _SPARED_S
             with suppress(ProcessLookupError):  # It may be dead already.
                 if self.server.pid is not None:
                     os.kill(self.server.pid, signal.SIGKILL)

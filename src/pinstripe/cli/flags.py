@@ -29,6 +29,7 @@ GATEWAY = (
     "port",
     "public_url",
     "admin_token",
+    "reader_url",
     "wait_token",
     "wait_settle",
     "webhook_secret",

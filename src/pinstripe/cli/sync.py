@@ -13,7 +13,7 @@ from pinstripe.cli.footprint import freeze_loaded
 from pinstripe.cli.live_line import show_following
 from pinstripe.cli.summary import Ending, summarise
 from pinstripe.config import Config
-from pinstripe.errors import LostLease, PinstripeError, Unreachable
+from pinstripe.errors import FellBehind, LostLease, PinstripeError, Unreachable
 from pinstripe.progress import showing
 from pinstripe.service import Service, open_service
 
@@ -52,7 +52,7 @@ async def standing_by(
     say: Callable[[PinstripeError, float], None] | None = None,
     met: bool = False,
 ) -> int:
-    """Runs `stay`, and again from the start when it lost its lease, or Postgres or Stripe for a while.
+    """Runs `stay`, and again from the start when it lost its lease, the event log, Postgres or Stripe.
 
     What cannot be reached at the very first is an error, unless `met`: a wrong address does not mend
     itself. `say` gets what was lost, and how long the pause is before the next try.
@@ -66,7 +66,7 @@ async def standing_by(
     for attempt in itertools.count():
         try:
             return await stay(met_both)
-        except* LostLease as lost:
+        except* (LostLease, FellBehind) as lost:
             say(_first(lost), 0.0)
         except* Unreachable as away:
             if not met:

@@ -34,7 +34,7 @@ async def show(visit: Visit) -> Response:
     return await _page(visit, None, ())
 
 
-async def make_reader(visit: Visit) -> Response:
+async def make(visit: Visit) -> Response:
     """Makes the reader, or gives it a new password: shown in this answer only."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     url = _database_url(visit)
@@ -50,7 +50,7 @@ async def make_reader(visit: Visit) -> Response:
     return await _page(visit, Login(reader.role, reader.password), (told,))
 
 
-async def remove_reader(visit: Visit) -> Response:
+async def drop(visit: Visit) -> Response:
     """Takes the role away."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     try:

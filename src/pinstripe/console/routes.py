@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from pinstripe.console import connect, row, rows, tables
+from pinstripe.console import connect, diagram, row, rows, tables
 from pinstripe.console.changes import Changes
 from pinstripe.console.events import Events
 from pinstripe.console.examinations import Examinations
@@ -13,6 +13,7 @@ from pinstripe.console.login import Login
 from pinstripe.console.overview import Overview
 from pinstripe.console.pages import Pages, static
 from pinstripe.console.sessions import Sessions
+from pinstripe.console.sql import Sql
 from pinstripe.console.stored import Stored
 from pinstripe.console.visit import Visitors
 from pinstripe.gateway.access import Access
@@ -26,7 +27,9 @@ def console_routes(access: Access) -> list[Route]:
     overview, events, changes = Overview(pages), Events(pages), Changes(pages)
     examinations = Examinations()
     keys, stored = Keys(pages, examinations), Stored(examinations)
+    sql = Sql()
     return [
+        Route("/static/diagram.css", diagram.style),
         Route("/static/{name}", static),
         Route("/login", login.show, methods=["GET"]),
         Route("/login", login.enter, methods=["POST"]),
@@ -50,15 +53,16 @@ def console_routes(access: Access) -> list[Route]:
         Route("/syncs/{sync}/tables/{table}/rows", let_in(rows.show, "tables")),
         # A key may hold slashes: users name products and coupons as they like.
         Route("/syncs/{sync}/tables/{table}/rows/{key:path}", let_in(row.show, "tables")),
+        Route("/syncs/{sync}/sql", let_in(sql.show, "sql"), methods=["GET"]),
+        Route("/syncs/{sync}/sql", let_in(sql.run, "sql"), methods=["POST"]),
+        Route("/syncs/{sync}/sql/csv", let_in(sql.csv, "sql"), methods=["POST"]),
+        Route("/syncs/{sync}/sql/names", let_in(sql.names, "sql")),
+        Route("/syncs/{sync}/diagram", let_in(diagram.show, "diagram")),
+        Route("/syncs/{sync}/diagram/{domain}", let_in(diagram.show, "diagram")),
+        Route("/syncs/{sync}/diagram/{domain}/{table}", let_in(diagram.show, "diagram")),
         Route("/syncs/{sync}/connect", let_in(connect.show, "connect")),
-        Route(
-            "/syncs/{sync}/connect/reader", let_in(connect.make_reader, "connect"), methods=["POST"]
-        ),
-        Route(
-            "/syncs/{sync}/connect/remove",
-            let_in(connect.remove_reader, "connect"),
-            methods=["POST"],
-        ),
+        Route("/syncs/{sync}/connect/reader", let_in(connect.make, "connect"), methods=["POST"]),
+        Route("/syncs/{sync}/connect/remove", let_in(connect.drop, "connect"), methods=["POST"]),
         Route("/syncs/{sync}/keys", let_in(keys.show, "keys")),
         Route("/syncs/{sync}/keys/live", let_in(keys.live)),
         Route("/syncs/{sync}/keys/examine", let_in(keys.examine, "keys"), methods=["POST"]),

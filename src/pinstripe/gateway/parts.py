@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -48,6 +48,8 @@ class GatewayParts:
     database_url: Callable[[], str | None]
     public_url: str = ""
     """As users reach the gateway; "" if that is not known: then as the request came."""
+    reader_url: str = field(default="", repr=False)
+    """Of a role that may only read, for the SQL box; "" to make one where it is needed."""
 
 
 class Gateway:

@@ -79,5 +79,6 @@ async def gateway(
             pool=pool.current,
             database_url=lambda: database_url,
             public_url=public_url,
+            reader_url=config.reader_url or "",
         )
         yield make_app(parts, console_routes(access))

@@ -64,7 +64,6 @@ class Follower:
             since=since,
             pace=pace,
             more=more,
-            on_gap=self._on_gap,
             interval_s=allowance.poll_interval_s if allowance is not None else None,
             awake=allowance.wake if allowance is not None else _nothing,
         )
@@ -103,10 +102,6 @@ class Follower:
     def _on_ring(self) -> None:
         self.live.ring()
         self.todos.look()
-
-    def _on_gap(self) -> None:
-        """Events were lost for good: everything is read again."""
-        self.relist.read_all()
 
     async def run(self) -> None:
         """Until cancelled. A dead part ends the whole."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import structlog
 
-from pinstripe.errors import PinstripeError
+from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE, Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.source.account import FOLLOW, LIVE, Source
@@ -43,6 +43,8 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 CHANNEL = "pinstripe"
 """NOTIFY channel; the payload is `schema as_of`."""
 _TROUBLE_PAUSE_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+_TOO_LONG_S = RETENTION_S - 86400 + 60.0
+"""A minute more than `resume` allows: whoever begins again for this reason does list anew."""
 _LOOK = 20
 """Events in the first look: mostly none is new, and a page of a hundred is half a megabyte."""
 _SPACING_S = 0.1  # Looks that are rung for are no closer than this, and than half the interval.
@@ -65,23 +67,20 @@ class Live:
         since: float,
         pace: Pace | None = None,
         more: More | None = None,
-        on_gap: Callable[[], None] = lambda: None,
         interval_s: Callable[[], float] | None = None,
         awake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`since`: everything that the list showed up to this moment on Stripe's clock is applied.
 
-        `more` gives the to-dos of previews that events ask for. `on_gap` is called when the log no longer
-        reaches back to where we stand. `interval_s` is the read allowance's word on how often to look,
-        `awake` tells it of a ring.
+        `more` gives the to-dos of previews that events ask for. `interval_s` is the read allowance's word
+        on how often to look, `awake` tells it of a ring.
         """
         self.seen = Seen(as_of=since)
         self.hearing: Hearing | None = None  # Who rings, and wants to know of looks.
         self._source = source
         self._todos = todos
         self._pace = pace or Pace()
-        self._on_gap = on_gap
         self._interval_s = interval_s
         self._awake = awake
         self._clock = clock
@@ -105,7 +104,7 @@ class Live:
         self._wake.set()
 
     async def run(self) -> None:
-        """Catches up, then follows until cancelled."""
+        """Catches up, then follows until cancelled. Raises FellBehind after too long an outage."""
         await self._begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
@@ -119,6 +118,8 @@ class Live:
             self._wake.clear()  # A ring from now on asks for a look that begins after it.
             try:
                 await self._turn()
+            except FellBehind:
+                raise
             except PinstripeError as error:
                 await self._troubled(error)
                 await self._rest(_TROUBLE_PAUSE_S[troubles], at_least_s=_TROUBLE_PAUSE_S[0])
@@ -203,11 +204,6 @@ class Live:
 
     async def _turn(self) -> None:
         """One look at the list: its top, or the whole window where looks are rare."""
-        if self._source.now() - self.seen.as_of > RETENTION_S - 86400:
-            _log.warning("live.gap", as_of=self.seen.as_of)
-            self.seen.gaps += 1
-            self.seen.as_of = self._source.now()
-            self._on_gap()
         heard = self.hearing.begin() if self.hearing is not None else None
         self._was_rung = heard is not None
         if self._is_slow():
@@ -249,6 +245,12 @@ class Live:
         now been read so far that everything it showed at this moment is applied.
         """
         self.seen.polls += 1
+        if as_of is not None and as_of - self.seen.as_of > _TOO_LONG_S:
+            # Only a start lists everything anew so that a crash on the way loses nothing (`resume`).
+            raise FellBehind(
+                "Stripe's event log no longer reaches back to where this sync stands.",
+                hint="It begins again by itself, and lists everything anew.",
+            )
         async with self._applying:  # A poll and a sweep may have seen the same.
             events = self._known.fresh(events)
             if events or self._is_due(as_of):

@@ -94,10 +94,6 @@ class Relist:
         # Passes are spread over their interval, so that they never come all at once.
         self._first = {s: 0.5 + n / len(streams) / 2 for n, s in enumerate(streams)}
 
-    def read_all(self) -> None:
-        """Every list is due for a pass."""
-        self._passed_at = dict.fromkeys(self._passed_at, -float("inf"))
-
     def wishes(self) -> Wishes:
         """What all of this takes if nothing slows it."""
         endpoints = [e for e in self._endpoints() if stream_of(e) not in self.refused]

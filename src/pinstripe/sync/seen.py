@@ -25,6 +25,5 @@ class Seen:
     polls: int = 0
     late: int = 0
     newest: int = 0
-    gaps: int = 0
     trouble: str = ""
     remedy: str = ""

@@ -102,3 +102,6 @@ function tell(root) {
   }
 }
 tell(document);
+
+// The section that one is in, where the navigation is wider than the screen.
+document.querySelector(".nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });

@@ -1,0 +1,183 @@
+"""The gateway beside direct calls: what the proxy adds, what it bears, what a backfill does to it.
+
+`pinstripe serve` as users run it: the sync in a process of its own follows every write by its events.
+Direct and proxied calls take turns in one run, so that a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import count
+
+from benchmarks import watch
+from benchmarks.account import mix
+from benchmarks.caller import Answer, Caller, calling
+from benchmarks.figures import Figure
+from benchmarks.service import UNLIMITED, Service, serving
+from benchmarks.stage import Stage, stage
+
+_ROUNDS = 1_000
+_WRITES = 10_000
+_CALLERS = (20, 50, 100)
+_TAIL = 2_000
+_LIMITED = ("--rate-limit", "100", "--endpoint-rate-limit", "25")
+
+
+async def gateway(objects: int) -> AsyncIterator[Figure]:
+    """Everything of the proxy. `objects`: about so many are in the account."""
+    share = min(1.0, objects / 20_000)
+    async with stage(mix(objects)) as at:
+        # First: each customer that the others make is requests of a backfill.
+        async for figure in _beside_a_backfill(at, max(200, int(_TAIL * share))):
+            yield figure
+        async with serving(at, await at.database(), *UNLIMITED) as service:
+            await service.until("following")
+            async for figure in _latency(at, service, max(100, int(_ROUNDS * share))):
+                yield figure
+            async for figure in _sustained(at, service, max(1_000, int(_WRITES * share))):
+                yield figure
+
+
+async def _latency(at: Stage, service: Service, rounds: int) -> AsyncIterator[Figure]:
+    """What the proxy adds to a request at one caller: the difference of medians."""
+    number = count()
+    async with (
+        calling(at.simulator.url, at.simulator.key) as (direct,),
+        calling(service.url, at.simulator.key) as (proxied,),
+    ):
+        both = (direct, proxied)
+        ids = [await _made(proxied, next(number)) for _ in range(20)]
+        nothing = [("GET", "/v1/events?limit=1&type=none.such", None)]
+        again = [("GET", f"/v1/customers/{key}", None) for key in ids]
+        for what, requests, target in (
+            ("a GET without objects", nothing, 1.0),
+            ("a GET of an object that is known", again, 1.0),
+        ):
+            yield await _added(what, both, [requests] * 2, rounds, target)
+        fresh = [
+            [("GET", f"/v1/customers/{await _made(one, next(number))}", None) for _ in range(100)]
+            for one in (direct, direct)
+        ]
+        yield await _added("a GET seen for the first time (a commit)", both, fresh, 100)
+        creates = [
+            [("POST", "/v1/customers", {"email": f"{next(number)}@example.com"})] * 50
+            for _ in range(2)
+        ]
+        yield await _added("a create, mirrored", both, creates, rounds, 4.0)
+        updates = [
+            [("POST", f"/v1/customers/{key}", {"name": f"n{next(number)}"}) for key in ids]
+            for _ in range(2)
+        ]
+        yield await _added("an update, mirrored", both, updates, rounds, 4.0)
+
+
+Request = tuple[str, str, dict[str, str] | None]
+
+
+async def _added(
+    what: str,
+    callers: tuple[Caller, Caller],
+    requests: Sequence[Sequence[Request]],
+    rounds: int,
+    target: float | None = None,
+) -> Figure:
+    """Milliseconds. `callers`: the direct one, the proxied one; `requests`: of each, taken in turn."""
+    took: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds):
+        for caller, mine, ms in zip(callers, requests, took, strict=True):
+            method, path, form = mine[turn % len(mine)]
+            began = time.perf_counter()
+            answer = await caller.ask(method, path, form)
+            ms.append((time.perf_counter() - began) * 1000)
+            _check(
+                answer, mirrored=caller is callers[1] and (method != "GET" or "/events" not in path)
+            )
+    added = _quantile(took[1], 0.5) - _quantile(took[0], 0.5)
+    told = f"added to {what} ({_quantile(took[0], 0.5):.2f} direct)"
+    return Figure("gateway", told, added, "ms", target)
+
+
+async def _sustained(at: Stage, service: Service, writes: int) -> AsyncIterator[Figure]:
+    """Mirrored writes a second, half creates and half updates; and who used the CPU."""
+    for callers in _CALLERS:
+        child = int(str((await service.state())["pid"]))
+        async with calling(service.url, at.simulator.key, count=callers) as connections:
+            ids = [await _made(one, n) for n, one in enumerate(connections)]
+            left = iter(range(writes))
+
+            async def write(mine: Caller, key: str, left: Iterator[int] = left) -> None:
+                for n in left:
+                    path = f"/v1/customers/{key}" if n % 2 else "/v1/customers"
+                    answer = await mine.ask("POST", path, {"name": f"n{n}"})
+                    _check(answer, mirrored=True)
+
+            before = _used(at, service, child)
+            began = time.monotonic()
+            await asyncio.gather(*map(write, connections, ids))
+            took_s = time.monotonic() - began
+        rate = writes / took_s
+        yield Figure("gateway", f"mirrored writes at {callers} callers", rate, "/s", 1000, "more")
+        for name, used in _used(at, service, child).items():
+            us = (used - before[name]) / writes * 1e6
+            yield Figure("gateway", f"  CPU a write at {callers} callers: {name}", us, "us")
+
+
+def _used(at: Stage, service: Service, child: int) -> dict[str, float]:
+    """Seconds of CPU so far."""
+    return {
+        "gateway": watch.cpu_s(service.process.pid),
+        "sync, following": watch.cpu_s(child),
+        "Postgres": at.postgres_cpu_s(),
+        "simulator": watch.cpu_s(at.simulator.pid),
+        "load generator": time.process_time(),
+    }
+
+
+async def _beside_a_backfill(at: Stage, writes: int) -> AsyncIterator[Figure]:
+    """What a backfill in the same service adds to the slowest in a hundred of the writes."""
+    async with serving(at, await at.database(), *_LIMITED) as service:
+        await service.until("backfilling")
+        beside, still = await _tail(at, service, writes, "backfilling")
+        await service.until("following")
+        alone, _ = await _tail(at, service, len(beside), "following")
+    p99, p99_alone = _quantile(beside, 0.99), _quantile(alone, 0.99)
+    yield Figure("gateway", "writes measured beside a backfill", still, "")
+    yield Figure("gateway", "99th percentile of a write, alone", p99_alone, "ms")
+    yield Figure("gateway", "added to it by a backfill", p99 - p99_alone, "ms", 5)
+    added = _quantile(beside, 0.5) - _quantile(alone, 0.5)
+    yield Figure("gateway", "added to the median by a backfill", added, "ms")
+
+
+async def _tail(at: Stage, service: Service, writes: int, activity: str) -> tuple[list[float], int]:
+    """(milliseconds of each write, how many) while the sync does this."""
+    took: list[float] = []
+    async with calling(service.url, at.simulator.key) as (caller,):
+        key = await _made(caller, 0)
+        for n in range(writes):
+            began = time.perf_counter()
+            await caller.ask("POST", f"/v1/customers/{key}", {"name": f"n{n}"})
+            took.append((time.perf_counter() - began) * 1000)
+            if n % 50 == 49 and (await service.state())["activity"] != activity:
+                break
+            await asyncio.sleep(0.005)
+    return took, len(took)
+
+
+async def _made(caller: Caller, number: int) -> str:
+    answer = await caller.ask("POST", "/v1/customers", {"email": f"made{number}@example.com"})
+    _check(answer, mirrored=False)
+    made: str = json.loads(answer.body)["id"]
+    return made
+
+
+def _check(answer: Answer, *, mirrored: bool) -> None:
+    """A wrong answer is no measurement."""
+    if answer.status != 200 or (mirrored and not answer.is_mirrored):
+        raise RuntimeError(f"not an answer to measure: {answer.head.decode()}")
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[int((len(values) - 1) * share)]

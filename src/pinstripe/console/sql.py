@@ -1,0 +1,201 @@
+"""The SQL box: a statement that reads, its rows, and the same as CSV.
+
+A statement comes in a form and stays there: no address and no log holds it. Whoever goes away while it
+runs ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.tables import table_of_object
+from pinstripe.console import sql_csv, sql_run
+from pinstripe.console.pages import HEADERS, Message
+from pinstripe.console.rows_cells import Reference
+from pinstripe.console.sql_examples import examples
+from pinstripe.console.sql_reader import Readers
+from pinstripe.console.sql_run import Failed, Result
+from pinstripe.console.visit import Visit
+from pinstripe.errors import PinstripeError, Unreachable
+from pinstripe.store.pool import translated
+from pinstripe.store.syncs import load_table_names
+
+_T = TypeVar("_T")
+
+_NAMES = """
+SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum)
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm')
+GROUP BY 1 ORDER BY 1
+"""
+_GRACE_S = 5.0
+"""Beyond a statement's own limit: for connecting, and for a server that does not keep its limit."""
+_ID = 80
+
+
+class Sql:
+    """The pages below `/syncs/{sync}/sql`."""
+
+    def __init__(self) -> None:
+        self._readers = Readers()
+
+    async def show(self, visit: Visit) -> Response:
+        """The empty box, or an example in it."""
+        return await _page(visit, "")
+
+    async def names(self, visit: Visit) -> Response:
+        """Tables and their columns, for completing words: {table: [column, ...]}."""
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        async with visit.gateway.reads.connection() as connection:
+            rows = await connection.fetch(_NAMES, visit.sync.schema)
+        body = msgspec.json.encode({row[0]: row[1] for row in rows})
+        headers = {**HEADERS, "Cache-Control": "no-store"}
+        return Response(body, headers=headers, media_type="application/json")
+
+    async def run(self, visit: Visit) -> Response:
+        """A statement's rows; or an example put into the box, which is not run."""
+        statement = _statement(visit)
+        chosen = visit.text("example")
+        if chosen:
+            return await _page(visit, chosen)
+        if not statement.strip():
+            return await _page(visit, "", messages=[Message("There is no statement yet.")])
+        try:
+            result = await _unless_gone(visit.request, self._result(visit, statement))
+        except Failed as failed:
+            return await _page(visit, statement, failed=failed)
+        except PinstripeError as error:
+            return await _page(visit, statement, trouble=error)
+        if result is None:
+            return _gone()
+        return await _page(visit, statement, result=result)
+
+    async def csv(self, visit: Visit) -> Response:
+        """The same statement's rows as a file."""
+        statement = _statement(visit)
+        lines = self._lines(visit, statement)
+        try:
+            # The first lines: what is wrong with a statement shows by then.
+            first = await _unless_gone(visit.request, anext(lines))
+        except Failed as failed:
+            return await _page(visit, statement, failed=failed)
+        except PinstripeError as error:
+            return await _page(visit, statement, trouble=error)
+        if first is None:
+            return _gone()
+        headers = {
+            **HEADERS,
+            "Cache-Control": "no-store",
+            "Content-Disposition": 'attachment; filename="rows.csv"',
+        }
+        body = _after(first, lines)
+        return StreamingResponse(body, headers=headers, media_type="text/csv; charset=utf-8")
+
+    async def _result(self, visit: Visit, statement: str) -> Result:
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        limit = sql_run.STATEMENT_S
+        try:
+            async with (
+                asyncio.timeout(limit + _GRACE_S),
+                self._readers.connection(
+                    visit.gateway.parts, visit.sync.schema, statement_s=limit
+                ) as connection,
+            ):
+                with translated():
+                    return await sql_run.run(connection, statement)
+        except TimeoutError as error:
+            raise Unreachable(
+                "Postgres did not answer in time.", hint="Others may be using the box; try again."
+            ) from error
+
+    async def _lines(self, visit: Visit, statement: str) -> AsyncGenerator[str, None]:
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        async with self._readers.connection(
+            visit.gateway.parts, visit.sync.schema, statement_s=sql_csv.STATEMENT_S
+        ) as connection:
+            with translated():
+                async with aclosing(sql_csv.lines(connection, statement)) as found:
+                    async for text in found:
+                        yield text
+
+
+async def _page(
+    visit: Visit,
+    statement: str,
+    *,
+    messages: list[Message] | None = None,
+    result: Result | None = None,
+    failed: Failed | None = None,
+    trouble: PinstripeError | None = None,
+) -> Response:
+    assert visit.sync is not None  # noqa: S101 (its route names it)
+    async with visit.gateway.reads.connection() as connection:
+        here = await load_table_names(connection, visit.sync.schema)
+    return visit.page(
+        "sql.html",
+        messages=messages or (),
+        # A statement that is wrong is an answer of the box like any other.
+        status=503 if trouble is not None else 200,
+        statement=statement,
+        result=result,
+        failed=failed,
+        trouble=trouble,
+        tables=sorted(here),
+        examples=examples(here),
+        reference=lambda value: _reference(value, here),
+        most=sql_run.MOST_ROWS,
+        most_csv=sql_csv.MOST_ROWS,
+        longest_s=sql_run.STATEMENT_S,
+    )
+
+
+def _reference(value: str, here: set[str]) -> Reference | None:
+    """Where an id in a result leads, if its prefix tells and the table is here."""
+    if "_" not in value or len(value) > _ID or not value.isascii():
+        return None
+    found = {table_of_object().get(kind) for kind in types_of(value)} & here
+    return Reference(value, found.pop()) if len(found) == 1 else None
+
+
+def _statement(visit: Visit) -> str:
+    return visit.text("statement").replace("\r\n", "\n").replace("\0", "")
+
+
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
+    """What `work` gives; None, and `work` cancelled, if the caller hangs up before."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _after(first: str, lines: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+    async with aclosing(lines):
+        yield first
+        async for text in lines:
+            yield text
+
+
+def _gone() -> Response:
+    """Nobody reads it."""
+    return Response(status_code=499, headers=HEADERS)

@@ -1,0 +1,139 @@
+"""The SQL box: what it shows, and what nobody can do with it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import httpx
+import pytest
+from tests.flows.console.conftest import Console
+
+from pinstripe.console.sql_examples import EXAMPLES
+from pinstripe.store.pool import connect
+
+SQL = "/syncs/default/sql"
+
+
+async def token(http: httpx.AsyncClient) -> str:
+    """What the forms of this browser carry."""
+    found = re.search(r'name="csrf" value="([^"]+)"', (await http.get(SQL)).text)
+    assert found is not None
+    return found[1]
+
+
+async def said(console: Console, statement: str, path: str = SQL) -> httpx.Response:
+    """What the box answers."""
+    async with console.client() as http:
+        form = {"csrf": await token(http), "statement": statement}
+        return await http.post(path, data=form)
+
+
+async def test_a_result_is_typed_and_linked(console: Console) -> None:
+    html = (await said(console, "SELECT id, amount FROM charge ORDER BY created LIMIT 2")).text
+    assert "2 rows" in html
+    assert "bigint" in html
+    assert 'href="/syncs/default/tables/charge/rows/ch_' in html
+
+
+async def test_more_rows_than_are_shown_are_said_to_be(console: Console) -> None:
+    html = (await said(console, "SELECT g FROM generate_series(1, 5000) AS g")).text
+    assert "1,000 rows" in html
+    assert "cut: there are more" in html
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM charge",
+        "DELETE FROM charge RETURNING id",
+        "WITH gone AS (DELETE FROM charge RETURNING id) SELECT * FROM gone",
+        "SELECT 1; DELETE FROM charge",
+        "CREATE TABLE stripe.mine AS SELECT 1",
+        "DO $$ BEGIN RESET ROLE; DELETE FROM stripe.charge; END $$",
+        "COPY charge TO STDOUT",
+        "COMMIT",
+        "SET ROLE postgres",
+        "SELECT set_config('role', 'postgres', false)",
+        "SELECT * FROM pinstripe.stored_sync",
+        "SELECT pg_read_file('/etc/hostname')",
+        "SELECT $1::int",
+        "SELECT nextval('pinstripe.change_position_seq')",
+    ],
+)
+async def test_the_box_only_reads_and_only_its_schema(console: Console, statement: str) -> None:
+    async with connect(console.database) as connection:
+        before = await connection.fetchval("SELECT count(*) FROM stripe.charge")
+    html = (await said(console, statement)).text
+    assert 'class="notice bad"' in html
+    assert 'aria-label="Result"' not in html
+    async with connect(console.database) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM stripe.charge") >= before
+
+
+async def test_it_is_a_role_of_its_own(console: Console) -> None:
+    html = (await said(console, "SELECT session_user, current_user")).text
+    assert html.count("pinstripe_console_console_stripe") == 2
+
+
+async def test_an_error_points_at_its_place(console: Console) -> None:
+    html = (await said(console, "SELECT *\nFROM chargee")).text
+    assert "line 2, character 6" in html
+    assert "relation &#34;chargee&#34; does not exist" in html
+
+
+async def test_a_download_is_complete_and_safe_in_a_spreadsheet(console: Console) -> None:
+    statement = "SELECT g AS n, '=1+1' AS f, NULL AS nothing FROM generate_series(1, 3000) AS g"
+    answer = await said(console, statement, f"{SQL}/csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    lines = answer.text.split("\r\n")
+    assert lines[:2] == ["n,f,nothing", "1,'=1+1,"]
+    assert len(lines) == 1 + 3000 + 1
+
+
+async def test_a_download_that_fails_is_a_page(console: Console) -> None:
+    answer = await said(console, "SELECT nothing", f"{SQL}/csv")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "line 1, character 8" in answer.text
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.title)
+async def test_every_example_runs(console: Console, example: object) -> None:
+    statement = getattr(example, "statement", "")
+    html = (await said(console, statement)).text
+    assert 'aria-label="Result"' in html
+
+
+async def test_whoever_goes_away_ends_the_statement(console: Console) -> None:
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'"
+    statement = "SELECT pg_sleep(9) AS gone_away"
+    task = asyncio.create_task(said(console, statement))
+    async with connect(console.database) as connection, asyncio.timeout(8):
+        while not await connection.fetchval(running, statement):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        task.cancel()
+        while await connection.fetchval(running, statement):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_dropped_role_is_made_anew(console: Console) -> None:
+    assert "1 row" in (await said(console, "SELECT 1")).text
+    async with connect(console.database) as connection:
+        await connection.execute("ALTER ROLE pinstripe_console_console_stripe PASSWORD 'another'")
+    assert "1 row" in (await said(console, "SELECT 1")).text
+
+
+async def test_a_statement_without_the_forms_token_is_not_run(console: Console) -> None:
+    async with console.client() as http:
+        await token(http)
+        answer = await http.post(SQL, data={"statement": "SELECT 1"})
+    assert answer.status_code == 403
+
+
+async def test_names_for_completing_are_those_of_the_schema(console: Console) -> None:
+    async with console.client() as http:
+        names = (await http.get(f"{SQL}/names")).json()
+    assert "customer_id" in names["charge"]
+    assert "stored_sync" not in names
