@@ -94,7 +94,9 @@ async def test_each_change_comes_once_with_its_cause_and_restarts_lose_none(
     config = config_of(sim, database)
     requests: list[str] = []
     async with following(config) as first:
-        assert await pg.fetchval("SELECT count(*) FROM pinstripe.change") == 0
+        # An event of the window before the start may have been first; the lists tell nothing.
+        untold = "SELECT count(*) FROM pinstripe.change WHERE event_id IS NULL"
+        assert await pg.fetchval(untold) == 0
         key, made = await first.write("/v1/customers", ("name", "Ada"))
         requests.append(made)
         await first.caught_up()
