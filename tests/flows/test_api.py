@@ -16,7 +16,7 @@ from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
 
 # One copy for all: making it takes longer than any of them.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("api")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 HERE = "/api/syncs/default"
 
 

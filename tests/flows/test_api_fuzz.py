@@ -31,8 +31,6 @@ from pinstripe.gateway.openapi import describe
 from pinstripe.simulator.server import running
 from pinstripe.store.pool import connect
 
-pytestmark = pytest.mark.xdist_group("api_fuzz")
-
 CHECKS = (
     status_code_conformance,
     content_type_conformance,

@@ -20,7 +20,7 @@ from pinstripe.gateway.endpoint import Endpoint
 from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("api_refusals")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PATHS = sorted({endpoint.path for endpoint in ROUTES})
 ADMINS = [endpoint for endpoint in ROUTES if endpoint.door == "admin"]

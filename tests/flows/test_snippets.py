@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
-import pytest
-from tests.flows.snippets import Demo, Snippet, demo, snippets
+from tests.flows.snippets import demo, snippets
 
 PAGES = (
     "quickstart.md",
@@ -25,27 +24,23 @@ PAGES = (
 )
 RUN = [s for page in PAGES for s in snippets(page) if not s.why]
 
-# One demo for all of them, in one worker.
-pytestmark = pytest.mark.xdist_group("snippets")
 
-
-@pytest.fixture(scope="module")
-def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    with demo(tmp_path_factory.mktemp("demo")) as running:
-        running.ask("CREATE DATABASE elsewhere")
-        yield running
-
-
-@pytest.mark.parametrize("snippet", RUN, ids=lambda s: f"{s.page}:{s.line}")
-def test_what_a_page_tells_to_type_works(account: Demo, snippet: Snippet) -> None:
-    ended = account.run(snippet)
-    assert ended.returncode == 0, f"{snippet.text}\n{ended.stdout}\n{ended.stderr}"
+def test_what_a_page_tells_to_type_works(tmp_path: Path) -> None:
+    """All of it, in the order of the pages, on one demo."""
+    with demo(tmp_path) as account:
+        account.ask("CREATE DATABASE elsewhere")
+        failed = []
+        for snippet in RUN:
+            ended = account.run(snippet)
+            if ended.returncode != 0:
+                failed.append(
+                    f"{snippet.page}:{snippet.line}\n{snippet.text}{ended.stdout}{ended.stderr}"
+                )
+        assert failed == [], "\n\n".join(failed)
+        written = "SELECT count(*) FROM stripe.customer WHERE email = 'ada@example.com'"
+        assert int(account.ask(written)) > 1
 
 
 def test_the_pages_have_snippets_that_run() -> None:
     assert {s.language for s in RUN} == {"sh", "sql", "python"}
     assert {s.page for s in RUN} >= {p for p in PAGES[:8] if p != "how-to/serve.md"}
-
-
-def test_what_the_pages_write_is_there(account: Demo) -> None:
-    assert int(account.ask("SELECT count(*) FROM stripe.customer WHERE email = 'ada@example.com'"))

@@ -13,8 +13,6 @@ from tests.flows.snippets import clean_environment, demo
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pinstripe"
 
-pytestmark = pytest.mark.xdist_group("wheel")
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from pinstripe.catalog.descriptions import describe_table
 from pinstripe.console.pages import Message
 from pinstripe.console.rows_cells import Cell, cell
-from pinstripe.console.rows_query import OPERATORS, Filter, Query, Wanted, page_query
+from pinstripe.console.rows_query import OPERATORS, SORTABLE, Filter, Query, Wanted, page_query
 from pinstripe.console.tables_shape import Shape, ShownColumn, load_shape
 from pinstripe.console.visit import Visit
 from pinstripe.diagram.columns import IMPORTANT
@@ -151,10 +151,8 @@ def _usual_sort(shape: Shape, filters: Sequence[Filter]) -> str:
 
 def _sorts(shape: Shape) -> list[str]:
     """By what rows can be sorted without reading all of them."""
-    return [
-        shape.key,
-        *(c.name for c in shape.columns.values() if c.indexed and c.name != shape.key),
-    ]
+    quick = (c for c in shape.columns.values() if c.indexed and c.type in SORTABLE)
+    return [shape.key, *(c.name for c in quick if c.name != shape.key)]
 
 
 def first_columns(shape: Shape, filters: Sequence[Filter] = ()) -> tuple[str, ...]:

@@ -35,6 +35,9 @@ _SHORT_CHARS = 161
 _WIDE = {"text", "jsonb", "text[]"}
 _LARGEST = 2**63 - 1
 
+SORTABLE = frozenset({"text", "bigint", "integer", "smallint", "numeric", "timestamptz"})
+"""Types whose values can be written into an address and read back, so that a page can begin there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -134,7 +137,7 @@ def typed(column: ShownColumn, text: str) -> object:
     text = text.replace("\0", "")
     try:
         match column.type:
-            case "bigint":
+            case "bigint" | "integer" | "smallint":
                 number = int(text.replace(",", "").replace("_", ""))
                 if abs(number) > _LARGEST:
                     raise ValueError
@@ -161,6 +164,8 @@ def typed(column: ShownColumn, text: str) -> object:
 
 _EXAMPLES = {
     "bigint": "1250",
+    "integer": "1250",
+    "smallint": "1250",
     "numeric": "12.5",
     "boolean": "true or false",
     "timestamptz": "2026-01-31, 2026-01-31 14:30 (UTC) or 1769869800",

@@ -21,7 +21,7 @@ from pinstripe.console import sql_csv, sql_run
 from pinstripe.console.pages import HEADERS, Message
 from pinstripe.console.rows_cells import Reference
 from pinstripe.console.sql_examples import examples
-from pinstripe.console.sql_reader import Readers
+from pinstripe.console.sql_reader import Place, Readers
 from pinstripe.console.sql_run import Failed, Result
 from pinstripe.console.visit import Visit
 from pinstripe.errors import PinstripeError, Unreachable
@@ -102,14 +102,11 @@ class Sql:
         return StreamingResponse(body, headers=headers, media_type="text/csv; charset=utf-8")
 
     async def _result(self, visit: Visit, statement: str) -> Result:
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         limit = sql_run.STATEMENT_S
         try:
             async with (
                 asyncio.timeout(limit + _GRACE_S),
-                self._readers.connection(
-                    visit.gateway.parts, visit.sync.schema, statement_s=limit
-                ) as connection,
+                self._readers.connection(_place(visit), statement_s=limit) as connection,
             ):
                 with translated():
                     return await sql_run.run(connection, statement)
@@ -119,14 +116,18 @@ class Sql:
             ) from error
 
     async def _lines(self, visit: Visit, statement: str) -> AsyncGenerator[str, None]:
-        assert visit.sync is not None  # noqa: S101 (its route names it)
-        async with self._readers.connection(
-            visit.gateway.parts, visit.sync.schema, statement_s=sql_csv.STATEMENT_S
-        ) as connection:
+        limit = sql_csv.STATEMENT_S
+        async with self._readers.connection(_place(visit), statement_s=limit) as connection:
             with translated():
                 async with aclosing(sql_csv.lines(connection, statement)) as found:
                     async for text in found:
                         yield text
+
+
+def _place(visit: Visit) -> Place:
+    assert visit.sync is not None  # noqa: S101 (its route names it)
+    parts = visit.gateway.parts
+    return Place(visit.sync.schema, parts.database_url(), parts.reader_url)
 
 
 async def _page(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import asyncpg
 
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
-from pinstripe.gateway.parts import GatewayParts
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import connect_dedicated, hang_up, sqlstate, translated
 from pinstripe.store.reader_role import Limits, renew_reader
@@ -33,6 +33,15 @@ FROM pg_roles WHERE rolname = current_user
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is to be read. `database_url` is our own; `reader_url` a role made by others, "" for none."""
+
+    schema: str
+    database_url: str | None = field(repr=False)
+    reader_url: str = field(default="", repr=False)
+
+
 class Readers:
     """The read-only roles of this process, by schema."""
 
@@ -43,20 +52,20 @@ class Readers:
 
     @asynccontextmanager
     async def connection(
-        self, parts: GatewayParts, schema: str, *, statement_s: int
+        self, place: Place, *, statement_s: int
     ) -> AsyncIterator[asyncpg.Connection]:
         """A session of its own, whose every statement ends after `statement_s`.
 
         Raises Misconfigured where there is no role to be had, with what to do about it in the hint.
         """
         async with self._places:
-            connection = await self._connect(parts, schema)
+            connection = await self._connect(place)
             try:
                 with translated():
-                    if parts.reader_url:
-                        await _check_reads_only(connection, schema)
+                    if place.reader_url:
+                        await _check_reads_only(connection, place.schema)
                     await connection.execute(
-                        f"SET search_path = {quote(schema)}; "
+                        f"SET search_path = {quote(place.schema)}; "
                         "SET default_transaction_read_only = on; "
                         f"SET statement_timeout = '{statement_s}s'; "
                         "SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = '5s'"
@@ -65,10 +74,10 @@ class Readers:
             finally:
                 await hang_up(connection)
 
-    async def _connect(self, parts: GatewayParts, schema: str) -> asyncpg.Connection:
-        if parts.reader_url:
-            return await _open(parts.reader_url)
-        known = self._urls.get(schema)
+    async def _connect(self, place: Place) -> asyncpg.Connection:
+        if place.reader_url:
+            return await _open(place.reader_url)
+        known = self._urls.get(place.schema)
         if known is not None:
             try:
                 return await _open(known)
@@ -77,16 +86,16 @@ class Readers:
                 if sqlstate(error) not in _LOGIN_REFUSED:
                     raise
         async with self._making:
-            if self._urls.get(schema) == known:
-                self._urls[schema] = await _renewed(parts, schema)
-            return await _open(self._urls[schema])
+            if self._urls.get(place.schema) == known:
+                self._urls[place.schema] = await _renewed(place)
+            return await _open(self._urls[place.schema])
 
 
-async def _renewed(parts: GatewayParts, schema: str) -> str:
-    url = parts.database_url()
-    if not url:
+async def _renewed(place: Place) -> str:
+    if not place.database_url:
         raise Unreachable("The database is not there yet.", hint="Try again in some seconds.")
-    return (await renew_reader(url, schema, purpose="console", limits=_LIMITS)).url
+    reader = await renew_reader(place.database_url, place.schema, purpose="console", limits=_LIMITS)
+    return reader.url
 
 
 async def _open(url: str) -> asyncpg.Connection:

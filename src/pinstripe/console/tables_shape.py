@@ -20,6 +20,8 @@ _COLUMNS = """
 SELECT a.attname::text,
        replace(format_type(a.atttypid, a.atttypmod), 'timestamp with time zone', 'timestamptz'),
        EXISTS (SELECT FROM pg_index i
+               JOIN pg_class x ON x.oid = i.indexrelid
+               JOIN pg_am m ON m.oid = x.relam AND m.amname = 'btree'
                WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum
                  AND (i.indpred IS NULL
                       OR pg_get_expr(i.indpred, i.indrelid) = format('(%I IS NOT NULL)', a.attname)))

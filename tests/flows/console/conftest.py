@@ -58,13 +58,6 @@ class Console:
             return made
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker for all of them: making the copy takes longer than any."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("console"))
-
-
 @asynccontextmanager
 async def _serve(postgres_url: str, directory: Path) -> AsyncIterator[Console]:
     async with connect(postgres_url) as admin:
