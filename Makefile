@@ -54,7 +54,9 @@ bench: setup ## speed and memory against the limits, beside the official SDK
 
 soak: setup ## long runs under faults
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} HISTORY_EXAMPLES=$${HISTORY_EXAMPLES:-25} VERIFY_EXAMPLES=$${VERIFY_EXAMPLES:-25} \
-	  $(BIN)/pytest -q -s tests/flows/test_soak.py tests/flows/test_histories.py tests/flows/test_verify.py $(TEST_ARGS)
+	  PINSTRIPE_WAIT_SOAK=$${PINSTRIPE_WAIT_SOAK:-10000} \
+	  $(BIN)/pytest -q -s tests/flows/test_soak.py tests/flows/test_histories.py tests/flows/test_verify.py \
+	  tests/flows/test_wait_soak.py $(TEST_ARGS)
 
 lock: setup ## resolve the requirements files anew
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements/main.txt
