@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import count
 
 from benchmarks import watch
@@ -23,6 +23,8 @@ _ROUNDS = 1_000
 _WRITES = 10_000
 _CALLERS = (20, 50, 100)
 _TAIL = 2_000
+_OBJECTS = 300
+"""That are updated in turn: who writes one row again and again waits for the sync that writes it too."""
 _LIMITED = ("--rate-limit", "100", "--endpoint-rate-limit", "25")
 
 
@@ -33,12 +35,20 @@ async def gateway(objects: int) -> AsyncIterator[Figure]:
         # First: each customer that the others make is requests of a backfill.
         async for figure in _beside_a_backfill(at, max(200, int(_TAIL * share))):
             yield figure
-        async with serving(at, await at.database(), *UNLIMITED) as service:
+        database, writes = await at.database(), max(1_000, int(_WRITES * share))
+        async with serving(at, database, *UNLIMITED) as service:
             await service.until("following")
             async for figure in _latency(at, service, max(100, int(_ROUNDS * share))):
                 yield figure
-            async for figure in _sustained(at, service, max(1_000, int(_WRITES * share))):
-                yield figure
+            for callers in _CALLERS:
+                async for figure in _sustained(at, service, writes, callers, what="all followed"):
+                    yield figure
+        # The same database: its rows are there, and nobody follows their events beside.
+        async with serving(at, database, "--gateway-only") as service:
+            await service.until("elsewhere")
+            for callers in _CALLERS:
+                async for figure in _sustained(at, service, writes, callers, what="proxy alone"):
+                    yield figure
 
 
 async def _latency(at: Stage, service: Service, rounds: int) -> AsyncIterator[Figure]:
@@ -49,9 +59,9 @@ async def _latency(at: Stage, service: Service, rounds: int) -> AsyncIterator[Fi
         calling(service.url, at.simulator.key) as (proxied,),
     ):
         both = (direct, proxied)
-        ids = [await _made(proxied, next(number)) for _ in range(20)]
+        ids = [await _made(proxied, next(number)) for _ in range(_OBJECTS)]
         nothing = [("GET", "/v1/events?limit=1&type=none.such", None)]
-        again = [("GET", f"/v1/customers/{key}", None) for key in ids]
+        again = [("GET", f"/v1/customers/{key}", None) for key in ids[:20]]
         for what, requests, target in (
             ("a GET without objects", nothing, 1.0),
             ("a GET of an object that is known", again, 1.0),
@@ -100,39 +110,41 @@ async def _added(
     return Figure("gateway", told, added, "ms", target)
 
 
-async def _sustained(at: Stage, service: Service, writes: int) -> AsyncIterator[Figure]:
+async def _sustained(
+    at: Stage, service: Service, writes: int, callers: int, *, what: str
+) -> AsyncIterator[Figure]:
     """Mirrored writes a second, half creates and half updates; and who used the CPU."""
-    for callers in _CALLERS:
-        child = int(str((await service.state())["pid"]))
-        async with calling(service.url, at.simulator.key, count=callers) as connections:
-            ids = [await _made(one, n) for n, one in enumerate(connections)]
-            left = iter(range(writes))
+    child = (await service.state())["pid"] or 0
+    async with calling(service.url, at.simulator.key, count=callers) as connections:
+        ids = [await _made(one, n) for n, one in enumerate(connections)]
+        left = iter(range(writes))
 
-            async def write(mine: Caller, key: str, left: Iterator[int] = left) -> None:
-                for n in left:
-                    path = f"/v1/customers/{key}" if n % 2 else "/v1/customers"
-                    answer = await mine.ask("POST", path, {"name": f"n{n}"})
-                    _check(answer, mirrored=True)
+        async def write(mine: Caller, key: str) -> None:
+            for n in left:
+                path = f"/v1/customers/{key}" if n % 2 else "/v1/customers"
+                answer = await mine.ask("POST", path, {"name": f"n{n}"})
+                _check(answer, mirrored=True)
 
-            before = _used(at, service, child)
-            began = time.monotonic()
-            await asyncio.gather(*map(write, connections, ids))
-            took_s = time.monotonic() - began
-        rate = writes / took_s
-        yield Figure("gateway", f"mirrored writes at {callers} callers", rate, "/s", 1000, "more")
-        for name, used in _used(at, service, child).items():
-            us = (used - before[name]) / writes * 1e6
-            yield Figure("gateway", f"  CPU a write at {callers} callers: {name}", us, "us")
+        before = _used(at, service, int(str(child)))
+        began = time.monotonic()
+        await asyncio.gather(*map(write, connections, ids))
+        took_s = time.monotonic() - began
+    told = f"{what} at {callers} callers"
+    yield Figure("gateway", f"mirrored writes, {told}", writes / took_s, "/s", 1000, "more")
+    used = {name: s - before[name] for name, s in _used(at, service, int(str(child))).items()}
+    for name, spent_s in used.items():
+        yield Figure("gateway", f"  CPU of {name} a write", spent_s / writes * 1e6, "us")
+    yield Figure("gateway", "  CPU of all, of two cores", sum(used.values()) / took_s * 50, "%")
 
 
 def _used(at: Stage, service: Service, child: int) -> dict[str, float]:
     """Seconds of CPU so far."""
     return {
-        "gateway": watch.cpu_s(service.process.pid),
-        "sync, following": watch.cpu_s(child),
+        "the gateway": watch.cpu_s(service.process.pid),
+        "the sync that follows": watch.cpu_s(child) if child else 0.0,
         "Postgres": at.postgres_cpu_s(),
-        "simulator": watch.cpu_s(at.simulator.pid),
-        "load generator": time.process_time(),
+        "the simulator": watch.cpu_s(at.simulator.pid),
+        "the load generator": time.process_time(),
     }
 
 

@@ -16,6 +16,8 @@ from pinstripe.store.ddl import quote
 from pinstripe.store.pool import Connection
 
 _SPACING_S = 0.02
+_LAST_SPACING_S = 0.005
+"""Of what is asked once, at the end of a wait: a longer pause would be most of a wait for an object."""
 PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")
 
 Place = tuple[str, str]
@@ -63,8 +65,8 @@ class WaitReads:
         self._requests = Together(self._applied("request_id"), spacing_s=_SPACING_S)
         self._events = Together(self._applied("id"), spacing_s=_SPACING_S)
         self._pending = Together(self._ask_pending, spacing_s=_SPACING_S)
-        self._places = Together(self._ask_places, spacing_s=_SPACING_S)
-        self._as_of = Together(self._ask_as_of, spacing_s=_SPACING_S)
+        self._places = Together(self._ask_places, spacing_s=_LAST_SPACING_S)
+        self._as_of = Together(self._ask_as_of, spacing_s=_LAST_SPACING_S)
 
     async def has_request(self, request_id: str) -> bool:
         """Whether an event of this request is applied."""
