@@ -28,7 +28,7 @@ run: setup ## the main job: sync an account (STRIPE_API_KEY) or the demo account
 	$(BIN)/pinstripe run $(RUN_ARGS)
 
 test: setup ## all tests, on a real Postgres
-	$(BIN)/pytest -n 2 --dist loadfile -q $(TEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(TEST_ARGS)
 
 check: setup ## ruff and mypy, strict
 	$(BIN)/ruff check .

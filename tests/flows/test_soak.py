@@ -216,6 +216,9 @@ async def _caught_up(soak: Soak) -> int:
     row: asyncpg.Record | None = None
     for _ in range(150):
         await asyncio.sleep(1.0)
+        if soak.sync.process is not None and soak.sync.process.returncode is not None:
+            # Started while Postgres was away: who meets nobody at the very first ends, by design.
+            await soak.sync.start()
         try:
             async with connect(soak.server.url) as connection:
                 row = await connection.fetchrow(_STANDING)
