@@ -83,18 +83,25 @@ class Keys:
         return visit.go("keys")
 
     async def live(self, visit: Visit) -> Response:
-        """The examination while it runs; 204 tells the browser not to come back."""
+        """The examination to its end; 204 tells the browser not to come back.
+
+        It may have ended since the page was made: then the report comes all the same.
+        """
         assert visit.sync is not None  # noqa: S101 (its route names it)
         found = self._examinations.of(visit.sync)
-        if found is None or not found.runs:
+        if found is None:
             return Response(status_code=204, headers=HEADERS)
         return sse.stream(visit.gateway, self._steps(visit, found))
 
     async def _steps(self, visit: Visit, found: Examination) -> AsyncIterator[bytes]:
         async for _ in found.follow():
-            yield sse.replace(
-                "report", self._pages.piece("keys_report.html", **_shown(visit, found))
-            )
+            yield self._piece(visit, found)
+        yield self._piece(visit, found)
+        yield sse.END
+
+    def _piece(self, visit: Visit, found: Examination) -> bytes:
+        html = self._pages.piece("keys_report.html", **_shown(visit, found))
+        return sse.replace("report", html)
 
     def _page(self, visit: Visit, *messages: Message, status: int = 200) -> Response:
         assert visit.sync is not None  # noqa: S101 (its route names it)

@@ -2,6 +2,7 @@
 
     event: replace   {"id": ..., "html": ...}              in the place of the element's content
     event: prepend   {"id": ..., "html": ..., "keep": n}   before it; of its children the first n stay
+    event: end                                             nothing will follow
 
 A stream ends when the gateway does; the browser comes back by itself.
 """
@@ -19,6 +20,8 @@ from pinstripe.gateway.failures import Rejected
 from pinstripe.gateway.parts import Gateway
 from pinstripe.gateway.streams import MEDIA, MOST_STREAMS
 
+END = b"event: end\ndata: over\n\n"
+"""Nothing will follow: the browser is not to come back."""
 ALIVE = b": \n\n"
 """Sent when there is nothing to send, so that nothing between takes the line for dead."""
 

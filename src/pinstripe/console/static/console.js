@@ -27,6 +27,7 @@ for (const root of document.querySelectorAll("[data-live]")) {
     while (keep && element.children.length > keep) element.lastElementChild.remove();
     tell(element);
   });
+  source.addEventListener("end", () => { source.close(); say(""); });
   addEventListener("pagehide", () => source.close());
 }
 
