@@ -127,16 +127,7 @@ async def open_service(
     wanted = {name: known[name] for name in config.choose_tables(known)}
     budget = budget_for(config, key)
     async with contextlib.AsyncExitStack() as stack:
-        stripe = await stack.enter_async_context(
-            Stripe(
-                key,
-                api_version=spec().api_version,
-                budget=budget,
-                base_url=config.stripe_url,
-                account=config.stripe_account,
-                proxy=proxy_for(config.stripe_url),
-            )
-        )
+        stripe = await stack.enter_async_context(stripe_for(config, key, budget))
         tell(f"Asking {config.stripe_url} for the account of {key}")
         account = await meet(stripe, key)
         met_at = time.monotonic()
@@ -195,6 +186,18 @@ async def _pools(url: str, name: str) -> AsyncIterator[tuple[Pool, Pool]]:
         await open_pool(url, min_size=1, max_size=6, application_name=name) as bulk,
     ):
         yield live, bulk
+
+
+def stripe_for(config: Config, key: ApiKey, budget: Budget) -> Stripe:
+    """The account at Stripe that the settings name, asked in our own API version. Not open yet."""
+    return Stripe(
+        key,
+        api_version=spec().api_version,
+        budget=budget,
+        base_url=config.stripe_url,
+        account=config.stripe_account,
+        proxy=proxy_for(config.stripe_url),
+    )
 
 
 def budget_for(config: Config, key: ApiKey) -> Budget:

@@ -13,14 +13,13 @@ import msgspec
 from pinstripe.catalog.load import spec
 from pinstripe.cli.check_text import harmless
 from pinstripe.cli.standing import with_data
-from pinstripe.client.address import proxy_for
 from pinstripe.client.key import ApiKey
 from pinstripe.client.session import Stripe
 from pinstripe.config import Config
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.control import SyncChange
 from pinstripe.secrecy import FILE, Secrecy
-from pinstripe.service import api_key, budget_for, open_database
+from pinstripe.service import api_key, budget_for, open_database, stripe_for
 from pinstripe.serving.stored import Vault
 from pinstripe.store.pool import connect
 from pinstripe.store.stored_syncs import DEFAULT_ID, get_stored
@@ -132,14 +131,7 @@ async def _opened(config: Config, sync_id: str) -> AsyncIterator[_Door]:
     if sync_id != DEFAULT_ID:
         config = await _of_stored(config, sync_id)
     key = api_key(config)
-    async with Stripe(
-        key,
-        api_version=spec().api_version,
-        budget=budget_for(config, key),
-        base_url=config.stripe_url,
-        account=config.stripe_account,
-        proxy=proxy_for(config.stripe_url),
-    ) as stripe:
+    async with stripe_for(config, key, budget_for(config, key)) as stripe:
         yield _Door(stripe, key)
 
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.account import Account, meet
-from pinstripe.client.address import proxy_for
 from pinstripe.client.key import ApiKey
-from pinstripe.client.session import Stripe
 from pinstripe.config import Config, read_config
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.control import NewSync, SyncChange
 from pinstripe.secrecy import Secrecy
-from pinstripe.service import budget_for
+from pinstripe.service import budget_for, stripe_for
 from pinstripe.setting_rules import webhook_secrets
 from pinstripe.settings import STRIPE_URL
 from pinstripe.store.drop import drop_copy
@@ -220,12 +217,5 @@ def _checked(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 async def _met(config: Config, key: ApiKey) -> Account:
-    async with Stripe(
-        key,
-        api_version=spec().api_version,
-        budget=budget_for(config, key),
-        base_url=config.stripe_url,
-        account=config.stripe_account,
-        proxy=proxy_for(config.stripe_url),
-    ) as stripe:
+    async with stripe_for(config, key, budget_for(config, key)) as stripe:
         return await meet(stripe, key)
