@@ -217,7 +217,7 @@ async def test_many_readers_of_changes_share_one_listener(sim: Running, here: Ap
             await ready.acquire()
         while not (listening := await listeners()):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        sim.control.edit("customer")
+        sim.control.edit("customer", silent=False)
         got = [await reader for reader in readers]
     assert listening == 1
     there = await rows(here, "SELECT position FROM pinstripe.change WHERE \"table\" = 'customer'")
