@@ -16,6 +16,8 @@ from tests.flows.truth import born_since, differences
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import decode
 from pinstripe.simulator.account import Settings
+from pinstripe.simulator.events import STRIPE_ITSELF
+from pinstripe.simulator.ledger import Ledger
 from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
 from pinstripe.sync.live import Live, Pace
@@ -193,6 +195,43 @@ async def test_a_subscription_item_that_was_removed_is_flagged(sim: Running, dat
                 )
                 await caught_up(live, todos, copy, sim)
                 assert [r["id"] for r in await pg.fetch(query, str(made["id"]))] == items[1:]
+
+
+async def test_what_a_customer_is_no_longer_entitled_to_goes(sim: Running, database: str) -> None:
+    start = int(time.time())
+    world = sim.account.world
+    ledger = Ledger(world, sim.account.events, STRIPE_ITSELF)
+    query = (
+        "SELECT id FROM stripe.entitlements_active_entitlement WHERE customer_id = $1 ORDER BY id"
+    )
+    path, kind = "/v1/entitlements/active_entitlements", "entitlements.active_entitlement"
+    async with open_copy(sim, database) as copy:
+
+        async def entitled(customer: str) -> list[str]:
+            reply = await copy.source.stripe.get(
+                path, [("customer", customer)], endpoint=f"GET {path}"
+            )
+            body = cast("dict[str, list[dict[str, str]]]", decode(reply.body))
+            return sorted(each["id"] for each in body["data"])
+
+        def summary(customer: str, entries: list[object]) -> None:
+            listed = {"object": "list", "data": entries, "has_more": False, "url": path}
+            name = f"{kind}_summary"
+            told = {"object": name, "customer": customer, "entitlements": listed, "livemode": False}
+            ledger.tell(f"{name}.updated", told)
+
+        lists = {str(c["id"]): await entitled(str(c["id"])) for c in world.truth("customer")}
+        owner, owned = next((c, entries) for c, entries in lists.items() if entries)
+        live, todos = copy.live(start)
+        async with following(live, todos), connect(database) as pg:
+            summary(owner, [])  # It shows ten at most: the list itself is asked.
+            await caught_up(live, todos, copy, sim)
+            assert [r["id"] for r in await pg.fetch(query, owner)] == owned
+            sim.control.delete(kind, owned[0], silent=True)
+            await asyncio.sleep(1.1)  # Stripe's clock has whole seconds.
+            summary(owner, [world.get(kind, each) for each in owned[1:]])
+            await caught_up(live, todos, copy, sim)
+            assert [r["id"] for r in await pg.fetch(query, owner)] == owned[1:]
 
 
 async def test_a_poll_that_is_cut_within_a_long_stretch_is_made_good_by_the_next(

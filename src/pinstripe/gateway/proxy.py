@@ -151,14 +151,14 @@ class Proxy:
             headers = told_headers(outcome, self._aftermath.as_of(sync))
             await pass_on(send, came, headers, begun=body)
             return outcome
-        if asked.writes:
-            self._aftermath.written(sync, came)
         if _may_hold_objects(asked, came):
             outcome = await self.answers.mirror(asked, came, body)
         else:
             outcome = Outcome("no", "no-objects", sync)
-        if sync is None and outcome.sync is not None and asked.writes:
-            self._aftermath.written(outcome.sync, came)  # Only now it is known whose it is.
+        if asked.writes:
+            # Not sooner: the reader would write the same rows at the same moment, and the slower of the
+            # two would wait for the other's commit, with the caller.
+            self._aftermath.written(outcome.sync or sync, came)
         waited = await self._aftermath.waited(outcome.sync, asked, came, wait_s)
         as_of = self._aftermath.as_of(outcome.sync)
         await reply_whole(send, came, body, told_headers(outcome, as_of, waited=waited))

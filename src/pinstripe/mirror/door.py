@@ -91,14 +91,22 @@ class Mirror:
         """Rows that wait for a writer, or were given room to."""
         return self._queue.rows
 
-    async def put(self, found: Found, truth: Truth, *, over: Versions | None = None) -> None:
+    async def put(
+        self,
+        found: Found,
+        truth: Truth,
+        *,
+        over: Versions | None = None,
+        effect: Effect | None = None,
+    ) -> None:
         """Writes `found` and returns when it is committed. For what no cursor vouches for.
 
-        `over`: versions of rows that were seen before the snapshot was asked for.
-        Raises Unwritable or Drifted where Postgres refuses; waits out lost connections.
+        `over`: versions of rows that were seen before the snapshot was asked for. `effect`: what else
+        belongs into the commit. Raises Unwritable or Drifted where Postgres refuses; waits out lost
+        connections.
         """
         await self.room(found)
-        await self.submit(found, truth, over=over)
+        await self.submit(found, truth, over=over, effect=effect)
 
     async def room(self, found: Found) -> None:
         """Waits until the queue has room for these rows. Call it before `submit`."""

@@ -95,6 +95,17 @@ class Source:
             found: datetime | None = await connection.fetchval(statement, key)
         return found
 
+    async def before(self, table: str, key: str) -> tuple[datetime, datetime | None]:
+        """(Postgres's clock, `version` of the row), both from before what is asked for next."""
+        statement = (
+            f"SELECT clock_timestamp(), (SELECT _synced_at FROM "
+            f"{qualified(self.mirror.schema, table)} WHERE {quote(self.wanted[table].key[0])} = $1)"
+        )
+        async with self.pool.acquire() as connection:
+            row = await connection.fetchrow(statement, key)
+        assert row is not None  # noqa: S101 (a SELECT without FROM has one row)
+        return row[0], row[1]
+
     def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> Found:
         found = Found()
         for obj in objects:
@@ -140,11 +151,12 @@ class Source:
         priority: int = BACKFILL,
         enough: Callable[[Sequence[StripeObject]], Awaitable[bool]] | None = None,
         cause: Cause | None = None,
+        shown: set[str] | None = None,
     ) -> float:
         """Mirrors a list from its top, to its end or until a page is `enough`.
 
-        Gives the moment on Stripe's clock at which the reading began. A cursor object that went
-        meanwhile starts it anew. Raises what `Stripe.get` raises.
+        Gives the moment on Stripe's clock at which the reading began; `shown` takes the ids. A cursor
+        object that went meanwhile starts it anew. Raises what `Stripe.get` raises.
         """
         after: str | None = None
         began = 0.0
@@ -162,6 +174,8 @@ class Source:
             self.heard(reply)
             began = began or reply.not_before
             page = read_list(reply, path)
+            if shown is not None:
+                shown.update(str(obj.get("id")) for obj in page.objects)
             found = self.extract(page.objects, parents or {})
             await self.follow_all(found, priority=priority, cause=cause)
             await self.mirror.put(found, truth_of(reply, cause))
@@ -211,11 +225,12 @@ class Source:
         over: datetime | None = None,
         priority: int = LIVE,
         cause: Cause | None = None,
+        effect: Effect | None = None,
     ) -> bool:
         """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
 
-        `over` is the version of the row that was seen before, `cause` what made us ask. Raises
-        NotFound where Stripe does not have it (any more).
+        `over` is the version of the row that was seen before, `cause` what made us ask, `effect` what
+        else belongs into the commit. Raises NotFound where Stripe does not have it (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
@@ -225,7 +240,7 @@ class Source:
         self.mirror.extractor.object(read_object(reply, where.path), found)
         await self.follow_all(found, priority=priority, cause=cause)
         versions = {(table, key): over} if over is not None else None
-        await self.mirror.put(found, truth_of(reply, cause), over=versions)
+        await self.mirror.put(found, truth_of(reply, cause), over=versions, effect=effect)
         return True
 
     async def get_object(

@@ -135,6 +135,7 @@ async def open_pool(
             timeout=CONNECT_S,
             server_settings=_session(application_name),
             init=init,  # type: ignore[arg-type]  # any awaitable does
+            reset=_as_it_is,
         )
     return Pool(pool, url, application_name)
 
@@ -205,6 +206,12 @@ async def check_server(connection: Connection) -> ServerFacts:
         can_create_schema=row["can_create_schema"],
         database=row["database"],
     )
+
+
+async def _as_it_is(_: asyncpg.Connection) -> None:
+    """What was open is rolled back by now. Nothing else is to be undone: who listens, or changes its
+    session otherwise, has a connection of its own. (A RESET for each use costs as much as a small read.)
+    """
 
 
 def _session(application_name: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ them either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 
@@ -32,8 +32,8 @@ class Proof:
 Owners = dict[str, Proof]
 """By the id of the parent whose list it is."""
 
-# Not deletable at Stripe, but gone when a draft invoice is changed.
-_ENTRIES_GO = frozenset({"line_item"})
+ENTRIES_GO = frozenset({"entitlements_active_entitlement", "line_item"})
+"""Not deletable at Stripe, but gone when a subscription ends or a draft invoice is changed."""
 
 
 @cache
@@ -47,14 +47,15 @@ def children_of(place: str) -> tuple[str, ...]:
         for target in field.targets if field.name == name else ():
             child = table_name(target)
             shared = sum(target in f.targets for f in lists) > 1
-            if child in tables() and not shared and _may_go(tables()[child], table):
+            if child in tables() and not shared and may_go(tables()[child], table):
                 found.append(child)
     return tuple(found)
 
 
-def _may_go(child: Table, parent: str) -> bool:
-    may_go = child.deletable or child.name in _ENTRIES_GO
-    return parent_column(child, parent) is not None and may_go
+def may_go(child: Table, parent: str) -> bool:
+    """Whether rows of this child table can go from a list of their parent's."""
+    can_go = child.deletable or child.name in ENTRIES_GO
+    return parent_column(child, parent) is not None and can_go
 
 
 @cache
@@ -80,6 +81,27 @@ async def vanished(
         [proof.lo for proof in owners.values()],
     )
     return {row[0]: owners[row[1]] for row in rows}
+
+
+async def unshown(
+    connection: Connection, schema: str, child: Table, owner: tuple[str, str], shown: Set[str]
+) -> list[str]:
+    """Keys of an owner's rows (its table, its key) that are not among those that its list has shown.
+
+    Whether they are gone is not said by that: the list may be older than they are.
+    """
+    column = parent_column(child, owner[0])
+    if column is None:
+        return []
+    alive = " AND c.deleted IS NOT TRUE" if _flag(child) >= 0 else ""
+    key = f"c.{quote(child.key[0])}"
+    rows = await connection.fetch(
+        f"SELECT {key} FROM {qualified(schema, child.name)} c "
+        f"WHERE c.{quote(column)} = $1 AND {key} <> ALL ($2::text[]){alive} ORDER BY 1",
+        owner[1],
+        list(shown),
+    )
+    return [row[0] for row in rows]
 
 
 def tombstones(child: Table, shapes: Shapes, keys: Mapping[str, Proof]) -> dict[str, Row] | None:

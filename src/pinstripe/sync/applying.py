@@ -21,7 +21,7 @@ from pinstripe.source.settle import can_be_asked
 from pinstripe.store.changes import Cause
 from pinstripe.store.todo import Todo
 from pinstripe.sync.order import Change, changes, created_of, payload, request_of
-from pinstripe.sync.related import related
+from pinstripe.sync.related import related, summarised
 
 More = Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]]
 """Events -> the to-dos of previews that they ask for."""
@@ -65,6 +65,7 @@ class Planner:
                 extractor.object(obj, found)
                 cause = Cause(str(event.get("id")), request_of(event))
                 parts.append((found, Truth(float(second), second + 1.0, cause=cause)))
+                todos += summarised(event, wanted)
         if self._more is not None and events:
             todos += await self._more(events)
         return parts, todos

@@ -22,7 +22,8 @@ from pinstripe.store.todo import Kind, Todo
 class Change:
     """What the events say of one object. `sure`: `object` is its newest state that they tell.
 
-    `hint`: it was rendered in another API version than ours. `deleted`: it is gone.
+    `hint`: it was rendered in another API version than ours. `deleted`: it is gone. `born`: one of the
+    events tells of its creation. `previous`: what was there before, of all that they changed.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Change:
     deleted: bool
     event_id: str
     request_id: str
-    event_type: str
+    born: bool
     previous: StripeObject
 
     def todo(self, kind: Kind, table: str, key: str, *, parent: str = "") -> Todo:
@@ -102,7 +103,7 @@ def _change(name: str, key: str, found: list[StripeObject], api_version: str) ->
         deleted=is_deletion(last),
         event_id=str(last.get("id")),
         request_id=request_of(last),
-        event_type=str(last.get("type")),
+        born=any(_is_creation(e) for e in found),
         previous={k: v for e in found for k, v in previous_attributes(e).items()},
     )
 

@@ -11,10 +11,11 @@ from functools import cache
 
 from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
 from pinstripe.catalog.evented import with_events
+from pinstripe.catalog.load import object_types
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.rows.decode import StripeObject
 from pinstripe.store.todo import Todo
-from pinstripe.sync.order import Change
+from pinstripe.sync.order import Change, created_of, payload, request_of
 
 # Children lists that only change when the parent's event says so, in these of its fields: without this
 # every event of a customer would cost a request.
@@ -33,14 +34,35 @@ def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
     ]
     found += [change.todo("fetch", "invoice_item", key) for key in _pulled_in(change)]
     for child in _children(change.name):
-        field = _ONLY_IF_CHANGED.get(child)
-        asked = field is None or field in change.previous or change.event_type.endswith(".created")
-        if child in wanted and asked:
+        if child in wanted and _may_have_changed(child, change):
             found.append(change.todo("children", child, change.key, parent=change.name))
     if any(c.on_request for c in table.columns):
         # Payloads leave out what Stripe gives on request only.
         found.append(change.todo("fetch", table.name, change.key))
     return found
+
+
+def summarised(event: StripeObject, wanted: Mapping[str, Table]) -> list[Todo]:
+    """The list to read where an event only sums up what its owner has now (active entitlements)."""
+    obj = payload(event) or {}
+    known = _summaries().get(str(obj.get("object")))
+    if known is None or known[0] not in wanted:
+        return []
+    child, parent = known
+    owner = obj.get(parent)
+    if not isinstance(owner, str) or not owner:
+        return []
+    told = (created_of(event), request_of(event), str(event.get("id")))
+    return [Todo("children", child, owner, parent, *told)]
+
+
+def _may_have_changed(child: str, change: Change) -> bool:
+    """Whether the list under the parent can differ from what it was before this event."""
+    field = _ONLY_IF_CHANGED.get(child)
+    if field is None:
+        return True
+    # A new balance of 0 has no history.
+    return field in change.previous or (change.born and bool(change.object.get(field)))
 
 
 def _pulled_in(change: Change) -> list[str]:
@@ -60,6 +82,7 @@ def _pulled_in(change: Change) -> list[str]:
 @cache
 def _children(name: str) -> tuple[str, ...]:
     """Tables without events that are listed under an object of this type."""
+    summed = frozenset(_summaries().values())
     return tuple(
         sorted(
             {
@@ -67,10 +90,28 @@ def _children(name: str) -> tuple[str, ...]:
                 for endpoint in list_endpoints()
                 if endpoint.parent == name and name != "test_helpers.test_clock"
                 for child in endpoint.objects
-                if child not in with_events()
+                if child not in with_events() and (table_name(child), name) not in summed
             }
         )
     )
+
+
+@cache
+def _summaries() -> Mapping[str, tuple[str, str]]:
+    """Objects without an id that tell what list an owner has now: name -> (table, type of the owner).
+
+    The owner stands in the field of that name.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for name in with_events():
+        known = object_types()[name]
+        lists = {
+            target for field in known.fields if field.kind == "list" for target in field.targets
+        }
+        for endpoint in () if known.has_id else list_endpoints():
+            if endpoint.parent in {f.name for f in known.fields} and lists & {*endpoint.objects}:
+                found[name] = (table_name(endpoint.objects[0]), endpoint.parent)
+    return found
 
 
 @cache

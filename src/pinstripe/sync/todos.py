@@ -6,20 +6,23 @@ One request at a time for each place; what is asked for again meanwhile is done 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
-from pinstripe.catalog.tables import table_name
+from pinstripe.catalog.tables import Table, table_name
 from pinstripe.client.paths import quote_id
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unreachable, WrongKey
 from pinstripe.source.account import LIVE, Source
-from pinstripe.source.settle import ask_anew
+from pinstripe.source.settle import Crossing, ask_anew, can_be_asked
+from pinstripe.store.batch import Effect
 from pinstripe.store.changes import Cause
-from pinstripe.store.todo import Todo, load_todos, todo_done
+from pinstripe.store.todo import Todo, add_todos, load_todos
+from pinstripe.store.vanish import may_go, unshown
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -157,39 +160,44 @@ class Todos:
     async def _do(self, todo: Todo) -> bool:
         """Makes the request; False if it is to be tried again."""
         for pause_s in (*_PAUSE_S, 0.0):
-            started = await self._clock()
             try:
-                await self._ask(todo)
+                await self._answer(todo)
             except LostLease:
                 raise
             except (Unreachable, WrongKey) as error:
                 self.trouble = error.message
                 await self._sleep(pause_s or _PAUSE_S[-1])
                 continue
-            except PinstripeError as error:
-                # Stripe says no, and would again. The next event of the object asks anew.
-                _log.warning("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
             self.trouble = ""
-            async with self._source.transaction() as connection:
-                await todo_done(connection, self._source.mirror.schema, todo, started)
             return True
         return False
 
-    async def _clock(self) -> datetime:
-        async with self._source.pool.acquire() as connection:
-            now: datetime = await connection.fetchval("SELECT clock_timestamp()")
-        return now
+    async def _answer(self, todo: Todo) -> None:
+        """Asks, and crosses it out. What Stripe refuses it would refuse again: that is an answer."""
+        source = self._source
+        is_row = todo.kind in ("fetch", "relate") and todo.table in source.wanted
+        version: datetime | None = None
+        if is_row:
+            started, version = await source.before(todo.table, todo.id)
+        else:
+            async with source.pool.acquire() as connection:
+                started = await connection.fetchval("SELECT clock_timestamp()")
+        crossing = Crossing(source, todo, started)
+        try:
+            if todo.kind in self._upcoming:
+                await self._upcoming[todo.kind](todo.id)
+            elif todo.kind == "children":
+                await self._children(todo)
+            elif is_row:
+                await self._fetch(todo, version, crossing.effect)
+        except (LostLease, Unreachable, WrongKey):
+            raise
+        except PinstripeError as error:
+            # The next event of the object asks anew.
+            _log.warning("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
+        await crossing.finish()
 
-    async def _ask(self, todo: Todo) -> None:
-        if todo.kind in self._upcoming:
-            await self._upcoming[todo.kind](todo.id)
-        elif todo.kind == "children":
-            await self._children(todo)
-        elif todo.table in self._source.wanted:
-            await self._fetch(todo)
-
-    async def _fetch(self, todo: Todo) -> None:
-        version = await self._source.version(todo.table, todo.id)
+    async def _fetch(self, todo: Todo, version: datetime | None, effect: Effect) -> None:
         if todo.kind == "relate" and version is not None and not await self._may_move(todo):
             return
         try:
@@ -200,6 +208,7 @@ class Todos:
                 over=version,
                 parent=todo.parent,
                 cause=_cause(todo),
+                effect=effect,
             )
         except Refused as error:
             _log.info("todo.unfetched", table=todo.table, id=todo.id, error=error.message)
@@ -222,17 +231,32 @@ class Todos:
         if endpoint is None:
             return
         path, params = endpoint.url(todo.id, quote_id(todo.id))
+        parent = table_name(endpoint.parent)
+        shown: set[str] = set()
         try:
             await self._source.read(
                 endpoint,
                 path,
                 params,
-                parents={table_name(endpoint.parent): todo.id},
+                parents={parent: todo.id},
                 priority=LIVE,
                 cause=_cause(todo),
+                shown=shown,
             )
         except NotFound:
             return  # The parent went, and its list with it.
+        child = self._source.wanted.get(todo.table)
+        if child is not None and may_go(child, parent) and can_be_asked(todo.table):
+            await self._missing(todo, child, parent, shown)
+
+    async def _missing(self, todo: Todo, child: Table, parent: str, shown: Set[str]) -> None:
+        """Children that the list does not show are asked for by their id: most likely they are gone."""
+        schema = self._source.mirror.schema
+        async with self._source.transaction() as connection:
+            keys = await unshown(connection, schema, child, (parent, todo.id), shown)
+            left = [replace(todo, kind="fetch", id=key, parent=todo.id) for key in keys]
+            await add_todos(connection, schema, left)
+        self.add(left)
 
 
 def _cause(todo: Todo) -> Cause | None:
