@@ -18,7 +18,7 @@ import structlog
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.listening import Listening
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.together import Together
+from pinstripe.source.together import Together
 from pinstripe.store.rings import ANSWERS, Answer, last_answers, read_answer, ring
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

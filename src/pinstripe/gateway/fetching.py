@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 
 from pinstripe.errors import Misconfigured, NotFound
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.together import Together
 from pinstripe.source.settle import ask_anew
+from pinstripe.source.together import Together
 
 _Place = tuple[str, str, str]
 """(id of the sync, table, id of the object)"""

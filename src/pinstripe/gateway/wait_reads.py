@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.together import Together
+from pinstripe.source.together import Together
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import Connection
 

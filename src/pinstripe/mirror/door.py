@@ -26,6 +26,7 @@ from pinstripe.mirror.snapshot import Part, Progress, Truth, Versions
 from pinstripe.rows.extract import Extractor, Found
 from pinstripe.store.batch import Batch, Contested, Effect
 from pinstripe.store.changes import Recorder
+from pinstripe.store.todo import Answer
 from pinstripe.store.write import Writer
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -98,15 +99,16 @@ class Mirror:
         *,
         over: Versions | None = None,
         effect: Effect | None = None,
+        answer: Answer | None = None,
     ) -> None:
         """Writes `found` and returns when it is committed. For what no cursor vouches for.
 
         `over`: versions of rows that were seen before the snapshot was asked for. `effect`: what else
-        belongs into the commit. Raises Unwritable or Drifted where Postgres refuses; waits out lost
-        connections.
+        belongs into the commit; `answer`: what is crossed out with it. Raises Unwritable or Drifted where
+        Postgres refuses; waits out lost connections.
         """
         await self.room(found)
-        await self.submit(found, truth, over=over, effect=effect)
+        await self.submit(found, truth, over=over, effect=effect, answer=answer)
 
     async def room(self, found: Found) -> None:
         """Waits until the queue has room for these rows. Call it before `submit`."""
@@ -122,13 +124,20 @@ class Mirror:
         step: object = None,
         over: Versions | None = None,
         effect: Effect | None = None,
+        answer: Answer | None = None,
     ) -> asyncio.Future[None]:
         """Queues `found`; the future is done when it is committed, with the step that it makes.
 
         Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
         """
         return self.submit_parts(
-            [(found, truth)], lane=lane, progress=progress, step=step, over=over, effect=effect
+            [(found, truth)],
+            lane=lane,
+            progress=progress,
+            step=step,
+            over=over,
+            effect=effect,
+            answer=answer,
         )
 
     def submit_parts(
@@ -140,11 +149,12 @@ class Mirror:
         step: object = None,
         over: Versions | None = None,
         effect: Effect | None = None,
+        answer: Answer | None = None,
     ) -> asyncio.Future[None]:
         """As `submit`, for snapshots of several moments that belong into one transaction."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         rows = sum(found.count() for found, _ in parts)
-        self._queue.add(Job(parts, progress, step, durable, rows, lane, over or {}, effect))
+        self._queue.add(Job(parts, progress, step, durable, rows, lane, over or {}, effect, answer))
         return durable
 
     def settling(self, found: Found) -> list[asyncio.Task[bool]]:
@@ -231,6 +241,7 @@ class Mirror:
                 batch.add(found, truth.lo, truth.hi, job.over, cause=truth.cause)
         steps = steps_of(jobs)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
+        batch.answers = [job.answer for job in jobs if job.answer is not None]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         attempt = 0
         while True:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pinstripe.mirror.snapshot import Part, Progress, Versions
 from pinstripe.store.batch import Effect
+from pinstripe.store.todo import Answer
 
 # Coalesced up to this many rows a commit: beyond it the cost per row falls no further (measured,
 # docs/decisions/005-writing.md), and the event loop is held longer.
@@ -25,7 +26,10 @@ LIVE_LANE = "live"
 
 @dataclass(slots=True)
 class Job:
-    """Rows that are committed together, and what is done in the same transaction."""
+    """Rows that are committed together, and what is done in the same transaction.
+
+    `answer`: the to-do that is crossed out with them.
+    """
 
     parts: Sequence[Part]
     progress: Progress | None
@@ -35,6 +39,7 @@ class Job:
     lane: str
     over: Versions
     effect: Effect | None
+    answer: Answer | None
 
 
 @dataclass(slots=True)

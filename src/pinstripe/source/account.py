@@ -27,13 +27,14 @@ from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror import Mirror
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import CutList, Found
+from pinstripe.source.looks import Before, Looks
 from pinstripe.source.nested import Gap, Gaps
 from pinstripe.source.page import PAGE, list_request, read_list, read_object, truth_of
 from pinstripe.store.batch import Effect
 from pinstripe.store.changes import Cause
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
-from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
+from pinstripe.store.todo import Answer
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -63,6 +64,10 @@ class Source:
     fence: Effect | None = None
     clock_ahead_s: float = 0.0
     gaps: Gaps = field(default_factory=dict)
+    _looks: Looks = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._looks = Looks(self.pool, self.mirror.schema, self.wanted)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -87,24 +92,11 @@ class Source:
 
     async def version(self, table: str, key: str) -> datetime | None:
         """`_synced_at` of a row, None if there is none. What is asked for after this is newer."""
-        statement = (
-            f"SELECT _synced_at FROM {qualified(self.mirror.schema, table)} "
-            f"WHERE {quote(self.wanted[table].key[0])} = $1"
-        )
-        async with self.pool.acquire() as connection:
-            found: datetime | None = await connection.fetchval(statement, key)
-        return found
+        return (await self.before(table, key)).version
 
-    async def before(self, table: str, key: str) -> tuple[datetime, datetime | None]:
-        """(Postgres's clock, `version` of the row), both from before what is asked for next."""
-        statement = (
-            f"SELECT clock_timestamp(), (SELECT _synced_at FROM "
-            f"{qualified(self.mirror.schema, table)} WHERE {quote(self.wanted[table].key[0])} = $1)"
-        )
-        async with self.pool.acquire() as connection:
-            row = await connection.fetchrow(statement, key)
-        assert row is not None  # noqa: S101 (a SELECT without FROM has one row)
-        return row[0], row[1]
+    async def before(self, table: str, key: str) -> Before:
+        """What is so before Stripe is asked next. All who ask at the same time share one look."""
+        return await self._looks.before(table, key)
 
     def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> Found:
         found = Found()
@@ -225,12 +217,12 @@ class Source:
         over: datetime | None = None,
         priority: int = LIVE,
         cause: Cause | None = None,
-        effect: Effect | None = None,
+        answer: Answer | None = None,
     ) -> bool:
         """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
 
-        `over` is the version of the row that was seen before, `cause` what made us ask, `effect` what
-        else belongs into the commit. Raises NotFound where Stripe does not have it (any more).
+        `over` is the version of the row that was seen before, `cause` what made us ask, `answer`
+        what is crossed out with the commit. Raises NotFound where Stripe does not have it (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
@@ -240,7 +232,7 @@ class Source:
         self.mirror.extractor.object(read_object(reply, where.path), found)
         await self.follow_all(found, priority=priority, cause=cause)
         versions = {(table, key): over} if over is not None else None
-        await self.mirror.put(found, truth_of(reply, cause), over=versions, effect=effect)
+        await self.mirror.put(found, truth_of(reply, cause), over=versions, answer=answer)
         return True
 
     async def get_object(

@@ -17,47 +17,30 @@ from pinstripe.rows.extract import Found
 from pinstripe.source.account import LIVE, Source, retrieve_endpoint
 from pinstripe.source.page import read_object, truth_of
 from pinstripe.source.told import write_as_told
-from pinstripe.store.batch import Contested, Effect, question_of
+from pinstripe.store.batch import Contested, question_of
 from pinstripe.store.changes import Cause, delete_rows
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.todo import Todo, todo_done
+from pinstripe.store.todo import Answer, cross_out
 from pinstripe.store.vanish import ENTRIES_GO
 
 
-class Crossing:
-    """Crosses out a to-do, in the commit of what answers it if there is one.
-
-    `started`: before Stripe was asked, on Postgres's clock. What was asked for again since then stays.
-    """
-
-    def __init__(self, source: Source, todo: Todo, started: datetime) -> None:
-        self._source = source
-        self._todo = todo
-        self._started = started
-        self._is_done = False
-
-    async def effect(self, connection: Connection) -> None:
-        """Belongs into the commit of the answer."""
-        await todo_done(connection, self._source.mirror.schema, self._todo, self._started)
-        self._is_done = True
-
-    async def finish(self) -> None:
-        """Stripe has answered: crosses it out if no commit did."""
-        if not self._is_done:
-            async with self._source.transaction() as connection:
-                await self.effect(connection)
+async def finish(source: Source, answer: Answer) -> None:
+    """Stripe has answered: crosses out what asked, if no commit has."""
+    if not answer.is_noted:
+        async with source.transaction() as connection:
+            await cross_out(connection, source.mirror.schema, [answer])
 
 
 async def settle(source: Source, row: Contested) -> bool:
     """Decides a contested row by one question, and crosses it out. For `Mirror.settle`."""
     async with source.pool.acquire() as connection:
         started = await connection.fetchval("SELECT clock_timestamp()")
-    crossing = Crossing(source, question_of(row), started)
+    answer = Answer(question_of(row), started)
     answered = await ask_anew(
-        source, row.table, row.key, over=row.version, cause=row.cause, effect=crossing.effect
+        source, row.table, row.key, over=row.version, cause=row.cause, answer=answer
     )
-    await crossing.finish()
+    await finish(source, answer)
     return answered
 
 
@@ -69,22 +52,22 @@ async def ask_anew(
     over: datetime | None,
     parent: str = "",
     cause: Cause | None = None,
-    effect: Effect | None = None,
+    answer: Answer | None = None,
 ) -> bool:
     """Puts what Stripe has now in place of this version of the row; what is gone is flagged.
 
     False where nothing at Stripe shows it. `parent`: what it is retrieved under, if that is known.
-    `effect`: what belongs into the commit, where there is one.
+    `answer`: what is crossed out with the commit, where there is one.
     """
     try:
         if _singleton_path(table):
-            await _read_singleton(source, table, key, over=over, cause=cause, effect=effect)
+            await _read_singleton(source, table, key, over=over, cause=cause, answer=answer)
             return True
         parent = parent or await _parent(source, table, key)
-        if await source.fetch(table, key, parent=parent, over=over, cause=cause, effect=effect):
+        if await source.fetch(table, key, parent=parent, over=over, cause=cause, answer=answer):
             return True
     except NotFound as gone:
-        await bury(source, table, key, over=over, gone=gone, cause=cause, effect=effect)
+        await bury(source, table, key, over=over, gone=gone, cause=cause, answer=answer)
         return True
     return over is not None and await write_as_told(source, table, key, over)
 
@@ -97,7 +80,7 @@ async def bury(
     over: datetime | None,
     gone: NotFound | None = None,
     cause: Cause | None = None,
-    effect: Effect | None = None,
+    answer: Answer | None = None,
 ) -> None:
     """Stripe says that it does not have the object (any more): its row is flagged, or goes.
 
@@ -113,16 +96,14 @@ async def bury(
             unchanged = f"t.{quote(known.key[0])} = $1 AND t._synced_at = $2"
             schema = source.mirror.schema
             await delete_rows(connection, schema, known, unchanged, key, over, cause=cause)
-            if effect is not None:
-                await effect(connection)
 
-        await source.mirror.put(found, Truth(0.0, 0.0), effect=remove)
+        await source.mirror.put(found, Truth(0.0, 0.0), effect=remove, answer=answer)
         return
     source.mirror.extractor.object({"id": key, "object": known.object_type, "deleted": True}, found)
     # Not by our own idea of the time if Stripe has told it: ours may be behind.
     said_at = gone.said_at if gone is not None else None
     lo, hi = said_at or (source.now() - 1.0, source.now())
-    await source.mirror.put(found, Truth(lo, hi, cause), over={(table, key): over}, effect=effect)
+    await source.mirror.put(found, Truth(lo, hi, cause), over={(table, key): over}, answer=answer)
 
 
 def can_be_asked(table: str) -> bool:
@@ -145,7 +126,7 @@ async def _read_singleton(
     *,
     over: datetime | None,
     cause: Cause | None,
-    effect: Effect | None,
+    answer: Answer | None,
 ) -> None:
     path = _singleton_path(table)
     reply = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
@@ -153,7 +134,7 @@ async def _read_singleton(
     found = Found()
     source.mirror.extractor.object(read_object(reply, path), found)
     versions = {(table, key): over} if over is not None else None
-    await source.mirror.put(found, truth_of(reply, cause), over=versions, effect=effect)
+    await source.mirror.put(found, truth_of(reply, cause), over=versions, answer=answer)
 
 
 async def _parent(source: Source, table: str, key: str) -> str:

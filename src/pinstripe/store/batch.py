@@ -11,7 +11,7 @@ from pinstripe.rows.extract import Found, Row
 from pinstripe.store.changes import Cause
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.pool import Connection
-from pinstripe.store.todo import Todo
+from pinstripe.store.todo import Answer, Todo
 from pinstripe.store.vanish import Owners, Proof, children_of
 
 Effect = Callable[[Connection], Awaitable[None]]
@@ -62,6 +62,7 @@ class Batch:
     rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)

@@ -51,15 +51,37 @@ ON CONFLICT (schema, kind, "table", id) DO UPDATE SET
   request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp()
 """
 
-# What was asked again meanwhile is answered so far, and open since then.
+# What was asked again meanwhile is answered so far, and open since then. Locked in the order in which
+# `_ADD` takes them, so that two writers do not wait for each other in a circle.
 _DONE = """
-WITH newer AS (
-  UPDATE pinstripe.pending SET open_since = asked_at
-  WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND asked_at > $5 AND open_since <= $5
+WITH done AS MATERIALIZED (
+  SELECT p.kind, p."table", p.id, u.started
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS u (kind, tab, id, started)
+  JOIN pinstripe.pending p
+    ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
+  ORDER BY p.kind, p."table", p.id FOR UPDATE OF p
+), newer AS (
+  UPDATE pinstripe.pending p SET open_since = p.asked_at FROM done d
+  WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
+    AND p.asked_at > d.started AND p.open_since <= d.started
 )
-DELETE FROM pinstripe.pending
-WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND asked_at <= $5
+DELETE FROM pinstripe.pending p USING done d
+WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
+  AND p.asked_at <= d.started
 """
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a to-do asked is answered by what is written.
+
+    `started`: before Stripe was asked, on Postgres's clock. `is_noted`: it is crossed out, in the commit
+    of what answers it.
+    """
+
+    todo: Todo
+    started: datetime
+    is_noted: bool = False
 
 
 async def add_todos(connection: Connection, schema: str, todos: Sequence[Todo]) -> None:
@@ -99,17 +121,19 @@ async def load_todos(
     return [(Todo(*row[:7]), row[7]) for row in rows]
 
 
-async def todo_done(connection: Connection, schema: str, todo: Todo, started: datetime) -> bool:
-    """Crosses it out, unless it was asked for again after `started` (Postgres's clock)."""
-    status = await connection.execute(
+async def cross_out(connection: Connection, schema: str, answers: Sequence[Answer]) -> None:
+    """Crosses out what is answered, unless it was asked for again since Stripe was asked."""
+    if not answers:
+        return
+    ordered = sorted(answers, key=lambda a: a.todo.place)
+    await connection.execute(
         _DONE,
         schema,
-        todo.kind,
-        todo.table,
-        todo.id,
-        started,
+        [a.todo.kind for a in ordered],
+        [a.todo.table for a in ordered],
+        [a.todo.id for a in ordered],
+        [a.started for a in ordered],
     )
-    return not status.endswith(" 0")
 
 
 async def add_applied(

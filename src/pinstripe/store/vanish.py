@@ -66,21 +66,36 @@ def parent_column(child: Table, parent: str) -> str | None:
 
 
 async def vanished(
-    connection: Connection, schema: str, child: Table, parent: str, owners: Owners
-) -> Mapping[str, Proof]:
-    """Key -> the proof, of the rows that are gone."""
-    column = parent_column(child, parent)
-    if column is None:
-        return {}
-    alive = " AND c.deleted IS NOT TRUE" if _flag(child) >= 0 else ""
-    rows = await connection.fetch(
-        f"SELECT c.{quote(child.key[0])}, c.{quote(column)} FROM {qualified(schema, child.name)} c "
-        f"JOIN unnest($1::text[], $2::float8[]) AS p (id, lo) ON c.{quote(column)} = p.id "
-        f"WHERE c._as_of_latest <= to_timestamp(p.lo){alive}",
-        list(owners),
-        [proof.lo for proof in owners.values()],
-    )
-    return {row[0]: owners[row[1]] for row in rows}
+    connection: Connection, schema: str, lists: Sequence[tuple[Table, str, Owners]]
+) -> list[tuple[Table, Mapping[str, Proof]]]:
+    """Key -> the proof, of the rows of each child table that are gone; only those that have any.
+
+    `lists`: child tables, each with its parent's table and the parents whose lists were shown.
+    """
+    texts: list[str] = []
+    values: list[list[object]] = []
+    for child, parent, owners in lists:
+        column = parent_column(child, parent)
+        if column is None:
+            continue
+        alive = " AND c.deleted IS NOT TRUE" if _flag(child) >= 0 else ""
+        at = len(values)
+        texts.append(
+            f"SELECT '{child.name}', '{parent}', c.{quote(child.key[0])}, c.{quote(column)} "
+            f"FROM {qualified(schema, child.name)} c "
+            f"JOIN unnest(${at + 1}::text[], ${at + 2}::float8[]) AS p (id, lo) "
+            f"ON c.{quote(column)} = p.id WHERE c._as_of_latest <= to_timestamp(p.lo){alive}"
+        )
+        values += [list(owners), [proof.lo for proof in owners.values()]]
+    if not texts:
+        return []
+    gone: dict[tuple[str, str], dict[str, Proof]] = {}
+    owners_of = {(child.name, parent): owners for child, parent, owners in lists}
+    for child_name, parent, key, owner in await connection.fetch(
+        " UNION ALL ".join(texts), *values
+    ):
+        gone.setdefault((child_name, parent), {})[key] = owners_of[child_name, parent][owner]
+    return [(c, gone[c.name, parent]) for c, parent, _ in lists if (c.name, parent) in gone]
 
 
 async def unshown(

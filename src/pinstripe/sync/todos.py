@@ -18,17 +18,17 @@ from pinstripe.catalog.tables import Table, table_name
 from pinstripe.client.paths import quote_id
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unreachable, WrongKey
 from pinstripe.source.account import LIVE, Source
-from pinstripe.source.settle import Crossing, ask_anew, can_be_asked
-from pinstripe.store.batch import Effect
+from pinstripe.source.settle import ask_anew, can_be_asked, finish
 from pinstripe.store.changes import Cause
-from pinstripe.store.todo import Todo, add_todos, load_todos
+from pinstripe.store.todo import Answer, Todo, add_todos, load_todos
 from pinstripe.store.vanish import may_go, unshown
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Place = tuple[str, str, str]
 Refresh = Callable[[str], Awaitable[None]]
-_WORKERS = 8
+_WORKERS = 24
+"""Requests at once, as far as the budget lets them. What comes back together is written in one commit."""
 _PAUSE_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 _LOOK_S = 60.0
 """How often the database is looked into when nobody rings."""
@@ -182,22 +182,22 @@ class Todos:
         else:
             async with source.pool.acquire() as connection:
                 started = await connection.fetchval("SELECT clock_timestamp()")
-        crossing = Crossing(source, todo, started)
+        answer = Answer(todo, started)
         try:
             if todo.kind in self._upcoming:
                 await self._upcoming[todo.kind](todo.id)
             elif todo.kind == "children":
                 await self._children(todo)
             elif is_row:
-                await self._fetch(todo, version, crossing.effect)
+                await self._fetch(todo, version, answer)
         except (LostLease, Unreachable, WrongKey):
             raise
         except PinstripeError as error:
             # The next event of the object asks anew.
             _log.warning("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
-        await crossing.finish()
+        await finish(source, answer)
 
-    async def _fetch(self, todo: Todo, version: datetime | None, effect: Effect) -> None:
+    async def _fetch(self, todo: Todo, version: datetime | None, answer: Answer) -> None:
         if todo.kind == "relate" and version is not None and not await self._may_move(todo):
             return
         try:
@@ -208,7 +208,7 @@ class Todos:
                 over=version,
                 parent=todo.parent,
                 cause=_cause(todo),
-                effect=effect,
+                answer=answer,
             )
         except Refused as error:
             _log.info("todo.unfetched", table=todo.table, id=todo.id, error=error.message)

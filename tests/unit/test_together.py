@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from pinstripe.gateway.together import Together
+from pinstripe.source.together import Together
 
 
 class Answers:
