@@ -99,16 +99,23 @@ class Mirror:
         *,
         over: Versions | None = None,
         effect: Effect | None = None,
-        answer: Answer | None = None,
+        answers: Sequence[Answer] = (),
     ) -> None:
         """Writes `found` and returns when it is committed. For what no cursor vouches for.
 
         `over`: versions of rows that were seen before the snapshot was asked for. `effect`: what else
-        belongs into the commit; `answer`: what is crossed out with it. Raises Unwritable or Drifted where
+        belongs into the commit; `answers`: what is crossed out with it. Raises Unwritable or Drifted where
         Postgres refuses; waits out lost connections.
         """
         await self.room(found)
-        await self.submit(found, truth, over=over, effect=effect, answer=answer)
+        await self.submit(found, truth, over=over, effect=effect, answers=answers)
+
+    async def put_parts(
+        self, parts: Sequence[Part], *, over: Versions, answers: Sequence[Answer]
+    ) -> None:
+        """As `put`, for snapshots that belong into one transaction."""
+        await self._queue.room(sum(found.count() for found, _ in parts))
+        await self.submit_parts(parts, over=over, answers=answers)
 
     async def room(self, found: Found) -> None:
         """Waits until the queue has room for these rows. Call it before `submit`."""
@@ -124,7 +131,7 @@ class Mirror:
         step: object = None,
         over: Versions | None = None,
         effect: Effect | None = None,
-        answer: Answer | None = None,
+        answers: Sequence[Answer] = (),
     ) -> asyncio.Future[None]:
         """Queues `found`; the future is done when it is committed, with the step that it makes.
 
@@ -137,7 +144,7 @@ class Mirror:
             step=step,
             over=over,
             effect=effect,
-            answer=answer,
+            answers=answers,
         )
 
     def submit_parts(
@@ -149,12 +156,14 @@ class Mirror:
         step: object = None,
         over: Versions | None = None,
         effect: Effect | None = None,
-        answer: Answer | None = None,
+        answers: Sequence[Answer] = (),
     ) -> asyncio.Future[None]:
         """As `submit`, for snapshots of several moments that belong into one transaction."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         rows = sum(found.count() for found, _ in parts)
-        self._queue.add(Job(parts, progress, step, durable, rows, lane, over or {}, effect, answer))
+        self._queue.add(
+            Job(parts, progress, step, durable, rows, lane, over or {}, effect, answers)
+        )
         return durable
 
     def settling(self, found: Found) -> list[asyncio.Task[bool]]:
@@ -241,7 +250,7 @@ class Mirror:
                 batch.add(found, truth.lo, truth.hi, job.over, cause=truth.cause)
         steps = steps_of(jobs)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
-        batch.answers = [job.answer for job in jobs if job.answer is not None]
+        batch.answers = [answer for job in jobs for answer in job.answers]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         attempt = 0
         while True:

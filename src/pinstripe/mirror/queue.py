@@ -28,7 +28,7 @@ LIVE_LANE = "live"
 class Job:
     """Rows that are committed together, and what is done in the same transaction.
 
-    `answer`: the to-do that is crossed out with them.
+    `answers`: the to-dos that are crossed out with them.
     """
 
     parts: Sequence[Part]
@@ -39,7 +39,7 @@ class Job:
     lane: str
     over: Versions
     effect: Effect | None
-    answer: Answer | None
+    answers: Sequence[Answer]
 
 
 @dataclass(slots=True)

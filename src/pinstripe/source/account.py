@@ -217,11 +217,11 @@ class Source:
         over: datetime | None = None,
         priority: int = LIVE,
         cause: Cause | None = None,
-        answer: Answer | None = None,
+        answers: Sequence[Answer] = (),
     ) -> bool:
         """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
 
-        `over` is the version of the row that was seen before, `cause` what made us ask, `answer`
+        `over` is the version of the row that was seen before, `cause` what made us ask, `answers`
         what is crossed out with the commit. Raises NotFound where Stripe does not have it (any more).
         """
         where = retrieve_endpoint(table)
@@ -232,7 +232,7 @@ class Source:
         self.mirror.extractor.object(read_object(reply, where.path), found)
         await self.follow_all(found, priority=priority, cause=cause)
         versions = {(table, key): over} if over is not None else None
-        await self.mirror.put(found, truth_of(reply, cause), over=versions, answer=answer)
+        await self.mirror.put(found, truth_of(reply, cause), over=versions, answers=answers)
         return True
 
     async def get_object(

@@ -7,6 +7,7 @@ card, a hold) is asked of the event log (`told`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pinstripe.catalog.endpoints import singleton_paths
@@ -38,7 +39,7 @@ async def settle(source: Source, row: Contested) -> bool:
         started = await connection.fetchval("SELECT clock_timestamp()")
     answer = Answer(question_of(row), started)
     answered = await ask_anew(
-        source, row.table, row.key, over=row.version, cause=row.cause, answer=answer
+        source, row.table, row.key, over=row.version, cause=row.cause, answers=[answer]
     )
     await finish(source, answer)
     return answered
@@ -52,22 +53,22 @@ async def ask_anew(
     over: datetime | None,
     parent: str = "",
     cause: Cause | None = None,
-    answer: Answer | None = None,
+    answers: Sequence[Answer] = (),
 ) -> bool:
     """Puts what Stripe has now in place of this version of the row; what is gone is flagged.
 
     False where nothing at Stripe shows it. `parent`: what it is retrieved under, if that is known.
-    `answer`: what is crossed out with the commit, where there is one.
+    `answers`: what is crossed out with the commit, where there is one.
     """
     try:
         if _singleton_path(table):
-            await _read_singleton(source, table, key, over=over, cause=cause, answer=answer)
+            await _read_singleton(source, table, key, over=over, cause=cause, answers=answers)
             return True
         parent = parent or await _parent(source, table, key)
-        if await source.fetch(table, key, parent=parent, over=over, cause=cause, answer=answer):
+        if await source.fetch(table, key, parent=parent, over=over, cause=cause, answers=answers):
             return True
     except NotFound as gone:
-        await bury(source, table, key, over=over, gone=gone, cause=cause, answer=answer)
+        await bury(source, table, key, over=over, gone=gone, cause=cause, answers=answers)
         return True
     return over is not None and await write_as_told(source, table, key, over)
 
@@ -80,7 +81,7 @@ async def bury(
     over: datetime | None,
     gone: NotFound | None = None,
     cause: Cause | None = None,
-    answer: Answer | None = None,
+    answers: Sequence[Answer] = (),
 ) -> None:
     """Stripe says that it does not have the object (any more): its row is flagged, or goes.
 
@@ -97,13 +98,13 @@ async def bury(
             schema = source.mirror.schema
             await delete_rows(connection, schema, known, unchanged, key, over, cause=cause)
 
-        await source.mirror.put(found, Truth(0.0, 0.0), effect=remove, answer=answer)
+        await source.mirror.put(found, Truth(0.0, 0.0), effect=remove, answers=answers)
         return
     source.mirror.extractor.object({"id": key, "object": known.object_type, "deleted": True}, found)
     # Not by our own idea of the time if Stripe has told it: ours may be behind.
     said_at = gone.said_at if gone is not None else None
     lo, hi = said_at or (source.now() - 1.0, source.now())
-    await source.mirror.put(found, Truth(lo, hi, cause), over={(table, key): over}, answer=answer)
+    await source.mirror.put(found, Truth(lo, hi, cause), over={(table, key): over}, answers=answers)
 
 
 def can_be_asked(table: str) -> bool:
@@ -126,7 +127,7 @@ async def _read_singleton(
     *,
     over: datetime | None,
     cause: Cause | None,
-    answer: Answer | None,
+    answers: Sequence[Answer],
 ) -> None:
     path = _singleton_path(table)
     reply = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
@@ -134,7 +135,7 @@ async def _read_singleton(
     found = Found()
     source.mirror.extractor.object(read_object(reply, path), found)
     versions = {(table, key): over} if over is not None else None
-    await source.mirror.put(found, truth_of(reply, cause), over=versions, answer=answer)
+    await source.mirror.put(found, truth_of(reply, cause), over=versions, answers=answers)
 
 
 async def _parent(source: Source, table: str, key: str) -> str:

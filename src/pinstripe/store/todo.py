@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from pinstripe.store.changes import Cause
 from pinstripe.store.pool import Connection
 
 Kind = Literal["fetch", "relate", "children", "upcoming_customer", "upcoming_subscription"]
@@ -37,6 +38,12 @@ class Todo:
     @property
     def place(self) -> tuple[str, str, str]:
         return (self.kind, self.table, self.id)
+
+    @property
+    def cause(self) -> Cause | None:
+        """What the change feed names as the reason."""
+        known = self.event_id or self.request_id
+        return Cause(self.event_id, self.request_id) if known else None
 
 
 _ADD = """

@@ -1,34 +1,30 @@
 """Works off what must still be asked of Stripe (`store/todo`): coalesced, within the budget, durable.
 
-One request at a time for each place; what is asked for again meanwhile is done once more afterwards.
+One request at a time for each place; what is asked for again meanwhile is done once more afterwards. Many
+objects of one type that were made at about the same time are one request together (`bunches`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
-from pinstripe.catalog.tables import Table, table_name
-from pinstripe.client.paths import quote_id
-from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unreachable, WrongKey
-from pinstripe.source.account import LIVE, Source
-from pinstripe.source.settle import ask_anew, can_be_asked, finish
-from pinstripe.store.changes import Cause
-from pinstripe.store.todo import Answer, Todo, add_todos, load_todos
-from pinstripe.store.vanish import may_go, unshown
+from pinstripe.errors import LostLease, PinstripeError, Refused, Unreachable, WrongKey
+from pinstripe.source.account import Source
+from pinstripe.source.settle import ask_anew, finish
+from pinstripe.store.todo import Answer, Todo, load_todos
+from pinstripe.sync.bunches import LEAST, can_bunch, fetch_bunch, find_bunch
+from pinstripe.sync.children import list_children
+from pinstripe.sync.todo_line import Line
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-Place = tuple[str, str, str]
 Refresh = Callable[[str], Awaitable[None]]
-_WORKERS = 24
-"""Requests at once, as far as the budget lets them. What comes back together is written in one commit."""
+_WORKERS = 8
 _PAUSE_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 _LOOK_S = 60.0
 """How often the database is looked into when nobody rings."""
@@ -50,16 +46,13 @@ class Todos:
         self._source = source
         self._upcoming = dict(upcoming or {})
         self._sleep = sleep
-        self._queue: asyncio.Queue[Place] = asyncio.Queue()
-        self._todos: dict[Place, Todo] = {}
-        self._running: set[Place] = set()
-        self._again: set[Place] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._line = Line()
+        self._singly: set[str] = set()
+        """Tables whose list Stripe does not let us read."""
         self._noted = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._todos)
+        return len(self._line)
 
     async def run(self) -> None:
         """Works until cancelled; begins with what an earlier process left."""
@@ -90,7 +83,7 @@ class Todos:
             except PinstripeError as error:
                 _log.debug("todos.untaken", error=error.message)
                 continue
-            ours = [(todo, asked) for todo, asked in left if todo.place not in self._todos]
+            ours = [(todo, asked) for todo, asked in left if todo.place not in self._line]
             # A contest is being settled by whoever found it; only what is left of it is for us.
             old = now - timedelta(seconds=_CONTEST_S)
             self.add([todo for todo, asked in ours if todo.since or asked <= old])
@@ -104,7 +97,7 @@ class Todos:
 
     async def work_off(self) -> None:
         """Works off what has been taken in, and returns."""
-        if not self._todos:
+        if not self._line:
             return
         workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
         try:
@@ -125,37 +118,53 @@ class Todos:
 
     def add(self, todos: Sequence[Todo]) -> None:
         """Takes in what has been noted in the database."""
-        for todo in todos:
-            place = todo.place
-            known = place in self._todos
-            self._todos[place] = todo
-            if place in self._running:
-                self._again.add(place)
-            elif not known:
-                self._queue.put_nowait(place)
-        if self._todos:
-            self._idle.clear()
+        self._line.add(todos)
 
     async def idle(self) -> None:
         """Returns when nothing is left to do."""
-        await self._idle.wait()
+        await self._line.idle()
 
     async def _work(self) -> None:
         while True:
-            place = await self._queue.get()
-            self._running.add(place)
+            todo = await self._line.next()
             done = False
             try:
-                done = await self._do(self._todos[place])
+                done = await self._do_with_others(todo) or await self._do(todo)
             finally:
-                self._running.discard(place)
-                if place in self._again or not done:
-                    self._again.discard(place)
-                    self._queue.put_nowait(place)
-                else:
-                    self._todos.pop(place, None)
-                    if not self._todos:
-                        self._idle.set()
+                self._end(todo, done)
+
+    def _end(self, todo: Todo, done: bool) -> None:
+        if done:
+            self._line.done(todo.place)
+        else:
+            self._line.put_back(todo.place)
+
+    async def _do_with_others(self, todo: Todo) -> bool:
+        """Whether one page of a list has answered it, and others that wait with it."""
+        if todo.kind != "fetch" or todo.table in self._singly or not can_bunch(todo.table):
+            return False
+        waiting = self._line.waiting(todo.table)
+        if len(waiting) + 1 < LEAST:
+            return False
+        others: list[Todo] = []
+        shown: set[str] = set()
+        try:
+            with self._line.holding(todo.table):
+                bunch = await find_bunch(self._source, todo, waiting)
+                if bunch is not None:
+                    others = self._line.take(todo.table, bunch.versions)
+                    shown = await fetch_bunch(self._source, bunch, [todo, *others])
+        except LostLease:
+            raise
+        except (Unreachable, WrongKey):
+            return False  # Alone it waits until that is over.
+        except PinstripeError as error:
+            self._singly.add(todo.table)
+            _log.info("todos.singly", table=todo.table, error=error.message)
+        finally:
+            for other in others:
+                self._end(other, other.id in shown)
+        return todo.id in shown
 
     async def _do(self, todo: Todo) -> bool:
         """Makes the request; False if it is to be tried again."""
@@ -187,7 +196,7 @@ class Todos:
             if todo.kind in self._upcoming:
                 await self._upcoming[todo.kind](todo.id)
             elif todo.kind == "children":
-                await self._children(todo)
+                self.add(await list_children(self._source, todo))
             elif is_row:
                 await self._fetch(todo, version, answer)
         except (LostLease, Unreachable, WrongKey):
@@ -207,8 +216,8 @@ class Todos:
                 todo.id,
                 over=version,
                 parent=todo.parent,
-                cause=_cause(todo),
-                answer=answer,
+                cause=todo.cause,
+                answers=[answer],
             )
         except Refused as error:
             _log.info("todo.unfetched", table=todo.table, id=todo.id, error=error.message)
@@ -224,49 +233,3 @@ class Todos:
                 todo.id,
             )
         return status == "pending"
-
-    async def _children(self, todo: Todo) -> None:
-        """Lists the children of `todo.table` under the parent `todo.id`, to the end."""
-        endpoint = _children_endpoint(todo.table, todo.parent)
-        if endpoint is None:
-            return
-        path, params = endpoint.url(todo.id, quote_id(todo.id))
-        parent = table_name(endpoint.parent)
-        shown: set[str] = set()
-        try:
-            await self._source.read(
-                endpoint,
-                path,
-                params,
-                parents={parent: todo.id},
-                priority=LIVE,
-                cause=_cause(todo),
-                shown=shown,
-            )
-        except NotFound:
-            return  # The parent went, and its list with it.
-        child = self._source.wanted.get(todo.table)
-        if child is not None and may_go(child, parent) and can_be_asked(todo.table):
-            await self._missing(todo, child, parent, shown)
-
-    async def _missing(self, todo: Todo, child: Table, parent: str, shown: Set[str]) -> None:
-        """Children that the list does not show are asked for by their id: most likely they are gone."""
-        schema = self._source.mirror.schema
-        async with self._source.transaction() as connection:
-            keys = await unshown(connection, schema, child, (parent, todo.id), shown)
-            left = [replace(todo, kind="fetch", id=key, parent=todo.id) for key in keys]
-            await add_todos(connection, schema, left)
-        self.add(left)
-
-
-def _cause(todo: Todo) -> Cause | None:
-    """What the change feed names as the reason."""
-    known = todo.event_id or todo.request_id
-    return Cause(todo.event_id, todo.request_id) if known else None
-
-
-def _children_endpoint(table: str, parent: str) -> ListEndpoint | None:
-    for endpoint in list_endpoints():
-        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
-            return endpoint
-    return None
