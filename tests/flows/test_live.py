@@ -92,6 +92,36 @@ async def test_ties_and_late_events_end_in_the_newest_state(sim: Running, databa
         assert await differences(database, sim, among=born_since(sim, start)) == {}
 
 
+async def test_only_what_an_earlier_look_should_have_shown_is_late(
+    sim: Running, database: str
+) -> None:
+    start = int(time.time())
+    async with open_copy(sim, database) as copy:
+        # Hours of events at once are many pages, and seconds apart: none of them is late.
+        for _ in range(8):
+            sim.control.burst(40)
+            sim.control.clock(step_s=2)
+        live, todos = copy.live(start)
+        await live.sweep(start)
+        sim.control.burst(40)
+        sim.control.clock(step_s=4)
+        sim.control.burst(40)
+        await live.poll()
+        assert live.seen.events > 300
+        assert live.seen.late == 0
+        sim.control.late_events(share=1.0, delay_s=10.0)
+        sim.control.burst(20)
+        sim.control.late_events()
+        sim.control.clock(step_s=4)
+        sim.control.burst(5)
+        await live.poll()
+        assert live.seen.late == 0
+        sim.control.clock(step_s=30)
+        await live.sweep(start)
+        assert live.seen.late >= 20
+        await todos.work_off()
+
+
 async def test_a_mixed_history_of_versions_leaves_no_null_that_stripe_does_not_have(
     sim: Running, database: str
 ) -> None:

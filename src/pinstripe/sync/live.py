@@ -195,7 +195,6 @@ class Live:
                 began = self._source.now()
                 await self.sweep(since)
                 self._swept = Swept(began)
-                self.seen.late = 0  # What was read pages deep did not come late.
             except PinstripeError as error:
                 await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
@@ -279,10 +278,7 @@ class Live:
         await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()
         self._known.add({key: created for key, created, _ in applied}, loose=as_of is None)
-        for _, created, _ in applied:
-            self.seen.late += created < self.seen.newest - 1
-            self.seen.newest = max(self.seen.newest, created)
-        self.seen.events += len(applied)
+        self.seen.applied([created for _, created, _ in applied], ended=as_of is not None)
         self._todos.add(todos)
 
     def _is_due(self, as_of: float | None) -> bool:

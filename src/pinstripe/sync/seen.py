@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,6 +25,19 @@ class Seen:
     events: int = 0
     polls: int = 0
     late: int = 0
-    newest: int = 0
     trouble: str = ""
     remedy: str = ""
+    _newest: int = 0
+    _newest_read: int = 0
+    """Seconds: of the newest event so far, and as it was when a reading last came to its end."""
+
+    def applied(self, seconds: Sequence[int], *, ended: bool) -> None:
+        """Counts events, by the second in which each was created, of a reading that `ended` with them.
+
+        Late is what is older than an earlier reading has shown; pages of one go from new to old.
+        """
+        self.events += len(seconds)
+        self.late += sum(second < self._newest_read - 1 for second in seconds)
+        self._newest = max(self._newest, *seconds, 0)
+        if ended:
+            self._newest_read = self._newest
