@@ -48,6 +48,7 @@ _TOO_LONG_S = RETENTION_S - 86400 + 60.0
 _LOOK = 20
 """Events in the first look: mostly none is new, and a page of a hundred is half a megabyte."""
 _SPACING_S = 0.1  # Looks that are rung for are no closer than this, and than half the interval.
+_MANY = 500  # Events in one piece of a stretch: it is long.
 _AT_REST_S = 1.0
 """How often the cursor is saved when nothing happens."""
 _POLLS_A_SWEEP = 10
@@ -252,9 +253,13 @@ class Live:
             )
         async with self._applying:  # A poll and a sweep may have seen the same.
             events = self._known.fresh(events)
+            if as_of is None and len(events) >= _MANY:
+                self._todos.hold()  # More is to come: what it changes again is asked for once.
             if events or self._is_due(as_of):
                 await self._commit(events, truth, as_of)
-            self._advance(as_of)
+            if as_of is not None:
+                self.seen.as_of = max(self.seen.as_of, as_of)
+                self._todos.release()
 
     async def _commit(
         self, events: Sequence[StripeObject], truth: Truth, as_of: float | None
@@ -283,10 +288,6 @@ class Live:
 
     def _is_due(self, as_of: float | None) -> bool:
         return as_of is not None and self._clock() - self._saved_at >= _AT_REST_S
-
-    def _advance(self, as_of: float | None) -> None:
-        if as_of is not None:
-            self.seen.as_of = max(self.seen.as_of, as_of)
 
     async def _forget(self) -> None:
         """Events that the window no longer reaches need not be remembered."""

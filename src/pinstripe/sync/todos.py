@@ -7,6 +7,7 @@ objects of one type that were made at about the same time are one request togeth
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -30,6 +31,8 @@ _LOOK_S = 60.0
 """How often the database is looked into when nobody rings."""
 _CONTEST_S = 2.0
 _SPACING_S = 0.2
+_HOLD_S = 3.0
+_HELD_S = 0.05
 
 
 class Todos:
@@ -41,11 +44,14 @@ class Todos:
         *,
         upcoming: Mapping[str, Refresh] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trouble = ""
         self._source = source
         self._upcoming = dict(upcoming or {})
         self._sleep = sleep
+        self._clock = clock
+        self._held_until = 0.0
         self._line = Line()
         self._singly: set[str] = set()
         """Tables whose list Stripe does not let us read."""
@@ -124,9 +130,21 @@ class Todos:
         """Returns when nothing is left to do."""
         await self._line.idle()
 
+    def hold(self) -> None:
+        """Events come first: nothing more is asked until `release`, or for some seconds."""
+        self._held_until = self._clock() + _HOLD_S
+
+    def release(self) -> None:
+        """The stretch of events has come to its end."""
+        self._held_until = 0.0
+
     async def _work(self) -> None:
         while True:
             todo = await self._line.next()
+            if self._held_until > self._clock():
+                self._line.put_back(todo.place)
+                await asyncio.sleep(_HELD_S)
+                continue
             done = False
             try:
                 done = await self._do_with_others(todo) or await self._do(todo)
