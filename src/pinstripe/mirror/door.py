@@ -14,7 +14,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import structlog
 
@@ -22,6 +21,7 @@ from pinstripe.catalog.tables import Table
 from pinstripe.errors import Drifted, PinstripeError, Unreachable
 from pinstripe.mirror.contests import Contests, Settle
 from pinstripe.mirror.queue import Job, Queue, steps_of
+from pinstripe.mirror.scribe import Scribe
 from pinstripe.mirror.snapshot import Part, Progress, Truth, Versions
 from pinstripe.rows.extract import Extractor, Found
 from pinstripe.store.batch import Batch, Contested, Effect
@@ -32,14 +32,6 @@ from pinstripe.store.write import Writer
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-
-
-class Scribe(Protocol):
-    """What the mirror does with a batch: `Writer` writes it, `store.compare.Comparer` only compares."""
-
-    async def write(self, batch: Batch) -> list[Contested]: ...
-
-    async def close(self) -> None: ...
 
 
 class Mirror:
