@@ -121,12 +121,12 @@ class WaitEndpoint:
             )
         sync = self._syncs.get(sync_id)
         if sync is None:
-            known = ", ".join(s.id for s in self._syncs) or "none yet"
             raise Rejected(
                 404,
                 "not_found",
                 f"No sync {sync_id[:40]!r} is served here.",
-                hint=f"Served now: {known}. `pinstripe syncs list` shows all.",
+                # Not which ones are: nobody has shown a token yet.
+                hint="`pinstripe syncs list` shows the ids of all.",
             )
         return sync
 

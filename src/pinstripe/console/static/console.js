@@ -3,22 +3,34 @@
 "use strict";
 
 // [data-live="URL"]: the server sends pieces of the page; each replaces the element of its id.
+// A browser has six connections for one address: a page that nobody sees gives its own back after a while.
+// [data-live-list]: what came meanwhile is only in the page itself, so it is loaded anew.
+const HIDDEN_MS = 30000;
 for (const root of document.querySelectorAll("[data-live]")) {
-  const source = new EventSource(root.dataset.live);
   const said = document.querySelector("[data-live-state]");
   const say = (text) => { if (said) said.textContent = text; };
-  source.addEventListener("open", () => say("live"));
-  // 204 is the end: nothing more will come.
-  source.addEventListener("error", () => say(source.readyState === EventSource.CLOSED ? "" : "reconnecting …"));
-  source.addEventListener("replace", (message) => {
+  let source = null;
+  let over = false;
+  let timer = 0;
+  const close = () => { source?.close(); source = null; };
+  const open = () => {
+    source = new EventSource(root.dataset.live);
+    source.addEventListener("open", () => say("live"));
+    // 204 is the end: nothing more will come.
+    source.addEventListener("error", () => say(source?.readyState === EventSource.CLOSED ? "" : "reconnecting …"));
+    source.addEventListener("replace", replace);
+    source.addEventListener("prepend", prepend);
+    source.addEventListener("end", () => { over = true; close(); say(""); });
+  };
+  const replace = (message) => {
     const { id, html } = JSON.parse(message.data);
     const element = document.getElementById(id);
     // What a person is reading with a selection or typing into stays as it is.
     if (!element || element.contains(document.activeElement)) return;
     element.innerHTML = html;
     tell(element);
-  });
-  source.addEventListener("prepend", (message) => {
+  };
+  const prepend = (message) => {
     const { id, html, keep } = JSON.parse(message.data);
     const element = document.getElementById(id);
     if (!element || root.dataset.paused === "yes") return;
@@ -26,9 +38,22 @@ for (const root of document.querySelectorAll("[data-live]")) {
     element.firstElementChild?.classList.add("fresh");
     while (keep && element.children.length > keep) element.lastElementChild.remove();
     tell(element);
-  });
-  source.addEventListener("end", () => { source.close(); say(""); });
-  addEventListener("pagehide", () => source.close());
+  };
+  const look = () => {
+    clearTimeout(timer);
+    if (document.hidden) {
+      timer = setTimeout(() => { close(); say(""); }, HIDDEN_MS);
+    } else if (!source && !over) {
+      if (root.hasAttribute("data-live-list") && root.dataset.paused !== "yes") location.reload();
+      else open();
+    }
+  };
+  open();
+  look();
+  document.addEventListener("visibilitychange", look);
+  addEventListener("pagehide", close);
+  // Back from the browser's cache of pages, where no connection lives.
+  addEventListener("pageshow", (event) => { if (event.persisted) look(); });
 }
 
 // [data-copy="ID"]: copies the text of that element.

@@ -1,0 +1,74 @@
+"""Pages that stay up to date, in a real browser: one that nobody sees gives its connection back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from playwright.async_api import Browser, Page, Request
+from tests.flows.console.conftest import Console
+from tests.flows.console.test_tables_in_browser import watched
+
+LIVE = "document.querySelector('[data-live-state]').textContent"
+SEEN = """seen => {
+  Object.defineProperty(document, 'hidden', { configurable: true, get: () => !seen });
+  document.dispatchEvent(new Event('visibilitychange'));
+}"""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 (a browser tells nobody)
+            await asyncio.sleep(0.02)
+
+
+async def live(page: Page) -> None:
+    """Returns when the page says that it is up to date."""
+    await page.wait_for_function(f"{LIVE} === 'live'")
+
+
+async def test_a_page_that_nobody_sees_gives_its_connection_back(
+    console: Console, chromium: Browser
+) -> None:
+    asked: list[str] = []
+
+    def note(request: Request) -> None:
+        if request.resource_type == "eventsource":
+            asked.append(request.url)
+
+    async with watched(chromium, console) as page:
+        await page.clock.install()
+        page.on("request", note)
+        await page.goto("/syncs/default")
+        await live(page)
+        await page.evaluate(SEEN, False)
+        await page.clock.fast_forward(5_000)
+        await page.evaluate(SEEN, True)
+        assert await page.evaluate(LIVE) == "live"  # A short look elsewhere costs nothing.
+        assert len(asked) == 1
+        await page.evaluate(SEEN, False)
+        await page.clock.fast_forward(31_000)
+        await page.wait_for_function(f"{LIVE} === ''")
+        await page.evaluate(SEEN, True)
+        await live(page)
+        assert len(asked) == 2
+
+
+async def test_a_list_that_was_hidden_shows_what_came_meanwhile(
+    console: Console, chromium: Browser
+) -> None:
+    async with watched(chromium, console) as page:
+        await page.clock.install()
+        await page.goto("/syncs/default/events")
+        await live(page)
+        await page.evaluate(SEEN, False)
+        await page.clock.fast_forward(31_000)
+        await page.wait_for_function(f"{LIVE} === ''")
+        made = await console.stripe("/v1/products", name="made while nobody looked")
+        async with console.client() as http:
+            waited = await http.get("/wait/stripe/default", params={"object": str(made["id"])})
+            assert waited.json()["ok"] is True, waited.text
+            await asyncio.sleep(1.0)  # Its event comes after it.
+        async with page.expect_navigation():
+            await page.evaluate(SEEN, True)
+        await page.wait_for_function(f"document.body.textContent.includes({made['id']!r})")
