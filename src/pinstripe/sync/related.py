@@ -36,8 +36,10 @@ def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
     for child in _children(change.name):
         if child in wanted and _may_have_changed(child, change):
             found.append(change.todo("children", child, change.key, parent=change.name))
-    if any(c.on_request for c in table.columns):
-        # Payloads leave out what Stripe gives on request only.
+    where = retrieve_endpoints().get(table.object_type)
+    if where is not None and where.expand and any(c.on_request for c in table.columns):
+        # Payloads leave out what Stripe gives on request only. (Where nothing is asked to be expanded,
+        # as of what people have shown of themselves, a fetch would tell no more.)
         found.append(change.todo("fetch", table.name, change.key))
     return found
 
