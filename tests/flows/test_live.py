@@ -122,6 +122,23 @@ async def test_only_what_an_earlier_look_should_have_shown_is_late(
         await todos.work_off()
 
 
+async def test_the_old_events_of_a_quiet_account_are_not_applied_again_and_again(
+    sim: Running, database: str
+) -> None:
+    sim.control.clock(offset_s=-3600)
+    sim.control.burst(30)
+    sim.control.clock(offset_s=0)
+    async with open_copy(sim, database) as copy:
+        pace = Pace(poll_s=0.05, window_s=1.0, near_window_s=0.5, near_every_s=0.1)
+        live, todos = copy.live(int(time.time()), pace=pace)
+        sim.account.meter.reset()
+        async with following(live, todos):
+            await until(lambda: live.seen.polls > 60)
+        # Windows were read again, and what they no longer reach was forgotten, more than once.
+        assert live.seen.events == live.seen.late == 0
+        assert set(sim.account.meter.requests) == {"GET /v1/events"}
+
+
 async def test_a_mixed_history_of_versions_leaves_no_null_that_stripe_does_not_have(
     sim: Running, database: str
 ) -> None:
@@ -289,7 +306,7 @@ async def test_a_poll_that_is_cut_within_a_long_stretch_is_made_good_by_the_next
 
 async def test_sweeps_beside_polls_miss_no_event(sim: Running, database: str) -> None:
     start = int(time.time())
-    sim.control.late_events(share=0.3, delay_s=0.2)
+    sim.control.late_events(share=0.3, delay_s=2.0)
     async with open_copy(sim, database) as copy:
         live, todos = copy.live(start, pace=Pace(poll_s=0.02, near_every_s=0.05))
         await live.sweep(0)
@@ -297,6 +314,8 @@ async def test_sweeps_beside_polls_miss_no_event(sim: Running, database: str) ->
             for _ in range(10):
                 sim.control.burst(20)
                 await live.sweep(start)
+            await asyncio.sleep(2.2)  # Most that is late is now two seconds behind what comes next.
+            sim.control.burst(20)
             await caught_up(live, todos, copy, sim)
         async with connect(database) as pg:
             assert await pg.fetchval("SELECT count(*) FROM stripe.event") == sim.control.events()

@@ -47,6 +47,11 @@ class Known:
         if loose:
             self._loose.update(created)
 
+    def skip(self, created: Mapping[str, int], *, before: float) -> None:
+        """Those of before are taken for applied, and all below them: nothing is new there."""
+        old = {key: at for key, at in created.items() if at < before and key not in self._created}
+        self._created.update(old)
+
     def fasten(self, keys: Collection[str]) -> None:
         """The reading that showed these has come to its end: nothing below them is missing."""
         self._loose.difference_update(keys)
