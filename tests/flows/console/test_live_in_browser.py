@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
-from playwright.async_api import Browser, Page, Request
+from playwright.async_api import Browser, Page, Request, expect
 from tests.flows.console.conftest import Console
 from tests.flows.console.test_tables_in_browser import watched
 
-LIVE = "document.querySelector('[data-live-state]').textContent"
+STATE = "[data-live-state]"
 SEEN = """seen => {
   Object.defineProperty(document, 'hidden', { configurable: true, get: () => !seen });
   document.dispatchEvent(new Event('visibilitychange'));
 }"""
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (a browser tells nobody)
-            await asyncio.sleep(0.02)
-
-
 async def live(page: Page) -> None:
     """Returns when the page says that it is up to date."""
-    await page.wait_for_function(f"{LIVE} === 'live'")
+    await expect(page.locator(STATE)).to_have_text("live", timeout=20_000)
 
 
 async def test_a_page_that_nobody_sees_gives_its_connection_back(
@@ -44,11 +37,11 @@ async def test_a_page_that_nobody_sees_gives_its_connection_back(
         await page.evaluate(SEEN, False)
         await page.clock.fast_forward(5_000)
         await page.evaluate(SEEN, True)
-        assert await page.evaluate(LIVE) == "live"  # A short look elsewhere costs nothing.
+        await live(page)  # A short look elsewhere costs nothing.
         assert len(asked) == 1
         await page.evaluate(SEEN, False)
         await page.clock.fast_forward(31_000)
-        await page.wait_for_function(f"{LIVE} === ''")
+        await expect(page.locator(STATE)).to_have_text("", timeout=20_000)
         await page.evaluate(SEEN, True)
         await live(page)
         assert len(asked) == 2
@@ -63,7 +56,7 @@ async def test_a_list_that_was_hidden_shows_what_came_meanwhile(
         await live(page)
         await page.evaluate(SEEN, False)
         await page.clock.fast_forward(31_000)
-        await page.wait_for_function(f"{LIVE} === ''")
+        await expect(page.locator(STATE)).to_have_text("", timeout=20_000)
         made = await console.stripe("/v1/products", name="made while nobody looked")
         async with console.client() as http:
             waited = await http.get("/wait/stripe/default", params={"object": str(made["id"])})
@@ -71,4 +64,4 @@ async def test_a_list_that_was_hidden_shows_what_came_meanwhile(
             await asyncio.sleep(1.0)  # Its event comes after it.
         async with page.expect_navigation():
             await page.evaluate(SEEN, True)
-        await page.wait_for_function(f"document.body.textContent.includes({made['id']!r})")
+        await expect(page.locator("body")).to_contain_text(str(made["id"]), timeout=20_000)
