@@ -8,9 +8,13 @@ events stay loose, and the next poll goes on below them.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pinstripe.rows.decode import StripeObject
+
+_MOST_SHOWN = 500
+"""Five whole pages: the page of a look is larger while the account is busy."""
 
 
 class Known:
@@ -19,6 +23,7 @@ class Known:
     def __init__(self) -> None:
         self._created: dict[str, int] = {}
         self._loose: set[str] = set()
+        self._shown: OrderedDict[str, None] = OrderedDict()
 
     def load(self, created: Mapping[str, int]) -> None:
         """Begins anew with what an earlier run applied. All of it is loose: nobody knows how it ended."""
@@ -47,16 +52,25 @@ class Known:
         if loose:
             self._loose.update(created)
 
-    def skip(self, created: Mapping[str, int], *, before: float) -> None:
-        """Those of before are taken for applied, and all below them: nothing is new there."""
-        old = {key: at for key, at in created.items() if at < before and key not in self._created}
-        self._created.update(old)
+    def shown(self, keys: Iterable[str | None]) -> None:
+        """The top of the log shows these. Of a quiet account they are days old, and stay there: they are
+        remembered, lest they be taken for new again. (No look at their seconds says that they are old
+        news: what test clocks make may be of any second.)
+        """
+        for key in keys:
+            if key is not None:
+                self._shown[key] = None
+                self._shown.move_to_end(key)
+        while len(self._shown) > _MOST_SHOWN:
+            self._shown.popitem(last=False)
 
     def fasten(self, keys: Collection[str]) -> None:
         """The reading that showed these has come to its end: nothing below them is missing."""
         self._loose.difference_update(keys)
 
     def forget(self, before: float) -> None:
-        """Drops what was created before."""
-        self._created = {key: at for key, at in self._created.items() if at >= before}
+        """Drops what was created before, unless the top of the log has shown it lately."""
+        self._created = {
+            key: at for key, at in self._created.items() if at >= before or key in self._shown
+        }
         self._loose &= self._created.keys()

@@ -283,7 +283,9 @@ class Live:
         await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()
         self._known.add({key: created for key, created, _ in applied}, loose=as_of is None)
-        self.seen.applied([created for _, created, _ in applied], ended=as_of is not None)
+        since = self.seen.as_of - self._pace.window_s
+        seconds = [created for _, created, _ in applied]
+        self.seen.applied(seconds, since=since, ended=as_of is not None)
         self._todos.add(todos)
 
     def _is_due(self, as_of: float | None) -> bool:

@@ -51,14 +51,13 @@ class Reader:
     async def top(self, back_to: float, *, limit: int, apply: Apply) -> bool:
         """Reads down to the first known event, or to a second before which nothing can be new.
 
-        `limit`: how many events the first page has. Gives whether anything was new. Of a quiet account
-        the first page shows events of days ago: they were applied then, and are not again.
+        `limit`: how many events the first page has. Gives whether anything was new.
         """
         news = False
 
         def over(page: Page, events: Sequence[StripeObject]) -> bool:
             nonlocal news
-            self._known.skip({str(e.get("id")): created_of(e) for e in events}, before=back_to)
+            self._known.shown(page.ids)
             news = news or bool(self._known.fresh(events))
             goes_back = bool(events) and created_of(events[-1]) < back_to
             return goes_back or self._known.is_reached(page.ids)

@@ -31,13 +31,14 @@ class Seen:
     _newest_read: int = 0
     """Seconds: of the newest event so far, and as it was when a reading last came to its end."""
 
-    def applied(self, seconds: Sequence[int], *, ended: bool) -> None:
+    def applied(self, seconds: Sequence[int], *, since: float, ended: bool) -> None:
         """Counts events, by the second in which each was created, of a reading that `ended` with them.
 
-        Late is what is older than an earlier reading has shown; pages of one go from new to old.
+        Late is what is older than an earlier reading has shown; pages of one go from new to old. What is
+        from before `since` is just old: the first look at a quiet account shows that.
         """
         self.events += len(seconds)
-        self.late += sum(second < self._newest_read - 1 for second in seconds)
+        self.late += sum(since <= second < self._newest_read - 1 for second in seconds)
         self._newest = max(self._newest, *seconds, 0)
         if ended:
             self._newest_read = self._newest
