@@ -27,6 +27,7 @@ _OBJECTS = 300
 """That are updated in turn: who writes one row again and again waits for the sync that writes it too."""
 _UPDATED = 500
 """Objects that all callers together update in turn: Stripe itself lets one be written once at a time."""
+_OURS = ("the gateway", "the sync that follows", "Postgres")
 _LIMITED = ("--rate-limit", "100", "--endpoint-rate-limit", "25")
 
 
@@ -143,9 +144,6 @@ async def _sustained(
     yield Figure(
         "gateway", "  writes that two cores of our own would bear", writes / ours * 2, "/s"
     )
-
-
-_OURS = ("the gateway", "the sync that follows", "Postgres")
 
 
 def _used(at: Stage, service: Service, child: int) -> dict[str, float]:

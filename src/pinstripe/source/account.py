@@ -94,6 +94,12 @@ class Source:
         """`_synced_at` of a row, None if there is none. What is asked for after this is newer."""
         return (await self.before(table, key)).version
 
+    async def database_time(self) -> datetime:
+        """Postgres's clock."""
+        async with self.pool.acquire() as connection:
+            found: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        return found
+
     async def before(self, table: str, key: str) -> Before:
         """What is so before Stripe is asked next. All who ask at the same time share one look."""
         return await self._looks.before(table, key)

@@ -35,9 +35,7 @@ async def finish(source: Source, answer: Answer) -> None:
 
 async def settle(source: Source, row: Contested) -> bool:
     """Decides a contested row by one question, and crosses it out. For `Mirror.settle`."""
-    async with source.pool.acquire() as connection:
-        started = await connection.fetchval("SELECT clock_timestamp()")
-    answer = Answer(question_of(row), started)
+    answer = Answer(question_of(row), await source.database_time())
     answered = await ask_anew(
         source, row.table, row.key, over=row.version, cause=row.cause, answers=[answer]
     )

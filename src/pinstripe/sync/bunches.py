@@ -86,7 +86,8 @@ async def fetch_bunch(source: Source, bunch: Bunch, todos: Sequence[Todo]) -> se
         page = read_list(reply, path)
         # Of the others events tell: what this page says of them may be older, and would be contested.
         mine = {str(o["id"]): o for o in page.objects if o.get("id") in todo_of}
-        await _put(source, bunch, mine, reply, todo_of)
+        if mine:
+            await _put(source, bunch, mine, reply, todo_of)
         shown |= mine.keys()
         if not page.has_more or page.after in (None, after):
             break

@@ -32,6 +32,7 @@ _LOOK_S = 60.0
 _CONTEST_S = 2.0
 _SPACING_S = 0.2
 _HOLD_S = 3.0
+"""The longest that a stretch of events keeps requests back."""
 _HELD_S = 0.05
 
 
@@ -207,8 +208,7 @@ class Todos:
         if is_row:
             started, version = await source.before(todo.table, todo.id)
         else:
-            async with source.pool.acquire() as connection:
-                started = await connection.fetchval("SELECT clock_timestamp()")
+            started = await source.database_time()
         answer = Answer(todo, started)
         try:
             if todo.kind in self._upcoming:

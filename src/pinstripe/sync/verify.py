@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 import structlog
 
@@ -88,7 +87,7 @@ class Verify:
 
     async def run(self) -> Report:
         """Returns when everything is compared, and repaired if that was wished; saves the certificate."""
-        started_at = await self._database_time()
+        started_at = await self._source.database_time()
         self.phase = "lists"
         await self._walk(self._looking, found=self.walk)
         listed = await self._comparer.shown()
@@ -227,11 +226,6 @@ class Verify:
                 reason = self._suspects.reasons.get(table, "")
                 report.doubt(reason or "Stripe cannot be asked for single rows of it.")
                 report.unchecked += verdicts.unknown[table]
-
-    async def _database_time(self) -> datetime:
-        async with self._source.pool.acquire() as connection:
-            found: datetime = await connection.fetchval("SELECT clock_timestamp()")
-        return found
 
 
 @asynccontextmanager
