@@ -7,20 +7,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import uvicorn
 
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
 from pinstripe.gateway.syncs import OpenSync, Syncs, open_sync
+from pinstripe.serving.http import address_of, answering, listen
 from pinstripe.simulator.server import Running
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import connect
@@ -106,28 +103,7 @@ async def made_schema(database: str, schema: str, *, account_id: str) -> None:
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    """An ASGI application over real HTTP, in this loop; gives its base URL."""
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level="critical",
-        date_header=False,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", 0))
-    # What `uvicorn.Server.serve` does, without its signal handlers and its ticking main loop.
-    config.load()
-    server.lifespan = config.lifespan_class(config)
-    await server.startup(sockets=[sock])
-    try:
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-    finally:
-        server.force_exit = True
-        await asyncio.wait_for(server.shutdown(sockets=[sock]), 10)
+    """An ASGI application behind the service's own HTTP server, in this loop; gives its base URL."""
+    sock = listen("127.0.0.1", 0)
+    async with answering(app, sock):
+        yield address_of(sock)

@@ -55,7 +55,10 @@ class Recorder:
                 else:
                     one.body = await reader.readexactly(int(told.get(b"content-length", b"0")))
                 self.requests.append(one)
-                writer.write(self.answer)
+                bodiless = one.line.startswith(b"HEAD ")
+                writer.write(
+                    self.answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if bodiless else self.answer
+                )
                 await writer.drain()
                 if self.hang_up:
                     break

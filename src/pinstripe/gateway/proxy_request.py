@@ -89,7 +89,7 @@ async def body_of(headers: Headers, receive: Receive, *, limit: int) -> bytes | 
     """The body: whole if it is small, else as it comes. Raises Turned, HungUp."""
     if not has_body(headers):
         return None
-    incoming = _parts(receive, limit)
+    incoming = _parts(receive, limit, announced(headers))
     begun: list[bytes] = []
     size = 0
     async for part in incoming:
@@ -120,7 +120,7 @@ class Upload:
             raise
 
 
-async def _parts(receive: Receive, limit: int) -> AsyncIterator[bytes]:
+async def _parts(receive: Receive, limit: int, length: int | None) -> AsyncIterator[bytes]:
     size = 0
     while True:
         try:
@@ -137,4 +137,7 @@ async def _parts(receive: Receive, limit: int) -> AsyncIterator[bytes]:
         if part:
             yield part
         if not message.get("more_body"):
+            if length is not None and size != length:
+                # The server in front lost some of it: what is left might be another order.
+                raise Turned(400, "The body is not as long as its Content-Length says.")
             return

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from asyncio import Transport
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -33,21 +35,56 @@ _END_S = 4.0
 """How long requests that are under way may take when the service ends."""
 _CUT_S = 1.0
 _BACKLOG = 1024
-_TOO_LARGE = (
-    b'{"error": {"code": "head_too_large", "message": "The head of the request is too large.", '
-    b'"hint": ""}}'
+
+
+class _Refused(Exception):
+    """What came is not read any further. `answer` is sent if no other answer is due; then all ends."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+def _refusal(status: str, code: str, message: str) -> bytes:
+    # `type` is for callers of the proxy, who know Stripe's errors; `code` and `hint` are ours.
+    error = {"type": "invalid_request_error", "code": code, "message": message, "hint": ""}
+    body = json.dumps({"error": error})
+    return (
+        f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+_MALFORMED = _refusal(
+    "400 Bad Request", "malformed", "The request is not well-formed HTTP/1.1: nothing was done."
 )
-_TOO_LARGE_HEAD = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(_TOO_LARGE)
+_TOO_LARGE = _refusal(
+    "431 Request Header Fields Too Large", "head_too_large", "The head of the request is too large."
 )
+_TUNNEL = _refusal("405 Method Not Allowed", "no_tunnel", "There are no tunnels here.")
+_VERSION = _refusal("505 HTTP Version Not Supported", "http_version", "Send HTTP/1.1.")
+_CODING = _refusal(
+    "400 Bad Request",
+    "transfer_encoding",
+    "The only Transfer-Encoding is chunked, and only in HTTP/1.1: nothing was done.",
+)
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class _Guarded(HttpToolsProtocol):
-    """uvicorn's protocol with a limit on the head of each request, in bytes and in time."""
+    """uvicorn's protocol with a limit on the head of each request, in bytes and in time.
+
+    And strict where its parser is not (decision 023): a request that offers an upgrade is read by its
+    framing and is the last of its connection, as is whatever is refused. Trailers are no headers.
+    """
 
     _head_bytes = 0
     _in_head = True
+    _offers = False
+    """Whether the request that is being read offers an upgrade."""
+    _deaf = False
+    """Nothing more is read: what comes after a last request is no request."""
+    _keeps_alive = False
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -62,37 +99,125 @@ class _Guarded(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         if self._in_head:
             if self._deadline is None:
                 self._await_head()
             self._head_bytes += len(data)
-        super().data_received(data)
-        # What came with the end of the head was counted too; only a head that goes on is refused.
-        if self._in_head and self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE_HEAD + _TOO_LARGE)
-            self.transport.close()
+        self._unset_keepalive_if_required()
+        try:
+            self._read(data)
+            # What came with the end of the head was counted too; only a head that goes on is refused.
+            if self._in_head and self._head_bytes > _HEAD_BYTES:
+                raise _Refused(_TOO_LARGE)
+        except _Refused as refused:
+            self._refuse(refused.answer)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause.answer if isinstance(cause, _Refused) else _MALFORMED)
+
+    def _read(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            # It stops after the head, whatever length that announces, and would take the body for the
+            # next request. A parser that knows of no offer reads the body, and nothing after it.
+            self.parser = httptools.HttpRequestParser(_OnlyBody(self))
+            framing = [n + b": " + v + b"\r\n" for n, v in self.headers if n in _FRAMING]
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
+            if not self._deaf:
+                self.parser.feed_data(data[offer.args[0] :])
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # Trailers come after the request has been judged by its headers.
+            super().on_header(name, value)
+            if self.headers[-1][0] == b"upgrade":
+                self._offers = True
 
     def on_headers_complete(self) -> None:
+        if self._deaf:
+            raise _Refused(b"")
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise _Refused(_VERSION)
+        if self.parser.get_method() == b"CONNECT":
+            raise _Refused(_TUNNEL)
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+                raise _Refused(_CODING)
         self._in_head = False
         self._forget()
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1
         super().on_headers_complete()
+        if self._offers:
+            self.cycle.keep_alive = False
+        self._keeps_alive = self.cycle.keep_alive
+        if self.expect_100_continue:
+            # An answer that comes before the body was asked for: what the caller sends next may be the
+            # body, or not.
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # Only this parser thinks so; the next one goes on.
         super().on_message_complete()
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keeps_alive
         self._in_head, self._head_bytes = True, 0
+        self._deaf = self._offers
+
+    def _refuse(self, answer: bytes) -> None:
+        """Answers what was read whole, then ends. What was not read whole is not run."""
+        self._deaf = True
+        self._forget()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+        elif self.pipeline:
+            # Its turn has not come: those before it are answered first.
+            cycle.disconnected = True
+            self.pipeline[0] = (cycle, _BrokenOff(answer, self.transport))  # type: ignore[assignment]
+        elif not self.transport.is_closing():
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            if cycle is None or cycle.response_complete or not cycle.response_started:
+                self.transport.write(answer)
+            self.transport.close()
 
     def _await_head(self) -> None:
         self._deadline = self.loop.call_later(_HEAD_S, self._late)
 
     def _late(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
-            self.transport.close()
+        self._refuse(b"")
 
     def _forget(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class _OnlyBody:
+    """Callbacks for a parser that reads one body for a `_Guarded`."""
+
+    def __init__(self, protocol: _Guarded) -> None:
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+
+class _BrokenOff:
+    """The app for a request that turned out to be malformed while it waited for its turn."""
+
+    def __init__(self, answer: bytes, transport: Transport) -> None:
+        self._answer = answer
+        self._transport = transport
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._transport.write(self._answer)
+        self._transport.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
