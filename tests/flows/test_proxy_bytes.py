@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
 import socket
@@ -187,6 +188,122 @@ SMUGGLED = [
     b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     b"GET /v1/" + b"a" * 20000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
 ]
+
+
+SINGLE = [
+    (b"Authorization", b"Bearer sk_test_a", b"Bearer sk_test_b"),
+    (b"Stripe-Account", b"acct_1", b"acct_2"),
+    (b"Stripe-Context", b"acct_1/acct_2", b"acct_1/acct_3"),
+    (b"Stripe-Version", b"2024-06-20", b"2026-10-28.endive"),
+    (b"Idempotency-Key", b"a", b"b"),
+    (b"Content-Type", b"application/json", b"application/x-www-form-urlencoded"),
+    (b"Host", b"x", b"y"),
+]
+
+
+@pytest.mark.parametrize(("name", "one", "two"), SINGLE, ids=[s[0].decode() for s in SINGLE])
+async def test_a_header_that_must_be_single_is_refused_twice_joined_or_in_disguise(
+    name: bytes, one: bytes, two: bytes
+) -> None:
+    line = name + b": " + one + b"\r\n"
+    other = name + b": " + two + b"\r\n"
+    disguised = name.replace(b"-", b"_").upper() + b": " + two + b"\r\n"
+    refused = [line + other, other + line, line * 2, line + other.lower(), line + name + b":\r\n"]
+    if b"-" in name:
+        refused += [line + disguised, disguised]
+    if name not in (b"Idempotency-Key", b"Content-Type", b"Host"):
+        refused += [name + b": " + one + b", " + two + b"\r\n"]
+    async with proxied() as (stripe, url):
+        for headers in refused:
+            host = b"" if name == b"Host" else b"Host: x\r\n"
+            head = b"POST /v1/x HTTP/1.1\r\n" + host + headers + b"Content-Length: 1\r\n\r\n"
+            answer = await raw(url, head + b"a")
+            assert status(answer) == 400, headers
+            assert error_of(answer)["type"] == "invalid_request_error"
+        assert stripe.requests == []
+
+
+async def test_account_and_context_must_name_the_same_account() -> None:
+    async with proxied() as (stripe, url):
+        for account, context, wanted in (
+            (b"acct_1", b"acct_2", 400),
+            (b"acct_1", b"acct_1/acct_2", 400),
+            (b"acct_2", b"acct_1/acct_2", 200),
+            (b"acct_2", b"acct_2", 200),
+        ):
+            both = b"Stripe-Account: " + account + b"\r\nStripe-Context: " + context + b"\r\n"
+            answer = await raw(url, b"GET /v1/x HTTP/1.1\r\nHost: x\r\n" + both + b"\r\n")
+            assert status(answer) == wanted
+        assert len(stripe.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET /v1/x",
+        b"GET /v1/x HTTP",
+        b"GET /v1/x HTTP/0.9",
+        b"GET /v1/x HTTP/2.0",
+        b"GET /v1/x HTTP/3.0",
+        b"POST /v1/x RTSP/1.0",
+        b"OPTIONS /v1/x RTSP/1.0",
+        b"SOURCE /v1/x ICE/1.0",
+    ],
+)
+async def test_what_is_not_http_1_is_refused(line: bytes) -> None:
+    async with proxied() as (stripe, url):
+        for rest in (b"\r\n", b"\r\n\r\n", b"\r\nHost: x\r\n\r\n"):
+            host, _, port = url.removeprefix("http://").partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(line + rest)
+            writer.write_eof()
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            assert status(answer) in (0, 400, 505)
+        assert stripe.requests == []
+
+
+async def test_an_absolute_target_must_agree_with_its_host() -> None:
+    async with proxied() as (stripe, url):
+        request = b"GET http://a.example/v1/x HTTP/1.1\r\nHost: b.example\r\n" + END
+        assert status(await raw(url, request)) == 400
+        assert stripe.requests == []
+
+
+async def test_our_cookies_and_headers_do_not_travel() -> None:
+    async with proxied() as (stripe, url):
+        stripe.answer = PLAIN.replace(
+            b"Date:", b"Set-Cookie: pinstripe_session=forged\r\nSet-Cookie: a=b\r\nDate:"
+        )
+        for cookie, passed in (
+            (b"pinstripe_session=secret", []),
+            (b"a=b; pinstripe_session=secret;c=d", [b"a=b; c=d"]),
+            (b"a=pinstripe", [b"a=pinstripe"]),
+        ):
+            stripe.requests.clear()
+            answer = await raw(
+                url,
+                b"GET /v1/x HTTP/1.1\r\nHost: x\r\nPinstripe-Wait: true\r\nPinstripe-Token: secret\r\n"
+                b"Connection: close, Cookie2\r\nCookie: " + cookie + b"\r\n\r\n",
+            )
+            assert b"forged" not in answer
+            assert b"set-cookie: a=b" in answer
+            headers = stripe.requests[0].headers
+            assert [v for n, v in headers if n == b"cookie"] == passed
+            assert not any(n.startswith(b"pinstripe") for n, _ in headers)
+        disguised = b"GET /v1/x HTTP/1.1\r\nHost: x\r\nPinstripe_Wait: true\r\n" + END
+        assert status(await raw(url, disguised)) == 400
+
+
+async def test_a_token_of_ours_is_not_sent_to_stripe() -> None:
+    async with proxied(own_tokens=("the-admin-token", None)) as (stripe, url):
+        packed = base64.b64encode(b"the-admin-token:")
+        for value in (b"Bearer the-admin-token", b"the-admin-token", b"Basic " + packed):
+            head = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nAuthorization: "
+            answer = await raw(url, head + value + b"\r\n\r\n")
+            assert status(answer) == 401
+            assert b"the-admin-token" not in answer
+        assert stripe.requests == []
 
 
 @pytest.mark.parametrize("request_", SMUGGLED, ids=range(len(SMUGGLED)))

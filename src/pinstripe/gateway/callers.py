@@ -12,6 +12,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import hmac
 import re
 import secrets
 import time
@@ -77,6 +78,19 @@ def credentials_of(headers: Sequence[tuple[bytes, bytes]]) -> Credentials | None
         return None
     # A context may be a path of accounts, the last of which is meant.
     return Credentials(key, shape[1] == b"live", account.rpartition(b"/")[2].decode("latin-1"))
+
+
+def shows_one_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]) -> bool:
+    """Whether a request carries a token of ours where Stripe expects a key."""
+    if not tokens:
+        return False
+    shown = next((value for name, value in headers if name == b"authorization"), b"")
+    # Sent without a scheme it would be told to Stripe all the same.
+    return any(
+        hmac.compare_digest(given, token)
+        for given in (_key_in(shown), shown.strip())
+        for token in tokens
+    )
 
 
 def _key_in(authorization: bytes) -> bytes:

@@ -38,6 +38,10 @@ HEADERS = {
 """On each answer that does not say otherwise. There is no CORS: no other site may read us."""
 
 
+_ONCE = frozenset((b"authorization", b"host", b"origin", b"stripe-account", b"stripe-signature"))
+"""Headers that let somebody in: a server in front may judge the one, we the other."""
+
+
 class Outside:
     """`app` with all of that round it."""
 
@@ -97,7 +101,11 @@ def _check(scope: Scope) -> None:
     """What no route of ours takes."""
     if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
         raise Rejected(400, "bad_request", "The address holds the character NUL.")
+    seen: set[bytes] = set()
     for name, value in scope["headers"]:
+        if name in _ONCE and name in seen:
+            raise Rejected(400, "bad_request", f"The header {name.decode()} is there twice.")
+        seen.add(name)
         if name == b"content-length" and value.isdigit() and int(value[:20]) > BODY_BYTES:
             raise _too_large()
 

@@ -11,7 +11,7 @@ written as it is, is for `answers`. Headers of our own (`Pinstripe-...`) say wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -19,7 +19,7 @@ import structlog
 from pinstripe.gateway.answers import is_preview, places_of
 from pinstripe.gateway.answers_fetched import ANSWER_BYTES
 from pinstripe.gateway.answers_mirrored import Answers, Asked, Outcome
-from pinstripe.gateway.callers import Callers, credentials_of
+from pinstripe.gateway.callers import Callers, credentials_of, shows_one_of
 from pinstripe.gateway.hosts import API, Astray, Target, target_of
 from pinstripe.gateway.proxy_aftermath import Aftermath, Ring, WaitForRequest
 from pinstripe.gateway.proxy_reply import (
@@ -66,6 +66,7 @@ class Proxy:
         aftermath: Aftermath,
         versions: RowVersions,
         body_limit: int = BODY_BYTES,
+        own_tokens: Sequence[bytes] = (),
         heard: Heard | None = None,
     ) -> None:
         self.callers = callers
@@ -75,6 +76,7 @@ class Proxy:
         self._upstream = upstream
         self._aftermath = aftermath
         self._body_limit = body_limit
+        self._own_tokens = own_tokens
         self._versions = versions
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -88,6 +90,10 @@ class Proxy:
             if isinstance(target, Astray):
                 raise Turned(target.status, target.reason)
             headers = checked(method, scope["headers"], body_limit=self._body_limit)
+            if shows_one_of(scope["headers"], self._own_tokens):
+                raise Turned(
+                    401, "This is a token of Pinstripe's, not a key of Stripe's: it was not sent."
+                )
             body = await body_of(scope["headers"], receive, limit=self._body_limit)
             status, outcome = await self._pass(scope, target, headers, body, send)
         except Turned as refusal:
@@ -181,13 +187,14 @@ async def open_proxy(
     wait_for_request: WaitForRequest | None = None,
     patience_s: float = PATIENCE_S,
     body_limit: int = BODY_BYTES,
+    own_tokens: Sequence[str | None] = (),
     http_proxy: str | None = None,
     heard: Heard | None = None,
 ) -> AsyncIterator[Proxy]:
     """The proxy, open for the block. `hosts`: see `hosts_at`; `body_limit` in bytes.
 
-    `ring` is called after every write of an account that is synced here, `wait_for_request` for
-    `Pinstripe-Wait`.
+    `own_tokens` open our own doors and are never sent to Stripe. `ring` is called after every write of an
+    account that is synced here, `wait_for_request` for `Pinstripe-Wait`.
     """
     async with Upstream(proxy=http_proxy) as upstream:
         callers = Callers(syncs, upstream, hosts[API])
@@ -202,6 +209,7 @@ async def open_proxy(
             aftermath=aftermath,
             versions=versions,
             body_limit=body_limit,
+            own_tokens=[token.encode() for token in own_tokens if token],
             heard=heard,
         )
         async with asyncio.TaskGroup() as group:

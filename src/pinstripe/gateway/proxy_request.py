@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from pinstripe.gateway.upstream_headers import Headers, end_to_end
+from pinstripe.gateway.upstream_headers import OURS, Headers, end_to_end
 
 Message = dict[str, Any]
 """Of ASGI."""
@@ -23,7 +23,17 @@ SILENCE_S = 30.0
 _AT_ONCE = 256 * 1024
 """Bodies up to this size are read before Stripe is asked; larger ones are passed on as they come."""
 
-_ONCE = frozenset({b"content-length", b"transfer-encoding", b"authorization", b"host"})
+_ONE_VALUE = frozenset({b"authorization", b"stripe-account", b"stripe-context", b"stripe-version"})
+"""Neither twice nor a list: servers on the way may join two headers of one name with a comma."""
+_ONCE = _ONE_VALUE | {
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+    b"host",
+    b"idempotency-key",
+    b"transfer-encoding",
+}
+"""What would be read differently by whoever takes the first and whoever takes the last."""
 _DROPPED = frozenset({b"host", b"expect"})
 """`Host` is Stripe's; `Expect` is answered by the server in front."""
 
@@ -47,13 +57,20 @@ def checked(method: str, headers: Headers, *, body_limit: int) -> list[tuple[str
         raise Turned(405, f"The method {method[:20]} is not passed on; {', '.join(METHODS)} are.")
     seen: set[bytes] = set()
     for name, value in headers:
-        if name in seen and name in _ONCE:
-            raise Turned(400, f"The header {name.decode('latin-1')} is there twice.")
+        if name in _ONCE:
+            if name in seen:
+                raise Turned(400, f"The header {name.decode('latin-1')} is there twice.")
+            if name in _ONE_VALUE and b"," in value:
+                raise Turned(400, f"The header {name.decode('latin-1')} has several values.")
+        elif b"_" in name and _is_ours_to_judge(name.replace(b"_", b"-")):
+            raise Turned(400, f"The header {name.decode('latin-1')} is spelt with an underscore.")
         seen.add(name)
         if b"\r" in value or b"\n" in value or b"\0" in value:
             raise Turned(400, "A header has a line break or NUL in it.")
     if b"content-length" in seen and b"transfer-encoding" in seen:
         raise Turned(400, "Content-Length and Transfer-Encoding exclude each other.")
+    if {b"stripe-account", b"stripe-context"} <= seen:
+        _agree(dict(headers))
     length = announced(headers)
     if length is not None and length > body_limit:
         raise Turned(413, f"The body has more than {body_limit} bytes, the most that is passed on.")
@@ -65,6 +82,18 @@ def checked(method: str, headers: Headers, *, body_limit: int) -> list[tuple[str
         ]
     except UnicodeDecodeError:
         raise Turned(400, "A header is not UTF-8, and could not be passed on as it is.") from None
+
+
+def _is_ours_to_judge(name: bytes) -> bool:
+    """Whether this is a header that must not come in disguise: CGI and Rack take _ for -."""
+    return name in _ONCE or name.startswith(OURS)
+
+
+def _agree(headers: dict[bytes, bytes]) -> None:
+    """A context supersedes an account (https://docs.stripe.com/context); both must mean the same."""
+    account, context = headers[b"stripe-account"], headers[b"stripe-context"]
+    if account != context.rpartition(b"/")[2]:
+        raise Turned(400, "Stripe-Account and Stripe-Context name different accounts.")
 
 
 def announced(headers: Headers) -> int | None:

@@ -56,6 +56,7 @@ async def gateway(
                 wait_for_request=waits.request_applied,
                 patience_s=config.mirror_patience,
                 body_limit=config.proxy_body_limit * _MB,
+                own_tokens=(config.admin_token, config.wait_token),
                 http_proxy=proxy_for(config.stripe_url),
             )
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from asyncio import Transport
 from collections.abc import AsyncIterator
@@ -63,6 +64,9 @@ _TOO_LARGE = _refusal(
 )
 _TUNNEL = _refusal("405 Method Not Allowed", "no_tunnel", "There are no tunnels here.")
 _VERSION = _refusal("505 HTTP Version Not Supported", "http_version", "Send HTTP/1.1.")
+_HOST = _refusal(
+    "400 Bad Request", "host", "The request names several hosts, or its address another than Host."
+)
 _CODING = _refusal(
     "400 Bad Request",
     "transfer_encoding",
@@ -79,6 +83,8 @@ class _Guarded(HttpToolsProtocol):
     """
 
     _head_bytes = 0
+    _head = b""
+    """What has come of a head that is not complete, in as many pieces as it came."""
     _in_head = True
     _offers = False
     """Whether the request that is being read offers an upgrade."""
@@ -104,13 +110,18 @@ class _Guarded(HttpToolsProtocol):
         if self._in_head:
             if self._deadline is None:
                 self._await_head()
+            self._head = self._head + data if self._head_bytes else data
             self._head_bytes += len(data)
+        else:
+            self._head = data  # The next head may begin in it.
         self._unset_keepalive_if_required()
         try:
             self._read(data)
             # What came with the end of the head was counted too; only a head that goes on is refused.
             if self._in_head and self._head_bytes > _HEAD_BYTES:
                 raise _Refused(_TOO_LARGE)
+            if not self._in_head or not self._head_bytes:
+                self._head = b""
         except _Refused as refused:
             self._refuse(refused.answer)
         except httptools.HttpParserError as error:
@@ -143,9 +154,16 @@ class _Guarded(HttpToolsProtocol):
             raise _Refused(_VERSION)
         if self.parser.get_method() == b"CONNECT":
             raise _Refused(_TUNNEL)
+        if version == "1.0" and b" HTTP/1.0\r\n" not in self._head:
+            raise _Refused(_VERSION)  # RTSP or ICE, which the parser takes too.
+        hosts = []
         for name, value in self.headers:
             if name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
                 raise _Refused(_CODING)
+            if name == b"host":
+                hosts.append(value.lower())
+        if len(hosts) > 1 or (self.url[:1] != b"/" and hosts and _authority(self.url) not in hosts):
+            raise _Refused(_HOST)
         self._in_head = False
         self._forget()
         if version == "1.0":
@@ -198,6 +216,12 @@ class _Guarded(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _authority(url: bytes) -> bytes | None:
+    """The host in an address that has one; None for `*`, which has none."""
+    _, found, rest = url.partition(b"://")
+    return re.split(b"[/?#]", rest, maxsplit=1)[0].lower() if found else None
 
 
 class _OnlyBody:
