@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pinstripe"
+SIMULATOR = "simulator/"
 
 _NOT_OURS = frozenset({"__pycache__", "dist", "node_modules", "site"})
 
@@ -25,6 +26,11 @@ def files(*folders: str) -> Iterator[Path]:
 def modules(*folders: str) -> Iterator[Path]:
     """Python files of these folders."""
     return (p for p in files(*folders) if p.suffix == ".py")
+
+
+def product() -> Iterator[Path]:
+    """Modules of what is installed and used: the simulator is beside it, wherever it stands."""
+    return (p for p in modules("src") if SIMULATOR not in shown(p))
 
 
 @cache

@@ -1,0 +1,149 @@
+CREATE TABLE IF NOT EXISTS pinstripe.sync (
+  schema      text PRIMARY KEY,
+  account_id  text,
+  livemode    boolean,
+  api_version text NOT NULL,
+  sdk_version text NOT NULL,
+  created_at  timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE IF NOT EXISTS pinstripe.cursor (
+  schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  stream     text NOT NULL,
+  state      text NOT NULL CHECK (state IN ('running', 'done', 'refused', 'failed')),
+  position   jsonb,
+  reason     text,
+  remedy     text,
+  rows       bigint NOT NULL DEFAULT 0,
+  requests   bigint NOT NULL DEFAULT 0,
+  seconds    double precision NOT NULL DEFAULT 0,
+  as_of      timestamptz,
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (schema, stream)
+);
+CREATE TABLE IF NOT EXISTS pinstripe.missing (
+  schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"    text NOT NULL,
+  id         text NOT NULL,
+  reason     text NOT NULL,
+  checked_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (schema, "table", id)
+);
+CREATE TABLE IF NOT EXISTS pinstripe.lease (
+  schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
+  holder     text NOT NULL,
+  fence      bigint NOT NULL,
+  expires_at timestamptz NOT NULL
+);
+CREATE TABLE IF NOT EXISTS pinstripe.applied_event (
+  schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  id         text NOT NULL,
+  created    timestamptz NOT NULL,
+  request_id text,
+  PRIMARY KEY (schema, id)
+);
+CREATE INDEX IF NOT EXISTS applied_event_created_idx ON pinstripe.applied_event (schema, created);
+CREATE INDEX IF NOT EXISTS applied_event_request_idx ON pinstripe.applied_event (schema, request_id)
+  WHERE request_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS pinstripe.pending (
+  schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  kind       text NOT NULL,
+  "table"    text NOT NULL,
+  id         text NOT NULL,
+  parent     text,
+  since      timestamptz NOT NULL,
+  request_id text,
+  event_id   text,
+  attempts   int NOT NULL DEFAULT 0,
+  asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (schema, kind, "table", id)
+);
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'open_since') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN open_since timestamptz NOT NULL DEFAULT clock_timestamp();
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'event_id') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN event_id text;
+  END IF;
+END $$;
+CREATE TABLE IF NOT EXISTS pinstripe.bell (
+  schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
+  rung       bigint NOT NULL DEFAULT 0,
+  lookback_s double precision NOT NULL DEFAULT 0,
+  rung_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  heard      bigint NOT NULL DEFAULT 0,
+  as_of      timestamptz,
+  heard_at   timestamptz
+);
+CREATE TABLE IF NOT EXISTS pinstripe.request_count (
+  schema text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  day    date NOT NULL,
+  kind   text NOT NULL,
+  count  bigint NOT NULL,
+  PRIMARY KEY (schema, day, kind)
+);
+CREATE TABLE IF NOT EXISTS pinstripe.freshness (
+  schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"    text NOT NULL,
+  how        text NOT NULL,
+  known_to   timestamptz NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (schema, "table", how)
+);
+CREATE TABLE IF NOT EXISTS pinstripe.copied (
+  schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table" text NOT NULL,
+  at      timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (schema, "table")
+);
+CREATE TABLE IF NOT EXISTS pinstripe.change (
+  position   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  schema     text NOT NULL,
+  "table"    text NOT NULL,
+  id         text NOT NULL,
+  kind       text NOT NULL CHECK (kind IN ('insert', 'update', 'delete')),
+  changes    jsonb NOT NULL,
+  event_id   text,
+  request_id text,
+  at         timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS change_at_idx ON pinstripe.change (at);
+CREATE INDEX IF NOT EXISTS change_row_idx ON pinstripe.change (schema, "table", id);
+CREATE INDEX IF NOT EXISTS change_event_idx ON pinstripe.change (schema, event_id)
+  WHERE event_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS pinstripe.certificate (
+  id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  started_at  timestamptz NOT NULL,
+  finished_at timestamptz NOT NULL,
+  tables      jsonb NOT NULL,
+  differences bigint NOT NULL,
+  repaired    bigint NOT NULL,
+  digest      text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS pinstripe.stored_sync (
+  id              text PRIMARY KEY,
+  schema          text NOT NULL,
+  api_key         bytea NOT NULL,
+  key_hint        text NOT NULL,
+  webhook_secrets bytea[] NOT NULL DEFAULT '{}',
+  stripe_url      text NOT NULL,
+  stripe_account  text,
+  settings        jsonb NOT NULL DEFAULT '{}',
+  account_id      text,
+  livemode        boolean NOT NULL,
+  created_at      timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT stored_sync_schema_key UNIQUE (schema)
+);
+CREATE TABLE IF NOT EXISTS pinstripe.paused (
+  schema text PRIMARY KEY,
+  since  timestamptz NOT NULL DEFAULT now()
+);
+CREATE UNLOGGED TABLE IF NOT EXISTS pinstripe.process (
+  schema text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
+  state  jsonb NOT NULL,
+  at     timestamptz NOT NULL
+) WITH (fillfactor = 10);
