@@ -25,6 +25,7 @@ from pinstripe.gateway.webhooks import Webhooks
 from pinstripe.simulator.server import Running
 from pinstripe.sync.follow import Follower
 from pinstripe.sync.live import Pace
+from pinstripe.sync.relist import Intervals
 
 
 @dataclass(slots=True)
@@ -82,7 +83,13 @@ async def gateway(
 
 @asynccontextmanager
 async def syncing(
-    sim: Running, database: str, *, poll_s: float = 0.5, complete: bool = True
+    sim: Running,
+    database: str,
+    *,
+    poll_s: float = 0.5,
+    complete: bool = True,
+    pace: Pace | None = None,
+    intervals: Intervals | None = None,
 ) -> AsyncIterator[Follower]:
     """A process that follows the account; its first copy is complete, or never will be."""
     async with open_copy(sim, database) as copy:
@@ -90,7 +97,8 @@ async def syncing(
             copy.source,
             copy.budget,
             since=float(int(time.time()) - 1),
-            pace=Pace(poll_s=poll_s),
+            pace=pace or Pace(poll_s=poll_s),
+            intervals=intervals,
             previews=False,
         )
         running = asyncio.create_task(follower.run())
