@@ -1,4 +1,4 @@
-"""Modules and functions stay small enough to be read in one go, and say what they are for."""
+"""A module is one idea, a function is read in one go, and both say what they are for."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import re
 
 from tests.house.tree import modules, parsed, shown
 
-MODULE_LINES = 300
+MODULE_LINES = 600
+# Longer modules, and why each is one idea all the same: "src/...": "reason".
+LONG_MODULES: dict[str, str] = {}
 FUNCTION_LINES = 50
 SMALL_MODULE = 40
 CODE = ("src", "tools", "benchmarks")
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "base", "core", "misc"}
 
 
-def test_no_module_is_longer_than_one_idea() -> None:
+def test_a_long_module_has_a_reason() -> None:
     sizes = {shown(p): len(p.read_text().splitlines()) for p in modules(*CODE)}
-    assert {name: n for name, n in sizes.items() if n > MODULE_LINES} == {}
+    long = {name for name, n in sizes.items() if n > MODULE_LINES}
+    assert long == {name for name, reason in LONG_MODULES.items() if reason}
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
