@@ -8,7 +8,7 @@ RUN_ARGS ?=
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format catalog docs wheel bench soak lock clean
+.PHONY: help setup run test check format catalog docs wheel bench soak attack lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ soak: setup ## long runs under faults
 	  PINSTRIPE_WAIT_SOAK=$${PINSTRIPE_WAIT_SOAK:-10000} \
 	  $(BIN)/pytest -q -s tests/flows/test_soak.py tests/flows/test_histories.py tests/flows/test_verify.py \
 	  tests/flows/test_wait_soak.py $(TEST_ARGS)
+
+attack: setup ## what a stranger may try, in full; with nginx, HAProxy and a JDK where they are installed
+	$(BIN)/pytest -n 2 --dist loadfile -q tests/attack $(TEST_ARGS)
 
 lock: setup ## resolve the requirements files anew
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements/main.txt

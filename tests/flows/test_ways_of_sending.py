@@ -14,85 +14,50 @@ from tests.flows.gateway_account import serving
 from tests.flows.recording_stripe import recording
 from tests.flows.ways_of_sending import (
     BAD,
-    BODY,
     GOOD,
-    OFFERS,
+    REAL_OFFERS,
     Sent,
     every_way,
+    send_all,
+    wrong,
 )
 
 from pinstripe.gateway.hosts import hosts_at
 from pinstripe.gateway.proxy import open_proxy
 from pinstripe.gateway.syncs import Syncs
 
-_AT_A_TIME = 50
 
-
-async def wrong(ways: Iterable[Sent]) -> list[str]:
-    """What came otherwise than it must, in words."""
-    found: list[str] = []
-    places = asyncio.Semaphore(_AT_A_TIME)
-    statuses: dict[str, int] = {}
-
-    async def send(sent: Sent, url: str) -> None:
-        async with places:
-            statuses[sent.path] = await sent.answer(url)
-
+async def tried(ways: Iterable[Sent]) -> list[str]:
+    """What went wrong with them at a proxy."""
+    ways = list(ways)
     async with recording() as stripe:
         async with (
             open_proxy(Syncs(), hosts=hosts_at(stripe.url)) as proxy,
             serving(proxy) as url,
-            asyncio.TaskGroup() as group,
         ):
-            ways = list(ways)
-            for sent in ways:
-                group.create_task(send(sent, url))
+            statuses = await send_all(ways, url)
         # The proxy has ended, and with it whatever it was about to send.
-        arrived: dict[str, list[bytes]] = {}
-        for request in stripe.requests:
-            arrived.setdefault(request.line.split(b" ")[1].decode(), []).append(request.body)
-            if any(b"forged" in value for _, value in request.headers):
-                found.append(f"a trailer became a header: {request.head!r}")
-    for sent in ways:
-        came = statuses[sent.path], arrived.get(sent.path, [])
-        if not _is_right(sent, *came):
-            found.append(f"{sent.name}: {came}")
-    offered = {sent.path for sent in ways if sent.offer in _REAL_OFFERS}
-    if "/v1/smuggled" in arrived and all(sent.path in offered for sent in ways):
-        found.append(f"what followed an offer was run: {len(arrived['/v1/smuggled'])}")
-    return found
-
-
-def _is_right(sent: Sent, status: int, bodies: list[bytes]) -> bool:
-    if sent.framing.good:
-        return (status, bodies) == (200, [BODY])
-    if not sent.framing.headers:
-        return bodies == [b""]  # There is no body; what follows is no request.
-    # Without an answer where the caller was still sending, or another one's is the last.
-    return (status >= 400 or not status) and not bodies
-
-
-_REAL_OFFERS = [name for name, headers in OFFERS.items() if b"Upgrade:" in headers]
+        return wrong(ways, statuses, stripe.requests)
 
 
 async def test_a_body_arrives_to_the_byte_whatever_upgrade_is_offered() -> None:
-    assert await wrong(every_way(framings=GOOD, deliveries=("whole", "head, body", "second"))) == []
+    assert await tried(every_way(framings=GOOD, deliveries=("whole", "head, body", "second"))) == []
 
 
 async def test_a_body_that_comes_byte_by_byte_arrives_to_the_byte() -> None:
-    assert await wrong(every_way(methods=("POST",), framings=GOOD, deliveries=("bytes",))) == []
+    assert await tried(every_way(methods=("POST",), framings=GOOD, deliveries=("bytes",))) == []
 
 
 async def test_what_is_framed_in_two_ways_or_none_goes_nowhere() -> None:
     deliveries = ("whole", "head, body", "second")
     offers = ("none", "h2c", "foo")
-    assert await wrong(every_way(("POST", "GET"), BAD, offers, deliveries)) == []
-    assert await wrong(every_way(("POST",), BAD, ("none", "foo"), ("bytes",))) == []
+    assert await tried(every_way(("POST", "GET"), BAD, offers, deliveries)) == []
+    assert await tried(every_way(("POST",), BAD, ("none", "foo"), ("bytes",))) == []
 
 
 async def test_what_follows_a_request_that_offers_an_upgrade_is_no_request() -> None:
-    ways = every_way(framings=GOOD, offers=_REAL_OFFERS, deliveries=("more after",))
-    assert await wrong(ways) == []
+    ways = every_way(framings=GOOD, offers=REAL_OFFERS, deliveries=("more after",))
+    assert await tried(ways) == []
 
 
 async def test_tunnels_and_unknown_methods_are_refused_with_all_that_follows() -> None:

@@ -6,10 +6,12 @@ async for sent in ...: a `Sent` is one request on a connection of its own, with 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
+
+from tests.flows.recording_stripe import Recorded
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BODY = b"charge=ch_1&amount=100&note=\xc3\xa9%00\x00\r\n\r\n0\r\n\r\n"
@@ -107,6 +109,8 @@ OFFERS: dict[str, bytes] = {
     "only the name": b"Upgrade: foo\r\n",
     "only the connection": b"Connection: Upgrade\r\n",
 }
+REAL_OFFERS = tuple(name for name, headers in OFFERS.items() if b"Upgrade:" in headers)
+_AT_A_TIME = 50
 DELIVERIES = ("whole", "head, body", "bytes", "second", "more after")
 
 
@@ -147,8 +151,8 @@ class Sent:
                 return (b"GET /v1/first HTTP/1.1\r\nHost: x\r\n\r\n" + whole,)
         return (whole + SMUGGLED,)
 
-    async def answer(self, url: str) -> int:
-        """Sends it; the status of its own answer, 0 if there was none."""
+    async def answer(self, url: str, *, patience_s: float = 20.0) -> int:
+        """Sends it; the status of its own answer, 0 if there was none, -1 if none came in time."""
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
@@ -157,12 +161,65 @@ class Sent:
                     writer.write(segment)
                     await asyncio.sleep(0)  # The server, in this loop, reads it by itself.
                 await writer.drain()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patience_s):
                 if self.delivery == "second":
                     await _status(reader, body=True)
                 return await _status(reader, body=False)
+        except TimeoutError:
+            return -1
         finally:
             writer.close()
+
+
+async def send_all(ways: Iterable[Sent], url: str, *, patience_s: float = 20.0) -> dict[str, int]:
+    """Sends them side by side; the status of each answer, by path."""
+    places = asyncio.Semaphore(_AT_A_TIME)
+    statuses: dict[str, int] = {}
+
+    async def send(sent: Sent) -> None:
+        async with places:
+            statuses[sent.path] = await sent.answer(url, patience_s=patience_s)
+
+    async with asyncio.TaskGroup() as group:
+        for sent in ways:
+            group.create_task(send(sent))
+    return statuses
+
+
+def bodies_by_path(requests: Sequence[Recorded]) -> dict[str, list[bytes]]:
+    """What arrived at the upstream."""
+    arrived: dict[str, list[bytes]] = {}
+    for request in requests:
+        arrived.setdefault(request.line.split(b" ")[1].decode(), []).append(request.body)
+    return arrived
+
+
+def wrong(
+    ways: Sequence[Sent], statuses: Mapping[str, int], requests: Sequence[Recorded]
+) -> list[str]:
+    """What came otherwise than it must, in words."""
+    arrived = bodies_by_path(requests)
+    found = [
+        f"a trailer became a header: {request.head!r}"
+        for request in requests
+        if any(b"forged" in value for _, value in request.headers)
+    ]
+    for sent in ways:
+        came = statuses[sent.path], arrived.get(sent.path, [])
+        if not _is_right(sent, *came):
+            found.append(f"{sent.name}: {came}")
+    if all(sent.offer in REAL_OFFERS for sent in ways) and "/v1/smuggled" in arrived:
+        found.append("what followed an offer was run")
+    return found
+
+
+def _is_right(sent: Sent, status: int, bodies: list[bytes]) -> bool:
+    if sent.framing.good:
+        return (status, bodies) == (200, [BODY])
+    if not sent.framing.headers:
+        return bodies == [b""]  # There is no body; what follows is no request.
+    # Without an answer where the caller was still sending, or another one's is the last.
+    return (status >= 400 or not status) and not bodies
 
 
 async def _status(reader: asyncio.StreamReader, *, body: bool) -> int:
@@ -185,9 +242,11 @@ def every_way(
     framings: Sequence[Framing] = (*GOOD, *BAD),
     offers: Sequence[str] = tuple(OFFERS),
     deliveries: Sequence[str] = DELIVERIES,
+    *,
+    folder: str = "/v1/way",
 ) -> Iterator[Sent]:
     """All of them, each under a path of its own."""
     for number, (method, framing, offer, delivery) in enumerate(
         product(methods, framings, offers, deliveries)
     ):
-        yield Sent(f"/v1/way/{number}", method, framing, offer, delivery)
+        yield Sent(f"{folder}/{number}", method, framing, offer, delivery)
