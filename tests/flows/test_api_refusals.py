@@ -198,8 +198,22 @@ async def test_readiness_tells_strangers_no_reasons(here: ApiService) -> None:
         answer = await here.http.get("/readyz", headers=headers)
         assert answer.status_code == 503
         checks = {check["name"]: check for check in answer.json()["checks"]}
-        assert checks["sync:default"]["ok"] is False
-        assert bool(checks["sync:default"]["reason"]) is is_told
+        assert set(checks) == {"database", "sync:default" if is_told else "syncs"}
+        check = checks["sync:default" if is_told else "syncs"]
+        assert check["ok"] is False
+        assert bool(check["reason"]) is is_told
+
+
+async def test_waiting_tells_strangers_nothing_of_which_syncs_there_are(here: ApiService) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        told = [
+            await here.http.get(f"/wait/stripe/{name}?timeout=0", headers=headers)
+            for name in ("default", "nothing")
+        ]
+        assert told[0].status_code == told[1].status_code == 401
+        assert told[0].content == told[1].content
+    answer = await here.http.get("/wait/stripe/nothing", headers=AUTH)
+    assert shape(answer, 404) == "not_found"
 
 
 async def test_without_a_database_the_gateway_answers_and_says_so(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +13,13 @@ from typing import Any
 import aiohttp
 import pytest
 import yarl
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from tests.flows.gateway_account import GatewayAccount, gateway_account, serving
 
+from pinstripe.gateway.failures import Rejected
 from pinstripe.gateway.hosts import hosts_at
 from pinstripe.gateway.proxy import Proxy, open_proxy
 from pinstripe.gateway.syncs import OpenSync
@@ -203,6 +209,47 @@ async def test_a_wrong_key_is_stripes_to_refuse_and_never_looked_up(database: st
         status, _, _ = await it.ask("GET", "/v1/customers", Authorization="")
         assert status == 401
         assert it.proxy.callers.lookups == 0
+
+
+async def test_invented_keys_that_wait_delay_nobody_elses_key(database: str) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        sim.control.latency(fixed_s=0.4)
+
+        async def wait_with(number: int) -> bool:
+            key = f"Bearer sk_test_invented{number:020d}".encode()
+            return await it.proxy.callers.may_use([(b"authorization", key)], it.account.sync)
+
+        flood = [asyncio.create_task(wait_with(number)) for number in range(60)]
+        async with asyncio.timeout(2):  # One after the other they take 3 s and more.
+            _, _, response = await it.ask("GET", "/v1/products?limit=1")
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        outcomes = await asyncio.gather(*flood, return_exceptions=True)
+        refused = [o for o in outcomes if isinstance(o, Rejected)]
+        assert {no.status for no in refused} == {429}
+        assert len(refused) == 60 - 32
+        assert True not in outcomes
+
+
+async def test_an_answer_that_unpacks_to_too_much_is_passed_on_as_it_is(database: str) -> None:
+    bomb = gzip.compress(b'{"object": "list", "data": [' + b" " * (64 * 2**20) + b"]}")
+
+    async def stripe(request: Request) -> Response:
+        if request.url.path == "/v1/account":
+            return JSONResponse({"id": sim.account.id, "object": "account"})
+        return Response(bomb, headers={"Content-Encoding": "gzip"}, media_type="application/json")
+
+    async with (
+        running(SMALL) as sim,
+        gateway_account(sim, database) as account,
+        serving(Starlette(routes=[Route("/v1/{path:path}", stripe)])) as upstream,
+        open_proxy(account.syncs, hosts=hosts_at(upstream)) as proxy,
+        serving(proxy) as url,
+        aiohttp.ClientSession(auto_decompress=False) as client,
+        client.get(f"{url}/v1/customers", headers=account.bearer) as answer,
+    ):
+        assert await answer.read() == bomb
+        assert answer.headers["pinstripe-mirrored"] == "no"
+        assert answer.headers["pinstripe-reason"] == "too-large"
 
 
 async def test_a_key_is_looked_up_once_and_basic_is_bearer(database: str) -> None:

@@ -356,6 +356,69 @@ async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stripe.requests == []
 
 
+async def test_a_body_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pinstripe.gateway.proxy_request.SILENCE_S", 0.3)
+    async with proxied() as (stripe, url):
+        host, _, port = url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n")
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"a")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+        dripping.cancel()
+        writer.close()
+        assert status(answer) == 408
+        assert stripe.requests == []
+
+
+async def test_an_endless_answer_ends_when_its_caller_goes() -> None:
+    ended = asyncio.Event()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/csv\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        try:
+            while True:
+                writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                await writer.drain()
+        except ConnectionError:
+            ended.set()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    upstream = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with open_proxy(Syncs(), hosts=hosts_at(upstream)) as proxy, serving(proxy) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readexactly(500_000)
+        assert not ended.is_set()
+        writer.close()
+        await asyncio.wait_for(ended.wait(), 10)
+    server.close()
+
+
+async def test_only_test_keys_cross_a_network_unencrypted() -> None:
+    far = hosts_at("http://stripe.invalid")
+    async with open_proxy(Syncs(), hosts=far) as proxy, serving(proxy) as url:
+        for key, wanted in (
+            (b"Bearer sk_live_abcdef", 403),
+            (b"Bearer rk_live_abcdef", 403),
+            (b"Bearer sk_org_live_abcdef", 403),
+            (b"Basic " + base64.b64encode(b"sk_live_abcdef:"), 403),
+            (b"sk_live_abcdef", 403),
+            (b"Bearer sk_test_abcdef", 502),
+        ):
+            head = b"GET /v1/x HTTP/1.1\r\nHost: x\r\nAuthorization: " + key + b"\r\n\r\n"
+            assert status(await raw(url, head)) == wanted
+
+
 _SEGMENT = st.text(
     st.sampled_from([*"aZ0/.%2eEfF5c\\@:;?#&=[]{}|^`'\"<>~!$()*+,-_", "\x7f", "\x1f", " ", "é"]),
     max_size=12,

@@ -119,6 +119,42 @@ async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
         assert await reader.read() == b""
 
 
+async def test_idle_connections_of_one_address_shut_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "_CONNECTIONS", 20)
+    monkeypatch.setattr(http, "_FREED", 4)
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Request) -> Response:
+        began.set()
+        await go_on.wait()
+        return PlainTextResponse("done")
+
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    get = b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n"
+    routes = [Route("/", _hello), Route("/slow", slow)]
+    async with asyncio.timeout(20), answering(Starlette(routes=routes), sock):
+        busy = await asyncio.open_connection("127.0.0.1", port)
+        busy[1].write(get % b"/slow")
+        await began.wait()
+        other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
+        for reader, writer in (
+            await asyncio.open_connection("127.0.0.1", port),
+            await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.3", 0)),
+            other,
+        ):
+            writer.write(get % b"/")
+            assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+        go_on.set()
+        assert (await busy[0].readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+        for _, writer in (busy, *crowd):
+            writer.close()
+
+
 async def test_two_cannot_listen_on_one_port() -> None:
     with listen("127.0.0.1", 0) as sock:
         port = int(address_of(sock).rpartition(":")[2])

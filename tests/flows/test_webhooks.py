@@ -71,12 +71,21 @@ async def test_what_is_not_signed_is_refused_and_rings_nobody(sim: Running, data
             (address, payload, headers(payload, "whsec_other"), 400, "bad_signature"),
             (address, payload, headers(payload, at=time.time() - 400), 400, "old_signature"),
             (address, payload + b" ", headers(payload), 400, "bad_signature"),
-            ("/webhooks/stripe/other", payload, headers(payload), 404, "not_found"),
+            ("/webhooks/stripe/other", payload, headers(payload), 400, "bad_signature"),
+            ("/webhooks/stripe/other", payload, {}, 400, "bad_signature"),
             (address, b"x" * (2 << 20), {}, 413, "too_large"),
         ]
         for path, body, given, status, code in cases:
             answer = await here.http.post(path, content=body, headers=given)
             assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        # Nothing that a stranger gets tells whether there is such a sync.
+        for body, given in ((payload, {}), (payload, headers(payload, "whsec_other")), (b"", {})):
+            told = [
+                await here.http.post(f"/webhooks/stripe/{name}", content=body, headers=given)
+                for name in ("default", "other")
+            ]
+            assert told[0].content == told[1].content
+            assert told[0].status_code == told[1].status_code == 400
         assert here.bell.rings["stripe"] == 0
         good = await here.http.post(address, content=payload, headers=headers(payload))
         assert good.status_code == 200

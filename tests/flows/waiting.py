@@ -48,7 +48,7 @@ class Gateway:
         return self.account.sync.source.stripe
 
 
-async def _everybody(_: Request, __: OpenSync) -> bool:
+async def _everybody(_: Request, __: OpenSync | None) -> bool:
     return True
 
 

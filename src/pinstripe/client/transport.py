@@ -26,6 +26,9 @@ aiohttp.set_zlib_backend(isal_zlib)
 _IsalError = cast("type[Exception]", isal_zlib.error)
 
 _GZIP = 31  # zlib's window bits, for a gzip wrapper
+_MOST_UNPACKED = 256 * 2**20
+"""Of one answer. A page of 100 objects has up to a few MB; 1 MB of gzip can be 1 GB."""
+_MOST_RATIO = 1032  # deflate packs no tighter (https://www.zlib.net/zlib_tech.html)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,4 +181,10 @@ def _unpack(packed: bytes) -> bytes:
     """The body, whole: the one call checks the trailer's length and CRC, which a stream cut in the
     middle never gets to. It also costs half of what unpacking piece by piece does.
     """
-    return isal_zlib.decompress(packed, _GZIP) if packed else b""
+    if len(packed) * _MOST_RATIO <= _MOST_UNPACKED:
+        return isal_zlib.decompress(packed, _GZIP) if packed else b""
+    unpacking = isal_zlib.decompressobj(_GZIP)
+    unpacked: bytes = unpacking.decompress(packed, _MOST_UNPACKED)
+    if not unpacking.eof:
+        raise _IsalError("cut short, or larger than any page")
+    return unpacked

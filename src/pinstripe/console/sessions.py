@@ -20,7 +20,8 @@ from starlette.responses import Response
 COOKIE = "pinstripe_session"
 LASTS_S = 12 * 3600.0
 _MOST = 1000
-"""Sessions kept; the oldest go first, so that nobody fills the memory with them."""
+"""Sessions kept of each kind; the oldest of the kind go first. So nobody fills the memory with them, and
+who only visits the login logs nobody out."""
 
 
 @dataclass(slots=True)
@@ -53,10 +54,9 @@ class Sessions:
     def begin(self, *, logged_in: bool) -> Session:
         """A new session. A login always begins one, so that a name known before is worth nothing."""
         now = self._clock()
-        if len(self._open) >= _MOST:
-            self._open = {n: s for n, s in self._open.items() if s.expires_at > now}
-        while len(self._open) >= _MOST:
-            del self._open[next(iter(self._open))]
+        alike = [s for s in self._open.values() if s.logged_in is logged_in]
+        for old in alike[: max(0, len(alike) - _MOST + 1)]:
+            self.end(old)
         session = Session(
             secrets.token_urlsafe(32), secrets.token_urlsafe(24), logged_in, now + LASTS_S
         )

@@ -27,7 +27,7 @@ from pinstripe.errors import Misconfigured
 from pinstripe.gateway.failures import Rejected
 from pinstripe.gateway.syncs import OpenSync
 
-Owns = Callable[[Sequence[tuple[bytes, bytes]], OpenSync], Awaitable[bool]]
+Owns = Callable[[Sequence[tuple[bytes, bytes]], OpenSync | None], Awaitable[bool]]
 """Whether the Stripe key in a request's headers is good for the account of a sync (`Callers.may_use`)."""
 
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -139,8 +139,12 @@ class Access:
             self._check_host(request)
         self._check_browser(request)
 
-    async def allows_wait(self, request: HTTPConnection, sync: OpenSync) -> bool:
-        """Whether the caller may wait for this sync: by token, or by a Stripe key of its account."""
+    async def allows_wait(self, request: HTTPConnection, sync: OpenSync | None) -> bool:
+        """Whether the caller may wait for this sync: by token, or by a Stripe key of its account.
+
+        For a sync that is not there (None) only by what holds for all of them: a stranger gets the same
+        answer in the same time as for one that is.
+        """
         if self._admin is None and self._wait is None:
             self._check_host(request)
             self._check_browser(request)

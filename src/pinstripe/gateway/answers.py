@@ -7,6 +7,7 @@ answer is a snapshot of now, and not every object in one exists: see `Standing`.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -40,13 +41,23 @@ LAG_S = 3600.0
 
 _GZIP = 31
 # isal's type stub declares its exception class as if it were an instance.
-_UNPACK_ERRORS = (cast("type[Exception]", isal_zlib.error), zlib.error)
+_UNPACK_ERROR = cast("type[Exception]", isal_zlib.error)
 # What is computed for the moment: it has ids, and exists nowhere.
 _PREVIEW = re.compile(r"/(?:create_)?preview(?:/|$)|/upcoming(?:/|$)|/upcoming_in_")
 
 
+UNPACKED_BYTES = 16 * 2**20
+"""The largest answer that is read into rows. Stripe's pages of 100 objects have up to a few MB."""
+_STEP_BYTES = 2**20
+"""Unpacked at a time. The first step, some 2 ms, is made in the event loop, the others in a thread."""
+
+
 class Unreadable(Exception):
     """The body is not JSON, or is packed in a way that we cannot unpack."""
+
+
+class TooLarge(Unreadable):
+    """It is more than `UNPACKED_BYTES`: 1 MB of gzip can be 1 GB of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +121,39 @@ def parents_of(path: str, query: str) -> Mapping[str, str]:
     return found
 
 
-def unpack(body: bytes, encoding: bytes) -> bytes:
-    """The body without its compression. Raises Unreadable."""
+async def unpack(body: bytes, encoding: bytes) -> bytes:
+    """The body without its compression. Raises Unreadable, TooLarge."""
     encoding = encoding.strip().lower()
-    try:
-        if encoding in (b"", b"identity") or not body:
-            return body
-        if encoding == b"gzip":
-            return bytes(isal_zlib.decompress(body, _GZIP))
-        if encoding == b"deflate":
-            return zlib.decompress(body)
-    except _UNPACK_ERRORS as error:
-        raise Unreadable(f"The body cannot be unpacked: {error}.") from error
-    raise Unreadable(f"The body is packed as {encoding!r}.")
+    if encoding in (b"", b"identity") or not body:
+        if len(body) > UNPACKED_BYTES:
+            raise TooLarge("The body is too large.")
+        return body
+    steps = _unpacked(body, encoding)
+    first = next(steps)
+    if len(first) < _STEP_BYTES:
+        return first + b"".join(steps)
+    # isal gives the interpreter's lock away while it unpacks.
+    return first + await asyncio.to_thread(b"".join, steps)
+
+
+def _unpacked(body: bytes, encoding: bytes) -> Iterator[bytes]:
+    """In steps. Raises Unreadable, TooLarge."""
+    if encoding not in (b"gzip", b"deflate"):
+        raise Unreadable(f"The body is packed as {encoding!r}.")
+    unpacking = isal_zlib.decompressobj(_GZIP if encoding == b"gzip" else zlib.MAX_WBITS)
+    size = 0
+    while not unpacking.eof:
+        try:
+            step = unpacking.decompress(body, _STEP_BYTES)
+        except _UNPACK_ERROR as error:
+            raise Unreadable(f"The body cannot be unpacked: {error}.") from error
+        if not step and not unpacking.eof:
+            raise Unreadable("The body cannot be unpacked: it is cut short.")
+        size += len(step)
+        if size > UNPACKED_BYTES:
+            raise TooLarge("The body is too large.")
+        yield step
+        body = unpacking.unconsumed_tail
 
 
 def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Reading:

@@ -48,7 +48,7 @@ async def ask_again(
             return None
         if came.status != 200:
             return None
-        unpacked = unpack(body, came.header(b"content-encoding"))
+        unpacked = await unpack(body, came.header(b"content-encoding"))
         reading = read(unpacked, sync.mirror.extractor, parents_of(target.path, target.query))
     except (Unanswered, Unreadable):
         return None

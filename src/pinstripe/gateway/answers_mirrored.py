@@ -20,6 +20,7 @@ from pinstripe.gateway.answers import (
     Place,
     Reading,
     Standing,
+    TooLarge,
     Unreadable,
     is_preview,
     parents_of,
@@ -148,6 +149,8 @@ class Answers:
             if sync is None:
                 return Outcome("no", "unknown-account")
             return await self._kept(sync, asked, came, body)
+        except TooLarge:
+            return Outcome("no", "too-large", sync)
         except Unreadable:
             return Outcome("no", "unreadable", sync)
         except PinstripeError as error:
@@ -160,7 +163,7 @@ class Answers:
 
     async def _kept(self, sync: OpenSync, asked: Asked, came: Exchange, body: bytes) -> Outcome:
         path = asked.target.path
-        unpacked = unpack(body, came.header(b"content-encoding"))
+        unpacked = await unpack(body, came.header(b"content-encoding"))
         digest = b""
         if not asked.writes and is_ours(sync, came):
             digest = self._unchanged.digest(sync, asked.target, unpacked)

@@ -26,6 +26,7 @@ import structlog
 
 from pinstripe.client.refusal import read_error
 from pinstripe.errors import Unreachable
+from pinstripe.gateway.failures import Rejected
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.gateway.upstream import Unanswered, Upstream
 
@@ -36,10 +37,14 @@ KNOWN_S = 600.0
 REFUSED_S = 15.0
 MOST = 10_000
 _AT_ONCE = 8
-"""Keys that are asked about at the same time."""
+"""Keys that Stripe has just accepted, and that are asked about at the same time."""
+_STRANGERS_AT_ONCE = 4
+_MOST_STRANGERS = 32
+"""Keys that somebody waits with, which may be invented: under way, and in all. More are refused."""
 _ANSWER = 2**20
 
 _KEY = re.compile(rb"(?:sk|rk)_(live|test)_[A-Za-z0-9_]{3,255}")
+_TEST = re.compile(rb"[a-z]+_test_")
 _ACCOUNT = re.compile(r"acct_\w{1,255}")
 
 
@@ -93,6 +98,12 @@ def shows_one_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]
     )
 
 
+def carries_more_than_test_key(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a request shows credentials that are not surely a key of test mode."""
+    shown = next((value for name, value in headers if name == b"authorization"), b"")
+    return bool(shown) and _TEST.match(_key_in(shown)) is None
+
+
 def _key_in(authorization: bytes) -> bytes:
     scheme, _, value = authorization.partition(b" ")
     if scheme.lower() == b"bearer":
@@ -127,6 +138,8 @@ class Callers:
         self._known: OrderedDict[bytes, Caller] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Caller]] = {}
         self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._strangers_turn = asyncio.Semaphore(_STRANGERS_AT_ONCE)
+        self._strangers = 0
 
     def known(self, shown: Credentials) -> OpenSync | None:
         """The sync whose account this is, if that is known without asking."""
@@ -136,8 +149,11 @@ class Callers:
     async def sync_of(self, shown: Credentials) -> OpenSync | None:
         """The sync whose account this is; None where none is served here. May ask Stripe once.
 
-        Raises Unreachable where Stripe does not answer.
+        For keys that Stripe has just accepted. Raises Unreachable where Stripe does not answer.
         """
+        return await self._sync_of_asked(shown, self._turn)
+
+    async def _sync_of_asked(self, shown: Credentials, turn: asyncio.Semaphore) -> OpenSync | None:
         place = self._place(shown)
         caller = self._recall(place)
         if caller is None:
@@ -146,16 +162,37 @@ class Callers:
             # One question a key, however many wait for it; who waits may go without ending it.
             task = self._asking.get(place)
             if task is None:
-                task = asyncio.create_task(self._look_up(place, shown))
+                task = asyncio.create_task(self._look_up(place, shown, turn))
                 self._asking[place] = task
                 task.add_done_callback(partial(self._asked, place))
             caller = await asyncio.shield(task)
         return self._sync_of(caller)
 
-    async def may_use(self, headers: Sequence[tuple[bytes, bytes]], sync: OpenSync) -> bool:
-        """Whether the request's key is good for that sync's account."""
+    async def may_use(self, headers: Sequence[tuple[bytes, bytes]], sync: OpenSync | None) -> bool:
+        """Whether the request's key is good for that sync's account. Nobody vouches for the key.
+
+        Raises Rejected where too many such keys are being asked about.
+        """
         shown = credentials_of(headers)
-        return shown is not None and await self.sync_of(shown) is sync
+        if shown is None:
+            return False
+        if self._recall(self._place(shown)) is not None:
+            return sync is not None and self.known(shown) is sync
+        if self._strangers >= _MOST_STRANGERS:
+            raise Rejected(
+                429,
+                "too_many_keys",
+                "Too many keys that are new here are being looked up.",
+                hint="Wait some seconds, or use the wait token, which is not looked up.",
+                headers={"Retry-After": "5"},
+            )
+        self._strangers += 1
+        try:
+            # Asked for a sync that is not there too: the time would tell which ones are.
+            found = await self._sync_of_asked(shown, self._strangers_turn)
+            return sync is not None and found is sync
+        finally:
+            self._strangers -= 1
 
     def _place(self, shown: Credentials) -> bytes:
         told = shown.key + b"\n" + shown.account.encode("latin-1")
@@ -183,8 +220,8 @@ class Callers:
             for sync in self._syncs
         )
 
-    async def _look_up(self, place: bytes, shown: Credentials) -> Caller:
-        async with self._turn:
+    async def _look_up(self, place: bytes, shown: Credentials, turn: asyncio.Semaphore) -> Caller:
+        async with turn:
             self.lookups += 1
             account_id, status = await self._ask(shown)
         now = self._clock()

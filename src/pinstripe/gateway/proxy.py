@@ -13,13 +13,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import structlog
 
+from pinstripe.gateway.access import is_loopback
 from pinstripe.gateway.answers import is_preview, places_of
 from pinstripe.gateway.answers_fetched import ANSWER_BYTES
 from pinstripe.gateway.answers_mirrored import Answers, Asked, Outcome
-from pinstripe.gateway.callers import Callers, credentials_of, shows_one_of
+from pinstripe.gateway.callers import (
+    Callers,
+    carries_more_than_test_key,
+    credentials_of,
+    shows_one_of,
+)
 from pinstripe.gateway.hosts import API, Astray, Target, target_of
 from pinstripe.gateway.proxy_aftermath import Aftermath, Ring, WaitForRequest
 from pinstripe.gateway.proxy_reply import (
@@ -94,8 +101,10 @@ class Proxy:
                 raise Turned(
                     401, "This is a token of Pinstripe's, not a key of Stripe's: it was not sent."
                 )
+            if _crosses_openly(target, scope["headers"]):
+                raise Turned(403, "Only test keys are sent to an http:// address; use https://.")
             body = await body_of(scope["headers"], receive, limit=self._body_limit)
-            status, outcome = await self._pass(scope, target, headers, body, send)
+            status, outcome = await self._pass(scope, target, headers, body, send, receive=receive)
         except Turned as refusal:
             status, outcome = refusal.status, Outcome("no")
             await refuse(send, refusal.status, refusal.reason)
@@ -118,6 +127,8 @@ class Proxy:
         headers: list[tuple[str, str]],
         body: bytes | Upload | None,
         send: Send,
+        *,
+        receive: Receive,
     ) -> tuple[int, Outcome]:
         """Asks Stripe and answers; gives the status and what became of the objects."""
         method: str = scope["method"]
@@ -139,23 +150,33 @@ class Proxy:
             return await broken(send, asked, error), Outcome("no", "stripe", sync)
         wait_s = self._aftermath.wait_of(scope["headers"])
         try:
-            return came.status, await self._answer(asked, came, sync, wait_s, send)
+            gone = receive if not isinstance(body, Upload) or body.is_over else None
+            return came.status, await self._answer(asked, came, sync, wait_s, send, receive=gone)
         except Unanswered as error:
             self._aftermath.unanswered(sync, asked)
             return await broken(send, asked, error), Outcome("no", "stripe", sync)
 
     async def _answer(
-        self, asked: Asked, came: Exchange, sync: OpenSync | None, wait_s: float, send: Send
+        self,
+        asked: Asked,
+        came: Exchange,
+        sync: OpenSync | None,
+        wait_s: float,
+        send: Send,
+        *,
+        receive: Receive | None,
     ) -> Outcome:
+        """`receive` tells of the caller's going, where there is nothing else left to receive."""
         if not is_json(came) or asked.method == "HEAD":
             outcome = Outcome("no", "no-objects", sync)
-            await pass_on(send, came, told_headers(outcome, self._aftermath.as_of(sync)))
+            headers = told_headers(outcome, self._aftermath.as_of(sync))
+            await pass_on(send, came, headers, receive=receive)
             return outcome
         body, whole = await came.read(ANSWER_BYTES)
         if not whole:
             outcome = Outcome("no", "too-large", sync)
             headers = told_headers(outcome, self._aftermath.as_of(sync))
-            await pass_on(send, came, headers, begun=body)
+            await pass_on(send, came, headers, begun=body, receive=receive)
             return outcome
         if _may_hold_objects(asked, came):
             outcome = await self.answers.mirror(asked, came, body)
@@ -169,6 +190,13 @@ class Proxy:
         as_of = self._aftermath.as_of(outcome.sync)
         await reply_whole(send, came, body, told_headers(outcome, as_of, waited=waited))
         return outcome
+
+
+def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a key that may be a live one would cross a network unencrypted."""
+    if target.url.startswith("https:") or is_loopback(urlsplit(target.url).hostname or ""):
+        return False
+    return carries_more_than_test_key(headers)
 
 
 def _may_hold_objects(asked: Asked, came: Exchange) -> bool:

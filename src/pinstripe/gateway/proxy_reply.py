@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from pinstripe.gateway.answers_mirrored import Asked, Outcome
-from pinstripe.gateway.proxy_request import METHODS, Message
+from pinstripe.gateway.proxy_request import METHODS, Message, Receive
 from pinstripe.gateway.upstream import Exchange, Unanswered
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -59,9 +59,20 @@ async def reply_whole(send: Send, came: Exchange, body: bytes, ours: Headers) ->
     await send({"type": "http.response.body", "body": body})
 
 
-async def pass_on(send: Send, came: Exchange, ours: Headers, *, begun: bytes = b"") -> None:
-    """The answer as it comes, after what of it has been read."""
+async def pass_on(
+    send: Send,
+    came: Exchange,
+    ours: Headers,
+    *,
+    begun: bytes = b"",
+    receive: Receive | None = None,
+) -> None:
+    """The answer as it comes, after what of it has been read; ends when the caller goes.
+
+    `receive` is None while the caller's body is still on its way: it has only one reader.
+    """
     headers = [*came.headers, *ours]
+    gone = asyncio.create_task(_gone(receive)) if receive is not None else None
     try:
         async with asyncio.timeout(STALLED_S) as patience:
             await send({"type": "http.response.start", "status": came.status, "headers": headers})
@@ -71,12 +82,24 @@ async def pass_on(send: Send, came: Exchange, ours: Headers, *, begun: bytes = b
                 patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
+                if gone is not None and gone.done():
+                    came.close()
+                    return
             await send({"type": "http.response.body", "body": b""})
     except (Unanswered, TimeoutError) as error:
         # The body stays without its end, and the server closes the connection: the caller sees that
         # it is not complete.
         _log.info("proxy.cut", reason=str(error) or "the caller took nothing of it")
         came.close()
+    finally:
+        if gone is not None:
+            gone.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the caller has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def broken(send: Send, asked: Asked, error: Unanswered) -> int:

@@ -20,6 +20,8 @@ Receive = Callable[[], Awaitable[Message]]
 METHODS = ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
 SILENCE_S = 30.0
 """How long a caller may send nothing of a body that it has announced."""
+LEAST_BYTES_S = 1024
+"""And how much must come in a second, on the whole: a body that drips holds a connection for ever."""
 _AT_ONCE = 256 * 1024
 """Bodies up to this size are read before Stripe is asked; larger ones are passed on as they come."""
 
@@ -130,10 +132,11 @@ async def body_of(headers: Headers, receive: Receive, *, limit: int) -> bytes | 
 
 
 class Upload:
-    """A large body on its way. `failure`: why it broke off, if it did."""
+    """A large body on its way. `failure`: why it broke off, if it did; `is_over`: it came whole."""
 
     def __init__(self, begun: bytes, rest: AsyncIterator[bytes]) -> None:
         self.failure: Turned | HungUp | None = None
+        self.is_over = False
         self._begun = begun
         self._rest = rest
 
@@ -143,6 +146,7 @@ class Upload:
         try:
             async for part in self._rest:
                 yield part
+            self.is_over = True
         except (Turned, HungUp) as failure:
             # Remembered here: the HTTP client tells only that the sending failed.
             self.failure = failure
@@ -151,9 +155,12 @@ class Upload:
 
 async def _parts(receive: Receive, limit: int, length: int | None) -> AsyncIterator[bytes]:
     size = 0
+    clock = asyncio.get_running_loop().time
+    began = clock()
     while True:
         try:
-            async with asyncio.timeout(SILENCE_S):
+            by = min(clock() + SILENCE_S, began + SILENCE_S + size / LEAST_BYTES_S)
+            async with asyncio.timeout_at(by):
                 message = await receive()
         except TimeoutError:
             raise Turned(408, "The body did not come within reasonable time.") from None

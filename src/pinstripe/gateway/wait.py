@@ -74,7 +74,7 @@ class WaitEndpoint:
         waits: Waits,
         *,
         settle_s: float,
-        allows: Callable[[Request, OpenSync], Awaitable[bool]],
+        allows: Callable[[Request, OpenSync | None], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.open = 0
@@ -90,6 +90,7 @@ class WaitEndpoint:
         began = self._clock()
         try:
             sync = self._sync_of(request)
+            # First of all: what there is to wait for is not for strangers.
             if not await self._allows(request, sync):
                 return failure(
                     401,
@@ -98,6 +99,8 @@ class WaitEndpoint:
                     "Send `Authorization: Bearer TOKEN` with the wait token, or with a Stripe key of "
                     "this account.",
                 )
+            if sync is None:
+                raise _unknown(request.path_params["id"])
             wish = read_wish(request.query_params.multi_items(), settle_s=self._settle_s)
             _check_tables(sync, wish)
             if self.open >= _MOST_OPEN:
@@ -110,7 +113,7 @@ class WaitEndpoint:
         finally:
             self.open -= 1
 
-    def _sync_of(self, request: Request) -> OpenSync:
+    def _sync_of(self, request: Request) -> OpenSync | None:
         kind, sync_id = request.path_params["kind"], request.path_params["id"]
         if kind not in KINDS:
             raise Rejected(
@@ -119,16 +122,7 @@ class WaitEndpoint:
                 f"There is nothing to wait for at {kind[:40]!r}.",
                 hint=f"There is: /wait/{KINDS[0]}/{{id}}.",
             )
-        sync = self._syncs.get(sync_id)
-        if sync is None:
-            raise Rejected(
-                404,
-                "not_found",
-                f"No sync {sync_id[:40]!r} is served here.",
-                # Not which ones are: nobody has shown a token yet.
-                hint="`pinstripe syncs list` shows the ids of all.",
-            )
-        return sync
+        return self._syncs.get(sync_id)
 
     async def _until_gone(self, request: Request, work: Awaitable[Response]) -> Response:
         """The outcome of `work`, which is dropped if the caller hangs up."""
@@ -205,6 +199,15 @@ class WaitEndpoint:
 
     def _ms(self, began: float) -> int:
         return round((self._clock() - began) * 1000)
+
+
+def _unknown(sync_id: str) -> Rejected:
+    return Rejected(
+        404,
+        "not_found",
+        f"No sync {sync_id[:40]!r} is served here.",
+        hint="`pinstripe syncs list` shows the ids of all.",
+    )
 
 
 async def _all(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:

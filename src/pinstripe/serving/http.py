@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import re
 import socket
@@ -32,6 +33,9 @@ _HEAD_S = 20.0
 _KEEP_ALIVE_S = 75
 """Longer than the pools of HTTP clients keep an idle connection (60 s), so that they close it first."""
 _CONNECTIONS = 4000
+"""At the same time. Beyond it room is made: see `_make_room`."""
+_FREED = 64
+"""Connections that are closed at a time, so that a flood does not cost a search for each of its own."""
 _END_S = 4.0
 """How long requests that are under way may take when the service ends."""
 _CUT_S = 1.0
@@ -95,10 +99,33 @@ class _Guarded(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > _CONNECTIONS:
+        if len(self.connections) > _CONNECTIONS and not self._make_room():
             transport.abort()
             return
         self._await_head()
+
+    def _make_room(self) -> bool:
+        """Closes idle connections of the address that has the most; False if there are none.
+
+        So nobody who fills the house shuts others out. Behind a server in front all come from one
+        address, and that server opens a connection anew that was closed while it idled.
+        """
+        idle: dict[str, list[_Guarded]] = {}
+        for other in self.connections:
+            if isinstance(other, _Guarded) and other is not self and other.is_idle:
+                idle.setdefault(_network(other.client), []).append(other)
+        if not idle:
+            return False
+        for other in max(idle.values(), key=len)[:_FREED]:
+            # Not listed any more at once: its loss is only told in the next round of the loop.
+            self.connections.discard(other)
+            other.transport.close()
+        return True
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is under way: at most part of a head has come."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -216,6 +243,17 @@ class _Guarded(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _network(client: tuple[str, int] | None) -> str:
+    """Whose it is: an address, or the 64 bits of IPv6 that one subscriber has all of."""
+    if client is None:
+        return ""
+    try:
+        address = ipaddress.ip_address(client[0].partition("%")[0])
+    except ValueError:
+        return client[0]
+    return client[0] if address.version == 4 else address.packed[:8].hex()
 
 
 def _authority(url: bytes) -> bytes | None:

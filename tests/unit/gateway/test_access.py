@@ -124,7 +124,7 @@ async def test_a_session_is_let_in_unless_another_site_uses_it() -> None:
 
 
 async def test_who_waits_shows_the_wait_token_the_admin_token_or_a_key_of_the_account() -> None:
-    async def owns(headers: object, _: OpenSync) -> bool:
+    async def owns(headers: object, _: OpenSync | None) -> bool:
         return b"sk_test_mine" in dict(cast("list[tuple[bytes, bytes]]", headers))[b"authorization"]
 
     access = Access(admin_token=TOKEN, wait_token=WAIT, owns=owns, sleep=Naps())

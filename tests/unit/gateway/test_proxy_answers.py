@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import tracemalloc
 import zlib
 from contextlib import suppress
 
@@ -11,7 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinstripe.gateway.answers import Unreadable, is_preview, parents_of, places_of, read, unpack
+from pinstripe.gateway.answers import (
+    UNPACKED_BYTES,
+    TooLarge,
+    Unreadable,
+    is_preview,
+    parents_of,
+    places_of,
+    read,
+    unpack,
+)
 from pinstripe.gateway.callers import credentials_of
 from pinstripe.gateway.proxy_request import METHODS, Turned, checked
 from pinstripe.gateway.upstream_headers import end_to_end
@@ -88,12 +99,30 @@ def test_the_mode_is_told_by_each_object() -> None:
 @given(st.binary(max_size=200), st.sampled_from([b"", b"gzip", b"br", b"deflate", b"GZIP "]))
 def test_garbage_is_unreadable_and_nothing_worse(body: bytes, encoding: bytes) -> None:
     with suppress(Unreadable):
-        read(unpack(body, encoding), EXTRACTOR, {})
+        read(asyncio.run(unpack(body, encoding)), EXTRACTOR, {})
 
 
-def test_packed_bodies_are_unpacked() -> None:
-    assert unpack(gzip.compress(b"{}"), b"gzip") == b"{}"
-    assert unpack(zlib.compress(b"{}"), b"deflate") == b"{}"
+async def test_packed_bodies_are_unpacked() -> None:
+    assert await unpack(gzip.compress(b"{}"), b"gzip") == b"{}"
+    assert await unpack(zlib.compress(b"{}"), b"deflate") == b"{}"
+    long = bytes(range(256)) * 20_000
+    assert await unpack(gzip.compress(long), b"gzip") == long
+    with pytest.raises(Unreadable):
+        await unpack(gzip.compress(long)[:-100], b"gzip")
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b""])
+async def test_a_body_that_unpacks_to_too_much_is_not_unpacked(encoding: bytes) -> None:
+    zeros = bytes(64 * 2**20)
+    packed = {b"gzip": gzip.compress(zeros), b"deflate": zlib.compress(zeros), b"": zeros}
+    bomb = packed[encoding]
+    del zeros, packed
+    tracemalloc.start()
+    with pytest.raises(TooLarge):
+        await unpack(bomb, encoding)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * UNPACKED_BYTES + 4 * 2**20
 
 
 @pytest.mark.parametrize(
