@@ -3,14 +3,15 @@
 Moving or renaming what is inside must not change a byte of them; a change on purpose is one that a
 reviewer sees there. Written anew by
 
-    SURFACE=write .venv/bin/pytest -q tests/house/test_surface.py
+    SURFACE=write .venv/bin/pytest -q tests/house/test_surface.py tests/flows/test_surface.py
 
-Here is what can be read without running a service.
+Here is what can be read without running a service; the latter file has the rest.
 """
 
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import io
 import json
@@ -58,7 +59,9 @@ def compare(name: str, text: str) -> None:
     if os.environ.get("SURFACE") == "write":
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    assert path.read_text() == text, f"{name} is no longer the public surface (see {__name__})"
+    stored = path.read_text() if path.exists() else ""
+    changes = difflib.unified_diff(stored.splitlines(), text.splitlines(), "stored", "now", n=1)
+    assert stored == text, "\n".join((f"{path} is the public surface (see {__name__})", *changes))
 
 
 def help_text() -> str:
