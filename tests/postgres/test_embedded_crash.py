@@ -70,7 +70,7 @@ def open_dir() -> Iterator[Path]:
 class Owner:
     """A process that owns the server in `data_dir`."""
 
-    def __init__(self, data_dir: Path, *, uid: int | None = None) -> None:
+    def __init__(self, data_dir: Path, *, uid: int | None = None, path: Path | None = None) -> None:
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -82,6 +82,7 @@ class Owner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **({"PYTHONPATH": str(path)} if path else {})},
         )
 
     def first_word(self) -> str:
@@ -230,12 +231,16 @@ def test_binaries_out_of_reach_are_copied_once(open_dir: Path) -> None:
 async def test_a_normal_user_runs_the_server_and_root_may_do_so_later(open_dir: Path) -> None:
     user = pwd.getpwnam("daemon")
     open_dir.chmod(0o777)
-    owner = Owner(open_dir / "postgres", uid=user.pw_uid)
+    # The environment may lie where this user sees nothing: then a copy of the server's package is his.
+    account = Account(user.pw_uid, user.pw_gid)
+    found = within_reach(find_binaries(None), account, caches=(open_dir / "cache",))
+    path = found.bin_dir.parents[2]
+    owner = Owner(open_dir / "postgres", uid=user.pw_uid, path=path)
     assert owner.first_word() == "ready peer:daemon"
     owner.end()
     assert await five(open_dir / "postgres") == 5
     assert (open_dir / "postgres" / "cluster").stat().st_uid == user.pw_uid
-    owner = Owner(open_dir / "postgres", uid=user.pw_uid)
+    owner = Owner(open_dir / "postgres", uid=user.pw_uid, path=path)
     assert owner.first_word() == "ready peer:daemon"
     owner.end()
 
