@@ -17,6 +17,9 @@ from pinstripe.store.changes import CHANNEL
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import open_pool
 
+# For what would never end; that the machine is busy is no reason to fail.
+_PATIENCE_S = 120.0
+
 
 @asynccontextmanager
 async def feeding(database: str, pg: asyncpg.Connection) -> AsyncIterator[Feed]:
@@ -50,7 +53,7 @@ async def read(
     """The positions of the next `count` changes."""
     got: list[int] = []
     entries = feed.follow("stripe", after=after, wanted=wanted or Wanted())
-    async with aclosing(entries), asyncio.timeout(20):
+    async with aclosing(entries), asyncio.timeout(_PATIENCE_S):
         async for entry in entries:
             if entry is not None:
                 got.append(entry.change.position)
@@ -70,8 +73,10 @@ async def test_readers_at_different_places_each_see_every_change_once(
         for _ in range(20):
             await change(pg, 100)
             await asyncio.sleep(0)
+        there = [r[0] for r in await pg.fetch("SELECT position FROM pinstripe.change ORDER BY 1")]
+        assert len(there) == 2500
         for after, reader in zip((0, 100, 499), readers, strict=True):
-            assert await reader == list(range(after + 1, 2501))
+            assert await reader == [position for position in there if position > after]
 
 
 async def test_a_reader_that_falls_behind_the_tail_catches_up_from_the_database(
