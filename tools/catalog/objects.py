@@ -33,10 +33,13 @@ def class_names() -> dict[tuple[str, str], str]:
 def _object_type(name: str, place: Place, names: dict[tuple[str, str], str]) -> ObjectType:
     fields = Reader(name, names).fields(place)
     own = {f.name for f in fields}
+    sent = overrides.ALWAYS_SENT.get(name, ())
+    if listed := own & {f.name for f in sent}:
+        raise UnknownShape(f"{name}: the SDK knows {sorted(listed)} now; drop it from ALWAYS_SENT")
     bases = {ast.unparse(base).split("[")[0] for base in place.scope[-1].bases}
     return ObjectType(
         name=name,
-        fields=tuple(f for f in fields if f.name != "deleted"),
+        fields=(*(f for f in fields if f.name != "deleted"), *sent),
         has_id="id" in own,
         deletable=_deletable(name, own, bases),
         singleton="SingletonAPIResource" in bases,
@@ -85,7 +88,12 @@ def _check_overrides(types: tuple[ObjectType, ...]) -> None:
     for object_type in types:
         _collect(object_type.name, object_type.fields, paths)
     stale = (overrides.ON_REQUEST | set(overrides.REFERENCES)) - paths
-    named = set(overrides.PREFIXES) | overrides.DELETABLE | overrides.NOT_DELETABLE
+    named = (
+        set(overrides.ALWAYS_SENT)
+        | set(overrides.PREFIXES)
+        | overrides.DELETABLE
+        | overrides.NOT_DELETABLE
+    )
     stale |= named - {t.name for t in types}
     if stale:
         raise UnknownShape(f"overrides that match nothing: {sorted(stale)}")

@@ -2,6 +2,39 @@
 
 from __future__ import annotations
 
+from pinstripe.catalog.model import Field
+
+
+def _id_of(name: str, *targets: str) -> Field:
+    return Field(name=name, kind="expandable", nullable=True, targets=targets)
+
+
+def _text(name: str) -> Field:
+    return Field(name=name, kind="string", nullable=True)
+
+
+# Keys that Stripe sends with every object of a type and that the SDK's types leave out. All were seen
+# in recorded answers of the newest API versions; nested objects stand there with nulls inside.
+ALWAYS_SENT: dict[str, tuple[Field, ...]] = {
+    # Typed by the SDK up to 4.x: the account that was paid, the dispute, and the order of the Orders API,
+    # which is gone, so that its ids lead nowhere.
+    "charge": (_id_of("destination", "account"), _id_of("dispute", "dispute"), _id_of("order")),
+    # Beside the list `balance_transactions`: the first of them.
+    "dispute": (_id_of("balance_transaction", "balance_transaction"),),
+    # A plain id (PaymentMethod in SDKs that know the shared payment tokens).
+    "payment_intent": (_text("shared_payment_granted_token"),),
+    "payment_method": (_text("shared_payment_granted_token"),),
+    # Names of the attributes by which SKUs differed (Product in the SDK up to 4.x).
+    "product": (
+        Field(name="attributes", kind="array", nullable=True, items=Field(name="", kind="string")),
+    ),
+    # Those of the only item; null where there are several (Subscription in the SDK up to 4.x).
+    "subscription": (
+        Field(name="plan", kind="resource", nullable=True, targets=("plan",)),
+        Field(name="quantity", kind="integer", nullable=True),
+    ),
+}
+
 # Left out of answers unless `expand[]` names them. The SDK types them `Optional`, like nullables.
 # Source: the API reference marks each "expandable" on a property that is not an id.
 ON_REQUEST = frozenset(

@@ -151,6 +151,7 @@ def test_an_undecided_event_type_stops_it() -> None:
 @pytest.mark.parametrize(
     ("table", "entry"),
     [
+        ("ALWAYS_SENT", "nothing"),
         ("ON_REQUEST", "charge.nothing"),
         ("DELETABLE", "nothing"),
         ("NOT_DELETABLE", "nothing"),
@@ -162,11 +163,17 @@ def test_an_override_that_matches_nothing_stops_it(
     monkeypatch: pytest.MonkeyPatch, table: str, entry: str
 ) -> None:
     before = getattr(overrides, table)
-    after = before | ({entry: "x"} if isinstance(before, dict) else {entry})
+    after = before | ({entry: ()} if isinstance(before, dict) else {entry})
     monkeypatch.setattr(overrides, table, after)
     with pytest.raises(
         UnknownShape, match=r"overrides that match nothing: \['(charge\.)?nothing'\]"
     ):
+        objects.object_types()
+
+
+def test_a_key_that_the_sdk_knows_by_now_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(overrides.ALWAYS_SENT, "charge", (Field(name="amount", kind="integer"),))
+    with pytest.raises(UnknownShape, match=r"charge: the SDK knows \['amount'\] now"):
         objects.object_types()
 
 

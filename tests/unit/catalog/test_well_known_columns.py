@@ -21,6 +21,9 @@ charge.billing_details_email                    text
 charge.captured                                 boolean
 charge.created                                  timestamptz
 charge.customer_id                              text -> customer
+charge.destination_id                           text -> account
+charge.dispute_id                               text -> dispute
+charge.order_id                                 text
 charge.fraud_details                            absent
 charge.metadata                                 jsonb
 charge.outcome_risk_level                       text
@@ -49,6 +52,7 @@ customer.invoice_settings_custom_fields         jsonb
 customer.invoice_settings_default_payment_method_id text -> payment_method
 customer.preferred_locales                      text[]
 customer.shipping_address                       jsonb
+dispute.balance_transaction_id                  text -> balance_transaction
 dispute.charge_id                               text -> charge
 dispute.evidence_details_due_by                 timestamptz
 event.data_object                               jsonb
@@ -73,10 +77,12 @@ payment_intent.customer_id                      text -> customer
 payment_intent.last_payment_error_code          text
 payment_intent.latest_charge_id                 text -> charge
 payment_intent.payment_method_id                text -> payment_method
+payment_intent.shared_payment_granted_token     text
 payment_intent.payment_method_types             text[]
 payment_method.billing_details_email            text
 payment_method.card_brand                       text
 payment_method.card_last4                       text
+payment_method.shared_payment_granted_token     text
 payment_method.customer_id                      text -> customer
 payout.destination_id                           text
 payout.arrival_date                             timestamptz
@@ -86,6 +92,7 @@ price.recurring_interval_count                  bigint
 price.tiers                                     jsonb
 price.unit_amount                               bigint
 price.unit_amount_decimal                       numeric
+product.attributes                              text[]
 product.default_price_id                        text -> price
 product.images                                  text[]
 refund.charge_id                                text -> charge
@@ -99,6 +106,8 @@ subscription.deleted                            absent
 subscription.items                              absent
 subscription.latest_invoice_id                  text -> invoice
 subscription.pause_collection_resumes_at        timestamptz
+subscription.plan_id                            text -> plan
+subscription.quantity                           bigint
 subscription.trial_end                          timestamptz
 subscription_item.current_period_end            timestamptz
 subscription_item.price_id                      text -> price
