@@ -19,6 +19,7 @@ import msgspec
 
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.model import ObjectType
+from pinstripe.catalog.prefixes import source_type
 from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
 from pinstripe.rows.compile import Value
 from pinstripe.rows.decode import StripeObject
@@ -88,7 +89,6 @@ class Extractor:
         self.shapes = Shapes()
         self._tables = {**tables(), **(effective or {})}
         self._table_of = table_of_object()
-        self._prefixes = {t.prefix: t.name for t in types.values() if t.prefix and t.has_id}
         self._plans: dict[str, Plan] = {}
         self._types: Mapping[str, ObjectType] = types
 
@@ -150,6 +150,10 @@ class Extractor:
             row[layout.deleted_at] = obj.get("deleted") is True
         for at, parent_table in layout.parents:
             row[at] = parents[parent_table]
+        if layout.source is not None:
+            source_at, object_at, type_at = layout.source
+            if row[object_at] is None and row[source_at] is not None:
+                row[object_at] = source_type(row[source_at], row[type_at])
         if nested:
             object_name = str(obj.get("object"))
             if object_name not in _OPAQUE:
@@ -261,18 +265,11 @@ class Extractor:
             table,
             object_type,
             self._types,
-            by_prefix=self._by_prefix,
             known=known,
             shapes=self.shapes,
         )
         self._plans[table.name] = plan
         return plan
-
-    def _by_prefix(self, identifier: str) -> str | None:
-        """The object name behind an id ("ch_1" -> "charge"), None where the prefix says nothing."""
-        return self._prefixes.get(identifier.rpartition("_")[0]) or self._prefixes.get(
-            identifier.partition("_")[0]
-        )
 
     def _known(self, value: Value) -> str | None:
         """The table in which this becomes a row of its own, if it does."""

@@ -64,20 +64,21 @@ def fill_reference(
     at: int,
     object_at: int,
     tables: Collection[str],
-    by_prefix: Callable[[str], str | None],
+    type_of: Callable[[str], str | None],
     known: Known,
 ) -> Fill:
     """An id, or the object itself: the id goes into the row, the object becomes a row of its own.
 
     `object_at` is the place of the object's type, -1 without such a column: then an object of
-    another table than `tables` could not be found again by its id, and is kept whole.
+    another table than `tables` could not be found again by its id, and is kept whole. `type_of` gives
+    the type behind an id, None where its prefix does not decide.
     """
 
     def fill(value: Value, row: list[Value]) -> Value:
         if type(value) is str:
             row[at] = value
             if object_at >= 0:
-                row[object_at] = by_prefix(value)
+                row[object_at] = type_of(value)
             return None
         if type(value) is not dict or type(value.get("id")) is not str:
             return value

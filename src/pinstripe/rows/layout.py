@@ -7,11 +7,13 @@ left out, so that the database keeps what it has) and one small function per key
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pinstripe.catalog.model import Field, ObjectType
 from pinstripe.catalog.parents import embedded_lists
+from pinstripe.catalog.prefixes import type_of
 from pinstripe.catalog.tables import (
     SINGLETONS,
     Column,
@@ -68,7 +70,8 @@ class Layout:
     """For one sequence of keys: the shape, the steps, and the keys that nobody knows.
 
     `width` is that of the whole table: a row has a place for every column, present or not. `partial`:
-    it lacks columns that Stripe gives on request only, so their values are not known yet.
+    it lacks columns that Stripe gives on request only, so their values are not known yet. `source`: the
+    places of a balance transaction's source, of that source's type, and of the `type` that may tell it.
     """
 
     shape: int
@@ -79,6 +82,7 @@ class Layout:
     deleted_at: int = -1
     partial: bool | None = None
     parents: tuple[tuple[int, str], ...] = ()
+    source: tuple[int, int, int] | None = None
 
 
 class Plan:
@@ -90,7 +94,6 @@ class Plan:
         object_type: ObjectType,
         types: Mapping[str, ObjectType],
         *,
-        by_prefix: Callable[[str], str | None],
         known: Known,
         shapes: Shapes,
     ) -> None:
@@ -99,7 +102,6 @@ class Plan:
         self._at = {c.name: i for i, c in enumerate(table.columns)}
         self._owner = table_name(table.object_type)
         self._types = types
-        self._by_prefix = by_prefix
         self._known = known
         self._fields = {f.name: _as_inline(f, types) for f in object_type.fields}
         self._singletons = {f.name for f in object_type.fields if set(f.targets) & set(SINGLETONS)}
@@ -153,6 +155,7 @@ class Plan:
             deleted_at=self._at.get("deleted", -1),
             partial=True if partial else None,
             parents=tuple((self._at[self.parent_columns[p]], p) for p in parents),
+            source=self._source(names),
         )
         unknown: list[str] = []
         quick: list[Quick] = []
@@ -175,6 +178,11 @@ class Plan:
         if not unknown:
             layout.make = compile_layout(quick, layout.width + TAIL)
         return layout
+
+    def _source(self, names: Collection[str]) -> tuple[int, int, int] | None:
+        if self.table.name != "balance_transaction" or not {"source_id", "type"} <= set(names):
+            return None
+        return self._at["source_id"], self._at["source_object"], self._at["type"]
 
     def _present(self, column: Column, obj: Mapping[str, Value], parents: tuple[str, ...]) -> bool:
         if column.read == "deleted":
@@ -208,7 +216,9 @@ class Plan:
         at = self._at[first.name]
         if first.read == "id":
             other = next((self._at[c.name] for c in columns if c.read == "object"), -1)
-            return fill_reference(at, other, first.references, self._by_prefix, self._known)
+            types = frozenset(tables()[name].object_type for name in first.references)
+            by_prefix = partial(type_of, targets=types)
+            return fill_reference(at, other, first.references, by_prefix, self._known)
         if first.read == "ids":
             return fill_references(at, first.references, self._known)
         if first.read == "json" and known_field is not None:
