@@ -61,8 +61,6 @@ async def rebuilt(w: Writing, obj: dict[str, Json]) -> Json:
     key = extractor.object(obj, found)
     assert key is not None
     groups = {table: set(group) for table, group in found.rows.items()}
-    for table, row_key, *_ in found.frozen:
-        groups.setdefault(table, set()).add(row_key)
     rows = {
         (table, row_key): await kept(w.pg, table, row_key)
         for table, keys in groups.items()

@@ -147,18 +147,6 @@ async def test_an_object_made_anew_under_a_chosen_id_lives_again(w: Writing) -> 
     assert (row["deleted"], row["name"]) == (False, "Again")
 
 
-async def test_a_frozen_source_fills_a_gap_and_changes_nothing(w: Writing) -> None:
-    created = int(T0) - 1_000
-    source = {"id": "src_1", "object": "source", "status": "consumed"}
-    charge: StripeObject = {"id": "ch_1", "object": "charge", "created": created, "source": source}
-    await w.put((charge, 0, 1))
-    assert (await w.row("source", "src_1"))["status"] == "consumed"
-    assert (await w.row("source", "src_1"))["_as_of"] == at(-1_000)
-    await w.put(({"id": "src_1", "object": "source", "status": "chargeable"}, 0, 1))
-    await w.put((charge, 5, 6))
-    assert (await w.row("source", "src_1"))["status"] == "chargeable"
-
-
 async def test_rows_of_several_shapes_go_in_one_batch(w: Writing) -> None:
     await w.put(*((customer(id=f"cus_{n}", name="old", balance=n), 0, 1) for n in range(6)))
     shapes: list[StripeObject] = [{"name": "new"}, {"balance": 9}, {"name": None, "balance": 8}]

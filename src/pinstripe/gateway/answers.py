@@ -77,6 +77,9 @@ class Reading:
             for key in group:
                 if (table, key) != self.top:
                     yield table, key
+        for table, key in sorted(self.found.elsewhere):
+            if key not in self.found.rows.get(table, ()):
+                yield table, key
 
 
 def is_preview(path: str) -> bool:
@@ -171,11 +174,15 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Readi
         for entry in objects:
             extractor.object(entry, found, parents=parents)
         return Reading(found, None, deleted=False, modes=_modes(objects))
+    problem = told.get("error")
+    # A declined payment: what the request was about, as it is now that it has been refused
+    # (https://docs.stripe.com/api/errors).
+    held = [v for v in problem.values() if isinstance(v, dict)] if isinstance(problem, dict) else []
+    for obj in held:
+        extractor.object(obj, found, embedded=True)
     key = extractor.object(told, found, parents=parents)
     top = (table_name(str(told["object"])), key) if key is not None else None
-    problem = told.get("error")
-    inside = problem.values() if isinstance(problem, dict) else ()
-    modes = _modes([told, *(v for v in inside if isinstance(v, dict))])
+    modes = _modes([told, *held])
     return Reading(found, top, deleted=told.get("deleted") is True, modes=modes)
 
 

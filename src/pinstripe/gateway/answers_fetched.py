@@ -18,7 +18,7 @@ from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
 from pinstripe.source.account import LIVE, retrieve_endpoint
 from pinstripe.source.page import read_object, truth_of
-from pinstripe.source.settle import bury
+from pinstripe.source.settle import bury, has_address
 from pinstripe.store.batch import Effect
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo, add_todos
@@ -82,12 +82,17 @@ async def fetch_again(sync: OpenSync, places: Iterable[Place]) -> bool:
 
 
 def follow_up(sync: OpenSync, found: Found, truth: Truth) -> Effect | None:
-    """Notes objects whose lists a write's answer cut at ten, in the transaction that writes them."""
+    """Notes what a write's answer shows in part, in the transaction that writes the rest.
+
+    Objects whose lists it cut at ten, and those that it names as they were at another time.
+    """
     owners = {(cut.parent_table, cut.parent_id) for cut in found.lists}
     wanted = [p for p in sorted(owners) if p[0] and retrieve_endpoint(p[0]) is not None]
-    if not wanted:
+    named = [p for p in sorted(found.elsewhere) if p[0] in sync.mirror.tables and has_address(p[0])]
+    if not wanted and not named:
         return None
     todos = [Todo("fetch", table, key, since=truth.hi) for table, key in wanted]
+    todos += [Todo("relate", table, key, since=truth.hi) for table, key in named]
 
     async def note(connection: Connection) -> None:
         await add_todos(connection, sync.schema, todos)

@@ -71,7 +71,7 @@ class Unchanged:
 
     def effect(self, sync: OpenSync, digest: bytes, found: Found, truth: Truth) -> Effect | None:
         """What, run in the transaction that writes the rows, learns their versions; None if not yet."""
-        if found.again or found.frozen or found.count() > _MOST_ROWS:
+        if found.again or found.count() > _MOST_ROWS:
             return None
         memory = self._memories.get(digest)
         if memory is None or memory.until < self._clock():

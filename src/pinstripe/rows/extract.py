@@ -17,25 +17,24 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from pinstripe.catalog.embedded import Place, places_in
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.model import ObjectType
 from pinstripe.catalog.prefixes import source_type
 from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
 from pinstripe.rows.compile import Value
 from pinstripe.rows.decode import StripeObject
-from pinstripe.rows.fill import MAX_SECONDS
 from pinstripe.rows.keys import key_of
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 
 Row = list[Value]
 """The values of all columns of a table, and the `TAIL`."""
 
-# Snapshots of another moment than the object they stand in: Stripe keeps the source of a charge as
-# it was when the charge was made. They are as old as the object, and only fill a gap.
-_FROZEN = {("charge", "source"): "created"}
-
 # Objects whose content is a copy of another object at another time. Not looked into.
 _OPAQUE = frozenset({"event", "v2.core.event"})
+
+_NOWHERE = Place()
+"""Where nothing says that an object is shown as it is now."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,15 +56,15 @@ class Found:
     """What extraction found. `rows`: table -> key -> row.
 
     `whole` names lists inside objects that were shown to their end: ("table.field", key).
-    `again` are rows of a key that is in `rows` already, with other columns. `frozen` rows are true for
-    an earlier Unix second only. `unknown` counts objects of types that have no table, `drift` (table,
-    field) that the catalog does not know.
+    `again` are rows of a key that is in `rows` already, with other columns. `elsewhere` names the objects
+    (table, key) that are not shown as they are now: they have no row here. `unknown` counts objects of
+    types that have no table, `drift` (table, field) that the catalog does not know.
     """
 
     rows: dict[str, dict[str, Row]] = field(default_factory=dict)
     whole: list[tuple[str, str]] = field(default_factory=list)
     again: list[tuple[str, str, Row]] = field(default_factory=list)
-    frozen: list[tuple[str, str, Row, int]] = field(default_factory=list)
+    elsewhere: set[tuple[str, str]] = field(default_factory=set)
     lists: list[CutList] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     drift: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -77,7 +76,7 @@ class Found:
             self.again.append((table, key, row))
 
     def count(self) -> int:
-        return sum(map(len, self.rows.values())) + len(self.again) + len(self.frozen)
+        return sum(map(len, self.rows.values())) + len(self.again)
 
 
 class Extractor:
@@ -112,10 +111,10 @@ class Extractor:
             found.unknown[str(name)] += 1
         key = key_of(str(name), obj) if table is not None else None
         if table is None or key is None:
-            # No row of its own (an alert that was triggered, a list of a type to come); what it
-            # holds may have one.
-            for item in obj.values():
-                self._nested(item, "", "", obj, found)
+            # No row of its own (an alert that was triggered); what it holds may have one.
+            places = places_in(str(name))
+            for step, item in obj.items():
+                self._nested(item, "", "", places.get(step, _NOWHERE), found)
             return None
         row = self._row(table, obj, key, parents or {}, found, embedded=embedded)
         found.add(table, key, row)
@@ -160,8 +159,7 @@ class Extractor:
                 whole = [s for s, value in nested if s in plan.lists and _is_whole(value)]
                 found.whole += [(f"{table}.{step_key}", key) for step_key in whole]
                 for step_key, value in nested:
-                    frozen = _FROZEN.get((object_name, step_key))
-                    self._nested(value, table, key, obj, found, frozen=frozen)
+                    self._nested(value, table, key, plan.places.get(step_key, _NOWHERE), found)
         return row
 
     def _generic(
@@ -194,37 +192,28 @@ class Extractor:
             row[layout.width] = _encode(extra).decode()
         return row
 
-    def _nested(
-        self,
-        value: Value,
-        table: str,
-        key: str,
-        owner: StripeObject,
-        found: Found,
-        *,
-        frozen: str | None = None,
-    ) -> None:
-        """Finds objects at any depth of `value`, which stands in the row `key` of `table`."""
+    def _nested(self, value: Value, table: str, key: str, place: Place, found: Found) -> None:
+        """Finds objects at any depth of `value`, which stands at `place` of the row `key` of `table`."""
         if type(value) is list:
             for item in value:
                 if type(item) in (dict, list):
-                    self._nested(item, table, key, owner, found)
+                    self._nested(item, table, key, place, found)
             return
         if type(value) is not dict:
             return
         name = value.get("object")
-        if name == "list" and type(value.get("data")) is list:
+        known = self._known(value)
+        if place.present and name == "list" and type(value.get("data")) is list:
             self._list(value, table, key, found)
-        elif type(name) is str and name in self._table_of and key_of(name, value) is not None:
-            if frozen is None:
-                parents = {table: key} if name in SINGLETONS else None
-                self.object(value, found, parents=parents, embedded=True)
-            else:
-                self._frozen(value, owner.get(frozen), found)
+        elif known is not None and place.present:
+            parents = {table: key} if name in SINGLETONS else None
+            self.object(value, found, parents=parents, embedded=True)
+        elif known is not None:
+            found.elsewhere.add((known, str(key_of(str(name), value))))
         else:
-            for item in value.values():
+            for step, item in value.items():
                 if type(item) in (dict, list):
-                    self._nested(item, table, key, owner, found)
+                    self._nested(item, table, key, place.inside.get(step, _NOWHERE), found)
 
     def _list(self, value: Value, table: str, key: str, found: Found) -> None:
         last, child = "", ""
@@ -244,19 +233,6 @@ class Extractor:
         url = value.get("url")
         if value.get("has_more") is True and isinstance(url, str) and last:
             found.lists.append(CutList(url, table, key, child, last, len(value["data"])))
-
-    def _frozen(self, value: StripeObject, moment: Value, found: Found) -> None:
-        inner = Found()
-        self.object(value, inner)
-        # Without a sensible moment: older than all that is known, so that it only fills a gap.
-        at = moment if type(moment) is int and 0 <= moment <= MAX_SECONDS else 0
-        for table, group in inner.rows.items():
-            found.frozen += [(table, key, row, at) for key, row in group.items()]
-        found.frozen += [(table, key, row, at) for table, key, row in inner.again]
-        found.frozen += inner.frozen
-        found.lists += inner.lists
-        found.unknown.update(inner.unknown)
-        found.drift.update(inner.drift)
 
     def _plan(self, table: Table) -> Plan:
         object_type = self._types[table.object_type]

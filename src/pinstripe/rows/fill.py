@@ -66,12 +66,15 @@ def fill_reference(
     tables: Collection[str],
     type_of: Callable[[str], str | None],
     known: Known,
+    *,
+    present: bool = True,
 ) -> Fill:
     """An id, or the object itself: the id goes into the row, the object becomes a row of its own.
 
     `object_at` is the place of the object's type, -1 without such a column: then an object of
     another table than `tables` could not be found again by its id, and is kept whole. `type_of` gives
-    the type behind an id, None where its prefix does not decide.
+    the type behind an id, None where its prefix does not decide. Not `present`: the object stands there
+    as it was at another time, makes no row, and is kept whole.
     """
 
     def fill(value: Value, row: list[Value]) -> Value:
@@ -87,7 +90,7 @@ def fill_reference(
         if object_at >= 0 and type(name) is str:
             row[object_at] = name
         table = known(value)
-        found = table is not None and (object_at >= 0 or table in tables)
+        found = present and table is not None and (object_at >= 0 or table in tables)
         return None if found else value
 
     return fill

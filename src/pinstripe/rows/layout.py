@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from pinstripe.catalog.embedded import places_in
 from pinstripe.catalog.model import Field, ObjectType
 from pinstripe.catalog.parents import embedded_lists
 from pinstripe.catalog.prefixes import type_of
@@ -104,6 +105,7 @@ class Plan:
         self._types = types
         self._known = known
         self._fields = {f.name: _as_inline(f, types) for f in object_type.fields}
+        self.places = places_in(table.object_type)
         self._singletons = {f.name for f in object_type.fields if set(f.targets) & set(SINGLETONS)}
         self._by_key: dict[str, list[Column]] = {}
         for column in table.columns:
@@ -218,7 +220,10 @@ class Plan:
             other = next((self._at[c.name] for c in columns if c.read == "object"), -1)
             types = frozenset(tables()[name].object_type for name in first.references)
             by_prefix = partial(type_of, targets=types)
-            return fill_reference(at, other, first.references, by_prefix, self._known)
+            present = self._is_present(first.path)
+            return fill_reference(
+                at, other, first.references, by_prefix, self._known, present=present
+            )
         if first.read == "ids":
             return fill_references(at, first.references, self._known)
         if first.read == "json" and known_field is not None:
@@ -229,6 +234,13 @@ class Plan:
             if inside:
                 return fill_json_with_lists(at, inside, self._known)
         return fill_scalar(first.read, at)
+
+    def _is_present(self, path: tuple[str, ...]) -> bool:
+        """Whether an object at this place is shown as it is now, and so has a row of its own."""
+        places = self.places
+        for step in path[:-1]:
+            places = places[step].inside if step in places else {}
+        return path[-1] in places and places[path[-1]].present
 
     def _children(self, known_list: Field) -> frozenset[str]:
         """The tables whose rows say that they stand in a list of this one."""

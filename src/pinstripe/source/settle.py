@@ -110,6 +110,12 @@ def can_be_asked(table: str) -> bool:
     return retrieve_endpoint(table) is not None or _singleton_path(table) != ""
 
 
+def has_address(table: str) -> bool:
+    """Whether Stripe shows an object of this table by its id alone."""
+    where = retrieve_endpoint(table)
+    return where is not None and not where.parent_parameter
+
+
 def _singleton_path(table: str) -> str:
     """Of what is one to an account. The account itself has an address like others."""
     known = tables()[table]

@@ -95,9 +95,6 @@ class Batch:
             if table in self.tables:
                 row[-3] = over.get((table, key)) if over else None
                 self._add(table, key, row, lo, hi, cause=cause)
-        for table, key, row, moment in found.frozen:
-            if table in self.tables:
-                self._add(table, key, row, float(moment), moment + 1.0, cause=cause)
 
     def _add(
         self, table: str, key: str, row: Row, lo: float, hi: float, *, cause: Cause | None

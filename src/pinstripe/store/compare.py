@@ -110,7 +110,7 @@ class Comparer:
     async def _compare(
         self, connection: asyncpg.Connection, table: Table, group: Mapping[str, Row]
     ) -> None:
-        # What a frozen row says of another time cannot be compared with the present.
+        # What a row says of another time cannot be compared with the present.
         rows = {key: row for key, row in group.items() if row[-4] > self._since}
         if not rows:
             return

@@ -17,7 +17,7 @@ from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
 from pinstripe.rows.keys import key_of
 from pinstripe.source.account import Source, parent_of
-from pinstripe.source.settle import can_be_asked
+from pinstripe.source.settle import can_be_asked, has_address
 from pinstripe.store.changes import Cause
 from pinstripe.store.todo import Todo
 from pinstripe.sync.order import Change, changes, created_of, payload, request_of
@@ -48,6 +48,7 @@ class Planner:
         for change in changes(events, self._source.mirror.api_version):
             found = Found()
             written, asked = self._state(change, found)
+            todos += self._mentioned(change, found)
             if written:
                 cause = Cause(change.event_id, change.request_id)
                 truth_then = Truth(float(change.created), change.created + 1.0, cause=cause)
@@ -69,6 +70,14 @@ class Planner:
         if self._more is not None and events:
             todos += await self._more(events)
         return parts, todos
+
+    def _mentioned(self, change: Change, found: Found) -> list[Todo]:
+        """Fetches, if they are no rows yet, what the change names and shows as it was at another time."""
+        return [
+            change.todo("relate", table, key)
+            for table, key in sorted(found.elsewhere)
+            if table in self._source.wanted and has_address(table)
+        ]
 
     def _state(self, change: Change, found: Found) -> tuple[bool, list[Todo]]:
         """The rows that one change leaves, or the request that will tell them."""

@@ -40,11 +40,10 @@ class Replica:
     """The rows that Postgres would hold after `found` was written."""
 
     rows: dict[tuple[str, str], Kept] = field(default_factory=dict)
-    older: dict[tuple[str, str], Kept] = field(default_factory=dict)
 
-    def rebuild(self, table: Table, key: str, like: Json, *, older: bool = False) -> Json:
+    def rebuild(self, table: Table, key: str, like: Json) -> Json:
         """The object in the row `key` of `table`."""
-        kept = self._row(table.name, key, older=older)
+        kept = self.rows.get((table.name, key))
         if kept is None:
             return None
         built: dict[str, Json] = {"object": table.object_type}
@@ -57,10 +56,6 @@ class Replica:
             _put(built, name, entries)
         return _over(built, kept.extra)
 
-    def _row(self, table: str, key: str, *, older: bool) -> Kept | None:
-        first, second = (self.older, self.rows) if older else (self.rows, self.older)
-        return first.get((table, key)) or second.get((table, key))
-
     def _value(self, table: Table, column: Column, kept: Kept, like: Json) -> Json:
         value = kept.values[column.name]
         if value is None:
@@ -71,8 +66,7 @@ class Replica:
             return Decimal(value)
         if column.read == "id":
             named = kept.values.get(column.name.removesuffix("_id") + "_object")
-            older = (table.name, column.name) == ("charge", "source_id")
-            return self._referred(value, column, named, like, older=older)
+            return self._referred(value, column, named, like)
         if column.read == "ids":
             patterns = like if isinstance(like, list) else []
             pairs = zip(value, patterns, strict=False)
@@ -94,17 +88,15 @@ class Replica:
             entries.append(self.rebuild(tables()[str(table)], item, pattern) if found else item)
         return {**value, "data": entries}
 
-    def _referred(
-        self, key: str, column: Column, named: str | None, like: Json, *, older: bool = False
-    ) -> Json:
+    def _referred(self, key: str, column: Column, named: str | None, like: Json) -> Json:
         """The id, or the object behind it where an object stood."""
         if not isinstance(like, dict):
             return key
         known = table_of_object().get(named or "")
         targets = (known,) if known else column.references
         for target in targets:
-            if self._row(target, key, older=older) is not None:
-                return self.rebuild(tables()[target], key, like, older=older)
+            if (target, key) in self.rows:
+                return self.rebuild(tables()[target], key, like)
         return key
 
     def _lists(self, table: Table, key: str, like: Json) -> Iterator[tuple[tuple[str, ...], Json]]:
@@ -117,7 +109,7 @@ class Replica:
             for child in (tables()[table_of_object()[t]] for t in listed.targets):
                 for column in child.columns:
                     if table.name in column.references and len(column.path) <= 1:
-                        for (name, row_key), kept in [*self.rows.items(), *self.older.items()]:
+                        for (name, row_key), kept in list(self.rows.items()):
                             if name == child.name and kept.values.get(column.name) == key:
                                 pattern = patterns.get(row_key)
                                 entries[row_key] = self.rebuild(child, row_key, pattern)
@@ -132,8 +124,6 @@ def replica(extractor: Extractor, found: Found) -> Replica:
             _keep(kept.rows, extractor, table, key, row)
     for table, key, row in found.again:
         _keep(kept.rows, extractor, table, key, row)
-    for table, key, row, _ in found.frozen:
-        _keep(kept.older, extractor, table, key, row)
     return kept
 
 
