@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import tables
@@ -14,13 +15,21 @@ from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
 from pinstripe.client.session import Stripe
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.simulator.server import Running
 from pinstripe.source.account import Source
 from pinstripe.source.settle import settle
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import Pool, connect, open_pool
 from pinstripe.sync.live import Live, Pace
 from pinstripe.sync.todos import Todos
+
+
+class Account(Protocol):
+    """What answers as Stripe."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def key(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -38,7 +47,7 @@ class Copy:
 
 
 @asynccontextmanager
-async def open_copy(sim: Running, url: str) -> AsyncIterator[Copy]:
+async def open_copy(sim: Account, url: str) -> AsyncIterator[Copy]:
     """Tables, connections and a client for `sim`; nothing is copied yet."""
     known = tables()
     async with connect(url) as connection:

@@ -58,7 +58,17 @@ def event_types(types: tuple[ObjectType, ...]) -> tuple[EventType, ...]:
     event = module("stripe._event").classes["Event"]
     annotation = next(a for n, a, _ in attributes(event) if n == "type")
     known = {t.name for t in types}
-    return tuple(EventType(name, _carries(name, known)) for name in sorted(_strings(annotation)))
+    names = _strings(annotation)
+    if stale := (overrides.DELETIONS | overrides.NO_DELETIONS) - set(names):
+        raise UnknownShape(f"overrides that match nothing: {sorted(stale)}")
+    return tuple(EventType(n, _carries(n, known), _deletes(n)) for n in sorted(names))
+
+
+def _deletes(event: str) -> bool | None:
+    if event in overrides.DELETIONS:
+        return True
+    is_open = event.endswith(".deleted") and event not in overrides.NO_DELETIONS
+    return None if is_open else False
 
 
 def _strings(annotation: ast.expr) -> list[str]:

@@ -104,6 +104,29 @@ DELETABLE = frozenset(
 # ... and the one that only looks so: DELETE cancels it, it lives on with `status: canceled`.
 NOT_DELETABLE = frozenset({"subscription"})
 
+# Event types that end in `.deleted`, and what they tell. Those with which Stripe deletes the object for
+# good; each other one that is not in `NO_DELETIONS` is a hint to ask for the object.
+# Source: https://docs.stripe.com/api/events/types, and https://docs.stripe.com/api for each DELETE.
+DELETIONS = frozenset(
+    """
+    account.external_account.deleted
+    coupon.deleted
+    customer.deleted
+    customer.discount.deleted
+    customer.source.deleted
+    customer.tax_id.deleted
+    invoice.deleted
+    invoiceitem.deleted
+    person.deleted
+    plan.deleted
+    price.deleted
+    product.deleted
+    test_helpers.test_clock.deleted
+    """.split()  # noqa: SIM905 - reads better as a block
+)
+# A cancellation: the subscription lives on with `status: canceled`, and can change again in that second.
+NO_DELETIONS = frozenset({"customer.subscription.deleted"})
+
 # Id prefixes as Stripe's published examples show them; "" where users choose the id or none is known.
 PREFIXES: dict[str, str] = {
     "account": "acct",

@@ -1,7 +1,8 @@
-"""Which objects events tell of, and of which they announce the birth."""
+"""Which objects events tell of, and of which they announce the birth and the end."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 from pinstripe.catalog.load import spec
@@ -28,3 +29,17 @@ def announced() -> frozenset[str]:
         for name in event.carries
     }
     return frozenset(born) | _ANNOUNCED_OTHERWISE
+
+
+def deletes(event_type: str) -> bool | None:
+    """Whether Stripe has deleted what an event of this type carries; None where only its name says so.
+
+    >>> deletes("plan.deleted"), deletes("customer.subscription.deleted"), deletes("novelty.deleted")
+    (True, False, None)
+    """
+    return _deletes().get(event_type, None if event_type.endswith(".deleted") else False)
+
+
+@cache
+def _deletes() -> Mapping[str, bool | None]:
+    return {event.name: event.deletes for event in spec().events}

@@ -82,10 +82,14 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EventType(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One value of `event.type` and the `object` names that `data.object` can hold."""
+    """One value of `event.type` and the `object` names that `data.object` can hold.
+
+    `deletes`: Stripe has deleted what it carries. None where the name says so and nobody has reviewed it.
+    """
 
     name: str
     carries: tuple[str, ...] = ()
+    deletes: bool | None = False
 
 
 class Spec(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from datetime import datetime
 from math import ceil, floor
 from typing import cast
 
+from pinstripe.catalog.evented import deletes
 from pinstripe.catalog.load import spec
 from pinstripe.client.pages import pages
 from pinstripe.errors import NotEnabled, NotPermitted
@@ -49,7 +50,7 @@ async def write_as_told(source: Source, table: str, key: str, over: datetime) ->
     if event is None:
         return False
     obj = _payload(event)
-    if known.deletable and str(event.get("type")).endswith(".deleted"):
+    if known.deletable and deletes(str(event.get("type"))):
         obj = {**obj, "deleted": True}
     found = Found()
     source.mirror.extractor.object(obj, found)

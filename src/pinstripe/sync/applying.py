@@ -91,10 +91,12 @@ class Planner:
             return True, []
         if table not in wanted:
             return False, []
-        if change.deleted and wanted[table].deletable:
-            extractor.object({**change.object, "deleted": True}, found)
-            return True, []
         if (change.hint or not change.sure) and can_be_asked(table):
             return False, fetch
+        if change.deleted and wanted[table].deletable:
+            # In another version the payload says for sure only which object is gone.
+            stub = {"id": change.key, "object": change.name}
+            extractor.object({**(stub if change.hint else change.object), "deleted": True}, found)
+            return True, []
         extractor.object(change.object, found)
         return True, fetch if found.lists else []

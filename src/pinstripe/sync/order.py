@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from pinstripe.catalog.evented import deletes
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.keys import key_of
 from pinstripe.store.todo import Kind, Todo
@@ -22,8 +23,9 @@ from pinstripe.store.todo import Kind, Todo
 class Change:
     """What the events say of one object. `sure`: `object` is its newest state that they tell.
 
-    `hint`: it was rendered in another API version than ours. `deleted`: it is gone. `born`: one of the
-    events tells of its creation. `previous`: what was there before, of all that they changed.
+    `hint`: it was rendered in another API version than ours, or an event sounds like a deletion that
+    nobody has reviewed. `deleted`: it is gone. `born`: one of the events tells of its creation.
+    `previous`: what was there before, of all that they changed.
     """
 
     name: str
@@ -81,15 +83,18 @@ def request_of(event: StripeObject) -> str:
 
 
 def is_deletion(event: StripeObject) -> bool:
-    return str(event.get("type")).endswith(".deleted")
+    """Whether Stripe has deleted the object: a cancelled subscription lives on."""
+    return deletes(str(event.get("type"))) is True
 
 
 def _change(name: str, key: str, found: list[StripeObject], api_version: str) -> Change:
     newest = max(created_of(e) for e in found)
     # Oldest first, as they happened if the list tells the order.
     last_second = [e for e in reversed(found) if created_of(e) == newest]
-    # A deletion is the last thing that happens to an object, wherever it stands in the list.
+    # A deletion is the last thing that happens to an object, wherever it stands in the list, unless it is
+    # made anew under an id that its user chose: set-up scripts do that with plans within a second.
     last_second.sort(key=is_deletion)
+    is_remade = is_deletion(last_second[-1]) and any(map(_is_creation, last_second))
     last = last_second[-1]
     obj = payload(last)
     assert obj is not None  # noqa: S101 (only events with one got here)
@@ -98,14 +103,18 @@ def _change(name: str, key: str, found: list[StripeObject], api_version: str) ->
         key=key,
         object=obj,
         created=newest,
-        sure=_is_chain(last_second),
-        hint=any(e.get("api_version") != api_version for e in last_second),
+        sure=not is_remade and _is_chain(last_second),
+        hint=any(_is_hint(e, api_version) for e in last_second),
         deleted=is_deletion(last),
         event_id=str(last.get("id")),
         request_id=request_of(last),
         born=any(_is_creation(e) for e in found),
         previous={k: v for e in found for k, v in previous_attributes(e).items()},
     )
+
+
+def _is_hint(event: StripeObject, api_version: str) -> bool:
+    return event.get("api_version") != api_version or deletes(str(event.get("type"))) is None
 
 
 def _is_chain(events: Sequence[StripeObject]) -> bool:

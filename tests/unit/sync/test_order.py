@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pinstripe.catalog.evented import deletes
+from pinstripe.catalog.load import spec
 from pinstripe.sync.order import Change, changes
 
 OURS = "2026-10-28.endive"
@@ -83,6 +85,49 @@ def test_a_deletion_is_last_wherever_it_stands(order: tuple[int, ...]) -> None:
         event(3, {"name": "b"}, type="customer.deleted"),
     ]
     assert only([events[n] for n in order]).deleted
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_creation_and_a_deletion_in_one_second_are_never_sure(order: tuple[int, ...]) -> None:
+    events = [
+        event(1, {"name": "a"}, type="customer.created"),
+        event(2, {"name": "a"}, type="customer.deleted"),
+    ]
+    assert not only([events[n] for n in order]).sure
+
+
+def test_a_deletion_after_a_change_is_sure() -> None:
+    updated = event(1, {"name": "a"})
+    assert only([event(2, {"name": "a"}, type="customer.deleted"), updated]).sure
+    anew = event(3, {"name": "b"}, type="customer.created", created=101)
+    change = only([anew, event(2, {"name": "a"}, type="customer.deleted")])
+    assert change.sure
+    assert not change.deleted
+
+
+@pytest.mark.parametrize("name", sorted(e.name for e in spec().events))
+def test_only_reviewed_types_are_deletions(name: str) -> None:
+    change = only([event(1, {"name": "a"}, type=name)])
+    assert change.deleted == (deletes(name) is True)
+    assert change.hint == (deletes(name) is None)
+    assert not change.deleted or name.endswith(".deleted")
+
+
+def test_a_cancellation_is_a_state_like_others() -> None:
+    cancelled = event(1, {"status": "canceled"}, type="customer.subscription.deleted")
+    after = event(2, {"status": "canceled", "note": "x"}, previous={"note": None})
+    for change in (only([cancelled]), only([after, cancelled])):
+        assert change.sure
+        assert not change.deleted
+        assert not change.hint
+    assert only([after, cancelled]).object["note"] == "x"
+    assert not only([cancelled, after]).sure
+
+
+def test_a_type_to_come_that_sounds_like_a_deletion_is_a_hint() -> None:
+    change = only([event(1, {"name": "a"}, type="novelty.deleted")])
+    assert change.hint
+    assert not change.deleted
 
 
 def test_nested_previous_attributes_chain_key_by_key() -> None:

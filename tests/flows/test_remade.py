@@ -1,0 +1,51 @@
+"""Objects with ids of their users' own, deleted and made again within one second."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from tests.flows.live_account import open_copy, quiet
+from tests.flows.scripted_stripe import Object, scripted_stripe
+
+from pinstripe.rows.extract import Found
+from pinstripe.source.page import truth_of
+from pinstripe.store.pool import connect
+
+KINDS = ("plan", "coupon", "product")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_alive", [True, False])
+@pytest.mark.parametrize("newest", ["created", "deleted"])
+async def test_what_was_deleted_and_made_within_one_second_is_as_stripe_has_it(
+    database: str, kind: str, is_alive: bool, newest: str
+) -> None:
+    def made(number: int) -> Object:
+        return {"id": "gold", "object": kind, "metadata": {"n": str(number)}, "created": 1}
+
+    now = int(time.time())
+    async with scripted_stripe() as stripe:
+        path = f"/v1/{kind}s"
+        stripe.lists[path] = [made(1)]
+        async with open_copy(stripe, database) as copy:
+            reply = await copy.source.stripe.get(f"{path}/gold", endpoint="x")
+            found = Found()
+            copy.mirror.extractor.object(made(1), found)
+            await copy.mirror.put(found, truth_of(reply))
+            stripe.lists[path] = [made(2)] if is_alive else []
+            for word in ("deleted", "created") if newest == "created" else ("created", "deleted"):
+                state = made(1 if word == "deleted" and newest == "created" else 2)
+                stripe.event(f"{kind}.{word}", state, created=now)
+            stripe.asked.clear()
+            live, todos = copy.live(now - 10)
+            await live.sweep(now - 10)
+            await todos.work_off()
+            await quiet(copy, todos)
+        async with connect(database) as connection:
+            row = await connection.fetchrow(f"SELECT metadata->>'n', deleted FROM stripe.{kind}")
+    assert stripe.paths().count(f"{path}/gold") == 1
+    assert row is not None
+    assert bool(row[1]) is not is_alive
+    if is_alive:
+        assert row[0] == "2"
