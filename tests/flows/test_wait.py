@@ -142,6 +142,16 @@ async def test_no_plain_wait_ends_before_the_first_copy_is_complete(
         assert (await here.wait("timeout=10")).status_code == 200
 
 
+async def test_a_wait_polls_at_once_however_seldom_the_poller_does(
+    sim: Running, database: str
+) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database, poll_s=25.0) as follower:
+        polls = follower.live.seen.polls
+        for _ in range(4):
+            assert (await here.wait("timeout=8")).status_code == 200
+        assert follower.live.seen.polls - polls >= 2
+
+
 async def test_a_thousand_waiters_share_a_few_looks(sim: Running, database: str) -> None:
     async with gateway(sim, database) as here, syncing(sim, database) as follower:
         assert (await here.wait()).status_code == 200

@@ -47,7 +47,10 @@ _TOO_LONG_S = RETENTION_S - 86400 + 60.0
 """A minute more than `resume` allows: whoever begins again for this reason does list anew."""
 _LOOK = 20
 """Events in the first look: mostly none is new, and a page of a hundred is half a megabyte."""
-_SPACING_S = 0.1  # Looks that are rung for are no closer than this, and than half the interval.
+_SPACING_S = 0.1
+_MOST_SPACING_S = 0.25
+"""Polls that are woken for are no closer than half the interval, within these bounds: a wake-up polls at
+once however seldom the poller polls by itself."""
 _MANY = 500  # Events in one piece of a stretch: it is long.
 _AT_REST_S = 1.0
 """How often the cursor is saved when nothing happens."""
@@ -160,7 +163,8 @@ class Live:
 
     def _spacing_s(self) -> float:
         """How soon after a look that was rung for the next may be, however often somebody rings."""
-        return max(self._pace.poll_s / 2, _SPACING_S) if self._was_rung else 0.0
+        spacing_s = min(max(self._pace.poll_s / 2, _SPACING_S), _MOST_SPACING_S)
+        return spacing_s if self._was_rung else 0.0
 
     async def _rest(self, pause_s: float, *, at_least_s: float) -> None:
         """Until it is time to look, or somebody rings."""
