@@ -103,6 +103,18 @@ class WrongKey(Refused):
     exit_code = 2
 
 
+class NotExpandable(Refused):
+    """400: a property that `expand[]` names cannot be expanded. `properties`: those that Stripe names."""
+
+    slug = "not_expandable"
+    is_answer = True
+    properties: tuple[str, ...] = ()
+
+
+class WrongAccount(WrongKey):
+    """403 or 400: the key may not act for the account that the settings name."""
+
+
 class Drifted(PinstripeError):
     """Reality and the catalog or the database's schema differ in a way that we cannot mend."""
 

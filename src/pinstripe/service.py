@@ -32,6 +32,7 @@ from pinstripe.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.account import Source
+from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.settle import settle
 from pinstripe.store.copied import load_copied, note_copied
 from pinstripe.store.embedded import EmbeddedPostgres
@@ -168,6 +169,7 @@ def api_key(config: Config) -> ApiKey:
 async def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
     """Stripe and the mirror, each knowing of the other; fenced, if this process leads."""
     source = Source(stripe, mirror, mirror.tables, pool)
+    await remember_refusals(source, leads=held is not None)
     if held is not None:
         mirror.always.append(held.check)
         source.fence = held.check

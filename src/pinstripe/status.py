@@ -19,6 +19,7 @@ from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.freshness import Freshness, load_freshness
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.read_use import ReadUse, load_read_use
+from pinstripe.store.refusals import Refusal, load_refusals
 from pinstripe.store.syncs import load_syncs
 
 TableState = Literal["done", "running", "refused", "failed", "found"]
@@ -67,6 +68,8 @@ class SchemaStatus:
     trouble: str = ""
     remedy: str = ""
     to_ask: int = 0
+    refusals: Sequence[Refusal] = ()
+    """What Stripe refuses beside whole tables: properties, and lists that are read by parent instead."""
     reads: ReadUse | None = None
     """Use of Stripe's read allowance."""
     default_api_version: str | None = None
@@ -118,6 +121,7 @@ async def _schema(
             "SELECT count(*) FROM pinstripe.pending WHERE schema = $1", schema
         )
         fresh = await load_freshness(connection, schema)
+        refusals = await load_refusals(connection, schema, is_due=True)
         default_version = await _default_version(connection, schema, rows)
         reads = await load_read_use(connection, schema, livemode=known[1])
     by_table = _by_table(c for c in cursors.values() if c.stream != "events")
@@ -132,6 +136,7 @@ async def _schema(
         to_ask=to_ask,
         default_api_version=default_version,
         reads=reads,
+        refusals=refusals,
         tables=[
             _with_freshness(
                 _table(name, count, is_exact, by_table.get(name, [])),

@@ -157,6 +157,25 @@ def is_present(place: str) -> bool:
     return place in PRESENT or place in _TAX_RATES
 
 
+def present_in(object_name: str) -> Iterator[tuple[str, Field]]:
+    """(path, what stands there) of every place in a type of object that brings others as they are now.
+
+    An expandable place brings an object only where it is expanded.
+    """
+    yield from _present(object_types()[object_name].fields, object_name, (object_name,))
+
+
+def _present(
+    fields: tuple[Field, ...], path: str, seen: tuple[str, ...]
+) -> Iterator[tuple[str, Field]]:
+    for known in fields:
+        here, item = f"{path}.{known.name}", _item(known)
+        if item.kind in ("expandable", "list") or (item.kind == "resource" and is_present(here)):
+            yield here.removeprefix(f"{seen[0]}."), item
+        elif item.kind != "resource" or not _has_table(item):
+            yield from _present(_inner(item, seen), here, (*seen, *item.targets))
+
+
 def _places(fields: tuple[Field, ...], path: str, seen: tuple[str, ...]) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for known in fields:

@@ -38,8 +38,18 @@ _NOT_LISTED = NOT_LISTS | {
     "/v2/core/events",  # The thin twin of /v1/events.
 }
 
-# Expanded although an id would do: no other request can fetch what stands there.
-_EXPANDED_TOO = {"financial_connections.account": ("ownership",)}
+# Expanded although an id would do: no other request can fetch what stands there. A discount has no
+# address and no list (https://docs.stripe.com/api/discounts); `expand` reaches four levels deep, so those
+# of lines and items come with their owner (https://docs.stripe.com/expand).
+_EXPANDED_TOO = {
+    "financial_connections.account": ("ownership",),
+    "invoice": ("discounts", "lines.data.discounts"),
+    "invoiceitem": ("discounts",),
+    "line_item": ("discounts",),
+    "quote": ("discounts",),
+    "subscription": ("discounts", "items.data.discounts"),
+    "subscription_item": ("discounts",),
+}
 
 # Nested lists whose entries always come inside their parent (embedded or by _EXPAND) and are
 # followed from there where there are more than ten: no request per parent.

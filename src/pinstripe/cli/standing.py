@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
+from pinstripe.cli.summary import refused_lines
 from pinstripe.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database, postgres_dir
@@ -79,6 +80,7 @@ def _as_text(found: SchemaStatus) -> str:
     empty = len(found.tables) - len(shown)
     if empty:
         lines.append(f"  {f'{empty} more tables are empty':<40}")
+    lines += refused_lines(found.refusals)
     return "\n".join(lines)
 
 

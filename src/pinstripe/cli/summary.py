@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
+from pinstripe.catalog.carriers import carriers
+from pinstripe.catalog.endpoints import singleton_paths
+from pinstripe.catalog.tables import tables as known_tables
 from pinstripe.config import Config
 from pinstripe.errors import redact
 from pinstripe.service import Database, Service
 from pinstripe.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.refusals import LIST, Refusal
 from pinstripe.store.stored_syncs import DEFAULT_ID
 from pinstripe.sync.backfill import Outcome
 
@@ -20,7 +25,7 @@ _SHOWN = 20
 
 
 class TableSummary(TypedDict):
-    """`status`: done, found (inside or by reference of others), refused, failed, running."""
+    """`status`: done, found (inside or by reference of others), unasked, refused, failed, running."""
 
     table: str
     rows: int
@@ -60,8 +65,28 @@ class Ending:
 
     @property
     def complete(self) -> bool:
-        """Everything that the key may read is in the database."""
-        return self.outcome.complete and not any(t.state == "failed" for t in self._tables())
+        """Everything that the key may read is in the database, and it may read something."""
+        tables = self._tables()
+        # Lists under parents that nobody could read are done without a request.
+        is_read = any(t.state == "done" and t.requests for t in tables)
+        return (
+            self.outcome.complete
+            and not any(t.state == "failed" for t in tables)
+            and (is_read or not any(t.state == "refused" for t in tables))
+            and not self._unasked()
+        )
+
+    def _unasked(self) -> dict[str, frozenset[str]]:
+        """Tables that nothing was asked for, with those that would bring their rows."""
+        wanted = self.service.source.wanted
+        return {
+            t.table: carriers()[t.table]
+            for t in self._tables()
+            if t.state == "found"
+            and t.table in carriers()
+            and carriers()[t.table].isdisjoint(wanted)
+            and known_tables()[t.table].object_type not in singleton_paths()
+        }
 
     def _tables(self) -> list[TableStatus]:
         wanted = self.service.source.wanted
@@ -71,6 +96,7 @@ class Ending:
         """One entry for each table that is synced."""
         fetched = self.outcome.references
         refused = fetched.refused if fetched is not None else {}
+        unasked = self._unasked()
         found: list[TableSummary] = []
         for table in self._tables():
             line = TableSummary(
@@ -86,11 +112,17 @@ class Ending:
                 error = refused[table.table]
                 line["status"], line["reason"] = "refused", error.message
                 line["remedy"] = error.hint
+            elif table.table in unasked:
+                line["status"] = "unasked"
+                line["reason"] = "Nothing was asked that shows them: no list of Stripe's does."
+                line["remedy"] = (
+                    f"Sync one of these too: {', '.join(sorted(unasked[table.table]))}."
+                )
             found.append(line)
         return found
 
     def as_json(self) -> Summary:
-        outcome, service, tables = self.outcome, self.service, self.tables()
+        outcome, service, shown = self.outcome, self.service, self.tables()
         references = outcome.references
         return Summary(
             complete=self.complete,
@@ -98,7 +130,7 @@ class Ending:
             livemode=service.account.livemode,
             schema=service.config.schema,
             api_version=self.status.api_version,
-            rows=sum(t["rows"] for t in tables),
+            rows=sum(t["rows"] for t in shown),
             requests=outcome.requests,
             rate_limited=service.stripe.rate_limited.total(),
             seconds=round(outcome.seconds, 3),
@@ -106,15 +138,15 @@ class Ending:
             fetched=sum(references.fetched.values()) if references else 0,
             missing=sum(references.missing.values()) if references else 0,
             note=redact(service.backfill.note),
-            tables=tables,
+            tables=shown,
         )
 
     def as_text(self) -> str:
         """For people: what came, what did not, and why."""
-        made, tables = self.as_json(), self.tables()
+        made, shown = self.as_json(), self.tables()
         mode = "live mode" if made["livemode"] else "test mode"
         rate = made["rows"] / made["seconds"] if made["seconds"] else 0.0
-        filled = sorted((t for t in tables if t["rows"]), key=lambda t: (-t["rows"], t["table"]))
+        filled = sorted((t for t in shown if t["rows"]), key=lambda t: (-t["rows"], t["table"]))
         lines = [
             f"{'Complete' if made['complete'] else 'NOT complete'}: "
             f"{made['account'] or 'the account'} in {mode}, schema {made['schema']}: "
@@ -128,10 +160,12 @@ class Ending:
         if rest := filled[_SHOWN:]:
             rows = sum(t["rows"] for t in rest)
             lines.append(f"  {f'{len(rest)} more tables':<40} {rows:>12,} rows")
-        lines += _trouble("Failed", [t for t in tables if t["status"] in ("failed", "running")])
+        lines += _trouble("Failed", [t for t in shown if t["status"] in ("failed", "running")])
         lines += _trouble(
-            "Not read, or not to the end", [t for t in tables if t["status"] == "refused"]
+            "Not read, or not to the end", [t for t in shown if t["status"] == "refused"]
         )
+        lines += _trouble("Never asked for", [t for t in shown if t["status"] == "unasked"])
+        lines += refused_lines(self.status.refusals)
         if made["note"]:
             lines += ["", f"Note: {made['note']}"]
         return "\n".join(lines)
@@ -156,6 +190,17 @@ def _trouble(title: str, tables: list[TableSummary]) -> list[str]:
         lines.append(f"  {', '.join(names)}: {reason or 'not finished'}")
         if remedy:
             lines.append(f"    remedy: {remedy}")
+    return lines
+
+
+def refused_lines(refusals: Sequence[Refusal]) -> list[str]:
+    """What Stripe refuses beside whole tables."""
+    if not refusals:
+        return []
+    lines = ["", "Left out, as Stripe refuses it:"]
+    for refused in refusals:
+        what = f"without {refused.what}" if refused.what != LIST else "read by parent instead"
+        lines.append(f"  {refused.endpoint}, {what}: {redact(refused.reason)}")
     return lines
 
 

@@ -12,7 +12,15 @@ import re
 import msgspec
 
 from pinstripe.client.key import ApiKey
-from pinstripe.errors import NotEnabled, NotFound, NotPermitted, Refused, WrongKey
+from pinstripe.errors import (
+    NotEnabled,
+    NotExpandable,
+    NotFound,
+    NotPermitted,
+    Refused,
+    WrongAccount,
+    WrongKey,
+)
 
 # Fragments of what Stripe says (400, sometimes 404) where an account lacks a product.
 # Sentences differ by product and change over time: keep each fragment as short as is safe.
@@ -32,6 +40,21 @@ _NOT_ENABLED = re.compile(
     | \bnot\ (?:a\ )?(?:part\ of|in)\ the\ .{0,40}\b(?:beta|preview)\b
     """,
     re.VERBOSE | re.IGNORECASE,
+)
+# What Stripe says to a `Stripe-Account` for which the key may not act (seen; some without a code).
+_OTHER_ACCOUNT = re.compile(
+    r"""
+      \bonly\ Stripe\ Connect\ platforms\ can\ work\ with\ other\ accounts\b
+    | \bdoes\ not\ have\ access\ to\ account\b
+    | \bcannot\ access\ the\ connected\ accounts\ of\b
+    | \bapplication\ access\ may\ have\ been\ revoked\b
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+# "This property cannot be expanded (sources). You may want to try expanding 'data.sources' instead.", and
+# of too many levels: "You cannot expand more than 4 levels of a property (...)".
+_EXPAND = re.compile(
+    r"\bcannot\b[^.(]*\bexpand(?:ed)?\b[^(]*(?:\((?P<names>[^)]*)\))?", re.IGNORECASE
 )
 _UNKNOWN_PATH = "unrecognized request url"
 _PERMISSION = re.compile(r"\brak_[a-z0-9_]+\b")
@@ -83,7 +106,7 @@ def refusal(
     """The error to raise for a final answer of Stripe's."""
     kind = _kind(status, error)
     message = (error.message or error.type or "").strip()
-    return kind(
+    refused = kind(
         f"Stripe refused ({status}): {message}",
         status=status,
         code=error.code or "",
@@ -93,10 +116,18 @@ def refusal(
         hint=_hint(kind, message, key, request_id),
         said_at=said_at,
     )
+    if isinstance(refused, NotExpandable):
+        named = _EXPAND.search(message)
+        refused.properties = tuple(re.findall(r"[\w.]+", (named and named["names"]) or ""))
+    return refused
 
 
 def _kind(status: int, error: _Error) -> type[Refused]:
     message, code = error.message or "", error.code or ""
+    if status == 400 and _EXPAND.search(message):
+        return NotExpandable
+    if code == "account_invalid" or (status in (400, 403) and _OTHER_ACCOUNT.search(message)):
+        return WrongAccount
     if status == 404 and message.lower().startswith(_UNKNOWN_PATH):
         # Not a missing object: Stripe hides the whole path from accounts without the product.
         return NotEnabled
@@ -108,6 +139,11 @@ def _kind(status: int, error: _Error) -> type[Refused]:
 
 
 def _hint(kind: type[Refused], message: str, key: ApiKey, request_id: str) -> str:
+    if kind is WrongAccount:
+        return (
+            f"Check --stripe-account (STRIPE_ACCOUNT): it must name an account that is connected to "
+            f"that of the key {key}. If it is not set, or right, the key's access has been revoked."
+        )
     if kind is WrongKey:
         return (
             f"Check the API key ({key}): it may be mistyped, expired or rolled. Keys are at "

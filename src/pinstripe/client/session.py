@@ -24,6 +24,7 @@ import structlog
 from pinstripe.client import retry
 from pinstripe.client.address import checked_base
 from pinstripe.client.body import is_whole_object
+from pinstripe.client.expands import Expands
 from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
 from pinstripe.client.paths import Params, encode_params, quote_id
@@ -86,6 +87,7 @@ class Stripe:
         self.requests: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
         self.rate_limited: Counter[str] = Counter()
+        self.expands = Expands()
         self.api_version = api_version
         self.account = account
         self._version = {"Stripe-Version": api_version}
@@ -130,13 +132,19 @@ class Stripe:
     ) -> Reply:
         """GET `path` (ids in it quoted by `quote_id`). `endpoint` is the budget's name for it.
 
+        What Stripe refuses to expand is left out (`expands`).
+
         Raises `NotPermitted`, `NotEnabled`, `NotFound`, `WrongKey`, `Refused`; `Unreachable` when
         the tries are used up.
         """
-        if params:
-            path = f"{path}?{encode_params(params)}"
-        call = self._repeatable("GET", path, self._version, endpoint=endpoint, priority=priority)
-        return await self._ask(call)
+
+        async def ask(params: Params) -> Reply:
+            asked = f"{path}?{encode_params(params)}" if params else path
+            version = self._version
+            call = self._repeatable("GET", asked, version, endpoint=endpoint, priority=priority)
+            return await self._ask(call)
+
+        return await self.expands.ask(endpoint, params, ask)
 
     async def get_unpinned(self, path: str, *, endpoint: str, priority: int = 0) -> Reply:
         """GET `path` without naming an API version: the reply tells which one is the account's own.

@@ -20,6 +20,7 @@ from pinstripe.client.session import Stripe
 from pinstripe.errors import Misconfigured
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.account import Source
+from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.settle import settle
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import Pool, connect, open_pool
@@ -117,6 +118,7 @@ async def open_sync(
         ) as mirror,
     ):
         source = Source(stripe, mirror, mirror.tables, pool)
+        await remember_refusals(source, leads=False)
         mirror.settle = partial(settle, source)
         livemode = bool(known.livemode)
         yield OpenSync(sync_id, schema, known.account_id, livemode, source, webhook_secrets)

@@ -17,7 +17,13 @@ from functools import cache
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, Param, RetrieveEndpoint, retrieve_endpoints
+from pinstripe.catalog.endpoints import (
+    ListEndpoint,
+    Param,
+    RetrieveEndpoint,
+    expand_of,
+    retrieve_endpoints,
+)
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.paths import quote_id
@@ -116,6 +122,7 @@ class Source:
         """Reads a nested list to its end; gives the number of requests."""
         path, _, query = cut.url.partition("?")
         fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+        fixed += [("expand[]", f"data.{item}") for item in _expand_of(cut.child_table)]
         after: str | None = cut.last_id
         requests = 0
         while True:
@@ -270,6 +277,12 @@ def parent_of(obj: StripeObject) -> str:
         if isinstance(value, dict) and isinstance(value.get("id"), str):
             return str(value["id"])
     return ""
+
+
+@cache
+def _expand_of(table: str) -> tuple[str, ...]:
+    """What to expand in a nested list of this table's objects."""
+    return expand_of((tables()[table].object_type,)) if table in tables() else ()
 
 
 @cache

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
+from pinstripe.catalog.embedded import present_in
+from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.tables import Table, table_name, tables
@@ -41,7 +42,32 @@ def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
         # Payloads leave out what Stripe gives on request only. (Where nothing is asked to be expanded,
         # as of what people have shown of themselves, a fetch would tell no more.)
         found.append(change.todo("fetch", table.name, change.key))
+    elif where is not None and any(_names(change, path) for path in _unaddressed(change.name)):
+        found.append(change.todo("fetch", table.name, change.key))
     return found
+
+
+def _names(change: Change, path: tuple[str, ...]) -> bool:
+    """Whether the change has put an id where only `expand[]` shows what stands there."""
+    if not change.born and path[0] not in change.previous:
+        return False
+    values: list[object] = [change.object]
+    for step in path:
+        inner = [v.get(step) for v in values if isinstance(v, dict)]
+        values = [e for v in inner for e in (v if isinstance(v, list) else [v])]
+    return any(isinstance(value, str) for value in values)
+
+
+@cache
+def _unaddressed(name: str) -> tuple[tuple[str, ...], ...]:
+    """Paths of `expand[]` to objects of this type that name others without an address: discounts."""
+    table_of = {path: item.targets for path, item in present_in(name)}
+    return tuple(
+        tuple(path.split("."))
+        for path in expand_of((name,))
+        if "data" in path.split(".")
+        or not set(table_of.get(path, ())) & retrieve_endpoints().keys()
+    )
 
 
 def summarised(event: StripeObject, wanted: Mapping[str, Table]) -> list[Todo]:

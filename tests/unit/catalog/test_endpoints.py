@@ -28,10 +28,10 @@ NAMES = [e.stream + (f"@{e.parent}" if e.parent else "") for e in list_endpoints
 def field_at(object_name: str, path: str) -> Field:
     """The catalog's field behind a dotted path."""
     fields = object_types()[object_name].fields
-    for step in path.split("."):
+    for step in path.replace(".data.", ".").split("."):
         field = next(f for f in fields if f.name == step)
         fields = field.fields
-        if field.kind == "resource" and len(field.targets) == 1:
+        if field.kind in ("resource", "list") and len(field.targets) == 1:
             fields = object_types()[field.targets[0]].fields
     return field
 
@@ -101,7 +101,9 @@ def test_every_other_entry_of_the_hand_tables_matches_something() -> None:
         owner = max((n for n in object_types() if path.startswith(f"{n}.")), key=len)
         assert field_at(owner, path.removeprefix(f"{owner}.")).on_request, path
     for name, fields in endpoints._EXPANDED_TOO.items():
-        assert all(field_at(name, f).kind in ("expandable", "resource") for f in fields)
+        for path in fields:
+            field = field_at(name, path)
+            assert (field.items or field).kind in ("expandable", "resource"), path
     for path, table in endpoints._ONLY_IF_ANY.items():
         assert table in tables(), path
     for path, condition in endpoints._ONLY_WHEN.items():

@@ -18,7 +18,14 @@ from pinstripe.client.paths import encode_params, quote_id
 from pinstripe.client.refusal import missing_permission, read_error, refusal
 from pinstripe.client.reply import reply_of
 from pinstripe.client.transport import Answer
-from pinstripe.errors import NotEnabled, NotFound, NotPermitted, Refused, WrongKey
+from pinstripe.errors import (
+    NotEnabled,
+    NotExpandable,
+    NotFound,
+    Refused,
+    WrongAccount,
+    WrongKey,
+)
 
 KEY = ApiKey.parse("sk_test_51AbCdEfGhIjKlMnOpQrStUv")
 
@@ -79,7 +86,8 @@ def test_a_product_that_is_not_enabled_is_known_by_its_sentence(message: str) ->
         (404, "invoice_upcoming_none", "No upcoming invoices", NotFound),
         (404, "", "Unrecognized request URL (GET: /v1/forwarding/requests).", NotEnabled),
         (401, "", "Invalid API Key provided", WrongKey),
-        (403, "", "The key does not have access to account 'acct_1'", NotPermitted),
+        (403, "", "The key does not have access to account 'acct_1'", WrongAccount),
+        (400, "", "This property cannot be expanded (data.sources).", NotExpandable),
         (402, "card_declined", "declined", Refused),
     ],
 )

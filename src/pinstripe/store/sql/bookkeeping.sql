@@ -154,6 +154,27 @@ CREATE TABLE IF NOT EXISTS pinstripe.certificate (
   digest      text NOT NULL
 );
 
+-- What Stripe refuses beside whole objects: a property that cannot be expanded, a list that wants a parent.
+-- It is not asked for until `next_try_at`, and then once more.
+CREATE TABLE IF NOT EXISTS pinstripe.refusal (
+  schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  endpoint    text NOT NULL,
+  what        text NOT NULL,
+  reason      text NOT NULL,
+  remedy      text NOT NULL DEFAULT '',
+  since       timestamptz NOT NULL DEFAULT clock_timestamp(),
+  checked_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+  next_try_at timestamptz NOT NULL,
+  PRIMARY KEY (schema, endpoint, what)
+);
+
+-- Tables that had rows when they were last seen: one that is empty now was emptied, or dropped, by hand.
+CREATE TABLE IF NOT EXISTS pinstripe.filled (
+  schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table" text NOT NULL,
+  PRIMARY KEY (schema, "table")
+);
+
 -- Syncs that a service runs beside the one that flags and environment describe. Key and webhook secrets
 -- are encrypted; what encrypts them is not in the database.
 CREATE TABLE IF NOT EXISTS pinstripe.stored_sync (

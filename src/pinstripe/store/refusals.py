@@ -1,0 +1,67 @@
+"""What Stripe refuses beside whole objects, and when it is asked for again: `pinstripe.refusal`.
+
+A property that cannot be expanded, or a list that wants a parent, is asked for once. The refusal stands for
+`AGAIN`, in this process and in those that follow: an account may be given more, a version may learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pinstripe.store.pool import Connection, translated
+
+AGAIN = timedelta(days=7)
+LIST = "list"
+"""`what` of a list that is refused as such; else it is a value of `expand[]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """`endpoint` is "GET /v1/…" as Stripe names the operation, `what` is `LIST` or a property."""
+
+    endpoint: str
+    what: str
+    reason: str
+    remedy: str = ""
+
+
+async def load_refusals(
+    connection: Connection, schema: str, *, is_due: bool = False
+) -> Sequence[Refusal]:
+    """Those that still stand; with `is_due` the ones that are to be tried again, too."""
+    with translated():
+        rows = await connection.fetch(
+            "SELECT endpoint, what, reason, remedy FROM pinstripe.refusal"
+            " WHERE schema = $1 AND ($2 OR next_try_at > clock_timestamp()) ORDER BY endpoint, what",
+            schema,
+            is_due,
+        )
+    return [Refusal(*row) for row in rows]
+
+
+async def note_refusal(connection: Connection, schema: str, refused: Refusal) -> None:
+    """It stands from now on, or goes on standing."""
+    with translated():
+        await connection.execute(
+            "INSERT INTO pinstripe.refusal (schema, endpoint, what, reason, remedy, next_try_at)"
+            " VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6)"
+            " ON CONFLICT (schema, endpoint, what) DO UPDATE SET reason = excluded.reason,"
+            " remedy = excluded.remedy, checked_at = clock_timestamp(), next_try_at = excluded.next_try_at",
+            schema,
+            refused.endpoint,
+            refused.what,
+            refused.reason,
+            refused.remedy,
+            AGAIN,
+        )
+
+
+async def drop_due_refusals(connection: Connection, schema: str) -> None:
+    """Forgets those whose time has come: they are asked for again, and noted anew if they must be."""
+    with translated():
+        await connection.execute(
+            "DELETE FROM pinstripe.refusal WHERE schema = $1 AND next_try_at <= clock_timestamp()",
+            schema,
+        )

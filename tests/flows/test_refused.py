@@ -1,0 +1,158 @@
+"""What Stripe refuses beside whole objects costs itself, is remembered, and is asked for again.
+
+And what "complete" means: not where a key may read nothing, an account is the wrong one, or a table was
+never asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from tests.flows.command import Ended, pinstripe
+from tests.flows.scripted_stripe import (
+    Answer,
+    Params,
+    ScriptedStripe,
+    error,
+    expands,
+    scripted_stripe,
+)
+
+NO_PERMISSION = (
+    "The provided key 'rk_test_***' does not have the required permissions for this endpoint. "
+    "Having the 'rak_x_read' permission would allow this request to continue."
+)
+
+
+@pytest.fixture
+async def stripe() -> AsyncIterator[ScriptedStripe]:
+    async with scripted_stripe() as made:
+        yield made
+
+
+async def once(stripe: ScriptedStripe, database: str, tables: str, *words: str) -> Ended:
+    env = {
+        "STRIPE_API_KEY": stripe.key,
+        "STRIPE_API_BASE": stripe.url,
+        "DATABASE_URL": database,
+        "PINSTRIPE_TABLES": tables,
+        "PINSTRIPE_RATE_LIMIT": "none",
+        "PINSTRIPE_ENDPOINT_RATE_LIMIT": "none",
+    }
+    return await pinstripe("sync", "--once", *words, env=env)
+
+
+def refusing(path: str, refused: str, said: Answer) -> object:
+    def hook(asked: str, params: Params) -> Answer | None:
+        return said if asked == path and refused in expands(params) else None
+
+    return hook
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        error(400, "This property cannot be expanded (data.sources)."),
+        error(400, "This property cannot be expanded (sources). Try expanding 'x' instead."),
+        error(400, "This property cannot be expanded."),
+        error(403, NO_PERMISSION),
+    ],
+)
+async def test_a_refused_expand_costs_that_property_and_is_remembered(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection, said: Answer
+) -> None:
+    path = "/v1/customers"
+    stripe.lists[path] = [{"id": f"cus_{n}", "object": "customer", "created": n} for n in (2, 1)]
+    stripe.hooks.append(refusing(path, "data.sources", said))  # type: ignore[arg-type]
+    ended = await once(stripe, database, "customer")
+    assert ended.code == 0, ended.text
+    assert "without data.sources" in ended.text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 2
+    shown = [e for p, params in stripe.asked if p == path for e in [expands(params)]]
+    assert "data.tax" in shown[-1], "the others are still asked for"
+    assert "data.sources" not in shown[-1]
+    stripe.asked.clear()
+    await pg.execute("DELETE FROM pinstripe.cursor")
+    await once(stripe, database, "customer")
+    assert not [p for p, params in stripe.asked if "data.sources" in expands(params)]
+    # When its time has come it is asked for again.
+    stripe.hooks.clear()
+    await pg.execute("UPDATE pinstripe.refusal SET next_try_at = now()")
+    await pg.execute("DELETE FROM pinstripe.cursor")
+    ended = await once(stripe, database, "customer")
+    assert [p for p, params in stripe.asked if "data.sources" in expands(params)]
+    assert "without data.sources" not in ended.text
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.refusal") == 0
+
+
+async def test_discounts_come_with_what_names_them(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    def shown(path: str, params: Params) -> Answer | None:
+        if "data.discounts" not in expands(params) or path not in stripe.lists:
+            return None
+        data = [
+            {**o, "discounts": [{"id": d, "object": "discount"} for d in o["discounts"]]}
+            for o in stripe.lists[path]
+        ]
+        return 200, {"object": "list", "data": data, "has_more": False, "url": path}
+
+    for number, (path, name) in enumerate(
+        {
+            "/v1/subscriptions": "subscription",
+            "/v1/invoices": "invoice",
+            "/v1/invoiceitems": "invoiceitem",
+            "/v1/quotes": "quote",
+        }.items()
+    ):
+        stripe.lists[path] = [
+            {"id": f"x_{number}", "object": name, "created": 1, "discounts": [f"di_{number}"]}
+        ]
+    stripe.hooks.append(shown)
+    ended = await once(stripe, database, "discount,subscription,invoice,invoice_item,quote")
+    assert ended.code == 0, ended.text
+    rows = await pg.fetch("SELECT id FROM stripe.discount ORDER BY id")
+    assert [row[0] for row in rows] == ["di_0", "di_1", "di_2", "di_3"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        error(403, "Only Stripe Connect platforms can work with other accounts."),
+        error(403, "The provided key does not have access to account 'acct_1'.", "account_invalid"),
+        error(400, "You cannot access the connected accounts of your platform's accounts."),
+    ],
+)
+async def test_a_wrong_account_ends_it_with_the_setting_named(
+    stripe: ScriptedStripe, database: str, said: Answer
+) -> None:
+    stripe.hooks.append(lambda _, __: said)
+    ended = await once(stripe, database, "customer", "--stripe-account=acct_1")
+    assert ended.code == 2
+    assert "--stripe-account" in ended.err
+    assert "omplete" not in ended.text
+    assert len(stripe.asked) == 1
+
+
+async def test_a_key_that_may_read_nothing_is_not_complete(
+    stripe: ScriptedStripe, database: str
+) -> None:
+    stripe.hooks.append(lambda _, __: error(403, NO_PERMISSION))
+    ended = await once(stripe, database, "customer,charge,person,account", "--json")
+    assert ended.code == 4
+    assert "NOT complete" in ended.err
+    assert json.loads(ended.out)["complete"] is False
+
+
+async def test_a_table_that_nothing_was_asked_for_is_named_and_not_complete(
+    stripe: ScriptedStripe, database: str
+) -> None:
+    ended = await once(stripe, database, "customer,line_item", "--json")
+    assert ended.code == 4
+    line = next(t for t in json.loads(ended.out)["tables"] if t["table"] == "line_item")
+    assert line["status"] == "unasked"
+    assert "invoice" in line["remedy"]
+    assert "Never asked for" in ended.err
