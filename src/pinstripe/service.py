@@ -36,6 +36,7 @@ from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.settle import settle
 from pinstripe.store.copied import load_copied, note_copied
 from pinstripe.store.embedded import EmbeddedPostgres
+from pinstripe.store.emptied import forget_emptied, note_filled
 from pinstripe.store.leases import Held, Lease
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import Pool, check_server, connect, open_pool
@@ -80,6 +81,8 @@ class Service:
         """Runs the backfill to its end; what is copied whole then is written down as copied."""
         outcome = await self.backfill.run(followed=followed)
         mirror = self.source.mirror
+        async with self.source.transaction() as connection:
+            await note_filled(connection, mirror.schema, mirror.tables)
         if outcome.complete:
             async with self.source.transaction() as connection:
                 await note_copied(connection, mirror.schema, sorted(mirror.loading))
@@ -137,6 +140,8 @@ async def open_service(
         lease = Lease(database.url, config.schema)
         held = await stack.enter_async_context(leading(lease, tell)) if leads else None
         effective = await _tables(database.url, config, account, wanted, leads=leads)
+        if leads:
+            await _read_emptied(database.url, config.schema, effective, tell)
         pool, bulk = await stack.enter_async_context(_pools(database.url, lease.session_name))
         mirror = await stack.enter_async_context(
             open_mirror(
@@ -266,6 +271,17 @@ async def _check(url: str, config: Config, account: Account) -> None:
             sdk_version=spec().sdk_version,
             api_version=spec().api_version,
         )
+
+
+async def _read_emptied(
+    url: str, schema: str, tables: Mapping[str, Table], tell: Callable[[str], None]
+) -> None:
+    """Has tables read again that were emptied or dropped since the last run."""
+    async with connect(url) as connection:
+        emptied = await forget_emptied(connection, schema, tables)
+    if emptied:
+        names = ", ".join(emptied)
+        tell(f"Emptied or dropped since the last run, and so read again: {names}")
 
 
 async def _tables(

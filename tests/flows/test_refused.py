@@ -88,6 +88,50 @@ async def test_a_refused_expand_costs_that_property_and_is_remembered(
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.refusal") == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/payment_methods", "payment_method"),
+        ("/v1/billing/credit_balance_transactions", "billing.credit_balance_transaction"),
+    ],
+)
+async def test_a_list_that_wants_a_customer_is_read_by_customer_and_asked_again_later(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection, path: str, name: str
+) -> None:
+    table = name.replace(".", "_")
+    stripe.lists["/v1/customers"] = [
+        {"id": f"cus_{n}", "object": "customer", "created": n} for n in (3, 2, 1)
+    ]
+    stripe.lists[path] = [
+        {"id": f"x_{n}", "object": name, "created": n, "customer": f"cus_{n}"} for n in (2, 1)
+    ]
+
+    def wants_customer(asked: str, params: Params) -> Answer | None:
+        if asked != path or "customer" in dict(params):
+            return None
+        return error(400, "Missing required param: customer.", "parameter_missing", "customer")
+
+    def free() -> int:
+        return sum(p == path and "customer" not in dict(q) for p, q in stripe.asked)
+
+    stripe.hooks.append(wants_customer)
+    ended = await once(stripe, database, f"customer,{table}")
+    assert ended.code == 0, ended.text
+    assert "read by parent instead" in ended.text
+    assert await pg.fetchval(f"SELECT count(*) FROM stripe.{table}") == 2
+    assert free() == 1
+    stripe.asked.clear()
+    ended = await once(stripe, database, f"customer,{table}")
+    assert ended.code == 0, ended.text
+    assert free() == 0
+    stripe.hooks.clear()
+    await pg.execute("UPDATE pinstripe.refusal SET next_try_at = now()")
+    ended = await once(stripe, database, f"customer,{table}")
+    assert ended.code == 0, ended.text
+    assert free() >= 1
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.refusal") == 0
+
+
 async def test_discounts_come_with_what_names_them(
     stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
 ) -> None:
@@ -156,3 +200,36 @@ async def test_a_table_that_nothing_was_asked_for_is_named_and_not_complete(
     assert line["status"] == "unasked"
     assert "invoice" in line["remedy"]
     assert "Never asked for" in ended.err
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        "DROP TABLE stripe.customer",
+        "TRUNCATE stripe.customer",
+        "DELETE FROM stripe.line_item",
+        "DROP TABLE stripe.line_item",
+        "DROP SCHEMA stripe CASCADE",
+    ],
+)
+async def test_a_table_that_was_emptied_or_dropped_by_hand_is_said_and_read_again(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection, done: str
+) -> None:
+    line = {"id": "il_1", "object": "line_item"}
+    lines = {"object": "list", "data": [line], "has_more": False, "url": "/v1/invoices/in_1/lines"}
+    stripe.lists["/v1/customers"] = [{"id": "cus_1", "object": "customer", "created": 1}]
+    stripe.lists["/v1/invoices"] = [
+        {"id": "in_1", "object": "invoice", "created": 1, "lines": lines}
+    ]
+    tables = ("customer", "invoice", "line_item")
+    assert (await once(stripe, database, ",".join(tables))).code == 0
+    await pg.execute(done)
+    ended = await once(stripe, database, ",".join(tables))
+    assert ended.code == 0, ended.text
+    assert "read again" in ended.err
+    for name in tables:
+        assert await pg.fetchval(f"SELECT count(*) FROM stripe.{name}") == 1, name
+    stripe.asked.clear()
+    ended = await once(stripe, database, ",".join(tables))
+    assert "read again" not in ended.err
+    assert "/v1/customers" not in stripe.paths()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from pinstripe.catalog.load import object_types, spec
@@ -26,6 +26,14 @@ _VARIANTS: dict[str, tuple[tuple[Param, ...], ...]] = {
     "/v1/apps/secrets": (
         (("scope[type]", "account"),),
     ),  # The account's own; users' are not listable.
+}
+
+# Lists that Stripe may refuse without a parent, though the SDK types them as free: until 2025 their
+# `customer` was required (https://docs.stripe.com/api/payment_methods/list speaks of Treasury flows, the
+# SDKs of 2024 require it of credit balance transactions). Where it is refused they are read by parent.
+_BY_PARENT = {
+    "/v1/billing/credit_balance_transactions": "customer",
+    "/v1/payment_methods": "customer",
 }
 
 # Lists of objects that live on a test clock are shown only when the clock is named.
@@ -135,6 +143,14 @@ class RetrieveEndpoint:
     @property
     def name(self) -> str:
         return f"GET {self.path}"
+
+
+def by_parent(endpoint: ListEndpoint) -> ListEndpoint | None:
+    """The way to a list that Stripe refuses without a parent; None where there is no other way."""
+    parent = _BY_PARENT.get(endpoint.path)
+    if parent is None or endpoint.parent:
+        return None
+    return replace(endpoint, created=False, parent=parent, parameter=parent)
 
 
 @cache

@@ -70,6 +70,8 @@ class Source:
     fence: Effect | None = None
     clock_ahead_s: float = 0.0
     gaps: Gaps = field(default_factory=dict)
+    by_parent: set[str] = field(default_factory=set)
+    """Names of endpoints that Stripe refuses without a parent."""
     _looks: Looks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

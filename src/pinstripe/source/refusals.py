@@ -34,7 +34,18 @@ async def remember_refusals(source: Source, *, leads: bool) -> None:
         if leads:
             await drop_due_refusals(connection, schema)
         known = await load_refusals(connection, schema)
+    source.by_parent |= {r.endpoint for r in known if r.what == LIST}
     source.stripe.expands.load(
         RefusedExpand(r.endpoint, r.what, r.reason, r.remedy) for r in known if r.what != LIST
     )
     source.stripe.expands.on_refused = note
+
+
+async def note_by_parent(source: Source, endpoint: str, reason: str, remedy: str) -> None:
+    """From now on this list is read by parent, and asked for without one when its time has come."""
+    source.by_parent.add(endpoint)
+    _log.warning("list.by_parent", endpoint=endpoint, reason=reason)
+    async with source.transaction() as connection:
+        await note_refusal(
+            connection, source.mirror.schema, Refusal(endpoint, LIST, reason, remedy)
+        )

@@ -10,15 +10,18 @@ the events since the last one and lists anew only what has no events.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pinstripe.catalog.endpoints import by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
 from pinstripe.errors import NotEnabled, NotPermitted
 from pinstripe.source.account import Source
 from pinstripe.source.nested import checkpoints
+from pinstripe.source.refusals import note_by_parent
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.indexes import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
@@ -37,6 +40,8 @@ from pinstripe.sync.under_parents import UnderParents
 # 60 s). What is read again is dropped by its time, so a wide margin only costs a page.
 _LATE_S = 120
 _INDEXED_AT_ONCE = 3
+_WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
+"""Stripe refuses a list for want of a `customer` ("Missing required param: customer.")."""
 
 
 @dataclass(slots=True)
@@ -110,6 +115,7 @@ class Backfill:
         await self._dispatcher.run(
             [w for w in self.works if isinstance(w, Pager)], more=self._ready_parents
         )
+        await self._go_by_parent()
         await self._source.mirror.settled()
         await self._save_ends()
         self.phase = "events"
@@ -143,6 +149,30 @@ class Backfill:
         self._anew_since = plan.anew_since
         self._pending = [work for work in self.works if isinstance(work, UnderParents)]
         return plan.since
+
+    async def _go_by_parent(self) -> None:
+        """Reads the lists by parent that Stripe has refused without one."""
+        added: list[UnderParents] = []
+        for work in [w for w in self.works if isinstance(w, Pager)]:
+            other = by_parent(work.endpoint)
+            said = work.listing.reason
+            wants_parent = work.listing.state in ("refused", "failed") and _WANTS_PARENT.search(
+                said
+            )
+            if (
+                other is None
+                or not wants_parent
+                or table_name(other.parent) not in self._source.wanted
+            ):
+                continue
+            await note_by_parent(self._source, work.endpoint.name, said, work.listing.remedy)
+            self.works.remove(work)
+            added.append(self._resume.under_parents(other))
+        if not added:
+            return
+        self.works += added
+        await self._source.mirror.settled()  # The parents are read from the database.
+        await self._dispatcher.run(added, more=lambda: ())
 
     async def _look_after_absent(self, since: float) -> None:
         """What the lists, read anew, do not show, and of which the events are gone."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
+from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints
 from pinstripe.catalog.evented import announced
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.tables import table_name
@@ -155,11 +155,17 @@ class Relist:
         return self._intervals.head_s * (1.0 if endpoint.created else _WHOLE_PAGES)
 
     def _endpoints(self) -> list[ListEndpoint]:
-        return [
+        wanted = [
             e
             for e in list_endpoints()
             if any(table_name(o) in self._source.wanted for o in e.objects)
         ]
+        return [self._in_force(e) for e in wanted]
+
+    def _in_force(self, endpoint: ListEndpoint) -> ListEndpoint:
+        """The list, or its way by parent where Stripe refuses it without."""
+        other = by_parent(endpoint) if endpoint.name in self._source.by_parent else None
+        return other or endpoint
 
     async def _guard(self, stream: str, work: object) -> None:
         try:

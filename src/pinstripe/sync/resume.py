@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
+from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints
 from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import table_name
 from pinstripe.source.account import BACKFILL, Source
@@ -74,7 +74,11 @@ class Resume:
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
         last = saved.get(FOLLOWED)
-        endpoints = [e for e in list_endpoints() if self._wanted_objects(e)]
+        endpoints = [
+            (by_parent(e) if e.name in self._source.by_parent else None) or e
+            for e in list_endpoints()
+            if self._wanted_objects(e)
+        ]
         saved = await self._without_gaps(saved)
         since, note = self._now, ""
         if last is not None and last.as_of is not None:
@@ -102,6 +106,13 @@ class Resume:
             await forget_checkpoints(connection, self._source.mirror.schema)
             await save_checkpoints(connection, self._source.mirror.schema, begun)
         return {checkpoint.stream: checkpoint for checkpoint in begun}
+
+    def under_parents(self, endpoint: ListEndpoint) -> UnderParents:
+        """A list that Stripe refuses without a parent, from its first parent on."""
+        table = table_name(self._wanted_objects(endpoint)[0])
+        work = UnderParents(endpoint, table, self._source, self._pool)
+        work.as_of = float(self._now)
+        return work
 
     def tail(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> Pager:
         """Reads again what was created since then, of a list that is done."""
