@@ -11,8 +11,19 @@ import re
 
 # Keys with a mode, webhook secrets, and the oldest keys, which have no mode. The words `sk_test_` and
 # `sk_live_` alone are no secret: hints name them.
-_SECRET = re.compile(
+_KEY = re.compile(
     r"\b((?:sk|rk|pk|ek)_(?:org_)?(?:live|test)_|whsec_|(?:sk|rk)_(?!live_|test_|org_))[A-Za-z0-9]{4,}"
+)
+# What is a secret by its look, wherever it stands. Shapes: `whsec_…` and keys as in
+# https://docs.stripe.com/keys; client secrets begin with the id of what they belong to, or with the type's
+# prefix (`pi_…_secret_…`, `src_client_secret_…`, `cuss_secret_…`: seen in Stripe's published fixtures).
+# A name of the user's (`top_secret_plan`) has none of these beginnings.
+_LOOK = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"(?P<key>(?:whsec|(?:[ser]k|pst)(?:_org)?_(?:live|test))_)[A-Za-z0-9+/=,._-]{4,}"
+    r"|(?P<of>(?:(?:accs|acctsess|cs|cuss|fcsess|in|pi|seti|src|vs)_[A-Za-z0-9._]*?"
+    r"|[a-z]{2,12}_(?:test_|live_)?[A-Za-z0-9]{14,}_)secret_|client_secret(?:=|%3D))"
+    r"[^\s\"'&<>#;]+)"
 )
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]+):[^@\s]*@")
 
@@ -25,7 +36,18 @@ def redact(text: str) -> str:
     >>> redact("keys begin with sk_live_ or sk_test_")
     'keys begin with sk_live_ or sk_test_'
     """
-    return _URL_PASSWORD.sub(r"\1:…@", _SECRET.sub(r"\1…", text))
+    return _URL_PASSWORD.sub(r"\1:…@", _KEY.sub(r"\1…", cut_secrets(text)))
+
+
+def cut_secrets(text: str) -> str:
+    """`text` without what is a secret by its look: client secrets, signing secrets, secret keys.
+
+    >>> cut_secrets("https://h.example/a?client_secret=src_client_secret_9Hx&id=1")
+    'https://h.example/a?client_secret=…&id=1'
+    >>> cut_secrets("pi_1PgafyB7_secret_Dm43xiq1 of top_secret_project")
+    'pi_1PgafyB7_secret_… of top_secret_project'
+    """
+    return _LOOK.sub(lambda found: f"{found['key'] or found['of']}…", text)
 
 
 class PinstripeError(Exception):

@@ -67,6 +67,8 @@ def column_facts(table: Table, column: Column) -> tuple[str, ...]:
     facts = [_role(column), _unit(table, column), _values(table, column)]
     if column.read == "json":
         facts.append(f"JSON of `{'.'.join(column.path)}`, as Stripe sends it.")
+    if column.secret:
+        facts.append("A secret: always null.")
     if column.on_request:
         facts.append("Stripe gives it on request only.")
     return tuple(f for f in facts if f)

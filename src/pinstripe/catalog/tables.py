@@ -16,6 +16,7 @@ from typing import Literal
 from pinstripe.catalog.load import object_types, spec
 from pinstripe.catalog.model import Field, ObjectType, Spec
 from pinstripe.catalog.parents import parents
+from pinstripe.catalog.secrets import is_secret
 
 SqlType = Literal["text", "bigint", "numeric", "boolean", "timestamptz", "jsonb", "text[]"]
 
@@ -85,7 +86,8 @@ SINGLETONS = {"balance": "", "balance_settings": "", "tax.settings": "", "cash_b
 class Column:
     """One column. `path` is where the value stands in the object; `references` are tables.
 
-    `on_request`: Stripe leaves it out unless asked to expand it, and we do ask.
+    `on_request`: Stripe leaves it out unless asked to expand it, and we do ask. `secret`: it is always
+    null, because a copy keeps no secrets (`catalog.secrets`).
     """
 
     name: str
@@ -93,6 +95,7 @@ class Column:
     path: tuple[str, ...]
     references: tuple[str, ...] = ()
     on_request: bool = False
+    secret: bool = False
 
     @property
     def type(self) -> SqlType:
@@ -176,7 +179,9 @@ def _table(
 
 def _asked(object_name: str, column: Column) -> Column:
     path = f"{object_name}.{'.'.join(column.path)}"
-    return replace(column, on_request=column.on_request and path not in NOT_EXPANDED)
+    secret = is_secret(object_name, column.path)
+    asked = column.on_request and not secret and path not in NOT_EXPANDED
+    return replace(column, on_request=asked, secret=secret)
 
 
 def _top_level(

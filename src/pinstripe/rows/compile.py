@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from pinstripe.catalog.tables import Column, Read
+from pinstripe.rows.secrets import without_secret_text
 
 Value = Any
 Fill = Callable[[Value, "list[Value]"], Value]
 Make = Callable[[Value, "list[tuple[str, Value]]"], "list[Value] | None"]
 """(object, where to note fields that may hold objects) -> row without key, or None: not this way."""
 
-Quick = tuple[str, Sequence[Column], Sequence[int], Fill, bool]
-"""One top-level key: (key, columns, their places in the row, generic fill, may hold objects)."""
+Quick = tuple[str, Sequence[Column], Sequence[int], Fill, bool, bool]
+"""One top-level key: (key, columns, their places in the row, generic fill, may hold objects, free text)."""
 
 _CHECKS: dict[Read, str] = {
     "text": "v.__class__ is not str",
@@ -33,11 +32,14 @@ _CHECKS: dict[Read, str] = {
 
 def compile_layout(fields: Sequence[Quick], width: int) -> Make:
     """The function for objects with just these keys; rows are `width` values long."""
-    names: dict[str, object] = {"encode": msgspec.json.Encoder().encode}
+    names: dict[str, object] = {"without_secret_text": without_secret_text}
     lines = [f"def make(o, nested):\n    row = [None] * {width}"]
-    for number, (key, columns, places, fill, may_nest) in enumerate(fields):
+    for number, (key, columns, places, fill, may_nest, is_free) in enumerate(fields):
         lines.append(f"    v = o[{key!r}]\n    if v is not None:")
         lines += [f"        {line}" for line in _field(number, columns, places)]
+        if is_free and len(columns) == 1 and columns[0].read == "text":
+            # Anything that is a secret by its look has a "_": a cheap test for most texts.
+            lines.append(f"        if '_' in v: row[{places[0]}] = without_secret_text(v)")
         names[f"fill{number}"] = fill
         if may_nest:
             lines.append("        if v.__class__ is not str and v:")
@@ -59,8 +61,6 @@ def _field(number: int, columns: Sequence[Column], places: Sequence[int]) -> lis
         return general
     if read in _CHECKS:
         return [f"if {_CHECKS[read]}:", "    return None", f"row[{at}] = v"]
-    if read == "json":
-        return [f"row[{at}] = encode(v).decode()"]
     if read == "id":
         return ["if v.__class__ is str:", f"    row[{at}] = v", f"el{general[0]}", general[1]]
     return general

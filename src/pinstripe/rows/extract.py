@@ -5,8 +5,9 @@
     found.rows   # {"charge": {"ch_1": [...]}, "customer": {"cus_1": [...]}}
 
 Pure: no I/O, nothing remembered between calls but compiled layouts. Promises: nothing is lost (what
-the catalog does not know, or what has another type than it says, is in `_extra`), and an absent key
-makes no column. When the rows are true is not known here: that is the caller's (`mirror`).
+the catalog does not know, or what has another type than it says, is in `_extra`) but secrets, which are
+in no row (`secrets`), and an absent key makes no column. When the rows are true is not known here: that
+is the caller's (`mirror`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pinstripe.rows.compile import Value
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.keys import key_of
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
+from pinstripe.rows.secrets import without_secrets
 
 Row = list[Value]
 """The values of all columns of a table, and the `TAIL`."""
@@ -137,6 +139,9 @@ class Extractor:
         embedded: bool = False,
     ) -> Row:
         plan = self._plans.get(table) or self._plan(self._tables[table])
+        if obj.get("object") in _OPAQUE:
+            # Whole objects stand in it, and parts of them under names that do not say of what.
+            obj = without_secrets(obj)
         here = tuple(p for p in plan.parent_columns if p in parents) if parents else ()
         layout = plan.layout(obj, here, embedded=embedded)
         nested: list[tuple[str, Value]] = []
@@ -189,7 +194,10 @@ class Extractor:
             if type(obj[unknown]) in (dict, list):
                 nested.append((unknown, obj[unknown]))
         if extra:
-            row[layout.width] = _encode(extra).decode()
+            # Under its type: what is secret by its place in the object is so in `_extra` too.
+            kind = {"object": obj.get("object")}
+            kept = without_secrets({**kind, **extra})
+            row[layout.width] = _encode({key: kept[key] for key in extra}).decode()
         return row
 
     def _nested(self, value: Value, table: str, key: str, place: Place, found: Found) -> None:
@@ -243,6 +251,7 @@ class Extractor:
             self._types,
             known=known,
             shapes=self.shapes,
+            opaque=table.object_type in _OPAQUE,
         )
         self._plans[table.name] = plan
         return plan

@@ -14,11 +14,23 @@ from datetime import datetime
 
 import msgspec
 
+from pinstripe.catalog.model import Field
 from pinstripe.catalog.tables import Read
 from pinstripe.rows.compile import Fill, Value
+from pinstripe.rows.secrets import (
+    free_json_without_secrets,
+    has_free_keys,
+    holds_objects,
+    json_without_secrets,
+    may_hold,
+    names_secrets,
+    without_secret_text,
+)
 
 Known = Callable[[Value], "str | None"]
 """The table in which a value becomes a row of its own; None where it does not."""
+
+ToJson = Callable[[Value], str]
 
 _BIGINT = 1 << 63
 _NUMERIC = 10**999
@@ -38,16 +50,73 @@ _LIST_META = frozenset(
 _encode = msgspec.json.Encoder().encode
 
 
+def fill_secret(value: Value, row: list[Value]) -> Value:
+    """A secret: its columns stay null."""
+    return None
+
+
+def to_json(field: Field | None, *, opaque: bool) -> ToJson:
+    """How a value of `field` becomes JSON without secrets. `opaque`: they have been taken out before."""
+    if opaque:
+        return _to_json
+    if has_free_keys(field):
+        return free_json_without_secrets
+    if names_secrets(field):
+        return json_without_secrets
+    return _objects_searched if holds_objects(field) else _searched
+
+
+def _to_json(value: Value) -> str:
+    return _encode(value).decode()
+
+
+def _searched(value: Value) -> str:
+    text = _encode(value).decode()
+    # The shortest that has one is {"secret":"…"}; most maps are empty.
+    return json_without_secrets(value) if len(text) > 12 and may_hold(text) else text
+
+
+def _objects_searched(value: Value) -> str:
+    text = _searched(value)
+    return json_without_secrets(value) if '"object":' in text else text
+
+
+def fill_json(at: int, write: ToJson) -> Fill:
+    """For a column that holds a value as JSON."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        row[at] = write(value)
+        return None
+
+    return fill
+
+
+def fill_text(at: int) -> Fill:
+    """For a text that may be anything, so that a secret may stand in it."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if type(value) is not str:
+            return value
+        row[at] = without_secret_text(value) if "_" in value else value
+        return None
+
+    return fill
+
+
+def fill_texts(at: int) -> Fill:
+    """As `fill_text`, for an array of them."""
+
+    def fill(value: Value, row: list[Value]) -> Value:
+        if not _is_texts(value):
+            return value
+        row[at] = [without_secret_text(item) for item in value]
+        return None
+
+    return fill
+
+
 def fill_scalar(read: Read, at: int) -> Fill:
-    """For a column that takes one value as it is, or a JSON text."""
-    if read == "json":
-
-        def fill_json(value: Value, row: list[Value]) -> Value:
-            row[at] = _encode(value).decode()
-            return None
-
-        return fill_json
-
+    """For a column that takes one value as it is."""
     fits = _FITS[read]
     as_text = read in ("number", "decimal")
 
@@ -130,7 +199,10 @@ def fill_list(tables: Collection[str], known: Known) -> Fill:
 
 
 def fill_json_with_lists(
-    at: int, lists: Sequence[tuple[tuple[str, ...], Collection[str]]], known: Known
+    at: int,
+    lists: Sequence[tuple[tuple[str, ...], Collection[str]]],
+    known: Known,
+    write: ToJson,
 ) -> Fill:
     """JSON with lists deeper inside, by path: of their entries, which are rows of their own, the ids stay.
 
@@ -140,7 +212,7 @@ def fill_json_with_lists(
     def fill(value: Value, row: list[Value]) -> Value:
         for path, tables in lists:
             value = _with_ids(value, path, tables, known)
-        row[at] = _encode(value).decode()
+        row[at] = write(value)
         return None
 
     return fill

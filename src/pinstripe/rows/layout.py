@@ -28,11 +28,16 @@ from pinstripe.rows.compile import Fill, Make, Quick, Value, compile_layout
 from pinstripe.rows.fill import (
     Known,
     fill_inline,
+    fill_json,
     fill_json_with_lists,
     fill_list,
     fill_reference,
     fill_references,
     fill_scalar,
+    fill_secret,
+    fill_text,
+    fill_texts,
+    to_json,
 )
 
 TAIL = 6
@@ -97,8 +102,11 @@ class Plan:
         *,
         known: Known,
         shapes: Shapes,
+        opaque: bool = False,
     ) -> None:
+        """`opaque`: nothing in such objects becomes a row, and their secrets are taken out before."""
         self.table = table
+        self._opaque = opaque
         self._shapes = shapes
         self._at = {c.name: i for i, c in enumerate(table.columns)}
         self._owner = table_name(table.object_type)
@@ -175,7 +183,9 @@ class Plan:
                 or (known_field is not None and self._nests(known_field))
             )
             layout.steps.append(Step(key, fill, nests))
-            quick.append((key, filled, [self._at[c.name] for c in filled], fill, nests))
+            if fill is not fill_secret:
+                free = _is_free_text(known_field)
+                quick.append((key, filled, [self._at[c.name] for c in filled], fill, nests, free))
         layout.unknown = tuple(unknown)
         if not unknown:
             layout.make = compile_layout(quick, layout.width + TAIL)
@@ -216,6 +226,8 @@ class Plan:
             return fill_list(self._children(known_field), self._known)
         first = columns[0]
         at = self._at[first.name]
+        if first.secret:
+            return fill_secret
         if first.read == "id":
             other = next((self._at[c.name] for c in columns if c.read == "object"), -1)
             types = frozenset(tables()[name].object_type for name in first.references)
@@ -226,13 +238,12 @@ class Plan:
             )
         if first.read == "ids":
             return fill_references(at, first.references, self._known)
-        if first.read == "json" and known_field is not None:
-            inside = [
-                (path, self._children(listed))
-                for listed, path in embedded_lists(known_field.fields)
-            ]
-            if inside:
-                return fill_json_with_lists(at, inside, self._known)
+        if first.read == "json":
+            return self._fill_json(known_field, at)
+        if first.read == "text" and _is_free_text(known_field):
+            return fill_text(at)
+        if first.read == "texts":
+            return fill_texts(at)
         return fill_scalar(first.read, at)
 
     def _is_present(self, path: tuple[str, ...]) -> bool:
@@ -241,6 +252,16 @@ class Plan:
         for step in path[:-1]:
             places = places[step].inside if step in places else {}
         return path[-1] in places and places[path[-1]].present
+
+    def _fill_json(self, known_field: Field | None, at: int) -> Fill:
+        write = to_json(known_field, opaque=self._opaque)
+        inside = [
+            (path, self._children(listed))
+            for listed, path in embedded_lists(known_field.fields if known_field else ())
+        ]
+        if inside:
+            return fill_json_with_lists(at, inside, self._known, write)
+        return fill_json(at, write)
 
     def _children(self, known_list: Field) -> frozenset[str]:
         """The tables whose rows say that they stand in a list of this one."""
@@ -261,6 +282,11 @@ class Plan:
         if known_field.kind == "map" and known_field.items is not None:
             return self._nests(known_field.items)
         return known_field.kind == "object" and any(self._nests(f) for f in known_field.fields)
+
+
+def _is_free_text(known_field: Field | None) -> bool:
+    """Whether a text stands there of which the catalog does not know all that it can be."""
+    return known_field is None or not (known_field.enum or known_field.name == "id")
 
 
 def _as_inline(known_field: Field, types: Mapping[str, ObjectType]) -> Field:

@@ -146,6 +146,8 @@ def column_comment(column: Column) -> str:
         "time_ms": "From Unix milliseconds",
         "json": "As Stripe sends it",
     }.get(column.read)
+    if column.secret:
+        note = "Always null: Pinstripe keeps no secrets"
     if column.name == "id":
         parts.append("Unique identifier of the object")
     if note:

@@ -14,9 +14,11 @@ from importlib.resources import files
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.parents import parents
-from pinstripe.catalog.tables import Column, Table, table_name, tables
+from pinstripe.catalog.tables import Column, Table, table_name
+from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured
 from pinstripe.store import ddl
+from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.pool import Connection, translated
 
 _LOCK = 0x70696E73
@@ -68,6 +70,9 @@ async def migrate(
                     await _extend(connection, schema, table, existing[name], done)
             await _register(connection, schema, sdk_version, api_version)
             await _forget_streams(connection, schema, done.relist)
+            now = await _columns(connection, schema)
+    searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
+    await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
     return done
 
 
@@ -277,7 +282,7 @@ async def _forget_streams(connection: Connection, schema: str, relist: list[str]
 
 def _around(name: str) -> Iterable[str]:
     """The object names of what the rows of a table come inside of, if they are not listed themselves."""
-    known = tables().get(name)
+    known = catalog().get(name)
     if known is None or any(known.object_type in e.objects for e in list_endpoints()):
         return ()
     return parents(spec()).get(known.object_type, ())

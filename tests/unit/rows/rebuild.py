@@ -17,6 +17,7 @@ from typing import Any
 
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.parents import embedded_lists
+from pinstripe.catalog.secrets import SECRET_NAMES, SECRET_PLACES
 from pinstripe.catalog.tables import Column, Table, table_of_object, tables
 from pinstripe.rows.extract import Extractor, Found, Row
 from pinstripe.rows.layout import TAIL
@@ -146,13 +147,17 @@ def _keep(
 
 
 def leaves(value: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Json]]:
-    """(path, value) of all that is said: no nulls, no list meta; an empty object says nothing."""
+    """(path, value) of all that is said: no nulls, no list meta; an empty object says nothing.
+
+    Nor secrets, which are in no row (tests/unit/rows/test_secrets.py).
+    """
     entries = by_id(value)
     if entries is not None:
         value = {k: v for k, v in value.items() if k not in LIST_META} | {"data": entries}
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from leaves(item, (*path, key))
+            if key not in SECRET_NAMES:
+                yield from leaves(item, (*path, key))
     elif isinstance(value, list) and value:
         for at, item in enumerate(value):
             yield from leaves(item, (*path, str(at)))
@@ -160,11 +165,26 @@ def leaves(value: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield path, value
 
 
+def without_secret_places(value: Json, places: tuple[tuple[str, ...], ...] = ()) -> Json:
+    """`value` without the fields that are secrets in objects of one type only."""
+    if isinstance(value, list):
+        return [without_secret_places(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    name = value.get("object")
+    places = SECRET_PLACES.get(name, ()) if isinstance(name, str) else places
+    return {
+        key: without_secret_places(item, tuple(p[1:] for p in places if p[0] == key))
+        for key, item in value.items()
+        if (key,) not in places
+    }
+
+
 def lost(original: Json, rebuilt: Json) -> list[tuple[str, Json, Json]]:
     """(path, what stood there, what came back) of every leaf that did not come back equal."""
     return [
         (".".join(path), value, _leaf(rebuilt, path))
-        for path, value in leaves(original)
+        for path, value in leaves(without_secret_places(original))
         if not _equal(value, _leaf(rebuilt, path))
     ]
 

@@ -9,6 +9,14 @@ CREATE TABLE IF NOT EXISTS pinstripe.sync (
   created_at  timestamptz NOT NULL DEFAULT now()
 );
 
+DO $$
+BEGIN  -- By which rule secrets have been taken out of what was written. See store/forget_secrets.py.
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'secret_rule') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN secret_rule text;
+  END IF;
+END $$;
+
 -- How far each stream has been read. `position` is an immutable value that describes what is durably
 -- written; it is replaced in the transaction that writes the rows it vouches for.
 CREATE TABLE IF NOT EXISTS pinstripe.cursor (
