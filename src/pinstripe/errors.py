@@ -12,7 +12,8 @@ import re
 # Keys with a mode, webhook secrets, and the oldest keys, which have no mode. The words `sk_test_` and
 # `sk_live_` alone are no secret: hints name them.
 _KEY = re.compile(
-    r"\b((?:sk|rk|pk|ek)_(?:org_)?(?:live|test)_|whsec_|(?:sk|rk)_(?!live_|test_|org_))[A-Za-z0-9]{4,}"
+    # What stands behind /apikeys/ in a link of the dashboard is a key's id, not the key.
+    r"(?<!/apikeys/)\b((?:sk|rk|pk|ek)_(?:org_)?(?:live|test)_|whsec_|(?:sk|rk)_(?!live_|test_|org_))[A-Za-z0-9]{4,}"
 )
 # What is a secret by its look, wherever it stands. Shapes: `whsec_…` and keys as in
 # https://docs.stripe.com/keys; client secrets begin with the id of what they belong to, or with the type's
@@ -134,7 +135,7 @@ class NotExpandable(Refused):
 
 
 class WrongAccount(WrongKey):
-    """403 or 400: the key may not act for the account that the settings name."""
+    """403 or 400: the key may not act for the account that `Stripe-Account` names, whatever it asks."""
 
 
 class Drifted(PinstripeError):

@@ -60,17 +60,22 @@ def _plain(name: str) -> Json:
 
 @dataclass
 class Planting:
-    """`seen` are the paths that were asked for."""
+    """`seen` are the paths of requests."""
 
     url: str = ""
     objects: dict[str, Json] = field(default_factory=planted)
     seen: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Path -> the message of a 403."""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.seen.add(request.path)
         found = self._find(request.method, request.path, dict(request.query))
         error = {"type": "invalid_request_error", "code": "resource_missing", "message": "No such"}
         status = 200 if found is not None else 404
+        if request.path in self.refused:
+            error = {"type": "invalid_request_error", "message": self.refused[request.path]}
+            status, found = 403, None
         body = json.dumps(found if found is not None else {"error": error}, indent=2)
         headers = {
             "Request-Id": "req_1",

@@ -77,7 +77,8 @@ def _kind(key: KeyReport) -> str:
 
 def _able(ability: Ability) -> str:
     if ability.permission:
-        return f"{_WORDS[ability.state]}: lacks {ability.permission}"
+        lacking = _named(ability.permission, ability.permission_title)
+        return f"{_WORDS[ability.state]}: lacks {lacking}"
     return f"{_WORDS[ability.state]}: {ability.how}"
 
 
@@ -101,8 +102,15 @@ def _resources(resources: Sequence[Resource]) -> Iterator[str]:
 
 def _why(resource: Resource) -> str:
     if resource.state == "not_permitted":
-        return f"lacks {resource.permission or 'a permission that Stripe does not name'}"
+        if not resource.permission:
+            return "lacks a permission that Stripe does not name"
+        return f"lacks {_named(resource.permission, resource.permission_title)}"
     return resource.message
+
+
+def _named(permission: str, title: str) -> str:
+    """Both names of a permission: the dashboard's and Stripe's own."""
+    return f"{title} ({permission})" if title and title != permission else permission
 
 
 def _database(database: DatabaseReport) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pinstripe.cli.footprint import freeze_loaded
 from pinstripe.cli.logs import configure
 from pinstripe.cli.summary import Ending
 from pinstripe.cli.sync import follow, show, standing_by, tell
-from pinstripe.errors import Misconfigured, PinstripeError, WrongKey, redact
+from pinstripe.errors import Misconfigured, PinstripeError, WrongAccount, WrongKey, redact
 from pinstripe.service import Service, open_service
 from pinstripe.serving.wire import Order, Report, Superior
 from pinstripe.sync.follow import Follower
@@ -56,7 +56,7 @@ async def _work(order: Order, superior: Superior) -> int:
 def _ended(error: BaseException) -> Report:
     cause = root_cause(error)
     if isinstance(cause, PinstripeError):
-        lasting = isinstance(cause, Misconfigured | WrongKey)
+        lasting = isinstance(cause, Misconfigured | WrongKey | WrongAccount)
         return Report("ended", cause.message, cause.hint, lasting, cause.exit_code)
     reason = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
     return Report("ended", f"Something went wrong inside Pinstripe ({reason}).", exit_code=70)

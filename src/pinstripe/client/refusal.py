@@ -8,6 +8,7 @@ sentences tell, so their patterns stand here, in one table.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import msgspec
 
@@ -41,23 +42,41 @@ _NOT_ENABLED = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-# What Stripe says to a `Stripe-Account` for which the key may not act (seen; some without a code).
-_OTHER_ACCOUNT = re.compile(
-    r"""
-      \bonly\ Stripe\ Connect\ platforms\ can\ work\ with\ other\ accounts\b
-    | \bdoes\ not\ have\ access\ to\ account\b
-    | \bcannot\ access\ the\ connected\ accounts\ of\b
-    | \bapplication\ access\ may\ have\ been\ revoked\b
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
 # "This property cannot be expanded (sources). You may want to try expanding 'data.sources' instead.", and
 # of too many levels: "You cannot expand more than 4 levels of a property (...)".
 _EXPAND = re.compile(
     r"\bcannot\b[^.(]*\bexpand(?:ed)?\b[^(]*(?:\((?P<names>[^)]*)\))?", re.IGNORECASE
 )
 _UNKNOWN_PATH = "unrecognized request url"
-_PERMISSION = re.compile(r"\brak_[a-z0-9_]+\b")
+
+# The account of the header is not the key's, or not reachable with it. The first is said without a code,
+# to keys of accounts that are no platforms; without the header it means that Connect is not in use.
+_NO_PLATFORM = re.compile(r"\bonly stripe connect platforms can work with\b", re.IGNORECASE)
+_NO_ACCESS = re.compile(
+    r"\bdoes not have access to account\b|\bcannot access the connected accounts of your platform"
+    r"|\bapplication access may have been revoked\b",
+    re.IGNORECASE,
+)
+
+# The part of a 403 that names permissions. Until January 2025: "Having the 'rak_charge_read' permission
+# would allow this request to continue."; since then: 'Enabling "Charges Read" ('charge_read') permissions
+# on this key would allow ...', with a link to the key in the dashboard (both seen in recorded answers).
+_NAMING = re.compile(
+    r"\b(?:enabling|enable|having|adding|add|granting|grant)\b"
+    r"(?P<names>(?:[\"“][^\"”]*[\"”]|[^\"“])*?)\bpermissions?\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_TITLE = r"[\"“”«](?P<title>[^\"“”«»]{1,100})[\"“”»]"
+_SLUG = r"['‘’`](?P<slug>[A-Za-z0-9][A-Za-z0-9_.:/-]{1,100})['‘’`]"
+_NAMED = re.compile(
+    rf"{_TITLE}\s*(?:\(\s*['‘’`]?(?P<inside>[\w.:/-]{{2,100}})['‘’`]?\s*\))?|{_SLUG}"
+)
+_RAK = re.compile(r"\brak_[a-z0-9_]+\b")
+_LOOSE = re.compile(r"['‘’`\"“”](?P<slug>[a-z][a-z0-9_.:-]*[_.:-](?:read|write))['‘’`\"“”]")
+_BARE = re.compile(r"\b[a-z][a-z0-9_]*_(?:read|write)\b")
+_EDIT = re.compile(r"https://dashboard\.stripe\.com/[^\s\"'<>\\]*[^\s\"'<>\\.,;:!?)\]]")
+
+_ACCOUNT = re.compile(r"\bacct_\w+")
 
 _BY_STATUS: dict[int, type[Refused]] = {401: WrongKey, 403: NotPermitted, 404: NotFound}
 
@@ -85,14 +104,68 @@ def read_error(body: bytes) -> _Error | None:
     return error if error.type or error.message else None
 
 
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What a key lacks, as Stripe's 403 names it; "" for what it does not name.
+
+    `slug` is for machines (`plan_read`), several joined by ", "; `title` is what the dashboard calls it
+    ("Prices Read"); `edit_url` leads to the key in the dashboard.
+    """
+
+    slug: str = ""
+    title: str = ""
+    edit_url: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.slug or self.title)
+
+    def __str__(self) -> str:
+        """For people: `Prices Read (plan_read)`."""
+        return (
+            f"{self.title} ({self.slug})" if self.title and self.slug else self.title or self.slug
+        )
+
+
+NO_PERMISSION = Permission()
+
+
+def permission_of(message: str) -> Permission:
+    """The permissions that Stripe's 403 names, by either of its sentences.
+
+    Slugs do not follow from paths: that of prices is `plan_read`.
+
+    >>> permission_of("Having the 'rak_charge_read' permission would allow this request.").slug
+    'rak_charge_read'
+    >>> str(permission_of("Enabling 'Prices Read' (plan_read) permissions on".replace("'", '"')))
+    'Prices Read (plan_read)'
+    """
+    slugs: list[str] = []
+    titles: list[str] = []
+    bare: list[str] = []
+    for clause in _NAMING.finditer(message):
+        bare += _BARE.findall(clause["names"])
+        for found in _NAMED.finditer(clause["names"]):
+            slug, title = found["inside"] or found["slug"], found["title"]
+            slugs += [slug] if slug else []
+            titles += [title.strip()] if title else []
+    if titles and not slugs and all(_LOOSE.fullmatch(f"'{title}'") for title in titles):
+        slugs, titles = titles, []
+    slugs = slugs or _RAK.findall(message) or bare
+    slugs = slugs or [found["slug"] for found in _LOOSE.finditer(message)]
+    link = _EDIT.search(message)
+    return Permission(
+        ", ".join(dict.fromkeys(slugs)), ", ".join(dict.fromkeys(titles)), link[0] if link else ""
+    )
+
+
 def missing_permission(message: str) -> str | None:
-    """The permission that Stripe's 403 names.
+    """The permission that Stripe's 403 names: its slug, or its title where it has none.
 
     >>> missing_permission("Having the 'rak_charge_read' permission would allow this request.")
     'rak_charge_read'
     """
-    found = _PERMISSION.search(message)
-    return found[0] if found else None
+    found = permission_of(message)
+    return found.slug or found.title or None
 
 
 def refusal(
@@ -101,10 +174,11 @@ def refusal(
     *,
     request_id: str,
     key: ApiKey,
+    account: str | None = None,
     said_at: tuple[float, float] | None = None,
 ) -> Refused:
-    """The error to raise for a final answer of Stripe's."""
-    kind = _kind(status, error)
+    """The error to raise for a final answer of Stripe's. `account` is what `Stripe-Account` named."""
+    kind = _kind(status, error, account)
     message = (error.message or error.type or "").strip()
     refused = kind(
         f"Stripe refused ({status}): {message}",
@@ -113,7 +187,7 @@ def refusal(
         type=error.type or "",
         param=error.param or "",
         request_id=request_id,
-        hint=_hint(kind, message, key, request_id),
+        hint=_hint(kind, message, key, request_id, account),
         said_at=said_at,
     )
     if isinstance(refused, NotExpandable):
@@ -122,12 +196,16 @@ def refusal(
     return refused
 
 
-def _kind(status: int, error: _Error) -> type[Refused]:
+def _kind(status: int, error: _Error, account: str | None) -> type[Refused]:
     message, code = error.message or "", error.code or ""
     if status == 400 and _EXPAND.search(message):
         return NotExpandable
-    if code == "account_invalid" or (status in (400, 403) and _OTHER_ACCOUNT.search(message)):
-        return WrongAccount
+    if status == 403 and _NO_PLATFORM.search(message):
+        return WrongAccount if account else NotEnabled
+    if code == "account_invalid" or (status in (400, 403) and _NO_ACCESS.search(message)):
+        named = _ACCOUNT.findall(message)
+        # A path can name an account too; that one alone is out of reach then.
+        return WrongAccount if not named or account in named else NotPermitted
     if status == 404 and message.lower().startswith(_UNKNOWN_PATH):
         # Not a missing object: Stripe hides the whole path from accounts without the product.
         return NotEnabled
@@ -138,21 +216,27 @@ def _kind(status: int, error: _Error) -> type[Refused]:
     return _BY_STATUS.get(status, Refused)
 
 
-def _hint(kind: type[Refused], message: str, key: ApiKey, request_id: str) -> str:
-    if kind is WrongAccount:
+def _hint(
+    kind: type[Refused], message: str, key: ApiKey, request_id: str, account: str | None
+) -> str:
+    if kind is WrongAccount and account:
         return (
-            f"Check --stripe-account (STRIPE_ACCOUNT): it must name an account that is connected to "
-            f"that of the key {key}. If it is not set, or right, the key's access has been revoked."
+            f"Check --stripe-account (STRIPE_ACCOUNT), now {account}: it must be an account that is "
+            f"connected to the one of the key {key}, in the same mode. Leave it out to sync the "
+            "key's own."
         )
+    if kind is WrongAccount:
+        return f"The account is not connected to the one of the key {key}, or no longer."
     if kind is WrongKey:
         return (
             f"Check the API key ({key}): it may be mistyped, expired or rolled. Keys are at "
             "https://dashboard.stripe.com/apikeys."
         )
     if kind is NotPermitted:
-        permission = missing_permission(message)
-        if permission:
-            return f"Give the restricted key the permission {permission} in the Stripe dashboard."
+        lacking = permission_of(message)
+        if lacking:
+            where = f": {lacking.edit_url}" if lacking.edit_url else " in the Stripe dashboard."
+            return f"Give the restricted key the permission {lacking}{where}"
         return "Use a key that may read this; in the Stripe dashboard, edit the key's permissions."
     if kind is NotEnabled:
         return "Nothing to do unless you use this Stripe product; then enable it for the account."

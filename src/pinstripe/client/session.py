@@ -273,6 +273,7 @@ class Stripe:
                 error,
                 request_id=told.request_id,
                 key=self.key,
+                account=self.account,
                 said_at=(told.not_before, told.not_after),
             )
         return self._gave_up(call, reason, failures, ran=isinstance(came, Answer) or came.sent)

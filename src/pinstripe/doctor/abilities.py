@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pinstripe.client.key import ApiKey
 from pinstripe.doctor.asking import Asker, Said
 from pinstripe.doctor.findings import Ability, AbilityName, AbilityState, Resource, ResourceState
-from pinstripe.doctor.resources import Tried
+from pinstripe.doctor.resources import Tried, resource_in
 
 EVENTS = "/v1/events"
 WEBHOOKS = "/v1/webhook_endpoints"
@@ -52,10 +52,10 @@ async def _reading(asker: Asker, lists: _Lists, path: str, name: AbilityName) ->
     known = lists.resource(path)
     if known is None:  # The tables that were chosen do not need this list.
         said = await asker.get(path, [("limit", "1")], endpoint=f"GET {path}")
-        known = Resource(path, "", (), said.state, said.permission, said.message, said.remedy)
+        known = resource_in("", path, (), said)
     if known.state == "readable":
         return Ability(name, "yes", f"GET {path} was answered")
-    return Ability(name, _no(known.state), known.message, known.permission, known.remedy)
+    return _lacking(name, known)
 
 
 async def _previews(asker: Asker, lists: _Lists) -> Ability:
@@ -76,7 +76,19 @@ def _judged(name: AbilityName, said: Said, tried: str) -> Ability:
     """A refusal for the parameters means that the key was let in."""
     if said.state in ("readable", "refused"):
         return Ability(name, "yes", f"asked for {tried}: the key was let in")
-    return Ability(name, _no(said.state), said.message, said.permission, said.remedy)
+    return _lacking(name, resource_in("", "", (), said))
+
+
+def _lacking(name: AbilityName, known: Resource) -> Ability:
+    return Ability(
+        name,
+        _no(known.state),
+        known.message,
+        known.permission,
+        known.remedy,
+        known.permission_title,
+        known.edit_url,
+    )
 
 
 def _no(state: ResourceState) -> AbilityState:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from pinstripe.client.paths import Params
-from pinstripe.client.refusal import missing_permission
+from pinstripe.client.refusal import NO_PERMISSION, Permission, permission_of
 from pinstripe.client.reply import Reply
 from pinstripe.client.retry import http_time
 from pinstripe.client.session import Stripe
@@ -37,7 +37,7 @@ class Said:
     reply: Reply | None = None
     message: str = ""
     remedy: str = ""
-    permission: str = ""
+    lacking: Permission = NO_PERMISSION
     error: PinstripeError | None = None
 
 
@@ -87,5 +87,5 @@ def said_no(error: PinstripeError) -> Said:
         state = "not_enabled"
     elif isinstance(error, Refused):
         state = "refused"
-    permission = missing_permission(error.message) if state == "not_permitted" else None
-    return Said(state, None, error.message, error.hint, permission or "", error)
+    lacking = permission_of(error.message) if state == "not_permitted" else NO_PERMISSION
+    return Said(state, None, error.message, error.hint, lacking, error)

@@ -44,9 +44,13 @@ class Resource(msgspec.Struct, frozen=True):
     tables: tuple[str, ...]
     state: ResourceState
     permission: str = ""
-    """As Stripe names it, "" where it names none."""
+    """As Stripe names it (`plan_read`, or its title where it has no such name), "" where it names none."""
     message: str = ""
     remedy: str = ""
+    permission_title: str = ""
+    """What the dashboard calls it: "Prices Read"."""
+    edit_url: str = ""
+    """Where the key is edited in the dashboard, if Stripe gives a link."""
 
 
 class Ability(msgspec.Struct, frozen=True):
@@ -57,6 +61,8 @@ class Ability(msgspec.Struct, frozen=True):
     how: str
     permission: str = ""
     remedy: str = ""
+    permission_title: str = ""
+    edit_url: str = ""
 
 
 class Network(msgspec.Struct, frozen=True):

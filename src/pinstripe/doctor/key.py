@@ -26,7 +26,7 @@ from pinstripe.doctor.resources import (
     try_resources,
 )
 from pinstripe.doctor.verdict import key_findings
-from pinstripe.errors import Drifted, Refused, Unreachable, WrongKey
+from pinstripe.errors import Drifted, Refused, Unreachable, WrongAccount, WrongKey
 from pinstripe.rows.decode import StripeObject
 from pinstripe.source.page import read_object
 
@@ -48,7 +48,8 @@ async def examine(
     """What the key of `stripe` may read of what `tables` are filled from.
 
     `try_writes`: also try whether webhook endpoints can be written. Raises WrongKey where Stripe does not
-    know the key, Unreachable where nothing answers as Stripe does.
+    know the key, WrongAccount where it does not reach the account, Unreachable where nothing answers as
+    Stripe does.
     """
     plan = plan_for(tables)
     total = plan.requests + _BEYOND
@@ -96,7 +97,7 @@ async def examine(
 async def _meet(asker: Asker) -> Tried:
     """The first request: it shows whether address and key are good."""
     said = await asker.get(ACCOUNT, endpoint=f"GET {ACCOUNT}")
-    if isinstance(said.error, WrongKey | Unreachable):
+    if isinstance(said.error, WrongKey | WrongAccount | Unreachable):
         raise said.error
     first: StripeObject | None = None
     if said.reply is not None:

@@ -97,7 +97,23 @@ async def try_resources(asker: Asker, plan: Plan, account: Tried) -> list[Tried]
 def resource_of(path: str, tables: tuple[str, ...], said: Said) -> Resource:
     """What Stripe said of `path`."""
     product = domain_by_table()[tables[0]].title
-    return Resource(path, product, tables, said.state, said.permission, said.message, said.remedy)
+    return resource_in(product, path, tables, said)
+
+
+def resource_in(product: str, path: str, tables: tuple[str, ...], said: Said) -> Resource:
+    """As `resource_of`, of a product that is known."""
+    lacking = said.lacking
+    return Resource(
+        path,
+        product,
+        tables,
+        said.state,
+        lacking.slug or lacking.title,
+        said.message,
+        said.remedy,
+        lacking.title,
+        lacking.edit_url,
+    )
 
 
 def in_order(resource: Resource) -> tuple[int, str]:

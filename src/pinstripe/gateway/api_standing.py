@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from pinstripe.client.refusal import permission_of
 from pinstripe.gateway.api_syncs import find_sync
 from pinstripe.gateway.board import LagSample
 from pinstripe.gateway.endpoint import Call
 from pinstripe.gateway.failures import Rejected
 from pinstripe.status import SchemaStatus, TableStatus, read_status
 from pinstripe.store.certificates import Certificate
-from pinstripe.store.cursors import load_checkpoints
+from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.processes import Spent, TableProgress
 from pinstripe.store.request_counts import load_requests
 
 _DAYS = 30
-_PERMISSION = re.compile(r"\brak_[a-z0-9_]+\b")
 
 
 class TableStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +119,10 @@ class Refusal(msgspec.Struct, frozen=True):
     remedy: str
     permission: str | None
     """The permission that is missing, as Stripe names it."""
+    permission_title: str | None
+    """What the dashboard calls it."""
+    edit_url: str | None
+    """Where the key is edited in the dashboard, if Stripe gives a link."""
 
 
 class Permissions(msgspec.Struct, frozen=True):
@@ -203,27 +206,26 @@ async def permissions(call: Call) -> Permissions:
     sync = await find_sync(call)
     async with call.gateway.reads.connection() as connection:
         cursors = await load_checkpoints(connection, sync.schema)
-    refused = [c for c in cursors.values() if c.state == "refused" or _permission(c.reason)]
+    refused = [c for c in cursors.values() if c.state == "refused" or permission_of(c.reason)]
     return Permissions(
         sync.key_hint,
         len(cursors) - len(refused),
-        [
-            Refusal(
-                c.position.get("table", "") if isinstance(c.position, dict) else c.stream,
-                c.stream,
-                c.state,
-                c.reason,
-                c.remedy,
-                _permission(c.reason),
-            )
-            for c in sorted(refused, key=lambda c: c.stream)
-        ],
+        [_refusal(c) for c in sorted(refused, key=lambda c: c.stream)],
     )
 
 
-def _permission(reason: str) -> str | None:
-    found = _PERMISSION.search(reason)
-    return found.group() if found is not None else None
+def _refusal(found: Checkpoint) -> Refusal:
+    lacking = permission_of(found.reason)
+    return Refusal(
+        found.position.get("table", "") if isinstance(found.position, dict) else found.stream,
+        found.stream,
+        found.state,
+        found.reason,
+        found.remedy,
+        lacking.slug or lacking.title or None,
+        lacking.title or None,
+        lacking.edit_url or None,
+    )
 
 
 def _table(found: TableStatus, progress: TableProgress | None) -> TableStanding:

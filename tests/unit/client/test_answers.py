@@ -15,13 +15,14 @@ from hypothesis.strategies import SearchStrategy
 from pinstripe.client.body import is_whole_object
 from pinstripe.client.key import ApiKey
 from pinstripe.client.paths import encode_params, quote_id
-from pinstripe.client.refusal import missing_permission, read_error, refusal
+from pinstripe.client.refusal import missing_permission, permission_of, read_error, refusal
 from pinstripe.client.reply import reply_of
 from pinstripe.client.transport import Answer
 from pinstripe.errors import (
     NotEnabled,
     NotExpandable,
     NotFound,
+    NotPermitted,
     Refused,
     WrongAccount,
     WrongKey,
@@ -86,7 +87,7 @@ def test_a_product_that_is_not_enabled_is_known_by_its_sentence(message: str) ->
         (404, "invoice_upcoming_none", "No upcoming invoices", NotFound),
         (404, "", "Unrecognized request URL (GET: /v1/forwarding/requests).", NotEnabled),
         (401, "", "Invalid API Key provided", WrongKey),
-        (403, "", "The key does not have access to account 'acct_1'", WrongAccount),
+        (403, "", "The key does not have access to account 'acct_1'", NotPermitted),
         (400, "", "This property cannot be expanded (data.sources).", NotExpandable),
         (402, "card_declined", "declined", Refused),
     ],
@@ -108,16 +109,117 @@ def test_the_missing_permission_is_found_or_not() -> None:
     assert missing_permission("no") is None
 
 
+HEAD = (
+    "The provided key 'rk_test_*********************0000' does not have the required permissions for "
+    "this endpoint on account 'acct_1Bugs'. "
+)
+EDIT = "https://dashboard.stripe.com/acct_1Bugs/test/apikeys/rk_1QaBcDeFgHiJk/edit?add=plan_read"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "slug", "title", "link"),
+    [
+        ("Having the 'rak_plan_read' permission would allow this.", "rak_plan_read", "", ""),
+        (
+            "Having the 'rak_plan_read' or 'rak_product_read' permission would allow this.",
+            "rak_plan_read, rak_product_read",
+            "",
+            "",
+        ),
+        (
+            "Enabling \"Prices Read\" ('plan_read') permissions on this key would allow this request to "
+            f"continue. Edit it at {EDIT}.",
+            "plan_read",
+            "Prices Read",
+            EDIT,
+        ),
+        (
+            f"Enabling \"Prices Read\" ('plan_read') permissions on this key would allow this.\n({EDIT})",
+            "plan_read",
+            "Prices Read",
+            EDIT,
+        ),
+        (
+            "Enabling \"Prices Read\" ('plan_read') or \"Products Write\" ('product_write') permissions.",
+            "plan_read, product_write",
+            "Prices Read, Products Write",
+            "",
+        ),
+        ("Enabling “Prices Read” (‘plan_read’) permission", "plan_read", "Prices Read", ""),
+        ('Enabling "Prices Read" (plan_read) permissions', "plan_read", "Prices Read", ""),
+        ('Enabling "Prices Read" permissions on this key', "", "Prices Read", ""),
+        ("Enabling 'plan_read' permissions on this key", "plan_read", "", ""),
+        ('Enabling "plan_read" permissions on this key', "plan_read", "", ""),
+        ("Enabling the plan_read permission on this key", "plan_read", "", ""),
+        (
+            "Adding \"Accounts: KYC Basic Read\" ('rak_accounts_kyc_basic_read') permissions",
+            "rak_accounts_kyc_basic_read",
+            "Accounts: KYC Basic Read",
+            "",
+        ),
+        (
+            "Enabling \"Custom permissions Read\" ('v2.core.x:read') permissions on this key",
+            "v2.core.x:read",
+            "Custom permissions Read",
+            "",
+        ),
+        ("You need 'charge_read' for this.", "charge_read", "", ""),
+        ("Ask your administrator.", "", "", ""),
+        ("See https://dashboard.stripe.com.evil.example/apikeys", "", "", ""),
+    ],
+)
+@pytest.mark.parametrize("head", ["", HEAD])
+def test_both_sentences_of_a_403_name_permission_title_and_link(
+    head: str, sentence: str, slug: str, title: str, link: str
+) -> None:
+    error = _refusal(403, message=head + sentence)
+    found = permission_of(error.message)
+    assert (found.slug, found.title, found.edit_url) == (slug, title, link)
+    for part in filter(None, (slug, title, link)):
+        assert part in error.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "account", "kind"),
+    [
+        (403, "account_invalid", "The provided key does not", "acct_2", WrongAccount),
+        (403, "account_invalid", "The provided key does not", None, WrongAccount),
+        (403, "", "The key does not have access to account 'acct_2'", "acct_2", WrongAccount),
+        (403, "", "Only Stripe Connect platforms can work with other", "acct_2", WrongAccount),
+        (403, "", "Only Stripe Connect platforms can work with other", None, NotEnabled),
+        (
+            400,
+            "",
+            "You cannot access the connected accounts of your platform's connected accounts.",
+            "acct_2",
+            WrongAccount,
+        ),
+        (403, "account_invalid", "... access to account 'acct_3'", "acct_2", NotPermitted),
+        (403, "", HEAD + "Having the 'rak_x_read' permission", "acct_2", NotPermitted),
+    ],
+)
+def test_a_wrong_account_is_no_poor_key(
+    status: int, code: str, message: str, account: str | None, kind: type[Refused]
+) -> None:
+    error = _refusal(status, code=code, message=message, account=account)
+    assert type(error) is kind
+    if kind is WrongAccount:
+        assert error.exit_code == 2
+        assert ("--stripe-account" in error.hint) == (account is not None)
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"error": "x"}', b'{"error": {}}'])
 def test_a_body_of_another_shape_is_not_stripes_error(body: bytes) -> None:
     assert read_error(body) is None
 
 
-def _refusal(status: int, *, code: str = "", message: str, param: str = "") -> Refused:
+def _refusal(
+    status: int, *, code: str = "", message: str, param: str = "", account: str | None = None
+) -> Refused:
     fields = {"type": "invalid_request_error", "code": code, "message": message, "param": param}
     error = read_error(json.dumps({"error": fields}).encode())
     assert error is not None
-    return refusal(status, error, request_id="req_7", key=KEY)
+    return refusal(status, error, request_id="req_7", key=KEY, account=account)
 
 
 def test_without_a_date_the_interval_is_wide_and_on_the_local_clock() -> None:
