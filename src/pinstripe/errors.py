@@ -8,6 +8,8 @@ key appears as `sk_test_…1234` at most (see `redact`).
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 # Keys with a mode, webhook secrets, and the oldest keys, which have no mode. The words `sk_test_` and
 # `sk_live_` alone are no secret: hints name them.
@@ -51,10 +53,38 @@ def cut_secrets(text: str) -> str:
     return _LOOK.sub(lambda found: f"{found['key'] or found['of']}…", text)
 
 
+Scope = Literal["row", "table", "server", "passing"]
+"""How far the cause of a database's refusal reaches, and so what may go on beside it.
+
+- `row`: this row is refused (a constraint, a trigger, its size). Part of its batch may well be written.
+- `table`: every write to the table is refused until somebody acts. Other tables go on.
+- `server`: nothing is written anywhere until somebody acts.
+- `passing`: the same work, tried again, may succeed without anyone acting.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFault:
+    """What Postgres said, without values: they are customers' data.
+
+    Names are "" where Postgres did not give them: it names tables and columns for constraints, rarely else.
+    """
+
+    sqlstate: str
+    scope: Scope
+    schema: str = ""
+    table: str = ""
+    column: str = ""
+    constraint: str = ""
+
+
 class PinstripeError(Exception):
     """The root. `message` says what is wrong, `hint` what to do about it."""
 
     exit_code = 1
+
+    fault: DatabaseFault | None = None
+    """What Postgres said, if it is an error of the database's."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         self.message = redact(message)

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from pinstripe.errors import Drifted, Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.errors import Drifted, Misconfigured, Unreachable, Unwritable
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import (
     Pool,
@@ -22,7 +22,6 @@ from pinstripe.store.pool import (
     hang_up,
     is_transient,
     open_pool,
-    sqlstate,
     translated,
 )
 
@@ -149,35 +148,6 @@ async def test_a_statement_on_a_lost_writer_is_transient(database: str) -> None:
 async def test_a_statement_that_takes_too_long_is_transient(pg: asyncpg.Connection) -> None:
     with pytest.raises(Unreachable), translated():
         await pg.execute("SELECT pg_sleep(60)", timeout=0.01)
-
-
-@pytest.mark.parametrize(
-    ("code", "kind", "transient", "hint"),
-    [
-        ("40001", Unreachable, True, "again"),
-        ("40P01", Unreachable, True, "again"),
-        ("57P01", Unreachable, True, "again"),
-        ("57P02", Unreachable, True, "again"),
-        ("57P03", Unreachable, True, "again"),
-        ("53300", Unreachable, True, "max_connections"),
-        ("53100", Unwritable, False, "disk"),
-        ("25006", Unwritable, False, "primary"),
-        ("42501", Unwritable, False, "right"),
-        ("26000", Misconfigured, False, "pooler"),
-        ("42P01", Drifted, False, "migration"),
-        ("22P02", Drifted, False, "column"),
-        ("23505", Drifted, False, "constraint"),
-    ],
-)
-async def test_every_code_has_its_remedy(
-    pg: asyncpg.Connection, code: str, kind: type[PinstripeError], transient: bool, hint: str
-) -> None:
-    with pytest.raises(kind) as caught, translated():
-        await pg.execute(f"DO $$ BEGIN RAISE SQLSTATE '{code}' USING MESSAGE = 'as told'; END $$")
-    assert is_transient(caught.value) is transient
-    assert sqlstate(caught.value) == code
-    assert "as told" in caught.value.message
-    assert hint in caught.value.hint
 
 
 async def test_a_read_only_server_is_unwritable(pg: asyncpg.Connection) -> None:

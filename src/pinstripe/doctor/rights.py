@@ -141,7 +141,7 @@ async def _try(connection: asyncpg.Connection, trial: _Trial) -> Finding:
             for statement in trial.statements:
                 await connection.execute(statement)
     except PinstripeError as error:
-        lacks_right = "42501" in error.message
+        lacks_right = error.fault is not None and error.fault.sqlstate == "42501"
         remedy = trial.remedy if lacks_right else error.hint
         return Finding(
             trial.about, "problem", f"{trial.failed}. {error.message}", remedy, _UNWRITABLE

@@ -1,29 +1,34 @@
 """Turns asyncpg's errors into ours, by remedy and with a hint. The only file that knows them.
 
-Sessions must be sessions: temp tables, prepared statements and LISTEN do not survive a pooler in
-transaction mode (pgbouncer and its kin). Such a one gives itself away by refusing `jit` at the
-start or by losing a prepared statement, and is answered with `Misconfigured`.
+`sqlstates` says what each code means. Errors keep the names of tables, columns and constraints that
+Postgres gives (`fault`), and no values: those are customers' data.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from pinstripe.errors import Drifted, Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.errors import DatabaseFault, Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.store.sqlstates import (
+    ALTERED,
+    AT_START,
+    REMEDIES,
+    RESTRICTED,
+    UNKNOWN,
+    WRITABLE_HINT,
+    Remedy,
+)
 
 CONNECT_S = 15.0
 """How long the start of a connection may take."""
 
 _ASYNCPG = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-_POOLER_HINT = (
-    "This looks like a connection pooler in transaction mode: connect to Postgres directly, or to "
-    "the pooler in session mode with ignore_startup_parameters = jit."
-)
 
 
 @contextmanager
@@ -52,16 +57,18 @@ def translate(error: Exception) -> PinstripeError | None:
     if isinstance(error, asyncpg.ClientConfigurationError):
         return Misconfigured(f"The database URL is wrong: {error}.", hint="See DATABASE_URL.")
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        return Unwritable(f"No server is of the kind asked for: {error}.", hint=_WRITABLE_HINT)
+        return Unwritable(f"No server is of the kind asked for: {error}.", hint=WRITABLE_HINT)
     # "connection is closed", "pool is closing": InterfaceErrors that only their text tells.
     # InternalClientError: a connection lost between Prepare and Bind; asyncpg says then that it
     # "cannot switch to state 12". (A real mix-up of ours is an InterfaceError.)
     lost = isinstance(error, (ConnectionError, TimeoutError, asyncpg.InternalClientError))
     if lost or "is clos" in str(error):
-        return Unreachable(
+        found = Unreachable(
             f"The connection to Postgres broke off: {error or 'no answer in time'}.",
             hint="The work is tried again when the server is back.",
         )
+        found.fault = DatabaseFault("", "passing")
+        return found
     return None
 
 
@@ -80,46 +87,61 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, Exception) and isinstance(translate(error), Unreachable)
 
 
-_WRITABLE_HINT = "Connect to the primary, and see default_transaction_read_only."
-
-_REMEDIES: dict[str, tuple[type[PinstripeError], str]] = {
-    "28P01": (Misconfigured, "Correct user and password in DATABASE_URL."),
-    "28": (Misconfigured, "See the server's pg_hba.conf, and user and password in DATABASE_URL."),
-    "3D000": (Misconfigured, "Create it (CREATE DATABASE ...), or correct DATABASE_URL."),
-    "08P01": (Misconfigured, _POOLER_HINT),
-    "26000": (Misconfigured, _POOLER_HINT),
-    "42P05": (Misconfigured, _POOLER_HINT),
-    "25006": (Unwritable, _WRITABLE_HINT),
-    "42501": (Unwritable, "Give the user of DATABASE_URL the right, see the how-to on rights."),
-    "53100": (Unwritable, "Make room on the server's disk."),
-    "53200": (Unwritable, "Give the server more memory."),
-    "53300": (Unreachable, "Raise max_connections, or close other connections."),
-    "55P03": (Unreachable, "Another session holds a lock; see pg_locks."),
-    "57P04": (Misconfigured, "The database was dropped."),
-    "57": (Unreachable, "The server shuts down, starts or ended the session; we try again."),
-    "40": (Unreachable, "It was rolled back in favour of another transaction; we try again."),
-    "08": (Unreachable, "The work is tried again when the server is back."),
-    "58": (Unwritable, "The server's disk or files are in trouble; see its log."),
-    "XX": (Unwritable, "The server found its own data damaged or erred; see its log."),
-    "53": (Unwritable, "The server lacks a resource; see its log."),
-    "54": (Drifted, "A row or statement is larger than Postgres allows."),
-    "22": (Drifted, "Stripe sent a value that the column cannot hold."),
-    "23": (Drifted, "A constraint that Pinstripe did not make stands on the table: drop it."),
-    "42": (Drifted, "Tables differ from the catalog: run the migration."),
-    "3F000": (Drifted, "The schema is missing: run the migration."),
-}
-"""By whole code, then by class (its first two characters)."""
+def _by_code(error: asyncpg.PostgresError) -> PinstripeError:
+    remedy = _remedy(error)
+    found = remedy.kind(f"Postgres ({error.sqlstate}): {_said(error)}.", hint=remedy.hint)
+    found.fault = DatabaseFault(
+        error.sqlstate or "",
+        remedy.scope,
+        schema=_text(error, "schema_name"),
+        table=_text(error, "table_name"),
+        column=_text(error, "column_name"),
+        constraint=_text(error, "constraint_name"),
+    )
+    return found
 
 
-def _by_code(error: asyncpg.PostgresError) -> PinstripeError | None:
-    code = error.sqlstate or ""
-    remedy = _REMEDIES.get(code) or _REMEDIES.get(code[:2])
-    if remedy is None:
-        return None
-    kind, hint = remedy
-    # Neither DETAIL nor the statement: they hold a customer's data.
-    message = str(getattr(error, "message", None) or error.args[0])
-    return kind(f"Postgres ({code}): {message.splitlines()[0].rstrip('.')}.", hint=hint)
+def _remedy(error: asyncpg.PostgresError) -> Remedy:
+    """By code; by the server's own function where one code means two things. Texts are translated
+    on some servers, the names of functions never.
+    """
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
+        return ALTERED
+    if error.sqlstate == "42501" and _text(error, "server_source_function") == _POLICIES:
+        return RESTRICTED
+    unknown = REMEDIES["P0001"] if _is_raised(error) else UNKNOWN
+    return REMEDIES.get(error.sqlstate or "", unknown)
+
+
+_POLICIES = "ExecWithCheckOptions"
+_FUNCTION = re.compile(r"[\w.\"$]+\([^()]*\)")
+_VALUE = re.compile(r":\s*[\"'«„“].*")
+
+
+def _said(error: asyncpg.PostgresError) -> str:
+    """Postgres's first line without customers' data, which DETAIL, statement and CONTEXT hold.
+
+    The text of a RAISE is the user's own and may hold anything: the function that raised it is named
+    instead. What asyncpg refuses to send is an error of its own, without a message, that shows the value.
+    """
+    message = _text(error, "message")
+    if not message:
+        return "a value does not fit its type"
+    if _is_raised(error):
+        function = _FUNCTION.search(_text(error, "context").partition("\n")[0])
+        where = function.group() if function else "a function"
+        return f"{where} raised an error, whose words are in the server's log"
+    first = message.splitlines()[0].rstrip(".")
+    # `invalid input syntax for type bigint: "..."`, in whichever quotes the server's language has.
+    return _VALUE.sub("", first) if (error.sqlstate or "").startswith("22") else first
+
+
+def _is_raised(error: asyncpg.PostgresError) -> bool:
+    return _text(error, "server_source_function") == "exec_stmt_raise"
+
+
+def _text(error: asyncpg.PostgresError, field: str) -> str:
+    return getattr(error, field, None) or ""
 
 
 @contextmanager
@@ -131,7 +153,14 @@ def connecting(url: str) -> Iterator[None]:
         found = translate(error)
         if found is None:
             raise
-        raise type(found)(f"{place_of(url)}: {found.message}", hint=found.hint) from error
+        remedy = AT_START.get(found.fault.sqlstate) if found.fault else None
+        kind, hint = (remedy.kind, remedy.hint) if remedy else (type(found), found.hint)
+        at_start = kind(f"{place_of(url)}: {found.message}", hint=hint)
+        if found.fault:
+            at_start.fault = replace(
+                found.fault, scope=remedy.scope if remedy else found.fault.scope
+            )
+        raise at_start from error
     except TimeoutError as error:
         raise Unreachable(
             f"Postgres at {place_of(url)} does not answer within {CONNECT_S:.0f} s.",
