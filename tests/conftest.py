@@ -117,6 +117,7 @@ def _named(url: str, database: str) -> str:
 
 @pytest.fixture
 async def pg(database: str) -> AsyncIterator[asyncpg.Connection]:
-    """One connection to `database`."""
+    """One connection to `database`, with the search path of a user's session."""
     async with connect(database) as connection:
+        await connection.execute("RESET search_path")
         yield connection

@@ -39,7 +39,7 @@ from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.emptied import forget_emptied, note_filled
 from pinstripe.store.leases import Held, Lease
 from pinstripe.store.migrate import effective_tables, migrate
-from pinstripe.store.pool import Pool, check_server, connect, open_pool
+from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.ready import check_tables, reserve
 from pinstripe.store.standby import leading
 from pinstripe.store.syncs import check_owner, claim
@@ -234,6 +234,7 @@ async def open_database(
 ) -> AsyncIterator[Database]:
     """The user's Postgres, or our own for as long as the block lasts."""
     if config.database_url is not None:
+        await check_sessions(config.database_url)
         async with connect(config.database_url) as connection:
             facts = await check_server(connection)
         yield Database(config.database_url, None, facts.version)

@@ -13,7 +13,7 @@ from base64 import urlsafe_b64decode
 from binascii import Error as NotBase64
 from collections.abc import Collection
 from typing import Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.settings import STRIPE_URL
@@ -63,13 +63,36 @@ def number_of(text: str, where: str, *, unit: str, least: float, most: float) ->
 def database_url(text: str, where: str) -> str | None:
     if not text:
         return None
-    if not text.startswith(("postgres://", "postgresql://")):
+    if re.match(r"[a-z_]+\s*=", text):
+        pairs = _keywords(text)
+        if pairs is not None:
+            return "postgresql://?" + "&".join(f"{k}={quote(v, safe='/')}" for k, v in pairs)
+    scheme = re.match(r"(postgres|postgresql)(\+[a-z0-9]+)?://", text)
+    if scheme is None:
         # Not repeated: it may be a password.
         raise Misconfigured(
             f"{where} is not the URL of a Postgres database.",
-            hint="Its form: postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
+            hint="Its form: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or libpq's host=... dbname=...",
         )
-    return text
+    return f"{scheme[1]}://{text[scheme.end() :]}"  # without SQLAlchemy's name of a driver
+
+
+_KEYWORD = re.compile(
+    r"\s*([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|$)", re.S
+)
+
+
+def _keywords(text: str) -> list[tuple[str, str]] | None:
+    """The pairs of `host=... password='it\\'s'`; None if it is none."""
+    found, at = [], 0
+    text = text.rstrip()
+    while at < len(text):
+        pair = _KEYWORD.match(text, at)
+        if pair is None:
+            return None
+        found.append((pair[1], re.sub(r"\\(.)", r"\1", pair[2] or pair[3] or "", flags=re.S)))
+        at = pair.end()
+    return found
 
 
 def stripe_url(text: str, where: str) -> str:

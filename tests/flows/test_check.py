@@ -260,19 +260,13 @@ async def test_tables_of_somebody_else_in_our_place_are_told(
     assert "did not make" in problems(report)[0].message
 
 
-async def test_limits_that_would_cut_a_sync_off_are_told(
-    database: str, pg: asyncpg.Connection
-) -> None:
+async def test_too_few_connections_are_told(database: str, pg: asyncpg.Connection) -> None:
     name = await pg.fetchval("SELECT current_database()")
-    await pg.execute(
-        f"ALTER DATABASE {name} SET statement_timeout = '5s';"
-        f"ALTER DATABASE {name} CONNECTION LIMIT 9"
-    )
+    await pg.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 9")
     report = await examine_database(database, "stripe")
     assert report.exit_code == 0
     warned = {f.about: f.message for f in report.findings if f.state == "warning"}
-    assert "5000 ms" in warned["statement_timeout"]
-    assert "connections" in warned
+    assert set(warned) == {"connections"}
 
 
 async def test_a_schema_of_another_account_is_refused(

@@ -22,7 +22,7 @@ async def test_a_reader_is_made_given_a_new_password_and_dropped(
     assert url.startswith("postgresql://pinstripe_reader_")
     assert "shown now and never again" in made.err
     async with connect(url) as connection:
-        assert await connection.fetchval("SELECT count(*) FROM customer") == 0
+        assert await connection.fetchval("SELECT count(*) FROM stripe.customer") == 0
 
     again = await pinstripe("reader", "create", env=env)
     assert again.code == 2

@@ -47,7 +47,7 @@ async def ask(url: str, question: str) -> object:
 
 async def write_five(url: str) -> None:
     async with connect(url) as connection:
-        await connection.execute("CREATE TABLE kept AS SELECT 5 AS five")
+        await connection.execute("CREATE TABLE public.kept AS SELECT 5 AS five")
 
 
 async def until_restarted(server: EmbeddedPostgres) -> None:
@@ -76,7 +76,7 @@ async def test_data_outlives_a_stop(home: Path) -> None:
         await write_five(server.url)
     assert not (home / "server.json").exists()
     async with EmbeddedPostgres(home) as server:
-        assert await ask(server.url, "SELECT five FROM kept") == 5
+        assert await ask(server.url, "SELECT five FROM public.kept") == 5
 
 
 async def test_nothing_but_names_can_be_seen_from_outside(
@@ -129,7 +129,7 @@ async def test_a_killed_server_is_started_anew_with_its_data(server: EmbeddedPos
     assert server.pid
     os.kill(server.pid, signal.SIGKILL)
     await until_restarted(server)
-    assert await ask(server.url, "SELECT five FROM kept") == 5
+    assert await ask(server.url, "SELECT five FROM public.kept") == 5
 
 
 async def test_a_backend_that_outlives_the_postmaster_is_waited_for(

@@ -40,7 +40,7 @@ from pinstripe.store.pool import connect
 async def own(data_dir):
     async with EmbeddedPostgres(Path(data_dir), fsync=False) as server:
         async with connect(server.url) as connection:
-            await connection.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT 5 AS five")
+            await connection.execute("CREATE TABLE IF NOT EXISTS public.kept AS SELECT 5 AS five")
             user = await connection.fetchval("SELECT system_user")
         print("ready", user, flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -103,7 +103,7 @@ class Owner:
 
 async def five(data_dir: Path) -> object:
     async with EmbeddedPostgres(data_dir, fsync=False) as server, connect(server.url) as connection:
-        return await connection.fetchval("SELECT five FROM kept")
+        return await connection.fetchval("SELECT five FROM public.kept")
 
 
 async def until_free(data_dir: Path) -> None:

@@ -37,7 +37,7 @@ async def main(url):
             try:
                 async with connect(url, application_name=lease.session_name) as connection:
                     async with connection.transaction():
-                        await connection.execute("UPDATE t SET n = n + 1")
+                        await connection.execute("UPDATE public.t SET n = n + 1")
                         if word == "hang":
                             print("hanging", flush=True)
                             await asyncio.to_thread(sys.stdin.readline)
@@ -95,7 +95,7 @@ async def url(database: str) -> str:
         await connection.execute(
             "INSERT INTO pinstripe.sync (schema, api_version, sdk_version) VALUES"
             " ('stripe', 'v', 's'), ('other', 'v', 's');"
-            "CREATE TABLE t (n int); INSERT INTO t VALUES (0)"
+            "CREATE TABLE public.t (n int); INSERT INTO public.t VALUES (0)"
         )
     return database
 
@@ -106,7 +106,7 @@ def lease(url: str, schema: str = "stripe") -> Lease:
 
 async def _write(url: str, held: Held) -> None:
     async with connect(url) as connection, connection.transaction():
-        await connection.execute("UPDATE t SET n = n + 1")
+        await connection.execute("UPDATE public.t SET n = n + 1")
         await held.check(connection)
 
 
@@ -140,7 +140,7 @@ async def renewed(connection: asyncpg.Connection, since: LeaseState, *, by_s: fl
 
 async def _written(url: str) -> int:
     async with connect(url) as connection:
-        n: int = await connection.fetchval("SELECT n FROM t")
+        n: int = await connection.fetchval("SELECT n FROM public.t")
     return n
 
 
@@ -243,7 +243,7 @@ async def test_a_take_over_waits_for_a_write_that_has_been_checked(url: str) -> 
 
     async with connect(url) as writer, connect(url) as watcher:
         async with writer.transaction():
-            await writer.execute("UPDATE t SET n = n + 1")
+            await writer.execute("UPDATE public.t SET n = n + 1")
             await first.check(writer)
             waiting = asyncio.create_task(succeed())
             await until(lambda: blocked(watcher, successor.session_name))
@@ -318,10 +318,10 @@ async def test_a_schema_without_a_sync_is_refused(url: str) -> None:
 async def test_a_pool_transaction_of_a_lost_tenure_is_rolled_back(url: str) -> None:
     async with await open_pool(url, min_size=1, max_size=1) as pool:
         async with lease(url).held() as held, held.transaction(pool) as connection:
-            await connection.execute("UPDATE t SET n = n + 1")
+            await connection.execute("UPDATE public.t SET n = n + 1")
         with pytest.raises(LostLease):
             async with lease(url).held(), held.transaction(pool) as connection:
-                await connection.execute("UPDATE t SET n = n + 1")
+                await connection.execute("UPDATE public.t SET n = n + 1")
     assert await _written(url) == 1
 
 

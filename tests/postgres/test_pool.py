@@ -48,16 +48,16 @@ async def test_the_facts_of_a_user_with_few_rights_say_so(pg: asyncpg.Connection
 async def test_a_transaction_is_kept_whole_or_not_at_all(database: str) -> None:
     async def half(pool: Pool) -> None:
         async with pool.transaction() as connection:
-            await connection.execute("INSERT INTO t VALUES (1)")
-            await connection.execute("SELECT no_such_column FROM t")
+            await connection.execute("INSERT INTO public.t VALUES (1)")
+            await connection.execute("SELECT no_such_column FROM public.t")
 
     async with await open_pool(database, min_size=1, max_size=2) as pool:
         async with pool.transaction() as connection:
-            await connection.execute("CREATE TABLE t (n int)")
+            await connection.execute("CREATE TABLE public.t (n int)")
         with pytest.raises(Drifted):
             await half(pool)
         async with pool.acquire() as connection:
-            assert await connection.fetchval("SELECT count(*) FROM t") == 0
+            assert await connection.fetchval("SELECT count(*) FROM public.t") == 0
 
 
 async def test_a_session_is_named_in_utc_and_without_jit(database: str) -> None:
@@ -205,7 +205,6 @@ async def test_an_unknown_host_is_unreachable() -> None:
         "mysql://user:pa55word@host/db",
         "postgresql://user:pa55word@host:port/db",
         "postgresql://user:pa55/word@host/db",
-        "postgresql://user:pa55[word@host/db",
         "postgresql://user:pa55word@host/db?sslmode=perhaps",
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
@@ -26,6 +28,16 @@ from pinstripe.store.scram import verifier
 _HERE = "stripe"
 
 
+@asynccontextmanager
+async def logged_in(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A session of somebody's own program, with what the role sets."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 @pytest.fixture
 async def reader(database: str) -> Reader:
     await make_schema(database, ["customer", "charge"])
@@ -46,7 +58,7 @@ async def test_it_reads_every_table_and_those_that_come_later(
         await owner.execute(
             "CREATE TABLE stripe.later (n int); INSERT INTO stripe.later VALUES (7)"
         )
-    async with connect(reader.url) as connection:
+    async with logged_in(reader.url) as connection:
         assert await connection.fetchval("SELECT count(*) FROM customer") == 0
         assert await connection.fetchval("SELECT count(*) FROM stripe.charge") == 0
         assert await connection.fetchval("SELECT n FROM stripe.later") == 7
@@ -87,7 +99,7 @@ async def test_it_can_do_nothing_else_even_if_it_lifts_its_own_limits(
 async def test_statements_end_in_time_and_connections_are_few(database: str) -> None:
     await make_schema(database, ["customer"])
     made = await create_reader(database, _HERE, limits=Limits(connections=1, statement_s=7))
-    async with connect(made.url) as connection:
+    async with logged_in(made.url) as connection:
         assert await connection.fetchval("SHOW statement_timeout") == "7s"
         assert await connection.fetchval("SHOW transaction_read_only") == "on"
         with pytest.raises(asyncpg.TooManyConnectionsError):
@@ -172,7 +184,7 @@ async def test_the_consoles_reader_is_another_than_that_of_people(
     own = await renew_reader(database, _HERE, purpose="console")
     assert own.role != reader.role
     await renew_reader(database, _HERE, purpose="console")
-    async with connect(reader.url) as connection:
+    async with logged_in(reader.url) as connection:
         assert await connection.fetchval("SELECT count(*) FROM customer") == 0
     assert await drop_reader(database, _HERE, purpose="console")
 
@@ -198,7 +210,7 @@ async def test_a_user_without_the_right_gets_the_script_for_an_administrator(
         await pg.execute(script.replace("...choose one...", "chosen"))
         role = await find_reader(pg, _HERE)
         assert role is not None
-        async with connect(url_as(database, role, "chosen")) as connection:
+        async with logged_in(url_as(database, role, "chosen")) as connection:
             assert await connection.fetchval("SELECT count(*) FROM customer") == 0
         await drop_reader(database, _HERE)
     finally:
@@ -217,7 +229,7 @@ async def test_a_user_who_may_make_roles_and_nothing_more_can_do_it_all(
         await make_schema(url, ["customer"])
         await create_reader(url, _HERE)
         reader = await rotate_reader(url, _HERE)
-        async with connect(reader.url) as connection:
+        async with logged_in(reader.url) as connection:
             assert await connection.fetchval("SELECT count(*) FROM customer") == 0
         assert await drop_reader(url, _HERE)
     finally:

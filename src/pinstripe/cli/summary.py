@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from pinstripe.catalog.carriers import carriers
 from pinstripe.catalog.endpoints import singleton_paths
@@ -17,6 +17,7 @@ from pinstripe.config import Config
 from pinstripe.errors import redact
 from pinstripe.service import Database, Service
 from pinstripe.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.database_url import split_url, url_with_login
 from pinstripe.store.refusals import LIST, Refusal
 from pinstripe.store.stored_syncs import DEFAULT_ID
 from pinstripe.sync.backfill import Outcome
@@ -241,7 +242,4 @@ def psql_command(database: Database) -> str:
 
 
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    user, _, host = parts.netloc.rpartition("@")
-    name = user.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{name}@{host}" if name else host))
+    return url_with_login(url, unquote(split_url(url).user), None)

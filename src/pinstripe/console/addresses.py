@@ -9,9 +9,10 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pinstripe.gateway.access import is_loopback
+from pinstripe.store.database_url import pairs, split_url
 from pinstripe.store.reader_role import url_as
 
 PASSWORD = "PASSWORD"  # noqa: S105 (it is none)
@@ -121,13 +122,13 @@ def database_at(url: str) -> DatabasePlace:
     >>> database_at("postgres://me:secret@127.0.0.1/billing")
     DatabasePlace(loopback, 127.0.0.1:5432/billing)
     """
-    parts = urlsplit(url)
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    host = query.get("host") or unquote(parts.netloc.rpartition("@")[2]).partition(",")[0]
-    port = query.get("port", "")
-    if not host.startswith("/") and not query.get("host"):
-        host, port = parts.hostname or "", port or str(parts.port or "")
-    name = query.get("dbname") or unquote(parts.path.lstrip("/"))
+    parts = split_url(url)
+    query = dict(pairs(parts.query))
+    host, _, port = unquote(parts.hosts.partition(",")[0]).rpartition(":")
+    if not port.isdecimal():
+        host, port = unquote(parts.hosts.partition(",")[0]), ""
+    host, port = query.get("host") or host.strip("[]"), port or query.get("port", "")
+    name = query.get("dbname") or unquote(parts.path)
     reach: Literal["socket", "loopback", "network"] = "network"
     if host.startswith(("/", "@")) or not host:
         reach, host = "socket", host or "/var/run/postgresql"

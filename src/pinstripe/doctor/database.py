@@ -27,11 +27,6 @@ _CONNECTIONS = 30
 _CLOCK_S = 30.0
 _WRONG, _UNWRITABLE = 2, 5
 
-# The largest statement is the building of an index, and may take minutes.
-_LIMITS = ("statement_timeout", "transaction_timeout")
-# The lease and LISTEN are sessions that are silent for long.
-_SILENCE = "idle_session_timeout"
-
 _FACTS = """
     SELECT split_part(current_setting('server_version'), ' ', 1) AS version,
            current_setting('server_version_num')::int / 10000 AS major,
@@ -90,7 +85,6 @@ async def examine_database(
             findings = [
                 Finding("connection", "ok", f"Postgres {facts.version}, as {facts.user}"),
                 *_of_server(facts),
-                *await _of_limits(connection),
                 *await try_rights(connection, schema, writable=facts.writable),
                 *await try_sessions(connection, url),
                 *await _of_owner(connection, schema, owner),
@@ -98,9 +92,9 @@ async def examine_database(
             ]
     except PinstripeError as error:
         wrong = Finding("connection", "problem", error.message, error.hint, error.exit_code)
-        return DatabaseReport(_place(url), schema, None, None, None, None, (wrong,))
+        return DatabaseReport(place_of(url), schema, None, None, None, None, (wrong,))
     return DatabaseReport(
-        _place(url),
+        place_of(url),
         schema,
         facts.version,
         facts.user,
@@ -108,13 +102,6 @@ async def examine_database(
         facts.free,
         tuple(findings),
     )
-
-
-def _place(url: str) -> str:
-    try:
-        return place_of(url)
-    except ValueError:  # brackets without an end, say
-        return "an address that cannot be read"
 
 
 async def _facts(
@@ -182,26 +169,6 @@ def _of_server(facts: _Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding("connections", "ok", f"{facts.free} connections are free")
-
-
-async def _of_limits(connection: asyncpg.Connection) -> list[Finding]:
-    rows = await connection.fetch(
-        "SELECT name, setting, unit FROM pg_settings WHERE name = ANY($1::text[])"
-        " AND setting <> '0' ORDER BY name",
-        [*_LIMITS, _SILENCE],
-    )
-    found: list[Finding] = []
-    for name, setting, unit in rows:
-        harm = "ends the session that holds the lease" if name == _SILENCE else "cuts long work off"
-        found.append(
-            Finding(
-                name,
-                "warning",
-                f"{name} is {setting} {unit or ''}".rstrip() + f": it {harm}.",
-                f"Switch it off for our user: ALTER ROLE ... SET {name} = 0.",
-            )
-        )
-    return found
 
 
 async def _of_owner(

@@ -25,7 +25,7 @@ from pinstripe.serving.stored import Vault
 from pinstripe.serving.supervisor import Job, Supervisor
 from pinstripe.store.line import Line
 from pinstripe.store.migrate import ensure_bookkeeping
-from pinstripe.store.pool import connect
+from pinstripe.store.pool import check_sessions, connect
 from pinstripe.store.stored_syncs import (
     CHANNEL,
     DEFAULT_ID,
@@ -95,6 +95,7 @@ class Roster:
                 pause_s = _LOOK_S
                 try:
                     if not prepared:
+                        await check_sessions(self.vault.database_url)
                         async with connect(self.vault.database_url) as connection:
                             await ensure_bookkeeping(connection)
                         prepared = True

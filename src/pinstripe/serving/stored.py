@@ -22,7 +22,7 @@ from pinstripe.setting_rules import webhook_secrets
 from pinstripe.settings import STRIPE_URL
 from pinstripe.store.drop import drop_copy
 from pinstripe.store.migrate import ensure_bookkeeping
-from pinstripe.store.pool import Connection, connect
+from pinstripe.store.pool import Connection, check_sessions, connect
 from pinstripe.store.stored_syncs import (
     DEFAULT_ID,
     SealedSync,
@@ -86,6 +86,7 @@ class Vault:
         config = self._config(unsealed, wish.api_key)
         key = ApiKey.parse(wish.api_key)
         account = await _met(config, key)
+        await check_sessions(self.database_url)
         async with connect(self.database_url) as connection:
             await ensure_bookkeeping(connection)
             await check_owner(

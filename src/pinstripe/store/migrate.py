@@ -19,7 +19,7 @@ from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured
 from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
-from pinstripe.store.pool import Connection, translated
+from pinstripe.store.pool import Connection, check_server, translated
 
 _LOCK = 0x70696E73
 """Advisory lock: two processes that start at once migrate one after the other."""
@@ -36,7 +36,8 @@ class Migration:
 
 
 async def ensure_bookkeeping(connection: Connection) -> None:
-    """Creates `pinstripe.*` where it is missing."""
+    """Creates `pinstripe.*` where it is missing. Raises Misconfigured for a server that is not fit."""
+    await check_server(connection)
     text = files("pinstripe.store").joinpath("sql", "bookkeeping.sql").read_text()
     with translated():
         async with connection.transaction():

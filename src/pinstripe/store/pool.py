@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TypeAlias
 
@@ -17,8 +18,9 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from pinstripe.errors import Misconfigured, Unreachable
+from pinstripe.store import session
+from pinstripe.store.session import open_session
 from pinstripe.store.translate import (
-    CONNECT_S,
     connecting,
     is_transient,
     sqlstate,
@@ -32,6 +34,7 @@ __all__ = [
     "Pool",
     "ServerFacts",
     "check_server",
+    "check_sessions",
     "connect",
     "connect_dedicated",
     "hang_up",
@@ -132,8 +135,7 @@ async def open_pool(
             url,
             min_size=min_size,
             max_size=max_size,
-            timeout=CONNECT_S,
-            server_settings=_session(application_name),
+            connect=partial(open_session, application_name=application_name),
             init=init,  # type: ignore[arg-type]  # any awaitable does
             reset=_as_it_is,
         )
@@ -160,10 +162,9 @@ async def connect_dedicated(url: str, *, application_name: str = "pinstripe") ->
     preparing one costs milliseconds.
     """
     with connecting(url):
-        return await asyncpg.connect(
+        return await open_session(
             url,
-            timeout=CONNECT_S,
-            server_settings=_session(application_name),
+            application_name=application_name,
             statement_cache_size=512,
             max_cacheable_statement_size=0,
         )
@@ -179,13 +180,20 @@ async def hang_up(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> 
         connection.terminate()
 
 
+async def check_sessions(url: str) -> None:
+    """Raises Misconfigured where a pooler does not let sessions last. Writes and sets nothing."""
+    with connecting(url):
+        await session.check_sessions(url)
+
+
 async def check_server(connection: Connection) -> ServerFacts:
-    """What may be done here; `Misconfigured` if the server is too old."""
+    """What may be done here; `Misconfigured` if the server is too old or the database not in UTF-8."""
     with translated():
         row = await connection.fetchrow(
             """
             SELECT current_setting('server_version_num')::int / 10000 AS major,
                    split_part(current_setting('server_version'), ' ', 1) AS version,
+                   current_setting('server_encoding') AS encoding,
                    NOT pg_is_in_recovery()
                        AND current_setting('default_transaction_read_only') = 'off' AS writable,
                    (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
@@ -198,6 +206,12 @@ async def check_server(connection: Connection) -> ServerFacts:
         raise Misconfigured(
             f"The server is Postgres {row['version']}; Pinstripe needs {MINIMUM_VERSION} or newer.",
             hint="Use a newer server, or none: without DATABASE_URL Pinstripe brings its own.",
+        )
+    if row["encoding"] != "UTF8":
+        raise Misconfigured(
+            f'The database "{row["database"]}" is in the encoding {row["encoding"]}, which cannot hold '
+            "every text of Stripe's. Nothing was written.",
+            hint="Make one that can: CREATE DATABASE ... WITH ENCODING 'UTF8' TEMPLATE template0.",
         )
     return ServerFacts(
         version=row["version"],
@@ -212,11 +226,3 @@ async def _as_it_is(_: asyncpg.Connection) -> None:
     """What was open is rolled back by now. Nothing else is to be undone: who listens, or changes its
     session otherwise, has a connection of its own. (A RESET for each use costs as much as a small read.)
     """
-
-
-def _session(application_name: str) -> dict[str, str]:
-    return {
-        "application_name": application_name,
-        "jit": "off",  # short statements: compiling them costs more than they take
-        "timezone": "UTC",
-    }

@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
 from pinstripe.catalog.tables import NAME_BYTES
 from pinstripe.errors import Misconfigured
+from pinstripe.store.database_url import url_with_login
 from pinstripe.store.ddl import literal
 from pinstripe.store.ddl import quote as quoted
 from pinstripe.store.pool import Connection, connect
@@ -269,8 +269,4 @@ def url_as(url: str, role: str, password: str) -> str:
     >>> url_as("postgresql://a:b@db:5432/x?user=c&sslmode=require", "r", "p w")
     'postgresql://r:p%20w@db:5432/x?sslmode=require'
     """
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    kept = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("user", "password", "passfile")]
-    login = f"{quote(role, safe='')}:{quote(password, safe='')}@"
-    return urlunsplit(parts._replace(netloc=login + host, query=urlencode(kept, safe="/")))
+    return url_with_login(url, role, password)

@@ -7,14 +7,15 @@ Postgres gives (`fault`), and no values: those are customers' data.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
 from pinstripe.errors import DatabaseFault, Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.store.database_url import pairs, split_url
 from pinstripe.store.sqlstates import (
     ALTERED,
     AT_START,
@@ -24,9 +25,6 @@ from pinstripe.store.sqlstates import (
     WRITABLE_HINT,
     Remedy,
 )
-
-CONNECT_S = 15.0
-"""How long the start of a connection may take."""
 
 _ASYNCPG = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
@@ -89,7 +87,8 @@ def is_transient(error: BaseException) -> bool:
 
 def _by_code(error: asyncpg.PostgresError) -> PinstripeError:
     remedy = _remedy(error)
-    found = remedy.kind(f"Postgres ({error.sqlstate}): {_said(error)}.", hint=remedy.hint)
+    hint = _OF_A_FUNCTION if _in_function(error) and remedy.scope == "table" else remedy.hint
+    found = remedy.kind(f"Postgres ({error.sqlstate}): {_said(error)}.", hint=hint)
     found.fault = DatabaseFault(
         error.sqlstate or "",
         remedy.scope,
@@ -113,6 +112,10 @@ def _remedy(error: asyncpg.PostgresError) -> Remedy:
     return REMEDIES.get(error.sqlstate or "", unknown)
 
 
+_OF_A_FUNCTION = (
+    "It failed within a function, of a trigger of your own, say: mend or drop it. Our sessions have "
+    "search_path = pg_catalog: give the function a search_path of its own (ALTER FUNCTION ... SET)."
+)
 _POLICIES = "ExecWithCheckOptions"
 _FUNCTION = re.compile(r"[\w.\"$]+\([^()]*\)")
 _VALUE = re.compile(r":\s*[\"'«„“].*")
@@ -124,16 +127,24 @@ def _said(error: asyncpg.PostgresError) -> str:
     The text of a RAISE is the user's own and may hold anything: the function that raised it is named
     instead. What asyncpg refuses to send is an error of its own, without a message, that shows the value.
     """
+    code = error.sqlstate or ""
     message = _text(error, "message")
-    if not message:
+    if not message and code.startswith("22"):
         return "a value does not fit its type"
+    message = message or str(error)
     if _is_raised(error):
         function = _FUNCTION.search(_text(error, "context").partition("\n")[0])
         where = function.group() if function else "a function"
         return f"{where} raised an error, whose words are in the server's log"
     first = message.splitlines()[0].rstrip(".")
     # `invalid input syntax for type bigint: "..."`, in whichever quotes the server's language has.
-    return _VALUE.sub("", first) if (error.sqlstate or "").startswith("22") else first
+    return _VALUE.sub("", first) if code.startswith("22") else first
+
+
+def _in_function(error: asyncpg.PostgresError) -> bool:
+    """Whether functions of the user's were at work: we have none of our own."""
+    context = _text(error, "context")
+    return bool(_FUNCTION.search(context)) and not context.startswith("COPY ")
 
 
 def _is_raised(error: asyncpg.PostgresError) -> bool:
@@ -163,23 +174,34 @@ def connecting(url: str) -> Iterator[None]:
         raise at_start from error
     except TimeoutError as error:
         raise Unreachable(
-            f"Postgres at {place_of(url)} does not answer within {CONNECT_S:.0f} s.",
-            hint="Is the host right, and no firewall between?",
+            f"Postgres at {place_of(url)} does not answer in time.",
+            hint="Is the host right, and no firewall between? connect_timeout in the URL gives more time.",
+        ) from error
+    except ssl.SSLCertVerificationError as error:
+        raise Misconfigured(
+            f"The certificate of Postgres at {place_of(url)} is not trusted: {error.verify_message}.",
+            hint="Name the authority that signed it: sslrootcert=FILE, or sslrootcert=system. "
+            "channel_binding=require verifies it too.",
         ) from error
     except OSError as error:
+        if "rejected SSL upgrade" in str(error):  # the driver's words; it has no class for it
+            raise Misconfigured(
+                f"Postgres at {place_of(url)} does not speak TLS, and the database URL asks for it.",
+                hint="Switch TLS on at the server (ssl = on), or lower sslmode; channel_binding=require "
+                "needs TLS too.",
+            ) from error
         raise Unreachable(
             f"Cannot reach Postgres at {place_of(url)}: {error.strerror or error}.",
             hint="Is the server running, and are host and port of DATABASE_URL right?",
-        ) from error
-    except ValueError as error:  # a port that is no number; urllib's text quotes the URL's part
-        raise Misconfigured(
-            "The database URL cannot be read.",
-            hint="Its form: postgresql://USER:PASSWORD@HOST:PORT/DATABASE; quote odd characters.",
         ) from error
 
 
 def place_of(url: str) -> str:
     """Where `url` leads: host, port and database, without user and password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2] or parse_qs(parts.query).get("host", ["localhost"])[0]
-    return f"{host}{parts.path}"
+    try:
+        parts = split_url(url)
+    except Misconfigured:
+        return "an address that cannot be read"
+    query = dict(pairs(parts.query))
+    host = parts.hosts or query.get("host") or query.get("hostaddr") or "localhost"
+    return f"{host}/{parts.path or query.get('dbname', '')}"

@@ -59,7 +59,7 @@ async def test_the_reader_is_shown_once_rotated_and_removed(console: Console) ->
         assert DATABASE_PASSWORD not in first.text
         url = snippet(first.text, "database-url")
         async with connect(url) as reader:
-            assert await reader.fetchval("SELECT count(*) FROM customer") > 0
+            assert await reader.fetchval("SELECT count(*) FROM stripe.customer") > 0
         password = re.search(r":([^:@/]+)@", url)
         assert password is not None
 

@@ -1,0 +1,249 @@
+"""The start of a session: connected as the URL asks, then set to what our statements rely on.
+
+Roles, databases and URLs set parameters of their own (`ALTER ROLE ... SET statement_timeout`, `options`).
+Ours are set after the connection stands, by one statement: a pooler refuses parameters at the start that it
+does not know. That statement does nothing where the server is not the one that was logged into: then a
+pooler stands between, and in transaction mode it would change the sessions of other clients.
+Such a pooler is found out before anything is set or written, and refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+import asyncpg
+
+from pinstripe.errors import Misconfigured
+from pinstripe.store.database_url import Target, read_url
+from pinstripe.store.sqlstates import POOLER_HINT
+
+CONNECT_S = 15.0
+"""How long the start of a connection may take, if the URL does not say."""
+
+_SETTINGS: dict[str, str] = {
+    # Long work is ours to limit: a copy, an index of a large table, a session that listens for days.
+    "statement_timeout": "0",
+    # No wait for a lock lasts for ever; `locks` says whose it is.
+    "lock_timeout": "1min",
+    "idle_in_transaction_session_timeout": "0",
+    # Names are found in pg_catalog or as we write them, never in a schema where others may create.
+    "search_path": "pg_catalog",
+    # What our texts and casts are read by.
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "row_security": "on",
+    "exit_on_error": "off",
+    # Short statements: compiling them costs more than they take.
+    "jit": "off",
+}
+"""Not among them: `default_transaction_read_only`, which providers set when a disk is full; and
+`synchronous_commit`, `role`, `session_replication_role` and tablespaces, which are the administrator's.
+"""
+_SETTINGS_SINCE: dict[int, dict[str, str]] = {
+    14: {"idle_session_timeout": "0"},
+    17: {"transaction_timeout": "0"},
+}
+
+_ROUNDS = 3
+_lasting: set[str] = set()
+"""URLs behind which a pooler stands that has been found to let sessions last."""
+
+
+async def open_session(
+    url: str,
+    *,
+    application_name: str,
+    statement_cache_size: int = 100,
+    max_cacheable_statement_size: int = 15 * 1024,
+    loop: asyncio.AbstractEventLoop | None = None,
+    connection_class: type[asyncpg.Connection] = asyncpg.Connection,
+    record_class: type[asyncpg.Record] = asyncpg.Record,
+) -> asyncpg.Connection:
+    """A connection that is ready for use. Its errors are the driver's: see `translate.connecting`.
+
+    Raises Misconfigured for a pooler that does not let sessions last. The last three arguments are what
+    the driver's pool gives.
+    """
+    target = read_url(url)
+    if target.requirepeer:
+        await asyncio.to_thread(_check_peer_of, target)
+    connection = await _connect(
+        target,
+        application_name,
+        statement_cache_size=statement_cache_size,
+        max_cacheable_statement_size=max_cacheable_statement_size,
+        loop=loop,
+        connection_class=connection_class,
+        record_class=record_class,
+    )
+    try:
+        _set_socket(connection, target)
+        if not await _set(connection, only_where_logged_in=url not in _lasting):
+            await _check_pooler(connection, target)
+            _lasting.add(url)
+            await _set(connection, only_where_logged_in=False)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _connect(
+    target: Target,
+    application_name: str,
+    *,
+    statement_cache_size: int = 100,
+    max_cacheable_statement_size: int = 15 * 1024,
+    loop: asyncio.AbstractEventLoop | None = None,
+    connection_class: type[asyncpg.Connection] = asyncpg.Connection,
+    record_class: type[asyncpg.Record] = asyncpg.Record,
+) -> asyncpg.Connection:
+    return await asyncpg.connect(  # type: ignore[misc]  # too many unions for the stubs
+        target.tls.dsn,
+        host=target.hosts,
+        port=target.ports,
+        user=target.user,
+        password=target.password,
+        passfile=target.passfile,
+        database=target.database,
+        ssl=target.tls.ssl,
+        direct_tls=target.tls.direct,
+        target_session_attrs=target.target_session_attrs,  # type: ignore[arg-type]  # checked
+        krbsrvname=target.krbsrvname,
+        gsslib=target.gsslib,  # type: ignore[arg-type]  # checked
+        timeout=target.timeout_s or CONNECT_S,
+        server_settings={"application_name": application_name, **target.settings},
+        statement_cache_size=statement_cache_size,
+        max_cacheable_statement_size=max_cacheable_statement_size,
+        loop=loop,
+        connection_class=connection_class,
+        record_class=record_class,
+    )
+
+
+async def _set(connection: asyncpg.Connection, *, only_where_logged_in: bool) -> bool:
+    """Sets the session's parameters; False, and nothing set, if we are in another server process.
+
+    A pooler makes up the process number that it gives at the login.
+    """
+    settings = dict(_SETTINGS)
+    for major, more in _SETTINGS_SINCE.items():
+        if connection.get_server_version().major >= major:
+            settings |= more
+    calls = ", ".join(f"pg_catalog.set_config('{n}', '{v}', false)" for n, v in settings.items())
+    pid = connection.get_server_pid() if only_where_logged_in else None
+    where = f" WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {pid}" if pid else ""
+    return (await connection.execute(f"SELECT {calls}{where}")).endswith(" 1")
+
+
+async def check_sessions(url: str) -> None:
+    """Raises Misconfigured where a pooler in transaction or statement mode stands before Postgres.
+
+    Its errors are the driver's: see `translate.connecting`.
+    """
+    target = read_url(url)
+    connection = await _connect(target, "pinstripe")
+    try:
+        await _check_pooler(connection, target)
+    finally:
+        await _close(connection)
+
+
+async def _check_pooler(connection: asyncpg.Connection, target: Target) -> None:
+    """Whether each transaction gets whichever server is free. Sets nothing.
+
+    Another client takes a server for a transaction: it is ours, or we get another than before. pgbouncer
+    in statement mode ends the connection at the BEGIN: "not allowed in statement pooling mode".
+    """
+    other = await _connect(target, "pinstripe")
+    try:
+        for _ in range(_ROUNDS):
+            before = await _server(connection)
+            async with other.transaction():
+                shared = await _server(other) == before
+                moved = not shared and await _server(connection) != before
+            if shared or moved:
+                raise _no_sessions("transaction")
+    except asyncpg.PostgresError as error:
+        if error.sqlstate in ("08P01", "25P01") or "pooling mode" in str(error):
+            raise _no_sessions("statement") from error
+        raise
+    finally:
+        await _close(other)
+
+
+def _no_sessions(mode: str) -> Misconfigured:
+    return Misconfigured(
+        f"A connection pooler in {mode} mode stands before Postgres: sessions do not last. Nothing was "
+        "written.",
+        hint=POOLER_HINT,
+    )
+
+
+async def _close(connection: asyncpg.Connection) -> None:
+    try:
+        await connection.close(timeout=5)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
+
+
+async def _server(connection: asyncpg.Connection) -> int:
+    """The server process, by a statement that leaves nothing behind in it."""
+    for reply in await connection.fetch("SELECT pg_catalog.pg_backend_pid()"):
+        return int(reply[0])
+    return 0
+
+
+def _set_socket(connection: asyncpg.Connection, target: Target) -> None:
+    """Keepalives, as the URL wants them; the peer of a socket once more, now that it is the one in use."""
+    transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return
+    if sock.family != socket.AF_UNIX:
+        for level, option, value in target.socket_options:
+            sock.setsockopt(level, option, value)
+    elif target.requirepeer:
+        _check_peer(sock, target.requirepeer)
+
+
+def _check_peer_of(target: Target) -> None:
+    """Before anything is said: whose process listens at each socket that can be reached."""
+    for host, port in zip(target.hosts or [], target.ports or [], strict=True):
+        if host.startswith("/"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(f"{host}/.s.PGSQL.{port}")
+                except OSError:
+                    continue
+                _check_peer(probe, target.requirepeer)
+
+
+def _check_peer(sock: socket.socket, user: str) -> None:
+    import pwd
+
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise Misconfigured(
+            "Of the database URL, requirepeer cannot be met.",
+            hint="This system does not tell: take it out.",
+        )
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        wanted = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        wanted = -1
+    if uid != wanted:
+        raise Misconfigured(
+            f"Of the database URL, requirepeer is not met: the server runs as uid {uid}.",
+            hint="Correct requirepeer, or see who listens at that socket.",
+        )
