@@ -262,13 +262,37 @@ async def test_a_key_is_looked_up_once_and_basic_is_bearer(database: str) -> Non
         assert sim.key not in repr(vars(it.proxy.callers))
 
 
-async def test_a_restricted_key_is_known_by_what_refuses_it(database: str) -> None:
+async def test_whose_key_it_is_comes_from_a_200_and_never_from_the_words_of_an_error(
+    database: str,
+) -> None:
+    """Stripe's 403 names an account, but an error says what the request has named."""
     async with running(SMALL) as sim, front(sim, database) as it:
         sim.control.key("rk_test_narrow0000000000", allowed=["customer_write", "customer_read"])
         narrow = {"Authorization": "Bearer rk_test_narrow0000000000"}
         _, made, response = await it.ask("POST", "/v1/customers", {"name": "n"}, **narrow)
+        assert response.headers["pinstripe-mirrored"] == "no"
+        assert response.headers["pinstripe-reason"] == "unknown-account"
+        assert await it.account.row("customer", made["id"]) is None
+
+        sim.control.key("rk_test_wide000000000000")
+        wide = {"Authorization": "Bearer rk_test_wide000000000000"}
+        _, made, response = await it.ask("POST", "/v1/customers", {"name": "w"}, **wide)
+        assert response.headers["pinstripe-mirrored"] == "yes"
+
+
+async def test_the_very_key_of_a_sync_is_known_though_it_may_not_read_its_account(
+    database: str,
+) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        sim.control.key(sim.key, allowed=["customer_write", "customer_read"])
+        _, made, response = await it.ask("POST", "/v1/customers", {"name": "n"})
         assert response.headers["pinstripe-mirrored"] == "yes"
         assert await it.account.row("customer", made["id"]) is not None
+        other = next(iter(sim.account.connected))
+        _, made, response = await it.ask(
+            "POST", "/v1/customers", {"name": "theirs"}, Stripe_Account=other
+        )
+        assert response.headers["pinstripe-mirrored"] == "no"
 
 
 async def test_a_connected_account_has_tables_of_its_own(database: str) -> None:

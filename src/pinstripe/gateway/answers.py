@@ -50,6 +50,8 @@ UNPACKED_BYTES = 16 * 2**20
 """The largest answer that is read into rows. Stripe's pages of 100 objects have up to a few MB."""
 _STEP_BYTES = 2**20
 """Unpacked at a time. The first step, some 2 ms, is made in the event loop, the others in a thread."""
+_CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
+"""Types that are a key and its dates, and live for minutes. See `read`."""
 
 
 class Unreadable(Exception):
@@ -62,12 +64,16 @@ class TooLarge(Unreadable):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """`top` is the object that was answered, None for lists. `modes`: the `livemode`s it names."""
+    """`top` is the object that was answered, None for lists. `modes`: the `livemode`s it names.
+
+    `whole`: each object that was answered, nested ones aside, has a table and a key.
+    """
 
     found: Found
     top: Place | None
     deleted: bool
     modes: frozenset[bool]
+    whole: bool = True
 
     def places(self) -> Iterator[Place]:
         """All rows, the object that was answered first."""
@@ -124,6 +130,15 @@ def parents_of(path: str, query: str) -> Mapping[str, str]:
     return found
 
 
+def collection_table(path: str) -> str | None:
+    """The table of the objects that are retrieved under a path.
+
+    >>> collection_table("/v1/customers")
+    'customer'
+    """
+    return _collections().get(path)
+
+
 async def unpack(body: bytes, encoding: bytes) -> bytes:
     """The body without its compression. Raises Unreadable, TooLarge."""
     encoding = encoding.strip().lower()
@@ -160,20 +175,23 @@ def _unpacked(body: bytes, encoding: bytes) -> Iterator[bytes]:
 
 
 def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Reading:
-    """The rows in a JSON body. Raises Unreadable."""
+    """The rows in a JSON body. Raises Unreadable.
+
+    Nothing of a credential's is a row: no request shows it again, no event tells of it, and its dates
+    alone are of no use to anybody.
+    """
     try:
         told = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable("The body is not JSON.") from error
     found = Found()
-    if not isinstance(told, dict):
+    if not isinstance(told, dict) or told.get("object") in _CREDENTIALS:
         return Reading(found, None, deleted=False, modes=frozenset())
     entries = told.get("data")
     if isinstance(entries, list) and "id" not in told:
         objects = [entry for entry in entries if isinstance(entry, dict)]
-        for entry in objects:
-            extractor.object(entry, found, parents=parents)
-        return Reading(found, None, deleted=False, modes=_modes(objects))
+        keys = [extractor.object(entry, found, parents=parents) for entry in objects]
+        return Reading(found, None, False, _modes(objects), whole=None not in keys)
     problem = told.get("error")
     # A declined payment: what the request was about, as it is now that it has been refused
     # (https://docs.stripe.com/api/errors).
@@ -182,8 +200,9 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Readi
         extractor.object(obj, found, embedded=True)
     key = extractor.object(told, found, parents=parents)
     top = (table_name(str(told["object"])), key) if key is not None else None
+    whole = key is not None or isinstance(problem, dict)
     modes = _modes([told, *held])
-    return Reading(found, top, deleted=told.get("deleted") is True, modes=modes)
+    return Reading(found, top, told.get("deleted") is True, modes, whole=whole)
 
 
 def _modes(objects: list[StripeObject]) -> frozenset[bool]:

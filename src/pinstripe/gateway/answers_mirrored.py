@@ -17,7 +17,6 @@ import structlog
 from pinstripe.errors import Drifted, PinstripeError, Unreachable, Unwritable
 from pinstripe.gateway.answers import (
     LAG_S,
-    Place,
     Reading,
     Standing,
     TooLarge,
@@ -27,7 +26,7 @@ from pinstripe.gateway.answers import (
     read,
     unpack,
 )
-from pinstripe.gateway.answers_fetched import ask_again, fetch_again, fetch_one, follow_up
+from pinstripe.gateway.answers_fetched import Way, ask_again, fetch_again, first_ways, follow_up, go
 from pinstripe.gateway.answers_later import Later
 from pinstripe.gateway.answers_truth import truth_of_exchange
 from pinstripe.gateway.answers_unchanged import Unchanged
@@ -38,7 +37,6 @@ from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.gateway.upstream import Exchange, Upstream
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS, Truth
 from pinstripe.rows.extract import Found
-from pinstripe.source.account import retrieve_endpoint
 from pinstripe.store.batch import Effect
 from pinstripe.store.changes import Cause
 
@@ -173,8 +171,19 @@ class Answers:
         reading = read(unpacked, sync.mirror.extractor, parents)
         if any(mode != sync.livemode for mode in reading.modes):
             return Outcome("no", "other-mode", sync)
-        if not reading.found.rows and not reading.found.again:
+        if not any(table in sync.mirror.tables for table in reading.found.rows):
             return Outcome("no", "no-objects", sync)
+        outcome = await self._mirrored(sync, asked, came, reading, digest)
+        is_wanted = reading.top is None or reading.top[0] in sync.mirror.tables
+        if outcome.mirrored == "yes" and not (reading.whole and is_wanted):
+            # What it holds are rows; what was answered has no table.
+            self._unchanged.forget(digest)
+            return Outcome("no", "no-objects", sync)
+        return outcome
+
+    async def _mirrored(
+        self, sync: OpenSync, asked: Asked, came: Exchange, reading: Reading, digest: bytes
+    ) -> Outcome:
         standing = standing_of(sync, asked, came, reading)
         if standing == "hint":
             return await self._asked_again(sync, asked, came, reading)
@@ -195,19 +204,25 @@ class Answers:
         self, sync: OpenSync, asked: Asked, came: Exchange, reading: Reading
     ) -> Outcome:
         """Objects that may not be written as they are shown."""
+        places = list(reading.places())
         if not asked.writes:
             again = await ask_again(self._upstream, sync, asked.target, asked.headers)
             if again is not None:
-                return await self._put(sync, asked, *again)
-            if reading.top is None:
+                outcome = await self._put(sync, asked, *again)
+                # What our version does not show at this place (a customer's sources) is fetched.
+                places = [(t, k) for t, k in places if k not in again[0].rows.get(t, {})]
+                if outcome.mirrored != "yes" or not places:
+                    return outcome
+            elif reading.top is None:
                 return Outcome("no", "version", sync)
+        parents = parents_of(asked.target.path, asked.target.query)
         if len(self._open) > _MOST_OPEN:
-            self.later.add(sync.id, reading.places())
+            self.later.add(sync.id, first_ways(sync, reading.found, places, parents))
             return Outcome("later", "version", sync)
         try:
-            whole = await fetch_again(sync, reading.places())
+            whole = await fetch_again(sync, reading.found, places, parents)
         except (Unreachable, Unwritable):
-            self.later.add(sync.id, reading.places())
+            self.later.add(sync.id, first_ways(sync, reading.found, places, parents))
             return Outcome("later", "stripe", sync)
         return Outcome("yes", "", sync) if whole else Outcome("later", "version", sync)
 
@@ -224,7 +239,7 @@ class Answers:
         mirror = sync.mirror
         if mirror.queued >= QUEUE_ROWS:
             # Postgres takes nothing, and this is all that may be held in memory.
-            self.later.add(sync.id, _retrievable(found))
+            self.later.add(sync.id, _retrievable(sync, asked, found))
             return Outcome("later", "postgres", sync)
         if not asked.writes:
             await mirror.room(found)
@@ -243,7 +258,7 @@ class Answers:
             _log.warning("proxy.drifted", path=asked.target.path, error=error.message)
             return Outcome("no", "internal", sync)
         if error is not None:
-            self.later.add(sync.id, _retrievable(found))
+            self.later.add(sync.id, _retrievable(sync, asked, found))
             return Outcome("later", "postgres", sync)
         contests = mirror.settling(found)
         if contests:
@@ -265,10 +280,10 @@ class Answers:
         finally:
             self._stuck.discard(sync.id)
 
-    async def _fetch_later(self, sync_id: str, place: Place) -> None:
+    async def _fetch_later(self, sync_id: str, way: Way) -> None:
         sync = self._syncs.get(sync_id)
         if sync is not None:
-            await fetch_one(sync, place)
+            await go(sync, way)
 
 
 def is_ours(sync: OpenSync, came: Exchange) -> bool:
@@ -284,10 +299,7 @@ def standing_of(sync: OpenSync, asked: Asked, came: Exchange, reading: Reading) 
     return "lagging" if asked.target.path.endswith("/search") else "now"
 
 
-def _retrievable(found: Found) -> list[Place]:
-    return [
-        (table, key)
-        for table, group in found.rows.items()
-        if retrieve_endpoint(table) is not None
-        for key in group
-    ]
+def _retrievable(sync: OpenSync, asked: Asked, found: Found) -> list[Way]:
+    places = [(table, key) for table, group in found.rows.items() for key in group]
+    parents = parents_of(asked.target.path, asked.target.query)
+    return list(first_ways(sync, found, places, parents))

@@ -1,9 +1,11 @@
 """Whose key a request carries: which account's tables its answer may be written to.
 
-Stripe is asked once per key (`GET /v1/account` with that key), and only about keys that it has just
-accepted or that somebody waits with: a flood of invented keys costs no more requests than it makes by
-itself. What is remembered is a keyed hash of the key under a secret of this process, and the account;
-never the key.
+Stripe is asked once per key (`GET /v1/account` with that key and the caller's own account headers), and
+only about keys that it has just accepted or that somebody waits with: a flood of invented keys costs no
+more requests than it makes by itself. Only its 200 says whose key it is. The words of an error never do:
+they repeat what the request named. A restricted key that may not read its account is known only where
+it is the very key of a sync. What is remembered is a keyed hash of the key under a secret of this
+process, and the account; never the key.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from functools import partial
 import msgspec
 import structlog
 
-from pinstripe.client.refusal import read_error
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.failures import Rejected
 from pinstripe.gateway.syncs import OpenSync, Syncs
@@ -45,7 +46,6 @@ _ANSWER = 2**20
 
 _KEY = re.compile(rb"(?:sk|rk)_(live|test)_[A-Za-z0-9_]{3,255}")
 _TEST = re.compile(rb"[a-z]+_test_")
-_ACCOUNT = re.compile(r"acct_\w{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class Credentials:
     key: bytes
     livemode: bool
     account: str
+    context: str = ""
+    """`Stripe-Context` as it was sent; `account` is the last of it where there is no `Stripe-Account`."""
 
     def __repr__(self) -> str:
         return "Credentials(…)"
@@ -62,27 +64,33 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`account_id` is None where Stripe refuses the key or does not tell."""
+    """`account_id` is None where Stripe refuses the key or does not tell; `own`: the id of the sync that
+    reads with this very key.
+    """
 
     account_id: str | None
     livemode: bool
     until: float
+    own: str = ""
 
 
 def credentials_of(headers: Sequence[tuple[bytes, bytes]]) -> Credentials | None:
     """What a request shows, by its headers (names in lower case); None without a secret key."""
-    authorization = account = b""
+    authorization = account = context = b""
     for name, value in headers:
         if name == b"authorization":
             authorization = value
-        elif name == b"stripe-account" or (name == b"stripe-context" and not account):
+        elif name == b"stripe-account":
             account = value
+        elif name == b"stripe-context":
+            context = value
     key = _key_in(authorization)
     shape = _KEY.fullmatch(key)
     if shape is None:
         return None
     # A context may be a path of accounts, the last of which is meant.
-    return Credentials(key, shape[1] == b"live", account.rpartition(b"/")[2].decode("latin-1"))
+    named = account or context.rpartition(b"/")[2]
+    return Credentials(key, shape[1] == b"live", named.decode("latin-1"), context.decode("latin-1"))
 
 
 def shows_one_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]) -> bool:
@@ -195,7 +203,9 @@ class Callers:
             self._strangers -= 1
 
     def _place(self, shown: Credentials) -> bytes:
-        told = shown.key + b"\n" + shown.account.encode("latin-1")
+        told = b"\n".join(
+            (shown.key, shown.account.encode("latin-1"), shown.context.encode("latin-1"))
+        )
         return hashlib.blake2b(told, key=self._secret, digest_size=32).digest()
 
     def _recall(self, place: bytes) -> Caller | None:
@@ -209,6 +219,8 @@ class Callers:
         return caller
 
     def _sync_of(self, caller: Caller) -> OpenSync | None:
+        if caller.own:
+            return self._syncs.get(caller.own)
         if caller.account_id is None:
             return None
         return self._syncs.of_account(caller.account_id, livemode=caller.livemode)
@@ -225,14 +237,25 @@ class Callers:
             self.lookups += 1
             account_id, status = await self._ask(shown)
         now = self._clock()
-        caller = Caller(
-            account_id, shown.livemode, now + (KNOWN_S if account_id is not None else REFUSED_S)
-        )
+        # Stripe knows the key, and refuses this one read only.
+        own = self._own(shown) if status == 403 else ""
+        known_s = KNOWN_S if account_id is not None or own else REFUSED_S
+        caller = Caller(account_id, shown.livemode, now + known_s, own)
         self._known[place] = caller
         while len(self._known) > MOST:
             self._known.popitem(last=False)
         _log.info("caller.met", account=account_id, livemode=shown.livemode, status=status)
         return caller
+
+    def _own(self, shown: Credentials) -> str:
+        """The sync that reads the same account with this very key; "" if there is none."""
+        for sync in self._syncs:
+            stripe = sync.source.stripe
+            if (stripe.account or "") == shown.account and secrets.compare_digest(
+                stripe.key.reveal().encode(), shown.key
+            ):
+                return sync.id
+        return ""
 
     def _asked(self, place: bytes, task: asyncio.Task[Caller]) -> None:
         del self._asking[place]
@@ -242,7 +265,9 @@ class Callers:
     async def _ask(self, shown: Credentials) -> tuple[str | None, int]:
         """(account, HTTP status). Raises Unreachable for what may be otherwise in a moment."""
         headers = [("authorization", f"Bearer {shown.key.decode('ascii')}"), ("accept", "*/*")]
-        if shown.account:
+        if shown.context:
+            headers.append(("stripe-context", shown.context))
+        if shown.account and shown.account != shown.context.rpartition("/")[2]:
             headers.append(("stripe-account", shown.account))
         try:
             came = await self._upstream.send("GET", self._url, headers)
@@ -257,20 +282,14 @@ class Callers:
 
 
 def _account_in(status: int, body: bytes, wanted: str) -> str | None:
-    if status == 200:
-        try:
-            told = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        found = told.get("id") if isinstance(told, dict) else None
-    else:
-        # A restricted key may not be told, but the refusal names the account: "... for this
-        # endpoint on account 'acct_...'". (A key that is none names nothing.)
-        error = read_error(body) if status == 403 else None
-        named = _ACCOUNT.search(error.message or "") if error is not None else None
-        found = (
-            named[0] if named and "does not have access to account" not in named.string else None
-        )
+    """The account that a 200 is about, if it is the one that was named."""
+    if status != 200:
+        return None
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    found = told.get("id") if isinstance(told, dict) else None
     if not isinstance(found, str) or (wanted and found != wanted):
         return None
     return found
