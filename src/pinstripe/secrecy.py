@@ -27,6 +27,26 @@ FILE = "secret.key"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
+OWN_DIRECTORY = ".pinstripe"
+"""The directory that is made where no other is named: nobody else's business, whatever the umask."""
+
+
+def make_private(directory: Path) -> None:
+    """Makes a directory, and those missing above it; our own and what is below it for us alone (0700).
+
+    A directory that is there keeps its mode, but for one of our own name that belongs to us: older
+    versions made it open to all who could pass. Raises OSError.
+    """
+    missing = [directory]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for each in reversed(missing):
+        each.mkdir(mode=0o700 if OWN_DIRECTORY in each.parts else 0o777, exist_ok=True)
+    for each in (directory, *directory.parents):
+        if each.name == OWN_DIRECTORY and each.stat().st_uid == os.geteuid():
+            each.chmod(0o700)
+
+
 class Secrecy:
     """Seals and opens texts. Reads no file before it has to."""
 
@@ -123,7 +143,7 @@ class Secrecy:
     def _made(self) -> list[str]:
         """A first key; or that of another process which made it at the same moment."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self._path.parent)
             temporary = self._temporary([_new_key()])
             try:
                 os.link(temporary, self._path)

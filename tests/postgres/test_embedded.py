@@ -1,7 +1,7 @@
 """The embedded Postgres on real processes: started, shared, restarted, stopped."""
 
 # A test has its loop to itself, it may block:
-# ruff: noqa: ASYNC110, ASYNC220, ASYNC221, ASYNC240
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC221, ASYNC222, ASYNC240
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from pinstripe.errors import Misconfigured, Unreachable
 from pinstripe.store.embedded import EmbeddedPostgres, running_url
 from pinstripe.store.embedded.cluster import bound_log
-from pinstripe.store.embedded.home import Home
+from pinstripe.store.embedded.home import NOBODY, Home
 from pinstripe.store.pool import connect
 
 
@@ -294,3 +294,31 @@ def test_a_long_log_keeps_its_end(home: Path) -> None:
     kept = made.log_file.with_suffix(".log.1").read_bytes()
     assert kept.endswith(b"the last line\n")
     assert len(kept) == 1024 * 1024
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts the server as another user")
+async def test_no_process_of_nobody_is_let_in(server: EmbeddedPostgres, home: Path) -> None:
+    """The server runs under that name, which unrelated services share."""
+    assert await ask(server.url, "SELECT 1") == 1
+    (path,) = (home / "run").glob(".s.PGSQL.*[0-9]")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Nothing but system calls: the child shares no loop with the test.
+        os.chdir(path.parent)
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.settimeout(10)
+            talk.connect(path.name)
+            words = b"\0\x03\0\0user\0postgres\0database\0pinstripe\0\0"
+            talk.sendall((len(words) + 4).to_bytes(4, "big") + words)
+            os.write(writer, talk.recv(4096))
+        os._exit(0)
+    os.close(writer)
+    said = await asyncio.to_thread(os.read, reader, 4096)
+    os.close(reader)
+    os.waitpid(child, 0)
+    assert said[:1] == b"E", said
+    assert b"Peer authentication failed" in said

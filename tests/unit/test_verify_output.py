@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from pinstripe.cli.verify import as_object, as_text
 from pinstripe.store.difference import Difference
@@ -57,6 +60,35 @@ def test_tables_that_are_not_proven_stand_together_by_reason_with_the_remedy() -
     assert "1 of 3 tables proven" in text
     assert "charge (7 rows), refund: No permission." in text
     assert text.count("remedy: Add it.") == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "is_proven"),
+    [
+        (TableReport("price"), True),
+        (TableReport("price", moving=1), False),
+        (TableReport("price", "unverified", "Broken off.", failed=True), False),
+        (TableReport("price", "unverified", "Treasury is not enabled."), True),
+        (TableReport("price", "unverified", "Treasury is not enabled.", rows=3), False),
+        (TableReport("price", "unverified", "Enabling 'plan_read' permissions on this key"), False),
+        (TableReport("price", "partly", "5 rows that no list shows were not asked for."), True),
+    ],
+)
+def test_proven_is_only_what_was_compared(table: TableReport, *, is_proven: bool) -> None:
+    made = report(table, TableReport("customer"))
+    assert [t.table for t in made.unproven] == ([] if is_proven else ["price"])
+    assert as_object(made)["proven"] is is_proven
+
+
+def test_what_is_left_out_is_counted_and_dated() -> None:
+    made = replace(report(TableReport("price", moving=2)), margin_s=120)
+    found = as_object(made)
+    assert found["left_out"] == 2
+    since = datetime.fromisoformat(str(found["left_out_since"]))
+    assert since.timestamp() == made.since - 120
+    assert f"{since:%H:%M:%S} UTC" in as_text(made, ids=1)
+    nothing = replace(report(TableReport("price")), margin_s=120)
+    assert "would be left out; none differs" in as_text(nothing, ids=1)
 
 
 def test_what_changed_meanwhile_and_what_lacks_detail_is_told() -> None:

@@ -137,7 +137,8 @@ def verify(
     """Prove the copy: read every list again and compare it with the rows.
 
     Says for each table which rows are missing, stale, extra or wrongly deleted. What changes while it
-    looks is left out. Exit code 0: no differences (or all repaired); 6: some remain.
+    looks is left out, and counted. Exit code 0: no differences (or all repaired); 6: some remain; 4: none,
+    but not everything is proven.
     """
     from pinstripe.cli import verify as commands
     from pinstripe.sync.verify import Wish

@@ -22,6 +22,7 @@ import msgspec
 
 from pinstripe.config import Config
 from pinstripe.errors import PinstripeError, Unwritable
+from pinstripe.secrecy import make_private
 
 KEY_VARIABLE = "PINSTRIPE_SIMULATOR_KEY"
 _START_S = 60.0
@@ -92,7 +93,7 @@ def _recipe(path: Path, scale: int) -> Recipe:
                 return saved
         until = int(time.time()) // _DAY_S * _DAY_S
         recipe = Recipe(key=f"sk_test_{secrets.token_hex(16)}", scale=scale, until=until)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         path.write_bytes(msgspec.json.encode(recipe))
     except OSError as error:
         raise Unwritable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from datetime import UTC, datetime
 
 from pinstripe.cli.failure import complain
 from pinstripe.cli.standing import with_data
@@ -24,7 +25,9 @@ _TELL_S = 5.0
 
 
 async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
-    """Gives the exit code: 0 where nothing differs, 6 where something does, 4 where a list failed."""
+    """Gives the exit code: 0 where all that was compared is proven, 6 where something differs, 4 where
+    something is neither.
+    """
     config = with_data(config)
     if config.database_url is not None:
         await _check_synced(config.database_url, config.schema)
@@ -51,10 +54,17 @@ async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
         sys.stdout.write(text + "\n")
     if report.differences:
         return DIFFERENT
-    if report.failed:
-        complain("Some lists could not be read.", "Verify again.")
+    if report.unproven:
+        names = ", ".join(t.table for t in report.unproven)
+        complain(f"Nothing differs, but not all is proven: {names}.", _remedy(report))
         return INCOMPLETE
     return 0
+
+
+def _remedy(report: Report) -> str:
+    if report.failed or report.left_out:
+        return "Verify again in a few minutes."
+    return "See above what is not proven, and why."
 
 
 async def _tell_phases(run: Verify, stripe: Stripe) -> None:
@@ -85,8 +95,16 @@ def as_object(report: Report) -> dict[str, object]:
         "started_at": report.started_at.isoformat(),
         "finished_at": report.finished_at.isoformat(),
         "digest": report.digest,
+        "left_out": report.left_out,
+        "left_out_since": _left_out_since(report).isoformat(),
+        "proven": not report.differences and not report.unproven,
         "tables": [_table_object(t) for t in report.tables.values()],
     }
+
+
+def _left_out_since(report: Report) -> datetime:
+    """What an event from then on tells of is left out where it differs."""
+    return datetime.fromtimestamp(report.since - report.margin_s, UTC)
 
 
 def _table_object(table: TableReport) -> dict[str, object]:
@@ -135,12 +153,16 @@ def as_text(report: Report, *, ids: int) -> str:
     for table in wrong:
         lines += _wrong(table, ids)
     lines += _unproven([t for t in tables if t.state != "verified"])
-    moving = sum(t.moving for t in tables)
-    if moving:
+    since = f"{_left_out_since(report):%H:%M:%S} UTC"
+    if report.left_out:
+        counts = ", ".join(f"{t.table} {t.moving:,}" for t in tables if t.moving)
         lines += [
             "",
-            f"{moving:,} rows changed while they were looked at; of them nothing is said.",
+            f"{report.left_out:,} rows changed while they were looked at, or an event since {since} tells "
+            f"of them: they differ and were left out ({counts}).",
         ]
+    elif report.margin_s:
+        lines += ["", f"Rows that an event since {since} tells of would be left out; none differs."]
     partial = sum(t.partial for t in tables)
     if partial:
         lines += [

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from pinstripe.client.refusal import permission_of
 from pinstripe.store.difference import Difference
 
 TableState = Literal["verified", "partly", "unverified"]
@@ -56,7 +57,9 @@ class TableReport:
 
 @dataclass(slots=True)
 class Report:
-    """All tables. `since`: the second on Stripe's clock at which the look began."""
+    """All tables. `since`: the second on Stripe's clock at which the look began; `margin_s`: what an
+    event of so many seconds before it tells of was changing too, and is left out where it differs.
+    """
 
     schema: str
     since: float
@@ -65,6 +68,27 @@ class Report:
     tables: dict[str, TableReport]
     requests: int
     digest: str
+    margin_s: int = 0
+
+    @property
+    def left_out(self) -> int:
+        """Rows that differed and are not judged: they were changing."""
+        return sum(t.moving for t in self.tables.values())
+
+    @property
+    def unproven(self) -> list[TableReport]:
+        """Tables of which something that was to be compared was not: rows that were changing, lists that
+        failed, what the key may not read, rows that no list shows. Not: what is beyond the sample of
+        rows without a list, and what the account does not have.
+        """
+        return [
+            t
+            for t in self.tables.values()
+            if t.moving
+            or t.failed
+            or (t.state == "unverified" and t.rows)
+            or (t.state != "verified" and permission_of(t.reason))
+        ]
 
     @property
     def differences(self) -> int:

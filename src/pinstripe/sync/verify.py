@@ -81,9 +81,9 @@ class Verify:
         self._birth = birth
         self._since = since
         self._sleep = sleep
+        self._margin_s = _LATE_S if followed else 0
         self._grace_s = wish.grace_s if followed else 0.0
-        margin = _LATE_S if followed else 0
-        self._suspects = Suspects(looking, comparer, since=since - margin, sleep=sleep)
+        self._suspects = Suspects(looking, comparer, since=since - self._margin_s, sleep=sleep)
 
     async def run(self) -> Report:
         """Returns when everything is compared, and repaired if that was wished; saves the certificate."""
@@ -107,13 +107,14 @@ class Verify:
             )
             await repairs.run(self.reports, self.walk.requests())
         self.phase = "certificate"
-        return await certify(
+        made = await certify(
             self._source,
             self.reports,
             self.walk.requests() + self._suspects.requests,
             since=self._since,
             started_at=started_at,
         )
+        return replace(made, margin_s=self._margin_s)
 
     # What Stripe showed.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable, Unwritable
 from pinstripe.store.embedded import settings
 from pinstripe.store.embedded.binaries import Binaries
-from pinstripe.store.embedded.home import Account, Home, give
+from pinstripe.store.embedded.home import NOBODY, Account, Home, give
 from pinstripe.store.embedded.process import is_server_process
 
 _HERE = "/proc/self/cwd"
@@ -160,11 +160,13 @@ def configure(
 
 
 def _user_names(account: Account | None) -> list[str]:
-    """The machine's users who may connect through the socket: we, who runs the server, and root.
+    """The machine's users who may connect through the socket: we, who made the cluster, and root.
 
-    Root may become any of them anyway, and may want to look (`sudo pinstripe status`).
+    Root may become any of them anyway, and may want to look (`sudo pinstripe status`). Not `nobody`,
+    whose name the server has where root starts it: that name is shared by services that have nothing to
+    do with each other, and nothing of ours connects under it.
     """
-    uids = {os.geteuid(), 0, account.uid if account else 0}
+    uids = {os.geteuid(), 0, account.uid if account and account.uid != NOBODY else 0}
     try:
         return sorted(pwd.getpwuid(uid).pw_name for uid in uids)
     except KeyError:

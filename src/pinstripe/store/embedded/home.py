@@ -10,7 +10,7 @@
 
 The kernel drops a flock when its last holder dies, however it dies: so both locks tell the truth
 after `kill -9`, which a pid in a file does not. Only DATA_DIR and what is in it is ever given
-another owner or mode; no directory above it is touched.
+another owner or mode; of those above it only one that is named `.pinstripe` (0700).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from pathlib import Path
 import msgspec
 
 from pinstripe.errors import Misconfigured, Unwritable
+from pinstripe.secrecy import make_private
 
-_NOBODY = 65534
+NOBODY = 65534
 """Postgres refuses to run as root. This uid needs no useradd: it is `nobody` on Linux."""
 
 _SOCKET_DIR_BYTES = 85
@@ -69,7 +70,8 @@ class Home:
     def prepare(self) -> None:
         """Makes the directory, or finds that it is one of ours; else `Misconfigured`."""
         try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
+            make_private(self.data_dir.parent)
+            self.data_dir.mkdir(exist_ok=True)
             # "lost+found": a volume of its own has one, and is as good as empty.
             names = {path.name for path in self.data_dir.iterdir()} - {"lost+found"}
         except FileExistsError as error:
@@ -112,7 +114,7 @@ class Home:
             owner = self.cluster.stat()
             if owner.st_uid != 0:
                 return Account(owner.st_uid, owner.st_gid)
-        return Account(_NOBODY, _NOBODY)
+        return Account(NOBODY, NOBODY)
 
     def socket_dir(self, account: Account | None) -> Path:
         """A directory of mode 0700, short enough for a socket, that the server's user owns."""
