@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from benchmarks import watch
 from pinstripe.simulator.account import Settings
+from pinstripe.simulator.nastiness import CALM
 from pinstripe.simulator.process import SimulatorProcess
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
@@ -87,7 +88,7 @@ class Run:
 @asynccontextmanager
 async def stage(mix: Mapping[str, int], *, seed: int = 1) -> AsyncIterator[Stage]:
     """Both servers, gone at the end of the block."""
-    settings = Settings(seed=seed, until=UNTIL, mix=mix)
+    settings = Settings(seed=seed, until=UNTIL, mix=mix, nastiness=CALM)
     with tempfile.TemporaryDirectory(prefix="pinstripe-bench-") as directory:
         async with (
             EmbeddedPostgres(Path(directory) / "postgres") as postgres,

@@ -96,13 +96,13 @@ async def test_what_a_restricted_key_lacks_is_named_as_stripe_names_it(sim: Runn
     report = await examined(sim)
     found = {r.path: r.permission for r in report.resources if r.state == "not_permitted"}
     assert found == {
-        "/v1/charges": "rak_charge_read",
-        "/v1/invoices": "rak_invoice_read",
-        "/v1/customers/{customer}/balance_transactions": "rak_customer_balance_transaction_read",
+        "/v1/charges": "charge_read",
+        "/v1/invoices": "invoice_read",
+        "/v1/customers/{customer}/balance_transactions": "customer_balance_transaction_read",
     }
     assert report.exit_code == 4
     assert set(report.recipe.lacking) == set(found.values())
-    assert all("rak_charge_read" in f.remedy for f in problems(report) if "charge:" in f.message)
+    assert all("charge_read" in f.remedy for f in problems(report) if "charge:" in f.message)
     assert report.recipe.create_at.endswith("/test/apikeys/create")
 
 
@@ -110,7 +110,7 @@ async def test_a_permission_for_events_is_told_with_what_it_means(sim: Running) 
     restricted(sim, "event_read")
     (problem,) = problems(await examined(sim))
     assert "cannot be followed" in problem.message
-    assert "rak_event_read" in problem.remedy
+    assert "event_read" in problem.remedy
 
 
 async def test_a_key_that_may_not_preview_is_told_which_tables_stay_empty(sim: Running) -> None:
@@ -118,7 +118,7 @@ async def test_a_key_that_may_not_preview_is_told_which_tables_stay_empty(sim: R
     report = await examined(sim)
     (problem,) = problems(report)
     assert "upcoming invoices" in problem.message
-    assert "rak_invoice_write" in problem.remedy
+    assert "invoice_write" in problem.remedy
 
 
 async def test_products_that_are_not_enabled_are_no_problem(sim: Running) -> None:
@@ -136,7 +136,7 @@ async def test_whether_webhooks_can_be_written_is_tried_only_when_asked(sim: Run
     assert untried["webhooks_write"].state == "unknown"
     assert sim.account.meter.requests["POST /v1/webhook_endpoints"] == 0
     tried = {a.name: a for a in (await examined(sim, try_writes=True)).abilities}
-    assert tried["webhooks_write"].permission == "rak_webhook_endpoint_write"
+    assert tried["webhooks_write"].permission == "webhook_endpoint_write"
 
 
 async def test_trying_to_write_changes_nothing(sim: Running) -> None:
@@ -314,8 +314,8 @@ async def test_the_command_shows_key_database_and_remedies(sim: Running, databas
     ended = await check(sim, database=database)
     assert ended.code == 4, ended.text
     assert "a restricted key in test mode" in ended.out
-    assert "/v1/charges: lacks rak_charge_read" in ended.out
-    assert "remedy: Give the restricted key the permission rak_charge_read" in ended.out
+    assert "/v1/charges: lacks charge_read" in ended.out
+    assert "remedy: Give the restricted key the permission charge_read" in ended.out
     assert "LISTEN and NOTIFY work" in ended.out
     assert "Write, for `pinstripe webhook` only" in ended.out
     assert SECRET not in ended.text

@@ -33,6 +33,6 @@ async def test_a_run_is_shown_in_25_lines_with_rates_and_what_was_refused(databa
     assert after[0].startswith("done, ")
     assert "rows/s" in after[0]
     assert len(after) <= 25
-    assert any(line.split()[0] == "charge" and "rak_charge_read" in line for line in after)
+    assert any(line.split()[0] == "charge" and "charge_read" in line for line in after)
     assert any("more done" in line for line in after)
     assert "requests/s" in later

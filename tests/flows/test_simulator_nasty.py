@@ -66,7 +66,10 @@ async def test_a_restricted_key_is_told_the_permission_that_it_lacks(
     auth = {"Authorization": "Bearer rk_test_reader0001"}
     status, error = await refusal(http, "/v1/charges", **auth)
     assert status == 403
-    assert "'rak_charge_read'" in error["message"]
+    assert "Enabling \"Charges and Refunds Read\" ('charge_read')" in error["message"]
+    sim.control.nastiness(old_permission_words=True)
+    _, error = await refusal(http, "/v1/charges", **auth)
+    assert "Having the 'rak_charge_read' permission would allow" in error["message"]
     status, error = await refusal(http, "/v1/customers", method="POST", **auth)
     assert status == 403
     async with http.get("/v1/customers", headers=auth) as answer:

@@ -522,8 +522,8 @@ async def test_a_key_that_may_not_preview_is_recorded_once_and_not_asked_again(
         saved = await load_checkpoints(copy.pg, "stripe")
         for table in ("upcoming_customer_invoice", "upcoming_subscription_invoice"):
             assert saved[table].state == "refused"
-            assert "rak_invoice_write" in saved[table].reason
-            assert "rak_invoice_write" in saved[table].remedy
+            assert "invoice_write" in saved[table].reason
+            assert "invoice_write" in saved[table].remedy
         asked = copy.upcoming.requests
         assert asked < 40
         await copy.upcoming.refresh_customer(owners[0])

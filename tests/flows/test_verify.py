@@ -233,7 +233,7 @@ async def test_lists_that_the_key_may_not_read_are_unverified_and_not_clean(data
         certificate_tables = report.tables
     assert report.differences == 0
     assert certificate_tables["charge"].state == "unverified"
-    assert "rak_charge_read" in certificate_tables["charge"].reason
+    assert "charge_read" in certificate_tables["charge"].reason
     assert certificate_tables["charge"].unchecked == certificate_tables["charge"].rows > 0
     assert certificate_tables["customer"].state == "verified"
 

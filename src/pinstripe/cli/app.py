@@ -40,6 +40,9 @@ _SAMPLE = "Rows of a table that no list shows (only referred to, hidden) to ask 
 _UNTIL = "When the first objects end, in Unix seconds; 0 is the last midnight, UTC."
 _SETTLE = "How long Stripe's event list may settle first; the gateway's setting by default."
 _LIMITS = "Stripe's rate limits: of live mode, of test mode, or none."
+_NASTINESS = (
+    "As hard to copy as Stripe is (the default), or calm; PINSTRIPE_SIMULATOR_NASTINESS sets it."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -199,6 +202,7 @@ def simulate(
     until: Annotated[int, Parameter(help=_UNTIL)] = 0,
     latency_ms: Annotated[float, Parameter(help="How long each answer is held back.")] = 0.0,
     limits: Annotated[Literal["live", "test", "off"], Parameter(help=_LIMITS)] = "off",
+    nastiness: Annotated[Literal["stripe", "calm"] | None, Parameter(help=_NASTINESS)] = None,
     json: Json = False,
     while_stdin: Annotated[bool, Parameter(negative="", show=False)] = False,
 ) -> None:
@@ -209,7 +213,16 @@ def simulate(
     from pinstripe.cli import simulate as commands
 
     wish = commands.Wish(
-        host, port, scale, seed, until, latency_ms, limits, as_json=json, while_stdin=while_stdin
+        host,
+        port,
+        scale,
+        seed,
+        until,
+        latency_ms,
+        limits,
+        nastiness,
+        as_json=json,
+        while_stdin=while_stdin,
     )
     execute(config, commands.simulate(wish), stopped=0)
 

@@ -25,6 +25,7 @@ from pinstripe.errors import PinstripeError, Unwritable
 from pinstripe.secrecy import make_private
 
 KEY_VARIABLE = "PINSTRIPE_SIMULATOR_KEY"
+NASTINESS_VARIABLE = "PINSTRIPE_SIMULATOR_NASTINESS"
 _START_S = 60.0
 _STOP_S = 5.0
 _DAY_S = 86_400
@@ -114,7 +115,8 @@ async def _start(recipe: Recipe) -> asyncio.subprocess.Process:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         # The key goes by the environment: everyone can read a command line.
-        env={**os.environ, KEY_VARIABLE: recipe.key},
+        # A demo shows the copy, not how it survives stale reads and clocks that disagree.
+        env={**os.environ, KEY_VARIABLE: recipe.key, NASTINESS_VARIABLE: "calm"},
         # Ctrl-C in the terminal is for us; the simulator must answer until we are done.
         start_new_session=True,
     )

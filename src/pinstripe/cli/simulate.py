@@ -13,9 +13,11 @@ from pinstripe.cli.demo import KEY_VARIABLE
 from pinstripe.errors import Misconfigured
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.auth import DEFAULT_KEY
+from pinstripe.simulator.nastiness import default_nastiness, preset
 from pinstripe.simulator.server import Running, serve
 
 LimitsName = Literal["live", "test", "off"]
+NastinessName = Literal["stripe", "calm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Wish:
     until: int
     latency_ms: float
     limits: LimitsName
+    nastiness: NastinessName | None
     as_json: bool
     while_stdin: bool
 
@@ -37,7 +40,12 @@ async def simulate(wish: Wish) -> int:
     """Serves until cancelled, or until stdin ends."""
     key = os.environ.get(KEY_VARIABLE, "").strip() or DEFAULT_KEY
     settings = Settings(
-        seed=wish.seed, scale=wish.scale, until=wish.until, keys=(key,), limits=wish.limits
+        seed=wish.seed,
+        scale=wish.scale,
+        until=wish.until,
+        keys=(key,),
+        limits=wish.limits,
+        nastiness=preset(wish.nastiness) if wish.nastiness else default_nastiness(),
     )
 
     def ready(running: Running) -> None:

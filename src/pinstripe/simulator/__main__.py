@@ -9,11 +9,13 @@ import json
 import logging
 import signal
 import sys
+from dataclasses import replace
 
 import uvloop
 
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.limits import PRESETS
+from pinstripe.simulator.nastiness import from_json
 from pinstripe.simulator.server import Running, serve
 
 
@@ -27,6 +29,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--until", type=int, default=0, help="end of the first objects, Unix s")
     parser.add_argument("--limits", choices=sorted(PRESETS), default="off")
     parser.add_argument("--key", action="append", default=[], help="an API key to accept")
+    parser.add_argument(
+        "--nastiness", default="", help="every value as JSON; Stripe's own if empty"
+    )
     parser.add_argument("--not-enabled", action="append", default=[], help="such as issuing")
     return parser.parse_args()
 
@@ -48,7 +53,9 @@ def main() -> None:
         not_enabled=tuple(given.not_enabled),
     )
     if given.key:
-        settings = Settings(**{**vars(settings), "keys": tuple(given.key)})
+        settings = replace(settings, keys=tuple(given.key))
+    if given.nastiness:
+        settings = replace(settings, nastiness=from_json(json.loads(given.nastiness)))
     logging.basicConfig(level=logging.WARNING)
     uvloop.run(_until_told(settings, given.host, given.port))
 

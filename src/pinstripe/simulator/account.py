@@ -20,6 +20,7 @@ from pinstripe.simulator.events import EventLog
 from pinstripe.simulator.expand import Expander
 from pinstripe.simulator.faults import Faults
 from pinstripe.simulator.limits import PRESETS, Meter
+from pinstripe.simulator.nastiness import Nastiness, default_nastiness
 from pinstripe.simulator.replies import Reply
 from pinstripe.simulator.singletons import Singletons
 from pinstripe.simulator.table import StripeObject
@@ -53,6 +54,7 @@ class Settings:
     livemode: bool = False
     connected: bool = True
     """Whether there is a small connected account for `Stripe-Account`."""
+    nastiness: Nastiness = field(default_factory=default_nastiness)
 
     def end(self) -> int:
         return self.until or int(time.time()) // _DAY_S * _DAY_S
@@ -91,7 +93,7 @@ class Account:
             api_version=self.api_version,
         )
         self.world = World(self.spec, plan, self.clock.seconds)
-        self.expander = Expander(self.world)
+        self.expander = Expander(self.world, refused=lambda: self.nastiness.refused_expands)
         self.doors = Doors(
             self.id,
             livemode=made.livemode,
@@ -118,10 +120,17 @@ class Account:
         self.webhooks = Webhooks(
             self.world, self.webhook_secrets, now=self.clock.seconds, seed=made.seed
         )
+        self.behave(made.nastiness)
         self.search_lag_s = 60
         """Stripe's index is usually under a minute behind; tests must not build on it."""
         self.connected: dict[str, Account] = {}
         self._requests = 0
+
+    def behave(self, nastiness: Nastiness) -> None:
+        """Be this nasty from now on."""
+        self.nastiness = nastiness
+        self.world.history.keep_s = nastiness.stale_s if nastiness.stale_share else 0.0
+        self.world.settle_s = nastiness.settle_s
 
     def request_id(self) -> str:
         self._requests += 1
@@ -145,6 +154,7 @@ def make_account(settings: Settings) -> Account:
             years=settings.years,
             keys=settings.keys,
             connected=False,
+            nastiness=settings.nastiness,
         )
         first = account.world.tables["account"].id_at(0)
         account.connected[first] = Account(small, id=first, clock=account.clock)

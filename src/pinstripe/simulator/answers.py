@@ -17,10 +17,11 @@ from pinstripe.simulator.account import Account
 from pinstripe.simulator.event_lists import event_page
 from pinstripe.simulator.expand import paths_of
 from pinstripe.simulator.judge import Judge
-from pinstripe.simulator.lists import Page, list_text, page_of, page_of_children, page_text
+from pinstripe.simulator.lists import Page, list_text, page_of, page_of_children, page_text, walk
 from pinstripe.simulator.params import Params
-from pinstripe.simulator.replies import StripeError, missing, refused
+from pinstripe.simulator.replies import StripeError, missing, missing_at, refused
 from pinstripe.simulator.routes import Match
+from pinstripe.simulator.search import search_condition
 from pinstripe.simulator.table import StripeObject, Table
 from pinstripe.simulator.template import pretty, reindent
 from pinstripe.simulator.versions import before_basil, rendered
@@ -69,7 +70,7 @@ def _printed(request: Request, found: object) -> bytes:
         request.account.expander.expand(found, paths_of(request.params, inside_list=False))
     if isinstance(found, dict) and found.get("object") != "event":
         found = rendered(found, request.version)
-    return pretty(found) + b"\n"
+    return pretty(found)
 
 
 # --- retrieve ----------------------------------------------------------------------------------
@@ -81,18 +82,21 @@ def _retrieve(request: Request) -> bytes:
     if kind is None or not kind.has_id or not request.match.path_values:
         return _printed(request, singleton(request))
     id = request.match.path_values[-1]
+    place = request.match.place
+    if request.account.doors.disabled_product(request.operation, request.type_name):
+        raise missing_at(request.type_name, id, place)
     if id == request.account.id and request.type_name == "account":
         return _printed(request, singleton(request))
     table, position = _found(request, id)
     if table.name == "event" and not request.account.events.readable(position):
-        raise missing("event", id)
+        raise missing_at("event", id, place)
     if table.gone(position):
         if table.kind.name == "customer":
-            return pretty({"id": id, "object": "customer", "deleted": True}) + b"\n"
-        raise missing(table.kind.name, id)
+            return pretty({"id": id, "object": "customer", "deleted": True})
+        raise missing_at(table.kind.name, id, place)
     if request.params.get("expand") or before_basil(request.version):
         return _printed(request, world.objects.load(table, position))
-    return world.objects.text(table, position) + b"\n"
+    return world.objects.text(table, position)
 
 
 def _found(request: Request, id: str) -> tuple[Table, int]:
@@ -100,7 +104,7 @@ def _found(request: Request, id: str) -> tuple[Table, int]:
         found = request.account.world.find(type_name, id)
         if found is not None:
             return found
-    raise missing(request.type_name, id)
+    raise missing_at(request.type_name, id, request.match.place)
 
 
 def singleton(request: Request) -> StripeObject:
@@ -118,9 +122,11 @@ def singleton(request: Request) -> StripeObject:
 
 def _list(request: Request) -> bytes:
     operation = request.operation
+    _wants_customer(request)
     paths = paths_of(request.params, inside_list=True)
+    request.account.expander.check(request.type_name, paths, prefix="data.")
     if request.type_name == "v2.core.event":  # Thin events are not simulated: there are none.
-        return b'{\n  "data": [],\n  "next_page_url": null,\n  "previous_page_url": null\n}\n'
+        return b'{\n  "data": [],\n  "next_page_url": null,\n  "previous_page_url": null\n}'
     parent = request.account.world.routes.parent(operation)
     if request.type_name == "event":
         events = request.account.world.tables["event"]
@@ -132,13 +138,22 @@ def _list(request: Request) -> bytes:
     url = quote(request.path, safe="/%")
     old = before_basil(request.version) and request.type_name != "event"
     if not paths and not old:
-        return page_text(request.account.world.objects, page, url) + b"\n"
+        return page_text(request.account.world.objects, page, url)
     entries = []
     for position in page.positions:
         found = request.account.world.objects.load(page.table, position)
-        request.account.expander.expand(found, paths)
+        request.account.expander.expand(found, paths, prefix="data.")
         entries.append(pretty(rendered(found, request.version) if old else found, 4))
-    return list_text(b",\n    ".join(entries), more=page.has_more, url=url) + b"\n"
+    return list_text(b",\n    ".join(entries), more=page.has_more, url=url)
+
+
+def _wants_customer(request: Request) -> None:
+    """Some lists that the SDK types as free were refused without a customer."""
+    path = request.operation.path
+    if path in request.account.nastiness.lists_by_customer and "customer" not in request.params:
+        raise refused(
+            "Missing required param: customer.", code="parameter_missing", param="customer"
+        )
 
 
 def _top(request: Request) -> Page:
@@ -197,44 +212,28 @@ def _v2(request: Request, page: Page) -> bytes:
         limit = f"limit={request.params['limit']}&" if "limit" in request.params else ""
         after = f"{request.path}?{limit}page={quote(data[-1]['id'])}"
     body = {"data": data, "next_page_url": after, "previous_page_url": None}
-    return msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(body), indent=2)
 
 
 # --- search ------------------------------------------------------------------------------------
 
 
 def _search(request: Request) -> bytes:
-    """Understands `field:"value"` and `metadata["k"]:"v"`, joined by AND; not read-after-write."""
+    """A page of what the query finds; not read-after-write."""
     account = request.account
     params = {k: v for k, v in request.params.items() if k == "limit"}
     table = account.world.tables[request.type_name]
-    fields = list(account.world.routes.fields[request.type_name])
-    terms = search_terms(str(request.params.get("query", "")))
+    fields = account.world.routes.fields[request.type_name]
+    condition = search_condition(str(request.params.get("query", "")), fields)
     indexed = account.clock.seconds() - account.search_lag_s
-    params["created"] = {"lt": indexed}
     if "page" in request.params:
         params["starting_after"] = request.params["page"]
-    page = page_of(account.world.objects, table, params | terms, fields)
     objects = account.world.objects
+    judge = Judge(objects, table, [condition])
+    page = walk(table, params, judge, range(table.rank(indexed)))
     entries = b",\n    ".join(objects.text(table, p, 4) for p in page.positions)
     following = table.id_at(page.positions[-1]) if page.has_more else None
     frame = {"object": "search_result", "data": "@", "has_more": page.has_more}
     frame |= {"next_page": following, "url": request.path}
     inner = b"[\n    %b\n  ]" % entries if entries else b"[]"
-    return reindent(pretty(frame), 0).replace(b'"@"', inner, 1) + b"\n"
-
-
-def search_terms(query: str) -> Params:
-    """Equality terms of a search query; anything else is Stripe's 400."""
-    terms: Params = {}
-    for part in query.replace("'", '"').split(" AND "):
-        name, colon, value = part.strip().partition(":")
-        if not colon:
-            raise refused(f"We were unable to parse your search query: {query}", param="query")
-        name = name.lstrip("-")
-        bare = value.strip().strip('"')
-        if name.startswith("metadata["):
-            terms.setdefault("metadata", {})[name[9:].strip('[]"')] = bare
-        else:
-            terms[name] = {"true": True, "false": False}.get(bare, bare)
-    return terms
+    return reindent(pretty(frame), 0).replace(b'"@"', inner, 1)

@@ -22,13 +22,14 @@ from pinstripe.simulator import bodies
 from pinstripe.simulator.account import Account
 from pinstripe.simulator.answers import Request, answer
 from pinstripe.simulator.auth import Key
-from pinstripe.simulator.behaviours.registry import write
+from pinstripe.simulator.behaviours.registry import settle, write
 from pinstripe.simulator.control import Control
 from pinstripe.simulator.faults import BEFORE, Fault, error_for
 from pinstripe.simulator.params import check, nest, parse
 from pinstripe.simulator.replies import Reply, StripeError, refused, unrecognized
+from pinstripe.simulator.routes import QUOTE_PDF
 from pinstripe.simulator.spoil import Send, abort, send_reply, send_spoiled
-from pinstripe.simulator.versions import known_version
+from pinstripe.simulator.versions import known_version, notice
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class App:
 
     def _answer(self, scope: Scope, told: Told, fault: Fault | None) -> Reply:
         try:
-            broken = error_for(fault.kind) if fault else None
+            final = self.account.nastiness.no_retry_after_500
+            broken = error_for(fault.kind, no_retry_after_500=final) if fault else None
             if broken is not None:
                 raise broken
             return self._route(scope, told)
@@ -133,7 +135,8 @@ class App:
         endpoint = f"{operation.method} {operation.path}"
         self.account.meter.enter(endpoint, slow=slow, dice=self.account.dice.random())
         type_name = account.world.routes.child(operation)
-        account.doors.let_in(key, operation, type_name)
+        old_words = self.account.nastiness.old_permission_words
+        account.doors.let_in(key, operation, type_name, old_words=old_words)
         given, files = _parameters(scope, headers, told.body)
         request = Request(
             account=account,
@@ -145,9 +148,26 @@ class App:
             idempotency_key=headers.get("idempotency-key"),
             files=files,
         )
+        settle(account)
         if method == "POST" and request.idempotency_key:
             return self._once(request, f"{path}?{sorted(given.items())}")
-        return Reply(answer(request, write))
+        if operation.method == "GET":
+            return self._read(request)
+        return _reply(request)
+
+    def _read(self, request: Request) -> Reply:
+        """Now and then from a replica that is behind; the event list has its own lateness."""
+        nastiness, dice = self.account.nastiness, self.account.dice
+        stale = request.type_name != "event" and dice.random() < nastiness.stale_share
+        if not stale:
+            return _reply(request)
+        try:
+            with request.account.world.history.as_of(nastiness.stale_s * dice.random()):
+                return _reply(request)
+        except StripeError as error:
+            if error.param in ("starting_after", "ending_before"):
+                return _reply(request)  # The list that showed the cursor came from elsewhere.
+            raise
 
     def _account(self, headers: dict[str, str], key: Key) -> Account:
         wanted = headers.get("stripe-account")
@@ -160,6 +180,7 @@ class App:
                 f"The provided key does not have access to account '{wanted}' (or that account "
                 "does not exist). Application access may have been revoked.",
                 code="account_invalid",
+                anonymous=True,
             )
         found.doors.keys.setdefault(key.secret, key)
         return found
@@ -181,27 +202,49 @@ class App:
             first = known[1]
             return Reply(first.body, first.status, first.headers | {"Idempotent-Replayed": "true"})
         try:
-            reply = Reply(answer(request, write))
+            reply = _reply(request)
         except StripeError as error:
             reply = error.reply(request.id)
             if error.status in (429, 409):
                 return reply
-        reply.headers |= {"Idempotency-Key": key, "Original-Request": request.id}
+        # Writes that ran answer `false`: whoever repeats them is given the same answer again.
+        reply.headers |= {"Original-Request": request.id, "Stripe-Should-Retry": "false"}
         account.remember(key, fingerprint, reply)
         return Reply(reply.body, reply.status, dict(reply.headers))
 
     def _finish(self, reply: Reply, headers: dict[str, str], request_id: str) -> None:
         account = self.account
+        skew = account.nastiness.skew_s
+        # The clock of the machine that answers, which is not the one that stamps objects.
+        date = account.clock.now() + (account.dice.uniform(-skew, skew) if skew else 0.0)
         reply.headers |= {
-            "Date": formatdate(account.clock.now(), usegmt=True),
-            "Request-Id": request_id,
-            "Stripe-Version": headers.get("stripe-version") or account.api_version,
+            "Date": formatdate(date, usegmt=True),
             "Vary": "Accept-Encoding",
             "Cache-Control": "no-cache, no-store",
         }
+        if not reply.anonymous:
+            version = headers.get("stripe-version") or account.api_version
+            reply.headers |= {"Request-Id": request_id, "Stripe-Version": version}
+            reply.headers |= _echoed(headers)
+            if reply.status < 400 and (words := notice(version)):
+                reply.headers["Stripe-Notice"] = words
         if "gzip" in headers.get("accept-encoding", "") and len(reply.body) >= _SQUEEZE_FROM:
             reply.body = igzip_lib.compress(reply.body, 0, flag=igzip_lib.COMP_GZIP)
             reply.headers["Content-Encoding"] = "gzip"
+
+
+def _echoed(headers: dict[str, str]) -> dict[str, str]:
+    """What comes back as it was sent: the idempotency key, and the account acted on."""
+    made = {"Idempotency-Key": headers.get("idempotency-key", "")}
+    made["Stripe-Account"] = headers.get("stripe-account", "")
+    return {name: value for name, value in made.items() if value}
+
+
+def _reply(request: Request) -> Reply:
+    """The answer as the kind of its content has it."""
+    pdf = request.operation is QUOTE_PDF
+    kind = "application/pdf" if pdf else "application/json"
+    return Reply(answer(request, write), content_type=kind)
 
 
 def _parameters(

@@ -43,6 +43,8 @@ def _fill(value: object, id: str, objects: Objects, now: int) -> object:
         return now + int(name[2:])
     if name in _EMPTY_AT_FIRST:
         return 0
+    if name.startswith("has:"):
+        return False
     if name == "ms":
         return now * 1000
     if name == "iso":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pinstripe.simulator import coherence
+from pinstripe.simulator.beyond_types import EXTRA
 from pinstripe.simulator.first_events import event_sample
 from pinstripe.simulator.ids import Ids, NaturalIds, ScrambledIds
 from pinstripe.simulator.mix import DEFAULT_PATTERN, PATTERNS, counts_for
@@ -231,7 +232,7 @@ class _Builder:
         def make(variant: int) -> Sample:
             if table.name == "event":
                 return event_sample(self._plan.api_version, self._plan.livemode)
-            made = sample(table.kind, variant, scope)
+            made = _with_extra(sample(table.kind, variant, scope), table.kind.name)
             if fix is not None:
                 fix(made, variant)
             if self._plan.future_fields and variant == 6 and len(table.name) % 3 == 0:
@@ -239,3 +240,12 @@ class _Builder:
             return made
 
         table.make_sample = make
+
+
+def _with_extra(made: Sample, type_name: str) -> Sample:
+    """The sample with the keys that no type has, each in its place in the alphabet."""
+    extra = EXTRA.get(type_name)
+    if not extra:
+        return made
+    head = {k: made[k] for k in ("id", "object") if k in made}
+    return head | dict(sorted({**extra, **made}.items()))

@@ -42,6 +42,7 @@ RELATIONS: Mapping[str, Mapping[str, str]] = {
         "payment_intent": "even:payment_intent",
         "customer": "payment_intent customer",
         "payment_method": "payment_intent payment_method",
+        "dispute": "first:dispute/charge",
     },
     "refund": {"charge": "even:charge", "payment_intent": "charge payment_intent"},
     "dispute": {"charge": "even:charge", "payment_intent": "charge payment_intent"},
@@ -132,6 +133,7 @@ def _subscription(s: Sample, v: int) -> None:
     s["latest_invoice"] = hole("ref:latest_invoice")
     s["test_clock"] = hole("ref:test_clock") if v == ON_TEST_CLOCK else None
     s["pending_update"] = None
+    s["plan"], s["quantity"] = hole("only:plan"), hole("only-quantity")
 
 
 def _subscription_item(s: Sample, v: int) -> None:
@@ -178,6 +180,7 @@ def _payment_intent(s: Sample, v: int) -> None:
     s |= {"amount_received": hole("amount") if good else 0, "amount_capturable": 0}
     s |= {"latest_charge": hole("ref:latest_charge"), "cancellation_reason": None}
     s |= {"last_payment_error": None, "next_action": None}
+    s["capture_method"] = "manual" if v == 5 else "automatic_async"
 
 
 def _charge(s: Sample, v: int) -> None:
@@ -193,6 +196,7 @@ def _charge(s: Sample, v: int) -> None:
     s["failure_message"] = "Your card was declined." if status == "failed" else None
     s["failure_balance_transaction"] = None
     s["source"] = None
+    s["dispute"], s["disputed"] = hole("ref:dispute"), hole("has:dispute")
 
 
 def _refund(s: Sample, v: int) -> None:

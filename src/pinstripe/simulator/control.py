@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from pinstripe.errors import PinstripeError
+from pinstripe.simulator import nastiness
 from pinstripe.simulator.account import Account
 from pinstripe.simulator.auth import Key
 from pinstripe.simulator.events import STRIPE_ITSELF
@@ -45,6 +47,7 @@ _ADDRESSES = [
     "delete",
     "edit",
     "search_lag",
+    "nastiness",
     "webhooks",
 ]
 """What can be called over HTTP."""
@@ -129,6 +132,17 @@ class Control:
         """The account's default from now on: of answers without a version, and of events."""
         self.account.api_version = version
 
+    def nastiness(self, preset: str = "", **values: Any) -> dict[str, object]:
+        """A preset ("stripe", "calm"), then single values over it (see `nastiness.Nastiness`)."""
+        now = nastiness.preset(preset) if preset else self.account.nastiness
+        known = nastiness.as_json(now)
+        if unknown := values.keys() - known.keys():
+            raise ValueError(f"no nastiness named {', '.join(sorted(unknown))}")
+        wanted = nastiness.from_json({**known, **values})
+        for account in (self.account, *self.account.connected.values()):
+            account.behave(wanted)
+        return nastiness.as_json(wanted)
+
     def search_lag(self, seconds: int) -> None:
         self.account.search_lag_s = seconds
 
@@ -212,7 +226,14 @@ class Control:
             found = call(**given)
             if inspect.isawaitable(found):
                 found = await found
-        except (TypeError, ValueError, KeyError, StripeError, msgspec.DecodeError) as error:
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            StripeError,
+            PinstripeError,
+            msgspec.DecodeError,
+        ) as error:
             return _told({"error": str(error)}, 400)
         return _told({"ok": True, "result": found})
 

@@ -167,8 +167,10 @@ def difference(before: StripeObject, after: StripeObject) -> StripeObject:
         old, new = before.get(key), after.get(key)
         if old == new:
             continue
-        inner = isinstance(old, dict) and isinstance(new, dict) and old.get("object") != "list"
-        changed[key] = difference(old, new) if inner and old and new else old
+        if isinstance(old, dict) and isinstance(new, dict) and old.get("object") != "list":
+            changed[key] = difference(old, new)
+        else:
+            changed[key] = old
     return changed
 
 

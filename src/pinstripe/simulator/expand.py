@@ -6,7 +6,7 @@ Stripe refuses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -43,16 +43,32 @@ def paths_of(params: Params, *, inside_list: bool) -> list[list[str]]:
 
 
 class Expander:
-    """Expands in place; `world` finds the objects."""
+    """Expands in place; `world` finds the objects. `refused` gives the properties that cannot be
+    expanded, each as `type.path`.
+    """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, refused: Callable[[], Collection[str]]) -> None:
         self._world = world
+        self._refused = refused
 
-    def expand(self, found: StripeObject, paths: Sequence[Sequence[str]]) -> None:
-        """`found` with every path expanded."""
+    def expand(
+        self, found: StripeObject, paths: Sequence[Sequence[str]], *, prefix: str = ""
+    ) -> None:
+        """`found` with every path expanded; `prefix` is what stood before each in the request."""
         fields = self._world.routes.fields.get(str(found.get("object", "")), {})
         for path in paths:
-            self._along(found, fields, path, ".".join(path), found)
+            self._along(found, fields, path, prefix + ".".join(path), found)
+
+    def check(self, type_name: str, paths: Sequence[Sequence[str]], *, prefix: str = "") -> None:
+        """Raises Stripe's 400 for a property of the type that it does not expand."""
+        for path in paths:
+            self._allow(type_name, path, prefix + ".".join(path))
+
+    def _allow(self, type_name: str, path: Sequence[str], whole: str) -> None:
+        refused = self._refused()
+        for length in range(1, len(path) + 1) if refused else ():
+            if ".".join((type_name, *path[:length])) in refused:
+                raise _cannot(whole)
 
     def _along(
         self,
@@ -62,6 +78,8 @@ class Expander:
         whole: str,
         owner: StripeObject,
     ) -> None:
+        if at is owner:
+            self._allow(str(owner.get("object", "")), path, whole)
         name, rest = path[0], path[1:]
         field = fields.get(name)
         if field is None:

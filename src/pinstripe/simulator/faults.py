@@ -84,13 +84,14 @@ class Faults:
         return None
 
 
-def error_for(kind: str) -> StripeError | None:
+def error_for(kind: str, *, no_retry_after_500: bool) -> StripeError | None:
     """The error answer of a fault that is one."""
     if kind == "error_500":
         return StripeError(
             500,
             "An unknown error occurred",
             type="api_error",
+            headers={"Stripe-Should-Retry": "false"} if no_retry_after_500 else None,
         )
     if kind == "error_503":
         return StripeError(

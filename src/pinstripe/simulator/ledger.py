@@ -14,6 +14,9 @@ from pinstripe.simulator.replies import missing, refused
 from pinstripe.simulator.table import StripeObject, Table
 from pinstripe.simulator.world import World
 
+# What the event of a deletion shows otherwise than the last retrieve (seen in recorded answers).
+_ENDED: Mapping[str, StripeObject] = {"product": {"active": False}, "coupon": {"valid": False}}
+
 
 class Ledger:
     """What one request changes."""
@@ -47,7 +50,8 @@ class Ledger:
         under; `event` the verb of the event, "" for none.
         """
         table = self.table(type_name, under)
-        if id and table.position(id) is not None:
+        before = table.position(id) if id else None
+        if before is not None and not table.gone(before):
             raise refused(
                 f"{type_name.capitalize()} already exists.",
                 code="resource_already_exists",
@@ -77,12 +81,12 @@ class Ledger:
         return whole
 
     def delete(self, found: StripeObject, *, event: str = "deleted") -> StripeObject:
-        """Stripe's stub; the event carries the object as it was, marked deleted where lists do."""
+        """Stripe's stub; the event carries the object as it was, but no longer in use."""
         table, position = self._where(found)
         whole = self.world.objects.load(table, position)
         self.world.remove(table, position)
         if event:
-            self.tell(event, whole)
+            self.tell(event, whole | _ENDED.get(table.kind.name, {}))
         return {"id": found["id"], "object": found["object"], "deleted": True}
 
     def tell(self, verb: str, found: StripeObject, *, previous: StripeObject | None = None) -> None:

@@ -99,6 +99,7 @@ class Meter:
                 "the request. If you see this error frequently and are making multiple concurrent "
                 "requests to a single object, make your requests serially or at a lower rate.",
                 code="lock_timeout",
+                headers={"Stripe-Should-Retry": "true"},
             )
         self.all.add(now)
         window.add(now)

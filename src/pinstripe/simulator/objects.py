@@ -24,6 +24,9 @@ from pinstripe.simulator.template import Filler, Template, pretty, reindent
 INSIDE = 10
 """Entries that a list inside an object shows."""
 _TOO_DEEP = 30
+_UNCOUNTED = "payments"
+"""The list inside an invoice that has no `total_count`, and whose `url` leads nowhere (both seen in
+recorded answers)."""
 
 
 class Objects:
@@ -42,6 +45,7 @@ class Objects:
             "ms": lambda t: lambda i, c: b"%d" % (c * 1000 + i % 1000),
             "iso": lambda t: lambda i, c: _iso(c),
             "email": lambda t: lambda i, c: b'"buyer+%d@example.com"' % i,
+            "only-quantity": self._only_quantity,
             "event-type": lambda t: lambda i, c: b'"%b"' % first_events.event_type(i).encode(),
         }
         self._whole_when_kept = {
@@ -109,6 +113,8 @@ class Objects:
         for field in table.lists:
             if field in fields and not fields[field].on_request:
                 kept[field] = msgspec.json.decode(self.list_inside(table, field, position, 0))
+        if table.kind.name == "subscription":
+            kept |= _of_the_only_item(kept)
         for field, (_, target) in table.links.items():
             value = kept.get(field)
             if isinstance(value, str) and field in fields and fields[field].kind == "resource":
@@ -163,13 +169,15 @@ class Objects:
         between = b"[\n%b    %b\n%b  ]" % (pad, entries, pad) if found else b"[]"
         url = self._list_url(owner, field, position)
         more = b"true" if len(found) > INSIDE else b"false"
+        count = b"" if field == _UNCOUNTED else b'%b  "total_count": %d,\n' % (pad, len(found))
         return (
-            b'{\n%b  "object": "list",\n%b  "data": %b,\n%b  "has_more": %b,\n'
-            b'%b  "total_count": %d,\n%b  "url": %b\n%b}'
-        ) % (pad, pad, between, pad, more, pad, len(found), pad, url, pad)
+            b'{\n%b  "object": "list",\n%b  "data": %b,\n%b  "has_more": %b,\n%b%b  "url": %b\n%b}'
+        ) % (pad, pad, between, pad, more, count, pad, url, pad)
 
     def _list_url(self, owner: Table, field: str, position: int) -> bytes:
         """JSON text of the URL under which the whole list is; only the id differs."""
+        if field == _UNCOUNTED:
+            return b'"/v1/invoices/payments"'
         known = self._list_urls.get((owner.name, field))
         if known is None:
             name, back = owner.lists[field]
@@ -196,6 +204,9 @@ class Objects:
         if name.startswith("t+"):
             later = int(name[2:])
             return lambda i, c: b"%d" % (c + later)
+        if how == "has":
+            to = table.links[what][0].to
+            return lambda i, c: b"false" if to(i) is None else b"true"
         if how == "ref":
             return self._reference(*table.links[what])
         if how == "any":
@@ -204,7 +215,42 @@ class Objects:
             return lambda i, c: self.list_inside(table, what, i, indent)
         if how == "embed":
             return self._embedded(*table.links[what], indent)
+        if how == "only":
+            return self._only_plan(table, indent)
         return self._whole(table, what, indent)
+
+    def _only_item(self, index: int) -> int | None:
+        """The position of a subscription's item, if it has just one and nothing was changed."""
+        items = self._tables["subscription_item"]
+        found = self.children(self._tables["subscription"], index, items, "")
+        return found[0] if len(found) == 1 else None
+
+    def _only_plan(self, table: Table, indent: int) -> Filler:
+        """`subscription.plan`: of the only item; null where there are several."""
+        items = self._tables["subscription_item"]
+
+        def fill(index: int, created: int) -> bytes:
+            at = self._only_item(index)
+            if at is None:
+                return b"null"
+            if items.touched and items.stored(at):
+                return pretty(self.load(items, at).get("plan"), indent)
+            return self._embedded(*items.links["plan"], indent)(at, created)
+
+        return fill
+
+    def _only_quantity(self, table: Table) -> Filler:
+        items = self._tables["subscription_item"]
+
+        def fill(index: int, created: int) -> bytes:
+            at = self._only_item(index)
+            if at is None:
+                return b"null"
+            if items.touched and items.stored(at):
+                return msgspec.json.encode(self.load(items, at).get("quantity"))
+            return msgspec.json.encode(items.sample(items.variant(at)).get("quantity"))
+
+        return fill
 
     def _reference(self, relation: Relation, target: str) -> Filler:
         to, quoted = relation.to, self._tables[target].quoted
@@ -239,6 +285,14 @@ class Objects:
         made = sample(self._routes.objects[what], 0, scope)
         inner = Template(made, indent, lambda n, d: self.filler(table, n, d))
         return inner.render
+
+
+def _of_the_only_item(subscription: StripeObject) -> StripeObject:
+    """`plan` and `quantity`, which Stripe still shows where a subscription has one item."""
+    items = subscription["items"]["data"]
+    if len(items) != 1:
+        return {"plan": None, "quantity": None}
+    return {"plan": items[0].get("plan"), "quantity": items[0].get("quantity")}
 
 
 def _iso(created: int) -> bytes:

@@ -12,6 +12,7 @@ import aiohttp
 
 from pinstripe.errors import Unreachable
 from pinstripe.simulator.account import Settings
+from pinstripe.simulator.nastiness import as_json
 
 _START_S = 60
 """Long enough for a machine under load; the simulator starts in well under a second."""
@@ -37,6 +38,7 @@ class SimulatorProcess:
         arguments = ["--port", str(self._port), "--seed", str(made.seed)]
         arguments += ["--scale", str(made.scale), "--until", str(made.end())]
         arguments += ["--limits", made.limits]
+        arguments += ["--nastiness", json.dumps(as_json(made.nastiness))]
         if made.mix is not None:
             arguments += ["--mix", json.dumps(dict(made.mix))]
         for key in made.keys:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote_plus
 
 from pinstripe.catalog.model import Field, ObjectType, Operation, Spec
+from pinstripe.simulator.beyond_types import corrected
 from pinstripe.simulator.versions import before_basil
 
 _UPCOMING = Operation(
@@ -64,6 +65,10 @@ _UNNAMED = tuple(
         ("/v1/customers/{customer}/subscriptions", "subscription"),
     )
 )
+# Answers with a file, which the SDK's own types (and so the catalog) have no object for.
+QUOTE_PDF = Operation(
+    method="GET", path="/v1/quotes/{quote}/pdf", kind="action", returns=("quote",)
+)
 _BRACES = re.compile(r"\{([^}]+)\}")
 
 
@@ -74,20 +79,26 @@ class Match:
     operation: Operation
     path_values: tuple[str, ...]
 
+    @property
+    def place(self) -> str:
+        """The name of the path's last parameter, such as `intent`; "" if it has none."""
+        names = _BRACES.findall(self.operation.path)
+        return names[-1] if names else ""
+
 
 class Routes:
     """Every operation of the catalog, by method and path."""
 
     def __init__(self, spec: Spec) -> None:
-        self.objects: Mapping[str, ObjectType] = {o.name: o for o in spec.objects}
+        self.objects: Mapping[str, ObjectType] = {o.name: corrected(o) for o in spec.objects}
         self._fixed: dict[str, dict[str, Operation]] = defaultdict(dict)
         self._open: dict[int, list[tuple[re.Pattern[str], Operation]]] = defaultdict(list)
         self.owner: dict[str, str] = {}
         """Path of an object ("/v1/charges/{}") -> its type."""
         self.fields: dict[str, dict[str, Field]] = {
-            o.name: {f.name: f for f in o.fields} for o in spec.objects
+            o.name: {f.name: f for f in o.fields} for o in self.objects.values()
         }
-        for operation in (*spec.operations, *_UNNAMED):
+        for operation in (*spec.operations, *_UNNAMED, QUOTE_PDF):
             path = operation.path
             if "{" not in path:
                 self._fixed[path][operation.method] = operation
@@ -128,7 +139,6 @@ class Routes:
 
     def match(self, method: str, path: str) -> Match | None:
         """The operation for `path` (still percent-encoded), or None."""
-        path = path.rstrip("/") or "/"
         fixed = self._fixed.get(path)
         if fixed is not None and method in fixed:
             return Match(fixed[method], ())

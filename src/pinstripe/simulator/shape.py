@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pinstripe.catalog.model import Field, ObjectType
 from pinstripe.simulator import values
+from pinstripe.simulator.beyond_types import ALWAYS_THERE
 
 JsonValue = object
 Sample = dict[str, JsonValue]
@@ -45,10 +46,9 @@ class Scope:
 def sample(kind: ObjectType, variant: int, scope: Scope) -> Sample:
     """The object as Stripe would return it unexpanded, with holes."""
     made = _Walker(kind.name, variant, scope).object(kind.fields, kind.name, depth=0)
-    made["object"] = kind.name
-    if kind.has_id:
-        made["id"] = hole("id")
-    return made
+    named: Sample = {"id": hole("id")} if kind.has_id else {}
+    named["object"] = kind.name
+    return named | {k: v for k, v in made.items() if k not in ("id", "object")}
 
 
 class _Walker:
@@ -99,7 +99,7 @@ class _Walker:
         return names[self._variant % len(names)]
 
     def _maybe(self, field: Field, path: str, depth: int) -> JsonValue:
-        if not field.nullable:
+        if not field.nullable or path in ALWAYS_THERE:
             return self._make(field, path, depth)
         at = values.pick(path, self._variant, 100)
         filled = field.name in self._scope.references and depth == 0

@@ -19,6 +19,7 @@ from isal import isal_zlib
 from pinstripe.catalog.model import ObjectType
 from pinstripe.simulator.ids import FIRST_NEW, Ids
 from pinstripe.simulator.relations import Relation
+from pinstripe.simulator.replica import History
 from pinstripe.simulator.shape import VARIANTS, Sample
 from pinstripe.simulator.template import Filler, Template
 from pinstripe.simulator.timeline import Timeline
@@ -75,6 +76,8 @@ class Table:
         self.by_value: dict[tuple[str, str], list[int]] = defaultdict(list)
         """(field, id) -> positions of stored objects that have held it."""
         self.parent_of: dict[int, str] = {}
+        self.history = History()
+        """Shared by all tables of an account (see `World`)."""
         self.unlisted: set[int] = set()
         """Positions that no list shows though they can be retrieved (inline prices)."""
         self.unlisted_variants: frozenset[int] = frozenset()
@@ -196,14 +199,52 @@ class Table:
         self._added.append(max(created, newest))
         self.touched = True
         position = self.total - 1
+        before = self._chosen.get(chosen_id)
         if chosen_id:
             self._chosen[chosen_id] = position
             self._chosen_id[position] = chosen_id
+        if self.history.keep_s:
+            self.history.note(lambda: self._take_back(chosen_id, before))
         return position
+
+    def _take_back(self, chosen_id: str, before: int | None) -> Callable[[], None]:
+        """Undoes the newest `add`."""
+        position, created = self.total - 1, self._added.pop()
+        if chosen_id and before is None:
+            self._chosen.pop(chosen_id, None)
+        elif before is not None:
+            self._chosen[chosen_id] = before
+
+        def again() -> None:
+            self._added.append(created)
+            if chosen_id:
+                self._chosen[chosen_id] = position
+
+        return again
+
+    def _note_place(self, position: int) -> None:
+        """Called before what is kept at `position` changes."""
+        if self.history.keep_s:
+            blob, gone = self._stored.get(position), self._deleted.get(position)
+            self.history.note(lambda: self._put(position, blob, gone))
+
+    def _put(self, position: int, blob: bytes | None, gone: int | None) -> Callable[[], None]:
+        """Makes `position` hold this; gives what puts back the present."""
+        now_blob, now_gone = self._stored.pop(position, None), self._deleted.pop(position, None)
+        if blob is not None:
+            self._stored[position] = blob
+        if gone is not None:
+            self._deleted[position] = gone
+
+        def again() -> None:
+            self._put(position, now_blob, now_gone)
+
+        return again
 
     def store(self, position: int, stripped: StripeObject) -> None:
         """Keep `stripped` (lists and embedded objects taken out) as the object at `position`."""
         self.touched = True
+        self._note_place(position)
         self._stored[position] = _pack(msgspec.json.encode(stripped))
         for field in (*self.links, "customer", "source", "test_clock"):
             value: object = stripped
@@ -221,6 +262,7 @@ class Table:
 
     def delete(self, position: int, at: int) -> None:
         self.touched = True
+        self._note_place(position)
         self._deleted[position] = at
         self._stored.pop(position, None)
 

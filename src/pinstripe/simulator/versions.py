@@ -10,20 +10,29 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pinstripe.simulator.replies import refused
+from pinstripe.simulator.replies import StripeError
 
 StripeObject = dict[str, Any]
 
 ACACIA = "2025-02-24.acacia"
 BASIL = "2025-03-31.basil"
-_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z_]+)?\Z")
+# Previews are asked for behind the date: `2026-10-28.preview; some_beta=v1`.
+_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z_]+)?(; ?[a-z0-9_]+=v\d+)*\Z")
+_OUTDATED_BEFORE = "2024"
 
 
 def known_version(version: str, newest: str) -> str:
-    """`version`, or Stripe's 400 for what is none (yet)."""
+    """`version`, or Stripe's 400 for what is none (yet), which has neither code nor log."""
     if not _VERSION.match(version) or version[:10] > newest[:10]:
-        raise refused(f"Invalid Stripe API version: {version}")
+        raise StripeError(400, f"Invalid Stripe API version: {version}", logged=False)
     return version
+
+
+def notice(version: str) -> str:
+    """`Stripe-Notice` (new in 2026) names outdated versions; "" for others. The words are ours."""
+    if version[:4] >= _OUTDATED_BEFORE:
+        return ""
+    return f"API version {version[:10]} is outdated; upgrade to a current version."
 
 
 def before_basil(version: str) -> bool:

@@ -6,11 +6,13 @@ lists, nested lists, filters and the truth that tests compare with all see the s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from pinstripe.catalog.model import Spec
 from pinstripe.simulator.build import Plan, build_tables
 from pinstripe.simulator.objects import Objects
+from pinstripe.simulator.replica import History
 from pinstripe.simulator.routes import Routes
 from pinstripe.simulator.table import StripeObject, Table
 
@@ -23,7 +25,14 @@ class World:
         self.plan = plan
         self.now = now
         self.tables = build_tables(self.routes, plan)
+        self.history = History()
+        for table in self.tables.values():
+            table.history = self.history
         self.objects = Objects(self.tables, self.routes, now)
+        self.unsettled: deque[tuple[int, str]] = deque()
+        """Charges captured as `automatic_async` that have no balance transaction yet, each with
+        the second in which it comes."""
+        self.settle_s = 0
         self._named: dict[str, list[Table]] = {}
         for table in self.tables.values():
             self._named.setdefault(table.kind.name, []).append(table)

@@ -115,15 +115,15 @@ async def test_what_a_key_lacks_is_named_and_another_key_takes_its_place(
         token = token_in((await http.get("/syncs/shop/keys")).text)
         await http.post("/syncs/shop/keys/examine", data={"csrf": token})
         page = await report(http, "/syncs/shop/keys")
-        assert "rak_charge_read" in page
-        assert "rak_event_read" in page
+        assert "charge_read" in page
+        assert "event_read" in page
 
         wrong = await http.post("/syncs/shop/keys/change", data={"csrf": token, "key": UNKNOWN})
         assert wrong.status_code == 400
         changed = {"csrf": token, "key": console.key}
         assert (await http.post("/syncs/shop/keys/change", data=changed)).status_code == 303
         page = await report(http, "/syncs/shop/keys")
-        assert "rak_charge_read" not in page
+        assert "charge_read" not in page
         for key in (LIMITED, UNKNOWN, console.key):
             assert key not in wrong.text + page
 

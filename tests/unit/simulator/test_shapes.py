@@ -8,6 +8,7 @@ import pytest
 
 from pinstripe.catalog.model import Field
 from pinstripe.simulator.account import Account, Settings, make_account
+from pinstripe.simulator.beyond_types import EXTRA
 from pinstripe.simulator.mutate import Mutator
 
 NOON = 1_790_000_000
@@ -38,7 +39,9 @@ def misfits(value: object, fields: tuple[Field, ...], path: str) -> Iterator[str
         yield f"{path}: {value!r} is no object"
         return
     known = {f.name: f for f in fields}
-    for name in value.keys() - known.keys():
+    extra = EXTRA.get(path, {}).keys()
+    yield from (f"{path}.{name}: absent" for name in extra - value.keys())
+    for name in value.keys() - known.keys() - extra:
         yield f"{path}.{name}: unknown"
     for name, field in known.items():
         if name not in value:

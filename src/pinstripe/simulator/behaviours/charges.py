@@ -31,9 +31,29 @@ def charge_for(ledger: Ledger, intent: StripeObject, *, good: bool) -> StripeObj
     }
     charge = ledger.make("charge", values, event="")
     if good and not manual:
-        charge = _booked(ledger, charge, "charge", int(charge["amount"]))
+        if intent.get("capture_method") == "automatic":
+            charge = _booked(ledger, charge, "charge", int(charge["amount"]))
+        else:
+            world = ledger.world
+            world.unsettled.append((ledger.now() + world.settle_s, str(charge["id"])))
     ledger.tell("succeeded" if good else "failed", charge)
     return charge
+
+
+def settle(ledger: Ledger) -> None:
+    """Gives charges captured as `automatic_async` their balance transaction, when it is due.
+
+    `charge.updated` tells of it. Source: https://docs.stripe.com/payments/payment-intents/asynchronous-capture
+    """
+    waiting = ledger.world.unsettled
+    while waiting and waiting[0][0] <= ledger.now():
+        _, id = waiting.popleft()
+        charge = ledger.world.get("charge", id)
+        if charge is not None and charge.get("balance_transaction") is None:
+            entry = book(
+                ledger, "charge", int(charge["amount"]), str(charge["currency"]), source=id
+            )
+            ledger.change(charge, {"balance_transaction": entry["id"]})
 
 
 def _booked(ledger: Ledger, found: StripeObject, kind: str, amount: int) -> StripeObject:
@@ -141,5 +161,7 @@ def create_charge(request: Request, ledger: Ledger) -> StripeObject:
         amount_captured=amount if good else 0,
     )
     if not good:
-        raise declined("Your card was declined.", decline_code="generic_decline")
+        raise declined(
+            "Your card was declined.", decline_code="generic_decline", charge=found["id"]
+        )
     return _booked(ledger, found, "charge", amount)

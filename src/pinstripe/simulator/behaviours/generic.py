@@ -12,9 +12,10 @@ from typing import Any
 
 from pinstripe.catalog.model import Field
 from pinstripe.simulator.answers import Request, singleton
+from pinstripe.simulator.beyond_types import ALWAYS_THERE
 from pinstripe.simulator.ledger import Ledger
 from pinstripe.simulator.params import Params
-from pinstripe.simulator.replies import missing
+from pinstripe.simulator.replies import missing, missing_at
 from pinstripe.simulator.table import StripeObject
 
 _STATES: Mapping[str, tuple[str, ...]] = {
@@ -101,7 +102,7 @@ def target(request: Request, ledger: Ledger) -> StripeObject:
         found = request.account.world.get(type_name, id)
         if found is not None:
             return found
-    raise missing(request.type_name, id)
+    raise missing_at(request.type_name, id, request.match.place)
 
 
 def create(
@@ -158,7 +159,8 @@ def taken_over(ledger: Ledger, request: Request, found: StripeObject) -> StripeO
             if isinstance(value, str) or value is None:
                 made[name] = _reference(ledger, field, value, name)
         elif field.kind == "object" and isinstance(value, dict):
-            made[name] = _inner(field, found.get(name), value)
+            path = f"{found['object']}.{name}"
+            made[name] = _inner(field, found.get(name), value, path)
         elif field.kind == "array":
             made[name] = _array(ledger, field, value, name)
         else:
@@ -184,19 +186,28 @@ def _reference(ledger: Ledger, field: Field, id: object, param: str) -> object:
     return id
 
 
-def _inner(field: Field, before: object, given: Params) -> Params:
-    """An inline object with all its keys, the ones not given as they were or null."""
-    made: dict[str, Any] = {f.name: None for f in field.fields if not f.on_request}
+def _inner(field: Field, before: object, given: Params, path: str) -> Params:
+    """An inline object with all its keys, the ones not given as they were or empty."""
+    made: dict[str, Any] = {
+        f.name: empty(f, f"{path}.{f.name}") for f in field.fields if not f.on_request
+    }
     if isinstance(before, dict):
         made |= before
     inner = {f.name: f for f in field.fields}
     for name, value in given.items():
         deeper = inner.get(name)
         if deeper is not None and deeper.kind == "object" and isinstance(value, dict):
-            made[name] = _inner(deeper, made.get(name), value)
+            made[name] = _inner(deeper, made.get(name), value, f"{path}.{name}")
         elif deeper is not None:
             made[name] = value
     return made
+
+
+def empty(field: Field, path: str) -> object:
+    """What a property is before anything is known of it."""
+    if path not in ALWAYS_THERE:
+        return None
+    return {f.name: empty(f, f"{path}.{f.name}") for f in field.fields if not f.on_request}
 
 
 def _array(ledger: Ledger, field: Field, value: object, param: str) -> list[object]:

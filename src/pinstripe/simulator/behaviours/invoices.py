@@ -128,7 +128,7 @@ def finalize(ledger: Ledger, invoice: StripeObject) -> StripeObject:
             "payment_method": method,
             "status": "requires_confirmation" if method else "requires_payment_method",
             "payment_method_types": ["card"],
-            "capture_method": "automatic",
+            "capture_method": "automatic_async",
         },
     )
     payment = {"payment_intent": intent["id"], "type": "payment_intent"}
@@ -154,7 +154,14 @@ def pay_invoice(request: Request, ledger: Ledger) -> StripeObject:
         return _paid(ledger, invoice)
     paid = pay(ledger, invoice, method=request.params.get("payment_method"))
     if paid["status"] != "paid":
-        raise declined("Your card was declined.", decline_code="generic_decline")
+        link = _payment_of(ledger, invoice)
+        intent = ledger.get("payment_intent", link["payment"]["payment_intent"]) if link else {}
+        raise declined(
+            "Your card was declined.",
+            decline_code="generic_decline",
+            charge=intent.get("latest_charge"),
+            payment_intent=intent,
+        )
     return paid
 
 

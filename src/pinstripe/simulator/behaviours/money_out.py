@@ -84,9 +84,10 @@ def open_dispute(ledger: Ledger, charge: StripeObject) -> StripeObject:
     entry = book(
         ledger, "adjustment", -int(charge["amount"]), charge["currency"], source=made["id"]
     )
-    made = ledger.change(made, {"balance_transactions": [entry]}, event="")
+    changes = {"balance_transactions": [entry], "balance_transaction": entry["id"]}
+    made = ledger.change(made, changes, event="")
     ledger.tell("funds_withdrawn", made)
-    ledger.change(charge, {"disputed": True})
+    ledger.change(charge, {"disputed": True, "dispute": made["id"]})
     return made
 
 

@@ -79,7 +79,7 @@ def create_intent(request: Request, ledger: Ledger) -> StripeObject:
         status="requires_payment_method",
         payment_method=payment_method(ledger, method)["id"] if method else None,
         payment_method_types=params.get("payment_method_types") or ["card"],
-        capture_method=params.get("capture_method") or "automatic",
+        capture_method=params.get("capture_method") or "automatic_async",
     )
     if method:
         found = ledger.change(found, {"status": "requires_confirmation"}, event="")
@@ -114,7 +114,15 @@ def confirm(ledger: Ledger, intent: StripeObject, *, quietly: bool = False) -> S
         return changed
     charge = charges.charge_for(ledger, intent, good=last4 not in _DECLINED)
     if charge["status"] == "failed":
-        error = {"code": "card_declined", "type": "card_error", "charge": charge["id"]}
+        error = {
+            "charge": charge["id"],
+            "code": "card_declined",
+            "decline_code": "generic_decline",
+            "doc_url": "https://stripe.com/docs/error-codes/card-declined",
+            "message": "Your card was declined.",
+            "payment_method": method,
+            "type": "card_error",
+        }
         changes = {"status": "requires_payment_method", "last_payment_error": error}
         changes |= {"latest_charge": charge["id"], "payment_method": None}
         changed = ledger.change(intent, changes, event="")
@@ -122,7 +130,10 @@ def confirm(ledger: Ledger, intent: StripeObject, *, quietly: bool = False) -> S
         if quietly:
             return changed
         raise declined(
-            "Your card was declined.", decline_code="generic_decline", charge=charge["id"]
+            "Your card was declined.",
+            decline_code="generic_decline",
+            charge=charge["id"],
+            payment_intent=changed,
         )
     manual = intent.get("capture_method") == "manual"
     changes = {"latest_charge": charge["id"], "last_payment_error": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pinstripe.catalog.model import Operation
+from pinstripe.simulator.account import Account
 from pinstripe.simulator.answers import Request
 from pinstripe.simulator.behaviours import (
     charges,
@@ -21,7 +22,7 @@ from pinstripe.simulator.behaviours import (
     sessions,
     subscriptions,
 )
-from pinstripe.simulator.events import Cause
+from pinstripe.simulator.events import STRIPE_ITSELF, Cause
 from pinstripe.simulator.ledger import Ledger
 
 Behaviour = Callable[[Request, Ledger], object]
@@ -63,6 +64,7 @@ _BEHAVIOURS: Mapping[str, Behaviour] = {
     "POST /v1/payouts/{payout}/cancel": money_out.cancel_payout,
     "POST /v1/prices": prices.create_price,
     "POST /v1/products": prices.create_product,
+    "GET /v1/quotes/{quote}/pdf": sessions.quote_pdf,
     "POST /v1/refunds": charges.create_refund,
     "POST /v1/setup_intents": sessions.create_setup,
     "POST /v1/setup_intents/{intent}/confirm": sessions.confirm_setup,
@@ -87,7 +89,15 @@ def write(request: Request) -> object:
     ledger = Ledger(account.world, account.events, Cause(request.id, request.idempotency_key))
     operation = request.operation
     behave = _BEHAVIOURS.get(f"{operation.method} {operation.path}", generic.perform)
-    return behave(request, ledger)
+    made = behave(request, ledger)
+    settle(account)
+    return made
+
+
+def settle(account: Account) -> None:
+    """What is due by now and no request asked for: balance transactions of new charges."""
+    if account.world.unsettled:
+        charges.settle(Ledger(account.world, account.events, STRIPE_ITSELF))
 
 
 def behaves(operation: Operation) -> bool:
@@ -103,5 +113,6 @@ def unknown_behaviours(paths: set[str]) -> set[str]:
         - {
             "GET /v1/invoices/upcoming",
             "GET /v1/invoices/upcoming/lines",
+            "GET /v1/quotes/{quote}/pdf",
         }
     )

@@ -15,6 +15,18 @@ from pinstripe.simulator.table import StripeObject
 _DAY_S = 86_400
 
 
+_PDF = (
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
+    b"2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj\n"
+)
+
+
+def quote_pdf(request: Request, ledger: Ledger) -> bytes:
+    """A file, not JSON; this one has no pages."""
+    quote = ledger.get("quote", request.match.path_values[0])
+    return _PDF + f"% {quote['id']}\n%%EOF\n".encode()
+
+
 def create_session(request: Request, ledger: Ledger) -> StripeObject:
     """Silent: there is no `checkout.session.created`."""
     given = request.params.get("line_items") or []
