@@ -118,7 +118,7 @@ class Deeds:
             "customer": self.any("customer")["id"],
             "payment_method": card,
             "confirm": True,
-            "capture_method": self._dice.choice(("automatic_async",) * 4 + ("automatic", "manual")),
+            "capture_method": self._dice.choice(("automatic_async",) * 3 + ("automatic", "manual")),
         }
         intent = self.post("/v1/payment_intents", params)
         if intent.get("status") == "requires_capture":
