@@ -8,7 +8,7 @@ RUN_ARGS ?=
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format catalog docs wheel bench soak attack lock clean
+.PHONY: help setup run test check format catalog docs wheel bench soak attack examples lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -60,6 +60,10 @@ soak: setup ## long runs under faults
 
 attack: setup ## what a stranger may try, in full; with nginx, HAProxy and a JDK where they are installed
 	$(BIN)/pytest -n 2 --dist loadfile -q tests/attack $(TEST_ARGS)
+
+examples: setup ## the official package's own examples on the simulator; STRIPE_SDIST names its archive, else it is downloaded
+	$(BIN)/python -m tools.examples
+	$(BIN)/python -m tools.examples --proxy
 
 lock: setup ## resolve the requirements files anew
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements/main.txt
