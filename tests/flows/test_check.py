@@ -97,6 +97,7 @@ async def test_what_a_restricted_key_lacks_is_named_as_stripe_names_it(sim: Runn
     found = {r.path: r.permission for r in report.resources if r.state == "not_permitted"}
     assert found == {
         "/v1/charges": "charge_read",
+        "/v1/refunds": "charge_read",  # The dashboard has one permission, "Charges and Refunds".
         "/v1/invoices": "invoice_read",
         "/v1/customers/{customer}/balance_transactions": "customer_balance_transaction_read",
     }

@@ -95,6 +95,23 @@ def confirm_intent(request: Request, ledger: Ledger) -> StripeObject:
     return confirm(ledger, found)
 
 
+def declines(method: StripeObject) -> bool:
+    """Whether the card is one of Stripe's that are always declined."""
+    return (method.get("card") or {}).get("last4") in _DECLINED
+
+
+def decline_error(method: StripeObject) -> StripeObject:
+    """What an intent keeps of a decline, with the payment method as it was then."""
+    return {
+        "code": "card_declined",
+        "decline_code": "generic_decline",
+        "doc_url": "https://stripe.com/docs/error-codes/card-declined",
+        "message": "Your card was declined.",
+        "payment_method": method,
+        "type": "card_error",
+    }
+
+
 def confirm(ledger: Ledger, intent: StripeObject, *, quietly: bool = False) -> StripeObject:
     """Tries to take the money; 402 on a declined card unless `quietly`."""
     if intent["status"] not in ("requires_confirmation", "requires_payment_method"):
@@ -112,17 +129,9 @@ def confirm(ledger: Ledger, intent: StripeObject, *, quietly: bool = False) -> S
         changed = ledger.change(intent, changes, event="")
         ledger.tell("requires_action", changed)
         return changed
-    charge = charges.charge_for(ledger, intent, good=last4 not in _DECLINED)
+    charge = charges.charge_for(ledger, intent, good=not declines(method))
     if charge["status"] == "failed":
-        error = {
-            "charge": charge["id"],
-            "code": "card_declined",
-            "decline_code": "generic_decline",
-            "doc_url": "https://stripe.com/docs/error-codes/card-declined",
-            "message": "Your card was declined.",
-            "payment_method": method,
-            "type": "card_error",
-        }
+        error = {"charge": charge["id"], **decline_error(method)}
         changes = {"status": "requires_payment_method", "last_payment_error": error}
         changes |= {"latest_charge": charge["id"], "payment_method": None}
         changed = ledger.change(intent, changes, event="")

@@ -9,7 +9,7 @@ from pinstripe.simulator.behaviours import payments
 from pinstripe.simulator.behaviours.generic import create, target
 from pinstripe.simulator.behaviours.prices import make_price
 from pinstripe.simulator.ledger import Ledger
-from pinstripe.simulator.replies import refused
+from pinstripe.simulator.replies import declined, refused
 from pinstripe.simulator.table import StripeObject
 
 _DAY_S = 86_400
@@ -105,13 +105,29 @@ def _attempt(ledger: Ledger, found: StripeObject) -> StripeObject:
     """Attempts have no events; the setup intent's own tell of it."""
     if found.get("payment_method") is None:
         raise refused("You cannot confirm this SetupIntent because it's missing a payment method.")
+    method = ledger.get("payment_method", found["payment_method"], param="payment_method")
     values = {"setup_intent": found["id"], "payment_method": found["payment_method"]}
     values |= {"customer": found.get("customer"), "status": "succeeded", "usage": "off_session"}
+    if payments.declines(method):
+        return _failed(ledger, found, values | {"status": "failed"}, method)
     attempt = ledger.make("setup_attempt", values, event="")
     changes = {"status": "succeeded", "latest_attempt": attempt["id"]}
     changed = ledger.change(found, changes, event="")
     ledger.tell("succeeded", changed)
     return changed
+
+
+def _failed(
+    ledger: Ledger, found: StripeObject, values: StripeObject, method: StripeObject
+) -> StripeObject:
+    """402, with the whole intent in the error, as for a payment."""
+    error = payments.decline_error(method)
+    attempt = ledger.make("setup_attempt", values | {"setup_error": error}, event="")
+    changes: StripeObject = {"status": "requires_payment_method", "payment_method": None}
+    changes |= {"latest_attempt": attempt["id"], "last_setup_error": error}
+    changed = ledger.change(found, changes, event="")
+    ledger.tell("setup_failed", changed)
+    raise declined("Your card was declined.", decline_code="generic_decline", setup_intent=changed)
 
 
 def upload_file(request: Request, ledger: Ledger) -> StripeObject:
