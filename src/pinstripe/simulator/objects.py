@@ -7,7 +7,7 @@ objects that they embed are always those of now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -15,7 +15,7 @@ import msgspec
 
 from pinstripe.simulator import coherence, first_events
 from pinstripe.simulator.entries import Entries
-from pinstripe.simulator.relations import Relation
+from pinstripe.simulator.relations import FirstBack, Relation
 from pinstripe.simulator.routes import Routes
 from pinstripe.simulator.shape import Scope, sample
 from pinstripe.simulator.table import StripeObject, Table
@@ -24,6 +24,8 @@ from pinstripe.simulator.template import Filler, Template, pretty, reindent
 INSIDE = 10
 """Entries that a list inside an object shows."""
 _TOO_DEEP = 30
+_RARE = 20
+"""A reference that fewer than one in so many objects has is looked up, not computed."""
 _UNCOUNTED = "payments"
 """The list inside an invoice that has no `total_count`, and whose `url` leads nowhere (both seen in
 recorded answers)."""
@@ -205,10 +207,10 @@ class Objects:
             later = int(name[2:])
             return lambda i, c: b"%d" % (c + later)
         if how == "has":
-            to = table.links[what][0].to
+            to = self._way(table, what)
             return lambda i, c: b"false" if to(i) is None else b"true"
         if how == "ref":
-            return self._reference(*table.links[what])
+            return self._reference(self._way(table, what), table.links[what][1])
         if how == "any":
             return self._anything(self._tables[what])
         if how == "list":
@@ -220,14 +222,20 @@ class Objects:
         return self._whole(table, what, indent)
 
     def _only_item(self, index: int) -> int | None:
-        """The position of a subscription's item, if it has just one and nothing was changed."""
+        """The position of the item of the subscription at `index`, if it has just one."""
         items = self._tables["subscription_item"]
-        found = self.children(self._tables["subscription"], index, items, "")
+        relation = items.relation("")
+        found: Sequence[int]
+        if relation is not None and not items.touched:
+            found = relation.back(index)
+        else:
+            found = self.children(self._tables["subscription"], index, items, "")
         return found[0] if len(found) == 1 else None
 
     def _only_plan(self, table: Table, indent: int) -> Filler:
         """`subscription.plan`: of the only item; null where there are several."""
         items = self._tables["subscription_item"]
+        embedded = self._embedded(*items.links["plan"], indent)
 
         def fill(index: int, created: int) -> bytes:
             at = self._only_item(index)
@@ -235,7 +243,7 @@ class Objects:
                 return b"null"
             if items.touched and items.stored(at):
                 return pretty(self.load(items, at).get("plan"), indent)
-            return self._embedded(*items.links["plan"], indent)(at, created)
+            return embedded(at, created)
 
         return fill
 
@@ -252,8 +260,16 @@ class Objects:
 
         return fill
 
-    def _reference(self, relation: Relation, target: str) -> Filler:
-        to, quoted = relation.to, self._tables[target].quoted
+    def _way(self, table: Table, field: str) -> Callable[[int], int | None]:
+        """From an index of `table` to the one that `field` refers to; looked up where few have one."""
+        relation, target = table.links[field]
+        count = self._tables[target].base
+        if isinstance(relation, FirstBack) and count * _RARE < table.base:
+            return relation.written_out(count).get
+        return relation.to
+
+    def _reference(self, to: Callable[[int], int | None], target: str) -> Filler:
+        quoted = self._tables[target].quoted
 
         def fill(index: int, created: int) -> bytes:
             at = to(index)

@@ -95,6 +95,15 @@ class FirstBack:
         owner = self._relation.to(target)
         return range(0) if owner is None else range(owner, owner + 1)
 
+    def written_out(self, count: int) -> dict[int, int]:
+        """The whole relation, for `count` referring objects that are few beside their targets."""
+        made: dict[int, int] = {}
+        for index in range(count):
+            target = self._relation.to(index)
+            if target is not None:
+                made.setdefault(target, index)
+        return made
+
 
 class Interleaved:
     """One table fed by several: balance transactions come from charges, refunds, payouts ...
