@@ -60,7 +60,7 @@ def written(extractor: Extractor, obj: Json) -> str:
     found = Found()
     extractor.object(obj, found)
     rows = [row for group in found.rows.values() for row in group.values()]
-    rows += [row for *_, row in found.again] + [row for _, _, row, _ in found.frozen]
+    rows += [row for *_, row in found.again]
     assert rows
     return repr(rows)
 
