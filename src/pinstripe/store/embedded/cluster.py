@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable, Unwritable
+from pinstripe.secrecy import OWN_DIRECTORY
 from pinstripe.store.embedded import settings
 from pinstripe.store.embedded.binaries import Binaries
 from pinstripe.store.embedded.home import NOBODY, Account, Home, give
@@ -56,7 +57,25 @@ def address(directory: Path, account: Account | None, *, major: int) -> str:
     """
     if account is None:
         return str(directory)
-    reachable = subprocess.run(  # noqa: S603 (our own argv)
+    if _is_reachable(directory, account):
+        return str(directory)
+    # Before 16 the programs looked for themselves by leaving their directory and coming back.
+    if major < 16 or not Path(_HERE).exists():
+        # Then our own directory is to be passed, though not listed.
+        for each in (d for d in directory.parents if d.name == OWN_DIRECTORY):
+            each.chmod(0o711)
+        if _is_reachable(directory, account):
+            return str(directory)
+        raise Misconfigured(
+            f"Postgres must not run as root, and uid {account.uid} cannot reach {directory}.",
+            hint="Choose a data directory below directories that everyone may pass, such as /var.",
+        )
+    return _HERE
+
+
+def _is_reachable(directory: Path, account: Account) -> bool:
+    """Whether that user may pass all that is above it."""
+    tried = subprocess.run(  # noqa: S603 (our own argv)
         ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(directory)],
         cwd="/",
         user=account.uid,
@@ -65,15 +84,7 @@ def address(directory: Path, account: Account | None, *, major: int) -> str:
         stderr=subprocess.DEVNULL,
         check=False,
     )
-    if reachable.returncode == 0:
-        return str(directory)
-    # Before 16 the programs looked for themselves by leaving their directory and coming back.
-    if major < 16 or not Path(_HERE).exists():
-        raise Misconfigured(
-            f"Postgres must not run as root, and uid {account.uid} cannot reach {directory}.",
-            hint="Choose a data directory below directories that everyone may pass, such as /var.",
-        )
-    return _HERE
+    return tried.returncode == 0
 
 
 def new_directory(home: Home, account: Account | None) -> Path:
