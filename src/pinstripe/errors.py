@@ -82,6 +82,11 @@ class PinstripeError(Exception):
     """The root. `message` says what is wrong, `hint` what to do about it."""
 
     exit_code = 1
+    slug = "error"
+    """Names the class for programs: bookkeeping, API and metrics carry it, and decisions go by it."""
+    is_answer = False
+    """Whether Stripe has answered the request for good: only then may it end. All else is trouble, and
+    what was requested stays owed."""
 
     fault: DatabaseFault | None = None
     """What Postgres said, if it is an error of the database's."""
@@ -96,6 +101,7 @@ class Misconfigured(PinstripeError):
     """The user must change a setting, a key, a right, a directory. Never retried."""
 
     exit_code = 2
+    slug = "misconfigured"
 
 
 class UnknownSync(Misconfigured):
@@ -106,16 +112,22 @@ class Unreachable(PinstripeError):
     """Stripe or Postgres cannot be reached, or breaks off. Worth trying again later."""
 
     exit_code = 3
+    slug = "unreachable"
 
 
 class Refused(PinstripeError):
-    """Stripe answered, and the answer is no: an error body in Stripe's own shape.
+    """Stripe answered with an error body in its own shape.
+
+    Of this class itself: an error that we do not understand. It is trouble, not an answer; those below
+    that say `is_answer` are answers about this very object or list.
 
     Attributes: `status` (HTTP), `code` and `type` (Stripe's, "" where absent), `param`,
-    `request_id` (`req_…` or ""). `said_at`: when it was so, [lo, hi) on Stripe's clock, Unix seconds.
+    `request_id` (`req_…` or ""), `permission` (what the key lacks, as Stripe names it). `said_at`: when
+    it was so, [lo, hi) on Stripe's clock, Unix seconds.
     """
 
     exit_code = 4
+    slug = "refused"
 
     def __init__(
         self,
@@ -128,9 +140,11 @@ class Refused(PinstripeError):
         request_id: str = "",
         hint: str = "",
         said_at: tuple[float, float] | None = None,
+        permission: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.said_at = said_at
+        self.permission = permission
         self.status = status
         self.code = code
         self.type = type
@@ -141,19 +155,36 @@ class Refused(PinstripeError):
 class NotPermitted(Refused):
     """403: the key lacks a permission; `message` is Stripe's and names it."""
 
+    slug = "not_permitted"
+    is_answer = True
+
 
 class NotEnabled(Refused):
     """400: the account has not enabled the product behind the endpoint."""
 
+    slug = "not_enabled"
+    is_answer = True
+
 
 class NotFound(Refused):
     """404, or code `resource_missing`: Stripe has no such object (any more)."""
+
+    slug = "not_found"
+    is_answer = True
+
+
+class BadParameter(Refused):
+    """400 with a code `parameter_…`: Stripe does not take the request in this form, whoever repeats it."""
+
+    slug = "bad_parameter"
+    is_answer = True
 
 
 class WrongKey(Refused):
     """401: the key is unknown, expired or revoked."""
 
     exit_code = 2
+    slug = "wrong_key"
 
 
 class NotExpandable(Refused):
@@ -171,11 +202,14 @@ class WrongAccount(WrongKey):
 class Drifted(PinstripeError):
     """Reality and the catalog or the database's schema differ in a way that we cannot mend."""
 
+    slug = "drifted"
+
 
 class Unwritable(PinstripeError):
     """Postgres took the connection but refuses the write: read-only, full disk, missing right."""
 
     exit_code = 5
+    slug = "unwritable"
 
 
 class LostLease(PinstripeError):

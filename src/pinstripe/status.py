@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import tables
 from pinstripe.store.certificates import Certificate, load_certificate
-from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.cursors import LEFT_OUT, Checkpoint, load_checkpoints
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.freshness import Freshness, load_freshness
 from pinstripe.store.pool import Connection, translated
@@ -26,7 +26,6 @@ TableState = Literal["done", "running", "refused", "failed", "found"]
 """As of its lists; `found`: no list of its own, its rows come inside or by reference of others."""
 
 _WORST_FIRST: tuple[TableState, ...] = ("failed", "running", "refused", "done")
-_LEFT_OUT = " is not synced"
 _COUNTED_BYTES = 16 * 1024 * 1024
 """Tables up to this size are counted even if an estimate would do: it takes milliseconds."""
 
@@ -47,6 +46,29 @@ class TableStatus:
     fresh_to: float | None = None
     fresh_by: str = ""
     """What tells so: "events", "newest", "due", "pass", or "backfill"."""
+    code: str = ""
+    """What `reason` says, for programs."""
+    permission: str = ""
+    """The permission that the key lacks, as Stripe names it."""
+    next_try: float | None = None
+    """When a list that was refused or failed is tried again, Unix seconds."""
+    owed: int = 0
+    """Requests for single objects and lists of this table that met trouble and are tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """Requests that met trouble: they stay owed until they are answered. `example` names one of them."""
+
+    table: str
+    kind: str
+    code: str
+    reason: str
+    remedy: str
+    count: int
+    attempts: int
+    example: str
+    next_try: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +92,8 @@ class SchemaStatus:
     to_ask: int = 0
     refusals: Sequence[Refusal] = ()
     """What Stripe refuses beside whole tables: properties, and lists that are read by parent instead."""
+    owed: list[Owed] = field(default_factory=list)
+    """Of those the ones that met trouble, by table and reason."""
     reads: ReadUse | None = None
     """Use of Stripe's read allowance."""
     default_api_version: str | None = None
@@ -78,6 +102,15 @@ class SchemaStatus:
     @property
     def rows(self) -> int:
         return sum(table.rows for table in self.tables)
+
+
+_OWED = """
+SELECT "table", kind, code, (array_agg(reason ORDER BY next_try_at))[1],
+  coalesce((array_agg(remedy ORDER BY next_try_at))[1], ''), count(*), max(attempts), min(left(id, 500)),
+  extract(epoch FROM min(next_try_at))::float8
+FROM pinstripe.pending WHERE schema = $1 AND code IS NOT NULL
+GROUP BY "table", kind, code ORDER BY "table", kind, code LIMIT 200
+"""
 
 
 async def read_status(
@@ -120,6 +153,7 @@ async def _schema(
         to_ask = await connection.fetchval(
             "SELECT count(*) FROM pinstripe.pending WHERE schema = $1", schema
         )
+        owed = [Owed(*row) for row in await connection.fetch(_OWED, schema)]
         fresh = await load_freshness(connection, schema)
         refusals = await load_refusals(connection, schema, is_due=True)
         default_version = await _default_version(connection, schema, rows)
@@ -134,12 +168,13 @@ async def _schema(
         trouble=followed.reason if followed is not None else "",
         remedy=followed.remedy if followed is not None else "",
         to_ask=to_ask,
+        owed=owed,
         default_api_version=default_version,
         reads=reads,
         refusals=refusals,
         tables=[
             _with_freshness(
-                _table(name, count, is_exact, by_table.get(name, [])),
+                _table(name, count, is_exact, by_table.get(name, []), owed),
                 followed.as_of if followed is not None else None,
                 [f for f in fresh if f.table == name],
             )
@@ -184,11 +219,14 @@ def _by_table(cursors: Iterable[Checkpoint]) -> Mapping[str, list[Checkpoint]]:
     return found
 
 
-def _table(name: str, rows: int, exact: bool, cursors: list[Checkpoint]) -> TableStatus:
+def _table(
+    name: str, rows: int, exact: bool, cursors: list[Checkpoint], owed: Sequence[Owed]
+) -> TableStatus:
+    count = sum(o.count for o in owed if o.table == name)
     if not cursors:
-        return TableStatus(name, rows, exact, "found")
+        return TableStatus(name, rows, exact, "found", owed=count)
     # Lists under parents that the user left out with --tables: no fault, but a gap to be named.
-    left_out = [c for c in cursors if c.state == "refused" and c.reason.endswith(_LEFT_OUT)]
+    left_out = [c for c in cursors if c.code == LEFT_OUT]
     counted = [c for c in cursors if c not in left_out] or left_out
     worst = min(counted, key=lambda c: _WORST_FIRST.index(c.state))
     gap = f"Without the lists under a parent: {left_out[0].reason}" if left_out else ""
@@ -203,6 +241,10 @@ def _table(name: str, rows: int, exact: bool, cursors: list[Checkpoint]) -> Tabl
         requests=sum(c.requests for c in cursors),
         seconds=sum(c.seconds for c in cursors),
         as_of=min(moments, default=None),
+        code=worst.code or (LEFT_OUT if gap else ""),
+        permission=worst.permission,
+        next_try=worst.next_try,
+        owed=count,
     )
 
 

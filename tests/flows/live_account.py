@@ -13,6 +13,7 @@ from pinstripe.catalog.load import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
+from pinstripe.client.retry import Patience
 from pinstripe.client.session import Stripe
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.account import Source
@@ -47,7 +48,9 @@ class Copy:
 
 
 @asynccontextmanager
-async def open_copy(sim: Account, url: str) -> AsyncIterator[Copy]:
+async def open_copy(
+    sim: Account, url: str, *, patience: Patience | None = None
+) -> AsyncIterator[Copy]:
     """Tables, connections and a client for `sim`; nothing is copied yet."""
     known = tables()
     async with connect(url) as connection:
@@ -62,7 +65,13 @@ async def open_copy(sim: Account, url: str) -> AsyncIterator[Copy]:
     key = ApiKey.parse(sim.key)
     pool: Pool
     async with (
-        Stripe(key, api_version=spec().api_version, budget=budget, base_url=sim.url) as stripe,
+        Stripe(
+            key,
+            api_version=spec().api_version,
+            budget=budget,
+            base_url=sim.url,
+            patience=patience,
+        ) as stripe,
         await open_pool(url, min_size=1, max_size=4) as pool,
         open_mirror(url, "stripe", known, api_version=spec().api_version) as mirror,
     ):

@@ -23,6 +23,7 @@ from pinstripe.client.retry import Patience
 from pinstripe.client.session import Stripe
 from pinstripe.client.transport import Timeouts
 from pinstripe.errors import (
+    BadParameter,
     Drifted,
     NotEnabled,
     NotFound,
@@ -216,12 +217,26 @@ async def test_a_retry_after_on_trouble_is_kept_too() -> None:
     assert naps.taken == [5.0]
 
 
-@pytest.mark.parametrize("status", [400, 409, 429, 500])
-async def test_stripes_advice_not_to_retry_is_taken(status: int) -> None:
+@pytest.mark.parametrize("status", [400, 409, 429])
+async def test_stripes_advice_not_to_retry_a_write_is_taken(status: int) -> None:
     async with talking(nasty.error(status, Stripe_Should_Retry="false")) as (stripe, server):
         with pytest.raises(Refused):
-            await stripe.get("/v1/a", endpoint="a")
+            await stripe.post("/v1/a", endpoint="a", idempotency_key="k")
     assert len(server.requests) == 1
+
+
+async def test_a_write_that_failed_and_is_not_to_be_retried_is_trouble_and_no_answer() -> None:
+    async with talking(nasty.error(500, Stripe_Should_Retry="false")) as (stripe, server):
+        with pytest.raises(Unreachable):
+            await stripe.post("/v1/a", endpoint="a", idempotency_key="k")
+    assert len(server.requests) == 1
+
+
+async def test_a_read_outlives_a_500_that_is_not_to_be_retried() -> None:
+    trouble = nasty.error(500, Stripe_Should_Retry="false")
+    async with talking(trouble, trouble, nasty.good()) as (stripe, server):
+        await stripe.get("/v1/a", endpoint="a")
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -232,7 +247,7 @@ async def test_stripes_advice_not_to_retry_is_taken(status: int) -> None:
         (nasty.error(404, "resource_missing"), NotFound),
         (nasty.error(400, "resource_missing", param="starting_after"), NotFound),
         (nasty.error(400, message="Your account is not set up to use Issuing."), NotEnabled),
-        (nasty.error(400, "parameter_unknown", message="x is not available"), Refused),
+        (nasty.error(400, "parameter_unknown", message="x is not available"), BadParameter),
         (nasty.error(402, "card_declined"), Refused),
     ],
 )

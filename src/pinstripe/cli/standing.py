@@ -46,7 +46,13 @@ def with_data(config: Config) -> Config:
 
 def _as_json(found: SchemaStatus) -> dict[str, object]:
     tables = [
-        {**asdict(t), "as_of": _time(t.as_of), "fresh_to": _time(t.fresh_to)} for t in found.tables
+        {
+            **asdict(t),
+            "as_of": _time(t.as_of),
+            "fresh_to": _time(t.fresh_to),
+            "next_try": _time(t.next_try),
+        }
+        for t in found.tables
     ]
     head = {k: v for k, v in asdict(found).items() if k != "tables"}
     made = found.certificate
@@ -58,6 +64,7 @@ def _as_json(found: SchemaStatus) -> dict[str, object]:
         **head,
         "followed": _time(found.followed),
         "rows": found.rows,
+        "owed": [{**asdict(o), "next_try": _time(o.next_try)} for o in found.owed],
         "certificate": certificate,
         "tables": tables,
     }
@@ -91,6 +98,12 @@ def _live_lines(found: SchemaStatus) -> list[str]:
         lines.append(
             f"The account's own API version is {other}: its events are hints, objects are fetched"
         )
+    for owed in found.owed:
+        lines.append(
+            f"OWED, {owed.count:,} of {owed.table} ({owed.example}): {owed.reason}"
+            f" Next try {_time(owed.next_try)}."
+        )
+        lines += [f"  remedy: {owed.remedy}"] if owed.remedy else []
     if found.to_ask:
         lines.append(f"{found.to_ask:,} requests to Stripe are still to be made")
     lines += _read_lines(found)
@@ -137,6 +150,8 @@ def _line(table: TableStatus) -> str:
         line += f"\n      {table.reason}"
     if table.remedy:
         line += f"\n      remedy: {table.remedy}"
+    if table.next_try is not None:
+        line += f"\n      next try: {_time(table.next_try)}"
     return line
 
 

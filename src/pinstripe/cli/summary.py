@@ -52,6 +52,7 @@ class Summary(TypedDict):
     events: int
     fetched: int
     missing: int
+    owed: int
     note: str
     tables: list[TableSummary]
 
@@ -75,6 +76,7 @@ class Ending:
             and not any(t.state == "failed" for t in tables)
             and (is_read or not any(t.state == "refused" for t in tables))
             and not self._unasked()
+            and not self.status.owed
         )
 
     def _unasked(self) -> dict[str, frozenset[str]]:
@@ -138,6 +140,7 @@ class Ending:
             events=outcome.events or 0,
             fetched=sum(references.fetched.values()) if references else 0,
             missing=sum(references.missing.values()) if references else 0,
+            owed=sum(owed.count for owed in self.status.owed),
             note=redact(service.backfill.note),
             tables=shown,
         )
@@ -167,6 +170,12 @@ class Ending:
         )
         lines += _trouble("Never asked for", [t for t in shown if t["status"] == "unasked"])
         lines += refused_lines(self.status.refusals)
+        for owed in self.status.owed:
+            lines += [
+                "",
+                f"Owed, {owed.count:,} of {owed.table} ({owed.example}): {redact(owed.reason)}",
+            ]
+            lines += [f"    remedy: {redact(owed.remedy)}"] if owed.remedy else []
         if made["note"]:
             lines += ["", f"Note: {made['note']}"]
         return "\n".join(lines)

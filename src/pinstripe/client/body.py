@@ -7,6 +7,8 @@ is possible, and not later as a row that will not decode.
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 
 _any_json = msgspec.json.Decoder(msgspec.Raw)
@@ -29,5 +31,18 @@ def is_whole_object(body: bytes) -> bool:
     try:
         _any_json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
+        return isinstance(decode_odd(body), dict)
     return True
+
+
+def decode_odd(body: bytes) -> object:
+    """The JSON of a body that a strict decoder refuses for lone surrogates or bytes that are not UTF-8.
+
+    None where it is not JSON either. Its strings hold what Postgres does not take: for ids and for
+    `rows.decode`, which shows stand-ins.
+    """
+    try:
+        value: object = json.loads(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value

@@ -6,18 +6,22 @@ are, `mirror` finds out from the same bytes. A list that would never end is an e
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from pinstripe.client.body import decode_odd
 from pinstripe.client.paths import Params
 from pinstripe.client.session import Reply, Stripe
 from pinstripe.errors import Drifted
 
 
 class Page(NamedTuple):
-    """One page: the answer as it came, the ids in the list's order, and whether more follow."""
+    """One page: the answer as it came, the ids in the list's order, and whether more follow.
+
+    `ids` has None for an entry without a sensible one: it cannot be told from others, nor paged from.
+    """
 
     reply: Reply
     ids: tuple[str | None, ...]
@@ -34,6 +38,8 @@ class _List(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_List)
+_LONGEST_ID = 5000
+"""Stripe's ids are shorter than that (https://docs.stripe.com/upgrades#what-changes-does-stripe-consider)."""
 
 
 async def pages(
@@ -66,7 +72,7 @@ async def pages(
         yield page
         if not page.has_more:
             return
-        cursor = page.ids[-1] if page.ids else None
+        cursor = last_id(page.ids)
         if cursor is None or cursor in seen:
             raise Drifted(
                 f"The list {path} says that it goes on, but not from where (request "
@@ -75,14 +81,33 @@ async def pages(
             )
 
 
+def last_id(ids: Sequence[str | None]) -> str | None:
+    """From where the next page goes on: the last entry that has an id."""
+    return next((key for key in reversed(ids) if key is not None), None)
+
+
 def read_page(reply: Reply, path: str) -> Page:
     """`reply` read as one page of the list at `path`."""
     try:
         found = _decoder.decode(reply.body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        page = _read_odd(reply)
+        if page is not None:
+            return page
         raise Drifted(
             f"The answer of {path} is not a list (request {reply.request_id or 'unknown'}): "
             f"{error}.",
             hint="Is this path a list in the pinned API version?",
         ) from error
     return Page(reply, tuple(entry.id for entry in found.data), found.has_more)
+
+
+def _read_odd(reply: Reply) -> Page | None:
+    """A page with an entry that is odd (no object, an id that is no text, text that is none)."""
+    body = decode_odd(reply.body)
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(data, list):
+        return None
+    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in data]
+    sensible = (i if isinstance(i, str) and len(i) < _LONGEST_ID else None for i in ids)
+    return Page(reply, tuple(sensible), body.get("has_more") is True)

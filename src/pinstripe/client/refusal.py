@@ -14,6 +14,7 @@ import msgspec
 
 from pinstripe.client.key import ApiKey
 from pinstripe.errors import (
+    BadParameter,
     NotEnabled,
     NotExpandable,
     NotFound,
@@ -77,8 +78,10 @@ _BARE = re.compile(r"\b[a-z][a-z0-9_]*_(?:read|write)\b")
 _EDIT = re.compile(r"https://dashboard\.stripe\.com/[^\s\"'<>\\]*[^\s\"'<>\\.,;:!?)\]]")
 
 _ACCOUNT = re.compile(r"\bacct_\w+")
+# The sentence before either, which also stands alone (persons of a Standard account, seen).
+_LACKS = re.compile(r"\brequired permissions?\b")
 
-_BY_STATUS: dict[int, type[Refused]] = {401: WrongKey, 403: NotPermitted, 404: NotFound}
+_BY_STATUS: dict[int, type[Refused]] = {401: WrongKey, 404: NotFound}
 
 
 class _Error(msgspec.Struct):
@@ -163,6 +166,8 @@ def missing_permission(message: str) -> str | None:
 
     >>> missing_permission("Having the 'rak_charge_read' permission would allow this request.")
     'rak_charge_read'
+    >>> missing_permission("Enabling \"Prices Read\" ('plan_read') permissions on this key would allow it.")
+    'plan_read'
     """
     found = permission_of(message)
     return found.slug or found.title or None
@@ -177,7 +182,11 @@ def refusal(
     account: str | None = None,
     said_at: tuple[float, float] | None = None,
 ) -> Refused:
-    """The error to raise for a final answer of Stripe's. `account` is what `Stripe-Account` named."""
+    """The error to raise for an error of Stripe's that is not to be retried now.
+
+    What is not understood (a 403 that names no permission, a 400 with words that we do not know) is a
+    plain `Refused`: trouble, not an answer. `account` is what `Stripe-Account` named.
+    """
     kind = _kind(status, error, account)
     message = (error.message or error.type or "").strip()
     refused = kind(
@@ -189,6 +198,7 @@ def refusal(
         request_id=request_id,
         hint=_hint(kind, message, key, request_id, account),
         said_at=said_at,
+        permission=(missing_permission(message) or "") if status == 403 else "",
     )
     if isinstance(refused, NotExpandable):
         named = _EXPAND.search(message)
@@ -211,8 +221,12 @@ def _kind(status: int, error: _Error, account: str | None) -> type[Refused]:
         return NotEnabled
     if code == "resource_missing":
         return NotFound
-    if status in (400, 404) and not code.startswith("parameter_") and _NOT_ENABLED.search(message):
+    if status == 400 and code.startswith("parameter_"):
+        return BadParameter  # https://docs.stripe.com/error-codes
+    if status in (400, 404) and _NOT_ENABLED.search(message):
         return NotEnabled
+    if status == 403 and (missing_permission(message) or _LACKS.search(message)):
+        return NotPermitted
     return _BY_STATUS.get(status, Refused)
 
 

@@ -1,9 +1,11 @@
 """Whether to ask again, and after how long. Pure: no clock, no sleep, no I/O.
 
-The rules are Stripe's. `Stripe-Should-Retry` overrides the status; a 429 is Stripe asking for
-patience, not a failure, and is counted apart; 409, 5xx and everything that breaks on the way is
-tried again a few times. A request that writes is repeated only if Stripe can tell the repetition
-by its idempotency key, or if it surely never ran.
+The rules are Stripe's. A 429 is Stripe asking for patience, not a failure, and is counted apart; 409,
+5xx and everything that breaks on the way is tried again a few times. `Stripe-Should-Retry` overrides
+the status for a write: it speaks to a caller who would repeat the request at once with the same
+idempotency key. Of a read it says nothing: a 500 comes with `false` in most cases (a comment in
+`_should_retry` of Stripe's own SDKs), and is no verdict on the object. A request that writes is repeated
+only if Stripe can tell the repetition by its idempotency key, or if it surely never ran.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Literal
 
 Verdict = Literal["taken", "limited", "again", "final"]
 """`taken`: a good answer. `limited`: wait as long as it takes. `again`: a few more tries.
-`final`: the answer stands, and it is no."""
+`final`: no more tries; a 4xx in Stripe's shape is its answer, anything else is trouble."""
 
 _TOO_MANY = 429
 _CONFLICT = 409
@@ -57,26 +59,29 @@ class Patience:
         return self.base_s * 2.0 ** min(count - 1, _LARGEST_EXPONENT)
 
 
-def judge(status: int, headers: Mapping[str, str], *, genuine: bool) -> Verdict:
+def judge(
+    status: int, headers: Mapping[str, str], *, genuine: bool, is_read: bool = False
+) -> Verdict:
     """What to make of an answer. `headers` in lower case.
 
     `genuine`: the body is Stripe's, that is one whole JSON object, and on an error one in the shape
     of Stripe's errors. Anything else comes from a captive portal, a proxy or a wrong address, and
-    must not be believed: a 404 from there would delete objects.
+    must not be believed: a 404 from there would delete objects. `is_read`: the request changes nothing.
     """
     advice = headers.get("stripe-should-retry", "").strip().lower()
     if status == _TOO_MANY:
         # A named limit held the request back at the door; our own pace is the remedy, so not even
         # "false" ends it. Contention on an object (`lock_timeout`) has no such header.
         named = "stripe-rate-limited-reason" in headers
-        return "final" if advice == "false" and not named else "limited"
+        return "final" if advice == "false" and not named and not is_read else "limited"
     if 200 <= status < 300 and genuine:
         return "taken"
-    if advice == "false":
+    is_trouble = status >= 500 or not genuine
+    if advice == "false" and not (is_read and is_trouble):
         return "final"
-    if advice == "true" or not genuine:
+    if advice == "true" or is_trouble:
         return "again"
-    return "again" if status == _CONFLICT or status >= 500 else "final"
+    return "again" if status == _CONFLICT else "final"
 
 
 def http_time(text: str | None) -> int | None:

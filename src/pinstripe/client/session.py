@@ -56,6 +56,12 @@ class _Call:
     repeatable: bool
 
     @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing at Stripe: a GET, or a preview."""
+        is_preview = self.method == "POST" and self.repeatable
+        return self.method == "GET" or (is_preview and "Idempotency-Key" not in self.headers)
+
+    @property
     def url(self) -> str:
         return self.base + self.path
 
@@ -134,8 +140,9 @@ class Stripe:
 
         What Stripe refuses to expand is left out (`expands`).
 
-        Raises `NotPermitted`, `NotEnabled`, `NotFound`, `WrongKey`, `Refused`; `Unreachable` when
-        the tries are used up.
+        Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are answers; `WrongKey`;
+        `Refused` for a 4xx that is not understood, and `Unreachable` when the tries are used up (or
+        at a 5xx that is not to be retried): both are trouble, and say nothing of what was requested.
         """
 
         async def ask(params: Params) -> Reply:
@@ -199,7 +206,7 @@ class Stripe:
         failures = refusals = 0
         while True:
             came = await self._send(call)
-            verdict, reason = self._judge(came)
+            verdict, reason = self._judge(call, came)
             if isinstance(came, Answer) and verdict == "taken":
                 return reply_of(came)
             if verdict == "limited" and isinstance(came, Answer):
@@ -231,7 +238,7 @@ class Stripe:
     def _tries(self) -> int:
         return self._patience.attempts if self._met else self._patience.first_contact
 
-    def _judge(self, came: Answer | Broken) -> tuple[retry.Verdict, str]:
+    def _judge(self, call: _Call, came: Answer | Broken) -> tuple[retry.Verdict, str]:
         """The verdict, and in a few words why it is not `taken`."""
         if isinstance(came, Broken):
             return "again", came.reason
@@ -245,7 +252,8 @@ class Stripe:
             if error is not None:
                 reason = f"{reason}: {error.message or error.type}"
         self._met = self._met or genuine
-        return retry.judge(came.status, came.headers, genuine=genuine), reason
+        verdict = retry.judge(came.status, came.headers, genuine=genuine, is_read=call.is_read)
+        return verdict, reason
 
     def _limited(self, call: _Call, answer: Answer, refusals: int) -> float:
         """Tell the budget of a 429; the seconds to wait before the next try."""
@@ -266,7 +274,8 @@ class Stripe:
         failures: int,
     ) -> PinstripeError:
         error = read_error(came.body) if isinstance(came, Answer) else None
-        if isinstance(came, Answer) and error is not None and verdict == "final":
+        is_answer = verdict == "final" and isinstance(came, Answer) and came.status < 500
+        if is_answer and isinstance(came, Answer) and error is not None:
             told = reply_of(came)
             return refusal(
                 came.status,

@@ -30,6 +30,7 @@ WHERE n.nspname = $1 AND c.relname = ANY($2::text[])
 _MISSING = """
 SELECT m."table", m.id, m.reason FROM pinstripe.missing m
 JOIN unnest($2::text[], $3::text[]) AS w ("table", id) ON w."table" = m."table" AND w.id = m.id
+  AND left(m.id, 500) = left(w.id, 500)
 WHERE m.schema = $1
 """
 

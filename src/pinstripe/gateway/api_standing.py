@@ -39,6 +39,27 @@ class TableStanding(msgspec.Struct, frozen=True, kw_only=True):
     """What tells so: events, newest, due, pass or backfill."""
     progress: TableProgress | None
     """While its first copy is under way."""
+    code: str = ""
+    """What `reason` says, for programs: not_permitted, not_enabled, unreachable, left_out, ..."""
+    next_try: datetime | None = None
+    """When a list that was refused or failed is tried again."""
+    owed: int = 0
+    """Requests for single objects and lists that met trouble; they are tried again until answered."""
+
+
+class OwedRequests(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of one table that met the same trouble."""
+
+    table: str
+    kind: str
+    code: str
+    reason: str
+    remedy: str
+    count: int
+    attempts: int
+    """The most tries of any of them."""
+    example: str
+    next_try: datetime | None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +85,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Of the first copy; null if its process says nothing."""
     left_s: float | None
     tables: list[TableStanding]
+    owed: list[OwedRequests] = []
+    """Requests to Stripe that met trouble. They stay owed, and are tried again after growing pauses."""
 
 
 class StatusQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +146,10 @@ class Refusal(msgspec.Struct, frozen=True):
     """What the dashboard calls it."""
     edit_url: str | None
     """Where the key is edited in the dashboard, if Stripe gives a link."""
+    code: str = ""
+    """What `reason` says, for programs: not_permitted, not_enabled, left_out, ..."""
+    next_try: datetime | None = None
+    """When it is tried again."""
 
 
 class Permissions(msgspec.Struct, frozen=True):
@@ -206,7 +233,7 @@ async def permissions(call: Call) -> Permissions:
     sync = await find_sync(call)
     async with call.gateway.reads.connection() as connection:
         cursors = await load_checkpoints(connection, sync.schema)
-    refused = [c for c in cursors.values() if c.state == "refused" or permission_of(c.reason)]
+    refused = [c for c in cursors.values() if c.state == "refused" or c.permission]
     return Permissions(
         sync.key_hint,
         len(cursors) - len(refused),
@@ -222,9 +249,11 @@ def _refusal(found: Checkpoint) -> Refusal:
         found.state,
         found.reason,
         found.remedy,
-        lacking.slug or lacking.title or None,
+        found.permission or None,
         lacking.title or None,
         lacking.edit_url or None,
+        found.code,
+        _moment(found.next_try),
     )
 
 
@@ -241,6 +270,9 @@ def _table(found: TableStatus, progress: TableProgress | None) -> TableStanding:
         fresh_to=_moment(found.fresh_to),
         fresh_by=found.fresh_by,
         progress=progress,
+        code=found.code,
+        next_try=_moment(found.next_try),
+        owed=found.owed,
     )
 
 
@@ -263,6 +295,20 @@ def _status(
         phase=phase,
         left_s=left_s,
         tables=tables,
+        owed=[
+            OwedRequests(
+                table=o.table,
+                kind=o.kind,
+                code=o.code,
+                reason=o.reason,
+                remedy=o.remedy,
+                count=o.count,
+                attempts=o.attempts,
+                example=o.example,
+                next_try=_moment(o.next_try),
+            )
+            for o in found.owed
+        ],
     )
 
 

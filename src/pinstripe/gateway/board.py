@@ -59,6 +59,11 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: float | None
     """How long ago that is."""
     to_ask: int
+    owed: int
+    """Of those requests the ones that met trouble."""
+    refused: int
+    failed: int
+    """Lists that Stripe refuses; lists that met trouble."""
     """Requests that events have made necessary and that are still open."""
     paused: bool
     served: bool
@@ -226,6 +231,9 @@ def _live(
         as_of=None if as_of is None else datetime.fromtimestamp(as_of, UTC),
         lag_s=None if lag_s is None else round(lag_s, 3),
         to_ask=standing.to_ask if standing is not None else 0,
+        owed=standing.owed if standing is not None else 0,
+        refused=standing.refused if standing is not None else 0,
+        failed=standing.failed if standing is not None else 0,
         paused=sync.paused,
         served=sync.state.served,
         pid=sync.state.pid,

@@ -144,6 +144,9 @@ def _standing(syncs: Mapping[str, Live]) -> Iterator[Metric]:
     ready = _gauge_of("sync_ready", "First copy complete, followed, nothing wrong", "sync")
     paused = _gauge_of("sync_paused", "Paused by its user", "sync")
     to_ask = _gauge_of("open_requests", "Requests to Stripe that events made necessary", "sync")
+    owed = _gauge_of("owed_requests", "Requests to Stripe that met trouble and stay owed", "sync")
+    refused = _gauge_of("lists_refused", "Lists that Stripe refuses", "sync")
+    failed = _gauge_of("lists_failed", "Lists that met trouble and are tried again", "sync")
     restarts = _counter_of("process_restarts", "Restarts of the sync's process", "sync")
     for sync_id, live in syncs.items():
         if live.lag_s is not None:
@@ -151,8 +154,11 @@ def _standing(syncs: Mapping[str, Live]) -> Iterator[Metric]:
         ready.add_metric([sync_id], live.ready)
         paused.add_metric([sync_id], live.paused)
         to_ask.add_metric([sync_id], live.to_ask)
+        owed.add_metric([sync_id], live.owed)
+        refused.add_metric([sync_id], live.refused)
+        failed.add_metric([sync_id], live.failed)
         restarts.add_metric([sync_id], live.restarts)
-    yield from (lag, ready, paused, to_ask, restarts)
+    yield from (lag, ready, paused, to_ask, owed, refused, failed, restarts)
 
 
 def _processes(syncs: Mapping[str, Live]) -> Iterator[Metric]:

@@ -50,9 +50,11 @@ class Pending:
         ]
 
 
+# What has met trouble three times is in trouble of its own, which may last: it is shown by `status`, and
+# holds up only those who wait for this very object.
 _PENDING = """
 SELECT clock_timestamp() AS now, p.kind, p."table", count(p.id), min(p.open_since)
-FROM (SELECT 1) AS one LEFT JOIN pinstripe.pending AS p ON p.schema = $1
+FROM (SELECT 1) AS one LEFT JOIN pinstripe.pending AS p ON p.schema = $1 AND p.attempts < 3
 GROUP BY p.kind, p."table"
 """
 

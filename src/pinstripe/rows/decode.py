@@ -1,7 +1,8 @@
 """Bytes from Stripe -> Python values that Postgres can hold.
 
 Two things that JSON allows and Postgres text does not: the NUL character, and halves of surrogate
-pairs. Both become visible stand-ins (U+2400 ␀ and U+FFFD) rather than an error or a lost row.
+pairs. Both become visible stand-ins (U+2400 ␀ and U+FFFD) rather than an error or a lost row. So do
+bytes that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ def decode(body: bytes) -> object:
     try:
         value: object = _decoder.decode(body)
     except msgspec.DecodeError:
-        if rb"\ud" not in body.lower():
-            raise
-        # A lone surrogate: Python's own parser takes it, and `_clean` replaces it.
-        try:
-            return _clean(json.loads(body))
-        except ValueError as error:
-            raise msgspec.DecodeError(str(error)) from None
+        return _decode_odd(body)
+    except UnicodeDecodeError:
+        return _decode_odd(body)
     return value
+
+
+def _decode_odd(body: bytes) -> object:
+    """With lone surrogates, which Python's own parser takes, or bytes that are not UTF-8."""
+    try:
+        return _clean(json.loads(body.decode("utf-8", "replace")))
+    except (ValueError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def _show_nul(body: bytes) -> bytes:

@@ -29,7 +29,15 @@ from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.paths import quote_id
 from pinstripe.client.reply import Reply
 from pinstripe.client.session import Stripe
-from pinstripe.errors import NotEnabled, NotFound, NotPermitted
+from pinstripe.errors import (
+    Drifted,
+    LostLease,
+    NotEnabled,
+    NotFound,
+    NotPermitted,
+    PinstripeError,
+    WrongKey,
+)
 from pinstripe.mirror import Mirror
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import CutList, Found
@@ -40,7 +48,7 @@ from pinstripe.store.batch import Effect
 from pinstripe.store.changes import Cause
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.pool import Connection, Pool
-from pinstripe.store.todo import Answer
+from pinstripe.store.todo import Answer, Todo, add_todos, note_trouble
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -53,6 +61,11 @@ REFERENCES = 20
 
 _FOLLOWED_AT_ONCE = 6
 """Nested lists of one page read at the same time."""
+_MOST_PAGES = 1000
+"""Pages of one nested list: 100,000 entries, far more than any object of Stripe's is allowed to have."""
+_MOST_RESTARTS = 3
+_OWED_S = 15.0
+"""When what met trouble for the first time is tried again."""
 
 
 @dataclass(slots=True)
@@ -60,7 +73,8 @@ class Source:
     """One account at Stripe and its mirror. `wanted` are the tables that are synced.
 
     `clock_ahead_s`: how far Stripe's clock is ahead of ours, as the last answer showed it. `gaps`: the
-    nested lists that turned out not to be readable.
+    nested lists that turned out not to be readable. `unread`: by table, why nested lists of single objects
+    were not read; `notes_owed`: whether they are noted as owed in the database.
     """
 
     stripe: Stripe
@@ -72,6 +86,8 @@ class Source:
     gaps: Gaps = field(default_factory=dict)
     by_parent: set[str] = field(default_factory=set)
     """Names of endpoints that Stripe refuses without a parent."""
+    unread: dict[str, PinstripeError] = field(default_factory=dict)
+    notes_owed: bool = True
     _looks: Looks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +105,12 @@ class Source:
         """Saves cursors by themselves, where there are no rows that they vouch for."""
         async with self.transaction() as connection:
             await save_checkpoints(connection, self.mirror.schema, checkpoints)
+
+    async def owe(self, todo: Todo, error: PinstripeError, *, pause_s: float = _OWED_S) -> None:
+        """Notes a request that met trouble: whatever vouches for the rest may go on without it."""
+        async with self.transaction() as connection:
+            await add_todos(connection, self.mirror.schema, [todo])
+            await note_trouble(connection, self.mirror.schema, todo, error, pause_s)
 
     def now(self) -> float:
         """The present on Stripe's clock, Unix seconds, to about a second."""
@@ -121,12 +143,16 @@ class Source:
     async def follow(
         self, cut: CutList, *, priority: int = BACKFILL, cause: Cause | None = None
     ) -> int:
-        """Reads a nested list to its end; gives the number of requests."""
+        """Reads a nested list to its end; gives the number of requests.
+
+        Raises what `Stripe.get` raises, and Drifted where the list does not come to an end.
+        """
         path, _, query = cut.url.partition("?")
         fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
         fixed += [("expand[]", f"data.{item}") for item in _expand_of(cut.child_table)]
-        after: str | None = cut.last_id
-        requests = 0
+        after: str | None = cut.last_id or None
+        requests = restarts = 0
+        passed = {after}
         while True:
             params = [*fixed, ("limit", str(PAGE))]
             if after is not None:
@@ -136,16 +162,24 @@ class Source:
                     path, params, endpoint=endpoint_of(path), priority=priority
                 )
             except NotFound as error:
-                if after is None or error.param != "starting_after":
+                restarts += 1
+                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
                     raise
-                after = None  # The entry behind the cursor is gone: read the list from its start.
+                # The entry behind the cursor is gone: read the list from its start.
+                after, passed = None, {None}
                 continue
             requests += 1
             page = read_list(reply, path)
             found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
             await self.mirror.put(found, truth_of(reply, cause))
-            if not page.has_more or page.after is None or page.after == after:
+            if not page.has_more:
                 return requests
+            if page.after in passed or page.after is None or requests >= _MOST_PAGES:
+                raise Drifted(
+                    f"The list {path} does not come to an end after {requests} pages.",
+                    hint="Its next try is noted; report it to Stripe with the object's id.",
+                )
+            passed.add(page.after)
             after = page.after
 
     async def read(
@@ -167,6 +201,8 @@ class Source:
         """
         after: str | None = None
         began = 0.0
+        restarts = 0
+        passed: set[str | None] = {None}
         while True:
             asked, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
             try:
@@ -174,9 +210,10 @@ class Source:
                     asked, query, endpoint=endpoint.name, priority=priority
                 )
             except NotFound as error:
-                if after is None or error.param != "starting_after":
+                restarts += 1
+                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
                     raise
-                after = None
+                after, passed = None, {None}
                 continue
             self.heard(reply)
             began = began or reply.not_before
@@ -186,10 +223,14 @@ class Source:
             found = self.extract(page.objects, parents or {})
             await self.follow_all(found, priority=priority, cause=cause)
             await self.mirror.put(found, truth_of(reply, cause))
-            if not page.has_more or page.after in (None, after):
+            if not page.has_more or (enough is not None and await enough(page.objects)):
                 return began
-            if enough is not None and await enough(page.objects):
-                return began
+            if page.after in passed:
+                raise Drifted(
+                    f"The list {path} says that it goes on, but not from where.",
+                    hint="Its pages cannot be followed; the rest is synced all the same.",
+                )
+            passed.add(page.after)
             after = page.after
 
     async def follow_all(
@@ -222,6 +263,30 @@ class Source:
                 _log.warning("nested.refused", endpoint=name, reason=error.message)
             self.gaps[name] = Gap(cut, error)
             return 0
+        except (LostLease, WrongKey):
+            raise
+        except PinstripeError as error:
+            if error.fault is not None:
+                raise  # It is Postgres's trouble.
+            await self._owe_nested(cut, error, cause)
+            return 0
+
+    async def _owe_nested(self, cut: CutList, error: PinstripeError, cause: Cause | None) -> None:
+        """One object's nested list cannot be read now: it is owed, and its neighbours go on."""
+        _log.warning("nested.owed", table=cut.child_table, url=cut.url, error=error.message)
+        self.unread[cut.child_table or cut.parent_table] = error
+        if not self.notes_owed:
+            return
+        known = cause or Cause()
+        todo = Todo(
+            "nested",
+            cut.child_table,
+            cut.url,
+            f"{cut.parent_table} {cut.parent_id}",
+            request_id=known.request_id,
+            event_id=known.event_id,
+        )
+        await self.owe(todo, error)
 
     async def fetch(
         self,

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pinstripe.client.session import Stripe
-from pinstripe.errors import NotEnabled, NotFound, NotPermitted, Refused
+from pinstripe.errors import NotFound, PinstripeError, Refused, WrongKey
 from pinstripe.rows.extract import CutList
-from pinstripe.store.cursors import Checkpoint
+from pinstripe.store.cursors import Checkpoint, ended_by
 
 Gaps = dict[str, "Gap"]
 """By the endpoint's name."""
@@ -33,16 +33,14 @@ class Gap:
 def checkpoints(gaps: Gaps) -> list[Checkpoint]:
     """What the database says of the gaps."""
     return [
-        Checkpoint(
+        ended_by(
+            gap.error,
             _stream(name),
-            "refused",
-            position={
+            {
                 "table": gap.cut.child_table,
                 "inside": gap.cut.parent_table,
                 "probe": gap.cut.url,
             },
-            reason=gap.error.message,
-            remedy=gap.error.hint,
         )
         for name, gap in gaps.items()
     ]
@@ -63,10 +61,12 @@ async def closed_gaps(
             await stripe.get(
                 path, [*fixed, ("limit", "1")], endpoint=f"GET {cursor.stream}", priority=priority
             )
-        except (NotPermitted, NotEnabled):
-            continue
         except NotFound:
             pass  # The object around it is gone, but the key was let in.
+        except PinstripeError as error:
+            if isinstance(error, WrongKey):
+                raise
+            continue  # It is refused still, or in trouble: the next run tries again.
         found[cursor.stream] = str(position["inside"])
     return found
 

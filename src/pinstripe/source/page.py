@@ -66,8 +66,9 @@ def read_list(reply: Reply, path: str) -> ListPage:
     if "next_page_url" in body:
         following = body["next_page_url"]
         return ListPage(objects, following is not None, str(following) if following else None)
-    last = objects[-1].get("id") if objects else None
-    return ListPage(objects, body.get("has_more") is True, last if isinstance(last, str) else None)
+    ids = (o.get("id") for o in reversed(objects))
+    last = next((key for key in ids if isinstance(key, str)), None)
+    return ListPage(objects, body.get("has_more") is True, last)
 
 
 def read_object(reply: Reply, path: str) -> StripeObject:

@@ -81,7 +81,8 @@ async def _page(
 ) -> list[Change]:
     return await _fetch(
         connection,
-        f"schema = $1 AND ($2 = '' OR \"table\" = $2) AND ($3 = '' OR id = $3) AND position {rest}",
+        f"schema = $1 AND ($2 = '' OR \"table\" = $2) AND ($3 = ''"
+        f" OR (id = $3 AND left(id, 500) = left($3, 500))) AND position {rest}",
         schema,
         wanted.table,
         wanted.id,

@@ -12,9 +12,21 @@ from typing import Literal
 
 import msgspec
 
+from pinstripe.errors import PinstripeError, Refused
 from pinstripe.store.pool import Connection, translated
 
 State = Literal["running", "done", "refused", "failed"]
+
+BESIDE = ("single requests: ", "newest of ")
+"""How streams begin that say what could not be read beside the lists. They last as long as that is so."""
+LEFT_OUT = "left_out"
+"""Code of a list under parents that are not synced: the user's choice, no fault, but a gap."""
+UNEXPANDED = "unexpanded"
+"""Code of a list that Stripe shows, but not what it was asked to expand."""
+SOME_REFUSED = "some_refused"
+"""Code of lists under parents of which Stripe refuses some."""
+PARENT_INCOMPLETE = "parent_incomplete"
+"""Code of lists under parents that have not been listed to the end themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +34,9 @@ class Checkpoint:
     """The position of one stream. `position` is JSON of the stream's own making.
 
     `rows`, `requests` and `seconds` are totals since the stream began; `as_of` is the Unix second on
-    Stripe's clock since which the stream is known to be complete.
+    Stripe's clock since which the stream is known to be complete. `code` says for programs what `reason`
+    says for people: decisions go by it. `next_try`: when a stream that was refused or failed is tried
+    again, Unix seconds.
     """
 
     stream: str
@@ -34,20 +48,54 @@ class Checkpoint:
     requests: int = 0
     seconds: float = 0.0
     as_of: float | None = None
+    code: str = ""
+    permission: str = ""
+    next_try: float | None = None
+
+
+def ended_by(
+    error: PinstripeError,
+    stream: str,
+    position: object = None,
+    *,
+    next_try: float | None = None,
+    state: State | None = None,
+) -> Checkpoint:
+    """The cursor of a stream that an error has ended: refused by an answer of Stripe's, else failed."""
+    return Checkpoint(
+        stream,
+        state or ("refused" if error.is_answer else "failed"),
+        position,
+        reason=error.message,
+        remedy=error.hint,
+        code=error.slug,
+        permission=permission_of(error),
+        next_try=next_try,
+    )
+
+
+def permission_of(error: PinstripeError) -> str:
+    """The permission that the key lacks, as Stripe names it; "" if that is not what is wrong."""
+    return error.permission if isinstance(error, Refused) else ""
 
 
 _SAVE = """
 INSERT INTO pinstripe.cursor AS c
-  (schema, stream, state, position, reason, remedy, rows, requests, seconds, as_of, updated_at)
+  (schema, stream, state, position, reason, remedy, rows, requests, seconds, as_of, code, permission,
+   next_try_at, updated_at)
 SELECT $1, u.stream, u.state, u.position::jsonb, nullif(u.reason, ''), nullif(u.remedy, ''),
-       u.rows, u.requests, u.seconds, to_timestamp(u.as_of), clock_timestamp()
+       u.rows, u.requests, u.seconds, to_timestamp(u.as_of), nullif(u.code, ''),
+       nullif(u.permission, ''), to_timestamp(u.next_try), clock_timestamp()
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
-            $9::float8[], $10::float8[])
-  AS u (stream, state, position, reason, remedy, rows, requests, seconds, as_of)
+            $9::float8[], $10::float8[], $11::text[], $12::text[], $13::float8[])
+  AS u (stream, state, position, reason, remedy, rows, requests, seconds, as_of, code, permission,
+        next_try)
 ON CONFLICT (schema, stream) DO UPDATE SET
   state = EXCLUDED.state, position = EXCLUDED.position, reason = EXCLUDED.reason,
   remedy = EXCLUDED.remedy, rows = EXCLUDED.rows, requests = EXCLUDED.requests,
-  seconds = EXCLUDED.seconds, as_of = EXCLUDED.as_of, updated_at = EXCLUDED.updated_at
+  seconds = EXCLUDED.seconds, as_of = EXCLUDED.as_of, code = EXCLUDED.code,
+  permission = EXCLUDED.permission, next_try_at = EXCLUDED.next_try_at,
+  updated_at = EXCLUDED.updated_at
 """
 
 
@@ -71,6 +119,18 @@ async def save_checkpoints(
         [c.requests for c in ordered],
         [c.seconds for c in ordered],
         [c.as_of for c in ordered],
+        [c.code for c in ordered],
+        [c.permission for c in ordered],
+        [c.next_try for c in ordered],
+    )
+
+
+async def drop_checkpoints(connection: Connection, schema: str, streams: Sequence[str]) -> None:
+    """Drops these cursors."""
+    await connection.execute(
+        "DELETE FROM pinstripe.cursor WHERE schema = $1 AND stream = ANY($2::text[])",
+        schema,
+        list(streams),
     )
 
 
@@ -84,7 +144,8 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
     with translated():
         rows = await connection.fetch(
             "SELECT stream, state, position::text, coalesce(reason, ''), coalesce(remedy, ''), rows,"
-            " requests, seconds, extract(epoch FROM as_of)::float8"
+            " requests, seconds, extract(epoch FROM as_of)::float8, coalesce(code, ''),"
+            " coalesce(permission, ''), extract(epoch FROM next_try_at)::float8"
             " FROM pinstripe.cursor WHERE schema = $1",
             schema,
         )
@@ -99,6 +160,9 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
             requests=r[6],
             seconds=r[7],
             as_of=r[8],
+            code=r[9],
+            permission=r[10],
+            next_try=r[11],
         )
         for r in rows
     }

@@ -29,6 +29,8 @@ class Standing:
     to_ask: int
     ask_since: float | None
     """When the oldest of those requests was asked for, on Postgres's clock."""
+    owed: int = 0
+    """Those of them that met trouble."""
 
     @property
     def lag_s(self) -> float | None:
@@ -39,7 +41,7 @@ class Standing:
 _STANDINGS = """
 SELECT s.schema, extract(epoch FROM clock_timestamp())::float8,
        extract(epoch FROM c.as_of)::float8, coalesce(c.reason, ''), coalesce(c.remedy, ''),
-       l.running, l.failed, l.refused, p.open, p.since
+       l.running, l.failed, l.refused, p.open, p.since, p.owed
 FROM pinstripe.sync s
 LEFT JOIN pinstripe.cursor c ON c.schema = s.schema AND c.stream = 'events'
 CROSS JOIN LATERAL (
@@ -48,7 +50,8 @@ CROSS JOIN LATERAL (
          count(*) FILTER (WHERE state = 'refused') AS refused
   FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events') l
 CROSS JOIN LATERAL (
-  SELECT count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since
+  SELECT count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
+         count(*) FILTER (WHERE code IS NOT NULL) AS owed
   FROM pinstripe.pending p WHERE p.schema = s.schema) p
 """
 # Of tables that nobody has analyzed the statistics know, and after a crash the other way round.

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from pinstripe.errors import PinstripeError
 from pinstripe.store.changes import Cause
 from pinstripe.store.pool import Connection
 
-Kind = Literal["fetch", "relate", "children", "upcoming_customer", "upcoming_subscription"]
+Kind = Literal[
+    "fetch", "relate", "children", "nested", "upcoming_customer", "upcoming_subscription"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,8 @@ class Todo:
     and `request_id`: that event and the request behind it, "" where none is known.
 
     "fetch" an object; "relate": fetch it unless it is there; "children": the list of `table` under
-    the parent `id`; "upcoming_*": the preview for the owner `id`.
+    the parent `id`; "nested": the list of `table` at the address `id` that stands inside the row
+    `parent` ("table key"); "upcoming_*": the preview for the owner `id`.
     """
 
     kind: Kind
@@ -53,9 +57,16 @@ SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nul
   nullif(u.event, '')
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[])
   AS u (kind, tab, id, parent, since, request, event)
-ON CONFLICT (schema, kind, "table", id) DO UPDATE SET
+ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET
   parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
-  request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp()
+  request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp(),
+  next_try_at = NULL
+"""
+
+_TROUBLED = """
+UPDATE pinstripe.pending SET attempts = attempts + 1, code = $5, reason = $6, remedy = nullif($7, ''),
+  next_try_at = clock_timestamp() + make_interval(secs => $8)
+WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) = left($4, 500)
 """
 
 # What was asked again meanwhile is answered so far, and open since then. Locked in the order in which
@@ -66,15 +77,16 @@ WITH done AS MATERIALIZED (
   FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS u (kind, tab, id, started)
   JOIN pinstripe.pending p
     ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
+    AND left(p.id, 500) = left(u.id, 500)
   ORDER BY p.kind, p."table", p.id FOR UPDATE OF p
 ), newer AS (
   UPDATE pinstripe.pending p SET open_since = p.asked_at FROM done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
-    AND p.asked_at > d.started AND p.open_since <= d.started
+    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at > d.started AND p.open_since <= d.started
 )
 DELETE FROM pinstripe.pending p USING done d
 WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
-  AND p.asked_at <= d.started
+  AND left(p.id, 500) = left(d.id, 500) AND p.asked_at <= d.started
 """
 
 
@@ -110,22 +122,45 @@ async def add_todos(connection: Connection, schema: str, todos: Sequence[Todo]) 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A to-do as the database has it. `asked_at`: when it was asked for, on Postgres's clock; `attempts`:
+    how often it met trouble; `wait_s`: how long until it is tried again, 0 where it may be now.
+    """
+
+    todo: Todo
+    asked_at: datetime
+    attempts: int
+    wait_s: float
+
+
 async def load_todos(
     connection: Connection, schema: str, *, last_s: float = float("inf")
-) -> list[tuple[Todo, datetime]]:
-    """What is still to do, and when it was asked for (Postgres's clock).
+) -> list[Noted]:
+    """What is still to do.
 
-    `last_s`: only what was asked for in the last seconds.
+    `last_s`: only what was asked for, or has come or will come to its next try, since so many seconds ago.
     """
     rows = await connection.fetch(
         "SELECT kind, \"table\", id, coalesce(parent, ''), extract(epoch FROM since)::float8,"
-        " coalesce(request_id, ''), coalesce(event_id, ''), asked_at"
+        " coalesce(request_id, ''), coalesce(event_id, ''), asked_at, attempts,"
+        " greatest(coalesce(extract(epoch FROM next_try_at - clock_timestamp())::float8, 0), 0)"
         " FROM pinstripe.pending WHERE schema = $1"
-        " AND extract(epoch FROM clock_timestamp() - asked_at)::float8 < $2 ORDER BY asked_at",
+        " AND extract(epoch FROM clock_timestamp() - coalesce(next_try_at, asked_at))::float8 < $2"
+        " ORDER BY asked_at",
         schema,
         last_s,
     )
-    return [(Todo(*row[:7]), row[7]) for row in rows]
+    return [Noted(Todo(*row[:7]), *row[7:]) for row in rows]
+
+
+async def note_trouble(
+    connection: Connection, schema: str, todo: Todo, error: PinstripeError, pause_s: float
+) -> None:
+    """The request met trouble: it stays owed, and is tried again after a pause."""
+    await connection.execute(
+        _TROUBLED, schema, *todo.place, error.slug, error.message, error.hint, pause_s
+    )
 
 
 async def cross_out(connection: Connection, schema: str, answers: Sequence[Answer]) -> None:

@@ -22,7 +22,7 @@ from pinstripe.errors import NotEnabled, NotPermitted
 from pinstripe.source.account import Source
 from pinstripe.source.nested import checkpoints
 from pinstripe.source.refusals import note_by_parent
-from pinstripe.store.cursors import Checkpoint
+from pinstripe.store.cursors import LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
 from pinstripe.store.indexes import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.sync.absent import note_absent
@@ -204,12 +204,14 @@ class Backfill:
             self._pending.remove(work)
             if table_name(work.endpoint.parent) not in self._source.wanted:
                 work.state, work.reason = "refused", f"{work.parent_table} is not synced"
+                work.code = LEFT_OUT
             elif any(w.failed for w in self._makers(work.endpoint.parent)):
                 # Done now, it would never see the parents that are still to come.
                 work.state, work.reason = (
                     "failed",
                     f"The list of {work.parent_table} is not complete",
                 )
+                work.code = PARENT_INCOMPLETE
             else:
                 ready.append(work)
         return ready
@@ -241,9 +243,7 @@ class Backfill:
             await live.sweep(since - _LATE_S)
         except (NotPermitted, NotEnabled) as error:
             self.note = f"Changes made during the backfill are not seen: {error.message}"
-            await self._source.save(
-                [Checkpoint(FOLLOWED, "refused", reason=error.message, remedy=error.hint)]
-            )
+            await self._source.save([ended_by(error, FOLLOWED)])
             return None
         return live.seen.events
 

@@ -7,7 +7,6 @@ answered, the refused ones are left out, counted, and told in Stripe's words.
 
 from __future__ import annotations
 
-from pinstripe.client.session import missing_permission
 from pinstripe.errors import NotPermitted, Refused
 
 _ENOUGH = 5
@@ -30,7 +29,7 @@ class LeftOut:
     def refused(self, parent: str, error: Refused) -> None:
         """Stripe refuses the list of this parent."""
         self.count += 1
-        self._for_all = isinstance(error, NotPermitted) and bool(missing_permission(error.message))
+        self._for_all = isinstance(error, NotPermitted) and bool(error.permission)
         if self._error is None or self._for_all:
             self._first, self._error = parent, error
         self._waiting.append(parent)

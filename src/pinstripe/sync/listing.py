@@ -19,7 +19,7 @@ from pinstripe.catalog.endpoints import ListEndpoint, Param
 from pinstripe.errors import Drifted, PinstripeError
 from pinstripe.rows.decode import StripeObject
 from pinstripe.source.page import list_request
-from pinstripe.store.cursors import Checkpoint, State
+from pinstripe.store.cursors import UNEXPANDED, Checkpoint, State, permission_of
 from pinstripe.sync.ranges import Range, RangeSet
 
 Bounds = tuple[int | None, int | None, str | None, int | None]
@@ -45,6 +45,7 @@ class Claim:
     range: Range
     path: str
     params: list[Param]
+    is_received: bool = False
 
 
 @dataclass(slots=True)
@@ -59,6 +60,8 @@ class Listing:
     state: State = "running"
     reason: str = ""
     remedy: str = ""
+    code: str = ""
+    permission: str = ""
     note: str = ""
     expand: tuple[str, ...] = ()
     rows: int = 0
@@ -148,7 +151,7 @@ class Listing:
         low = times[-1] if times else wanted.low
         if len(times) > 1:
             wanted.density = len(times) / max(times[0] - times[-1], 1)
-        if has_more and (after is None or after == wanted.after):
+        if has_more and (after is None or after == wanted.after or after in wanted.passed):
             raise Drifted(
                 f"The list {self.endpoint.path} says that it goes on, but not from where.",
                 hint="Its pages cannot be followed; the rest of the account is synced all the same.",
@@ -159,6 +162,8 @@ class Listing:
         if overtaken and any(a < b for a, b in pairwise(times)):
             overtaken = False
         done = not has_more or overtaken
+        if after is not None:
+            wanted.passed.add(after)
         wanted.after, wanted.low = after, low
         if done:
             self.ranges.open.pop(wanted.number, None)
@@ -170,9 +175,11 @@ class Listing:
         if wanted.low is not None and self.endpoint.created:
             wanted.lt = wanted.low + 1
         wanted.after = None
+        wanted.passed.clear()
 
     def refuse(self, error: PinstripeError, state: State) -> None:
         self.state, self.reason, self.remedy = state, error.message, error.hint
+        self.code, self.permission = error.slug, permission_of(error)
         self.ranges.open.clear()
 
     @property
@@ -206,6 +213,8 @@ class Listing:
             position=position,
             reason=self.reason or self.note,
             remedy=self.remedy,
+            code=self.code or (UNEXPANDED if self.note else ""),
+            permission=self.permission,
             rows=self.rows,
             requests=self.requests,
             seconds=self.seconds,

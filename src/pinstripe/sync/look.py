@@ -21,7 +21,7 @@ from pinstripe.mirror import Versions
 from pinstripe.rows.extract import Found
 from pinstripe.source.account import BACKFILL, Source, retrieve_endpoint
 from pinstripe.source.page import PAGE, read_list, read_object, truth_of
-from pinstripe.store.cursors import Checkpoint
+from pinstripe.store.cursors import LEFT_OUT, Checkpoint
 from pinstripe.store.difference import Difference, Place
 from pinstripe.sync.dispatch import Dispatcher
 from pinstripe.sync.listing import Listing
@@ -30,9 +30,6 @@ from pinstripe.sync.singletons import read_singletons
 from pinstripe.sync.under_parents import UnderParents
 
 Work = Pager | UnderParents
-LEFT_OUT = " is not synced"
-UNEXPANDED = "Without "
-"""How a list begins its note that it could be read, but not what it should expand (`Pager`)."""
 
 
 @dataclass(slots=True)
@@ -86,7 +83,8 @@ async def walk(
             continue
         work = UnderParents(endpoint, shown[0], source, source.pool)
         if work.parent_table not in source.wanted:
-            work.state, work.reason = "refused", f"{work.parent_table}{LEFT_OUT}"
+            work.state, work.reason = "refused", f"{work.parent_table} is not synced"
+            work.code = LEFT_OUT
         found.works.append(work)
     if names & {table_name(o) for o in singleton_paths()}:
         found.refused = await read_singletons(source)

@@ -15,6 +15,7 @@ from typing import cast
 
 from pinstripe.catalog.evented import deletes
 from pinstripe.rows.decode import StripeObject
+from pinstripe.rows.fill import MAX_SECONDS
 from pinstripe.rows.keys import key_of
 from pinstripe.store.todo import Kind, Todo
 
@@ -71,8 +72,9 @@ def previous_attributes(event: StripeObject) -> StripeObject:
 
 
 def created_of(event: StripeObject) -> int:
+    """The second of the event; 0 where it says none that there can be."""
     created = event.get("created")
-    return created if isinstance(created, int) else 0
+    return created if isinstance(created, int) and 0 <= created <= MAX_SECONDS else 0
 
 
 def request_of(event: StripeObject) -> str:

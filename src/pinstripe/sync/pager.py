@@ -2,7 +2,9 @@
 
 A page is free to be followed by the next as soon as it is decoded, before it is durable; but within a
 range pages are handed to the mirror strictly one after the other, since a cursor vouches for all
-before it. Whatever goes wrong ends this list alone, visibly.
+before it. An answer of Stripe's that refuses the list ends it. Trouble is none: the same page is requested
+again after growing pauses, and a list that meets it again and again ends as failed, alone and visibly,
+where it stands; `Relist` goes on from there.
 """
 
 from __future__ import annotations
@@ -14,15 +16,7 @@ from collections.abc import Callable
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint
-from pinstripe.errors import (
-    NotEnabled,
-    NotFound,
-    NotPermitted,
-    PinstripeError,
-    Refused,
-    Unwritable,
-    WrongKey,
-)
+from pinstripe.errors import LostLease, NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
 from pinstripe.source.account import BACKFILL, Source
@@ -31,6 +25,8 @@ from pinstripe.sync.listing import Claim, Listing, Step
 from pinstripe.sync.ranges import Range
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+_PAUSES_S = (1.0, 2.0, 5.0)
+"""After trouble, on top of the client's own tries."""
 _MOST_FOLLOWING = 3
 """Pages whose nested lists are being read: enough to keep that endpoint busy; more would only take the
 places of other lists' requests."""
@@ -54,6 +50,8 @@ class Pager:
         """Whether lists under parents wait for what this one lists."""
         self._following = 0
         self._nests = False
+        self._troubles = 0
+        self._not_before = float("-inf")
         self._changed: Callable[[], None] = lambda: None
 
     @property
@@ -90,7 +88,7 @@ class Pager:
 
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
         """Starts the next request when called; None if there is nothing to ask now."""
-        if self._following >= _MOST_FOLLOWING:
+        if self._following >= _MOST_FOLLOWING or self._clock() < self._not_before:
             return None
         claim = self.listing.claim(cut=cut)
         if claim is None:
@@ -101,9 +99,7 @@ class Pager:
         listing, started = self.listing, self._clock()
         try:
             await self._page(claim)
-        except (NotPermitted, NotEnabled) as error:
-            self._refused(claim, error)
-        except (WrongKey, Unwritable):
+        except (WrongKey, Unwritable, LostLease):
             # Not this list's trouble: nothing else can go on either.
             listing.state = "failed"
             raise
@@ -112,12 +108,27 @@ class Pager:
                 raise
             # An earlier page of this range failed and has said so; this one cannot count any more.
         except PinstripeError as error:
-            _log.warning("backfill.failed", stream=listing.endpoint.stream, error=error.message)
-            listing.refuse(error, "failed")
+            if error.is_answer:
+                self._refused(claim, error)
+            else:
+                self._troubled(claim, error)
         finally:
             listing.seconds += self._clock() - started
 
-    def _refused(self, claim: Claim, error: Refused) -> None:
+    def _troubled(self, claim: Claim, error: PinstripeError) -> None:
+        """The page is requested again after a pause, unless it had come and could not be written."""
+        listing, now = self.listing, self._clock()
+        is_paused = now < self._not_before  # By another of the requests under way.
+        if not claim.is_received and (is_paused or self._troubles < len(_PAUSES_S)):
+            if not is_paused:
+                self._not_before = now + _PAUSES_S[self._troubles]
+                self._troubles += 1
+            _log.info("backfill.trouble", stream=listing.endpoint.stream, error=error.message)
+            return
+        _log.warning("backfill.failed", stream=listing.endpoint.stream, error=error.message)
+        listing.refuse(error, "failed")
+
+    def _refused(self, claim: Claim, error: PinstripeError) -> None:
         listing = self.listing
         if any(name == "expand[]" for name, _ in claim.params):
             # The list itself may be readable, only not what it was asked to expand. Several requests
@@ -141,6 +152,7 @@ class Pager:
             wanted.busy = False
             listing.in_flight -= 1
             self._changed()
+        self._troubles, claim.is_received = 0, True
         await self._write(wanted, found, truth, step)
 
     async def _receive(self, claim: Claim) -> tuple[Found, Truth, Step]:

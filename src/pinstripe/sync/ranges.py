@@ -37,6 +37,8 @@ class Range:
     density: float = 0.0
     busy: bool = False
     pages: int = 0
+    passed: set[str] = field(default_factory=set)
+    """Every `after` so far: a list that comes back to one would never end."""
 
     @property
     def top(self) -> int | None:

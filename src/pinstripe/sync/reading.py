@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pinstripe.catalog.endpoints import Param
-from pinstripe.client.pages import Page, read_page
+from pinstripe.client.pages import Page, last_id, read_page
 from pinstripe.client.reply import Reply
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
@@ -25,6 +25,9 @@ from pinstripe.sync.order import created_of
 
 _MOST_EVENTS = 1000
 """Applied in one commit: a burst costs less in large pieces, what is live waits less in small ones."""
+
+_LONGEST_ID = 255
+"""An event's id is Stripe's own, of some 30 characters."""
 
 _Over = Callable[[Page, Sequence[StripeObject]], bool]
 
@@ -97,8 +100,8 @@ class Reader:
                 began = reply.not_before if began is None else began
                 page = read_page(reply, EVENTS)
                 # Hardly ever is anything new: only then are the events themselves decoded.
-                events = [] if self._known.has_all(page.ids) else read_list(reply, EVENTS).objects
-                after = page.ids[-1] if page.ids else None
+                events = [] if self._has_all(page) else _sensible(read_list(reply, EVENTS).objects)
+                after = last_id(page.ids)
                 # A list that goes on from where it began would never end.
                 is_last = over(page, events) or not page.has_more or after in (None, last)
                 last = after
@@ -118,3 +121,11 @@ class Reader:
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
+
+    def _has_all(self, page: Page) -> bool:
+        return self._known.has_all(key for key in page.ids if key is not None)
+
+
+def _sensible(events: Sequence[StripeObject]) -> list[StripeObject]:
+    """Without entries that have no id: they cannot be told from those that are applied."""
+    return [e for e in events if isinstance(e.get("id"), str) and len(str(e["id"])) <= _LONGEST_ID]

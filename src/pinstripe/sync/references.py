@@ -1,7 +1,8 @@
 """Fetches what rows refer to and no list returned, once each, so that joins hold.
 
 Deleted customers, closed reviews, inline prices, mandates, sources: lists hide them, rows name them.
-What Stripe does not have is remembered in `pinstripe.missing` and not asked for again.
+What Stripe does not have is remembered in `pinstripe.missing` and not asked for again; what meets trouble
+is noted as owed (`pinstripe.pending`), and the rest goes on.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from pinstripe.catalog.tables import Column, Table
-from pinstripe.errors import NotEnabled, NotFound, NotPermitted, Refused
+from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, WrongKey
 from pinstripe.source.account import REFERENCES, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
+from pinstripe.store.todo import Todo
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 500
@@ -101,7 +103,11 @@ class References:
             f"SELECT DISTINCT r.id FROM ({union}) AS r (id) WHERE r.id > $1 "
             f"AND NOT EXISTS (SELECT FROM {qualified(self._schema, target)} t WHERE t.id = r.id) "
             f"AND NOT EXISTS (SELECT FROM pinstripe.missing m WHERE m.schema = $2 "
-            f'AND m."table" = $3 AND m.id = r.id) ORDER BY r.id LIMIT {_CHUNK}'
+            f'AND m."table" = $3 AND m.id = r.id AND left(m.id, 500) = left(r.id, 500)) '
+            "AND NOT EXISTS (SELECT FROM pinstripe.pending p WHERE p.schema = $2 "
+            "AND p.kind = 'fetch' AND p.\"table\" = $3 AND p.id = r.id "
+            "AND left(p.id, 500) = left(r.id, 500)) "
+            f"ORDER BY r.id LIMIT {_CHUNK}"
         )
         async with self._lookers, self._pool.acquire() as connection:
             rows = await connection.fetch(statement, last, self._schema, target)
@@ -137,22 +143,38 @@ class References:
             self.result.count(self.result.fetched, target)
         except NotFound as error:
             await self._remember(target, key, error.code or "not found")
-        except (NotPermitted, NotEnabled) as error:
+        except (WrongKey, LostLease):
+            raise
+        except Refused as error:
+            if not error.is_answer:
+                await self._refused(target, key, error)
+                return
             # What holds for one holds for all of this type.
             self.result.refused[target] = error
             _log.info("references.refused", table=target, reason=error.message)
-        except Refused as error:
-            if error.status != 400:
-                raise  # A key that was revoked meanwhile, Stripe in trouble: says nothing of the object.
-            # An id of another kind than the column promises.
+        except PinstripeError as error:
+            if error.fault is not None:
+                raise
+            await self._owe(target, key, error)
+
+    async def _refused(self, target: str, key: str, error: Refused) -> None:
+        """A 400 to an id of another kind than the column promises says that it is not there."""
+        if error.status == 400:
             await self._remember(target, key, error.code or str(error.status))
+        else:
+            await self._owe(target, key, error)
+
+    async def _owe(self, target: str, key: str, error: PinstripeError) -> None:
+        _log.warning("references.owed", table=target, error=error.message)
+        await self._source.owe(Todo("fetch", target, key), error)
 
     async def _remember(self, target: str, key: str, reason: str) -> None:
         self.result.count(self.result.missing, target)
         async with self._source.transaction() as connection:
             await connection.execute(
                 'INSERT INTO pinstripe.missing (schema, "table", id, reason) VALUES ($1, $2, $3, $4)'
-                ' ON CONFLICT (schema, "table", id) DO UPDATE SET reason = $4, checked_at = now()',
+                ' ON CONFLICT (schema, "table", left(id, 500), hashtextextended(id, 0))'
+                " DO UPDATE SET reason = $4, checked_at = now()",
                 self._schema,
                 target,
                 key,

@@ -9,40 +9,61 @@ Three ways, from cheap to thorough:
 
 Intervals stretch with the read allowance (`spending`), and passes are made once a month in any case. What
 a pass does not show any more is fetched, and flagged if Stripe does not have it.
+
+Also what the first copy left: a list that met trouble goes on where it stands, after pauses that grow to a
+day, for ever; one that Stripe refuses is requested again once a day. Both have their row in
+`pinstripe.cursor`, with the reason and the time of the next try.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints
+from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
 from pinstripe.catalog.evented import announced
 from pinstripe.catalog.load import object_types
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
-from pinstripe.errors import PinstripeError, Refused
+from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.rows.decode import StripeObject
 from pinstripe.source.account import BACKFILL, Source
-from pinstripe.store.cursors import load_checkpoints, save_checkpoints
+from pinstripe.store.copied import note_copied
+from pinstripe.store.cursors import (
+    BESIDE,
+    LEFT_OUT,
+    PARENT_INCOMPLETE,
+    Checkpoint,
+    drop_checkpoints,
+    ended_by,
+    load_checkpoints,
+    save_checkpoints,
+)
 from pinstripe.store.ddl import qualified
 from pinstripe.store.freshness import load_freshness, note_freshness
+from pinstripe.store.pool import Connection
 from pinstripe.sync.absent import note_absent
 from pinstripe.sync.dispatch import Dispatcher
 from pinstripe.sync.listing import Listing
 from pinstripe.sync.pager import Pager
+from pinstripe.sync.singletons import read_singletons
 from pinstripe.sync.spending import DAY_S, Plan, Wishes
-from pinstripe.sync.todos import Todos
+from pinstripe.sync.todos import PAUSES_S, Todos
 from pinstripe.sync.under_parents import UnderParents, stream_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _OVERLAP_S = 120
 _WHOLE_PAGES = 4.0
+_REFUSED_S = DAY_S
+"""After that time a list that Stripe refused is requested again."""
+_FIRST_PAUSE = 3
+"""Of `PAUSES_S`: a list costs more requests than an object."""
 _MOST_VANISHED = 5000
 """Rows looked after in one pass: those that no list shows are fetched one by one."""
 
@@ -55,6 +76,15 @@ class Intervals:
     due_s: float = 600.0
     pass_s: float = 86400.0
     tick_s: float = 1.0
+
+
+@dataclass(slots=True)
+class _Stopped:
+    """A stream that cannot be read now. `next_at`: on the process's clock."""
+
+    next_at: float
+    troubles: int = 0
+    is_refused: bool = False
 
 
 class Relist:
@@ -73,7 +103,8 @@ class Relist:
     ) -> None:
         """`since`: heads begin there, on Stripe's clock. `plan`: what the read allowance bears."""
         self.passing = ""
-        self.refused: dict[str, Refused] = {}
+        self._stopped: dict[str, _Stopped] = {}
+        """By stream, those of the cursors and the `_newest` of lists."""
         self._source = source
         self._since = since
         self._todos = todos
@@ -96,7 +127,7 @@ class Relist:
 
     def wishes(self) -> Wishes:
         """What all of this takes if nothing slows it."""
-        endpoints = [e for e in self._endpoints() if stream_of(e) not in self.refused]
+        endpoints = [e for e in self._endpoints() if not self._is_refused(stream_of(e))]
         heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
         passes = sum(self._cost[stream_of(e)] for e in endpoints)
         usual = DAY_S / self._intervals.pass_s
@@ -104,7 +135,7 @@ class Relist:
 
     async def run(self) -> None:
         """Until cancelled. A list that cannot be read is left out, and said."""
-        await self._guard("passes", self._remember())
+        await self._guard("passes", None, self._remember())
         while True:
             await self.turn()
             await asyncio.sleep(self._intervals.tick_s)
@@ -114,24 +145,123 @@ class Relist:
         now, plan = self._clock(), self._plan()
         for endpoint in self._endpoints():
             stream = stream_of(endpoint)
-            if stream in self.refused or not needs_head(endpoint):
+            if (
+                not needs_head(endpoint)
+                or self._is_refused(stream)
+                or not self._may(_newest(stream))
+            ):
                 continue
             age_s = now - self._head_at.get(stream, -float("inf"))
             if age_s >= self._usual_s(endpoint) * plan.stretch:
                 self._head_at[stream] = now
-                await self._guard(stream, self._head(endpoint))
-        if now - self._due_at >= self._intervals.due_s * plan.stretch:
+                table = self._table_of(endpoint)
+                await self._guard(_newest(stream), table, self._head(endpoint))
+        if now - self._due_at >= self._intervals.due_s * plan.stretch and self._may(_DUE):
             self._due_at = now
-            await self._guard("due", self._due())
+            await self._guard(_DUE, "balance_transaction", self._due())
+        for stream in [s for s, stopped in self._stopped.items() if stopped.next_at <= now]:
+            if await self._again(stream):
+                return
         pass_s = self._intervals.pass_s * plan.pass_s / DAY_S
         for endpoint in self._endpoints():
             stream = stream_of(endpoint)
             age_s = now - self._passed_at[stream]
-            if age_s >= pass_s * self._first.get(stream, 1.0) and stream not in self.refused:
+            if age_s >= pass_s * self._first.get(stream, 1.0) and stream not in self._stopped:
                 self._passed_at[stream] = now
                 self._first.pop(stream, None)
-                await self._guard(stream, self.full_pass([endpoint]))
+                await self._guard(f"{stream} to its end", None, self.full_pass([endpoint]))
                 return  # One a turn: the heads go on between two passes.
+
+    def _is_refused(self, stream: str) -> bool:
+        return stream in self._stopped and self._stopped[stream].is_refused
+
+    def _may(self, stream: str) -> bool:
+        """Whether it is not in trouble, or it is time for its next try."""
+        stopped = self._stopped.get(stream)
+        return stopped is None or stopped.next_at <= self._clock()
+
+    def _stop(
+        self, ended: Checkpoint, *, is_refused: bool, wait_s: float | None = None
+    ) -> Checkpoint:
+        """Counts the try; the cursor with the time of the next one."""
+        stopped = self._stopped.setdefault(ended.stream, _Stopped(0.0))
+        if wait_s is None:
+            troubles = min(_FIRST_PAUSE + stopped.troubles, len(PAUSES_S) - 1)
+            wait_s = _REFUSED_S if is_refused else PAUSES_S[troubles]
+            stopped.troubles += not is_refused
+        stopped.next_at, stopped.is_refused = self._clock() + wait_s, is_refused
+        return replace(ended, next_try=time.time() + wait_s)
+
+    async def _again(self, stream: str) -> bool:
+        """The next try of a list that was refused or failed; whether there was something to do."""
+        schema = self._source.mirror.schema
+        endpoint = next((e for e in self._endpoints() if stream_of(e) == stream), None)
+        if endpoint is None and stream not in singleton_paths().values():
+            return False  # A head, say: its own turn is its next try.
+        try:
+            async with self._source.pool.acquire() as connection:
+                saved = (await load_checkpoints(connection, schema)).get(stream)
+            ended = await self._read_again(stream, endpoint, saved)
+            if ended.state in ("refused", "failed"):
+                ended = self._stop(ended, is_refused=ended.state == "refused")
+            else:
+                self._stopped.pop(stream, None)
+            async with self._source.transaction() as connection:
+                await save_checkpoints(connection, schema, [ended])
+                if ended.state == "done" and endpoint is not None:
+                    await self._copied(connection, endpoint)
+        except LostLease:
+            raise
+        except PinstripeError as error:
+            self._stop(ended_by(error, stream), is_refused=False)
+            _log.warning("relist.trouble", stream=stream, error=error.message)
+        return True
+
+    async def _read_again(
+        self, stream: str, endpoint: ListEndpoint | None, saved: Checkpoint | None
+    ) -> Checkpoint:
+        """Reads the list on from where it stands, or the singleton; how that ended."""
+        if endpoint is None:
+            ends = await read_singletons(self._source, stream)
+            table = next(table_name(n) for n, path in singleton_paths().items() if path == stream)
+            return ends[0] if ends else Checkpoint(stream, "done", {"table": table})
+        if saved is not None and saved.state == "refused":
+            saved = None
+        table, now = self._table_of(endpoint), self._source.now()
+        work: Pager | UnderParents
+        if endpoint.parent:
+            work = UnderParents(endpoint, table, self._source, self._source.pool, saved)
+            work.as_of = work.as_of or now
+        elif saved is None:
+            work = Pager(Listing.fresh(endpoint, table, ceiling=int(now)), self._source)
+        else:
+            work = Pager(Listing.resumed(endpoint, table, saved), self._source)
+        self.passing = endpoint.path
+        try:
+            await Dispatcher(self._budget, max_in_flight=4).run([work], more=lambda: ())
+        finally:
+            self.passing = ""
+        return _final(work)
+
+    async def _copied(self, connection: Connection, endpoint: ListEndpoint) -> None:
+        """A list of the first copy has come to its end at last: those under its rows may begin, and its
+        tables are copied if no other list of theirs is open.
+        """
+        schema, loading = self._source.mirror.schema, self._source.mirror.loading
+        cursors = await load_checkpoints(connection, schema)
+        for other in self._endpoints():
+            cursor = cursors.get(stream_of(other))
+            if cursor is not None and cursor.code == PARENT_INCOMPLETE:
+                self._stopped[cursor.stream] = _Stopped(self._clock())
+        tables = {table_name(name) for name in endpoint.objects} & loading
+        open_tables = {
+            table_name(name)
+            for other in self._endpoints()
+            if (c := cursors.get(stream_of(other))) is not None and c.state in ("running", "failed")
+            for name in other.objects
+        }
+        await note_copied(connection, schema, sorted(tables - open_tables))
+        loading -= tables - open_tables
 
     async def _remember(self) -> None:
         """What each list took when it was last read, and when its last pass was: a restart is none."""
@@ -139,6 +269,12 @@ class Relist:
         async with self._source.pool.acquire() as connection:
             cursors = await load_checkpoints(connection, schema)
             fresh = await load_freshness(connection, schema)
+        for cursor in cursors.values():
+            if cursor.state in ("refused", "failed") and cursor.code != LEFT_OUT:
+                usual_s = _REFUSED_S if cursor.state == "refused" else PAUSES_S[_FIRST_PAUSE]
+                left_s = usual_s if cursor.next_try is None else cursor.next_try - time.time()
+                is_refused = cursor.state == "refused"
+                self._stop(cursor, is_refused=is_refused, wait_s=max(left_s, 0.0))
         passed = {f.table: f.known_to for f in fresh if f.how == "pass"}
         now, stripes = self._clock(), self._source.now()
         for endpoint in self._endpoints():
@@ -167,13 +303,28 @@ class Relist:
         other = by_parent(endpoint) if endpoint.name in self._source.by_parent else None
         return other or endpoint
 
-    async def _guard(self, stream: str, work: object) -> None:
+    def _table_of(self, endpoint: ListEndpoint) -> str:
+        names = map(table_name, endpoint.objects)
+        return next(n for n in names if n in self._source.wanted)
+
+    async def _guard(self, stream: str, table: str | None, work: Awaitable[None]) -> None:
+        """Does the work; what keeps it from being done is noted as a stream of `table`, while it does."""
+        schema = self._source.mirror.schema
         try:
-            await work  # type: ignore[misc]
-        except Refused as error:
-            self.refused[stream] = error
+            await work
+            if self._stopped.pop(stream, None) is not None:
+                async with self._source.transaction() as connection:
+                    await drop_checkpoints(connection, schema, [stream])
+        except LostLease:
+            raise
         except PinstripeError as error:
+            ended = self._stop(
+                ended_by(error, stream, {"table": table}), is_refused=error.is_answer
+            )
             _log.warning("relist.trouble", stream=stream, error=error.message)
+            with suppress(PinstripeError):
+                if table is not None:
+                    await self._source.save([ended])
 
     async def _head(self, endpoint: ListEndpoint) -> None:
         """The entries that are newer than the last look, with a margin for what comes late."""
@@ -225,13 +376,12 @@ class Relist:
         finally:
             self.passing = ""
         for work in works:
-            final = work.final() if isinstance(work, UnderParents) else work.listing.final()
+            final = _final(work)
             self._cost[stream_of(work.endpoint)] = max(float(final.requests), 1.0)
             if final.state in ("done", "refused"):
                 self._shown_at[stream_of(work.endpoint)] = began
             if final.state != "done":
-                async with self._source.transaction() as connection:
-                    await save_checkpoints(connection, self._source.mirror.schema, [final])
+                await self._source.save([self._stop(final, is_refused=final.state == "refused")])
         for table in {table_name(o) for e in endpoints for o in e.objects}:
             if table in self._source.wanted:
                 await self._look_after(table)
@@ -259,6 +409,18 @@ class Relist:
         names = [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
         async with self._source.transaction() as connection:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
+
+
+_DUE = "balance transactions that are due"
+
+
+def _newest(stream: str) -> str:
+    """The stream of what is newest in a list, beside that of the whole list."""
+    return f"{BESIDE[1]}{stream}"
+
+
+def _final(work: Pager | UnderParents) -> Checkpoint:
+    return work.final() if isinstance(work, UnderParents) else work.listing.final()
 
 
 def needs_head(endpoint: ListEndpoint) -> bool:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints
+from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
 from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import table_name
 from pinstripe.source.account import BACKFILL, Source
 from pinstripe.source.nested import closed_gaps
 from pinstripe.store.cursors import (
+    BESIDE,
     Checkpoint,
+    drop_checkpoints,
     forget_checkpoints,
     load_checkpoints,
     save_checkpoints,
@@ -79,6 +81,7 @@ class Resume:
             for e in list_endpoints()
             if self._wanted_objects(e)
         ]
+        saved = await self._without_notes(saved)
         saved = await self._without_gaps(saved)
         since, note = self._now, ""
         if last is not None and last.as_of is not None:
@@ -98,6 +101,14 @@ class Resume:
             # The position is taken before the first list is read.
             await self._source.save([followed(since)])
         return Plan(works, since, note, anew_since)
+
+    async def _without_notes(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
+        """Forgets what an earlier process could not read beside the lists: this one tries it anew."""
+        notes = [s for s in saved if s.startswith(BESIDE) or s in singleton_paths().values()]
+        if notes:
+            async with self._source.transaction() as connection:
+                await drop_checkpoints(connection, self._source.mirror.schema, notes)
+        return {stream: cursor for stream, cursor in saved.items() if stream not in notes}
 
     async def _begin_anew(self) -> dict[str, Checkpoint]:
         """Forgets every position, in one commit with the new one: the next run must not trust the old."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 
 from pinstripe.store.todo import Todo
@@ -23,8 +23,12 @@ class Line:
         """By table: keys of what waits to be fetched."""
         self._held: dict[str, list[Place]] = {}
         """By table of which many are being fetched together: what came to its turn meanwhile."""
+        self._later: dict[Place, asyncio.TimerHandle] = {}
+        """What met trouble and waits for its next try."""
         self._idle = asyncio.Event()
         self._idle.set()
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
 
     def __len__(self) -> int:
         return len(self._todos)
@@ -42,15 +46,16 @@ class Line:
                 self._again.add(place)
             elif not known:
                 self._wait(place)
-        if self._todos:
-            self._idle.clear()
+            else:
+                self.wake([place])
+        self._note()
 
     async def next(self) -> Todo:
         """Whose turn it is. Bring it back with `done` or `put_back`."""
         while True:
             place = await self._queue.get()
             # Others of a bunch may have been answered, or are being asked, since they came.
-            if place not in self._todos or place in self._running:
+            if place not in self._todos or place in self._running or place in self._later:
                 continue
             kind, table, _ = place
             if kind == "fetch" and table in self._held:
@@ -84,8 +89,7 @@ class Line:
             return
         self._running.discard(place)
         self._todos.pop(place, None)
-        if not self._todos:
-            self._idle.set()
+        self._note()
 
     def put_back(self, place: Place) -> None:
         """Not answered: it waits again."""
@@ -93,9 +97,57 @@ class Line:
         self._again.discard(place)
         self._wait(place)
 
+    def later(self, todo: Todo, pause_s: float) -> None:
+        """It met trouble: it waits again after a pause. If it was asked for again meanwhile, now."""
+        place = todo.place
+        if place in self._again:
+            self.put_back(place)
+            return
+        self._running.discard(place)
+        self._todos[place] = todo
+        loop = asyncio.get_running_loop()
+        self._later[place] = loop.call_later(pause_s, self.wake, [place])
+        self._note()
+
+    def put_off(self, place: Place, pause_s: float) -> None:
+        """It waits, but not for its turn: for its next try, after a pause."""
+        todo = self._todos.get(place)
+        if todo is not None and place not in self._running:
+            kind, table, key = place
+            if kind == "fetch":
+                self._fetches[table].discard(key)
+            self.later(todo, pause_s)
+
+    def wake(self, places: Iterable[Place]) -> None:
+        """Those of these that wait for their next try need not."""
+        for place in places:
+            timer = self._later.pop(place, None)
+            if timer is not None:
+                timer.cancel()
+                self._wait(place)
+        self._note()
+
+    def close(self) -> None:
+        """Nothing waits for its next try any more."""
+        for timer in self._later.values():
+            timer.cancel()
+        self._later.clear()
+
     async def idle(self) -> None:
         """Returns when nothing is left."""
         await self._idle.wait()
+
+    async def at_rest(self) -> None:
+        """Returns when nothing is left but what is to be tried again later."""
+        await self._at_rest.wait()
+
+    def _note(self) -> None:
+        left, later = len(self._todos), len(self._later)
+        for event, is_so in ((self._idle, not left), (self._at_rest, left == later)):
+            if is_so:
+                event.set()
+            else:
+                event.clear()
 
     def _wait(self, place: Place) -> None:
         kind, table, key = place

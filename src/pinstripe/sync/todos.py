@@ -2,22 +2,28 @@
 
 One request at a time for each place; what is asked for again meanwhile is done once more afterwards. Many
 objects of one type that were made at about the same time are one request together (`bunches`).
+
+Only an answer of Stripe's crosses a request out (`errors.PinstripeError.is_answer`). Whatever else comes (a
+5xx, a 4xx that is not understood, a cut body, a lost Postgres) is trouble: the request stays owed, with the
+reason beside it, and is tried again after pauses that grow to a day, for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
 import structlog
 
-from pinstripe.errors import LostLease, PinstripeError, Refused, Unreachable, WrongKey
-from pinstripe.source.account import Source
+from pinstripe.errors import LostLease, NotFound, PinstripeError
+from pinstripe.rows.extract import CutList
+from pinstripe.source.account import LIVE, Source
 from pinstripe.source.settle import ask_anew, finish
-from pinstripe.store.todo import Answer, Todo, load_todos
+from pinstripe.store.cursors import BESIDE, ended_by
+from pinstripe.store.todo import Answer, Noted, Todo, load_todos, note_trouble
 from pinstripe.sync.bunches import LEAST, can_bunch, fetch_bunch, find_bunch
 from pinstripe.sync.children import list_children
 from pinstripe.sync.todo_line import Line
@@ -26,7 +32,8 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Refresh = Callable[[str], Awaitable[None]]
 _WORKERS = 8
-_PAUSE_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0)
+"""After each try that met trouble: in the end 30 GETs a month of an allowance of 10,000 at least."""
 _LOOK_S = 60.0
 """How often the database is looked into when nobody rings."""
 _CONTEST_S = 2.0
@@ -56,6 +63,10 @@ class Todos:
         self._line = Line()
         self._singly: set[str] = set()
         """Tables whose list Stripe does not let us read."""
+        self._refused: set[str] = set()
+        self._attempts: dict[tuple[str, str, str], int] = {}
+        self._failing_since: dict[tuple[str, str, str], float] = {}
+        self._succeeded_at = float("-inf")
         self._noted = asyncio.Event()
 
     def __len__(self) -> int:
@@ -64,10 +75,13 @@ class Todos:
     async def run(self) -> None:
         """Works until cancelled; begins with what an earlier process left."""
         await self._load()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._take_in())
-            for _ in range(_WORKERS):
-                group.create_task(self._work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._take_in())
+                for _ in range(_WORKERS):
+                    group.create_task(self._work())
+        finally:
+            self._line.close()
 
     def look(self) -> None:
         """Another process may have noted something in the database."""
@@ -90,30 +104,31 @@ class Todos:
             except PinstripeError as error:
                 _log.debug("todos.untaken", error=error.message)
                 continue
-            ours = [(todo, asked) for todo, asked in left if todo.place not in self._line]
+            ours = [noted for noted in left if noted.todo.place not in self._line]
             # A contest is being settled by whoever found it; only what is left of it is for us.
             old = now - timedelta(seconds=_CONTEST_S)
-            self.add([todo for todo, asked in ours if todo.since or asked <= old])
-            soon = any(not todo.since and asked > old for todo, asked in ours)
+            self._take(n for n in ours if n.todo.since or n.attempts or n.asked_at <= old)
+            soon = any(not n.todo.since and not n.attempts and n.asked_at > old for n in ours)
             await self._sleep(_SPACING_S)
 
     async def drain(self) -> None:
-        """Works off what is noted in the database, and returns."""
+        """Works off what is noted in the database, and returns; what meets trouble stays noted."""
         await self._load()
         await self.work_off()
 
     async def work_off(self) -> None:
-        """Works off what has been taken in, and returns."""
+        """Works off what has been taken in, and returns; what meets trouble stays noted."""
         if not self._line:
             return
         workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
         try:
-            idle = asyncio.create_task(self.idle())
+            idle = asyncio.create_task(self._line.at_rest())
             await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (idle, *workers):
                 task.cancel()
             ended = await asyncio.gather(idle, *workers, return_exceptions=True)
+            self._line.close()
         for end in ended:
             if isinstance(end, Exception):
                 raise end
@@ -121,7 +136,18 @@ class Todos:
     async def _load(self) -> None:
         async with self._source.pool.acquire() as connection:
             left = await load_todos(connection, self._source.mirror.schema)
-        self.add([todo for todo, _ in left])
+        self._take(left)
+
+    def _take(self, noted: Iterable[Noted]) -> None:
+        """Takes in what the database has; what waits there for its next try waits here too."""
+        for one in noted:
+            if one.todo.kind.startswith("upcoming_") and one.todo.kind not in self._upcoming:
+                continue  # Somebody else's: this process makes no previews.
+            if one.attempts:
+                self._attempts[one.todo.place] = one.attempts
+            self._line.add([one.todo])
+            if one.wait_s > 0:
+                self._line.put_off(one.todo.place, one.wait_s)
 
     def add(self, todos: Sequence[Todo]) -> None:
         """Takes in what has been noted in the database."""
@@ -146,17 +172,31 @@ class Todos:
                 self._line.put_back(todo.place)
                 await asyncio.sleep(_HELD_S)
                 continue
-            done = False
+            pause_s: float | None = 0.0
             try:
-                done = await self._do_with_others(todo) or await self._do(todo)
+                pause_s = None if await self._do_with_others(todo) else await self._do(todo)
             finally:
-                self._end(todo, done)
+                self._end(todo, pause_s)
 
-    def _end(self, todo: Todo, done: bool) -> None:
-        if done:
+    def _end(self, todo: Todo, pause_s: float | None) -> None:
+        """`pause_s`: until it is tried again; None: it is done."""
+        if pause_s is None:
             self._line.done(todo.place)
+            self._succeeded(todo)
+        elif pause_s:
+            self._line.later(todo, pause_s)
         else:
             self._line.put_back(todo.place)
+
+    def _succeeded(self, todo: Todo) -> None:
+        """Whatever began to fail since the last success may have failed for a reason that is over: its next
+        try is now. What failed before is in trouble of its own, and waits.
+        """
+        self._attempts.pop(todo.place, None)
+        self._failing_since.pop(todo.place, None)
+        self.trouble = ""
+        last, self._succeeded_at = self._succeeded_at, self._clock()
+        self._line.wake([place for place, at in self._failing_since.items() if at > last])
 
     async def _do_with_others(self, todo: Todo) -> bool:
         """Whether one page of a list has answered it, and others that wait with it."""
@@ -175,33 +215,51 @@ class Todos:
                     shown = await fetch_bunch(self._source, bunch, [todo, *others])
         except LostLease:
             raise
-        except (Unreachable, WrongKey):
-            return False  # Alone it waits until that is over.
         except PinstripeError as error:
-            self._singly.add(todo.table)
+            # This one is requested alone. Others too, if Stripe does not show the list to this key.
+            if error.is_answer:
+                self._singly.add(todo.table)
             _log.info("todos.singly", table=todo.table, error=error.message)
         finally:
             for other in others:
-                self._end(other, other.id in shown)
+                self._end(other, None if other.id in shown else 0.0)
         return todo.id in shown
 
-    async def _do(self, todo: Todo) -> bool:
-        """Makes the request; False if it is to be tried again."""
-        for pause_s in (*_PAUSE_S, 0.0):
-            try:
-                await self._answer(todo)
-            except LostLease:
-                raise
-            except (Unreachable, WrongKey) as error:
-                self.trouble = error.message
-                await self._sleep(pause_s or _PAUSE_S[-1])
-                continue
-            self.trouble = ""
-            return True
-        return False
+    async def _do(self, todo: Todo) -> float | None:
+        """Makes the request; the seconds until it is tried again, None if it is answered."""
+        try:
+            await self._answer(todo)
+        except LostLease:
+            raise
+        except PinstripeError as error:
+            return await self._troubled(todo, error)
+        return None
+
+    async def _troubled(self, todo: Todo, error: PinstripeError) -> float:
+        """It stays owed: says why in the database, and gives the pause until the next try."""
+        attempts = self._attempts.get(todo.place, 0)
+        self._attempts[todo.place] = attempts + 1
+        self._failing_since.setdefault(todo.place, self._clock())
+        self.trouble = error.message
+        pause_s = PAUSES_S[min(attempts, len(PAUSES_S) - 1)]
+        _log.warning(
+            "todo.trouble",
+            kind=todo.kind,
+            table=todo.table,
+            attempts=attempts + 1,
+            error=error.message,
+        )
+        try:
+            async with self._source.transaction() as connection:
+                await note_trouble(connection, self._source.mirror.schema, todo, error, pause_s)
+        except LostLease:
+            raise
+        except PinstripeError as untold:
+            _log.debug("todo.untold", error=untold.message)  # It is Postgres that is in trouble.
+        return pause_s
 
     async def _answer(self, todo: Todo) -> None:
-        """Asks, and crosses it out. What Stripe refuses it would refuse again: that is an answer."""
+        """Makes the request, and crosses it out. Raises what is no answer."""
         source = self._source
         is_row = todo.kind in ("fetch", "relate") and todo.table in source.wanted
         version: datetime | None = None
@@ -215,30 +273,39 @@ class Todos:
                 await self._upcoming[todo.kind](todo.id)
             elif todo.kind == "children":
                 self.add(await list_children(self._source, todo))
+            elif todo.kind == "nested":
+                await source.follow(_nested(todo), priority=LIVE, cause=todo.cause)
             elif is_row:
                 await self._fetch(todo, version, answer)
-        except (LostLease, Unreachable, WrongKey):
-            raise
         except PinstripeError as error:
-            # The next event of the object asks anew.
-            _log.warning("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
+            if not error.is_answer:
+                raise
+            await self._refused_for(todo, error)
         await finish(source, answer)
+
+    async def _refused_for(self, todo: Todo, error: PinstripeError) -> None:
+        """Stripe refuses it, and would again. That an object is gone is no refusal; the rest is said once
+        for each table.
+        """
+        _log.info("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
+        stream = f"{BESIDE[0]}{todo.table}"
+        if isinstance(error, NotFound) or stream in self._refused:
+            return
+        self._refused.add(stream)
+        await self._source.save([ended_by(error, stream, {"table": todo.table})])
 
     async def _fetch(self, todo: Todo, version: datetime | None, answer: Answer) -> None:
         if todo.kind == "relate" and version is not None and not await self._may_move(todo):
             return
-        try:
-            await ask_anew(
-                self._source,
-                todo.table,
-                todo.id,
-                over=version,
-                parent=todo.parent,
-                cause=todo.cause,
-                answers=[answer],
-            )
-        except Refused as error:
-            _log.info("todo.unfetched", table=todo.table, id=todo.id, error=error.message)
+        await ask_anew(
+            self._source,
+            todo.table,
+            todo.id,
+            over=version,
+            parent=todo.parent,
+            cause=todo.cause,
+            answers=[answer],
+        )
 
     async def _may_move(self, todo: Todo) -> bool:
         """Whether a related object that we have may have changed: a balance transaction, once."""
@@ -251,3 +318,9 @@ class Todos:
                 todo.id,
             )
         return status == "pending"
+
+
+def _nested(todo: Todo) -> CutList:
+    """The nested list that a to-do names, from its start."""
+    table, _, key = todo.parent.partition(" ")
+    return CutList(todo.id, table, key, todo.table, "", 0)

@@ -6,7 +6,8 @@ The position is the last parent up to which all are durable:
 
 Parents are read from the database, so they must be complete before this starts. Stripe may refuse the
 list of one parent (the persons of a Standard account) and give the others: that one is left out, and told
-(`left_out`).
+(`left_out`). A parent whose list meets trouble twice is noted as owed (`pinstripe.pending`), and the others
+go on.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.paths import quote_id
 from pinstripe.errors import (
     Drifted,
-    NotEnabled,
+    LostLease,
     NotFound,
-    NotPermitted,
     PinstripeError,
+    Refused,
     Unwritable,
     WrongKey,
 )
@@ -34,9 +35,10 @@ from pinstripe.mirror import Truth
 from pinstripe.rows.extract import Found
 from pinstripe.source.account import BACKFILL, Source
 from pinstripe.source.page import list_request, read_list, truth_of
-from pinstripe.store.cursors import Checkpoint, State
+from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State, permission_of
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Pool
+from pinstripe.store.todo import Todo
 from pinstripe.sync.left_out import LeftOut
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -44,6 +46,8 @@ _CHUNK = 1000
 _WINDOW = 4 * _CHUNK
 """Parents between the first that is not done and the last that was begun: one that takes long must not
 let the rest pile up."""
+_PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""After trouble without an answer in between, on top of the client's own tries."""
 
 
 class UnderParents:
@@ -64,6 +68,8 @@ class UnderParents:
         self.state: State = "running"
         self.reason = ""
         self.remedy = ""
+        self.code = ""
+        self.permission = ""
         self.note = ""
         self.rows = saved.rows if saved else 0
         self.requests = saved.requests if saved else 0
@@ -81,7 +87,11 @@ class UnderParents:
         self._waiting: deque[str] = deque()
         self._order: deque[str] = deque()
         self._durable: set[str] = set()
-        self._left_out = LeftOut(saved.reason if saved is not None else "", bool(self._after))
+        self._left_out = LeftOut(_left_out_before(saved), bool(self._after))
+        self._tried: set[str] = set()
+        """Parents whose list has met trouble once."""
+        self._troubles = 0
+        self._not_before = float("-inf")
         self._done = 0
         self._loading = False
         self._exhausted = False
@@ -120,6 +130,8 @@ class UnderParents:
             self._loading = True
             self.in_flight += 1
             return lambda: asyncio.create_task(self._load())
+        if self._clock() < self._not_before:
+            return None
         parent = self._waiting.popleft()
         self.in_flight += 1
         return lambda: asyncio.create_task(self._run(parent))
@@ -171,26 +183,47 @@ class UnderParents:
         expand = self._expand
         try:
             await self._list(parent, expand)
-        except (NotPermitted, NotEnabled) as error:
-            if expand:
+        except (WrongKey, Unwritable, LostLease):
+            self.state = "failed"
+            raise
+        except PinstripeError as error:
+            if error.fault is not None:
+                _log.warning("backfill.failed", stream=self.endpoint.stream, error=error.message)
+                self._end(error, "failed")
+            elif not isinstance(error, Refused) or not error.is_answer:
+                await self._troubled(parent, error)
+            elif expand:
                 # The list itself may be readable, only not what it was asked to expand.
                 self.note = f"Without {', '.join(expand)}: {error.message}"
                 self._expand = ()
                 self._waiting.appendleft(parent)
             else:
                 self._left_out.refused(parent, error)
-        except (WrongKey, Unwritable):
-            self.state = "failed"
-            raise
-        except PinstripeError as error:
-            _log.warning("backfill.failed", stream=self.endpoint.stream, error=error.message)
-            self._end(error, "failed")
         else:
             self._left_out.is_answered = True
+            self._troubles = 0
         finally:
             self.seconds += self._clock() - started
             self.in_flight -= 1
         await self._judge()
+
+    async def _troubled(self, parent: str, error: PinstripeError) -> None:
+        """One parent's list cannot be read now: once more after the others, then it is noted as owed."""
+        now = self._clock()
+        if now >= self._not_before:
+            self._not_before = now + _PAUSES_S[min(self._troubles, len(_PAUSES_S) - 1)]
+            self._troubles += 1
+        if parent not in self._tried:
+            self._tried.add(parent)
+            self._waiting.append(parent)
+            return
+        self._tried.discard(parent)
+        _log.warning("backfill.owed", stream=self.endpoint.stream, error=error.message)
+        todo = Todo("children", self.table, parent, self.endpoint.parent)
+        self._source.unread[self.table] = error
+        if self._source.notes_owed:
+            await self._source.owe(todo, error)
+        await self._step(parent)
 
     async def _judge(self) -> None:
         """Goes on without the parents that were refused, or ends if all are."""
@@ -205,6 +238,7 @@ class UnderParents:
         """All pages under one parent; the last one makes the step."""
         path, fixed = self.endpoint.url(parent, quote_id(parent))
         after: str | None = None
+        passed: set[str | None] = {None}
         while True:
             asked, params = list_request(self.endpoint, path, fixed, after=after, expand=expand)
             self.requests += 1
@@ -214,12 +248,12 @@ class UnderParents:
                 )
             except NotFound as error:
                 if error.param == "starting_after" and after is not None:
-                    after = None
+                    after, passed = None, {None}
                     continue
                 await self._step(parent)  # The parent went meanwhile, and its list with it.
                 return
             page = read_list(reply, path)
-            if page.has_more and page.after == after:
+            if page.has_more and page.after in passed:
                 raise Drifted(f"The list {path} says that it goes on, but not from where.")
             found = self._source.extract(page.objects, {self.parent_table: parent})
             nested = await self._source.follow_all(found)
@@ -232,6 +266,7 @@ class UnderParents:
                 )
                 return
             await self._source.mirror.put(found, truth_of(reply))
+            passed.add(page.after)
             after = page.after
 
     async def _step(self, parent: str) -> None:
@@ -246,6 +281,7 @@ class UnderParents:
     def _end(self, error: PinstripeError, state: State) -> None:
         if self.state == "running":
             self.state, self.reason, self.remedy = state, error.message, error.hint
+            self.code, self.permission = error.slug, permission_of(error)
         self._waiting.clear()
 
     # Progress: what the mirror saves.
@@ -276,12 +312,17 @@ class UnderParents:
         return after, 0
 
     def _checkpoint(self, after: str, state: State) -> Checkpoint:
+        left_out = self._left_out.words(self.parent_table)
+        code = UNEXPANDED if self.note and self._expand != self.endpoint.expand else ""
+        code = code or (SOME_REFUSED if left_out and not self.note else "")
         return Checkpoint(
             stream=stream_of(self.endpoint),
             state=state,
             position={"table": self.table, "parent": self.parent_table, "after": after},
-            reason=self.reason or self.note or self._left_out.words(self.parent_table),
+            reason=self.reason or self.note or left_out,
             remedy=self.remedy,
+            code=self.code or code,
+            permission=self.permission,
             rows=self.rows,
             requests=self.requests,
             seconds=self.seconds,
@@ -292,6 +333,11 @@ class UnderParents:
 def stream_of(endpoint: ListEndpoint) -> str:
     """The cursor's name; the same path can be listed with and without a parent."""
     return f"{endpoint.stream} by {endpoint.parent}" if endpoint.parent else endpoint.stream
+
+
+def _left_out_before(saved: Checkpoint | None) -> str:
+    """What an earlier run said of the parents that it left out."""
+    return saved.reason if saved is not None and saved.code == SOME_REFUSED else ""
 
 
 def _saved_after(saved: Checkpoint | None) -> str:

@@ -27,7 +27,7 @@ from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
 from pinstripe.source.account import Source
 from pinstripe.store.batch import Effect
-from pinstripe.store.cursors import Checkpoint
+from pinstripe.store.cursors import ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.todo import Todo
@@ -122,7 +122,7 @@ class Upcoming:
     async def fill(self) -> None:
         """Asks for every owner that may be invoiced, once; goes on where an earlier fill was cut.
 
-        `filling.progress` tells how far it is. Raises Unreachable, WrongKey.
+        `filling.progress` tells how far it is. Raises WrongKey, and what Postgres's trouble is.
         """
         await self.filling.run()
 
@@ -255,7 +255,10 @@ class Upcoming:
         except (NotPermitted, NotEnabled, WrongKey):
             raise
         except Refused as error:
+            if error.status != 400 or not error.code:
+                raise  # Not understood: it stays owed, and the row as it is.
             # Stripe cannot say what it would invoice (no tax address, no items): nor can a row.
+            # (400 with a code, https://docs.stripe.com/error-codes)
             self.unpreviewable += 1
             _log.info("upcoming.unpreviewable", owner=owner_id, error=error.message)
             return None
@@ -265,10 +268,7 @@ class Upcoming:
             return
         self.refused[table] = error
         _log.warning("upcoming.refused", table=table, error=error.message)
-        cursor = Checkpoint(
-            table, "refused", {"table": table}, reason=error.message, remedy=error.hint
-        )
-        await self.source.save([cursor])
+        await self.source.save([ended_by(error, table, {"table": table})])
 
     @asynccontextmanager
     async def _turn(self, owner: Owner, owner_id: str) -> AsyncIterator[None]:

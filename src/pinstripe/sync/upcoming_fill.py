@@ -17,10 +17,11 @@ from typing import Protocol, cast
 
 import structlog
 
-from pinstripe.errors import Drifted, PinstripeError, Refused
+from pinstripe.errors import LostLease, PinstripeError, Refused, WrongKey
 from pinstripe.source.account import BACKFILL, Source
 from pinstripe.store.cursors import Checkpoint, State, load_checkpoints
 from pinstripe.store.ddl import qualified
+from pinstripe.store.todo import Kind, Todo
 from pinstripe.sync.upcoming_fanout import ALIVE, PENDING
 from pinstripe.sync.upcoming_preview import Owner
 from pinstripe.sync.upcoming_rows import TABLE_OF
@@ -33,6 +34,10 @@ _WORKERS = 12
 """Requests under way at once: at 25/s enough for previews that take 480 ms."""
 
 _OWNERS: tuple[Owner, ...] = ("customer", "subscription")
+_KIND_OF: Mapping[Owner, Kind] = {
+    "customer": "upcoming_customer",
+    "subscription": "upcoming_subscription",
+}
 _FRESH_S = 3600.0
 _OWNER_S = 1.0
 _STALE_S = 86400.0
@@ -128,7 +133,8 @@ class UpcomingFill:
     async def run(self) -> None:
         """Returns when every owner has been asked for once since the fill began.
 
-        Raises what ends all requests (Unreachable, WrongKey); the next run goes on from there.
+        An owner that meets trouble is noted as owed. Raises what ends all requests (WrongKey, a Postgres
+        that is away); the next run goes on from there.
         """
         schema = self._source.mirror.schema
         async with self._source.pool.acquire() as connection:
@@ -202,10 +208,16 @@ class UpcomingFill:
     async def _refresh(self, owner: Owner, key: str, filling: Filling) -> None:
         try:
             await self._upcoming.refresh(owner, key, priority=BACKFILL)
-        except Drifted as error:
-            # Trouble of this one alone, said in the log and counted; its next event asks again.
+        except (WrongKey, LostLease):
+            raise
+        except PinstripeError as error:
+            if error.fault is not None:
+                raise
+            # Trouble of this one alone: it is owed, and the others go on.
             filling.failed += 1
             _log.warning("upcoming.failed", table=filling.table, owner=key, error=error.message)
+            todo = Todo(_KIND_OF[owner], filling.table, key)
+            await self._source.owe(todo, error)
         filling.done += 1
 
     async def _save(self, filling: Filling) -> None:

@@ -24,10 +24,11 @@ from pinstripe.errors import (
 from pinstripe.mirror import open_mirror
 from pinstripe.source.account import LIVE, Source
 from pinstripe.store.compare import Comparer
+from pinstripe.store.cursors import LEFT_OUT, SOME_REFUSED, UNEXPANDED
 from pinstripe.store.difference import Difference
 from pinstripe.sync.certify import certify
 from pinstripe.sync.events import EVENTS, FOLLOWED, RETENTION_S
-from pinstripe.sync.look import LEFT_OUT, UNEXPANDED, Walk, walk
+from pinstripe.sync.look import Walk, walk
 from pinstripe.sync.repair import Repairs, cheaper_by_list
 from pinstripe.sync.suspects import Suspects, Verdicts
 from pinstripe.sync.verified import Report, TableReport
@@ -130,14 +131,17 @@ class Verify:
         for table, end in self.walk.ends():
             report = self.reports.get(table)
             if report is None or end.state == "done":
-                if report is not None and end.reason.startswith(UNEXPANDED):
+                if report is not None and end.code in (UNEXPANDED, SOME_REFUSED):
                     report.doubt(end.reason)
                 continue
-            if end.state == "refused" and end.reason.endswith(LEFT_OUT):
+            if end.code == LEFT_OUT:
                 report.doubt(f"Without the lists under a parent: {end.reason}")
                 continue
             report.state, report.reason, report.remedy = "unverified", end.reason, end.remedy
             report.failed = report.failed or end.state in ("failed", "running")
+        for table, error in self._looking.unread.items():
+            if table in self.reports:
+                self.reports[table].doubt(error.message, error.hint)
         for gap in self._looking.gaps.values():
             if gap.cut.child_table in self.reports:
                 self.reports[gap.cut.child_table].doubt(gap.error.message, gap.error.hint)
@@ -252,7 +256,7 @@ async def open_verify(
         scribe=comparer,
         extractor=mirror.extractor,
     ) as comparing:
-        looking = replace(source, mirror=comparing, gaps={})
+        looking = replace(source, mirror=comparing, gaps={}, unread={}, notes_owed=False)
         yield Verify(
             source,
             looking,

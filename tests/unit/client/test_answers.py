@@ -19,6 +19,7 @@ from pinstripe.client.refusal import missing_permission, permission_of, read_err
 from pinstripe.client.reply import reply_of
 from pinstripe.client.transport import Answer
 from pinstripe.errors import (
+    BadParameter,
     NotEnabled,
     NotExpandable,
     NotFound,
@@ -79,8 +80,8 @@ def test_a_product_that_is_not_enabled_is_known_by_its_sentence(message: str) ->
 @pytest.mark.parametrize(
     ("status", "code", "message", "kind"),
     [
-        (400, "parameter_unknown", "created is not available here", Refused),
-        (400, "parameter_invalid_empty", "not enabled", Refused),
+        (400, "parameter_unknown", "created is not available here", BadParameter),
+        (400, "parameter_invalid_empty", "not enabled", BadParameter),
         (400, "", "Invalid integer: abc", Refused),
         (400, "resource_missing", "No such customer: 'cus_1'", NotFound),
         (404, "resource_missing", "No such price: 'p'", NotFound),

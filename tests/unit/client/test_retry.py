@@ -51,6 +51,23 @@ def test_the_verdict_follows_stripes_rules(
     assert judge(status, headers, genuine=genuine) == verdict
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "genuine", "verdict"),
+    [
+        (500, NO, True, "again"),
+        (503, NO, False, "again"),
+        (404, NO, False, "again"),
+        (429, NO, True, "limited"),
+        (404, NO, True, "final"),
+        (409, NO, True, "final"),
+    ],
+)
+def test_no_header_makes_trouble_of_a_read_final(
+    status: int, headers: dict[str, str], genuine: bool, verdict: Verdict
+) -> None:
+    assert judge(status, headers, genuine=genuine, is_read=True) == verdict
+
+
 @given(failures=st.integers(1, 10**6), luck=st.floats(0, 1, exclude_max=True))
 def test_the_wait_is_never_over_its_cap_nor_below_zero(failures: int, luck: float) -> None:
     patience = Patience()

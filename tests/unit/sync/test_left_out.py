@@ -9,7 +9,9 @@ STANDARD = NotPermitted(
     "Stripe refused (403): This application cannot read persons of acct_1.", status=403
 )
 NO_PERMISSION = NotPermitted(
-    "Stripe refused (403): Having the 'rak_person_read' permission would allow this.", status=403
+    "Stripe refused (403): Having the 'rak_person_read' permission would allow this.",
+    status=403,
+    permission="rak_person_read",
 )
 NOT_ENABLED = NotEnabled(
     "Stripe refused (400): Your account is not set up to use Issuing.", status=400

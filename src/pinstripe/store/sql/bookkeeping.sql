@@ -26,6 +26,11 @@ CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   position   jsonb,
   reason     text,
   remedy     text,
+  -- What became of it, for programs; the permission that is missing; when a stream that was refused or
+  -- failed is tried again.
+  code        text,
+  permission  text,
+  next_try_at timestamptz,
   rows       bigint NOT NULL DEFAULT 0,
   requests   bigint NOT NULL DEFAULT 0,
   seconds    double precision NOT NULL DEFAULT 0,
@@ -34,15 +39,32 @@ CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   PRIMARY KEY (schema, stream)
 );
 
+DO $$
+BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.cursor'::regclass
+                 AND attname = 'next_try_at') THEN
+    ALTER TABLE pinstripe.cursor ADD COLUMN code text, ADD COLUMN permission text,
+      ADD COLUMN next_try_at timestamptz;
+  END IF;
+END $$;
+
 -- Objects that rows refer to and Stripe does not have, or does not show to this key.
 CREATE TABLE IF NOT EXISTS pinstripe.missing (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table"    text NOT NULL,
   id         text NOT NULL,
   reason     text NOT NULL,
-  checked_at timestamptz NOT NULL DEFAULT now(),
-  PRIMARY KEY (schema, "table", id)
+  checked_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE UNIQUE INDEX IF NOT EXISTS missing_place_idx
+  ON pinstripe.missing (schema, "table", left(id, 500), hashtextextended(id, 0));
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_constraint WHERE conname = 'missing_pkey'
+             AND conrelid = 'pinstripe.missing'::regclass) THEN
+    ALTER TABLE pinstripe.missing DROP CONSTRAINT missing_pkey;
+  END IF;
+END $$;
 
 -- Who may write: one process a schema. `fence` grows with every holder; a holder that lost the lease
 -- finds another fence in its own transaction and writes nothing.
@@ -76,11 +98,16 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   since      timestamptz NOT NULL,
   request_id text,
   event_id   text,
+  -- Of a request that met trouble: how often it was tried, what happened the last time, when it is
+  -- tried next. It stays until it is answered.
   attempts   int NOT NULL DEFAULT 0,
+  code        text,
+  reason      text,
+  remedy      text,
+  next_try_at timestamptz,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- Since when an answer is owed: `asked_at` moves with every new question, this one with the answers.
-  open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (schema, kind, "table", id)
+  open_since timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 DO $$
 BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
@@ -92,7 +119,43 @@ BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
                  AND attname = 'event_id') THEN
     ALTER TABLE pinstripe.pending ADD COLUMN event_id text;
   END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'next_try_at') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN code text, ADD COLUMN reason text,
+      ADD COLUMN remedy text, ADD COLUMN next_try_at timestamptz;
+  END IF;
 END $$;
+
+-- Ids that users choose may have 5,000 characters, an entry of a B-tree 2,700 bytes: so it holds the
+-- beginning of an id and a number made of all of it.
+CREATE UNIQUE INDEX IF NOT EXISTS pending_place_idx
+  ON pinstripe.pending (schema, kind, "table", left(id, 500), hashtextextended(id, 0));
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_constraint WHERE conname = 'pending_pkey'
+             AND conrelid = 'pinstripe.pending'::regclass) THEN
+    ALTER TABLE pinstripe.pending DROP CONSTRAINT pending_pkey;
+  END IF;
+END $$;
+
+-- Rows that Postgres refuses (an index, constraint, trigger or policy of the user's own), and tables, whose
+-- id is '': named, with the remedy and never a value. They are tried again all the time.
+CREATE TABLE IF NOT EXISTS pinstripe.quarantine (
+  schema   text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"  text NOT NULL,
+  id       text NOT NULL,
+  sqlstate text NOT NULL,
+  name     text,
+  reason   text NOT NULL,
+  remedy   text NOT NULL,
+  tries    int NOT NULL DEFAULT 1,
+  -- Of a table: rows were left out that are not owed one by one, so its lists are read anew.
+  relist   boolean NOT NULL DEFAULT false,
+  since    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  tried_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX IF NOT EXISTS quarantine_place_idx
+  ON pinstripe.quarantine (schema, "table", left(id, 500), hashtextextended(id, 0));
 
 -- Who wants the process that syncs to look at Stripe now (`rung`), and how far it has answered (`heard`):
 -- what Stripe's event list showed at `as_of` is in the tables. See store/rings.py.
@@ -146,7 +209,8 @@ CREATE TABLE IF NOT EXISTS pinstripe.change (
   at         timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS change_at_idx ON pinstripe.change (at);
-CREATE INDEX IF NOT EXISTS change_row_idx ON pinstripe.change (schema, "table", id);
+CREATE INDEX IF NOT EXISTS change_place_idx ON pinstripe.change (schema, "table", left(id, 500));
+DROP INDEX IF EXISTS pinstripe.change_row_idx;
 CREATE INDEX IF NOT EXISTS change_event_idx ON pinstripe.change (schema, event_id)
   WHERE event_id IS NOT NULL;
 
