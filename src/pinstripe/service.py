@@ -37,6 +37,7 @@ from pinstripe.source.settle import settle
 from pinstripe.store.copied import load_copied, note_copied
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.emptied import forget_emptied, note_filled
+from pinstripe.store.indexes import create_indexes_beside
 from pinstripe.store.leases import Held, Lease
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
@@ -182,7 +183,23 @@ async def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None)
         async with pool.acquire() as connection:
             mirror.loading |= set(mirror.tables) - await load_copied(connection, mirror.schema)
     mirror.settle = partial(settle, source)
+    if held is not None:
+        mirror.mend = partial(_mend, source)
     return source
+
+
+async def _mend(source: Source, table: str) -> None:
+    """Makes a table of ours, or a column of it, that somebody has dropped."""
+    schema, wanted = source.mirror.schema, {table: source.wanted[table]}
+    async with source.pool.acquire() as connection:
+        await migrate(
+            connection,
+            schema,
+            wanted,
+            sdk_version=spec().sdk_version,
+            api_version=spec().api_version,
+        )
+        await create_indexes_beside(connection, schema, wanted[table])
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import tables
+from pinstripe.errors import PinstripeError
 from pinstripe.store.certificates import Certificate, load_certificate
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint, load_checkpoints
 from pinstripe.store.ddl import literal, qualified
@@ -72,6 +73,23 @@ class Owed:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """What Postgres refuses to hold: rows, or the whole table if `id` is "". `id` names one of `count`.
+
+    `name`: of the constraint, index or column, as far as Postgres gives it.
+    """
+
+    table: str
+    id: str
+    sqlstate: str
+    name: str
+    reason: str
+    remedy: str
+    count: int
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
 class SchemaStatus:
     """One synced schema. `followed`: the second up to which all events are applied.
 
@@ -94,6 +112,8 @@ class SchemaStatus:
     """What Stripe refuses beside whole tables: properties, and lists that are read by parent instead."""
     owed: list[Owed] = field(default_factory=list)
     """Of those the ones that met trouble, by table and reason."""
+    quarantine: list[Quarantined] = field(default_factory=list)
+    """What Postgres refuses to hold, by table and reason."""
     reads: ReadUse | None = None
     """Use of Stripe's read allowance."""
     default_api_version: str | None = None
@@ -108,8 +128,16 @@ _OWED = """
 SELECT "table", kind, code, (array_agg(reason ORDER BY next_try_at))[1],
   coalesce((array_agg(remedy ORDER BY next_try_at))[1], ''), count(*), max(attempts), min(left(id, 500)),
   extract(epoch FROM min(next_try_at))::float8
-FROM pinstripe.pending WHERE schema = $1 AND code IS NOT NULL
+FROM pinstripe.pending WHERE schema = $1 AND code <> 'quarantined'
 GROUP BY "table", kind, code ORDER BY "table", kind, code LIMIT 200
+"""
+
+
+_QUARANTINE = """
+SELECT "table", min(left(id, 500)), sqlstate, coalesce(name, ''), min(reason), min(remedy), count(*),
+  max(tries)
+FROM pinstripe.quarantine WHERE schema = $1
+GROUP BY "table", id = '', sqlstate, name ORDER BY "table", 2 LIMIT 200
 """
 
 
@@ -154,6 +182,7 @@ async def _schema(
             "SELECT count(*) FROM pinstripe.pending WHERE schema = $1", schema
         )
         owed = [Owed(*row) for row in await connection.fetch(_OWED, schema)]
+        held = [Quarantined(*row) for row in await connection.fetch(_QUARANTINE, schema)]
         fresh = await load_freshness(connection, schema)
         refusals = await load_refusals(connection, schema, is_due=True)
         default_version = await _default_version(connection, schema, rows)
@@ -169,6 +198,7 @@ async def _schema(
         remedy=followed.remedy if followed is not None else "",
         to_ask=to_ask,
         owed=owed,
+        quarantine=held,
         default_api_version=default_version,
         reads=reads,
         refusals=refusals,
@@ -188,9 +218,15 @@ async def _default_version(
 ) -> str | None:
     if "event" not in rows:
         return None
-    newest: str | None = await connection.fetchval(
-        f"SELECT api_version FROM {qualified(schema, 'event')} ORDER BY created DESC LIMIT 1"
-    )
+    try:
+        with translated():
+            newest: str | None = await connection.fetchval(
+                f"SELECT api_version FROM {qualified(schema, 'event')} ORDER BY created DESC LIMIT 1"
+            )
+    except PinstripeError as error:
+        if error.fault is None or error.fault.scope != "table":
+            raise
+        return None
     return newest
 
 
@@ -274,6 +310,13 @@ async def _rows(
         counts = " UNION ALL ".join(
             f"SELECT {literal(name)}, count(*) FROM {qualified(schema, name)}" for name in to_count
         )
-        for name, count in await connection.fetch(counts):
+        try:
+            with translated():
+                rows = await connection.fetch(counts)
+        except PinstripeError as error:
+            if error.fault is None or error.fault.scope != "table":
+                raise
+            return found  # One may not be read, or went just now: then estimates have to do.
+        for name, count in rows:
             found[name] = (count, True)
     return found

@@ -21,7 +21,7 @@ from pinstripe.client.key import ApiKey
 from pinstripe.client.limits import Budget
 from pinstripe.client.retry import Patience
 from pinstripe.client.session import Stripe
-from pinstripe.errors import Drifted, Unreachable
+from pinstripe.errors import Drifted
 from pinstripe.mirror import Truth, open_mirror
 from pinstripe.simulator.account import Settings
 from pinstripe.simulator.server import Running, running
@@ -29,6 +29,7 @@ from pinstripe.source.account import Source
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
+from pinstripe.sync.todos import Todos
 from pinstripe.sync.upcoming import Upcoming
 from pinstripe.sync.upcoming_affected import Affected, Relation
 from pinstripe.sync.upcoming_fill import UpcomingFill
@@ -234,24 +235,25 @@ async def test_a_row_is_what_stripe_previews_column_by_column(copy: Copy, sim: R
     assert abs(row["_as_of"].timestamp() - reply.not_before) < 5
 
 
-async def test_a_fill_that_was_cut_goes_on_where_it_was(copy: Copy, sim: Running) -> None:
+async def test_a_fill_owes_the_owners_that_met_trouble_and_asks_for_nobody_twice(
+    copy: Copy, sim: Running
+) -> None:
     monthly = price(sim, 500)
     subscriptions = sorted(subscribe(sim, customer(sim), monthly) for _ in range(8))
     await copy_all(copy, sim)
     sim.control.fault(kind="error_500", path="/v1/invoices/create_preview", share=0.6)
-    cuts = 0
-    while True:
-        try:
-            await UpcomingFill(copy.upcoming, chunk=1).run()
-            break
-        except Unreachable:
-            cuts += 1
-    assert cuts > 0
+    await UpcomingFill(copy.upcoming, chunk=1).run()
+    sim.control.clear_faults()
+    owed = await copy.rows("SELECT count(*) FROM pinstripe.pending WHERE code = 'unreachable'")
+    assert owed[0][0] > 0
+    todos = Todos(copy.source, upcoming=copy.upcoming.refreshers())
+    await copy.pg.execute("UPDATE pinstripe.pending SET next_try_at = NULL")
+    await todos.drain()
     assert sorted(await copy.totals("subscription")) == subscriptions
     assert len(await copy.totals("customer")) == 8
-    assert copy.upcoming.requests == 8 + cuts
+    requests = copy.upcoming.requests
     await UpcomingFill(copy.upcoming).run()
-    assert copy.upcoming.requests == 8 + cuts
+    assert copy.upcoming.requests == requests
 
 
 async def test_old_previews_are_asked_for_anew_and_young_ones_are_not(
@@ -674,17 +676,33 @@ async def test_lines_are_followed_to_their_end(database: str, length: int) -> No
             assert ("starting_after" in target) == (at > 0)
 
 
-async def test_a_list_of_lines_that_breaks_off_leaves_the_row_as_it_was(database: str) -> None:
-    acts = [*long_preview(3), long_preview(30)[0], nasty.error(404, "resource_missing")]
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        nasty.error(404, "resource_missing"),
+        nasty.error(400, message="No."),
+        nasty.good({"object": "invoice"}),
+        nasty.good({"object": "list", "data": [], "has_more": True}),
+    ],
+)
+async def test_a_preview_whose_later_lines_cannot_be_read_stands_and_says_so(
+    database: str, trouble: nasty.Act
+) -> None:
+    acts = [*long_preview(3), long_preview(30)[0], trouble, *long_preview(30)]
     async with (
         NastyServer(*acts) as server,
         copying(database, server.url, "sk_test_anything123456") as copy,
     ):
+        unread = "SELECT _extra -> 'lines' FROM stripe.upcoming_subscription_invoice"
         await copy.upcoming.refresh_subscription("sub_1")
         with pytest.raises(Drifted, match="sub_1"):
             await copy.upcoming.refresh_subscription("sub_1")
-        assert await copy.totals("subscription") == {"sub_1": 3}
-        assert len(await copy.lines("sub_1")) == 3
+        assert await copy.totals("subscription") == {"sub_1": 30}
+        assert len(await copy.lines("sub_1")) == 10
+        assert await copy.rows(unread) == [('{"has_more": true}',)]
+        await copy.upcoming.refresh_subscription("sub_1")
+        assert len(await copy.lines("sub_1")) == 30
+        assert await copy.rows(unread) == [(None,)]
 
 
 async def test_what_stripe_cannot_compute_is_removed_and_counted(database: str) -> None:

@@ -14,7 +14,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, Truth, open_mirror
 from pinstripe.rows.extract import Found
-from pinstripe.store.batch import Contested
+from pinstripe.store.batch import Contested, Effect
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
 
@@ -167,7 +167,7 @@ async def test_calls_of_one_lane_commit_in_order(mirror: Mirror, pg: asyncpg.Con
         assert stream.committed == list(range(number, 200, 5))
 
 
-async def test_a_page_that_postgres_refuses_breaks_its_stream_and_no_other(
+async def test_a_row_that_postgres_refuses_is_left_out_and_owed_and_its_stream_goes_on(
     mirror: Mirror, pg: asyncpg.Connection
 ) -> None:
     bad, good = Steps("bad"), Steps("good")
@@ -184,12 +184,43 @@ async def test_a_page_that_postgres_refuses_breaks_its_stream_and_no_other(
         page(bad, "cus_5", 3),
         return_exceptions=True,
     )
-    assert [type(r) for r in results] == [type(None), type(None), Drifted, type(None), Drifted]
+    assert all(result is None for result in results)
     cursors = await load_checkpoints(pg, SCHEMA)
-    assert cursors["bad"].position == {"table": "customer", "steps": [1]}
+    assert cursors["bad"].position == {"table": "customer", "steps": [1, 2, 3]}
     assert cursors["good"].position == {"table": "customer", "steps": [1, 2]}
     keys = await pg.fetchval(f"SELECT array_agg(id ORDER BY id) FROM {SCHEMA}.customer")
-    assert keys == ["cus_1", "cus_2", "cus_4"]
+    assert keys == ["cus_1", "cus_2", "cus_4", "cus_5"]
+    for place in ("pending WHERE code = 'quarantined'", "quarantine"):
+        assert await pg.fetchval(f"SELECT array_agg(id) FROM pinstripe.{place}") == ["cus_3"]
+
+
+async def test_an_effect_that_fails_breaks_its_stream_and_no_other(
+    mirror: Mirror, pg: asyncpg.Connection
+) -> None:
+    bad, good = Steps("bad"), Steps("good")
+
+    async def fail(connection: Connection) -> None:
+        await connection.execute("SELECT 1 / 0")
+
+    def page(progress: Steps, key: str, step: int, effect: Effect | None) -> asyncio.Future[None]:
+        return mirror.submit(
+            customers(mirror, key),
+            during(0, 1),
+            lane="one",
+            progress=progress,
+            step=step,
+            effect=effect,
+        )
+
+    results = await asyncio.gather(
+        page(bad, "cus_1", 1, fail),
+        page(good, "cus_2", 1, None),
+        page(bad, "cus_3", 2, None),
+        return_exceptions=True,
+    )
+    assert [type(r) for r in results] == [Drifted, type(None), Drifted]
+    keys = await pg.fetchval(f"SELECT array_agg(id ORDER BY id) FROM {SCHEMA}.customer")
+    assert keys == ["cus_2"]
 
 
 async def test_a_read_only_database_is_told_to_everyone(

@@ -98,6 +98,12 @@ def _live_lines(found: SchemaStatus) -> list[str]:
         lines.append(
             f"The account's own API version is {other}: its events are hints, objects are fetched"
         )
+    for held in found.quarantine:
+        what = held.id or "the whole table"
+        more = f" and {held.count - 1:,} more" if held.count > 1 else ""
+        name = f" ({held.name})" if held.name else ""
+        lines.append(f"QUARANTINE, {held.table}: {what}{more}: {held.reason}{name}")
+        lines += [f"  remedy: {held.remedy} It is tried again all the time."]
     for owed in found.owed:
         lines.append(
             f"OWED, {owed.count:,} of {owed.table} ({owed.example}): {owed.reason}"

@@ -77,6 +77,7 @@ class Ending:
             and (is_read or not any(t.state == "refused" for t in tables))
             and not self._unasked()
             and not self.status.owed
+            and not self.status.quarantine
         )
 
     def _unasked(self) -> dict[str, frozenset[str]]:
@@ -170,6 +171,13 @@ class Ending:
         )
         lines += _trouble("Never asked for", [t for t in shown if t["status"] == "unasked"])
         lines += refused_lines(self.status.refusals)
+        for held in self.status.quarantine:
+            what = held.id or "the whole table"
+            lines += [
+                "",
+                f"Quarantine, {held.table}, {held.count:,} ({what}): {redact(held.reason)}",
+            ]
+            lines += [f"    remedy: {redact(held.remedy)}"]
         for owed in self.status.owed:
             lines += [
                 "",

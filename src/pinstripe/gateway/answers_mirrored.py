@@ -260,6 +260,10 @@ class Answers:
         if error is not None:
             self.later.add(sync.id, _retrievable(sync, asked, found))
             return Outcome("later", "postgres", sync)
+        if mirror.is_refused(found):
+            return Outcome(
+                "later", "postgres", sync
+            )  # Without a row that Postgres refuses; it is owed.
         contests = mirror.settling(found)
         if contests:
             await asyncio.wait(contests)

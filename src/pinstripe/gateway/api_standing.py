@@ -62,6 +62,21 @@ class OwedRequests(msgspec.Struct, frozen=True, kw_only=True):
     next_try: datetime | None
 
 
+class QuarantinedRows(msgspec.Struct, frozen=True, kw_only=True):
+    """What Postgres refuses to hold: rows of one table, or the table."""
+
+    table: str
+    id: str
+    """One of the rows; empty if it is the whole table."""
+    sqlstate: str
+    name: str
+    """Of the constraint, index or column, as far as Postgres gives it."""
+    reason: str
+    remedy: str
+    count: int
+    tries: int
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """How the copy stands."""
 
@@ -87,6 +102,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     tables: list[TableStanding]
     owed: list[OwedRequests] = []
     """Requests to Stripe that met trouble. They stay owed, and are tried again after growing pauses."""
+    quarantine: list[QuarantinedRows] = []
+    """Rows and tables that Postgres refuses to hold. They are tried again all the time."""
 
 
 class StatusQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -308,6 +325,19 @@ def _status(
                 next_try=_moment(o.next_try),
             )
             for o in found.owed
+        ],
+        quarantine=[
+            QuarantinedRows(
+                table=q.table,
+                id=q.id,
+                sqlstate=q.sqlstate,
+                name=q.name,
+                reason=q.reason,
+                remedy=q.remedy,
+                count=q.count,
+                tries=q.tries,
+            )
+            for q in found.quarantine
         ],
     )
 

@@ -61,6 +61,8 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     to_ask: int
     owed: int
     """Of those requests the ones that met trouble."""
+    quarantined: int
+    """Rows and tables that Postgres refuses to hold."""
     refused: int
     failed: int
     """Lists that Stripe refuses; lists that met trouble."""
@@ -231,6 +233,7 @@ def _live(
         as_of=None if as_of is None else datetime.fromtimestamp(as_of, UTC),
         lag_s=None if lag_s is None else round(lag_s, 3),
         to_ask=standing.to_ask if standing is not None else 0,
+        quarantined=standing.quarantined if standing is not None else 0,
         owed=standing.owed if standing is not None else 0,
         refused=standing.refused if standing is not None else 0,
         failed=standing.failed if standing is not None else 0,

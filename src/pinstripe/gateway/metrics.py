@@ -145,6 +145,7 @@ def _standing(syncs: Mapping[str, Live]) -> Iterator[Metric]:
     paused = _gauge_of("sync_paused", "Paused by its user", "sync")
     to_ask = _gauge_of("open_requests", "Requests to Stripe that events made necessary", "sync")
     owed = _gauge_of("owed_requests", "Requests to Stripe that met trouble and stay owed", "sync")
+    held = _gauge_of("quarantined", "Rows and tables that Postgres refuses to hold", "sync")
     refused = _gauge_of("lists_refused", "Lists that Stripe refuses", "sync")
     failed = _gauge_of("lists_failed", "Lists that met trouble and are tried again", "sync")
     restarts = _counter_of("process_restarts", "Restarts of the sync's process", "sync")
@@ -155,10 +156,11 @@ def _standing(syncs: Mapping[str, Live]) -> Iterator[Metric]:
         paused.add_metric([sync_id], live.paused)
         to_ask.add_metric([sync_id], live.to_ask)
         owed.add_metric([sync_id], live.owed)
+        held.add_metric([sync_id], live.quarantined)
         refused.add_metric([sync_id], live.refused)
         failed.add_metric([sync_id], live.failed)
         restarts.add_metric([sync_id], live.restarts)
-    yield from (lag, ready, paused, to_ask, owed, refused, failed, restarts)
+    yield from (lag, ready, paused, to_ask, owed, held, refused, failed, restarts)
 
 
 def _processes(syncs: Mapping[str, Live]) -> Iterator[Metric]:

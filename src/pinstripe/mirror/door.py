@@ -5,7 +5,8 @@
 Everything that writes goes through here: pages, events, answers of the proxy, previews. Rows and the
 checkpoint that vouches for them commit together. Pages that wait (`queue`) are written as one batch.
 Where two snapshots overlap in time and differ, one GET of the object decides (`contests`), and it is
-surely newer.
+surely newer. What Postgres refuses, a row or a table, is left out, named and owed (`quarantine`), and never
+stops the rest.
 """
 
 from __future__ import annotations
@@ -14,23 +15,38 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 
 from pinstripe.catalog.tables import Table
-from pinstripe.errors import Drifted, PinstripeError, Unreachable
+from pinstripe.errors import LostLease, PinstripeError, Unreachable
 from pinstripe.mirror.contests import Contests, Settle
+from pinstripe.mirror.quarantine import PROBE_S, HeldTable, Quarantine, probe
 from pinstripe.mirror.queue import Job, Queue, steps_of
 from pinstripe.mirror.scribe import Scribe
 from pinstripe.mirror.snapshot import Part, Progress, Truth, Versions
 from pinstripe.rows.extract import Extractor, Found
 from pinstripe.store.batch import Batch, Contested, Effect
 from pinstripe.store.changes import Recorder
+from pinstripe.store.pool import Connection
+from pinstripe.store.quarantine import (
+    Parted,
+    Refused,
+    Why,
+    note_parted,
+    note_refused,
+    owe_rows,
+    release,
+    take_too_large,
+)
 from pinstripe.store.todo import Answer
 from pinstripe.store.write import Writer
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
+_MOST_LOSSES = 2
+"""Of the connection, with one batch, before its largest rows are suspected."""
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -46,6 +62,7 @@ class Mirror:
         *,
         api_version: str,
         loading: set[str],
+        prober: Callable[[], Scribe] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.schema = schema
@@ -59,7 +76,13 @@ class Mirror:
         self.written: Counter[str] = Counter()
         self.trouble = ""
         """What Postgres says while a write is being tried again; "" when all is well."""
+        self.quarantine = Quarantine()
+        self.mend: Callable[[str], Awaitable[None]] | None = None
+        """Makes a table, or a column of it, that is gone."""
+        self.on_healed: Callable[[], None] = lambda: None
+        """Called when what is owed for rows that were refused may be fetched."""
         self._sleep = sleep
+        self._prober = prober
         self._scribes = scribes
         self._queue = Queue(len(scribes))
         self._contests = Contests()
@@ -176,6 +199,8 @@ class Mirror:
         """
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._run(n)) for n in range(len(self._scribes))]
+            if self._prober is not None:
+                tasks.append(group.create_task(self._probe_on(self._prober())))
             try:
                 yield
             finally:
@@ -202,14 +227,11 @@ class Mirror:
             return
         try:
             contests = await self._commit(scribe, jobs)
-        except Drifted as error:
-            if len(jobs) == 1:
-                self._fail(jobs[0], error)
-                return
-            for job in jobs:
-                await self._write(scribe, [job])
-            return
         except PinstripeError as error:
+            if len(jobs) > 1 and _is_of_rows(error):
+                for job in jobs:
+                    await self._write(scribe, [job])
+                return
             for job in jobs:
                 self._fail(job, error)
             return
@@ -235,35 +257,171 @@ class Mirror:
         if not job.durable.done():
             job.durable.set_exception(error)
 
-    async def _commit(self, scribe: Scribe, jobs: list[Job]) -> list[Contested]:
-        batch = Batch(self.api_version, tables=self.tables, loading=self.loading)
+    def _batch_of(self, jobs: list[Job], steps: Sequence[tuple[Progress, list[object]]]) -> Batch:
+        """What these jobs write, without the rows of tables that refuse everything: those are owed."""
+        left_out = self.quarantine.left_out_of(jobs)
+        tables = self.quarantine.open_tables(self.tables)
+        batch = Batch(self.api_version, tables=tables, loading=self.loading)
         for job in jobs:
             for found, truth in job.parts:
                 batch.add(found, truth.lo, truth.hi, job.over, cause=truth.cause)
-        steps = steps_of(jobs)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.answers = [answer for job in jobs for answer in job.answers]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
+        if left_out or self.quarantine.tables:
+            batch.effects.append(partial(self._owe, left_out))
+        return batch
+
+    async def _commit(self, scribe: Scribe, jobs: list[Job]) -> list[Contested]:
+        steps = steps_of(jobs)
+        batch = self._batch_of(jobs, steps)
         attempt = 0
+        is_apart = False
         while True:
             try:
-                contests = await scribe.write(batch)
+                if is_apart:
+                    parted = await scribe.write_apart(batch)
+                    self.quarantine.take(parted)
+                    contests = parted.contests
+                else:
+                    contests = await scribe.write(batch)
             except Unreachable as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise asyncio.CancelledError from error
                 self.trouble = error.message
                 _log.warning("mirror.retry", attempt=attempt, error=error.message)
+                if attempt >= _MOST_LOSSES:
+                    self._take_too_large(batch)  # A row of a gigabyte ends each session it meets.
                 await self._sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                 attempt += 1
                 continue
+            except PinstripeError as error:
+                if isinstance(error, LostLease):
+                    raise
+                if self._take_too_large(batch):
+                    continue
+                if is_apart or not scribe.failed_at or not _is_of_rows(error):
+                    raise
+                is_apart = True
+                _log.warning("mirror.apart", table=scribe.failed_at, error=error.message)
+                continue
             self.trouble = ""
+            self.quarantine.written(batch)
             for progress, mine in steps:
                 progress.commit(mine)
             for one_round in batch.rounds:
                 for table, group in one_round.items():
                     self.written[table] += len(group)
             return contests
+
+    def _take_too_large(self, batch: Batch) -> bool:
+        """Whether rows were taken out of the batch that no Postgres takes."""
+        rows = take_too_large(batch)
+        if not rows:
+            return False
+        parted = Parted(rows=rows)
+        self.quarantine.take(parted)
+
+        async def note(connection: Connection) -> None:
+            await note_parted(connection, self.schema, parted)
+
+        batch.effects.append(note)
+        return True
+
+    async def _owe(self, left_out: Sequence[Refused], connection: Connection) -> None:
+        """Notes rows of tables that refuse everything, or that their lists are to be read anew."""
+        await owe_rows(connection, self.schema, left_out)
+        entries = [(t, "", h.why, True) for t, h in self.quarantine.tables.items() if h.relist]
+        await note_refused(connection, self.schema, entries)
+
+    def is_refused(self, found: Found) -> bool:
+        """Whether Postgres refuses one of these rows now: then a write of them has left it out."""
+        return self.quarantine.refuses(found)
+
+    def refuse_table(self, table: str, why: Why) -> None:
+        """Somebody has found that the table is gone."""
+        held = self.quarantine.tables.setdefault(table, HeldTable(why))
+        held.relist = True
+
+    async def _probe_on(self, scribe: Scribe) -> None:
+        """Tries what Postgres refuses again and again, beside all else."""
+        try:
+            while True:
+                await self._sleep(PROBE_S)
+                if self.quarantine:
+                    try:
+                        await self.probe(scribe)
+                    except Unreachable as error:
+                        _log.debug("mirror.probe", error=error.message)
+                    except PinstripeError as error:
+                        if isinstance(error, LostLease):
+                            raise
+                        _log.info("mirror.probe", error=error.message)
+        finally:
+            await scribe.close()
+
+    async def probe(self, scribe: Scribe) -> None:
+        """Tries each table and some rows that are refused once; what Postgres takes now is released."""
+        for table, held in list(self.quarantine.tables.items()):
+            await self._probe_table(scribe, table, held)
+        rows = [r for r in self.quarantine.to_probe() if r.table not in self.quarantine.tables]
+        if rows:
+            batch = probe(rows, self.api_version, self.quarantine.open_tables(self.tables))
+            batch.effects = list(self.always)
+            parted = await scribe.write_apart(batch)
+            refused = {(r.table, r.key) for r in (*parted.rows, *parted.left_out)}
+            self.quarantine.take(parted)
+            self.quarantine.healed |= {(r.table, r.key) for r in rows} - refused
+        healed = self.quarantine.take_healed()
+        if healed:
+            await self._release(scribe, {table: list(keys) for table, keys in healed.items()})
+
+    async def _probe_table(self, scribe: Scribe, table: str, held: HeldTable) -> None:
+        if held.is_gone and self.mend is not None:
+            try:
+                await self.mend(table)
+            except PinstripeError as error:
+                if error.fault is None or error.fault.scope == "passing":
+                    raise
+                _log.info("mirror.unmended", table=table, error=error.message)
+                return
+        elif not held.samples:
+            self.quarantine.tables.pop(table)  # The next row of it will show.
+            await self._release(scribe, {table: None})
+            return
+        if held.samples:
+            batch = probe(held.samples, self.api_version, self.tables)
+            batch.effects = list(self.always)
+            parted = await scribe.write_apart(batch)
+            if table in parted.tables:
+                held.why = parted.tables[table]
+                return
+            if len(parted.rows) == len({row.key for row in held.samples}):
+                return
+            self.quarantine.tables.pop(table)
+            self.quarantine.take(parted)
+        else:
+            self.quarantine.tables.pop(table)
+        _log.info("mirror.healed", table=table)
+        await self._release(scribe, {table: None})
+
+    async def _release(self, scribe: Scribe, keys: Mapping[str, Sequence[str] | None]) -> None:
+        """What is owed for these rows of each table, or for all, may be fetched."""
+        batch = Batch(self.api_version, tables=self.tables)
+
+        async def effect(connection: Connection) -> None:
+            for table, mine in keys.items():
+                await release(connection, self.schema, table, mine)
+
+        batch.effects = [*self.always, effect]
+        await scribe.write(batch)
+        self.on_healed()
+
+
+def _is_of_rows(error: PinstripeError) -> bool:
+    """Whether Postgres refuses rows or a table; all else that is written may be."""
+    return error.fault is not None and error.fault.scope in ("row", "table")
 
 
 @asynccontextmanager
@@ -294,6 +452,14 @@ async def open_mirror(
         )
 
     scribes = [scribe] if scribe is not None else [writer() for _ in range(writers)]
-    mirror = Mirror(schema, tables, scribes, extractor, api_version=api_version, loading=loading)
+    mirror = Mirror(
+        schema,
+        tables,
+        scribes,
+        extractor,
+        api_version=api_version,
+        loading=loading,
+        prober=writer if scribe is None else None,
+    )
     async with mirror._running():
         yield mirror

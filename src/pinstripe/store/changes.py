@@ -108,6 +108,15 @@ class Recorder:
         finally:
             _recording.reset(token)
 
+    def mark(self) -> int:
+        """How much is noted so far; for `go_back`."""
+        return len(self._noted)
+
+    def go_back(self, mark: int) -> None:
+        """The transaction has been rolled back to where it was at the mark."""
+        del self._noted[mark:]
+        self._ready_on = None
+
     def wants(self, table: str, keys: Collection[str], causes: Causes) -> bool:
         """Whether changes of these rows are to be noted at all: if not, they cost nothing."""
         if table in _NOT_FED:

@@ -29,6 +29,7 @@ from pinstripe.store.difference import (
     relations,
 )
 from pinstripe.store.pool import connect_dedicated, translated
+from pinstripe.store.quarantine import Parted
 from pinstripe.store.upsert import STAGE_EXTRA, create_stage, from_stage, stage_name
 
 MOST = 20_000
@@ -61,6 +62,7 @@ class Comparer:
         self.overflow: Counter[str] = Counter()
         self.forgot = False
         """The connection was lost, and with it which keys were shown."""
+        self.failed_at = ""
         self.watched: dict[Place, bool] = {}
         """Keys to look out for, and whether they were shown."""
         self._url = url
@@ -94,6 +96,10 @@ class Comparer:
             await self.close()
             raise
         return []
+
+    async def write_apart(self, batch: Batch) -> Parted:
+        """As `write`: nothing is written, so Postgres has nothing to refuse."""
+        return Parted(await self.write(batch))
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():

@@ -11,7 +11,9 @@ async def create_indexes(connection: Connection, schema: str, table: Table) -> N
     """The table's indexes. Made when its first backfill is done: that is many times cheaper."""
     with translated():
         # In one transaction a table: each commit waits for the disk.
-        if statements := [text for _, text in ddl.indexes(schema, table)]:
+        statements = [text for _, text in ddl.indexes(schema, table)]
+        statements += ddl.replaced_indexes(schema, table)
+        if statements:
             await connection.execute("\n".join(statements))
 
 
@@ -35,3 +37,5 @@ async def create_indexes_beside(connection: Connection, schema: str, table: Tabl
             await connection.execute(
                 statement.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
             )
+        for statement in ddl.replaced_indexes(schema, table):
+            await connection.execute(statement.replace("DROP INDEX", "DROP INDEX CONCURRENTLY", 1))

@@ -7,7 +7,7 @@ cannot fill is listed again (the streams of the table start anew).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 
@@ -70,7 +70,8 @@ async def migrate(
                 if name in existing:
                     await _extend(connection, schema, table, existing[name], done)
             await _register(connection, schema, sdk_version, api_version)
-            await _forget_streams(connection, schema, done.relist)
+            # A table that somebody dropped is empty now, whatever its cursors say.
+            await forget_streams(connection, schema, [*done.relist, *done.created])
             now = await _columns(connection, schema)
     searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
     await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
@@ -266,14 +267,14 @@ async def _register(
     )
 
 
-async def _forget_streams(connection: Connection, schema: str, relist: list[str]) -> None:
+async def forget_streams(connection: Connection, schema: str, relist: Sequence[str]) -> None:
     """Streams are recorded with the tables that they fill; those of changed tables start anew.
 
     Rows that come inside others (invoice lines) have no stream of their own: then it is the stream of
     the table around them.
     """
     if relist:
-        around = [table_name(p) for name in relist for p in _around(name)]
+        around = [name for one in relist for name in around_of(one)]
         await connection.execute(
             "DELETE FROM pinstripe.cursor WHERE schema = $1 AND position ->> 'table' = ANY($2)",
             schema,
@@ -281,9 +282,9 @@ async def _forget_streams(connection: Connection, schema: str, relist: list[str]
         )
 
 
-def _around(name: str) -> Iterable[str]:
-    """The object names of what the rows of a table come inside of, if they are not listed themselves."""
+def around_of(name: str) -> Sequence[str]:
+    """The tables of what the rows of a table come inside of, if they are not listed themselves."""
     known = catalog().get(name)
     if known is None or any(known.object_type in e.objects for e in list_endpoints()):
         return ()
-    return parents(spec()).get(known.object_type, ())
+    return [table_name(p) for p in parents(spec()).get(known.object_type, ())]

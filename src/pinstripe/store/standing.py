@@ -31,6 +31,8 @@ class Standing:
     """When the oldest of those requests was asked for, on Postgres's clock."""
     owed: int = 0
     """Those of them that met trouble."""
+    quarantined: int = 0
+    """Rows and tables that Postgres refuses to hold."""
 
     @property
     def lag_s(self) -> float | None:
@@ -41,7 +43,8 @@ class Standing:
 _STANDINGS = """
 SELECT s.schema, extract(epoch FROM clock_timestamp())::float8,
        extract(epoch FROM c.as_of)::float8, coalesce(c.reason, ''), coalesce(c.remedy, ''),
-       l.running, l.failed, l.refused, p.open, p.since, p.owed
+       l.running, l.failed, l.refused, p.open, p.since, p.owed,
+       (SELECT count(*) FROM pinstripe.quarantine q WHERE q.schema = s.schema)
 FROM pinstripe.sync s
 LEFT JOIN pinstripe.cursor c ON c.schema = s.schema AND c.stream = 'events'
 CROSS JOIN LATERAL (
@@ -51,7 +54,7 @@ CROSS JOIN LATERAL (
   FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events') l
 CROSS JOIN LATERAL (
   SELECT count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
-         count(*) FILTER (WHERE code IS NOT NULL) AS owed
+         count(*) FILTER (WHERE code <> 'quarantined') AS owed
   FROM pinstripe.pending p WHERE p.schema = s.schema) p
 """
 # Of tables that nobody has analyzed the statistics know, and after a crash the other way round.
@@ -65,7 +68,7 @@ WHERE n.nspname = ANY($1::text[]) AND c.relkind IN ('r', 'p')
 
 async def load_standings(connection: Connection) -> dict[str, Standing]:
     """Schema -> how it stands; empty where Pinstripe never wrote."""
-    if await connection.fetchval("SELECT to_regclass('pinstripe.pending')") is None:
+    if await connection.fetchval("SELECT to_regclass('pinstripe.quarantine')") is None:
         return {}
     return {row[0]: Standing(*row) for row in await connection.fetch(_STANDINGS)}
 

@@ -8,8 +8,9 @@ order by every writer, so that two of them never wait for each other in a circle
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +18,7 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
+from pinstripe.errors import PinstripeError
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.batch import Batch, Contested, question_of
@@ -25,6 +27,7 @@ from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.lost import until_lost
 from pinstripe.store.pool import connect_dedicated, translated
+from pinstripe.store.quarantine import Parted, Refused, note_parted, why
 from pinstripe.store.todo import add_todos, cross_out
 from pinstripe.store.upsert import (
     STAGE_EXTRA,
@@ -40,11 +43,50 @@ from pinstripe.store.vanish import gone, tombstones, vanished
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
+_HOPELESS = 16
+"""So many rows refused one by one, and none written: then it is the table that refuses."""
 _OVER = -3
 """Where a row says which version of it was seen before: then it is there, and an update finds it."""
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
+_Mark = tuple[OrderedDict[str, int], dict[str, int], int]
+"""Stages, those that are filled, and how much is recorded, at a savepoint."""
+
+
+class _TableRefused(Exception):
+    """Postgres refuses every row of the table."""
+
+    def __init__(self, error: PinstripeError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One round of one table."""
+
+    table: str
+    rows: Mapping[str, Mapping[str, Row]]
+    causes: Causes
+    api_version: str
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of the rows of one table so far."""
+
+    contests: list[Contested] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    written: int = 0
+
+    def refuse(self, of: _Round, group: Mapping[str, Row], error: PinstripeError) -> None:
+        """Takes the one row of the group down. Raises _TableRefused if there is no hope for others."""
+        for key, row in group.items():
+            cause = of.causes.get((of.table, key))
+            self.refused.append(Refused(of.table, key, row, why(error), cause))
+        if not self.written and len(self.refused) >= _HOPELESS:
+            raise _TableRefused(error)
 
 
 class Writer:
@@ -67,6 +109,9 @@ class Writer:
         self._shapes = shapes
         self._recorder = recorder
         self._session_name = session_name
+        self.failed_at = ""
+        """The table at which the last write failed; "" where it was at none."""
+        self._at = ""
         self._connection: asyncpg.Connection | None = None
         # Least recently used first, both. The number: dead rows that a stage still holds.
         self._stages: OrderedDict[str, int] = OrderedDict()
@@ -99,25 +144,51 @@ class Writer:
 
         A lost connection leaves nothing written (Unreachable) and is made anew by the next call.
         """
+        parted = Parted()
+        async with self._transaction(batch, parted) as connection:
+            parted.contests = await self._rounds(connection, batch)
+            await self._vanish(connection, batch)
+        return parted.contests
+
+    async def write_apart(self, batch: Batch) -> Parted:
+        """As `write`, without the rows that Postgres refuses: each is found by halving.
+
+        They are noted, with what is owed for them, in the same commit. Slow: for a batch that was refused.
+        """
+        parted = Parted()
+        async with self._transaction(batch, parted) as connection:
+            for table in sorted({name for one_round in batch.rounds for name in one_round}):
+                await self._table_apart(connection, table, batch, parted)
+            await self._vanish_apart(connection, batch, parted)
+        return parted
+
+    @asynccontextmanager
+    async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction: the block writes the rows. The rest of the batch and the commit follow."""
+        self._at = ""
         try:
             connection = await self._connected()
             with translated(), self._recorder.transaction() if self._recorder else nullcontext():
                 async with until_lost(connection):
-                    return await self._transaction(connection, batch)
+                    # Not `connection.transaction()`: its ROLLBACK over a session that the server has
+                    # ended fails in its own way and hides why. What fails ends with the connection.
+                    await connection.execute("BEGIN")
+                    yield connection
+                    self._at = ""
+                    await self._finish(connection, batch, parted)
         except BaseException:
             # Cancelled or failed halfway: what the session holds is not known.
+            self.failed_at = self._at
             await self.close()
             raise
 
-    async def _transaction(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
-        # Not `connection.transaction()`: its ROLLBACK over a session that the server has ended fails
-        # in its own way and hides why. What fails here ends with the connection.
-        await connection.execute("BEGIN")
-        contests = await self._rounds(connection, batch)
-        await self._vanish(connection, batch)
+    async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
+        contests = parted.contests
         # Noted in the same commit: a crash before the GET must not lose the question.
         await add_todos(connection, self._schema, [question_of(c) for c in contests])
         await cross_out(connection, self._schema, batch.answers)
+        if parted.rows or parted.tables:
+            await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)
         for effect in batch.effects:
             await effect(connection)
@@ -127,7 +198,6 @@ class Writer:
         await connection.execute("; ".join([*map(self._emptying, list(self._filled)), "COMMIT"]))
         for answer in batch.answers:
             answer.is_noted = True
-        return contests
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
@@ -148,11 +218,114 @@ class Writer:
                     found += await self._upsert(connection, table, group, batch.api_version, causes)
         return found
 
-    async def _vanish(self, connection: asyncpg.Connection, batch: Batch) -> None:
-        """Flags or deletes rows that a list shown to its end no longer has."""
-        lists = [
-            (self._tables[c], parent, batch.whole[c, parent]) for c, parent in sorted(batch.whole)
-        ]
+    async def _table_apart(
+        self, connection: asyncpg.Connection, name: str, batch: Batch, parted: Parted
+    ) -> None:
+        """All rounds of one table, without the rows or, if need be, the whole table."""
+        tally = _Tally()
+        mark = await self._save(connection)
+        try:
+            for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
+                keys = sorted(one_round.get(name, ()))
+                of = _Round(name, one_round, causes, batch.api_version)
+                await self._half(connection, of, keys, tally)
+        except _TableRefused as refused:
+            await self._go_back(connection, mark)
+            reason = why(refused.error)
+            parted.tables[name] = reason
+            parted.left_out += [
+                Refused(name, key, row, reason, causes.get((name, key)))
+                for one_round, causes in zip(batch.rounds, batch.causes, strict=True)
+                for key, row in one_round.get(name, {}).items()
+            ]
+        else:
+            await connection.execute("RELEASE SAVEPOINT apart")
+            parted.contests += tally.contests
+            parted.rows += tally.refused
+
+    async def _half(
+        self,
+        connection: asyncpg.Connection,
+        of: _Round,
+        keys: Sequence[str],
+        tally: _Tally,
+    ) -> None:
+        """Writes these rows; if they are refused, one half and then the other, down to single rows."""
+        if not keys:
+            return
+        group = {key: of.rows[of.table][key] for key in keys}
+        mark = await self._save(connection)
+        try:
+            with translated():
+                tally.contests += await self._upsert(
+                    connection, of.table, group, of.api_version, of.causes
+                )
+        except PinstripeError as error:
+            if error.fault is None or error.fault.scope not in ("row", "table"):
+                raise
+            await self._go_back(connection, mark)
+            if error.fault.scope == "table":
+                raise _TableRefused(error) from error
+            if len(keys) == 1:
+                tally.refuse(of, group, error)
+                return
+        else:
+            await connection.execute("RELEASE SAVEPOINT apart")
+            tally.written += len(keys)
+            return
+        middle = len(keys) // 2
+        for half in (keys[:middle], keys[middle:]):
+            await self._half(connection, of, half, tally)
+
+    async def _vanish_apart(
+        self, connection: asyncpg.Connection, batch: Batch, parted: Parted
+    ) -> None:
+        """As `_vanish`, child by child. A list with a refused row proves nothing: its owner is owed."""
+        without = {row.table for row in parted.rows} | set(parted.tables)
+        for place in sorted(batch.whole):
+            child, parent = place
+            if child in without:
+                parted.owners += [(parent, key) for key in batch.whole[place]]
+                continue
+            mark = await self._save(connection)
+            try:
+                with translated():
+                    await self._vanish(connection, batch, only=place)
+            except PinstripeError as error:
+                if error.fault is None or error.fault.scope not in ("row", "table"):
+                    raise
+                await self._go_back(connection, mark)
+                parted.tables[child] = why(error)
+                parted.owners += [(parent, key) for key in batch.whole[place]]
+            else:
+                await connection.execute("RELEASE SAVEPOINT apart")
+
+    async def _save(self, connection: asyncpg.Connection) -> _Mark:
+        await connection.execute("SAVEPOINT apart")
+        recorded = self._recorder.mark() if self._recorder is not None else 0
+        return OrderedDict(self._stages), dict(self._filled), recorded
+
+    async def _go_back(self, connection: asyncpg.Connection, mark: _Mark) -> None:
+        """Back to the last savepoint, and gone with it; stages made since are too."""
+        await connection.execute("ROLLBACK TO SAVEPOINT apart; RELEASE SAVEPOINT apart")
+        self._stages, self._filled = OrderedDict(mark[0]), dict(mark[1])
+        self._statements.clear()
+        if self._recorder is not None:
+            self._recorder.go_back(mark[2])
+
+    async def _vanish(
+        self,
+        connection: asyncpg.Connection,
+        batch: Batch,
+        *,
+        only: tuple[str, str] | None = None,
+    ) -> None:
+        """Flags or deletes rows that a list shown to its end no longer has; `only` (child, parent)."""
+        places = sorted(batch.whole) if only is None else [only]
+        if not places:
+            return
+        self._at = places[0][0]
+        lists = [(self._tables[c], parent, batch.whole[c, parent]) for c, parent in places]
         for table, keys in await vanished(connection, self._schema, lists):
             child = table.name
             flags = tombstones(table, self._shapes, keys)
@@ -173,6 +346,7 @@ class Writer:
         causes: Causes,
     ) -> list[Contested]:
         table = self._tables[name]
+        self._at = name
         stage = await self._stage(connection, table)
         if stage in self._filled:
             await connection.execute(self._emptying(stage))

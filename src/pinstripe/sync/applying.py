@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+import structlog
+
 from pinstripe.catalog.tables import table_of_object
+from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part, Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.rows.extract import Found
@@ -22,6 +25,8 @@ from pinstripe.store.changes import Cause
 from pinstripe.store.todo import Todo
 from pinstripe.sync.order import Change, changes, created_of, payload, request_of
 from pinstripe.sync.related import related, summarised
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 More = Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]]
 """Events -> the to-dos of previews that they ask for."""
@@ -68,7 +73,13 @@ class Planner:
                 parts.append((found, Truth(float(second), second + 1.0, cause=cause)))
                 todos += summarised(event, wanted)
         if self._more is not None and events:
-            todos += await self._more(events)
+            try:
+                todos += await self._more(events)
+            except PinstripeError as error:
+                if error.fault is None or error.fault.scope != "table":
+                    raise
+                # A table that the previews are found through is gone; the next refill asks for all.
+                _log.warning("applying.no_previews", error=error.message)
         return parts, todos
 
     def _mentioned(self, change: Change, found: Found) -> list[Todo]:

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import structlog
+
 from pinstripe.catalog.endpoints import by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.limits import Budget
-from pinstripe.errors import NotEnabled, NotPermitted
+from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
 from pinstripe.source.account import Source
 from pinstripe.source.nested import checkpoints
 from pinstripe.source.refusals import note_by_parent
@@ -35,6 +37,8 @@ from pinstripe.sync.resume import Resume, listed_anew
 from pinstripe.sync.singletons import read_singletons
 from pinstripe.sync.todos import Todos
 from pinstripe.sync.under_parents import UnderParents
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 # An event can appear late, behind newer ones (measured by nobody; Stripe's own engine holds back
 # 60 s). What is read again is dropped by its time, so a wide margin only costs a page.
@@ -255,7 +259,12 @@ class Backfill:
         async def build() -> None:
             async with self._pool.acquire() as connection:
                 for table in tables:
-                    await create(connection, self._schema, table)
+                    try:
+                        await create(connection, self._schema, table)
+                    except PinstripeError as error:
+                        if error.fault is None or error.fault.scope not in ("row", "table"):
+                            raise
+                        _log.warning("backfill.no_index", table=table.name, error=error.message)
 
         await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
 

@@ -81,6 +81,7 @@ class Follower:
         self._hearing = Hearing(source.pool, source.mirror.schema, complete=self._is_complete)
         self._hearing.on_ring = self._on_ring
         self.live.hearing = self._hearing
+        source.mirror.on_healed = self.todos.look
 
     @property
     def trouble(self) -> str:

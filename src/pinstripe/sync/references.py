@@ -109,8 +109,15 @@ class References:
             "AND left(p.id, 500) = left(r.id, 500)) "
             f"ORDER BY r.id LIMIT {_CHUNK}"
         )
-        async with self._lookers, self._pool.acquire() as connection:
-            rows = await connection.fetch(statement, last, self._schema, target)
+        try:
+            async with self._lookers, self._pool.acquire() as connection:
+                rows = await connection.fetch(statement, last, self._schema, target)
+        except PinstripeError as error:
+            if error.fault is None or error.fault.scope != "table":
+                raise
+            # One of the tables is gone, or may not be read: it is named by its quarantine.
+            _log.warning("references.unread", table=target, error=error.message)
+            return []
         return [row[0] for row in rows]
 
     def _columns(self, target: str) -> Iterator[tuple[Table, Column]]:

@@ -46,7 +46,16 @@ from pinstripe.store.cursors import (
 )
 from pinstripe.store.ddl import qualified
 from pinstripe.store.freshness import load_freshness, note_freshness
+from pinstripe.store.migrate import around_of
 from pinstripe.store.pool import Connection
+from pinstripe.store.quarantine import (
+    EMPTIED,
+    GONE,
+    find_lost,
+    note_refused,
+    relisted,
+    to_relist,
+)
 from pinstripe.sync.absent import note_absent
 from pinstripe.sync.dispatch import Dispatcher
 from pinstripe.sync.listing import Listing
@@ -60,6 +69,8 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _OVERLAP_S = 120
 _WHOLE_PAGES = 4.0
+_WATCH_S = 20.0
+"""How often the database's catalog is asked whether all tables are there: one query of a millisecond."""
 _REFUSED_S = DAY_S
 """After that time a list that Stripe refused is requested again."""
 _FIRST_PAUSE = 3
@@ -117,7 +128,7 @@ class Relist:
         self._shown_at: dict[str, float] = {}
         """On Stripe's clock: when the last reading of each list to its end began."""
         self._head_from: dict[str, float] = {}
-        self._due_at = -float("inf")
+        self._due_at = self._watched_at = -float("inf")
         streams = [stream_of(e) for e in self._endpoints()]
         self._cost = dict.fromkeys(streams, 1.0)
         """GETs of a pass over each list, as the last reading took them."""
@@ -156,6 +167,9 @@ class Relist:
                 self._head_at[stream] = now
                 table = self._table_of(endpoint)
                 await self._guard(_newest(stream), table, self._head(endpoint))
+        if now - self._watched_at >= _WATCH_S:
+            self._watched_at = now
+            await self._guard(_WATCH, None, self._watch())
         if now - self._due_at >= self._intervals.due_s * plan.stretch and self._may(_DUE):
             self._due_at = now
             await self._guard(_DUE, "balance_transaction", self._due())
@@ -171,6 +185,36 @@ class Relist:
                 self._first.pop(stream, None)
                 await self._guard(f"{stream} to its end", None, self.full_pass([endpoint]))
                 return  # One a turn: the heads go on between two passes.
+
+    async def _watch(self) -> None:
+        """Tables that somebody dropped or emptied are made again and read again, and those in quarantine of
+        which too much was left out.
+        """
+        mirror = self._source.mirror
+        async with self._source.transaction() as connection:
+            lost = await find_lost(connection, mirror.schema, self._source.wanted)
+            found = [(table, GONE if is_gone else EMPTIED) for table, is_gone in lost]
+            await note_refused(connection, mirror.schema, [(t, "", why, True) for t, why in found])
+            relist = await to_relist(connection, mirror.schema)
+        for table, why in found:
+            if why.is_gone:
+                mirror.refuse_table(table, why)
+        for table in relist:
+            if table not in mirror.quarantine.tables and table in self._source.wanted:
+                await self._reread(table)
+
+    async def _reread(self, table: str) -> None:
+        """Reads every list that shows rows of the table to its end."""
+        _log.warning("relist.reread", table=table)
+        names = {table, *around_of(table)}
+        endpoints = [e for e in self._endpoints() if names & set(map(table_name, e.objects))]
+        await self.full_pass(endpoints)
+        if self._source.wanted[table].object_type in singleton_paths():
+            await read_singletons(self._source)
+        ends = [self._stopped.get(stream_of(e)) for e in endpoints]
+        if all(end is None or end.is_refused for end in ends):
+            async with self._source.transaction() as connection:
+                await relisted(connection, self._source.mirror.schema, table)
 
     def _is_refused(self, stream: str) -> bool:
         return stream in self._stopped and self._stopped[stream].is_refused
@@ -295,6 +339,7 @@ class Relist:
             e
             for e in list_endpoints()
             if any(table_name(o) in self._source.wanted for o in e.objects)
+            and (not e.parent or table_name(e.parent) in self._source.wanted)
         ]
         return [self._in_force(e) for e in wanted]
 
@@ -411,6 +456,7 @@ class Relist:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
 
 
+_WATCH = "tables that were dropped or emptied"
 _DUE = "balance transactions that are due"
 
 

@@ -17,6 +17,7 @@ from pinstripe.catalog.evented import with_events
 from pinstripe.catalog.tables import table_name
 from pinstripe.source.account import BACKFILL, Source
 from pinstripe.source.nested import closed_gaps
+from pinstripe.source.settle import can_be_asked
 from pinstripe.store.cursors import (
     BESIDE,
     Checkpoint,
@@ -25,7 +26,10 @@ from pinstripe.store.cursors import (
     load_checkpoints,
     save_checkpoints,
 )
+from pinstripe.store.ddl import qualified
+from pinstripe.store.migrate import forget_streams
 from pinstripe.store.pool import Pool
+from pinstripe.store.quarantine import reopen
 from pinstripe.sync.events import FOLLOWED, RETENTION_S, followed
 from pinstripe.sync.listing import Listing
 from pinstripe.sync.pager import Pager
@@ -75,6 +79,7 @@ class Resume:
         """The works of the run. Where events count from now on, that is saved before any list is read."""
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
+        saved = await self._without_lost(saved)
         last = saved.get(FOLLOWED)
         endpoints = [
             (by_parent(e) if e.name in self._source.by_parent else None) or e
@@ -109,6 +114,27 @@ class Resume:
             async with self._source.transaction() as connection:
                 await drop_checkpoints(connection, self._source.mirror.schema, notes)
         return {stream: cursor for stream, cursor in saved.items() if stream not in notes}
+
+    async def _without_lost(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
+        """Forgets the lists of tables that do not hold what these say: emptied by hand, or in quarantine.
+
+        What an earlier process could not write is tried anew.
+        """
+        schema, wanted = self._source.mirror.schema, self._source.wanted
+        async with self._source.transaction() as connection:
+            self._source.mirror.quarantine.forget()
+            tried = await reopen(connection, schema)
+            lost = {table for table, relist in tried if relist or not can_be_asked(table)}
+            filled = {_table_of(c) for c in saved.values() if c.state == "done" and c.rows}
+            for table in sorted(t for t in filled if isinstance(t, str) and t in wanted):
+                name = qualified(schema, table)
+                if not await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):
+                    lost.add(table)
+            if not lost:
+                return saved
+            _log.warning("resume.lost", tables=sorted(lost))
+            await forget_streams(connection, schema, sorted(lost))
+            return dict(await load_checkpoints(connection, schema))
 
     async def _begin_anew(self) -> dict[str, Checkpoint]:
         """Forgets every position, in one commit with the new one: the next run must not trust the old."""

@@ -34,6 +34,7 @@ Refresh = Callable[[str], Awaitable[None]]
 _WORKERS = 8
 PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0)
 """After each try that met trouble: in the end 30 GETs a month of an allowance of 10,000 at least."""
+_DATABASE_S = 15.0
 _LOOK_S = 60.0
 """How often the database is looked into when nobody rings."""
 _CONTEST_S = 2.0
@@ -242,6 +243,8 @@ class Todos:
         self._failing_since.setdefault(todo.place, self._clock())
         self.trouble = error.message
         pause_s = PAUSES_S[min(attempts, len(PAUSES_S) - 1)]
+        if error.fault is not None:
+            pause_s = min(pause_s, _DATABASE_S)  # It cost no request: it was Postgres that said no.
         _log.warning(
             "todo.trouble",
             kind=todo.kind,

@@ -147,6 +147,11 @@ class UnderParents:
                 self._read_to = ids[-1]
             elif not self._order:
                 await self._finish()
+        except PinstripeError as error:
+            if error.fault is None or error.fault.scope != "table":
+                raise
+            _log.warning("backfill.failed", stream=self.endpoint.stream, error=error.message)
+            self._end(error, "failed")  # The parents' table is gone, or may not be read.
         finally:
             self._loading = False
             self.in_flight -= 1

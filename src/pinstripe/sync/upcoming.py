@@ -132,7 +132,7 @@ class Upcoming:
         """Brings the upcoming invoice of one subscription up to date; where none is due it is removed.
 
         Raises what any request raises, but for a key that may not preview: that is recorded, once.
-        Drifted where the lines cannot be read to their end.
+        Drifted where the lines cannot be read to their end: the row stands then, and says so.
         """
         await self.refresh("subscription", subscription_id)
 
@@ -146,9 +146,12 @@ class Upcoming:
         if table not in self.tables():
             return
         try:
-            await self._refresh(owner, owner_id, priority)
+            preview = await self._refresh(owner, owner_id, priority)
         except (NotPermitted, NotEnabled) as error:
             await self._refuse(table, error)
+            return
+        if preview is not None and preview.unread is not None:
+            raise preview.unread
 
     async def _refresh(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         """Asks, writes if the table is synced, and gives what Stripe said."""
@@ -189,6 +192,9 @@ class Upcoming:
                 won = await place.remove(connection, seen.get((place.table, place.owner_id)))
             else:
                 won = await place.settle_lines(connection, keys)
+                if won:
+                    is_unread = preview.unread is not None
+                    await place.note_unread(connection, is_unread=is_unread)
 
         await self._submit(found, truth, f"{place.table} {place.owner_id}", seen, effect)
         return won

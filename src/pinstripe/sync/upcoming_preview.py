@@ -12,7 +12,16 @@ from typing import Literal
 
 from pinstripe.client.paths import Params
 from pinstripe.client.reply import Reply
-from pinstripe.errors import Drifted, NotEnabled, NotFound, NotPermitted, Refused, WrongKey
+from pinstripe.errors import (
+    Drifted,
+    LostLease,
+    NotEnabled,
+    NotFound,
+    NotPermitted,
+    PinstripeError,
+    Refused,
+    WrongKey,
+)
 from pinstripe.mirror import Truth
 from pinstripe.rows.decode import StripeObject
 from pinstripe.source.account import Source, endpoint_of
@@ -35,11 +44,15 @@ _NOTHING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """An invoice that is not one yet. `invoice` is without its `lines` and without ids of the day."""
+    """An invoice that is not one yet. `invoice` is without its `lines` and without ids of the day.
+
+    `unread`: why lines are missing, if they go on and cannot be read to their end.
+    """
 
     invoice: StripeObject
     lines: tuple[StripeObject, ...]
     truth: Truth
+    unread: PinstripeError | None = None
 
 
 def has_rollup(api_version: str) -> bool:
@@ -57,7 +70,7 @@ async def ask_preview(
     """The next invoice of a customer or a subscription; None where nothing is due.
 
     Raises NotPermitted or NotEnabled where the key may not preview at all, another Refused where
-    Stripe cannot compute this one, Drifted where its lines cannot be read to their end.
+    Stripe cannot compute this one.
     """
     try:
         reply = await _ask(source, [(owner, owner_id)], priority)
@@ -72,9 +85,10 @@ async def ask_preview(
         raise
     source.heard(reply)
     body = read_object(reply, _NEW)
-    lines = await _lines(source, body, owner_id, priority)
+    lines, unread = await _lines(source, body, owner_id, priority)
     invoice = {key: value for key, value in body.items() if key not in ("id", "lines")}
-    return Preview(invoice, tuple(_without_ids(line) for line in lines), truth_of(reply))
+    shown = tuple(_without_ids(line) for line in lines)
+    return Preview(invoice, shown, truth_of(reply), unread)
 
 
 async def _ask(source: Source, params: Params, priority: int) -> Reply:
@@ -87,23 +101,26 @@ async def _ask(source: Source, params: Params, priority: int) -> Reply:
 
 async def _lines(
     source: Source, body: StripeObject, owner_id: str, priority: int
-) -> list[StripeObject]:
-    """All lines. A list that was cut at ten is read anew, from its start: ids of lines are temporary.
+) -> tuple[list[StripeObject], PinstripeError | None]:
+    """All lines; or those that could be read, and why not the others.
 
-    The preview that its address names stays the same for 72 hours, so the pages fit together.
+    A list that was cut at ten is read anew, from its start: ids of lines are temporary. The preview that
+    its address names stays the same for 72 hours, so the pages fit together.
     """
     cut = body.get("lines")
     if not isinstance(cut, dict) or not isinstance(cut.get("data"), list):
-        return []
+        return [], None
     url = cut.get("url")
+    shown = [line for line in cut["data"] if isinstance(line, dict)]
     if cut.get("has_more") is not True:
-        return [line for line in cut["data"] if isinstance(line, dict)]
+        return shown, None
     if not isinstance(url, str):
-        raise _unfinished(owner_id, "without an address")
+        return shown, _unfinished(owner_id, "without an address")
     path, _, query = url.partition("?")
     fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
     found: list[StripeObject] = []
     after: str | None = None
+    passed: set[str | None] = {None}
     while True:
         params = [*fixed, ("limit", str(PAGE))]
         if after is not None:
@@ -112,23 +129,24 @@ async def _lines(
             reply = await source.stripe.get(
                 path, params, endpoint=endpoint_of(path), priority=priority
             )
-        except (NotPermitted, NotEnabled, WrongKey):
+            page = read_list(reply, path)
+        except (WrongKey, LostLease):
             raise
-        except Refused as error:
-            raise _unfinished(owner_id, error.message) from error
-        page = read_list(reply, path)
+        except PinstripeError as error:
+            return max(found, shown, key=len), _unfinished(owner_id, error.message)
         found += page.objects
         if not page.has_more:
-            return found
-        if page.after is None or page.after == after:
-            raise _unfinished(owner_id, "without a way on")
+            return found, None
+        if page.after in passed:
+            return max(found, shown, key=len), _unfinished(owner_id, "they do not end")
+        passed.add(page.after)
         after = page.after
 
 
 def _unfinished(owner_id: str, why: str) -> Drifted:
     return Drifted(
         f"The lines of the upcoming invoice of {owner_id} go on, but cannot be read: {why}.",
-        hint="The next event of this owner asks again; the rest is synced all the same.",
+        hint="The row stands with the lines that could be read, and its _extra says so; it is tried again.",
     )
 
 

@@ -94,6 +94,16 @@ class Place:
             )
         return bool(won)
 
+    async def note_unread(self, connection: Connection, *, is_unread: bool) -> None:
+        """Has `_extra` say as Stripe does that the lines go on, if not all of them could be read."""
+        change = "nullif(_extra - 'lines', '{}') WHERE _extra ? 'lines' AND"
+        if is_unread:
+            change = """coalesce(_extra, '{}') || '{"lines": {"has_more": true}}' WHERE"""
+        await connection.execute(
+            f"UPDATE {qualified(self.schema, self.table)} SET _extra = {change} {self._is_row}",
+            self.owner_id,
+        )
+
     async def remove(self, connection: Connection, seen: datetime | None) -> bool:
         """Nothing is upcoming: removes row and lines, if the row is still the version that was seen.
 

@@ -1,0 +1,170 @@
+"""What Postgres refuses now: the mirror leaves it out, and tries it again all the time.
+
+A refused row is kept in memory and tried every few seconds, without asking Stripe. Once Postgres takes it,
+what is owed for it is fetched, since it may have changed meanwhile. Of a table that refuses everything,
+nothing is written; some of its rows are tried, and what was left out is owed row by row, or, where that is
+too much, by reading its lists anew. The names are in the database (`store.quarantine`), the rows only here:
+a restart tries everything anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pinstripe.catalog.tables import Table
+from pinstripe.mirror.queue import Job
+from pinstripe.rows.extract import Found, Row
+from pinstripe.store.batch import Batch
+from pinstripe.store.quarantine import Parted, Refused, Why
+
+PROBE_S = 10.0
+"""How often what is refused is tried again: that it heals within a minute costs Postgres little."""
+_MOST_HELD = 1000
+_MOST_OWED = 1000
+"""Rows of a table that are owed one by one; of more its lists are read anew."""
+_SAMPLES = 16
+_PROBED = 50
+
+Place = tuple[str, str]
+
+
+@dataclass(slots=True)
+class HeldTable:
+    """A table that refuses all. `samples`: rows to try it with; `owed`: keys of what was left out."""
+
+    why: Why
+    samples: deque[Refused] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+    owed: set[str] = field(default_factory=set)
+    relist: bool = False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the table, or a part of it, has to be made again."""
+        return self.why.is_gone
+
+
+class Quarantine:
+    """Of one mirror."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, HeldTable] = {}
+        self.rows: dict[Place, Refused] = {}
+        self.places: set[Place] = set()
+        """Of all rows that are refused, kept or not."""
+        self.healed: set[Place] = set()
+        """Rows that were written since, by whatever came of them."""
+
+    def __bool__(self) -> bool:
+        return bool(self.tables or self.places)
+
+    def forget(self) -> None:
+        """Everything is tried anew."""
+        self.tables.clear()
+        self.rows.clear()
+        self.places.clear()
+        self.healed.clear()
+
+    def take(self, parted: Parted) -> None:
+        """These were refused."""
+        for table, reason in parted.tables.items():
+            held = self.tables.setdefault(table, HeldTable(reason))
+            held.why = reason
+            # Rows of a list whose removal could not be written, or of a table without any: read anew.
+            held.relist = held.relist or held.is_gone
+        for row in parted.left_out:
+            self._leave_out(row)
+        for row in parted.rows:
+            place = (row.table, row.key)
+            self.places.add(place)
+            self.healed.discard(place)
+            if row.can_be_held and (place in self.rows or len(self.rows) < _MOST_HELD):
+                self.rows[place] = row
+
+    def open_tables(self, tables: Mapping[str, Table]) -> Mapping[str, Table]:
+        """Those that may be written."""
+        if not self.tables:
+            return tables
+        return {name: table for name, table in tables.items() if name not in self.tables}
+
+    def left_out_of(self, jobs: Iterable[Job]) -> list[Refused]:
+        """The rows of these jobs that belong to tables that refuse everything: owed, each once."""
+        if not self.tables:
+            return []
+        new: list[Refused] = []
+        for job in jobs:
+            for found, truth in job.parts:
+                for table, key, row in _rows_of(found, self.tables):
+                    row[-5], row[-4] = truth.lo, truth.hi
+                    refused = Refused(table, key, row, self.tables[table].why, truth.cause)
+                    # What was owed for it is crossed out with this commit.
+                    if self._leave_out(refused) or job.answers:
+                        new.append(refused)
+        return new
+
+    def _leave_out(self, row: Refused) -> bool:
+        """Whether the row is owed by itself, and was not before."""
+        held = self.tables[row.table]
+        if row.can_be_held:
+            held.samples.append(row)
+        if row.key in held.owed or held.relist:
+            return False
+        if len(held.owed) >= _MOST_OWED:
+            held.relist = True
+            return False
+        held.owed.add(row.key)
+        return True
+
+    def written(self, batch: Batch) -> None:
+        """The batch was written: rows of it that were refused before are so no more."""
+        if not self.places:
+            return
+        for one_round in batch.rounds:
+            for table, group in one_round.items():
+                self.healed |= {(table, key) for key in group if (table, key) in self.places}
+
+    def to_probe(self) -> list[Refused]:
+        """Rows to try again now; the next call gives others, if there are many."""
+        chosen = list(self.rows)[:_PROBED]
+        for place in chosen:  # To the end of the line.
+            self.rows[place] = self.rows.pop(place)
+        return [self.rows[place] for place in chosen]
+
+    def take_healed(self) -> dict[str, list[str]]:
+        """By table, the keys of rows that were written since; they are refused no more."""
+        found: dict[str, list[str]] = {}
+        for table, key in self.healed:
+            self.places.discard((table, key))
+            self.rows.pop((table, key), None)
+            found.setdefault(table, []).append(key)
+        self.healed.clear()
+        return found
+
+    def refuses(self, found: Found) -> bool:
+        """Whether one of these rows is not in Postgres, although it was written as far as it goes."""
+        if not self:
+            return False
+        return any(
+            table in self.tables or any((table, key) in self.places for key in group)
+            for table, group in found.rows.items()
+        )
+
+
+def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]) -> Batch:
+    """A batch of rows that were refused."""
+    batch = Batch(api_version, tables)
+    for row in rows:
+        found = Found(rows={row.table: {row.key: list(row.row)}})
+        batch.add(found, row.row[-5], row.row[-4], cause=row.cause)
+    return batch
+
+
+def _rows_of(found: Found, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:
+    for table, group in found.rows.items():
+        if table in tables:
+            for key, row in group.items():
+                yield table, key, row
+    for table, key, row in found.again:
+        if table in tables:
+            yield table, key, row

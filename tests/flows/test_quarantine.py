@@ -1,0 +1,310 @@
+"""What Postgres refuses, a row or a table, is named and owed, stops nothing else, and heals by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from tests.flows.live_account import Copy, open_copy
+from tests.flows.stub_stripe import StubStripe, stub_stripe
+from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, try_now
+
+from pinstripe.mirror import LIVE_LANE, Truth
+from pinstripe.service import _mend
+from pinstripe.store.write import Writer
+from pinstripe.sync.live import Live
+from pinstripe.sync.relist import Relist
+from pinstripe.sync.todos import Todos
+
+pytestmark = pytest.mark.migrated
+
+ROWS: dict[str, tuple[str, str]] = {
+    "a CHECK": (
+        "ALTER TABLE stripe.customer ADD CONSTRAINT no_such_name CHECK (name <> 'bad')",
+        "ALTER TABLE stripe.customer DROP CONSTRAINT no_such_name",
+    ),
+    "a unique index": (
+        "CREATE UNIQUE INDEX one_name ON stripe.customer (name) WHERE name = 'bad';"
+        "INSERT INTO stripe.customer (id, name, _as_of, _as_of_latest, _synced_at)"
+        " VALUES ('cus_mine', 'bad', 'epoch', 'epoch', 'epoch')",
+        "DROP INDEX stripe.one_name",
+    ),
+    "a foreign key": (
+        "CREATE TABLE names (name text PRIMARY KEY);"
+        "INSERT INTO names SELECT 'good ' || n FROM generate_series(1, 300) n;"
+        "ALTER TABLE stripe.customer ADD CONSTRAINT known FOREIGN KEY (name) REFERENCES names",
+        "INSERT INTO names VALUES ('bad')",
+    ),
+    "a trigger that raises": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.name = 'bad' THEN RAISE EXCEPTION 'secret words %', NEW.name; END IF;"
+        " RETURN NEW; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON stripe.customer"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON stripe.customer",
+    ),
+    "a trigger that raises a code of its own": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.name = 'bad' THEN RAISE EXCEPTION 'no' USING ERRCODE = '23514'; END IF;"
+        " RETURN NEW; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON stripe.customer"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON stripe.customer",
+    ),
+    "an index over an expression that fails": (
+        "CREATE INDEX odd ON stripe.customer ((1 / CASE name WHEN 'bad' THEN 0 ELSE 1 END))",
+        "DROP INDEX stripe.odd",
+    ),
+}
+
+TABLES: dict[str, tuple[str, str]] = {
+    "a CHECK that nothing passes": (
+        "ALTER TABLE stripe.customer ADD CONSTRAINT none CHECK (id = '')",
+        "ALTER TABLE stripe.customer DROP CONSTRAINT none",
+    ),
+    "a trigger that always raises": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'no'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON stripe.customer"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON stripe.customer",
+    ),
+    "a trigger with an unknown code": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'ZZ123'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON stripe.customer"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON stripe.customer",
+    ),
+    "a dropped column": ("ALTER TABLE stripe.customer DROP COLUMN email", "SELECT 1"),
+    "a dropped table": ("DROP TABLE stripe.customer", "SELECT 1"),
+    "a retyped column": (
+        "ALTER TABLE stripe.customer ALTER COLUMN created TYPE text",
+        "ALTER TABLE stripe.customer ALTER COLUMN created TYPE timestamptz USING created::timestamptz",
+    ),
+    "a view in its place": (
+        "ALTER TABLE stripe.customer RENAME TO c; CREATE VIEW stripe.customer AS"
+        " SELECT * FROM stripe.c GROUP BY id",
+        "DROP VIEW stripe.customer; ALTER TABLE stripe.c RENAME TO customer",
+    ),
+    "no primary key": (
+        "ALTER TABLE stripe.customer DROP CONSTRAINT customer_pkey",
+        "ALTER TABLE stripe.customer ADD PRIMARY KEY (id)",
+    ),
+}
+
+
+@pytest.fixture
+async def stripe() -> AsyncIterator[StubStripe]:
+    async with stub_stripe() as stub:
+        stub.lists["/v1/products"] = [
+            {"id": f"prod_{n}", "object": "product", "created": 1700000000 + n}
+            for n in range(9, 0, -1)
+        ]
+        yield stub
+
+
+@pytest.fixture
+async def copy(stripe: StubStripe, database: str) -> AsyncIterator[Copy]:
+    async with open_copy(stripe, database, patience=BRIEF) as opened:
+
+        async def mend(table: str) -> None:
+            await _mend(opened.source, table)
+
+        opened.mirror.mend = mend
+        yield opened
+
+
+def named(number: int, bad: int) -> dict[str, object]:
+    return customer(number, name="bad" if number == bad else f"good {number}")
+
+
+async def probe(copy: Copy) -> None:
+    """What the mirror does every few seconds."""
+    mirror = copy.mirror
+    writer = Writer(copy.url, mirror.schema, mirror.tables, mirror.extractor.shapes)
+    try:
+        await mirror.probe(writer)
+    finally:
+        await writer.close()
+
+
+@pytest.mark.parametrize("cause", ROWS)
+async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
+    cause: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    hurt, heal = ROWS[cause]
+    await pg.execute(hurt)
+    stripe.lists["/v1/customers"] = [named(n, bad=111) for n in range(250, 0, -1)]
+    assert (await backfill(copy, "customer", "product")).complete
+    rows = "SELECT count(*) FROM stripe.customer WHERE id <> 'cus_mine'"
+    assert await pg.fetchval(rows) == 249
+    assert await pg.fetchval("SELECT count(*) FROM stripe.product") == 9
+    held = (await status(pg)).quarantine
+    assert [(q.table, q.id, q.count) for q in held] == [("customer", "cus_111", 1)]
+    assert held[0].remedy
+    assert "bad" not in held[0].reason.replace(held[0].name or "-", "")
+    await probe(copy)
+    assert await pg.fetchval(rows) == 249
+    await pg.execute(heal)
+    asked = len(stripe.asked)
+    await probe(copy)
+    assert len(stripe.asked) == asked
+    assert await pg.fetchval(rows) == 250
+    assert (await status(pg)).quarantine == []
+    await Todos(copy.source).drain()
+    assert stripe.asked[asked:] == ["/v1/customers/cus_111"]
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+
+
+@pytest.mark.parametrize("cause", ROWS)
+async def test_events_go_on_past_a_row_that_postgres_refuses(
+    cause: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    await pg.execute(ROWS[cause][0])
+    live = Live(copy.source, Todos(copy.source), since=time.time() - 60)
+    for n in range(1, 6):
+        stripe.event("customer.created", named(n, bad=3))
+    await live.poll()
+    keys = await pg.fetch("SELECT id FROM stripe.customer WHERE id <> 'cus_mine' ORDER BY id")
+    assert [row[0] for row in keys] == ["cus_1", "cus_2", "cus_4", "cus_5"]
+    owed = await pg.fetch("SELECT id FROM pinstripe.pending WHERE code = 'quarantined'")
+    assert [row[0] for row in owed] == ["cus_3"]
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.applied_event") == 5
+
+
+async def test_a_request_for_a_row_that_is_refused_is_not_crossed_out(
+    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    await pg.execute(ROWS["a CHECK"][0])
+    live, todos = Live(copy.source, Todos(copy.source), since=time.time() - 60), Todos(copy.source)
+    stripe.lists["/v1/customers"] = [named(3, bad=3)]
+    stripe.event("customer.created", named(3, bad=3))
+    await live.poll()
+    await pg.execute("UPDATE pinstripe.pending SET next_try_at = NULL")
+    await todos.drain()
+    assert "/v1/customers/cus_3" in stripe.asked
+    assert await pg.fetchval("SELECT code FROM pinstripe.pending") == "quarantined"
+
+
+@pytest.mark.parametrize("cause", TABLES)
+async def test_a_table_that_postgres_refuses_is_named_stops_nothing_and_heals(
+    cause: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    hurt, heal = TABLES[cause]
+    await pg.execute(hurt)
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
+    todos = Todos(copy.source)
+    live = Live(copy.source, todos, since=time.time() - 60)
+    stripe.event("customer.created", customer(151))
+    stripe.event("product.created", {"id": "prod_10", "object": "product", "created": 1})
+    stripe.lists["/v1/customers"].insert(0, customer(151))
+    await live.poll()
+    assert (await backfill(copy, "customer", "product")).complete
+    assert await pg.fetchval("SELECT count(*) FROM stripe.product") == 10
+    held = (await status(pg)).quarantine
+    assert [(q.table, q.id) for q in held] == [("customer", "")]
+    assert held[0].remedy
+    await pg.execute(heal)
+    await probe(copy)
+    assert copy.mirror.quarantine.tables == {}
+    relist = Relist(only(copy, "customer", "product"), todos, copy.budget)
+    await relist._watch()
+    await try_now(pg)
+    await todos.drain()
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 151
+    assert (await status(pg)).quarantine == []
+    assert await pg.fetch("SELECT * FROM pinstripe.pending") == []
+
+
+@pytest.mark.parametrize(
+    "hand",
+    ["DROP TABLE stripe.customer", "TRUNCATE stripe.customer", "DELETE FROM stripe.customer"],
+)
+async def test_a_table_that_was_dropped_or_emptied_is_read_again(
+    hand: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
+    await backfill(copy, "customer", "product")
+    await pg.execute(hand)
+    if hand.startswith("DELETE"):
+        await pg.execute("VACUUM stripe.customer")
+    relist = Relist(only(copy, "customer", "product"), Todos(copy.source), copy.budget)
+    await relist._watch()
+    await probe(copy)
+    await relist._watch()
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 150
+    assert (await status(pg)).quarantine == []
+
+
+async def test_a_table_that_was_emptied_while_nobody_looked_is_read_again_at_the_start(
+    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
+    await backfill(copy, "customer", "product")
+    await pg.execute("DELETE FROM stripe.customer")
+    await backfill(copy, "customer", "product")
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 150
+
+
+async def test_ids_of_five_thousand_characters_stop_nothing(
+    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    # As long as Stripe allows, and of a kind that no compression makes short.
+    long = "".join(chr(0x4E00 + (n * 7919) % 20000) for n in range(4500))
+    stripe.lists["/v1/products"].insert(
+        0, {"id": long, "object": "product", "created": 1700000100, "default_price": "price_1"}
+    )
+    stripe.lists["/v1/prices"] = [
+        {"id": f"price_{n}", "object": "price", "created": 1700000000, "product": product}
+        for n, product in ((1, long), (2, "prod_1"))
+    ]
+    live = Live(copy.source, Todos(copy.source), since=time.time() - 60)
+    stripe.event("product.updated", stripe.lists["/v1/products"][0], api_version="2020-01-01")
+    stripe.event("product.updated", stripe.lists["/v1/products"][1])
+    await live.poll()
+    assert (await backfill(copy, "product", "price")).complete
+    assert await pg.fetchval("SELECT count(*) FROM stripe.product") == 9
+    held = (await status(pg)).quarantine
+    assert [(q.table, q.sqlstate, q.count) for q in held] == [("product", "54000", 1)]
+    assert await pg.fetchval("SELECT count(*) FROM stripe.price WHERE product_id = $1", long) == 1
+
+
+async def test_a_list_of_which_rows_were_refused_is_no_proof_that_they_are_gone(
+    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    def subscription(quantity: int, second: int) -> dict[str, object]:
+        items = [
+            {"id": f"si_{n}", "object": "subscription_item", "quantity": quantity, "created": 1}
+            for n in (1, 2)
+        ]
+        shown = {
+            "object": "list",
+            "data": items,
+            "has_more": False,
+            "url": "/v1/subscription_items",
+        }
+        return {
+            "id": "sub_1",
+            "object": "subscription",
+            "created": 1,
+            "items": shown,
+            "start_date": second,
+        }
+
+    for second, quantity in ((100, 1), (200, 2)):
+        found = copy.source.extract([subscription(quantity, second)], {})
+        if second == 200:
+            await pg.execute(
+                "ALTER TABLE stripe.subscription_item ADD CHECK (id <> 'si_2' OR quantity <> 2)"
+            )
+        await copy.mirror.submit(found, Truth(second, second + 1.0), lane=LIVE_LANE)
+    rows = await pg.fetch("SELECT id, quantity, deleted FROM stripe.subscription_item ORDER BY id")
+    assert [tuple(row) for row in rows] == [("si_1", 2, False), ("si_2", 1, False)]
+    owed = await pg.fetch('SELECT "table", id FROM pinstripe.pending ORDER BY 1')
+    assert [tuple(row) for row in owed] == [
+        ("subscription", "sub_1"),
+        ("subscription_item", "si_2"),
+    ]
