@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.flows.command import pinstripe
 from tests.flows.pooler import transaction_pooler
 
 from pinstripe.errors import Misconfigured
@@ -117,6 +118,26 @@ async def test_a_database_that_is_not_in_utf8_is_refused_before_anything_is_writ
     finally:
         async with connect(postgres_url) as admin:
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_the_service_refuses_such_a_database_in_words(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    async with connect(postgres_url) as admin:
+        await admin.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        url = postgres_url.replace("/pinstripe?", "/latin?")
+        env = {"DATABASE_URL": url, "PINSTRIPE_DATA_DIR": str(tmp_path)}
+        ended = await pinstripe("serve", "--port", "0", env=env)
+        assert ended.code == 2, ended.text
+        assert "LATIN1" in ended.err
+        assert "UTF8" in ended.err
+        async with connect(url) as connection:
+            made = "SELECT count(*) FROM pg_namespace WHERE nspname = 'pinstripe'"
+            assert await connection.fetchval(made) == 0
+    finally:
+        async with connect(postgres_url) as admin:
+            await admin.execute("DROP DATABASE latin WITH (FORCE)")
 
 
 # --- poolers

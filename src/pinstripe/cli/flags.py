@@ -40,6 +40,9 @@ GATEWAY = (
 )
 OUTPUT = ("log_level", "log_json", "debug")
 
+_MAY_BEGIN_WITH_A_HYPHEN = frozenset({"tables", "admin_token", "wait_token"})
+"""`--tables '-event'` leaves a table out; a token is made of any characters."""
+
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turns a function of a `Config` into one of the settings `names`, for cyclopts."""
@@ -77,6 +80,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         group=_GROUP,
         negative="",
         show_default=False,
+        allow_leading_hyphen=setting.name in _MAY_BEGIN_WITH_A_HYPHEN,
     )
     kind: object = bool if setting.switch else str | None
     return inspect.Parameter(

@@ -3,7 +3,8 @@
     ring -> Postgres (NOTIFY) -> the process that syncs looks at Stripe -> answer -> all who waited
 
 Rings of one moment are one: a thousand waiters, or a flood of webhooks, are a handful of rings a second.
-An answer that a NOTIFY did not bring is found in its row, a second later.
+A NOTIFY says no more than that an answer's row is worth a look: any user of the database may send one.
+An answer that none brought is found a second later.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.listening import Listening
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.source.together import Together
-from pinstripe.store.rings import ANSWERS, Answer, last_answers, read_answer, ring
+from pinstripe.store.rings import ANSWERS, Answer, last_answers, ring
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -28,6 +29,8 @@ _APPLIED = "pinstripe"
 _SPACING_S = 0.05
 """Between two rings of one sync: it looks more rarely than that anyway."""
 _NET_S = 1.0
+_READ_SPACING_S = 0.002
+"""Between two reads of answers, however many hints come."""
 
 
 class Bell:
@@ -44,6 +47,8 @@ class Bell:
         self._answers: dict[str, Answer] = {}
         self._session = 0
         self._stirred: dict[str, asyncio.Future[None]] = {}
+        self._hinted: set[str] = set()
+        self._hint = asyncio.Event()
 
     async def run(self) -> None:
         """Until cancelled; outlives lost connections."""
@@ -51,6 +56,7 @@ class Bell:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listening.run())
                 group.create_task(self._net())
+                group.create_task(self._read_answers())
         finally:
             await asyncio.gather(*(rope.close() for rope in self._ropes.values()))
 
@@ -113,7 +119,20 @@ class Bell:
         return self._answers.get(schema) if self._session == self._listening.session else None
 
     def _on_answer(self, payload: str) -> None:
-        self._take(dict([read_answer(payload)]))
+        if payload in self._ropes:  # only schemas that were rung from here
+            self._hinted.add(payload)
+            self._hint.set()
+
+    async def _read_answers(self) -> None:
+        """Reads the rows that a NOTIFY spoke of: once for all that came meanwhile."""
+        while True:
+            await self._hint.wait()
+            self._hint.clear()
+            hinted, self._hinted = self._hinted, set()
+            with suppress(PinstripeError):
+                async with self._listening.connection() as connection:
+                    self._take(await last_answers(connection, list(hinted)))
+            await asyncio.sleep(_READ_SPACING_S)
 
     def _take(self, answers: Mapping[str, Answer]) -> None:
         if self._session != self._listening.session:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from pinstripe.client.key import ApiKey
 from pinstripe.config import Config
-from pinstripe.errors import Misconfigured
+from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.access import refuse_public
 from pinstripe.gateway.syncs import Syncs
 from pinstripe.secrecy import FILE, Secrecy
@@ -32,8 +32,11 @@ from pinstripe.serving.roster import Roster
 from pinstripe.serving.stored import Vault
 from pinstripe.serving.supervisor import Supervisor
 from pinstripe.serving.wire import Report
+from pinstripe.store.pool import check_server, check_sessions, connect
 
 _FILES = 16_384
+_UNFIT_S = 3.0
+"""How long the start may take to look at a Postgres of the user's, which may be away."""
 
 Heard = Callable[[str, Report], None]
 """Gets what the process of a sync reports, with the sync's id."""
@@ -102,10 +105,25 @@ async def open_serving(
 async def _database(config: Config, tell: Callable[[str], None]) -> AsyncIterator[Database]:
     """Our own Postgres, started; the user's as it is, which may be away."""
     if config.database_url is not None:
+        await _refuse_unfit(config.database_url)
         yield Database(config.database_url, None, "")
         return
     async with open_database(config, tell=tell) as database:
         yield database
+
+
+async def _refuse_unfit(url: str) -> None:
+    """Raises Misconfigured where the address, a pooler or the encoding can never do; all else may pass."""
+    try:
+        async with asyncio.timeout(_UNFIT_S):
+            await check_sessions(url)
+            async with connect(url) as connection:
+                await check_server(connection)
+    except Misconfigured as error:
+        if error.fault is None:  # a password or a database may come to be right
+            raise
+    except (PinstripeError, TimeoutError):
+        return  # away, for now
 
 
 def _allow_many_connections() -> None:

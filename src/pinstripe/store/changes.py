@@ -23,6 +23,7 @@ from typing import Literal
 
 from pinstripe.catalog.tables import Table
 from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
+from pinstripe.store.locks import lock_row
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.upsert import stage_name
 
@@ -40,13 +41,11 @@ _OF_THE_LOOK = (
     "status_transitions_paid_at",
 )
 """Columns of a previewed invoice that differ each time it is asked for: they would fill the feed."""
-_LOCK = 0x70696E63
-"""Advisory lock from the drawing of positions to the commit."""
 _DEAD_ROWS = 3000
 _TRIM_ROWS = 10_000
 
 _CREATE_BEFORE = (
-    "CREATE TEMP TABLE IF NOT EXISTS pinstripe_before (key text, place tid, image jsonb)"
+    "CREATE TEMP TABLE IF NOT EXISTS pg_temp.pinstripe_before (key text, place tid, image jsonb)"
 )
 _WRITE = f"""
 WITH written AS (
@@ -165,7 +164,7 @@ class Recorder:
         if not self._noted:
             return
         # Positions are drawn in the order of commits only if nobody commits in between.
-        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        await lock_row(connection, "change")
         await connection.execute(
             _WRITE,
             self._schema,

@@ -109,7 +109,7 @@ class Comparer:
                 self._url, application_name="pinstripe verify"
             )
             await self._connection.execute(
-                "CREATE TEMP TABLE seen (t text, k text, PRIMARY KEY (t, k))"
+                "CREATE TEMP TABLE pg_temp.seen (t text, k text, PRIMARY KEY (t, k))"
             )
         return self._connection
 
@@ -126,6 +126,7 @@ class Comparer:
             self._stages[stage] = 0
         await connection.copy_records_to_table(
             stage,
+            schema_name="pg_temp",
             records=list(rows.values()),
             columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
         )

@@ -14,6 +14,7 @@ import asyncpg
 from pinstripe.store.pool import connect_dedicated, hang_up, translated
 
 _HANG_UP_S = 1.0
+_LEAST_S = 0.05
 
 
 class Line:
@@ -42,9 +43,13 @@ class Line:
             self._rung.set()
 
     async def rest(self, pause_s: float) -> None:
-        """Waits until it is rung, but at most so long."""
+        """Waits until it is rung, but at most so long; never less than `_LEAST_S`, if that is not more.
+
+        Any user of the database may ring: it must not make us ask and write without end.
+        """
+        await asyncio.sleep(min(_LEAST_S, pause_s))
         with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
+            async with asyncio.timeout(pause_s - min(_LEAST_S, pause_s)):
                 await self._rung.wait()
         self._rung.clear()
 

@@ -7,22 +7,37 @@ cannot fill is listed again (the streams of the table start anew).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+
+import asyncpg
+import structlog
 
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.load import spec
 from pinstripe.catalog.parents import parents
 from pinstripe.catalog.tables import Column, Table, table_name
 from pinstripe.catalog.tables import tables as catalog
-from pinstripe.errors import Drifted, Misconfigured
+from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
+from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.pool import Connection, check_server, translated
 
-_LOCK = 0x70696E73
-"""Advisory lock: two processes that start at once migrate one after the other."""
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_LOCK_S = 2
+"""How long DDL waits for a lock: all who come later wait behind it, readers too."""
+_TRIES = 30
+_PAUSE_S = 1.0
+_MADE_BY_ANOTHER = (
+    asyncpg.DuplicateSchemaError,
+    asyncpg.DuplicateTableError,
+    asyncpg.UniqueViolationError,  # of the catalogs: two CREATE ... IF NOT EXISTS at once
+)
 
 
 @dataclass(slots=True)
@@ -39,11 +54,59 @@ async def ensure_bookkeeping(connection: Connection) -> None:
     """Creates `pinstripe.*` where it is missing. Raises Misconfigured for a server that is not fit."""
     await check_server(connection)
     text = files("pinstripe.store").joinpath("sql", "bookkeeping.sql").read_text()
-    with translated():
-        async with connection.transaction():
-            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            await _create_schema(connection, "pinstripe")
+    await _make_locks(connection)
+    async for attempt in _patiently(connection, "pinstripe"):
+        async with attempt:
             await connection.execute(text)
+
+
+async def _make_locks(connection: Connection) -> None:
+    """Before there is a row to lock, two processes may meet here: the second finds what the first made."""
+    with translated():
+        while not await connection.fetchval("SELECT to_regclass('pinstripe.lock') IS NOT NULL"):
+            with suppress(*_MADE_BY_ANOTHER):
+                async with connection.transaction():
+                    await _create_schema(connection, "pinstripe")
+                    await make_locks(connection)
+
+
+async def _patiently(
+    connection: Connection, schema: str
+) -> AsyncIterator[AbstractAsyncContextManager[None]]:
+    """A transaction for DDL, again and again until one has got its locks: each waits a moment only, so
+    that an idle transaction of somebody's holds up us and not all who read.
+    """
+    for attempt in range(_TRIES):
+        done = _Done()
+        yield _migrating(connection, schema, done, last=attempt == _TRIES - 1)
+        if done.done:
+            return
+        await asyncio.sleep(_PAUSE_S)
+
+
+@dataclass(slots=True)
+class _Done:
+    done: bool = False
+
+
+@asynccontextmanager
+async def _migrating(
+    connection: Connection, schema: str, done: _Done, *, last: bool
+) -> AsyncIterator[None]:
+    try:
+        with translated():
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_S}s'")
+                await lock_row(connection, "migration")
+                yield
+        done.done = True
+    except Unreachable as error:
+        if error.fault is None or error.fault.sqlstate != "55P03":
+            raise
+        holders = await holders_in(connection, ["pinstripe", schema])
+        if last:
+            raise held_by(error, holders) from error
+        _log.warning("migrate.waits", schema=schema, held_by=holders)
 
 
 async def migrate(
@@ -55,11 +118,10 @@ async def migrate(
     api_version: str,
 ) -> Migration:
     """Makes `schema` hold all `tables`. Raises Misconfigured where tables of others stand there."""
-    done = Migration()
     await ensure_bookkeeping(connection)
-    with translated():
-        async with connection.transaction():
-            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+    async for attempt in _patiently(connection, schema):
+        done = Migration()
+        async with attempt:
             existing = await _columns(connection, schema)
             _refuse_foreign(schema, tables, existing)
             await _create_schema(connection, schema)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pinstripe.store.pool import Connection, translated
 
 RINGS = "pinstripe_ring"
-"""NOTIFY channel of rings; the payload is `number lookback_s schema`."""
+"""NOTIFY channel of rings; the payload is the schema, whose row says the rest."""
 ANSWERS = "pinstripe_heard"
-"""NOTIFY channel of answers; the payload is `number as_of schema`."""
+"""NOTIFY channel of answers; the payload is the schema, whose row says the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ WITH rung AS (
   RETURNING rung
 )
 SELECT rung, set_config('synchronous_commit', 'off', true),
-       pg_notify('{RINGS}', concat_ws(' ', rung, $2, $1))
+       pg_notify('{RINGS}', $1)
 FROM rung
 """
 _ANSWER = f"""
@@ -60,7 +60,7 @@ WITH heard AS (
   RETURNING heard
 )
 SELECT set_config('synchronous_commit', 'off', true),
-       pg_notify('{ANSWERS}', concat_ws(' ', heard, $3::numeric(20, 3), $1))
+       pg_notify('{ANSWERS}', $1)
 FROM heard
 """
 
@@ -96,23 +96,3 @@ async def last_answers(connection: Connection, schemas: Sequence[str]) -> dict[s
             list(schemas),
         )
     return {row[0]: Answer(row[1], row[2]) for row in rows}
-
-
-def read_ring(payload: str) -> tuple[str, Ring]:
-    """(schema, ring) of a notification.
-
-    >>> read_ring("7 0.25 my schema")
-    ('my schema', Ring(number=7, lookback_s=0.25))
-    """
-    number, lookback_s, schema = payload.split(" ", 2)
-    return schema, Ring(int(number), float(lookback_s))
-
-
-def read_answer(payload: str) -> tuple[str, Answer]:
-    """(schema, answer) of a notification.
-
-    >>> read_answer("7 1700000000.500 my schema")
-    ('my schema', Answer(number=7, as_of=1700000000.5))
-    """
-    number, as_of, schema = payload.split(" ", 2)
-    return schema, Answer(int(number), float(as_of))

@@ -40,7 +40,9 @@ def create_stage(table: Table) -> str:
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
     columns += ["_extra text", "_lo double precision", "_hi double precision"]
     columns += ["_over timestamptz", "_partial boolean", "_shape int"]
-    return f"CREATE TEMP TABLE IF NOT EXISTS {quote(stage_name(table))} ({', '.join(columns)})"
+    return (
+        f"CREATE TEMP TABLE IF NOT EXISTS pg_temp.{quote(stage_name(table))} ({', '.join(columns)})"
+    )
 
 
 def stage_type(column: Column) -> str:
@@ -72,7 +74,7 @@ def insert(schema: str, table: Table) -> str:
         f"INSERT INTO {qualified(schema, table.name)} "
         f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
         f"SELECT {values}, to_timestamp(s._lo), to_timestamp(s._hi), clock_timestamp(), "
-        f"s._partial, $1::text, s._extra::jsonb FROM {quote(stage_name(table))} s\n"
+        f"s._partial, $1::text, s._extra::jsonb FROM pg_temp.{quote(stage_name(table))} s\n"
         f"ON CONFLICT ({', '.join(quote(k) for k in table.key)}) DO NOTHING"
     )
 
@@ -94,7 +96,7 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
     ]
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
-        f"FROM {quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
+        f"FROM pg_temp.{quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
         f"  to_timestamp(s._lo) >= t._as_of_latest\n"
         f"  OR s._over = t._synced_at\n"
         f"  OR (to_timestamp(s._hi) > t._as_of\n"
@@ -116,7 +118,7 @@ def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {sets}, _partial = NULL, "
         f"_synced_at = clock_timestamp()\n"
-        f"FROM {quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $1::int "
+        f"FROM pg_temp.{quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $1::int "
         f"AND t._partial AND to_timestamp(s._hi) <= t._as_of"
     )
 
@@ -129,7 +131,7 @@ def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
     keys = ", ".join(f"t.{quote(k)}" for k in table.key)
     return (
         f"SELECT {keys}, t._synced_at "
-        f"FROM {quote(stage_name(table))} s JOIN {qualified(schema, table.name)} t "
+        f"FROM pg_temp.{quote(stage_name(table))} s JOIN {qualified(schema, table.name)} t "
         f"ON {_join(table)}\n"
         f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
         f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(_content(table, shape))}"

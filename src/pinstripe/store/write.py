@@ -25,6 +25,7 @@ from pinstripe.store.batch import Batch, Contested, question_of
 from pinstripe.store.changes import Causes, Recorder, delete_rows
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.ddl import quote
+from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.lost import until_lost
 from pinstripe.store.pool import connect_dedicated, translated
 from pinstripe.store.quarantine import Parted, Refused, note_parted, why
@@ -113,6 +114,7 @@ class Writer:
         """The table at which the last write failed; "" where it was at none."""
         self._at = ""
         self._connection: asyncpg.Connection | None = None
+        self._pid = 0
         # Least recently used first, both. The number: dead rows that a stage still holds.
         self._stages: OrderedDict[str, int] = OrderedDict()
         self._filled: dict[str, int] = {}
@@ -168,14 +170,19 @@ class Writer:
         self._at = ""
         try:
             connection = await self._connected()
-            with translated(), self._recorder.transaction() if self._recorder else nullcontext():
-                async with until_lost(connection):
-                    # Not `connection.transaction()`: its ROLLBACK over a session that the server has
-                    # ended fails in its own way and hides why. What fails ends with the connection.
-                    await connection.execute("BEGIN")
-                    yield connection
-                    self._at = ""
-                    await self._finish(connection, batch, parted)
+            async with naming_holders(self._url, self._pid):
+                with (
+                    translated(),
+                    self._recorder.transaction() if self._recorder else nullcontext(),
+                ):
+                    async with until_lost(connection):
+                        # Not `connection.transaction()`: its ROLLBACK over a session that the server
+                        # has ended fails in its own way and hides why. What fails ends with the
+                        # connection.
+                        await connection.execute("BEGIN")
+                        yield connection
+                        self._at = ""
+                        await self._finish(connection, batch, parted)
         except BaseException:
             # Cancelled or failed halfway: what the session holds is not known.
             self.failed_at = self._at
@@ -202,9 +209,12 @@ class Writer:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             await self.close()
-            self._connection = await connect_dedicated(
+            self._connection = connection = await connect_dedicated(
                 self._url, application_name=self._session_name
             )
+            with translated():
+                self._pid = await server_pid(connection)
+                await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
         return self._connection
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
@@ -353,6 +363,7 @@ class Writer:
         self._filled[stage] = len(group)
         await connection.copy_records_to_table(
             stage,
+            schema_name="pg_temp",
             records=[group[key] for key in sorted(group)],
             columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
         )

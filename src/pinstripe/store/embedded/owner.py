@@ -80,6 +80,7 @@ class OwnServer:
         await self._launch(deadline)
         password = self._password() if listen.tcp else None
         await _prepare_database(_socket_url(listen, "postgres"), password)
+        await _close_to_readers(_socket_url(listen, _DATABASE))
         state = ServerState(
             url=_socket_url(listen, _DATABASE),
             tcp_url=f"postgresql://postgres:{password}@127.0.0.1:{listen.port}/{_DATABASE}"
@@ -256,6 +257,33 @@ async def _prepare_database(url: str, password: str | None) -> None:
         )
         if not exists:
             await connection.execute(f"CREATE DATABASE {_DATABASE}")
+
+
+# What Postgres lets every role do that may connect. Large objects, temporary tables and messages in the
+# log of changes all write to the disk. Before Postgres 15 `public` was open to all.
+_OPEN = "SELECT has_function_privilege('public', 'pg_catalog.lo_create(oid)', 'EXECUTE')"
+_CLOSE = f"""
+DO $$
+DECLARE written regprocedure;
+BEGIN
+  FOR written IN
+    SELECT oid FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN (
+      'lo_creat', 'lo_create', 'lo_from_bytea', 'lo_put', 'lo_open', 'lowrite', 'lo_truncate',
+      'lo_truncate64', 'lo_unlink', 'pg_logical_emit_message')
+  LOOP
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', written);
+  END LOOP;
+END $$;
+REVOKE TEMPORARY ON DATABASE {_DATABASE} FROM PUBLIC;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+"""
+
+
+async def _close_to_readers(url: str) -> None:
+    """In our own server nobody but us needs these rights. A server of others is theirs to close."""
+    async with connect(url) as connection:
+        if await connection.fetchval(_OPEN):
+            await connection.execute(_CLOSE)
 
 
 def _check_port(port: int) -> None:

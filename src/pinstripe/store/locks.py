@@ -1,0 +1,121 @@
+"""Locks on rows of our own tables, and the names of those who keep us waiting for one.
+
+Advisory locks need no right at all: a role that may only read could hold ours for ever. To lock a row
+takes the right to write to its table. Every session has a `lock_timeout` (see `session`); `naming_holders`
+says meanwhile, in the log, and afterwards, in the error, which session it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Literal
+
+import asyncpg
+import structlog
+
+from pinstripe.errors import PinstripeError, Unreachable
+from pinstripe.store.pool import Connection, connect, translated
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+Name = Literal["migration", "change"]
+"""`migration`: processes that start at once migrate one after the other. `change`: positions of the change
+feed are drawn in the order of commits.
+"""
+
+WAIT_S = 10
+"""How long a writer waits for a lock before it rolls back, says whose it is, and tries again."""
+_PATIENCE_S = 1.0
+_TIMED_OUT = "55P03"
+
+_MAKE = """
+CREATE TABLE IF NOT EXISTS pinstripe.lock (name text PRIMARY KEY);
+INSERT INTO pinstripe.lock (name) VALUES ('migration'), ('change') ON CONFLICT DO NOTHING;
+"""
+_LOCK = "SELECT true FROM pinstripe.lock WHERE name = $1 FOR UPDATE"
+_SHOWN = """
+  'session ' || a.pid || ' of ' || coalesce(a.usename::text, 'another user')
+  || coalesce(' (' || nullif(a.application_name, '') || ')', '')
+  || coalesce(', ' || a.state, '') || coalesce(', in a transaction since ' || a.xact_start, '')
+"""
+_HOLDERS = f"""
+SELECT {_SHOWN} FROM pg_stat_activity AS a
+WHERE a.pid = ANY (pg_blocking_pids($1)) ORDER BY a.xact_start
+"""
+_HOLDERS_IN = f"""
+SELECT DISTINCT {_SHOWN} FROM pg_locks AS l
+JOIN pg_class AS c ON c.oid = l.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.granted AND l.pid <> pg_backend_pid() AND n.nspname = ANY ($1::text[])
+"""
+
+
+async def make_locks(connection: Connection) -> None:
+    """Makes the rows. The schema `pinstripe` must be there."""
+    await connection.execute(_MAKE)
+
+
+async def lock_row(connection: Connection, name: Name) -> None:
+    """Until the end of the transaction."""
+    if not await connection.fetchval(_LOCK, name):
+        await make_locks(connection)  # somebody has emptied the table
+        await connection.fetchval(_LOCK, name)
+
+
+@asynccontextmanager
+async def naming_holders(url: str, pid: int) -> AsyncIterator[None]:
+    """Names the sessions that the session `pid` waits for while the block runs: in the log, and in the
+    error if it gives up. Needs a connection only if it waits for longer than a moment.
+    """
+    holders: list[str] = []
+    looking = asyncio.create_task(_look(url, pid, holders))
+    try:
+        yield
+    except Unreachable as error:
+        if holders and error.fault is not None and error.fault.sqlstate == _TIMED_OUT:
+            raise _held(error, holders) from error
+        raise
+    finally:
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+
+
+async def _look(url: str, pid: int, holders: list[str]) -> None:
+    while True:
+        await asyncio.sleep(_PATIENCE_S)
+        with suppress(PinstripeError):
+            async with connect(url, application_name="pinstripe locks") as connection:
+                found = [row[0] for row in await connection.fetch(_HOLDERS, pid)]
+            if found and found != holders:
+                _log.warning("lock.waits", held_by=found)
+            holders[:] = found or holders
+
+
+async def holders_in(connection: Connection, schemas: Sequence[str]) -> list[str]:
+    """The other sessions that hold locks on tables of these schemas now."""
+    with translated():
+        return [row[0] for row in await connection.fetch(_HOLDERS_IN, list(schemas))]
+
+
+def held_by(error: PinstripeError, holders: Sequence[str]) -> PinstripeError:
+    """`error` with the names of those who hold the lock, if it was a lock that was waited for."""
+    timed_out = error.fault is not None and error.fault.sqlstate == _TIMED_OUT
+    return _held(error, holders) if holders and timed_out else error
+
+
+def _held(error: PinstripeError, holders: Sequence[str]) -> Unreachable:
+    named = Unreachable(
+        f"{error.message} It is held by {'; '.join(holders)}.",
+        hint="End that transaction, or the session: SELECT pg_terminate_backend(PID). We try again.",
+    )
+    named.fault = error.fault
+    return named
+
+
+async def server_pid(connection: asyncpg.Connection) -> int:
+    """As Postgres counts: a pooler makes up the number that it gives at the login."""
+    pid: int = await connection.fetchval("SELECT pg_backend_pid()")
+    return pid
