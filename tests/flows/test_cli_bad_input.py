@@ -186,7 +186,7 @@ async def test_a_full_disk_while_the_tables_are_made_leaves_none(
     )
     async with running(Settings(scale=50, keys=(SECRET,))) as sim:
         ended = await pinstripe("sync", "--once", env=env_of(sim, database))
-    assert_one_message(ended, code=5, says="No space left on device", remedy="Make room")
+    assert_one_message(ended, code=5, says="53100", remedy="Make room")
     assert "stripe" not in await schemas(database)
 
 
@@ -209,7 +209,7 @@ async def test_a_full_disk_in_the_middle_ends_the_sync_and_the_next_one_goes_on(
             " EXECUTE FUNCTION full_disk()"
         )
         cut = await pinstripe("sync", "--once", "--tables", "customer", env=env)
-        assert_one_message(cut, code=5, says="No space left on device", remedy="Make room")
+        assert_one_message(cut, code=5, says="53100", remedy="Make room")
         await pg.execute("DROP TRIGGER full_disk ON stripe.customer")
         last = await pinstripe("sync", "--once", "--tables", "customer", env=env)
     assert last.code == 0, last.text
