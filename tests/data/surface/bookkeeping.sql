@@ -6,6 +6,13 @@ CREATE TABLE IF NOT EXISTS pinstripe.sync (
   sdk_version text NOT NULL,
   created_at  timestamptz NOT NULL DEFAULT now()
 );
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'secret_rule') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN secret_rule text;
+  END IF;
+END $$;
 CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   stream     text NOT NULL,
@@ -13,6 +20,9 @@ CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   position   jsonb,
   reason     text,
   remedy     text,
+  code        text,
+  permission  text,
+  next_try_at timestamptz,
   rows       bigint NOT NULL DEFAULT 0,
   requests   bigint NOT NULL DEFAULT 0,
   seconds    double precision NOT NULL DEFAULT 0,
@@ -20,14 +30,30 @@ CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   updated_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (schema, stream)
 );
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.cursor'::regclass
+                 AND attname = 'next_try_at') THEN
+    ALTER TABLE pinstripe.cursor ADD COLUMN code text, ADD COLUMN permission text,
+      ADD COLUMN next_try_at timestamptz;
+  END IF;
+END $$;
 CREATE TABLE IF NOT EXISTS pinstripe.missing (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table"    text NOT NULL,
   id         text NOT NULL,
   reason     text NOT NULL,
-  checked_at timestamptz NOT NULL DEFAULT now(),
-  PRIMARY KEY (schema, "table", id)
+  checked_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE UNIQUE INDEX IF NOT EXISTS missing_place_idx
+  ON pinstripe.missing (schema, "table", left(id, 500), hashtextextended(id, 0));
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_constraint WHERE conname = 'missing_pkey'
+             AND conrelid = 'pinstripe.missing'::regclass) THEN
+    ALTER TABLE pinstripe.missing DROP CONSTRAINT missing_pkey;
+  END IF;
+END $$;
 CREATE TABLE IF NOT EXISTS pinstripe.lease (
   schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
   holder     text NOT NULL,
@@ -54,9 +80,12 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   request_id text,
   event_id   text,
   attempts   int NOT NULL DEFAULT 0,
+  code        text,
+  reason      text,
+  remedy      text,
+  next_try_at timestamptz,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-  open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (schema, kind, "table", id)
+  open_since timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 DO $$
 BEGIN
@@ -68,7 +97,36 @@ BEGIN
                  AND attname = 'event_id') THEN
     ALTER TABLE pinstripe.pending ADD COLUMN event_id text;
   END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'next_try_at') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN code text, ADD COLUMN reason text,
+      ADD COLUMN remedy text, ADD COLUMN next_try_at timestamptz;
+  END IF;
 END $$;
+CREATE UNIQUE INDEX IF NOT EXISTS pending_place_idx
+  ON pinstripe.pending (schema, kind, "table", left(id, 500), hashtextextended(id, 0));
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_constraint WHERE conname = 'pending_pkey'
+             AND conrelid = 'pinstripe.pending'::regclass) THEN
+    ALTER TABLE pinstripe.pending DROP CONSTRAINT pending_pkey;
+  END IF;
+END $$;
+CREATE TABLE IF NOT EXISTS pinstripe.quarantine (
+  schema   text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"  text NOT NULL,
+  id       text NOT NULL,
+  sqlstate text NOT NULL,
+  name     text,
+  reason   text NOT NULL,
+  remedy   text NOT NULL,
+  tries    int NOT NULL DEFAULT 1,
+  relist   boolean NOT NULL DEFAULT false,
+  since    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  tried_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX IF NOT EXISTS quarantine_place_idx
+  ON pinstripe.quarantine (schema, "table", left(id, 500), hashtextextended(id, 0));
 CREATE TABLE IF NOT EXISTS pinstripe.bell (
   schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
   rung       bigint NOT NULL DEFAULT 0,
@@ -111,7 +169,8 @@ CREATE TABLE IF NOT EXISTS pinstripe.change (
   at         timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS change_at_idx ON pinstripe.change (at);
-CREATE INDEX IF NOT EXISTS change_row_idx ON pinstripe.change (schema, "table", id);
+CREATE INDEX IF NOT EXISTS change_place_idx ON pinstripe.change (schema, "table", left(id, 500));
+DROP INDEX IF EXISTS pinstripe.change_row_idx;
 CREATE INDEX IF NOT EXISTS change_event_idx ON pinstripe.change (schema, event_id)
   WHERE event_id IS NOT NULL;
 CREATE TABLE IF NOT EXISTS pinstripe.certificate (
@@ -123,6 +182,22 @@ CREATE TABLE IF NOT EXISTS pinstripe.certificate (
   differences bigint NOT NULL,
   repaired    bigint NOT NULL,
   digest      text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS pinstripe.refusal (
+  schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  endpoint    text NOT NULL,
+  what        text NOT NULL,
+  reason      text NOT NULL,
+  remedy      text NOT NULL DEFAULT '',
+  since       timestamptz NOT NULL DEFAULT clock_timestamp(),
+  checked_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+  next_try_at timestamptz NOT NULL,
+  PRIMARY KEY (schema, endpoint, what)
+);
+CREATE TABLE IF NOT EXISTS pinstripe.filled (
+  schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table" text NOT NULL,
+  PRIMARY KEY (schema, "table")
 );
 CREATE TABLE IF NOT EXISTS pinstripe.stored_sync (
   id              text PRIMARY KEY,

@@ -810,6 +810,9 @@ CREATE TABLE "stripe"."charge" (
   "transfer_data_amount" bigint,
   "transfer_data_destination_id" text,
   "transfer_group" text,
+  "destination_id" text,
+  "dispute_id" text,
+  "order_id" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -832,6 +835,8 @@ CREATE INDEX IF NOT EXISTS "charge_source_id_idx" ON "stripe"."charge" ("source_
 CREATE INDEX IF NOT EXISTS "charge_source_transfer_id_idx" ON "stripe"."charge" ("source_transfer_id") WHERE "source_transfer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "charge_transfer_id_idx" ON "stripe"."charge" ("transfer_id") WHERE "transfer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "charge_transfer_data_destination_id_idx" ON "stripe"."charge" ("transfer_data_destination_id") WHERE "transfer_data_destination_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "charge_destination_id_idx" ON "stripe"."charge" ("destination_id") WHERE "destination_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "charge_dispute_id_idx" ON "stripe"."charge" ("dispute_id") WHERE "dispute_id" IS NOT NULL;
 CREATE TABLE "stripe"."checkout_session" (
   "id" text NOT NULL,
   "adaptive_pricing_enabled" boolean,
@@ -1459,7 +1464,7 @@ CREATE INDEX IF NOT EXISTS "discount_customer_id_idx" ON "stripe"."discount" ("c
 CREATE INDEX IF NOT EXISTS "discount_invoice_id_idx" ON "stripe"."discount" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_invoice_item_id_idx" ON "stripe"."discount" ("invoice_item_id") WHERE "invoice_item_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_promotion_code_id_idx" ON "stripe"."discount" ("promotion_code_id") WHERE "promotion_code_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "discount_source_coupon_id_idx" ON "stripe"."discount" ("source_coupon_id") WHERE "source_coupon_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "discount_source_coupon_id_long_idx" ON "stripe"."discount" USING spgist ("source_coupon_id") WHERE "source_coupon_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_subscription_id_idx" ON "stripe"."discount" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_subscription_item_id_idx" ON "stripe"."discount" ("subscription_item_id") WHERE "subscription_item_id" IS NOT NULL;
 CREATE TABLE "stripe"."dispute" (
@@ -1519,6 +1524,7 @@ CREATE TABLE "stripe"."dispute" (
   "payment_method_details_type" text,
   "reason" text,
   "status" text,
+  "balance_transaction_id" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -1539,6 +1545,7 @@ CREATE INDEX IF NOT EXISTS "dispute_evidence_service_documentation_id_idx" ON "s
 CREATE INDEX IF NOT EXISTS "dispute_evidence_shipping_documentation_id_idx" ON "stripe"."dispute" ("evidence_shipping_documentation_id") WHERE "evidence_shipping_documentation_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "dispute_evidence_uncategorized_file_id_idx" ON "stripe"."dispute" ("evidence_uncategorized_file_id") WHERE "evidence_uncategorized_file_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "dispute_payment_intent_id_idx" ON "stripe"."dispute" ("payment_intent_id") WHERE "payment_intent_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "dispute_balance_transaction_id_idx" ON "stripe"."dispute" ("balance_transaction_id") WHERE "balance_transaction_id" IS NOT NULL;
 CREATE TABLE "stripe"."entitlements_active_entitlement" (
   "id" text NOT NULL,
   "feature_id" text,
@@ -2583,7 +2590,7 @@ CREATE TABLE "stripe"."item" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE INDEX IF NOT EXISTS "item_price_id_idx" ON "stripe"."item" ("price_id") WHERE "price_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "item_price_id_long_idx" ON "stripe"."item" USING spgist ("price_id") WHERE "price_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "item_checkout_session_id_idx" ON "stripe"."item" ("checkout_session_id") WHERE "checkout_session_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "item_payment_link_id_idx" ON "stripe"."item" ("payment_link_id") WHERE "payment_link_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "item_quote_id_idx" ON "stripe"."item" ("quote_id") WHERE "quote_id" IS NOT NULL;
@@ -2943,6 +2950,7 @@ CREATE TABLE "stripe"."payment_intent" (
   "transfer_data_metadata" jsonb,
   "transfer_data_payment_data" jsonb,
   "transfer_group" text,
+  "shared_payment_granted_token" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -3217,6 +3225,7 @@ CREATE TABLE "stripe"."payment_method" (
   "us_bank_account_status_details" jsonb,
   "wechat_pay" jsonb,
   "zip" jsonb,
+  "shared_payment_granted_token" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -3673,7 +3682,7 @@ CREATE TABLE "stripe"."plan" (
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "plan_created_idx" ON "stripe"."plan" ("created") WHERE "created" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "plan_product_id_idx" ON "stripe"."plan" ("product_id") WHERE "product_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "plan_product_id_long_idx" ON "stripe"."plan" USING spgist ("product_id") WHERE "product_id" IS NOT NULL;
 CREATE TABLE "stripe"."price" (
   "id" text NOT NULL,
   "active" boolean,
@@ -3713,7 +3722,7 @@ CREATE TABLE "stripe"."price" (
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "price_created_idx" ON "stripe"."price" ("created") WHERE "created" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "price_product_id_idx" ON "stripe"."price" ("product_id") WHERE "product_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "price_product_id_long_idx" ON "stripe"."price" USING spgist ("product_id") WHERE "product_id" IS NOT NULL;
 CREATE TABLE "stripe"."product" (
   "id" text NOT NULL,
   "active" boolean,
@@ -3739,6 +3748,7 @@ CREATE TABLE "stripe"."product" (
   "unit_label" text,
   "updated" timestamptz,
   "url" text,
+  "attributes" text[],
   "deleted" boolean,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
@@ -3749,7 +3759,7 @@ CREATE TABLE "stripe"."product" (
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "product_created_idx" ON "stripe"."product" ("created") WHERE "created" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "product_default_price_id_idx" ON "stripe"."product" ("default_price_id") WHERE "default_price_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "product_default_price_id_long_idx" ON "stripe"."product" USING spgist ("default_price_id") WHERE "default_price_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "product_tax_code_id_idx" ON "stripe"."product" ("tax_code_id") WHERE "tax_code_id" IS NOT NULL;
 CREATE TABLE "stripe"."product_catalog_trial_offer" (
   "id" text NOT NULL,
@@ -3770,7 +3780,7 @@ CREATE TABLE "stripe"."product_catalog_trial_offer" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE INDEX IF NOT EXISTS "product_catalog_trial_offer_price_id_idx" ON "stripe"."product_catalog_trial_offer" ("price_id") WHERE "price_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "product_catalog_trial_offer_price_id_long_idx" ON "stripe"."product_catalog_trial_offer" USING spgist ("price_id") WHERE "price_id" IS NOT NULL;
 CREATE TABLE "stripe"."product_feature" (
   "id" text NOT NULL,
   "entitlement_feature_id" text,
@@ -3787,7 +3797,7 @@ CREATE TABLE "stripe"."product_feature" (
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "product_feature_entitlement_feature_id_idx" ON "stripe"."product_feature" ("entitlement_feature_id") WHERE "entitlement_feature_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "product_feature_product_id_idx" ON "stripe"."product_feature" ("product_id") WHERE "product_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "product_feature_product_id_long_idx" ON "stripe"."product_feature" USING spgist ("product_id") WHERE "product_id" IS NOT NULL;
 CREATE TABLE "stripe"."promotion_code" (
   "id" text NOT NULL,
   "active" boolean,
@@ -3817,7 +3827,7 @@ CREATE TABLE "stripe"."promotion_code" (
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "promotion_code_created_idx" ON "stripe"."promotion_code" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "promotion_code_customer_id_idx" ON "stripe"."promotion_code" ("customer_id") WHERE "customer_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "promotion_code_promotion_coupon_id_idx" ON "stripe"."promotion_code" ("promotion_coupon_id") WHERE "promotion_coupon_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "promotion_code_promotion_coupon_id_long_idx" ON "stripe"."promotion_code" USING spgist ("promotion_coupon_id") WHERE "promotion_coupon_id" IS NOT NULL;
 CREATE TABLE "stripe"."quote" (
   "id" text NOT NULL,
   "amount_subtotal" bigint,
@@ -4835,6 +4845,8 @@ CREATE TABLE "stripe"."subscription" (
   "trial_end" timestamptz,
   "trial_settings_end_behavior" jsonb,
   "trial_start" timestamptz,
+  "plan_id" text,
+  "quantity" bigint,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -4856,6 +4868,7 @@ CREATE INDEX IF NOT EXISTS "subscription_pending_update_discount_id_idx" ON "str
 CREATE INDEX IF NOT EXISTS "subscription_schedule_id_idx" ON "stripe"."subscription" ("schedule_id") WHERE "schedule_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_test_clock_id_idx" ON "stripe"."subscription" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_transfer_data_destination_id_idx" ON "stripe"."subscription" ("transfer_data_destination_id") WHERE "transfer_data_destination_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "subscription_plan_id_long_idx" ON "stripe"."subscription" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
 CREATE TABLE "stripe"."subscription_item" (
   "id" text NOT NULL,
   "billed_until" timestamptz,
@@ -4884,8 +4897,8 @@ CREATE TABLE "stripe"."subscription_item" (
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "subscription_item_created_idx" ON "stripe"."subscription_item" ("created") WHERE "created" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "subscription_item_plan_id_idx" ON "stripe"."subscription_item" ("plan_id") WHERE "plan_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "subscription_item_price_id_idx" ON "stripe"."subscription_item" ("price_id") WHERE "price_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "subscription_item_plan_id_long_idx" ON "stripe"."subscription_item" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "subscription_item_price_id_long_idx" ON "stripe"."subscription_item" USING spgist ("price_id") WHERE "price_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_item_subscription_id_idx" ON "stripe"."subscription_item" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
 CREATE TABLE "stripe"."subscription_schedule" (
   "id" text NOT NULL,
@@ -5007,7 +5020,7 @@ CREATE TABLE "stripe"."tax_calculation_line_item" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE INDEX IF NOT EXISTS "tax_calculation_line_item_product_id_idx" ON "stripe"."tax_calculation_line_item" ("product_id") WHERE "product_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "tax_calculation_line_item_product_id_long_idx" ON "stripe"."tax_calculation_line_item" USING spgist ("product_id") WHERE "product_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "tax_calculation_line_item_tax_code_id_idx" ON "stripe"."tax_calculation_line_item" ("tax_code_id") WHERE "tax_code_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "tax_calculation_line_item_tax_calculation_id_idx" ON "stripe"."tax_calculation_line_item" ("tax_calculation_id") WHERE "tax_calculation_id" IS NOT NULL;
 CREATE TABLE "stripe"."tax_code" (
@@ -5319,7 +5332,7 @@ CREATE TABLE "stripe"."tax_transaction_line_item" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE INDEX IF NOT EXISTS "tax_transaction_line_item_product_id_idx" ON "stripe"."tax_transaction_line_item" ("product_id") WHERE "product_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "tax_transaction_line_item_product_id_long_idx" ON "stripe"."tax_transaction_line_item" USING spgist ("product_id") WHERE "product_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "tax_transaction_line_item_tax_code_id_idx" ON "stripe"."tax_transaction_line_item" ("tax_code_id") WHERE "tax_code_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "tax_transaction_line_item_tax_transaction_id_idx" ON "stripe"."tax_transaction_line_item" ("tax_transaction_id") WHERE "tax_transaction_id" IS NOT NULL;
 CREATE TABLE "stripe"."terminal_configuration" (
