@@ -13,7 +13,7 @@ from itertools import cycle, islice
 from math import ceil
 
 from pinstripe.catalog.endpoints import list_endpoints
-from pinstripe.simulator.mix import PATTERNS
+from pinstripe_simulator.mix import PATTERNS
 
 PAGE = 100
 _INSIDE = 10

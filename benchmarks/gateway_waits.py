@@ -14,7 +14,7 @@ from benchmarks.caller import Caller, calling
 from benchmarks.figures import Figure
 from benchmarks.service import UNLIMITED, serving
 from benchmarks.stage import stage
-from pinstripe.simulator.process import SimulatorProcess
+from pinstripe_simulator.process import SimulatorProcess
 
 _ROUNDS = 100
 _WAITERS = 1_000

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks import watch
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.nastiness import CALM
-from pinstripe.simulator.process import SimulatorProcess
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.nastiness import CALM
+from pinstripe_simulator.process import SimulatorProcess
 
 _FOREIGN = ("STRIPE_", "PINSTRIPE_", "DATABASE_URL", "PG")
 _LOOK_S = 0.05

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import pytest
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.migrate import migrate

@@ -21,34 +21,36 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.account import Account, meet
-from pinstripe.client.address import proxy_for
-from pinstripe.client.key import ApiKey
-from pinstripe.client.limits import Budget
-from pinstripe.client.session import Stripe
-from pinstripe.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
+from pinstripe.client.api_key import ApiKey, proxy_for
+from pinstripe.client.client import Stripe
+from pinstripe.client.rate_limit import Budget
+from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.source.account import Source
 from pinstripe.source.refusals import remember_refusals
-from pinstripe.source.settle import settle
-from pinstripe.store.copied import load_copied, note_copied
+from pinstripe.source.resolve import settle
+from pinstripe.source.source import Source
+from pinstripe.store.cursors import load_copied, note_copied
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.emptied import forget_emptied, note_filled
-from pinstripe.store.indexes import create_indexes_beside
-from pinstripe.store.leases import Held, Lease
-from pinstripe.store.migrate import effective_tables, migrate
+from pinstripe.store.leases import Held, Lease, leading
+from pinstripe.store.migrate import (
+    check_tables,
+    create_indexes_beside,
+    effective_tables,
+    migrate,
+    reserve,
+)
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
-from pinstripe.store.ready import check_tables, reserve
-from pinstripe.store.standby import leading
 from pinstripe.store.syncs import check_owner, claim
-from pinstripe.sync.allowance import Allowance
-from pinstripe.sync.backfill import Backfill, Outcome
-from pinstripe.sync.follow import Follower
-from pinstripe.sync.live import Pace
-from pinstripe.sync.telling import Telling
+from pinstripe.sync.backfill.backfill import Backfill, Outcome
+from pinstripe.sync.events.poller import Pace
+from pinstripe.sync.follower import Follower
+from pinstripe.sync.heartbeat import Telling
+from pinstripe.sync.read_quota import Allowance
 
 _BURST_S = 0.25
 """How long a stall of the process (a large batch, a busy machine) costs no request."""

@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from pinstripe.gateway.hosts import hosts_at
-from pinstripe.gateway.proxy import open_proxy
+from pinstripe.gateway.proxy.proxy import open_proxy
+from pinstripe.gateway.proxy.request import hosts_at
 from pinstripe.gateway.syncs import Syncs
 from tests.attack.fronts import HAS_HAPROXY, HAS_NGINX, haproxy, nginx
-from tests.flows.gateway_account import serving
-from tests.flows.recording_stripe import Recorder, recording
+from tests.flows.harness.gateway_account import serving
+from tests.flows.harness.recording_stripe import Recorder, recording
 from tests.flows.ways_of_sending import (
     BAD,
     DELIVERIES,

@@ -15,8 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from pinstripe.catalog.load import object_types, spec
-from pinstripe.catalog.model import Operation
+from pinstripe.catalog.model import Operation, object_types, spec
 from pinstripe.catalog.tables import table_of_object
 
 Json = dict[str, Any]

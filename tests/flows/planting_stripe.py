@@ -19,7 +19,7 @@ from aiohttp import web
 from tests.unit.catalog.test_secrets import fields
 
 from pinstripe.catalog.endpoints import list_endpoints
-from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.model import object_types, spec
 from pinstripe.catalog.secrets import is_secret
 from pinstripe.catalog.tables import table_of_object
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.flows.api_service import SMALL, ApiService, Sent, api_service, sent
+from tests.flows.harness.api_service import SMALL, ApiService, Sent, api_service, sent
 
-from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
+from pinstripe_simulator.server import Running, running
 
 # One copy for all: making it takes longer than any of them.
 pytestmark = pytest.mark.asyncio(loop_scope="module")

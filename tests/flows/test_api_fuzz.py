@@ -23,13 +23,13 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tests.flows.api_service import SMALL, config_of, served
-from tests.flows.copying import make_schema
+from tests.flows.harness.api_service import SMALL, config_of, served
+from tests.flows.harness.copying import make_schema
 
+from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.app import ROUTES
-from pinstripe.gateway.openapi import describe
-from pinstripe.simulator.server import running
 from pinstripe.store.pool import connect
+from pinstripe_simulator.server import running
 
 CHECKS = (
     status_code_conformance,

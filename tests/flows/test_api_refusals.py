@@ -11,14 +11,14 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from tests.flows.api_service import ADMIN, SMALL, ApiService, config_of, served
-from tests.flows.copying import make_schema
+from tests.flows.harness.api_service import ADMIN, SMALL, ApiService, config_of, served
+from tests.flows.harness.copying import make_schema
 
-from pinstripe.gateway import outside
+from pinstripe.gateway.api.endpoint import Endpoint
 from pinstripe.gateway.app import ROUTES
-from pinstripe.gateway.endpoint import Endpoint
-from pinstripe.simulator.server import Running, running
+from pinstripe.gateway.http import middleware
 from pinstripe.store.pool import connect
+from pinstripe_simulator.server import Running, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -152,7 +152,7 @@ async def test_bodies_that_are_too_large_are_refused_before_they_are_read(here: 
 async def test_a_body_that_does_not_come_is_not_waited_for(
     here: ApiService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outside, "BODY_S", 0.05)
+    monkeypatch.setattr(middleware, "BODY_S", 0.05)
     reader, writer = await asyncio.open_connection(*here.url[7:].split(":"))
     told = "".join(f"{k}: {v}\r\n" for k, v in AUTH.items())
     writer.write(

@@ -9,11 +9,11 @@ import asyncpg
 import pytest
 from tests.flows.truth import born_since, differences
 
-from pinstripe.config import Config
+from pinstripe.config.config import Config
 from pinstripe.errors import FellBehind
 from pinstripe.service import Service, open_service
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 DAY_S = 86_400.0
 EDITED = ("customer", "charge", "product", "subscription", "invoice", "payment_intent", "coupon")

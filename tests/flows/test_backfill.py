@@ -8,13 +8,13 @@ from random import Random
 
 import asyncpg
 import pytest
-from tests.flows.copying import copy, copying, make_schema
+from tests.flows.harness.copying import copy, copying, make_schema
 from tests.flows.truth import differences
 
-from pinstripe.client.limits import Budget
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe.client.rate_limit import Budget
 from pinstripe.store.cursors import load_checkpoints
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 NOON = 1_790_000_000
 

@@ -6,11 +6,11 @@ import asyncio
 from random import Random
 
 import asyncpg
-from tests.flows.command import pinstripe, started
+from tests.flows.harness.command import pinstripe, started
 from tests.flows.truth import differences
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
 
 NOON = 1_790_000_000
 

@@ -12,12 +12,12 @@ from typing import cast
 import asyncpg
 import pytest
 
-from pinstripe.config import Config
-from pinstripe.rows.decode import decode
+from pinstripe.client.decode import decode
+from pinstripe.config.config import Config
 from pinstripe.service import Service, open_service
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
-from pinstripe.sync.follow import Follower
+from pinstripe.sync.follower import Follower
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 TABLES = ("customer", "subscription", "subscription_item", "product", "price", "invoice", "event")
 

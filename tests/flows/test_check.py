@@ -12,20 +12,20 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from tests.flows.command import Ended, pinstripe
-from tests.flows.pooler import transaction_pooler
+from tests.flows.harness.command import Ended, pinstripe
+from tests.flows.harness.pooler import transaction_pooler
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
-from pinstripe.client.key import ApiKey
-from pinstripe.client.limits import Budget
-from pinstripe.client.session import Stripe
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import Stripe
+from pinstripe.client.rate_limit import Budget
 from pinstripe.doctor.database import examine_database
-from pinstripe.doctor.findings import DatabaseReport, Finding, KeyReport, Resource
 from pinstripe.doctor.key import examine
+from pinstripe.doctor.report import DatabaseReport, Finding, KeyReport, Resource
 from pinstripe.errors import Unreachable, WrongKey
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 SECRET = "rk_test_thisisthesecretofatest123"
 FAST = {"PINSTRIPE_RATE_LIMIT": "none", "PINSTRIPE_ENDPOINT_RATE_LIMIT": "none"}

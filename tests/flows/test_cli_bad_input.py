@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from tests.flows.command import Ended, pinstripe
+from tests.flows.harness.command import Ended, pinstripe
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 SECRET = "sk_test_thisisthesecretofatest123"
 TABLES = "customer,product,charge"

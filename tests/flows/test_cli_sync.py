@@ -10,13 +10,13 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from tests.flows.command import pinstripe, started
+from tests.flows.harness.command import pinstripe, started
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.auth import Key
-from pinstripe.simulator.server import Running, running
 from pinstripe.store.embedded import running_url
 from pinstripe.store.pool import connect
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.auth import Key
+from pinstripe_simulator.server import Running, running
 
 SECRET = "sk_test_thisisthesecretofatest123"
 TABLES = "customer,product,charge,event"

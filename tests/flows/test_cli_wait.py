@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.flows.command import pinstripe
-from tests.flows.gateway_account import serving
-from tests.flows.waiting import gateway, made_customer
+from tests.flows.harness.command import pinstripe
+from tests.flows.harness.gateway_account import serving
+from tests.flows.harness.waiting import gateway, made_customer
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
 
 pytestmark = pytest.mark.migrated
 

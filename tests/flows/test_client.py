@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.flows import nasty_server as nasty
-from tests.flows.nasty_server import Act, NastyServer
+from tests.flows.harness import nasty_server as nasty
+from tests.flows.harness.nasty_server import Act, NastyServer
 
-from pinstripe.client.key import ApiKey
-from pinstripe.client.limits import Budget
-from pinstripe.client.pages import pages
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import Stripe
+from pinstripe.client.pagination import pages
+from pinstripe.client.rate_limit import Budget
 from pinstripe.client.retry import Patience
-from pinstripe.client.session import Stripe
 from pinstripe.client.transport import Timeouts
 from pinstripe.errors import (
     BadParameter,

@@ -12,7 +12,7 @@ import pytest
 from cyclopts import CycloptsError, MissingArgumentError
 
 from pinstripe.cli.app import app
-from pinstripe.config import read_config
+from pinstripe.config.config import read_config
 
 ROOT = Path(__file__).parents[2]
 GENERATED = {"docs/reference/cli.md", "docs/reference/settings.md"}

@@ -11,11 +11,11 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.flows.serving import SECRET, env_of, served
+from tests.flows.harness.serving import SECRET, env_of, served
 
 from pinstripe.catalog.tables import tables
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
 
 pytestmark = [
     pytest.mark.migrated,

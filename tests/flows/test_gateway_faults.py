@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from tests.flows.serving import SECRET, Served, env_of, served
+from tests.flows.harness.serving import SECRET, Served, env_of, served
 
 from pinstripe.errors import PinstripeError
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 pytestmark = pytest.mark.migrated
 ACCOUNT = Settings(scale=60, keys=(SECRET,), future_fields=False)

@@ -17,18 +17,25 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.flows.histories import Histories, event_types, keep_journal, lively_types, steps_back
-from tests.flows.live_account import Copy, open_copy, quiet
+from tests.flows.harness.histories import (
+    Histories,
+    event_types,
+    keep_journal,
+    lively_types,
+    steps_back,
+)
+from tests.flows.harness.live_account import Copy, open_copy, quiet
 from tests.flows.truth import differences
 
-from pinstripe.mirror import LIVE_LANE, Truth
-from pinstripe.rows.decode import StripeObject, decode
+from pinstripe.client.decode import StripeObject, decode
+from pinstripe.mirror import LIVE_LANE
+from pinstripe.rows.as_of import Truth
 from pinstripe.rows.extract import Found
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
-from pinstripe.sync.live import Live
-from pinstripe.sync.todos import Todos
+from pinstripe.sync.events.poller import Live
+from pinstripe.sync.refetch.worker import Todos
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 EXAMPLES = int(os.environ.get("HISTORY_EXAMPLES", "2"))
 LATE_S = 30.0

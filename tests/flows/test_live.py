@@ -10,18 +10,18 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
-from tests.flows.live_account import Copy, open_copy, quiet, until
+from tests.flows.harness.live_account import Copy, open_copy, quiet, until
 from tests.flows.truth import born_since, differences
 
-from pinstripe.mirror import Truth
-from pinstripe.rows.decode import decode
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.events import STRIPE_ITSELF
-from pinstripe.simulator.ledger import Ledger
-from pinstripe.simulator.server import Running, running
+from pinstripe.client.decode import decode
+from pinstripe.rows.as_of import Truth
 from pinstripe.store.pool import connect
-from pinstripe.sync.live import Live, Pace
-from pinstripe.sync.todos import Todos
+from pinstripe.sync.events.poller import Live, Pace
+from pinstripe.sync.refetch.worker import Todos
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.events import STRIPE_ITSELF
+from pinstripe_simulator.ledger import Ledger
+from pinstripe_simulator.server import Running, running
 
 pytestmark = pytest.mark.migrated
 

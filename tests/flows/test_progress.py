@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pinstripe.config import Config
-from pinstripe.progress import Meter
+from pinstripe.cli.progress import Meter
+from pinstripe.config.config import Config
 from pinstripe.service import open_service
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.auth import Key
-from pinstripe.simulator.server import running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.auth import Key
+from pinstripe_simulator.server import running
 
 SECRET = "rk_test_thisisarestrictedkey1234"
 

@@ -17,14 +17,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tests.flows.gateway_account import GatewayAccount, gateway_account, serving
+from tests.flows.harness.gateway_account import GatewayAccount, gateway_account, serving
 
-from pinstripe.gateway.failures import Rejected
-from pinstripe.gateway.hosts import hosts_at
-from pinstripe.gateway.proxy import Proxy, open_proxy
+from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.proxy.proxy import Proxy, open_proxy
+from pinstripe.gateway.proxy.request import hosts_at
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 pytestmark = pytest.mark.migrated
 

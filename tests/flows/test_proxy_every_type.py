@@ -20,16 +20,15 @@ from tests.flows.every_type import (
     objects_in,
     path_of,
 )
-from tests.flows.gateway_account import made_schema, serving
+from tests.flows.harness.gateway_account import made_schema, serving
 
-from pinstripe.catalog.load import object_types, spec
-from pinstripe.catalog.model import Operation
+from pinstripe.catalog.model import Operation, object_types, spec
 from pinstripe.catalog.tables import SINGLETONS, table_of_object
-from pinstripe.client.key import ApiKey
-from pinstripe.client.limits import Budget
-from pinstripe.gateway.answers import is_preview
-from pinstripe.gateway.hosts import hosts_at
-from pinstripe.gateway.proxy import open_proxy
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.rate_limit import Budget
+from pinstripe.gateway.proxy.objects import is_preview
+from pinstripe.gateway.proxy.proxy import open_proxy
+from pinstripe.gateway.proxy.request import hosts_at
 from pinstripe.gateway.syncs import Syncs, open_sync
 
 pytestmark = pytest.mark.migrated

@@ -16,11 +16,11 @@ from typing import Any, cast
 
 import pytest
 import stripe
-from tests.flows.gateway_account import GatewayAccount
+from tests.flows.harness.gateway_account import GatewayAccount
 from tests.flows.test_proxy import Front, front
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
 
 pytestmark = pytest.mark.migrated
 

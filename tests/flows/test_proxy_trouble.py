@@ -10,16 +10,16 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 import pytest
-from tests.flows.gateway_account import GatewayAccount
-from tests.flows.live_account import open_copy, quiet
-from tests.flows.recording_stripe import raw
+from tests.flows.harness.gateway_account import GatewayAccount
+from tests.flows.harness.live_account import open_copy, quiet
+from tests.flows.harness.recording_stripe import raw
 from tests.flows.test_proxy import SMALL, front
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import running
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
-from pinstripe.sync.live import Pace
+from pinstripe.sync.events.poller import Pace
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
 
 pytestmark = pytest.mark.migrated
 

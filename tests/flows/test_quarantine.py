@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from tests.flows.live_account import Copy, open_copy
+from tests.flows.harness.live_account import Copy, open_copy
 from tests.flows.stub_stripe import StubStripe, stub_stripe
 from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, try_now
 
-from pinstripe.mirror import LIVE_LANE, Truth
+from pinstripe.mirror import LIVE_LANE
+from pinstripe.mirror.writer import Writer
+from pinstripe.rows.as_of import Truth
 from pinstripe.service import _mend
-from pinstripe.store.write import Writer
-from pinstripe.sync.live import Live
+from pinstripe.sync.events.poller import Live
+from pinstripe.sync.refetch.worker import Todos
 from pinstripe.sync.relist import Relist
-from pinstripe.sync.todos import Todos
 
 pytestmark = pytest.mark.migrated
 

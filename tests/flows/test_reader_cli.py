@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import asyncpg
-from tests.flows.command import pinstripe
+from tests.flows.harness.command import pinstripe
 from tests.postgres.writing import make_schema
 
 from pinstripe.store.pool import connect

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from tests.flows.command import Ended, pinstripe
+from tests.flows.harness.command import Ended, pinstripe
 from tests.flows.scripted_stripe import (
     Answer,
     Params,

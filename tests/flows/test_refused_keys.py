@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.flows.command import pinstripe
+from tests.flows.harness.command import pinstripe
+from tests.flows.harness.recording_stripe import recording
+from tests.flows.harness.serving import served
 from tests.flows.planting_stripe import planting
-from tests.flows.recording_stripe import recording
-from tests.flows.serving import served
 
 SECRET = "rk_test_thisisthesecretofatest123"
 LINK = "https://dashboard.stripe.com/acct_1/test/apikeys/rk_1QaBcDeFgHiJk/edit"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.flows.live_account import open_copy, quiet
+from tests.flows.harness.live_account import open_copy, quiet
 from tests.flows.scripted_stripe import Object, scripted_stripe
 
+from pinstripe.rows.as_of import truth_of
 from pinstripe.rows.extract import Found
-from pinstripe.source.page import truth_of
 from pinstripe.store.pool import connect
 
 KINDS = ("plan", "coupon", "product")

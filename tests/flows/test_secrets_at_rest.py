@@ -8,14 +8,14 @@ import os
 from pathlib import Path
 
 import asyncpg
-from tests.flows.command import pinstripe
+from tests.flows.harness.command import pinstripe
+from tests.flows.harness.serving import SECRET, served
 from tests.flows.planting_stripe import WORD, Planting, planting
-from tests.flows.serving import SECRET, served
 
 from pinstripe.catalog.endpoints import retrieve_endpoints
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_of_object
-from pinstripe.store.embedded.binaries import find_binaries
+from pinstripe.store.embedded.process import find_binaries
 
 
 async def test_no_secret_rests_anywhere_after_copy_events_proxy_and_verify(

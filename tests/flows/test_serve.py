@@ -11,11 +11,11 @@ from pathlib import Path
 
 import aiohttp
 import asyncpg
-from tests.flows.command import pinstripe, started
-from tests.flows.serving import LIVE, OTHER, SECRET, Served, env_of, served
+from tests.flows.harness.command import pinstripe, started
+from tests.flows.harness.serving import LIVE, OTHER, SECRET, Served, env_of, served
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 HOOK = "whsec_ofthistest"
 

@@ -13,8 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pinstripe.errors import Misconfigured
-from pinstripe.serving import http
-from pinstripe.serving.http import address_of, answering, listen
+from pinstripe.serving import http_server
+from pinstripe.serving.http_server import address_of, answering, listen
 
 
 async def _hello(_: Request) -> Response:
@@ -91,7 +91,7 @@ async def test_a_request_that_is_under_way_is_answered_before_the_end() -> None:
 async def test_a_request_that_does_not_end_is_told_that_the_service_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "_END_S", 0.1)
+    monkeypatch.setattr(http_server, "_END_S", 0.1)
     began = asyncio.Event()
 
     async def endless(_: Request) -> Response:
@@ -113,7 +113,7 @@ async def test_a_request_that_does_not_end_is_told_that_the_service_does(
 
 
 async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_HEAD_S", 0.1)
+    monkeypatch.setattr(http_server, "_HEAD_S", 0.1)
     async with asyncio.timeout(10), connected(app()) as (reader, writer):
         writer.write(b"GET / HT")
         assert await reader.read() == b""
@@ -122,8 +122,8 @@ async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
 async def test_idle_connections_of_one_address_shut_nobody_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "_CONNECTIONS", 20)
-    monkeypatch.setattr(http, "_FREED", 4)
+    monkeypatch.setattr(http_server, "_CONNECTIONS", 20)
+    monkeypatch.setattr(http_server, "_FREED", 4)
     began, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(_: Request) -> Response:

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 NOON = 1_790_000_000
 DAY_S = 86_400

@@ -14,10 +14,10 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.beyond_types import EXTRA
-from pinstripe.simulator.nastiness import CALM
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.beyond_types import EXTRA
+from pinstripe_simulator.nastiness import CALM
+from pinstripe_simulator.server import Running, running
 
 NOON = 1_790_000_000
 

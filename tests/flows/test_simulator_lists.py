@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 NOON = 1_790_000_000
 """A fixed end of the simulated past, so that every run sees the same account."""

@@ -9,9 +9,9 @@ import aiohttp
 from yarl import URL
 
 from pinstripe.catalog.model import Field, Operation
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.behaviours.registry import unknown_behaviours
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.behaviours.registry import unknown_behaviours
+from pinstripe_simulator.server import Running, running
 
 NOON = 1_790_000_000
 _BRACES = re.compile(r"\{[^}]+\}")

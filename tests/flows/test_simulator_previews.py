@@ -7,9 +7,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
-from pinstripe.simulator.versions import ACACIA
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
+from pinstripe_simulator.versions import ACACIA
 
 Object = dict[str, Any]
 

@@ -11,9 +11,9 @@ import time
 import aiohttp
 from aiohttp import web
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.process import SimulatorProcess
-from pinstripe.simulator.server import running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.process import SimulatorProcess
+from pinstripe_simulator.server import running
 
 NOON = 1_790_000_000
 

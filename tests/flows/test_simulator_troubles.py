@@ -9,11 +9,11 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 import pytest
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.nastiness import CALM, STRIPE, default_nastiness
-from pinstripe.simulator.process import SimulatorProcess
-from pinstripe.simulator.replica import History
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.nastiness import CALM, STRIPE, default_nastiness
+from pinstripe_simulator.process import SimulatorProcess
+from pinstripe_simulator.replica import History
+from pinstripe_simulator.server import Running, running
 
 NOON = 1_790_000_000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.flows.snippets import demo, snippets
+from tests.flows.harness.snippets import demo, snippets
 
 PAGES = (
     "quickstart.md",

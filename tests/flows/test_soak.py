@@ -23,17 +23,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
-from tests.flows.skewed import set_skew
+from tests.flows.harness.skewed import set_skew
 
 from pinstripe.catalog.endpoints import list_endpoints
-from pinstripe.catalog.evented import announced
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
+from pinstripe.catalog.relations import announced
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.errors import PinstripeError
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.process import SimulatorProcess
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.process import SimulatorProcess
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "14"))
 SEED = int(os.environ.get("SOAK_SEED", "11"))

@@ -8,11 +8,11 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from pinstripe.config import Config
+from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_service
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 
 def config_of(sim: Running, database: str, *tables: str) -> Config:

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pinstripe.config import Config
+from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
-from pinstripe.gateway.control import SyncState
-from pinstripe.serving import process, supervisor
-from pinstripe.serving.supervisor import Job, Supervisor
-from pinstripe.serving.wire import Order, Report, decode_order, encode
+from pinstripe.gateway.syncs import SyncState
+from pinstripe.serving import supervisor
+from pinstripe.serving.supervisor import Job, Order, Report, Supervisor, decode_order, encode
 
 KEY = "sk_test_thisisthesecretofatest123"
 JOB = Job(Config(api_key=KEY))
@@ -64,7 +63,7 @@ class Watched:
 async def supervised() -> AsyncIterator[tuple[Supervisor, Watched]]:
     watched = Watched()
     argv = (sys.executable, "-S", "-c", WORKER)
-    found = Supervisor(partial(process.start, argv=argv), heard=watched.hear)
+    found = Supervisor(partial(supervisor.start, argv=argv), heard=watched.hear)
     try:
         yield found, watched
     finally:
@@ -147,8 +146,8 @@ async def test_what_cannot_be_started_says_why_and_starts_nothing() -> None:
 
 
 async def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_CALM_S", 0.05)
-    monkeypatch.setattr(process, "_SIGNAL_S", 0.05)
+    monkeypatch.setattr(supervisor, "_CALM_S", 0.05)
+    monkeypatch.setattr(supervisor, "_SIGNAL_S", 0.05)
     async with supervised() as (found, watched):
         await found.want({"one": job("stubborn")})
         await watched.heard(1)

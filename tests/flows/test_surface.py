@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.flows.api_service import SMALL, api_service, config_of, served
-from tests.flows.command import pinstripe
+from tests.flows.harness.api_service import SMALL, api_service, config_of, served
+from tests.flows.harness.command import pinstripe
 from tests.house.surface import compare
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import running
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
 
 pytestmark = pytest.mark.migrated
 

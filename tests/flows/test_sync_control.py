@@ -8,18 +8,16 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from tests.flows.serving import LIVE, OTHER, SECRET
+from tests.flows.harness.serving import LIVE, OTHER, SECRET
 
-from pinstripe.config import Config
+from pinstripe.config.config import Config
+from pinstripe.encryption import Secrecy
 from pinstripe.errors import Misconfigured, UnknownSync, WrongKey
-from pinstripe.gateway.control import NewSync, SyncChange
-from pinstripe.gateway.syncs import Syncs
-from pinstripe.secrecy import Secrecy
-from pinstripe.serving.control import Control
-from pinstripe.serving.roster import Roster
-from pinstripe.serving.stored import Vault
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
+from pinstripe.gateway.syncs import NewSync, SyncChange, Syncs
+from pinstripe.serving.registry import Control, Roster
+from pinstripe.serving.vault import Vault
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 
 @asynccontextmanager

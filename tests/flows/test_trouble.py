@@ -7,18 +7,18 @@ from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import pytest
-from tests.flows.live_account import Copy, open_copy
+from tests.flows.harness.live_account import Copy, open_copy
 from tests.flows.stub_stripe import Answer, Query, StubStripe, error, stub_stripe
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.retry import Patience
-from pinstripe.source.account import Source
-from pinstripe.status import SchemaStatus, read_status
-from pinstripe.store.todo import Todo, add_todos
-from pinstripe.sync.backfill import Backfill, Outcome
-from pinstripe.sync.live import Live
+from pinstripe.source.source import Source
+from pinstripe.store.refetch import Todo, add_todos
+from pinstripe.store.status import SchemaStatus, read_status
+from pinstripe.sync.backfill.backfill import Backfill, Outcome
+from pinstripe.sync.events.poller import Live
+from pinstripe.sync.refetch.worker import Todos
 from pinstripe.sync.relist import Intervals, Relist
-from pinstripe.sync.todos import Todos
 
 pytestmark = pytest.mark.migrated
 

@@ -12,29 +12,29 @@ from typing import Any, get_args
 import asyncpg
 import msgspec
 import pytest
-from tests.flows import nasty_server as nasty
-from tests.flows.nasty_server import NastyServer
+from tests.flows.harness import nasty_server as nasty
+from tests.flows.harness.nasty_server import NastyServer
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
-from pinstripe.client.key import ApiKey
-from pinstripe.client.limits import Budget
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import Stripe
+from pinstripe.client.rate_limit import Budget
 from pinstripe.client.retry import Patience
-from pinstripe.client.session import Stripe
 from pinstripe.errors import Drifted
-from pinstripe.mirror import Truth, open_mirror
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
-from pinstripe.source.account import Source
+from pinstripe.mirror import open_mirror
+from pinstripe.rows.as_of import Truth
+from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.sync.todos import Todos
-from pinstripe.sync.upcoming import Upcoming
-from pinstripe.sync.upcoming_affected import Affected, Relation
-from pinstripe.sync.upcoming_fill import UpcomingFill
-from pinstripe.sync.upcoming_preview import Preview
-from pinstripe.sync.upcoming_rows import LINES, Place
+from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.upcoming.fill import UpcomingFill
+from pinstripe.sync.upcoming.preview import LINES, Place, Preview
+from pinstripe.sync.upcoming.rules import Affected, Relation
+from pinstripe.sync.upcoming.upcoming import Upcoming
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 NOON = 1_790_000_000
 ACACIA = "2025-02-24.acacia"

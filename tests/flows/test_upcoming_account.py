@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncpg
 import msgspec
 
-from pinstripe.client.session import Stripe
-from pinstripe.config import Config
+from pinstripe.client.client import Stripe
+from pinstripe.config.config import Config
 from pinstripe.errors import NotFound
 from pinstripe.service import open_service
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
-from pinstripe.sync.live import Live
-from pinstripe.sync.todos import Todos
-from pinstripe.sync.upcoming import Upcoming
+from pinstripe.sync.events.poller import Live
+from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.upcoming.upcoming import Upcoming
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 
 class _List(msgspec.Struct):

@@ -13,21 +13,21 @@ from random import Random
 import asyncpg
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.flows.command import pinstripe
-from tests.flows.histories import Histories, lively_types
+from tests.flows.harness.command import pinstripe
+from tests.flows.harness.histories import Histories, lively_types
 
 from pinstripe.catalog.tables import table_of_object
-from pinstripe.config import Config
+from pinstripe.config.config import Config
 from pinstripe.service import Service, open_service
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.auth import Key
-from pinstripe.simulator.replies import StripeError
-from pinstripe.simulator.server import Running, running
-from pinstripe.store.certificates import load_certificate
-from pinstripe.sync.follow import Follower
-from pinstripe.sync.live import Pace
-from pinstripe.sync.verified import Report
-from pinstripe.sync.verify import Wish, open_verify
+from pinstripe.store.verifications import load_certificate
+from pinstripe.sync.events.poller import Pace
+from pinstripe.sync.follower import Follower
+from pinstripe.sync.verify.report import Report
+from pinstripe.sync.verify.verify import Wish, open_verify
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.auth import Key
+from pinstripe_simulator.replies import StripeError
+from pinstripe_simulator.server import Running, running
 
 EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "3"))
 SECRET = "rk_test_thekeyofthistest123456"

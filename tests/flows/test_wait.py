@@ -7,11 +7,11 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.flows.waiting import gateway, made_customer, renamed, syncing
+from tests.flows.harness.waiting import gateway, made_customer, renamed, syncing
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 pytestmark = pytest.mark.migrated
 

@@ -12,11 +12,11 @@ import statistics
 import time
 
 import pytest
-from tests.flows.waiting import gateway, made_customer, renamed, syncing
+from tests.flows.harness.waiting import gateway, made_customer, renamed, syncing
 
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import running
 from pinstripe.store.pool import open_pool
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
 
 pytestmark = pytest.mark.migrated
 

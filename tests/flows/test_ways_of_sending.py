@@ -10,8 +10,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from tests.flows.gateway_account import serving
-from tests.flows.recording_stripe import recording
+from tests.flows.harness.gateway_account import serving
+from tests.flows.harness.recording_stripe import recording
 from tests.flows.ways_of_sending import (
     BAD,
     GOOD,
@@ -22,8 +22,8 @@ from tests.flows.ways_of_sending import (
     wrong,
 )
 
-from pinstripe.gateway.hosts import hosts_at
-from pinstripe.gateway.proxy import open_proxy
+from pinstripe.gateway.proxy.proxy import open_proxy
+from pinstripe.gateway.proxy.request import hosts_at
 from pinstripe.gateway.syncs import Syncs
 
 

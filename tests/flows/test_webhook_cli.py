@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.flows.command import Ended, pinstripe
+from tests.flows.harness.command import Ended, pinstripe
 
-from pinstripe.catalog.load import spec
-from pinstripe.client.key import ApiKey
-from pinstripe.client.limits import Budget
-from pinstripe.client.session import Stripe
-from pinstripe.config import read_config
-from pinstripe.errors import Misconfigured, Refused
-from pinstripe.gateway.control import NewSync
-from pinstripe.secrecy import FILE, Secrecy
-from pinstripe.serving.stored import Vault
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
-from pinstripe.store.pool import connect
-from pinstripe.store.stored_syncs import get_stored
-from pinstripe.webhook_endpoints import (
+from pinstripe.catalog.model import spec
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import Stripe
+from pinstripe.client.rate_limit import Budget
+from pinstripe.client.webhook_endpoints import (
     Endpoint,
     check_url,
     create_endpoint,
     delete_endpoint,
     list_endpoints,
 )
+from pinstripe.config.config import read_config
+from pinstripe.encryption import FILE, Secrecy
+from pinstripe.errors import Misconfigured, Refused
+from pinstripe.gateway.syncs import NewSync
+from pinstripe.serving.vault import Vault
+from pinstripe.store.pool import connect
+from pinstripe.store.syncs import get_stored
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 URL = "https://hooks.example.com/webhooks/stripe/default"
 RESTRICTED = "rk_test_thisisthesecretofatest123"

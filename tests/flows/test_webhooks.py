@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.flows.gateway_account import serving
-from tests.flows.live_account import until
-from tests.flows.waiting import gateway, made_customer, syncing
+from tests.flows.harness.gateway_account import serving
+from tests.flows.harness.live_account import until
+from tests.flows.harness.waiting import gateway, made_customer, syncing
 
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
-from pinstripe.simulator.webhooks import signature
 from pinstripe.store.pool import connect
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
+from pinstripe_simulator.webhooks import signature
 
 pytestmark = pytest.mark.migrated
 

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tests.flows.snippets import clean_environment, demo
+from tests.flows.harness.snippets import clean_environment, demo
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pinstripe"

@@ -12,14 +12,15 @@ from functools import cache
 import msgspec
 
 from pinstripe.catalog.endpoints import list_endpoints
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
-from pinstripe.mirror import Truth, open_mirror
-from pinstripe.rows.decode import decode
+from pinstripe.client.decode import decode
+from pinstripe.mirror import open_mirror
+from pinstripe.rows.as_of import Truth
 from pinstripe.rows.extract import Found
-from pinstripe.simulator.server import Running
 from pinstripe.store.ddl import create_table
 from pinstripe.store.pool import Connection, connect
+from pinstripe_simulator.server import Running
 
 Ids = Mapping[str, Collection[str]]
 """Object type -> ids."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
-from tests.flows.recording_stripe import Recorded
+from tests.flows.harness.recording_stripe import Recorded
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BODY = b"charge=ch_1&amount=100&note=\xc3\xa9%00\x00\r\n\r\n0\r\n\r\n"

@@ -28,13 +28,13 @@ from tests.house.tree import ROOT, parsed, product
 
 from pinstripe.catalog.tables import tables
 from pinstripe.cli.app import app
-from pinstripe.cli.failure import BAD_USAGE, UNEXPECTED
+from pinstripe.cli.runtime import BAD_USAGE, UNEXPECTED
+from pinstripe.config.settings import SETTINGS
 from pinstripe.console.routes import console_routes
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.access import Access
+from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.app import ROUTES
-from pinstripe.gateway.openapi import describe
-from pinstripe.settings import SETTINGS
+from pinstripe.gateway.http.auth import Access
 from pinstripe.store.ddl import create_all
 
 Json: TypeAlias = "dict[str, object]"

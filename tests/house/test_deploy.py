@@ -13,7 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from tests.house.tree import ROOT, shown
 
-from pinstripe.settings import SETTINGS
+from pinstripe.config.settings import SETTINGS
 
 DEPLOY = ROOT / "deploy"
 _SETTINGS = {s.env for s in SETTINGS}

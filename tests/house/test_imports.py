@@ -9,29 +9,37 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from tests.house.tree import PACKAGE, dotted, modules, parsed, shown
+from tests.house.tree import PACKAGE, dotted, modules, parsed, product, shown
 
-# From the ground up. A module may import what stands in a line above its own, nothing beside it.
+# From the ground up. A module may import from a line above its own, and from its own part; parts that
+# share a line do not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("settings",),
-    ("setting_rules",),
-    ("config", "catalog", "client", "secrecy"),
-    ("rows",),
-    ("store", "diagram"),
-    ("mirror", "status"),
+    ("errors", "concurrency"),
+    ("config",),
+    ("catalog",),
+    ("client", "encryption"),
+    ("rows", "diagram"),
+    ("store",),
+    ("mirror",),
     ("source",),
-    ("doctor", "webhook_endpoints"),
-    ("sync", "gateway"),
+    ("doctor",),
+    ("sync.read_quota", "sync.refetch", "sync.upcoming", "gateway.syncs"),
+    ("sync.events", "gateway.live", "gateway.proxy"),
+    ("sync.backfill", "gateway.http"),
+    ("sync.relist", "sync.verify", "gateway.deps", "gateway.wait"),
+    ("sync.follower", "gateway.api", "gateway.webhooks"),
+    ("sync.heartbeat", "gateway.app"),
     ("console",),
     ("service",),
-    ("progress", "serving"),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-# A Stripe of our own beside all that: it must not know what it is there to test.
-SIMULATOR = "simulator"
+# These two meet in Postgres only, so that they run in one process or in several.
+STRANGERS = {"sync", "gateway"}
+# A Stripe of our own beside the product: it must not know what it is there to test.
+SIMULATOR = "pinstripe_simulator"
 SIMULATOR_MAY = {"errors", "catalog"}
 SIMULATOR_FOR = {"cli"}
 
@@ -53,53 +61,67 @@ def _is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def ours(path: Path) -> Iterator[tuple[str, int]]:
-    """(part, line): the first name below `pinstripe` of each import of ours."""
-    for name, line in imported(path):
-        parts = name.split(".")
-        if parts[0] == "pinstripe" and len(parts) > 1:
-            yield parts[1], line
+def part(name: str) -> str:
+    """The part of the house that `pinstripe.….…` belongs to, as LAYERS names it.
+
+    >>> part("pinstripe.sync.events.poller"), part("pinstripe.store.pool")
+    ('sync.events', 'store')
+    """
+    below = name.split(".")[1:3]
+    return ".".join(below) if below[0] in STRANGERS else below[0]
 
 
-def part(path: Path) -> str:
-    """The part of the house that a module belongs to."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def imports() -> Iterator[tuple[str, str, str]]:
+    """(`file:line`, importing part, imported part) of each import of the product from the product."""
+    for path in product():
+        for name, line in imported(path):
+            if name.startswith("pinstripe."):
+                yield f"{shown(path)}:{line} imports {name}", part(dotted(path)), part(name)
 
 
 def test_every_part_of_the_package_has_its_place() -> None:
-    parts = {part(p) for p in modules("src/pinstripe")} - {"__init__"}
-    assert parts - set(RANK) == {SIMULATOR}
+    parts = {part(dotted(p)) for p in product() if p.name != "__init__.py"}
+    assert parts == set(RANK)
 
 
 def test_imports_run_down_only() -> None:
     wrong = [
-        f"{shown(path)}:{line} imports {target}"
-        for path in modules("src/pinstripe")
-        for target, line in ours(path)
-        if part(path) in RANK
-        and target in RANK
-        and target != part(path)
-        and RANK[target] >= RANK[part(path)]
+        where
+        for where, importer, target in imports()
+        if importer != target and RANK[target] >= RANK[importer]
     ]
     assert wrong == []
 
 
+def test_sync_and_gateway_meet_in_postgres_only() -> None:
+    met = [
+        where
+        for where, importer, target in imports()
+        if {importer.partition(".")[0], target.partition(".")[0]} == STRANGERS
+    ]
+    assert met == []
+
+
 def test_the_simulator_knows_the_catalog_and_nothing_else_of_ours() -> None:
     wrong = [
-        f"{shown(path)}:{line} imports {target}"
-        for path in modules("src/pinstripe")
-        for target, line in ours(path)
-        if (part(path) == SIMULATOR and target not in SIMULATOR_MAY | {SIMULATOR})
-        or (target == SIMULATOR and part(path) not in SIMULATOR_FOR | {SIMULATOR})
+        f"{shown(path)}:{line} imports {name}"
+        for path in modules(f"src/{SIMULATOR}")
+        for name, line in imported(path)
+        if name.startswith("pinstripe.") and part(name) not in SIMULATOR_MAY
+    ] + [
+        f"{shown(path)}:{line} imports {name}"
+        for path in product()
+        for name, line in imported(path)
+        if name.startswith(SIMULATOR) and part(dotted(path)) not in SIMULATOR_FOR
     ]
     assert wrong == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {
-        dotted(path): {name for name, _ in imported(path) if name.startswith("pinstripe.")}
+        dotted(path): {name for name, _ in imported(path) if name.startswith("pinstripe")}
         - {dotted(path)}
-        for path in modules("src/pinstripe")
+        for path in modules("src")
         if path.name != "__init__.py"
     }
     try:
@@ -115,10 +137,10 @@ def test_the_package_imports_nothing_that_is_not_declared() -> None:
     text = (PACKAGE.parents[1] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]["dependencies"]
     names = {d.split(">")[0].split("=")[0].replace("-", "_") for d in declared}
-    allowed = names | set(sys.stdlib_module_names) | {"pinstripe"}
+    allowed = names | set(sys.stdlib_module_names) | {"pinstripe", SIMULATOR}
     wrong = [
         f"{shown(path)}:{line} imports {name}"
-        for path in modules("src/pinstripe")
+        for path in modules("src")
         for name, line in imported(path)
         if name.split(".")[0] not in allowed
     ]

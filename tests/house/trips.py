@@ -21,23 +21,23 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 import aiohttp
-from tests.flows.api_service import config_of
-from tests.flows.copying import copying, make_schema
-from tests.flows.gateway_account import gateway_account, serving
-from tests.flows.waiting import gateway, made_customer, syncing
+from tests.flows.harness.api_service import config_of
+from tests.flows.harness.copying import copying, make_schema
+from tests.flows.harness.gateway_account import gateway_account, serving
+from tests.flows.harness.waiting import gateway, made_customer, syncing
 from tests.house.tree import ROOT, SIMULATOR
 
 from pinstripe.catalog.tables import tables
-from pinstripe.gateway.bell import Bell
-from pinstripe.gateway.hosts import hosts_at
-from pinstripe.gateway.proxy import open_proxy
+from pinstripe.gateway.proxy.proxy import open_proxy
+from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.wait.sync_requester import Bell
 from pinstripe.service import open_service
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.server import Running, running
 from pinstripe.store.pool import connect
-from pinstripe.sync.live import Pace
+from pinstripe.sync.events.poller import Pace
 from pinstripe.sync.relist import Intervals
-from pinstripe.sync.verify import Wish, open_verify
+from pinstripe.sync.verify.verify import Wish, open_verify
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
 
 RUNS = 4
 SMALL = Settings(scale=60, future_fields=False)

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
-from pinstripe.mirror import Mirror, Truth, open_mirror
+from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.rows.as_of import Truth
 from pinstripe.rows.extract import Found
-from pinstripe.store.compare import Comparer
 from pinstripe.store.migrate import migrate
+from pinstripe.sync.verify.compare import Comparer
 
 NAMES = ("charge", "customer", "price", "source", "event")
 WANTED = {name: tables()[name] for name in NAMES}

@@ -21,7 +21,7 @@ import pytest
 from pinstripe.errors import Misconfigured, Unreachable
 from pinstripe.store.embedded import EmbeddedPostgres, running_url
 from pinstripe.store.embedded.cluster import bound_log
-from pinstripe.store.embedded.home import NOBODY, Home
+from pinstripe.store.embedded.data_dir import NOBODY, Home
 from pinstripe.store.pool import connect
 
 

@@ -24,9 +24,9 @@ import pytest
 
 from pinstripe.errors import Unwritable
 from pinstripe.store.embedded import EmbeddedPostgres
-from pinstripe.store.embedded.binaries import Binaries, find_binaries, within_reach
 from pinstripe.store.embedded.cluster import read_pid_file
-from pinstripe.store.embedded.home import Account, Home
+from pinstripe.store.embedded.data_dir import Account, Home
+from pinstripe.store.embedded.process import Binaries, find_binaries, within_reach
 from pinstripe.store.pool import connect
 
 _OWNER = """

@@ -13,9 +13,10 @@ from tests.postgres.writing import VERSION, make_schema, writing
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.errors import Drifted, Misconfigured
 from pinstripe.store.cursors import Checkpoint, load_checkpoints, save_checkpoints
-from pinstripe.store.indexes import create_indexes, create_indexes_beside
 from pinstripe.store.migrate import (
     Migration,
+    create_indexes,
+    create_indexes_beside,
     effective_tables,
     migrate,
 )

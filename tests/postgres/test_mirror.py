@@ -12,9 +12,10 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Unwritable
-from pinstripe.mirror import QUEUE_ROWS, Mirror, Truth, open_mirror
+from pinstripe.mirror import QUEUE_ROWS, Mirror, open_mirror
+from pinstripe.mirror.batch import Contested, Effect
+from pinstripe.rows.as_of import Truth
 from pinstripe.rows.extract import Found
-from pinstripe.store.batch import Contested, Effect
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
 

@@ -23,8 +23,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.flows.command import pinstripe
-from tests.flows.pooler import transaction_pooler
+from tests.flows.harness.command import pinstripe
+from tests.flows.harness.pooler import transaction_pooler
 
 from pinstripe.errors import Misconfigured
 from pinstripe.store.database_url import read_url

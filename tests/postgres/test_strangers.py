@@ -14,22 +14,22 @@ import asyncpg
 import pytest
 from tests.postgres.writing import make_schema
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Unreachable
-from pinstripe.gateway.bell import Bell
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.mirror.door import Mirror, open_mirror
-from pinstripe.mirror.snapshot import Truth
+from pinstripe.gateway.wait.sync_requester import Bell
+from pinstripe.mirror.mirror import Mirror, open_mirror
+from pinstripe.rows.as_of import Truth
 from pinstripe.rows.extract import Found
 from pinstripe.store import migrate as migration
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.leases import Lease
 from pinstripe.store.migrate import ensure_bookkeeping, migrate
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.store.reader_role import create_reader
-from pinstripe.store.rings import ANSWERS, RINGS, Answer, answer, last_ring, ring
-from pinstripe.sync.hearing import Hearing
+from pinstripe.store.roles import create_reader
+from pinstripe.store.sync_requests import ANSWERS, RINGS, Answer, answer, last_ring, ring
+from pinstripe.sync.events.request_listener import Hearing
 
 CHANNELS = (RINGS, ANSWERS, "pinstripe", "pinstripe_change", "pinstripe_lease")
 FORGED = (
@@ -226,7 +226,7 @@ async def test_a_reader_can_hold_no_lock_of_ours(
 async def test_a_writer_that_waits_for_a_lock_gives_up_and_names_the_holder(
     database: str, pg: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pinstripe.store.write.WAIT_S", 3)
+    monkeypatch.setattr("pinstripe.mirror.writer.WAIT_S", 3)
     await make_schema(database, ["customer"])
     async with open_mirror(
         database, "stripe", {"customer": tables()["customer"]}, api_version=spec().api_version

@@ -12,10 +12,10 @@ import asyncpg
 import pytest
 from tests.postgres.writing import SCHEMA, T0, VERSION, Snapshot, Writing, at, make_schema, writing
 
+from pinstripe.client.decode import StripeObject
 from pinstripe.errors import Drifted
-from pinstripe.rows.decode import StripeObject
+from pinstripe.mirror.batch import Batch
 from pinstripe.rows.extract import Found
-from pinstripe.store.batch import Batch
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 
 _TABLES = ("customer", "coupon", "charge", "source", "product", "terminal_reader")

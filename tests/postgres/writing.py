@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 import asyncpg
 
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.rows.decode import StripeObject
+from pinstripe.client.decode import StripeObject
+from pinstripe.mirror.batch import Batch, Contested
+from pinstripe.mirror.writer import Writer
 from pinstripe.rows.extract import Extractor, Found
-from pinstripe.store.batch import Batch, Contested
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import connect
-from pinstripe.store.write import Writer
 
 VERSION = "2026-10-28.endive"
 SCHEMA = "stripe"

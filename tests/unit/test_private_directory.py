@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pinstripe.secrecy import Secrecy, make_private
+from pinstripe.encryption import Secrecy, make_private
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pinstripe.catalog.domains import DOMAINS, domains
-from pinstripe.diagram.content import of_domain, overview
+from pinstripe.diagram.graph import Diagram, of_domain, overview
 from pinstripe.diagram.layout import draw
-from pinstripe.diagram.model import Diagram
 from pinstripe.diagram.svg import to_svg
 from tools.docs.markdown import table
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import cast
 
+from pinstripe.gateway.api.endpoint import Door, Endpoint
+from pinstripe.gateway.api.openapi import Json, describe
 from pinstripe.gateway.app import ROUTES
-from pinstripe.gateway.endpoint import Door, Endpoint
-from pinstripe.gateway.openapi import Json, describe
 from tools.docs.markdown import code, table
 
 _DOORS: dict[Door, str] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pinstripe.settings import SETTINGS, Setting
+from pinstripe.config.settings import SETTINGS, Setting
 from tools.docs.markdown import code, table
 
 

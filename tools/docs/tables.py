@@ -16,9 +16,8 @@ from pinstripe.catalog.endpoints import (
     retrieve_endpoints,
     singleton_paths,
 )
-from pinstripe.catalog.evented import with_events
-from pinstripe.catalog.load import object_types, spec
-from pinstripe.catalog.parents import embedded_lists
+from pinstripe.catalog.model import object_types, spec
+from pinstripe.catalog.relations import embedded_lists, with_events
 from pinstripe.catalog.tables import SINGLETONS, Column, Table, table_of_object, tables
 from pinstripe.store.ddl import BOOKKEEPING
 from pinstripe.sync.relist import needs_head

@@ -14,10 +14,10 @@ from collections import Counter, defaultdict
 
 import stripe
 
-from pinstripe.catalog.load import spec
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.nastiness import CALM
-from pinstripe.simulator.process import SimulatorProcess
+from pinstripe.catalog.model import spec
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.nastiness import CALM
+from pinstripe_simulator.process import SimulatorProcess
 from tools.examples.client import LivingClient
 from tools.examples.left_out import LEFT_OUT
 from tools.examples.living import Living

@@ -13,9 +13,8 @@ from itertools import product
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from pinstripe.catalog.load import spec
-from pinstripe.catalog.model import Operation
-from pinstripe.simulator.routes import Routes
+from pinstripe.catalog.model import Operation, spec
+from pinstripe_simulator.routes import Routes
 from tools.examples.recipes import RECIPES
 from tools.examples.wire import Wire
 

@@ -7,7 +7,7 @@ from functools import cache
 
 from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import expand_of, retrieve_endpoints
-from pinstripe.catalog.load import object_types
+from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_of_object, tables
 
 

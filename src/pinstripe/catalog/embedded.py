@@ -19,8 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import Field
+from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import has_table
 
 # Rendered from the object itself, with what it is now. The discounts of a session in payment mode are

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
-from pinstripe.catalog.load import object_types, spec
-from pinstripe.catalog.model import Field, Operation, Spec
-from pinstripe.catalog.parents import NOT_LISTS, parent_of, parent_parameter
+from pinstripe.catalog.model import Field, Operation, Spec, object_types, spec
+from pinstripe.catalog.relations import NOT_LISTS, parent_of, parent_parameter
 from pinstripe.catalog.tables import NOT_EXPANDED, has_table
 
 Param = tuple[str, str]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import cache
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 
 # Beside the one of the catalog, as seen in recorded answers: payments that are no cards, their refunds,
 # and disputes of today.

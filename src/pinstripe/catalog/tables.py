@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
-from pinstripe.catalog.load import object_types, spec
-from pinstripe.catalog.model import Field, ObjectType, Spec
-from pinstripe.catalog.parents import parents
+from pinstripe.catalog.model import Field, ObjectType, Spec, object_types, spec
+from pinstripe.catalog.relations import parents
 from pinstripe.catalog.secrets import is_secret
 
 SqlType = Literal["text", "bigint", "numeric", "boolean", "timestamptz", "jsonb", "text[]"]

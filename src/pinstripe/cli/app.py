@@ -2,6 +2,12 @@
 
 Commands import what they run only when they run, so that `pinstripe version` and `--help` are quick
 and a sync never loads the simulator.
+
+The commands about the account at Stripe: its key, its webhook endpoints.
+
+The commands of the service: `serve`, and `syncs` for what it runs.
+
+The commands about the tables: their statements, their list, their diagram, who may read them.
 """
 
 from __future__ import annotations
@@ -9,17 +15,352 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pinstripe.cli.account_commands import check, webhook
-from pinstripe.cli.execute import Exit, execute
-from pinstripe.cli.failure import BAD_USAGE, complain, report
 from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, with_settings
-from pinstripe.cli.schema_commands import reader, schema
-from pinstripe.cli.service_commands import serve, sync_worker, syncs
-from pinstripe.config import Config
+from pinstripe.cli.runtime import BAD_USAGE, Exit, complain, execute, report
+from pinstripe.config.config import Config
+
+webhook = App(
+    name="webhook", sort_key=9, help="The webhook endpoint at Stripe that rings the gateway."
+)
+
+Json = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
+
+Sync = Annotated[str, Parameter(name="--sync", help="The sync; default is that of the settings.")]
+
+_WRITES = (
+    "Try whether webhook endpoints can be written, with a request that Stripe refuses for want of an "
+    "address: it changes nothing."
+)
+
+_URL = "The whole address of the endpoint, instead of one under the public address of the gateway."
+
+_ENDPOINT = "The endpoint (we_...); not needed where the sync has one only."
+
+_STRIPE = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit")
+
+_STORED = ("database_url", "data_dir", "secret_key")
+
+
+@with_settings(*ACCOUNT, *DATABASE)
+def check(
+    config: Config,
+    *,
+    try_writes: Annotated[bool, Parameter(negative="", help=_WRITES)] = False,
+    json: Json = False,
+) -> None:
+    """Examine the key and the database: what can be read, what is missing, and the remedy.
+
+    Asks about a hundred small questions and writes nothing. Exit code 0: all fine; 2: the key or a setting
+    is wrong; 3: Stripe or Postgres cannot be reached; 4: something cannot be read; 5: the database cannot
+    be written to.
+    """
+    from pinstripe.cli import check as commands
+
+    execute(config, commands.check(config, writes=try_writes, as_json=json), stopped=130)
+
+
+@webhook.command(sort_key=1)
+@with_settings(*_STRIPE, *_STORED, "public_url")
+def create(
+    config: Config,
+    *,
+    url: Annotated[str | None, Parameter(help=_URL)] = None,
+    sync: Sync = "default",
+    json: Json = False,
+) -> None:
+    """Make the endpoint at Stripe for all events, unless it is there.
+
+    Its signing secret is shown once, as the setting that the gateway needs; of a stored sync it is kept,
+    encrypted, with the sync.
+    """
+    from pinstripe.cli import webhook as commands
+
+    execute(config, commands.create(config, sync, url=url, as_json=json), stopped=130)
+
+
+@webhook.command(name="list", sort_key=2)
+@with_settings(*_STRIPE, *_STORED)
+def list_endpoints(config: Config, *, sync: Sync = "default", json: Json = False) -> None:
+    """List the endpoints of the account, those of Pinstripe first."""
+    from pinstripe.cli import webhook as commands
+
+    execute(config, commands.show(config, sync, as_json=json), stopped=130)
+
+
+@webhook.command(sort_key=3)
+@with_settings(*_STRIPE, *_STORED)
+def delete(
+    config: Config,
+    endpoint: Annotated[str | None, Parameter(help=_ENDPOINT)] = None,
+    /,
+    *,
+    sync: Sync = "default",
+    json: Json = False,
+) -> None:
+    """Remove an endpoint at Stripe."""
+    from pinstripe.cli import webhook as commands
+
+    execute(config, commands.delete(config, sync, endpoint=endpoint, as_json=json), stopped=130)
+
+
+syncs = App(name="syncs", sort_key=2, help="Syncs that are stored, for `pinstripe serve` to run.")
+
+Id = Annotated[str, Parameter(help="The sync's name in addresses: small letters, digits, hyphens.")]
+
+Setting = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative="",
+        help="A setting of this sync, as NAME=VALUE: tables, rate_limit, endpoint_rate_limit, "
+        "poll_interval, event_window, hold_poll_rate, changes, change_days. Can be given several times.",
+    ),
+]
+
+_SYNC_STRIPE = ("api_key", "stripe_url", "stripe_account", "webhook_secret")
+
+_ALONE = "Serve without syncing: `pinstripe sync`, or another service, does that elsewhere."
+
+_SCHEMA = "The schema of its tables; by default the id, with _ for -."
+
+_PAUSED = "Do not sync it yet."
+
+_KEY = "Store another key of the same account; it comes from STRIPE_API_KEY or stdin."
+
+_DROP = "Drop its tables too, once its process has ended."
+
+_WHERE = "Print the address as one line of JSON to stdout, for programs."
+
+
+@with_settings(*ACCOUNT, *DATABASE, *LIVE, *GATEWAY)
+def serve(
+    config: Config,
+    *,
+    gateway_only: Annotated[bool, Parameter(negative="", help=_ALONE)] = False,
+    json: Annotated[bool, Parameter(negative="", help=_WHERE)] = False,
+) -> None:
+    """Sync and answer: the proxy, waits, webhooks, the API and the console, at one port.
+
+    Each sync runs in a process of its own, which is started again if it dies. The sync that flags and
+    environment describe is called "default"; `pinstripe syncs` stores more of them.
+    """
+    from pinstripe.cli import serve as commands
+
+    execute(config, commands.serve(config, gateway_only=gateway_only, as_json=json), stopped=0)
+
+
+@with_settings()
+def sync_worker(config: Config) -> None:
+    """Sync for a service, which gives the order on stdin."""
+    from pinstripe.cli import sync
+
+    execute(config, sync.worker(), stopped=0)
+
+
+@syncs.command(name="list", sort_key=1)
+@with_settings(*_STORED)
+def list_syncs(config: Config, *, json: Json = False) -> None:
+    """Show what is stored. No key is among it."""
+    from pinstripe.cli import syncs as commands
+
+    execute(config, commands.list_syncs(config, as_json=json), stopped=130)
+
+
+@syncs.command(sort_key=2)
+@with_settings(*_SYNC_STRIPE, *_STORED)
+def add(
+    config: Config,
+    sync_id: Id,
+    /,
+    *,
+    schema: Annotated[str | None, Parameter(help=_SCHEMA)] = None,
+    set_: Setting = None,
+    paused: Annotated[bool, Parameter(negative="", help=_PAUSED)] = False,
+    json: Json = False,
+) -> None:
+    """Store a sync: an account, or a mode of it, with its key encrypted.
+
+    The key comes from STRIPE_API_KEY, else it is asked for (or read from stdin). Stripe is asked whose it
+    is before anything is stored.
+    """
+    from pinstripe.cli import syncs as commands
+
+    wish = commands.Wish(sync_id, schema, _pairs(set_), paused=paused)
+    execute(config, commands.add(config, wish, as_json=json), stopped=130)
+
+
+@syncs.command(sort_key=3)
+@with_settings(*_SYNC_STRIPE, *_STORED)
+def change(
+    config: Config,
+    sync_id: Id,
+    /,
+    *,
+    key: Annotated[bool, Parameter(negative="", help=_KEY)] = False,
+    set_: Setting = None,
+    json: Json = False,
+) -> None:
+    """Store another key, other settings or webhook secrets; the sync starts anew with them."""
+    from pinstripe.cli import syncs as commands
+
+    work = commands.change(config, sync_id, _pairs(set_), key=key, as_json=json)
+    execute(config, work, stopped=130)
+
+
+@syncs.command(sort_key=4)
+@with_settings(*_STORED, "schema")
+def pause(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
+    """Let no service sync it until `resume`. Writes through the proxy are still mirrored."""
+    from pinstripe.cli import syncs as commands
+
+    execute(config, commands.pause(config, sync_id, as_json=json), stopped=130)
+
+
+@syncs.command(sort_key=5)
+@with_settings(*_STORED, "schema")
+def resume(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
+    """Go on where it was paused."""
+    from pinstripe.cli import syncs as commands
+
+    execute(config, commands.resume(config, sync_id, as_json=json), stopped=130)
+
+
+@syncs.command(sort_key=6)
+@with_settings(*_STORED)
+def remove(
+    config: Config,
+    sync_id: Id,
+    /,
+    *,
+    drop_tables: Annotated[bool, Parameter(negative="", help=_DROP)] = False,
+    json: Json = False,
+) -> None:
+    """Forget a sync and its key. Its tables stay."""
+    from pinstripe.cli import syncs as commands
+
+    work = commands.remove(config, sync_id, drop_tables=drop_tables, as_json=json)
+    execute(config, work, stopped=130)
+
+
+@syncs.command(sort_key=7)
+@with_settings(*_STORED)
+def rekey(config: Config, *, json: Json = False) -> None:
+    """Encrypt all stored keys anew: under the first key of PINSTRIPE_SECRET_KEY, else a new one."""
+    from pinstripe.cli import syncs as commands
+
+    execute(config, commands.rekey(config, as_json=json), stopped=130)
+
+
+def _pairs(words: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE as a table; what is no name of a setting is refused where it is stored."""
+    pairs = (word.partition("=") for word in words or [])
+    return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
+
+
+schema = App(name="schema", sort_key=5, help="The tables that a sync makes; needs no database.")
+
+reader = App(
+    name="reader", sort_key=10, help="A Postgres role that reads the tables and nothing else."
+)
+
+_DOMAIN = "Show the tables of one domain (core, billing, connect, ...)."
+
+_AROUND = "Show one table, what it refers to and what refers to it."
+
+_DETAIL = (
+    "Which columns: key and references (keys), a few important ones too (short), or all (full)."
+)
+
+_OUTPUT = "The file to write; without it the diagram goes to stdout."
+
+_FORMAT = "The format; without it the ending of --output decides, and SVG where there is none."
+
+
+@schema.command(sort_key=1)
+@with_settings("schema", "tables")
+def ddl(config: Config) -> None:
+    """Print the statements that make the tables, as a script."""
+    from pinstripe.cli import schema as commands
+
+    commands.print_ddl(config)
+
+
+@schema.command(name="tables", sort_key=2)
+@with_settings("schema", "tables")
+def list_tables(
+    config: Config,
+    table: Annotated[str | None, Parameter(help="The table whose columns to show.")] = None,
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """List the tables; with the name of one, its columns."""
+    from pinstripe.cli import schema as commands
+
+    if table is None:
+        commands.print_tables(config, as_json=json)
+    else:
+        commands.print_table(config, table, as_json=json)
+
+
+@schema.command(sort_key=3)
+@with_settings("tables")
+def erd(
+    config: Config,
+    *,
+    domain: Annotated[str | None, Parameter(help=_DOMAIN)] = None,
+    table: Annotated[str | None, Parameter(help=_AROUND)] = None,
+    detail: Annotated[Literal["keys", "short", "full"], Parameter(help=_DETAIL)] = "short",
+    format: Annotated[Literal["svg", "mermaid"] | None, Parameter(help=_FORMAT)] = None,
+    output: Annotated[Path | None, Parameter(help=_OUTPUT)] = None,
+) -> None:
+    """Draw the entity-relationship diagram, as SVG or for Mermaid.
+
+    Without flags it shows the domains and how they refer to each other; with --tables, those tables.
+    """
+    from pinstripe.cli import schema
+
+    wish = schema.Wish(domain=domain, table=table, detail=detail, format=format, output=output)
+    schema.draw(config, wish)
+
+
+@reader.command(name="create", sort_key=1)
+@with_settings(*DATABASE)
+def create_reader(config: Config, *, json: Json = False) -> None:
+    """Make the role, and show once the address to connect to with it.
+
+    It may read every table of the schema, those that come later too, and nothing else. Where the user
+    of the database may not make roles, the statements for an administrator are shown.
+    """
+    from pinstripe.cli import schema as commands
+    from pinstripe.store.roles import create_reader
+
+    execute(config, commands.make(config, create_reader, as_json=json), stopped=130)
+
+
+@reader.command(sort_key=2)
+@with_settings(*DATABASE)
+def rotate(config: Config, *, json: Json = False) -> None:
+    """Give the role a new password, and end the sessions that used the old one."""
+    from pinstripe.cli import schema as commands
+    from pinstripe.store.roles import rotate_reader
+
+    execute(config, commands.make(config, rotate_reader, as_json=json), stopped=130)
+
+
+@reader.command(sort_key=3)
+@with_settings(*DATABASE)
+def drop(config: Config, *, json: Json = False) -> None:
+    """Drop the role."""
+    from pinstripe.cli import schema as commands
+
+    execute(config, commands.drop(config, as_json=json), stopped=130)
+
 
 app = App(
     name="pinstripe",
@@ -28,18 +369,25 @@ app = App(
     version_flags=(),
 )
 
-Json = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
 _ONCE = (
     "End when everything that the key may read is in the database (exit code 0); "
     "exit code 4 tells that some of it is not."
 )
+
 _SUMMARY = "Print a summary as one line of JSON to stdout; what is for people goes to stderr."
+
 _REPAIR = "Bring what differs from Stripe again, and look whether that has helped."
+
 _EVERY = "Ask for every row that no list shows one by one, instead of a sample."
+
 _SAMPLE = "Rows of a table that no list shows (only referred to, hidden) to ask for one by one."
+
 _UNTIL = "When the first objects end, in Unix seconds; 0 is the last midnight, UTC."
+
 _SETTLE = "How long Stripe's event list may settle first; the gateway's setting by default."
+
 _LIMITS = "Stripe's rate limits: of live mode, of test mode, or none."
+
 _NASTINESS = (
     "As hard to copy as Stripe is (the default), or calm; PINSTRIPE_SIMULATOR_NASTINESS sets it."
 )
@@ -79,7 +427,7 @@ def run(config: Config) -> None:
     what changes until Ctrl-C. Without it, a simulated account is synced instead. It does what `serve`
     does, and shows progress.
     """
-    from pinstripe.cli import run as commands
+    from pinstripe.cli import serve as commands
 
     execute(config, commands.run(config), stopped=0)
 
@@ -88,7 +436,7 @@ def run(config: Config) -> None:
 @with_settings("schema", "data_dir", *LIVE, *GATEWAY, "demo_scale")
 def demo(config: Config) -> None:
     """Show a demo account, in a Postgres of its own, whatever key or database the environment names."""
-    from pinstripe.cli import run as commands
+    from pinstripe.cli import serve as commands
 
     execute(config, commands.demo(config), stopped=0)
 
@@ -119,11 +467,11 @@ def status(
 
     Reads the database only. Shows every synced schema, or the one that --schema names.
     """
-    from pinstripe.cli import standing
+    from pinstripe.cli import status
 
     one = any(word.partition("=")[0] == "--schema" for word in sys.argv)
     one = one or bool(os.environ.get("PINSTRIPE_SCHEMA"))
-    execute(config, standing.status(config, exact=exact, as_json=json, one_schema=one), stopped=130)
+    execute(config, status.status(config, exact=exact, as_json=json, one_schema=one), stopped=130)
 
 
 @app.command(sort_key=4)
@@ -144,7 +492,7 @@ def verify(
     but not everything is proven.
     """
     from pinstripe.cli import verify as commands
-    from pinstripe.sync.verify import Wish
+    from pinstripe.sync.verify.verify import Wish
 
     wish = Wish(repair=repair, unlisted=None if every else sample)
     execute(config, commands.verify(config, wish, ids=ids, as_json=json), stopped=130)
@@ -182,11 +530,17 @@ def wait(
 
 
 app.command(check, sort_key=8)
+
 app.command(webhook)
+
 app.command(schema)
+
 app.command(reader)
+
 app.command(serve, sort_key=2)
+
 app.command(syncs)
+
 app.command(sync_worker, name="sync-worker", show=False)
 
 

@@ -1,24 +1,35 @@
-"""`pinstripe check`: what the key is and may do, and whether the database will do. Writes nothing."""
+"""`pinstripe check`: what the key is and may do, and whether the database will do. Writes nothing.
+
+The findings of `pinstripe check` for people: facts first, then what to mend, then the recipe.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+import textwrap
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
 
-from pinstripe.catalog.load import spec
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
-from pinstripe.cli.check_text import as_text
-from pinstripe.client.address import proxy_for
+from pinstripe.client.api_key import proxy_for
+from pinstripe.client.client import Stripe
 from pinstripe.client.retry import Patience
-from pinstripe.client.session import Stripe
-from pinstripe.config import Config
+from pinstripe.config.config import Config
 from pinstripe.doctor.database import examine_database
-from pinstripe.doctor.findings import DatabaseReport, Finding, KeyReport, worst
 from pinstripe.doctor.key import examine
-from pinstripe.errors import PinstripeError
+from pinstripe.doctor.report import (
+    Ability,
+    DatabaseReport,
+    Finding,
+    KeyReport,
+    Recipe,
+    Resource,
+    worst,
+)
+from pinstripe.errors import PinstripeError, redact
 from pinstripe.service import api_key, budget_for, open_database, postgres_dir
 
 _TRIES = 3
@@ -124,3 +135,160 @@ def _told(about: str, error: PinstripeError) -> Finding:
 def _tell(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+_WIDTH = 100
+
+_NAMES = {
+    "events": "follow events",
+    "previews": "preview invoices",
+    "webhooks_read": "list webhooks",
+    "webhooks_write": "manage webhooks",
+}
+
+_WORDS = {"yes": "yes", "no": "NO", "unknown": "not known"}
+
+_MARKS = {"ok": "ok", "note": "note", "warning": "warn", "problem": "BAD"}
+
+
+def as_text(
+    key: KeyReport | None, database: DatabaseReport | None, findings: Sequence[Finding]
+) -> str:
+    """One page, without its last line break."""
+    everything = [
+        *findings,
+        *(key.findings if key else ()),
+        *(database.findings if database else ()),
+    ]
+    lines: list[str] = []
+    if key is not None:
+        lines += [*_key(key), "", *_resources(key.resources), ""]
+    if database is not None:
+        lines += [*_database(database), ""]
+    lines += _said("To mend", (f for f in everything if f.state == "problem"))
+    lines += _said("Worth a look", (f for f in everything if f.state == "warning"))
+    lines += _said("Good to know", (f for f in everything if f.state == "note"))
+    if key is not None:
+        lines += [*_recipe(key.recipe), ""]
+    bad = sum(f.state == "problem" for f in everything)
+    lines.append(f"{bad} to mend." if bad else "All fine.")
+    return harmless(redact("\n".join(lines)))
+
+
+def harmless(text: str) -> str:
+    """`text` without what would steer a terminal: names and addresses are other people's words."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _key(key: KeyReport) -> Iterator[str]:
+    yield f"{key.key}: a {_kind(key)} key in {key.mode} mode"
+    name = f" ({key.account_name})" if key.account_name else ""
+    yield _fact("account", f"{key.account_id or 'not told'}{name}")
+    own = key.default_api_version
+    yield _fact("API version", f"{key.api_version}; the account's own: {own or 'not told'}")
+    if key.clock_ahead_s is None:
+        yield _fact("Stripe's clock", "not told")
+    else:
+        way = "ahead of" if key.clock_ahead_s >= 0 else "behind"
+        within = f"known to {key.clock_within_s:.1f} s"
+        yield _fact("Stripe's clock", f"{abs(key.clock_ahead_s):.1f} s {way} ours, {within}")
+    way_there = [key.network.base_url]
+    way_there += [f"through the proxy {key.network.proxy}"] if key.network.proxy else []
+    way_there += [key.network.tls] if key.network.tls else []
+    if key.network.certificate_issuer:
+        way_there.append(f"certificate by {key.network.certificate_issuer}")
+    yield _fact("network", ", ".join(way_there))
+    yield _fact("this check", f"{key.requests} requests")
+    for ability in key.abilities:
+        yield _fact(_NAMES[ability.name], _able(ability))
+
+
+def _kind(key: KeyReport) -> str:
+    return "secret" if key.kind == "standard" else "restricted"
+
+
+def _able(ability: Ability) -> str:
+    if ability.permission:
+        lacking = _named(ability.permission, ability.permission_title)
+        return f"{_WORDS[ability.state]}: lacks {lacking}"
+    return f"{_WORDS[ability.state]}: {ability.how}"
+
+
+def _resources(resources: Sequence[Resource]) -> Iterator[str]:
+    """A line for each product, and one for each resource that cannot be read."""
+    readable = sum(r.state == "readable" for r in resources)
+    yield f"Resources: {readable} of {len(resources)} are readable"
+    by_product: dict[str, list[Resource]] = {}
+    for resource in resources:
+        by_product.setdefault(resource.product, []).append(resource)
+    for product, group in by_product.items():
+        counts: dict[str, int] = {}
+        for resource in group:
+            counts[resource.state] = counts.get(resource.state, 0) + 1
+        told = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items())
+        yield f"  {product:<28} {told}"
+        for resource in group:
+            if resource.state not in ("readable", "not_enabled"):
+                yield f"      {resource.path}: {_why(resource)}"
+
+
+def _why(resource: Resource) -> str:
+    if resource.state == "not_permitted":
+        if not resource.permission:
+            return "lacks a permission that Stripe does not name"
+        return f"lacks {_named(resource.permission, resource.permission_title)}"
+    return resource.message
+
+
+def _named(permission: str, title: str) -> str:
+    """Both names of a permission: the dashboard's and Stripe's own."""
+    return f"{title} ({permission})" if title and title != permission else permission
+
+
+def _database(database: DatabaseReport) -> Iterator[str]:
+    yield f"Database: {database.place}, schema {database.schema}"
+    if database.clock_ahead_s is not None:
+        way = "ahead of" if database.clock_ahead_s >= 0 else "behind"
+        yield _fact("its clock", f"{abs(database.clock_ahead_s):.3f} s {way} ours")
+    for finding in database.findings:
+        yield f"  {_MARKS[finding.state]:<5} {finding.message}"
+
+
+def _said(title: str, findings: Iterable[Finding]) -> list[str]:
+    """What is said in the same words of several things is said once."""
+    by_words: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        by_words.setdefault((finding.message, finding.remedy), []).append(finding.about)
+    if not by_words:
+        return []
+    lines = [f"{title}:"]
+    for (message, remedy), abouts in by_words.items():
+        lines.append(f"  {', '.join(abouts)}: {message}")
+        lines += [f"    remedy: {remedy}"] if remedy else []
+    return [*lines, ""]
+
+
+def _recipe(recipe: Recipe) -> Iterator[str]:
+    yield f"The least that a restricted key needs (make one at {recipe.create_at}):"
+    yield from _permissions("Read", recipe.read)
+    yield from _permissions("Write, for `pinstripe webhook` only", recipe.write)
+    if recipe.lacking:
+        yield from _wrapped(f"  This key lacks: {', '.join(recipe.lacking)}", "    ")
+    if recipe.lacking_unnamed:
+        yield from _wrapped(f"  It also may not read: {', '.join(recipe.lacking_unnamed)}", "    ")
+    if recipe.lacking or recipe.lacking_unnamed:
+        yield f"  Add what is missing at {recipe.edit_at}"
+
+
+def _permissions(verb: str, by_product: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    yield f"  {verb}:"
+    for product, names in by_product.items():
+        yield from _wrapped(f"    {product}: {', '.join(names)}", "      ")
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _fact(name: str, value: str) -> str:
+    return f"  {name:<18} {value}"

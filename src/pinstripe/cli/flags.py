@@ -16,8 +16,8 @@ from typing import Annotated, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from pinstripe.config import read_config
-from pinstripe.settings import SETTINGS, Setting
+from pinstripe.config.config import read_config
+from pinstripe.config.settings import SETTINGS, Setting
 
 _GROUP = Group("Settings", sort_key=10)
 

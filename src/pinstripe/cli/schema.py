@@ -1,13 +1,30 @@
-"""`pinstripe schema`: the tables that a sync makes, without any database."""
+"""`pinstripe schema`: the tables that a sync makes, without any database.
+
+`pinstripe schema erd`: a diagram of the catalog, without any database.
+
+`pinstripe reader`: the role that only reads, made, given a new password, and dropped.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.config import Config
+from pinstripe.cli.status import with_data
+from pinstripe.config.config import Config
+from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, of_tables, overview
+from pinstripe.diagram.layout import draw as lay_out
+from pinstripe.diagram.mermaid import to_mermaid
+from pinstripe.diagram.svg import to_svg
+from pinstripe.errors import Misconfigured
+from pinstripe.service import open_database
 from pinstripe.store.ddl import column_comment, create_all, table_comment
+from pinstripe.store.roles import Reader, drop_reader
 
 
 def print_ddl(config: Config) -> None:
@@ -58,3 +75,85 @@ def _described(table: Table) -> dict[str, object]:
             for c in table.columns
         ],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be drawn, how, and where to."""
+
+    domain: str | None
+    table: str | None
+    detail: Detail
+    format: Literal["svg", "mermaid"] | None
+    output: Path | None
+
+
+def draw(config: Config, wish: Wish) -> None:
+    """Writes the diagram to the file, or to stdout."""
+    diagram = _wanted(config, wish)
+    text = to_mermaid(diagram) if _is_mermaid(wish) else to_svg(lay_out(diagram))
+    if wish.output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        wish.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Misconfigured(
+            f"Cannot write {wish.output}: {error.strerror}.", hint="Name another file: --output."
+        ) from error
+    sys.stderr.write(f"{diagram.title}: {wish.output}\n")
+
+
+def _wanted(config: Config, wish: Wish) -> Diagram:
+    chosen = frozenset(config.choose_tables(tables()))
+    some = chosen if len(chosen) < len(tables()) else None
+    if wish.domain is not None and wish.table is not None:
+        raise Misconfigured(
+            "A diagram is of one domain or around one table.", hint="Leave out --domain or --table."
+        )
+    if wish.domain is not None:
+        return of_domain(wish.domain, filled=some, detail=wish.detail)
+    if wish.table is not None:
+        return around(wish.table, filled=some, detail=wish.detail)
+    if some is not None:
+        return of_tables(some, detail=wish.detail)
+    return overview()
+
+
+def _is_mermaid(wish: Wish) -> bool:
+    if wish.format is not None:
+        return wish.format == "mermaid"
+    return wish.output is not None and wish.output.suffix in (".mmd", ".mermaid")
+
+
+Make = Callable[[str, str], Awaitable[Reader]]
+
+
+async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:
+    """Makes or rotates the role and shows, this once, how to connect as it."""
+    config = with_data(config)
+    async with open_database(config) as database:
+        reader = await make_reader(database.url, config.schema)
+    if as_json:
+        told = {"role": reader.role, "password": reader.password, "url": reader.url}
+        sys.stdout.write(json.dumps(told) + "\n")
+        return 0
+    sys.stderr.write(
+        f'The role {reader.role} reads the schema "{config.schema}" and nothing else.\n'
+        "Its password is shown now and never again:\n"
+    )
+    sys.stdout.write(reader.url + "\n")
+    return 0
+
+
+async def drop(config: Config, *, as_json: bool) -> int:
+    """Drops the role, if there is one."""
+    config = with_data(config)
+    async with open_database(config) as database:
+        dropped = await drop_reader(database.url, config.schema)
+    if as_json:
+        sys.stdout.write(json.dumps({"dropped": dropped}) + "\n")
+    else:
+        words = "was dropped" if dropped else "does not exist"
+        sys.stdout.write(f'The reader of the schema "{config.schema}" {words}.\n')
+    return 0

@@ -9,12 +9,12 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from pinstripe.cli.demo import KEY_VARIABLE
+from pinstripe.cli.serve import KEY_VARIABLE
 from pinstripe.errors import Misconfigured
-from pinstripe.simulator.account import Settings
-from pinstripe.simulator.auth import DEFAULT_KEY
-from pinstripe.simulator.nastiness import default_nastiness, preset
-from pinstripe.simulator.server import Running, serve
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.auth import DEFAULT_KEY
+from pinstripe_simulator.nastiness import default_nastiness, preset
+from pinstripe_simulator.server import Running, serve
 
 LimitsName = Literal["live", "test", "off"]
 NastinessName = Literal["stripe", "calm"]

@@ -13,14 +13,14 @@ from urllib.parse import unquote
 from pinstripe.catalog.carriers import carriers
 from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.tables import tables as known_tables
-from pinstripe.config import Config
+from pinstripe.config.config import Config
 from pinstripe.errors import redact
 from pinstripe.service import Database, Service
-from pinstripe.status import SchemaStatus, TableStatus, read_status
 from pinstripe.store.database_url import split_url, url_with_login
 from pinstripe.store.refusals import LIST, Refusal
-from pinstripe.store.stored_syncs import DEFAULT_ID
-from pinstripe.sync.backfill import Outcome
+from pinstripe.store.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.syncs import DEFAULT_ID
+from pinstripe.sync.backfill.backfill import Outcome
 
 _SHOWN = 20
 

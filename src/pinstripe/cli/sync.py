@@ -1,4 +1,12 @@
-"""`pinstripe sync`: brings the account in, says what came, stays with it."""
+"""`pinstripe sync`: brings the account in, says what came, stays with it.
+
+What a person sees while the account is followed: one line, renewed; and troubles as they come and go.
+
+`pinstripe sync-worker`: what a service runs for each of its syncs. Not for people.
+
+It takes its settings from the service that started it, reports to it, and ends when that one goes
+(`serving.wire`). What it does is what `pinstripe sync` does; it shows it only where it was told to.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +14,30 @@ import asyncio
 import itertools
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from pinstripe.cli.footprint import freeze_loaded
-from pinstripe.cli.live_line import show_following
+from pinstripe.cli.progress import showing
+from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause
 from pinstripe.cli.summary import Ending, summarise
-from pinstripe.config import Config
-from pinstripe.errors import FellBehind, LostLease, PinstripeError, Unreachable
-from pinstripe.progress import showing
+from pinstripe.config.config import Config
+from pinstripe.errors import (
+    FellBehind,
+    LostLease,
+    Misconfigured,
+    PinstripeError,
+    Unreachable,
+    WrongAccount,
+    WrongKey,
+    redact,
+)
 from pinstripe.service import Service, open_service
+from pinstripe.serving.supervisor import Order, Report, Superior
+from pinstripe.sync.follower import Follower
 
 INCOMPLETE = 4
+
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -122,3 +142,130 @@ def tell(text: str) -> None:
     """To stderr: what goes on meanwhile."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+_LOOK_S = 1.0
+
+_PLAIN_S = 30.0
+"""Between two lines where there is no terminal; none if nothing happened."""
+
+
+async def show_following(follower: Follower) -> None:
+    """Until cancelled, on stderr."""
+    told, shown, plain_at = "", follower.live.seen.events, time.monotonic()
+    on_terminal = sys.stderr.isatty()
+    while True:
+        before = follower.live.seen.events
+        await asyncio.sleep(_LOOK_S)
+        trouble = follower.trouble
+        if trouble and not told:
+            complain(f"What changes now is not seen yet. {trouble}", follower.remedy)
+        elif told and not trouble:
+            _write("Following again.\n")
+        told = trouble
+        if trouble:
+            continue
+        events = follower.live.seen.events
+        if on_terminal:
+            _write(f"\r\x1b[2K{line(follower, events - before)}")
+        elif events != shown and time.monotonic() - plain_at >= _PLAIN_S:
+            _write(line(follower, events - before) + "\n")
+            shown, plain_at = events, time.monotonic()
+
+
+def line(follower: Follower, per_second: int) -> str:
+    """How far the database is true, and what came lately."""
+    seen = follower.live.seen
+    behind_s = max(follower.live.now() - seen.as_of, 0.0)
+    asking = f", {len(follower.todos)} to ask" if len(follower.todos) else ""
+    return (
+        f"following: {seen.events:,} events applied ({per_second}/s), "
+        f"true up to {behind_s:.1f} s ago{asking}"
+    )
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+_REPORT_S = 0.5
+
+
+async def worker() -> int:
+    """Gives the exit code; 0 where the service wanted it to end."""
+    superior = await Superior.on_stdin()
+    order = await superior.order()
+    configure(order.config)
+    working = asyncio.create_task(_work(order, superior))
+    gone = asyncio.create_task(superior.gone())
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else 0
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _work(order: Order, superior: Superior) -> int:
+    def lost(error: PinstripeError, _: float) -> None:
+        superior.report(Report("waiting", error.message, error.hint))
+
+    try:
+        # A person who waits at the terminal is told at once that an address is wrong.
+        return await standing_by(
+            partial(_keep_syncing, order, superior), say=lost, met=not order.shown
+        )
+    except (Exception, BaseExceptionGroup) as error:
+        ended = _ended(error)
+        superior.report(ended)
+        await superior.flushed()
+        return ended.exit_code
+
+
+def _ended(error: BaseException) -> Report:
+    cause = root_cause(error)
+    if isinstance(cause, PinstripeError):
+        lasting = isinstance(cause, Misconfigured | WrongKey | WrongAccount)
+        return Report("ended", cause.message, cause.hint, lasting, cause.exit_code)
+    reason = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
+    return Report("ended", f"Something went wrong inside Pinstripe ({reason}).", exit_code=70)
+
+
+async def _keep_syncing(order: Order, superior: Superior, met: Callable[[], None]) -> int:
+    def say(line: str) -> None:
+        superior.report(Report("starting", line))
+        if order.shown:
+            tell(line)
+
+    async with open_service(order.config, tell=say) as service:
+        met()
+        superior.report(Report("backfilling"))
+        if order.shown:
+            await follow(service, _show, lambda: superior.report(Report("following")))
+        else:
+            await _follow(service, superior)
+    return 0
+
+
+def _show(ending: Ending) -> None:
+    show(ending.as_text() + "\n")
+
+
+async def _follow(service: Service, superior: Superior) -> None:
+    """As `follow`, without a word."""
+    follower = await service.follow()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(follower.run())
+        group.create_task(service.telling(follower).run())
+        freeze_loaded()
+        await service.backfilled(followed=True)
+        follower.backfilled()
+        await _report(follower, superior)
+
+
+async def _report(follower: Follower, superior: Superior) -> None:
+    while True:
+        superior.report(Report("following", follower.trouble, follower.remedy))
+        await asyncio.sleep(_REPORT_S)

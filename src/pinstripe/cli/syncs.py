@@ -9,16 +9,16 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from pinstripe.cli.standing import with_data
+from pinstripe.cli.status import with_data
 from pinstripe.cli.sync import show, tell
-from pinstripe.config import Config
+from pinstripe.config.config import Config
+from pinstripe.encryption import FILE, Secrecy
 from pinstripe.errors import Misconfigured
-from pinstripe.gateway.control import NewSync, SyncChange
-from pinstripe.secrecy import FILE, Secrecy
+from pinstripe.gateway.syncs import NewSync, SyncChange
 from pinstripe.service import open_database
-from pinstripe.serving.stored import Vault
+from pinstripe.serving.vault import Vault
 from pinstripe.store.pool import connect
-from pinstripe.store.stored_syncs import SealedSync, get_stored, load_stored
+from pinstripe.store.syncs import SealedSync, get_stored, load_stored
 
 
 @dataclass(frozen=True, slots=True)

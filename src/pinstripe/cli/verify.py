@@ -7,17 +7,17 @@ import json
 import sys
 from datetime import UTC, datetime
 
-from pinstripe.cli.failure import complain
-from pinstripe.cli.standing import with_data
-from pinstripe.client.session import Stripe
-from pinstripe.config import Config
+from pinstripe.cli.runtime import complain
+from pinstripe.cli.status import with_data
+from pinstripe.client.client import Stripe
+from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.service import open_service
-from pinstripe.store.difference import Difference
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import load_syncs
-from pinstripe.sync.verified import Report, TableReport
-from pinstripe.sync.verify import Verify, Wish, open_verify
+from pinstripe.sync.verify.compare import Difference
+from pinstripe.sync.verify.report import Report, TableReport
+from pinstripe.sync.verify.verify import Verify, Wish, open_verify
 
 DIFFERENT = 6
 INCOMPLETE = 4

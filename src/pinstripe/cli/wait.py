@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from pinstripe.cli.failure import complain
-from pinstripe.config import Config
+from pinstripe.cli.runtime import complain
+from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, Unreachable, redact
 
 NOT_IN_TIME = 1

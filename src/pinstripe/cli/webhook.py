@@ -10,20 +10,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pinstripe.catalog.load import spec
-from pinstripe.cli.check_text import harmless
-from pinstripe.cli.standing import with_data
-from pinstripe.client.key import ApiKey
-from pinstripe.client.session import Stripe
-from pinstripe.config import Config
-from pinstripe.errors import Misconfigured, PinstripeError
-from pinstripe.gateway.control import SyncChange
-from pinstripe.secrecy import FILE, Secrecy
-from pinstripe.service import api_key, budget_for, open_database, stripe_for
-from pinstripe.serving.stored import Vault
-from pinstripe.store.pool import connect
-from pinstripe.store.stored_syncs import DEFAULT_ID, get_stored
-from pinstripe.webhook_endpoints import (
+from pinstripe.catalog.model import spec
+from pinstripe.cli.check import harmless
+from pinstripe.cli.status import with_data
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import Stripe
+from pinstripe.client.webhook_endpoints import (
     Created,
     Endpoint,
     check_url,
@@ -32,6 +24,14 @@ from pinstripe.webhook_endpoints import (
     is_local,
     list_endpoints,
 )
+from pinstripe.config.config import Config
+from pinstripe.encryption import FILE, Secrecy
+from pinstripe.errors import Misconfigured, PinstripeError
+from pinstripe.gateway.syncs import SyncChange
+from pinstripe.service import api_key, budget_for, open_database, stripe_for
+from pinstripe.serving.vault import Vault
+from pinstripe.store.pool import connect
+from pinstripe.store.syncs import DEFAULT_ID, get_stored
 
 _SETTING = "PINSTRIPE_WEBHOOK_SECRET"
 

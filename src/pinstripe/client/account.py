@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pinstripe.client.key import ApiKey
-from pinstripe.client.reply import Reply
-from pinstripe.client.session import Stripe
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import Stripe
+from pinstripe.client.response import Reply
 from pinstripe.errors import NotPermitted, Refused
 
 _STRIPE_BEGAN = 1_262_304_000

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pinstripe.client.reply import Reply
+from pinstripe.client.response import Reply
 from pinstripe.errors import NotEnabled, NotExpandable, NotPermitted, Refused
 
 Params = Sequence[tuple[str, str]]

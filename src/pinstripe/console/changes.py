@@ -8,12 +8,12 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from pinstripe.console import sse
+from pinstripe.console import templating
 from pinstripe.console.events import columns_of
-from pinstripe.console.pages import Pages, path_of
-from pinstripe.console.visit import Visit
-from pinstripe.gateway.parts import Gateway
-from pinstripe.store.change_pages import Wanted, changes_before
+from pinstripe.console.page_context import Visit
+from pinstripe.console.templating import Pages, path_of
+from pinstripe.gateway.deps import Gateway
+from pinstripe.store.changes import Wanted, changes_before
 
 _PAGE = 50
 _KEPT = 200
@@ -52,7 +52,7 @@ class Changes:
         """What is new in the feed."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         pieces = self._news(visit.gateway, visit.sync.id, visit.sync.schema, _wanted(visit))
-        return sse.stream(visit.gateway, pieces)
+        return templating.stream(visit.gateway, pieces)
 
     async def _news(
         self, gateway: Gateway, sync_id: str, schema: str, wanted: Wanted
@@ -60,14 +60,14 @@ class Changes:
         async with aclosing(gateway.feed.follow(schema, after=None, wanted=wanted)) as entries:
             async for entry in entries:
                 if entry is None:
-                    yield sse.ALIVE
+                    yield templating.ALIVE
                     continue
                 html = self._pages.piece(
                     "changes_rows.html",
                     changes=[(entry.change, columns_of(entry.change))],
                     sync_id=sync_id,
                 )
-                yield sse.prepend("changes", html, keep=_KEPT)
+                yield templating.prepend("changes", html, keep=_KEPT)
 
 
 def _wanted(visit: Visit) -> Wanted:

@@ -3,26 +3,37 @@
 The database is shown as the reader sees it, a role that may read the tables of this schema and nothing
 else. Its password is on the one page that answers the button, and nowhere after that. What the service's
 own login is no page tells.
+
+Where things are, as somebody who connects has to write it: the gateway, and the database. Pure.
+
+The gateway's address is `public_url` where somebody has set it to one that others can use; else the one
+that the browser has used to reach the page. Of the database's address the login is never shown.
+
+What to paste: commands and lines of code that connect to the database and to the gateway. Pure.
+
+Each works as it stands, with the password filled in where it is known; tests run them literally.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote, unquote, urlsplit
+
 from starlette.responses import Response
 
-from pinstripe.console import snippets
-from pinstripe.console.addresses import (
-    PASSWORD,
-    DatabasePlace,
-    Gateway,
-    Login,
-    database_at,
-    gateway_at,
-)
-from pinstripe.console.pages import Message
-from pinstripe.console.visit import Visit
+from pinstripe.console.page_context import Visit
+from pinstripe.console.templating import Message
 from pinstripe.errors import PinstripeError, Unreachable
+from pinstripe.gateway.http.auth import is_loopback
+from pinstripe.store.database_url import pairs, split_url
+from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
-from pinstripe.store.reader_role import drop_reader, find_reader, renew_reader, role_name
+from pinstripe.store.roles import drop_reader, find_reader, renew_reader, role_name, url_as
 
 _LIKED = ("customer", "invoice", "charge", "product", "event")
 
@@ -88,11 +99,11 @@ async def _page(
         database_url=place.url(login),
         has_reader=role is not None,
         bi=_bi_fields(place, login, sync.schema),
-        tunnel=snippets.tunnel(place),
-        of_database=list(snippets.of_database(place, login, sync.schema, table)),
-        of_proxy=list(snippets.of_proxy(gateway)),
-        of_wait=list(snippets.of_wait(gateway)),
-        of_webhook=list(snippets.of_webhook(gateway, stored=sync.stored)),
+        tunnel=tunnel(place),
+        of_database=list(of_database(place, login, sync.schema, table)),
+        of_proxy=list(of_proxy(gateway)),
+        of_wait=list(of_wait(gateway)),
+        of_webhook=list(of_webhook(gateway, stored=sync.stored)),
         webhook_secrets=sync.webhook_secrets,
     )
 
@@ -133,3 +144,254 @@ def _database_url(visit: Visit) -> str:
     if not url:
         raise Unreachable("The database is not there yet.", hint="Try again in some seconds.")
     return url
+
+
+PASSWORD = "PASSWORD"  # noqa: S105 (it is none)
+"""Stands where a password belongs that nobody knows any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A role and its password; `PASSWORD` if it is not to be shown."""
+
+    role: str
+    password: str
+
+    @property
+    def known(self) -> bool:
+        return self.password != PASSWORD
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The gateway's addresses for one sync. `base` has no slash at its end."""
+
+    base: str
+    sync_id: str
+
+    @property
+    def proxy(self) -> str:
+        return f"{self.base}/api.stripe.com"
+
+    @property
+    def wait(self) -> str:
+        return f"{self.base}/wait/stripe/{self.sync_id}"
+
+    @property
+    def webhook(self) -> str:
+        return f"{self.base}/webhooks/stripe/{self.sync_id}"
+
+    @property
+    def is_local(self) -> bool:
+        """Only this machine reaches it; Stripe does not."""
+        return is_loopback(urlsplit(self.base).hostname or "")
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.base).hostname or ""
+
+    @property
+    def port(self) -> int:
+        parts = urlsplit(self.base)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def protocol(self) -> str:
+        return urlsplit(self.base).scheme
+
+
+def gateway_at(public_url: str, reached: str, sync_id: str) -> Gateway:
+    """`reached`: scheme and host of the request that asks.
+
+    >>> gateway_at("https://pin.example/", "http://10.0.0.7:8377", "default").wait
+    'https://pin.example/wait/stripe/default'
+    >>> gateway_at("http://0.0.0.0:8377", "http://10.0.0.7:8377", "default").base
+    'http://10.0.0.7:8377'
+    """
+    host = urlsplit(public_url).hostname or ""
+    says_nothing = not host or is_loopback(host) or _is_wildcard(host)
+    return Gateway((reached if says_nothing else public_url).rstrip("/"), sync_id)
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class DatabasePlace:
+    """Where Postgres listens. `host` of a socket is its directory; `url` holds the service's own login."""
+
+    reach: Literal["socket", "loopback", "network"]
+    host: str
+    port: int
+    name: str
+    sslmode: str
+    _url: str
+
+    def __repr__(self) -> str:
+        return f"DatabasePlace({self.reach}, {self.host}:{self.port}/{self.name})"
+
+    def url(self, login: Login) -> str:
+        """As psql and libpq take it."""
+        return url_as(self._url, login.role, login.password)
+
+    @property
+    def socket(self) -> str:
+        """The socket's file."""
+        return f"{self.host}/.s.PGSQL.{self.port}"
+
+
+def database_at(url: str) -> DatabasePlace:
+    """What a database URL says of where the server is.
+
+    >>> place = database_at("postgresql://me@/billing?host=/run/pg&port=5433")
+    >>> place.reach, place.socket, place.name
+    ('socket', '/run/pg/.s.PGSQL.5433', 'billing')
+    >>> database_at("postgres://me:secret@127.0.0.1/billing")
+    DatabasePlace(loopback, 127.0.0.1:5432/billing)
+    """
+    parts = split_url(url)
+    query = dict(pairs(parts.query))
+    host, _, port = unquote(parts.hosts.partition(",")[0]).rpartition(":")
+    if not port.isdecimal():
+        host, port = unquote(parts.hosts.partition(",")[0]), ""
+    host, port = query.get("host") or host.strip("[]"), port or query.get("port", "")
+    name = query.get("dbname") or unquote(parts.path)
+    reach: Literal["socket", "loopback", "network"] = "network"
+    if host.startswith(("/", "@")) or not host:
+        reach, host = "socket", host or "/var/run/postgresql"
+    elif is_loopback(host):
+        reach = "loopback"
+    number = int(port) if port.isdecimal() else 5432
+    return DatabasePlace(reach, host, number, name, query.get("sslmode", ""), url)
+
+
+_KEY = '-u "$STRIPE_API_KEY:"'
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """`name` is its element's id. `told` says what it needs or does."""
+
+    name: str
+    title: str
+    text: str
+    told: str = ""
+
+
+def of_database(place: DatabasePlace, login: Login, schema: str, table: str) -> Iterator[Snippet]:
+    """Reading with SQL. `table` is one that there is."""
+    url = place.url(login)
+    look = f"SELECT count(*) FROM {qualified(schema, table)}"
+    yield Snippet("psql", "psql", f"psql {shlex.quote(url)} -c {shlex.quote(look)}")
+    yield Snippet(
+        "sqlalchemy",
+        "SQLAlchemy",
+        "from sqlalchemy import create_engine, text\n\n"
+        f"engine = create_engine({_text(_with_driver(url))})\n"
+        "with engine.connect() as connection:\n"
+        f"    print(connection.execute(text({_text(look)})).scalar())",
+        "Needs sqlalchemy and psycopg.",
+    )
+    yield Snippet(
+        "prisma",
+        "Prisma",
+        f'DATABASE_URL="{_prisma(place, login, schema)}"',
+        "In .env; then npx prisma db pull.",
+    )
+
+
+def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
+    """Writing through the proxy. Each needs STRIPE_API_KEY in the environment."""
+    yield Snippet(
+        "curl",
+        "curl",
+        f"curl -i {shlex.quote(f'{gateway.base}/v1/customers')} {_KEY} -d email=ada@example.com",
+        "Pinstripe-Mirrored: yes in the answer tells that the row is there.",
+    )
+    base = _text(gateway.base)
+    yield Snippet(
+        "python",
+        "Python SDK",
+        "import os\n\nimport stripe\n\n"
+        "client = stripe.StripeClient(\n"
+        '    os.environ["STRIPE_API_KEY"],\n'
+        f'    base_addresses={{"api": {base}, "files": {base}}},\n'
+        ")\n"
+        'customer = client.v1.customers.create({"email": "ada@example.com"})\n'
+        "print(customer.id)",
+        "Needs stripe 13 or later.",
+    )
+    yield Snippet(
+        "node",
+        "Node SDK",
+        "const Stripe = require('stripe');\n\n"
+        "const stripe = new Stripe(process.env.STRIPE_API_KEY, {\n"
+        f"  host: {_text(gateway.host)}, port: {gateway.port}, protocol: {_text(gateway.protocol)},\n"
+        "});\n"
+        "stripe.customers.create({email: 'ada@example.com'})\n"
+        "  .then((customer) => console.log(customer.id));",
+        "Needs the package stripe.",
+    )
+
+
+def of_wait(gateway: Gateway) -> Iterator[Snippet]:
+    """Waiting, for everything or for one object."""
+    yield Snippet(
+        "wait-all",
+        "Everything so far",
+        f"curl {shlex.quote(f'{gateway.wait}?timeout=30')} {_KEY}",
+        "Answers when the database holds what Stripe had when you asked.",
+    )
+    yield Snippet(
+        "wait-object",
+        "One object",
+        f"curl {shlex.quote(f'{gateway.wait}?object=cus_...')} {_KEY}",
+        "The surest form: it is fetched now, and written.",
+    )
+
+
+def of_webhook(gateway: Gateway, *, stored: bool) -> Iterator[Snippet]:
+    """Making the endpoint at Stripe."""
+    base = "https://..." if gateway.is_local else gateway.base
+    sync = f" --sync {gateway.sync_id}" if stored else ""
+    yield Snippet(
+        "webhook-create",
+        "Let Pinstripe make the endpoint",
+        f"pinstripe webhook create{sync} --public-url {shlex.quote(base)}",
+        "With a key that may write webhook endpoints. Its signing secret is kept with the sync."
+        if stored
+        else "With a key that may write webhook endpoints. It prints the setting that holds the secret.",
+    )
+
+
+def tunnel(place: DatabasePlace) -> str:
+    """How another machine reaches a database that listens on this one only."""
+    target = place.socket if place.reach == "socket" else f"{place.host}:{place.port}"
+    return f"ssh -N -L 15432:{target} THIS_MACHINE"
+
+
+def _text(value: str) -> str:
+    """A string of Python and of JavaScript alike."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _with_driver(url: str) -> str:
+    return "postgresql+psycopg" + url[url.index(":") :]
+
+
+def _prisma(place: DatabasePlace, login: Login, schema: str) -> str:
+    """Prisma wants a host even for a socket, and the schema in the URL."""
+    who = f"{quote(login.role, safe='')}:{quote(login.password, safe='')}"
+    query = f"schema={quote(schema, safe='')}"
+    if place.sslmode:
+        query += f"&sslmode={quote(place.sslmode, safe='')}"
+    name = quote(place.name, safe="")
+    if place.reach == "socket":
+        at = quote(place.host, safe="/")
+        return f"postgresql://{who}@localhost:{place.port}/{name}?host={at}&{query}"
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    return f"postgresql://{who}@{host}:{place.port}/{name}?{query}"

@@ -20,14 +20,12 @@ from starlette.responses import Response
 
 from pinstripe.catalog.domains import DOMAINS, domain_by_table
 from pinstripe.catalog.tables import tables
-from pinstripe.console.pages import HEADERS, path_of
-from pinstripe.console.visit import Visit, go
-from pinstripe.diagram.content import around, of_domain, overview
+from pinstripe.console.page_context import Visit, go
+from pinstripe.console.templating import HEADERS, path_of
+from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, overview
 from pinstripe.diagram.layout import draw
 from pinstripe.diagram.mermaid import to_mermaid
-from pinstripe.diagram.model import Detail, Diagram
-from pinstripe.diagram.svg import Links, to_svg
-from pinstripe.diagram.theme import stylesheet
+from pinstripe.diagram.svg import Links, stylesheet, to_svg
 from pinstripe.errors import PinstripeError
 from pinstripe.store.pool import Connection
 

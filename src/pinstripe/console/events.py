@@ -12,12 +12,12 @@ import msgspec
 from starlette.responses import Response
 
 from pinstripe.catalog.tables import table_of_object
-from pinstripe.console import sse
-from pinstripe.console.pages import Message, Pages, path_of
-from pinstripe.console.visit import Visit
-from pinstripe.gateway.parts import Gateway
-from pinstripe.store.change_pages import Change, changes_of_event
-from pinstripe.store.event_pages import EventFilter, EventLine, has_events, list_events, load_event
+from pinstripe.console import templating
+from pinstripe.console.page_context import Visit
+from pinstripe.console.templating import Message, Pages, path_of
+from pinstripe.gateway.deps import Gateway
+from pinstripe.store.changes import Change, changes_of_event
+from pinstripe.store.events import EventFilter, EventLine, has_events, list_events, load_event
 
 _PAGE = 50
 _KEPT = 200
@@ -75,7 +75,7 @@ class Events:
         """What is new in the list."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted, _ = _filter(visit)
-        return sse.stream(visit.gateway, self._news(visit.gateway, visit.sync.id, wanted))
+        return templating.stream(visit.gateway, self._news(visit.gateway, visit.sync.id, wanted))
 
     async def one(self, visit: Visit) -> Response:
         """One event."""
@@ -117,7 +117,7 @@ class Events:
                     known or set() if len(known or ()) < 5000 else set()
                 )
                 if not new:
-                    yield sse.ALIVE
+                    yield templating.ALIVE
                     continue
                 html = self._pages.piece(
                     "events_rows.html",
@@ -125,7 +125,7 @@ class Events:
                     sync_id=sync_id,
                     table_of=table_of_object(),
                 )
-                yield sse.prepend("events", html, keep=_KEPT)
+                yield templating.prepend("events", html, keep=_KEPT)
 
     async def _look(
         self, gateway: Gateway, sync_id: str, schema: str, at: datetime, wanted: EventFilter

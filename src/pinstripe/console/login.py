@@ -5,10 +5,10 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pinstripe.console.pages import HEADERS, Message
+from pinstripe.console.page_context import Visitors, go, local_path
 from pinstripe.console.sessions import Session, drop_cookie, set_cookie
-from pinstripe.console.visit import Visitors, go, local_path
-from pinstripe.gateway.failures import Rejected
+from pinstripe.console.templating import HEADERS, Message
+from pinstripe.gateway.http.errors import Rejected
 
 
 class Login:

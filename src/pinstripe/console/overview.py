@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from starlette.responses import Response
 
-from pinstripe.console import sse
-from pinstripe.console.pages import Pages, path_of
-from pinstripe.console.visit import Visit, go
+from pinstripe.console import templating
+from pinstripe.console.page_context import Visit, go
+from pinstripe.console.templating import Pages, path_of
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.board import Live
-from pinstripe.gateway.parts import Gateway
+from pinstripe.gateway.deps import Gateway
+from pinstripe.gateway.live.status_board import Live
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
@@ -96,7 +96,7 @@ class Overview:
     async def live(self, visit: Visit) -> Response:
         """The stream of pieces that have changed."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
-        return sse.stream(visit.gateway, self._pieces(visit.gateway, visit.sync.id))
+        return templating.stream(visit.gateway, self._pieces(visit.gateway, visit.sync.id))
 
     async def _pieces(self, gateway: Gateway, sync_id: str) -> AsyncIterator[bytes]:
         sent: dict[str, str] = {}
@@ -108,9 +108,9 @@ class Overview:
                 pieces = await self._draw(gateway, live)
                 for name, html in pieces.items():
                     if sent.get(name) != html:
-                        yield sse.replace(name, html)
+                        yield templating.replace(name, html)
                 sent = pieces
-                yield sse.ALIVE
+                yield templating.ALIVE
 
     async def _draw(self, gateway: Gateway, live: Live) -> dict[str, str]:
         """The pieces as of `live`; drawn by the first who asks."""

@@ -7,16 +7,15 @@ from starlette.routing import Route
 from pinstripe.console import connect, diagram, row, rows, tables
 from pinstripe.console.changes import Changes
 from pinstripe.console.events import Events
-from pinstripe.console.examinations import Examinations
-from pinstripe.console.keys import Keys
+from pinstripe.console.keys import Examinations, Keys
 from pinstripe.console.login import Login
 from pinstripe.console.overview import Overview
-from pinstripe.console.pages import Pages, static
+from pinstripe.console.page_context import Visitors
 from pinstripe.console.sessions import Sessions
 from pinstripe.console.sql import Sql
-from pinstripe.console.stored import Stored
-from pinstripe.console.visit import Visitors
-from pinstripe.gateway.access import Access
+from pinstripe.console.syncs import Stored
+from pinstripe.console.templating import Pages, static
+from pinstripe.gateway.http.auth import Access
 
 
 def console_routes(access: Access) -> list[Route]:

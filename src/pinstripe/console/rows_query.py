@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 
 import msgspec
 
-from pinstripe.console.tables_shape import Shape, ShownColumn
+from pinstripe.console.tables import Shape, ShownColumn
 from pinstripe.errors import Misconfigured
 from pinstripe.store.ddl import qualified, quote
 

@@ -2,28 +2,33 @@
 
 A statement comes in a form and stays there: no address and no log holds it. Whoever goes away while it
 runs ends it.
+
+A result as CSV, a chunk at a time, safe to open in a spreadsheet. Pure but for the rows' source.
+
+Statements to begin with: each is whole, quick, and says something about an account.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Container, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TypeVar
 
+import asyncpg
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from pinstripe.catalog.prefixes import types_of
 from pinstripe.catalog.tables import table_of_object
-from pinstripe.console import sql_csv, sql_run
-from pinstripe.console.pages import HEADERS, Message
-from pinstripe.console.rows_cells import Reference
-from pinstripe.console.sql_examples import examples
-from pinstripe.console.sql_reader import Place, Readers
-from pinstripe.console.sql_run import Failed, Result
-from pinstripe.console.visit import Visit
+from pinstripe.console import sql_run
+from pinstripe.console.page_context import Visit
+from pinstripe.console.rows import Reference
+from pinstripe.console.sql_run import Failed, Place, Readers, Result, ResultColumn, chunks
+from pinstripe.console.templating import HEADERS, Message
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.pool import translated
 from pinstripe.store.syncs import load_table_names
@@ -38,8 +43,10 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm')
 GROUP BY 1 ORDER BY 1
 """
+
 _GRACE_S = 5.0
 """Beyond a statement's own limit: for connecting, and for a server that does not keep its limit."""
+
 _ID = 80
 
 
@@ -116,10 +123,10 @@ class Sql:
             ) from error
 
     async def _lines(self, visit: Visit, statement: str) -> AsyncGenerator[str, None]:
-        limit = sql_csv.STATEMENT_S
+        limit = STATEMENT_S
         async with self._readers.connection(_place(visit), statement_s=limit) as connection:
             with translated():
-                async with aclosing(sql_csv.lines(connection, statement)) as found:
+                async with aclosing(lines(connection, statement)) as found:
                     async for text in found:
                         yield text
 
@@ -155,7 +162,7 @@ async def _page(
         examples=examples(here),
         reference=lambda value: _reference(value, here),
         most=sql_run.MOST_ROWS,
-        most_csv=sql_csv.MOST_ROWS,
+        most_csv=MOST_ROWS,
         longest_s=sql_run.STATEMENT_S,
     )
 
@@ -200,3 +207,128 @@ async def _after(first: str, lines: AsyncGenerator[str, None]) -> AsyncIterator[
 def _gone() -> Response:
     """Nobody reads it."""
     return Response(status_code=499, headers=HEADERS)
+
+
+STATEMENT_S = 60
+
+MOST_ROWS = 100_000
+
+_SPECIAL = re.compile(r'[,"\r\n]|^\s|\s$')
+
+# What a spreadsheet takes for a formula, and numbers, which it may.
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
+
+
+async def lines(connection: asyncpg.Connection, statement: str) -> AsyncGenerator[str, None]:
+    """The header, then the rows, up to `MOST_ROWS`. Raises `sql_run.Failed`, mostly at the first."""
+    sent: int | None = None
+    async with aclosing(chunks(connection, statement)) as found:
+        async for chunk in found:
+            head = _header(chunk.columns) if sent is None else ""
+            sent = sent or 0
+            rows = chunk.rows[: MOST_ROWS - sent]
+            sent += len(rows)
+            yield head + "".join(line(row) for row in rows)
+            if sent >= MOST_ROWS:
+                return
+
+
+def _header(columns: Sequence[ResultColumn]) -> str:
+    return line([c.name for c in columns])
+
+
+def line(values: Sequence[str | None]) -> str:
+    r"""One record. Null is nothing, an empty text is "".
+
+    >>> line(["a", None, "", 'say "x", y', "=1+1", "-5"])
+    'a,,"","say ""x"", y",\'=1+1,-5\r\n'
+    """
+    return ",".join(field(v) for v in values) + "\r\n"
+
+
+def field(value: str | None) -> str:
+    """One value; an apostrophe before what a spreadsheet would run."""
+    if value is None:
+        return ""
+    if _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        value = f"'{value}"
+    if not value or _SPECIAL.search(value):
+        return '"' + value.replace('"', '""') + '"'
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """`tables` are those that it reads."""
+
+    title: str
+    tables: tuple[str, ...]
+    statement: str
+
+
+EXAMPLES = (
+    Example(
+        "Paid charges by month",
+        ("charge",),
+        """SELECT date_trunc('month', created) AS month, currency,
+       count(*) AS charges, sum(amount - amount_refunded) AS net_minor
+FROM charge
+WHERE status = 'succeeded'
+GROUP BY 1, 2
+ORDER BY 1 DESC, 2""",
+    ),
+    Example(
+        "Subscriptions by status",
+        ("subscription",),
+        """SELECT status, count(*) AS subscriptions, min(created) AS oldest
+FROM subscription
+GROUP BY 1
+ORDER BY 2 DESC""",
+    ),
+    Example(
+        "Open invoices with their customers",
+        ("invoice", "customer"),
+        """SELECT i.id, i.number, c.name, i.amount_due, i.currency, i.due_date
+FROM invoice i
+LEFT JOIN customer c ON c.id = i.customer_id
+WHERE i.status = 'open'
+ORDER BY i.created
+LIMIT 100""",
+    ),
+    Example(
+        "Customers who pay most",
+        ("charge", "customer"),
+        """SELECT c.id, c.name, ch.currency, sum(ch.amount) AS paid_minor
+FROM charge ch
+JOIN customer c ON c.id = ch.customer_id
+WHERE ch.status = 'succeeded'
+GROUP BY 1, 2, 3
+ORDER BY 4 DESC
+LIMIT 20""",
+    ),
+    Example(
+        "What happened in the last hour",
+        ("event",),
+        """SELECT type, count(*) AS events, max(created) AS newest
+FROM event
+WHERE created > now() - interval '1 hour'
+GROUP BY 1
+ORDER BY 2 DESC""",
+    ),
+    Example(
+        "Prices of each product",
+        ("product", "price"),
+        """SELECT p.name, pr.id, pr.unit_amount, pr.currency, pr.recurring_interval, pr.active
+FROM product p
+JOIN price pr ON pr.product_id = p.id
+ORDER BY p.name, pr.unit_amount
+LIMIT 200""",
+    ),
+)
+
+
+def examples(here: Container[str]) -> list[Example]:
+    """Those whose tables are all there."""
+    return [e for e in EXAMPLES if all(t in here for t in e.tables)]

@@ -1,23 +1,29 @@
 """Tables: all of them by domain, and one with its columns.
 
 Rows are counted where that takes no time and estimated elsewhere; what is estimated is marked `~`.
+
+One table as it stands in the database: its columns, which of them are indexed, what refers to what.
+
+The catalog knows what the columns mean, the database which there are: a schema may have been made from
+an older catalog, and its owner may have added columns. Pages show what is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from pinstripe.catalog.descriptions import describe_table, docs_url
+from pinstripe.catalog.descriptions import describe_column, describe_table, docs_url, is_money
 from pinstripe.catalog.domains import DOMAINS, Domain, domain_by_table
-from pinstripe.catalog.tables import tables
-from pinstripe.console.tables_shape import load_shape, referring
-from pinstripe.console.visit import Visit
-from pinstripe.status import SchemaStatus, TableStatus, read_status
-from pinstripe.store.ddl import qualified
+from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.tables import Column, Table, table_of_object, tables
+from pinstripe.console.page_context import Visit
+from pinstripe.store.ddl import BOOKKEEPING, qualified
 from pinstripe.store.pool import Connection
+from pinstripe.store.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.syncs import load_table_names
 
 _COUNTED_BYTES = 64 * 1024
 """Tables up to this size are counted for the page: all of them together take milliseconds."""
@@ -143,3 +149,127 @@ def _unknown(name: str) -> str:
     if name in tables():
         return f'The table "{name}" is not in this schema: the sync was told to leave it out.'
     return f'There is no table "{name}".'
+
+
+_COLUMNS = """
+SELECT a.attname::text,
+       replace(format_type(a.atttypid, a.atttypmod), 'timestamp with time zone', 'timestamptz'),
+       EXISTS (SELECT FROM pg_index i
+               JOIN pg_class x ON x.oid = i.indexrelid
+               JOIN pg_am m ON m.oid = x.relam AND m.amname = 'btree'
+               WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum
+                 AND (i.indpred IS NULL
+                      OR pg_get_expr(i.indpred, i.indrelid) = format('(%I IS NOT NULL)', a.attname)))
+FROM pg_attribute a
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+_INDEXED = """
+SELECT c.relname::text, a.attname::text
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+WHERE n.nspname = $1 AND c.relname = ANY($2::text[]) AND i.indisvalid
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownColumn:
+    """A column of the database. `known` is the catalog's, None for our own and for those of others."""
+
+    name: str
+    type: str
+    indexed: bool
+    about: str
+    known: Column | None = None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return self.known.references if self.known is not None else ()
+
+    @property
+    def is_money(self) -> bool:
+        return self.known is not None and is_money(self.known)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A table with its columns. `here` are the tables of the schema."""
+
+    schema: str
+    table: Table
+    columns: Mapping[str, ShownColumn]
+    here: frozenset[str]
+
+    @property
+    def key(self) -> str:
+        """The column that names a row; every table has one such column today."""
+        return self.table.key[-1]
+
+    def currency_of(self, column: ShownColumn) -> str | None:
+        """The column that says in which currency an amount is."""
+        if not column.is_money or column.known is None:
+            return None
+        beside = "_".join((*column.known.path[:-1], "currency"))
+        return next((n for n in (beside, "currency") if n in self.columns), None)
+
+    def kind_of(self, column: ShownColumn) -> str | None:
+        """The column that says of which type the object is that a reference names."""
+        beside = column.name.removesuffix("_id") + "_object"
+        return beside if len(column.references) > 1 and beside in self.columns else None
+
+    def target(self, column: ShownColumn, key: str, kind: object = None) -> str | None:
+        """The table in which the row of this id is; None where nothing tells, or it is not here."""
+        if len(column.references) == 1:
+            found: str | None = column.references[0]
+        elif isinstance(kind, str):
+            found = table_of_object().get(kind)
+        else:
+            names = (table_of_object().get(kind) for kind in types_of(key))
+            found = next((n for n in names if n in column.references), None)
+        return found if found in self.here else None
+
+
+async def load_shape(connection: Connection, schema: str, name: str) -> Shape | None:
+    """None where the schema has no such table, or the catalog does not know it."""
+    table = tables().get(name)
+    if table is None:
+        return None
+    rows = await connection.fetch(_COLUMNS, qualified(schema, name))
+    if not rows:
+        return None
+    known = {c.name: c for c in table.columns}
+    columns = {
+        row[0]: ShownColumn(row[0], row[1], row[2], _about(table, known, row[0]), known.get(row[0]))
+        for row in rows
+    }
+    here = frozenset(await load_table_names(connection, schema)) & frozenset(tables())
+    return Shape(schema, table, columns, here)
+
+
+def _about(table: Table, known: Mapping[str, Column], name: str) -> str:
+    if name in known:
+        return describe_column(table, known[name])
+    if name in BOOKKEEPING:
+        return f"{BOOKKEEPING[name][1]}."
+    return "Not of the catalog's."
+
+
+def referring(shape: Shape) -> list[tuple[str, str]]:
+    """(table, column) of everything in the schema that may refer to rows of this table."""
+    return [
+        (name, column.name)
+        for name in sorted(shape.here)
+        for column in tables()[name].columns
+        if shape.table.name in column.references
+    ]
+
+
+async def load_indexed(
+    connection: Connection, schema: str, names: list[str]
+) -> frozenset[tuple[str, str]]:
+    """(table, column) of the columns with an index, in these tables."""
+    rows = await connection.fetch(_INDEXED, schema, names)
+    return frozenset((row[0], row[1]) for row in rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pinstripe.catalog.tables import tables
-from pinstripe.diagram.model import Box, Diagram, Link, Row
+from pinstripe.diagram.graph import Box, Diagram, Link, Row
 
 _KEYS = {"key": " PK", "reference": " FK", "column": "", "table": " FK"}
 

@@ -3,34 +3,46 @@
     report = await examine(stripe, tables())
 
 About a hundred small requests within the budget of `stripe`; nothing is written, at Stripe or anywhere.
+
+What the answers about a key mean: each as a finding with its remedy.
+
+A product that the account does not use is no problem; a permission that the key lacks is one, because a
+table stays empty.
+
+The least that a restricted key needs: read on what the tables come from, write on webhooks for those
+who let Pinstripe manage them.
+
+Permissions are named only where Stripe has named them, in a refusal: their names do not follow from the
+paths.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from pinstripe.catalog.load import spec
-from pinstripe.client.session import Stripe
-from pinstripe.doctor.abilities import try_abilities
-from pinstripe.doctor.asking import PRIORITY, Asker, Said
-from pinstripe.doctor.findings import KeyReport, Resource
-from pinstripe.doctor.network import look_at
-from pinstripe.doctor.recipe import recipe_for
-from pinstripe.doctor.resources import (
+from pinstripe.catalog.domains import DOMAINS, domain_by_table
+from pinstripe.catalog.model import spec
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import Stripe
+from pinstripe.client.decode import StripeObject
+from pinstripe.client.pagination import read_object
+from pinstripe.doctor.permissions import (
     ACCOUNT,
+    EVENTS,
     Tried,
     in_order,
     plan_for,
     resource_of,
+    try_abilities,
     try_resources,
 )
-from pinstripe.doctor.verdict import key_findings
+from pinstripe.doctor.probe import PRIORITY, Asker, ClockDifference, Said, look_at
+from pinstripe.doctor.report import Ability, Finding, KeyReport, Recipe, Resource
 from pinstripe.errors import Drifted, Refused, Unreachable, WrongAccount, WrongKey
-from pinstripe.rows.decode import StripeObject
-from pinstripe.source.page import read_object
 
 _ACCOUNT_ID = re.compile(r"acct_\w+")
+
 _BEYOND = 4
 """Requests beside the resources: the account, a preview, the version, a write perhaps."""
 
@@ -154,3 +166,159 @@ def _name(account: StripeObject | None) -> str | None:
         if isinstance(name, str) and name:
             return name
     return None
+
+
+_CLOCK_S = 30.0
+"""A tenth of what Stripe accepts in the signature of a webhook."""
+
+_UNREADABLE = 4
+
+
+def key_findings(
+    key: ApiKey,
+    resources: Sequence[Resource],
+    abilities: Iterable[Ability],
+    *,
+    wanted: Collection[str],
+    default_version: str | None,
+    clock: ClockDifference,
+) -> tuple[Finding, ...]:
+    """In the order in which they are told."""
+    return (
+        *_of_key(key),
+        *_of_version(default_version),
+        *_of_clock(clock),
+        *_of_resources(resources),
+        *_of_abilities(abilities, wanted),
+        *_of_allowance(key),
+    )
+
+
+def _of_key(key: ApiKey) -> Iterator[Finding]:
+    if key.kind == "standard":
+        yield Finding(
+            "key",
+            "note",
+            "This is a secret key: it may do everything, and Pinstripe only reads.",
+            "Use a restricted key with read permissions: see the recipe.",
+        )
+
+
+def _of_version(default: str | None) -> Iterator[Finding]:
+    if default is None:
+        yield Finding(
+            "version", "note", "The account's own API version could not be asked for.", ""
+        )
+    elif default != spec().api_version:
+        yield Finding(
+            "version",
+            "note",
+            f"The account's own API version is {default}, ours {spec().api_version}: its events are "
+            "taken as hints, and the objects are fetched.",
+            "Nothing to do; following costs one more request for each changed object.",
+        )
+
+
+def _of_clock(clock: ClockDifference) -> Iterator[Finding]:
+    if not clock.known:
+        yield Finding("clock", "note", "Stripe's clock could not be read.", "")
+    elif abs(clock.ahead_s) > _CLOCK_S:
+        way = "behind" if clock.ahead_s > 0 else "ahead of"
+        yield Finding(
+            "clock",
+            "warning",
+            f"This machine's clock is {abs(clock.ahead_s):,.0f} s {way} Stripe's: signatures of "
+            "webhooks will look too old.",
+            "Set the clock, best by NTP.",
+        )
+
+
+def _of_resources(resources: Sequence[Resource]) -> Iterator[Finding]:
+    for resource in resources:
+        if resource.path == EVENTS and resource.state != "failed":
+            continue  # Told with what it means: nothing can be followed.
+        if resource.state in ("not_permitted", "refused", "failed"):
+            yield Finding(
+                resource.path,
+                "problem",
+                f"{', '.join(resource.tables)}: {resource.message}",
+                resource.remedy,
+                _UNREADABLE,
+            )
+    unused = [r for r in resources if r.state == "not_enabled"]
+    if unused:
+        yield Finding(
+            "products",
+            "note",
+            f"{len(unused)} resources belong to products that the account has not enabled; their "
+            "tables stay empty.",
+            "Nothing to do unless you use them.",
+        )
+
+
+def _of_abilities(abilities: Iterable[Ability], wanted: Collection[str]) -> Iterator[Finding]:
+    for ability in abilities:
+        if ability.state != "no":
+            continue
+        if ability.name == "events":
+            words = f"Changes cannot be followed: {ability.how}"
+            yield Finding("events", "problem", words, ability.remedy, _UNREADABLE)
+        elif ability.name == "previews" and any(t.startswith("upcoming_") for t in wanted):
+            words = f"The tables of upcoming invoices stay empty: {ability.how}"
+            yield Finding("previews", "problem", words, ability.remedy, _UNREADABLE)
+        elif ability.name == "webhooks_write":
+            words = f"`pinstripe webhook` cannot manage endpoints with this key: {ability.how}"
+            yield Finding("webhooks", "note", words, ability.remedy)
+
+
+def _of_allowance(key: ApiKey) -> Iterator[Finding]:
+    if key.mode == "live":
+        yield Finding(
+            "allowance",
+            "note",
+            "Stripe allows 500 reads for each transaction over 30 days, and 10,000 a month at least; "
+            "Pinstripe counts its own and looks less often before they run out.",
+            "See the how-to on rate limits.",
+        )
+
+
+_DASHBOARD = "https://dashboard.stripe.com"
+
+
+def recipe_for(key: ApiKey, resources: Iterable[Resource], abilities: Iterable[Ability]) -> Recipe:
+    """What a key for these resources needs. What the account has not enabled is left out."""
+    abilities = tuple(abilities)
+    needed = [r for r in resources if r.state != "not_enabled"]
+    lacking = {r.permission for r in needed if r.state == "not_permitted"}
+    lacking |= {a.permission for a in abilities if a.state == "no"}
+    read: dict[str, set[str]] = {}
+    for resource in needed:
+        read.setdefault(resource.product, set()).add(label(resource.path))
+    links = {r.edit_url for r in needed if r.edit_url} | {
+        a.edit_url for a in abilities if a.edit_url
+    }
+    mode = "/test" if key.mode == "test" else ""
+    return Recipe(
+        create_at=f"{_DASHBOARD}{mode}/apikeys/create",
+        # Stripe's own link opens this very key; those of several permissions may differ in a query.
+        edit_at=min(links, default=f"{_DASHBOARD}{mode}/apikeys"),
+        read={d.title: tuple(sorted(read[d.title])) for d in DOMAINS.values() if d.title in read},
+        write={domain_by_table()["webhook_endpoint"].title: ("webhook endpoints",)},
+        lacking=tuple(sorted(lacking - {""})),
+        lacking_unnamed=tuple(
+            r.path for r in needed if r.state == "not_permitted" and not r.permission
+        ),
+    )
+
+
+def label(path: str) -> str:
+    """A resource as people say it.
+
+    >>> label("/v1/issuing/cards"), label("/v1/customers/{customer}/balance_transactions")
+    ('issuing cards', 'customers: balance transactions')
+    """
+    words = [w for w in path.split("/")[2:] if w]
+    if words[-1].startswith("{"):
+        words.pop()
+    text = " ".join(": " if w.startswith("{") else w.replace("_", " ") for w in words)
+    return text.replace(" :  ", ": ")

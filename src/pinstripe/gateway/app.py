@@ -3,11 +3,18 @@
 What goes to Stripe is handed to the proxy as it came, before anything of ours sees it. The rest meets, in
 this order: limits and the one error shape (`outside`), the route list, the door (`access`), the
 endpoint's own reading of query and body (`endpoint`).
+
+What passes through the app to others (proxy, waits, webhooks), counted on the way.
+
+The proxy's requests are touched in one respect only: a browser that would show an answer as a page, or run
+it, gets none. What Stripe's hosts serve was written by strangers, and here it would stand on the console's
+own origin.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -17,27 +24,95 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pinstripe.gateway import (
-    api_catalog,
-    api_events,
-    api_standing,
-    api_syncs,
-    health,
-    passing,
-    streams,
+from pinstripe.gateway.api import catalog, events, health, status, streams, syncs
+from pinstripe.gateway.api.endpoint import Call, Endpoint
+from pinstripe.gateway.api.openapi import describe
+from pinstripe.gateway.deps import Gateway, GatewayParts
+from pinstripe.gateway.http.errors import JSON, Rejected, failure
+from pinstripe.gateway.http.metrics import MEDIA as METRICS
+from pinstripe.gateway.http.metrics import Meters, status_class
+from pinstripe.gateway.http.middleware import Outside
+from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.proxy.request import is_for_proxy
+from pinstripe.gateway.wait.endpoint import NotInTime, Waited
+from pinstripe.store.changes import Change
+
+_READS = frozenset(("GET", "HEAD"))
+
+
+class Passing:
+    """The proxy, counted. A raw ASGI app: no request object, nothing decoded."""
+
+    def __init__(self, proxy: ASGIApp, meters: Meters) -> None:
+        self._proxy = proxy
+        self._meters = meters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for name, value in scope["headers"]:
+            if name == b"sec-fetch-dest" and value != b"empty":
+                await _NOT_A_PAGE(scope, receive, send)
+                return
+        meters, began = self._meters, time.perf_counter()
+        status: int | None = None
+        mirrored: str | None = None
+        whole = False
+
+        async def counted(message: Message) -> None:
+            nonlocal status, mirrored, whole
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                for name, value in message.get("headers", ()):
+                    if name.lower() == b"pinstripe-mirrored":
+                        mirrored = value.decode("latin-1").partition(";")[0]
+                kind = "read" if scope["method"] in _READS else "write"
+                meters.proxy_s[kind].observe(time.perf_counter() - began)
+            elif not message.get("more_body", False):
+                whole = True
+            await send(message)
+
+        meters.proxying += 1
+        try:
+            await self._proxy(scope, receive, counted)
+        finally:
+            meters.proxying -= 1
+            meters.proxy_answered(scope["method"], status if whole else None, mirrored)
+
+
+async def wait(call: Call) -> Response:
+    """Answers when the copy holds what Stripe had when the call arrived.
+
+    Or exactly: `request=req_...` (its events are applied), `object=sub_...` (fetched now),
+    `event=evt_...`. `timeout` in seconds; over it 504 with what is missing. By the admin token, the wait
+    token, or a Stripe key of the account.
+    """
+    meters = call.gateway.meters
+    meters.waiting += 1
+    try:
+        answer = await call.gateway.parts.wait(call.request)
+    finally:
+        meters.waiting -= 1
+    meters.waits[status_class(answer.status_code)] += 1
+    return answer
+
+
+async def webhook(call: Call) -> Response:
+    """Takes a webhook of Stripe's: checks its signature, and has the event log read at once.
+
+    The event itself is not used. By the signature in `Stripe-Signature`.
+    """
+    answer = await call.gateway.parts.webhook(call.request)
+    call.gateway.meters.webhooks[status_class(answer.status_code)] += 1
+    return answer
+
+
+_NOT_A_PAGE = failure(
+    403,
+    "not_a_page",
+    "A browser may not show what comes from Stripe as a page of this gateway.",
+    "Call it from a program.",
 )
-from pinstripe.gateway.board import Live
-from pinstripe.gateway.endpoint import Call, Endpoint
-from pinstripe.gateway.failures import JSON, Rejected
-from pinstripe.gateway.hosts import is_for_proxy
-from pinstripe.gateway.metrics import MEDIA as METRICS
-from pinstripe.gateway.openapi import describe
-from pinstripe.gateway.outside import Outside
-from pinstripe.gateway.parts import Gateway, GatewayParts
-from pinstripe.gateway.wait import NotInTime, Waited
-from pinstripe.store.change_pages import Change
 
 
 async def description(call: Call) -> Response:
@@ -49,25 +124,25 @@ _LATE: dict[int, type] = {504: NotInTime}
 
 # Beside these: /v1/..., /v2/... and /HOST.stripe.com/..., which are the proxy's, and the console's pages.
 ROUTES: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/api", api_catalog.about),
+    Endpoint("GET", "/api", catalog.about),
     Endpoint("GET", "/api/openapi.json", description),
-    Endpoint("GET", "/api/tables", api_catalog.catalog_tables),
-    Endpoint("GET", "/api/tables/{table}", api_catalog.catalog_table),
+    Endpoint("GET", "/api/tables", catalog.catalog_tables),
+    Endpoint("GET", "/api/tables/{table}", catalog.catalog_table),
     Endpoint("GET", "/api/live", streams.live, stream=streams.LiveBoard, media=streams.MEDIA),
-    Endpoint("GET", "/api/syncs", api_syncs.list_syncs),
-    Endpoint("POST", "/api/syncs", api_syncs.add_sync, status=201),
-    Endpoint("GET", "/api/syncs/{id}", api_syncs.get_sync),
-    Endpoint("PATCH", "/api/syncs/{id}", api_syncs.change_sync),
-    Endpoint("DELETE", "/api/syncs/{id}", api_syncs.remove_sync, status=204),
-    Endpoint("POST", "/api/syncs/{id}/pause", api_syncs.pause_sync),
-    Endpoint("POST", "/api/syncs/{id}/resume", api_syncs.resume_sync),
-    Endpoint("GET", "/api/syncs/{id}/status", api_standing.status),
-    Endpoint("GET", "/api/syncs/{id}/lag", api_standing.lag),
-    Endpoint("GET", "/api/syncs/{id}/budget", api_standing.budget),
-    Endpoint("GET", "/api/syncs/{id}/permissions", api_standing.permissions),
-    Endpoint("GET", "/api/syncs/{id}/events", api_events.events),
-    Endpoint("GET", "/api/syncs/{id}/events/{event}", api_events.event),
-    Endpoint("GET", "/api/syncs/{id}/changes", api_events.changes),
+    Endpoint("GET", "/api/syncs", syncs.list_syncs),
+    Endpoint("POST", "/api/syncs", syncs.add_sync, status=201),
+    Endpoint("GET", "/api/syncs/{id}", syncs.get_sync),
+    Endpoint("PATCH", "/api/syncs/{id}", syncs.change_sync),
+    Endpoint("DELETE", "/api/syncs/{id}", syncs.remove_sync, status=204),
+    Endpoint("POST", "/api/syncs/{id}/pause", syncs.pause_sync),
+    Endpoint("POST", "/api/syncs/{id}/resume", syncs.resume_sync),
+    Endpoint("GET", "/api/syncs/{id}/status", status.status),
+    Endpoint("GET", "/api/syncs/{id}/lag", status.lag),
+    Endpoint("GET", "/api/syncs/{id}/budget", status.budget),
+    Endpoint("GET", "/api/syncs/{id}/permissions", status.permissions),
+    Endpoint("GET", "/api/syncs/{id}/events", events.events),
+    Endpoint("GET", "/api/syncs/{id}/events/{event}", events.event),
+    Endpoint("GET", "/api/syncs/{id}/changes", events.changes),
     Endpoint(
         "GET",
         "/api/syncs/{id}/changes/stream",
@@ -76,9 +151,9 @@ ROUTES: tuple[Endpoint, ...] = (
         media=streams.MEDIA,
     ),
     Endpoint("GET", "/api/syncs/{id}/live", streams.live_sync, stream=Live, media=streams.MEDIA),
-    Endpoint("GET", "/wait/{kind}/{id}", passing.wait, "wait", raw=True, shows=Waited, also=_LATE),
-    Endpoint("POST", "/wait/{kind}/{id}", passing.wait, "wait", raw=True, shows=Waited, also=_LATE),
-    Endpoint("POST", "/webhooks/stripe/{id}", passing.webhook, "signature", raw=True),
+    Endpoint("GET", "/wait/{kind}/{id}", wait, "wait", raw=True, shows=Waited, also=_LATE),
+    Endpoint("POST", "/wait/{kind}/{id}", wait, "wait", raw=True, shows=Waited, also=_LATE),
+    Endpoint("POST", "/webhooks/stripe/{id}", webhook, "signature", raw=True),
     Endpoint("GET", "/healthz", health.healthz, "anyone", raw=True),
     Endpoint(
         "GET",
@@ -107,7 +182,7 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, extra_routes: Sequence[BaseRoute]) -> None:
         self.state = State({"gateway": gateway})
         self.gateway = gateway
-        self._proxy = passing.Passing(gateway.parts.proxy, gateway.meters)
+        self._proxy = Passing(gateway.parts.proxy, gateway.meters)
         paths = dict.fromkeys(endpoint.path for endpoint in ROUTES)
         routes = [Route(path, _Path(gateway, path)) for path in paths]
         self._own = Outside(

@@ -20,9 +20,9 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from pinstripe.gateway.bell import Bell
-from pinstripe.gateway.failures import JSON, Rejected
+from pinstripe.gateway.http.errors import JSON, Rejected
 from pinstripe.gateway.syncs import Syncs
+from pinstripe.gateway.wait.sync_requester import Bell
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

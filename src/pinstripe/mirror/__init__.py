@@ -1,10 +1,7 @@
 """The one door to the synced tables; see `mirror.door`."""
 
-from pinstripe.mirror.contests import Settle
-from pinstripe.mirror.door import Mirror, open_mirror
-from pinstripe.mirror.queue import BATCH_ROWS, LIVE_LANE, QUEUE_ROWS
-from pinstripe.mirror.scribe import Scribe
-from pinstripe.mirror.snapshot import Part, Progress, Truth, Versions
+from pinstripe.mirror.mirror import Mirror, Scribe, Settle, open_mirror
+from pinstripe.mirror.queue import BATCH_ROWS, LIVE_LANE, QUEUE_ROWS, Part, Progress, Versions
 
 __all__ = [
     "BATCH_ROWS",
@@ -15,7 +12,6 @@ __all__ = [
     "Progress",
     "Scribe",
     "Settle",
-    "Truth",
     "Versions",
     "open_mirror",
 ]

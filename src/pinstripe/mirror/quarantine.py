@@ -14,9 +14,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
+from pinstripe.mirror.batch import Batch
 from pinstripe.mirror.queue import Job
 from pinstripe.rows.extract import Found, Row
-from pinstripe.store.batch import Batch
 from pinstripe.store.quarantine import Parted, Refused, Why
 
 PROBE_S = 10.0

@@ -3,23 +3,51 @@
 Jobs of one named lane go to the same writer for as long as one of them is open, so they commit in the
 order in which they came. Any other job goes to the writer with the least to do. The first writer is
 kept free for what is live.
+
+What is handed to the mirror: rows, when they were true, and the stream whose position they move.
+
+Values and one protocol; nothing here writes. `Progress` is what a list or the event reader is to the
+mirror: it says what its cursor will be once some steps are durable, and hears that they are.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
 
-from pinstripe.mirror.snapshot import Part, Progress, Versions
-from pinstripe.store.batch import Effect
-from pinstripe.store.todo import Answer
+from pinstripe.mirror.batch import Effect
+from pinstripe.rows.as_of import Truth
+from pinstripe.rows.extract import Found
+from pinstripe.store.cursors import Checkpoint
+from pinstripe.store.refetch import Answer
+
+Part = tuple[Found, Truth]
+"""Rows and when they were true."""
+
+Versions = Mapping[tuple[str, str], datetime]
+"""Versions (`_synced_at`) of rows by table and key."""
+
+
+class Progress(Protocol):
+    """How far one stream is written; the mirror saves it in the transaction that makes it true."""
+
+    def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
+        """The position once these steps are durable too, in the order given. Changes nothing."""
+
+    def commit(self, steps: Sequence[object]) -> None:
+        """These steps are durable."""
+
 
 # Coalesced up to this many rows a commit: beyond it the cost per row falls no further (measured,
 # docs/decisions/005-writing.md), and the event loop is held longer.
 BATCH_ROWS = 2000
+
 # Rows that may wait for a writer. It bounds the memory of a sync whose Postgres is slow.
 QUEUE_ROWS = 6000
+
 LIVE_LANE = "live"
 """The lane of events: it has a writer of its own, so that no backfill delays it."""
 

@@ -8,6 +8,8 @@ Pure: no I/O, nothing remembered between calls but compiled layouts. Promises: n
 the catalog does not know, or what has another type than it says, is in `_extra`) but secrets, which are
 in no row (`secrets`), and an absent key makes no column. When the rows are true is not known here: that
 is the caller's (`mirror`).
+
+The primary key of an object: its id, or what stands for one.
 """
 
 from __future__ import annotations
@@ -19,13 +21,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pinstripe.catalog.embedded import Place, places_in
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import ObjectType
+from pinstripe.catalog.model import ObjectType, object_types
 from pinstripe.catalog.prefixes import source_type
 from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
-from pinstripe.rows.compile import Value
-from pinstripe.rows.decode import StripeObject
-from pinstripe.rows.keys import key_of
+from pinstripe.client.decode import StripeObject
+from pinstripe.rows.converters import Value
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 from pinstripe.rows.secrets import without_secrets
 
@@ -278,3 +278,15 @@ def _is_whole(value: Value) -> bool:
         and type(value.get("data")) is list
         and all(type(e) is dict and type(e.get("id")) is str for e in value["data"])
     )
+
+
+def key_of(name: str, obj: StripeObject) -> str | None:
+    """The primary key of an object; None where it has none (a line item in an event payload)."""
+    key = obj.get("id")
+    if isinstance(key, str):
+        return key
+    if name in SINGLETONS:
+        owner = SINGLETONS[name]
+        named = obj.get(owner) if owner else name
+        return named if isinstance(named, str) else None
+    return None

@@ -13,8 +13,8 @@ from functools import partial
 
 from pinstripe.catalog.embedded import places_in
 from pinstripe.catalog.model import Field, ObjectType
-from pinstripe.catalog.parents import embedded_lists
 from pinstripe.catalog.prefixes import type_of
+from pinstripe.catalog.relations import embedded_lists
 from pinstripe.catalog.tables import (
     SINGLETONS,
     Column,
@@ -24,9 +24,13 @@ from pinstripe.catalog.tables import (
     table_name,
     tables,
 )
-from pinstripe.rows.compile import Fill, Make, Quick, Value, compile_layout
-from pinstripe.rows.fill import (
+from pinstripe.rows.converters import (
+    Fill,
     Known,
+    Make,
+    Quick,
+    Value,
+    compile_layout,
     fill_inline,
     fill_json,
     fill_json_with_lists,

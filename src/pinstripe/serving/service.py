@@ -6,6 +6,15 @@
 In this order: the port (taken: an error before anything else is touched), Postgres if it is our own,
 the processes that sync, the gateway. A Postgres of the user's may be away: the gateway answers all the same
 and opens each sync when it can. The end goes the other way round, in some seconds.
+
+The gateway, put together: each part with the seams that the others give it.
+
+    async with gateway(config, syncs, control, url) as app: ...
+
+The parts know nothing of each other; here the proxy gets its bell, waits their access, and the app all of
+them. What runs beside (a bell that listens, a pool that is opened when it can be) ends with the block.
+
+The gateway's own connections to the database, for the API and the console; made when it can be.
 """
 
 from __future__ import annotations
@@ -16,25 +25,36 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
-from pinstripe.client.key import ApiKey
-from pinstripe.config import Config
+import structlog
+from starlette.types import ASGIApp
+
+from pinstripe.client.api_key import ApiKey, proxy_for
+from pinstripe.config.config import Config
+from pinstripe.console.routes import console_routes
+from pinstripe.encryption import FILE, Secrecy
 from pinstripe.errors import Misconfigured, PinstripeError
-from pinstripe.gateway.access import refuse_public
-from pinstripe.gateway.syncs import Syncs
-from pinstripe.secrecy import FILE, Secrecy
+from pinstripe.gateway.app import GatewayApp, make_app
+from pinstripe.gateway.deps import GatewayParts
+from pinstripe.gateway.http.auth import Access, refuse_public
+from pinstripe.gateway.proxy.proxy import open_proxy
+from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.syncs import SyncControl, Syncs
+from pinstripe.gateway.wait.endpoint import WaitEndpoint
+from pinstripe.gateway.wait.sync_requester import Bell
+from pinstripe.gateway.wait.waiter import Waits
+from pinstripe.gateway.webhooks import Webhooks
 from pinstripe.service import Database, open_database
-from pinstripe.serving import process
-from pinstripe.serving.assembly import gateway
-from pinstripe.serving.control import Control
-from pinstripe.serving.http import address_of, answering, listen
-from pinstripe.serving.roster import Roster
-from pinstripe.serving.stored import Vault
-from pinstripe.serving.supervisor import Supervisor
-from pinstripe.serving.wire import Report
-from pinstripe.store.pool import check_server, check_sessions, connect
+from pinstripe.serving import supervisor as processes
+from pinstripe.serving.http_server import address_of, answering, listen
+from pinstripe.serving.registry import Control, Roster
+from pinstripe.serving.supervisor import Report, Supervisor
+from pinstripe.serving.vault import Vault
+from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 
 _FILES = 16_384
+
 _UNFIT_S = 3.0
 """How long the start may take to look at a Postgres of the user's, which may be away."""
 
@@ -85,7 +105,7 @@ async def open_serving(
                 roster.stir()
             heard(sync_id, report)
 
-        supervisor = Supervisor(process.start, heard=stirred) if manner.syncs else None
+        supervisor = Supervisor(processes.start, heard=stirred) if manner.syncs else None
         roster = Roster(vault, syncs, supervisor, talks=manner.shown)
         stack.push_async_callback(roster.close)
         await roster.begin()
@@ -143,3 +163,94 @@ def _listening(config: Config, tell: Callable[[str], None], *, other_port: bool)
     sock = listen(config.host, 0)
     tell(f"Port {config.port} is taken; the gateway answers at {address_of(sock)}.")
     return sock
+
+
+_MB = 2**20
+
+
+@asynccontextmanager
+async def gateway(
+    config: Config, syncs: Syncs, control: SyncControl, url: str
+) -> AsyncIterator[GatewayApp]:
+    """The app, with everything that runs beside it. `url` is where it listens."""
+    database_url = config.database_url or ""
+    async with AsyncExitStack() as stack:
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        pool = OwnPool(database_url)
+        bell = Bell(lambda: database_url)
+        waits = Waits(bell)
+        for name, work in (("pool", pool.run()), ("bell", bell.run())):
+            stack.callback(group.create_task(work, name=name).cancel)
+        stack.push_async_callback(waits.close)
+        proxy = await stack.enter_async_context(
+            open_proxy(
+                syncs,
+                hosts=hosts_at(config.stripe_url),
+                ring=bell.ring,
+                wait_for_request=waits.request_applied,
+                patience_s=config.mirror_patience,
+                body_limit=config.proxy_body_limit * _MB,
+                own_tokens=(config.admin_token, config.wait_token),
+                http_proxy=proxy_for(config.stripe_url),
+            )
+        )
+        public_url = config.public_url or url
+        access = Access(
+            admin_token=config.admin_token,
+            wait_token=config.wait_token,
+            public_url=public_url,
+            owns=proxy.callers.may_use,
+        )
+
+        wait = WaitEndpoint(syncs, waits, settle_s=config.wait_settle, allows=access.allows_wait)
+        webhooks = Webhooks(syncs, bell, tolerance_s=config.webhook_tolerance)
+        parts = GatewayParts(
+            syncs=syncs,
+            control=control,
+            access=access,
+            proxy=cast(ASGIApp, proxy),
+            wait=wait.answer,
+            webhook=webhooks.answer,
+            pool=pool.current,
+            database_url=lambda: database_url,
+            public_url=public_url,
+            reader_url=config.reader_url or "",
+        )
+        yield make_app(parts, console_routes(access))
+
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_RETRY_S = (0.25, 0.5, 1.0, 2.0)
+
+_MOST = 6
+
+
+class OwnPool:
+    """`current` gives None until the database was there once; from then on the pool mends itself."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._pool: Pool | None = None
+
+    def current(self) -> Pool | None:
+        """The pool, if there is one."""
+        return self._pool
+
+    async def run(self) -> None:
+        """Opens the pool and keeps it until cancelled."""
+        attempt = 0
+        while self._pool is None:
+            try:
+                self._pool = await open_pool(
+                    self._url, min_size=0, max_size=_MOST, application_name="pinstripe gateway"
+                )
+            except PinstripeError as error:
+                _log.info("gateway.no_database", error=error.message)
+                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                attempt += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            pool, self._pool = self._pool, None
+            await pool.close(timeout_s=2.0)

@@ -3,30 +3,210 @@
 Which syncs there are is told by `want`, as often as it changes. A process that dies comes back after a
 pause that grows; one whose settings or key are no good is tried again when those change, and now and then
 in case the trouble was Stripe's. How each stands: `state`.
+
+One process that syncs, as the service sees it: started, listened to, ended.
+
+It runs the code of `pinstripe sync` in an interpreter of its own, so that the decoding of a large page
+never delays a request to the gateway, and its death is its own.
+
+What a service and the processes that sync say to each other, over a pair of sockets.
+
+The child's end is its stdin. The first line is the order, from above: all settings, key included, which
+so stand in no command line and in no environment. Then the child reports, a line for each change. When
+the service goes, however it goes, the child reads the end and ends too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
 
+import msgspec
 import structlog
 
-from pinstripe.config import Config
+from pinstripe.config.config import Config
+from pinstripe.config.settings import SETTINGS
 from pinstripe.errors import PinstripeError, redact
-from pinstripe.gateway.control import Activity, SyncState
-from pinstripe.serving.process import SyncProcess
-from pinstripe.serving.wire import Order, Report
+from pinstripe.gateway.syncs import Activity, SyncState
+
+_ARGV = (sys.executable, "-m", "pinstripe", "sync-worker")
+
+_STABLE_S = 6.0
+"""How long a process may take to end in order; then it is told by a signal, and at last killed."""
+
+_SIGNAL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SyncProcess:
+    """A running process. End it with `stop`."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def reports(self) -> AsyncIterator[Report]:
+        """What it says, until it ends."""
+        try:
+            while line := await self.reader.readline():
+                yield decode_report(line)
+        except (ConnectionError, msgspec.MsgspecError, ValueError):
+            return  # It broke off in the middle of a line.
+
+    async def ended(self) -> int:
+        """The exit code; negative: the signal that killed it."""
+        return await self.process.wait()
+
+    async def stop(self) -> None:
+        """Ends it, in order if it lets itself be ended so."""
+        self.writer.close()
+        for impatience, wait_s in (
+            (None, _STABLE_S),
+            (self.process.terminate, _SIGNAL_S),
+            (self.process.kill, None),
+        ):
+            if impatience is not None and self.process.returncode is None:
+                impatience()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self.process.wait()
+                return
+            except TimeoutError:
+                continue
+
+
+async def start(order: Order, *, argv: Sequence[str] = _ARGV) -> SyncProcess:
+    """A process with this order. Raises OSError where the machine lets no process start."""
+    ours, its = socket.socketpair()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=its.fileno(),
+            stdout=None if order.shown else asyncio.subprocess.DEVNULL,
+            env=_environment(),
+            # Ctrl-C in the terminal is for the service, which then ends its processes in order.
+            start_new_session=True,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        its.close()
+    reader, writer = await opened(ours)
+    writer.write(encode(order))
+    return SyncProcess(process, reader, writer)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without any setting: those of the sync are in its order."""
+    settings = {setting.env for setting in SETTINGS}
+    return {name: value for name, value in os.environ.items() if name not in settings}
+
+
+_LINE_BYTES = 1024 * 1024
+"""The longest line: settings may name all tables."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to sync. `shown`: with progress and summary on the terminal."""
+
+    config: Config
+    shown: bool = False
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How it stands. `lasting`: it will be so until settings or key are changed."""
+
+    activity: Literal["starting", "backfilling", "following", "waiting", "ended"]
+    reason: str = ""
+    remedy: str = ""
+    lasting: bool = False
+    exit_code: int = 0
+
+
+def encode(message: Order | Report) -> bytes:
+    """One line."""
+    return msgspec.json.encode(message, enc_hook=str) + b"\n"
+
+
+def decode_order(line: bytes) -> Order:
+    """The order in `line`."""
+    return msgspec.json.decode(line, type=Order, dec_hook=_path)
+
+
+def decode_report(line: bytes) -> Report:
+    """The report in `line`."""
+    return msgspec.json.decode(line, type=Report)
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"no {kind.__name__} is ever sent")
+
+
+class Superior:
+    """The service, as its child sees it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._told: Report | None = None
+
+    @classmethod
+    async def on_stdin(cls) -> Superior:
+        """The service that started this process."""
+        return cls(*await opened(socket.socket(fileno=0)))
+
+    async def order(self) -> Order:
+        return decode_order(await self._reader.readline())
+
+    def report(self, report: Report) -> None:
+        """Tells the service, if it is news."""
+        if report != self._told:
+            self._told = report
+            self._writer.write(encode(report))
+
+    async def flushed(self) -> None:
+        """Returns when all was read, or the service is gone."""
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            return
+
+    async def gone(self) -> None:
+        """Returns when the service wants this process to end, or has ended itself."""
+        try:
+            await self._reader.read()
+        except ConnectionError:
+            return
+
+
+async def opened(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Streams over one end of the pair."""
+    return await asyncio.open_unix_connection(sock=sock, limit=_LINE_BYTES)
+
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Before a process is started again, by how often it died in a row."""
+
 _CALM_S = 60.0
 """A process that ran for so long has not died in a row."""
+
 _LASTING_S = 60.0
 """Between two tries with settings or a key that were refused."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from pinstripe.client.expands import RefusedExpand
-from pinstripe.source.account import Source
+from pinstripe.source.source import Source
 from pinstripe.store.refusals import (
     LIST,
     Refusal,

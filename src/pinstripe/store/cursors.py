@@ -2,6 +2,13 @@
 
 A `Checkpoint` is an immutable value. It is saved in the transaction that writes the rows it vouches
 for, so that whoever reads it back after a crash finds exactly those rows.
+
+Which tables have been copied whole: the rows of `pinstripe.copied`.
+
+Until then a table is quiet in the change feed, but for what events caused: the first copy of an account
+is no change. A restart in the middle of it is not its end.
+
+How far each table is known to be true by something else than events: its newest rows, a full pass.
 """
 
 from __future__ import annotations
@@ -19,12 +26,16 @@ State = Literal["running", "done", "refused", "failed"]
 
 BESIDE = ("single requests: ", "newest of ")
 """How streams begin that say what could not be read beside the lists. They last as long as that is so."""
+
 LEFT_OUT = "left_out"
 """Code of a list under parents that are not synced: the user's choice, no fault, but a gap."""
+
 UNEXPANDED = "unexpanded"
 """Code of a list that Stripe shows, but not what it was asked to expand."""
+
 SOME_REFUSED = "some_refused"
 """Code of lists under parents of which Stripe refuses some."""
+
 PARENT_INCOMPLETE = "parent_incomplete"
 """Code of lists under parents that have not been listed to the end themselves."""
 
@@ -166,3 +177,58 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
         )
         for r in rows
     }
+
+
+async def load_copied(connection: Connection, schema: str) -> set[str]:
+    """The tables whose first copy is complete."""
+    with translated():
+        rows = await connection.fetch(
+            'SELECT "table" FROM pinstripe.copied WHERE schema = $1', schema
+        )
+    return {row[0] for row in rows}
+
+
+async def note_copied(connection: Connection, schema: str, tables: Sequence[str]) -> None:
+    """From now on these are complete."""
+    with translated():
+        await connection.execute(
+            'INSERT INTO pinstripe.copied (schema, "table") SELECT $1, unnest($2::text[])'
+            " ON CONFLICT DO NOTHING",
+            schema,
+            tables,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """`known_to` is a Unix second on Stripe's clock; `how` one of "newest", "due", "pass"."""
+
+    table: str
+    how: str
+    known_to: float
+
+
+async def note_freshness(
+    connection: Connection, schema: str, tables: Sequence[str], how: str, known_to: float
+) -> None:
+    """Says that these tables were read `how`, and are true so far."""
+    await connection.execute(
+        'INSERT INTO pinstripe.freshness (schema, "table", how, known_to)'
+        " SELECT $1, t, $3, to_timestamp($4) FROM unnest($2::text[]) AS t"
+        ' ON CONFLICT (schema, "table", how) DO UPDATE'
+        " SET known_to = EXCLUDED.known_to, updated_at = now()",
+        schema,
+        list(tables),
+        how,
+        known_to,
+    )
+
+
+async def load_freshness(connection: Connection, schema: str) -> list[Freshness]:
+    """Everything noted of a schema."""
+    rows = await connection.fetch(
+        'SELECT "table", how, extract(epoch FROM known_to)::float8 FROM pinstripe.freshness'
+        " WHERE schema = $1",
+        schema,
+    )
+    return [Freshness(*row) for row in rows]

@@ -9,6 +9,11 @@ The holder renews; a holder that dies or hangs stops renewing, and whoever stand
 clock but Postgres's decides. The fence grows with every holder, and each writing transaction looks at
 it under a lock that a take-over waits for: once a lease is taken, nothing of the earlier holder can
 still be committed. A lease is held once: what was queued in one tenure never passes in the next.
+
+The lease for as long as a block lasts, told to people: whom it waits for, and that it was lost.
+
+async with leading(lease, tell) as held:   # stands by until the lease is ours
+...                                    # LostLease ends the block when another process takes over
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,18 +33,23 @@ import asyncpg
 import structlog
 
 from pinstripe.errors import Drifted, LostLease, PinstripeError, Unreachable
-from pinstripe.store.line import Line
+from pinstripe.store.listener import Line
 from pinstripe.store.pool import Connection, Pool, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 CHANNEL = "pinstripe_lease"
 """NOTIFY channel; the payload is the schema whose lease changed hands or was let go."""
+
 TTL_S = 6.0
 """A holder that has not renewed for so long may be replaced."""
+
 RENEW_S = 2.0
+
 _LOCK_S = 2.0
+
 _SESSION = "pinstripe "
+
 _NAME_BYTES = 63
 """Postgres cuts an application_name after so many."""
 
@@ -47,12 +57,14 @@ _STATE = """
 SELECT holder, fence, expires_at, extract(epoch FROM expires_at - clock_timestamp())::float8
 FROM pinstripe.lease WHERE schema = $1
 """
+
 # Free leases are dated 1970: infinite times cannot be subtracted before Postgres 17.
 _FIRST = """
 INSERT INTO pinstripe.lease (schema, holder, fence, expires_at)
 SELECT schema, '', 0, to_timestamp(0) FROM pinstripe.sync WHERE schema = $1
 ON CONFLICT DO NOTHING
 """
+
 # A holder that was stopped (SIGSTOP, a frozen machine) may hold locks on rows, for ever.
 _CUT_OFF = f"""
 SELECT count(pg_terminate_backend(a.pid))
@@ -60,10 +72,12 @@ FROM pinstripe.lease l JOIN pg_stat_activity a ON a.application_name = '{_SESSIO
 WHERE l.schema = $1 AND l.holder <> '' AND l.expires_at <= clock_timestamp()
   AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_backend_pid()
 """
+
 # FOR UPDATE waits for writers in their last step (`_CHECK`); the UPDATE alone would not.
 _LOCK = """
 SELECT fence FROM pinstripe.lease WHERE schema = $1 AND expires_at <= clock_timestamp() FOR UPDATE
 """
+
 _TAKE = f"""
 WITH taken AS (
   UPDATE pinstripe.lease SET holder = $2, fence = fence + 1,
@@ -71,16 +85,19 @@ WITH taken AS (
   WHERE schema = $1 RETURNING fence)
 SELECT fence, pg_notify('{CHANNEL}', $1) FROM taken
 """
+
 _RENEW = """
 UPDATE pinstripe.lease SET expires_at = clock_timestamp() + make_interval(secs => $4)
 WHERE schema = $1 AND holder = $2 AND fence = $3 RETURNING true
 """
+
 _RELEASE = f"""
 WITH freed AS (
   UPDATE pinstripe.lease SET holder = '', expires_at = to_timestamp(0)
   WHERE schema = $1 AND holder = $2 AND fence = $3 RETURNING schema)
 SELECT pg_notify('{CHANNEL}', schema) FROM freed
 """
+
 # The weakest lock: renewals pass it, other writers share it, only a take-over waits for it.
 _CHECK = """
 SELECT true FROM pinstripe.lease WHERE schema = $1 AND holder = $2 AND fence = $3 FOR KEY SHARE
@@ -297,3 +314,26 @@ class Held:
         except (PinstripeError, TimeoutError) as error:
             # Then it runs out by itself.
             _log.warning("lease.unreleased", schema=self.schema, error=str(error))
+
+
+@asynccontextmanager
+async def leading(lease: Lease, tell: Callable[[str], None]) -> AsyncIterator[Held]:
+    """The lease for the block. Says whom it waits for, and ends the block when it is lost."""
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(_tell_standing_by(lease, tell))
+        async with lease.held() as held:
+            waiting.cancel()
+            watching = group.create_task(held.watch())
+            try:
+                yield held
+            finally:
+                watching.cancel()
+
+
+async def _tell_standing_by(lease: Lease, tell: Callable[[str], None]) -> None:
+    while lease.standing_by is None:  # noqa: ASYNC110 (the lease has no event for it)
+        await asyncio.sleep(0.2)
+    tell(
+        f'Another process syncs the schema "{lease.schema}" ({lease.standing_by.holder}). This one '
+        "stands by and takes over when that one ends."
+    )

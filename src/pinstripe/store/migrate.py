@@ -3,6 +3,18 @@
 One transaction: the schema is as before, or as the catalog wants it. New columns of old tables are
 filled from `_extra`, where values of fields that the catalog did not know have waited; what that
 cannot fill is listed again (the streams of the table start anew).
+
+What must stand in a database before a process leads there, or looks on beside the one that does.
+
+Only the holder of the lease migrates: one that stands by may be of another version, and the tables are
+in use. All that it may make is the place for the very first lease.
+
+The indexes of synced tables: made when the first backfill is done, alone or beside writers.
+
+The end of a copy: its tables and all that is remembered of it.
+
+Only tables of the catalog are dropped; a view or a table of the user's own in the same schema stays, and
+with it the schema. Nothing is dropped while a process still syncs: its lease is taken first.
 """
 
 from __future__ import annotations
@@ -17,22 +29,27 @@ import asyncpg
 import structlog
 
 from pinstripe.catalog.endpoints import list_endpoints
-from pinstripe.catalog.load import spec
-from pinstripe.catalog.parents import parents
-from pinstripe.catalog.tables import Column, Table, table_name
+from pinstripe.catalog.model import spec
+from pinstripe.catalog.relations import parents
+from pinstripe.catalog.tables import Column, Table, table_name, tables
 from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
+from pinstripe.store.leases import Lease
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
-from pinstripe.store.pool import Connection, check_server, translated
+from pinstripe.store.pool import Connection, check_server, connect, translated
+from pinstripe.store.syncs import load_syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _LOCK_S = 2
 """How long DDL waits for a lock: all who come later wait behind it, readers too."""
+
 _TRIES = 30
+
 _PAUSE_S = 1.0
+
 _MADE_BY_ANOTHER = (
     asyncpg.DuplicateSchemaError,
     asyncpg.DuplicateTableError,
@@ -350,3 +367,145 @@ def around_of(name: str) -> Sequence[str]:
     if known is None or any(known.object_type in e.objects for e in list_endpoints()):
         return ()
     return [table_name(p) for p in parents(spec()).get(known.object_type, ())]
+
+
+async def reserve(
+    connection: Connection, schema: str, *, sdk_version: str, api_version: str
+) -> None:
+    """A place for the lease of the schema. Where there is one already nothing is touched."""
+    if await _is_reserved(connection, schema):
+        return
+    await ensure_bookkeeping(connection)
+    with translated():
+        await connection.execute(
+            "INSERT INTO pinstripe.sync (schema, api_version, sdk_version) VALUES ($1, $2, $3)"
+            " ON CONFLICT (schema) DO NOTHING",
+            schema,
+            api_version,
+            sdk_version,
+        )
+
+
+async def _is_reserved(connection: Connection, schema: str) -> bool:
+    with translated():
+        there: bool = await connection.fetchval(
+            "SELECT to_regclass('pinstripe.sync') IS NOT NULL"
+            " AND to_regclass('pinstripe.lease') IS NOT NULL"
+        )
+        if not there:
+            return False
+        known: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pinstripe.sync WHERE schema = $1)", schema
+        )
+    return known
+
+
+async def check_tables(connection: Connection, schema: str, wanted: Mapping[str, Table]) -> None:
+    """Raises Misconfigured where the schema lacks a table or a column of this version's catalog."""
+    with translated():
+        rows = await connection.fetch(
+            "SELECT c.relname, a.attname FROM pg_attribute a"
+            " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped",
+            schema,
+        )
+    there = {(row[0], row[1]) for row in rows}
+    lacking = [
+        f"{name}.{column.name}"
+        for name, table in wanted.items()
+        for column in table.columns
+        if (name, column.name) not in there
+    ]
+    if lacking:
+        some = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
+        raise Misconfigured(
+            f'The schema "{schema}" lacks what this version knows: {some}.',
+            hint="Start `pinstripe sync` of this version: it brings the tables up to date.",
+        )
+
+
+async def create_indexes(connection: Connection, schema: str, table: Table) -> None:
+    """The table's indexes. Made when its first backfill is done: that is many times cheaper."""
+    with translated():
+        # In one transaction a table: each commit waits for the disk.
+        statements = [text for _, text in ddl.indexes(schema, table)]
+        statements += ddl.replaced_indexes(schema, table)
+        if statements:
+            await connection.execute("\n".join(statements))
+
+
+async def create_indexes_beside(connection: Connection, schema: str, table: Table) -> None:
+    """As `create_indexes`, while others write to the table: slower, and nobody waits.
+
+    Not in a transaction. An index that an interrupted build left invalid is made anew.
+    """
+    with translated():
+        rows = await connection.fetch(
+            "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " WHERE i.indrelid = $1::regclass",
+            ddl.qualified(schema, table.name),
+        )
+        valid = {row[0]: row[1] for row in rows}
+        for name, statement in ddl.indexes(schema, table):
+            if valid.get(name):
+                continue
+            if name in valid:
+                await connection.execute(f"DROP INDEX {ddl.qualified(schema, name)}")
+            await connection.execute(
+                statement.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
+            )
+        for statement in ddl.replaced_indexes(schema, table):
+            await connection.execute(statement.replace("DROP INDEX", "DROP INDEX CONCURRENTLY", 1))
+
+
+_WAIT_S = 30.0
+"""A process that was told to stop needs seconds; one that died is given up after the lease's life."""
+
+
+async def drop_copy(database_url: str, schema: str) -> None:
+    """Waits until nobody syncs the schema, then drops its tables. Raises Misconfigured if it cannot."""
+    async with connect(database_url) as connection:
+        if schema not in {sync.schema for sync in await load_syncs(connection)}:
+            return
+    lease = Lease(database_url, schema)
+    held = lease.held()
+    try:
+        async with asyncio.timeout(_WAIT_S):
+            await held.__aenter__()
+    except TimeoutError:
+        who = lease.standing_by.holder if lease.standing_by is not None else "another process"
+        raise Misconfigured(
+            f'The schema "{schema}" is still being synced ({who}); its tables were left.',
+            hint="Stop that process, then drop the schema.",
+        ) from None
+    try:
+        async with connect(database_url) as connection:
+            await _drop(connection, schema)
+    finally:
+        await held.__aexit__(None, None, None)
+
+
+async def _drop(connection: Connection, schema: str) -> None:
+    try:
+        async with connection.transaction():
+            ours = await connection.fetch(
+                "SELECT tablename::text FROM pg_tables WHERE schemaname = $1"
+                " AND tablename = ANY ($2::text[])",
+                schema,
+                list(tables()),
+            )
+            if ours:
+                names = (f"{ddl.quote(schema)}.{ddl.quote(row[0])}" for row in ours)
+                await connection.execute(f"DROP TABLE {', '.join(names)}")
+            await connection.execute("DELETE FROM pinstripe.change WHERE schema = $1", schema)
+            await connection.execute("DELETE FROM pinstripe.sync WHERE schema = $1", schema)
+    except asyncpg.DependentObjectsStillExistError as error:
+        raise Misconfigured(
+            f'Views or tables of your own rest on the tables of the schema "{schema}"; it was left.',
+            hint="Drop those first, or drop all at once: DROP SCHEMA ... CASCADE.",
+        ) from error
+    try:
+        async with connection.transaction():
+            await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(schema)}")
+    except asyncpg.DependentObjectsStillExistError:
+        return  # What is left in it is the user's.

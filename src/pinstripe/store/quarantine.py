@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pinstripe.errors import DatabaseFault, PinstripeError
+from pinstripe.mirror.batch import Batch, Contested
+from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row
-from pinstripe.store.batch import Batch, Contested
-from pinstripe.store.changes import Cause
 from pinstripe.store.pool import Connection
 
 QUARANTINED = "quarantined"

@@ -2,14 +2,26 @@
 
 One schema holds one account in one mode. `check_owner` looks before anything is written; `claim`
 writes the account down, and is what decides where two processes begin at once.
+
+Syncs that are stored: what to bring where, and with which key; the key encrypted.
+
+The rows of `pinstripe.stored_sync`, and `pinstripe.paused`, which also holds for the sync that flags and
+environment describe. What is sealed here is opened by `secrecy` and never here. Every change is told on
+`CHANNEL`, so that a running service notices at once; it looks now and then anyway.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import asyncpg
+import msgspec
 
 from pinstripe.catalog.tables import tables
-from pinstripe.errors import Misconfigured
+from pinstripe.errors import Misconfigured, UnknownSync
 from pinstripe.store.pool import Connection, translated
 
 
@@ -86,3 +98,191 @@ def _refuse_other(sync: Sync, account_id: str | None, livemode: bool) -> None:
 def _named(account_id: str | None, livemode: bool | None) -> str:
     mode = {True: "live mode", False: "test mode", None: "an unknown mode"}[livemode]
     return f"{account_id or 'an account'} in {mode}"
+
+
+CHANNEL = "pinstripe_syncs"
+"""NOTIFY channel, without a payload."""
+
+DEFAULT_ID = "default"
+"""The sync that flags and environment describe. It is not stored: it cannot be added or removed."""
+
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+
+_COLUMNS = (
+    "id, schema, api_key, key_hint, webhook_secrets, stripe_url, stripe_account,"
+    " settings::text AS settings, account_id, livemode, created_at"
+)
+
+_LOAD = f"""
+SELECT {_COLUMNS}, EXISTS (SELECT FROM pinstripe.paused p WHERE p.schema = s.schema) AS paused
+FROM pinstripe.stored_sync s
+"""
+
+_TELL = f"SELECT pg_notify('{CHANNEL}', '')"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSync:
+    """One row. `settings` has words as a user writes them, by the name of the setting."""
+
+    id: str
+    schema: str
+    api_key: bytes = field(repr=False)
+    key_hint: str
+    webhook_secrets: tuple[bytes, ...] = field(repr=False)
+    stripe_url: str
+    stripe_account: str | None
+    settings: Mapping[str, str]
+    account_id: str | None
+    livemode: bool
+    created_at: datetime | None = None
+    paused: bool = False
+
+
+def check_id(sync_id: str) -> str:
+    """The id again. Raises Misconfigured where it cannot stand in an address."""
+    if not _ID.fullmatch(sync_id):
+        raise Misconfigured(
+            "This cannot be the id of a sync.",
+            hint="Ids have up to 40 small letters, digits and hyphens, like shop-eu.",
+        )
+    if sync_id == DEFAULT_ID:
+        raise Misconfigured(
+            f'The id "{DEFAULT_ID}" belongs to the sync that flags and environment describe.',
+            hint="Take another id; or set STRIPE_API_KEY for the service.",
+        )
+    return sync_id
+
+
+async def load_stored(connection: Connection) -> list[SealedSync]:
+    """All of them, by id; none if Pinstripe never wrote here."""
+    with translated():
+        if not await _is_there(connection):
+            return []
+        return [_sealed(row) for row in await connection.fetch(f"{_LOAD} ORDER BY id")]
+
+
+async def get_stored(connection: Connection, sync_id: str) -> SealedSync:
+    """The one of this id. Raises UnknownSync."""
+    with translated():
+        row = None
+        # What cannot be an id may hold what Postgres cannot.
+        if _ID.fullmatch(sync_id) and await _is_there(connection):
+            row = await connection.fetchrow(f"{_LOAD} WHERE id = $1", sync_id)
+    if row is None:
+        raise unknown(sync_id)
+    return _sealed(row)
+
+
+async def insert_stored(connection: Connection, sync: SealedSync) -> None:
+    """Stores it. Raises Misconfigured where id or schema are taken."""
+    with translated():
+        try:
+            async with connection.transaction():
+                await connection.execute(
+                    "INSERT INTO pinstripe.stored_sync (id, schema, api_key, key_hint, webhook_secrets,"
+                    " stripe_url, stripe_account, settings, account_id, livemode)"
+                    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9, $10)",
+                    sync.id,
+                    sync.schema,
+                    sync.api_key,
+                    sync.key_hint,
+                    list(sync.webhook_secrets),
+                    sync.stripe_url,
+                    sync.stripe_account,
+                    msgspec.json.encode(sync.settings).decode(),
+                    sync.account_id,
+                    sync.livemode,
+                )
+                if sync.paused:
+                    await _pause(connection, sync.schema)
+                await connection.execute(_TELL)
+        except asyncpg.UniqueViolationError as error:
+            schema = "schema" in (error.constraint_name or "")
+            what = f'schema "{sync.schema}"' if schema else f'id "{sync.id}"'
+            raise Misconfigured(
+                f"Another sync has the {what} already.",
+                hint="Take another one, or remove that sync first: pinstripe syncs list shows it.",
+            ) from error
+
+
+async def update_stored(connection: Connection, sync: SealedSync) -> None:
+    """Replaces key, webhook secrets and settings. Raises UnknownSync."""
+    with translated():
+        async with connection.transaction():
+            done = await connection.execute(
+                "UPDATE pinstripe.stored_sync SET api_key = $2, key_hint = $3, webhook_secrets = $4,"
+                " settings = $5::text::jsonb, account_id = coalesce(account_id, $6) WHERE id = $1",
+                sync.id,
+                sync.api_key,
+                sync.key_hint,
+                list(sync.webhook_secrets),
+                msgspec.json.encode(sync.settings).decode(),
+                sync.account_id,
+            )
+            await connection.execute(_TELL)
+    if done == "UPDATE 0":
+        raise unknown(sync.id)
+
+
+async def delete_stored(connection: Connection, sync_id: str) -> SealedSync:
+    """Forgets it and gives what it was. Raises UnknownSync."""
+    with translated():
+        async with connection.transaction():
+            sync = await get_stored(connection, sync_id)
+            await connection.execute("DELETE FROM pinstripe.stored_sync WHERE id = $1", sync_id)
+            await connection.execute("DELETE FROM pinstripe.paused WHERE schema = $1", sync.schema)
+            await connection.execute(_TELL)
+    return sync
+
+
+async def is_paused(connection: Connection, schema: str) -> bool:
+    """Whether the schema is not to be synced for now."""
+    with translated():
+        if await connection.fetchval("SELECT to_regclass('pinstripe.paused')") is None:
+            return False
+        return bool(
+            await connection.fetchval("SELECT true FROM pinstripe.paused WHERE schema = $1", schema)
+        )
+
+
+async def pause_schema(connection: Connection, schema: str) -> None:
+    """From now on no service syncs it."""
+    with translated():
+        async with connection.transaction():
+            await _pause(connection, schema)
+            await connection.execute(_TELL)
+
+
+async def resume_schema(connection: Connection, schema: str) -> None:
+    """Takes the pause back."""
+    with translated():
+        async with connection.transaction():
+            await connection.execute("DELETE FROM pinstripe.paused WHERE schema = $1", schema)
+            await connection.execute(_TELL)
+
+
+def unknown(sync_id: str) -> UnknownSync:
+    """The error for an id that is not there; without the id, which may be anything."""
+    known = f'"{sync_id}"' if _ID.fullmatch(sync_id) else "of this id"
+    return UnknownSync(
+        f"There is no sync {known}.", hint="`pinstripe syncs list` shows those that are stored."
+    )
+
+
+async def _pause(connection: Connection, schema: str) -> None:
+    await connection.execute(
+        "INSERT INTO pinstripe.paused (schema) VALUES ($1) ON CONFLICT DO NOTHING", schema
+    )
+
+
+async def _is_there(connection: Connection) -> bool:
+    there = await connection.fetchval("SELECT to_regclass('pinstripe.stored_sync')")
+    return there is not None
+
+
+def _sealed(row: asyncpg.Record) -> SealedSync:
+    values = dict(row)
+    values["settings"] = msgspec.json.decode(values["settings"], type=dict[str, str])
+    values["webhook_secrets"] = tuple(values["webhook_secrets"])
+    return SealedSync(**values)

@@ -26,14 +26,13 @@ from dataclasses import dataclass, replace
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
-from pinstripe.catalog.evented import announced
-from pinstripe.catalog.load import object_types
+from pinstripe.catalog.model import object_types
+from pinstripe.catalog.relations import announced
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.limits import Budget
+from pinstripe.client.decode import StripeObject
+from pinstripe.client.rate_limit import Budget
 from pinstripe.errors import LostLease, PinstripeError
-from pinstripe.rows.decode import StripeObject
-from pinstripe.source.account import BACKFILL, Source
-from pinstripe.store.copied import note_copied
+from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import (
     BESIDE,
     LEFT_OUT,
@@ -42,10 +41,12 @@ from pinstripe.store.cursors import (
     drop_checkpoints,
     ended_by,
     load_checkpoints,
+    load_freshness,
+    note_copied,
+    note_freshness,
     save_checkpoints,
 )
 from pinstripe.store.ddl import qualified
-from pinstripe.store.freshness import load_freshness, note_freshness
 from pinstripe.store.migrate import around_of
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import (
@@ -56,14 +57,12 @@ from pinstripe.store.quarantine import (
     relisted,
     to_relist,
 )
-from pinstripe.sync.absent import note_absent
-from pinstripe.sync.dispatch import Dispatcher
-from pinstripe.sync.listing import Listing
-from pinstripe.sync.pager import Pager
-from pinstripe.sync.singletons import read_singletons
-from pinstripe.sync.spending import DAY_S, Plan, Wishes
-from pinstripe.sync.todos import PAUSES_S, Todos
-from pinstripe.sync.under_parents import UnderParents, stream_of
+from pinstripe.sync.backfill.child_lists import UnderParents, stream_of
+from pinstripe.sync.backfill.list_stream import Listing, Pager
+from pinstripe.sync.backfill.references import note_absent, read_singletons
+from pinstripe.sync.backfill.scheduler import Dispatcher
+from pinstripe.sync.read_quota import DAY_S, Plan, Wishes
+from pinstripe.sync.refetch.worker import PAUSES_S, Todos
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

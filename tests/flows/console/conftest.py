@@ -18,10 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.async_api import Browser, async_playwright
-from tests.flows.api_service import ADMIN, SMALL, api_service, served
+from tests.flows.harness.api_service import ADMIN, SMALL, api_service, served
 
-from pinstripe.simulator.server import running
 from pinstripe.store.pool import connect
+from pinstripe_simulator.server import running
 
 CHROMIUM = os.environ.get("PINSTRIPE_CHROMIUM") or "/usr/bin/chromium"
 WEBHOOK_SECRET = "whsec_of_the_tests_of_the_console"

@@ -12,11 +12,11 @@ from html import unescape
 
 import httpx
 import pytest
-from tests.flows.api_service import ADMIN
 from tests.flows.console.conftest import DATABASE_PASSWORD, Console
 from tests.flows.console.test_security import log_in, token_in
+from tests.flows.harness.api_service import ADMIN
 
-from pinstripe.console.addresses import PASSWORD
+from pinstripe.console.connect import PASSWORD
 from pinstripe.store.pool import connect
 
 NODE_MODULES = os.environ.get("PINSTRIPE_NODE_MODULES", "")

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.async_api import Browser, expect
-from tests.flows.api_service import ApiService, served
 from tests.flows.console.conftest import Console
 from tests.flows.console.test_security import token_in
+from tests.flows.harness.api_service import ApiService, served
 
-from pinstripe.config import Config
+from pinstripe.config.config import Config
 
 LIMITED = "rk_test_thisisthesecretoftheconsole123"
 UNKNOWN = "sk_test_unknown0000000000000000"

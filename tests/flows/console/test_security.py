@@ -13,17 +13,17 @@ import httpx
 import pytest
 from starlette.responses import Response
 from starlette.routing import Route
-from tests.flows.api_service import ADMIN
 from tests.flows.console.conftest import (
     DATABASE_PASSWORD,
     WAIT_TOKEN,
     WEBHOOK_SECRET,
     Console,
 )
+from tests.flows.harness.api_service import ADMIN
 
 from pinstripe.console.routes import console_routes
 from pinstripe.console.sessions import COOKIE, Sessions, set_cookie
-from pinstripe.gateway.access import Access
+from pinstripe.gateway.http.auth import Access
 
 MOST_PAGES = 120
 _CSRF = re.compile(r'name="csrf" value="([^"]+)"')

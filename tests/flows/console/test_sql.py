@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.flows.console.conftest import Console
 
-from pinstripe.console.sql_examples import EXAMPLES
+from pinstripe.console.sql import EXAMPLES
 from pinstripe.store.pool import connect
 
 SQL = "/syncs/default/sql"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tests.flows.console.conftest import Console
 
-from pinstripe.console.sql_reader import Place, Readers
+from pinstripe.console.sql_run import Place, Readers
 from pinstripe.errors import Misconfigured
 from pinstripe.store.pool import connect
-from pinstripe.store.reader_role import drop_reader, renew_reader, url_as
+from pinstripe.store.roles import drop_reader, renew_reader, url_as
 
 
 async def test_a_role_that_an_administrator_named_is_used(console: Console) -> None:

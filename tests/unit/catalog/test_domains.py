@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pinstripe.catalog.descriptions import (
+    WORDS,
     column_facts,
     describe_column,
     describe_table,
@@ -12,7 +13,6 @@ from pinstripe.catalog.descriptions import (
     enum_values,
 )
 from pinstripe.catalog.domains import DOMAINS, domain_by_table, domain_of, domains
-from pinstripe.catalog.table_words import WORDS
 from pinstripe.catalog.tables import Table, tables
 
 

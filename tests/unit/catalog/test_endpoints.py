@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pinstripe.catalog import endpoints, parents
+from pinstripe.catalog import endpoints, relations
 from pinstripe.catalog import tables as tables_module
 from pinstripe.catalog.endpoints import (
     ListEndpoint,
@@ -15,9 +15,8 @@ from pinstripe.catalog.endpoints import (
     retrieve_endpoints,
     singleton_paths,
 )
-from pinstripe.catalog.load import object_types, spec
-from pinstripe.catalog.model import Field, Operation
-from pinstripe.catalog.parents import embedded_lists, parent_of, parent_parameter
+from pinstripe.catalog.model import Field, Operation, object_types, spec
+from pinstripe.catalog.relations import embedded_lists, parent_of, parent_parameter
 from pinstripe.catalog.tables import SINGLETONS, table_of_object, tables
 
 LISTS = {o.path: o for o in spec().operations if o.kind == "list"}
@@ -82,8 +81,8 @@ def test_the_parent_of_an_embedded_list_really_has_it(path: str) -> None:
         endpoints._EMBEDDED,
         endpoints._ONLY_WHEN,
         endpoints._ONLY_IF_ANY,
-        parents.NOT_LISTS,
-        {path for path, _ in parents._PARAMETERS},
+        relations.NOT_LISTS,
+        {path for path, _ in relations._PARAMETERS},
     ],
 )
 def test_every_path_of_the_hand_tables_is_a_list(paths: set[str]) -> None:
@@ -91,7 +90,7 @@ def test_every_path_of_the_hand_tables_is_a_list(paths: set[str]) -> None:
 
 
 def test_every_parameter_of_the_hand_table_is_one_and_stands_for_an_object() -> None:
-    for (path, parameter), stands_for in parents._PARAMETERS.items():
+    for (path, parameter), stands_for in relations._PARAMETERS.items():
         assert parent_parameter(LISTS[path]) == parameter
         assert object_types()[stands_for].has_id
 
@@ -115,7 +114,7 @@ def test_every_other_entry_of_the_hand_tables_matches_something() -> None:
         assert {key.split("[")[0] for v in variants for key, _ in v} <= names
     for path in endpoints._TEST_CLOCK:
         assert "test_clock" in {p.name for p in LISTS[path].params}
-    for child, parent in parents._NOT_CHILDREN:
+    for child, parent in relations._NOT_CHILDREN:
         lists = embedded_lists(object_types()[parent].fields)
         assert any(child in field.targets for field, _ in lists)
     assert set(SINGLETONS) <= set(object_types())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tools.catalog.__main__ import DATA, generate
 
-from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.model import object_types, spec
 from pinstripe.catalog.tables import tables
 
 

@@ -11,8 +11,7 @@ from tools.catalog.operations import _params
 from tools.catalog.source import Module, Place, UnknownShape
 from tools.catalog.times import integer_kind, string_kind
 
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import Field
+from pinstripe.catalog.model import Field, object_types
 
 
 def made_up(source: str) -> Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pinstripe.catalog.load import object_types, spec
+from pinstripe.catalog.model import object_types, spec
 from pinstripe.catalog.prefixes import SOURCES, prefixes, source_type, type_of
 from pinstripe.catalog.tables import tables
 from pinstripe.rows.extract import Extractor, Found

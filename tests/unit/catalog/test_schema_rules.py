@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pinstripe.catalog.load import object_types, spec
-from pinstripe.catalog.model import Field, ObjectType, Spec
+from pinstripe.catalog.model import Field, ObjectType, Spec, object_types, spec
 from pinstripe.catalog.tables import (
     NAME_BYTES,
     SINGLETONS,

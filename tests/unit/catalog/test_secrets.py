@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import Field
+from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.secrets import SECRET_PLACES, is_secret
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import cut_secrets

@@ -9,11 +9,9 @@ import pytest
 
 from pinstripe.catalog.domains import DOMAINS
 from pinstripe.catalog.tables import tables
-from pinstripe.diagram.content import around, of_domain, overview
+from pinstripe.diagram.graph import Box, Diagram, Row, around, of_domain, overview
 from pinstripe.diagram.layout import draw
-from pinstripe.diagram.model import Box, Diagram, Row
-from pinstripe.diagram.svg import Links, to_svg
-from pinstripe.diagram.theme import stylesheet
+from pinstripe.diagram.svg import Links, stylesheet, to_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 LINKS = Links(table="/tables/{name}?in={domain}&all=1", domain="/diagram/{name}")

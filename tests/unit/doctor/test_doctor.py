@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.tables import tables
-from pinstripe.cli.check_text import as_text
-from pinstripe.doctor.clock import ClockDifference
-from pinstripe.doctor.findings import Finding, worst
-from pinstripe.doctor.recipe import label
-from pinstripe.doctor.resources import plan_for
+from pinstripe.cli.check import as_text
+from pinstripe.doctor.key import label
+from pinstripe.doctor.permissions import plan_for
+from pinstripe.doctor.probe import ClockDifference
+from pinstripe.doctor.report import Finding, worst
 
 
 @given(

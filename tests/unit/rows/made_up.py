@@ -13,8 +13,7 @@ from random import Random
 from hypothesis import strategies as st
 from tests.unit.rows.rebuild import Json
 
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import Field
+from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import (
     SINGLETONS,
     table_of_object,

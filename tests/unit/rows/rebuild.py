@@ -15,8 +15,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.parents import embedded_lists
+from pinstripe.catalog.model import object_types
+from pinstripe.catalog.relations import embedded_lists
 from pinstripe.catalog.secrets import SECRET_NAMES, SECRET_PLACES
 from pinstripe.catalog.tables import Column, Table, table_of_object, tables
 from pinstripe.rows.extract import Extractor, Found, Row

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pinstripe.catalog.embedded import NOT_PRESENT, is_present, resource_places
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import Field
+from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import Column, Table, table_name, tables
 from pinstripe.rows.extract import Extractor, Found
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.rows.made_up import WITH_TABLE, Maker, makers
 from tests.unit.rows.rebuild import Json, lost, replica
 
-from pinstripe.catalog.load import object_types
+from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.rows.extract import Extractor, Found
 

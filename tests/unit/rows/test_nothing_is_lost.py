@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from tests.unit.rows.made_up import Maker, makers
 from tests.unit.rows.rebuild import Json, leaves, lost, replica
 
-from pinstripe.catalog.load import object_types
-from pinstripe.catalog.model import Field
+from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import SINGLETONS, table_of_object, tables
 from pinstripe.rows.extract import Extractor, Found
 

@@ -12,7 +12,7 @@ from tests.unit.catalog.test_secrets import fields
 from tests.unit.rows.made_up import WITH_TABLE, Maker
 from tests.unit.rows.rebuild import Json
 
-from pinstripe.catalog.load import object_types
+from pinstripe.catalog.model import object_types
 from pinstripe.catalog.secrets import SECRET_NAMES, SECRET_PLACES, is_secret
 from pinstripe.rows.extract import Extractor, Found
 from pinstripe.rows.secrets import without_secrets

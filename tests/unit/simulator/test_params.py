@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pinstripe.catalog.model import Field, Operation
-from pinstripe.simulator.params import Params, check, parse
-from pinstripe.simulator.replies import StripeError
+from pinstripe_simulator.params import Params, check, parse
+from pinstripe_simulator.replies import StripeError
 
 LIST = Operation(
     method="GET",

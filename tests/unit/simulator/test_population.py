@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinstripe.simulator.ids import FIRST_NEW, ScrambledIds
-from pinstripe.simulator.relations import Chain, Even, FirstBack, Interleaved, Relation, Uneven
-from pinstripe.simulator.timeline import Timeline
+from pinstripe_simulator.ids import FIRST_NEW, ScrambledIds
+from pinstripe_simulator.relations import Chain, Even, FirstBack, Interleaved, Relation, Uneven
+from pinstripe_simulator.timeline import Timeline
 
 CHARGES = ScrambledIds(seed=1, name="charge", prefix="ch")
 PRODUCTS = ScrambledIds(seed=1, name="product", prefix="prod", chosen=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from pinstripe.catalog.model import Field
-from pinstripe.simulator.account import Account, Settings, make_account
-from pinstripe.simulator.beyond_types import EXTRA
-from pinstripe.simulator.mutate import Mutator
+from pinstripe_simulator.account import Account, Settings, make_account
+from pinstripe_simulator.beyond_types import EXTRA
+from pinstripe_simulator.mutate import Mutator
 
 NOON = 1_790_000_000
 SCALARS: dict[str, type | tuple[type, ...]] = {

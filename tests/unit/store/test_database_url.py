@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pinstripe.config.config import database_url
 from pinstripe.errors import Misconfigured
-from pinstripe.setting_rules import database_url
 from pinstripe.store.database_url import Target, read_url, split_url, url_with_login
-from pinstripe.store.translate import place_of
+from pinstripe.store.pool import place_of
 
 BASE = "postgresql://me:secret@db.example.com:6432/billing"
 

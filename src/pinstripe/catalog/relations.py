@@ -1,0 +1,149 @@
+"""Which objects are found under which: the parents whose id a child row carries.
+
+A child can be met in a list inside its parent (`invoice.lines`), under a nested path
+(`/v1/products/{product}/features`) or behind a required parameter (`?customer=`). Where the child
+itself does not name that parent, its table gets a column for it.
+
+Which objects events tell of, and of which they announce the birth and the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+from pinstripe.catalog.model import Field, Operation, Spec, spec
+
+# Lists that do not list what the account has: a preview of lines that are not made yet, and the
+# customers' payment methods, which the top-level list holds.
+NOT_LISTS = frozenset(
+    {
+        "/v1/credit_notes/preview/lines",
+        "/v1/customers/{customer}/payment_methods",
+    }
+)
+
+# Polymorphic in the types only: no account is the child of a customer.
+_NOT_CHILDREN = frozenset({("account", "customer")})
+
+# Path and query parameters whose name is not the object's: what they stand for.
+_PARAMETERS = {
+    ("/v1/application_fees/{id}/refunds", "id"): "application_fee",
+    ("/v1/billing/meters/{id}/event_summaries", "id"): "billing.meter",
+    ("/v1/checkout/sessions/{session}/line_items", "session"): "checkout.session",
+    ("/v1/financial_connections/accounts/{account}/owners", "account"): (
+        "financial_connections.account"
+    ),
+    ("/v1/payment_intents/{intent}/amount_details_line_items", "intent"): "payment_intent",
+    ("/v1/tax/calculations/{calculation}/line_items", "calculation"): "tax.calculation",
+    ("/v1/tax/transactions/{transaction}/line_items", "transaction"): "tax.transaction",
+    ("/v1/transfers/{id}/reversals", "id"): "transfer",
+    ("/v2/core/accounts/{account_id}/persons", "account_id"): "v2.core.account",
+    ("/v1/financial_connections/transactions", "account"): "financial_connections.account",
+    ("/v1/issuing/tokens", "card"): "issuing.card",
+    ("/v1/radar/value_list_items", "value_list"): "radar.value_list",
+}
+
+
+def parents(catalog: Spec) -> dict[str, tuple[str, ...]]:
+    """Child object name -> the object names of its possible parents, in catalog order."""
+    found: dict[str, list[str]] = {}
+
+    def add(child: str, parent: str) -> None:
+        known = found.setdefault(child, [])
+        if parent not in known and (child, parent) not in _NOT_CHILDREN:
+            known.append(parent)
+
+    with_id = {t.name for t in catalog.objects if t.has_id}
+    for object_type in catalog.objects:
+        if object_type.has_id:
+            for field, _ in embedded_lists(object_type.fields):
+                for child in field.targets:
+                    add(child, object_type.name)
+    for operation in catalog.operations:
+        if operation.kind == "list" and operation.path not in NOT_LISTS:
+            parent = parent_of(operation, with_id)
+            for child in operation.returns if parent else ():
+                add(child, parent or "")
+    return {child: tuple(known) for child, known in found.items()}
+
+
+def embedded_lists(
+    fields: tuple[Field, ...], path: tuple[str, ...] = ()
+) -> Iterator[tuple[Field, tuple[str, ...]]]:
+    """(list field, path) of every list inside an object, at any depth of inline objects."""
+    for field in fields:
+        here = (*path, field.name)
+        if field.kind == "list":
+            yield field, here
+        elif field.kind == "object":
+            yield from embedded_lists(field.fields, here)
+
+
+def parent_parameter(operation: Operation) -> str | None:
+    """The path or required query parameter that names the parent, if the list has one.
+
+    A required parameter that is an enum (`apps.secrets?scope`) or an object names no parent.
+    """
+    in_path = re.findall(r"{(\w+)}", operation.path)
+    if in_path:
+        return str(in_path[-1])
+    required = [p for p in operation.params if not p.nullable]
+    if len(required) == 1 and required[0].kind == "string" and not required[0].enum:
+        return required[0].name
+    return None
+
+
+def parent_of(operation: Operation, with_id: set[str]) -> str | None:
+    """The object name of the parent under which `operation` lists, or None."""
+    parameter = parent_parameter(operation)
+    if parameter is None:
+        return None
+    named = _PARAMETERS.get((operation.path, parameter))
+    if named is not None:
+        return named if named in with_id else None
+    if parameter in with_id:
+        return parameter
+    if parameter == "financial_account":
+        return "treasury.financial_account"
+    return None
+
+
+# Last words of event types that announce a new object.
+_BIRTHS = ("created", "opened", "uploaded")
+
+# A charge is born succeeded, failed or pending, and an event says which.
+_ANNOUNCED_OTHERWISE = frozenset({"charge"})
+
+
+@cache
+def with_events() -> frozenset[str]:
+    """Object names that some event carries."""
+    return frozenset(name for event in spec().events for name in event.carries)
+
+
+@cache
+def announced() -> frozenset[str]:
+    """Object names whose birth an event announces. The others appear without a word."""
+    born = {
+        name
+        for event in spec().events
+        if event.name.rsplit(".", 1)[-1] in _BIRTHS
+        for name in event.carries
+    }
+    return frozenset(born) | _ANNOUNCED_OTHERWISE
+
+
+def deletes(event_type: str) -> bool | None:
+    """Whether Stripe has deleted what an event of this type carries; None where only its name says so.
+
+    >>> deletes("plan.deleted"), deletes("customer.subscription.deleted"), deletes("novelty.deleted")
+    (True, False, None)
+    """
+    return _deletes().get(event_type, None if event_type.endswith(".deleted") else False)
+
+
+@cache
+def _deletes() -> Mapping[str, bool | None]:
+    return {event.name: event.deletes for event in spec().events}

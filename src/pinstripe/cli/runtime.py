@@ -1,0 +1,218 @@
+"""How a command runs: logs, loop, signals, and the exit code at its end.
+
+Every error as one message with its remedy, and the exit code that goes with it.
+
+Where log lines go and how they look: stderr, one line each, without secrets.
+
+Ctrl-C and SIGTERM: the first ends the work in order, the second at once.
+
+How Python's and C's allocators are set for a process that reads pages for hours.
+
+Decoded pages are hundreds of thousands of small objects a second, none of them in a cycle, in bodies of
+hundreds of KB. With the defaults the cycle collector takes an eighth of all CPU looking at them, and
+freed bodies leave holes that grow the process by tens of MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import TypeVar
+
+import structlog
+
+from pinstripe.config.config import Config
+from pinstripe.errors import PinstripeError, redact
+
+
+class Exit(Exception):
+    """The command is over, and not with 0. Raised through cyclopts to `main`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def execute(config: Config, work: Coroutine[object, object, int], *, stopped: int) -> None:
+    """Runs `work` to its end, or until a signal; `stopped` is the exit code then."""
+
+    configure(config)
+    set_allocators()
+    try:
+        code = _runner()(until_told(work))
+    except Stopped:
+        code = stopped
+    if code:
+        raise Exit(code)
+
+
+def _runner() -> Callable[[Coroutine[object, object, int]], int]:
+    try:
+        import uvloop
+    except ImportError:  # no wheel for this platform: asyncio's own loop does it, slower
+        return asyncio.run
+    return uvloop.run
+
+
+UNEXPECTED = 70
+"""EX_SOFTWARE of sysexits.h: a mistake of ours, not of the user's."""
+
+BAD_USAGE = 2
+
+
+def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Prints `error` to stderr, with `as_json` to stdout too; gives the exit code."""
+    cause = root_cause(error)
+    if isinstance(cause, PinstripeError):
+        message, remedy, code = cause.message, cause.hint, cause.exit_code
+    else:
+        message = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
+        message = f"Something went wrong inside Pinstripe ({message})"
+        remedy = "Please report it, with the traceback that --debug shows."
+        code = UNEXPECTED
+    if debug:
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+    complain(message, remedy)
+    if as_json:
+        kind = type(cause).__name__
+        body = {"error": {"type": kind, "message": message, "remedy": remedy, "exit_code": code}}
+        sys.stdout.write(json.dumps(body) + "\n")
+    return code
+
+
+def complain(message: str, remedy: str) -> None:
+    """The one form in which trouble is printed."""
+    sys.stderr.write(f"error: {redact(message)}\n")
+    if remedy:
+        sys.stderr.write(f"  remedy: {redact(remedy)}\n")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Out of a group of errors the first of ours, else the first; any other error as it is."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [root_cause(inner) for inner in error.exceptions]
+    return next((c for c in causes if isinstance(c, PinstripeError)), causes[0])
+
+
+def configure(config: Config) -> None:
+    """Once, before anything logs."""
+    level = logging.getLevelNamesMapping()[config.log_level.upper()]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer(default=str)
+        if config.log_json
+        else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+            _without_secrets,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_to_stderr,
+        # Not cached: the progress display takes stderr over for a while.
+        cache_logger_on_first_use=False,
+    )
+
+
+def _to_stderr(*_: object) -> structlog.PrintLogger:
+    return structlog.PrintLogger(sys.stderr)
+
+
+def _without_secrets(
+    _: object, __: str, line: structlog.typing.EventDict | str
+) -> structlog.typing.EventDict | str:
+    return redact(line) if isinstance(line, str) else line
+
+
+_T = TypeVar("_T")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_SAME_S = 0.5
+"""A signal to the whole process group and one to us alone are one wish, not two."""
+
+
+class Stopped(Exception):
+    """The user told us to stop. `number` is the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+async def until_told(work: Coroutine[object, object, _T]) -> _T:
+    """What `work` gives. Raises Stopped when it was cut short by a signal, after it has cleaned up."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    told: list[int] = []
+    told_at = 0.0
+
+    def tell(number: int) -> None:
+        nonlocal told_at
+        if told and loop.time() - told_at < _SAME_S:
+            return
+        if told:
+            # What runs beside us (Postgres, the simulator) sees us go and ends by itself.
+            os._exit(128 + number)
+        told.append(number)
+        told_at = loop.time()
+        sys.stderr.write("Stopping (once more to stop at once) ...\n")
+        sys.stderr.flush()
+        task.cancel()
+
+    for number in _SIGNALS:
+        # nohup ignores SIGHUP, and means it; a shell ignores SIGINT for `&` without being asked.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, tell, number)
+    try:
+        return await task
+    except BaseException:
+        if told:
+            raise Stopped(told[0]) from None
+        raise
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+_GENERATIONS = (50_000, 20, 20)
+"""Collections by generation: the youngest after so many new containers, about ten pages."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""Names of mallopt(3) in glibc's malloc.h."""
+
+_LARGE_BYTES = 64 * 1024
+"""Blocks from this size come from the kernel and go back to it when freed. Left to itself, glibc
+raises the threshold to the largest block that was ever freed."""
+
+_SPARE_BYTES = 1024 * 1024
+
+
+def set_allocators() -> None:
+    """Once, at the start. Where C's allocator is not glibc's, only Python's is set."""
+    gc.set_threshold(*_GENERATIONS)
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _SPARE_BYTES)
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def freeze_loaded() -> None:
+    """What is loaded now stays for good: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,171 @@
+"""`pinstripe status`: how the copy stands, from the database alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+
+from pinstripe.cli.summary import refused_lines
+from pinstripe.config.config import Config
+from pinstripe.errors import Misconfigured
+from pinstripe.service import open_database, postgres_dir
+from pinstripe.store.pool import connect
+from pinstripe.store.status import SchemaStatus, TableStatus, read_status
+
+_NOTHING_HINT = "Bring an account in first: pinstripe sync, or pinstripe run for the demo."
+
+
+async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool) -> int:
+    """Prints every synced schema, or the configured one if `one_schema`."""
+    config = with_data(config)
+    async with open_database(config) as database, connect(database.url) as connection:
+        found = await read_status(
+            connection, schema=config.schema if one_schema else None, exact=exact
+        )
+    if not found:
+        where = f'in the schema "{config.schema}"' if one_schema else "in this database"
+        raise Misconfigured(f"Nothing has been synced yet {where}.", hint=_NOTHING_HINT)
+    if as_json:
+        sys.stdout.write(json.dumps({"syncs": [_as_json(s) for s in found]}) + "\n")
+    else:
+        sys.stdout.write("\n\n".join(_as_text(s) for s in found) + "\n")
+    return 0
+
+
+def with_data(config: Config) -> Config:
+    """Where data is: the data directory, else the demo's in it. Asking must not make a database."""
+    if config.database_url is not None:
+        return config
+    for candidate in (config, replace(config, data_dir=config.data_dir / "demo")):
+        if (postgres_dir(candidate) / "cluster").exists():
+            return candidate
+    raise Misconfigured(f"Nothing has been synced yet in {config.data_dir}.", hint=_NOTHING_HINT)
+
+
+def _as_json(found: SchemaStatus) -> dict[str, object]:
+    tables = [
+        {
+            **asdict(t),
+            "as_of": _time(t.as_of),
+            "fresh_to": _time(t.fresh_to),
+            "next_try": _time(t.next_try),
+        }
+        for t in found.tables
+    ]
+    head = {k: v for k, v in asdict(found).items() if k != "tables"}
+    made = found.certificate
+    certificate = None
+    if made is not None:
+        started, finished = _moment(made.started_at), _moment(made.finished_at)
+        certificate = {**asdict(made), "started_at": started, "finished_at": finished}
+    return {
+        **head,
+        "followed": _time(found.followed),
+        "rows": found.rows,
+        "owed": [{**asdict(o), "next_try": _time(o.next_try)} for o in found.owed],
+        "certificate": certificate,
+        "tables": tables,
+    }
+
+
+def _as_text(found: SchemaStatus) -> str:
+    mode = {True: "live mode", False: "test mode", None: "unknown mode"}[found.livemode]
+    lines = [
+        f"Schema {found.schema}: {found.account_id or 'unknown account'} in {mode}, "
+        f"API version {found.api_version}, {found.rows:,} rows",
+        f"Events applied up to {_time(found.followed) or 'none yet'}; "
+        f"{found.missing:,} references that Stripe does not have",
+        *_live_lines(found),
+        *_certificate_lines(found),
+        "",
+        f"  {'table':<40} {'rows':>13}  {'state':<8} {'true up to':<20} by",
+    ]
+    shown = [t for t in found.tables if t.rows or t.state in ("running", "refused", "failed")]
+    lines += [_line(t) for t in sorted(shown, key=lambda t: (-t.rows, t.table))]
+    empty = len(found.tables) - len(shown)
+    if empty:
+        lines.append(f"  {f'{empty} more tables are empty':<40}")
+    lines += refused_lines(found.refusals)
+    return "\n".join(lines)
+
+
+def _live_lines(found: SchemaStatus) -> list[str]:
+    lines: list[str] = []
+    other = found.default_api_version
+    if other is not None and other != found.api_version:
+        lines.append(
+            f"The account's own API version is {other}: its events are hints, objects are fetched"
+        )
+    for held in found.quarantine:
+        what = held.id or "the whole table"
+        more = f" and {held.count - 1:,} more" if held.count > 1 else ""
+        name = f" ({held.name})" if held.name else ""
+        lines.append(f"QUARANTINE, {held.table}: {what}{more}: {held.reason}{name}")
+        lines += [f"  remedy: {held.remedy} It is tried again all the time."]
+    for owed in found.owed:
+        lines.append(
+            f"OWED, {owed.count:,} of {owed.table} ({owed.example}): {owed.reason}"
+            f" Next try {_time(owed.next_try)}."
+        )
+        lines += [f"  remedy: {owed.remedy}"] if owed.remedy else []
+    if found.to_ask:
+        lines.append(f"{found.to_ask:,} requests to Stripe are still to be made")
+    lines += _read_lines(found)
+    if found.trouble:
+        lines.append(f"NOT FOLLOWING: {found.trouble}")
+        lines += [f"  remedy: {found.remedy}"] if found.remedy else []
+    return lines
+
+
+def _read_lines(found: SchemaStatus) -> list[str]:
+    """Nothing in test mode, which has no read allowance."""
+    use = found.reads
+    if use is None or use.allowed is None:
+        return []
+    share = use.used / use.allowed
+    line = f"Reads of the last 30 days: {use.used:,} of {use.allowed:,} allowed ({share:.0%})"
+    if use.projected is not None:
+        line += f"; going on as yesterday, {use.projected:,}"
+    if use.used > use.allowed:
+        line += ". OVER THE ALLOWANCE"
+    return [line]
+
+
+def _certificate_lines(found: SchemaStatus) -> list[str]:
+    made = found.certificate
+    if made is None:
+        return []
+    states = [table.get("state") for table in made.tables.values()]
+    unproven = len(states) - states.count("verified")
+    return [
+        f"Verified at {_moment(made.finished_at)}: {made.differences:,} differences, "
+        f"{made.repaired:,} repaired, {states.count('verified')} tables proven, {unproven} not or in "
+        f"part; digest {made.digest[:16]}"
+    ]
+
+
+def _line(table: TableStatus) -> str:
+    rows = f"{'' if table.exact else '~'}{table.rows:,}"
+    line = (
+        f"  {table.table:<40} {rows:>13}  {table.state:<8} {_time(table.fresh_to) or '':<20} "
+        f"{table.fresh_by}".rstrip()
+    )
+    if table.reason:
+        line += f"\n      {table.reason}"
+    if table.remedy:
+        line += f"\n      remedy: {table.remedy}"
+    if table.next_try is not None:
+        line += f"\n      next try: {_time(table.next_try)}"
+    return line
+
+
+def _time(moment: float | None) -> str | None:
+    if moment is None:
+        return None
+    return _moment(datetime.fromtimestamp(moment, UTC))
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

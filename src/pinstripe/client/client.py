@@ -1,0 +1,344 @@
+"""The door to Stripe: ask, and get a good answer or an error that names the remedy.
+
+Every request of a `Stripe` waits for the account's `Budget`, is counted, and is repeated by the
+rules of `retry`. What comes back as a `Reply` arrived whole, is JSON, and carries the interval in
+which it was true. What the objects inside mean is for `rows` and those above.
+
+Paths, queries and form bodies as Stripe reads them.
+
+Everything that leaves here is quoted for good: `transport` sends it byte for byte, so nothing is
+quoted twice. Stripe nests parameters by brackets in the name (`created[gte]`, `expand[]`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import quote
+
+import msgspec
+import structlog
+
+from pinstripe.client import retry
+from pinstripe.client.api_errors import read_error, refusal
+from pinstripe.client.api_key import ApiKey, checked_base
+from pinstripe.client.expands import Expands
+from pinstripe.client.rate_limit import Budget
+from pinstripe.client.response import Reply, is_whole_object, reply_of
+from pinstripe.client.transport import Answer, Broken, Timeouts, Wire
+from pinstripe.errors import PinstripeError, Unreachable
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_ACCOUNT = "/v1/account"
+
+_FORM = "application/x-www-form-urlencoded"
+
+Method = Literal["GET", "POST", "DELETE"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One thing asked for, however many requests it takes."""
+
+    method: Method
+    base: str
+    path: str
+    body: bytes | None
+    headers: dict[str, str]
+    endpoint: str
+    priority: int
+    repeatable: bool
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing at Stripe: a GET, or a preview."""
+        is_preview = self.method == "POST" and self.repeatable
+        return self.method == "GET" or (is_preview and "Idempotency-Key" not in self.headers)
+
+    @property
+    def url(self) -> str:
+        return self.base + self.path
+
+
+class Stripe:
+    """One account, one key, one API version. An async context manager.
+
+    `account`: the connected one that it asks for, if not the key's own. `requests`, `retries` and
+    `rate_limited` count by endpoint: every HTTP request sent, those that were repetitions, and those
+    that Stripe answered with 429.
+    """
+
+    def __init__(
+        self,
+        key: ApiKey,
+        *,
+        api_version: str,
+        budget: Budget,
+        base_url: str = "https://api.stripe.com",
+        account: str | None = None,
+        timeouts: Timeouts | None = None,
+        proxy: str | None = None,
+        patience: retry.Patience | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        luck: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.requests: Counter[str] = Counter()
+        self.retries: Counter[str] = Counter()
+        self.rate_limited: Counter[str] = Counter()
+        self.expands = Expands()
+        self.api_version = api_version
+        self.account = account
+        self._version = {"Stripe-Version": api_version}
+        self.key = key
+        self.base_url = checked_base(base_url, key)
+        self._budget = budget
+        self._patience = patience or retry.Patience()
+        self._sleep = sleep
+        self._luck = luck
+        self._wall_clock = wall_clock
+        self._met = False
+        self._wire = Wire(
+            headers=_headers(key, account),
+            timeouts=timeouts or Timeouts(),
+            proxy=proxy,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
+
+    def __repr__(self) -> str:
+        return f"Stripe({self.key}, {self.base_url})"
+
+    async def __aenter__(self) -> Self:
+        await self._wire.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._wire.close()
+
+    async def get(
+        self,
+        path: str,
+        params: Params = (),
+        *,
+        endpoint: str,
+        priority: int = 0,
+    ) -> Reply:
+        """GET `path` (ids in it quoted by `quote_id`). `endpoint` is the budget's name for it.
+
+        What Stripe refuses to expand is left out (`expands`).
+
+        Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are answers; `WrongKey`;
+        `Refused` for a 4xx that is not understood, and `Unreachable` when the tries are used up (or
+        at a 5xx that is not to be retried): both are trouble, and say nothing of what was requested.
+        """
+
+        async def ask(params: Params) -> Reply:
+            asked = f"{path}?{encode_params(params)}" if params else path
+            version = self._version
+            call = self._repeatable("GET", asked, version, endpoint=endpoint, priority=priority)
+            return await self._ask(call)
+
+        return await self.expands.ask(endpoint, params, ask)
+
+    async def get_unpinned(self, path: str, *, endpoint: str, priority: int = 0) -> Reply:
+        """GET `path` without naming an API version: the reply tells which one is the account's own.
+
+        Not to be read as an object: fields move between versions. Errors as of `get`.
+        """
+        call = self._repeatable("GET", path, {}, endpoint=endpoint, priority=priority)
+        return await self._ask(call)
+
+    async def post(
+        self,
+        path: str,
+        params: Params = (),
+        *,
+        endpoint: str,
+        idempotency_key: str | None = None,
+        repeatable: bool = False,
+        priority: int = 0,
+    ) -> Reply:
+        """POST `params` as a form. Errors as of `get`.
+
+        Repeated after trouble only with an `idempotency_key`, or where the caller knows that the
+        request changes nothing (`repeatable`: a preview). Else an `Unreachable` says that Stripe
+        may have run it.
+        """
+        headers = {**self._version, "Content-Type": _FORM}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        body = encode_params(params).encode()
+        safe = repeatable or idempotency_key is not None
+        base = self.base_url
+        return await self._ask(_Call("POST", base, path, body, headers, endpoint, priority, safe))
+
+    async def delete(self, path: str, *, endpoint: str, priority: int = 0) -> Reply:
+        """DELETE `path`. Repeated like a GET: `NotFound` then means gone, by whomever."""
+        call = self._repeatable("DELETE", path, self._version, endpoint=endpoint, priority=priority)
+        return await self._ask(call)
+
+    async def probe(self) -> dict[str, object]:
+        """The account, `{"id": "acct_...", ...}`: tells soon whether address and key are right."""
+        reply = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
+        return msgspec.json.decode(reply.body, type=dict[str, object])
+
+    def _repeatable(
+        self, method: Method, path: str, headers: dict[str, str], *, endpoint: str, priority: int
+    ) -> _Call:
+        return _Call(
+            method, self.base_url, path, None, headers, endpoint, priority, repeatable=True
+        )
+
+    async def _ask(self, call: _Call) -> Reply:
+        failures = refusals = 0
+        while True:
+            came = await self._send(call)
+            verdict, reason = self._judge(call, came)
+            if isinstance(came, Answer) and verdict == "taken":
+                return reply_of(came)
+            if verdict == "limited" and isinstance(came, Answer):
+                refusals += 1
+                delay_s = self._limited(call, came, refusals)
+                most = self._patience.limited_attempts
+                if most is not None and refusals >= most:
+                    raise self._gave_up(call, reason, refusals, ran=False)
+            else:
+                failures += 1
+                safe = call.repeatable or (isinstance(came, Broken) and not came.sent)
+                if verdict == "final" or not safe or failures >= self._tries():
+                    raise self._error(call, came, verdict, reason, failures)
+                delay_s = self._patience.backoff_s(failures, self._luck())
+                if isinstance(came, Answer):
+                    asked_s = retry.retry_after_s(came.headers, self._wall_clock())
+                    delay_s = max(delay_s, asked_s or 0.0)
+            _log.debug("client.retry", endpoint=call.endpoint, reason=reason, delay_s=delay_s)
+            await self._sleep(delay_s)
+            self.retries[call.endpoint] += 1
+
+    async def _send(self, call: _Call) -> Answer | Broken:
+        with await self._budget.acquire(call.endpoint, priority=call.priority):
+            self.requests[call.endpoint] += 1
+            return await self._wire.send(
+                call.method, call.url, body=call.body, headers=call.headers
+            )
+
+    def _tries(self) -> int:
+        return self._patience.attempts if self._met else self._patience.first_contact
+
+    def _judge(self, call: _Call, came: Answer | Broken) -> tuple[retry.Verdict, str]:
+        """The verdict, and in a few words why it is not `taken`."""
+        if isinstance(came, Broken):
+            return "again", came.reason
+        if 200 <= came.status < 300:
+            genuine = is_whole_object(came.body)
+            reason = "the answer is not whole JSON"
+        else:
+            error = read_error(came.body)
+            genuine = error is not None
+            reason = f"status {came.status}"
+            if error is not None:
+                reason = f"{reason}: {error.message or error.type}"
+        self._met = self._met or genuine
+        verdict = retry.judge(came.status, came.headers, genuine=genuine, is_read=call.is_read)
+        return verdict, reason
+
+    def _limited(self, call: _Call, answer: Answer, refusals: int) -> float:
+        """Tell the budget of a 429; the seconds to wait before the next try."""
+        self.rate_limited[call.endpoint] += 1
+        error = read_error(answer.body)
+        code = (error.code if error else None) or ""
+        reason = answer.headers.get("stripe-rate-limited-reason", code)
+        asked_s = retry.retry_after_s(answer.headers, self._wall_clock())
+        self._budget.slow_down(call.endpoint, reason, asked_s)
+        return self._patience.limited_s(refusals, self._luck(), asked_s)
+
+    def _error(
+        self,
+        call: _Call,
+        came: Answer | Broken,
+        verdict: retry.Verdict,
+        reason: str,
+        failures: int,
+    ) -> PinstripeError:
+        error = read_error(came.body) if isinstance(came, Answer) else None
+        is_answer = verdict == "final" and isinstance(came, Answer) and came.status < 500
+        if is_answer and isinstance(came, Answer) and error is not None:
+            told = reply_of(came)
+            return refusal(
+                came.status,
+                error,
+                request_id=told.request_id,
+                key=self.key,
+                account=self.account,
+                said_at=(told.not_before, told.not_after),
+            )
+        return self._gave_up(call, reason, failures, ran=isinstance(came, Answer) or came.sent)
+
+    def _gave_up(self, call: _Call, reason: str, tries: int, *, ran: bool) -> Unreachable:
+        address = call.url.partition("?")[0]
+        times = "once" if tries == 1 else f"{tries} times"
+        if ran and not call.repeatable:
+            hint = "It may or may not have been done: look before asking again."
+        elif not self._met:
+            hint = f"Nothing at {call.base} has answered as Stripe does: check the address "
+            hint += "(base URL), the network, and any proxy or captive portal between."
+        else:
+            hint = "Stripe or the network is in trouble; see https://status.stripe.com."
+        return Unreachable(f"{call.method} {address} failed, tried {times}: {reason}.", hint=hint)
+
+
+def _headers(key: ApiKey, account: str | None) -> dict[str, str]:
+    token = base64.b64encode(f"{key.reveal()}:".encode()).decode()
+    headers = {
+        "Authorization": f"Basic {token}",
+        "User-Agent": f"Pinstripe/{version('pinstripe')}",
+    }
+    if account is not None:
+        headers["Stripe-Account"] = account
+    return headers
+
+
+Params = Sequence[tuple[str, str]]
+
+
+def quote_id(object_id: str) -> str:
+    """`object_id` as one path segment. Users choose the ids of products, plans and coupons.
+
+    An empty id raises `ValueError`: it would turn the path of one object into that of the list.
+
+    >>> quote_id("50% off/été")
+    '50%25%20off%2F%C3%A9t%C3%A9'
+    >>> quote_id("..")
+    '%2E%2E'
+    """
+    if not object_id:
+        raise ValueError("an empty id has no path")
+    if object_id in (".", ".."):
+        # Unquoted, any proxy on the way may resolve them as steps in the path.
+        return object_id.replace(".", "%2E")
+    return quote(object_id, safe="")
+
+
+def encode_params(params: Params) -> str:
+    """`params` as a query string or a form body, in the order given; a name may repeat.
+
+    >>> encode_params([("created[gte]", "17"), ("expand[]", "data.a b"), ("expand[]", "x")])
+    'created[gte]=17&expand[]=data.a%20b&expand[]=x'
+    """
+    return "&".join(f"{quote(name, safe='[]')}={quote(value, safe='')}" for name, value in params)

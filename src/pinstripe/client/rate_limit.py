@@ -1,0 +1,442 @@
+"""The request budget of one account, shared by everyone who asks Stripe.
+
+Stripe allows an account so many requests a second, each endpoint fewer, and so many at once. The
+user's own production traffic draws on the same account limit, so whoever asks goes through one
+`Budget`. It hands out permits in order of priority; within one, endpoints take turns, and each
+keeps the order of arrival. It never spins: one timer, armed for the next moment at which a waiter
+could go, and a look whenever something changes.
+Every 429 is reported to `slow_down`; what is retried, and after how long, is `retry`.
+
+How often, and how many at once: the two measures that `limits.Budget` is made of.
+
+`Pace` is the generic cell rate algorithm: one number, the time at which the next request would be
+due at an even rate, and an allowance for being early. Over any window of `w` seconds it lets at
+most `rate * (w + burst_s) + 1` through, and in no second more than the rate: the allowance makes up
+for what a stalled process did not send, it is never on top. `Slots` bounds how many are under way at
+the same time.
+Both give way when Stripe says so (`cut`) and come back by themselves, step by step. Neither waits
+nor reads a clock: the time comes in as `now`, in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+
+# One overload answers every request that is under way with a 429; they count as one.
+_CUT_AT_MOST_EVERY_S = 1.0
+
+# One 429 may be chance (somebody else's burst); where another follows it is a storm.
+_CUT_TO = 0.8
+
+_CUT_TO_IN_A_STORM = 0.5
+
+_STORM_S = 5.0
+
+_SLOWEST_SHARE = 0.05
+
+# Back to all in 10 s after a chance, in 25 s after half: slow enough not to swing, fast enough for a
+# backfill.
+_RECOVERY_SHARE_PER_S = 0.02
+
+# Without a rate of our own there is nothing to halve: only hold back for a moment.
+_UNLIMITED_PAUSE_S = 0.25
+
+_EPSILON_S = 1e-9
+
+# A second, and a little: what leaves here at the very end of one must not arrive within it.
+_WINDOW_S = 1.001
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What one `take` used up, for `give_back`."""
+
+    interval_s: float
+    era: int
+    at: float
+
+
+class Pace:
+    """An even rate with a small burst. `rate` is requests a second, None for no limit."""
+
+    def __init__(self, rate: float | None, burst_s: float) -> None:
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise ValueError(f"a rate is above 0, or None for no limit; not {rate}")
+        self._set_rate = rate
+        self._burst_s = burst_s
+        self._due = -math.inf
+        self._paused_until = -math.inf
+        self._cut_rate = math.inf
+        self._cut_at = -math.inf
+        self._era = 0
+        self._taken: deque[float] = deque(maxlen=None if rate is None else max(math.ceil(rate), 2))
+
+    def rate(self, now: float) -> float | None:
+        """The rate in force: the one set, or less while a `cut` wears off."""
+        if self._set_rate is None or self._cut_rate == math.inf:
+            return self._set_rate
+        recovered = self._cut_rate + (now - self._cut_at) * self._set_rate * _RECOVERY_SHARE_PER_S
+        return min(self._set_rate, recovered)
+
+    def interval_s(self, now: float) -> float:
+        """Seconds between two requests at an even rate."""
+        rate = self.rate(now)
+        return 0.0 if rate is None else 1.0 / rate
+
+    def ready_at(self) -> float:
+        """The earliest time at which `take` keeps the rate."""
+        at = max(self._due - self._burst_s, self._paused_until)
+        if len(self._taken) == self._taken.maxlen:
+            at = max(at, self._taken[0] + _WINDOW_S)
+        return at
+
+    def is_ready(self, now: float) -> bool:
+        """Whether `take` keeps the rate now."""
+        return now + _EPSILON_S >= self.ready_at()
+
+    def take(self, now: float) -> Ticket:
+        """Count one request. The caller has asked `is_ready`."""
+        if now > self._due:
+            self._due = now
+            self._era += 1
+        interval_s = self.interval_s(now)
+        self._due += interval_s
+        if self._taken.maxlen is not None:
+            self._taken.append(now)
+        return Ticket(interval_s, self._era, now)
+
+    def give_back(self, ticket: Ticket) -> None:
+        """Undo a `take` whose request was never sent.
+
+        Only while the line of due times is unbroken since: after an idle gap the time that the
+        ticket had used is gone anyhow, and giving it back would allow a second burst.
+        """
+        if ticket.at in self._taken:
+            self._taken.remove(ticket.at)
+        if ticket.era == self._era:
+            self._due -= ticket.interval_s
+
+    def pause(self, until: float) -> None:
+        """Let nothing through before `until`."""
+        self._paused_until = max(self._paused_until, until)
+
+    def cut(self, now: float) -> None:
+        """Take a fifth off the rate, or half if it was cut just before; it grows back evenly.
+
+        Never below a twentieth of the one set.
+        """
+        since_s = now - self._cut_at
+        if since_s < _CUT_AT_MOST_EVERY_S:
+            return
+        rate = self.rate(now)
+        if rate is None or self._set_rate is None:
+            self.pause(now + _UNLIMITED_PAUSE_S)
+            return
+        share = _CUT_TO_IN_A_STORM if since_s < _STORM_S else _CUT_TO
+        self._cut_rate = max(rate * share, self._set_rate * _SLOWEST_SHARE)
+        self._cut_at = now
+
+
+class Slots:
+    """How many requests may be under way at once; at least one."""
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ValueError(f"at least one request must be allowed at a time; not {limit}")
+        self._set_limit = limit
+        self._cut_limit = float(limit)
+        self._cut_at = -math.inf
+        self.used = 0
+
+    def limit(self, now: float) -> int:
+        """The limit in force: the one set, or less while a `cut` wears off (one more a second)."""
+        if self._cut_limit >= self._set_limit:
+            return self._set_limit
+        return min(self._set_limit, int(self._cut_limit + (now - self._cut_at)))
+
+    def is_free(self, now: float) -> bool:
+        """Whether one more may start."""
+        return self.used < self.limit(now)
+
+    def cut(self, now: float) -> None:
+        """Halve what is under way now: that was too much."""
+        if now - self._cut_at < _CUT_AT_MOST_EVERY_S:
+            return
+        under_way = min(self.limit(now), max(self.used, 1))
+        self._cut_limit = float(max(1, under_way // 2))
+        self._cut_at = now
+
+
+# Timers wake late, by milliseconds on a busy machine. Without this allowance each delay would be
+# lost for good; with it the rate is kept on average and a window holds 5 % more at most.
+DEFAULT_BURST_S = 0.05
+
+# Stripe publishes no number; 100 requests/s of 0.5 s each need 50.
+DEFAULT_CONCURRENCY = 60
+
+# Every so many permits the longest waiter goes first, whatever its priority: no one starves, and
+# the urgent ones lose an eighth at most.
+_OLDEST_EVERY = 8
+
+# How long a slot stays taken is not known; a scheduler that asks should ask again soon.
+_SLOT_GUESS_S = 0.02
+
+_LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    number: int
+    granted: asyncio.Future[Permit]
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One endpoint: its own limits, and who waits for it, by priority."""
+
+    pace: Pace
+    slots: Slots
+    waiting: dict[int, deque[_Waiter]] = field(default_factory=dict)
+    length: int = 0
+    last_grant: int = 0
+
+    def add(self, waiter: _Waiter, priority: int) -> None:
+        self.waiting.setdefault(priority, deque()).append(waiter)
+        self.length += 1
+
+    def remove(self, waiter: _Waiter, priority: int) -> None:
+        queue = self.waiting.get(priority)
+        if queue is None:
+            return
+        with suppress(ValueError):
+            queue.remove(waiter)
+            self.length -= 1
+        if not queue:
+            del self.waiting[priority]
+
+
+class Permit:
+    """Leave to send one request. Use it as a context manager: leaving frees the slot."""
+
+    __slots__ = ("_budget", "_lane", "_open", "_tickets")
+
+    def __init__(self, budget: Budget, lane: _Lane, tickets: tuple[Ticket, Ticket]) -> None:
+        self._budget = budget
+        self._lane = lane
+        self._tickets = tickets
+        self._open = True
+
+    def release(self) -> None:
+        """The request is over. A second call does nothing."""
+        if self._open:
+            self._open = False
+            self._budget._free(self._lane)
+
+    def give_back(self) -> None:
+        """The request was never sent: it does not count."""
+        if self._open:
+            account, endpoint = self._tickets
+            self._budget._account.give_back(account)
+            self._lane.pace.give_back(endpoint)
+            self.release()
+
+    def __enter__(self) -> Permit:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class Budget:
+    """Who may ask now. ONE per account and key mode.
+
+    `account_rate` and `endpoint_rate` are requests a second (None: no limit); `own_rates` names the
+    endpoints that differ (Files and Search: 20). Over any window of `w` seconds at most
+    `rate * (w + burst_s) + 1` permits are given.
+    """
+
+    def __init__(
+        self,
+        *,
+        account_rate: float | None,
+        endpoint_rate: float | None,
+        own_rates: Mapping[str, float] | None = None,
+        burst_s: float = DEFAULT_BURST_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        max_concurrency: int = DEFAULT_CONCURRENCY,
+    ) -> None:
+        self._account = Pace(account_rate, burst_s)
+        self._slots = Slots(max_concurrency)
+        self._endpoint_rate = endpoint_rate
+        self._own_rates = dict(own_rates or {})
+        self._burst_s = burst_s
+        self._max_concurrency = max_concurrency
+        self._clock = clock
+        self._sleep = sleep
+        self._lanes: dict[str, _Lane] = {}
+        self._waiting: dict[str, _Lane] = {}
+        self._arrivals = 0
+        self._grants = 0
+        self._alarm: asyncio.Task[None] | None = None
+        self._alarm_at = 0.0
+
+    async def acquire(self, endpoint: str, *, priority: int = 0) -> Permit:
+        """Wait until both rates and a slot allow one more. The lower `priority` goes first."""
+        lane = self._lane(endpoint)
+        self._arrivals += 1
+        waiter = _Waiter(self._arrivals, asyncio.get_running_loop().create_future())
+        lane.add(waiter, priority)
+        self._waiting[endpoint] = lane
+        self._dispatch()
+        try:
+            return await waiter.granted
+        except asyncio.CancelledError:
+            if waiter.granted.done() and not waiter.granted.cancelled():
+                # Granted and cancelled in the same turn of the loop: no one will use it.
+                waiter.granted.result().give_back()
+            else:
+                lane.remove(waiter, priority)
+                self._dispatch()
+            raise
+
+    def ready_in(self, endpoint: str) -> float:
+        """Seconds until `acquire` would not wait, 0 for now; reserves nothing.
+
+        Counts those who wait already, but not those whose own endpoint holds them back: a long queue
+        for one endpoint leaves the account's rate to the others. Where it is a slot that is missing,
+        the answer is a guess.
+        """
+        now = self._clock()
+        queued = sum(_next_in(lane, now) for lane in self._waiting.values())
+        at = self._account.ready_at() + queued * self._account.interval_s(now)
+        lane = self._lanes.get(endpoint)
+        slot_free = self._slots.is_free(now)
+        if lane is not None:
+            at = max(at, lane.pace.ready_at() + lane.length * lane.pace.interval_s(now))
+            slot_free = slot_free and lane.slots.is_free(now)
+        return max(0.0 if slot_free else _SLOT_GUESS_S, at - now)
+
+    def rate(self, endpoint: str | None = None) -> float | None:
+        """The rate in force, of the account or of one endpoint; after a 429 it is lower."""
+        pace = self._account if endpoint is None else self._lane(endpoint).pace
+        return pace.rate(self._clock())
+
+    def slow_down(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
+        """Stripe said 429. `reason` is its `Stripe-Rate-Limited-Reason`, or the error's code."""
+        if reason == "lock_timeout":
+            # Two requests wanted one object: nothing is too fast, only this request must wait.
+            return
+        now = self._clock()
+        whole_account = reason.startswith("global-")
+        lane = self._lane(endpoint)
+        pace = self._account if whole_account else lane.pace
+        if reason.endswith("-concurrency"):
+            (self._slots if whole_account else lane.slots).cut(now)
+        else:
+            pace.cut(now)
+        if retry_after_s is not None:
+            pace.pause(now + min(retry_after_s, _LONGEST_PAUSE_S))
+
+    def _lane(self, endpoint: str) -> _Lane:
+        lane = self._lanes.get(endpoint)
+        if lane is None:
+            pace = Pace(self._own_rates.get(endpoint, self._endpoint_rate), self._burst_s)
+            lane = self._lanes[endpoint] = _Lane(pace, Slots(self._max_concurrency))
+        return lane
+
+    def _free(self, lane: _Lane) -> None:
+        self._slots.used -= 1
+        lane.slots.used -= 1
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Grant whatever can go now, then arm the timer for the next that can."""
+        now = self._clock()
+        while self._slots.is_free(now) and self._account.is_ready(now):
+            choice = self._choose(now)
+            if choice is None:
+                break
+            lane, priority = choice
+            waiter = lane.waiting[priority][0]
+            lane.remove(waiter, priority)
+            if not waiter.granted.done():  # done: cancelled, its task has not run yet
+                self._grant(lane, waiter, now)
+        for endpoint in [name for name, lane in self._waiting.items() if not lane.length]:
+            del self._waiting[endpoint]
+        self._arm(now)
+
+    def _choose(self, now: float) -> tuple[_Lane, int] | None:
+        """Within a priority the endpoints take turns: a long queue keeps no other one below its
+        rate, and the account's rate is not left over when the others have run dry.
+        """
+        oldest_first = self._grants % _OLDEST_EVERY == _OLDEST_EVERY - 1
+        best: tuple[int, int, int] | None = None
+        choice: tuple[_Lane, int] | None = None
+        for lane in self._waiting.values():
+            if not (lane.length and lane.pace.is_ready(now) and lane.slots.is_free(now)):
+                continue
+            for priority, queue in lane.waiting.items():
+                number = queue[0].number
+                rank = (0, 0, number) if oldest_first else (priority, lane.last_grant, number)
+                if best is None or rank < best:
+                    best, choice = rank, (lane, priority)
+        return choice
+
+    def _grant(self, lane: _Lane, waiter: _Waiter, now: float) -> None:
+        self._grants += 1
+        lane.last_grant = self._grants
+        self._slots.used += 1
+        lane.slots.used += 1
+        tickets = (self._account.take(now), lane.pace.take(now))
+        waiter.granted.set_result(Permit(self, lane, tickets))
+
+    def _arm(self, now: float) -> None:
+        """One timer for the next moment that time brings; a freed slot calls `_dispatch` itself."""
+        at = min(
+            (
+                lane.pace.ready_at()
+                for lane in self._waiting.values()
+                if lane.slots.is_free(now) and self._slots.is_free(now)
+            ),
+            default=None,
+        )
+        if at is None:
+            self._disarm()
+            return
+        at = max(at, self._account.ready_at())
+        if self._alarm is not None:
+            if self._alarm_at <= at:
+                return
+            self._disarm()
+        self._alarm_at = at
+        self._alarm = asyncio.get_running_loop().create_task(self._ring(at - now))
+
+    def _disarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    async def _ring(self, delay_s: float) -> None:
+        await self._sleep(max(delay_s, 0.0))
+        self._alarm = None
+        self._dispatch()
+
+
+def _next_in(lane: _Lane, now: float) -> int:
+    """How many of those who wait in a lane may go before anybody else."""
+    if lane.pace.rate(now) is None:
+        return lane.length
+    return min(lane.length, 1) if lane.pace.is_ready(now) else 0

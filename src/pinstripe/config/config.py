@@ -1,0 +1,428 @@
+"""The settings of one process as a value, read by the table in `settings` and checked.
+
+    config = read_config({"schema": "billing"}, os.environ)
+
+What is given as a flag wins over the environment, and that over the default. Nothing is read at import
+and no `.env` file ever: a `Config` is a value, made once by the command line and handed down. Which
+tables exist and of what mode a key is, is for others to know. What a value may be: `setting_rules`.
+
+What the words of a setting may be, and what they become: one function for each kind of value.
+
+    port = whole_number("8377", "--port", least=0, most=65535)
+
+`where` is the flag or the variable that the words came from: an error names it. No value that may be a
+secret is repeated in one.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode
+from binascii import Error as NotBase64
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeAlias, TypedDict
+from urllib.parse import quote, urlsplit
+
+from pinstripe.config.settings import SETTINGS, STRIPE_URL, Setting
+from pinstripe.errors import Misconfigured, redact
+
+Rate: TypeAlias = float | Literal["default", "none"]
+"""Requests a second. `default` is half of what Stripe allows for the mode of the key."""
+
+_SCHEMA_BYTES = 63
+"""Postgres cuts longer names, silently."""
+
+_TOKEN_CHARACTERS = 16
+"""Shorter ones can be guessed."""
+
+_SECRET_KEY_BYTES = 32
+"""What AES-128-CBC with HMAC-SHA256 takes, 16 for each (the Fernet format)."""
+
+
+def rate(text: str, where: str, *, ceiling: float) -> Rate:
+    if text == "default":
+        return "default"
+    if text == "none":
+        return "none"
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0.1 <= rate <= ceiling:  # not-a-number fails this too
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: it must be a number of requests a second from 0.1 to "
+            f"{ceiling:g}.",
+            hint=f"Stripe allows at most {ceiling:g}; leave it out for half of what Stripe allows.",
+        )
+    return rate
+
+
+def number_of(text: str, where: str, *, unit: str, least: float, most: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not least <= number <= most:
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: it must be a number of {unit} from {least:g} to {most:g}.",
+            hint="Leave it out for the default.",
+        )
+    return number
+
+
+def database_url(text: str, where: str) -> str | None:
+    if not text:
+        return None
+    if re.match(r"[a-z_]+\s*=", text):
+        pairs = _keywords(text)
+        if pairs is not None:
+            return "postgresql://?" + "&".join(f"{k}={quote(v, safe='/')}" for k, v in pairs)
+    scheme = re.match(r"(postgres|postgresql)(\+[a-z0-9]+)?://", text)
+    if scheme is None:
+        # Not repeated: it may be a password.
+        raise Misconfigured(
+            f"{where} is not the URL of a Postgres database.",
+            hint="Its form: postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or libpq's host=... dbname=...",
+        )
+    return f"{scheme[1]}://{text[scheme.end() :]}"  # without SQLAlchemy's name of a driver
+
+
+_KEYWORD = re.compile(
+    r"\s*([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|$)", re.S
+)
+
+
+def _keywords(text: str) -> list[tuple[str, str]] | None:
+    """The pairs of `host=... password='it\\'s'`; None if it is none."""
+    found, at = [], 0
+    text = text.rstrip()
+    while at < len(text):
+        pair = _KEYWORD.match(text, at)
+        if pair is None:
+            return None
+        found.append((pair[1], re.sub(r"\\(.)", r"\1", pair[2] or pair[3] or "", flags=re.S)))
+        at = pair.end()
+    return found
+
+
+def stripe_url(text: str, where: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: not the address of an API.",
+            hint=f"Give scheme and host, like {STRIPE_URL}.",
+        )
+    return text.rstrip("/")
+
+
+def account(text: str, where: str) -> str | None:
+    if text and not text.startswith("acct_"):
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: not the id of an account.",
+            hint="Ids of connected accounts begin with acct_.",
+        )
+    return text or None
+
+
+def schema(text: str, where: str) -> str:
+    reserved = text in ("pinstripe", "information_schema") or text.startswith("pg_")
+    if not text or reserved or len(text.encode()) > _SCHEMA_BYTES or "\0" in text:
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: no schema of this name can hold the tables.",
+            hint="Choose another name of at most 63 bytes; pg_..., information_schema and "
+            "pinstripe are taken.",
+        )
+    return text
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip().lower() for word in text.split(",") if word.strip())
+
+
+def whole_number(text: str, where: str, *, least: int, most: int, unit: str = "") -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: it must be a whole number from {least} to {most}{unit}.",
+            hint="Leave it out for the default.",
+        )
+    return int(text)
+
+
+def host(text: str, where: str) -> str:
+    """A name or an address to listen at; an IPv6 address without its brackets."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not re.fullmatch(r"[A-Za-z0-9._:%-]+", bare):
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: not an address to listen at.",
+            hint="127.0.0.1 is this machine alone, 0.0.0.0 every address it has.",
+        )
+    return bare
+
+
+def public_url(text: str, where: str) -> str | None:
+    if not text:
+        return None
+    parts = urlsplit(text)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or "@" in parts.netloc
+    ):
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}: not an address that others can call.",
+            hint="Give scheme and host, like https://pinstripe.example.com.",
+        )
+    return text.rstrip("/")
+
+
+def token(text: str, where: str) -> str | None:
+    """A secret that the user made up. Never repeated."""
+    if not text:
+        return None
+    if len(text) < _TOKEN_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
+        raise Misconfigured(
+            f"{where} is no good token.",
+            hint=f"Take at least {_TOKEN_CHARACTERS} letters and digits, without spaces: "
+            "`openssl rand -hex 24` makes one.",
+        )
+    return text
+
+
+def webhook_secrets(text: str, where: str) -> tuple[str, ...]:
+    """Several while one takes the place of another."""
+    secrets = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not all(secret.startswith("whsec_") for secret in secrets):
+        raise Misconfigured(
+            f"{where} holds something that is not the signing secret of a webhook endpoint.",
+            hint="They begin with whsec_; Stripe's dashboard shows them at the endpoint. Separate "
+            "several by commas.",
+        )
+    return secrets
+
+
+def secret_keys(text: str, where: str) -> tuple[str, ...]:
+    """Keys of 32 bytes in base64, as the Fernet format wants them. The first is the newest."""
+    keys = tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(secret_key(key, where) for key in keys)
+
+
+def secret_key(text: str, where: str) -> str:
+    """One such key; either alphabet of base64 will do."""
+    key = text.replace("+", "-").replace("/", "_")
+    try:
+        decoded = urlsafe_b64decode(key.encode())
+    except (NotBase64, ValueError):
+        decoded = b""
+    if len(decoded) != _SECRET_KEY_BYTES:
+        raise Misconfigured(
+            f"{where} holds no key of 32 bytes in base64.",
+            hint="`openssl rand -base64 32` makes one. Keep it: what it encrypted is lost without it.",
+        )
+    return key
+
+
+def count(text: str, where: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}.", hint="It must be a whole number above zero."
+        )
+    return int(text)
+
+
+def one_of(text: str, where: str, *, allowed: Collection[str]) -> str:
+    if text.lower() not in allowed:
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}.", hint=f"It must be one of: {', '.join(allowed)}."
+        )
+    return text.lower()
+
+
+def switch(text: str, where: str) -> bool:
+    if text.lower() in ("", "0", "no", "off", "false"):
+        return False
+    return bool(one_of(text, where, allowed=("1", "yes", "on", "true")))
+
+
+ACCOUNT_CEILING = 100.0
+
+ENDPOINT_CEILING = 25.0
+"""Requests a second that Stripe allows a live account, and each endpoint of any account
+(https://docs.stripe.com/rate-limits)."""
+
+_TEST_ACCOUNT_CEILING = 25.0
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one process, checked each for itself. Its repr shows no secret."""
+
+    api_key: str | None = field(default=None, repr=False)
+    database_url: str | None = field(default=None, repr=False)
+    stripe_url: str = STRIPE_URL
+    stripe_account: str | None = None
+    schema: str = "stripe"
+    tables: tuple[str, ...] = ()
+    rate_limit: Rate = "default"
+    endpoint_rate_limit: Rate = "default"
+    data_dir: Path = Path(".pinstripe")
+    poll_interval: float = 0.5
+    event_window: float = 600.0
+    hold_poll_rate: bool = False
+    changes: bool = False
+    change_days: float = 7.0
+    demo_scale: int = 20_000
+    host: str = "127.0.0.1"
+    port: int = 8377
+    public_url: str | None = None
+    admin_token: str | None = field(default=None, repr=False)
+    reader_url: str | None = field(default=None, repr=False)
+    wait_token: str | None = field(default=None, repr=False)
+    wait_settle: float = 0.25
+    webhook_secret: tuple[str, ...] = field(default=(), repr=False)
+    webhook_tolerance: float = 300.0
+    secret_key: tuple[str, ...] = field(default=(), repr=False)
+    mirror_patience: float = 2.0
+    proxy_body_limit: int = 32
+    log_level: str = "warning"
+    log_json: bool = False
+    debug: bool = False
+
+    def rates(self, mode: Literal["live", "test"]) -> tuple[float | None, float | None]:
+        """(account, endpoint) requests a second for a key of this mode; None is no limit."""
+        account = ACCOUNT_CEILING if mode == "live" else _TEST_ACCOUNT_CEILING
+        return (
+            _in_force(self.rate_limit, account / 2),
+            _in_force(self.endpoint_rate_limit, ENDPOINT_CEILING / 2),
+        )
+
+    def choose_tables(self, known: Collection[str]) -> list[str]:
+        """Those of `known` that are to be synced. Misconfigured names what is like an unknown one."""
+        wanted: set[str] = set()
+        unwanted: set[str] = set()
+        for word in self.tables:
+            name = word.removeprefix("-")
+            matching = {table for table in known if fnmatchcase(table, name)}
+            if not matching:
+                raise _unknown_table(name, known)
+            (unwanted if word.startswith("-") else wanted).update(matching)
+        only_excluded = all(word.startswith("-") for word in self.tables)
+        chosen = [t for t in known if (only_excluded or t in wanted) and t not in unwanted]
+        if not chosen:
+            raise Misconfigured(
+                "--tables leaves no table to sync.", hint="Name at least one table, or none at all."
+            )
+        return chosen
+
+
+def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str, str]) -> Config:
+    """The settings in force: `given` by name (None: not given), else `environment`, else defaults.
+
+    Raises Misconfigured naming the flag or variable. An empty variable counts as not set.
+    """
+    values = {s.name: _written(s, given.get(s.name), environment) for s in SETTINGS}
+    config = Config(
+        api_key=values["api_key"][0] or None,
+        database_url=database_url(*values["database_url"]),
+        stripe_url=stripe_url(*values["stripe_url"]),
+        stripe_account=account(*values["stripe_account"]),
+        schema=schema(*values["schema"]),
+        tables=words(values["tables"][0]),
+        rate_limit=rate(*values["rate_limit"], ceiling=ACCOUNT_CEILING),
+        endpoint_rate_limit=rate(*values["endpoint_rate_limit"], ceiling=ENDPOINT_CEILING),
+        data_dir=Path(values["data_dir"][0]).expanduser(),
+        poll_interval=number_of(*values["poll_interval"], unit="seconds", least=0.1, most=3600.0),
+        event_window=number_of(*values["event_window"], unit="seconds", least=10.0, most=86400.0),
+        hold_poll_rate=switch(*values["hold_poll_rate"]),
+        changes=switch(*values["changes"]),
+        change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
+        demo_scale=count(*values["demo_scale"]),
+        **_of_the_gateway(values),
+        log_level=one_of(*values["log_level"], allowed=_LEVELS),
+        log_json=switch(*values["log_json"]),
+        debug=switch(*values["debug"]),
+    )
+    if "none" in (config.rate_limit, config.endpoint_rate_limit) and is_stripe(config.stripe_url):
+        raise Misconfigured(
+            "Without a rate limit only a simulator may be asked, not Stripe.",
+            hint="Give a number of requests a second, at most 100 (--endpoint-rate-limit: 25).",
+        )
+    return config
+
+
+class _Gateway(TypedDict):
+    """The settings of `pinstripe serve` alone."""
+
+    host: str
+    port: int
+    public_url: str | None
+    admin_token: str | None
+    reader_url: str | None
+    wait_token: str | None
+    wait_settle: float
+    webhook_secret: tuple[str, ...]
+    webhook_tolerance: float
+    secret_key: tuple[str, ...]
+    mirror_patience: float
+    proxy_body_limit: int
+
+
+def _of_the_gateway(values: Mapping[str, tuple[str, str]]) -> _Gateway:
+    seconds = partial(number_of, unit="seconds")
+    return _Gateway(
+        host=host(*values["host"]),
+        port=whole_number(*values["port"], least=0, most=65535),
+        public_url=public_url(*values["public_url"]),
+        admin_token=token(*values["admin_token"]),
+        reader_url=database_url(*values["reader_url"]),
+        wait_token=token(*values["wait_token"]),
+        wait_settle=seconds(*values["wait_settle"], least=0.0, most=60.0),
+        webhook_secret=webhook_secrets(*values["webhook_secret"]),
+        webhook_tolerance=seconds(*values["webhook_tolerance"], least=1.0, most=86400.0),
+        secret_key=secret_keys(*values["secret_key"]),
+        mirror_patience=seconds(*values["mirror_patience"], least=0.0, most=60.0),
+        proxy_body_limit=whole_number(*values["proxy_body_limit"], unit=" MB", least=1, most=4096),
+    )
+
+
+def is_stripe(url: str) -> bool:
+    """Whether the address is Stripe's own.
+
+    >>> is_stripe("https://api.stripe.com"), is_stripe("http://localhost:4242")
+    (True, False)
+    """
+    host = urlsplit(url).hostname or ""
+    return host == "stripe.com" or host.endswith(".stripe.com")
+
+
+def _written(
+    setting: Setting, flag: str | bool | None, environment: Mapping[str, str]
+) -> tuple[str, str]:
+    """(value as text, where it was given)."""
+    if flag is not None and flag is not False:
+        return ("yes" if flag is True else flag.strip()), setting.flag
+    text = environment.get(setting.env, "").strip()
+    return (text, setting.env) if text else (setting.default, setting.flag)
+
+
+def _in_force(rate: Rate, default: float) -> float | None:
+    if rate == "none":
+        return None
+    return default if rate == "default" else rate
+
+
+def _unknown_table(name: str, known: Collection[str]) -> Misconfigured:
+    near = get_close_matches(name, known, n=3, cutoff=0.5) or [t for t in known if name in t][:3]
+    return Misconfigured(
+        f"There is no table {redact(name)!r}.",
+        hint=(f"Did you mean {' or '.join(near)}? " if near else "")
+        + "`pinstripe schema tables` lists all.",
+    )

@@ -1,0 +1,204 @@
+"""One visit to a page: who comes, which sync it is about, and the page that is made for it.
+
+Every endpoint of the console goes through `Visitors`: it lets in whom `gateway.access` lets in, sends
+the others to the login, checks the token of each form before the endpoint sees it, and finds the sync
+that the address names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from starlette.datastructures import FormData
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import RedirectResponse, Response
+
+from pinstripe.console.sessions import Session, Sessions, set_cookie
+from pinstripe.console.templating import HEADERS, Message, Pages, path_of
+from pinstripe.errors import PinstripeError
+from pinstripe.gateway.deps import Gateway
+from pinstripe.gateway.http.auth import Access
+from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.syncs import OpenSync, StoredSync
+
+_FORM_BYTES = 256 * 1024
+"""The largest form: a long statement for the SQL box."""
+
+
+@dataclass(slots=True)
+class Visit:
+    """What an endpoint gets. `sync` is the one that the address names; "" section is the overview."""
+
+    request: Request
+    gateway: Gateway
+    pages: Pages
+    session: Session
+    section: str
+    syncs: Sequence[StoredSync]
+    sync: StoredSync | None
+    form: FormData = field(default_factory=FormData)
+    """Of a POST; its token has been checked."""
+
+    @property
+    def open_sync(self) -> OpenSync | None:
+        """Its open parts; None while its schema is not there, or Postgres is away."""
+        return self.gateway.parts.syncs.get(self.sync.id) if self.sync is not None else None
+
+    def named(self, name: str) -> str:
+        """A part of the path, decoded."""
+        return str(self.request.path_params[name])
+
+    def text(self, name: str, default: str = "") -> str:
+        """A field of the form, or of the query of a GET; without what surrounds it."""
+        given = self.form if self.request.method == "POST" else self.request.query_params
+        value = given.get(name, default)
+        return value.strip() if isinstance(value, str) else default
+
+    def page(
+        self,
+        template: str,
+        *,
+        messages: Sequence[Message] = (),
+        status: int = 200,
+        **shown: object,
+    ) -> Response:
+        """The page, with the frame around it."""
+        return self.pages.page(
+            template,
+            session=self.session,
+            section=self.section,
+            sync=self.sync,
+            syncs=self.syncs,
+            messages=messages,
+            status=status,
+            **shown,
+        )
+
+    def go(self, section: str, *more: str) -> Response:
+        """To another page, after a form was taken."""
+        return go(path_of(self.sync.id if self.sync is not None else "", section, *more))
+
+    def sorry(self, error: PinstripeError, *, status: int = 503) -> Response:
+        """A page that says what is wrong, and what to do."""
+        told = Message(error.message, error.hint, "bad")
+        return self.page("message.html", title="This did not work", messages=[told], status=status)
+
+    def nothing(self, what: str) -> Response:
+        """There is no such thing."""
+        told = Message(what, kind="warn")
+        return self.page("message.html", title="Not found", messages=[told], status=404)
+
+
+Endpoint = Callable[[Visit], Awaitable[Response]]
+Wrapped = Callable[[Request], Awaitable[Response]]
+
+
+class Visitors:
+    """Lets visitors in. One for the console."""
+
+    def __init__(self, pages: Pages, sessions: Sessions, access: Access) -> None:
+        self.pages = pages
+        self.sessions = sessions
+        self.access = access
+        access.session = self._is_logged_in
+
+    def _is_logged_in(self, request: HTTPConnection) -> bool:
+        session = self.sessions.of(request)
+        return session is not None and session.logged_in
+
+    def __call__(self, endpoint: Endpoint, section: str = "") -> Wrapped:
+        """`endpoint` as Starlette wants it. The path parameter `sync`, if there is one, names the sync."""
+
+        async def wrapped(request: Request) -> Response:
+            gateway: Gateway = request.app.state.gateway
+            try:
+                self.access.check_page(request)
+            except Rejected as no:
+                return self._refused(no)
+            session = self.sessions.of(request)
+            if not self.access.is_open and (session is None or not session.logged_in):
+                return self._to_login(request)
+            new = session is None
+            session = session or self.sessions.begin(logged_in=False)
+            response = await self._answer(endpoint, request, gateway, session, section)
+            if new:
+                set_cookie(response, session, secure=self.is_secure(request))
+            return response
+
+        return wrapped
+
+    def is_secure(self, request: Request) -> bool:
+        """Whether the browser came over HTTPS, as far as we can know."""
+        gateway: Gateway = request.app.state.gateway
+        return request.url.scheme == "https" or gateway.parts.public_url.startswith("https:")
+
+    async def read_form(self, request: Request, session: Session | None) -> FormData | None:
+        """The form of a POST; None if it was not made for this session, or is too large."""
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > _FORM_BYTES:
+            return None
+        form = await request.form(max_files=0, max_fields=200, max_part_size=_FORM_BYTES)
+        return form if self.sessions.is_genuine(session, form.get("csrf")) else None
+
+    async def _answer(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        gateway: Gateway,
+        session: Session,
+        section: str,
+    ) -> Response:
+        visit = Visit(request, gateway, self.pages, session, section, (), None)
+        try:
+            if request.method == "POST":
+                form = await self.read_form(request, session)
+                if form is None:
+                    return self._stale(visit)
+                visit.form = form
+            visit.syncs = await gateway.parts.control.list()
+            wanted = request.path_params.get("sync")
+            if wanted is not None:
+                visit.sync = next((s for s in visit.syncs if s.id == wanted), None)
+                if visit.sync is None:
+                    return visit.nothing(f'There is no sync "{wanted}".')
+            return await endpoint(visit)
+        except Rejected as no:
+            told = Message(no.message, no.hint, "bad")
+            return visit.page("message.html", title="Sorry", messages=[told], status=no.status)
+        except PinstripeError as error:
+            return visit.sorry(error)
+
+    def _to_login(self, request: Request) -> Response:
+        wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        if request.method != "GET" or request.headers.get("accept") == "text/event-stream":
+            return Response("Log in first.\n", 401, HEADERS, media_type="text/plain")
+        return go(f"/login?next={quote(wanted, safe='')}" if wanted != "/" else "/login")
+
+    def _refused(self, no: Rejected) -> Response:
+        text = f"{no.message}\n{no.hint}\n"
+        return Response(text, no.status, HEADERS, media_type="text/plain")
+
+    def _stale(self, visit: Visit) -> Response:
+        told = Message(
+            "The form was not taken: it was made before you logged in, or is too large.",
+            "Go back, load the page anew, and send it again.",
+            "warn",
+        )
+        return visit.page("message.html", title="Once more, please", messages=[told], status=403)
+
+
+def go(path: str) -> Response:
+    """To another page of ours by GET."""
+    return RedirectResponse(path, 303, HEADERS)
+
+
+def local_path(wanted: str) -> str:
+    """`wanted` if it is a path of ours, else the start: a login must not lead elsewhere.
+
+    >>> local_path("/syncs/a?b=c"), local_path("//evil.example"), local_path("https://evil.example")
+    ('/syncs/a?b=c', '/', '/')
+    """
+    plain = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
+    return wanted if plain and wanted.isprintable() and "\\" not in wanted else "/"

@@ -1,0 +1,86 @@
+"""Syncs as things: the list, what a new one needs, and pausing, resuming, removing.
+
+`/welcome` is the same form for a service that has none yet. A key that is given here goes to
+`SyncControl` and nowhere else: no page ever shows it again, not even in a form that was refused.
+"""
+
+from __future__ import annotations
+
+import re
+
+from starlette.responses import Response
+
+from pinstripe.console.keys import Examinations
+from pinstripe.console.page_context import Visit, go
+from pinstripe.console.templating import Message
+from pinstripe.errors import PinstripeError
+from pinstripe.gateway.syncs import NewSync
+
+_ID = re.compile(r"[a-z0-9-]{1,40}")
+_STEPS = {"paused": "paused", "resumed": "resumed", "removed": "removed", "added": "added"}
+
+
+class Stored:
+    """The pages `/syncs` and `/welcome`, and the buttons on them."""
+
+    def __init__(self, examinations: Examinations) -> None:
+        self._examinations = examinations
+
+    async def show(self, visit: Visit) -> Response:
+        """All syncs, and the form for one more."""
+        done, name = visit.text("done"), visit.text("id")
+        known = done in _STEPS and _ID.fullmatch(name)
+        told = [Message(f"{name} was {_STEPS[done]}.", kind="good")] if known else []
+        return visit.page("stored.html", messages=told, given={})
+
+    async def welcome(self, visit: Visit) -> Response:
+        """The first page of a service without syncs."""
+        if visit.syncs:
+            return go("/")
+        return visit.page("welcome.html", given={})
+
+    async def add(self, visit: Visit) -> Response:
+        """Asks Stripe whose key it is, and begins. What is wrong is told above the same form."""
+        first = not visit.syncs
+        given = {n: visit.text(n) for n in ("id", "schema", "account", "tables", "stripe_url")}
+        wish = NewSync(
+            id=given["id"] or "main",
+            api_key=visit.text("key"),
+            schema=given["schema"] or None,
+            stripe_account=given["account"] or None,
+            stripe_url=given["stripe_url"],
+            settings={"tables": given["tables"]} if given["tables"] else {},
+        )
+        try:
+            sync = await visit.gateway.parts.control.add(wish)
+        except PinstripeError as error:
+            told = Message(error.message, error.hint, "bad")
+            page = "welcome.html" if first else "stored.html"
+            return visit.page(page, messages=[told], status=400, given=given)
+        self._examinations.begin(visit.gateway, sync)
+        return go(f"/syncs/{sync.id}/keys?new=1")
+
+    async def pause(self, visit: Visit) -> Response:
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        await visit.gateway.parts.control.pause(visit.sync.id)
+        return go(f"/syncs?done=paused&id={visit.sync.id}")
+
+    async def resume(self, visit: Visit) -> Response:
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        await visit.gateway.parts.control.resume(visit.sync.id)
+        return go(f"/syncs?done=resumed&id={visit.sync.id}")
+
+    async def remove(self, visit: Visit) -> Response:
+        """Only with its name typed: with its tables, rows are gone for good."""
+        assert visit.sync is not None  # noqa: S101 (its route names it)
+        if visit.text("typed") != visit.sync.id:
+            told = Message(
+                f"{visit.sync.id} was not removed.",
+                "Type its name to confirm that it goes.",
+                "warn",
+            )
+            return visit.page("stored.html", messages=[told], status=400, given={})
+        await visit.gateway.parts.control.remove(
+            visit.sync.id, drop_tables=bool(visit.text("drop"))
+        )
+        return go(f"/syncs?done=removed&id={visit.sync.id}")

@@ -1,0 +1,280 @@
+"""Which resources a key may read: one object asked of each list that the tables need.
+
+Lists that hang under a parent are asked under one parent, where a list before them has shown one.
+
+What a sync does beyond reading lists: follow events, preview invoices, manage webhooks.
+
+Whether a key may write webhook endpoints is not tried unasked, though the try changes nothing: Stripe
+looks at the permission first, and refuses an endpoint without an address after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from pinstripe.catalog.domains import DOMAINS, domain_by_table
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
+from pinstripe.catalog.tables import table_name, table_of_object
+from pinstripe.client.api_key import ApiKey
+from pinstripe.client.client import quote_id
+from pinstripe.client.decode import StripeObject
+from pinstripe.client.pagination import read_list
+from pinstripe.doctor.probe import Asker, Said
+from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource, ResourceState
+from pinstripe.errors import Drifted, WrongKey
+
+ACCOUNT = "/v1/account"
+
+_ONE = ("limit", "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A resource and, for what hangs under it, the first object that its list showed."""
+
+    resource: Resource
+    first: StripeObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What there is to ask: each path once."""
+
+    singletons: tuple[tuple[str, str], ...]
+    """(table, path)."""
+    lists: tuple[ListEndpoint, ...]
+    under_parents: tuple[ListEndpoint, ...]
+
+    @property
+    def requests(self) -> int:
+        """At most; a list without a parent to ask for costs none."""
+        return len(self.singletons) + len(self.lists) + len(self.under_parents)
+
+
+def plan_for(tables: Collection[str]) -> Plan:
+    """The lists that `tables` are filled from, and those that show their parents."""
+    paths: dict[str, ListEndpoint] = {}
+    for endpoint in list_endpoints():
+        if endpoint.parent and endpoint.path in paths:
+            continue  # The same list, of one test clock: the permission is the same.
+        paths.setdefault(endpoint.path, endpoint)
+    wanted = {
+        path: endpoint for path, endpoint in paths.items() if set(_tables(endpoint)) & set(tables)
+    }
+    parents = {e.parent for e in wanted.values() if e.parent}
+    showing = {
+        path: endpoint
+        for path, endpoint in paths.items()
+        if not endpoint.parent and parents & set(endpoint.objects)
+    }
+    chosen = {**wanted, **showing}
+    return Plan(
+        singletons=tuple(
+            (table_name(name), path)
+            for name, path in singleton_paths().items()
+            if table_name(name) in tables and path != ACCOUNT
+        ),
+        lists=tuple(e for e in chosen.values() if not e.parent),
+        under_parents=tuple(e for e in chosen.values() if e.parent),
+    )
+
+
+async def try_resources(asker: Asker, plan: Plan, account: Tried) -> list[Tried]:
+    """Asks for all of `plan`; `account` was asked before."""
+    async with asyncio.TaskGroup() as group:
+        alone = [group.create_task(_single(asker, *each)) for each in plan.singletons]
+        lists = [group.create_task(_list(asker, endpoint)) for endpoint in plan.lists]
+    found = [account, *(task.result() for task in (*alone, *lists))]
+    firsts: dict[str, Tried] = {}
+    for endpoint, task in zip(plan.lists, lists, strict=True):
+        for name in endpoint.objects:
+            firsts.setdefault(name, task.result())
+    if "account" not in firsts or firsts["account"].first is None:
+        firsts["account"] = account
+    async with asyncio.TaskGroup() as group:
+        nested = [
+            group.create_task(_under(asker, endpoint, firsts.get(endpoint.parent)))
+            for endpoint in plan.under_parents
+        ]
+    return [*found, *(task.result() for task in nested)]
+
+
+def resource_of(path: str, tables: tuple[str, ...], said: Said) -> Resource:
+    """What Stripe said of `path`."""
+    product = domain_by_table()[tables[0]].title
+    return resource_in(product, path, tables, said)
+
+
+def resource_in(product: str, path: str, tables: tuple[str, ...], said: Said) -> Resource:
+    """As `resource_of`, of a product that is known."""
+    lacking = said.lacking
+    return Resource(
+        path,
+        product,
+        tables,
+        said.state,
+        lacking.slug or lacking.title,
+        said.message,
+        said.remedy,
+        lacking.title,
+        lacking.edit_url,
+    )
+
+
+def in_order(resource: Resource) -> tuple[int, str]:
+    """Product after product, as the reference has them."""
+    titles = [d.title for d in DOMAINS.values()]
+    return titles.index(resource.product), resource.path
+
+
+async def _single(asker: Asker, table: str, path: str) -> Tried:
+    return Tried(resource_of(path, (table,), await asker.get(path, endpoint=f"GET {path}")))
+
+
+async def _list(asker: Asker, endpoint: ListEndpoint) -> Tried:
+    said = await asker.get(endpoint.path, _params(endpoint), endpoint=endpoint.name)
+    return _tried(endpoint, said)
+
+
+async def _under(asker: Asker, endpoint: ListEndpoint, parent: Tried | None) -> Tried:
+    parent_id = parent.first.get("id") if parent is not None and parent.first else None
+    if not isinstance(parent_id, str) or not parent_id:
+        if parent is not None and parent.resource.state == "not_enabled":
+            why = parent.resource
+            return _tried(endpoint, Said("not_enabled", message=why.message, remedy=why.remedy))
+        return _tried(endpoint, Said("not_tried", message=_why_not(endpoint, parent)))
+    path, params = endpoint.url(parent_id, quote_id(parent_id))
+    said = await asker.get(path, [*_limit(endpoint), *params], endpoint=endpoint.name)
+    if said.state == "refused" and not isinstance(said.error, WrongKey):
+        # Stripe let the key in and minds this one parent: gone meanwhile, or of another kind.
+        words = f"Readable as far as one can tell: of {parent_id} {said.message}"
+        return _tried(endpoint, replace(said, state="readable", message=words, remedy=""))
+    return _tried(endpoint, said)
+
+
+def _why_not(endpoint: ListEndpoint, parent: Tried | None) -> str:
+    what = endpoint.parent
+    if parent is None:
+        return f"not tried: it takes the id of a {what}, and no list shows any"
+    if parent.resource.state == "readable":
+        return f"not tried: there is no {what} yet"
+    return f"not tried: {parent.resource.path}, which it hangs under, cannot be read"
+
+
+def _tried(endpoint: ListEndpoint, said: Said) -> Tried:
+    first: StripeObject | None = None
+    if said.reply is not None:
+        try:
+            first = next(iter(read_list(said.reply, endpoint.path).objects), None)
+        except Drifted as error:
+            said = Said("failed", message=error.message, remedy=error.hint)
+    return Tried(resource_of(endpoint.path, _tables(endpoint), said), first)
+
+
+def _tables(endpoint: ListEndpoint) -> tuple[str, ...]:
+    known = table_of_object()
+    return tuple(known[name] for name in endpoint.objects if name in known)
+
+
+def _params(endpoint: ListEndpoint) -> list[tuple[str, str]]:
+    return [*_limit(endpoint), *endpoint.params]
+
+
+def _limit(endpoint: ListEndpoint) -> list[tuple[str, str]]:
+    return [_ONE] if endpoint.takes_limit else []
+
+
+EVENTS = "/v1/events"
+
+WEBHOOKS = "/v1/webhook_endpoints"
+
+_PREVIEW = "/v1/invoices/create_preview"
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """What the lists have shown, by path."""
+
+    tried: dict[str, Tried]
+
+    def resource(self, path: str) -> Resource | None:
+        found = self.tried.get(path)
+        return found.resource if found else None
+
+    def first_id(self, path: str) -> str:
+        found = self.tried.get(path)
+        first = found.first.get("id") if found and found.first else None
+        return first if isinstance(first, str) else ""
+
+
+async def try_abilities(
+    asker: Asker, key: ApiKey, tried: Sequence[Tried], *, writes: bool
+) -> tuple[Ability, ...]:
+    """All four. With `writes` webhooks are tried with a request that Stripe cannot fulfil."""
+    lists = _Lists({t.resource.path: t for t in tried})
+    return (
+        await _reading(asker, lists, EVENTS, "events"),
+        await _previews(asker, lists),
+        await _reading(asker, lists, WEBHOOKS, "webhooks_read"),
+        await _try_write(asker) if writes else _write_untried(key),
+    )
+
+
+async def _reading(asker: Asker, lists: _Lists, path: str, name: AbilityName) -> Ability:
+    known = lists.resource(path)
+    if known is None:  # The tables that were chosen do not need this list.
+        said = await asker.get(path, [("limit", "1")], endpoint=f"GET {path}")
+        known = resource_in("", path, (), said)
+    if known.state == "readable":
+        return Ability(name, "yes", f"GET {path} was answered")
+    return _lacking(name, known)
+
+
+async def _previews(asker: Asker, lists: _Lists) -> Ability:
+    """With a subscription where there is one: Stripe may say that nothing is due, which is a yes."""
+    subscription = lists.first_id("/v1/subscriptions")
+    params = [("subscription", subscription)] if subscription else []
+    said = await asker.post(_PREVIEW, params, endpoint=f"POST {_PREVIEW}")
+    of = f"of {subscription}" if subscription else "of nothing, there being no subscription"
+    return _judged("previews", said, f"a preview {of}, which changes nothing")
+
+
+async def _try_write(asker: Asker) -> Ability:
+    said = await asker.post(WEBHOOKS, [], endpoint=f"POST {WEBHOOKS}")
+    return _judged("webhooks_write", said, "an endpoint without an address, which Stripe refuses")
+
+
+def _judged(name: AbilityName, said: Said, tried: str) -> Ability:
+    """A refusal for the parameters means that the key was let in."""
+    if said.state in ("readable", "refused"):
+        return Ability(name, "yes", f"asked for {tried}: the key was let in")
+    return _lacking(name, resource_in("", "", (), said))
+
+
+def _lacking(name: AbilityName, known: Resource) -> Ability:
+    return Ability(
+        name,
+        _no(known.state),
+        known.message,
+        known.permission,
+        known.remedy,
+        known.permission_title,
+        known.edit_url,
+    )
+
+
+def _no(state: ResourceState) -> AbilityState:
+    """What broke on the way tells nothing of the key."""
+    return "unknown" if state == "failed" else "no"
+
+
+def _write_untried(key: ApiKey) -> Ability:
+    if key.kind == "standard":
+        return Ability("webhooks_write", "yes", "not tried: a secret key may do everything")
+    return Ability(
+        "webhooks_write",
+        "unknown",
+        "not tried: --try-writes does, with a request that changes nothing",
+    )

@@ -1,0 +1,167 @@
+"""One small request, and what Stripe made of it: the doctor's only way to ask.
+
+An answer that is no is a finding here, not an error. What ends an examination (a key that Stripe does
+not know) is for the caller to see, who knows which request was the first.
+
+How far another clock is ahead of ours, from answers that each say a little.
+
+Every answer of Stripe's carries its time in whole seconds; it was made between our asking and our
+having it. One answer tells the difference to a second and its own way; the common part of a hundred of
+them is narrow.
+
+The way to Stripe: through which proxy, under which TLS.
+
+The client checks certificates and says when one is not trusted; here is only told what was agreed on.
+Nothing is sent but the handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import cast
+from urllib.parse import urlsplit
+
+from pinstripe.client.api_errors import NO_PERMISSION, Permission, permission_of
+from pinstripe.client.api_key import proxy_for
+from pinstripe.client.client import Params, Stripe
+from pinstripe.client.response import Reply
+from pinstripe.client.retry import http_time
+from pinstripe.doctor.report import Network, ResourceState
+from pinstripe.errors import (
+    NotEnabled,
+    NotPermitted,
+    PinstripeError,
+    Refused,
+    Unreachable,
+    redact,
+)
+
+
+@dataclass(slots=True)
+class ClockDifference:
+    """Bounds on (their clock - ours), in seconds."""
+
+    least: float = -math.inf
+    most: float = math.inf
+
+    def heard(self, said: float, *, resolution: float, asked: float, came: float) -> None:
+        """They said `said`, cut to `resolution`, between `asked` and `came` of our clock."""
+        self.least = max(self.least, said - came)
+        self.most = min(self.most, said + resolution - asked)
+
+    @property
+    def known(self) -> bool:
+        return math.isfinite(self.least) and math.isfinite(self.most)
+
+    @property
+    def ahead_s(self) -> float:
+        """The middle of what is possible."""
+        return (self.least + self.most) / 2
+
+    @property
+    def within_s(self) -> float:
+        """How far off `ahead_s` may be. Servers that disagree among themselves make it 0, not less."""
+        return max(0.0, (self.most - self.least) / 2)
+
+
+PRIORITY = 5
+"""After what is live, before a backfill: somebody waits for the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What came of one request. `reply` where Stripe answered, else the words and the remedy."""
+
+    state: ResourceState
+    reply: Reply | None = None
+    message: str = ""
+    remedy: str = ""
+    lacking: Permission = NO_PERMISSION
+    error: PinstripeError | None = None
+
+
+@dataclass(slots=True)
+class Asker:
+    """Asks, counts, and reads Stripe's clock off every answer. `heard` is called after each."""
+
+    stripe: Stripe
+    heard: Callable[[], None] = lambda: None
+    wall_clock: Callable[[], float] = time.time
+    clock: ClockDifference = field(default_factory=ClockDifference)
+
+    async def get(self, path: str, params: Params = (), *, endpoint: str) -> Said:
+        """A GET. Raises nothing of Stripe's."""
+        return await self._said(
+            lambda: self.stripe.get(path, params, endpoint=endpoint, priority=PRIORITY)
+        )
+
+    async def post(self, path: str, params: Params, *, endpoint: str) -> Said:
+        """A POST that changes nothing. Raises nothing of Stripe's."""
+        return await self._said(
+            lambda: self.stripe.post(
+                path, params, endpoint=endpoint, repeatable=True, priority=PRIORITY
+            )
+        )
+
+    async def _said(self, ask: Callable[[], Awaitable[Reply]]) -> Said:
+        asked = self.wall_clock()
+        try:
+            reply = await ask()
+        except (Refused, Unreachable) as error:
+            return said_no(error)
+        finally:
+            self.heard()
+        stamped = http_time(reply.headers.get("date"))
+        if stamped is not None:
+            self.clock.heard(stamped, resolution=1.0, asked=asked, came=self.wall_clock())
+        return Said("readable", reply)
+
+
+def said_no(error: PinstripeError) -> Said:
+    """An answer that is none, or no."""
+    state: ResourceState = "failed"
+    if isinstance(error, NotPermitted):
+        state = "not_permitted"
+    elif isinstance(error, NotEnabled):
+        state = "not_enabled"
+    elif isinstance(error, Refused):
+        state = "refused"
+    lacking = permission_of(error.message) if state == "not_permitted" else NO_PERMISSION
+    return Said(state, None, error.message, error.hint, lacking, error)
+
+
+_HANDSHAKE_S = 5.0
+
+
+async def look_at(base_url: str) -> Network:
+    """Of a way through a proxy only the proxy is told: the handshake is behind it."""
+    parts = urlsplit(base_url)
+    proxy = redact(proxy_for(base_url) or "")
+    if parts.scheme != "https" or proxy or parts.hostname is None:
+        return Network(base_url, proxy)
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_HANDSHAKE_S):
+            _, writer = await asyncio.open_connection(
+                parts.hostname, parts.port or 443, ssl=ssl.create_default_context()
+            )
+        try:
+            tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+            return Network(base_url, "", tls.version() or "", _issuer(tls))
+        finally:
+            writer.transport.abort()
+    return Network(base_url)
+
+
+def _issuer(tls: ssl.SSLObject) -> str:
+    """The organisation that signed the certificate: a company's inspection shows here."""
+    certificate = tls.getpeercert() or {}
+    # Tuples of tuples of pairs: (((name, value),), ((name, value),), ...).
+    parts = cast("tuple[tuple[tuple[str, str], ...], ...]", certificate.get("issuer", ()))
+    found = dict(pair for part in parts for pair in part)
+    return found.get("organizationName", found.get("commonName", ""))

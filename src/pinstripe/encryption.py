@@ -1,0 +1,182 @@
+"""What is stored encrypted, and the keys to it.
+
+    secrecy = Secrecy(config.secret_key, config.data_dir / "secret.key")
+    sealed = secrecy.seal("sk_test_...")   # bytes, for the database
+    secrecy.open(sealed, what="the key of the sync shop")
+
+Fernet of the `cryptography` package: AES-128-CBC with HMAC-SHA256 under a key of 32 bytes. The first key
+encrypts, all of them decrypt, so a key can be replaced while both are known. Keys come from the settings,
+else from a file that only its owner may read, made when something is sealed for the first time. Whoever
+has the database alone has no secret; whoever has key and database has all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from pinstripe.config.config import secret_key
+from pinstripe.errors import Misconfigured, Unwritable
+
+FILE = "secret.key"
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+OWN_DIRECTORY = ".pinstripe"
+"""The directory that is made where no other is named: nobody else's business, whatever the umask."""
+
+
+def make_private(directory: Path) -> None:
+    """Makes a directory, and those missing above it; our own and what is below it for us alone (0700).
+
+    A directory that is there keeps its mode, but for one of our own name that belongs to us: older
+    versions made it open to all who could pass. Raises OSError.
+    """
+    missing = [directory]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for each in reversed(missing):
+        each.mkdir(mode=0o700 if OWN_DIRECTORY in each.parts else 0o777, exist_ok=True)
+    for each in (directory, *directory.parents):
+        if each.name == OWN_DIRECTORY and each.stat().st_uid == os.geteuid():
+            each.chmod(0o700)
+
+
+class Secrecy:
+    """Seals and opens texts. Reads no file before it has to."""
+
+    def __init__(self, keys: Sequence[str], path: Path) -> None:
+        """`keys`: of the settings; `path`: the file that holds them if there are none."""
+        self._given = tuple(keys)
+        self._path = path
+        self._fernet: MultiFernet | None = None
+
+    def __repr__(self) -> str:
+        return f"Secrecy({'settings' if self._given else self._path})"
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the keys are those of the file."""
+        return not self._given
+
+    def seal(self, text: str) -> bytes:
+        """`text`, encrypted. Makes the file of keys if there is none yet."""
+        return self._keys(make=True).encrypt(text.encode())
+
+    def open(self, sealed: bytes, *, what: str) -> str:
+        """The text again. Misconfigured names `what` cannot be opened, and what to do."""
+        found = self._opened(sealed)
+        if found is None and self.in_file:
+            # Another process may have put a new key into the file.
+            self._fernet = None
+            found = self._opened(sealed)
+        if found is None:
+            raise Misconfigured(
+                f"{what[0].upper()}{what[1:]} was encrypted with another key than the one in "
+                f"{self._source()}.",
+                hint="Bring that key back, after the present one in PINSTRIPE_SECRET_KEY (separated by "
+                "a comma); or give the sync its Stripe key again: pinstripe syncs change.",
+            )
+        return found
+
+    def reseal(self, sealed: bytes, *, what: str) -> bytes:
+        """The same text under the first key."""
+        return self.seal(self.open(sealed, what=what))
+
+    def add_to_file(self) -> None:
+        """Puts a new key before those of the file: from now on it encrypts."""
+        self._write([_new_key(), *self._read()])
+
+    def keep_first_in_file(self) -> None:
+        """Drops all keys of the file but the newest."""
+        self._write(self._read()[:1])
+
+    def _opened(self, sealed: bytes) -> str | None:
+        try:
+            return self._keys(make=False).decrypt(sealed).decode()
+        except InvalidToken:
+            return None
+
+    def _source(self) -> str:
+        return "PINSTRIPE_SECRET_KEY" if self._given else str(self._path)
+
+    def _keys(self, *, make: bool) -> MultiFernet:
+        if self._fernet is None:
+            keys = list(self._given) or self._read()
+            if not keys and make:
+                keys = self._made()
+            if not keys:
+                raise Misconfigured(
+                    f"The key that stored secrets were encrypted with is gone: there is no {self._path} "
+                    "and no PINSTRIPE_SECRET_KEY.",
+                    hint="Bring it back, or name its directory with --data-dir. Without it the Stripe "
+                    "keys of stored syncs must be given again: pinstripe syncs change.",
+                )
+            self._fernet = MultiFernet([Fernet(key) for key in keys])
+        return self._fernet
+
+    def _read(self) -> list[str]:
+        """The keys of the file; none if it is not there."""
+        try:
+            with self._path.open(encoding="ascii") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                if mode & _OTHERS:
+                    raise Misconfigured(
+                        f"Others may read {self._path}, which encrypts the keys of stored syncs.",
+                        hint=f"Take that right away: chmod 600 {self._path}",
+                    )
+                words = file.read().split()
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise Misconfigured(
+                f"{self._path} cannot be read: {error}.",
+                hint="It must be a file of base64 text that belongs to the user of this process.",
+            ) from error
+        return [secret_key(word, str(self._path)) for word in words]
+
+    def _made(self) -> list[str]:
+        """A first key; or that of another process which made it at the same moment."""
+        try:
+            make_private(self._path.parent)
+            temporary = self._temporary([_new_key()])
+            try:
+                os.link(temporary, self._path)
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self._read()
+
+    def _write(self, keys: list[str]) -> None:
+        try:
+            self._temporary(keys).replace(self._path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._fernet = None
+
+    def _temporary(self, keys: list[str]) -> Path:
+        path = self._path.with_name(f"{self._path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write("\n".join(keys) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return path
+
+    def _unwritable(self, error: OSError) -> Unwritable:
+        return Unwritable(
+            f"Cannot write {self._path}: {error.strerror}.",
+            hint="Make room, choose another directory with --data-dir, or set PINSTRIPE_SECRET_KEY.",
+        )
+
+
+def _new_key() -> str:
+    return Fernet.generate_key().decode()

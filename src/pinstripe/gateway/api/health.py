@@ -1,0 +1,78 @@
+"""For whoever runs the gateway: is it alive, is the copy ready to be read.
+
+`/healthz` touches nothing: it answers as long as the process does. `/readyz` says whether SQL shows what
+Stripe has; route proxy traffic by `/healthz`, since the proxy works without a database. Both are open to
+everybody, so which syncs there are and what is wrong is told to admins only.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import msgspec
+from starlette.responses import Response
+
+from pinstripe.gateway.api.endpoint import Call
+from pinstripe.gateway.http.errors import JSON
+from pinstripe.gateway.http.metrics import MEDIA
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    ok: bool
+    version: str
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that must be well."""
+
+    name: str
+    """`database`, or `sync:` and the id of a sync; for strangers `syncs`, all of them."""
+    ok: bool
+    reason: str = ""
+    """For admins."""
+    remedy: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether all checks are well."""
+
+    ok: bool
+    checks: list[Check]
+
+
+_VERSION = version("pinstripe")
+
+
+async def healthz(call: Call) -> Alive:
+    """Whether the process is alive."""
+    return Alive(ok=True, version=_VERSION)
+
+
+async def readyz(call: Call) -> Response:
+    """Whether the copy is ready: the database reachable, each sync that is not paused followed.
+
+    200 or 503, and each check. A sync is not ready before its first copy is complete.
+    """
+    syncs = await call.gateway.board.fresh()
+    trouble = call.gateway.board.trouble
+    checks = [Check("database", not trouble, trouble)]
+    checks += [
+        Check(f"sync:{live.id}", live.ready, live.reason, live.remedy)
+        for live in syncs.values()
+        if not live.paused
+    ]
+    answer = Readiness(all(check.ok for check in checks), checks)
+    if not call.gateway.parts.access.is_admin(call.request):
+        followed = all(check.ok for check in checks[1:])
+        answer = Readiness(answer.ok, [Check("database", checks[0].ok), Check("syncs", followed)])
+    return Response(msgspec.json.encode(answer), 200 if answer.ok else 503, media_type=JSON)
+
+
+async def metrics(call: Call) -> Response:
+    """Metrics for Prometheus, in its text format.
+
+    Rows are Postgres's estimates. Kept for two seconds.
+    """
+    return Response(await call.gateway.metrics.text(), media_type=MEDIA)

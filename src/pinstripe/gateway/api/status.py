@@ -1,0 +1,346 @@
+"""The API's answers about one sync's copy: status by table, lag, budget, what the key may not read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from pinstripe.client.api_errors import permission_of
+from pinstripe.gateway.api.endpoint import Call
+from pinstripe.gateway.api.syncs import find_sync
+from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.live.status_board import LagSample
+from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.heartbeats import Spent, TableProgress
+from pinstripe.store.read_quota import load_requests
+from pinstripe.store.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.verifications import Certificate
+
+_DAYS = 30
+
+
+class TableStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """One table of the copy."""
+
+    table: str
+    rows: int
+    exact: bool
+    """False: the number of rows is Postgres's estimate."""
+    state: str
+    """Of its lists: done, running, refused, failed; or found: it has no list of its own."""
+    reason: str
+    remedy: str
+    requests: int
+    seconds: float
+    fresh_to: datetime | None
+    """Up to which moment of Stripe's clock it is known to be true."""
+    fresh_by: str
+    """What tells so: events, newest, due, pass or backfill."""
+    progress: TableProgress | None
+    """While its first copy is under way."""
+    code: str = ""
+    """What `reason` says, for programs: not_permitted, not_enabled, unreachable, left_out, ..."""
+    next_try: datetime | None = None
+    """When a list that was refused or failed is tried again."""
+    owed: int = 0
+    """Requests for single objects and lists that met trouble; they are tried again until answered."""
+
+
+class OwedRequests(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of one table that met the same trouble."""
+
+    table: str
+    kind: str
+    code: str
+    reason: str
+    remedy: str
+    count: int
+    attempts: int
+    """The most tries of any of them."""
+    example: str
+    next_try: datetime | None
+
+
+class QuarantinedRows(msgspec.Struct, frozen=True, kw_only=True):
+    """What Postgres refuses to hold: rows of one table, or the table."""
+
+    table: str
+    id: str
+    """One of the rows; empty if it is the whole table."""
+    sqlstate: str
+    name: str
+    """Of the constraint, index or column, as far as Postgres gives it."""
+    reason: str
+    remedy: str
+    count: int
+    tries: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """How the copy stands."""
+
+    schema: str
+    account_id: str | None
+    livemode: bool | None
+    api_version: str
+    default_api_version: str | None
+    """In which Stripe renders this account's events."""
+    rows: int
+    followed: datetime | None
+    """All events up to this moment are applied."""
+    trouble: str
+    remedy: str
+    to_ask: int
+    missing: int
+    """References to objects that Stripe does not have, or does not show to this key."""
+    certificate: Certificate | None
+    """Of the last `pinstripe verify`."""
+    phase: str | None
+    """Of the first copy; null if its process says nothing."""
+    left_s: float | None
+    tables: list[TableStanding]
+    owed: list[OwedRequests] = []
+    """Requests to Stripe that met trouble. They stay owed, and are tried again after growing pauses."""
+    quarantine: list[QuarantinedRows] = []
+    """Rows and tables that Postgres refuses to hold. They are tried again all the time."""
+
+
+class StatusQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much to tell."""
+
+    table: str = ""
+    """Only this one."""
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """How far behind Stripe the copy is."""
+
+    as_of: datetime | None
+    lag_s: float | None
+    samples: list[LagSample]
+    """Of the last hour at most, about ten seconds apart, since the gateway began; oldest first."""
+
+
+class DayCount(msgspec.Struct, frozen=True):
+    """Requests that were sent on one day (UTC), by kind."""
+
+    day: str
+    by_kind: dict[str, int]
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests to Stripe: how many a second now, and how much of the read allowance is used.
+
+    What its process alone knows is null while that says nothing.
+    """
+
+    account_rate: float | None
+    """Requests a second that are allowed now; null is no limit, or not known."""
+    requests_per_s: float | None
+    requests: dict[str, int] | None
+    """Since the process began, by method and kind of endpoint."""
+    rate_limited: dict[str, int] | None
+    """Answers of 429, by the same kinds."""
+    queue_rows: int | None
+    allowance: Spent | None
+    days: list[DayCount]
+    """GETs of the last 30 days, oldest first; days without one are left out."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A list that Stripe does not show to this key."""
+
+    table: str
+    stream: str
+    state: str
+    reason: str
+    """In Stripe's words."""
+    remedy: str
+    permission: str | None
+    """The permission that is missing, as Stripe names it."""
+    permission_title: str | None
+    """What the dashboard calls it."""
+    edit_url: str | None
+    """Where the key is edited in the dashboard, if Stripe gives a link."""
+    code: str = ""
+    """What `reason` says, for programs: not_permitted, not_enabled, left_out, ..."""
+    next_try: datetime | None = None
+    """When it is tried again."""
+
+
+class Permissions(msgspec.Struct, frozen=True):
+    """What the key may not read. Tables that are not named here may be read."""
+
+    key_hint: str
+    readable: int
+    """Lists that were read, or are being read."""
+    refused: list[Refusal]
+
+
+async def status(call: Call, query: StatusQuery) -> Status:
+    """How each table of the copy stands: rows, state, how far true and by what.
+
+    Large tables are estimated, not counted.
+    """
+    sync = await find_sync(call)
+    async with call.gateway.reads.connection() as connection:
+        found = await read_status(connection, schema=sync.schema)
+    if not found:
+        raise Rejected(
+            404,
+            "not_synced",
+            f'Nothing has been synced into the schema "{sync.schema}" yet.',
+            hint="Try again when its process has begun.",
+        )
+    live = call.gateway.board.syncs.get(sync.id)
+    process = live.process if live is not None else None
+    progress = {t.table: t for t in process.tables} if process is not None else {}
+    tables = [
+        _table(t, progress.get(t.table)) for t in found[0].tables if query.table in ("", t.table)
+    ]
+    if query.table and not tables:
+        raise Rejected(404, "unknown_table", f"There is no table {query.table!r} in this copy.")
+    return _status(
+        found[0],
+        tables,
+        phase=process.phase if process is not None else None,
+        left_s=process.left_s if process is not None else None,
+    )
+
+
+async def lag(call: Call) -> Lag:
+    """How far behind Stripe the copy is, now and over the last hour."""
+    sync = await find_sync(call)
+    live = (await call.gateway.board.fresh()).get(sync.id)
+    return Lag(
+        live.as_of if live is not None else None,
+        live.lag_s if live is not None else None,
+        call.gateway.board.lags(sync.id),
+    )
+
+
+async def budget(call: Call) -> Budget:
+    """The request budget, and how much of Stripe's read allowance is used."""
+    sync = await find_sync(call)
+    since = (datetime.now(UTC) - timedelta(days=_DAYS - 1)).date()
+    async with call.gateway.reads.connection() as connection:
+        counts = await load_requests(connection, sync.schema, since)
+    days: dict[str, dict[str, int]] = {}
+    for (day, kind), count in sorted(counts.items()):
+        days.setdefault(day.isoformat(), {})[kind] = count
+    live = (await call.gateway.board.fresh()).get(sync.id)
+    told = live.process if live is not None else None
+    return Budget(
+        account_rate=told.account_rate if told else None,
+        requests_per_s=told.requests_per_s if told else None,
+        requests=told.requests if told else None,
+        rate_limited=told.rate_limited if told else None,
+        queue_rows=told.queue_rows if told else None,
+        allowance=told.allowance if told else None,
+        days=[DayCount(day, kinds) for day, kinds in days.items()],
+    )
+
+
+async def permissions(call: Call) -> Permissions:
+    """What the key may not read, in Stripe's own words, with the remedy.
+
+    As the sync found it: a list is asked anew at every start. `pinstripe check` asks at once.
+    """
+    sync = await find_sync(call)
+    async with call.gateway.reads.connection() as connection:
+        cursors = await load_checkpoints(connection, sync.schema)
+    refused = [c for c in cursors.values() if c.state == "refused" or c.permission]
+    return Permissions(
+        sync.key_hint,
+        len(cursors) - len(refused),
+        [_refusal(c) for c in sorted(refused, key=lambda c: c.stream)],
+    )
+
+
+def _refusal(found: Checkpoint) -> Refusal:
+    lacking = permission_of(found.reason)
+    return Refusal(
+        found.position.get("table", "") if isinstance(found.position, dict) else found.stream,
+        found.stream,
+        found.state,
+        found.reason,
+        found.remedy,
+        found.permission or None,
+        lacking.title or None,
+        lacking.edit_url or None,
+        found.code,
+        _moment(found.next_try),
+    )
+
+
+def _table(found: TableStatus, progress: TableProgress | None) -> TableStanding:
+    return TableStanding(
+        table=found.table,
+        rows=found.rows,
+        exact=found.exact,
+        state=found.state,
+        reason=found.reason,
+        remedy=found.remedy,
+        requests=found.requests,
+        seconds=round(found.seconds, 3),
+        fresh_to=_moment(found.fresh_to),
+        fresh_by=found.fresh_by,
+        progress=progress,
+        code=found.code,
+        next_try=_moment(found.next_try),
+        owed=found.owed,
+    )
+
+
+def _status(
+    found: SchemaStatus, tables: list[TableStanding], *, phase: str | None, left_s: float | None
+) -> Status:
+    return Status(
+        schema=found.schema,
+        account_id=found.account_id,
+        livemode=found.livemode,
+        api_version=found.api_version,
+        default_api_version=found.default_api_version,
+        rows=found.rows,
+        followed=_moment(found.followed),
+        trouble=found.trouble,
+        remedy=found.remedy,
+        to_ask=found.to_ask,
+        missing=found.missing,
+        certificate=found.certificate,
+        phase=phase,
+        left_s=left_s,
+        tables=tables,
+        owed=[
+            OwedRequests(
+                table=o.table,
+                kind=o.kind,
+                code=o.code,
+                reason=o.reason,
+                remedy=o.remedy,
+                count=o.count,
+                attempts=o.attempts,
+                example=o.example,
+                next_try=_moment(o.next_try),
+            )
+            for o in found.owed
+        ],
+        quarantine=[
+            QuarantinedRows(
+                table=q.table,
+                id=q.id,
+                sqlstate=q.sqlstate,
+                name=q.name,
+                reason=q.reason,
+                remedy=q.remedy,
+                count=q.count,
+                tries=q.tries,
+            )
+            for q in found.quarantine
+        ],
+    )
+
+
+def _moment(second: float | None) -> datetime | None:
+    return None if second is None else datetime.fromtimestamp(second, UTC)

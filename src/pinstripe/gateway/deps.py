@@ -1,0 +1,75 @@
+"""What the gateway is made of: given by the service layer, and joined here.
+
+`GatewayParts` is the seam. Whoever runs a gateway fills it and hands it to `app.make_app`; nothing in
+it opens a connection. `Gateway` adds what the API has of its own: reads of the database, the board of how
+each sync stands, the shared feed of changes, and the counters. It is `request.app.state.gateway` for
+every route, those of the console too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from pinstripe.gateway.http.auth import Access
+from pinstripe.gateway.http.metrics import Meters, Metrics
+from pinstripe.gateway.live.change_stream import Feed
+from pinstripe.gateway.live.reads import Reads
+from pinstripe.gateway.live.status_board import Board
+from pinstripe.gateway.syncs import SyncControl, Syncs
+from pinstripe.store.pool import Pool
+
+Answer = Callable[[Request], Awaitable[Response]]
+"""An endpoint as Starlette knows it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayParts:
+    """Given from outside. `pool` and `database_url` give None while there is no database.
+
+    `proxy` gets every path of a Stripe host, untouched. `wait` answers `/wait/{kind}/{id}` and asks
+    `access.allows_wait` itself; `webhook` answers `/webhooks/stripe/{id}` and checks the signature.
+    """
+
+    syncs: Syncs
+    control: SyncControl
+    access: Access
+    proxy: ASGIApp
+    wait: Answer
+    webhook: Answer
+    pool: Callable[[], Pool | None]
+    database_url: Callable[[], str | None]
+    public_url: str = ""
+    """As users reach the gateway; "" if that is not known: then as the request came."""
+    reader_url: str = field(default="", repr=False)
+    """Of a role that may only read, for the SQL box; "" to make one where it is needed."""
+
+
+class Gateway:
+    """All of it, joined. `run` it beside the server, or let the app's lifespan do so."""
+
+    def __init__(self, parts: GatewayParts) -> None:
+        self.parts = parts
+        self.reads = Reads(parts.pool)
+        self.board = Board(parts.control, self.reads)
+        self.feed = Feed(self.reads, parts.database_url)
+        self.meters = Meters()
+        self.metrics = Metrics(self.board, self.reads, self.meters)
+        self.closing = False
+
+    def close(self) -> None:
+        """Ends the streams, so that a server that shuts down need not wait for their readers."""
+        self.closing = True
+        self.feed.close()
+        self.board.close()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.board.run(), name="board")
+            group.create_task(self.feed.run(), name="feed")

@@ -1,0 +1,263 @@
+"""Who may call what: an admin token, a token to wait with, or nobody but this machine.
+
+Without an admin token the gateway listens on loopback only (`refuse_public`) and asks for none. Then a
+browser on this machine is the danger: a page of somebody else could point a name of its own at 127.0.0.1
+or post a form across. So `Host` must be a loopback name, and what a browser says of where a request
+comes from must be ourselves. With a token, whoever shows it is let in; a session of the console, which a
+browser sends by itself, is checked like the open gateway.
+
+Tokens are compared in constant time. A wrong one is answered late, and later each time; a right one
+never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+
+from pinstripe.errors import Misconfigured
+from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.syncs import OpenSync
+
+Owns = Callable[[Sequence[tuple[bytes, bytes]], OpenSync | None], Awaitable[bool]]
+"""Whether the Stripe key in a request's headers is good for the account of a sync (`Callers.may_use`)."""
+
+_SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+_FIRST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 2.0
+_FORGIVEN_S = 60.0
+_MOST_DELAYED = 64
+"""So many wrong tokens may wait at once; what comes beyond is told to come back later."""
+_PUBLIC_TOKEN = 16
+"""Characters of a token that may be tried from anywhere."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there.
+
+    >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.com", "")]
+    [True, True, True, False, False, False]
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_public(host: str, admin_token: str | None) -> None:
+    """Raises Misconfigured where the gateway would listen beyond this machine for everybody."""
+    if is_loopback(host):
+        return
+    if not admin_token:
+        raise Misconfigured(
+            f"Listening on {host or 'all addresses'} would open the gateway to everybody who reaches it.",
+            hint="Set PINSTRIPE_ADMIN_TOKEN to a long random text, or listen on 127.0.0.1.",
+        )
+    if len(admin_token) < _PUBLIC_TOKEN:
+        raise Misconfigured(
+            f"The admin token is too short to listen on {host}.",
+            hint=f"Use at least {_PUBLIC_TOKEN} characters: "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
+        )
+
+
+def _no_session(_: HTTPConnection) -> bool:
+    return False
+
+
+class Access:
+    """The rules of one gateway. `session` is the console's: whether a request carries a valid one."""
+
+    def __init__(
+        self,
+        *,
+        admin_token: str | None = None,
+        wait_token: str | None = None,
+        public_url: str = "",
+        owns: Owns | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.session: Callable[[HTTPConnection], bool] = _no_session
+        self._admin = admin_token or None
+        self._wait = wait_token or None
+        self._public = urlsplit(public_url).netloc.lower()
+        self._owns = owns
+        self._sleep = sleep
+        self._clock = clock
+        self._failures = 0
+        self._failed_at = 0.0
+        self._delayed = 0
+
+    @property
+    def is_open(self) -> bool:
+        """No admin token is set: whoever reaches the gateway from this machine is its admin."""
+        return self._admin is None
+
+    def is_admin(self, request: HTTPConnection) -> bool:
+        """Whether the caller is known to be; for what shows more to an admin. Delays nothing."""
+        try:
+            self._check_browser(request)
+        except Rejected:
+            return False
+        return self.is_open or _same(_token(request), self._admin) or self.session(request)
+
+    async def admit(self, request: HTTPConnection) -> None:
+        """Returns for an admin; raises Rejected for everybody else."""
+        if self._admin is None:
+            self._check_host(request)
+            self._check_browser(request)
+            return
+        token = _token(request)
+        if _same(token, self._admin):
+            return
+        if not token and self.session(request):
+            self._check_browser(request)
+            return
+        await self._refuse("the admin token", "PINSTRIPE_ADMIN_TOKEN", was_tried=bool(token))
+
+    async def accepts(self, token: str) -> bool:
+        """For a login form: whether this is the admin token. A wrong one takes its time."""
+        if self._admin is None or _same(token, self._admin):
+            return self._admin is not None
+        await self._slow_down()
+        return False
+
+    def check_page(self, request: HTTPConnection) -> None:
+        """For pages and forms that do without a token (a login): raises Rejected across sites."""
+        if self._admin is None:
+            self._check_host(request)
+        self._check_browser(request)
+
+    async def allows_wait(self, request: HTTPConnection, sync: OpenSync | None) -> bool:
+        """Whether the caller may wait for this sync: by token, or by a Stripe key of its account.
+
+        For a sync that is not there (None) only by what holds for all of them: a stranger gets the same
+        answer in the same time as for one that is.
+        """
+        if self._admin is None and self._wait is None:
+            self._check_host(request)
+            self._check_browser(request)
+            return True
+        token = _token(request)
+        if _same(token, self._wait) or _same(token, self._admin):
+            return True
+        if not token:
+            return self.session(request)
+        if self._owns is not None and await self._owns(request.scope["headers"], sync):
+            return True
+        await self._slow_down()
+        return False
+
+    def _check_host(self, request: HTTPConnection) -> None:
+        """A name that somebody else has pointed at this machine is not ours (DNS rebinding)."""
+        host = request.headers.get("host", "")
+        if is_loopback(_hostname(host)) or (self._public and host.lower() == self._public):
+            return
+        raise Rejected(
+            403,
+            "wrong_host",
+            "Without an admin token the gateway answers to this machine's own names only.",
+            hint="Call it as 127.0.0.1 or localhost, set PINSTRIPE_PUBLIC_URL to the address that you "
+            "use, or set PINSTRIPE_ADMIN_TOKEN.",
+        )
+
+    def _check_browser(self, request: HTTPConnection) -> None:
+        """What a browser sends by itself must come from a page of ours."""
+        headers = request.headers
+        safe = request.scope["method"] in _SAFE
+        site = headers.get("sec-fetch-site", "none")
+        if site in ("same-origin", "none"):
+            crossed = False
+        else:
+            # A link or a bookmark from elsewhere may open a page; it may not post or read.
+            crossed = not (
+                safe
+                and headers.get("sec-fetch-mode") == "navigate"
+                and headers.get("sec-fetch-dest", "document") == "document"
+            )
+        origin = headers.get("origin")
+        if origin is not None and not (safe and origin == "null"):
+            netloc = origin.partition("://")[2].lower()
+            ours = {headers.get("host", "").lower(), self._public} - {""}
+            crossed = crossed or netloc not in ours
+        if crossed:
+            raise Rejected(
+                403,
+                "cross_site",
+                "A page of another site may not call the gateway.",
+                hint="Call it from a program, or open the gateway's own pages.",
+            )
+
+    async def _refuse(self, what: str, setting: str, *, was_tried: bool) -> None:
+        if was_tried:
+            await self._slow_down()
+        raise Rejected(
+            401,
+            "unauthorized",
+            f"This is not {what}." if was_tried else f"This needs {what}.",
+            hint=f"Send Authorization: Bearer with the value of {setting}.",
+            headers={"WWW-Authenticate": 'Bearer realm="pinstripe"'},
+        )
+
+    async def _slow_down(self) -> None:
+        """After a wrong token: longer with each, until there was none for a minute."""
+        now = self._clock()
+        if now - self._failed_at > _FORGIVEN_S:
+            self._failures = 0
+        self._failures, self._failed_at = self._failures + 1, now
+        if self._delayed >= _MOST_DELAYED:
+            raise Rejected(
+                429,
+                "too_many_failures",
+                "Too many wrong tokens are being tried.",
+                hint="Wait some seconds.",
+                headers={"Retry-After": "5"},
+            )
+        self._delayed += 1
+        try:
+            await self._sleep(
+                min(_FIRST_DELAY_S * 2 ** min(self._failures - 1, 10), _LONGEST_DELAY_S)
+            )
+        finally:
+            self._delayed -= 1
+
+
+def _token(request: HTTPConnection) -> str:
+    """What stands in `Authorization`: a bearer token, or the user name as Stripe's own keys come."""
+    scheme, _, value = request.headers.get("authorization", "").strip().partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[0]
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            return ""
+    return ""
+
+
+def _same(given: str, wanted: str | None) -> bool:
+    """In a time that does not tell how much of it is right."""
+    return bool(wanted) and hmac.compare_digest(given.encode(), str(wanted).encode())
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without its port.
+
+    >>> _hostname("localhost:8377"), _hostname("[::1]:8377"), _hostname("127.0.0.1")
+    ('localhost', '::1', '127.0.0.1')
+    """
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

@@ -1,0 +1,134 @@
+"""What goes round every request of our own: limits on the way in, headers and errors on the way out.
+
+Below it stand Starlette's routes; above it only the dispatch to the proxy, whose answers are Stripe's and
+get none of this. Whatever goes wrong inside, the caller gets the one error shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pinstripe.errors import PinstripeError
+from pinstripe.gateway.http.errors import Rejected, failure, failure_of
+from pinstripe.gateway.http.metrics import Meters, status_class
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+BODY_BYTES = 2 * 1024 * 1024
+"""The largest body that anything but the proxy takes: a webhook's event, a form."""
+BODY_S = 20.0
+"""How long a body may take to come."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""On each answer that does not say otherwise. There is no CORS: no other site may read us."""
+
+
+_ONCE = frozenset((b"authorization", b"host", b"origin", b"stripe-account", b"stripe-signature"))
+"""Headers that let somebody in: a server in front may judge the one, we the other."""
+
+
+class Outside:
+    """`app` with all of that round it."""
+
+    def __init__(self, app: ASGIApp, meters: Meters, *, https: bool = False) -> None:
+        self._app = app
+        self._meters = meters
+        self._headers = dict(HEADERS)
+        if https:
+            self._headers["Strict-Transport-Security"] = "max-age=31536000"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = whole = False
+        taken = 0
+        deadline = asyncio.get_running_loop().time() + BODY_S
+
+        async def limited() -> Message:
+            nonlocal taken, whole
+            if whole:
+                return await receive()  # Nothing but the caller's hanging up.
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise Rejected(
+                    408, "too_slow", f"The body did not come within {BODY_S:.0f} s."
+                ) from None
+            taken += len(message.get("body", b""))
+            if taken > BODY_BYTES:
+                raise _too_large()
+            whole = not message.get("more_body", False)
+            return message
+
+        async def dressed(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                self._meters.api[status_class(message["status"])] += 1
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            _check(scope)
+            await self._app(scope, limited, dressed)
+        except Exception as error:
+            answer = _answer(error)
+            if begun or answer is None:
+                raise
+            await answer(scope, receive, dressed)
+
+
+def _check(scope: Scope) -> None:
+    """What no route of ours takes."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
+        raise Rejected(400, "bad_request", "The address holds the character NUL.")
+    seen: set[bytes] = set()
+    for name, value in scope["headers"]:
+        if name in _ONCE and name in seen:
+            raise Rejected(400, "bad_request", f"The header {name.decode()} is there twice.")
+        seen.add(name)
+        if name == b"content-length" and value.isdigit() and int(value[:20]) > BODY_BYTES:
+            raise _too_large()
+
+
+def _too_large() -> Rejected:
+    return Rejected(
+        413, "too_large", f"The body is larger than {BODY_BYTES // 1024 // 1024} MB.", hint=""
+    )
+
+
+def _answer(error: Exception) -> Response | None:
+    if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        return _answer(error.exceptions[0])
+    if isinstance(error, Rejected):
+        return error.response()
+    if isinstance(error, PinstripeError):
+        return failure_of(error)
+    if isinstance(error, HTTPException):
+        phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_").replace("-", "_")
+        return failure(error.status_code, code, f"{phrase}.", headers=error.headers)
+    # The outermost ring: a mistake of ours ends this request and no other.
+    _log.error("gateway.bug", error=type(error).__name__, exc_info=error)
+    return failure(
+        500, "internal", "The gateway made a mistake.", "Its log says more; please report it."
+    )

@@ -1,0 +1,209 @@
+"""The change feed for many readers at once: one LISTEN and one read for each change, whoever hears it.
+
+Each reader has a position of its own and nothing else. What came lately stands in a tail that all share,
+already encoded; a reader that has fallen behind it, or comes back with an old position, reads pages of
+the database until it has caught up. So a slow reader costs no memory, and none is ever skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+import msgspec
+import structlog
+
+from pinstripe.errors import PinstripeError
+from pinstripe.gateway.live.reads import Reads
+from pinstripe.mirror.change_feed import CHANNEL
+from pinstripe.store.changes import Change, Wanted, changes_after, newest_position
+from pinstripe.store.pool import connect_dedicated, hang_up, translated
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_PAGE = 200
+_TAIL_ENTRIES = 2000
+_TAIL_BYTES = 4 * 1024 * 1024
+_NET_S = 5.0
+"""A NOTIFY can be lost with a connection: somebody who listens looks after so long all the same."""
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change, with the JSON that every reader is sent."""
+
+    change: Change
+    json: bytes
+
+
+@dataclass(slots=True)
+class _Tail:
+    """The last changes of one schema: all of those behind `begin`, up to `end`."""
+
+    begin: int = 0
+    end: int = 0
+    readers: int = 0
+    entries: deque[Entry] = field(default_factory=deque)
+    size: int = 0
+    pump: asyncio.Task[None] | None = None
+    closed: bool = False
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def behind(self, position: int) -> list[Entry]:
+        """Oldest first."""
+        found = list(takewhile(lambda e: e.change.position > position, reversed(self.entries)))
+        return found[::-1]
+
+    def add(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.entries.append(entry)
+            self.size += len(entry.json)
+            self.end = entry.change.position
+        while len(self.entries) > _TAIL_ENTRIES or self.size > _TAIL_BYTES:
+            gone = self.entries.popleft()
+            self.size -= len(gone.json)
+            self.begin = gone.change.position
+        self.grown.set()
+        self.grown = asyncio.Event()
+
+
+class Feed:
+    """`run` it once; without that readers live by the polling net alone."""
+
+    def __init__(self, reads: Reads, database_url: Callable[[], str | None]) -> None:
+        self._reads = reads
+        self._url = database_url
+        self._tails: dict[str, _Tail] = {}
+        self._wanted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Listens for as long as anybody reads, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            url = self._url()
+            try:
+                if url is not None:
+                    await self._listen(url)
+            except (PinstripeError, OSError) as error:
+                _log.info("feed.trouble", error=str(error))
+            await asyncio.sleep(_RETRY_S)
+
+    async def follow(
+        self, schema: str, *, after: int | None, wanted: Wanted
+    ) -> AsyncGenerator[Entry | None]:
+        """Every wanted change behind `after`, or from now on; None now and then if there is none.
+
+        Raises Unreachable when the database is away: the reader comes back with its position.
+        """
+        tail = await self._join(schema)
+        try:
+            # From the moment of the call on, not from what others have read so far.
+            position = await self.newest(schema) if after is None else after
+            loop = asyncio.get_running_loop()
+            told_at = loop.time()
+            while not tail.closed:
+                grown, begin = tail.grown, tail.begin
+                if position < begin:
+                    entries = await self._page(schema, position, wanted)
+                    if len(entries) < _PAGE:
+                        # All that is wanted up to what the tail has; the tail itself comes next.
+                        entries = [e for e in entries if e.change.position <= begin]
+                    reached = begin if len(entries) < _PAGE else entries[-1].change.position
+                else:
+                    entries = [e for e in tail.behind(position) if wanted.takes(e.change)]
+                    reached = max(position, tail.end)
+                for entry in entries:
+                    yield entry
+                position = reached
+                if tail.grown is grown and position >= tail.end:
+                    await _within(grown, _NET_S)
+                if entries:
+                    told_at = loop.time()
+                elif loop.time() - told_at >= _NET_S and not tail.closed:
+                    yield None
+                    told_at = loop.time()
+        finally:
+            self._leave(schema, tail)
+
+    def close(self) -> None:
+        """Ends every reader."""
+        for tail in self._tails.values():
+            tail.closed = True
+            tail.add([])
+
+    async def newest(self, schema: str) -> int:
+        """The last position of the schema."""
+        async with self._reads.connection() as connection:
+            return await newest_position(connection, schema)
+
+    async def _page(self, schema: str, position: int, wanted: Wanted) -> list[Entry]:
+        async with self._reads.connection() as connection:
+            found = await changes_after(connection, schema, position, wanted=wanted, limit=_PAGE)
+        return [Entry(change, msgspec.json.encode(change)) for change in found]
+
+    async def _join(self, schema: str) -> _Tail:
+        tail = self._tails.get(schema)
+        if tail is None:
+            newest = await self.newest(schema)
+            tail = self._tails.setdefault(schema, _Tail(begin=newest, end=newest))
+        tail.readers += 1
+        if tail.pump is None:
+            tail.pump = asyncio.create_task(self._pump(schema, tail), name=f"changes {schema}")
+        self._wanted.set()
+        return tail
+
+    def _leave(self, schema: str, tail: _Tail) -> None:
+        tail.readers -= 1
+        if tail.readers == 0:
+            if tail.pump is not None:
+                tail.pump.cancel()
+            del self._tails[schema]
+            if not self._tails:
+                self._wanted.clear()
+
+    async def _pump(self, schema: str, tail: _Tail) -> None:
+        """Reads each new change once. Trouble of the database is waited out."""
+        while True:
+            tail.wake.clear()
+            try:
+                while entries := await self._page(schema, tail.end, Wanted()):
+                    tail.add(entries)
+            except PinstripeError as error:
+                _log.info("feed.trouble", error=error.message)
+                await asyncio.sleep(_RETRY_S)
+            await _within(tail.wake, _NET_S)
+
+    async def _listen(self, url: str) -> None:
+        connection = await connect_dedicated(url, application_name="pinstripe changes")
+        closed = asyncio.Event()
+        connection.add_termination_listener(lambda _: closed.set())
+        try:
+            with translated():
+                await connection.add_listener(CHANNEL, self._hear)
+                for tail in self._tails.values():
+                    tail.wake.set()
+                while self._tails and not await _within(closed, _NET_S):
+                    pass
+                if closed.is_set():
+                    return
+        finally:
+            await hang_up(connection)
+
+    def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        tail = self._tails.get(str(payload).rpartition(" ")[0])
+        if tail is not None:
+            tail.wake.set()
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it came about in that time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

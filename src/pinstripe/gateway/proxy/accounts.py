@@ -1,0 +1,295 @@
+"""Whose key a request carries: which account's tables its answer may be written to.
+
+Stripe is asked once per key (`GET /v1/account` with that key and the caller's own account headers), and
+only about keys that it has just accepted or that somebody waits with: a flood of invented keys costs no
+more requests than it makes by itself. Only its 200 says whose key it is. The words of an error never do:
+they repeat what the request named. A restricted key that may not read its account is known only where
+it is the very key of a sync. What is remembered is a keyed hash of the key under a secret of this
+process, and the account; never the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import structlog
+
+from pinstripe.errors import Unreachable
+from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.proxy.upstream import Unanswered, Upstream
+from pinstripe.gateway.syncs import OpenSync, Syncs
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+KNOWN_S = 600.0
+"""How long a key is known. Stripe itself judges it at every request that goes through."""
+REFUSED_S = 15.0
+MOST = 10_000
+_AT_ONCE = 8
+"""Keys that Stripe has just accepted, and that are asked about at the same time."""
+_STRANGERS_AT_ONCE = 4
+_MOST_STRANGERS = 32
+"""Keys that somebody waits with, which may be invented: under way, and in all. More are refused."""
+_ANSWER = 2**20
+
+_KEY = re.compile(rb"(?:sk|rk)_(live|test)_[A-Za-z0-9_]{3,255}")
+_TEST = re.compile(rb"[a-z]+_test_")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request shows: the key, and the connected account that it acts for ("" for its own)."""
+
+    key: bytes
+    livemode: bool
+    account: str
+    context: str = ""
+    """`Stripe-Context` as it was sent; `account` is the last of it where there is no `Stripe-Account`."""
+
+    def __repr__(self) -> str:
+        return "Credentials(…)"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`account_id` is None where Stripe refuses the key or does not tell; `own`: the id of the sync that
+    reads with this very key.
+    """
+
+    account_id: str | None
+    livemode: bool
+    until: float
+    own: str = ""
+
+
+def credentials_of(headers: Sequence[tuple[bytes, bytes]]) -> Credentials | None:
+    """What a request shows, by its headers (names in lower case); None without a secret key."""
+    authorization = account = context = b""
+    for name, value in headers:
+        if name == b"authorization":
+            authorization = value
+        elif name == b"stripe-account":
+            account = value
+        elif name == b"stripe-context":
+            context = value
+    key = _key_in(authorization)
+    shape = _KEY.fullmatch(key)
+    if shape is None:
+        return None
+    # A context may be a path of accounts, the last of which is meant.
+    named = account or context.rpartition(b"/")[2]
+    return Credentials(key, shape[1] == b"live", named.decode("latin-1"), context.decode("latin-1"))
+
+
+def shows_one_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]) -> bool:
+    """Whether a request carries a token of ours where Stripe expects a key."""
+    if not tokens:
+        return False
+    shown = next((value for name, value in headers if name == b"authorization"), b"")
+    # Sent without a scheme it would be told to Stripe all the same.
+    return any(
+        hmac.compare_digest(given, token)
+        for given in (_key_in(shown), shown.strip())
+        for token in tokens
+    )
+
+
+def carries_more_than_test_key(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a request shows credentials that are not surely a key of test mode."""
+    shown = next((value for name, value in headers if name == b"authorization"), b"")
+    return bool(shown) and _TEST.match(_key_in(shown)) is None
+
+
+def _key_in(authorization: bytes) -> bytes:
+    scheme, _, value = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).partition(b":")[0]
+        except (binascii.Error, ValueError):
+            return b""
+    return b""
+
+
+class Callers:
+    """The keys that this process has met, as accounts."""
+
+    def __init__(
+        self,
+        syncs: Syncs,
+        upstream: Upstream,
+        api_url: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lookups = 0
+        """How often Stripe was asked."""
+        self._syncs = syncs
+        self._upstream = upstream
+        self._url = f"{api_url.rstrip('/')}/v1/account"
+        self._clock = clock
+        self._secret = secrets.token_bytes(32)
+        # Least recently used first.
+        self._known: OrderedDict[bytes, Caller] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[Caller]] = {}
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._strangers_turn = asyncio.Semaphore(_STRANGERS_AT_ONCE)
+        self._strangers = 0
+
+    def known(self, shown: Credentials) -> OpenSync | None:
+        """The sync whose account this is, if that is known without asking."""
+        caller = self._recall(self._place(shown))
+        return self._sync_of(caller) if caller is not None else None
+
+    async def sync_of(self, shown: Credentials) -> OpenSync | None:
+        """The sync whose account this is; None where none is served here. May ask Stripe once.
+
+        For keys that Stripe has just accepted. Raises Unreachable where Stripe does not answer.
+        """
+        return await self._sync_of_asked(shown, self._turn)
+
+    async def _sync_of_asked(self, shown: Credentials, turn: asyncio.Semaphore) -> OpenSync | None:
+        place = self._place(shown)
+        caller = self._recall(place)
+        if caller is None:
+            if not self._is_possible(shown):
+                return None
+            # One question a key, however many wait for it; who waits may go without ending it.
+            task = self._asking.get(place)
+            if task is None:
+                task = asyncio.create_task(self._look_up(place, shown, turn))
+                self._asking[place] = task
+                task.add_done_callback(partial(self._asked, place))
+            caller = await asyncio.shield(task)
+        return self._sync_of(caller)
+
+    async def may_use(self, headers: Sequence[tuple[bytes, bytes]], sync: OpenSync | None) -> bool:
+        """Whether the request's key is good for that sync's account. Nobody vouches for the key.
+
+        Raises Rejected where too many such keys are being asked about.
+        """
+        shown = credentials_of(headers)
+        if shown is None:
+            return False
+        if self._recall(self._place(shown)) is not None:
+            return sync is not None and self.known(shown) is sync
+        if self._strangers >= _MOST_STRANGERS:
+            raise Rejected(
+                429,
+                "too_many_keys",
+                "Too many keys that are new here are being looked up.",
+                hint="Wait some seconds, or use the wait token, which is not looked up.",
+                headers={"Retry-After": "5"},
+            )
+        self._strangers += 1
+        try:
+            # Asked for a sync that is not there too: the time would tell which ones are.
+            found = await self._sync_of_asked(shown, self._strangers_turn)
+            return sync is not None and found is sync
+        finally:
+            self._strangers -= 1
+
+    def _place(self, shown: Credentials) -> bytes:
+        told = b"\n".join(
+            (shown.key, shown.account.encode("latin-1"), shown.context.encode("latin-1"))
+        )
+        return hashlib.blake2b(told, key=self._secret, digest_size=32).digest()
+
+    def _recall(self, place: bytes) -> Caller | None:
+        caller = self._known.get(place)
+        if caller is None:
+            return None
+        if caller.until < self._clock():
+            del self._known[place]
+            return None
+        self._known.move_to_end(place)
+        return caller
+
+    def _sync_of(self, caller: Caller) -> OpenSync | None:
+        if caller.own:
+            return self._syncs.get(caller.own)
+        if caller.account_id is None:
+            return None
+        return self._syncs.of_account(caller.account_id, livemode=caller.livemode)
+
+    def _is_possible(self, shown: Credentials) -> bool:
+        """Whether any sync here could be meant: else there is nothing to ask for."""
+        return any(
+            sync.livemode == shown.livemode and shown.account in ("", sync.account_id)
+            for sync in self._syncs
+        )
+
+    async def _look_up(self, place: bytes, shown: Credentials, turn: asyncio.Semaphore) -> Caller:
+        async with turn:
+            self.lookups += 1
+            account_id, status = await self._ask(shown)
+        now = self._clock()
+        # Stripe knows the key, and refuses this one read only.
+        own = self._own(shown) if status == 403 else ""
+        known_s = KNOWN_S if account_id is not None or own else REFUSED_S
+        caller = Caller(account_id, shown.livemode, now + known_s, own)
+        self._known[place] = caller
+        while len(self._known) > MOST:
+            self._known.popitem(last=False)
+        _log.info("caller.met", account=account_id, livemode=shown.livemode, status=status)
+        return caller
+
+    def _own(self, shown: Credentials) -> str:
+        """The sync that reads the same account with this very key; "" if there is none."""
+        for sync in self._syncs:
+            stripe = sync.source.stripe
+            if (stripe.account or "") == shown.account and secrets.compare_digest(
+                stripe.key.reveal().encode(), shown.key
+            ):
+                return sync.id
+        return ""
+
+    def _asked(self, place: bytes, task: asyncio.Task[Caller]) -> None:
+        del self._asking[place]
+        if not task.cancelled():
+            task.exception()  # Looked at, though all who waited may have gone.
+
+    async def _ask(self, shown: Credentials) -> tuple[str | None, int]:
+        """(account, HTTP status). Raises Unreachable for what may be otherwise in a moment."""
+        headers = [("authorization", f"Bearer {shown.key.decode('ascii')}"), ("accept", "*/*")]
+        if shown.context:
+            headers.append(("stripe-context", shown.context))
+        if shown.account and shown.account != shown.context.rpartition("/")[2]:
+            headers.append(("stripe-account", shown.account))
+        try:
+            came = await self._upstream.send("GET", self._url, headers)
+            body, whole = await came.read(_ANSWER)
+        except Unanswered as error:
+            raise Unreachable(f"Whose key it is cannot be asked: {error.reason}.") from None
+        if not whole:
+            came.close()
+        if came.status == 429 or came.status >= 500:
+            raise Unreachable(f"Whose key it is cannot be asked: status {came.status}.")
+        return _account_in(came.status, body, shown.account), came.status
+
+
+def _account_in(status: int, body: bytes, wanted: str) -> str | None:
+    """The account that a 200 is about, if it is the one that was named."""
+    if status != 200:
+        return None
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    found = told.get("id") if isinstance(told, dict) else None
+    if not isinstance(found, str) or (wanted and found != wanted):
+        return None
+    return found

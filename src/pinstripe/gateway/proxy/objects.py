@@ -1,0 +1,260 @@
+"""What an answer of Stripe's says about which objects: places in paths, rows in bodies.
+
+Pure. An answer may be an object, a list, search results, a deleted stub, or an error that holds an
+object (a declined payment's intent); whatever is nested or expanded in it is found as well. Not every
+answer is a snapshot of now, and not every object in one exists: see `Standing`.
+
+When an answer of the proxy's was true: as `client.reply` measures it, from the raw answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, cast
+from urllib.parse import unquote, unquote_plus
+
+import msgspec
+from isal import isal_zlib
+
+from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
+from pinstripe.catalog.model import spec
+from pinstripe.catalog.tables import table_name
+from pinstripe.client.decode import StripeObject, decode
+from pinstripe.client.response import reply_of
+from pinstripe.client.transport import Answer
+from pinstripe.gateway.proxy.upstream import Exchange
+from pinstripe.rows.as_of import Cause, Truth
+from pinstripe.rows.extract import Extractor, Found
+
+Place = tuple[str, str]
+"""(table, key) of a row."""
+
+Standing = Literal["now", "lagging", "hint"]
+"""How far an answer may be taken at its word.
+
+`now`: true at the time of the answer. `lagging`: search results, whose index runs behind. `hint`: of
+another API version, or an earlier answer replayed for an idempotency key: to be fetched again.
+"""
+
+LAG_S = 3600.0
+"""How old a search result may be: Stripe says under a minute, and longer during outages
+(https://docs.stripe.com/search#data-freshness). A wider interval only costs a GET where rows differ."""
+
+_GZIP = 31
+
+# isal's type stub declares its exception class as if it were an instance.
+_UNPACK_ERROR = cast("type[Exception]", isal_zlib.error)
+
+# What is computed for the moment: it has ids, and exists nowhere.
+_PREVIEW = re.compile(r"/(?:create_)?preview(?:/|$)|/upcoming(?:/|$)|/upcoming_in_")
+
+UNPACKED_BYTES = 16 * 2**20
+"""The largest answer that is read into rows. Stripe's pages of 100 objects have up to a few MB."""
+
+_STEP_BYTES = 2**20
+"""Unpacked at a time. The first step, some 2 ms, is made in the event loop, the others in a thread."""
+
+_CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
+"""Types that are a key and its dates, and live for minutes. See `read`."""
+
+
+class Unreadable(Exception):
+    """The body is not JSON, or is packed in a way that we cannot unpack."""
+
+
+class TooLarge(Unreadable):
+    """It is more than `UNPACKED_BYTES`: 1 MB of gzip can be 1 GB of JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`top` is the object that was answered, None for lists. `modes`: the `livemode`s it names.
+
+    `whole`: each object that was answered, nested ones aside, has a table and a key.
+    """
+
+    found: Found
+    top: Place | None
+    deleted: bool
+    modes: frozenset[bool]
+    whole: bool = True
+
+    def places(self) -> Iterator[Place]:
+        """All rows, the object that was answered first."""
+        if self.top is not None:
+            yield self.top
+        for table, group in self.found.rows.items():
+            for key in group:
+                if (table, key) != self.top:
+                    yield table, key
+        for table, key in sorted(self.found.elsewhere):
+            if key not in self.found.rows.get(table, ()):
+                yield table, key
+
+
+def is_preview(path: str) -> bool:
+    """Whether what a path answers with does not exist.
+
+    >>> is_preview("/v1/invoices/create_preview"), is_preview("/v1/invoices/in_1")
+    (True, False)
+    """
+    return _PREVIEW.search(path) is not None
+
+
+def places_of(path: str) -> list[Place]:
+    """The objects that a path names, from the outside in.
+
+    >>> places_of("/v1/invoices/in_1/pay")
+    [('invoice', 'in_1')]
+    >>> places_of("/v1/customers/cus_1/balance_transactions/cbtxn_1")[1]
+    ('customer_balance_transaction', 'cbtxn_1')
+    """
+    found: list[Place] = []
+    shape = ""
+    for segment in path.split("/")[1:]:
+        table = _collections().get(shape)
+        if table is not None and f"{shape}/{segment}" not in _fixed():
+            found.append((table, unquote(segment)))
+            shape += "/{}"
+        else:
+            shape = f"{shape}/{segment}"
+    return found
+
+
+def parents_of(path: str, query: str) -> Mapping[str, str]:
+    """Ids by table of what the objects in the answer hang under, as far as path and query say."""
+    found = dict(places_of(path))
+    known = _parameters().get(path)
+    if known is not None:
+        parameter, table = known
+        for pair in query.split("&"):
+            name, _, value = pair.partition("=")
+            if name == parameter and value:
+                found[table] = unquote_plus(value)
+    return found
+
+
+def collection_table(path: str) -> str | None:
+    """The table of the objects that are retrieved under a path.
+
+    >>> collection_table("/v1/customers")
+    'customer'
+    """
+    return _collections().get(path)
+
+
+async def unpack(body: bytes, encoding: bytes) -> bytes:
+    """The body without its compression. Raises Unreadable, TooLarge."""
+    encoding = encoding.strip().lower()
+    if encoding in (b"", b"identity") or not body:
+        if len(body) > UNPACKED_BYTES:
+            raise TooLarge("The body is too large.")
+        return body
+    steps = _unpacked(body, encoding)
+    first = next(steps)
+    if len(first) < _STEP_BYTES:
+        return first + b"".join(steps)
+    # isal gives the interpreter's lock away while it unpacks.
+    return first + await asyncio.to_thread(b"".join, steps)
+
+
+def _unpacked(body: bytes, encoding: bytes) -> Iterator[bytes]:
+    """In steps. Raises Unreadable, TooLarge."""
+    if encoding not in (b"gzip", b"deflate"):
+        raise Unreadable(f"The body is packed as {encoding!r}.")
+    unpacking = isal_zlib.decompressobj(_GZIP if encoding == b"gzip" else zlib.MAX_WBITS)
+    size = 0
+    while not unpacking.eof:
+        try:
+            step = unpacking.decompress(body, _STEP_BYTES)
+        except _UNPACK_ERROR as error:
+            raise Unreadable(f"The body cannot be unpacked: {error}.") from error
+        if not step and not unpacking.eof:
+            raise Unreadable("The body cannot be unpacked: it is cut short.")
+        size += len(step)
+        if size > UNPACKED_BYTES:
+            raise TooLarge("The body is too large.")
+        yield step
+        body = unpacking.unconsumed_tail
+
+
+def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Reading:
+    """The rows in a JSON body. Raises Unreadable.
+
+    Nothing of a credential's is a row: no request shows it again, no event tells of it, and its dates
+    alone are of no use to anybody.
+    """
+    try:
+        told = decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreadable("The body is not JSON.") from error
+    found = Found()
+    if not isinstance(told, dict) or told.get("object") in _CREDENTIALS:
+        return Reading(found, None, deleted=False, modes=frozenset())
+    entries = told.get("data")
+    if isinstance(entries, list) and "id" not in told:
+        objects = [entry for entry in entries if isinstance(entry, dict)]
+        keys = [extractor.object(entry, found, parents=parents) for entry in objects]
+        return Reading(found, None, False, _modes(objects), whole=None not in keys)
+    problem = told.get("error")
+    # A declined payment: what the request was about, as it is now that it has been refused
+    # (https://docs.stripe.com/api/errors).
+    held = [v for v in problem.values() if isinstance(v, dict)] if isinstance(problem, dict) else []
+    for obj in held:
+        extractor.object(obj, found, embedded=True)
+    key = extractor.object(told, found, parents=parents)
+    top = (table_name(str(told["object"])), key) if key is not None else None
+    whole = key is not None or isinstance(problem, dict)
+    modes = _modes([told, *held])
+    return Reading(found, top, told.get("deleted") is True, modes, whole=whole)
+
+
+def _modes(objects: list[StripeObject]) -> frozenset[bool]:
+    return frozenset(mode for o in objects if isinstance(mode := o.get("livemode"), bool))
+
+
+@cache
+def _collections() -> Mapping[str, str]:
+    """Path under which objects are retrieved ("/v1/invoices") -> their table."""
+    found: dict[str, str] = {}
+    for where in retrieve_endpoints().values():
+        shape = re.sub(r"{\w+}", "{}", where.path)
+        found[shape.removesuffix("/{}")] = table_name(where.object_type)
+    return found
+
+
+@cache
+def _fixed() -> frozenset[str]:
+    """Paths below a collection that are no ids: "/v1/customers/search"."""
+    shapes = {re.sub(r"{\w+}", "{}", operation.path) for operation in spec().operations}
+    fixed: set[str] = set()
+    for shape in shapes:
+        steps = shape.split("/")
+        fixed |= {"/".join(steps[:n]) for n in range(2, len(steps) + 1) if steps[n - 1] != "{}"}
+    return frozenset(fixed)
+
+
+@cache
+def _parameters() -> Mapping[str, tuple[str, str]]:
+    """Path of a list -> (the parameter that names the parent, the parent's table)."""
+    return {
+        e.path: (e.parameter, table_name(e.parent))
+        for e in list_endpoints()
+        if e.parent and "{" not in e.path
+    }
+
+
+def truth_of_exchange(came: Exchange, *, lag_s: float = 0.0, cause: Cause | None = None) -> Truth:
+    """The interval of the objects in the answer; `lag_s` is how old they may be.
+
+    For a write it holds as well: Stripe shows the object as the write left it, or as something else
+    changed it before the answer was made.
+    """
+    headers = {"date": came.header(b"date").decode("latin-1")}
+    reply = reply_of(Answer(came.status, headers, b"", came.elapsed_s, came.received_at))
+    return Truth(reply.not_before - lag_s, reply.not_after, cause)

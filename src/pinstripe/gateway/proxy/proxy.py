@@ -1,0 +1,251 @@
+"""The proxy: Stripe's API at our address, with every object that comes through it in Postgres first.
+
+    async with open_proxy(syncs, hosts=hosts_at("https://api.stripe.com")) as proxy:
+        await proxy(scope, receive, send)      # a raw ASGI application
+
+Bytes, status and headers pass through untouched, both ways. Who asks is told by the key they send, and
+it decides which account's tables are written (`callers`); what an answer holds, and whether it may be
+written as it is, is for `answers`. Headers of our own (`Pinstripe-...`) say what was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import structlog
+
+from pinstripe.gateway.http.auth import is_loopback
+from pinstripe.gateway.proxy.accounts import (
+    Callers,
+    carries_more_than_test_key,
+    credentials_of,
+    shows_one_of,
+)
+from pinstripe.gateway.proxy.after_write import Aftermath, Ring, WaitForRequest
+from pinstripe.gateway.proxy.mirroring import ANSWER_BYTES, Answers, Asked, Outcome
+from pinstripe.gateway.proxy.objects import is_preview, places_of
+from pinstripe.gateway.proxy.request import (
+    API,
+    Astray,
+    HungUp,
+    Message,
+    Receive,
+    Target,
+    Turned,
+    Upload,
+    body_of,
+    checked,
+    target_of,
+)
+from pinstripe.gateway.proxy.response import (
+    Send,
+    broken,
+    is_json,
+    pass_on,
+    refuse,
+    reply_whole,
+    told_headers,
+)
+from pinstripe.gateway.proxy.response_cache import RowVersions
+from pinstripe.gateway.proxy.upstream import Exchange, Unanswered, Upstream
+from pinstripe.gateway.syncs import OpenSync, Syncs
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+BODY_BYTES = 32 * 2**20
+PATIENCE_S = 2.0
+
+Heard = Callable[[str, int, Outcome, float], None]
+"""(method, status, outcome, seconds in all) of a request that was answered: for metrics."""
+
+
+class Proxy:
+    """A raw ASGI application. Make it with `open_proxy`."""
+
+    def __init__(
+        self,
+        *,
+        hosts: Mapping[str, str],
+        upstream: Upstream,
+        callers: Callers,
+        answers: Answers,
+        aftermath: Aftermath,
+        versions: RowVersions,
+        body_limit: int = BODY_BYTES,
+        own_tokens: Sequence[bytes] = (),
+        heard: Heard | None = None,
+    ) -> None:
+        self.callers = callers
+        self.answers = answers
+        self.heard = heard
+        self._hosts = hosts
+        self._upstream = upstream
+        self._aftermath = aftermath
+        self._body_limit = body_limit
+        self._own_tokens = own_tokens
+        self._versions = versions
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        method: str = scope["method"]
+        began = asyncio.get_running_loop().time()
+        try:
+            raw_path = scope.get("raw_path") or scope["path"].encode()
+            target = target_of(raw_path, scope["query_string"], self._hosts)
+            if isinstance(target, Astray):
+                raise Turned(target.status, target.reason)
+            headers = checked(method, scope["headers"], body_limit=self._body_limit)
+            if shows_one_of(scope["headers"], self._own_tokens):
+                raise Turned(
+                    401, "This is a token of Pinstripe's, not a key of Stripe's: it was not sent."
+                )
+            if _crosses_openly(target, scope["headers"]):
+                raise Turned(403, "Only test keys are sent to an http:// address; use https://.")
+            body = await body_of(scope["headers"], receive, limit=self._body_limit)
+            status, outcome = await self._pass(scope, target, headers, body, send, receive=receive)
+        except Turned as refusal:
+            status, outcome = refusal.status, Outcome("no")
+            await refuse(send, refusal.status, refusal.reason)
+        except HungUp:
+            return
+        if self.heard is not None:
+            took = asyncio.get_running_loop().time() - began
+            self.heard(method, status, outcome, took)
+
+    async def close(self) -> None:
+        """Lets what is being mirrored end."""
+        await self._aftermath.close()
+        await self._versions.close()
+        await self.answers.close()
+
+    async def _pass(
+        self,
+        scope: Message,
+        target: Target,
+        headers: list[tuple[str, str]],
+        body: bytes | Upload | None,
+        send: Send,
+        *,
+        receive: Receive,
+    ) -> tuple[int, Outcome]:
+        """Asks Stripe and answers; gives the status and what became of the objects."""
+        method: str = scope["method"]
+        shown = credentials_of(scope["headers"])
+        sync = self.callers.known(shown) if shown is not None else None
+        asked = Asked(method, target, headers, shown, {})
+        if sync is not None and asked.writes and not is_preview(target.path):
+            places = places_of(target.path)[-1:]
+            if places:
+                asked = Asked(
+                    method, target, headers, shown, await self._versions.read(sync, places)
+                )
+        try:
+            came = await self._upstream.send(method, target.url, headers, body)
+        except Unanswered as error:
+            if isinstance(body, Upload) and body.failure is not None:
+                raise body.failure from None
+            self._aftermath.unanswered(sync, asked)
+            return await broken(send, asked, error), Outcome("no", "stripe", sync)
+        wait_s = self._aftermath.wait_of(scope["headers"])
+        try:
+            gone = receive if not isinstance(body, Upload) or body.is_over else None
+            return came.status, await self._answer(asked, came, sync, wait_s, send, receive=gone)
+        except Unanswered as error:
+            self._aftermath.unanswered(sync, asked)
+            return await broken(send, asked, error), Outcome("no", "stripe", sync)
+
+    async def _answer(
+        self,
+        asked: Asked,
+        came: Exchange,
+        sync: OpenSync | None,
+        wait_s: float,
+        send: Send,
+        *,
+        receive: Receive | None,
+    ) -> Outcome:
+        """`receive` tells of the caller's going, where there is nothing else left to receive."""
+        if not is_json(came) or asked.method == "HEAD":
+            outcome = Outcome("no", "no-objects", sync)
+            headers = told_headers(outcome, self._aftermath.as_of(sync))
+            await pass_on(send, came, headers, receive=receive)
+            return outcome
+        body, whole = await came.read(ANSWER_BYTES)
+        if not whole:
+            outcome = Outcome("no", "too-large", sync)
+            headers = told_headers(outcome, self._aftermath.as_of(sync))
+            await pass_on(send, came, headers, begun=body, receive=receive)
+            return outcome
+        if _may_hold_objects(asked, came):
+            outcome = await self.answers.mirror(asked, came, body)
+        else:
+            outcome = Outcome("no", "no-objects", sync)
+        if asked.writes:
+            # Not sooner: the reader would write the same rows at the same moment, and the slower of the
+            # two would wait for the other's commit, with the caller.
+            self._aftermath.written(outcome.sync or sync, came)
+        waited = await self._aftermath.waited(outcome.sync, asked, came, wait_s)
+        as_of = self._aftermath.as_of(outcome.sync)
+        await reply_whole(send, came, body, told_headers(outcome, as_of, waited=waited))
+        return outcome
+
+
+def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a key that may be a live one would cross a network unencrypted."""
+    if target.url.startswith("https:") or is_loopback(urlsplit(target.url).hostname or ""):
+        return False
+    return carries_more_than_test_key(headers)
+
+
+def _may_hold_objects(asked: Asked, came: Exchange) -> bool:
+    """Whether an answer is worth a look: a success, or a refused write (a declined card's intent)."""
+    if 200 <= came.status < 300:
+        return True
+    return asked.writes and came.status in (400, 402)
+
+
+@asynccontextmanager
+async def open_proxy(
+    syncs: Syncs,
+    *,
+    hosts: Mapping[str, str],
+    ring: Ring | None = None,
+    wait_for_request: WaitForRequest | None = None,
+    patience_s: float = PATIENCE_S,
+    body_limit: int = BODY_BYTES,
+    own_tokens: Sequence[str | None] = (),
+    http_proxy: str | None = None,
+    heard: Heard | None = None,
+) -> AsyncIterator[Proxy]:
+    """The proxy, open for the block. `hosts`: see `hosts_at`; `body_limit` in bytes.
+
+    `own_tokens` open our own doors and are never sent to Stripe. `ring` is called after every write of an
+    account that is synced here, `wait_for_request` for `Pinstripe-Wait`.
+    """
+    async with Upstream(proxy=http_proxy) as upstream:
+        callers = Callers(syncs, upstream, hosts[API])
+        versions = RowVersions()
+        answers = Answers(syncs, callers, upstream, versions=versions, patience_s=patience_s)
+        aftermath = Aftermath(ring, wait_for_request)
+        proxy = Proxy(
+            hosts=hosts,
+            upstream=upstream,
+            callers=callers,
+            answers=answers,
+            aftermath=aftermath,
+            versions=versions,
+            body_limit=body_limit,
+            own_tokens=[token.encode() for token in own_tokens if token],
+            heard=heard,
+        )
+        async with asyncio.TaskGroup() as group:
+            later = group.create_task(answers.later.run())
+            try:
+                yield proxy
+            finally:
+                await proxy.close()
+                later.cancel()

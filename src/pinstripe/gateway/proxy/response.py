@@ -1,0 +1,137 @@
+"""What the caller gets: Stripe's answer with headers of ours, or an error in Stripe's own shape.
+
+    Pinstripe-Mirrored: yes | no | later      whether the objects are in Postgres
+    Pinstripe-Reason: unknown-account         why not, or not yet
+    Pinstripe-Sync: default                   whose tables
+    Pinstripe-As-Of: 2026-11-23T12:00:00Z     up to when all events are applied
+    Pinstripe-Waited: yes | no                with `Pinstripe-Wait`: whether its events are applied
+
+An answer that breaks off breaks off for the caller too: it is never rounded off to a complete one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from pinstripe.gateway.proxy.mirroring import Asked, Outcome
+from pinstripe.gateway.proxy.request import METHODS, Message, Receive
+from pinstripe.gateway.proxy.upstream import Exchange, Unanswered
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+STALLED_S = 60.0
+"""How long a caller may take nothing of an answer that is passed on in pieces."""
+
+
+def is_json(came: Exchange) -> bool:
+    return came.header(b"content-type").startswith(b"application/json")
+
+
+def told_headers(
+    outcome: Outcome, as_of: datetime | None, *, waited: bool | None = None
+) -> Headers:
+    """Headers of our own."""
+    headers = [(b"pinstripe-mirrored", outcome.mirrored.encode())]
+    if outcome.reason:
+        headers.append((b"pinstripe-reason", outcome.reason.encode()))
+    if outcome.sync is not None:
+        headers.append((b"pinstripe-sync", outcome.sync.id.encode()))
+    if as_of is not None:
+        told = as_of.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        headers.append((b"pinstripe-as-of", told.encode()))
+    if waited is not None:
+        headers.append((b"pinstripe-waited", b"yes" if waited else b"no"))
+    return headers
+
+
+async def reply_whole(send: Send, came: Exchange, body: bytes, ours: Headers) -> None:
+    """The answer with the body that was read."""
+    headers = [*came.headers, *ours]
+    await send({"type": "http.response.start", "status": came.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def pass_on(
+    send: Send,
+    came: Exchange,
+    ours: Headers,
+    *,
+    begun: bytes = b"",
+    receive: Receive | None = None,
+) -> None:
+    """The answer as it comes, after what of it has been read; ends when the caller goes.
+
+    `receive` is None while the caller's body is still on its way: it has only one reader.
+    """
+    headers = [*came.headers, *ours]
+    gone = asyncio.create_task(_gone(receive)) if receive is not None else None
+    try:
+        async with asyncio.timeout(STALLED_S) as patience:
+            await send({"type": "http.response.start", "status": came.status, "headers": headers})
+            if begun:
+                await send({"type": "http.response.body", "body": begun, "more_body": True})
+            async for chunk in came.chunks():
+                patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
+                if gone is not None and gone.done():
+                    came.close()
+                    return
+            await send({"type": "http.response.body", "body": b""})
+    except (Unanswered, TimeoutError) as error:
+        # The body stays without its end, and the server closes the connection: the caller sees that
+        # it is not complete.
+        _log.info("proxy.cut", reason=str(error) or "the caller took nothing of it")
+        came.close()
+    finally:
+        if gone is not None:
+            gone.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the caller has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def broken(send: Send, asked: Asked, error: Unanswered) -> int:
+    """502 in Stripe's shape, saying whether the write may have been done."""
+    message = f"Stripe did not answer: {error.reason}."
+    if not error.sent:
+        message += " The request was not sent."
+    elif asked.writes:
+        message += (
+            " It may or may not have been done: repeat it with the same Idempotency-Key, or look."
+        )
+    _log.warning("proxy.unanswered", method=asked.method, reason=error.reason, sent=error.sent)
+    await _say(send, 502, "api_error", message)
+    return 502
+
+
+async def refuse(send: Send, status: int, reason: str) -> None:
+    """Nothing was passed on."""
+    await _say(send, status, "invalid_request_error", reason)
+
+
+async def _say(send: Send, status: int, kind: str, message: str) -> None:
+    body = msgspec.json.encode({"error": {"type": kind, "message": f"Pinstripe: {message}"}})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"pinstripe-mirrored", b"no"),
+    ]
+    if status == 405:
+        headers.append((b"allow", ", ".join(METHODS).encode()))
+    if status in (408, 413):
+        headers.append((b"connection", b"close"))  # The rest of the body is not read.
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

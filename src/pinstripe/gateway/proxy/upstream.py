@@ -1,0 +1,211 @@
+"""Requests to Stripe as the caller made them: one try, byte for byte, body and answer streamed.
+
+Beside `client.transport` the only file that knows aiohttp. There the answers are ours to read; here
+they are somebody else's: nothing is unpacked, no header is added, dropped or put in another order but
+those of the connection itself (RFC 9110, 7.6.1). It follows no redirect and keeps no cookie. A request
+is sent once; only a GET or HEAD that met a connection which Stripe had closed meanwhile is sent again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import yarl
+
+from pinstripe.gateway.proxy.request import Headers, end_to_end
+
+CONNECT_S = 10.0
+READ_S = 80.0
+"""The longest silence; Stripe's own SDKs wait as long."""
+_CHUNK = 64 * 1024
+# What aiohttp would put in by itself.
+_SKIPPED = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+_REPEATABLE = frozenset({"GET", "HEAD"})
+
+Body = bytes | AsyncIterable[bytes] | None
+
+
+class Unanswered(Exception):
+    """No answer, or not all of it. `sent`: Stripe may have seen, and run, the request."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.sent = sent
+
+
+@dataclass(slots=True)
+class Exchange:
+    """An answer whose head has come. Read its body or `close` it."""
+
+    status: int
+    headers: Headers
+    """As they came, without those of the connection; names in lower case."""
+    elapsed_s: float
+    """From just before sending until the head was there."""
+    received_at: float
+    _response: aiohttp.ClientResponse = field(repr=False)
+
+    def header(self, name: bytes) -> bytes:
+        """The first header of this name (in lower case), b"" if there is none."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+    async def read(self, most: int) -> tuple[bytes, bool]:
+        """(body, whether that is all of it), of not much more than `most` bytes. Raises Unanswered."""
+        parts: list[bytes] = []
+        size = 0
+        async for chunk in self.chunks():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > most:
+                return b"".join(parts), False
+        return parts[0] if len(parts) == 1 else b"".join(parts), True
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What of the body has not been read, as it comes. Raises Unanswered if it breaks off."""
+        content = self._response.content
+        try:
+            while chunk := await content.readany():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self.close()
+            raise Unanswered(in_words(error), sent=True) from None
+        self._response.release()
+
+    def close(self) -> None:
+        """Hang up on Stripe."""
+        self._response.close()
+
+
+class Upstream:
+    """Kept-alive connections to Stripe's hosts. An async context manager."""
+
+    def __init__(
+        self,
+        *,
+        read_s: float = READ_S,
+        proxy: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._read_s = read_s
+        self._proxy = proxy
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            # Kept for less than the minute after which Stripe closes: a write sent into a closing
+            # connection cannot be sent again.
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_S, sock_read=self._read_s
+            ),
+            skip_auto_headers=_SKIPPED,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=2**18,
+            max_field_size=2**16,
+            proxy=self._proxy,
+        )
+        # aiohttp repeats by itself, DELETE too; here it is decided by `_REPEATABLE`.
+        self._session._retry_connection = False
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: Body = None
+    ) -> Exchange:
+        """One request; returns when the head of the answer is there. Raises Unanswered.
+
+        `url` is sent as it is. What the body's iterator raises comes out as it is.
+        """
+        try:
+            return await self._try(method, url, headers, body)
+        except aiohttp.ServerDisconnectedError as error:
+            if method not in _REPEATABLE:
+                raise Unanswered(in_words(error), sent=True) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unanswered(in_words(error), sent=_may_be_sent(error)) from None
+        try:
+            return await self._try(method, url, headers, body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unanswered(in_words(error), sent=_may_be_sent(error)) from None
+
+    async def _try(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: Body
+    ) -> Exchange:
+        if self._session is None:
+            raise RuntimeError("the connections are not open")
+        started = self._clock()
+        response = await self._session.request(
+            method,
+            yarl.URL(url, encoded=True),
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+        )
+        return Exchange(
+            response.status,
+            end_to_end((name.lower(), value) for name, value in response.raw_headers),
+            self._clock() - started,
+            self._wall_clock(),
+            response,
+        )
+
+
+def _may_be_sent(error: Exception) -> bool:
+    return not isinstance(
+        error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL
+    )
+
+
+def in_words(error: Exception) -> str:
+    """`error` without its own text, which may quote the request."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "its host name cannot be resolved"
+        case aiohttp.ClientConnectorCertificateError():
+            return "its TLS certificate is not trusted"
+        case aiohttp.ClientSSLError():
+            return "no TLS connection can be made"
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            return "the HTTP proxy on the way cannot be used"
+        case aiohttp.ClientConnectorError():
+            return f"no connection: {_words(error.os_error)}"
+        case aiohttp.ConnectionTimeoutError():
+            return f"no connection within {CONNECT_S:g} s"
+        case aiohttp.SocketTimeoutError() | TimeoutError():
+            return "it was silent for too long"
+        case aiohttp.ServerDisconnectedError():
+            return "the connection was closed before an answer came"
+        case aiohttp.ClientPayloadError():
+            return "the answer was cut short"
+        case aiohttp.ClientResponseError():
+            return "the answer is not valid HTTP"
+        case OSError():
+            return f"the connection broke: {_words(error)}"
+    return "the connection broke"
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "its host name cannot be resolved"
+    return os.strerror(error.errno).lower() if error.errno else type(error).__name__

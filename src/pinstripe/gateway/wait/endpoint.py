@@ -1,0 +1,260 @@
+"""`GET|POST /wait/{kind}/{id}`: answers when the database holds what the caller needs to read.
+
+    200 {"ok": true, "as_of": "2026-11-02T09:30:00.250Z", "waited_ms": 87}
+    504 {"ok": false, "error": {...}, "missing": [...], "as_of": ..., "waited_ms": 30000}
+
+Everything that a call names has to be there; the time limit holds for all of it. What goes wrong on the
+way (no process syncs, Postgres away, the first copy not complete) may be over before the time is: so it
+is told when the time is over, with what was still missing. Only what cannot get better (an unknown id, a
+bad parameter) is told at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pinstripe.errors import PinstripeError
+from pinstripe.gateway.http.errors import JSON, Problem, Rejected, failure, failure_of
+from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.wait.progress import Trouble, trouble_of
+from pinstripe.gateway.wait.query import Wish, read_wish
+from pinstripe.gateway.wait.waiter import Waiting, Waits
+
+KINDS = ("stripe",)
+_MOST_OPEN = 10_000
+_LAST_WORD_S = 2.0
+"""For finding out what was in the way, when the time is over."""
+
+
+class Missing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What had not come when the time was over."""
+
+    what: str
+    """`poll`: no look at Stripe was answered; `pending`: requests that events made us ask; `request`,
+    `event`, `object`: what the call named."""
+    id: str = ""
+    tables: dict[str, int] | None = None
+    """For `pending`: how many requests are open, by table."""
+    reason: str = ""
+
+
+class Waited(msgspec.Struct, frozen=True):
+    """The database holds what the call asked for."""
+
+    ok: bool
+    as_of: str | None
+    """Everything that Stripe's event list showed at this moment is in the database."""
+    waited_ms: int
+
+
+class NotInTime(msgspec.Struct, frozen=True):
+    """The time was over first."""
+
+    ok: bool
+    error: Problem
+    missing: list[Missing]
+    as_of: str | None
+    waited_ms: int
+
+
+class WaitEndpoint:
+    """The endpoint of one gateway. `allows`: whether the caller may wait for this sync."""
+
+    def __init__(
+        self,
+        syncs: Syncs,
+        waits: Waits,
+        *,
+        settle_s: float,
+        allows: Callable[[Request, OpenSync | None], Awaitable[bool]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.open = 0
+        """How many wait now."""
+        self._syncs = syncs
+        self._waits = waits
+        self._settle_s = settle_s
+        self._allows = allows
+        self._clock = clock
+
+    async def answer(self, request: Request) -> Response:
+        """The answer to one call."""
+        began = self._clock()
+        try:
+            sync = self._sync_of(request)
+            # First of all: what there is to wait for is not for strangers.
+            if not await self._allows(request, sync):
+                return failure(
+                    401,
+                    "unauthorized",
+                    "Waiting needs a token.",
+                    "Send `Authorization: Bearer TOKEN` with the wait token, or with a Stripe key of "
+                    "this account.",
+                )
+            if sync is None:
+                raise _unknown(request.path_params["id"])
+            wish = read_wish(request.query_params.multi_items(), settle_s=self._settle_s)
+            _check_tables(sync, wish)
+            if self.open >= _MOST_OPEN:
+                return failure(503, "too_many", f"{self.open} calls wait already.", "Try again.")
+        except Rejected as no:
+            return no.response()
+        self.open += 1
+        try:
+            return await self._until_gone(request, self._wait(sync, wish, began))
+        finally:
+            self.open -= 1
+
+    def _sync_of(self, request: Request) -> OpenSync | None:
+        kind, sync_id = request.path_params["kind"], request.path_params["id"]
+        if kind not in KINDS:
+            raise Rejected(
+                404,
+                "not_found",
+                f"There is nothing to wait for at {kind[:40]!r}.",
+                hint=f"There is: /wait/{KINDS[0]}/{{id}}.",
+            )
+        return self._syncs.get(sync_id)
+
+    async def _until_gone(self, request: Request, work: Awaitable[Response]) -> Response:
+        """The outcome of `work`, which is dropped if the caller hangs up."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.create_task(_hung_up(request))
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            return Response(status_code=499)  # Nobody is there to read it.
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _wait(self, sync: OpenSync, wish: Wish, began: float) -> Response:
+        waitings, jobs = self._jobs(sync, wish)
+        try:
+            async with asyncio.timeout(wish.timeout_s):
+                await _all(jobs)
+                as_of = await self._waits.reads(sync).as_of()
+        except TimeoutError:
+            return await self._too_late(sync, waitings, began)
+        except PinstripeError as error:
+            return failure_of(error)
+        return _json(200, Waited(ok=True, as_of=_shown(as_of), waited_ms=self._ms(began)))
+
+    def _jobs(
+        self, sync: OpenSync, wish: Wish
+    ) -> tuple[list[Waiting], list[Callable[[], Awaitable[None]]]]:
+        waitings: list[Waiting] = []
+        jobs: list[Callable[[], Awaitable[None]]] = []
+
+        def add(
+            what: str, key: str, wait: Callable[..., Awaitable[None]], **more: float | str
+        ) -> None:
+            waiting = Waiting(what, key, previews=wish.previews)
+            waitings.append(waiting)
+            jobs.append(lambda: wait(sync, waiting, **more))
+
+        if wish.is_plain:
+            add("poll", "", self._waits.plain, settle_s=wish.settle_s)
+        for key in wish.requests:
+            add("request", key, self._waits.request, settle_s=wish.settle_s)
+        for key in wish.events:
+            add("event", key, self._waits.event, settle_s=wish.settle_s)
+        for table, key in wish.objects:
+            add("object", key, self._waits.object, table=table)
+        return waitings, jobs
+
+    async def _too_late(
+        self, sync: OpenSync, waitings: Sequence[Waiting], began: float
+    ) -> Response:
+        waited_ms = self._ms(began)
+        missing = [_missing(w) for w in waitings if w.what]
+        trouble: Trouble | None = None
+        as_of: datetime | None = None
+        with suppress(PinstripeError, TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_S):
+                async with sync.pool.acquire() as connection:
+                    trouble = await trouble_of(connection, sync.schema)
+                as_of = await self._waits.reads(sync).as_of()
+        away = next((w.error for w in waitings if w.error), "")
+        if trouble is None and away:
+            trouble = Trouble("unavailable", away, "See the logs of `pinstripe serve`.")
+        if trouble is None:
+            trouble = Trouble(
+                "timeout",
+                "The time was over before the database held what was asked for.",
+                "Ask again, or give more time: ?timeout=120.",
+            )
+        problem = Problem(trouble.code, trouble.message, trouble.hint)
+        return _json(504, NotInTime(False, problem, missing, _shown(as_of), waited_ms))
+
+    def _ms(self, began: float) -> int:
+        return round((self._clock() - began) * 1000)
+
+
+def _unknown(sync_id: str) -> Rejected:
+    return Rejected(
+        404,
+        "not_found",
+        f"No sync {sync_id[:40]!r} is served here.",
+        hint="`pinstripe syncs list` shows the ids of all.",
+    )
+
+
+async def _all(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Runs them side by side; the first error ends the others."""
+    if len(jobs) == 1:
+        await jobs[0]()
+        return
+    tasks = [asyncio.ensure_future(job()) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns when the caller has hung up. A body is read and dropped: nothing is in it."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _check_tables(sync: OpenSync, wish: Wish) -> None:
+    left_out = sorted({table for table, _ in wish.objects} - sync.source.wanted.keys())
+    if left_out:
+        raise Rejected(
+            400,
+            "bad_request",
+            f"The table {left_out[0]} is not synced here.",
+            hint="--tables chooses the tables of a sync.",
+        )
+
+
+def _missing(waiting: Waiting) -> Missing:
+    tables: dict[str, int] = {}
+    for owed in waiting.owed if waiting.what == "pending" else ():
+        tables[owed.table] = tables.get(owed.table, 0) + owed.count
+    return Missing(waiting.what, waiting.id, tables or None, waiting.error)
+
+
+def _shown(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _json(status: int, body: Waited | NotInTime) -> Response:
+    return Response(
+        msgspec.json.encode(body), status, {"Cache-Control": "no-store"}, media_type=JSON
+    )

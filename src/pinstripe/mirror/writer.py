@@ -1,0 +1,450 @@
+"""Writes batches of rows: COPY into a stage, one guarded upsert per table and shape, one commit.
+
+A `Writer` owns one connection. Everything of a `Batch` (rows of many tables and the checkpoints that
+vouch for them) becomes visible in one transaction, or nothing does. Tables and keys are taken in one
+order by every writer, so that two of them never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
+
+from pinstripe.catalog.tables import Table
+from pinstripe.errors import PinstripeError
+from pinstripe.mirror.batch import Batch, Contested, question_of
+from pinstripe.mirror.change_feed import Causes, Recorder, delete_rows
+from pinstripe.mirror.orphans import gone, tombstones, vanished
+from pinstripe.mirror.upsert import (
+    STAGE_EXTRA,
+    complete,
+    contested,
+    create_stage,
+    insert,
+    stage_name,
+    update,
+)
+from pinstripe.rows.extract import Row
+from pinstripe.rows.layout import Shapes
+from pinstripe.store.cursors import save_checkpoints
+from pinstripe.store.ddl import quote
+from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
+from pinstripe.store.pool import connect_dedicated, translated, until_lost
+from pinstripe.store.quarantine import Parted, Refused, note_parted, why
+from pinstripe.store.refetch import add_todos, cross_out
+
+_MOST_STAGES = 48
+_MOST_STATEMENTS = 256
+_DEAD_ROWS = 3000
+_HOPELESS = 16
+"""So many rows refused one by one, and none written: then it is the table that refuses."""
+_OVER = -3
+"""Where a row says which version of it was seen before: then it is there, and an update finds it."""
+
+_Statement = tuple[str, str, int]
+"""(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
+_Mark = tuple[OrderedDict[str, int], dict[str, int], int]
+"""Stages, those that are filled, and how much is recorded, at a savepoint."""
+
+
+class _TableRefused(Exception):
+    """Postgres refuses every row of the table."""
+
+    def __init__(self, error: PinstripeError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One round of one table."""
+
+    table: str
+    rows: Mapping[str, Mapping[str, Row]]
+    causes: Causes
+    api_version: str
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of the rows of one table so far."""
+
+    contests: list[Contested] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    written: int = 0
+
+    def refuse(self, of: _Round, group: Mapping[str, Row], error: PinstripeError) -> None:
+        """Takes the one row of the group down. Raises _TableRefused if there is no hope for others."""
+        for key, row in group.items():
+            cause = of.causes.get((of.table, key))
+            self.refused.append(Refused(of.table, key, row, why(error), cause))
+        if not self.written and len(self.refused) >= _HOPELESS:
+            raise _TableRefused(error)
+
+
+class Writer:
+    """One connection that writes. Not for two tasks at once."""
+
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        tables: Mapping[str, Table],
+        shapes: Shapes,
+        *,
+        recorder: Recorder | None = None,
+        session_name: str = "pinstripe",
+    ) -> None:
+        """`recorder`: notes the changes, if the feed is on; it is this writer's alone."""
+        self._url = url
+        self._schema = schema
+        self._tables = tables
+        self._shapes = shapes
+        self._recorder = recorder
+        self._session_name = session_name
+        self.failed_at = ""
+        """The table at which the last write failed; "" where it was at none."""
+        self._at = ""
+        self._connection: asyncpg.Connection | None = None
+        self._pid = 0
+        # Least recently used first, both. The number: dead rows that a stage still holds.
+        self._stages: OrderedDict[str, int] = OrderedDict()
+        self._filled: dict[str, int] = {}
+        """Stages that hold rows of the transaction under way, and how many."""
+        self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Lets the connection go. The next `write` makes a new one."""
+        connection, self._connection = self._connection, None
+        self._stages.clear()
+        self._filled.clear()
+        self._statements.clear()
+        if connection is not None and not connection.is_closed():
+            connection.terminate()
+
+    async def write(self, batch: Batch) -> list[Contested]:
+        """Commits the batch; gives the rows that could not be decided by time.
+
+        A lost connection leaves nothing written (Unreachable) and is made anew by the next call.
+        """
+        parted = Parted()
+        async with self._transaction(batch, parted) as connection:
+            parted.contests = await self._rounds(connection, batch)
+            await self._vanish(connection, batch)
+        return parted.contests
+
+    async def write_apart(self, batch: Batch) -> Parted:
+        """As `write`, without the rows that Postgres refuses: each is found by halving.
+
+        They are noted, with what is owed for them, in the same commit. Slow: for a batch that was refused.
+        """
+        parted = Parted()
+        async with self._transaction(batch, parted) as connection:
+            for table in sorted({name for one_round in batch.rounds for name in one_round}):
+                await self._table_apart(connection, table, batch, parted)
+            await self._vanish_apart(connection, batch, parted)
+        return parted
+
+    @asynccontextmanager
+    async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction: the block writes the rows. The rest of the batch and the commit follow."""
+        self._at = ""
+        try:
+            connection = await self._connected()
+            async with naming_holders(self._url, self._pid):
+                with (
+                    translated(),
+                    self._recorder.transaction() if self._recorder else nullcontext(),
+                ):
+                    async with until_lost(connection):
+                        # Not `connection.transaction()`: its ROLLBACK over a session that the server
+                        # has ended fails in its own way and hides why. What fails ends with the
+                        # connection.
+                        await connection.execute("BEGIN")
+                        yield connection
+                        self._at = ""
+                        await self._finish(connection, batch, parted)
+        except BaseException:
+            # Cancelled or failed halfway: what the session holds is not known.
+            self.failed_at = self._at
+            await self.close()
+            raise
+
+    async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
+        contests = parted.contests
+        # Noted in the same commit: a crash before the GET must not lose the question.
+        await add_todos(connection, self._schema, [question_of(c) for c in contests])
+        await cross_out(connection, self._schema, batch.answers)
+        if parted.rows or parted.tables:
+            await note_parted(connection, self._schema, parted)
+        await save_checkpoints(connection, self._schema, batch.checkpoints)
+        for effect in batch.effects:
+            await effect(connection)
+        if self._recorder is not None:
+            await self._recorder.write(connection)
+        # With the commit, in one round trip.
+        await connection.execute("; ".join([*map(self._emptying, list(self._filled)), "COMMIT"]))
+        for answer in batch.answers:
+            answer.is_noted = True
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            await self.close()
+            self._connection = connection = await connect_dedicated(
+                self._url, application_name=self._session_name
+            )
+            with translated():
+                self._pid = await server_pid(connection)
+                await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
+        return self._connection
+
+    async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
+        found: list[Contested] = []
+        # Table by table, and all rounds of one before the next: two writers take their locks in the
+        # same order then. (A later round speaks of keys that the first has locked already.)
+        for table in sorted({name for one_round in batch.rounds for name in one_round}):
+            for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
+                group = one_round.get(table)
+                if group:
+                    found += await self._upsert(connection, table, group, batch.api_version, causes)
+        return found
+
+    async def _table_apart(
+        self, connection: asyncpg.Connection, name: str, batch: Batch, parted: Parted
+    ) -> None:
+        """All rounds of one table, without the rows or, if need be, the whole table."""
+        tally = _Tally()
+        mark = await self._save(connection)
+        try:
+            for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
+                keys = sorted(one_round.get(name, ()))
+                of = _Round(name, one_round, causes, batch.api_version)
+                await self._half(connection, of, keys, tally)
+        except _TableRefused as refused:
+            await self._go_back(connection, mark)
+            reason = why(refused.error)
+            parted.tables[name] = reason
+            parted.left_out += [
+                Refused(name, key, row, reason, causes.get((name, key)))
+                for one_round, causes in zip(batch.rounds, batch.causes, strict=True)
+                for key, row in one_round.get(name, {}).items()
+            ]
+        else:
+            await connection.execute("RELEASE SAVEPOINT apart")
+            parted.contests += tally.contests
+            parted.rows += tally.refused
+
+    async def _half(
+        self,
+        connection: asyncpg.Connection,
+        of: _Round,
+        keys: Sequence[str],
+        tally: _Tally,
+    ) -> None:
+        """Writes these rows; if they are refused, one half and then the other, down to single rows."""
+        if not keys:
+            return
+        group = {key: of.rows[of.table][key] for key in keys}
+        mark = await self._save(connection)
+        try:
+            with translated():
+                tally.contests += await self._upsert(
+                    connection, of.table, group, of.api_version, of.causes
+                )
+        except PinstripeError as error:
+            if error.fault is None or error.fault.scope not in ("row", "table"):
+                raise
+            await self._go_back(connection, mark)
+            if error.fault.scope == "table":
+                raise _TableRefused(error) from error
+            if len(keys) == 1:
+                tally.refuse(of, group, error)
+                return
+        else:
+            await connection.execute("RELEASE SAVEPOINT apart")
+            tally.written += len(keys)
+            return
+        middle = len(keys) // 2
+        for half in (keys[:middle], keys[middle:]):
+            await self._half(connection, of, half, tally)
+
+    async def _vanish_apart(
+        self, connection: asyncpg.Connection, batch: Batch, parted: Parted
+    ) -> None:
+        """As `_vanish`, child by child. A list with a refused row proves nothing: its owner is owed."""
+        without = {row.table for row in parted.rows} | set(parted.tables)
+        for place in sorted(batch.whole):
+            child, parent = place
+            if child in without:
+                parted.owners += [(parent, key) for key in batch.whole[place]]
+                continue
+            mark = await self._save(connection)
+            try:
+                with translated():
+                    await self._vanish(connection, batch, only=place)
+            except PinstripeError as error:
+                if error.fault is None or error.fault.scope not in ("row", "table"):
+                    raise
+                await self._go_back(connection, mark)
+                parted.tables[child] = why(error)
+                parted.owners += [(parent, key) for key in batch.whole[place]]
+            else:
+                await connection.execute("RELEASE SAVEPOINT apart")
+
+    async def _save(self, connection: asyncpg.Connection) -> _Mark:
+        await connection.execute("SAVEPOINT apart")
+        recorded = self._recorder.mark() if self._recorder is not None else 0
+        return OrderedDict(self._stages), dict(self._filled), recorded
+
+    async def _go_back(self, connection: asyncpg.Connection, mark: _Mark) -> None:
+        """Back to the last savepoint, and gone with it; stages made since are too."""
+        await connection.execute("ROLLBACK TO SAVEPOINT apart; RELEASE SAVEPOINT apart")
+        self._stages, self._filled = OrderedDict(mark[0]), dict(mark[1])
+        self._statements.clear()
+        if self._recorder is not None:
+            self._recorder.go_back(mark[2])
+
+    async def _vanish(
+        self,
+        connection: asyncpg.Connection,
+        batch: Batch,
+        *,
+        only: tuple[str, str] | None = None,
+    ) -> None:
+        """Flags or deletes rows that a list shown to its end no longer has; `only` (child, parent)."""
+        places = sorted(batch.whole) if only is None else [only]
+        if not places:
+            return
+        self._at = places[0][0]
+        lists = [(self._tables[c], parent, batch.whole[c, parent]) for c, parent in places]
+        for table, keys in await vanished(connection, self._schema, lists):
+            child = table.name
+            flags = tombstones(table, self._shapes, keys)
+            if flags is not None:
+                causes = {(child, key): proof.cause for key, proof in keys.items() if proof.cause}
+                await self._upsert(connection, child, flags, batch.api_version, causes)
+                continue
+            for cause in sorted({proof.cause for proof in keys.values()}, key=str):
+                mine = [key for key, proof in keys.items() if proof.cause == cause]
+                await delete_rows(connection, self._schema, table, gone(table), mine, cause=cause)
+
+    async def _upsert(
+        self,
+        connection: asyncpg.Connection,
+        name: str,
+        group: Mapping[str, Row],
+        version: str,
+        causes: Causes,
+    ) -> list[Contested]:
+        table = self._tables[name]
+        self._at = name
+        stage = await self._stage(connection, table)
+        if stage in self._filled:
+            await connection.execute(self._emptying(stage))
+        self._filled[stage] = len(group)
+        await connection.copy_records_to_table(
+            stage,
+            schema_name="pg_temp",
+            records=[group[key] for key in sorted(group)],
+            columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
+        )
+        recorder = self._recorder_for(name, group, causes)
+        known = await recorder.before(connection, table) if recorder else 0
+        shapes = sorted({row[-1] for row in group.values()})
+        left = len(group)
+        if recorder is None and all(row[_OVER] is not None for row in group.values()):
+            left -= await self._update(connection, name, shapes, version)
+        if left:
+            left -= await self._run(connection, ("insert", name, -1), version)
+        if recorder and known < left:
+            known += await recorder.raced(connection, table)
+        found: list[Contested] = []
+        if left:
+            left -= await self._update(connection, name, shapes, version)
+        for shape in shapes if left else ():
+            if complete(self._schema, table, self._shapes.columns(shape)) is not None:
+                left -= await self._run(connection, ("complete", name, shape), shape)
+        for shape in shapes if left else ():
+            text = contested(self._schema, table, self._shapes.columns(shape))
+            rows = await connection.fetch(text, shape)
+            found += [Contested(name, row[0], row[-1], causes.get((name, row[0]))) for row in rows]
+        if recorder:
+            await recorder.after(connection, table, causes)
+            await recorder.forget(connection, known)
+        return found
+
+    async def _update(
+        self, connection: asyncpg.Connection, name: str, shapes: Sequence[int], version: str
+    ) -> int:
+        """Updates from the stage; gives the number of rows. Running it again changes nothing more."""
+        return sum([await self._run(connection, ("update", name, s), version, s) for s in shapes])
+
+    def _recorder_for(self, table: str, keys: Collection[str], causes: Causes) -> Recorder | None:
+        recorder = self._recorder
+        return recorder if recorder is not None and recorder.wants(table, keys, causes) else None
+
+    def _emptying(self, stage: str) -> str:
+        """Empties the stage: by DELETE, and now and then by TRUNCATE, which costs 1.5 ms a time."""
+        dead = self._stages[stage] + self._filled.pop(stage)
+        is_many = dead > _DEAD_ROWS
+        self._stages[stage] = 0 if is_many else dead
+        return f"{'TRUNCATE' if is_many else 'DELETE FROM'} pg_temp.{quote(stage)}"
+
+    async def _stage(self, connection: asyncpg.Connection, table: Table) -> str:
+        name = stage_name(table)
+        if name not in self._stages:
+            if len(self._stages) >= _MOST_STAGES:
+                oldest, _ = self._stages.popitem(last=False)
+                self._filled.pop(oldest, None)
+                await connection.execute(f"DROP TABLE pg_temp.{quote(oldest)}")
+                self._statements = OrderedDict(
+                    (s, p)
+                    for s, p in self._statements.items()
+                    if stage_name(self._tables[s[1]]) != oldest
+                )
+            await connection.execute(create_stage(table))
+            self._stages[name] = 0
+        self._stages.move_to_end(name)
+        return name
+
+    async def _run(
+        self, connection: asyncpg.Connection, wanted: _Statement, *values: object
+    ) -> int:
+        """Runs a statement, prepared once; gives the number of rows that it wrote."""
+        statement = self._statements.get(wanted)
+        if statement is None:
+            text = self._text(wanted)
+            statement = self._statements[wanted] = await connection.prepare(text)
+            if len(self._statements) > _MOST_STATEMENTS:
+                self._statements.popitem(last=False)
+        self._statements.move_to_end(wanted)
+        await statement.fetch(*values)
+        return int((statement.get_statusmsg() or "0").rpartition(" ")[2])
+
+    def _text(self, wanted: _Statement) -> str:
+        kind, name, shape = wanted
+        table = self._tables[name]
+        if kind == "insert":
+            return insert(self._schema, table)
+        columns = self._shapes.columns(shape)
+        if kind == "update":
+            return update(self._schema, table, columns)
+        return complete(self._schema, table, columns) or ""

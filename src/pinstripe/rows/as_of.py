@@ -1,0 +1,37 @@
+"""The interval of time for which a snapshot of an object is known to be true, and what made it known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pinstripe.client.response import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The interval on Stripe's clock, Unix seconds, in which a snapshot was taken: [lo, hi).
+
+    `cause`: the event or request that made Stripe change the object, for the change feed.
+    """
+
+    lo: float
+    hi: float
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What made Stripe change an object, as far as it is known: `evt_…` and `req_…`, or ""."""
+
+    event_id: str = ""
+    request_id: str = ""
+
+
+def truth_of(reply: Reply, cause: Cause | None = None) -> Truth:
+    """When the reply was true. `cause`: what made us ask, for the change feed."""
+    return Truth(reply.not_before, reply.not_after, cause)
+
+
+def spanning(earlier: Truth | None, later: Truth) -> Truth:
+    """When both were true, of pages that are applied as one."""
+    return later if earlier is None else Truth(min(earlier.lo, later.lo), max(earlier.hi, later.hi))

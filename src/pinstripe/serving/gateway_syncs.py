@@ -1,0 +1,169 @@
+"""Opens syncs to the gateway: as soon as their tables are there, again when something of them changes.
+
+A sync may be wanted long before it can be opened: Postgres is away, or its process has not made the schema
+yet. Until then the gateway passes requests for it through and says so.
+
+How the process that syncs and the gateway share what Stripe allows one account.
+
+Both ask Stripe with the same key, and neither sees the other's requests. The gateway gets half of the
+configured rate on top of it, where that stays within what Stripe allows; where it would not, a fifth,
+taken from the process that syncs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from pinstripe.client.api_key import ApiKey, proxy_for
+from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, Rate
+from pinstripe.errors import PinstripeError
+from pinstripe.gateway.syncs import Syncs, open_sync
+from pinstripe.service import budget_for
+from pinstripe.store.pool import connect
+from pinstripe.store.syncs import load_table_names
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
+
+_LOOK_S = 10.0
+"""How soon a table that was added is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the gateway needs of one sync; in `config` the rates are the gateway's share."""
+
+    config: Config
+    database_url: str = field(repr=False)
+    webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
+
+
+class Openings:
+    """Keeps `syncs` as is wanted."""
+
+    def __init__(self, syncs: Syncs) -> None:
+        self._syncs = syncs
+        self._wishes: dict[str, Wish] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stirred = asyncio.Event()
+
+    async def want(self, wishes: Mapping[str, Wish]) -> None:
+        """From now on exactly these. Returns when those that are gone are closed."""
+        changed = [n for n, wish in self._wishes.items() if wishes.get(n) != wish]
+        await self._end([self._tasks.pop(name) for name in changed])
+        for name, wish in wishes.items():
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._keep(name, wish), name=name)
+        self._wishes = dict(wishes)
+
+    def stir(self) -> None:
+        """Something has changed: what could not be opened is tried again now."""
+        self._stirred.set()
+
+    async def close(self) -> None:
+        """Closes all."""
+        await self.want({})
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep(self, name: str, wish: Wish) -> None:
+        """Until cancelled: open, or trying to be."""
+        attempt = 0
+        while True:
+            try:
+                await self._open(name, wish)
+                attempt = 0
+                continue
+            except (PinstripeError, ExceptionGroup) as error:
+                # Of a group: the mirror's writers, which end only on what nobody has thought of.
+                _log.info("gateway.closed", sync=name, reason=str(error), attempt=attempt)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
+                    await self._stirred.wait()
+            self._stirred.clear()
+            attempt += 1
+
+    async def _open(self, name: str, wish: Wish) -> None:
+        """Open for as long as the tables stay the same."""
+        config, key = wish.config, ApiKey.parse(wish.config.api_key or "")
+        async with open_sync(
+            name,
+            wish.database_url,
+            config.schema,
+            key,
+            budget=budget_for(config, key),
+            stripe_url=config.stripe_url,
+            stripe_account=config.stripe_account,
+            webhook_secrets=wish.webhook_secrets,
+            proxy=proxy_for(config.stripe_url),
+            changes=config.changes,
+        ) as opened:
+            self._syncs.add(opened)
+            _log.info("gateway.open", sync=name, schema=config.schema)
+            try:
+                await _until_other_tables(
+                    wish.database_url, config.schema, set(opened.mirror.tables)
+                )
+            finally:
+                self._syncs.remove(name)
+
+
+async def _until_other_tables(url: str, schema: str, tables: set[str]) -> None:
+    """Returns when the schema holds other tables of the catalog than these."""
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        with suppress(PinstripeError):
+            async with connect(url, application_name="pinstripe gateway") as connection:
+                if await load_table_names(connection, schema) != tables:
+                    return
+
+
+_ON_TOP = 0.5
+
+_AT_LEAST = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The settings of each side; they differ in their rates only."""
+
+    worker: Config
+    gateway: Config
+
+
+def shared(config: Config, key: ApiKey) -> Shares:
+    """`config`, for both."""
+    account, endpoint = config.rates(key.mode)
+    # Half of what Stripe allows is the default: so this is what it allows in this mode.
+    of_mode, _ = replace(config, rate_limit="default").rates(key.mode)
+    ceiling = min(2 * (of_mode or ACCOUNT_CEILING), ACCOUNT_CEILING)
+    worker_account, gateway_account = _split(account, ceiling)
+    worker_endpoint, gateway_endpoint = _split(endpoint, ENDPOINT_CEILING)
+    return Shares(
+        replace(config, rate_limit=worker_account, endpoint_rate_limit=worker_endpoint),
+        replace(config, rate_limit=gateway_account, endpoint_rate_limit=gateway_endpoint),
+    )
+
+
+def _split(rate: float | None, ceiling: float) -> tuple[Rate, Rate]:
+    """(worker, gateway).
+
+    >>> _split(12.5, 25.0), _split(25.0, 25.0), _split(None, 25.0)
+    ((12.5, 6.25), (20.0, 5.0), ('none', 'none'))
+    """
+    if rate is None:
+        return "none", "none"
+    ceiling = max(ceiling, rate)
+    gateway = max(_AT_LEAST * rate, min(_ON_TOP * rate, ceiling - rate))
+    return min(rate, ceiling - gateway), gateway

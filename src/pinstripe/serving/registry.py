@@ -1,0 +1,290 @@
+"""All syncs of this service, and what is wanted of each: read from the database, told to who does it.
+
+The default comes from flags and environment, the others are stored. Whoever changes one tells so
+(`store.stored_syncs.CHANNEL`); the roster reads all of them again then, and every few seconds anyway. While
+Postgres is away, what was read last stays wanted.
+
+What the API and the console do with syncs (`gateway.control.SyncControl`), done.
+
+Each change is stored first and then carried out; this service does so before it answers, others as soon
+as they hear of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+
+from pinstripe.client.api_key import ApiKey
+from pinstripe.config.config import Config
+from pinstripe.errors import Misconfigured, PinstripeError
+from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, Syncs, SyncState
+from pinstripe.serving.gateway_syncs import Openings, Wish, shared
+from pinstripe.serving.supervisor import Job, Supervisor
+from pinstripe.serving.vault import Vault
+from pinstripe.store.listener import Line
+from pinstripe.store.migrate import ensure_bookkeeping
+from pinstripe.store.pool import check_sessions, connect
+from pinstripe.store.syncs import CHANNEL, DEFAULT_ID, SealedSync, is_paused, load_stored, unknown
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_LOOK_S = 5.0
+
+_AWAY_S = 1.0
+
+_BEGIN_S = 2.0
+"""How long the service waits for Postgres before it answers without."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One sync: what is shown of it, and what is wanted. `config` is None where `trouble` says why."""
+
+    shown: StoredSync
+    config: Config | None
+    webhook_secrets: tuple[str, ...]
+    trouble: PinstripeError | None
+
+
+class Roster:
+    """Who is on it. `supervisor` is None where another service syncs."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        syncs: Syncs,
+        supervisor: Supervisor | None,
+        *,
+        talks: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`talks`: the default's process shows on the terminal what it does."""
+        self.vault = vault
+        self._syncs = syncs
+        self._supervisor = supervisor
+        self._openings = Openings(syncs)
+        self._talks = talks
+        self._began = now()
+        self._entries: dict[str, _Entry] = {}
+        self._reading = asyncio.Lock()
+
+    async def begin(self) -> None:
+        """Wants what is stored, if Postgres tells at once; else the default, until it does."""
+        try:
+            async with asyncio.timeout(_BEGIN_S):
+                await self.read()
+        except (PinstripeError, TimeoutError):
+            await self._want([], default_paused=False)
+
+    def stir(self) -> None:
+        """A process has made its schema: it can be opened now."""
+        self._openings.stir()
+
+    async def run(self) -> None:
+        """Until cancelled; then everything has ended."""
+        line = Line(self.vault.database_url, CHANNEL, "", name="pinstripe gateway")
+        prepared, trouble = False, ""
+        try:
+            while True:
+                pause_s = _LOOK_S
+                try:
+                    if not prepared:
+                        await check_sessions(self.vault.database_url)
+                        async with connect(self.vault.database_url) as connection:
+                            await ensure_bookkeeping(connection)
+                        prepared = True
+                    # First the line, then the look: what comes in between rings.
+                    await line.connection()
+                    await self.read()
+                    trouble = ""
+                except PinstripeError as error:
+                    if error.message != trouble:
+                        _log.warning("roster.trouble", error=error.message)
+                    trouble, pause_s = error.message, _AWAY_S
+                await line.rest(pause_s)
+        finally:
+            await line.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends all processes and closes all syncs."""
+        await asyncio.gather(
+            self._openings.close(),
+            *([] if self._supervisor is None else [self._supervisor.close()]),
+        )
+
+    async def read(self) -> None:
+        """Reads all syncs and sees to it that they are as is wanted. Raises Unreachable."""
+        async with self._reading:
+            async with connect(self.vault.database_url) as connection:
+                stored = await load_stored(connection)
+                paused = await is_paused(connection, self.vault.base.schema)
+            await self._want(stored, default_paused=paused)
+
+    def all(self) -> list[StoredSync]:
+        """As they stand now: the default first, then by id."""
+        return [self._now(entry) for entry in self._entries.values()]
+
+    def get(self, sync_id: str) -> StoredSync | None:
+        """As it stands now."""
+        entry = self._entries.get(sync_id)
+        return None if entry is None else self._now(entry)
+
+    def _now(self, entry: _Entry) -> StoredSync:
+        opened = self._syncs.get(entry.shown.id)
+        state = None if self._supervisor is None else self._supervisor.state(entry.shown.id)
+        state = state or SyncState("elsewhere", self._began)
+        if entry.trouble is not None and self._supervisor is None:
+            reason, remedy = entry.trouble.message, entry.trouble.hint
+            state = replace(state, reason=reason, remedy=remedy)
+        return replace(
+            entry.shown,
+            state=replace(state, served=opened is not None),
+            account_id=entry.shown.account_id or (opened.account_id if opened else None),
+        )
+
+    async def _want(self, stored: list[SealedSync], *, default_paused: bool) -> None:
+        entries: dict[str, _Entry] = {}
+        if self.vault.base.api_key is not None:
+            entries[DEFAULT_ID] = self._default(self.vault.base, paused=default_paused)
+        for sync in stored:
+            entries[sync.id] = self._stored(sync)
+        self._entries = entries
+        jobs: dict[str, Job] = {}
+        wishes: dict[str, Wish] = {}
+        for name, entry in entries.items():
+            paused, config = entry.shown.paused, entry.config
+            if config is None:
+                jobs[name] = Job(self.vault.base, paused, trouble=entry.trouble)
+                continue
+            shares = shared(config, ApiKey.parse(config.api_key or ""))
+            talks = self._talks and name == DEFAULT_ID
+            jobs[name] = Job(shares.worker, paused, talks)
+            url = self.vault.database_url
+            wishes[name] = Wish(shares.gateway, url, entry.webhook_secrets)
+        if self._supervisor is not None:
+            await self._supervisor.want(jobs)
+        await self._openings.want(wishes)
+
+    def _default(self, config: Config, *, paused: bool) -> _Entry:
+        key = ApiKey.parse(config.api_key or "")
+        shown = StoredSync(
+            id=DEFAULT_ID,
+            schema=config.schema,
+            key_hint=str(key),
+            stripe_url=config.stripe_url,
+            stripe_account=config.stripe_account,
+            settings={},
+            paused=paused,
+            webhook_secrets=len(config.webhook_secret),
+            account_id=None,
+            livemode=key.mode == "live",
+            created_at=None,
+            state=SyncState("starting", self._began),
+        )
+        config = replace(config, database_url=self.vault.database_url)
+        return _Entry(shown, config, config.webhook_secret, None)
+
+    def _stored(self, sync: SealedSync) -> _Entry:
+        shown = shown_of(sync, SyncState("starting", self._began))
+        base = self.vault.base
+        try:
+            if base.api_key is not None and sync.schema == base.schema:
+                raise Misconfigured(
+                    f'The schema "{sync.schema}" is that of the sync that flags and environment '
+                    "describe.",
+                    hint="Remove this sync, or start the service without STRIPE_API_KEY.",
+                )
+            config = self.vault.config_of(sync)
+            return _Entry(shown, config, self.vault.webhook_secrets_of(sync), None)
+        except PinstripeError as error:
+            return _Entry(shown, None, (), error)
+
+
+def shown_of(sync: SealedSync, state: SyncState) -> StoredSync:
+    """A stored sync without what is sealed."""
+    return StoredSync(
+        id=sync.id,
+        schema=sync.schema,
+        key_hint=sync.key_hint,
+        stripe_url=sync.stripe_url,
+        stripe_account=sync.stripe_account,
+        settings=sync.settings,
+        paused=sync.paused,
+        webhook_secrets=len(sync.webhook_secrets),
+        account_id=sync.account_id,
+        livemode=sync.livemode,
+        created_at=sync.created_at,
+        state=state,
+    )
+
+
+class Control:
+    """The syncs of a running service."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._vault = roster.vault
+
+    async def list(self) -> builtins.list[StoredSync]:
+        return self._roster.all()
+
+    async def get(self, sync_id: str) -> StoredSync:
+        found = self._roster.get(sync_id)
+        if found is None:
+            raise unknown(sync_id)
+        return found
+
+    async def add(self, wish: NewSync) -> StoredSync:
+        schema = wish.schema or wish.id.replace("-", "_")
+        if self._vault.base.api_key is not None and schema == self._vault.base.schema:
+            raise Misconfigured(
+                f'The schema "{schema}" is that of the sync "{DEFAULT_ID}".',
+                hint="Choose another schema for this one.",
+            )
+        sync = await self._vault.add(wish)
+        return await self._carried_out(sync.id)
+
+    async def change(self, sync_id: str, change: SyncChange) -> StoredSync:
+        if sync_id == DEFAULT_ID:
+            raise _not_stored()
+        await self._vault.change(sync_id, change)
+        return await self._carried_out(sync_id)
+
+    async def pause(self, sync_id: str) -> StoredSync:
+        await self._existing(sync_id)
+        await self._vault.pause(sync_id)
+        return await self._carried_out(sync_id)
+
+    async def resume(self, sync_id: str) -> StoredSync:
+        await self._existing(sync_id)
+        await self._vault.resume(sync_id)
+        return await self._carried_out(sync_id)
+
+    async def remove(self, sync_id: str, *, drop_tables: bool) -> None:
+        if sync_id == DEFAULT_ID:
+            raise _not_stored()
+        # Its process ends on the notice, which comes before the tables are dropped.
+        await self._vault.remove(sync_id, drop_tables=drop_tables)
+        await self._roster.read()
+
+    async def _existing(self, sync_id: str) -> None:
+        if sync_id == DEFAULT_ID:
+            await self.get(sync_id)  # Without a key there is no default.
+
+    async def _carried_out(self, sync_id: str) -> StoredSync:
+        await self._roster.read()
+        return await self.get(sync_id)
+
+
+def _not_stored() -> Misconfigured:
+    return Misconfigured(
+        f'The sync "{DEFAULT_ID}" is described by flags and environment, not stored.',
+        hint="Change STRIPE_API_KEY and the other settings of the service, and start it again.",
+    )

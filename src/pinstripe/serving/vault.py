@@ -1,0 +1,220 @@
+"""What may be done with stored syncs: add, change, remove, and encrypt their keys anew.
+
+The command line and the gateway do it through here; neither needs a running service. A key is shown to
+Stripe before it is stored, so that what is stored was good once; it goes into the database encrypted and
+never comes out again but for the process that syncs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pinstripe.catalog.tables import tables
+from pinstripe.client.account import Account, meet
+from pinstripe.client.api_key import ApiKey
+from pinstripe.config.config import Config, read_config, webhook_secrets
+from pinstripe.config.settings import STRIPE_URL
+from pinstripe.encryption import Secrecy
+from pinstripe.errors import Misconfigured
+from pinstripe.gateway.syncs import NewSync, SyncChange
+from pinstripe.service import budget_for, stripe_for
+from pinstripe.store.migrate import drop_copy, ensure_bookkeeping
+from pinstripe.store.pool import Connection, check_sessions, connect
+from pinstripe.store.syncs import (
+    DEFAULT_ID,
+    SealedSync,
+    check_id,
+    check_owner,
+    delete_stored,
+    get_stored,
+    insert_stored,
+    load_stored,
+    pause_schema,
+    resume_schema,
+    update_stored,
+)
+
+SYNC_SETTINGS = (
+    "tables",
+    "rate_limit",
+    "endpoint_rate_limit",
+    "poll_interval",
+    "event_window",
+    "hold_poll_rate",
+    "changes",
+    "change_days",
+)
+"""The settings that each sync has of its own; the others are the service's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """Where stored syncs are and how they are sealed. `base` has the settings of the service."""
+
+    database_url: str
+    secrecy: Secrecy
+    base: Config
+
+    def config_of(self, sync: SealedSync) -> Config:
+        """The settings of its process, key included. Misconfigured where they are no good any more."""
+        key = self.secrecy.open(sync.api_key, what=f'the key of the sync "{sync.id}"')
+        return self._config(sync, key)
+
+    def webhook_secrets_of(self, sync: SealedSync) -> tuple[str, ...]:
+        """In clear."""
+        what = f'a webhook secret of the sync "{sync.id}"'
+        return tuple(self.secrecy.open(sealed, what=what) for sealed in sync.webhook_secrets)
+
+    async def add(self, wish: NewSync) -> SealedSync:
+        """Asks Stripe for the account behind the key, and stores the sync."""
+        unsealed = SealedSync(
+            id=check_id(wish.id),
+            schema=wish.schema or wish.id.replace("-", "_"),
+            api_key=b"",
+            key_hint="",
+            webhook_secrets=(),
+            stripe_url=wish.stripe_url or STRIPE_URL,
+            stripe_account=wish.stripe_account,
+            settings=_checked(wish.settings),
+            account_id=None,
+            livemode=False,
+            paused=wish.paused,
+        )
+        config = self._config(unsealed, wish.api_key)
+        key = ApiKey.parse(wish.api_key)
+        account = await _met(config, key)
+        await check_sessions(self.database_url)
+        async with connect(self.database_url) as connection:
+            await ensure_bookkeeping(connection)
+            await check_owner(
+                connection, config.schema, account_id=account.id, livemode=account.livemode
+            )
+            for other in (await load_stored(connection))[:1]:
+                # A key made now, because the old one is gone, would hide that it is gone.
+                self.config_of(other)
+            sync = replace(
+                unsealed,
+                schema=config.schema,
+                api_key=self.secrecy.seal(key.reveal()),
+                key_hint=str(key),
+                webhook_secrets=self._sealed(wish.webhook_secrets),
+                stripe_url=config.stripe_url,
+                account_id=account.id,
+                livemode=account.livemode,
+            )
+            await insert_stored(connection, sync)
+            return await get_stored(connection, sync.id)
+
+    async def change(self, sync_id: str, change: SyncChange) -> SealedSync:
+        """Stores another key, other settings or webhook secrets."""
+        async with connect(self.database_url) as connection:
+            sync = await get_stored(connection, sync_id)
+        if change.settings is not None:
+            sync = replace(sync, settings=_checked(change.settings))
+        if change.webhook_secrets is not None:
+            sync = replace(sync, webhook_secrets=self._sealed(change.webhook_secrets))
+        if change.api_key is not None:
+            sync = await self._rekeyed(sync, ApiKey.parse(change.api_key))
+        else:
+            self.config_of(sync)
+        async with connect(self.database_url) as connection:
+            await update_stored(connection, sync)
+            return await get_stored(connection, sync_id)
+
+    async def pause(self, sync_id: str) -> None:
+        """From now on no service syncs it. The default can be paused too."""
+        async with connect(self.database_url) as connection:
+            await pause_schema(connection, await self._schema_of(connection, sync_id))
+
+    async def resume(self, sync_id: str) -> None:
+        """Takes the pause back."""
+        async with connect(self.database_url) as connection:
+            await resume_schema(connection, await self._schema_of(connection, sync_id))
+
+    async def remove(self, sync_id: str, *, drop_tables: bool) -> None:
+        """Forgets it; with `drop_tables` also what it has copied, once its process has ended."""
+        async with connect(self.database_url) as connection:
+            sync = await delete_stored(connection, sync_id)
+        if drop_tables:
+            await drop_copy(self.database_url, sync.schema)
+
+    async def rekey(self) -> int:
+        """Encrypts all keys under the newest one; of a file, under a new one. Gives how many syncs."""
+        async with connect(self.database_url) as connection:
+            syncs = await load_stored(connection)
+            if self.secrecy.in_file and syncs:
+                self.secrecy.add_to_file()
+            async with connection.transaction():
+                for sync in syncs:
+                    await update_stored(connection, self._resealed(sync))
+        if self.secrecy.in_file and syncs:
+            self.secrecy.keep_first_in_file()
+        return len(syncs)
+
+    async def _schema_of(self, connection: Connection, sync_id: str) -> str:
+        await ensure_bookkeeping(connection)
+        if sync_id == DEFAULT_ID:
+            return self.base.schema
+        return (await get_stored(connection, sync_id)).schema
+
+    def _resealed(self, sync: SealedSync) -> SealedSync:
+        what = f'what is stored of the sync "{sync.id}"'
+        return replace(
+            sync,
+            api_key=self.secrecy.reseal(sync.api_key, what=what),
+            webhook_secrets=tuple(self.secrecy.reseal(s, what=what) for s in sync.webhook_secrets),
+        )
+
+    async def _rekeyed(self, sync: SealedSync, key: ApiKey) -> SealedSync:
+        account = await _met(self._config(sync, key.reveal()), key)
+        other = account.id != sync.account_id and None not in (account.id, sync.account_id)
+        if other or account.livemode != sync.livemode:
+            raise Misconfigured(
+                f'This key belongs to another account or mode than the sync "{sync.id}".',
+                hint="Add a sync of its own for it: pinstripe syncs add.",
+            )
+        return replace(
+            sync,
+            api_key=self.secrecy.seal(key.reveal()),
+            key_hint=str(key),
+            account_id=sync.account_id or account.id,
+        )
+
+    def _sealed(self, secrets: tuple[str, ...]) -> tuple[bytes, ...]:
+        checked = webhook_secrets(",".join(secrets), "The webhook secret")
+        return tuple(self.secrecy.seal(secret) for secret in checked)
+
+    def _config(self, sync: SealedSync, key: str) -> Config:
+        words: dict[str, str | bool | None] = {
+            **sync.settings,
+            "api_key": key,
+            "stripe_url": sync.stripe_url,
+            "stripe_account": sync.stripe_account,
+            "schema": sync.schema,
+        }
+        config = read_config(words, {})
+        config.choose_tables(tables())
+        return replace(
+            config,
+            database_url=self.database_url,
+            data_dir=self.base.data_dir,
+            log_level=self.base.log_level,
+            log_json=self.base.log_json,
+            debug=self.base.debug,
+        )
+
+
+def _checked(settings: Mapping[str, str]) -> dict[str, str]:
+    """Without those that say nothing. Raises Misconfigured for one that a sync does not have."""
+    for name in settings:
+        if name not in SYNC_SETTINGS:
+            raise Misconfigured(
+                "A sync has no such setting.", hint=f"It may have: {', '.join(SYNC_SETTINGS)}."
+            )
+    return {name: text for name, text in settings.items() if text}
+
+
+async def _met(config: Config, key: ApiKey) -> Account:
+    async with stripe_for(config, key, budget_for(config, key)) as stripe:
+        return await meet(stripe, key)

@@ -1,0 +1,244 @@
+"""What one question to Stripe decides: which state of a row is the true one, or that the object is gone.
+
+All of it writes over the version of the row that was seen before Stripe was asked, so a snapshot that
+came in between is not lost: it is contested in its turn. What Stripe has no address for (a discount, a
+card, a hold) is asked of the event log (`told`).
+
+What the event log tells of an object that Stripe has no other way to show.
+
+A discount, a card, a hold on reserves: there is no address to fetch it from. Where two of its states
+share a second and came apart, the log is read again around that second: its order tells the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from math import ceil, floor
+from typing import cast
+
+from pinstripe.catalog.endpoints import singleton_paths
+from pinstripe.catalog.model import spec
+from pinstripe.catalog.relations import deletes
+from pinstripe.catalog.tables import tables
+from pinstripe.client.decode import StripeObject
+from pinstripe.client.pagination import pages, read_list, read_object
+from pinstripe.errors import NotEnabled, NotFound, NotPermitted
+from pinstripe.mirror.batch import Contested, question_of
+from pinstripe.mirror.change_feed import delete_rows
+from pinstripe.mirror.orphans import ENTRIES_GO
+from pinstripe.rows.as_of import Cause, Truth, truth_of
+from pinstripe.rows.extract import Found, key_of
+from pinstripe.source.source import LIVE, Source, retrieve_endpoint
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Connection
+from pinstripe.store.refetch import Answer, cross_out
+
+
+async def finish(source: Source, answer: Answer) -> None:
+    """Stripe has answered: crosses out what asked, if no commit has."""
+    if not answer.is_noted:
+        async with source.transaction() as connection:
+            await cross_out(connection, source.mirror.schema, [answer])
+
+
+async def settle(source: Source, row: Contested) -> bool:
+    """Decides a contested row by one question, and crosses it out. For `Mirror.settle`."""
+    answer = Answer(question_of(row), await source.database_time())
+    answered = await ask_anew(
+        source, row.table, row.key, over=row.version, cause=row.cause, answers=[answer]
+    )
+    await finish(source, answer)
+    return answered
+
+
+async def ask_anew(
+    source: Source,
+    table: str,
+    key: str,
+    *,
+    over: datetime | None,
+    parent: str = "",
+    cause: Cause | None = None,
+    answers: Sequence[Answer] = (),
+) -> bool:
+    """Puts what Stripe has now in place of this version of the row; what is gone is flagged.
+
+    False where nothing at Stripe shows it. `parent`: what it is retrieved under, if that is known.
+    `answers`: what is crossed out with the commit, where there is one.
+    """
+    try:
+        if _singleton_path(table):
+            await _read_singleton(source, table, key, over=over, cause=cause, answers=answers)
+            return True
+        parent = parent or await _parent(source, table, key)
+        if await source.fetch(table, key, parent=parent, over=over, cause=cause, answers=answers):
+            return True
+    except NotFound as gone:
+        await bury(source, table, key, over=over, gone=gone, cause=cause, answers=answers)
+        return True
+    return over is not None and await write_as_told(source, table, key, over)
+
+
+async def bury(
+    source: Source,
+    table: str,
+    key: str,
+    *,
+    over: datetime | None,
+    gone: NotFound | None = None,
+    cause: Cause | None = None,
+    answers: Sequence[Answer] = (),
+) -> None:
+    """Stripe says that it does not have the object (any more): its row is flagged, or goes.
+
+    `over` is the version of the row that was seen before Stripe was asked, `gone` what it said.
+    """
+    known = source.wanted[table]
+    if over is None or not (known.deletable or table in ENTRIES_GO):
+        return
+    found = Found()
+    if not known.deletable:
+
+        async def remove(connection: Connection) -> None:
+            unchanged = f"t.{quote(known.key[0])} = $1 AND t._synced_at = $2"
+            schema = source.mirror.schema
+            await delete_rows(connection, schema, known, unchanged, key, over, cause=cause)
+
+        await source.mirror.put(found, Truth(0.0, 0.0), effect=remove, answers=answers)
+        return
+    source.mirror.extractor.object({"id": key, "object": known.object_type, "deleted": True}, found)
+    # Not by our own idea of the time if Stripe has told it: ours may be behind.
+    said_at = gone.said_at if gone is not None else None
+    lo, hi = said_at or (source.now() - 1.0, source.now())
+    await source.mirror.put(found, Truth(lo, hi, cause), over={(table, key): over}, answers=answers)
+
+
+def can_be_asked(table: str) -> bool:
+    """Whether Stripe shows single objects of this table (the events apart)."""
+    return retrieve_endpoint(table) is not None or _singleton_path(table) != ""
+
+
+def has_address(table: str) -> bool:
+    """Whether Stripe shows an object of this table by its id alone."""
+    where = retrieve_endpoint(table)
+    return where is not None and not where.parent_parameter
+
+
+def _singleton_path(table: str) -> str:
+    """Of what is one to an account. The account itself has an address like others."""
+    known = tables()[table]
+    if known.virtual or retrieve_endpoint(table) is not None:
+        return ""
+    return singleton_paths().get(known.object_type, "")
+
+
+async def _read_singleton(
+    source: Source,
+    table: str,
+    key: str,
+    *,
+    over: datetime | None,
+    cause: Cause | None,
+    answers: Sequence[Answer],
+) -> None:
+    path = _singleton_path(table)
+    reply = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
+    source.heard(reply)
+    found = Found()
+    source.mirror.extractor.object(read_object(reply, path), found)
+    versions = {(table, key): over} if over is not None else None
+    await source.mirror.put(found, truth_of(reply, cause), over=versions, answers=answers)
+
+
+async def _parent(source: Source, table: str, key: str) -> str:
+    """What the object is retrieved under, as its row names it; "" where that is nothing."""
+    where = retrieve_endpoint(table)
+    if where is None or not where.parent_parameter:
+        return ""
+    known = source.wanted[table]
+    name = where.parent_parameter.removesuffix("_id") + "_id"
+    if not any(c.name == name for c in known.columns):
+        return ""
+    async with source.pool.acquire() as connection:
+        found: str | None = await connection.fetchval(
+            f"SELECT {quote(name)} FROM {qualified(source.mirror.schema, table)} "
+            f"WHERE {quote(known.key[0])} = $1",
+            key,
+        )
+    return found or ""
+
+
+_EVENTS = "/v1/events"
+
+_MOST_TYPES = 20
+"""Event types that one request may name (https://docs.stripe.com/api/events/list)."""
+
+
+async def write_as_told(source: Source, table: str, key: str, over: datetime) -> bool:
+    """Puts what the newest event of that time tells in place of this version of the row.
+
+    False where no event tells anything of it.
+    """
+    known = source.wanted[table]
+    async with source.pool.acquire() as connection:
+        span = await connection.fetchrow(
+            "SELECT extract(epoch FROM _as_of)::float8, extract(epoch FROM _as_of_latest)::float8 "
+            f"FROM {qualified(source.mirror.schema, table)} WHERE {quote(known.key[0])} = $1",
+            key,
+        )
+    if span is None:
+        return False
+    try:
+        event = await _newest(source, table, key, floor(span[0]), ceil(span[1]))
+    except (NotPermitted, NotEnabled):
+        return False
+    if event is None:
+        return False
+    obj = _payload(event)
+    if known.deletable and deletes(str(event.get("type"))):
+        obj = {**obj, "deleted": True}
+    found = Found()
+    source.mirror.extractor.object(obj, found)
+    second = float(cast("int", event["created"]))
+    truth = Truth(second, second + 1.0, Cause(str(event.get("id")), _request(event)))
+    await source.mirror.put(found, truth, over={(table, key): over})
+    return True
+
+
+async def _newest(
+    source: Source, table: str, key: str, since: int, until: int
+) -> StripeObject | None:
+    """The first event in Stripe's order, newest first, that tells of the object in this time."""
+    params = [("created[gte]", str(since)), ("created[lte]", str(until))]
+    async for page in pages(
+        source.stripe,
+        _EVENTS,
+        [*params, *(("types[]", name) for name in _types(source.wanted[table].object_type))],
+        endpoint=f"GET {_EVENTS}",
+        priority=LIVE,
+    ):
+        for event in read_list(page.reply, _EVENTS).objects:
+            obj = _payload(event)
+            name = str(obj.get("object"))
+            if name == source.wanted[table].object_type and key_of(name, obj) == key:
+                return event
+    return None
+
+
+def _types(name: str) -> Sequence[str]:
+    """Types of events that carry objects of this type; none, that is any, where they are too many."""
+    found = [e.name for e in spec().events if name in e.carries]
+    return found if len(found) <= _MOST_TYPES else ()
+
+
+def _payload(event: StripeObject) -> StripeObject:
+    data = event.get("data")
+    obj = data.get("object") if isinstance(data, dict) else None
+    return cast("StripeObject", obj) if isinstance(obj, dict) else {}
+
+
+def _request(event: StripeObject) -> str:
+    request = event.get("request")
+    found = request.get("id") if isinstance(request, dict) else request
+    return found if isinstance(found, str) else ""

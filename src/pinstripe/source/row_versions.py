@@ -1,0 +1,55 @@
+"""What is in the database before Stripe is asked: a row's version, and Postgres's clock.
+
+What comes back is surely newer than that version, and answers whatever was asked for before that moment.
+Many who are about to ask at the same time share one look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from pinstripe.catalog.tables import Table
+from pinstripe.concurrency import Together
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Pool
+
+_Place = tuple[str, str]
+
+
+class Before(NamedTuple):
+    """Postgres's clock, and the version (`_synced_at`) of a row, None if there is none."""
+
+    at: datetime
+    version: datetime | None
+
+
+class Looks:
+    """Looks into the tables `wanted` of one schema."""
+
+    def __init__(self, pool: Pool, schema: str, wanted: Mapping[str, Table]) -> None:
+        self._pool = pool
+        self._schema = schema
+        self._wanted = wanted
+        self._together: Together[_Place, Before] = Together(self._look)
+
+    async def before(self, table: str, key: str) -> Before:
+        """A look that begins after this call. Raises Unreachable."""
+        return await self._together.ask((table, key))
+
+    async def _look(self, places: Collection[_Place]) -> dict[_Place, Before]:
+        keys: dict[str, list[str]] = {}
+        for table, key in places:
+            keys.setdefault(table, []).append(key)
+        texts = ["SELECT '', '', clock_timestamp()"]
+        for at, table in enumerate(keys, 1):
+            name = quote(self._wanted[table].key[0])
+            rows = qualified(self._schema, table)
+            texts.append(
+                f"SELECT '{table}', {name}, _synced_at FROM {rows} WHERE {name} = ANY(${at})"
+            )
+        async with self._pool.acquire() as connection:
+            found = await connection.fetch(" UNION ALL ".join(texts), *keys.values())
+        at_of = {(row[0], row[1]): row[2] for row in found}
+        return {place: Before(at_of["", ""], at_of.get(place)) for place in places}

@@ -1,0 +1,441 @@
+"""Asking Stripe for lists and objects and putting what comes into the mirror.
+
+What backfill, catching up and settling share: the account's `Stripe`, the `Mirror`, which tables are
+wanted, and the order in which requests are served (`LIVE` before `BACKFILL`).
+
+Nested lists that the key may not read: the rows around them are copied, and the gap is told.
+
+A charge may be readable and its refunds not. The list of charges then goes on, and a cursor of its own
+says what is missing, in Stripe's words:
+
+    {"table": "refund", "inside": "charge", "probe": "/v1/charges/ch_1/refunds"}
+
+The next run asks the probe; if it is answered, the lists of the table around it are read anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+
+import structlog
+
+from pinstripe.catalog.endpoints import (
+    ListEndpoint,
+    Param,
+    RetrieveEndpoint,
+    expand_of,
+    retrieve_endpoints,
+)
+from pinstripe.catalog.model import spec
+from pinstripe.catalog.tables import Table, tables
+from pinstripe.client.client import Stripe, quote_id
+from pinstripe.client.decode import StripeObject
+from pinstripe.client.pagination import PAGE, list_request, read_list, read_object
+from pinstripe.client.response import Reply
+from pinstripe.errors import (
+    Drifted,
+    LostLease,
+    NotEnabled,
+    NotFound,
+    NotPermitted,
+    PinstripeError,
+    Refused,
+    WrongKey,
+)
+from pinstripe.mirror import Mirror
+from pinstripe.mirror.batch import Effect
+from pinstripe.rows.as_of import Cause, truth_of
+from pinstripe.rows.extract import CutList, Found
+from pinstripe.source.row_versions import Before, Looks
+from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
+from pinstripe.store.pool import Connection, Pool
+from pinstripe.store.refetch import Answer, Todo, add_todos, note_trouble
+
+Gaps = dict[str, "Gap"]
+"""By the endpoint's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One kind of nested list that cannot be read, and the first one that showed it."""
+
+    cut: CutList
+    error: Refused
+
+
+def checkpoints(gaps: Gaps) -> list[Checkpoint]:
+    """What the database says of the gaps."""
+    return [
+        ended_by(
+            gap.error,
+            _stream(name),
+            {
+                "table": gap.cut.child_table,
+                "inside": gap.cut.parent_table,
+                "probe": gap.cut.url,
+            },
+        )
+        for name, gap in gaps.items()
+    ]
+
+
+async def closed_gaps(
+    stripe: Stripe, saved: Iterable[Checkpoint], *, priority: int
+) -> Mapping[str, str]:
+    """Stream -> table around it, of the gaps of earlier runs that can be read now."""
+    found: dict[str, str] = {}
+    for cursor in saved:
+        position = cursor.position
+        if not isinstance(position, dict) or "probe" not in position:
+            continue
+        path, _, query = str(position["probe"]).partition("?")
+        fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+        try:
+            await stripe.get(
+                path, [*fixed, ("limit", "1")], endpoint=f"GET {cursor.stream}", priority=priority
+            )
+        except NotFound:
+            pass  # The object around it is gone, but the key was let in.
+        except PinstripeError as error:
+            if isinstance(error, WrongKey):
+                raise
+            continue  # It is refused still, or in trouble: the next run tries again.
+        found[cursor.stream] = str(position["inside"])
+    return found
+
+
+def _stream(name: str) -> str:
+    return name.removeprefix("GET ")
+
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+FOLLOW = 0
+"""The event log: whatever else waits, what happens is seen at once."""
+
+LIVE = 4
+"""What events make us ask for."""
+
+BACKFILL = 10
+
+REFERENCES = 20
+
+_FOLLOWED_AT_ONCE = 6
+"""Nested lists of one page read at the same time."""
+
+_MOST_PAGES = 1000
+"""Pages of one nested list: 100,000 entries, far more than any object of Stripe's is allowed to have."""
+
+_MOST_RESTARTS = 3
+
+_OWED_S = 15.0
+"""When what met trouble for the first time is tried again."""
+
+
+@dataclass(slots=True)
+class Source:
+    """One account at Stripe and its mirror. `wanted` are the tables that are synced.
+
+    `clock_ahead_s`: how far Stripe's clock is ahead of ours, as the last answer showed it. `gaps`: the
+    nested lists that turned out not to be readable. `unread`: by table, why nested lists of single objects
+    were not read; `notes_owed`: whether they are noted as owed in the database.
+    """
+
+    stripe: Stripe
+    mirror: Mirror
+    wanted: Mapping[str, Table]
+    pool: Pool
+    fence: Effect | None = None
+    clock_ahead_s: float = 0.0
+    gaps: Gaps = field(default_factory=dict)
+    by_parent: set[str] = field(default_factory=set)
+    """Names of endpoints that Stripe refuses without a parent."""
+    unread: dict[str, PinstripeError] = field(default_factory=dict)
+    notes_owed: bool = True
+    _looks: Looks = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._looks = Looks(self.pool, self.mirror.schema, self.wanted)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """For what is written beside the mirror: committed only while the lease is ours."""
+        async with self.pool.transaction() as connection:
+            yield connection
+            if self.fence is not None:
+                await self.fence(connection)
+
+    async def save(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Saves cursors by themselves, where there are no rows that they vouch for."""
+        async with self.transaction() as connection:
+            await save_checkpoints(connection, self.mirror.schema, checkpoints)
+
+    async def owe(self, todo: Todo, error: PinstripeError, *, pause_s: float = _OWED_S) -> None:
+        """Notes a request that met trouble: whatever vouches for the rest may go on without it."""
+        async with self.transaction() as connection:
+            await add_todos(connection, self.mirror.schema, [todo])
+            await note_trouble(connection, self.mirror.schema, todo, error, pause_s)
+
+    def now(self) -> float:
+        """The present on Stripe's clock, Unix seconds, to about a second."""
+        return time.time() + self.clock_ahead_s
+
+    def heard(self, reply: Reply) -> None:
+        """Takes the time from an answer."""
+        self.clock_ahead_s = reply.not_after - 0.5 - time.time()
+
+    async def version(self, table: str, key: str) -> datetime | None:
+        """`_synced_at` of a row, None if there is none. What is asked for after this is newer."""
+        return (await self.before(table, key)).version
+
+    async def database_time(self) -> datetime:
+        """Postgres's clock."""
+        async with self.pool.acquire() as connection:
+            found: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        return found
+
+    async def before(self, table: str, key: str) -> Before:
+        """What is so before Stripe is asked next. All who ask at the same time share one look."""
+        return await self._looks.before(table, key)
+
+    def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> Found:
+        found = Found()
+        for obj in objects:
+            self.mirror.extractor.object(obj, found, parents=parents)
+        return found
+
+    async def follow(
+        self, cut: CutList, *, priority: int = BACKFILL, cause: Cause | None = None
+    ) -> int:
+        """Reads a nested list to its end; gives the number of requests.
+
+        Raises what `Stripe.get` raises, and Drifted where the list does not come to an end.
+        """
+        path, _, query = cut.url.partition("?")
+        fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+        fixed += [("expand[]", f"data.{item}") for item in _expand_of(cut.child_table)]
+        after: str | None = cut.last_id or None
+        requests = restarts = 0
+        passed = {after}
+        while True:
+            params = [*fixed, ("limit", str(PAGE))]
+            if after is not None:
+                params.append(("starting_after", after))
+            try:
+                reply = await self.stripe.get(
+                    path, params, endpoint=endpoint_of(path), priority=priority
+                )
+            except NotFound as error:
+                restarts += 1
+                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
+                    raise
+                # The entry behind the cursor is gone: read the list from its start.
+                after, passed = None, {None}
+                continue
+            requests += 1
+            page = read_list(reply, path)
+            found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
+            await self.mirror.put(found, truth_of(reply, cause))
+            if not page.has_more:
+                return requests
+            if page.after in passed or page.after is None or requests >= _MOST_PAGES:
+                raise Drifted(
+                    f"The list {path} does not come to an end after {requests} pages.",
+                    hint="Its next try is noted; report it to Stripe with the object's id.",
+                )
+            passed.add(page.after)
+            after = page.after
+
+    async def read(
+        self,
+        endpoint: ListEndpoint,
+        path: str,
+        params: Sequence[Param],
+        *,
+        parents: Mapping[str, str] | None = None,
+        priority: int = BACKFILL,
+        enough: Callable[[Sequence[StripeObject]], Awaitable[bool]] | None = None,
+        cause: Cause | None = None,
+        shown: set[str] | None = None,
+    ) -> float:
+        """Mirrors a list from its top, to its end or until a page is `enough`.
+
+        Gives the moment on Stripe's clock at which the reading began; `shown` takes the ids. A cursor
+        object that went meanwhile starts it anew. Raises what `Stripe.get` raises.
+        """
+        after: str | None = None
+        began = 0.0
+        restarts = 0
+        passed: set[str | None] = {None}
+        while True:
+            asked, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
+            try:
+                reply = await self.stripe.get(
+                    asked, query, endpoint=endpoint.name, priority=priority
+                )
+            except NotFound as error:
+                restarts += 1
+                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
+                    raise
+                after, passed = None, {None}
+                continue
+            self.heard(reply)
+            began = began or reply.not_before
+            page = read_list(reply, path)
+            if shown is not None:
+                shown.update(str(obj.get("id")) for obj in page.objects)
+            found = self.extract(page.objects, parents or {})
+            await self.follow_all(found, priority=priority, cause=cause)
+            await self.mirror.put(found, truth_of(reply, cause))
+            if not page.has_more or (enough is not None and await enough(page.objects)):
+                return began
+            if page.after in passed:
+                raise Drifted(
+                    f"The list {path} says that it goes on, but not from where.",
+                    hint="Its pages cannot be followed; the rest is synced all the same.",
+                )
+            passed.add(page.after)
+            after = page.after
+
+    async def follow_all(
+        self, found: Found, *, priority: int = BACKFILL, cause: Cause | None = None
+    ) -> int:
+        """Reads every nested list that `found` holds only the beginning of, some at a time."""
+        cuts = iter([cut for cut in found.lists if self._is_wanted(cut)])
+
+        async def worker() -> int:
+            return sum([await self._follow_one(cut, priority, cause) for cut in cuts])
+
+        workers = min(_FOLLOWED_AT_ONCE, len(found.lists))
+        tasks = [asyncio.create_task(worker()) for _ in range(workers)]
+        try:
+            return sum(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _follow_one(self, cut: CutList, priority: int, cause: Cause | None) -> int:
+        name = endpoint_of(cut.url.partition("?")[0])
+        if name in self.gaps:
+            return 0
+        try:
+            return await self.follow(cut, priority=priority, cause=cause)
+        except NotFound:
+            return 0  # The object around it is gone, and an event says so.
+        except (NotPermitted, NotEnabled) as error:
+            if name not in self.gaps:
+                _log.warning("nested.refused", endpoint=name, reason=error.message)
+            self.gaps[name] = Gap(cut, error)
+            return 0
+        except (LostLease, WrongKey):
+            raise
+        except PinstripeError as error:
+            if error.fault is not None:
+                raise  # It is Postgres's trouble.
+            await self._owe_nested(cut, error, cause)
+            return 0
+
+    async def _owe_nested(self, cut: CutList, error: PinstripeError, cause: Cause | None) -> None:
+        """One object's nested list cannot be read now: it is owed, and its neighbours go on."""
+        _log.warning("nested.owed", table=cut.child_table, url=cut.url, error=error.message)
+        self.unread[cut.child_table or cut.parent_table] = error
+        if not self.notes_owed:
+            return
+        known = cause or Cause()
+        todo = Todo(
+            "nested",
+            cut.child_table,
+            cut.url,
+            f"{cut.parent_table} {cut.parent_id}",
+            request_id=known.request_id,
+            event_id=known.event_id,
+        )
+        await self.owe(todo, error)
+
+    async def fetch(
+        self,
+        table: str,
+        key: str,
+        *,
+        parent: str = "",
+        over: datetime | None = None,
+        priority: int = LIVE,
+        cause: Cause | None = None,
+        answers: Sequence[Answer] = (),
+    ) -> bool:
+        """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
+
+        `over` is the version of the row that was seen before, `cause` what made us ask, `answers`
+        what is crossed out with the commit. Raises NotFound where Stripe does not have it (any more).
+        """
+        where = retrieve_endpoint(table)
+        if where is None or (where.parent_parameter and not parent):
+            return False
+        reply = await self.get_object(where, key, parent, priority)
+        found = Found()
+        self.mirror.extractor.object(read_object(reply, where.path), found)
+        await self.follow_all(found, priority=priority, cause=cause)
+        versions = {(table, key): over} if over is not None else None
+        await self.mirror.put(found, truth_of(reply, cause), over=versions, answers=answers)
+        return True
+
+    async def get_object(
+        self, where: RetrieveEndpoint, key: str, parent: str, priority: int
+    ) -> Reply:
+        names = iter([parent, key] if where.parent_parameter else [key])
+        path = re.sub(r"{\w+}", lambda _: quote_id(next(names)), where.path)
+        params = [("expand[]", item) for item in where.expand]
+        reply = await self.stripe.get(path, params, endpoint=where.name, priority=priority)
+        self.heard(reply)
+        return reply
+
+    def _is_wanted(self, cut: CutList) -> bool:
+        return cut.child_table == "" or cut.child_table in self.wanted
+
+
+def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
+    """How the objects of a table are fetched; None for those that cannot, previews among them."""
+    known = tables()[table]
+    return None if known.virtual else retrieve_endpoints().get(known.object_type)
+
+
+def parent_of(obj: StripeObject) -> str:
+    """The id of the object under which this one is retrieved, if it names it."""
+    for name in ("account", "customer", "fee", "transfer"):
+        value = obj.get(name)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, dict) and isinstance(value.get("id"), str):
+            return str(value["id"])
+    return ""
+
+
+@cache
+def _expand_of(table: str) -> tuple[str, ...]:
+    """What to expand in a nested list of this table's objects."""
+    return expand_of((tables()[table].object_type,)) if table in tables() else ()
+
+
+@cache
+def _templates() -> list[tuple[re.Pattern[str], str]]:
+    paths = {o.path for o in spec().operations if o.method == "GET"}
+    return [(re.compile(re.sub(r"{\w+}", "[^/]+", path) + "$"), path) for path in sorted(paths)]
+
+
+def endpoint_of(path: str) -> str:
+    """The operation behind a path, as the budget names it.
+
+    >>> endpoint_of("/v1/invoices/in_1/lines")
+    'GET /v1/invoices/{invoice}/lines'
+    """
+    for pattern, template in _templates():
+        if pattern.match(path):
+            return f"GET {template}"
+    return f"GET {path}"

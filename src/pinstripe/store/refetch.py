@@ -1,0 +1,178 @@
+"""What must still be asked of Stripe, durably: `pinstripe.pending`; and which events were applied.
+
+An event that is only a hint (another API version, a list that it says has changed, an order that it
+does not tell) is followed by a request. The request is noted in the transaction that applies the event,
+so that a crash between the two loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pinstripe.errors import PinstripeError
+from pinstripe.rows.as_of import Cause
+from pinstripe.store.pool import Connection
+
+Kind = Literal[
+    "fetch", "relate", "children", "nested", "upcoming_customer", "upcoming_subscription"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """One request to make. `since`: the second of the event that asks for it, Unix time; `event_id`
+    and `request_id`: that event and the request behind it, "" where none is known.
+
+    "fetch" an object; "relate": fetch it unless it is there; "children": the list of `table` under
+    the parent `id`; "nested": the list of `table` at the address `id` that stands inside the row
+    `parent` ("table key"); "upcoming_*": the preview for the owner `id`.
+    """
+
+    kind: Kind
+    table: str
+    id: str
+    parent: str = ""
+    since: float = 0.0
+    request_id: str = ""
+    event_id: str = ""
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return (self.kind, self.table, self.id)
+
+    @property
+    def cause(self) -> Cause | None:
+        """What the change feed names as the reason."""
+        known = self.event_id or self.request_id
+        return Cause(self.event_id, self.request_id) if known else None
+
+
+_ADD = """
+INSERT INTO pinstripe.pending AS p
+  (schema, kind, "table", id, parent, since, request_id, event_id)
+SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nullif(u.request, ''),
+  nullif(u.event, '')
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[])
+  AS u (kind, tab, id, parent, since, request, event)
+ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET
+  parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
+  request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp(),
+  next_try_at = NULL
+"""
+
+_TROUBLED = """
+UPDATE pinstripe.pending SET attempts = attempts + 1, code = $5, reason = $6, remedy = nullif($7, ''),
+  next_try_at = clock_timestamp() + make_interval(secs => $8)
+WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) = left($4, 500)
+"""
+
+# What was asked again meanwhile is answered so far, and open since then. Locked in the order in which
+# `_ADD` takes them, so that two writers do not wait for each other in a circle.
+_DONE = """
+WITH done AS MATERIALIZED (
+  SELECT p.kind, p."table", p.id, u.started
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS u (kind, tab, id, started)
+  JOIN pinstripe.pending p
+    ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
+    AND left(p.id, 500) = left(u.id, 500)
+  ORDER BY p.kind, p."table", p.id FOR UPDATE OF p
+), newer AS (
+  UPDATE pinstripe.pending p SET open_since = p.asked_at FROM done d
+  WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
+    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at > d.started AND p.open_since <= d.started
+)
+DELETE FROM pinstripe.pending p USING done d
+WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
+  AND left(p.id, 500) = left(d.id, 500) AND p.asked_at <= d.started
+"""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a to-do asked is answered by what is written.
+
+    `started`: before Stripe was asked, on Postgres's clock. `is_noted`: it is crossed out, in the commit
+    of what answers it.
+    """
+
+    todo: Todo
+    started: datetime
+    is_noted: bool = False
+
+
+async def add_todos(connection: Connection, schema: str, todos: Sequence[Todo]) -> None:
+    """Notes the requests; one that is noted already is asked for anew."""
+    latest = {todo.place: todo for todo in todos}
+    if not latest:
+        return
+    ordered = [latest[place] for place in sorted(latest)]
+    await connection.execute(
+        _ADD,
+        schema,
+        [t.kind for t in ordered],
+        [t.table for t in ordered],
+        [t.id for t in ordered],
+        [t.parent for t in ordered],
+        [t.since for t in ordered],
+        [t.request_id for t in ordered],
+        [t.event_id for t in ordered],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A to-do as the database has it. `asked_at`: when it was asked for, on Postgres's clock; `attempts`:
+    how often it met trouble; `wait_s`: how long until it is tried again, 0 where it may be now.
+    """
+
+    todo: Todo
+    asked_at: datetime
+    attempts: int
+    wait_s: float
+
+
+async def load_todos(
+    connection: Connection, schema: str, *, last_s: float = float("inf")
+) -> list[Noted]:
+    """What is still to do.
+
+    `last_s`: only what was asked for, or has come or will come to its next try, since so many seconds ago.
+    """
+    rows = await connection.fetch(
+        "SELECT kind, \"table\", id, coalesce(parent, ''), extract(epoch FROM since)::float8,"
+        " coalesce(request_id, ''), coalesce(event_id, ''), asked_at, attempts,"
+        " greatest(coalesce(extract(epoch FROM next_try_at - clock_timestamp())::float8, 0), 0)"
+        " FROM pinstripe.pending WHERE schema = $1"
+        " AND extract(epoch FROM clock_timestamp() - coalesce(next_try_at, asked_at))::float8 < $2"
+        " ORDER BY asked_at",
+        schema,
+        last_s,
+    )
+    return [Noted(Todo(*row[:7]), *row[7:]) for row in rows]
+
+
+async def note_trouble(
+    connection: Connection, schema: str, todo: Todo, error: PinstripeError, pause_s: float
+) -> None:
+    """The request met trouble: it stays owed, and is tried again after a pause."""
+    await connection.execute(
+        _TROUBLED, schema, *todo.place, error.slug, error.message, error.hint, pause_s
+    )
+
+
+async def cross_out(connection: Connection, schema: str, answers: Sequence[Answer]) -> None:
+    """Crosses out what is answered, unless it was asked for again since Stripe was asked."""
+    if not answers:
+        return
+    ordered = sorted(answers, key=lambda a: a.todo.place)
+    await connection.execute(
+        _DONE,
+        schema,
+        [a.todo.kind for a in ordered],
+        [a.todo.table for a in ordered],
+        [a.todo.id for a in ordered],
+        [a.started for a in ordered],
+    )

@@ -1,0 +1,272 @@
+"""The first copy of an account: every list to its end, then what happened meanwhile, then what is
+only referred to.
+
+    lists -> events since the start -> indexes and references
+
+Resumable at any moment: each list goes on from its cursor. A second run over a complete copy applies
+the events since the last one and lists anew only what has no events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from pinstripe.catalog.endpoints import by_parent
+from pinstripe.catalog.tables import table_name
+from pinstripe.client.rate_limit import Budget
+from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
+from pinstripe.source.refusals import note_by_parent
+from pinstripe.source.source import Source, checkpoints
+from pinstripe.store.cursors import LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
+from pinstripe.store.migrate import create_indexes, create_indexes_beside
+from pinstripe.store.pool import Pool
+from pinstripe.sync.backfill.child_lists import UnderParents
+from pinstripe.sync.backfill.list_stream import Pager
+from pinstripe.sync.backfill.plan import Resume, listed_anew
+from pinstripe.sync.backfill.references import Fetched, References, note_absent, read_singletons
+from pinstripe.sync.backfill.scheduler import Dispatcher, Work
+from pinstripe.sync.events.poller import Live
+from pinstripe.sync.events.reader import FOLLOWED
+from pinstripe.sync.refetch.worker import Todos
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+# An event can appear late, behind newer ones (measured by nobody; Stripe's own engine holds back
+# 60 s). What is read again is dropped by its time, so a wide margin only costs a page.
+_LATE_S = 120
+_INDEXED_AT_ONCE = 3
+_WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
+"""Stripe refuses a list for want of a `customer` ("Missing required param: customer.")."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a backfill ended. `events`: how many were applied; None where they were not to be read."""
+
+    streams: list[Checkpoint] = field(default_factory=list)
+    events: int | None = None
+    references: Fetched | None = None
+    seconds: float = 0.0
+    requests: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Everything that the key may read is in the database."""
+        return not self.unfinished
+
+    @property
+    def unfinished(self) -> set[str]:
+        """Tables with a list that was not read to its end."""
+        return _tables_of(s for s in self.streams if s.state not in ("done", "refused"))
+
+
+class Backfill:
+    """One run. `phase` and `works` are for whoever shows progress."""
+
+    def __init__(
+        self,
+        source: Source,
+        pool: Pool,
+        budget: Budget,
+        *,
+        now: float,
+        birth: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`now` is the present on Stripe's clock, `birth` a second before which the account was not."""
+        self.phase = "starting"
+        self.works: list[Pager | UnderParents] = []
+        self.note = ""
+        self._source = source
+        self._pool = pool
+        self._dispatcher = Dispatcher(budget)
+        self._resume = Resume(source, pool, now=int(now), birth=birth)
+        self._clock = clock
+        self._schema = source.mirror.schema
+        self._pending: list[UnderParents] = []
+        self._refused: list[Checkpoint] = []
+        self._since: int | None = None
+        self._anew_since: float | None = None
+
+    async def prepare(self) -> int:
+        """Reads the cursors; gives the second from which events count, noted before any list is read.
+
+        Whoever follows live begins there. `run` does it if it has not been done.
+        """
+        if self._since is None:
+            self._since = await self._prepare()
+        return self._since
+
+    async def run(self, *, followed: bool = False) -> Outcome:
+        """Returns when all that can be read is written. Raises what ends the whole run.
+
+        `followed`: somebody applies the events since `prepare` meanwhile, so it is not done here.
+        """
+        started = self._clock()
+        outcome = Outcome()
+        since = await self.prepare()
+        self.phase = "lists"
+        self._refused = await read_singletons(self._source)
+        await self._dispatcher.run(
+            [w for w in self.works if isinstance(w, Pager)], more=self._ready_parents
+        )
+        await self._go_by_parent()
+        await self._source.mirror.settled()
+        await self._save_ends()
+        self.phase = "events"
+        if not followed:
+            outcome.events = await self._catch_up(since)
+        if not followed and outcome.events is None:
+            await self._read_tails(since - _LATE_S)
+        await self._source.mirror.settled()
+        if not followed:
+            await Todos(self._source).drain()
+        if self._anew_since is not None:
+            await self._look_after_absent(self._anew_since)
+        self.phase = "references"
+        # Indexes are Postgres's work, references are Stripe's: neither waits for the other.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._index(beside_writers=followed))
+            fetching = group.create_task(References(self._source, self._pool).run())
+        outcome.references = fetching.result()
+        await self._source.mirror.settled()
+        self.phase = "done"
+        await self._source.save(checkpoints(self._source.gaps))
+        outcome.streams = self._ends()
+        outcome.seconds = self._clock() - started
+        outcome.requests = self._source.stripe.requests.total()
+        return outcome
+
+    async def _prepare(self) -> int:
+        """Takes the works from the saved cursors; gives the second from which events count."""
+        plan = await self._resume.plan()
+        self.works, self.note = list(plan.works), plan.note
+        self._anew_since = plan.anew_since
+        self._pending = [work for work in self.works if isinstance(work, UnderParents)]
+        return plan.since
+
+    async def _go_by_parent(self) -> None:
+        """Reads the lists by parent that Stripe has refused without one."""
+        added: list[UnderParents] = []
+        for work in [w for w in self.works if isinstance(w, Pager)]:
+            other = by_parent(work.endpoint)
+            said = work.listing.reason
+            wants_parent = work.listing.state in ("refused", "failed") and _WANTS_PARENT.search(
+                said
+            )
+            if (
+                other is None
+                or not wants_parent
+                or table_name(other.parent) not in self._source.wanted
+            ):
+                continue
+            await note_by_parent(self._source, work.endpoint.name, said, work.listing.remedy)
+            self.works.remove(work)
+            added.append(self._resume.under_parents(other))
+        if not added:
+            return
+        self.works += added
+        await self._source.mirror.settled()  # The parents are read from the database.
+        await self._dispatcher.run(added, more=lambda: ())
+
+    async def _look_after_absent(self, since: float) -> None:
+        """What the lists, read anew, do not show, and of which the events are gone."""
+        ends = self._ends()
+        unread = _tables_of(c for c in ends if c.state != "done")
+        todos = Todos(self._source)
+        todos.add(await note_absent(self._source, set(self._source.wanted) - unread, since))
+        await todos.work_off()
+        if all(c.state != "failed" for c in ends):
+            await self._source.save([listed_anew(since)])
+
+    async def _read_tails(self, since: int) -> None:
+        """Where the event log cannot be read: what was created while the lists were read."""
+        whole = [w for w in self.works if isinstance(w, Pager) and w.endpoint.created]
+        done = [w for w in whole if w.listing.state == "done"]
+        self.works = [w for w in self.works if w not in done]
+        added = [
+            self._resume.tail(w.endpoint, w.listing.table, w.listing.final(), since) for w in done
+        ]
+        self.works += added
+        await self._dispatcher.run(added, more=lambda: ())
+
+    def _ready_parents(self) -> Sequence[Work]:
+        """Lists under parents, once every list that yields their parents is done."""
+        ready: list[UnderParents] = []
+        for work in list(self._pending):
+            if work.endpoint.parent and not self._is_complete(work.endpoint.parent):
+                continue
+            self._pending.remove(work)
+            if table_name(work.endpoint.parent) not in self._source.wanted:
+                work.state, work.reason = "refused", f"{work.parent_table} is not synced"
+                work.code = LEFT_OUT
+            elif any(w.failed for w in self._makers(work.endpoint.parent)):
+                # Done now, it would never see the parents that are still to come.
+                work.state, work.reason = (
+                    "failed",
+                    f"The list of {work.parent_table} is not complete",
+                )
+                work.code = PARENT_INCOMPLETE
+            else:
+                ready.append(work)
+        return ready
+
+    def _is_complete(self, parent: str) -> bool:
+        """Whether no unfinished list can bring another object of this type."""
+        makers = self._makers(parent)
+        if not makers:
+            # Only found inside others (a source in a customer): then after all plain lists.
+            return all(w.finished for w in self.works if isinstance(w, Pager))
+        return all(w.finished for w in makers)
+
+    def _makers(self, parent: str) -> list[Pager | UnderParents]:
+        return [w for w in self.works if parent in w.endpoint.objects]
+
+    async def _save_ends(self) -> None:
+        """Lists that ended without being read say so in the database too."""
+        await self._source.save([c for c in self._ends() if c.state != "running"])
+
+    def _ends(self) -> list[Checkpoint]:
+        """Where every stream stands, with what could not be read beside the lists."""
+        ends = [w.final() if isinstance(w, UnderParents) else w.listing.final() for w in self.works]
+        return [*ends, *self._refused, *checkpoints(self._source.gaps)]
+
+    async def _catch_up(self, since: int) -> int | None:
+        """Applies what happened while the lists were read."""
+        live = Live(self._source, Todos(self._source), since=float(since))
+        try:
+            await live.sweep(since - _LATE_S)
+        except (NotPermitted, NotEnabled) as error:
+            self.note = f"Changes made during the backfill are not seen: {error.message}"
+            await self._source.save([ended_by(error, FOLLOWED)])
+            return None
+        return live.seen.events
+
+    async def _index(self, *, beside_writers: bool) -> None:
+        """`beside_writers`: somebody follows live, and must not wait for an index."""
+        create = create_indexes_beside if beside_writers else create_indexes
+        tables = iter(self._source.mirror.tables.values())
+
+        async def build() -> None:
+            async with self._pool.acquire() as connection:
+                for table in tables:
+                    try:
+                        await create(connection, self._schema, table)
+                    except PinstripeError as error:
+                        if error.fault is None or error.fault.scope not in ("row", "table"):
+                            raise
+                        _log.warning("backfill.no_index", table=table.name, error=error.message)
+
+        await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
+
+
+def _tables_of(streams: Iterable[Checkpoint]) -> set[str]:
+    """The tables that these streams fill."""
+    found = [s.position for s in streams]
+    return {str(p.get("table")) if isinstance(p, dict) else "" for p in found}

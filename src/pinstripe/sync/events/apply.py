@@ -1,0 +1,275 @@
+"""What a handful of events comes to: the rows that they leave, and what they make us ask of Stripe.
+
+    events -> changes (order) -> parts for the mirror, to-dos
+
+Each state is written as true in the second of its event. Where the events do not tell the newest state
+for sure, or tell it in another API version than ours, nothing is written: it is fetched. Which types
+there are, and what has a table, is the catalog's word; nothing here knows an event by its name.
+
+What else an event makes us ask for: objects that have no events of their own, found by relation.
+
+Pure, and from the catalog alone. A charge's event names its balance transaction, a setup intent's means a
+new attempt; neither has events. (https://docs.stripe.com/api/events/types lists all that do.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
+
+import structlog
+
+from pinstripe.catalog.embedded import present_in
+from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endpoints
+from pinstripe.catalog.model import object_types
+from pinstripe.catalog.relations import with_events
+from pinstripe.catalog.tables import Table, table_name, table_of_object, tables
+from pinstripe.client.decode import StripeObject
+from pinstripe.errors import PinstripeError
+from pinstripe.mirror import Part
+from pinstripe.rows.as_of import Cause, Truth
+from pinstripe.rows.extract import Found, key_of
+from pinstripe.source.resolve import can_be_asked, has_address
+from pinstripe.source.source import Source, parent_of
+from pinstripe.store.refetch import Todo
+from pinstripe.sync.events.order import Change, changes, created_of, payload, request_of
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+More = Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]]
+"""Events -> the to-dos of previews that they ask for."""
+
+
+class Planner:
+    """Plans for one account. Writes nothing."""
+
+    def __init__(self, source: Source, more: More | None = None) -> None:
+        self._source = source
+        self._more = more
+        self._table_of = table_of_object()
+
+    async def plan(
+        self, events: Sequence[StripeObject], truth: Truth
+    ) -> tuple[list[Part], list[Todo]]:
+        """What to write, and what to ask. `events` newest first; `truth`: when the list said so."""
+        extractor, wanted = self._source.mirror.extractor, self._source.wanted
+        log = Found()
+        for event in events:
+            extractor.object(event, log)
+        parts: list[Part] = [(log, truth)]
+        todos: list[Todo] = []
+        for change in changes(events, self._source.mirror.api_version):
+            found = Found()
+            written, asked = self._state(change, found)
+            todos += self._mentioned(change, found)
+            if written:
+                cause = Cause(change.event_id, change.request_id)
+                truth_then = Truth(float(change.created), change.created + 1.0, cause=cause)
+                parts.append((found, truth_then))
+            todos += asked
+            todos += related(change, wanted)
+        for event in events:
+            obj = payload(event) or {}
+            if (
+                key_of(str(obj.get("object")), obj) is None
+                and obj.get("object") not in self._table_of
+            ):
+                # No row of its own (an alert that was triggered), but what it holds has one.
+                found, second = Found(), created_of(event)
+                extractor.object(obj, found)
+                cause = Cause(str(event.get("id")), request_of(event))
+                parts.append((found, Truth(float(second), second + 1.0, cause=cause)))
+                todos += summarised(event, wanted)
+        if self._more is not None and events:
+            try:
+                todos += await self._more(events)
+            except PinstripeError as error:
+                if error.fault is None or error.fault.scope != "table":
+                    raise
+                # A table that the previews are found through is gone; the next refill asks for all.
+                _log.warning("applying.no_previews", error=error.message)
+        return parts, todos
+
+    def _mentioned(self, change: Change, found: Found) -> list[Todo]:
+        """Fetches, if they are no rows yet, what the change names and shows as it was at another time."""
+        return [
+            change.todo("relate", table, key)
+            for table, key in sorted(found.elsewhere)
+            if table in self._source.wanted and has_address(table)
+        ]
+
+    def _state(self, change: Change, found: Found) -> tuple[bool, list[Todo]]:
+        """The rows that one change leaves, or the request that will tell them."""
+        table = self._table_of.get(change.name)
+        extractor, wanted = self._source.mirror.extractor, self._source.wanted
+        parent = parent_of(change.object)
+        fetch = [change.todo("fetch", table or "", change.key, parent=parent)]
+        if table is None:
+            # Of a type to come, or one without a table: what it holds may have one.
+            extractor.object(change.object, found)
+            return True, []
+        if table not in wanted:
+            return False, []
+        if (change.hint or not change.sure) and can_be_asked(table):
+            return False, fetch
+        if change.deleted and wanted[table].deletable:
+            # In another version the payload says for sure only which object is gone.
+            stub = {"id": change.key, "object": change.name}
+            extractor.object({**(stub if change.hint else change.object), "deleted": True}, found)
+            return True, []
+        extractor.object(change.object, found)
+        return True, fetch if found.lists else []
+
+
+# Children lists that only change when the parent's event says so, in these of its fields: without this
+# every event of a customer would cost a request.
+_ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
+
+
+def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
+    """The requests that follow from one change."""
+    table = wanted.get(_table_of(change.name))
+    if table is None or change.deleted:
+        return []
+    found = [
+        change.todo("relate", target, key)
+        for target, key in _references(table, change.object)
+        if target in wanted
+    ]
+    found += [change.todo("fetch", "invoice_item", key) for key in _pulled_in(change)]
+    for child in _children(change.name):
+        if child in wanted and _may_have_changed(child, change):
+            found.append(change.todo("children", child, change.key, parent=change.name))
+    where = retrieve_endpoints().get(table.object_type)
+    if where is not None and where.expand and any(c.on_request for c in table.columns):
+        # Payloads leave out what Stripe gives on request only. (Where nothing is asked to be expanded,
+        # as of what people have shown of themselves, a fetch would tell no more.)
+        found.append(change.todo("fetch", table.name, change.key))
+    elif where is not None and any(_names(change, path) for path in _unaddressed(change.name)):
+        found.append(change.todo("fetch", table.name, change.key))
+    return found
+
+
+def _names(change: Change, path: tuple[str, ...]) -> bool:
+    """Whether the change has put an id where only `expand[]` shows what stands there."""
+    if not change.born and path[0] not in change.previous:
+        return False
+    values: list[object] = [change.object]
+    for step in path:
+        inner = [v.get(step) for v in values if isinstance(v, dict)]
+        values = [e for v in inner for e in (v if isinstance(v, list) else [v])]
+    return any(isinstance(value, str) for value in values)
+
+
+@cache
+def _unaddressed(name: str) -> tuple[tuple[str, ...], ...]:
+    """Paths of `expand[]` to objects of this type that name others without an address: discounts."""
+    table_of = {path: item.targets for path, item in present_in(name)}
+    return tuple(
+        tuple(path.split("."))
+        for path in expand_of((name,))
+        if "data" in path.split(".")
+        or not set(table_of.get(path, ())) & retrieve_endpoints().keys()
+    )
+
+
+def summarised(event: StripeObject, wanted: Mapping[str, Table]) -> list[Todo]:
+    """The list to read where an event only sums up what its owner has now (active entitlements)."""
+    obj = payload(event) or {}
+    known = _summaries().get(str(obj.get("object")))
+    if known is None or known[0] not in wanted:
+        return []
+    child, parent = known
+    owner = obj.get(parent)
+    if not isinstance(owner, str) or not owner:
+        return []
+    told = (created_of(event), request_of(event), str(event.get("id")))
+    return [Todo("children", child, owner, parent, *told)]
+
+
+def _may_have_changed(child: str, change: Change) -> bool:
+    """Whether the list under the parent can differ from what it was before this event."""
+    field = _ONLY_IF_CHANGED.get(child)
+    if field is None:
+        return True
+    # A new balance of 0 has no history.
+    return field in change.previous or (change.born and bool(change.object.get(field)))
+
+
+def _pulled_in(change: Change) -> list[str]:
+    """Invoice items that an invoice has taken up: they change without an event of their own."""
+    lines = change.object.get("lines") if change.name == "invoice" else None
+    entries = lines.get("data") if isinstance(lines, dict) else None
+    found: list[str] = []
+    for line in entries if isinstance(entries, list) else ():
+        parent = line.get("parent") if isinstance(line, dict) else None
+        details = parent.get("invoice_item_details") if isinstance(parent, dict) else None
+        key = details.get("invoice_item") if isinstance(details, dict) else None
+        if isinstance(key, str):
+            found.append(key)
+    return found
+
+
+@cache
+def _children(name: str) -> tuple[str, ...]:
+    """Tables without events that are listed under an object of this type."""
+    summed = frozenset(_summaries().values())
+    return tuple(
+        sorted(
+            {
+                table_name(child)
+                for endpoint in list_endpoints()
+                if endpoint.parent == name and name != "test_helpers.test_clock"
+                for child in endpoint.objects
+                if child not in with_events() and (table_name(child), name) not in summed
+            }
+        )
+    )
+
+
+@cache
+def _summaries() -> Mapping[str, tuple[str, str]]:
+    """Objects without an id that tell what list an owner has now: name -> (table, type of the owner).
+
+    The owner stands in the field of that name.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for name in with_events():
+        known = object_types()[name]
+        lists = {
+            target for field in known.fields if field.kind == "list" for target in field.targets
+        }
+        for endpoint in () if known.has_id else list_endpoints():
+            if endpoint.parent in {f.name for f in known.fields} and lists & {*endpoint.objects}:
+                found[name] = (table_name(endpoint.objects[0]), endpoint.parent)
+    return found
+
+
+@cache
+def _eventless_targets() -> frozenset[str]:
+    """Tables whose objects have no events and can be retrieved by their id alone."""
+    return frozenset(
+        table_name(name)
+        for name, where in retrieve_endpoints().items()
+        if name not in with_events() and not where.parent_parameter
+    )
+
+
+def _references(table: Table, obj: StripeObject) -> list[tuple[str, str]]:
+    """(table, id) of the objects without events to which this one refers."""
+    found: list[tuple[str, str]] = []
+    for column in table.columns:
+        targets = [t for t in column.references if t in _eventless_targets()]
+        if len(targets) != 1 or column.read not in ("id", "text"):
+            continue
+        value: object = obj
+        for key in column.path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and value:
+            found.append((targets[0], value))
+    return found
+
+
+@cache
+def _table_of(name: str) -> str:
+    return next((t.name for t in tables().values() if t.object_type == name and not t.virtual), "")

@@ -1,0 +1,161 @@
+"""Which state of each object a handful of events leaves, and whether their order can be known.
+
+Pure. Events carry whole seconds, and one action makes several in the same second. What decides: the
+order in Stripe's list, if the chain of `previous_attributes` agrees with it. Where it does not, nothing
+is guessed: the object is fetched. (https://docs.stripe.com/api/events/object: `previous_attributes` holds
+"the names of the updated attributes and their values prior to the event".)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from pinstripe.catalog.relations import deletes
+from pinstripe.client.decode import StripeObject
+from pinstripe.rows.converters import MAX_SECONDS
+from pinstripe.rows.extract import key_of
+from pinstripe.store.refetch import Kind, Todo
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the events say of one object. `sure`: `object` is its newest state that they tell.
+
+    `hint`: it was rendered in another API version than ours, or an event sounds like a deletion that
+    nobody has reviewed. `deleted`: it is gone. `born`: one of the events tells of its creation.
+    `previous`: what was there before, of all that they changed.
+    """
+
+    name: str
+    key: str
+    object: StripeObject
+    created: int
+    sure: bool
+    hint: bool
+    deleted: bool
+    event_id: str
+    request_id: str
+    born: bool
+    previous: StripeObject
+
+    def todo(self, kind: Kind, table: str, key: str, *, parent: str = "") -> Todo:
+        """What the change makes us ask of Stripe."""
+        return Todo(kind, table, key, parent, self.created, self.request_id, self.event_id)
+
+
+def changes(events: Sequence[StripeObject], api_version: str) -> list[Change]:
+    """One change for each object with a key, from events in Stripe's order (newest first)."""
+    by_object: dict[tuple[str, str], list[StripeObject]] = {}
+    for event in events:
+        obj = payload(event) or {}
+        name = str(obj.get("object"))
+        key = key_of(name, obj)
+        if key:
+            by_object.setdefault((name, key), []).append(event)
+    return [_change(name, key, found, api_version) for (name, key), found in by_object.items()]
+
+
+def payload(event: StripeObject) -> StripeObject | None:
+    """`data.object` of a snapshot event."""
+    data = event.get("data")
+    obj = data.get("object") if isinstance(data, dict) else None
+    return cast("StripeObject", obj) if isinstance(obj, dict) else None
+
+
+def previous_attributes(event: StripeObject) -> StripeObject:
+    data = event.get("data")
+    previous = data.get("previous_attributes") if isinstance(data, dict) else None
+    return cast("StripeObject", previous) if isinstance(previous, dict) else {}
+
+
+def created_of(event: StripeObject) -> int:
+    """The second of the event; 0 where it says none that there can be."""
+    created = event.get("created")
+    return created if isinstance(created, int) and 0 <= created <= MAX_SECONDS else 0
+
+
+def request_of(event: StripeObject) -> str:
+    """`req_…` of the request that caused it, "" where Stripe did; a plain string in old versions."""
+    request = event.get("request")
+    found = request.get("id") if isinstance(request, dict) else request
+    return found if isinstance(found, str) else ""
+
+
+def is_deletion(event: StripeObject) -> bool:
+    """Whether Stripe has deleted the object: a cancelled subscription lives on."""
+    return deletes(str(event.get("type"))) is True
+
+
+def _change(name: str, key: str, found: list[StripeObject], api_version: str) -> Change:
+    newest = max(created_of(e) for e in found)
+    # Oldest first, as they happened if the list tells the order.
+    last_second = [e for e in reversed(found) if created_of(e) == newest]
+    # A deletion is the last thing that happens to an object, wherever it stands in the list, unless it is
+    # made anew under an id that its user chose: set-up scripts do that with plans within a second.
+    last_second.sort(key=is_deletion)
+    is_remade = is_deletion(last_second[-1]) and any(map(_is_creation, last_second))
+    last = last_second[-1]
+    obj = payload(last)
+    assert obj is not None  # noqa: S101 (only events with one got here)
+    return Change(
+        name=name,
+        key=key,
+        object=obj,
+        created=newest,
+        sure=not is_remade and _is_chain(last_second),
+        hint=any(_is_hint(e, api_version) for e in last_second),
+        deleted=is_deletion(last),
+        event_id=str(last.get("id")),
+        request_id=request_of(last),
+        born=any(_is_creation(e) for e in found),
+        previous={k: v for e in found for k, v in previous_attributes(e).items()},
+    )
+
+
+def _is_hint(event: StripeObject, api_version: str) -> bool:
+    return event.get("api_version") != api_version or deletes(str(event.get("type"))) is None
+
+
+def _is_chain(events: Sequence[StripeObject]) -> bool:
+    """Whether each event's state follows from the one before it, in this order."""
+    return all(_follows(a, b) for a, b in itertools.pairwise(events))
+
+
+def _follows(earlier: StripeObject, later: StripeObject) -> bool:
+    before, after = payload(earlier), payload(later)
+    if before is None or after is None:
+        return False
+    if is_deletion(later) or _plain(before) == _plain(after):
+        return True
+    if str(earlier.get("type")).endswith(".created") and not _is_creation(later):
+        return True
+    previous = previous_attributes(later)
+    return bool(previous) and _plain(_undone(after, previous)) == _plain(before)
+
+
+def _is_creation(event: StripeObject) -> bool:
+    return str(event.get("type")).endswith(".created")
+
+
+def _undone(after: StripeObject, previous: StripeObject) -> StripeObject:
+    """The state before a change: `previous` laid over the state after it, hashes key by key."""
+    before = dict(after)
+    for key, value in previous.items():
+        now = after.get(key)
+        if isinstance(value, dict) and isinstance(now, dict) and "object" not in value:
+            before[key] = _undone(cast("StripeObject", now), cast("StripeObject", value))
+        else:
+            before[key] = value
+    return before
+
+
+def _plain(value: object) -> object:
+    """Comparable: null and absent are the same in a payload, order of keys does not matter."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in sorted(value.items()) if v is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

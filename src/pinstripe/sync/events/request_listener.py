@@ -1,0 +1,128 @@
+"""Hears who rings (`store/rings`), has the event log looked at, and answers when that is done.
+
+    NOTIFY -> the row -> begin() at the start of a look -> looked() at its end -> answer, NOTIFY
+
+A look answers the rings that were heard before it began. The answer is given once the first copy is
+complete: only then is what the events say all that there is. A NOTIFY says no more than that the row is
+worth a look: any user of the database may send one. Rings that none brought are found a second later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from pinstripe.errors import PinstripeError
+from pinstripe.store.pool import Connection, Pool
+from pinstripe.store.sync_requests import RINGS, Answer, Ring, answer, last_ring
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_NET_S = 1.0
+"""How often the row is looked at: what a missed NOTIFY costs."""
+_PAUSE_S = 1.0
+_SPACING_S = 0.01
+"""Between two reads of the row. Rings of one gateway are 50 ms apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A ring that a look may answer. `session`: numbers hold for the connection that brought them."""
+
+    ring: Ring
+    session: int
+
+
+class Hearing:
+    """The ear of the process that syncs a schema."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        schema: str,
+        *,
+        complete: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`complete`: whether the first copy is; until then rings are heard and not answered."""
+        self.on_ring: Callable[[], None] = lambda: None
+        self._pool = pool
+        self._schema = schema
+        self._complete = complete
+        self._clock = clock
+        self._session = 0
+        self._latest: Ring | None = None
+        self._looked: Answer | None = None
+        self._wake = asyncio.Event()
+        self._hinted = False
+
+    def begin(self) -> Heard | None:
+        """The latest ring that no look has answered yet. Call it before Stripe is asked."""
+        return Heard(self._latest, self._session) if self._latest is not None else None
+
+    def looked(self, heard: Heard, as_of: float) -> None:
+        """The look that began after `heard` is done: what Stripe showed at `as_of` is committed."""
+        if heard.session != self._session:
+            return
+        if self._latest is not None and self._latest.number <= heard.ring.number:
+            self._latest = None
+        self._looked = Answer(heard.ring.number, as_of)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled; outlives lost connections."""
+        while True:
+            try:
+                async with self._pool.own() as connection:
+                    await self._listen(connection)
+            except PinstripeError as error:
+                _log.debug("hearing.lost", error=error.message)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _listen(self, connection: Connection) -> None:
+        self._session += 1
+        self._latest = self._looked = None
+        await connection.add_listener(RINGS, self._notified)
+        net_at = read_at = 0.0
+        while True:
+            self._wake.clear()
+            if self._clock() >= net_at or self._hinted:
+                # However many hints come: the row is read so often and no more.
+                await asyncio.sleep(max(read_at + _SPACING_S - self._clock(), 0.0))
+                self._hinted = False
+                await self._net(connection)
+                read_at = self._clock()
+                net_at = read_at + _NET_S
+            await self._answer(connection)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(net_at - self._clock(), 0.0)):
+                    await self._wake.wait()
+
+    async def _net(self, connection: Connection) -> None:
+        ring = await last_ring(connection, self._schema)
+        if ring is not None and (self._looked is None or ring.number > self._looked.number):
+            self._rung(ring)
+
+    async def _answer(self, connection: Connection) -> None:
+        said = self._looked
+        if said is None or not self._complete():
+            return
+        await answer(connection, self._schema, said)
+        if self._looked == said:
+            self._looked = None
+
+    def _notified(self, _: object, __: int, ___: str, payload: object) -> None:
+        if payload == self._schema:
+            self._hinted = True
+            self._wake.set()
+
+    def _rung(self, ring: Ring) -> None:
+        if self._latest is None or ring.number > self._latest.number:
+            lookback_s = max(ring.lookback_s, self._latest.lookback_s if self._latest else 0.0)
+            self._latest = Ring(ring.number, lookback_s)
+        self.on_ring()

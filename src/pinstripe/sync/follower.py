@@ -1,0 +1,150 @@
+"""Everything that keeps an account fresh, run together: events, to-dos, lists without events, previews.
+
+Events and to-dos run from the start, beside the backfill; lists are read again and previews filled only
+when the backfill is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+
+from pinstripe.client.rate_limit import Budget
+from pinstripe.errors import PinstripeError
+from pinstripe.mirror.change_feed import trim
+from pinstripe.source.source import Source
+from pinstripe.sync.events.poller import Live, Pace
+from pinstripe.sync.events.request_listener import Hearing
+from pinstripe.sync.read_quota import Allowance
+from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.relist import Intervals, Relist
+from pinstripe.sync.upcoming.upcoming import Upcoming
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+_RETRY_S = 30.0
+_TRIM_S = 3600.0
+
+
+def _nothing() -> None:
+    """Nobody minds a ring."""
+
+
+class Follower:
+    """The live side of one account."""
+
+    def __init__(
+        self,
+        source: Source,
+        budget: Budget,
+        *,
+        since: float,
+        pace: Pace | None = None,
+        intervals: Intervals | None = None,
+        previews: bool = True,
+        allowance: Allowance | None = None,
+        keep_changes: timedelta | None = None,
+    ) -> None:
+        """`since`: the moment on Stripe's clock up to which all events are applied.
+
+        `keep_changes`: how long entries of the change feed are kept; None where it is off.
+        """
+        self.allowance = allowance
+        self._source = source
+        self._keep_changes = keep_changes
+        self.upcoming = Upcoming(source) if previews else None
+        refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
+        self.todos = Todos(source, upcoming=refreshers)
+        more = self.upcoming.todos if self.upcoming is not None else None
+        self.live = Live(
+            source,
+            self.todos,
+            since=since,
+            pace=pace,
+            more=more,
+            interval_s=allowance.poll_interval_s if allowance is not None else None,
+            awake=allowance.wake if allowance is not None else _nothing,
+        )
+        self.relist = Relist(
+            source,
+            self.todos,
+            budget,
+            since=since,
+            intervals=intervals,
+            plan=allowance.plan if allowance is not None else None,
+        )
+        if allowance is not None:
+            allowance.wishes = self.relist.wishes
+        self._backfilled = asyncio.Event()
+        self._hearing = Hearing(source.pool, source.mirror.schema, complete=self._is_complete)
+        self._hearing.on_ring = self._on_ring
+        self.live.hearing = self._hearing
+        source.mirror.on_healed = self.todos.look
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong now; "" when all is well."""
+        return self.live.seen.trouble or self.todos.trouble
+
+    @property
+    def remedy(self) -> str:
+        return self.live.seen.remedy
+
+    def backfilled(self) -> None:
+        """The first copy is complete: what needs it may begin."""
+        self._backfilled.set()
+
+    def _is_complete(self) -> bool:
+        """Whether what the events say is all that there is to know."""
+        return self._backfilled.is_set()
+
+    def _on_ring(self) -> None:
+        self.live.ring()
+        self.todos.look()
+
+    async def run(self) -> None:
+        """Until cancelled. A dead part ends the whole."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.todos.run())
+            group.create_task(self.live.run())
+            group.create_task(self._hearing.run())
+            group.create_task(self._later())
+            if self.allowance is not None:
+                group.create_task(self.allowance.run())
+            if self._keep_changes is not None:
+                group.create_task(self._trim(self._keep_changes))
+
+    async def _trim(self, keep: timedelta) -> None:
+        """Drops old entries of the change feed, once an hour."""
+        while True:
+            async with self._source.transaction() as connection:
+                await trim(connection, self._source.mirror.schema, keep)
+            await asyncio.sleep(_TRIM_S)
+
+    async def _later(self) -> None:
+        await self._backfilled.wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._fill())
+            group.create_task(self.relist.run())
+
+    async def _fill(self) -> None:
+        """The previews of everybody, once; afterwards events refresh them, and time alone the old ones."""
+        if self.upcoming is None:
+            return
+        await self._insist(self.upcoming.fill)
+        while True:
+            await asyncio.sleep(self.upcoming.filling.oldest_s() / 2)
+            await self._insist(self.upcoming.filling.refill)
+
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Until it succeeds."""
+        while True:
+            try:
+                await work()
+            except PinstripeError as error:
+                _log.warning("upcoming.trouble", error=error.message)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return

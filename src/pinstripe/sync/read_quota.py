@@ -1,0 +1,336 @@
+"""Stripe's read allowance: how much of it is used, and how often we may look for events.
+
+Stripe allows 500 GETs for each transaction, averaged over a rolling 30 days, and never less than 10,000
+(https://docs.stripe.com/rate-limits). Two looks a second are 5.2 million in 30 days: nothing for a busy
+account, far over for a quiet one. So in live mode the pause between looks grows until what is left is
+spent evenly (`spending`), and no further than needed; a wake-up (a webhook, a write, somebody who waits)
+brings back the full rate at once, and it fades. Writes and previews (POST) are not limited.
+
+We see only our own requests: what the account's other software reads is counted by Stripe, not here.
+
+How the read allowance is spent: what can be afforded from now on, and on what.
+
+Pure arithmetic. Looks for events come first and get at least half; what is read again besides (the heads of
+lists, passes over whole lists) gets the other half, or less if that is enough. Nothing is put off for ever:
+however little is left, each has a longest pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from statistics import median
+from typing import Literal, TypedDict
+
+import structlog
+
+from pinstripe.errors import PinstripeError
+from pinstripe.store.pool import Pool
+from pinstripe.store.read_quota import (
+    DAYS,
+    add_requests,
+    allowed,
+    count_transactions,
+    load_requests,
+)
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_MOST_TRANSACTIONS = 100_000
+"""More need not be counted: they allow twenty times what two looks a second take."""
+
+_FADE = 2.0
+"""After a wake-up the pause grows with the time since, by this part of it: sixteen looks in ten minutes,
+so that a quiet account can be woken every hour of its month."""
+
+_FLUSH_S = 10.0
+
+_COUNT_S = 3600.0
+
+_LAST_S = 2.0
+
+Kind = Literal["events", "list", "retrieve"]
+
+
+class AllowanceStatus(TypedDict):
+    """What `pinstripe status` shows. Requests are ours of the last 30 days."""
+
+    used: int
+    by_kind: dict[str, int]
+    allowed: int
+    transactions: int | None
+    transactions_are: str
+    poll_s: float
+    stretch: float
+    pass_s: float
+    slowed: bool
+    held: bool
+    over: bool
+
+
+def kind_of(endpoint: str) -> Kind | None:
+    """The kind of a GET; None for what is not limited. `endpoint` is "GET /v1/charges/{charge}".
+
+    >>> kind_of("GET /v1/events"), kind_of("GET /v1/charges/{charge}"), kind_of("POST /v1/charges")
+    ('events', 'retrieve', None)
+    """
+    method, _, path = endpoint.rpartition(" ")
+    if method not in ("GET", ""):
+        return None
+    if path.startswith("/v1/events"):
+        return "events"
+    return "retrieve" if path.endswith("}") else "list"
+
+
+class Allowance:
+    """Meters the requests of one account and says how often to look. `run` it beside the reader.
+
+    `requests` counts by endpoint and only grows (`Stripe.requests`). `hold`: look at the full rate,
+    whatever it costs. In test mode there is no allowance: the full rate too.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        schema: str,
+        requests: Mapping[str, int],
+        *,
+        livemode: bool,
+        poll_s: float,
+        hold: bool = False,
+        longest_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.trouble = ""
+        self.transactions: int | None = None
+        self.wishes: Callable[[], Wishes] = Wishes
+        """What is read again besides the event log, if nothing limits it."""
+        self._pool = pool
+        self._schema = schema
+        self._requests = requests
+        self._full_rate = hold or not livemode
+        self._held = hold and livemode
+        self._poll_s = poll_s
+        self._longest_s = longest_s
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._woken_at = -float("inf")
+        self._flushed: Counter[str] = Counter()
+        self._days: dict[tuple[date, str], int] = {}
+        self._counted_at: float | None = None
+
+    def wake(self, now: float | None = None) -> None:
+        """Something happens, or somebody waits: the full rate, which fades. `now` is on our `clock`."""
+        self._woken_at = max(self._woken_at, self._clock() if now is None else now)
+
+    def poll_interval_s(self) -> float:
+        """The pause until the next look, in seconds."""
+        since_s = self._clock() - self._woken_at
+        return min(self.plan().look_s, max(self._poll_s, since_s / _FADE))
+
+    def plan(self) -> Plan:
+        """What the allowance bears, wake-ups aside."""
+        if self._full_rate or self._counted_at is None:
+            return Plan(self._poll_s)
+        return plan(
+            self._spending(),
+            allowed(self.transactions),
+            self.wishes(),
+            poll_s=self._poll_s,
+            longest_s=self._longest_s,
+        )
+
+    def status(self) -> AllowanceStatus:
+        by_kind: Counter[str] = self._unflushed()
+        for (_, kind), count in self._days.items():
+            by_kind[kind] += count
+        used, most = sum(by_kind.values()), allowed(self.transactions)
+        return AllowanceStatus(
+            used=used,
+            by_kind=dict(by_kind),
+            allowed=most,
+            transactions=self.transactions,
+            transactions_are="an estimate: succeeded charges and refunds, and transfers, in the copy",
+            poll_s=self.poll_interval_s(),
+            stretch=self.plan().stretch,
+            pass_s=self.plan().pass_s,
+            slowed=self.poll_interval_s() > self._poll_s,
+            held=self._held,
+            over=not self._is_unlimited() and used > most,
+        )
+
+    async def run(self) -> None:
+        """Saves the counts every ten seconds, until cancelled; and once more then."""
+        try:
+            while True:
+                await self.flush()
+                await asyncio.sleep(_FLUSH_S)
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_S):
+                    await self.flush()
+
+    async def flush(self) -> None:
+        """Adds what was asked since the last time, and looks what all have asked in 30 days."""
+        today = self._today()
+        fresh = self._unflushed()
+        try:
+            async with self._pool.transaction() as connection:
+                await add_requests(connection, self._schema, today, fresh)
+                since = today - timedelta(days=DAYS - 1)
+                days = await load_requests(connection, self._schema, since)
+                transactions, is_due = self.transactions, self._is_count_due()
+                if is_due:
+                    transactions = await count_transactions(
+                        connection, self._schema, DAYS, most=_MOST_TRANSACTIONS
+                    )
+        except PinstripeError as error:
+            # What was asked is still counted the next time.
+            if not self.trouble:
+                _log.warning("allowance.trouble", error=error.message)
+            self.trouble = error.message
+            return
+        self.trouble = ""
+        self._days, self.transactions = days, transactions
+        self._flushed.update(fresh)
+        if is_due:
+            self._counted_at = self._clock()
+
+    def _is_unlimited(self) -> bool:
+        return self._full_rate and not self._held
+
+    def _is_count_due(self) -> bool:
+        return self._counted_at is None or self._clock() - self._counted_at >= _COUNT_S
+
+    def _spending(self) -> Spending:
+        today = self._today()
+        events, others = [0] * DAYS, [0] * DAYS
+        counts = Counter(self._days)
+        for kind, count in self._unflushed().items():
+            counts[today, kind] += count
+        for (day, kind), count in counts.items():
+            age = (today - day).days
+            if 0 <= age < DAYS:
+                (events if kind == "events" else others)[DAYS - 1 - age] += count
+        return Spending(events, others, (self._wall_clock() % DAY_S) / DAY_S)
+
+    def _unflushed(self) -> Counter[str]:
+        """Requests by kind since the last `flush`."""
+        found: Counter[str] = Counter()
+        for endpoint, count in self._requests.items():
+            kind = kind_of(endpoint)
+            if kind is not None:
+                found[kind] += count
+        return found - self._flushed
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self._wall_clock(), UTC).date()
+
+
+DAY_S = 86400.0
+
+_MARGIN = 0.95
+"""A look at the list is sometimes two pages: so much of the allowance is planned with."""
+
+_USUAL_DAYS = 7
+
+_LISTS_SHARE = 0.5
+
+LONGEST_PASS_S = 30 * DAY_S
+"""A pass finds what nothing announces: it is made once a month in any case."""
+
+LONGEST_STRETCH = 2880.0
+"""Heads are due twice a minute, and once a day at the least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """GETs of the last 30 UTC days, oldest first: today's is the last.
+
+    `elapsed` is how much of today has passed, from 0 to 1.
+    """
+
+    events: Sequence[int]
+    others: Sequence[int]
+    elapsed: float
+
+    @property
+    def used(self) -> int:
+        return sum(self.events) + sum(self.others)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is read again besides the event log. `heads`: GETs a second; `passes`: GETs of one round."""
+
+    heads: float = 0.0
+    passes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`look_s` and `pass_s`: seconds between two looks for events, and from one pass over a list to the
+    next. `stretch`: how many times rarer than usual heads are read.
+    """
+
+    look_s: float
+    stretch: float = 1.0
+    pass_s: float = DAY_S
+
+
+def affordable_rate(spending: Spending, allowance: float) -> float:
+    """GETs a second that can be kept up from now on without the sum of any 30 days passing `allowance`.
+
+    Negative where the sum is too large already.
+    """
+    days = [a + b for a, b in zip(spending.events, spending.others, strict=True)]
+    rate = float("inf")
+    remaining = sum(days)
+    # The sum is largest just before a day drops out of it: the oldest one when today ends, and so on.
+    for n, count in enumerate(days):
+        left_s = max((n + 1 - spending.elapsed) * DAY_S, 1.0)
+        rate = min(rate, (allowance - remaining) / left_s)
+        remaining -= count
+    return rate
+
+
+def usual_rate(spending: Spending) -> float:
+    """GETs a second that are no looks for events: the median day, which a backfill does not move."""
+    return median(spending.others[-1 - _USUAL_DAYS : -1]) / DAY_S
+
+
+def plan(
+    spending: Spending,
+    allowance: float,
+    wishes: Wishes,
+    *,
+    poll_s: float,
+    longest_s: float,
+) -> Plan:
+    """Looks as often as `poll_s` if that can be afforded, and `longest_s` apart at most."""
+    rate = affordable_rate(spending, allowance * _MARGIN)
+    stretch, pass_s = _lists(max(rate, 0.0) * _LISTS_SHARE, wishes)
+    lists = wishes.heads / stretch + wishes.passes / pass_s
+    looks = rate - max(usual_rate(spending), lists)
+    longest_s = max(poll_s, longest_s)
+    look_s = longest_s if looks * longest_s <= 1.0 else max(poll_s, 1.0 / looks)
+    return Plan(look_s, stretch, pass_s)
+
+
+def _lists(rate: float, wishes: Wishes) -> tuple[float, float]:
+    """How many times rarer heads are read, and seconds a round of passes, at so many GETs a second."""
+    if wishes.heads + wishes.passes / DAY_S <= rate:
+        return 1.0, DAY_S
+    # Passes get half, or what heads leave.
+    for_passes = max(rate / 2, rate - wishes.heads)
+    needed_s = wishes.passes / for_passes if for_passes else LONGEST_PASS_S
+    pass_s = min(max(needed_s, DAY_S), LONGEST_PASS_S)
+    left = rate - wishes.passes / pass_s
+    stretch = wishes.heads / left if left > 0 else LONGEST_STRETCH
+    return min(max(stretch, 1.0), LONGEST_STRETCH), pass_s

@@ -1,0 +1,163 @@
+"""The to-dos of one process: which wait, which are being asked, which are to be asked once more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
+
+from pinstripe.store.refetch import Todo
+
+Place = tuple[str, str, str]
+
+
+class Line:
+    """First come, first served; each place is served by one at a time."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Place] = asyncio.Queue()
+        self._todos: dict[Place, Todo] = {}
+        self._running: set[Place] = set()
+        self._again: set[Place] = set()
+        self._fetches: dict[str, set[str]] = {}
+        """By table: keys of what waits to be fetched."""
+        self._held: dict[str, list[Place]] = {}
+        """By table of which many are being fetched together: what came to its turn meanwhile."""
+        self._later: dict[Place, asyncio.TimerHandle] = {}
+        """What met trouble and waits for its next try."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+
+    def __len__(self) -> int:
+        return len(self._todos)
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._todos
+
+    def add(self, todos: Sequence[Todo]) -> None:
+        """Takes them in. One that waits already is there once; one that is being asked is asked again."""
+        for todo in todos:
+            place = todo.place
+            known = place in self._todos
+            self._todos[place] = todo
+            if place in self._running:
+                self._again.add(place)
+            elif not known:
+                self._wait(place)
+            else:
+                self.wake([place])
+        self._note()
+
+    async def next(self) -> Todo:
+        """Whose turn it is. Bring it back with `done` or `put_back`."""
+        while True:
+            place = await self._queue.get()
+            # Others of a bunch may have been answered, or are being asked, since they came.
+            if place not in self._todos or place in self._running or place in self._later:
+                continue
+            kind, table, _ = place
+            if kind == "fetch" and table in self._held:
+                self._held[table].append(place)
+                continue
+            return self._take(place)
+
+    def waiting(self, table: str) -> Set[str]:
+        """Keys of the table's rows that wait to be fetched."""
+        return self._fetches.get(table, frozenset())
+
+    def take(self, table: str, keys: Collection[str]) -> list[Todo]:
+        """Those of these that wait to be fetched: it is their turn now."""
+        mine = sorted(self.waiting(table) & set(keys))
+        return [self._take(("fetch", table, key)) for key in mine]
+
+    @contextmanager
+    def holding(self, table: str) -> Iterator[None]:
+        """For the block no other row of the table comes to its turn: most are fetched in it together."""
+        self._held[table] = []
+        try:
+            yield
+        finally:
+            for place in self._held.pop(table):
+                self._queue.put_nowait(place)
+
+    def done(self, place: Place) -> None:
+        """Answered. If it was asked for again meanwhile, it waits again."""
+        if place in self._again:
+            self.put_back(place)
+            return
+        self._running.discard(place)
+        self._todos.pop(place, None)
+        self._note()
+
+    def put_back(self, place: Place) -> None:
+        """Not answered: it waits again."""
+        self._running.discard(place)
+        self._again.discard(place)
+        self._wait(place)
+
+    def later(self, todo: Todo, pause_s: float) -> None:
+        """It met trouble: it waits again after a pause. If it was asked for again meanwhile, now."""
+        place = todo.place
+        if place in self._again:
+            self.put_back(place)
+            return
+        self._running.discard(place)
+        self._todos[place] = todo
+        loop = asyncio.get_running_loop()
+        self._later[place] = loop.call_later(pause_s, self.wake, [place])
+        self._note()
+
+    def put_off(self, place: Place, pause_s: float) -> None:
+        """It waits, but not for its turn: for its next try, after a pause."""
+        todo = self._todos.get(place)
+        if todo is not None and place not in self._running:
+            kind, table, key = place
+            if kind == "fetch":
+                self._fetches[table].discard(key)
+            self.later(todo, pause_s)
+
+    def wake(self, places: Iterable[Place]) -> None:
+        """Those of these that wait for their next try need not."""
+        for place in places:
+            timer = self._later.pop(place, None)
+            if timer is not None:
+                timer.cancel()
+                self._wait(place)
+        self._note()
+
+    def close(self) -> None:
+        """Nothing waits for its next try any more."""
+        for timer in self._later.values():
+            timer.cancel()
+        self._later.clear()
+
+    async def idle(self) -> None:
+        """Returns when nothing is left."""
+        await self._idle.wait()
+
+    async def at_rest(self) -> None:
+        """Returns when nothing is left but what is to be tried again later."""
+        await self._at_rest.wait()
+
+    def _note(self) -> None:
+        left, later = len(self._todos), len(self._later)
+        for event, is_so in ((self._idle, not left), (self._at_rest, left == later)):
+            if is_so:
+                event.set()
+            else:
+                event.clear()
+
+    def _wait(self, place: Place) -> None:
+        kind, table, key = place
+        if kind == "fetch":
+            self._fetches.setdefault(table, set()).add(key)
+        self._queue.put_nowait(place)
+
+    def _take(self, place: Place) -> Todo:
+        kind, table, key = place
+        if kind == "fetch":
+            self._fetches[table].discard(key)
+        self._running.add(place)
+        return self._todos[place]

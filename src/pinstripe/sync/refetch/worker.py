@@ -1,0 +1,385 @@
+"""Works off what must still be asked of Stripe (`store/todo`): coalesced, within the budget, durable.
+
+One request at a time for each place; what is asked for again meanwhile is done once more afterwards. Many
+objects of one type that were made at about the same time are one request together (`bunches`).
+
+Only an answer of Stripe's crosses a request out (`errors.PinstripeError.is_answer`). Whatever else comes (a
+5xx, a 4xx that is not understood, a cut body, a lost Postgres) is trouble: the request stays owed, with the
+reason beside it, and is tried again after pauses that grow to a day, for ever.
+
+Lists the children of one object, for a to-do: what an event says may have changed under it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
+from pinstripe.catalog.tables import table_name
+from pinstripe.client.client import quote_id
+from pinstripe.errors import LostLease, NotFound, PinstripeError
+from pinstripe.mirror.orphans import may_go, unshown
+from pinstripe.rows.extract import CutList
+from pinstripe.source.resolve import ask_anew, can_be_asked, finish
+from pinstripe.source.source import LIVE, Source
+from pinstripe.store.cursors import BESIDE, ended_by
+from pinstripe.store.refetch import Answer, Noted, Todo, add_todos, load_todos, note_trouble
+from pinstripe.sync.refetch.batch_fetch import LEAST, can_bunch, fetch_bunch, find_bunch
+from pinstripe.sync.refetch.queue import Line
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+Refresh = Callable[[str], Awaitable[None]]
+
+_WORKERS = 8
+
+PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0)
+"""After each try that met trouble: in the end 30 GETs a month of an allowance of 10,000 at least."""
+
+_DATABASE_S = 15.0
+
+_LOOK_S = 60.0
+"""How often the database is looked into when nobody rings."""
+
+_CONTEST_S = 2.0
+
+_SPACING_S = 0.2
+
+_HOLD_S = 3.0
+"""The longest that a stretch of events keeps requests back."""
+
+_HELD_S = 0.05
+
+
+class Todos:
+    """The queue and its workers. `upcoming` refreshes previews: kind -> function of the owner's id."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        upcoming: Mapping[str, Refresh] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.trouble = ""
+        self._source = source
+        self._upcoming = dict(upcoming or {})
+        self._sleep = sleep
+        self._clock = clock
+        self._held_until = 0.0
+        self._line = Line()
+        self._singly: set[str] = set()
+        """Tables whose list Stripe does not let us read."""
+        self._refused: set[str] = set()
+        self._attempts: dict[tuple[str, str, str], int] = {}
+        self._failing_since: dict[tuple[str, str, str], float] = {}
+        self._succeeded_at = float("-inf")
+        self._noted = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    async def run(self) -> None:
+        """Works until cancelled; begins with what an earlier process left."""
+        await self._load()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._take_in())
+                for _ in range(_WORKERS):
+                    group.create_task(self._work())
+        finally:
+            self._line.close()
+
+    def look(self) -> None:
+        """Another process may have noted something in the database."""
+        self._noted.set()
+
+    async def _take_in(self) -> None:
+        """Takes in what others have noted, and contests that nobody could settle."""
+        soon = False
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CONTEST_S if soon else _LOOK_S):
+                    await self._noted.wait()
+            self._noted.clear()
+            try:
+                async with self._source.pool.acquire() as connection:
+                    left = await load_todos(
+                        connection, self._source.mirror.schema, last_s=2 * _LOOK_S
+                    )
+                    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            except PinstripeError as error:
+                _log.debug("todos.untaken", error=error.message)
+                continue
+            ours = [noted for noted in left if noted.todo.place not in self._line]
+            # A contest is being settled by whoever found it; only what is left of it is for us.
+            old = now - timedelta(seconds=_CONTEST_S)
+            self._take(n for n in ours if n.todo.since or n.attempts or n.asked_at <= old)
+            soon = any(not n.todo.since and not n.attempts and n.asked_at > old for n in ours)
+            await self._sleep(_SPACING_S)
+
+    async def drain(self) -> None:
+        """Works off what is noted in the database, and returns; what meets trouble stays noted."""
+        await self._load()
+        await self.work_off()
+
+    async def work_off(self) -> None:
+        """Works off what has been taken in, and returns; what meets trouble stays noted."""
+        if not self._line:
+            return
+        workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
+        try:
+            idle = asyncio.create_task(self._line.at_rest())
+            await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (idle, *workers):
+                task.cancel()
+            ended = await asyncio.gather(idle, *workers, return_exceptions=True)
+            self._line.close()
+        for end in ended:
+            if isinstance(end, Exception):
+                raise end
+
+    async def _load(self) -> None:
+        async with self._source.pool.acquire() as connection:
+            left = await load_todos(connection, self._source.mirror.schema)
+        self._take(left)
+
+    def _take(self, noted: Iterable[Noted]) -> None:
+        """Takes in what the database has; what waits there for its next try waits here too."""
+        for one in noted:
+            if one.todo.kind.startswith("upcoming_") and one.todo.kind not in self._upcoming:
+                continue  # Somebody else's: this process makes no previews.
+            if one.attempts:
+                self._attempts[one.todo.place] = one.attempts
+            self._line.add([one.todo])
+            if one.wait_s > 0:
+                self._line.put_off(one.todo.place, one.wait_s)
+
+    def add(self, todos: Sequence[Todo]) -> None:
+        """Takes in what has been noted in the database."""
+        self._line.add(todos)
+
+    async def idle(self) -> None:
+        """Returns when nothing is left to do."""
+        await self._line.idle()
+
+    def hold(self) -> None:
+        """Events come first: nothing more is asked until `release`, or for some seconds."""
+        self._held_until = self._clock() + _HOLD_S
+
+    def release(self) -> None:
+        """The stretch of events has come to its end."""
+        self._held_until = 0.0
+
+    async def _work(self) -> None:
+        while True:
+            todo = await self._line.next()
+            if self._held_until > self._clock():
+                self._line.put_back(todo.place)
+                await asyncio.sleep(_HELD_S)
+                continue
+            pause_s: float | None = 0.0
+            try:
+                pause_s = None if await self._do_with_others(todo) else await self._do(todo)
+            finally:
+                self._end(todo, pause_s)
+
+    def _end(self, todo: Todo, pause_s: float | None) -> None:
+        """`pause_s`: until it is tried again; None: it is done."""
+        if pause_s is None:
+            self._line.done(todo.place)
+            self._succeeded(todo)
+        elif pause_s:
+            self._line.later(todo, pause_s)
+        else:
+            self._line.put_back(todo.place)
+
+    def _succeeded(self, todo: Todo) -> None:
+        """Whatever began to fail since the last success may have failed for a reason that is over: its next
+        try is now. What failed before is in trouble of its own, and waits.
+        """
+        self._attempts.pop(todo.place, None)
+        self._failing_since.pop(todo.place, None)
+        self.trouble = ""
+        last, self._succeeded_at = self._succeeded_at, self._clock()
+        self._line.wake([place for place, at in self._failing_since.items() if at > last])
+
+    async def _do_with_others(self, todo: Todo) -> bool:
+        """Whether one page of a list has answered it, and others that wait with it."""
+        if todo.kind != "fetch" or todo.table in self._singly or not can_bunch(todo.table):
+            return False
+        waiting = self._line.waiting(todo.table)
+        if len(waiting) + 1 < LEAST:
+            return False
+        others: list[Todo] = []
+        shown: set[str] = set()
+        try:
+            with self._line.holding(todo.table):
+                bunch = await find_bunch(self._source, todo, waiting)
+                if bunch is not None:
+                    others = self._line.take(todo.table, bunch.versions)
+                    shown = await fetch_bunch(self._source, bunch, [todo, *others])
+        except LostLease:
+            raise
+        except PinstripeError as error:
+            # This one is requested alone. Others too, if Stripe does not show the list to this key.
+            if error.is_answer:
+                self._singly.add(todo.table)
+            _log.info("todos.singly", table=todo.table, error=error.message)
+        finally:
+            for other in others:
+                self._end(other, None if other.id in shown else 0.0)
+        return todo.id in shown
+
+    async def _do(self, todo: Todo) -> float | None:
+        """Makes the request; the seconds until it is tried again, None if it is answered."""
+        try:
+            await self._answer(todo)
+        except LostLease:
+            raise
+        except PinstripeError as error:
+            return await self._troubled(todo, error)
+        return None
+
+    async def _troubled(self, todo: Todo, error: PinstripeError) -> float:
+        """It stays owed: says why in the database, and gives the pause until the next try."""
+        attempts = self._attempts.get(todo.place, 0)
+        self._attempts[todo.place] = attempts + 1
+        self._failing_since.setdefault(todo.place, self._clock())
+        self.trouble = error.message
+        pause_s = PAUSES_S[min(attempts, len(PAUSES_S) - 1)]
+        if error.fault is not None:
+            pause_s = min(pause_s, _DATABASE_S)  # It cost no request: it was Postgres that said no.
+        _log.warning(
+            "todo.trouble",
+            kind=todo.kind,
+            table=todo.table,
+            attempts=attempts + 1,
+            error=error.message,
+        )
+        try:
+            async with self._source.transaction() as connection:
+                await note_trouble(connection, self._source.mirror.schema, todo, error, pause_s)
+        except LostLease:
+            raise
+        except PinstripeError as untold:
+            _log.debug("todo.untold", error=untold.message)  # It is Postgres that is in trouble.
+        return pause_s
+
+    async def _answer(self, todo: Todo) -> None:
+        """Makes the request, and crosses it out. Raises what is no answer."""
+        source = self._source
+        is_row = todo.kind in ("fetch", "relate") and todo.table in source.wanted
+        version: datetime | None = None
+        if is_row:
+            started, version = await source.before(todo.table, todo.id)
+        else:
+            started = await source.database_time()
+        answer = Answer(todo, started)
+        try:
+            if todo.kind in self._upcoming:
+                await self._upcoming[todo.kind](todo.id)
+            elif todo.kind == "children":
+                self.add(await list_children(self._source, todo))
+            elif todo.kind == "nested":
+                await source.follow(_nested(todo), priority=LIVE, cause=todo.cause)
+            elif is_row:
+                await self._fetch(todo, version, answer)
+        except PinstripeError as error:
+            if not error.is_answer:
+                raise
+            await self._refused_for(todo, error)
+        await finish(source, answer)
+
+    async def _refused_for(self, todo: Todo, error: PinstripeError) -> None:
+        """Stripe refuses it, and would again. That an object is gone is no refusal; the rest is said once
+        for each table.
+        """
+        _log.info("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
+        stream = f"{BESIDE[0]}{todo.table}"
+        if isinstance(error, NotFound) or stream in self._refused:
+            return
+        self._refused.add(stream)
+        await self._source.save([ended_by(error, stream, {"table": todo.table})])
+
+    async def _fetch(self, todo: Todo, version: datetime | None, answer: Answer) -> None:
+        if todo.kind == "relate" and version is not None and not await self._may_move(todo):
+            return
+        await ask_anew(
+            self._source,
+            todo.table,
+            todo.id,
+            over=version,
+            parent=todo.parent,
+            cause=todo.cause,
+            answers=[answer],
+        )
+
+    async def _may_move(self, todo: Todo) -> bool:
+        """Whether a related object that we have may have changed: a balance transaction, once."""
+        if todo.table != "balance_transaction":
+            return False
+        async with self._source.pool.acquire() as connection:
+            status: str | None = await connection.fetchval(
+                f'SELECT status FROM "{self._source.mirror.schema}".balance_transaction'
+                " WHERE id = $1 AND available_on <= now()",
+                todo.id,
+            )
+        return status == "pending"
+
+
+def _nested(todo: Todo) -> CutList:
+    """The nested list that a to-do names, from its start."""
+    table, _, key = todo.parent.partition(" ")
+    return CutList(todo.id, table, key, todo.table, "", 0)
+
+
+async def list_children(source: Source, todo: Todo) -> list[Todo]:
+    """Mirrors the children of `todo.table` under the parent `todo.id`, to the end of the list.
+
+    Gives what is noted to be asked next: children that the list does not show, and that most likely are
+    gone. Raises what `Source.read` raises.
+    """
+    endpoint = _endpoint(todo.table, todo.parent)
+    if endpoint is None:
+        return []
+    path, params = endpoint.url(todo.id, quote_id(todo.id))
+    parent = table_name(endpoint.parent)
+    shown: set[str] = set()
+    try:
+        await source.read(
+            endpoint,
+            path,
+            params,
+            parents={parent: todo.id},
+            priority=LIVE,
+            cause=todo.cause,
+            shown=shown,
+        )
+    except NotFound:
+        return []  # The parent went, and its list with it.
+    child = source.wanted.get(todo.table)
+    if child is None or not may_go(child, parent) or not can_be_asked(todo.table):
+        return []
+    schema = source.mirror.schema
+    async with source.transaction() as connection:
+        keys = await unshown(connection, schema, child, (parent, todo.id), shown)
+        left = [replace(todo, kind="fetch", id=key, parent=todo.id) for key in keys]
+        await add_todos(connection, schema, left)
+    return left
+
+
+def _endpoint(table: str, parent: str) -> ListEndpoint | None:
+    for endpoint in list_endpoints():
+        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
+            return endpoint
+    return None

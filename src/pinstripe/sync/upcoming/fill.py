@@ -1,0 +1,276 @@
+"""Fills the upcoming invoices: every owner that may be invoiced once after the backfill, and the old ones
+anew from then on (`refill`).
+
+Customers first, since theirs bring along the subscription that invoices first; then the subscriptions that
+are left. Resumable: a cursor per table (`pinstripe.cursor`) says after which id to go on. At 25 requests/s,
+which Stripe allows an endpoint, 100,000 subscriptions take a little over an hour; events are followed
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import structlog
+
+from pinstripe.errors import LostLease, PinstripeError, Refused, WrongKey
+from pinstripe.source.source import BACKFILL, Source
+from pinstripe.store.cursors import Checkpoint, State, load_checkpoints
+from pinstripe.store.ddl import qualified
+from pinstripe.store.refetch import Kind, Todo
+from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING
+from pinstripe.sync.upcoming.preview import TABLE_OF, Owner
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_CHUNK = 200
+"""Owners between two checkpoints: what a crash repeats."""
+_WORKERS = 12
+"""Requests under way at once: at 25/s enough for previews that take 480 ms."""
+
+_OWNERS: tuple[Owner, ...] = ("customer", "subscription")
+_KIND_OF: Mapping[Owner, Kind] = {
+    "customer": "upcoming_customer",
+    "subscription": "upcoming_subscription",
+}
+_FRESH_S = 3600.0
+_OWNER_S = 1.0
+_STALE_S = 86400.0
+
+_CLOCK_S = 2.0
+"""Stripe's `Date` is cut to the second: so much older may look what has just been asked for."""
+
+
+@dataclass(slots=True)
+class Filling:
+    """How far the fill of one table is. `since`: the Unix second on Stripe's clock when it began."""
+
+    table: str
+    state: State = "running"
+    after: str = ""
+    since: float = 0.0
+    done: int = 0
+    total: int = 0
+    failed: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+
+    def checkpoint(self) -> Checkpoint:
+        position = {
+            "table": self.table,
+            "after": self.after,
+            "since": self.since,
+            "total": self.total,
+            "failed": self.failed,
+        }
+        return Checkpoint(
+            self.table,
+            self.state,
+            position,
+            rows=self.done,
+            requests=self.requests,
+            seconds=self.seconds,
+            as_of=self.since,
+        )
+
+
+class Refresher(Protocol):
+    """What brings one owner up to date: `Upcoming`."""
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def refused(self) -> Mapping[str, Refused]: ...
+
+    @property
+    def requests(self) -> int: ...
+
+    def tables(self) -> list[str]: ...
+
+    async def refresh(self, owner: Owner, owner_id: str, *, priority: int) -> None: ...
+
+
+class UpcomingFill:
+    """Fills both tables. `progress` is for whoever shows it."""
+
+    def __init__(
+        self,
+        upcoming: Refresher,
+        *,
+        chunk: int = _CHUNK,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.progress: dict[str, Filling] = {}
+        self._upcoming = upcoming
+        self._source = upcoming.source
+        self._chunk = chunk
+        self._clock = clock
+        self._owners = 0
+
+    async def refill(self) -> None:
+        """Asks anew for every owner whose preview is older than half of `oldest_s`.
+
+        Metered usage has no events: it moves a preview without a word. Made again after the other half,
+        no preview gets older than `oldest_s`, but for the time that the asking takes.
+        """
+        since = self._source.now() - self.oldest_s() / 2
+        self.progress = {t: Filling(t, since=since) for t in self._upcoming.tables()}
+        await self._source.save([filling.checkpoint() for filling in self.progress.values()])
+        await self._fill_all()
+
+    def oldest_s(self) -> float:
+        """The age that no preview gets past: an hour, or a second for each, and a day at most."""
+        # A later round counts only those that are old.
+        self._owners = max(self._owners, sum(f.total for f in self.progress.values()))
+        return min(max(_FRESH_S, self._owners * _OWNER_S), _STALE_S)
+
+    async def run(self) -> None:
+        """Returns when every owner has been asked for once since the fill began.
+
+        An owner that meets trouble is noted as owed. Raises what ends all requests (WrongKey, a Postgres
+        that is away); the next run goes on from there.
+        """
+        schema = self._source.mirror.schema
+        async with self._source.pool.acquire() as connection:
+            saved = dict(await load_checkpoints(connection, schema))
+        for owner in _OWNERS:
+            table = TABLE_OF[owner]
+            if table in self._upcoming.tables():
+                filling = self.progress[table] = self._resumed(table, saved.get(table))
+                if filling.state != "done":
+                    # When it began is remembered for both: what is asked for since counts for either.
+                    await self._save(filling)
+        await self._fill_all()
+
+    async def _fill_all(self) -> None:
+        for owner in _OWNERS:
+            begun = self.progress.get(TABLE_OF[owner])
+            if begun is not None and begun.state != "done":
+                await self._fill(owner, begun)
+
+    def _resumed(self, table: str, cursor: Checkpoint | None) -> Filling:
+        position = cursor.position if cursor is not None else None
+        if cursor is None or cursor.state == "refused" or not isinstance(position, dict):
+            return Filling(table, since=self._source.now() - _CLOCK_S)
+        found = cast("dict[str, object]", position)
+        return Filling(
+            table,
+            state=cursor.state,
+            after=str(found.get("after") or ""),
+            since=cursor.as_of or self._source.now() - _CLOCK_S,
+            done=cursor.rows,
+            total=_number(found.get("total")),
+            failed=_number(found.get("failed")),
+            requests=cursor.requests,
+            seconds=cursor.seconds,
+        )
+
+    async def _fill(self, owner: Owner, filling: Filling) -> None:
+        table = filling.table
+        filling.state = "running"
+        filling.total = filling.done + await self._count(owner, filling)
+        while True:
+            started, requests = self._clock(), self._upcoming.requests
+            ids = await self._next(owner, filling)
+            if ids:
+                await self._refresh_all(owner, ids, filling)
+                filling.after = ids[-1]
+            if table in self._upcoming.refused:
+                filling.state = "refused"
+                return  # Recorded already, with Stripe's words.
+            filling.requests += self._upcoming.requests - requests
+            filling.seconds += self._clock() - started
+            filling.state = "running" if ids else "done"
+            await self._save(filling)
+            if not ids:
+                return
+
+    async def _refresh_all(self, owner: Owner, ids: Sequence[str], filling: Filling) -> None:
+        queue = iter(ids)
+
+        async def worker() -> None:
+            for key in queue:
+                await self._refresh(owner, key, filling)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(_WORKERS, len(ids))):
+                    group.create_task(worker())
+        except* PinstripeError as errors:
+            raise _first(errors) from errors
+
+    async def _refresh(self, owner: Owner, key: str, filling: Filling) -> None:
+        try:
+            await self._upcoming.refresh(owner, key, priority=BACKFILL)
+        except (WrongKey, LostLease):
+            raise
+        except PinstripeError as error:
+            if error.fault is not None:
+                raise
+            # Trouble of this one alone: it is owed, and the others go on.
+            filling.failed += 1
+            _log.warning("upcoming.failed", table=filling.table, owner=key, error=error.message)
+            todo = Todo(_KIND_OF[owner], filling.table, key)
+            await self._source.owe(todo, error)
+        filling.done += 1
+
+    async def _save(self, filling: Filling) -> None:
+        await self._source.save([filling.checkpoint()])
+
+    # --- whose -----------------------------------------------------------------------------------
+
+    async def _next(self, owner: Owner, filling: Filling) -> list[str]:
+        """The next chunk of owners, by id."""
+        arms = [f"({a} ORDER BY 1 LIMIT {self._chunk})" for a in self._arms(owner)]
+        statement = f"{' UNION '.join(arms)} ORDER BY 1 LIMIT {self._chunk}"
+        async with self._source.pool.acquire() as connection:
+            rows = await connection.fetch(statement, filling.after, filling.since)
+        return [row[0] for row in rows]
+
+    async def _count(self, owner: Owner, filling: Filling) -> int:
+        union = " UNION ".join(self._arms(owner))
+        async with self._source.pool.acquire() as connection:
+            found = await connection.fetchval(
+                f"SELECT count(*) FROM ({union}) AS o", filling.after, filling.since
+            )
+        return _number(found)
+
+    def _arms(self, owner: Owner) -> list[str]:
+        """SELECTs of owners with an id after $1 that have not been previewed since the second $2."""
+        schema, tables = self._source.mirror.schema, self._source.mirror.tables
+        shown = qualified(schema, TABLE_OF[owner])
+        key = f"{owner}_id"
+
+        def arm(column: str, source: str, condition: str) -> str:
+            return (
+                f"SELECT DISTINCT {column} AS id FROM {source} "
+                f"WHERE {column} > $1 AND {condition} AND NOT EXISTS "
+                f"(SELECT FROM {shown} u WHERE u.{key} = {column} AND u._as_of >= to_timestamp($2))"
+            )
+
+        own = "s.id" if owner == "subscription" else "s.customer_id"
+        arms = [
+            arm(own, f"{qualified(schema, 'subscription')} s", ALIVE),
+            # What is shown and may have to go.
+            arm(f"o.{key}", f"{shown} o", "true"),
+        ]
+        if owner == "customer" and "invoice_item" in tables:
+            arms.append(arm("n.customer_id", f"{qualified(schema, 'invoice_item')} n", PENDING))
+        return arms
+
+
+def _first(errors: BaseExceptionGroup[PinstripeError]) -> BaseException:
+    """One error out of a group, at any depth: they have one cause, and one remedy."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0

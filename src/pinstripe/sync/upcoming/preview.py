@@ -1,0 +1,287 @@
+"""Asks Stripe what it would invoice next: one preview, whole, with all its lines.
+
+Until acacia `GET /v1/invoices/upcoming`, from basil on `POST /v1/invoices/create_preview`, which changes
+nothing (https://docs.stripe.com/changelog/basil/2025-03-31/invoice-preview-api-deprecations). What
+becomes of the answer is up to `upcoming`.
+
+The rows of an upcoming invoice: one row and its lines are one state, written and removed as one.
+
+Lines have no lasting ids: they are keyed by owner and position. Which preview is newer is decided for the
+row, by the one guarded upsert or by its version; the lines follow it in the same transaction. All
+functions that take a connection run in the mirror's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pinstripe.catalog.tables import Table
+from pinstripe.client.client import Params
+from pinstripe.client.decode import StripeObject
+from pinstripe.client.pagination import PAGE, read_list, read_object
+from pinstripe.client.response import Reply
+from pinstripe.errors import (
+    Drifted,
+    LostLease,
+    NotEnabled,
+    NotFound,
+    NotPermitted,
+    PinstripeError,
+    Refused,
+    WrongKey,
+)
+from pinstripe.mirror.change_feed import delete_rows
+from pinstripe.rows.as_of import Truth, truth_of
+from pinstripe.rows.extract import Extractor, Found
+from pinstripe.source.source import Source, endpoint_of
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Connection
+
+Owner = Literal["customer", "subscription"]
+
+_BASIL = "2025-03-31"
+
+_OLD = "/v1/invoices/upcoming"
+
+_NEW = "/v1/invoices/create_preview"
+
+# https://docs.stripe.com/error-codes: nothing is due, in three ways of saying it.
+_NOTHING = frozenset(
+    {
+        "invoice_upcoming_none",
+        "invoice_no_customer_line_items",
+        "invoice_no_subscription_line_items",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """An invoice that is not one yet. `invoice` is without its `lines` and without ids of the day.
+
+    `unread`: why lines are missing, if they go on and cannot be read to their end.
+    """
+
+    invoice: StripeObject
+    lines: tuple[StripeObject, ...]
+    truth: Truth
+    unread: PinstripeError | None = None
+
+
+def has_rollup(api_version: str) -> bool:
+    """Whether Stripe itself finds the next invoice over all subscriptions of a customer.
+
+    >>> has_rollup("2025-02-24.acacia"), has_rollup("2025-03-31.basil")
+    (True, False)
+    """
+    return api_version[:10] < _BASIL
+
+
+async def ask_preview(
+    source: Source, owner: Owner, owner_id: str, *, priority: int
+) -> Preview | None:
+    """The next invoice of a customer or a subscription; None where nothing is due.
+
+    Raises NotPermitted or NotEnabled where the key may not preview at all, another Refused where
+    Stripe cannot compute this one.
+    """
+    try:
+        reply = await _ask(source, [(owner, owner_id)], priority)
+    except (NotPermitted, NotEnabled, WrongKey):
+        raise
+    except NotFound:
+        # `invoice_upcoming_none`; or the owner itself is gone.
+        return None
+    except Refused as error:
+        if error.code in _NOTHING:
+            return None
+        raise
+    source.heard(reply)
+    body = read_object(reply, _NEW)
+    lines, unread = await _lines(source, body, owner_id, priority)
+    invoice = {key: value for key, value in body.items() if key not in ("id", "lines")}
+    shown = tuple(_without_ids(line) for line in lines)
+    return Preview(invoice, shown, truth_of(reply), unread)
+
+
+async def _ask(source: Source, params: Params, priority: int) -> Reply:
+    if has_rollup(source.mirror.api_version):
+        return await source.stripe.get(_OLD, params, endpoint=f"GET {_OLD}", priority=priority)
+    return await source.stripe.post(
+        _NEW, params, endpoint=f"POST {_NEW}", repeatable=True, priority=priority
+    )
+
+
+async def _lines(
+    source: Source, body: StripeObject, owner_id: str, priority: int
+) -> tuple[list[StripeObject], PinstripeError | None]:
+    """All lines; or those that could be read, and why not the others.
+
+    A list that was cut at ten is read anew, from its start: ids of lines are temporary. The preview that
+    its address names stays the same for 72 hours, so the pages fit together.
+    """
+    cut = body.get("lines")
+    if not isinstance(cut, dict) or not isinstance(cut.get("data"), list):
+        return [], None
+    url = cut.get("url")
+    shown = [line for line in cut["data"] if isinstance(line, dict)]
+    if cut.get("has_more") is not True:
+        return shown, None
+    if not isinstance(url, str):
+        return shown, _unfinished(owner_id, "without an address")
+    path, _, query = url.partition("?")
+    fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+    found: list[StripeObject] = []
+    after: str | None = None
+    passed: set[str | None] = {None}
+    while True:
+        params = [*fixed, ("limit", str(PAGE))]
+        if after is not None:
+            params.append(("starting_after", after))
+        try:
+            reply = await source.stripe.get(
+                path, params, endpoint=endpoint_of(path), priority=priority
+            )
+            page = read_list(reply, path)
+        except (WrongKey, LostLease):
+            raise
+        except PinstripeError as error:
+            return max(found, shown, key=len), _unfinished(owner_id, error.message)
+        found += page.objects
+        if not page.has_more:
+            return found, None
+        if page.after in passed:
+            return max(found, shown, key=len), _unfinished(owner_id, "they do not end")
+        passed.add(page.after)
+        after = page.after
+
+
+def _unfinished(owner_id: str, why: str) -> Drifted:
+    return Drifted(
+        f"The lines of the upcoming invoice of {owner_id} go on, but cannot be read: {why}.",
+        hint="The row stands with the lines that could be read, and its _extra says so; it is tried again.",
+    )
+
+
+def _without_ids(line: StripeObject) -> StripeObject:
+    """`line` without its id and that of the preview, which change with each asking."""
+    kept = {key: value for key, value in line.items() if key != "id"}
+    invoice = kept.get("invoice")
+    if isinstance(invoice, str) and invoice.startswith("upcoming_in"):
+        kept["invoice"] = None
+    return kept
+
+
+LINES = "upcoming_invoice_line_item"
+
+TABLE_OF: Mapping[Owner, str] = {
+    "customer": "upcoming_customer_invoice",
+    "subscription": "upcoming_subscription_invoice",
+}
+
+
+def found_in(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor) -> Found:
+    """The rows of a preview, the lines keyed `<owner id>:<position>`."""
+    found = Found()
+    # What the key says already has no column of its own.
+    invoice = {name: value for name, value in preview.invoice.items() if name != owner}
+    parents: dict[str, str] = {owner: owner_id}
+    extractor.virtual(TABLE_OF[owner], invoice, owner_id, found, parents=parents)
+    for position, line in enumerate(preview.lines):
+        extractor.virtual(LINES, line, f"{owner_id}:{position}", found, parents=parents)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the upcoming invoice of one owner stands. `tables` are those that are synced."""
+
+    schema: str
+    tables: Mapping[str, Table]
+    owner: Owner
+    owner_id: str
+
+    @property
+    def table(self) -> str:
+        return TABLE_OF[self.owner]
+
+    @property
+    def _is_row(self) -> str:
+        return f"{quote(f'{self.owner}_id')} = $1"
+
+    @property
+    def _row(self) -> str:
+        return f"{qualified(self.schema, self.table)} WHERE {self._is_row}"
+
+    @property
+    def _is_line(self) -> str:
+        return f"{quote(f'upcoming_{self.owner}_id')} = $1"
+
+    async def versions(self, connection: Connection) -> dict[tuple[str, str], datetime]:
+        """`_synced_at` of the row and its lines. What is asked for from now on is newer than these."""
+        found: dict[tuple[str, str], datetime] = {}
+        row = await connection.fetchval(f"SELECT _synced_at FROM {self._row}", self.owner_id)
+        if row is not None:
+            found[self.table, self.owner_id] = row
+        if LINES in self.tables:
+            lines = await connection.fetch(
+                f"SELECT id, _synced_at FROM {qualified(self.schema, LINES)} WHERE {self._is_line}",
+                self.owner_id,
+            )
+            found |= {(LINES, key): version for key, version in lines}
+        return found
+
+    async def settle_lines(self, connection: Connection, keys: Collection[str]) -> bool:
+        """After the upsert of a preview with lines of these keys: leaves only lines of the row's own.
+
+        False if the row holds another preview, which is not older: then this one came to nothing.
+        """
+        won: bool | None = await connection.fetchval(
+            f"SELECT xmin = pg_current_xact_id()::xid FROM {self._row}", self.owner_id
+        )
+        if won:
+            await self._delete_lines(connection, "id <> ALL ($2::text[])", list(keys))
+        else:
+            # Lines of ours that the newer preview does not have were inserted a moment ago.
+            await self._delete_lines(
+                connection, f"_as_of_latest <= (SELECT _as_of FROM {self._row})"
+            )
+        return bool(won)
+
+    async def note_unread(self, connection: Connection, *, is_unread: bool) -> None:
+        """Has `_extra` say as Stripe does that the lines go on, if not all of them could be read."""
+        change = "nullif(_extra - 'lines', '{}') WHERE _extra ? 'lines' AND"
+        if is_unread:
+            change = """coalesce(_extra, '{}') || '{"lines": {"has_more": true}}' WHERE"""
+        await connection.execute(
+            f"UPDATE {qualified(self.schema, self.table)} SET _extra = {change} {self._is_row}",
+            self.owner_id,
+        )
+
+    async def remove(self, connection: Connection, seen: datetime | None) -> bool:
+        """Nothing is upcoming: removes row and lines, if the row is still the version that was seen.
+
+        False if it is another one, written since Stripe was asked.
+        """
+        if seen is not None:
+            await delete_rows(
+                connection,
+                self.schema,
+                self.tables[self.table],
+                f"{self._is_row} AND _synced_at = $2",
+                self.owner_id,
+                seen,
+            )
+        if await connection.fetchval(f"SELECT true FROM {self._row}", self.owner_id):
+            return False
+        await self._delete_lines(connection, "true")
+        return True
+
+    async def _delete_lines(self, connection: Connection, which: str, *values: object) -> None:
+        table = self.tables.get(LINES)
+        if table is not None:
+            where = f"{self._is_line} AND {which}"
+            await delete_rows(connection, self.schema, table, where, self.owner_id, *values)

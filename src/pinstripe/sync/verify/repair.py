@@ -1,0 +1,145 @@
+"""Puts what Stripe has in place of what differs, through the mirror, and looks whether that has helped.
+
+Rows that Stripe does not have are flagged deleted, where their table has the flag. Entries that are no
+more in the list of what they hang under (the lines of a draft) are taken out. Anything else is left to
+people: Stripe forgets some objects that a copy may well keep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+import structlog
+
+from pinstripe.errors import NotFound, PinstripeError, Unwritable, WrongKey
+from pinstripe.mirror.change_feed import delete_rows
+from pinstripe.rows.as_of import Truth
+from pinstripe.rows.extract import Found
+from pinstripe.source.resolve import bury
+from pinstripe.source.source import Source
+from pinstripe.store.ddl import quote
+from pinstripe.store.pool import Connection
+from pinstripe.sync.verify.compare import Comparer, Difference
+from pinstripe.sync.verify.recheck import Suspects
+from pinstripe.sync.verify.report import TableReport
+from pinstripe.sync.verify.reread import Walk, read, way_to
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+_WORKERS = 8
+_BY_LIST = 200
+
+ReadLists = Callable[[Source, set[str]], Awaitable[Walk]]
+"""(source, tables) -> every list of these tables read into the source's mirror."""
+
+
+def cheaper_by_list(wrong: Iterable[Difference], requests: Mapping[str, int]) -> set[str]:
+    """Tables whose lists take fewer requests (`requests`) than their differences one by one."""
+    counts = Counter(d.table for d in wrong if d.kind != "extra")
+    return {
+        t
+        for t, n in counts.items()
+        if requests.get(t, 0) > 0 and n > max(_BY_LIST, 2 * requests[t])
+    }
+
+
+class Repairs:
+    """One round of repairs."""
+
+    def __init__(
+        self,
+        source: Source,
+        looking: Source,
+        comparer: Comparer,
+        suspects: Suspects,
+        read_lists: ReadLists,
+    ) -> None:
+        self._source = source
+        self._looking = looking
+        self._comparer = comparer
+        self._suspects = suspects
+        self._read_lists = read_lists
+
+    async def run(self, reports: Mapping[str, TableReport], requests: Mapping[str, int]) -> None:
+        """Repairs what remains, and sorts it anew. `requests`: that each table's lists took."""
+        wrong = [d for report in reports.values() for d in report.remaining]
+        if not wrong:
+            return
+        many = cheaper_by_list(wrong, requests)
+        many |= {t for t, n in self._comparer.overflow.items() if n}
+        if many:
+            await self._read_lists(self._source, many)
+        singly = [d for d in wrong if d.table not in many or d.kind == "extra"]
+        queue = iter(singly)
+
+        async def worker() -> None:
+            for found in queue:
+                await self._mend(found)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_WORKERS, len(singly))):
+                group.create_task(worker())
+        await self._source.mirror.settled()
+        await self._look_after(reports, wrong, many)
+
+    async def _mend(self, found: Difference) -> None:
+        way, source = way_to(found), self._source
+        over = {found.place: found.version} if found.version is not None else None
+        try:
+            if found.kind == "extra" and not found.shown:
+                await self._take_out(found)
+            elif way is not None:
+                await read(source, way, over=over)
+        except NotFound:
+            await self._take_out(found)
+        except (WrongKey, Unwritable):
+            raise
+        except PinstripeError as error:
+            _log.warning("verify.unrepaired", table=found.table, id=found.key, error=error.message)
+
+    async def _take_out(self, found: Difference) -> None:
+        """The row of what Stripe does not have: flagged, or removed from among its siblings."""
+        table, way = self._source.wanted[found.table], way_to(found)
+        if table.deletable:
+            await bury(self._source, found.table, found.key, over=found.version)
+            return
+        if way is None or way.key == found.key:
+            return
+        where = f"t.{quote(table.key[0])} = $1 AND t._synced_at = $2"
+        schema = self._source.mirror.schema
+
+        async def remove(connection: Connection) -> None:
+            await delete_rows(connection, schema, table, where, found.key, found.version)
+
+        await self._source.mirror.submit(Found(), Truth(0.0, 0.0), effect=remove)
+
+    async def _look_after(
+        self, reports: Mapping[str, TableReport], wrong: Sequence[Difference], many: set[str]
+    ) -> None:
+        if many:
+            for found in wrong:
+                self._comparer.forget(found.place)
+            for table in many:
+                self._comparer.overflow.pop(table, None)
+            await self._read_lists(self._looking, many)
+        left = await self._suspects.look(
+            [d for d in wrong if d.table not in many or d.kind == "extra"]
+        )
+        for report in reports.values():
+            still: list[Difference] = []
+            report.more = self._comparer.overflow[report.table]
+            for found in report.remaining:
+                by_list = report.table in many and found.kind != "extra"
+                now = (
+                    self._comparer.differences.get(found.place)
+                    if by_list
+                    else left.get(found.place, found)
+                )
+                if now is None:
+                    report.repaired.append(found)
+                elif now.kind == "partial":
+                    report.partial += 1
+                else:
+                    still.append(now)
+            report.remaining = still

@@ -1,0 +1,361 @@
+"""Proves the copy, or says where it is wrong: every list is read again and compared with the rows.
+
+    lists -> rows that no list showed, one by one -> a second look at what differs -> repairs -> certificate
+
+It looks with the code of the backfill, whose mirror compares instead of writing (`store.compare`). It
+reads the database beside whoever follows the account, and writes only repairs, through the real mirror.
+What changes while it looks is never called a difference (`sync.suspects`).
+
+The end of a verification: counts, the digest, and the certificate that `status` shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+
+from pinstripe.client.rate_limit import Budget
+from pinstripe.errors import (
+    NotEnabled,
+    NotPermitted,
+)
+from pinstripe.mirror import open_mirror
+from pinstripe.source.source import LIVE, Source
+from pinstripe.store.cursors import LEFT_OUT, SOME_REFUSED, UNEXPANDED
+from pinstripe.store.ddl import qualified
+from pinstripe.store.verifications import Certificate, digest, save_certificate
+from pinstripe.sync.events.reader import EVENTS, FOLLOWED, RETENTION_S
+from pinstripe.sync.verify.compare import Comparer, Difference
+from pinstripe.sync.verify.recheck import Suspects, Verdicts
+from pinstripe.sync.verify.repair import Repairs, cheaper_by_list
+from pinstripe.sync.verify.report import Report, TableReport
+from pinstripe.sync.verify.reread import Walk, walk
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_GRACE_S = 10.0
+"""What a follower gets to apply what it has heard of; it looks twice a second."""
+
+_LATE_S = 120
+"""Where someone follows, an event may still be on its way to him that long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How to verify. `unlisted`: of the rows of a table that no list shows, so many are asked for one
+    by one; None: all. `followed`: whether someone follows the account; None: see the database.
+    """
+
+    repair: bool = False
+    unlisted: int | None = 200
+    followed: bool | None = None
+    grace_s: float = _GRACE_S
+
+
+class Verify:
+    """One run. `phase` and `walk` are for whoever shows progress. Make it with `open_verify`."""
+
+    def __init__(
+        self,
+        source: Source,
+        looking: Source,
+        comparer: Comparer,
+        budget: Budget,
+        wish: Wish,
+        *,
+        birth: int,
+        since: float,
+        followed: bool,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.phase = "starting"
+        self.walk = Walk()
+        self.reports = {
+            name: TableReport(name) for name, t in source.wanted.items() if not t.virtual
+        }
+        self._source = source
+        self._looking = looking
+        self._comparer = comparer
+        self._budget = budget
+        self._wish = wish
+        self._birth = birth
+        self._since = since
+        self._sleep = sleep
+        self._margin_s = _LATE_S if followed else 0
+        self._grace_s = wish.grace_s if followed else 0.0
+        self._suspects = Suspects(looking, comparer, since=since - self._margin_s, sleep=sleep)
+
+    async def run(self) -> Report:
+        """Returns when everything is compared, and repaired if that was wished; saves the certificate."""
+        started_at = await self._source.database_time()
+        self.phase = "lists"
+        await self._walk(self._looking, found=self.walk)
+        listed = await self._comparer.shown()
+        self.phase = "rows that no list shows"
+        for report in self.reports.values():
+            report.listed = listed.get(report.table, 0)
+        self._take_ends()
+        for report in self.reports.values():
+            await self._unlisted(report)
+        self.phase = "second look"
+        verdicts = await self._decide(list(self._comparer.differences.values()))
+        self._enter(verdicts)
+        if self._wish.repair:
+            self.phase = "repairs"
+            repairs = Repairs(
+                self._source, self._looking, self._comparer, self._suspects, self._walk
+            )
+            await repairs.run(self.reports, self.walk.requests())
+        self.phase = "certificate"
+        made = await certify(
+            self._source,
+            self.reports,
+            self.walk.requests() + self._suspects.requests,
+            since=self._since,
+            started_at=started_at,
+        )
+        return replace(made, margin_s=self._margin_s)
+
+    # What Stripe showed.
+
+    async def _walk(
+        self, source: Source, only: set[str] | None = None, *, found: Walk | None = None
+    ) -> Walk:
+        return await walk(
+            source, self._budget, now=source.now(), birth=self._birth, only=only, found=found
+        )
+
+    def _take_ends(self) -> None:
+        """Lists that could not be read leave their tables unproven."""
+        for table, end in self.walk.ends():
+            report = self.reports.get(table)
+            if report is None or end.state == "done":
+                if report is not None and end.code in (UNEXPANDED, SOME_REFUSED):
+                    report.doubt(end.reason)
+                continue
+            if end.code == LEFT_OUT:
+                report.doubt(f"Without the lists under a parent: {end.reason}")
+                continue
+            report.state, report.reason, report.remedy = "unverified", end.reason, end.remedy
+            report.failed = report.failed or end.state in ("failed", "running")
+        for table, error in self._looking.unread.items():
+            if table in self.reports:
+                self.reports[table].doubt(error.message, error.hint)
+        for gap in self._looking.gaps.values():
+            if gap.cut.child_table in self.reports:
+                self.reports[gap.cut.child_table].doubt(gap.error.message, gap.error.hint)
+
+    async def _unlisted(self, report: TableReport) -> None:
+        """Rows that no list showed are asked for by id: hidden, only referred to, or gone."""
+        table = self._source.wanted[report.table]
+        if self._comparer.forgot:
+            report.doubt("The connection to Postgres was lost meanwhile.", "Verify again.")
+            return
+        limit = self._wish.unlisted
+        keep = "false"
+        if any(c.name == "created" for c in table.columns):
+            keep = f"coalesce(t.created >= to_timestamp({self._since:.0f}), false)"
+        if report.table == "event":
+            # Kept for longer than Stripe shows them.
+            keep += f" OR t.created < to_timestamp({self._since - RETENTION_S + 3600:.0f})"
+        report.unlisted, flagged, rows = await self._comparer.unlisted(
+            table, keep=keep, limit=limit
+        )
+        standing = report.unlisted - flagged
+        if report.unlisted and report.state == "unverified":
+            # Nothing was listed, or not to the end: then a row that is there proves nothing.
+            report.unchecked = report.unlisted
+            return
+        looked = await self._suspects.look(rows)
+        wrong = sum(1 for d in looked.values() if d is not None and d.kind == "extra")
+        if wrong and limit is not None and report.unlisted > limit:
+            # One wrong row in the sample: then all are asked for.
+            _, _, rows = await self._comparer.unlisted(table, keep=keep, limit=None)
+            looked |= await self._suspects.look([r for r in rows if r.place not in looked])
+        for place, found in looked.items():
+            if found is not None:
+                self._comparer.differences[place] = found
+        # Lists show nothing that is deleted: a flagged row agrees with them, asked for or not.
+        report.unchecked = standing - sum(row.place in looked for row in rows[:standing])
+        if report.unchecked:
+            reason = self._suspects.reasons.get(report.table, "")
+            report.doubt(
+                reason or f"{report.unchecked:,} rows that no list shows were not asked for."
+            )
+
+    # What is wrong.
+
+    async def _decide(self, suspects: Sequence[Difference]) -> Verdicts:
+        """Looks again: table by table by its lists where that is cheaper, else object by object."""
+        many = cheaper_by_list(suspects, self.walk.requests())
+        if not many:
+            return await self._suspects.decide(suspects, grace_s=self._grace_s)
+        first = [s for s in suspects if s.table in many and s.kind != "extra"]
+        for suspect in first:
+            self._comparer.forget(suspect.place)
+        for table in many:
+            self._comparer.overflow.pop(table, None)
+        if self._grace_s:
+            await self._sleep(self._grace_s)
+        await self._walk(self._looking, many)
+        before = {s.place: s for s in first}
+        now = [d for d in self._comparer.differences.values() if d.table in many]
+        steady: list[Difference] = []
+        rest = [s for s in suspects if s.table not in many or s.kind == "extra"]
+        for found in now:
+            earlier = before.get(found.place)
+            alike = earlier is not None and (earlier.version, earlier.shown) == (
+                found.version,
+                found.shown,
+            )
+            (steady if alike else rest).append(found)
+        verdicts = await self._suspects.decide(
+            {s.place: s for s in rest}.values(), grace_s=self._grace_s
+        )
+        await self._suspects.drop_moving(steady, verdicts)
+        return verdicts
+
+    def _enter(self, verdicts: Verdicts) -> None:
+        for found in verdicts.confirmed:
+            report = self.reports[found.table]
+            if found.kind == "partial" and not self._wish.repair:
+                report.partial += 1
+                continue
+            report.found[found.kind] += 1
+            report.remaining.append(found)
+        for table, report in self.reports.items():
+            report.moving += verdicts.moving[table]
+            report.more = self._comparer.overflow[table]
+            if verdicts.unknown[table]:
+                reason = self._suspects.reasons.get(table, "")
+                report.doubt(reason or "Stripe cannot be asked for single rows of it.")
+                report.unchecked += verdicts.unknown[table]
+
+
+@asynccontextmanager
+async def open_verify(
+    url: str,
+    source: Source,
+    budget: Budget,
+    wish: Wish,
+    *,
+    birth: int = 0,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncIterator[Verify]:
+    """A run that is ready. `url` is that of the database, `source` what repairs go through."""
+    since = await _stripe_time(source)
+    followed = wish.followed if wish.followed is not None else await _is_followed(source)
+    mirror = source.mirror
+    comparer = Comparer(url, mirror.schema, mirror.tables, mirror.extractor.shapes, since=since)
+    async with open_mirror(
+        url,
+        mirror.schema,
+        mirror.tables,
+        api_version=mirror.api_version,
+        scribe=comparer,
+        extractor=mirror.extractor,
+    ) as comparing:
+        looking = replace(source, mirror=comparing, gaps={}, unread={}, notes_owed=False)
+        yield Verify(
+            source,
+            looking,
+            comparer,
+            budget,
+            wish,
+            birth=birth,
+            since=since,
+            followed=followed,
+            sleep=sleep,
+        )
+
+
+async def _stripe_time(source: Source) -> float:
+    """The second on Stripe's clock at which the look begins."""
+    try:
+        reply = await source.stripe.get(
+            EVENTS, [("limit", "1")], endpoint=f"GET {EVENTS}", priority=LIVE
+        )
+    except (NotPermitted, NotEnabled):
+        return float(int(source.now()))
+    source.heard(reply)
+    return float(int(reply.not_after - 1.0))
+
+
+async def _is_followed(source: Source) -> bool:
+    """Whether a process holds the lease, or has moved the position of the events just now."""
+    async with source.pool.acquire() as connection:
+        found: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pinstripe.lease WHERE schema = $1 AND expires_at > now())"
+            " OR EXISTS (SELECT FROM pinstripe.cursor WHERE schema = $1 AND stream = $2"
+            " AND updated_at > now() - interval '15 s')",
+            source.mirror.schema,
+            FOLLOWED,
+        )
+    return found
+
+
+async def certify(
+    source: Source,
+    reports: dict[str, TableReport],
+    requests: Mapping[str, int],
+    *,
+    since: float,
+    started_at: datetime,
+) -> Report:
+    """Counts what the tables hold now, and saves what was found as a certificate."""
+    schema = source.mirror.schema
+    async with source.pool.acquire() as connection:
+        for report in reports.values():
+            table = source.wanted[report.table]
+            dated = any(c.name == "created" and c.type == "timestamptz" for c in table.columns)
+            span = "min(created), max(created)" if dated else "NULL, NULL"
+            row = await connection.fetchrow(
+                f"SELECT count(*), {span} FROM {qualified(schema, table.name)}"
+            )
+            assert row is not None  # noqa: S101 (an aggregate has one row)
+            report.rows, report.oldest, report.newest = row
+            report.requests = requests.get(report.table, 0)
+            if report.rows and not report.listed and report.unchecked == report.rows:
+                report.state = "unverified"
+        proven = [source.wanted[r.table] for r in reports.values() if r.state != "unverified"]
+        found = Report(
+            schema=schema,
+            since=since,
+            started_at=started_at,
+            finished_at=started_at,
+            tables=reports,
+            requests=sum(requests.values()),
+            digest=await digest(connection, schema, proven),
+        )
+        found.finished_at = await connection.fetchval("SELECT clock_timestamp()")
+        await save_certificate(connection, schema, _certificate(found))
+    return found
+
+
+def _certificate(found: Report) -> Certificate:
+    tables: dict[str, dict[str, object]] = {
+        r.table: {
+            "state": r.state,
+            "rows": r.rows,
+            "listed": r.listed,
+            "differences": r.differences,
+            "repaired": len(r.repaired),
+            "unchecked": r.unchecked,
+            "from": r.oldest,
+            "to": r.newest,
+        }
+        for r in found.tables.values()
+    }
+    return Certificate(
+        found.started_at,
+        found.finished_at,
+        tables,
+        found.differences,
+        found.repaired,
+        found.digest,
+    )

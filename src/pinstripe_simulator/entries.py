@@ -1,0 +1,106 @@
+"""Amounts of computed objects, and the balance transactions that they make.
+
+Of each hundred balance transactions `coherence.PATTERN` says which kind of object each came from; both
+ways are arithmetic. Charges that failed made none: their entries are Stripe's own fees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pinstripe_simulator import coherence
+from pinstripe_simulator.money import amount_of, fee_of
+from pinstripe_simulator.relations import Interleaved
+from pinstripe_simulator.table import Table
+from pinstripe_simulator.template import Filler
+
+_AVAILABLE_AFTER_S = 172_800
+_AMOUNT_FROM = {"charge": "payment_intent", "refund": "charge"}
+_TABLE = "balance_transaction"
+
+
+class Entries:
+    """The money of `tables`. `now` gives Unix seconds on Stripe's clock."""
+
+    def __init__(self, tables: Mapping[str, Table], now: Callable[[], int]) -> None:
+        self._tables = tables
+        self._now = now
+        counts = {name: tables[name].base for name in coherence.SOURCES}
+        self._links = Interleaved(coherence.PATTERN, counts, tables[_TABLE].base)
+        self._last: tuple[int, tuple[str, int] | None] = (-1, None)
+
+    def fillers(self) -> Mapping[str, Callable[[Table], Filler]]:
+        """Holes that hold money or name balance transactions."""
+        return {
+            "amount": lambda t: lambda i, c: b"%d" % self.amount(t, i),
+            "entry": self._entry,
+            "entry-amount": lambda t: lambda i, c: b"%d" % self._amount(i),
+            "fee": lambda t: lambda i, c: b"%d" % fee_of(self._amount(i)),
+            "net": lambda t: lambda i, c: b"%d" % self._net(i),
+            "source": lambda t: lambda i, c: self._source_id(i),
+            "entry-type": lambda t: lambda i, c: b'"%b"' % self._type(i).encode(),
+            "entry-status": lambda t: lambda i, c: b'"%b"' % self.status(c).encode(),
+        }
+
+    def amount(self, table: Table, index: int) -> int:
+        """A refund has its charge's amount, a charge its payment intent's."""
+        while (field := _AMOUNT_FROM.get(table.kind.name)) is not None:
+            relation, target = table.links[field]
+            at = relation.to(index)
+            if at is None:
+                break
+            table, index = self._tables[target], at
+        return amount_of(index)
+
+    def of(self, source: str) -> int | None:
+        """The balance transaction that the object with that id made, if it is from the start."""
+        for name in coherence.SOURCES:
+            position = self._tables[name].position(source)
+            if position is not None and position < self._tables[name].base:
+                return self._links.entry(name, position)
+        return None
+
+    def status(self, created: int, available_on: int | None = None) -> str:
+        """Turns by itself on the day, and no event tells of it; only a re-list shows it."""
+        due = created + _AVAILABLE_AFTER_S if available_on is None else available_on
+        return "available" if due <= self._now() else "pending"
+
+    def _entry(self, table: Table) -> Filler:
+        there = self._tables[_TABLE]
+
+        def fill(index: int, created: int) -> bytes:
+            at = self._links.entry(table.name, index)
+            return b"null" if at is None else there.quoted(at)
+
+        return fill
+
+    def _source(self, entry: int) -> tuple[str, int] | None:
+        """Table and index of what a balance transaction is for."""
+        if self._last[0] == entry:  # Five holes of one object ask this.
+            return self._last[1]
+        found = self._links.source(entry)
+        if found is not None:
+            table = self._tables[found[0]]
+            if table.sample(table.variant(found[1])).get(_TABLE) is None:
+                found = None
+        self._last = (entry, found)
+        return found
+
+    def _type(self, entry: int) -> str:
+        found = self._source(entry)
+        return found[0] if found else "stripe_fee"
+
+    def _amount(self, entry: int) -> int:
+        found = self._source(entry)
+        if found is None:
+            return -amount_of(entry) % 500 - 500
+        amount = self.amount(self._tables[found[0]], found[1])
+        return amount if found[0] == "charge" else -amount
+
+    def _net(self, entry: int) -> int:
+        amount = self._amount(entry)
+        return amount - fee_of(amount)
+
+    def _source_id(self, entry: int) -> bytes:
+        found = self._source(entry)
+        return b"null" if found is None else self._tables[found[0]].quoted(found[1])

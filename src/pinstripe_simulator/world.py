@@ -1,0 +1,85 @@
+"""The account's objects as one whole: find, read, count, change.
+
+Behaviours change objects through `World.save`, `World.make` and `World.remove` only, so that
+lists, nested lists, filters and the truth that tests compare with all see the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from pinstripe.catalog.model import Spec
+from pinstripe_simulator.build import Plan, build_tables
+from pinstripe_simulator.objects import Objects
+from pinstripe_simulator.replica import History
+from pinstripe_simulator.routes import Routes
+from pinstripe_simulator.table import StripeObject, Table
+
+
+class World:
+    """All tables of one account. `now` gives Unix seconds on Stripe's clock."""
+
+    def __init__(self, spec: Spec, plan: Plan, now: Callable[[], int]) -> None:
+        self.routes = Routes(spec)
+        self.plan = plan
+        self.now = now
+        self.tables = build_tables(self.routes, plan)
+        self.history = History()
+        for table in self.tables.values():
+            table.history = self.history
+        self.objects = Objects(self.tables, self.routes, now)
+        self.unsettled: deque[tuple[int, str]] = deque()
+        """Charges captured as `automatic_async` that have no balance transaction yet, each with
+        the second in which it comes."""
+        self.settle_s = 0
+        self._named: dict[str, list[Table]] = {}
+        for table in self.tables.values():
+            self._named.setdefault(table.kind.name, []).append(table)
+
+    def tables_of(self, type_name: str) -> list[Table]:
+        """The table of a type; several where nested lists share it."""
+        return self._named.get(type_name, [])
+
+    def find(self, type_name: str, id: str) -> tuple[Table, int] | None:
+        """Where the object of that type and id is or was."""
+        for table in self.tables_of(type_name):
+            position = table.position(id)
+            if position is not None:
+                return table, position
+        return None
+
+    def get(self, type_name: str, id: str) -> StripeObject | None:
+        """The object, or None if it does not exist (any more)."""
+        found = self.find(type_name, id)
+        if found is None or found[0].gone(found[1]):
+            return None
+        return self.objects.load(*found)
+
+    def truth(self, type_name: str) -> Iterator[StripeObject]:
+        """Every object of the type as a retrieve would show it, oldest first."""
+        for table in self.tables_of(type_name):
+            for position in range(table.total):
+                if not table.gone(position):
+                    yield self.objects.load(table, position)
+
+    def counts(self) -> dict[str, int]:
+        """Objects per type that exist now."""
+        return {
+            name: sum(table.count() for table in tables) for name, tables in self._named.items()
+        }
+
+    def make(self, table: Table, *, id: str = "", parent: str = "") -> tuple[int, str]:
+        """Position and id of a new object, which the caller must `save`."""
+        position = table.add(self.now(), id)
+        if parent:
+            table.adopt(position, parent)
+        return position, table.id_at(position)
+
+    def save(self, table: Table, position: int, changed: StripeObject) -> None:
+        """Keep `changed` as the object at `position`."""
+        table.store(position, self.objects.strip(table, changed))
+
+    def remove(self, table: Table, position: int) -> None:
+        """The object at `position` no longer exists."""
+        table.delete(position, self.now())

@@ -1,0 +1,205 @@
+"""Random lives of objects of every type that events carry, and a journal of what became of their rows.
+
+A life is a birth where events announce one, changes that each leave a mark in a field of the object,
+and a death where events tell of one. Each event takes its type from the catalog, so every type of event
+that names an object comes up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from random import Random
+
+from pinstripe.catalog.model import object_types, spec
+from pinstripe.catalog.relations import with_events
+from pinstripe.catalog.tables import table_of_object, tables
+from pinstripe.store.pool import Connection
+from pinstripe_simulator.events import Cause, difference
+from pinstripe_simulator.ledger import Ledger
+from pinstripe_simulator.server import Running
+from pinstripe_simulator.table import StripeObject
+from pinstripe_simulator.values import HOSTILE
+
+_BIRTHS = ("created", "opened", "attached", "succeeded")
+# What these say is not what the object is from then on.
+_NO_STATES = frozenset({"invoice.upcoming"})
+# Stripe has one of each, with an address of its own.
+SINGLE = frozenset({"balance", "balance_settings", "tax.settings"})
+# Neither a table of its own nor an id: what it holds is (an entitlement).
+WITHOUT_ROWS = frozenset(
+    {"billing.alert_triggered", "entitlements.active_entitlement_summary", "cash_balance"}
+)
+
+_numbers = itertools.count(1)
+
+_JOURNAL = """
+CREATE TABLE IF NOT EXISTS public.journal (at bigserial, tab text, id text, mark text, dead boolean);
+CREATE OR REPLACE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO public.journal (tab, id, mark, dead) VALUES (TG_TABLE_NAME, NEW.id,
+    to_jsonb(NEW) ->> TG_ARGV[0], coalesce((to_jsonb(NEW) ->> 'deleted')::boolean, false));
+  RETURN NEW;
+END $$;
+"""
+
+
+def lively_types() -> list[str]:
+    """Every object type that events carry and whose objects have rows with ids."""
+    return sorted(with_events() - SINGLE - WITHOUT_ROWS)
+
+
+@cache
+def event_types(name: str) -> tuple[str, ...]:
+    """The types of events that carry objects of this type."""
+    return tuple(e.name for e in spec().events if name in e.carries and e.name not in _NO_STATES)
+
+
+@cache
+def mark_field(name: str) -> str:
+    """A field of the type that can hold any mark; "" if there is none."""
+    fields = {f.name: f for f in object_types()[name].fields}
+    columns = {c.name for c in tables()[table_of_object()[name]].columns if len(c.path) == 1}
+    for wanted in ("metadata", "description", "nickname", "name", "title", "statement_descriptor"):
+        if wanted in fields and wanted in columns:
+            return wanted
+    for found in fields.values():
+        free = found.kind == "string" and not found.enum and found.name not in ("id", "object")
+        if free and found.name in columns:
+            return found.name
+    whole = ("amount", "expires_at", "deletes_after", "frozen_time", "last_ping_at")
+    return next((f for f in whole if f in fields and f in columns), "")
+
+
+@dataclass
+class Histories:
+    """Makes things happen. `marks`: (table, id, mark) -> the second in which the object was so."""
+
+    sim: Running
+    marks: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    touched: dict[str, set[str]] = field(default_factory=dict)
+    happened: set[str] = field(default_factory=set)
+    _number: int = 0
+    """Of the last mark. No two of one run are the same, whoever makes them."""
+
+    def life(self, name: str, dice: Random, steps: int) -> None:
+        """`steps` events of one object, some of them in the same second."""
+        found = self._object(name, dice)
+        for _ in range(steps):
+            found = self._step(name, found, dice)
+            if not found:
+                return
+            self.sim.control.clock(step_s=dice.choice((0, 0, 1, 2)))
+
+    def _object(self, name: str, dice: Random) -> StripeObject:
+        """A new one, or one that has been there."""
+        world = self.sim.account.world
+        table = dice.choice(world.tables_of(name))
+        births = [e for e in event_types(name) if e.rsplit(".", 1)[-1] in _BIRTHS]
+        if births and (dice.random() < 0.5 or not table.count()):
+            parent, under = "", ""
+            if table.parent is not None:
+                under = table.parent[1]
+                holders = list(world.truth(under))
+                parent = str(dice.choice(holders)["id"])
+            made = self._ledger(dice).make(name, {}, parent=parent, under=under, event="")
+            self._tell(dice.choice(births), made, dice, None)
+            return made
+        living = [p for p in range(table.total) if not table.gone(p)]
+        return world.objects.load(table, dice.choice(living)) if living else {}
+
+    def _step(self, name: str, found: StripeObject, dice: Random) -> StripeObject:
+        if not found:
+            return {}
+        deadly = [e for e in event_types(name) if _kills(name, e)]
+        if deadly and dice.random() < 0.15:
+            self._ledger(dice).delete(found, event="")
+            self._tell(dice.choice(deadly), found, dice, None)
+            return {}
+        changes = [e for e in event_types(name) if not _kills(name, e)]
+        changes = [e for e in changes if e.rsplit(".", 1)[-1] != "created"]
+        if not changes:
+            return {}
+        chosen = dice.choice(changes)
+        self._number = next(_numbers)
+        before = self.sim.account.world.get(name, str(found["id"])) or found
+        mark = mark_field(name)
+        made = {mark: self._mark(mark, found, dice)} if mark else {}
+        after = self._ledger(dice).change(found, made, event="")
+        previous = difference(before, after) if chosen.endswith("updated") else None
+        self._tell(chosen, after, dice, previous)
+        return after
+
+    def _mark(self, name: str, found: StripeObject, dice: Random) -> object:
+        if name == "metadata":
+            return {"mark": str(self._number), "text": HOSTILE[dice.randrange(16)]}
+        if isinstance(found.get(name), int):
+            return 1_000_000 + self._number
+        return f"mark {self._number}"
+
+    def _tell(
+        self, event: str, found: StripeObject, dice: Random, previous: StripeObject | None
+    ) -> None:
+        cause = self._cause(dice)
+        log = self.sim.account.events
+        told = log.add(event, found, previous=previous, cause=cause)
+        assert told is not None, event
+        self.happened.add(event)
+        name, key = str(found["object"]), str(found["id"])
+        self.touched.setdefault(name, set()).add(key)
+        mark = mark_field(name)
+        if mark:
+            shown = _shown(found.get(mark))
+            self.marks[table_of_object()[name], key, shown] = int(str(told["created"]))
+
+    def _cause(self, dice: Random) -> Cause:
+        return Cause(self.sim.account.request_id() if dice.random() < 0.7 else None, None)
+
+    def _ledger(self, dice: Random) -> Ledger:
+        return Ledger(self.sim.account.world, self.sim.account.events, self._cause(dice))
+
+
+def _kills(name: str, event: str) -> bool:
+    return event.endswith(".deleted") and object_types()[name].deletable
+
+
+def _shown(value: object) -> str:
+    """As the journal shows it: metadata by the number that it carries."""
+    if isinstance(value, dict):
+        return str(value.get("mark") or json.dumps(value, sort_keys=True))
+    return str(value)
+
+
+async def keep_journal(connection: Connection, names: Sequence[str]) -> None:
+    """From now on every state of every row of these types is noted, in order."""
+    await connection.execute(_JOURNAL)
+    for name in names:
+        table, mark = table_of_object()[name], mark_field(name)
+        if mark:
+            await connection.execute(
+                f'CREATE TRIGGER noted AFTER INSERT OR UPDATE ON stripe."{table}"'
+                f" FOR EACH ROW EXECUTE FUNCTION public.note('{mark}')"
+            )
+
+
+async def steps_back(connection: Connection, made: Histories) -> list[str]:
+    """Where a row went to a state that was surely older than the one before, or rose from the dead."""
+    found: list[str] = []
+    last: dict[tuple[str, str], tuple[int, bool]] = {}
+    for tab, key, mark, dead in await connection.fetch(
+        "SELECT tab, id, mark, dead FROM public.journal ORDER BY at"
+    ):
+        shown = mark
+        if mark and mark.startswith("{"):
+            shown = _shown(json.loads(mark))
+        second, was_dead = last.get((tab, key), (0, False))
+        now = made.marks.get((tab, key, str(shown)), second)
+        if now < second:
+            found.append(f"{tab} {key}: from second {second} to {now} ({mark})")
+        if was_dead and not dead:
+            found.append(f"{tab} {key}: rose from the dead")
+        last[tab, key] = (max(now, second), dead)
+    return found

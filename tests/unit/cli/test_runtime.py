@@ -1,0 +1,57 @@
+"""Errors as messages: the right one out of many, without secrets, with its exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pinstripe.cli.runtime import UNEXPECTED, report, root_cause
+from pinstripe.errors import Misconfigured, Unreachable, Unwritable
+
+SECRET = "sk_test_thisisthesecretofatest123"
+
+
+def test_our_own_error_is_found_inside_groups_of_others() -> None:
+    ours = Unwritable("The disk is full.", hint="Make room.")
+    inner = ExceptionGroup("inner", [ValueError("x"), ours])
+    assert root_cause(BaseExceptionGroup("outer", [inner])) is ours
+
+
+def test_a_plain_error_is_its_own_cause() -> None:
+    error = Unreachable("gone")
+    assert root_cause(error) is error
+
+
+def test_an_expected_error_has_message_remedy_and_code_and_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = report(Misconfigured("No key.", hint="Set one."), as_json=False, debug=False)
+    out, err = capsys.readouterr()
+    assert (code, out, err) == (2, "", "error: No key.\n  remedy: Set one.\n")
+
+
+def test_an_unexpected_error_is_one_line_and_never_shows_a_secret(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = report(RuntimeError(f"key {SECRET}\nmore"), as_json=True, debug=False)
+    out, err = capsys.readouterr()
+    assert code == UNEXPECTED
+    assert SECRET not in out + err
+    assert "--debug" in err
+    assert json.loads(out)["error"]["exit_code"] == UNEXPECTED
+
+
+def test_debug_shows_the_traceback_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RuntimeError(SECRET)
+    except RuntimeError as error:
+        report(error, as_json=False, debug=True)
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert SECRET not in err
+
+
+def test_an_error_without_any_text_is_reported_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(RuntimeError(), as_json=False, debug=False) == UNEXPECTED
+    assert "RuntimeError" in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""Every object of a list is delivered, whatever is cut, killed, made or deleted meanwhile."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.sync.backfill.stripe_list import CHARGES, PLAIN, Copier, StripeList
+
+from pinstripe.client.decode import StripeObject
+from pinstripe.errors import Drifted
+from pinstripe.store.cursors import Checkpoint
+from pinstripe.sync.backfill.list_stream import Listing
+
+START = 1_700_000_000
+DAY = 86_400
+
+# Runs of objects: (how many, over how many seconds). Bursts, plains, gaps.
+_RUNS = st.lists(
+    st.tuples(st.integers(1, 700), st.sampled_from([1, 2, 60, 3_600, DAY, 40 * DAY])), max_size=6
+)
+
+
+def _seconds(runs: list[tuple[int, int]], dice: Random) -> list[int]:
+    found: list[int] = []
+    at = START
+    for count, span in runs:
+        found += [at + dice.randrange(span) for _ in range(count)]
+        at += span
+    return found
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    runs=_RUNS,
+    seed=st.integers(0, 2**32),
+    concurrency=st.integers(1, 12),
+    created=st.booleans(),
+    birth=st.sampled_from([0, START - DAY]),
+)
+def test_every_object_is_delivered_whatever_happens_meanwhile(
+    runs: list[tuple[int, int]], seed: int, concurrency: int, created: bool, birth: int
+) -> None:
+    dice = Random(seed)
+    seconds = _seconds(runs, dice)
+    now = max(seconds, default=START) + 1
+    stripe = StripeList(seconds)
+    at_start = set(stripe.objects)
+    copier = Copier(stripe, CHARGES if created else PLAIN, ceiling=now, birth=birth)
+    kills = 0
+    for _ in range(40 * (len(seconds) // 100 + 10)):
+        if copier.listing.finished:
+            break
+        act = dice.random()
+        if act < 0.45 and len(copier.in_flight) < concurrency:
+            copier.ask()
+        elif act < 0.75 and copier.in_flight:
+            copier.receive(dice.randrange(len(copier.in_flight)))
+        elif act < 0.85 and copier.received:
+            copier.submit(dice)
+        elif act < 0.95 and copier.lane:
+            copier.commit(dice.randint(1, len(copier.lane)))
+        elif act < 0.97:
+            now += dice.randrange(3)
+            stripe.create(now)
+        elif act < 0.985 and stripe.objects:
+            stripe.delete(dice.choice(stripe.objects))
+        elif act < 0.99 and kills < 6:
+            copier.kill()
+            kills += 1
+    copier.run(dice, concurrency=concurrency)
+    assert at_start - stripe.deleted <= copier.rows
+    assert copier.listing.checkpoint([]).state == "done"
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs=_RUNS, seed=st.integers(0, 2**32), at=st.integers(0, 60))
+def test_a_process_that_is_killed_anywhere_goes_on_from_what_was_committed(
+    runs: list[tuple[int, int]], seed: int, at: int
+) -> None:
+    dice = Random(seed)
+    stripe = StripeList(_seconds(runs, dice))
+    copier = Copier(stripe)
+    for _ in range(at):
+        copier.ask()
+        if copier.in_flight and dice.random() < 0.8:
+            copier.receive(dice.randrange(len(copier.in_flight)))
+        if copier.received and dice.random() < 0.8:
+            copier.submit(dice)
+        if copier.lane and dice.random() < 0.5:
+            copier.commit(dice.randint(1, len(copier.lane)))
+    kept = set(copier.rows)
+    copier.kill()
+    copier.run(dice, concurrency=4)
+    assert copier.rows == set(stripe.objects)
+    assert kept <= copier.rows
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 200, 201])
+def test_small_lists_take_the_pages_that_they_need(count: int) -> None:
+    stripe = StripeList([START + n for n in range(count)])
+    needed = max(1, -(-count // 100))
+    alone = Copier(stripe)
+    alone.run(Random(1), concurrency=1)
+    assert alone.requests == needed
+    # With requests to spare a few look for what may lie below.
+    copier = Copier(stripe)
+    copier.run(Random(1), concurrency=8)
+    assert alone.rows == copier.rows == set(stripe.objects)
+    assert copier.requests <= needed + 4
+
+
+def test_a_second_with_thousands_of_objects_is_paged_by_cursor() -> None:
+    stripe = StripeList([START] * 5_000)
+    copier = Copier(stripe)
+    copier.run(Random(1), concurrency=8)
+    assert copier.rows == set(stripe.objects)
+    assert copier.requests <= 50 + 5
+
+
+def test_a_page_out_of_order_does_not_end_its_range() -> None:
+    # Objects on a test clock have a time of their own: the list's order is that of their making.
+    listing = Listing.fresh(CHARGES, "charge", ceiling=START)
+    claim = listing.claim(cut=False)
+    assert claim is not None
+    listing.received(claim.range, [{"created": START}], has_more=True, after="ch_1")
+    claim.range.gte = START - 10 * DAY
+    ages = [0, 900, 1, 800]
+    odd: list[StripeObject] = [{"created": START - days * DAY} for days in ages]
+    step = listing.received(claim.range, odd, has_more=True, after="ch_5")
+    assert not step.done
+
+
+def test_a_list_that_goes_on_but_not_from_where_is_an_error() -> None:
+    listing = Listing.fresh(CHARGES, "charge", ceiling=START)
+    claim = listing.claim(cut=False)
+    assert claim is not None
+    with pytest.raises(Drifted, match="goes on"):
+        listing.received(claim.range, [{"created": START}], has_more=True, after=None)
+
+
+def test_a_cursor_that_cannot_be_read_says_what_to_do() -> None:
+    cursor = Checkpoint("/v1/charges", "running", position={"odd": 1})
+    with pytest.raises(Drifted, match="cannot be read") as caught:
+        Listing.resumed(CHARGES, "charge", cursor)
+    assert "pinstripe.cursor" in caught.value.hint
+
+
+def test_a_tail_reads_what_was_created_since_and_nothing_older() -> None:
+    done = Checkpoint("/v1/charges", "done", rows=7, requests=3, as_of=float(START))
+    listing = Listing.tail(CHARGES, "charge", done, since=START, ceiling=START + DAY)
+    claim = listing.claim(cut=True)
+    assert claim is not None
+    assert claim.params == [("limit", "100"), ("created[gte]", str(START))]
+    assert (listing.rows, listing.requests) == (7, 3)
+    assert listing.checkpoint([]).position == {
+        "table": "charge",
+        "ceiling": START + DAY,
+        "todo": [(START, None, None, None)],
+    }

@@ -1,0 +1,75 @@
+"""Questions that many ask at once are asked once, and never of an answer that began before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+import pytest
+
+from pinstripe.concurrency import Together
+
+
+class Answers:
+    """Gives each question a number, when it is let go on."""
+
+    def __init__(self) -> None:
+        self.asked: list[set[str]] = []
+        self.began = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, keys: Collection[str]) -> Mapping[str, int]:
+        self.asked.append(set(keys))
+        number = len(self.asked)
+        self.began.set()
+        await self.go_on.wait()
+        return dict.fromkeys(keys, number)
+
+
+async def test_who_asks_while_an_answer_is_made_gets_the_next() -> None:
+    answers = Answers()
+    together = Together(answers)
+    first = [asyncio.create_task(together.ask(key)) for key in ("a", "b", "a")]
+    await answers.began.wait()
+    later = [asyncio.create_task(together.ask("a")) for _ in range(100)]
+    await asyncio.sleep(0)
+    answers.go_on.set()
+    assert await asyncio.gather(*first) == [1, 1, 1]
+    assert set(await asyncio.gather(*later)) == {2}
+    assert answers.asked == [{"a", "b"}, {"a"}]
+    assert together.is_idle
+
+
+async def test_one_who_gives_up_takes_nothing_from_the_others() -> None:
+    answers = Answers()
+    together = Together(answers)
+    gone, stays = (asyncio.create_task(together.ask("a")) for _ in range(2))
+    await answers.began.wait()
+    gone.cancel()
+    answers.go_on.set()
+    assert await stays == 1
+
+
+async def test_an_error_goes_to_all_who_asked_and_the_next_question_is_asked() -> None:
+    failing = True
+
+    async def answer(keys: Collection[str]) -> Mapping[str, int]:
+        if failing:
+            raise ValueError("no")
+        return dict.fromkeys(keys, 1)
+
+    together = Together(answer)
+    together.nudge("a")
+    with pytest.raises(ValueError, match="no"):
+        await together.ask("a")
+    failing = False
+    assert await together.ask("a") == 1
+
+
+async def test_closing_ends_what_is_asked() -> None:
+    together = Together(Answers())
+    asking = asyncio.create_task(together.ask("a"))
+    await asyncio.sleep(0)
+    await together.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
