@@ -17,7 +17,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Together(Generic[K, V]):
+class Coalescer(Generic[K, V]):
     """One kind of question. `answer` gets the keys of all who wait, each once."""
 
     def __init__(
@@ -40,11 +40,11 @@ class Together(Generic[K, V]):
         """Whether nobody waits."""
         return self._asking is None
 
-    async def ask(self, key: K) -> V:
+    async def get(self, key: K) -> V:
         """What a question that begins after this call answers for `key`. Errors go to all who asked."""
         return await asyncio.shield(self._asked(key))
 
-    def nudge(self, key: K) -> None:
+    def trigger(self, key: K) -> None:
         """As `ask`, for who does not care for the answer."""
         self._asked(key)
 

@@ -47,7 +47,7 @@ def make_private(directory: Path) -> None:
             each.chmod(0o700)
 
 
-class Secrecy:
+class Encryptor:
     """Seals and opens texts. Reads no file before it has to."""
 
     def __init__(self, keys: Sequence[str], path: Path) -> None:

@@ -25,15 +25,15 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, proxy_for
-from pinstripe.client.client import Stripe
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.refusals import remember_refusals
-from pinstripe.source.resolve import settle
+from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
-from pinstripe.store.cursors import load_copied, note_copied
+from pinstripe.store.cursors import load_loaded, mark_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.emptied import forget_emptied, note_filled
 from pinstripe.store.leases import Held, Lease, leading
@@ -46,11 +46,11 @@ from pinstripe.store.migrate import (
 )
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.syncs import check_owner, claim
-from pinstripe.sync.backfill.backfill import Backfill, Outcome
-from pinstripe.sync.events.poller import Pace
+from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
+from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.follower import Follower
-from pinstripe.sync.heartbeat import Telling
-from pinstripe.sync.read_quota import Allowance
+from pinstripe.sync.heartbeat import HeartbeatWriter
+from pinstripe.sync.read_quota import ReadQuota
 
 _BURST_S = 0.25
 """How long a stall of the process (a large batch, a busy machine) costs no request."""
@@ -74,13 +74,13 @@ class Service:
     config: Config
     account: Account
     database: Database
-    stripe: Stripe
-    budget: Budget
+    stripe: StripeClient
+    budget: RateLimiter
     pool: Pool
     source: Source
     backfill: Backfill
 
-    async def backfilled(self, *, followed: bool) -> Outcome:
+    async def backfilled(self, *, followed: bool) -> BackfillResult:
         """Runs the backfill to its end; what is copied whole then is written down as copied."""
         outcome = await self.backfill.run(followed=followed)
         mirror = self.source.mirror
@@ -88,7 +88,7 @@ class Service:
             await note_filled(connection, mirror.schema, mirror.tables)
         if outcome.complete:
             async with self.source.transaction() as connection:
-                await note_copied(connection, mirror.schema, sorted(mirror.loading))
+                await mark_loaded(connection, mirror.schema, sorted(mirror.loading))
         mirror.loading &= outcome.unfinished
         return outcome
 
@@ -99,12 +99,12 @@ class Service:
             self.source,
             self.budget,
             since=float(since),
-            pace=Pace(
+            pace=PollIntervals(
                 poll_s=self.config.poll_interval,
                 window_s=self.config.event_window,
                 near_window_s=min(60.0, self.config.event_window),
             ),
-            allowance=Allowance(
+            read_quota=ReadQuota(
                 self.pool,
                 self.config.schema,
                 self.stripe.requests,
@@ -115,9 +115,9 @@ class Service:
             keep_changes=timedelta(days=self.config.change_days) if self.config.changes else None,
         )
 
-    def telling(self, follower: Follower) -> Telling:
+    def telling(self, follower: Follower) -> HeartbeatWriter:
         """What tells the database how this process stands; run it beside the follower."""
-        return Telling(self.source, self.budget, self.backfill, follower)
+        return HeartbeatWriter(self.source, self.budget, self.backfill, follower)
 
 
 @asynccontextmanager
@@ -174,7 +174,7 @@ def api_key(config: Config) -> ApiKey:
     return ApiKey.parse(config.api_key)
 
 
-async def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
+async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
     """Stripe and the mirror, each knowing of the other; fenced, if this process leads."""
     source = Source(stripe, mirror, mirror.tables, pool)
     await remember_refusals(source, leads=held is not None)
@@ -183,8 +183,8 @@ async def _joined(stripe: Stripe, mirror: Mirror, pool: Pool, held: Held | None)
         source.fence = held.check
         # The first copy of a table is no change; what events do to it meanwhile is.
         async with pool.acquire() as connection:
-            mirror.loading |= set(mirror.tables) - await load_copied(connection, mirror.schema)
-    mirror.settle = partial(settle, source)
+            mirror.loading |= set(mirror.tables) - await load_loaded(connection, mirror.schema)
+    mirror.resolve = partial(resolve, source)
     if held is not None:
         mirror.mend = partial(_mend, source)
     return source
@@ -214,9 +214,9 @@ async def _pools(url: str, name: str) -> AsyncIterator[tuple[Pool, Pool]]:
         yield live, bulk
 
 
-def stripe_for(config: Config, key: ApiKey, budget: Budget) -> Stripe:
+def stripe_for(config: Config, key: ApiKey, budget: RateLimiter) -> StripeClient:
     """The account at Stripe that the settings name, asked in our own API version. Not open yet."""
-    return Stripe(
+    return StripeClient(
         key,
         api_version=spec().api_version,
         budget=budget,
@@ -226,7 +226,7 @@ def stripe_for(config: Config, key: ApiKey, budget: Budget) -> Stripe:
     )
 
 
-def budget_for(config: Config, key: ApiKey) -> Budget:
+def budget_for(config: Config, key: ApiKey) -> RateLimiter:
     """The one budget of the account.
 
     What the user sets up to Stripe's own limit must not pass it in any second, timers being late
@@ -234,7 +234,7 @@ def budget_for(config: Config, key: ApiKey) -> Budget:
     """
     account, endpoint = config.rates(key.mode)
     files = None if endpoint is None else min(endpoint, _below(_FILES_CEILING))
-    return Budget(
+    return RateLimiter(
         account_rate=None if account is None else min(account, _below(ACCOUNT_CEILING)),
         endpoint_rate=None if endpoint is None else min(endpoint, _below(ENDPOINT_CEILING)),
         own_rates={} if files is None else {"GET /v1/files": files},

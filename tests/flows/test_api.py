@@ -273,17 +273,17 @@ async def test_a_browser_may_not_show_what_stripe_serves_as_a_page(
 
 
 async def test_a_sync_is_added_paused_resumed_and_removed(sim: Running, here: ApiService) -> None:
-    wish = {
+    options = {
         "id": "second",
         "api_key": sim.key,
         "stripe_url": sim.url,
         "settings": {"tables": "customer,event"},
         "webhook_secrets": ["whsec_abcdefgh12345678"],
     }
-    added = await here.http.post("/api/syncs", json=wish)
+    added = await here.http.post("/api/syncs", json=options)
     assert added.status_code == 201, added.text
     assert (added.json()["account_id"], added.json()["webhook_secrets"]) == (sim.account.id, 1)
-    again = await here.http.post("/api/syncs", json=wish)
+    again = await here.http.post("/api/syncs", json=options)
     assert (again.status_code, again.json()["error"]["code"]) == (400, "misconfigured")
     paused = await here.http.post("/api/syncs/second/pause")
     assert paused.json()["paused"] is True
@@ -303,8 +303,8 @@ async def test_a_sync_is_added_paused_resumed_and_removed(sim: Running, here: Ap
 
 
 async def test_a_wrong_key_is_told_from_a_wrong_request(sim: Running, here: ApiService) -> None:
-    wish = {"id": "third", "api_key": "sk_test_" + "x" * 24, "stripe_url": sim.url}
-    answer = await here.http.post("/api/syncs", json=wish)
+    options = {"id": "third", "api_key": "sk_test_" + "x" * 24, "stripe_url": sim.url}
+    answer = await here.http.post("/api/syncs", json=options)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "wrong_key"), answer.text
 
 

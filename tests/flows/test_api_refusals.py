@@ -23,7 +23,7 @@ from pinstripe_simulator.server import Running, running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PATHS = sorted({endpoint.path for endpoint in ROUTES})
-ADMINS = [endpoint for endpoint in ROUTES if endpoint.door == "admin"]
+ADMINS = [endpoint for endpoint in ROUTES if endpoint.policy == "admin"]
 BODIES = [endpoint for endpoint in ROUTES if endpoint.body is not None]
 AUTH = {"Authorization": f"Bearer {ADMIN}"}
 

@@ -115,9 +115,9 @@ async def test_a_follower_that_was_away_for_long_ends_in_the_same_state(
             assert (await service.backfilled(followed=True)).complete
             follower.backfilled()
             sim.control.edit("customer", silent=False)
-            await follower.live.sweep(start)
-            await follower.todos.idle()
-            await service.source.mirror.settled()
+            await follower.poller.read_lookback(start)
+            await follower.refetches.idle()
+            await service.source.mirror.wait_resolved()
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

@@ -11,7 +11,7 @@ import pytest
 from tests.flows.harness.copying import copy, copying, make_schema
 from tests.flows.truth import differences
 
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -203,7 +203,7 @@ async def test_a_long_list_under_limits_takes_few_requests_more_than_it_needs(
     mix = {"customer": 300, "charge": 12_000, "v2.core.account": 250}
     async with running(Settings(until=NOON, mix=mix, connected=False)) as sim:
         await make_schema(database)
-        budget = Budget(account_rate=400, endpoint_rate=200)
+        budget = RateLimiter(account_rate=400, endpoint_rate=200)
         async with copying(database, sim, budget=budget) as backfill:
             outcome = await backfill.run()
     [charges] = [s for s in outcome.streams if s.stream == "/v1/charges"]

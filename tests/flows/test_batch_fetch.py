@@ -12,7 +12,7 @@ from tests.flows.harness.live_account import Copy, open_copy, quiet
 from tests.flows.truth import differences
 
 from pinstripe.store.pool import connect
-from pinstripe.store.refetch import Todo, add_todos, load_todos
+from pinstripe.store.refetch import Refetch, add_refetches, load_refetches
 from pinstripe.sync.refetch import batch_fetch
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.faults import Fault
@@ -36,20 +36,20 @@ def asked(sim: Running) -> dict[str, int]:
 
 async def made(copy: Copy, count: int = MANY) -> list[str]:
     """So many customers, one after the other; their events are applied and nothing is fetched yet."""
-    reply = [
+    response = [
         await copy.source.stripe.post(
             "/v1/customers", [("name", f"n{n}")], endpoint="POST /v1/customers"
         )
         for n in range(count)
     ]
-    return [r.body.split(b'"id": "', 1)[1].split(b'"', 1)[0].decode() for r in reply]
+    return [r.body.split(b'"id": "', 1)[1].split(b'"', 1)[0].decode() for r in response]
 
 
 async def followed(copy: Copy, start: float) -> None:
     """Applies the events since then, and works off what they ask for."""
-    live, todos = copy.live(int(start))
-    await live.sweep(start)
-    await asyncio.gather(todos.work_off(), quiet(copy, todos))
+    live, refetches = copy.live(int(start))
+    await live.read_lookback(start)
+    await asyncio.gather(refetches.work_off(), quiet(copy, refetches))
 
 
 async def test_objects_made_together_are_fetched_together(sim: Running, database: str) -> None:
@@ -63,7 +63,7 @@ async def test_objects_made_together_are_fetched_together(sim: Running, database
         # With what only an expanded answer shows.
         assert await differences(database, sim, among={"customer": set(keys)}) == {}
         async with connect(database) as pg:
-            assert await load_todos(pg, "stripe") == []
+            assert await load_refetches(pg, "stripe") == []
 
 
 async def test_what_the_list_does_not_show_is_asked_for(sim: Running, database: str) -> None:
@@ -78,7 +78,7 @@ async def test_what_the_list_does_not_show_is_asked_for(sim: Running, database: 
         async with connect(database) as pg:
             flagged = await pg.fetch("SELECT id FROM stripe.customer WHERE deleted")
             assert {row[0] for row in flagged} == set(keys[:3])
-            assert await load_todos(pg, "stripe") == []
+            assert await load_refetches(pg, "stripe") == []
 
 
 async def test_a_list_that_cannot_be_read_leaves_them_to_be_asked_for_singly(
@@ -109,11 +109,11 @@ async def test_many_of_one_second_are_found_whichever_comes_first(
                 " FROM generate_series(1, 900) n, stripe.customer c WHERE c.id = $1",
                 keys[-1],
             )
-            todos = [Todo("fetch", "customer", key, since=time.time()) for key in keys[::-1]]
-            await add_todos(pg, "stripe", todos)
+            refetches = [Refetch("fetch", "customer", key, since=time.time()) for key in keys[::-1]]
+            await add_refetches(pg, "stripe", refetches)
             _, line = copy.live(int(time.time()))
             await line.drain()
-            assert await load_todos(pg, "stripe") == []
+            assert await load_refetches(pg, "stripe") == []
 
 
 async def test_objects_of_different_days_are_asked_for_singly(sim: Running, database: str) -> None:
@@ -132,8 +132,8 @@ async def test_objects_of_different_days_are_asked_for_singly(sim: Running, data
                 " FROM unnest($1::text[]) WITH ORDINALITY AS u (id, n) WHERE c.id = u.id",
                 keys,
             )
-            todos = [Todo("fetch", "customer", key, since=time.time()) for key in keys]
-            await add_todos(pg, "stripe", todos)
+            refetches = [Refetch("fetch", "customer", key, since=time.time()) for key in keys]
+            await add_refetches(pg, "stripe", refetches)
         sim.account.meter.reset()
         _, line = copy.live(int(time.time()))
         await line.drain()
@@ -145,19 +145,19 @@ async def test_who_is_asked_for_again_meanwhile_is_asked_again(sim: Running, dat
     async with open_copy(sim, database) as copy:
         keys = await made(copy)
         await followed(copy, time.time() - 60)
-        todos = [Todo("fetch", "customer", key, since=time.time()) for key in keys]
+        refetches = [Refetch("fetch", "customer", key, since=time.time()) for key in keys]
         async with connect(database) as pg:
-            await add_todos(pg, "stripe", todos)
+            await add_refetches(pg, "stripe", refetches)
             sim.account.faults.add(
                 Fault("hang", count=1, path="/v1/customers", method="GET", seconds=1.0)
             )
             _, line = copy.live(int(time.time()))
             draining = asyncio.create_task(line.drain())
             await asyncio.sleep(0.5)  # The list is being asked for.
-            later = [replace(todo, since=time.time()) for todo in todos]
-            await add_todos(pg, "stripe", later)
+            later = [replace(refetch, since=time.time()) for refetch in refetches]
+            await add_refetches(pg, "stripe", later)
             line.add(later)
             sim.account.meter.reset()
             await draining
             assert asked(sim)[LIST] + asked(sim).get(ONE, 0) >= 2
-            assert await load_todos(pg, "stripe") == []
+            assert await load_refetches(pg, "stripe") == []

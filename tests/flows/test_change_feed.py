@@ -49,14 +49,14 @@ class Following:
 
     async def write(self, path: str, *params: tuple[str, str]) -> tuple[str, str]:
         """(id, request id) of what a client's write made."""
-        reply = await self.service.stripe.post(path, params, endpoint=f"POST {path}")
-        return str(cast("dict[str, object]", decode(reply.body))["id"]), reply.request_id
+        response = await self.service.stripe.post(path, params, endpoint=f"POST {path}")
+        return str(cast("dict[str, object]", decode(response.body))["id"]), response.request_id
 
     async def caught_up(self) -> None:
-        await self.follower.live.sweep(self.service.account.now - 60.0)
+        await self.follower.poller.read_lookback(self.service.account.now - 60.0)
         for _ in range(3):
-            await self.follower.todos.idle()
-            await self.service.source.mirror.settled()
+            await self.follower.refetches.idle()
+            await self.service.source.mirror.wait_resolved()
 
 
 @asynccontextmanager
@@ -103,8 +103,10 @@ async def test_each_change_comes_once_with_its_cause_and_restarts_lose_none(
     # Nobody follows.
     async with open_service(config, leads=False) as beside:
         params = [("name", "Ada Byron")]
-        reply = await beside.stripe.post(f"/v1/customers/{key}", params, endpoint="POST customer")
-        requests.append(reply.request_id)
+        response = await beside.stripe.post(
+            f"/v1/customers/{key}", params, endpoint="POST customer"
+        )
+        requests.append(response.request_id)
     async with following(config) as second:
         await second.caught_up()
         _, changed = await second.write(f"/v1/customers/{key}", ("name", "Ada Lovelace"))
@@ -141,12 +143,12 @@ async def test_a_sync_that_is_run_once_names_causes_too(
     config = config_of(sim, database)
     async with open_service(config) as service:
         await service.backfilled(followed=False)
-        reply = await service.stripe.post("/v1/customers", [("name", "Ada")], endpoint="POST c")
-        key = str(cast("dict[str, object]", decode(reply.body))["id"])
+        response = await service.stripe.post("/v1/customers", [("name", "Ada")], endpoint="POST c")
+        key = str(cast("dict[str, object]", decode(response.body))["id"])
     async with open_service(config) as service:
         await service.backfilled(followed=False)
     found = (await changes(pg, key))[0]
-    assert (found["kind"], found["request_id"]) == ("insert", reply.request_id)
+    assert (found["kind"], found["request_id"]) == ("insert", response.request_id)
     assert str(found["event_id"]).startswith("evt_")
 
 

@@ -18,8 +18,8 @@ from tests.flows.harness.pooler import transaction_pooler
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.doctor.database import examine_database
 from pinstripe.doctor.key import examine
 from pinstripe.doctor.report import DatabaseReport, Finding, KeyReport, Resource
@@ -42,10 +42,10 @@ def restricted(sim: Running, *denied: str) -> None:
 
 
 async def examined(sim: Running, *, try_writes: bool = False, key: str = SECRET) -> KeyReport:
-    async with Stripe(
+    async with StripeClient(
         ApiKey.parse(key),
         api_version=spec().api_version,
-        budget=Budget(account_rate=None, endpoint_rate=None),
+        budget=RateLimiter(account_rate=None, endpoint_rate=None),
         base_url=sim.url,
     ) as stripe:
         return await examine(stripe, tables(), try_writes=try_writes)
@@ -162,10 +162,10 @@ async def test_the_accounts_own_version_and_clock_are_read_off_its_answers(sim: 
 async def test_a_list_that_fails_does_not_end_the_examination(sim: Running) -> None:
     restricted(sim)
     sim.control.fault(kind="error_500", path="/v1/coupons")
-    async with Stripe(
+    async with StripeClient(
         ApiKey.parse(SECRET),
         api_version=spec().api_version,
-        budget=Budget(account_rate=None, endpoint_rate=None),
+        budget=RateLimiter(account_rate=None, endpoint_rate=None),
         base_url=sim.url,
         sleep=_at_once,
     ) as stripe:
@@ -185,10 +185,10 @@ async def test_a_key_that_stripe_does_not_know_ends_it(sim: Running) -> None:
 
 
 async def test_an_address_without_stripe_ends_it() -> None:
-    async with Stripe(
+    async with StripeClient(
         ApiKey.parse(SECRET),
         api_version=spec().api_version,
-        budget=Budget(account_rate=None, endpoint_rate=None),
+        budget=RateLimiter(account_rate=None, endpoint_rate=None),
         base_url="http://127.0.0.1:9",
         sleep=_at_once,
     ) as stripe:

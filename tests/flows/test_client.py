@@ -17,9 +17,9 @@ from tests.flows.harness import nasty_server as nasty
 from tests.flows.harness.nasty_server import Act, NastyServer
 
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.pagination import pages
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.pagination import iter_pages
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.retry import Patience
 from pinstripe.client.transport import Timeouts
 from pinstripe.errors import (
@@ -50,8 +50,8 @@ class Naps:
         self.taken.append(seconds)
         self._now += seconds
 
-    def budget(self) -> Budget:
-        return Budget(
+    def budget(self) -> RateLimiter:
+        return RateLimiter(
             account_rate=None, endpoint_rate=None, clock=lambda: self._now, sleep=self._pass
         )
 
@@ -59,9 +59,11 @@ class Naps:
         self._now += seconds
 
 
-def client(url: str, naps: Naps | None = None, *, attempts: int = 8, first: int = 8) -> Stripe:
+def client(
+    url: str, naps: Naps | None = None, *, attempts: int = 8, first: int = 8
+) -> StripeClient:
     naps = naps or Naps()
-    return Stripe(
+    return StripeClient(
         ApiKey.parse(SECRET),
         api_version="2026-10-28.endive",
         base_url=url,
@@ -76,7 +78,7 @@ def client(url: str, naps: Naps | None = None, *, attempts: int = 8, first: int 
 @asynccontextmanager
 async def talking(
     *acts: Act, naps: Naps | None = None, attempts: int = 8, first: int = 8
-) -> AsyncIterator[tuple[Stripe, NastyServer]]:
+) -> AsyncIterator[tuple[StripeClient, NastyServer]]:
     async with (
         NastyServer(*acts) as server,
         client(server.url, naps, attempts=attempts, first=first) as stripe,
@@ -104,17 +106,17 @@ async def test_a_quoted_id_reaches_stripe_as_it_was_quoted() -> None:
 
 async def test_a_reply_knows_when_it_was_true_on_stripes_clock() -> None:
     async with talking(nasty.good()) as (stripe, _):
-        reply = await stripe.get("/v1/charges/ch_1", endpoint="charge")
-    assert nasty.DATE_UNIX - 1 < reply.not_before <= nasty.DATE_UNIX
-    assert reply.not_after == nasty.DATE_UNIX + 1
-    assert (reply.request_id, reply.api_version) == ("req_1", "2026-10-28.endive")
+        response = await stripe.get("/v1/charges/ch_1", endpoint="charge")
+    assert nasty.DATE_UNIX - 1 < response.not_before <= nasty.DATE_UNIX
+    assert response.not_after == nasty.DATE_UNIX + 1
+    assert (response.request_id, response.api_version) == ("req_1", "2026-10-28.endive")
 
 
 async def test_a_packed_and_chunked_body_arrives_whole() -> None:
     async with talking(nasty.good_gzip()) as (stripe, _):
-        reply = await stripe.get("/v1/charges/ch_1", endpoint="charge")
-    assert reply.body.startswith(b'{\n  "id": "ch_1"')
-    assert reply.body.endswith(b"\n}")
+        response = await stripe.get("/v1/charges/ch_1", endpoint="charge")
+    assert response.body.startswith(b'{\n  "id": "ch_1"')
+    assert response.body.endswith(b"\n}")
 
 
 TROUBLE: dict[str, Act] = {
@@ -153,8 +155,8 @@ async def test_trouble_that_passes_is_tried_again_and_the_caller_sees_nothing_of
     trouble: Act,
 ) -> None:
     async with talking(trouble, nasty.good()) as (stripe, server):
-        reply = await stripe.get("/v1/charges/ch_1", endpoint="charge")
-    assert b'"ch_1"' in reply.body
+        response = await stripe.get("/v1/charges/ch_1", endpoint="charge")
+    assert b'"ch_1"' in response.body
     assert len(server.requests) == 2
     assert stripe.requests == {"charge": 2}
     assert stripe.retries == {"charge": 1}
@@ -348,18 +350,20 @@ async def test_a_cancelled_request_frees_its_slot_and_its_connection() -> None:
         asked.set()
         return await nasty.hang(writer)
 
-    budget = Budget(account_rate=None, endpoint_rate=None, max_concurrency=1)
+    budget = RateLimiter(account_rate=None, endpoint_rate=None, max_concurrency=1)
     async with (
         NastyServer(hang, nasty.good()) as server,
-        Stripe(ApiKey.parse(SECRET), api_version="v", base_url=server.url, budget=budget) as stripe,
+        StripeClient(
+            ApiKey.parse(SECRET), api_version="v", base_url=server.url, budget=budget
+        ) as stripe,
     ):
         task = asyncio.ensure_future(stripe.get("/v1/a", endpoint="a"))
         await asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        reply = await stripe.get("/v1/a", endpoint="a")
-    assert reply.status == 200
+        response = await stripe.get("/v1/a", endpoint="a")
+    assert response.status == 200
 
 
 async def test_neither_session_nor_error_nor_log_shows_the_key(
@@ -382,7 +386,7 @@ async def test_the_probe_gives_the_account() -> None:
 async def test_a_connected_account_is_named_in_the_header() -> None:
     async with (
         NastyServer(nasty.good()) as server,
-        Stripe(
+        StripeClient(
             ApiKey.parse(SECRET),
             api_version="v",
             base_url=server.url,
@@ -402,7 +406,7 @@ def page_of(ids: list[str | None], *, more: bool) -> Act:
 async def test_a_list_is_followed_to_its_end_by_the_last_id() -> None:
     acts = (page_of(["ch_3", "ch_2"], more=True), page_of(["ch_1"], more=False))
     async with talking(*acts) as (stripe, server):
-        found = [page async for page in pages(stripe, "/v1/charges", endpoint="charges")]
+        found = [page async for page in iter_pages(stripe, "/v1/charges", endpoint="charges")]
     assert [page.ids for page in found] == [("ch_3", "ch_2"), ("ch_1",)]
     assert [r.target for r in server.requests] == [
         "/v1/charges?limit=100",
@@ -418,11 +422,11 @@ async def test_a_list_is_followed_to_its_end_by_the_last_id() -> None:
 async def test_a_list_that_would_never_end_is_an_error(act: Act) -> None:
     async with talking(act) as (stripe, server):
         with pytest.raises(Drifted):
-            [page async for page in pages(stripe, "/v1/charges", endpoint="charges")]
+            [page async for page in iter_pages(stripe, "/v1/charges", endpoint="charges")]
     assert len(server.requests) <= 2
 
 
 async def test_an_object_where_a_list_was_expected_is_an_error_not_an_empty_list() -> None:
     async with talking(nasty.good()) as (stripe, _):
         with pytest.raises(Drifted, match="not a list"):
-            [page async for page in pages(stripe, "/v1/charges", endpoint="charges")]
+            [page async for page in iter_pages(stripe, "/v1/charges", endpoint="charges")]

@@ -29,11 +29,11 @@ from tests.flows.truth import differences
 
 from pinstripe.client.decode import StripeObject, decode
 from pinstripe.mirror import LIVE_LANE
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
-from pinstripe.sync.events.poller import Live
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.events.poller import EventPoller
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
 
@@ -54,14 +54,14 @@ class Reader:
     copy: Copy
     since: float
     cuts: int = 0
-    live: Live = field(init=False)
-    todos: Todos = field(init=False)
+    live: EventPoller = field(init=False)
+    refetches: RefetchWorker = field(init=False)
     _working: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self.stop()
-        self.live, self.todos = self.copy.live(self.since)
-        self._working = asyncio.create_task(self.todos.run())
+        self.live, self.refetches = self.copy.live(self.since)
+        self._working = asyncio.create_task(self.refetches.run())
 
     async def stop(self) -> None:
         if self._working is not None:
@@ -71,12 +71,12 @@ class Reader:
     async def cut(self, seconds: float) -> None:
         """Looks, and dies while it does."""
         self.cuts += 1
-        looking = asyncio.create_task(self.live.sweep(self.since))
+        looking = asyncio.create_task(self.live.read_lookback(self.since))
         await asyncio.wait([looking], timeout=seconds)
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         # What it had handed over is written or not, before the next one begins: as if both had died.
-        await self.copy.mirror.submit(Found(), Truth(0.0, 0.0), lane=LIVE_LANE)
+        await self.copy.mirror.submit(RowSet(), AsOf(0.0, 0.0), lane=LIVE_LANE)
         await self.start()
 
 
@@ -95,8 +95,8 @@ async def _example(
             made.life(name, dice, dice.randrange(1, 6))
             await _deliver(sim, reader, dice, start)
         sim.control.clock(step_s=LATE_S + 2)
-        await reader.live.sweep(start)
-        await quiet(copy, reader.todos)
+        await reader.live.read_lookback(start)
+        await quiet(copy, reader.refetches)
     finally:
         await reader.stop()
     return await differences(copy.url, sim, among=made.touched)
@@ -107,13 +107,13 @@ async def _deliver(sim: Running, reader: Reader, dice: Random, start: float) -> 
     if lot < 0.25:
         await reader.live.poll()
     elif lot < 0.35:
-        await reader.live.sweep(start)
+        await reader.live.read_lookback(start)
     elif lot < 0.45:
         await reader.cut(dice.uniform(0.0, 0.03))
     elif lot < 0.65:
         # Some of what the list shows, whatever was seen before.
         some = [e for e in _shown(sim, int(start)) if dice.random() < 0.4]
-        await reader.live.apply(some, Truth(start, sim.account.clock.now() + 1.0))
+        await reader.live.apply(some, AsOf(start, sim.account.clock.now() + 1.0))
 
 
 def _shown(sim: Running, since: int) -> list[StripeObject]:

@@ -14,10 +14,10 @@ from tests.flows.harness.live_account import Copy, open_copy, quiet, until
 from tests.flows.truth import born_since, differences
 
 from pinstripe.client.decode import decode
-from pinstripe.rows.as_of import Truth
+from pinstripe.rows.as_of import AsOf
 from pinstripe.store.pool import connect
-from pinstripe.sync.events.poller import Live, Pace
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.events.poller import EventPoller, PollIntervals
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.events import STRIPE_ITSELF
 from pinstripe_simulator.ledger import Ledger
@@ -35,8 +35,8 @@ async def sim() -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def following(live: Live, todos: Todos) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(live.run()), asyncio.create_task(todos.run())]
+async def following(live: EventPoller, refetches: RefetchWorker) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(live.run()), asyncio.create_task(refetches.run())]
     try:
         yield
     finally:
@@ -45,22 +45,22 @@ async def following(live: Live, todos: Todos) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def caught_up(live: Live, todos: Todos, copy: Copy, sim: Running) -> None:
+async def caught_up(live: EventPoller, refetches: RefetchWorker, copy: Copy, sim: Running) -> None:
     """Returns when the list has been read after now, and what it asked for is done."""
     # The latest events show up after twice the delay.
     lateness = sim.account.events.lateness
     await asyncio.sleep(2 * lateness.delay_s + 0.1 if lateness.share else 0)
-    await live.sweep(time.time() - 3600)
-    await quiet(copy, todos)
+    await live.read_lookback(time.time() - 3600)
+    await quiet(copy, refetches)
 
 
 async def test_changes_arrive_with_their_events_and_requests(sim: Running, database: str) -> None:
     start = int(time.time())
     async with open_copy(sim, database) as copy:
-        live, todos = copy.live(start)
-        async with following(live, todos):
+        live, refetches = copy.live(start)
+        async with following(live, refetches):
             await sim.control.mutate(60)
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
         assert await differences(database, sim, among=born_since(sim, start)) == {}
         async with connect(database) as pg:
             events = await pg.fetchval(
@@ -83,12 +83,12 @@ async def test_ties_and_late_events_end_in_the_newest_state(sim: Running, databa
     start = int(time.time())
     sim.control.late_events(share=0.5, delay_s=1.0)
     async with open_copy(sim, database) as copy:
-        live, todos = copy.live(start)
-        async with following(live, todos):
+        live, refetches = copy.live(start)
+        async with following(live, refetches):
             for _ in range(4):
                 sim.control.burst(40)
                 await asyncio.sleep(0.3)
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
         assert await differences(database, sim, among=born_since(sim, start)) == {}
 
 
@@ -101,25 +101,25 @@ async def test_only_what_an_earlier_look_should_have_shown_is_late(
         for _ in range(8):
             sim.control.burst(40)
             sim.control.clock(step_s=2)
-        live, todos = copy.live(start)
-        await live.sweep(start)
+        live, refetches = copy.live(start)
+        await live.read_lookback(start)
         sim.control.burst(40)
         sim.control.clock(step_s=4)
         sim.control.burst(40)
         await live.poll()
-        assert live.seen.events > 300
-        assert live.seen.late == 0
+        assert live.stats.events > 300
+        assert live.stats.late == 0
         sim.control.late_events(share=1.0, delay_s=10.0)
         sim.control.burst(20)
         sim.control.late_events()
         sim.control.clock(step_s=4)
         sim.control.burst(5)
         await live.poll()
-        assert live.seen.late == 0
+        assert live.stats.late == 0
         sim.control.clock(step_s=30)
-        await live.sweep(start)
-        assert live.seen.late >= 20
-        await todos.work_off()
+        await live.read_lookback(start)
+        assert live.stats.late >= 20
+        await refetches.work_off()
 
 
 async def test_the_old_events_of_a_quiet_account_are_not_applied_again_and_again(
@@ -129,18 +129,18 @@ async def test_the_old_events_of_a_quiet_account_are_not_applied_again_and_again
     sim.control.burst(30)
     sim.control.clock(offset_s=0)
     async with open_copy(sim, database) as copy:
-        pace = Pace(poll_s=0.05, window_s=1.0, near_window_s=0.5, near_every_s=0.1)
-        live, todos = copy.live(int(time.time()), pace=pace)
-        async with following(live, todos):
-            await until(lambda: live.seen.polls > 20)
-            await quiet(copy, todos)
-            applied = live.seen.events
+        pace = PollIntervals(poll_s=0.05, window_s=1.0, near_window_s=0.5, near_every_s=0.1)
+        live, refetches = copy.live(int(time.time()), pace=pace)
+        async with following(live, refetches):
+            await until(lambda: live.stats.polls > 20)
+            await quiet(copy, refetches)
+            applied = live.stats.events
             assert 0 < applied <= 100
             sim.account.meter.reset()
-            await until(lambda: live.seen.polls > 80)
+            await until(lambda: live.stats.polls > 80)
         # Windows were read again, and what they no longer reach was forgotten, more than once.
-        assert live.seen.events == applied
-        assert live.seen.late == 0
+        assert live.stats.events == applied
+        assert live.stats.late == 0
         assert set(sim.account.meter.requests) == {"GET /v1/events"}
 
 
@@ -149,12 +149,12 @@ async def test_a_mixed_history_of_versions_leaves_no_null_that_stripe_does_not_h
 ) -> None:
     start = int(time.time())
     async with open_copy(sim, database) as copy:
-        live, todos = copy.live(start)
-        async with following(live, todos):
+        live, refetches = copy.live(start)
+        async with following(live, refetches):
             await sim.control.mutate(40)
             sim.control.api_version("2024-12-18.acacia")
             await sim.control.mutate(60)
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
         assert await differences(database, sim, among=born_since(sim, start)) == {}
 
 
@@ -166,15 +166,15 @@ async def test_cuts_and_restarts_lose_nothing(sim: Running, database: str) -> No
         for kind in ("error_500", "reset_before", "cut", "rate_limit"):
             sim.control.fault(kind=kind, share=0.05)
         async with open_copy(sim, database) as copy:
-            live, todos = copy.live(start)
-            async with following(live, todos):
+            live, refetches = copy.live(start)
+            async with following(live, refetches):
                 sim.control.burst(30)
                 await asyncio.sleep(chance.uniform(0.05, 0.6))
         sim.control.clear_faults()
     async with open_copy(sim, database) as copy:
-        live, todos = copy.live(start)
-        async with following(live, todos):
-            await caught_up(live, todos, copy, sim)
+        live, refetches = copy.live(start)
+        async with following(live, refetches):
+            await caught_up(live, refetches, copy, sim)
         assert await differences(database, sim, among=born_since(sim, start)) == {}
 
 
@@ -183,17 +183,17 @@ async def test_a_deleted_object_is_flagged_and_no_older_event_raises_it(
 ) -> None:
     start = int(time.time())
     async with open_copy(sim, database) as copy:
-        live, todos = copy.live(start)
+        live, refetches = copy.live(start)
         customer = await copy.source.stripe.post(
             "/v1/customers", [("name", "Ada")], endpoint="POST /v1/customers"
         )
         key = customer.body.split(b'"id": "', 1)[1].split(b'"', 1)[0].decode()
-        async with following(live, todos):
-            await caught_up(live, todos, copy, sim)
+        async with following(live, refetches):
+            await caught_up(live, refetches, copy, sim)
             await copy.source.stripe.delete(
                 f"/v1/customers/{key}", endpoint="DELETE /v1/customers/{customer}"
             )
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
             async with connect(database) as pg:
                 deleted = await pg.fetchval(
                     "SELECT deleted FROM stripe.customer WHERE id = $1", key
@@ -201,7 +201,7 @@ async def test_a_deleted_object_is_flagged_and_no_older_event_raises_it(
                 assert deleted is True
                 # A page that was read before, and comes late.
                 found = copy.source.extract([{"id": key, "object": "customer", "name": "Ada"}], {})
-                await copy.mirror.put(found, Truth(start - 60.0, start - 59.0))
+                await copy.mirror.put(found, AsOf(start - 60.0, start - 59.0))
                 row = await pg.fetchrow(
                     "SELECT deleted, name FROM stripe.customer WHERE id = $1", key
                 )
@@ -214,11 +214,11 @@ async def test_a_subscription_item_that_was_removed_is_flagged(sim: Running, dat
     async with open_copy(sim, database) as copy:
 
         async def post(path: str, *params: tuple[str, str]) -> dict[str, object]:
-            reply = await copy.source.stripe.post(path, params, endpoint=f"POST {path}")
-            return cast("dict[str, object]", decode(reply.body))
+            response = await copy.source.stripe.post(path, params, endpoint=f"POST {path}")
+            return cast("dict[str, object]", decode(response.body))
 
-        live, todos = copy.live(start)
-        async with following(live, todos):
+        live, refetches = copy.live(start)
+        async with following(live, refetches):
             product = str((await post("/v1/products", ("name", "Tea")))["id"])
             price = (("currency", "eur"), ("unit_amount", "500"), ("product", product))
             monthly = ("recurring[interval]", "month")
@@ -232,7 +232,7 @@ async def test_a_subscription_item_that_was_removed_is_flagged(sim: Running, dat
                 ("collection_method", "send_invoice"),
                 ("days_until_due", "7"),
             )
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
             async with connect(database) as pg:
                 query = (
                     "SELECT id FROM stripe.subscription_item"
@@ -245,7 +245,7 @@ async def test_a_subscription_item_that_was_removed_is_flagged(sim: Running, dat
                     f"/v1/subscription_items/{items[0]}",
                     endpoint="DELETE /v1/subscription_items/{item}",
                 )
-                await caught_up(live, todos, copy, sim)
+                await caught_up(live, refetches, copy, sim)
                 assert [r["id"] for r in await pg.fetch(query, str(made["id"]))] == items[1:]
 
 
@@ -260,10 +260,10 @@ async def test_what_a_customer_is_no_longer_entitled_to_goes(sim: Running, datab
     async with open_copy(sim, database) as copy:
 
         async def entitled(customer: str) -> list[str]:
-            reply = await copy.source.stripe.get(
+            response = await copy.source.stripe.get(
                 path, [("customer", customer)], endpoint=f"GET {path}"
             )
-            body = cast("dict[str, list[dict[str, str]]]", decode(reply.body))
+            body = cast("dict[str, list[dict[str, str]]]", decode(response.body))
             return sorted(each["id"] for each in body["data"])
 
         def summary(customer: str, entries: list[object]) -> None:
@@ -274,15 +274,15 @@ async def test_what_a_customer_is_no_longer_entitled_to_goes(sim: Running, datab
 
         lists = {str(c["id"]): await entitled(str(c["id"])) for c in world.truth("customer")}
         owner, owned = next((c, entries) for c, entries in lists.items() if entries)
-        live, todos = copy.live(start)
-        async with following(live, todos), connect(database) as pg:
+        live, refetches = copy.live(start)
+        async with following(live, refetches), connect(database) as pg:
             summary(owner, [])  # It shows ten at most: the list itself is asked.
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
             assert [r["id"] for r in await pg.fetch(query, owner)] == owned
             sim.control.delete(kind, owned[0], silent=True)
             await asyncio.sleep(1.1)  # Stripe's clock has whole seconds.
             summary(owner, [world.get(kind, each) for each in owned[1:]])
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
             assert [r["id"] for r in await pg.fetch(query, owner)] == owned[1:]
 
 
@@ -292,47 +292,47 @@ async def test_a_poll_that_is_cut_within_a_long_stretch_is_made_good_by_the_next
     start = int(time.time())
     async with open_copy(sim, database) as copy:
         live, _ = copy.live(start)
-        await live.sweep(0)
-        before, known = sim.control.events(), live.seen.events
+        await live.read_lookback(0)
+        before, known = sim.control.events(), live.stats.events
         while sim.control.events() - before < 1500:
             sim.control.burst(100)
         new = sim.control.events() - before
         sim.control.latency(fixed_s=0.05)
         cut = asyncio.create_task(live.poll())
-        await until(lambda: live.seen.events > known)
+        await until(lambda: live.stats.events > known)
         cut.cancel()
         await asyncio.gather(cut, return_exceptions=True)
         sim.control.latency()
-        assert live.seen.events - known < new
+        assert live.stats.events - known < new
         # The top of the list is applied, and what is below is not: this poll must not stop at the top.
         await live.poll()
-        assert live.seen.events - known == new
+        assert live.stats.events - known == new
 
 
 async def test_sweeps_beside_polls_miss_no_event(sim: Running, database: str) -> None:
     start = int(time.time())
     sim.control.late_events(share=0.3, delay_s=2.0)
     async with open_copy(sim, database) as copy:
-        live, todos = copy.live(start, pace=Pace(poll_s=0.02, near_every_s=0.05))
-        await live.sweep(0)
-        async with following(live, todos):
+        live, refetches = copy.live(start, pace=PollIntervals(poll_s=0.02, near_every_s=0.05))
+        await live.read_lookback(0)
+        async with following(live, refetches):
             for _ in range(10):
                 sim.control.burst(20)
-                await live.sweep(start)
+                await live.read_lookback(start)
             await asyncio.sleep(2.2)  # Most that is late is now two seconds behind what comes next.
             sim.control.burst(20)
-            await caught_up(live, todos, copy, sim)
+            await caught_up(live, refetches, copy, sim)
         async with connect(database) as pg:
             assert await pg.fetchval("SELECT count(*) FROM stripe.event") == sim.control.events()
         assert await differences(database, sim, among=born_since(sim, start)) == {}
-        assert live.seen.late > 0
+        assert live.stats.late > 0
 
 
 async def test_postgres_restarts_are_waited_out(sim: Running, database: str) -> None:
     start = int(time.time())
     async with open_copy(sim, database) as copy:
-        live, todos = copy.live(start)
-        async with following(live, todos), connect(database) as pg:
+        live, refetches = copy.live(start)
+        async with following(live, refetches), connect(database) as pg:
             for _ in range(3):
                 sim.control.burst(20)
                 await asyncio.sleep(0.1)
@@ -340,6 +340,6 @@ async def test_postgres_restarts_are_waited_out(sim: Running, database: str) -> 
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
-            await until(lambda: not live.seen.trouble)
-            await caught_up(live, todos, copy, sim)
+            await until(lambda: not live.stats.trouble)
+            await caught_up(live, refetches, copy, sim)
         assert await differences(database, sim, among=born_since(sim, start)) == {}

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tests.flows.harness.gateway_account import GatewayAccount, gateway_account, serving
 
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.proxy.proxy import Proxy, open_proxy
 from pinstripe.gateway.proxy.request import hosts_at
 from pinstripe.gateway.syncs import OpenSync
@@ -126,7 +126,7 @@ async def test_a_second_write_within_the_same_second_wins_at_once(database: str)
             row = await it.account.row("customer", made["id"])
             assert row is not None
             assert (row["name"], response.headers["pinstripe-mirrored"]) == (str(number), "yes")
-        assert it.account.sync.mirror.contested == 0
+        assert it.account.sync.mirror.conflicts == 0
 
 
 async def test_what_two_writers_contest_is_settled_before_their_answers(database: str) -> None:
@@ -224,7 +224,7 @@ async def test_invented_keys_that_wait_delay_nobody_elses_key(database: str) -> 
             _, _, response = await it.ask("GET", "/v1/products?limit=1")
         assert response.headers["pinstripe-mirrored"] == "yes"
         outcomes = await asyncio.gather(*flood, return_exceptions=True)
-        refused = [o for o in outcomes if isinstance(o, Rejected)]
+        refused = [o for o in outcomes if isinstance(o, HTTPError)]
         assert {no.status for no in refused} == {429}
         assert len(refused) == 60 - 32
         assert True not in outcomes
@@ -327,8 +327,8 @@ async def test_previews_and_answers_without_objects_are_not_written(database: st
     async with running(SMALL) as sim, front(sim, database) as it:
         _, page, _ = await it.ask("GET", "/v1/subscriptions?limit=1&status=active")
         before = await it.account.count("invoice")
-        wish = {"subscription": page["data"][0]["id"]}
-        _, preview, response = await it.ask("POST", "/v1/invoices/create_preview", wish)
+        options = {"subscription": page["data"][0]["id"]}
+        _, preview, response = await it.ask("POST", "/v1/invoices/create_preview", options)
         assert preview["object"] == "invoice"
         assert response.headers["pinstripe-reason"] == "preview"
         assert await it.account.count("invoice") == before
@@ -411,13 +411,13 @@ async def test_lists_that_an_answer_cut_are_noted_to_be_read(database: str) -> N
 
 async def test_a_declined_payment_leaves_its_intent(database: str) -> None:
     async with running(SMALL) as sim, front(sim, database) as it:
-        wish = {
+        options = {
             "amount": "500",
             "currency": "usd",
             "payment_method": "pm_card_chargeDeclined",
             "confirm": "true",
         }
-        status, body, response = await it.ask("POST", "/v1/payment_intents", wish)
+        status, body, response = await it.ask("POST", "/v1/payment_intents", options)
         assert status == 402, body
         intent = body["error"].get("payment_intent")
         if isinstance(intent, dict):

@@ -25,7 +25,7 @@ from tests.flows.harness.gateway_account import made_schema, serving
 from pinstripe.catalog.model import Operation, object_types, spec
 from pinstripe.catalog.tables import SINGLETONS, table_of_object
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.gateway.proxy.objects import is_preview
 from pinstripe.gateway.proxy.proxy import open_proxy
 from pinstripe.gateway.proxy.request import hosts_at
@@ -85,7 +85,7 @@ async def front(database: str, pg: asyncpg.Connection) -> AsyncIterator[Front]:
             database,
             "stripe",
             ApiKey.parse(KEY),
-            budget=Budget(account_rate=None, endpoint_rate=None),
+            budget=RateLimiter(account_rate=None, endpoint_rate=None),
             stripe_url=stripe.url,
         ) as sync,
     ):

@@ -17,7 +17,7 @@ from tests.flows.test_proxy import SMALL, front
 
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
-from pinstripe.sync.events.poller import Pace
+from pinstripe.sync.events.poller import PollIntervals
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import running
 
@@ -155,8 +155,8 @@ async def test_every_read_sees_its_write_with_a_reader_beside(database: str) -> 
         open_copy(sim, database) as copy,
     ):
         sim.control.late_events(0.3, 0.2)
-        live, todos = copy.live(start - 1, pace=Pace(poll_s=0.02))
-        beside = [asyncio.create_task(live.run()), asyncio.create_task(todos.run())]
+        live, refetches = copy.live(start - 1, pace=PollIntervals(poll_s=0.02))
+        beside = [asyncio.create_task(live.run()), asyncio.create_task(refetches.run())]
         stale: list[str] = []
         pool = it.account.sync.pool
 
@@ -176,7 +176,7 @@ async def test_every_read_sees_its_write_with_a_reader_beside(database: str) -> 
         await asyncio.gather(*(write(n) for n in range(6)))
         assert stale == []
         await asyncio.sleep(0.5)
-        await quiet(copy, todos)
+        await quiet(copy, refetches)
         truth = {str(o["id"]): o["name"] for o in sim.account.world.truth("customer")}
         async with pool.acquire() as connection:
             rows = await connection.fetch("SELECT id, name FROM stripe.customer")

@@ -13,10 +13,10 @@ from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, tr
 
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import Truth
+from pinstripe.rows.as_of import AsOf
 from pinstripe.service import _mend
-from pinstripe.sync.events.poller import Live
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.events.poller import EventPoller
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Relist
 
 pytestmark = pytest.mark.migrated
@@ -155,7 +155,7 @@ async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
     assert len(stripe.asked) == asked
     assert await pg.fetchval(rows) == 250
     assert (await status(pg)).quarantine == []
-    await Todos(copy.source).drain()
+    await RefetchWorker(copy.source).drain()
     assert stripe.asked[asked:] == ["/v1/customers/cus_111"]
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
 
@@ -165,7 +165,7 @@ async def test_events_go_on_past_a_row_that_postgres_refuses(
     cause: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     await pg.execute(ROWS[cause][0])
-    live = Live(copy.source, Todos(copy.source), since=time.time() - 60)
+    live = EventPoller(copy.source, RefetchWorker(copy.source), since=time.time() - 60)
     for n in range(1, 6):
         stripe.event("customer.created", named(n, bad=3))
     await live.poll()
@@ -180,12 +180,15 @@ async def test_a_request_for_a_row_that_is_refused_is_not_crossed_out(
     stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     await pg.execute(ROWS["a CHECK"][0])
-    live, todos = Live(copy.source, Todos(copy.source), since=time.time() - 60), Todos(copy.source)
+    live, refetches = (
+        EventPoller(copy.source, RefetchWorker(copy.source), since=time.time() - 60),
+        RefetchWorker(copy.source),
+    )
     stripe.lists["/v1/customers"] = [named(3, bad=3)]
     stripe.event("customer.created", named(3, bad=3))
     await live.poll()
     await pg.execute("UPDATE pinstripe.pending SET next_try_at = NULL")
-    await todos.drain()
+    await refetches.drain()
     assert "/v1/customers/cus_3" in stripe.asked
     assert await pg.fetchval("SELECT code FROM pinstripe.pending") == "quarantined"
 
@@ -197,8 +200,8 @@ async def test_a_table_that_postgres_refuses_is_named_stops_nothing_and_heals(
     hurt, heal = TABLES[cause]
     await pg.execute(hurt)
     stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
-    todos = Todos(copy.source)
-    live = Live(copy.source, todos, since=time.time() - 60)
+    refetches = RefetchWorker(copy.source)
+    live = EventPoller(copy.source, refetches, since=time.time() - 60)
     stripe.event("customer.created", customer(151))
     stripe.event("product.created", {"id": "prod_10", "object": "product", "created": 1})
     stripe.lists["/v1/customers"].insert(0, customer(151))
@@ -211,10 +214,10 @@ async def test_a_table_that_postgres_refuses_is_named_stops_nothing_and_heals(
     await pg.execute(heal)
     await probe(copy)
     assert copy.mirror.quarantine.tables == {}
-    relist = Relist(only(copy, "customer", "product"), todos, copy.budget)
+    relist = Relist(only(copy, "customer", "product"), refetches, copy.budget)
     await relist._watch()
     await try_now(pg)
-    await todos.drain()
+    await refetches.drain()
     assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 151
     assert (await status(pg)).quarantine == []
     assert await pg.fetch("SELECT * FROM pinstripe.pending") == []
@@ -232,7 +235,7 @@ async def test_a_table_that_was_dropped_or_emptied_is_read_again(
     await pg.execute(hand)
     if hand.startswith("DELETE"):
         await pg.execute("VACUUM stripe.customer")
-    relist = Relist(only(copy, "customer", "product"), Todos(copy.source), copy.budget)
+    relist = Relist(only(copy, "customer", "product"), RefetchWorker(copy.source), copy.budget)
     await relist._watch()
     await probe(copy)
     await relist._watch()
@@ -262,7 +265,7 @@ async def test_ids_of_five_thousand_characters_stop_nothing(
         {"id": f"price_{n}", "object": "price", "created": 1700000000, "product": product}
         for n, product in ((1, long), (2, "prod_1"))
     ]
-    live = Live(copy.source, Todos(copy.source), since=time.time() - 60)
+    live = EventPoller(copy.source, RefetchWorker(copy.source), since=time.time() - 60)
     stripe.event("product.updated", stripe.lists["/v1/products"][0], api_version="2020-01-01")
     stripe.event("product.updated", stripe.lists["/v1/products"][1])
     await live.poll()
@@ -301,7 +304,7 @@ async def test_a_list_of_which_rows_were_refused_is_no_proof_that_they_are_gone(
             await pg.execute(
                 "ALTER TABLE stripe.subscription_item ADD CHECK (id <> 'si_2' OR quantity <> 2)"
             )
-        await copy.mirror.submit(found, Truth(second, second + 1.0), lane=LIVE_LANE)
+        await copy.mirror.submit(found, AsOf(second, second + 1.0), lane=LIVE_LANE)
     rows = await pg.fetch("SELECT id, quantity, deleted FROM stripe.subscription_item ORDER BY id")
     assert [tuple(row) for row in rows] == [("si_1", 2, False), ("si_2", 1, False)]
     owed = await pg.fetch('SELECT "table", id FROM pinstripe.pending ORDER BY 1')

@@ -8,8 +8,8 @@ import pytest
 from tests.flows.harness.live_account import open_copy, quiet
 from tests.flows.scripted_stripe import Object, scripted_stripe
 
-from pinstripe.rows.as_of import truth_of
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import as_of_response
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
 
 KINDS = ("plan", "coupon", "product")
@@ -29,19 +29,19 @@ async def test_what_was_deleted_and_made_within_one_second_is_as_stripe_has_it(
         path = f"/v1/{kind}s"
         stripe.lists[path] = [made(1)]
         async with open_copy(stripe, database) as copy:
-            reply = await copy.source.stripe.get(f"{path}/gold", endpoint="x")
-            found = Found()
+            response = await copy.source.stripe.get(f"{path}/gold", endpoint="x")
+            found = RowSet()
             copy.mirror.extractor.object(made(1), found)
-            await copy.mirror.put(found, truth_of(reply))
+            await copy.mirror.put(found, as_of_response(response))
             stripe.lists[path] = [made(2)] if is_alive else []
             for word in ("deleted", "created") if newest == "created" else ("created", "deleted"):
                 state = made(1 if word == "deleted" and newest == "created" else 2)
                 stripe.event(f"{kind}.{word}", state, created=now)
             stripe.asked.clear()
-            live, todos = copy.live(now - 10)
-            await live.sweep(now - 10)
-            await todos.work_off()
-            await quiet(copy, todos)
+            live, refetches = copy.live(now - 10)
+            await live.read_lookback(now - 10)
+            await refetches.work_off()
+            await quiet(copy, refetches)
         async with connect(database) as connection:
             row = await connection.fetchrow(f"SELECT metadata->>'n', deleted FROM stripe.{kind}")
     assert stripe.paths().count(f"{path}/gold") == 1

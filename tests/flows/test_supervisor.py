@@ -16,10 +16,17 @@ from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import SyncState
 from pinstripe.serving import supervisor
-from pinstripe.serving.supervisor import Job, Order, Report, Supervisor, decode_order, encode
+from pinstripe.serving.supervisor import (
+    StartWorker,
+    Supervisor,
+    WorkerReport,
+    WorkerSpec,
+    decode_order,
+    encode,
+)
 
 KEY = "sk_test_thisisthesecretofatest123"
-JOB = Job(Config(api_key=KEY))
+JOB = WorkerSpec(Config(api_key=KEY))
 
 # The order is the first line of stdin; its schema tells what to do.
 WORKER = """
@@ -45,10 +52,10 @@ class Watched:
     """What a supervisor's processes have reported."""
 
     def __init__(self) -> None:
-        self.reports: list[Report] = []
+        self.reports: list[WorkerReport] = []
         self._news = asyncio.Event()
 
-    def hear(self, _: str, report: Report) -> None:
+    def hear(self, _: str, report: WorkerReport) -> None:
         self.reports.append(report)
         self._news.set()
 
@@ -70,7 +77,7 @@ async def supervised() -> AsyncIterator[tuple[Supervisor, Watched]]:
         await found.close()
 
 
-def job(schema: str) -> Job:
+def job(schema: str) -> WorkerSpec:
     return replace(JOB, config=replace(JOB.config, schema=schema))
 
 
@@ -171,6 +178,8 @@ async def test_each_sync_has_a_process_of_its_own() -> None:
 
 
 def test_an_order_arrives_as_it_was_sent_and_its_repr_shows_no_key() -> None:
-    order = Order(Config(api_key=KEY, data_dir=Path("/data"), rate_limit=3.5, tables=("a", "-b")))
+    order = StartWorker(
+        Config(api_key=KEY, data_dir=Path("/data"), rate_limit=3.5, tables=("a", "-b"))
+    )
     assert decode_order(encode(order)) == order
     assert KEY not in repr(order)

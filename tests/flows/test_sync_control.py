@@ -11,10 +11,10 @@ import pytest
 from tests.flows.harness.serving import LIVE, OTHER, SECRET
 
 from pinstripe.config.config import Config
-from pinstripe.encryption import Secrecy
+from pinstripe.encryption import Encryptor
 from pinstripe.errors import Misconfigured, UnknownSync, WrongKey
 from pinstripe.gateway.syncs import NewSync, SyncChange, Syncs
-from pinstripe.serving.registry import Control, Roster
+from pinstripe.serving.registry import Control, SyncRegistry
 from pinstripe.serving.vault import Vault
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -26,12 +26,14 @@ async def controlled(
 ) -> AsyncIterator[Control]:
     """The syncs of a service that starts no process."""
     base = Config(database_url=database, data_dir=directory, api_key=default)
-    roster = Roster(Vault(database, Secrecy((), directory / "secret.key"), base), Syncs(), None)
-    await roster.begin()
+    registry = SyncRegistry(
+        Vault(database, Encryptor((), directory / "secret.key"), base), Syncs(), None
+    )
+    await registry.begin()
     try:
-        yield Control(roster)
+        yield Control(registry)
     finally:
-        await roster.close()
+        await registry.close()
 
 
 @pytest.fixture
@@ -79,15 +81,17 @@ async def test_an_added_sync_is_shown_without_its_secrets(
     ],
 )
 async def test_what_cannot_be_stored_is_refused_with_a_remedy(
-    database: str, tmp_path: Path, sim: Running, wish: NewSync, told: str
+    database: str, tmp_path: Path, sim: Running, options: NewSync, told: str
 ) -> None:
     async with controlled(database, tmp_path) as control:
-        wish = NewSync(**{**{f: getattr(wish, f) for f in wish.__slots__}, "stripe_url": sim.url})
+        options = NewSync(
+            **{**{f: getattr(options, f) for f in options.__slots__}, "stripe_url": sim.url}
+        )
         with pytest.raises(Misconfigured, match=told) as caught:
-            await control.add(wish)
+            await control.add(options)
         assert await control.list() == []
     assert caught.value.hint
-    assert wish.api_key not in str(caught.value)
+    assert options.api_key not in str(caught.value)
 
 
 async def test_a_key_that_stripe_does_not_know_is_not_stored(

@@ -13,11 +13,11 @@ from tests.flows.stub_stripe import Answer, Query, StubStripe, error, stub_strip
 from pinstripe.catalog.tables import tables
 from pinstripe.client.retry import Patience
 from pinstripe.source.source import Source
-from pinstripe.store.refetch import Todo, add_todos
+from pinstripe.store.refetch import Refetch, add_refetches
 from pinstripe.store.status import SchemaStatus, read_status
-from pinstripe.sync.backfill.backfill import Backfill, Outcome
-from pinstripe.sync.events.poller import Live
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
+from pinstripe.sync.events.poller import EventPoller
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 
 pytestmark = pytest.mark.migrated
@@ -59,7 +59,7 @@ def only(copy: Copy, *names: str) -> Source:
     return Source(copy.source.stripe, copy.mirror, wanted, copy.source.pool)
 
 
-async def backfill(copy: Copy, *names: str) -> Outcome:
+async def backfill(copy: Copy, *names: str) -> BackfillResult:
     run = Backfill(only(copy, *names), copy.source.pool, copy.budget, now=time.time())
     return await run.run()
 
@@ -91,8 +91,8 @@ async def test_trouble_crosses_no_request_out(
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(1, name="there")]
     stripe.answers["/v1/customers/cus_1"] = lambda _: TROUBLES[trouble]
-    await add_todos(pg, "stripe", [Todo("fetch", "customer", "cus_1")])
-    await Todos(copy.source).drain()
+    await add_refetches(pg, "stripe", [Refetch("fetch", "customer", "cus_1")])
+    await RefetchWorker(copy.source).drain()
     owed = (await status(pg)).owed
     assert [(o.table, o.count, o.attempts, o.example) for o in owed] == [
         ("customer", 1, 1, "cus_1")
@@ -101,7 +101,7 @@ async def test_trouble_crosses_no_request_out(
     assert owed[0].next_try > time.time() - 1
     del stripe.answers["/v1/customers/cus_1"]
     await try_now(pg)
-    await Todos(copy.source).drain()
+    await RefetchWorker(copy.source).drain()
     assert await pg.fetchval("SELECT name FROM stripe.customer") == "there"
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
 
@@ -122,8 +122,8 @@ async def test_an_answer_that_is_understood_ends_a_request(
     answer: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.answers["/v1/customers/cus_1"] = lambda _: ANSWERS[answer]
-    await add_todos(pg, "stripe", [Todo("fetch", "customer", "cus_1")])
-    await Todos(copy.source).drain()
+    await add_refetches(pg, "stripe", [Refetch("fetch", "customer", "cus_1")])
+    await RefetchWorker(copy.source).drain()
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
     refused = await pg.fetch("SELECT state, code, permission, reason FROM pinstripe.cursor")
     if "exist" in answer:
@@ -138,11 +138,11 @@ async def test_pauses_between_tries_grow(
     stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.answers["/v1/customers/cus_1"] = lambda _: error(500)
-    await add_todos(pg, "stripe", [Todo("fetch", "customer", "cus_1")])
+    await add_refetches(pg, "stripe", [Refetch("fetch", "customer", "cus_1")])
     pauses = []
     for _ in range(12):
         await try_now(pg)
-        await Todos(copy.source).drain()
+        await RefetchWorker(copy.source).drain()
         pauses.append(
             await pg.fetchval(
                 "SELECT ceil(extract(epoch FROM next_try_at - clock_timestamp()))::float8"
@@ -206,7 +206,7 @@ async def test_one_nested_list_that_cannot_be_read_is_owed_and_stops_nothing(
     ]
     del stripe.answers[path]
     await try_now(pg)
-    await Todos(copy.source).drain()
+    await RefetchWorker(copy.source).drain()
     own = "SELECT count(*) FROM stripe.line_item WHERE id LIKE 'il\\_60\\_%'"
     assert await pg.fetchval(own) == 12
     assert (await status(pg)).owed == []
@@ -236,7 +236,7 @@ async def test_one_parent_that_cannot_be_read_is_owed_and_stops_nothing(
     assert [(o.kind, o.example) for o in owed] == [("children", "cus_5")]
     del stripe.answers[path]
     await try_now(pg)
-    await Todos(copy.source).drain()
+    await RefetchWorker(copy.source).drain()
     assert await pg.fetchval("SELECT count(*) FROM stripe.customer_balance_transaction") == 9
 
 
@@ -266,7 +266,7 @@ async def test_a_list_without_events_that_met_trouble_or_was_refused_is_read_aga
     source, clock = only(copy, "balance_transaction"), Hands()
     txn = {"id": "txn_1", "object": "balance_transaction", "created": int(time.time())}
     stripe.lists["/v1/balance_transactions"] = [txn]
-    relist = Relist(source, Todos(source), copy.budget, intervals=Intervals(), clock=clock)
+    relist = Relist(source, RefetchWorker(source), copy.budget, intervals=Intervals(), clock=clock)
     path = "/v1/balance_transactions"
     for answer, state, wait_s in (
         (error(500), "failed", 20),
@@ -300,7 +300,7 @@ async def test_a_list_that_the_first_copy_could_not_read_goes_on_while_following
         '{"table": "customer", "ceiling": 1800000000, "todo": [[null, null, "cus_51", 1700000051]]}',
     )
     copy.mirror.loading.add("customer")
-    relist = Relist(source, Todos(source), copy.budget, clock=clock)
+    relist = Relist(source, RefetchWorker(source), copy.budget, clock=clock)
     await relist._remember()
     await relist.turn()
     assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 0
@@ -372,7 +372,7 @@ async def test_one_odd_event_stops_no_other(
     odd: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(2), customer(1, name="before")]
-    live = Live(copy.source, Todos(copy.source), since=time.time() - 60)
+    live = EventPoller(copy.source, RefetchWorker(copy.source), since=time.time() - 60)
     stripe.event("customer.created", customer(1, name="before"))
     stripe.events.insert(0, ODD_EVENTS[odd])
     stripe.event("customer.created", customer(3, name="after"))

@@ -18,17 +18,17 @@ from tests.flows.harness.nasty_server import NastyServer
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.retry import Patience
 from pinstripe.errors import Drifted
 from pinstripe.mirror import open_mirror
-from pinstripe.rows.as_of import Truth
+from pinstripe.rows.as_of import AsOf
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import LINES, Place, Preview
 from pinstripe.sync.upcoming.rules import Affected, Relation
@@ -93,15 +93,15 @@ class Copy:
         """Mirrors objects, as the backfill or an event would."""
         found = self.source.extract(objects, {})
         now = next(self.seconds)
-        await self.source.mirror.put(found, Truth(now, now + 1))
+        await self.source.mirror.put(found, AsOf(now, now + 1))
 
     async def apply(self, events: list[Object]) -> list[tuple[str, str]]:
         """What `Live` does with a page of events; the refreshes that it caused, done."""
-        todos = await self.upcoming.todos(events)
+        refetches = await self.upcoming.refetches(events)
         await self.take([e["data"]["object"] for e in events if "id" in e["data"]["object"]])
-        for todo in todos:
-            await self.upcoming.refreshers()[todo.kind](todo.id)
-        return [(todo.kind.removeprefix("upcoming_"), todo.id) for todo in todos]
+        for refetch in refetches:
+            await self.upcoming.refreshers()[refetch.kind](refetch.id)
+        return [(refetch.kind.removeprefix("upcoming_"), refetch.id) for refetch in refetches]
 
 
 @asynccontextmanager
@@ -114,10 +114,10 @@ async def copying(
     names: tuple[str, ...] = TABLES,
 ) -> AsyncIterator[Copy]:
     version = api_version or spec().api_version
-    stripe = Stripe(
+    stripe = StripeClient(
         ApiKey.parse(key),
         api_version=version,
-        budget=Budget(account_rate=None, endpoint_rate=None),
+        budget=RateLimiter(account_rate=None, endpoint_rate=None),
         base_url=url,
         patience=Patience(attempts=2, first_contact=2),
     )
@@ -222,17 +222,17 @@ async def test_a_row_is_what_stripe_previews_column_by_column(copy: Copy, sim: R
     owner = customer(sim)
     made = subscribe(sim, owner, price(sim, 1234))
     await fill(copy, sim)
-    reply = await copy.source.stripe.post(
+    response = await copy.source.stripe.post(
         "/v1/invoices/create_preview", [("subscription", made)], endpoint="x", repeatable=True
     )
-    said = msgspec.json.decode(reply.body)
+    said = msgspec.json.decode(response.body)
     (row,) = await copy.pg.fetch("SELECT * FROM stripe.upcoming_subscription_invoice")
     for column in ("amount_due", "subtotal", "total", "currency", "status", "billing_reason"):
         assert row[column] == said[column]
     assert (row["customer_id"], row["id"], row["_extra"]) == (owner, None, None)
     (row,) = await copy.pg.fetch("SELECT * FROM stripe.upcoming_customer_invoice")
     assert (row["total"], row["_extra"], row["deleted"]) == (1234, None, False)
-    assert abs(row["_as_of"].timestamp() - reply.not_before) < 5
+    assert abs(row["_as_of"].timestamp() - response.not_before) < 5
 
 
 async def test_a_fill_owes_the_owners_that_met_trouble_and_asks_for_nobody_twice(
@@ -246,9 +246,9 @@ async def test_a_fill_owes_the_owners_that_met_trouble_and_asks_for_nobody_twice
     sim.control.clear_faults()
     owed = await copy.rows("SELECT count(*) FROM pinstripe.pending WHERE code = 'unreachable'")
     assert owed[0][0] > 0
-    todos = Todos(copy.source, upcoming=copy.upcoming.refreshers())
+    refetches = RefetchWorker(copy.source, upcoming=copy.upcoming.refreshers())
     await copy.pg.execute("UPDATE pinstripe.pending SET next_try_at = NULL")
-    await todos.drain()
+    await refetches.drain()
     assert sorted(await copy.totals("subscription")) == subscriptions
     assert len(await copy.totals("customer")) == 8
     requests = copy.upcoming.requests
@@ -413,13 +413,13 @@ async def test_a_coupon_leads_to_its_discounts_and_to_discounts_that_are_not_kno
     await copy.take([discount])
     assert await happened(copy, sim, path, edit()) == shop.both
     promotion: Object = {"type": "promotion_code.updated", "data": {"object": {"id": "promo_1"}}}
-    assert len(await copy.upcoming.todos([promotion])) == 2
+    assert len(await copy.upcoming.refetches([promotion])) == 2
     on_item = {"id": "di_2", "object": "discount", "customer": None, "subscription": None}
     coupon_of = {"source": {"type": "coupon", "coupon": "other"}}
     item = sim.control.truth("subscription_item")[-1]["id"]
     await copy.take([on_item | coupon_of | {"subscription_item": item}])
     other: Object = {"type": "coupon.deleted", "data": {"object": {"id": "other"}}}
-    assert [todo.id for todo in await copy.upcoming.todos([other])][1:] == [shop.other]
+    assert [refetch.id for refetch in await copy.upcoming.refetches([other])][1:] == [shop.other]
     sim.control.edit("subscription", shop.other, {"discounts": ["di_unseen"]})
     await copy_all(copy, sim)
     assert ("subscription", shop.other) in await happened(copy, sim, path, edit())
@@ -454,21 +454,21 @@ async def test_a_paid_invoice_refreshes_and_todos_name_the_newest_event_and_its_
     invoice = post(sim, "/v1/invoices", params)["id"]
     post(sim, f"/v1/invoices/{invoice}/finalize")
     events = events_since(sim, mark)
-    todos = await copy.upcoming.todos(events)
-    assert [(t.kind, t.table, t.id) for t in todos] == [
+    refetches = await copy.upcoming.refetches(events)
+    assert [(t.kind, t.table, t.id) for t in refetches] == [
         ("upcoming_customer", "upcoming_customer_invoice", shop.customer),
         ("upcoming_subscription", "upcoming_subscription_invoice", shop.subscription),
     ]
     newest = next(e for e in events if e["type"].startswith("invoice.") and e["request"]["id"])
-    assert {t.request_id for t in todos} == {newest["request"]["id"]}
-    assert {t.since for t in todos} == {float(newest["created"])}
+    assert {t.request_id for t in refetches} == {newest["request"]["id"]}
+    assert {t.since for t in refetches} == {float(newest["created"])}
     assert item["id"]
 
 
 async def test_events_that_change_no_invoice_ask_for_nothing(copy: Copy, shop: Shop) -> None:
     for name in ("charge.succeeded", "invoice.sent", "payout.paid", "customer.created"):
         event: Object = {"type": name, "data": {"object": {"id": "x", "customer": shop.customer}}}
-        assert await copy.upcoming.todos([event]) == []
+        assert await copy.upcoming.refetches([event]) == []
 
 
 async def test_customers_without_subscriptions_cost_no_request(copy: Copy, sim: Running) -> None:
@@ -504,7 +504,7 @@ async def test_everyone_with_automatic_tax_is_affected_by_the_tax_settings(
     for made, enabled in ((shop.subscription, True), (shop.other, False)):
         sim.control.edit("subscription", made, {"automatic_tax": {"enabled": enabled}})
     await copy_all(copy, sim)
-    assert [todo.id for todo in await copy.upcoming.todos([event])] == [
+    assert [refetch.id for refetch in await copy.upcoming.refetches([event])] == [
         shop.customer,
         shop.subscription,
     ]
@@ -534,7 +534,7 @@ async def test_a_key_that_may_not_preview_is_recorded_once_and_not_asked_again(
             "type": "price.updated",
             "data": {"object": sim.control.truth("price")[-1]},
         }
-        assert await copy.upcoming.todos([event]) == []
+        assert await copy.upcoming.refetches([event]) == []
         assert copy.upcoming.requests == asked
     async with copying(database, sim.url, sim.key) as copy:
         await copy.upcoming.fill()
@@ -588,7 +588,7 @@ async def test_the_other_tables_are_not_needed(database: str, sim: Running) -> N
 def preview_of(total: int, count: int, at: float) -> Preview:
     lines = tuple({"object": "line_item", "amount": total + n} for n in range(count))
     invoice: dict[str, object] = {"object": "invoice", "total": total}
-    return Preview(invoice, lines, Truth(at, at + 1))
+    return Preview(invoice, lines, AsOf(at, at + 1))
 
 
 @pytest.mark.parametrize(("older", "newer"), [(5, 3), (3, 5)])
@@ -723,4 +723,4 @@ async def test_refreshes_of_one_owner_wait_for_each_other(copy: Copy, sim: Runni
     await asyncio.gather(*(copy.upcoming.refresh_subscription(made) for _ in range(10)))
     assert await copy.totals("subscription") == {made: 100}
     assert copy.upcoming.requests == 10
-    assert copy.source.mirror.contested == 0
+    assert copy.source.mirror.conflicts == 0

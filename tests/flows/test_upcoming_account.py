@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncpg
 import msgspec
 
-from pinstripe.client.client import Stripe
+from pinstripe.client.client import StripeClient
 from pinstripe.config.config import Config
 from pinstripe.errors import NotFound
 from pinstripe.service import open_service
-from pinstripe.sync.events.poller import Live
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.events.poller import EventPoller
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -31,17 +31,17 @@ class _Preview(msgspec.Struct):
 Said = tuple[int, str, list[int]]
 
 
-async def previews(stripe: Stripe, subscriptions: list[str]) -> dict[str, Said]:
+async def previews(stripe: StripeClient, subscriptions: list[str]) -> dict[str, Said]:
     """What Stripe says, asked for one by one."""
     found: dict[str, Said] = {}
     for key in subscriptions:
         try:
-            reply = await stripe.post(
+            response = await stripe.post(
                 "/v1/invoices/create_preview", [("subscription", key)], endpoint="x"
             )
         except NotFound:
             continue
-        made = msgspec.json.decode(reply.body, type=_Preview)
+        made = msgspec.json.decode(response.body, type=_Preview)
         lines = made.lines.data
         if made.lines.has_more:
             more = await stripe.get(made.lines.url, [("limit", "100")], endpoint="y")
@@ -62,7 +62,7 @@ async def rows(pg: asyncpg.Connection, owner: str) -> dict[str, Said]:
     return {key: (total, currency, list(amounts)) for key, total, currency, amounts in found}
 
 
-async def agrees(sim: Running, stripe: Stripe, pg: asyncpg.Connection) -> int:
+async def agrees(sim: Running, stripe: StripeClient, pg: asyncpg.Connection) -> int:
     """Asserts that rows and lines are what Stripe says; how many subscriptions have one."""
     living = sim.control.truth("subscription")
     said = await previews(stripe, [str(s["id"]) for s in living])
@@ -98,10 +98,10 @@ async def test_they_are_stripes_own_after_the_fill_and_after_any_change(
 
             mark, since = sim.control.events(), int(sim.account.clock.now())
             await sim.control.mutate(400)
-            await Live(source, Todos(source), since=since).sweep(since - 1)
-            await source.mirror.settled()
+            await EventPoller(source, RefetchWorker(source), since=since).read_lookback(since - 1)
+            await source.mirror.wait_resolved()
             events = list(reversed(sim.control.truth("event")[mark:]))
-            for todo in await upcoming.todos(events):
-                await upcoming.refreshers()[todo.kind](todo.id)
+            for refetch in await upcoming.refetches(events):
+                await upcoming.refreshers()[refetch.kind](refetch.id)
             assert await agrees(sim, source.stripe, pg) > 10
             assert upcoming.unpreviewable == 0

@@ -20,10 +20,10 @@ from pinstripe.catalog.tables import table_of_object
 from pinstripe.config.config import Config
 from pinstripe.service import Service, open_service
 from pinstripe.store.verifications import load_certificate
-from pinstripe.sync.events.poller import Pace
+from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.follower import Follower
 from pinstripe.sync.verify.report import Report
-from pinstripe.sync.verify.verify import Wish, open_verify
+from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import Key
 from pinstripe_simulator.replies import StripeError
@@ -73,9 +73,9 @@ async def verified(
     followed: bool = False,
     grace_s: float = 0.0,
 ) -> Report:
-    wish = Wish(repair=repair, unlisted=unlisted, followed=followed, grace_s=grace_s)
+    options = VerifyOptions(repair=repair, unlisted=unlisted, followed=followed, grace_s=grace_s)
     async with open_verify(
-        service.database.url, service.source, service.budget, wish, birth=service.account.birth
+        service.database.url, service.source, service.budget, options, birth=service.account.birth
     ) as run:
         return await run.run()
 
@@ -265,7 +265,7 @@ async def test_nothing_is_called_wrong_while_the_account_lives_and_is_followed(
             service.source,
             service.budget,
             since=service.account.now,
-            pace=Pace(poll_s=0.1),
+            pace=PollIntervals(poll_s=0.1),
             previews=False,
         )
         following = asyncio.create_task(follower.run())
@@ -277,7 +277,7 @@ async def test_nothing_is_called_wrong_while_the_account_lives_and_is_followed(
             for task in (living, following):
                 task.cancel()
             await asyncio.gather(living, following, return_exceptions=True)
-        heard = follower.live.seen.events
+        heard = follower.poller.stats.events
     assert heard > 20
     assert [said(report) for report in reports] == [{}, {}]
 
@@ -396,9 +396,9 @@ async def test_a_lost_connection_is_survived_and_costs_only_the_search_for_extra
     database: str, pg: asyncpg.Connection
 ) -> None:
     async with copied(database, tables=LISTED) as (_, service):
-        wish = Wish(followed=False)
+        options = VerifyOptions(followed=False)
         async with open_verify(
-            service.database.url, service.source, service.budget, wish, birth=0
+            service.database.url, service.source, service.budget, options, birth=0
         ) as run:
             task = asyncio.create_task(run.run())
             while not await pg.fetchval(CUT):  # each turn is a round trip to the server

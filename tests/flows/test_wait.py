@@ -146,20 +146,20 @@ async def test_a_wait_polls_at_once_however_seldom_the_poller_does(
     sim: Running, database: str
 ) -> None:
     async with gateway(sim, database) as here, syncing(sim, database, poll_s=25.0) as follower:
-        polls = follower.live.seen.polls
+        polls = follower.poller.stats.polls
         for _ in range(4):
             assert (await here.wait("timeout=8")).status_code == 200
-        assert follower.live.seen.polls - polls >= 2
+        assert follower.poller.stats.polls - polls >= 2
 
 
 async def test_a_thousand_waiters_share_a_few_looks(sim: Running, database: str) -> None:
     async with gateway(sim, database) as here, syncing(sim, database) as follower:
         assert (await here.wait()).status_code == 200
-        polls, rings = follower.live.seen.polls, here.bell.rings["stripe"]
+        polls, rings = follower.poller.stats.polls, here.requester.requests_sent["stripe"]
         answers = await asyncio.gather(*(here.wait() for _ in range(1000)))
         assert {a.status_code for a in answers} == {200}
-        assert follower.live.seen.polls - polls <= 12
-        assert here.bell.rings["stripe"] - rings <= 50
+        assert follower.poller.stats.polls - polls <= 12
+        assert here.requester.requests_sent["stripe"] - rings <= 50
 
 
 async def test_what_is_still_to_be_asked_of_stripe_holds_the_wait_up(

@@ -55,7 +55,7 @@ async def test_no_exact_wait_is_followed_by_a_stale_read(database: str) -> None:
         await asyncio.gather(*(write(n) for n in range(WRITERS)))
         medians = {form: round(statistics.median(ms)) for form, ms in took_ms.items()}
         print(
-            f"waits={WAITS} stale={len(stale)} median_ms={medians} looks={follower.live.seen.polls}"
+            f"waits={WAITS} stale={len(stale)} median_ms={medians} looks={follower.poller.stats.polls}"
         )
     assert stale == []
 

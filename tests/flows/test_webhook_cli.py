@@ -12,8 +12,8 @@ from tests.flows.harness.command import Ended, pinstripe
 
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.webhook_endpoints import (
     Endpoint,
     check_url,
@@ -22,7 +22,7 @@ from pinstripe.client.webhook_endpoints import (
     list_endpoints,
 )
 from pinstripe.config.config import read_config
-from pinstripe.encryption import FILE, Secrecy
+from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured, Refused
 from pinstripe.gateway.syncs import NewSync
 from pinstripe.serving.vault import Vault
@@ -42,17 +42,17 @@ async def sim() -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def stripe(sim: Running) -> AsyncIterator[Stripe]:
-    async with Stripe(
+async def stripe(sim: Running) -> AsyncIterator[StripeClient]:
+    async with StripeClient(
         ApiKey.parse(sim.key),
         api_version=spec().api_version,
-        budget=Budget(account_rate=None, endpoint_rate=None),
+        budget=RateLimiter(account_rate=None, endpoint_rate=None),
         base_url=sim.url,
     ) as found:
         yield found
 
 
-async def ours(stripe: Stripe) -> list[Endpoint]:
+async def ours(stripe: StripeClient) -> list[Endpoint]:
     """Those that a test made; the account begins with some of others."""
     return [e for e in await list_endpoints(stripe) if "hooks.example.com" in e.url]
 
@@ -62,7 +62,7 @@ async def webhook(sim: Running, *words: str, cwd: Path, **env: str) -> Ended:
     return await pinstripe("webhook", *words, env=given, cwd=str(cwd))
 
 
-async def test_an_endpoint_is_for_all_events_in_our_version(stripe: Stripe) -> None:
+async def test_an_endpoint_is_for_all_events_in_our_version(stripe: StripeClient) -> None:
     made = await create_endpoint(stripe, URL, sync_id="default")
     assert not made.existed
     assert made.secret.startswith("whsec_")
@@ -75,7 +75,7 @@ async def test_an_endpoint_is_for_all_events_in_our_version(stripe: Stripe) -> N
     assert found.sync_id == "default"
 
 
-async def test_an_endpoint_that_is_there_is_found_and_not_made_again(stripe: Stripe) -> None:
+async def test_an_endpoint_that_is_there_is_found_and_not_made_again(stripe: StripeClient) -> None:
     first = await create_endpoint(stripe, URL, sync_id="default")
     second = await create_endpoint(stripe, URL, sync_id="default")
     assert second.existed
@@ -84,13 +84,13 @@ async def test_an_endpoint_that_is_there_is_found_and_not_made_again(stripe: Str
     assert len(await ours(stripe)) == 1
 
 
-async def test_an_endpoint_that_is_off_or_lacks_events_is_set_right(stripe: Stripe) -> None:
-    reply = await stripe.post(
+async def test_an_endpoint_that_is_off_or_lacks_events_is_set_right(stripe: StripeClient) -> None:
+    response = await stripe.post(
         "/v1/webhook_endpoints",
         [("url", URL), ("enabled_events[]", "charge.succeeded"), ("metadata[team]", "billing")],
         endpoint="made by hand",
     )
-    assert reply.status == 200
+    assert response.status == 200
     (made,) = await ours(stripe)
     await stripe.post(f"/v1/webhook_endpoints/{made.id}", [("disabled", "true")], endpoint="off")
     found = await create_endpoint(stripe, URL, sync_id="default")
@@ -101,7 +101,7 @@ async def test_an_endpoint_that_is_off_or_lacks_events_is_set_right(stripe: Stri
     assert now.metadata == {"team": "billing", "pinstripe_sync": "default"}
 
 
-async def test_one_at_another_address_is_left_alone_and_named(stripe: Stripe) -> None:
+async def test_one_at_another_address_is_left_alone_and_named(stripe: StripeClient) -> None:
     old = await create_endpoint(stripe, URL, sync_id="default")
     made = await create_endpoint(stripe, URL.replace("hooks.", "new.hooks."), sync_id="default")
     assert not made.existed
@@ -109,7 +109,7 @@ async def test_one_at_another_address_is_left_alone_and_named(stripe: Stripe) ->
     assert len(await ours(stripe)) == 2
 
 
-async def test_an_account_that_is_full_is_told_with_the_remedy(stripe: Stripe) -> None:
+async def test_an_account_that_is_full_is_told_with_the_remedy(stripe: StripeClient) -> None:
     for number in range(16):
         await create_endpoint(stripe, f"{URL}/{number}", sync_id=f"s{number}")
     with pytest.raises(Refused, match="maximum") as refusal:
@@ -117,7 +117,7 @@ async def test_an_account_that_is_full_is_told_with_the_remedy(stripe: Stripe) -
     assert "pinstripe webhook delete" in refusal.value.hint
 
 
-async def test_a_removed_endpoint_is_gone(stripe: Stripe) -> None:
+async def test_a_removed_endpoint_is_gone(stripe: StripeClient) -> None:
     made = await create_endpoint(stripe, URL, sync_id="default")
     await delete_endpoint(stripe, made.endpoint.id)
     assert await ours(stripe) == []
@@ -158,7 +158,7 @@ async def test_the_command_shows_the_secret_once_as_a_setting(sim: Running, tmp_
 
 
 async def test_delete_finds_the_endpoint_of_the_sync(
-    sim: Running, stripe: Stripe, tmp_path: Path
+    sim: Running, stripe: StripeClient, tmp_path: Path
 ) -> None:
     made = await create_endpoint(stripe, URL, sync_id="default")
     ended = await webhook(sim, "delete", "--json", cwd=tmp_path)
@@ -188,7 +188,7 @@ async def test_without_an_address_both_ways_to_give_it_are_named(
 async def test_the_secret_of_a_stored_sync_is_kept_encrypted_and_never_shown(
     sim: Running, database: str, tmp_path: Path
 ) -> None:
-    vault = Vault(database, Secrecy((), tmp_path / FILE), read_config({}, {}))
+    vault = Vault(database, Encryptor((), tmp_path / FILE), read_config({}, {}))
     await vault.add(NewSync("shop", sim.key, stripe_url=sim.url))
     words = ("--sync", "shop", "--data-dir", str(tmp_path), "--database-url", database)
     url = URL.replace("default", "shop")

@@ -43,7 +43,7 @@ async def test_a_delivery_of_the_simulator_rings_and_the_change_arrives(
         syncing(sim, database, poll_s=60.0) as follower,
         serving(here.app) as url,
     ):
-        await until(lambda: follower.live.seen.polls > 1)
+        await until(lambda: follower.poller.stats.polls > 1)
         made = await here.stripe.post(
             "/v1/webhook_endpoints",
             [("url", f"{url}/webhooks/stripe/default"), ("enabled_events[]", "*")],
@@ -86,10 +86,10 @@ async def test_what_is_not_signed_is_refused_and_rings_nobody(sim: Running, data
             ]
             assert told[0].content == told[1].content
             assert told[0].status_code == told[1].status_code == 400
-        assert here.bell.rings["stripe"] == 0
+        assert here.requester.requests_sent["stripe"] == 0
         good = await here.http.post(address, content=payload, headers=headers(payload))
         assert good.status_code == 200
-        await until(lambda: here.bell.rings["stripe"] == 1)
+        await until(lambda: here.requester.requests_sent["stripe"] == 1)
 
 
 async def test_a_flood_of_replays_is_a_few_rings_and_no_row(sim: Running, database: str) -> None:
@@ -107,7 +107,7 @@ async def test_a_flood_of_replays_is_a_few_rings_and_no_row(sim: Running, databa
             assert {a.status_code for a in answers} == {200}
         took_s = time.monotonic() - began
         assert here.webhooks.count["accepted"] == 1000
-        assert here.bell.rings["stripe"] <= took_s / 0.05 + 2
+        assert here.requester.requests_sent["stripe"] <= took_s / 0.05 + 2
         async with connect(database) as pg:
             assert await pg.fetchval("SELECT count(*) FROM stripe.event") == 0
             assert await pg.fetchval("SELECT count(*) FROM pinstripe.applied_event") == 0

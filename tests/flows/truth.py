@@ -16,8 +16,8 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
 from pinstripe.client.decode import decode
 from pinstripe.mirror import open_mirror
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import create_table
 from pinstripe.store.pool import Connection, connect
 from pinstripe_simulator.server import Running
@@ -119,18 +119,18 @@ async def _write_truth(
         for name, table in table_of_object().items():
             if table not in chosen:
                 continue
-            group = Found()
+            group = RowSet()
             for obj in sim.account.world.truth(name):
                 if among is not None and obj["id"] not in among[name]:
                     continue
-                found = Found()
+                found = RowSet()
                 # Over the wire and back: text that Postgres cannot hold is cleaned when it is read.
                 read = decode(msgspec.json.encode(obj))
                 assert isinstance(read, dict)
                 key = mirror.extractor.object(read, found)
                 if key is not None:
                     group.add(table, key, found.rows[table][key])
-            await mirror.put(group, Truth(1.0, 2.0))
+            await mirror.put(group, AsOf(1.0, 2.0))
 
 
 async def _compare(

@@ -34,7 +34,7 @@ from pinstripe.console.routes import console_routes
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.app import ROUTES
-from pinstripe.gateway.http.auth import Access
+from pinstripe.gateway.http.auth import Auth
 from pinstripe.store.ddl import create_all
 
 Json: TypeAlias = "dict[str, object]"
@@ -156,10 +156,10 @@ def _words(path: str, value: object) -> Iterator[str]:
 
 def routes() -> str:
     """Every path that the service answers, the console's pages included."""
-    ours = [f"{e.method} {e.path} {e.door} {e.status} {e.media}" for e in ROUTES]
+    ours = [f"{e.method} {e.path} {e.policy} {e.status} {e.media}" for e in ROUTES]
     pages = [
         f"{' '.join(sorted(route.methods or ()))} {route.path}"
-        for route in console_routes(Access(admin_token=""))
+        for route in console_routes(Auth(admin_token=""))
     ]
     return "\n".join((*ours, "", *pages))
 

@@ -30,12 +30,12 @@ from tests.house.tree import ROOT, SIMULATOR
 from pinstripe.catalog.tables import tables
 from pinstripe.gateway.proxy.proxy import open_proxy
 from pinstripe.gateway.proxy.request import hosts_at
-from pinstripe.gateway.wait.sync_requester import Bell
+from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.service import open_service
 from pinstripe.store.pool import connect
-from pinstripe.sync.events.poller import Pace
+from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.relist import Intervals
-from pinstripe.sync.verify.verify import Wish, open_verify
+from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
 
@@ -124,7 +124,7 @@ async def _list_once(database: str, schema: str, sim: Running) -> Mapping[tuple[
 
 async def event(database: str, _: Path) -> Entered:
     """A customer is made at Stripe; a plain `/wait` answers, and there is the row."""
-    pace = Pace(near_every_s=_NEVER_S, window_every_s=_NEVER_S)
+    pace = PollIntervals(near_every_s=_NEVER_S, window_every_s=_NEVER_S)
     quiet = Intervals(*[_NEVER_S] * 4)
     runs = []
     async with (
@@ -150,9 +150,9 @@ async def proxy(database: str, _: Path) -> Entered:
     """A customer of which there is a row is changed through the proxy; until the reply is there."""
     runs = []
     async with running(SMALL) as sim, gateway_account(sim, database) as account:
-        bell = Bell(lambda: database)
+        requester = SyncRequester(lambda: database)
         async with (
-            open_proxy(account.syncs, hosts=hosts_at(sim.url), ring=bell.ring) as app,
+            open_proxy(account.syncs, hosts=hosts_at(sim.url), ring=requester.request_sync) as app,
             serving(app) as url,
             aiohttp.ClientSession(url, headers=account.bearer) as http,
         ):
@@ -193,11 +193,15 @@ async def verify(database: str, directory: Path) -> Entered:
             for _ in range(1 + RUNS // 2):
                 await connection.execute(_STALE)
                 await connection.execute(_MISSING)
-                wish = Wish(repair=True, followed=False, grace_s=0.0)
+                options = VerifyOptions(repair=True, followed=False, grace_s=0.0)
                 recorder = Recorder()
                 with recorder.on():
                     async with open_verify(
-                        database, service.source, service.budget, wish, birth=service.account.birth
+                        database,
+                        service.source,
+                        service.budget,
+                        options,
+                        birth=service.account.birth,
                     ) as run:
                         report = await run.run()
                 assert sum(len(t.repaired) for t in report.tables.values()) == 2

@@ -17,8 +17,8 @@ from pinstripe.catalog.tables import tables
 from pinstripe.errors import Unwritable
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.mirror.change_feed import CHANNEL, delete_rows, trim
-from pinstripe.rows.as_of import Cause, Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf, Cause
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import Connection
 
 _NAMES = ("customer", "charge", "price", "event", "upcoming_customer_invoice")
@@ -46,10 +46,10 @@ async def mirror(database: str) -> AsyncIterator[Mirror]:
 async def put(
     mirror: Mirror, lo: float, *objects: Mapping[str, object], cause: Cause | None = None
 ) -> None:
-    found = Found()
+    found = RowSet()
     for obj in objects:
         mirror.extractor.object(dict(obj), found)
-    await mirror.put(found, Truth(T0 + lo, T0 + lo + 1, cause))
+    await mirror.put(found, AsOf(T0 + lo, T0 + lo + 1, cause))
 
 
 def customer(key: str = "cus_1", **fields: object) -> dict[str, object]:
@@ -138,10 +138,10 @@ async def test_two_states_in_one_transaction_are_two_steps(
 ) -> None:
     found = []
     for name in ("a", "b", "c"):
-        one = Found()
+        one = RowSet()
         mirror.extractor.object(customer(name=name), one)
         found.append(one)
-    parts = [(one, Truth(T0 + 5 * n, T0 + 5 * n + 1)) for n, one in enumerate(found)]
+    parts = [(one, AsOf(T0 + 5 * n, T0 + 5 * n + 1)) for n, one in enumerate(found)]
     await mirror.submit_parts(parts)
     steps = [entry[3] for entry in await feed(pg)]
     assert steps[1:] == [{"name": ["a", "b"]}, {"name": ["b", "c"]}]
@@ -195,10 +195,10 @@ async def test_what_is_rolled_back_leaves_no_entry_now_or_later(
     async def fail(connection: Connection) -> None:
         raise Unwritable("no")
 
-    found = Found()
+    found = RowSet()
     mirror.extractor.object(customer(name="never"), found)
     with pytest.raises(Unwritable):
-        await mirror.submit(found, Truth(T0, T0 + 1), effect=fail)
+        await mirror.submit(found, AsOf(T0, T0 + 1), effect=fail)
     await put(mirror, 5, customer("cus_2"))
     assert [e[1] for e in await feed(pg)] == ["cus_2"]
 
@@ -211,11 +211,11 @@ async def test_a_preview_that_went_is_a_delete_with_what_it_held(
     async def remove(connection: Connection) -> None:
         assert await delete_rows(connection, SCHEMA, table, "customer_id = $1", "cus_1") == 1
 
-    found = Found()
+    found = RowSet()
     invoice = {"object": "invoice", "total": 5}
     mirror.extractor.virtual(table.name, invoice, "cus_1", found, parents={"customer": "cus_1"})
-    await mirror.put(found, Truth(T0, T0 + 1))
-    await mirror.submit(Found(), Truth(0.0, 0.0), effect=remove)
+    await mirror.put(found, AsOf(T0, T0 + 1))
+    await mirror.submit(RowSet(), AsOf(0.0, 0.0), effect=remove)
     assert (await feed(pg))[1:] == [
         (
             "upcoming_customer_invoice",
@@ -230,7 +230,7 @@ async def test_a_preview_that_went_is_a_delete_with_what_it_held(
         )
     ]
     # What comes and goes in one transaction was never there.
-    await mirror.submit(found, Truth(T0 + 5, T0 + 6), effect=remove)
+    await mirror.submit(found, AsOf(T0 + 5, T0 + 6), effect=remove)
     assert len(await feed(pg)) == 2
 
 
@@ -238,7 +238,7 @@ async def test_a_preview_of_which_only_the_time_of_the_look_differs_is_no_change
     mirror: Mirror, pg: asyncpg.Connection
 ) -> None:
     async def look(at: int, total: int) -> None:
-        found = Found()
+        found = RowSet()
         invoice = {
             "object": "invoice",
             "total": total,
@@ -250,7 +250,7 @@ async def test_a_preview_of_which_only_the_time_of_the_look_differs_is_no_change
         mirror.extractor.virtual(
             "upcoming_customer_invoice", invoice, "cus_1", found, parents=parents
         )
-        await mirror.put(found, Truth(T0 + at, T0 + at + 1))
+        await mirror.put(found, AsOf(T0 + at, T0 + at + 1))
 
     await look(0, 5)
     await look(10, 5)

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from pinstripe.gateway.live import change_stream as module
-from pinstripe.gateway.live.change_stream import Feed
+from pinstripe.gateway.live.change_stream import ChangeStream
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.mirror.change_feed import CHANNEL
 from pinstripe.store.changes import Wanted
@@ -22,10 +22,10 @@ _PATIENCE_S = 120.0
 
 
 @asynccontextmanager
-async def feeding(database: str, pg: asyncpg.Connection) -> AsyncIterator[Feed]:
+async def feeding(database: str, pg: asyncpg.Connection) -> AsyncIterator[ChangeStream]:
     await ensure_bookkeeping(pg)
     async with await open_pool(database, min_size=1, max_size=4) as pool:
-        feed = Feed(Reads(lambda: pool), lambda: database)
+        feed = ChangeStream(Reads(lambda: pool), lambda: database)
         running = asyncio.create_task(feed.run())
         try:
             yield feed
@@ -48,7 +48,12 @@ async def change(pg: asyncpg.Connection, count: int, *, table: str = "customer")
 
 
 async def read(
-    feed: Feed, after: int | None, count: int, *, wanted: Wanted | None = None, pause_s: float = 0.0
+    feed: ChangeStream,
+    after: int | None,
+    count: int,
+    *,
+    wanted: Wanted | None = None,
+    pause_s: float = 0.0,
 ) -> list[int]:
     """The positions of the next `count` changes."""
     got: list[int] = []

@@ -10,8 +10,8 @@ import pytest
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.migrate import migrate
 from pinstripe.sync.verify.compare import Comparer
 
@@ -36,10 +36,10 @@ async def mirror(schema: str) -> AsyncIterator[Mirror]:
 
 
 async def put(mirror: Mirror, *objects: dict[str, object], at: float = YESTERDAY) -> None:
-    found = Found()
+    found = RowSet()
     for obj in objects:
         mirror.extractor.object(obj, found)
-    await mirror.put(found, Truth(at, at + 1))
+    await mirror.put(found, AsOf(at, at + 1))
 
 
 async def compared(
@@ -52,7 +52,7 @@ async def compared(
         "stripe",
         WANTED,
         api_version=spec().api_version,
-        scribe=comparer,
+        sink=comparer,
         extractor=mirror.extractor,
     ) as comparing:
         await put(comparing, *objects, at=NOW)

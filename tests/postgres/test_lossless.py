@@ -14,7 +14,7 @@ from tests.unit.rows.made_up import WITH_TABLE, Maker
 from tests.unit.rows.rebuild import Json, Kept, Replica, lost
 
 from pinstripe.catalog.tables import Column, table_of_object, tables
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.ddl import quote
 
 EXAMPLES: dict[str, dict[str, Json]] = json.loads(
@@ -57,7 +57,7 @@ async def test_odd_objects_come_back_from_the_database(
 
 async def rebuilt(w: Writing, obj: dict[str, Json]) -> Json:
     """The object, put together from the rows that are now in the database."""
-    found, extractor = Found(), Extractor()
+    found, extractor = RowSet(), Extractor()
     key = extractor.object(obj, found)
     assert key is not None
     groups = {table: set(group) for table, group in found.rows.items()}

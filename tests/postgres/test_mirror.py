@@ -13,9 +13,9 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, open_mirror
-from pinstripe.mirror.batch import Contested, Effect
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.mirror.batch import Conflict, Effect
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
 
@@ -37,15 +37,15 @@ class Steps:
         self.committed += steps
 
 
-def customers(mirror: Mirror, *keys: str, **fields: object) -> Found:
-    found = Found()
+def customers(mirror: Mirror, *keys: str, **fields: object) -> RowSet:
+    found = RowSet()
     for key in keys:
         mirror.extractor.object({"id": key, "object": "customer", **fields}, found)
     return found
 
 
-def during(lo: float, hi: float) -> Truth:
-    return Truth(T0 + lo, T0 + hi)
+def during(lo: float, hi: float) -> AsOf:
+    return AsOf(T0 + lo, T0 + hi)
 
 
 @pytest.fixture
@@ -239,23 +239,23 @@ async def test_contested_rows_are_settled_one_get_at_a_time(
     asked: list[str] = []
     answer = asyncio.Event()
 
-    async def settle(row: Contested) -> bool:
+    async def settle(row: Conflict) -> bool:
         asked.append(row.key)
         await answer.wait()
         over = {(row.table, row.key): row.version}
         await mirror.put(customers(mirror, row.key, name="settled"), during(5, 6), over=over)
         return True
 
-    mirror.settle = settle
+    mirror.resolve = settle
     await mirror.put(customers(mirror, "cus_1", name="a"), during(5, 6))
     for name in "bcdef":
         await mirror.put(customers(mirror, "cus_1", name=name), during(5.1, 6.1))
     assert asked == ["cus_1"]
     answer.set()
-    await mirror.settled()
+    await mirror.wait_resolved()
     # One that was under way, and one for all that came meanwhile.
     assert asked == ["cus_1", "cus_1"]
-    assert mirror.contested == 5
+    assert mirror.conflicts == 5
     assert await pg.fetchval(f"SELECT name FROM {SCHEMA}.customer") == "settled"
 
 
@@ -288,13 +288,13 @@ async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:
     chosen = {n: tables()[n] for n in _NAMES}
     never = asyncio.Event()
 
-    async def settle(row: Contested) -> bool:
+    async def settle(row: Conflict) -> bool:
         await never.wait()
         return True
 
     async with asyncio.timeout(10):
         async with open_mirror(database, SCHEMA, chosen, api_version=VERSION) as mirror:
-            mirror.settle = settle
+            mirror.resolve = settle
             await mirror.put(customers(mirror, "cus_1", name="a"), during(5, 6))
             await mirror.put(customers(mirror, "cus_1", name="b"), during(5, 6))
             waiting = mirror.submit(customers(mirror, "cus_2"), during(5, 6))

@@ -17,9 +17,9 @@ from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import (
     Pool,
     check_server,
+    close_quietly,
     connect,
     connect_dedicated,
-    hang_up,
     is_transient,
     open_pool,
     translated,
@@ -119,7 +119,7 @@ async def test_a_server_killed_at_any_moment_shows_as_unreachable(tmp_path: Path
                     for number in itertools.count():
                         await writer.execute("SELECT $1::bigint", number)
             finally:
-                await hang_up(writer)
+                await close_quietly(writer)
 
         for _ in range(3):
             workers = [asyncio.create_task(work_until_it_breaks()) for _ in range(8)]
@@ -141,7 +141,7 @@ async def test_a_statement_on_a_lost_writer_is_transient(database: str) -> None:
     with pytest.raises(Unreachable) as caught, translated():
         await writer.execute("SELECT 1")
     assert is_transient(caught.value)
-    await hang_up(writer)
+    await close_quietly(writer)
     assert writer.is_closed()
 
 

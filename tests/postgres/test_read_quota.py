@@ -15,7 +15,7 @@ from tests.postgres.writing import SCHEMA, make_schema
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import Pool, open_pool
 from pinstripe.store.read_quota import load_read_use
-from pinstripe.sync.read_quota import Allowance, Wishes
+from pinstripe.sync.read_quota import QuotaDemand, ReadQuota
 
 _DAY_S = 86400.0
 _NOON = 20_000.5 * _DAY_S
@@ -29,8 +29,8 @@ class Meter:
     requests: Counter[str] = field(default_factory=Counter)
     now: float = 0.0
 
-    def allowance(self, *, livemode: bool = True, hold: bool = False) -> Allowance:
-        return Allowance(
+    def allowance(self, *, livemode: bool = True, hold: bool = False) -> ReadQuota:
+        return ReadQuota(
             self.pool,
             SCHEMA,
             self.requests,
@@ -141,7 +141,7 @@ async def test_what_is_read_besides_leaves_less_for_looks(meter: Meter) -> None:
     allowance = meter.allowance()
     await allowance.flush()
     alone_s = allowance.poll_interval_s()
-    allowance.wishes = lambda: Wishes(heads=0.7, passes=400.0)
+    allowance.wishes = lambda: QuotaDemand(heads=0.7, passes=400.0)
     assert allowance.poll_interval_s() == pytest.approx(2 * alone_s, rel=0.01)
     status = allowance.status()
     assert status["stretch"] > 100

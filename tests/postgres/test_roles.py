@@ -14,7 +14,7 @@ from pinstripe.errors import Misconfigured, Unreachable
 from pinstripe.store.pool import connect, translated
 from pinstripe.store.roles import (
     Limits,
-    Reader,
+    ReadOnlyRole,
     create_reader,
     drop_reader,
     find_reader,
@@ -39,12 +39,12 @@ async def logged_in(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
-async def reader(database: str) -> Reader:
+async def reader(database: str) -> ReadOnlyRole:
     await make_schema(database, ["customer", "charge"])
     return await create_reader(database, _HERE)
 
 
-async def login(reader: Reader, pg: asyncpg.Connection) -> str:
+async def login(reader: ReadOnlyRole, pg: asyncpg.Connection) -> str:
     """What the server keeps of the role's password."""
     return str(
         await pg.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = $1", reader.role)
@@ -52,7 +52,7 @@ async def login(reader: Reader, pg: asyncpg.Connection) -> str:
 
 
 async def test_it_reads_every_table_and_those_that_come_later(
-    database: str, reader: Reader
+    database: str, reader: ReadOnlyRole
 ) -> None:
     async with connect(database) as owner:
         await owner.execute(
@@ -81,7 +81,7 @@ async def test_it_reads_every_table_and_those_that_come_later(
     ],
 )
 async def test_it_can_do_nothing_else_even_if_it_lifts_its_own_limits(
-    reader: Reader, statement: str
+    reader: ReadOnlyRole, statement: str
 ) -> None:
     connection = await asyncpg.connect(reader.url)
     try:
@@ -107,7 +107,7 @@ async def test_statements_end_in_time_and_connections_are_few(database: str) -> 
 
 
 async def test_the_server_gets_a_verifier_of_the_very_password(
-    reader: Reader, pg: asyncpg.Connection
+    reader: ReadOnlyRole, pg: asyncpg.Connection
 ) -> None:
     kept = await login(reader, pg)
     assert reader.password not in kept
@@ -118,7 +118,7 @@ async def test_the_server_gets_a_verifier_of_the_very_password(
 
 
 async def test_a_rotated_password_is_another_and_ends_sessions(
-    database: str, reader: Reader, pg: asyncpg.Connection
+    database: str, reader: ReadOnlyRole, pg: asyncpg.Connection
 ) -> None:
     before = await login(reader, pg)
     session = await asyncpg.connect(reader.url)
@@ -141,7 +141,7 @@ async def test_it_is_made_once_and_rotated_only_where_it_is(database: str) -> No
 
 
 async def test_a_dropped_reader_leaves_nothing_behind(
-    database: str, reader: Reader, pg: asyncpg.Connection
+    database: str, reader: ReadOnlyRole, pg: asyncpg.Connection
 ) -> None:
     assert await find_reader(pg, _HERE) == reader.role
     assert await drop_reader(database, _HERE)
@@ -151,7 +151,7 @@ async def test_a_dropped_reader_leaves_nothing_behind(
 
 
 async def test_a_reader_with_grants_elsewhere_is_kept_and_the_remedy_said(
-    database: str, reader: Reader, pg: asyncpg.Connection
+    database: str, reader: ReadOnlyRole, pg: asyncpg.Connection
 ) -> None:
     await pg.execute(
         f'CREATE TABLE public.other (n int); GRANT SELECT ON public.other TO "{reader.role}"'
@@ -179,7 +179,7 @@ async def test_a_role_of_that_name_which_is_not_ours_is_left_alone(
 
 
 async def test_the_consoles_reader_is_another_than_that_of_people(
-    database: str, reader: Reader
+    database: str, reader: ReadOnlyRole
 ) -> None:
     own = await renew_reader(database, _HERE, purpose="console")
     assert own.role != reader.role

@@ -18,20 +18,27 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.wait.sync_requester import Bell
+from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.mirror.mirror import Mirror, open_mirror
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.store import migrate as migration
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.leases import Lease
 from pinstripe.store.migrate import ensure_bookkeeping, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.store.roles import create_reader
-from pinstripe.store.sync_requests import ANSWERS, RINGS, Answer, answer, last_ring, ring
-from pinstripe.sync.events.request_listener import Hearing
+from pinstripe.store.sync_requests import (
+    ACKS,
+    REQUESTS,
+    SyncAck,
+    acknowledge,
+    last_request,
+    request_sync,
+)
+from pinstripe.sync.events.request_listener import SyncRequestListener
 
-CHANNELS = (RINGS, ANSWERS, "pinstripe", "pinstripe_change", "pinstripe_lease")
+CHANNELS = (REQUESTS, ACKS, "pinstripe", "pinstripe_change", "pinstripe_lease")
 FORGED = (
     "stripe",
     "",
@@ -76,22 +83,29 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_forged_rings_are_not_heard(database: str, stranger: asyncpg.Connection) -> None:
     """The number and the lookback come from our row, whatever a notification says."""
     async with await open_pool(database, min_size=1, max_size=2) as pool, connect(database) as ours:
-        hearing = Hearing(pool, "stripe", complete=lambda: True)
-        running = asyncio.create_task(hearing.run())
+        request_listener = SyncRequestListener(pool, "stripe", complete=lambda: True)
+        running = asyncio.create_task(request_listener.run())
         try:
-            number = await ring(ours, "stripe", 0.25)
-            await until(lambda: hearing.begin() is not None)
+            number = await request_sync(ours, "stripe", 0.25)
+            await until(lambda: request_listener.begin() is not None)
             await forge(stranger)
-            later = await ring(ours, "stripe", 0.5)
+            later = await request_sync(ours, "stripe", 0.5)
             await until(
-                lambda: (heard := hearing.begin()) is not None and heard.ring.number == later
+                lambda: (
+                    (heard := request_listener.begin()) is not None
+                    and heard.request.number == later
+                )
             )
-            heard = hearing.begin()
+            heard = request_listener.begin()
             assert heard is not None
-            assert (number, heard.ring.number, heard.ring.lookback_s) == (later - 1, later, 0.5)
-            hearing.looked(heard, 1_700_000_000.0)
+            assert (number, heard.request.number, heard.request.lookback_s) == (
+                later - 1,
+                later,
+                0.5,
+            )
+            request_listener.done(heard, 1_700_000_000.0)
             async with asyncio.timeout(10):
-                while await last_ring(ours, "stripe") is not None:  # noqa: ASYNC110
+                while await last_request(ours, "stripe") is not None:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
             assert not running.done()
         finally:
@@ -100,17 +114,19 @@ async def test_forged_rings_are_not_heard(database: str, stranger: asyncpg.Conne
 
 async def test_a_ring_is_heard_at_once(database: str, stranger: asyncpg.Connection) -> None:
     async with await open_pool(database, min_size=1, max_size=2) as pool, connect(database) as ours:
-        hearing = Hearing(pool, "stripe", complete=lambda: True)
-        running = asyncio.create_task(hearing.run())
+        request_listener = SyncRequestListener(pool, "stripe", complete=lambda: True)
+        running = asyncio.create_task(request_listener.run())
         try:
-            await ring(ours, "stripe", 0)
-            await until(lambda: hearing.begin() is not None)
+            await request_sync(ours, "stripe", 0)
+            await until(lambda: request_listener.begin() is not None)
             took: list[float] = []
             for _ in range(5):
-                number = await ring(ours, "stripe", 0)
+                number = await request_sync(ours, "stripe", 0)
                 began = time.monotonic()
                 await until(
-                    lambda n=number: (h := hearing.begin()) is not None and h.ring.number == n  # type: ignore[misc]
+                    lambda n=number: (
+                        (h := request_listener.begin()) is not None and h.request.number == n
+                    )  # type: ignore[misc]
                 )
                 took.append(time.monotonic() - began)
             assert min(took) < 0.2  # the net alone takes up to a second
@@ -119,15 +135,15 @@ async def test_a_ring_is_heard_at_once(database: str, stranger: asyncpg.Connecti
 
 
 @asynccontextmanager
-async def ringing(database: str) -> AsyncIterator[tuple[Bell, OpenSync]]:
-    bell = Bell(lambda: database)
-    running = asyncio.create_task(bell.run())
+async def ringing(database: str) -> AsyncIterator[tuple[SyncRequester, OpenSync]]:
+    requester = SyncRequester(lambda: database)
+    running = asyncio.create_task(requester.run())
 
     class Opened:
         schema = "stripe"
 
     try:
-        yield bell, Opened()  # type: ignore[misc]  # a bell reads the schema and nothing else
+        yield requester, Opened()  # type: ignore[misc]  # a bell reads the schema and nothing else
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -135,20 +151,20 @@ async def ringing(database: str) -> AsyncIterator[tuple[Bell, OpenSync]]:
 
 async def test_a_forged_answer_is_none(database: str, stranger: asyncpg.Connection) -> None:
     """`/wait` says ok when the row says so, not when anybody does."""
-    async with ringing(database) as (bell, sync), connect(database) as ours:
-        waiting = asyncio.create_task(bell.looked(sync))
+    async with ringing(database) as (requester, sync), connect(database) as ours:
+        waiting = asyncio.create_task(requester.acked(sync))
         async with asyncio.timeout(10):
-            while await last_ring(ours, "stripe") is None:  # noqa: ASYNC110
+            while await last_request(ours, "stripe") is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         for _ in range(3):
             await forge(stranger)
             await asyncio.sleep(0.1)
         assert not waiting.done()
-        rung = await last_ring(ours, "stripe")
+        rung = await last_request(ours, "stripe")
         assert rung is not None
-        await answer(ours, "stripe", Answer(rung.number, 1_700_000_000.0))
+        await acknowledge(ours, "stripe", SyncAck(rung.number, 1_700_000_000.0))
         async with asyncio.timeout(10):
-            assert await waiting == Answer(rung.number, 1_700_000_000.0)
+            assert await waiting == SyncAck(rung.number, 1_700_000_000.0)
 
 
 async def test_forged_notices_do_not_wear_a_lease_out(
@@ -173,13 +189,13 @@ async def hold_advisory_locks(stranger: asyncpg.Connection) -> None:
         await stranger.execute("SELECT pg_advisory_lock($1)", key)
 
 
-def truth() -> Truth:
+def truth() -> AsOf:
     now = time.time()
-    return Truth(now - 1, now)
+    return AsOf(now - 1, now)
 
 
-def customer(mirror: Mirror, key: str) -> Found:
-    found = Found()
+def customer(mirror: Mirror, key: str) -> RowSet:
+    found = RowSet()
     mirror.extractor.object({"id": key, "object": "customer", "created": 1_700_000_000}, found)
     return found
 
@@ -310,8 +326,8 @@ async def test_functions_and_tables_planted_in_public_are_not_met(
     await make_schema(database, ["customer"])
     await put(database, "cus_1")
     async with connect(database) as ours:
-        await ring(ours, "stripe", 0.5)
-        await answer(ours, "stripe", Answer(1, datetime.now(UTC).timestamp()))
+        await request_sync(ours, "stripe", 0.5)
+        await acknowledge(ours, "stripe", SyncAck(1, datetime.now(UTC).timestamp()))
         assert await ours.fetchval("SELECT count(*) FROM stripe.customer") == 1
         assert await ours.fetch("SELECT DISTINCT what FROM public.caught") == []
 

@@ -15,7 +15,7 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, Snapshot, Writing, at, m
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import Drifted
 from pinstripe.mirror.batch import Batch
-from pinstripe.rows.extract import Found
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 
 _TABLES = ("customer", "coupon", "charge", "source", "product", "terminal_reader")
@@ -70,8 +70,8 @@ async def test_an_overlapping_snapshot_of_other_content_is_contested_and_not_wri
 ) -> None:
     await w.put((customer(name="one"), 5, 6))
     version = (await w.row("customer", "cus_1"))["_synced_at"]
-    contests = await w.put((customer(name="two"), 5.5, 6.5))
-    assert [(c.table, c.key, c.version) for c in contests] == [("customer", "cus_1", version)]
+    conflicts = await w.put((customer(name="two"), 5.5, 6.5))
+    assert [(c.table, c.key, c.version) for c in conflicts] == [("customer", "cus_1", version)]
     assert await name_of(w) == "one"
 
 
@@ -89,8 +89,8 @@ async def test_an_answer_over_a_version_that_has_passed_is_contested_again(w: Wr
     await w.put((customer(name="one"), 5, 6))
     version: datetime = (await w.row("customer", "cus_1"))["_synced_at"]
     await w.put((customer(name="one"), 5.5, 6.5))
-    contests = await w.put((customer(name="two"), 5.6, 6.6), over={("customer", "cus_1"): version})
-    assert [c.key for c in contests] == ["cus_1"]
+    conflicts = await w.put((customer(name="two"), 5.6, 6.6), over={("customer", "cus_1"): version})
+    assert [c.key for c in conflicts] == ["cus_1"]
     assert await name_of(w) == "one"
 
 
@@ -127,8 +127,8 @@ async def test_a_misfit_leaves_with_the_next_value_that_fits(w: Writing) -> None
 
 async def test_unknown_fields_that_differ_are_contested_too(w: Writing) -> None:
     await w.put((customer(name="N", colour="red"), 5, 6))
-    contests = await w.put((customer(name="N", colour="blue"), 4.5, 6.5))
-    assert [c.key for c in contests] == ["cus_1"]
+    conflicts = await w.put((customer(name="N", colour="blue"), 4.5, 6.5))
+    assert [c.key for c in conflicts] == ["cus_1"]
     assert (await w.row("customer", "cus_1"))["_extra"] == '{"colour": "red"}'
 
 
@@ -163,8 +163,8 @@ async def test_a_key_that_comes_twice_with_other_content_is_decided_in_the_batch
     assert await w.put((a, 0, 1), (b, 2, 3), (c, 1, 2), (b, 2.5, 3.5)) == []
     row = await w.row("customer", "cus_1")
     assert (row["name"], row["_as_of"], row["_as_of_latest"]) == ("b", at(2.5), at(3.5))
-    contests = await w.put((a, 5, 6), (b, 5.5, 6.5))
-    assert [c.key for c in contests] == ["cus_1"]
+    conflicts = await w.put((a, 5, 6), (b, 5.5, 6.5))
+    assert [c.key for c in conflicts] == ["cus_1"]
 
 
 async def test_the_same_snapshot_again_writes_nothing(w: Writing) -> None:
@@ -255,10 +255,10 @@ async def test_any_history_in_any_order_ends_in_the_newest_state_or_is_contested
             chosen, history.snapshots = history.snapshots[:size], history.snapshots[size:]
             if not chosen:
                 break
-            contests = await w.put(
+            conflicts = await w.put(
                 *((customer(id=key, balance=content), lo, hi) for lo, hi, content, _ in chosen)
             )
-            open_contests += len(contests)
+            open_contests += len(conflicts)
             row = await w.row("customer", key)
             content = int(row["balance"])
             lo, hi = (row["_as_of"].timestamp() - T0, row["_as_of_latest"].timestamp() - T0)
@@ -277,7 +277,7 @@ async def test_any_history_in_any_order_ends_in_the_newest_state_or_is_contested
 
 async def test_stages_do_not_keep_what_a_rolled_back_batch_left(w: Writing) -> None:
     batch = Batch(VERSION, w.writer._tables)
-    found = Found()
+    found = RowSet()
     w.extractor.object(customer(name="lost"), found)
     batch.add(found, T0, T0 + 1)
 

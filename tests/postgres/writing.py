@@ -11,9 +11,9 @@ import asyncpg
 
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.mirror.batch import Batch, Contested
+from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import connect
@@ -50,11 +50,11 @@ class Writing:
         *snapshots: Snapshot,
         checkpoints: Sequence[Checkpoint] = (),
         over: Mapping[tuple[str, str], datetime] | None = None,
-    ) -> list[Contested]:
+    ) -> list[Conflict]:
         """Writes the snapshots in one batch."""
         batch = Batch(VERSION, self.writer._tables, checkpoints=list(checkpoints))
         for obj, lo, hi in snapshots:
-            found = Found()
+            found = RowSet()
             self.extractor.object(obj, found)
             batch.add(found, T0 + lo, T0 + hi, over or {})
         return await self.writer.write(batch)

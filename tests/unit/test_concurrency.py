@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from pinstripe.concurrency import Together
+from pinstripe.concurrency import Coalescer
 
 
 class Answers:
@@ -28,10 +28,10 @@ class Answers:
 
 async def test_who_asks_while_an_answer_is_made_gets_the_next() -> None:
     answers = Answers()
-    together = Together(answers)
-    first = [asyncio.create_task(together.ask(key)) for key in ("a", "b", "a")]
+    together = Coalescer(answers)
+    first = [asyncio.create_task(together.get(key)) for key in ("a", "b", "a")]
     await answers.began.wait()
-    later = [asyncio.create_task(together.ask("a")) for _ in range(100)]
+    later = [asyncio.create_task(together.get("a")) for _ in range(100)]
     await asyncio.sleep(0)
     answers.go_on.set()
     assert await asyncio.gather(*first) == [1, 1, 1]
@@ -42,8 +42,8 @@ async def test_who_asks_while_an_answer_is_made_gets_the_next() -> None:
 
 async def test_one_who_gives_up_takes_nothing_from_the_others() -> None:
     answers = Answers()
-    together = Together(answers)
-    gone, stays = (asyncio.create_task(together.ask("a")) for _ in range(2))
+    together = Coalescer(answers)
+    gone, stays = (asyncio.create_task(together.get("a")) for _ in range(2))
     await answers.began.wait()
     gone.cancel()
     answers.go_on.set()
@@ -58,17 +58,17 @@ async def test_an_error_goes_to_all_who_asked_and_the_next_question_is_asked() -
             raise ValueError("no")
         return dict.fromkeys(keys, 1)
 
-    together = Together(answer)
-    together.nudge("a")
+    together = Coalescer(answer)
+    together.trigger("a")
     with pytest.raises(ValueError, match="no"):
-        await together.ask("a")
+        await together.get("a")
     failing = False
-    assert await together.ask("a") == 1
+    assert await together.get("a") == 1
 
 
 async def test_closing_ends_what_is_asked() -> None:
-    together = Together(Answers())
-    asking = asyncio.create_task(together.ask("a"))
+    together = Coalescer(Answers())
+    asking = asyncio.create_task(together.get("a"))
     await asyncio.sleep(0)
     await together.close()
     with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pinstripe.encryption import Secrecy, make_private
+from pinstripe.encryption import Encryptor, make_private
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,6 @@ def test_an_open_one_of_an_older_version_is_closed_and_others_stay(tmp_path: Pat
 
 
 def test_the_file_of_keys_stands_in_a_private_directory(tmp_path: Path) -> None:
-    Secrecy((), tmp_path / ".pinstripe" / "secret.key").seal("x")
+    Encryptor((), tmp_path / ".pinstripe" / "secret.key").seal("x")
     assert mode(tmp_path / ".pinstripe") == 0o700
     assert mode(tmp_path / ".pinstripe" / "secret.key") == 0o600

@@ -84,7 +84,7 @@ def http_page() -> str:
 
 def _overview() -> Iterator[tuple[str, ...]]:
     for endpoint in ROUTES:
-        yield endpoint.method, code(endpoint.path), endpoint.summary, _DOORS[endpoint.door]
+        yield endpoint.method, code(endpoint.path), endpoint.summary, _DOORS[endpoint.policy]
 
 
 def _endpoint(endpoint: Endpoint, document: Json) -> Iterator[str]:

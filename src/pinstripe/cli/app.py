@@ -190,8 +190,8 @@ def add(
     """
     from pinstripe.cli import syncs as commands
 
-    wish = commands.Wish(sync_id, schema, _pairs(set_), paused=paused)
-    execute(config, commands.add(config, wish, as_json=json), stopped=130)
+    options = commands.SyncOptions(sync_id, schema, _pairs(set_), paused=paused)
+    execute(config, commands.add(config, options, as_json=json), stopped=130)
 
 
 @syncs.command(sort_key=3)
@@ -325,8 +325,10 @@ def erd(
     """
     from pinstripe.cli import schema
 
-    wish = schema.Wish(domain=domain, table=table, detail=detail, format=format, output=output)
-    schema.draw(config, wish)
+    options = schema.DiagramOptions(
+        domain=domain, table=table, detail=detail, format=format, output=output
+    )
+    schema.draw(config, options)
 
 
 @reader.command(name="create", sort_key=1)
@@ -492,10 +494,10 @@ def verify(
     but not everything is proven.
     """
     from pinstripe.cli import verify as commands
-    from pinstripe.sync.verify.verify import Wish
+    from pinstripe.sync.verify.verify import VerifyOptions
 
-    wish = Wish(repair=repair, unlisted=None if every else sample)
-    execute(config, commands.verify(config, wish, ids=ids, as_json=json), stopped=130)
+    options = VerifyOptions(repair=repair, unlisted=None if every else sample)
+    execute(config, commands.verify(config, options, ids=ids, as_json=json), stopped=130)
 
 
 @app.command(sort_key=5)
@@ -525,8 +527,8 @@ def wait(
     """
     from pinstripe.cli import wait as commands
 
-    wish = commands.Wish(id, request, object, event, type, timeout, settle, url)
-    execute(config, commands.wait(config, wish, as_json=json), stopped=130)
+    options = commands.WaitOptions(id, request, object, event, type, timeout, settle, url)
+    execute(config, commands.wait(config, options, as_json=json), stopped=130)
 
 
 app.command(check, sort_key=8)
@@ -566,7 +568,7 @@ def simulate(
     """
     from pinstripe.cli import simulate as commands
 
-    wish = commands.Wish(
+    options = commands.SimulateOptions(
         host,
         port,
         scale,
@@ -578,7 +580,7 @@ def simulate(
         as_json=json,
         while_stdin=while_stdin,
     )
-    execute(config, commands.simulate(wish), stopped=0)
+    execute(config, commands.simulate(options), stopped=0)
 
 
 @app.command(sort_key=7)

@@ -15,7 +15,7 @@ import msgspec
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import proxy_for
-from pinstripe.client.client import Stripe
+from pinstripe.client.client import StripeClient
 from pinstripe.client.retry import Patience
 from pinstripe.config.config import Config
 from pinstripe.doctor.database import examine_database
@@ -82,7 +82,7 @@ async def check(config: Config, *, writes: bool, as_json: bool) -> int:
 async def _examine_key(config: Config, wanted: list[str], *, writes: bool) -> KeyReport:
     key = api_key(config)
     _tell(f"Asking {config.stripe_url} what {key} may read")
-    async with Stripe(
+    async with StripeClient(
         key,
         api_version=spec().api_version,
         budget=budget_for(config, key),

@@ -102,7 +102,7 @@ class Meter:
             parts.append(f"{requests_rate:,.0f} requests/s")
         if limited := stripe.rate_limited.total():
             parts.append(f"{limited:,} x 429")
-        if contested := self._service.source.mirror.contested:
+        if contested := self._service.source.mirror.conflicts:
             parts.append(f"{contested:,} asked twice")
         if backfill.phase == "lists" and span_s > 1 and requests_rate > 0:
             left = left_s(backfill.works, self._service.budget, requests_rate)

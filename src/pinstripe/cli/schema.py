@@ -24,7 +24,7 @@ from pinstripe.diagram.svg import to_svg
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database
 from pinstripe.store.ddl import column_comment, create_all, table_comment
-from pinstripe.store.roles import Reader, drop_reader
+from pinstripe.store.roles import ReadOnlyRole, drop_reader
 
 
 def print_ddl(config: Config) -> None:
@@ -78,7 +78,7 @@ def _described(table: Table) -> dict[str, object]:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DiagramOptions:
     """What is to be drawn, how, and where to."""
 
     domain: str | None
@@ -88,45 +88,45 @@ class Wish:
     output: Path | None
 
 
-def draw(config: Config, wish: Wish) -> None:
+def draw(config: Config, options: DiagramOptions) -> None:
     """Writes the diagram to the file, or to stdout."""
-    diagram = _wanted(config, wish)
-    text = to_mermaid(diagram) if _is_mermaid(wish) else to_svg(lay_out(diagram))
-    if wish.output is None:
+    diagram = _wanted(config, options)
+    text = to_mermaid(diagram) if _is_mermaid(options) else to_svg(lay_out(diagram))
+    if options.output is None:
         sys.stdout.write(text)
         return
     try:
-        wish.output.write_text(text, encoding="utf-8")
+        options.output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Misconfigured(
-            f"Cannot write {wish.output}: {error.strerror}.", hint="Name another file: --output."
+            f"Cannot write {options.output}: {error.strerror}.", hint="Name another file: --output."
         ) from error
-    sys.stderr.write(f"{diagram.title}: {wish.output}\n")
+    sys.stderr.write(f"{diagram.title}: {options.output}\n")
 
 
-def _wanted(config: Config, wish: Wish) -> Diagram:
+def _wanted(config: Config, options: DiagramOptions) -> Diagram:
     chosen = frozenset(config.choose_tables(tables()))
     some = chosen if len(chosen) < len(tables()) else None
-    if wish.domain is not None and wish.table is not None:
+    if options.domain is not None and options.table is not None:
         raise Misconfigured(
             "A diagram is of one domain or around one table.", hint="Leave out --domain or --table."
         )
-    if wish.domain is not None:
-        return of_domain(wish.domain, filled=some, detail=wish.detail)
-    if wish.table is not None:
-        return around(wish.table, filled=some, detail=wish.detail)
+    if options.domain is not None:
+        return of_domain(options.domain, filled=some, detail=options.detail)
+    if options.table is not None:
+        return around(options.table, filled=some, detail=options.detail)
     if some is not None:
-        return of_tables(some, detail=wish.detail)
+        return of_tables(some, detail=options.detail)
     return overview()
 
 
-def _is_mermaid(wish: Wish) -> bool:
-    if wish.format is not None:
-        return wish.format == "mermaid"
-    return wish.output is not None and wish.output.suffix in (".mmd", ".mermaid")
+def _is_mermaid(options: DiagramOptions) -> bool:
+    if options.format is not None:
+        return options.format == "mermaid"
+    return options.output is not None and options.output.suffix in (".mmd", ".mermaid")
 
 
-Make = Callable[[str, str], Awaitable[Reader]]
+Make = Callable[[str, str], Awaitable[ReadOnlyRole]]
 
 
 async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:

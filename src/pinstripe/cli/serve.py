@@ -31,15 +31,15 @@ from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
 from pinstripe.encryption import make_private
 from pinstripe.errors import PinstripeError, Unwritable
-from pinstripe.serving.service import Manner, open_serving
-from pinstripe.serving.supervisor import Report
+from pinstripe.serving.service import ServeOptions, open_serving
+from pinstripe.serving.supervisor import WorkerReport
 from pinstripe.store.syncs import DEFAULT_ID
 
 
 async def serve(config: Config, *, gateway_only: bool, as_json: bool) -> int:
     """Ends when it is cancelled. With `as_json` the first line on stdout says where it answers."""
     tell_change = _teller()
-    manner = Manner(syncs=not gateway_only)
+    manner = ServeOptions(syncs=not gateway_only)
     async with open_serving(config, manner, tell_change, tell) as serving:
         if as_json:
             show(json.dumps({"url": serving.url, "database": serving.database.version}))
@@ -57,7 +57,7 @@ class _Teller:
     def __init__(self) -> None:
         self._told: dict[str, tuple[str, str]] = {}
 
-    def __call__(self, sync_id: str, report: Report) -> None:
+    def __call__(self, sync_id: str, report: WorkerReport) -> None:
         now = (report.activity, report.reason)
         if report.activity == "starting" or self._told.get(sync_id) == now:
             return
@@ -113,9 +113,9 @@ async def _start_traffic(demo: Demo) -> None:
 
 
 async def _run(config: Config, started: Callable[[], Awaitable[None]]) -> int:
-    first: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+    first: asyncio.Future[WorkerReport] = asyncio.get_running_loop().create_future()
 
-    def heard(sync_id: str, report: Report) -> None:
+    def heard(sync_id: str, report: WorkerReport) -> None:
         if sync_id != DEFAULT_ID or first.done():
             return
         if report.activity == "following":
@@ -123,7 +123,9 @@ async def _run(config: Config, started: Callable[[], Awaitable[None]]) -> int:
         elif report.activity == "ended":
             first.set_exception(_error(report))
 
-    async with open_serving(config, Manner(shown=True, other_port=True), heard, tell) as serving:
+    async with open_serving(
+        config, ServeOptions(shown=True, other_port=True), heard, tell
+    ) as serving:
         await first
         show(how_to_connect(serving.database, config.schema) + "\n")
         show(how_to_serve(serving.url, config) + "\n")
@@ -132,7 +134,7 @@ async def _run(config: Config, started: Callable[[], Awaitable[None]]) -> int:
     return 0
 
 
-def _error(report: Report) -> PinstripeError:
+def _error(report: WorkerReport) -> PinstripeError:
     """What ended the first process, as if it had been ours."""
     error = PinstripeError(report.reason, hint=report.remedy)
     error.exit_code = report.exit_code

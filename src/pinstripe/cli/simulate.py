@@ -21,7 +21,7 @@ NastinessName = Literal["stripe", "calm"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SimulateOptions:
     """What to simulate, and how to say where."""
 
     host: str
@@ -36,32 +36,34 @@ class Wish:
     while_stdin: bool
 
 
-async def simulate(wish: Wish) -> int:
+async def simulate(options: SimulateOptions) -> int:
     """Serves until cancelled, or until stdin ends."""
     key = os.environ.get(KEY_VARIABLE, "").strip() or DEFAULT_KEY
     settings = Settings(
-        seed=wish.seed,
-        scale=wish.scale,
-        until=wish.until,
+        seed=options.seed,
+        scale=options.scale,
+        until=options.until,
         keys=(key,),
-        limits=wish.limits,
-        nastiness=preset(wish.nastiness) if wish.nastiness else default_nastiness(),
+        limits=options.limits,
+        nastiness=preset(options.nastiness) if options.nastiness else default_nastiness(),
     )
 
     def ready(running: Running) -> None:
-        running.account.latency.fixed_s = wish.latency_ms / 1000
-        _announce(running.url, key, as_json=wish.as_json)
+        running.account.latency.fixed_s = options.latency_ms / 1000
+        _announce(running.url, key, as_json=options.as_json)
 
     try:
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(serve(settings, host=wish.host, port=wish.port, ready=ready))
-            if wish.while_stdin:
+            task = group.create_task(
+                serve(settings, host=options.host, port=options.port, ready=ready)
+            )
+            if options.while_stdin:
                 await _stdin_ended()
                 task.cancel()
     except* OSError as group_of_errors:
         error = group_of_errors.exceptions[0]
         raise Misconfigured(
-            f"Cannot listen at {wish.host} port {wish.port}: {error}.",
+            f"Cannot listen at {options.host} port {options.port}: {error}.",
             hint="Choose another --port; 0 takes a free one.",
         ) from error
     return 0

@@ -20,7 +20,7 @@ from pinstripe.store.database_url import split_url, url_with_login
 from pinstripe.store.refusals import LIST, Refusal
 from pinstripe.store.status import SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import DEFAULT_ID
-from pinstripe.sync.backfill.backfill import Outcome
+from pinstripe.sync.backfill.backfill import BackfillResult
 
 _SHOWN = 20
 
@@ -62,7 +62,7 @@ class Ending:
     """A finished backfill and what the database holds now."""
 
     service: Service
-    outcome: Outcome
+    outcome: BackfillResult
     status: SchemaStatus
 
     @property
@@ -189,7 +189,7 @@ class Ending:
         return "\n".join(lines)
 
 
-async def summarise(service: Service, outcome: Outcome) -> Ending:
+async def summarise(service: Service, outcome: BackfillResult) -> Ending:
     """Counts what the database holds now."""
     async with service.pool.acquire() as connection:
         found = await read_status(connection, schema=service.config.schema, exact=True)

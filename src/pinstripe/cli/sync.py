@@ -33,7 +33,7 @@ from pinstripe.errors import (
     redact,
 )
 from pinstripe.service import Service, open_service
-from pinstripe.serving.supervisor import Order, Report, Superior
+from pinstripe.serving.supervisor import ParentLink, StartWorker, WorkerReport
 from pinstripe.sync.follower import Follower
 
 INCOMPLETE = 4
@@ -152,10 +152,10 @@ _PLAIN_S = 30.0
 
 async def show_following(follower: Follower) -> None:
     """Until cancelled, on stderr."""
-    told, shown, plain_at = "", follower.live.seen.events, time.monotonic()
+    told, shown, plain_at = "", follower.poller.stats.events, time.monotonic()
     on_terminal = sys.stderr.isatty()
     while True:
-        before = follower.live.seen.events
+        before = follower.poller.stats.events
         await asyncio.sleep(_LOOK_S)
         trouble = follower.trouble
         if trouble and not told:
@@ -165,7 +165,7 @@ async def show_following(follower: Follower) -> None:
         told = trouble
         if trouble:
             continue
-        events = follower.live.seen.events
+        events = follower.poller.stats.events
         if on_terminal:
             _write(f"\r\x1b[2K{line(follower, events - before)}")
         elif events != shown and time.monotonic() - plain_at >= _PLAIN_S:
@@ -175,9 +175,9 @@ async def show_following(follower: Follower) -> None:
 
 def line(follower: Follower, per_second: int) -> str:
     """How far the database is true, and what came lately."""
-    seen = follower.live.seen
-    behind_s = max(follower.live.now() - seen.as_of, 0.0)
-    asking = f", {len(follower.todos)} to ask" if len(follower.todos) else ""
+    seen = follower.poller.stats
+    behind_s = max(follower.poller.now() - seen.as_of, 0.0)
+    asking = f", {len(follower.refetches)} to ask" if len(follower.refetches) else ""
     return (
         f"following: {seen.events:,} events applied ({per_second}/s), "
         f"true up to {behind_s:.1f} s ago{asking}"
@@ -194,7 +194,7 @@ _REPORT_S = 0.5
 
 async def worker() -> int:
     """Gives the exit code; 0 where the service wanted it to end."""
-    superior = await Superior.on_stdin()
+    superior = await ParentLink.on_stdin()
     order = await superior.order()
     configure(order.config)
     working = asyncio.create_task(_work(order, superior))
@@ -208,9 +208,9 @@ async def worker() -> int:
         await asyncio.gather(working, gone, return_exceptions=True)
 
 
-async def _work(order: Order, superior: Superior) -> int:
+async def _work(order: StartWorker, superior: ParentLink) -> int:
     def lost(error: PinstripeError, _: float) -> None:
-        superior.report(Report("waiting", error.message, error.hint))
+        superior.report(WorkerReport("waiting", error.message, error.hint))
 
     try:
         # A person who waits at the terminal is told at once that an address is wrong.
@@ -224,26 +224,26 @@ async def _work(order: Order, superior: Superior) -> int:
         return ended.exit_code
 
 
-def _ended(error: BaseException) -> Report:
+def _ended(error: BaseException) -> WorkerReport:
     cause = root_cause(error)
     if isinstance(cause, PinstripeError):
         lasting = isinstance(cause, Misconfigured | WrongKey | WrongAccount)
-        return Report("ended", cause.message, cause.hint, lasting, cause.exit_code)
+        return WorkerReport("ended", cause.message, cause.hint, lasting, cause.exit_code)
     reason = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
-    return Report("ended", f"Something went wrong inside Pinstripe ({reason}).", exit_code=70)
+    return WorkerReport("ended", f"Something went wrong inside Pinstripe ({reason}).", exit_code=70)
 
 
-async def _keep_syncing(order: Order, superior: Superior, met: Callable[[], None]) -> int:
+async def _keep_syncing(order: StartWorker, superior: ParentLink, met: Callable[[], None]) -> int:
     def say(line: str) -> None:
-        superior.report(Report("starting", line))
+        superior.report(WorkerReport("starting", line))
         if order.shown:
             tell(line)
 
     async with open_service(order.config, tell=say) as service:
         met()
-        superior.report(Report("backfilling"))
+        superior.report(WorkerReport("backfilling"))
         if order.shown:
-            await follow(service, _show, lambda: superior.report(Report("following")))
+            await follow(service, _show, lambda: superior.report(WorkerReport("following")))
         else:
             await _follow(service, superior)
     return 0
@@ -253,7 +253,7 @@ def _show(ending: Ending) -> None:
     show(ending.as_text() + "\n")
 
 
-async def _follow(service: Service, superior: Superior) -> None:
+async def _follow(service: Service, superior: ParentLink) -> None:
     """As `follow`, without a word."""
     follower = await service.follow()
     async with asyncio.TaskGroup() as group:
@@ -265,7 +265,7 @@ async def _follow(service: Service, superior: Superior) -> None:
         await _report(follower, superior)
 
 
-async def _report(follower: Follower, superior: Superior) -> None:
+async def _report(follower: Follower, superior: ParentLink) -> None:
     while True:
-        superior.report(Report("following", follower.trouble, follower.remedy))
+        superior.report(WorkerReport("following", follower.trouble, follower.remedy))
         await asyncio.sleep(_REPORT_S)

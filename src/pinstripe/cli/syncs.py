@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pinstripe.cli.status import with_data
 from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
-from pinstripe.encryption import FILE, Secrecy
+from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import NewSync, SyncChange
 from pinstripe.service import open_database
@@ -22,7 +22,7 @@ from pinstripe.store.syncs import SealedSync, get_stored, load_stored
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SyncOptions:
     """A sync to be stored; its key comes from elsewhere."""
 
     id: str
@@ -50,20 +50,20 @@ async def list_syncs(config: Config, *, as_json: bool) -> int:
     return 0
 
 
-async def add(config: Config, wish: Wish, *, as_json: bool) -> int:
+async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
     """Stores a sync. Its key comes from the environment, or is asked for."""
     key = config.api_key or _asked_key()
     async with _vault(config, new=True) as vault:
         sync = await vault.add(
             NewSync(
-                wish.id,
+                options.id,
                 key,
-                schema=wish.schema,
+                schema=options.schema,
                 stripe_url=config.stripe_url,
                 stripe_account=config.stripe_account,
-                settings=wish.settings,
+                settings=options.settings,
                 webhook_secrets=config.webhook_secret,
-                paused=wish.paused,
+                paused=options.paused,
             )
         )
     mode = "live" if sync.livemode else "test"
@@ -83,12 +83,12 @@ async def change(
     async with _vault(config, new=False) as vault:
         async with connect(vault.database_url) as connection:
             before = await get_stored(connection, sync_id)
-        wish = SyncChange(
+        options = SyncChange(
             api_key=(config.api_key or _asked_key()) if key else None,
             settings={**before.settings, **settings} if settings else None,
             webhook_secrets=config.webhook_secret or None,
         )
-        sync = await vault.change(sync_id, wish)
+        sync = await vault.change(sync_id, options)
     _say(sync, f'Changed "{sync_id}".', as_json=as_json)
     return 0
 
@@ -123,7 +123,7 @@ async def rekey(config: Config, *, as_json: bool) -> int:
     async with _vault(config, new=False) as vault:
         count = await vault.rekey()
         where = "the new key in " + str(config.data_dir / FILE)
-        where = where if vault.secrecy.in_file else "the first key of PINSTRIPE_SECRET_KEY"
+        where = where if vault.encryptor.in_file else "the first key of PINSTRIPE_SECRET_KEY"
     _say(None, f"{count} stored syncs are now encrypted with {where}.", as_json=as_json)
     return 0
 
@@ -137,8 +137,8 @@ async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
         if not new:
             raise
     async with open_database(config) as database:
-        secrecy = Secrecy(config.secret_key, config.data_dir / FILE)
-        yield Vault(database.url, secrecy, config)
+        encryptor = Encryptor(config.secret_key, config.data_dir / FILE)
+        yield Vault(database.url, encryptor, config)
 
 
 def _asked_key() -> str:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from pinstripe.cli.runtime import complain
 from pinstripe.cli.status import with_data
-from pinstripe.client.client import Stripe
+from pinstripe.client.client import StripeClient
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.service import open_service
@@ -17,14 +17,14 @@ from pinstripe.store.pool import connect
 from pinstripe.store.syncs import load_syncs
 from pinstripe.sync.verify.compare import Difference
 from pinstripe.sync.verify.report import Report, TableReport
-from pinstripe.sync.verify.verify import Verify, Wish, open_verify
+from pinstripe.sync.verify.verify import Verify, VerifyOptions, open_verify
 
 DIFFERENT = 6
 INCOMPLETE = 4
 _TELL_S = 5.0
 
 
-async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
+async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: bool) -> int:
     """Gives the exit code: 0 where all that was compared is proven, 6 where something differs, 4 where
     something is neither.
     """
@@ -37,7 +37,7 @@ async def verify(config: Config, wish: Wish, *, ids: int, as_json: bool) -> int:
             service.database.url,
             service.source,
             service.budget,
-            wish,
+            options,
             birth=service.account.birth,
         ) as run,
     ):
@@ -67,7 +67,7 @@ def _remedy(report: Report) -> str:
     return "See above what is not proven, and why."
 
 
-async def _tell_phases(run: Verify, stripe: Stripe) -> None:
+async def _tell_phases(run: Verify, stripe: StripeClient) -> None:
     """A line now and then, so that nobody wonders."""
     while True:
         _tell(f"Verifying: {run.phase}; {stripe.requests.total():,} requests")

@@ -23,7 +23,7 @@ _Json: TypeAlias = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class WaitOptions:
     """What the command line asks for. `url` is "" for the gateway of the settings."""
 
     sync_id: str
@@ -46,15 +46,15 @@ class Wish:
         return [*found, ("timeout", f"{self.timeout_s:g}")]
 
 
-async def wait(config: Config, wish: Wish, *, as_json: bool) -> int:
+async def wait(config: Config, options: WaitOptions, *, as_json: bool) -> int:
     """Gives the exit code: 0 when all is there, 1 when the time was over first."""
-    base = (wish.url or config.public_url or _own_url(config)).rstrip("/")
+    base = (options.url or config.public_url or _own_url(config)).rstrip("/")
     parts = urlsplit(base)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Misconfigured(
             f"{redact(base)!r} is not the address of a gateway.", hint="As http://127.0.0.1:8377."
         )
-    status, body = await _ask(base, wish, _token(config, base))
+    status, body = await _ask(base, options, _token(config, base))
     if status not in (200, 504) or "ok" not in body:
         raise _trouble(status, body, base)
     if as_json:
@@ -86,14 +86,14 @@ def _token(config: Config, base: str) -> str | None:
 _HERE = ("127.0.0.1", "localhost", "::1")
 
 
-async def _ask(base: str, wish: Wish, token: str | None) -> tuple[int, _Json]:
+async def _ask(base: str, options: WaitOptions, token: str | None) -> tuple[int, _Json]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    limit = aiohttp.ClientTimeout(total=wish.timeout_s + _GRACE_S)
-    address = f"{base}/wait/stripe/{quote(wish.sync_id, safe='')}"
+    limit = aiohttp.ClientTimeout(total=options.timeout_s + _GRACE_S)
+    address = f"{base}/wait/stripe/{quote(options.sync_id, safe='')}"
     try:
         async with (
             aiohttp.ClientSession(headers=headers, timeout=limit) as session,
-            session.get(address, params=wish.query(), allow_redirects=False) as answer,
+            session.get(address, params=options.query(), allow_redirects=False) as answer,
         ):
             body = await answer.read()
             status = answer.status

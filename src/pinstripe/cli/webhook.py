@@ -14,7 +14,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.cli.check import harmless
 from pinstripe.cli.status import with_data
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
+from pinstripe.client.client import StripeClient
 from pinstripe.client.webhook_endpoints import (
     Created,
     Endpoint,
@@ -25,7 +25,7 @@ from pinstripe.client.webhook_endpoints import (
     list_endpoints,
 )
 from pinstripe.config.config import Config
-from pinstripe.encryption import FILE, Secrecy
+from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.syncs import SyncChange
 from pinstripe.service import api_key, budget_for, open_database, stripe_for
@@ -40,7 +40,7 @@ _SETTING = "PINSTRIPE_WEBHOOK_SECRET"
 class _Door:
     """Stripe for one sync, and its key."""
 
-    stripe: Stripe
+    stripe: StripeClient
     key: ApiKey
 
 
@@ -100,7 +100,7 @@ async def delete(config: Config, sync_id: str, *, endpoint: str | None, as_json:
     return 0
 
 
-async def _only(stripe: Stripe, sync_id: str) -> str:
+async def _only(stripe: StripeClient, sync_id: str) -> str:
     ours = [e for e in await list_endpoints(stripe) if e.sync_id == sync_id]
     if len(ours) == 1:
         return ours[0].id
@@ -139,9 +139,9 @@ async def _opened(config: Config, sync_id: str) -> AsyncIterator[_Door]:
 async def _vault(config: Config) -> AsyncIterator[Vault]:
     """Where the stored syncs are."""
     config = with_data(config)
-    secrecy = Secrecy(config.secret_key, config.data_dir / FILE)
+    encryptor = Encryptor(config.secret_key, config.data_dir / FILE)
     async with open_database(config) as database:
-        yield Vault(database.url, secrecy, config)
+        yield Vault(database.url, encryptor, config)
 
 
 async def _of_stored(config: Config, sync_id: str) -> Config:

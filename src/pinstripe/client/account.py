@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import msgspec
 
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.response import Reply
+from pinstripe.client.client import StripeClient
+from pinstripe.client.response import Response
 from pinstripe.errors import NotPermitted, Refused
 
 _STRIPE_BEGAN = 1_262_304_000
@@ -36,29 +36,29 @@ class Account:
     birth: int
 
 
-async def meet(stripe: Stripe, key: ApiKey) -> Account:
+async def meet(stripe: StripeClient, key: ApiKey) -> Account:
     """The account behind the key. Raises what is wrong with address or key."""
     account_id: str | None = None
     for path in _PROBES:
         params = [("limit", "1")] if path == "/v1/events" else []
         try:
-            reply = await stripe.get(path, params, endpoint=f"GET {path}")
+            response = await stripe.get(path, params, endpoint=f"GET {path}")
         except NotPermitted as error:
             account_id = account_id or _account_in(error)
             continue
-        return _account(reply, path, account_id, key)
+        return _account(response, path, account_id, key)
     # The key is good, but may read nothing here: so Stripe's clock is unknown, and ours may be fast.
     return Account(account_id, key.mode == "live", time.time() - _SKEW_S, _STRIPE_BEGAN)
 
 
-def _account(reply: Reply, path: str, account_id: str | None, key: ApiKey) -> Account:
+def _account(response: Response, path: str, account_id: str | None, key: ApiKey) -> Account:
     birth = _STRIPE_BEGAN
     if path == "/v1/account":
-        body = msgspec.json.decode(reply.body, type=dict[str, object])
+        body = msgspec.json.decode(response.body, type=dict[str, object])
         account_id = str(body["id"]) if isinstance(body.get("id"), str) else None
         created = body.get("created")
         birth = created if isinstance(created, int) else birth
-    return Account(account_id, key.mode == "live", reply.not_before, birth)
+    return Account(account_id, key.mode == "live", response.not_before, birth)
 
 
 def _account_in(error: Refused) -> str | None:

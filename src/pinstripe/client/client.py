@@ -31,8 +31,8 @@ from pinstripe.client import retry
 from pinstripe.client.api_errors import read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
 from pinstripe.client.expands import Expands
-from pinstripe.client.rate_limit import Budget
-from pinstripe.client.response import Reply, is_whole_object, reply_of
+from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import Response, is_whole_object, response_of
 from pinstripe.client.transport import Answer, Broken, Timeouts, Wire
 from pinstripe.errors import PinstripeError, Unreachable
 
@@ -69,7 +69,7 @@ class _Call:
         return self.base + self.path
 
 
-class Stripe:
+class StripeClient:
     """One account, one key, one API version. An async context manager.
 
     `account`: the connected one that it asks for, if not the key's own. `requests`, `retries` and
@@ -82,7 +82,7 @@ class Stripe:
         key: ApiKey,
         *,
         api_version: str,
-        budget: Budget,
+        budget: RateLimiter,
         base_url: str = "https://api.stripe.com",
         account: str | None = None,
         timeouts: Timeouts | None = None,
@@ -138,7 +138,7 @@ class Stripe:
         *,
         endpoint: str,
         priority: int = 0,
-    ) -> Reply:
+    ) -> Response:
         """GET `path` (ids in it quoted by `quote_id`). `endpoint` is the budget's name for it.
 
         What Stripe refuses to expand is left out (`expands`).
@@ -148,7 +148,7 @@ class Stripe:
         at a 5xx that is not to be retried): both are trouble, and say nothing of what was requested.
         """
 
-        async def ask(params: Params) -> Reply:
+        async def ask(params: Params) -> Response:
             asked = f"{path}?{encode_params(params)}" if params else path
             version = self._version
             call = self._repeatable("GET", asked, version, endpoint=endpoint, priority=priority)
@@ -156,7 +156,7 @@ class Stripe:
 
         return await self.expands.ask(endpoint, params, ask)
 
-    async def get_unpinned(self, path: str, *, endpoint: str, priority: int = 0) -> Reply:
+    async def get_unpinned(self, path: str, *, endpoint: str, priority: int = 0) -> Response:
         """GET `path` without naming an API version: the reply tells which one is the account's own.
 
         Not to be read as an object: fields move between versions. Errors as of `get`.
@@ -173,7 +173,7 @@ class Stripe:
         idempotency_key: str | None = None,
         repeatable: bool = False,
         priority: int = 0,
-    ) -> Reply:
+    ) -> Response:
         """POST `params` as a form. Errors as of `get`.
 
         Repeated after trouble only with an `idempotency_key`, or where the caller knows that the
@@ -188,15 +188,15 @@ class Stripe:
         base = self.base_url
         return await self._ask(_Call("POST", base, path, body, headers, endpoint, priority, safe))
 
-    async def delete(self, path: str, *, endpoint: str, priority: int = 0) -> Reply:
+    async def delete(self, path: str, *, endpoint: str, priority: int = 0) -> Response:
         """DELETE `path`. Repeated like a GET: `NotFound` then means gone, by whomever."""
         call = self._repeatable("DELETE", path, self._version, endpoint=endpoint, priority=priority)
         return await self._ask(call)
 
     async def probe(self) -> dict[str, object]:
         """The account, `{"id": "acct_...", ...}`: tells soon whether address and key are right."""
-        reply = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
-        return msgspec.json.decode(reply.body, type=dict[str, object])
+        response = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
+        return msgspec.json.decode(response.body, type=dict[str, object])
 
     def _repeatable(
         self, method: Method, path: str, headers: dict[str, str], *, endpoint: str, priority: int
@@ -205,13 +205,13 @@ class Stripe:
             method, self.base_url, path, None, headers, endpoint, priority, repeatable=True
         )
 
-    async def _ask(self, call: _Call) -> Reply:
+    async def _ask(self, call: _Call) -> Response:
         failures = refusals = 0
         while True:
             came = await self._send(call)
             verdict, reason = self._judge(call, came)
             if isinstance(came, Answer) and verdict == "taken":
-                return reply_of(came)
+                return response_of(came)
             if verdict == "limited" and isinstance(came, Answer):
                 refusals += 1
                 delay_s = self._limited(call, came, refusals)
@@ -265,7 +265,7 @@ class Stripe:
         code = (error.code if error else None) or ""
         reason = answer.headers.get("stripe-rate-limited-reason", code)
         asked_s = retry.retry_after_s(answer.headers, self._wall_clock())
-        self._budget.slow_down(call.endpoint, reason, asked_s)
+        self._budget.on_rate_limited(call.endpoint, reason, asked_s)
         return self._patience.limited_s(refusals, self._luck(), asked_s)
 
     def _error(
@@ -279,7 +279,7 @@ class Stripe:
         error = read_error(came.body) if isinstance(came, Answer) else None
         is_answer = verdict == "final" and isinstance(came, Answer) and came.status < 500
         if is_answer and isinstance(came, Answer) and error is not None:
-            told = reply_of(came)
+            told = response_of(came)
             return refusal(
                 came.status,
                 error,

@@ -15,11 +15,11 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pinstripe.client.response import Reply
+from pinstripe.client.response import Response
 from pinstripe.errors import NotEnabled, NotExpandable, NotPermitted, Refused
 
 Params = Sequence[tuple[str, str]]
-Ask = Callable[[Params], Awaitable[Reply]]
+Ask = Callable[[Params], Awaitable[Response]]
 """Makes the request with these parameters."""
 
 
@@ -55,7 +55,7 @@ class Expands:
         known = self.refused.get(endpoint)
         return [p for p in params if not (_is_expand(p) and p[1] in known)] if known else params
 
-    async def ask(self, endpoint: str, params: Params, ask: Ask) -> Reply:
+    async def ask(self, endpoint: str, params: Params, ask: Ask) -> Response:
         """The answer to a request, without the properties that Stripe refuses to expand in it.
 
         Raises what `ask` raises where the request itself is refused.

@@ -17,9 +17,9 @@ from typing import NamedTuple, cast
 import msgspec
 
 from pinstripe.catalog.endpoints import ListEndpoint, Param
-from pinstripe.client.client import Params, Stripe
+from pinstripe.client.client import Params, StripeClient
 from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import Reply, decode_odd
+from pinstripe.client.response import Response, decode_odd
 from pinstripe.errors import Drifted
 
 
@@ -29,7 +29,7 @@ class Page(NamedTuple):
     `ids` has None for an entry without a sensible one: it cannot be told from others, nor paged from.
     """
 
-    reply: Reply
+    response: Response
     ids: tuple[str | None, ...]
     has_more: bool
 
@@ -49,8 +49,8 @@ _LONGEST_ID = 5000
 """Stripe's ids are shorter than that (https://docs.stripe.com/upgrades#what-changes-does-stripe-consider)."""
 
 
-async def pages(
-    stripe: Stripe,
+async def iter_pages(
+    stripe: StripeClient,
     path: str,
     params: Params = (),
     *,
@@ -74,8 +74,8 @@ async def pages(
         if cursor is not None:
             seen.add(cursor)
             asked.append(("starting_after", cursor))
-        reply = await stripe.get(path, asked, endpoint=endpoint, priority=priority)
-        page = read_page(reply, path)
+        response = await stripe.get(path, asked, endpoint=endpoint, priority=priority)
+        page = read_page(response, path)
         yield page
         if not page.has_more:
             return
@@ -83,7 +83,7 @@ async def pages(
         if cursor is None or cursor in seen:
             raise Drifted(
                 f"The list {path} says that it goes on, but not from where (request "
-                f"{reply.request_id or 'unknown'}).",
+                f"{response.request_id or 'unknown'}).",
                 hint="Its pages cannot be followed; report it with the request id.",
             )
 
@@ -93,31 +93,31 @@ def last_id(ids: Sequence[str | None]) -> str | None:
     return next((key for key in reversed(ids) if key is not None), None)
 
 
-def read_page(reply: Reply, path: str) -> Page:
+def read_page(response: Response, path: str) -> Page:
     """`reply` read as one page of the list at `path`."""
     try:
-        found = _decoder.decode(reply.body)
+        found = _decoder.decode(response.body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        page = _read_odd(reply)
+        page = _read_odd(response)
         if page is not None:
             return page
         raise Drifted(
-            f"The answer of {path} is not a list (request {reply.request_id or 'unknown'}): "
+            f"The answer of {path} is not a list (request {response.request_id or 'unknown'}): "
             f"{error}.",
             hint="Is this path a list in the pinned API version?",
         ) from error
-    return Page(reply, tuple(entry.id for entry in found.data), found.has_more)
+    return Page(response, tuple(entry.id for entry in found.data), found.has_more)
 
 
-def _read_odd(reply: Reply) -> Page | None:
+def _read_odd(response: Response) -> Page | None:
     """A page with an entry that is odd (no object, an id that is no text, text that is none)."""
-    body = decode_odd(reply.body)
+    body = decode_odd(response.body)
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(data, list):
         return None
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in data]
     sensible = (i if isinstance(i, str) and len(i) < _LONGEST_ID else None for i in ids)
-    return Page(reply, tuple(sensible), body.get("has_more") is True)
+    return Page(response, tuple(sensible), body.get("has_more") is True)
 
 
 PAGE = 100
@@ -152,16 +152,16 @@ def list_request(
     return path, query
 
 
-def read_list(reply: Reply, path: str) -> ListPage:
+def read_list(response: Response, path: str) -> ListPage:
     """The list in `reply`, of v1 (`has_more`) or v2 (`next_page_url`). Raises Drifted if it is none."""
     try:
-        body = decode(reply.body)
+        body = decode(response.body)
     except msgspec.DecodeError as error:
         raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(data, list):
         raise Drifted(
-            f"The answer of {path} is not a list (request {reply.request_id or 'unknown'}).",
+            f"The answer of {path} is not a list (request {response.request_id or 'unknown'}).",
             hint="Is this a list in the pinned API version?",
         )
     objects = cast("list[StripeObject]", [o for o in data if isinstance(o, dict)])
@@ -173,10 +173,10 @@ def read_list(reply: Reply, path: str) -> ListPage:
     return ListPage(objects, body.get("has_more") is True, last)
 
 
-def read_object(reply: Reply, path: str) -> StripeObject:
+def read_object(response: Response, path: str) -> StripeObject:
     """The object in `reply`."""
     try:
-        body = decode(reply.body)
+        body = decode(response.body)
     except msgspec.DecodeError as error:
         raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
     if not isinstance(body, dict):

@@ -55,7 +55,7 @@ _WINDOW_S = 1.001
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class Reservation:
     """What one `take` used up, for `give_back`."""
 
     interval_s: float
@@ -63,7 +63,7 @@ class Ticket:
     at: float
 
 
-class Pace:
+class GcraRate:
     """An even rate with a small burst. `rate` is requests a second, None for no limit."""
 
     def __init__(self, rate: float | None, burst_s: float) -> None:
@@ -101,7 +101,7 @@ class Pace:
         """Whether `take` keeps the rate now."""
         return now + _EPSILON_S >= self.ready_at()
 
-    def take(self, now: float) -> Ticket:
+    def take(self, now: float) -> Reservation:
         """Count one request. The caller has asked `is_ready`."""
         if now > self._due:
             self._due = now
@@ -110,9 +110,9 @@ class Pace:
         self._due += interval_s
         if self._taken.maxlen is not None:
             self._taken.append(now)
-        return Ticket(interval_s, self._era, now)
+        return Reservation(interval_s, self._era, now)
 
-    def give_back(self, ticket: Ticket) -> None:
+    def give_back(self, ticket: Reservation) -> None:
         """Undo a `take` whose request was never sent.
 
         Only while the line of due times is unbroken since: after an idle gap the time that the
@@ -144,7 +144,7 @@ class Pace:
         self._cut_at = now
 
 
-class Slots:
+class ConcurrencyLimit:
     """How many requests may be under way at once; at least one."""
 
     def __init__(self, limit: int) -> None:
@@ -201,8 +201,8 @@ class _Waiter:
 class _Lane:
     """One endpoint: its own limits, and who waits for it, by priority."""
 
-    pace: Pace
-    slots: Slots
+    pace: GcraRate
+    slots: ConcurrencyLimit
     waiting: dict[int, deque[_Waiter]] = field(default_factory=dict)
     length: int = 0
     last_grant: int = 0
@@ -227,7 +227,9 @@ class Permit:
 
     __slots__ = ("_budget", "_lane", "_open", "_tickets")
 
-    def __init__(self, budget: Budget, lane: _Lane, tickets: tuple[Ticket, Ticket]) -> None:
+    def __init__(
+        self, budget: RateLimiter, lane: _Lane, tickets: tuple[Reservation, Reservation]
+    ) -> None:
         self._budget = budget
         self._lane = lane
         self._tickets = tickets
@@ -259,7 +261,7 @@ class Permit:
         self.release()
 
 
-class Budget:
+class RateLimiter:
     """Who may ask now. ONE per account and key mode.
 
     `account_rate` and `endpoint_rate` are requests a second (None: no limit); `own_rates` names the
@@ -278,8 +280,8 @@ class Budget:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         max_concurrency: int = DEFAULT_CONCURRENCY,
     ) -> None:
-        self._account = Pace(account_rate, burst_s)
-        self._slots = Slots(max_concurrency)
+        self._account = GcraRate(account_rate, burst_s)
+        self._slots = ConcurrencyLimit(max_concurrency)
         self._endpoint_rate = endpoint_rate
         self._own_rates = dict(own_rates or {})
         self._burst_s = burst_s
@@ -334,7 +336,7 @@ class Budget:
         pace = self._account if endpoint is None else self._lane(endpoint).pace
         return pace.rate(self._clock())
 
-    def slow_down(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
+    def on_rate_limited(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
         """Stripe said 429. `reason` is its `Stripe-Rate-Limited-Reason`, or the error's code."""
         if reason == "lock_timeout":
             # Two requests wanted one object: nothing is too fast, only this request must wait.
@@ -353,8 +355,8 @@ class Budget:
     def _lane(self, endpoint: str) -> _Lane:
         lane = self._lanes.get(endpoint)
         if lane is None:
-            pace = Pace(self._own_rates.get(endpoint, self._endpoint_rate), self._burst_s)
-            lane = self._lanes[endpoint] = _Lane(pace, Slots(self._max_concurrency))
+            pace = GcraRate(self._own_rates.get(endpoint, self._endpoint_rate), self._burst_s)
+            lane = self._lanes[endpoint] = _Lane(pace, ConcurrencyLimit(self._max_concurrency))
         return lane
 
     def _free(self, lane: _Lane) -> None:

@@ -27,7 +27,7 @@ _LOCAL_CLOCK_MARGIN_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """A good answer: `body` is one whole JSON object. Times are Unix seconds."""
 
     status: int
@@ -41,7 +41,7 @@ class Reply:
     not_after: float
 
 
-def reply_of(answer: Answer) -> Reply:
+def response_of(answer: Answer) -> Response:
     """`answer` with its interval.
 
     Stripe made it between our sending and its `Date`, which is cut to the whole second: so from
@@ -55,7 +55,7 @@ def reply_of(answer: Answer) -> Reply:
     else:
         not_before = said_at - answer.elapsed_s
         not_after = said_at + 1.0
-    return Reply(
+    return Response(
         status=answer.status,
         body=answer.body,
         headers=headers,

@@ -16,9 +16,9 @@ import msgspec
 
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe, quote_id
-from pinstripe.client.pagination import pages
-from pinstripe.client.response import Reply
+from pinstripe.client.client import StripeClient, quote_id
+from pinstripe.client.pagination import iter_pages
+from pinstripe.client.response import Response
 from pinstripe.errors import Drifted, Misconfigured, Refused
 
 _PATH = "/v1/webhook_endpoints"
@@ -113,15 +113,15 @@ def is_local(url: str) -> bool:
     return urlsplit(url).hostname in _THIS_MACHINE
 
 
-async def list_endpoints(stripe: Stripe) -> list[Endpoint]:
+async def list_endpoints(stripe: StripeClient) -> list[Endpoint]:
     """All of the account, ours and others'. Raises NotPermitted and what else `Stripe.get` raises."""
     found: list[Endpoint] = []
-    async for page in pages(stripe, _PATH, endpoint=f"GET {_PATH}"):
-        found += _read(page.reply, _Page).data
+    async for page in iter_pages(stripe, _PATH, endpoint=f"GET {_PATH}"):
+        found += _read(page.response, _Page).data
     return found
 
 
-async def create_endpoint(stripe: Stripe, url: str, *, sync_id: str) -> Created:
+async def create_endpoint(stripe: StripeClient, url: str, *, sync_id: str) -> Created:
     """An endpoint for all events at `url`, in our API version; one that is there is kept.
 
     One that is there is switched on and given all events, if it was not so.
@@ -143,21 +143,21 @@ async def create_endpoint(stripe: Stripe, url: str, *, sync_id: str) -> Created:
     try:
         # Of this call alone: who creates, deletes and creates again wants a new one.
         once = f"pinstripe-{secrets.token_hex(16)}"
-        reply = await stripe.post(_PATH, params, endpoint=f"POST {_PATH}", idempotency_key=once)
+        response = await stripe.post(_PATH, params, endpoint=f"POST {_PATH}", idempotency_key=once)
     except Refused as error:
         if type(error) is Refused and len(known) >= _MOST:
             error.hint = "An account may have about 16: remove one with pinstripe webhook delete."
         raise
-    return Created(_read(reply, Endpoint), False, (), others, _read(reply, _Secret).secret)
+    return Created(_read(response, Endpoint), False, (), others, _read(response, _Secret).secret)
 
 
-async def delete_endpoint(stripe: Stripe, endpoint_id: str) -> None:
+async def delete_endpoint(stripe: StripeClient, endpoint_id: str) -> None:
     """Removes it at Stripe. Raises NotFound where there is none."""
     await stripe.delete(f"{_PATH}/{quote_id(endpoint_id)}", endpoint=f"DELETE {_ONE}")
 
 
 async def _set_right(
-    stripe: Stripe, endpoint: Endpoint, sync_id: str
+    stripe: StripeClient, endpoint: Endpoint, sync_id: str
 ) -> tuple[Endpoint, tuple[str, ...]]:
     params: list[tuple[str, str]] = []
     changed: list[str] = []
@@ -172,16 +172,16 @@ async def _set_right(
     if not endpoint.sync_id:
         params.append((f"metadata[{_MARK}]", sync_id))
     path = f"{_PATH}/{quote_id(endpoint.id)}"
-    reply = await stripe.post(path, params, endpoint=f"POST {_ONE}", repeatable=True)
-    return _read(reply, Endpoint), tuple(changed)
+    response = await stripe.post(path, params, endpoint=f"POST {_ONE}", repeatable=True)
+    return _read(response, Endpoint), tuple(changed)
 
 
-def _read(reply: Reply, kind: type[_Body]) -> _Body:
+def _read(response: Response, kind: type[_Body]) -> _Body:
     try:
-        return msgspec.json.decode(reply.body, type=kind)
+        return msgspec.json.decode(response.body, type=kind)
     except msgspec.MsgspecError as error:
         raise Drifted(
             f"The answer about webhook endpoints is not as expected: {error} (request "
-            f"{reply.request_id or 'unknown'}).",
+            f"{response.request_id or 'unknown'}).",
             hint="Report it with the request id.",
         ) from error

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from pinstripe.console import templating
 from pinstripe.console.events import columns_of
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import Pages, path_of
 from pinstripe.gateway.deps import Gateway
 from pinstripe.store.changes import Wanted, changes_before
@@ -26,7 +26,7 @@ class Changes:
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
 
-    async def show(self, visit: Visit) -> Response:
+    async def show(self, visit: PageContext) -> Response:
         """A page of the feed, newest first; the first one goes on by itself."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted = _wanted(visit)
@@ -48,7 +48,7 @@ class Changes:
             more=f"?{urlencode(more)}" if more else None,
         )
 
-    async def live(self, visit: Visit) -> Response:
+    async def live(self, visit: PageContext) -> Response:
         """What is new in the feed."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         pieces = self._news(visit.gateway, visit.sync.id, visit.sync.schema, _wanted(visit))
@@ -70,5 +70,5 @@ class Changes:
                 yield templating.prepend("changes", html, keep=_KEPT)
 
 
-def _wanted(visit: Visit) -> Wanted:
+def _wanted(visit: PageContext) -> Wanted:
     return Wanted(visit.text("table").replace("\0", ""), visit.text("id").replace("\0", ""))

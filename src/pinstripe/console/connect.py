@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from starlette.responses import Response
 
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import Message
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.auth import is_loopback
@@ -40,12 +40,12 @@ _LIKED = ("customer", "invoice", "charge", "product", "event")
 _TABLES = "SELECT tablename::text FROM pg_tables WHERE schemaname = $1 ORDER BY 1 LIMIT 500"
 
 
-async def show(visit: Visit) -> Response:
+async def show(visit: PageContext) -> Response:
     """All addresses; the password of the reader is not known any more."""
     return await _page(visit, None, ())
 
 
-async def make(visit: Visit) -> Response:
+async def make(visit: PageContext) -> Response:
     """Makes the reader, or gives it a new password: shown in this answer only."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     url = _database_url(visit)
@@ -61,7 +61,7 @@ async def make(visit: Visit) -> Response:
     return await _page(visit, Login(reader.role, reader.password), (told,))
 
 
-async def drop(visit: Visit) -> Response:
+async def drop(visit: PageContext) -> Response:
     """Takes the role away."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
@@ -72,7 +72,7 @@ async def drop(visit: Visit) -> Response:
     return await _page(visit, None, (Message(words, kind="good"),))
 
 
-def gateway_of(visit: Visit) -> Gateway:
+def gateway_of(visit: PageContext) -> Gateway:
     """The addresses of the sync that the visit is about."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     request = visit.request
@@ -81,7 +81,7 @@ def gateway_of(visit: Visit) -> Gateway:
 
 
 async def _page(
-    visit: Visit, login: Login | None, messages: tuple[Message, ...], *, status: int = 200
+    visit: PageContext, login: Login | None, messages: tuple[Message, ...], *, status: int = 200
 ) -> Response:
     sync = visit.sync
     assert sync is not None  # noqa: S101 (its route names it)
@@ -108,7 +108,7 @@ async def _page(
     )
 
 
-async def _look(visit: Visit, schema: str) -> tuple[str | None, str]:
+async def _look(visit: PageContext, schema: str) -> tuple[str | None, str]:
     """(the reader's role if there is one, a table to show the way with)."""
     try:
         async with visit.gateway.reads.connection() as connection:
@@ -139,7 +139,7 @@ def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[st
     ]
 
 
-def _database_url(visit: Visit) -> str:
+def _database_url(visit: PageContext) -> str:
     url = visit.gateway.parts.database_url()
     if not url:
         raise Unreachable("The database is not there yet.", hint="Try again in some seconds.")

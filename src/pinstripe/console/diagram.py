@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from pinstripe.catalog.domains import DOMAINS, domain_by_table
 from pinstripe.catalog.tables import tables
-from pinstripe.console.page_context import Visit, go
+from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import HEADERS, path_of
 from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, overview
 from pinstripe.diagram.layout import draw
@@ -62,14 +62,14 @@ class Place:
         return self.table or self.domain or "domains"
 
 
-async def show(visit: Visit) -> Response:
+async def show(visit: PageContext) -> Response:
     """The page with the diagram; the same as a file with `?form=svg` or `?form=mermaid`."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     if wanted := visit.text("find"):
         return _found(visit, wanted)
     place = _place(visit)
     if (place.domain and place.domain not in DOMAINS) or (place.table and not _fits(place)):
-        return visit.nothing(f'There is no diagram of "{place.table or place.domain}".')
+        return visit.not_found(f'There is no diagram of "{place.table or place.domain}".')
     filled = await _filled(visit) if place.only_filled else None
     diagram = _diagram(place, filled)
     form = visit.text("form")
@@ -110,7 +110,7 @@ def style_address() -> str:
     return f"/static/diagram.css?v={sha256(stylesheet().encode()).hexdigest()[:10]}"
 
 
-def _place(visit: Visit) -> Place:
+def _place(visit: PageContext) -> Place:
     names = visit.request.path_params
     asked = visit.text("detail")
     detail: Detail = next((d for d in _DETAILS if d == asked), "short")
@@ -135,7 +135,7 @@ def _diagram(place: Place, filled: frozenset[str] | None) -> Diagram:
     return overview(filled=filled)
 
 
-async def _filled(visit: Visit) -> frozenset[str] | None:
+async def _filled(visit: PageContext) -> frozenset[str] | None:
     """The tables that have rows; None where nobody can tell now: then all are drawn."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
@@ -150,7 +150,7 @@ async def _load_filled(connection: Connection, schema: str) -> frozenset[str]:
     return frozenset(row[0] for row in rows) & frozenset(tables())
 
 
-def _found(visit: Visit, wanted: str) -> Response:
+def _found(visit: PageContext, wanted: str) -> Response:
     """To the table or domain that is called like this."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     kept = _place(visit).query()
@@ -161,7 +161,7 @@ def _found(visit: Visit, wanted: str) -> Response:
     domain = next((d for d in DOMAINS.values() if word in (d.name, d.title.lower())), None)
     if domain is not None:
         return go(path_of(visit.sync.id, "diagram", domain.name) + kept)
-    return visit.nothing(f'No table is called anything like "{wanted}".')
+    return visit.not_found(f'No table is called anything like "{wanted}".')
 
 
 def best(wanted: str) -> str | None:

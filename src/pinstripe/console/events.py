@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.console import templating
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import Message, Pages, path_of
 from pinstripe.gateway.deps import Gateway
 from pinstripe.store.changes import Change, changes_of_event
@@ -49,13 +49,13 @@ class Events:
         self._pages = pages
         self._looks: dict[tuple[str, EventFilter], _Look] = {}
 
-    async def show(self, visit: Visit) -> Response:
+    async def show(self, visit: PageContext) -> Response:
         """A page of the list; the first one goes on by itself."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted, wrong = _filter(visit)
         async with visit.gateway.reads.connection() as connection:
             if not await has_events(connection, visit.sync.schema):
-                return visit.nothing("The event log is not copied into this schema (yet).")
+                return visit.not_found("The event log is not copied into this schema (yet).")
             found = await list_events(connection, visit.sync.schema, wanted, limit=_PAGE + 1)
         lines = found[:_PAGE]
         query = {n: visit.text(n) for n in ("type", "object", "request", "since") if visit.text(n)}
@@ -71,13 +71,13 @@ class Events:
             table_of=table_of_object(),
         )
 
-    async def live(self, visit: Visit) -> Response:
+    async def live(self, visit: PageContext) -> Response:
         """What is new in the list."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted, _ = _filter(visit)
         return templating.stream(visit.gateway, self._news(visit.gateway, visit.sync.id, wanted))
 
-    async def one(self, visit: Visit) -> Response:
+    async def one(self, visit: PageContext) -> Response:
         """One event."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         schema = visit.sync.schema
@@ -85,7 +85,7 @@ class Events:
             there = await has_events(connection, schema)
             detail = await load_event(connection, schema, visit.named("event")) if there else None
             if detail is None:
-                return visit.nothing("There is no such event in the copy.")
+                return visit.not_found("There is no such event in the copy.")
             changes = await changes_of_event(connection, schema, detail.event.id)
             request = detail.event.request_id
             beside = EventFilter(request_id=request or "")
@@ -142,7 +142,7 @@ class Events:
         return seen.lines
 
 
-def _filter(visit: Visit) -> tuple[EventFilter, list[Message]]:
+def _filter(visit: PageContext) -> tuple[EventFilter, list[Message]]:
     """The filter that the query describes, and what of it cannot be understood."""
     since: int | None = None
     wrong: list[Message] = []

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from pinstripe.client.webhook_endpoints import Endpoint, list_endpoints
 from pinstripe.console import templating
 from pinstripe.console.connect import gateway_of, of_webhook
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import HEADERS, Message, Pages, path_of
 from pinstripe.doctor.key import examine
 from pinstripe.doctor.report import KeyReport, Resource
@@ -67,21 +67,21 @@ class Product:
 class Keys:
     """The page `/syncs/{sync}/keys`, its stream, and its two buttons."""
 
-    def __init__(self, pages: Pages, examinations: Examinations) -> None:
+    def __init__(self, pages: Pages, examinations: KeyChecks) -> None:
         self._pages = pages
-        self._examinations = examinations
+        self._checks = examinations
 
-    async def show(self, visit: Visit) -> Response:
+    async def show(self, visit: PageContext) -> Response:
         """The last report, or how far the examination is."""
         return self._page(visit)
 
-    async def examine(self, visit: Visit) -> Response:
+    async def check_key(self, visit: PageContext) -> Response:
         """Begins an examination."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
-        self._examinations.begin(visit.gateway, visit.sync)
-        return visit.go("keys")
+        self._checks.begin(visit.gateway, visit.sync)
+        return visit.redirect("keys")
 
-    async def change(self, visit: Visit) -> Response:
+    async def change(self, visit: PageContext) -> Response:
         """Another key for the same account; it is examined at once."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         try:
@@ -91,42 +91,42 @@ class Keys:
             changed = await visit.gateway.parts.control.change(visit.sync.id, change)
         except PinstripeError as error:
             return self._page(visit, Message(error.message, error.hint, "bad"), status=400)
-        self._examinations.begin(visit.gateway, changed)
-        return visit.go("keys")
+        self._checks.begin(visit.gateway, changed)
+        return visit.redirect("keys")
 
-    async def live(self, visit: Visit) -> Response:
+    async def live(self, visit: PageContext) -> Response:
         """The examination to its end; 204 tells the browser not to come back.
 
         It may have ended since the page was made: then the report comes all the same.
         """
         assert visit.sync is not None  # noqa: S101 (its route names it)
-        found = self._examinations.of(visit.sync)
+        found = self._checks.of(visit.sync)
         if found is None:
             return Response(status_code=204, headers=HEADERS)
         return templating.stream(visit.gateway, self._steps(visit, found))
 
-    async def _steps(self, visit: Visit, found: Examination) -> AsyncIterator[bytes]:
+    async def _steps(self, visit: PageContext, found: KeyCheck) -> AsyncIterator[bytes]:
         async for _ in found.follow():
             yield self._piece(visit, found)
         yield self._piece(visit, found)
         yield templating.END
 
-    def _piece(self, visit: Visit, found: Examination) -> bytes:
+    def _piece(self, visit: PageContext, found: KeyCheck) -> bytes:
         html = self._pages.piece("keys_report.html", **_shown(visit, found))
         return templating.replace("report", html)
 
-    def _page(self, visit: Visit, *messages: Message, status: int = 200) -> Response:
+    def _page(self, visit: PageContext, *messages: Message, status: int = 200) -> Response:
         assert visit.sync is not None  # noqa: S101 (its route names it)
         return visit.page(
             "keys.html",
             messages=messages,
             status=status,
             is_new=bool(visit.request.query_params.get("new")),
-            **_shown(visit, self._examinations.of(visit.sync)),
+            **_shown(visit, self._checks.of(visit.sync)),
         )
 
 
-def _shown(visit: Visit, found: Examination | None) -> dict[str, object]:
+def _shown(visit: PageContext, found: KeyCheck | None) -> dict[str, object]:
     """What the piece needs, on the page and in the stream."""
     sync = visit.sync
     assert sync is not None  # noqa: S101 (its route names it)
@@ -191,7 +191,7 @@ class Webhooks:
 
 
 @dataclass(slots=True)
-class Examination:
+class KeyCheck:
     """One, under way or over. `of` tells keys apart; `done` and `total` count requests."""
 
     of: str
@@ -225,31 +225,31 @@ class Examination:
             yield
 
 
-class Examinations:
+class KeyChecks:
     """Of all syncs, by id."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
-        self._by_id: dict[str, Examination] = {}
+        self._by_id: dict[str, KeyCheck] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def of(self, sync: StoredSync) -> Examination | None:
+    def of(self, sync: StoredSync) -> KeyCheck | None:
         """The one that runs, or the last one of this very key."""
         found = self._by_id.get(sync.id)
         return found if found is not None and found.of == _mark(sync) else None
 
-    def begin(self, gateway: Gateway, sync: StoredSync) -> Examination:
+    def begin(self, gateway: Gateway, sync: StoredSync) -> KeyCheck:
         """Begins one, unless one runs."""
         found = self.of(sync)
         if found is not None and found.runs:
             return found
-        begun = self._by_id[sync.id] = Examination(_mark(sync))
+        begun = self._by_id[sync.id] = KeyCheck(_mark(sync))
         task = asyncio.create_task(self._run(gateway, sync.id, begun), name="examination")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return begun
 
-    async def _run(self, gateway: Gateway, sync_id: str, begun: Examination) -> None:
+    async def _run(self, gateway: Gateway, sync_id: str, begun: KeyCheck) -> None:
         try:
             opened = await _opened(gateway, sync_id)
             stripe = opened.source.stripe

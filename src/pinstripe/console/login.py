@@ -5,38 +5,38 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pinstripe.console.page_context import Visitors, go, local_path
+from pinstripe.console.page_context import PageGuard, go, local_path
 from pinstripe.console.sessions import Session, drop_cookie, set_cookie
 from pinstripe.console.templating import HEADERS, Message
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 
 
 class Login:
     """The page that asks for the token, and the button that ends the session."""
 
-    def __init__(self, visitors: Visitors) -> None:
-        self._visitors = visitors
+    def __init__(self, guard: PageGuard) -> None:
+        self._guard = guard
 
     async def show(self, request: Request) -> Response:
         """The form; where no token is asked for, straight on."""
         wanted = local_path(request.query_params.get("next", "/"))
-        if self._visitors.access.is_open or self._visitors.access.session(request):
+        if self._guard.access.is_open or self._guard.access.session(request):
             return go(wanted)
-        return self._form(request, self._visitors.sessions.of(request), wanted)
+        return self._form(request, self._guard.sessions.of(request), wanted)
 
     async def enter(self, request: Request) -> Response:
         """Takes the token. A wrong one is answered late."""
-        sessions, access = self._visitors.sessions, self._visitors.access
+        sessions, access = self._guard.sessions, self._guard.access
         session = sessions.of(request)
         try:
             access.check_page(request)
-            form = await self._visitors.read_form(request, session)
+            form = await self._guard.read_form(request, session)
             if form is None:
                 told = Message("The form was too old. Please try again.", kind="warn")
                 return self._form(request, None, "/", told, status=403)
             wanted = local_path(str(form.get("next", "/")))
             good = await access.accepts(str(form.get("token", "")).strip())
-        except Rejected as no:
+        except HTTPError as no:
             told = Message(no.message, no.hint, "bad")
             return self._form(request, session, "/", told, status=no.status)
         if not good:
@@ -48,18 +48,18 @@ class Login:
             sessions.end(session)
         response = go(wanted)
         begun = sessions.begin(logged_in=True)
-        set_cookie(response, begun, secure=self._visitors.is_secure(request))
+        set_cookie(response, begun, secure=self._guard.is_secure(request))
         return response
 
     async def leave(self, request: Request) -> Response:
         """Ends the session."""
-        session = self._visitors.sessions.of(request)
+        session = self._guard.sessions.of(request)
         if session is None:
             return go("/login")
-        if await self._visitors.read_form(request, session) is None:
+        if await self._guard.read_form(request, session) is None:
             text = "The page was too old. Load it anew, and log out then.\n"
             return Response(text, 403, HEADERS, media_type="text/plain")
-        self._visitors.sessions.end(session)
+        self._guard.sessions.end(session)
         response = go("/login")
         drop_cookie(response)
         return response
@@ -73,8 +73,8 @@ class Login:
         status: int = 200,
     ) -> Response:
         # Even this form carries a token: nobody is to be logged in unawares.
-        asking = session or self._visitors.sessions.begin(logged_in=False)
-        page = self._visitors.pages.page(
+        asking = session or self._guard.sessions.begin(logged_in=False)
+        page = self._guard.pages.page(
             "login.html",
             session=asking,
             section="login",
@@ -85,5 +85,5 @@ class Login:
             wanted=wanted,
         )
         if asking is not session:
-            set_cookie(page, asking, secure=self._visitors.is_secure(request))
+            set_cookie(page, asking, secure=self._guard.is_secure(request))
         return page

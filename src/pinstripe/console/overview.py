@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from starlette.responses import Response
 
 from pinstripe.console import templating
-from pinstripe.console.page_context import Visit, go
+from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
@@ -67,7 +67,7 @@ class Overview:
         self._pages = pages
         self._drawn: dict[str, _Drawn] = {}
 
-    async def start(self, visit: Visit) -> Response:
+    async def start(self, visit: PageContext) -> Response:
         """All syncs; straight to the one if there is only one, and to the first steps without any."""
         if not visit.syncs:
             return go("/welcome")
@@ -79,7 +79,7 @@ class Overview:
         }
         return visit.page("overview_all.html", board=board, lags=lags)
 
-    async def show(self, visit: Visit) -> Response:
+    async def show(self, visit: PageContext) -> Response:
         """One sync."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         board = await visit.gateway.board.fresh()
@@ -93,7 +93,7 @@ class Overview:
             pass  # What is wrong stands in the pieces.
         return visit.page("overview.html", pieces=pieces, refused=refused)
 
-    async def live(self, visit: Visit) -> Response:
+    async def live(self, visit: PageContext) -> Response:
         """The stream of pieces that have changed."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         return templating.stream(visit.gateway, self._pieces(visit.gateway, visit.sync.id))

@@ -19,8 +19,8 @@ from pinstripe.console.sessions import Session, Sessions, set_cookie
 from pinstripe.console.templating import HEADERS, Message, Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
-from pinstripe.gateway.http.auth import Access
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.auth import Auth
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import OpenSync, StoredSync
 
 _FORM_BYTES = 256 * 1024
@@ -28,7 +28,7 @@ _FORM_BYTES = 256 * 1024
 
 
 @dataclass(slots=True)
-class Visit:
+class PageContext:
     """What an endpoint gets. `sync` is the one that the address names; "" section is the overview."""
 
     request: Request
@@ -76,29 +76,29 @@ class Visit:
             **shown,
         )
 
-    def go(self, section: str, *more: str) -> Response:
+    def redirect(self, section: str, *more: str) -> Response:
         """To another page, after a form was taken."""
         return go(path_of(self.sync.id if self.sync is not None else "", section, *more))
 
-    def sorry(self, error: PinstripeError, *, status: int = 503) -> Response:
+    def error_page(self, error: PinstripeError, *, status: int = 503) -> Response:
         """A page that says what is wrong, and what to do."""
         told = Message(error.message, error.hint, "bad")
         return self.page("message.html", title="This did not work", messages=[told], status=status)
 
-    def nothing(self, what: str) -> Response:
+    def not_found(self, what: str) -> Response:
         """There is no such thing."""
         told = Message(what, kind="warn")
         return self.page("message.html", title="Not found", messages=[told], status=404)
 
 
-Endpoint = Callable[[Visit], Awaitable[Response]]
+Endpoint = Callable[[PageContext], Awaitable[Response]]
 Wrapped = Callable[[Request], Awaitable[Response]]
 
 
-class Visitors:
+class PageGuard:
     """Lets visitors in. One for the console."""
 
-    def __init__(self, pages: Pages, sessions: Sessions, access: Access) -> None:
+    def __init__(self, pages: Pages, sessions: Sessions, access: Auth) -> None:
         self.pages = pages
         self.sessions = sessions
         self.access = access
@@ -115,7 +115,7 @@ class Visitors:
             gateway: Gateway = request.app.state.gateway
             try:
                 self.access.check_page(request)
-            except Rejected as no:
+            except HTTPError as no:
                 return self._refused(no)
             session = self.sessions.of(request)
             if not self.access.is_open and (session is None or not session.logged_in):
@@ -150,7 +150,7 @@ class Visitors:
         session: Session,
         section: str,
     ) -> Response:
-        visit = Visit(request, gateway, self.pages, session, section, (), None)
+        visit = PageContext(request, gateway, self.pages, session, section, (), None)
         try:
             if request.method == "POST":
                 form = await self.read_form(request, session)
@@ -162,13 +162,13 @@ class Visitors:
             if wanted is not None:
                 visit.sync = next((s for s in visit.syncs if s.id == wanted), None)
                 if visit.sync is None:
-                    return visit.nothing(f'There is no sync "{wanted}".')
+                    return visit.not_found(f'There is no sync "{wanted}".')
             return await endpoint(visit)
-        except Rejected as no:
+        except HTTPError as no:
             told = Message(no.message, no.hint, "bad")
             return visit.page("message.html", title="Sorry", messages=[told], status=no.status)
         except PinstripeError as error:
-            return visit.sorry(error)
+            return visit.error_page(error)
 
     def _to_login(self, request: Request) -> Response:
         wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
@@ -176,11 +176,11 @@ class Visitors:
             return Response("Log in first.\n", 401, HEADERS, media_type="text/plain")
         return go(f"/login?next={quote(wanted, safe='')}" if wanted != "/" else "/login")
 
-    def _refused(self, no: Rejected) -> Response:
+    def _refused(self, no: HTTPError) -> Response:
         text = f"{no.message}\n{no.hint}\n"
         return Response(text, no.status, HEADERS, media_type="text/plain")
 
-    def _stale(self, visit: Visit) -> Response:
+    def _stale(self, visit: PageContext) -> Response:
         told = Message(
             "The form was not taken: it was made before you logged in, or is too large.",
             "Go back, load the page anew, and send it again.",

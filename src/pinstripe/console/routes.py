@@ -7,24 +7,24 @@ from starlette.routing import Route
 from pinstripe.console import connect, diagram, row, rows, tables
 from pinstripe.console.changes import Changes
 from pinstripe.console.events import Events
-from pinstripe.console.keys import Examinations, Keys
+from pinstripe.console.keys import KeyChecks, Keys
 from pinstripe.console.login import Login
 from pinstripe.console.overview import Overview
-from pinstripe.console.page_context import Visitors
+from pinstripe.console.page_context import PageGuard
 from pinstripe.console.sessions import Sessions
 from pinstripe.console.sql import Sql
 from pinstripe.console.syncs import Stored
 from pinstripe.console.templating import Pages, static
-from pinstripe.gateway.http.auth import Access
+from pinstripe.gateway.http.auth import Auth
 
 
-def console_routes(access: Access) -> list[Route]:
+def console_routes(access: Auth) -> list[Route]:
     """For `gateway.app.make_app`; from then on `access` knows the console's sessions."""
     pages = Pages()
-    let_in = Visitors(pages, Sessions(), access)
+    let_in = PageGuard(pages, Sessions(), access)
     login = Login(let_in)
     overview, events, changes = Overview(pages), Events(pages), Changes(pages)
-    examinations = Examinations()
+    examinations = KeyChecks()
     keys, stored = Keys(pages, examinations), Stored(examinations)
     sql = Sql()
     return [
@@ -64,6 +64,6 @@ def console_routes(access: Access) -> list[Route]:
         Route("/syncs/{sync}/connect/remove", let_in(connect.drop, "connect"), methods=["POST"]),
         Route("/syncs/{sync}/keys", let_in(keys.show, "keys")),
         Route("/syncs/{sync}/keys/live", let_in(keys.live)),
-        Route("/syncs/{sync}/keys/examine", let_in(keys.examine, "keys"), methods=["POST"]),
+        Route("/syncs/{sync}/keys/examine", let_in(keys.check_key, "keys"), methods=["POST"]),
         Route("/syncs/{sync}/keys/change", let_in(keys.change, "keys"), methods=["POST"]),
     ]

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from pinstripe.catalog.tables import tables
 from pinstripe.console.events import columns_of
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.console.rows import cell
 from pinstripe.console.tables import Shape, load_indexed, load_shape, referring
 from pinstripe.errors import Unreachable
@@ -43,7 +43,7 @@ _PLAIN = {"text", "bigint", "numeric", "boolean", "jsonb", "text[]", "timestampt
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class RowAge:
     """When the row was true, on Stripe's clock, and when it was written, on Postgres's."""
 
     earliest: datetime | None
@@ -53,7 +53,7 @@ class Truth:
     partial: bool
 
 
-async def show(visit: Visit) -> Response:
+async def show(visit: PageContext) -> Response:
     """One row."""
     sync = visit.sync
     assert sync is not None  # noqa: S101 (its route names it)
@@ -61,11 +61,11 @@ async def show(visit: Visit) -> Response:
     async with visit.gateway.reads.connection() as connection:
         shape = await load_shape(connection, sync.schema, name)
         if shape is None:
-            return visit.nothing(f'There is no table "{name}" in this schema.')
+            return visit.not_found(f'There is no table "{name}" in this schema.')
         values = await _load(connection, shape, key)
         if values is None:
             reasons = await load_missing(connection, sync.schema, [(name, key)])
-            return visit.nothing(_absent(name, key, reasons.get((name, key))))
+            return visit.not_found(_absent(name, key, reasons.get((name, key))))
         cells = [cell(shape, column, values, whole=True) for column in shape.columns]
         pointed = [(r.table, r.id) for c in cells for r in c.references if r.table is not None]
         missing = await load_missing(connection, sync.schema, pointed)
@@ -112,7 +112,7 @@ async def _load(connection: Connection, shape: Shape, key: str) -> dict[str, obj
 
 
 async def _inward(
-    visit: Visit, shape: Shape, key: str
+    visit: PageContext, shape: Shape, key: str
 ) -> tuple[list[Inward] | None, Sequence[tuple[str, str]]]:
     """None where it took too long."""
     try:
@@ -122,7 +122,7 @@ async def _inward(
         return None, ()
 
 
-async def _events(visit: Visit, shape: Shape, key: str) -> list[EventLine] | None:
+async def _events(visit: PageContext, shape: Shape, key: str) -> list[EventLine] | None:
     """The newest that tell of the row; None where looking for them took too long."""
     if shape.table.virtual or "event" not in shape.here:
         return []
@@ -137,13 +137,13 @@ async def _events(visit: Visit, shape: Shape, key: str) -> list[EventLine] | Non
         return None
 
 
-def _truth(values: dict[str, object]) -> Truth:
+def _truth(values: dict[str, object]) -> RowAge:
     def moment(name: str) -> datetime | None:
         value = values.get(name)
         return value if isinstance(value, datetime) else None
 
     version = values.get("_api_version")
-    return Truth(
+    return RowAge(
         moment("_as_of"),
         moment("_as_of_latest"),
         moment("_synced_at"),

@@ -20,7 +20,7 @@ import msgspec
 from starlette.responses import Response
 
 from pinstripe.catalog.descriptions import describe_table
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.console.rows_query import OPERATORS, SORTABLE, Filter, Query, Wanted, page_query
 from pinstripe.console.tables import Shape, ShownColumn, load_shape
 from pinstripe.console.templating import Message
@@ -146,7 +146,7 @@ _ABOUT = ("customer", "subscription", "invoice", "product", "price", "payment_in
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TableRow:
     """One row. `after` is what the address of the page behind it holds."""
 
     key: str
@@ -154,16 +154,16 @@ class Line:
     after: tuple[str, str]
 
 
-async def show(visit: Visit) -> Response:
+async def show(visit: PageContext) -> Response:
     """A page of rows."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     schema, name = visit.sync.schema, visit.named("table")
     async with visit.gateway.reads.connection() as connection:
         shape = await load_shape(connection, schema, name)
     if shape is None:
-        return visit.nothing(f'There is no table "{name}" in this schema.')
+        return visit.not_found(f'There is no table "{name}" in this schema.')
     wanted = _wanted(visit, shape)
-    lines: list[Line] = []
+    lines: list[TableRow] = []
     wrong: list[Message] = []
     try:
         query = page_query(shape, wanted)
@@ -178,7 +178,9 @@ async def show(visit: Visit) -> Response:
     return _page(visit, shape, wanted, lines, wrong)
 
 
-async def _read(connection: Connection, shape: Shape, wanted: Wanted, query: Query) -> list[Line]:
+async def _read(
+    connection: Connection, shape: Shape, wanted: Wanted, query: Query
+) -> list[TableRow]:
     try:
         records = await connection.fetch(query.text, *query.values)
     except asyncpg.DataError as error:
@@ -189,10 +191,10 @@ async def _read(connection: Connection, shape: Shape, wanted: Wanted, query: Que
     return [_line(shape, wanted, query, record) for record in records]
 
 
-def _line(shape: Shape, wanted: Wanted, query: Query, record: asyncpg.Record) -> Line:
+def _line(shape: Shape, wanted: Wanted, query: Query, record: asyncpg.Record) -> TableRow:
     values = dict(zip(query.names, record, strict=False))
     key = str(values[shape.key])
-    return Line(
+    return TableRow(
         key,
         tuple(cell(shape, name, values) for name in wanted.columns),
         (str(record[len(query.names)]), key),
@@ -200,7 +202,11 @@ def _line(shape: Shape, wanted: Wanted, query: Query, record: asyncpg.Record) ->
 
 
 def _page(
-    visit: Visit, shape: Shape, wanted: Wanted, found: Sequence[Line], wrong: list[Message]
+    visit: PageContext,
+    shape: Shape,
+    wanted: Wanted,
+    found: Sequence[TableRow],
+    wrong: list[Message],
 ) -> Response:
     lines = found[:_PAGE]
     kept = _kept(visit, shape, wanted)
@@ -230,7 +236,7 @@ def _page(
     )
 
 
-def _wanted(visit: Visit, shape: Shape) -> Wanted:
+def _wanted(visit: PageContext, shape: Shape) -> Wanted:
     """What the address asks for; what it does not say is chosen for the table."""
     query = visit.request.query_params
     given = zip(query.getlist("column"), query.getlist("is"), query.getlist("value"), strict=False)
@@ -294,7 +300,7 @@ def _by_interest(column: ShownColumn) -> int:
     return _ABOUT.index(target) if target in _ABOUT else len(_ABOUT)
 
 
-def _kept(visit: Visit, shape: Shape, wanted: Wanted) -> list[tuple[str, str]]:
+def _kept(visit: PageContext, shape: Shape, wanted: Wanted) -> list[tuple[str, str]]:
     """The query of this page, without where it begins."""
     query = [pair for one in wanted.filters for pair in _as_query(one)]
     if visit.text("sort") and wanted.sort in shape.columns:

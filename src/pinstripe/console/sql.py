@@ -25,7 +25,7 @@ from starlette.responses import Response, StreamingResponse
 from pinstripe.catalog.prefixes import types_of
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.console import sql_run
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.console.rows import Reference
 from pinstripe.console.sql_run import Failed, Place, Readers, Result, ResultColumn, chunks
 from pinstripe.console.templating import HEADERS, Message
@@ -56,11 +56,11 @@ class Sql:
     def __init__(self) -> None:
         self._readers = Readers()
 
-    async def show(self, visit: Visit) -> Response:
+    async def show(self, visit: PageContext) -> Response:
         """The empty box, or an example in it."""
         return await _page(visit, "")
 
-    async def names(self, visit: Visit) -> Response:
+    async def names(self, visit: PageContext) -> Response:
         """Tables and their columns, for completing words: {table: [column, ...]}."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         async with visit.gateway.reads.connection() as connection:
@@ -69,7 +69,7 @@ class Sql:
         headers = {**HEADERS, "Cache-Control": "no-store"}
         return Response(body, headers=headers, media_type="application/json")
 
-    async def run(self, visit: Visit) -> Response:
+    async def run(self, visit: PageContext) -> Response:
         """A statement's rows; or an example put into the box, which is not run."""
         statement = _statement(visit)
         chosen = visit.text("example")
@@ -87,7 +87,7 @@ class Sql:
             return _gone()
         return await _page(visit, statement, result=result)
 
-    async def csv(self, visit: Visit) -> Response:
+    async def csv(self, visit: PageContext) -> Response:
         """The same statement's rows as a file."""
         statement = _statement(visit)
         lines = self._lines(visit, statement)
@@ -108,7 +108,7 @@ class Sql:
         body = _after(first, lines)
         return StreamingResponse(body, headers=headers, media_type="text/csv; charset=utf-8")
 
-    async def _result(self, visit: Visit, statement: str) -> Result:
+    async def _result(self, visit: PageContext, statement: str) -> Result:
         limit = sql_run.STATEMENT_S
         try:
             async with (
@@ -122,7 +122,7 @@ class Sql:
                 "Postgres did not answer in time.", hint="Others may be using the box; try again."
             ) from error
 
-    async def _lines(self, visit: Visit, statement: str) -> AsyncGenerator[str, None]:
+    async def _lines(self, visit: PageContext, statement: str) -> AsyncGenerator[str, None]:
         limit = STATEMENT_S
         async with self._readers.connection(_place(visit), statement_s=limit) as connection:
             with translated():
@@ -131,14 +131,14 @@ class Sql:
                         yield text
 
 
-def _place(visit: Visit) -> Place:
+def _place(visit: PageContext) -> Place:
     assert visit.sync is not None  # noqa: S101 (its route names it)
     parts = visit.gateway.parts
     return Place(visit.sync.schema, parts.database_url(), parts.reader_url)
 
 
 async def _page(
-    visit: Visit,
+    visit: PageContext,
     statement: str,
     *,
     messages: list[Message] | None = None,
@@ -175,7 +175,7 @@ def _reference(value: str, here: set[str]) -> Reference | None:
     return Reference(value, found.pop()) if len(found) == 1 else None
 
 
-def _statement(visit: Visit) -> str:
+def _statement(visit: PageContext) -> str:
     return visit.text("statement").replace("\r\n", "\n").replace("\0", "")
 
 

@@ -25,7 +25,7 @@ import asyncpg
 
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
 from pinstripe.store.ddl import quote
-from pinstripe.store.pool import connect_dedicated, hang_up, sqlstate, translated
+from pinstripe.store.pool import close_quietly, connect_dedicated, sqlstate, translated
 from pinstripe.store.roles import Limits, renew_reader
 
 STATEMENT_S = 10
@@ -261,7 +261,7 @@ class Readers:
                     )
                 yield connection
             finally:
-                await hang_up(connection)
+                await close_quietly(connection)
 
     async def _connect(self, place: Place) -> asyncpg.Connection:
         if place.reader_url:

@@ -10,8 +10,8 @@ import re
 
 from starlette.responses import Response
 
-from pinstripe.console.keys import Examinations
-from pinstripe.console.page_context import Visit, go
+from pinstripe.console.keys import KeyChecks
+from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import Message
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import NewSync
@@ -23,27 +23,27 @@ _STEPS = {"paused": "paused", "resumed": "resumed", "removed": "removed", "added
 class Stored:
     """The pages `/syncs` and `/welcome`, and the buttons on them."""
 
-    def __init__(self, examinations: Examinations) -> None:
+    def __init__(self, examinations: KeyChecks) -> None:
         self._examinations = examinations
 
-    async def show(self, visit: Visit) -> Response:
+    async def show(self, visit: PageContext) -> Response:
         """All syncs, and the form for one more."""
         done, name = visit.text("done"), visit.text("id")
         known = done in _STEPS and _ID.fullmatch(name)
         told = [Message(f"{name} was {_STEPS[done]}.", kind="good")] if known else []
         return visit.page("stored.html", messages=told, given={})
 
-    async def welcome(self, visit: Visit) -> Response:
+    async def welcome(self, visit: PageContext) -> Response:
         """The first page of a service without syncs."""
         if visit.syncs:
             return go("/")
         return visit.page("welcome.html", given={})
 
-    async def add(self, visit: Visit) -> Response:
+    async def add(self, visit: PageContext) -> Response:
         """Asks Stripe whose key it is, and begins. What is wrong is told above the same form."""
         first = not visit.syncs
         given = {n: visit.text(n) for n in ("id", "schema", "account", "tables", "stripe_url")}
-        wish = NewSync(
+        options = NewSync(
             id=given["id"] or "main",
             api_key=visit.text("key"),
             schema=given["schema"] or None,
@@ -52,7 +52,7 @@ class Stored:
             settings={"tables": given["tables"]} if given["tables"] else {},
         )
         try:
-            sync = await visit.gateway.parts.control.add(wish)
+            sync = await visit.gateway.parts.control.add(options)
         except PinstripeError as error:
             told = Message(error.message, error.hint, "bad")
             page = "welcome.html" if first else "stored.html"
@@ -60,17 +60,17 @@ class Stored:
         self._examinations.begin(visit.gateway, sync)
         return go(f"/syncs/{sync.id}/keys?new=1")
 
-    async def pause(self, visit: Visit) -> Response:
+    async def pause(self, visit: PageContext) -> Response:
         assert visit.sync is not None  # noqa: S101 (its route names it)
         await visit.gateway.parts.control.pause(visit.sync.id)
         return go(f"/syncs?done=paused&id={visit.sync.id}")
 
-    async def resume(self, visit: Visit) -> Response:
+    async def resume(self, visit: PageContext) -> Response:
         assert visit.sync is not None  # noqa: S101 (its route names it)
         await visit.gateway.parts.control.resume(visit.sync.id)
         return go(f"/syncs?done=resumed&id={visit.sync.id}")
 
-    async def remove(self, visit: Visit) -> Response:
+    async def remove(self, visit: PageContext) -> Response:
         """Only with its name typed: with its tables, rows are gone for good."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         if visit.text("typed") != visit.sync.id:

@@ -19,7 +19,7 @@ from pinstripe.catalog.descriptions import describe_column, describe_table, docs
 from pinstripe.catalog.domains import DOMAINS, Domain, domain_by_table
 from pinstripe.catalog.prefixes import types_of
 from pinstripe.catalog.tables import Column, Table, table_of_object, tables
-from pinstripe.console.page_context import Visit
+from pinstripe.console.page_context import PageContext
 from pinstripe.store.ddl import BOOKKEEPING, qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.status import SchemaStatus, TableStatus, read_status
@@ -77,7 +77,7 @@ class TableLine:
         return KNOWN_BY.get(self.status.fresh_by, self.status.fresh_by)
 
 
-async def show(visit: Visit) -> Response:
+async def show(visit: PageContext) -> Response:
     """All tables of the schema."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     only_filled = visit.text("rows") == "some"
@@ -99,14 +99,14 @@ async def show(visit: Visit) -> Response:
     )
 
 
-async def one(visit: Visit) -> Response:
+async def one(visit: PageContext) -> Response:
     """One table: how it stands, its columns, and what refers to it."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     schema, name = visit.sync.schema, visit.named("table")
     async with visit.gateway.reads.connection() as connection:
         shape = await load_shape(connection, schema, name)
         if shape is None:
-            return visit.nothing(_unknown(name))
+            return visit.not_found(_unknown(name))
         standing = await _standing(connection, schema)
         size = await connection.fetchval(
             "SELECT pg_total_relation_size(to_regclass($1))", qualified(schema, name)
@@ -114,7 +114,7 @@ async def one(visit: Visit) -> Response:
     statuses = standing.tables if standing is not None else []
     status = next((t for t in statuses if t.table == name), None)
     if status is None:
-        return visit.nothing(_unknown(name))
+        return visit.not_found(_unknown(name))
     return visit.page(
         "table.html",
         line=TableLine(name, describe_table(shape.table), status, size),

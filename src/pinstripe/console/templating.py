@@ -35,7 +35,7 @@ from pinstripe.console.sessions import Session
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.api.streams import MEDIA, MOST_STREAMS
 from pinstripe.gateway.deps import Gateway
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import StoredSync
 
 HERE = Path(__file__).parent
@@ -311,7 +311,7 @@ def _event(name: bytes, told: dict[str, object]) -> bytes:
 def stream(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Response:
     """The answer that goes on. Raises Rejected where too many are open."""
     if gateway.meters.streams >= MOST_STREAMS:
-        raise Rejected(
+        raise HTTPError(
             503, "too_many_streams", f"{MOST_STREAMS} pages are open.", hint="Close some."
         )
     headers = {**HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}

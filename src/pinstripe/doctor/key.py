@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pinstripe.catalog.domains import DOMAINS, domain_by_table
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
+from pinstripe.client.client import StripeClient
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
 from pinstripe.doctor.permissions import (
@@ -37,7 +37,7 @@ from pinstripe.doctor.permissions import (
     try_abilities,
     try_resources,
 )
-from pinstripe.doctor.probe import PRIORITY, Asker, ClockDifference, Said, look_at
+from pinstripe.doctor.probe import PRIORITY, ClockDifference, Prober, ProbeResult, look_at
 from pinstripe.doctor.report import Ability, Finding, KeyReport, Recipe, Resource
 from pinstripe.errors import Drifted, Refused, Unreachable, WrongAccount, WrongKey
 
@@ -55,7 +55,7 @@ def silent(done: int, total: int) -> None:
 
 
 async def examine(
-    stripe: Stripe, tables: Collection[str], *, try_writes: bool = False, tell: Tell = silent
+    stripe: StripeClient, tables: Collection[str], *, try_writes: bool = False, tell: Tell = silent
 ) -> KeyReport:
     """What the key of `stripe` may read of what `tables` are filled from.
 
@@ -74,7 +74,7 @@ async def examine(
 
     key = stripe.key
     before = stripe.requests.total()
-    asker = Asker(stripe, heard)
+    asker = Prober(stripe, heard)
     account = await _meet(asker)
     tried = await try_resources(asker, plan, account)
     abilities = await try_abilities(asker, key, tried, writes=try_writes)
@@ -106,33 +106,33 @@ async def examine(
     )
 
 
-async def _meet(asker: Asker) -> Tried:
+async def _meet(asker: Prober) -> Tried:
     """The first request: it shows whether address and key are good."""
     said = await asker.get(ACCOUNT, endpoint=f"GET {ACCOUNT}")
     if isinstance(said.error, WrongKey | WrongAccount | Unreachable):
         raise said.error
     first: StripeObject | None = None
-    if said.reply is not None:
+    if said.response is not None:
         try:
-            first = read_object(said.reply, ACCOUNT)
+            first = read_object(said.response, ACCOUNT)
         except Drifted as error:
-            said = Said("failed", message=error.message, remedy=error.hint)
+            said = ProbeResult("failed", message=error.message, remedy=error.hint)
     return Tried(resource_of(ACCOUNT, ("account",), said), first)
 
 
-async def _default_version(asker: Asker, tried: Sequence[Tried]) -> str | None:
+async def _default_version(asker: Prober, tried: Sequence[Tried]) -> str | None:
     """The account's own API version: of an answer to a request that names none."""
     readable = [t.resource for t in tried if _is_plain(t.resource)]
     if not readable:
         return None
     path = readable[0].path
     try:
-        reply = await asker.stripe.get_unpinned(path, endpoint=f"GET {path}", priority=PRIORITY)
+        response = await asker.stripe.get_unpinned(path, endpoint=f"GET {path}", priority=PRIORITY)
     except (Refused, Unreachable):
         return None
     finally:
         asker.heard()
-    return reply.api_version or None
+    return response.api_version or None
 
 
 def _is_plain(resource: Resource) -> bool:

@@ -21,7 +21,7 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_list
-from pinstripe.doctor.probe import Asker, Said
+from pinstripe.doctor.probe import Prober, ProbeResult
 from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource, ResourceState
 from pinstripe.errors import Drifted, WrongKey
 
@@ -81,7 +81,7 @@ def plan_for(tables: Collection[str]) -> Plan:
     )
 
 
-async def try_resources(asker: Asker, plan: Plan, account: Tried) -> list[Tried]:
+async def try_resources(asker: Prober, plan: Plan, account: Tried) -> list[Tried]:
     """Asks for all of `plan`; `account` was asked before."""
     async with asyncio.TaskGroup() as group:
         alone = [group.create_task(_single(asker, *each)) for each in plan.singletons]
@@ -101,13 +101,13 @@ async def try_resources(asker: Asker, plan: Plan, account: Tried) -> list[Tried]
     return [*found, *(task.result() for task in nested)]
 
 
-def resource_of(path: str, tables: tuple[str, ...], said: Said) -> Resource:
+def resource_of(path: str, tables: tuple[str, ...], said: ProbeResult) -> Resource:
     """What Stripe said of `path`."""
     product = domain_by_table()[tables[0]].title
     return resource_in(product, path, tables, said)
 
 
-def resource_in(product: str, path: str, tables: tuple[str, ...], said: Said) -> Resource:
+def resource_in(product: str, path: str, tables: tuple[str, ...], said: ProbeResult) -> Resource:
     """As `resource_of`, of a product that is known."""
     lacking = said.lacking
     return Resource(
@@ -129,22 +129,24 @@ def in_order(resource: Resource) -> tuple[int, str]:
     return titles.index(resource.product), resource.path
 
 
-async def _single(asker: Asker, table: str, path: str) -> Tried:
+async def _single(asker: Prober, table: str, path: str) -> Tried:
     return Tried(resource_of(path, (table,), await asker.get(path, endpoint=f"GET {path}")))
 
 
-async def _list(asker: Asker, endpoint: ListEndpoint) -> Tried:
+async def _list(asker: Prober, endpoint: ListEndpoint) -> Tried:
     said = await asker.get(endpoint.path, _params(endpoint), endpoint=endpoint.name)
     return _tried(endpoint, said)
 
 
-async def _under(asker: Asker, endpoint: ListEndpoint, parent: Tried | None) -> Tried:
+async def _under(asker: Prober, endpoint: ListEndpoint, parent: Tried | None) -> Tried:
     parent_id = parent.first.get("id") if parent is not None and parent.first else None
     if not isinstance(parent_id, str) or not parent_id:
         if parent is not None and parent.resource.state == "not_enabled":
             why = parent.resource
-            return _tried(endpoint, Said("not_enabled", message=why.message, remedy=why.remedy))
-        return _tried(endpoint, Said("not_tried", message=_why_not(endpoint, parent)))
+            return _tried(
+                endpoint, ProbeResult("not_enabled", message=why.message, remedy=why.remedy)
+            )
+        return _tried(endpoint, ProbeResult("not_tried", message=_why_not(endpoint, parent)))
     path, params = endpoint.url(parent_id, quote_id(parent_id))
     said = await asker.get(path, [*_limit(endpoint), *params], endpoint=endpoint.name)
     if said.state == "refused" and not isinstance(said.error, WrongKey):
@@ -163,13 +165,13 @@ def _why_not(endpoint: ListEndpoint, parent: Tried | None) -> str:
     return f"not tried: {parent.resource.path}, which it hangs under, cannot be read"
 
 
-def _tried(endpoint: ListEndpoint, said: Said) -> Tried:
+def _tried(endpoint: ListEndpoint, said: ProbeResult) -> Tried:
     first: StripeObject | None = None
-    if said.reply is not None:
+    if said.response is not None:
         try:
-            first = next(iter(read_list(said.reply, endpoint.path).objects), None)
+            first = next(iter(read_list(said.response, endpoint.path).objects), None)
         except Drifted as error:
-            said = Said("failed", message=error.message, remedy=error.hint)
+            said = ProbeResult("failed", message=error.message, remedy=error.hint)
     return Tried(resource_of(endpoint.path, _tables(endpoint), said), first)
 
 
@@ -210,7 +212,7 @@ class _Lists:
 
 
 async def try_abilities(
-    asker: Asker, key: ApiKey, tried: Sequence[Tried], *, writes: bool
+    asker: Prober, key: ApiKey, tried: Sequence[Tried], *, writes: bool
 ) -> tuple[Ability, ...]:
     """All four. With `writes` webhooks are tried with a request that Stripe cannot fulfil."""
     lists = _Lists({t.resource.path: t for t in tried})
@@ -222,7 +224,7 @@ async def try_abilities(
     )
 
 
-async def _reading(asker: Asker, lists: _Lists, path: str, name: AbilityName) -> Ability:
+async def _reading(asker: Prober, lists: _Lists, path: str, name: AbilityName) -> Ability:
     known = lists.resource(path)
     if known is None:  # The tables that were chosen do not need this list.
         said = await asker.get(path, [("limit", "1")], endpoint=f"GET {path}")
@@ -232,7 +234,7 @@ async def _reading(asker: Asker, lists: _Lists, path: str, name: AbilityName) ->
     return _lacking(name, known)
 
 
-async def _previews(asker: Asker, lists: _Lists) -> Ability:
+async def _previews(asker: Prober, lists: _Lists) -> Ability:
     """With a subscription where there is one: Stripe may say that nothing is due, which is a yes."""
     subscription = lists.first_id("/v1/subscriptions")
     params = [("subscription", subscription)] if subscription else []
@@ -241,12 +243,12 @@ async def _previews(asker: Asker, lists: _Lists) -> Ability:
     return _judged("previews", said, f"a preview {of}, which changes nothing")
 
 
-async def _try_write(asker: Asker) -> Ability:
+async def _try_write(asker: Prober) -> Ability:
     said = await asker.post(WEBHOOKS, [], endpoint=f"POST {WEBHOOKS}")
     return _judged("webhooks_write", said, "an endpoint without an address, which Stripe refuses")
 
 
-def _judged(name: AbilityName, said: Said, tried: str) -> Ability:
+def _judged(name: AbilityName, said: ProbeResult, tried: str) -> Ability:
     """A refusal for the parameters means that the key was let in."""
     if said.state in ("readable", "refused"):
         return Ability(name, "yes", f"asked for {tried}: the key was let in")

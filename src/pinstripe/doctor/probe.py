@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 
 from pinstripe.client.api_errors import NO_PERMISSION, Permission, permission_of
 from pinstripe.client.api_key import proxy_for
-from pinstripe.client.client import Params, Stripe
-from pinstripe.client.response import Reply
+from pinstripe.client.client import Params, StripeClient
+from pinstripe.client.response import Response
 from pinstripe.client.retry import http_time
 from pinstripe.doctor.report import Network, ResourceState
 from pinstripe.errors import (
@@ -75,11 +75,11 @@ PRIORITY = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ProbeResult:
     """What came of one request. `reply` where Stripe answered, else the words and the remedy."""
 
     state: ResourceState
-    reply: Reply | None = None
+    response: Response | None = None
     message: str = ""
     remedy: str = ""
     lacking: Permission = NO_PERMISSION
@@ -87,21 +87,21 @@ class Said:
 
 
 @dataclass(slots=True)
-class Asker:
+class Prober:
     """Asks, counts, and reads Stripe's clock off every answer. `heard` is called after each."""
 
-    stripe: Stripe
+    stripe: StripeClient
     heard: Callable[[], None] = lambda: None
     wall_clock: Callable[[], float] = time.time
     clock: ClockDifference = field(default_factory=ClockDifference)
 
-    async def get(self, path: str, params: Params = (), *, endpoint: str) -> Said:
+    async def get(self, path: str, params: Params = (), *, endpoint: str) -> ProbeResult:
         """A GET. Raises nothing of Stripe's."""
         return await self._said(
             lambda: self.stripe.get(path, params, endpoint=endpoint, priority=PRIORITY)
         )
 
-    async def post(self, path: str, params: Params, *, endpoint: str) -> Said:
+    async def post(self, path: str, params: Params, *, endpoint: str) -> ProbeResult:
         """A POST that changes nothing. Raises nothing of Stripe's."""
         return await self._said(
             lambda: self.stripe.post(
@@ -109,21 +109,21 @@ class Asker:
             )
         )
 
-    async def _said(self, ask: Callable[[], Awaitable[Reply]]) -> Said:
+    async def _said(self, ask: Callable[[], Awaitable[Response]]) -> ProbeResult:
         asked = self.wall_clock()
         try:
-            reply = await ask()
+            response = await ask()
         except (Refused, Unreachable) as error:
             return said_no(error)
         finally:
             self.heard()
-        stamped = http_time(reply.headers.get("date"))
+        stamped = http_time(response.headers.get("date"))
         if stamped is not None:
             self.clock.heard(stamped, resolution=1.0, asked=asked, came=self.wall_clock())
-        return Said("readable", reply)
+        return ProbeResult("readable", response)
 
 
-def said_no(error: PinstripeError) -> Said:
+def said_no(error: PinstripeError) -> ProbeResult:
     """An answer that is none, or no."""
     state: ResourceState = "failed"
     if isinstance(error, NotPermitted):
@@ -133,7 +133,7 @@ def said_no(error: PinstripeError) -> Said:
     elif isinstance(error, Refused):
         state = "refused"
     lacking = permission_of(error.message) if state == "not_permitted" else NO_PERMISSION
-    return Said(state, None, error.message, error.hint, lacking, error)
+    return ProbeResult(state, None, error.message, error.hint, lacking, error)
 
 
 _HANDSHAKE_S = 5.0

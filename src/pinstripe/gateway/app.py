@@ -29,11 +29,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pinstripe.gateway.api import catalog, events, health, status, streams, syncs
 from pinstripe.gateway.api.endpoint import Call, Endpoint
 from pinstripe.gateway.api.openapi import describe
-from pinstripe.gateway.deps import Gateway, GatewayParts
-from pinstripe.gateway.http.errors import JSON, Rejected, failure
+from pinstripe.gateway.deps import Deps, Gateway
+from pinstripe.gateway.http.errors import JSON, HTTPError, failure
 from pinstripe.gateway.http.metrics import MEDIA as METRICS
 from pinstripe.gateway.http.metrics import Meters, status_class
-from pinstripe.gateway.http.middleware import Outside
+from pinstripe.gateway.http.middleware import EdgeMiddleware
 from pinstripe.gateway.live.status_board import Live
 from pinstripe.gateway.proxy.request import is_for_proxy
 from pinstripe.gateway.wait.endpoint import NotInTime, Waited
@@ -42,7 +42,7 @@ from pinstripe.store.changes import Change
 _READS = frozenset(("GET", "HEAD"))
 
 
-class Passing:
+class Instrumented:
     """The proxy, counted. A raw ASGI app: no request object, nothing decoded."""
 
     def __init__(self, proxy: ASGIApp, meters: Meters) -> None:
@@ -168,7 +168,7 @@ ROUTES: tuple[Endpoint, ...] = (
 )
 
 
-def make_app(parts: GatewayParts, extra_routes: Sequence[BaseRoute] = ()) -> GatewayApp:
+def make_app(parts: Deps, extra_routes: Sequence[BaseRoute] = ()) -> GatewayApp:
     """The ASGI app of a gateway with these parts. `extra_routes` come last: the console's pages.
 
     They are dressed and limited as all else, but have doors of their own.
@@ -182,10 +182,10 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, extra_routes: Sequence[BaseRoute]) -> None:
         self.state = State({"gateway": gateway})
         self.gateway = gateway
-        self._proxy = Passing(gateway.parts.proxy, gateway.meters)
+        self._proxy = Instrumented(gateway.parts.proxy, gateway.meters)
         paths = dict.fromkeys(endpoint.path for endpoint in ROUTES)
         routes = [Route(path, _Path(gateway, path)) for path in paths]
-        self._own = Outside(
+        self._own = EdgeMiddleware(
             Router([*routes, *extra_routes], redirect_slashes=False),
             gateway.meters,
             https=gateway.parts.public_url.startswith("https:"),
@@ -236,15 +236,15 @@ class _Path:
         endpoint = self._here.get(request.method)
         if endpoint is None:
             allowed = ", ".join(sorted(self._here))
-            raise Rejected(
+            raise HTTPError(
                 405,
                 "method_not_allowed",
                 f"{self._path} does not take this method.",
                 hint=f"It takes {allowed}.",
                 headers={"Allow": allowed},
             )
-        if endpoint.door == "admin":
-            await self._gateway.parts.access.admit(request)
+        if endpoint.policy == "admin":
+            await self._gateway.parts.access.require_admin(request)
         answer = await endpoint(Call(self._gateway, request, request.path_params))
         await answer(scope, receive, send)
 

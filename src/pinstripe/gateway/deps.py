@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from pinstripe.gateway.http.auth import Access
+from pinstripe.gateway.http.auth import Auth
 from pinstripe.gateway.http.metrics import Meters, Metrics
-from pinstripe.gateway.live.change_stream import Feed
+from pinstripe.gateway.live.change_stream import ChangeStream
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.gateway.live.status_board import Board
+from pinstripe.gateway.live.status_board import StatusBoard
 from pinstripe.gateway.syncs import SyncControl, Syncs
 from pinstripe.store.pool import Pool
 
@@ -29,7 +29,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayParts:
+class Deps:
     """Given from outside. `pool` and `database_url` give None while there is no database.
 
     `proxy` gets every path of a Stripe host, untouched. `wait` answers `/wait/{kind}/{id}` and asks
@@ -38,7 +38,7 @@ class GatewayParts:
 
     syncs: Syncs
     control: SyncControl
-    access: Access
+    access: Auth
     proxy: ASGIApp
     wait: Answer
     webhook: Answer
@@ -53,11 +53,11 @@ class GatewayParts:
 class Gateway:
     """All of it, joined. `run` it beside the server, or let the app's lifespan do so."""
 
-    def __init__(self, parts: GatewayParts) -> None:
+    def __init__(self, parts: Deps) -> None:
         self.parts = parts
         self.reads = Reads(parts.pool)
-        self.board = Board(parts.control, self.reads)
-        self.feed = Feed(self.reads, parts.database_url)
+        self.board = StatusBoard(parts.control, self.reads)
+        self.feed = ChangeStream(self.reads, parts.database_url)
         self.meters = Meters()
         self.metrics = Metrics(self.board, self.reads, self.meters)
         self.closing = False

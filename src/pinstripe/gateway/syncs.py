@@ -24,12 +24,12 @@ from typing import Literal, Protocol, TypeAlias
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import Misconfigured
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.refusals import remember_refusals
-from pinstripe.source.resolve import settle
+from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import Pool, connect, open_pool
@@ -91,7 +91,7 @@ async def open_sync(
     schema: str,
     key: ApiKey,
     *,
-    budget: Budget,
+    budget: RateLimiter,
     stripe_url: str,
     stripe_account: str | None = None,
     webhook_secrets: tuple[str, ...] = (),
@@ -105,7 +105,7 @@ async def open_sync(
     """
     known, effective = await _there(database_url, schema)
     async with (
-        Stripe(
+        StripeClient(
             key,
             api_version=spec().api_version,
             budget=budget,
@@ -128,7 +128,7 @@ async def open_sync(
     ):
         source = Source(stripe, mirror, mirror.tables, pool)
         await remember_refusals(source, leads=False)
-        mirror.settle = partial(settle, source)
+        mirror.resolve = partial(resolve, source)
         livemode = bool(known.livemode)
         yield OpenSync(sync_id, schema, known.account_id, livemode, source, webhook_secrets)
 
@@ -232,7 +232,7 @@ class SyncControl(Protocol):
         """Raises UnknownSync."""
         ...
 
-    async def add(self, wish: NewSync) -> StoredSync:
+    async def add(self, options: NewSync) -> StoredSync:
         """Asks Stripe whose key it is, stores the sync, and starts it.
 
         Raises Misconfigured: a bad or taken id or schema, an unknown setting, a key of another shape.

@@ -20,9 +20,9 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from pinstripe.gateway.http.errors import JSON, Rejected
+from pinstripe.gateway.http.errors import JSON, HTTPError
 from pinstripe.gateway.syncs import Syncs
-from pinstripe.gateway.wait.sync_requester import Bell
+from pinstripe.gateway.wait.sync_requester import SyncRequester
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -43,14 +43,14 @@ class Webhooks:
     def __init__(
         self,
         syncs: Syncs,
-        bell: Bell,
+        requester: SyncRequester,
         *,
         tolerance_s: float = TOLERANCE_S,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.count: Counter[str] = Counter()
         self._syncs = syncs
-        self._bell = bell
+        self._requester = requester
         self._tolerance_s = tolerance_s
         self._now = now
 
@@ -67,7 +67,7 @@ class Webhooks:
                 tolerance_s=self._tolerance_s,
                 now=self._now(),
             )
-        except Rejected as no:
+        except HTTPError as no:
             code = "unknown_sync" if sync is None and no.code == _NO_SECRET else no.code
             self.count[code] += 1
             if no.code == _NO_SECRET:
@@ -79,7 +79,7 @@ class Webhooks:
             return Response(status_code=499)  # Nobody is there to read it.
         assert sync is not None  # noqa: S101 (what is not there has no secret, and was refused)
         self.count["accepted"] += 1
-        self._bell.ring_soon(sync)
+        self._requester.request_sync_soon(sync)
         return Response(b'{"received":true}', 200, media_type=JSON)
 
 
@@ -118,8 +118,8 @@ def _parts(header: str) -> tuple[int | None, list[bytes]]:
     return signed_at, signatures
 
 
-def _no(code: str, message: str) -> Rejected:
-    return Rejected(
+def _no(code: str, message: str) -> HTTPError:
+    return HTTPError(
         400,
         code,
         message,
@@ -141,9 +141,9 @@ async def _body(request: Request) -> bytes:
                 if len(body) > _MOST_BYTES:
                     raise _too_large()
     except TimeoutError:
-        raise Rejected(408, "too_slow", "The body did not arrive in time.") from None
+        raise HTTPError(408, "too_slow", "The body did not arrive in time.") from None
     return bytes(body)
 
 
-def _too_large() -> Rejected:
-    return Rejected(413, "too_large", f"A delivery has at most {_MOST_BYTES:,} bytes.")
+def _too_large() -> HTTPError:
+    return HTTPError(413, "too_large", f"A delivery has at most {_MOST_BYTES:,} bytes.")

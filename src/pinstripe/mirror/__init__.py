@@ -1,17 +1,24 @@
 """The one door to the synced tables; see `mirror.door`."""
 
-from pinstripe.mirror.mirror import Mirror, Scribe, Settle, open_mirror
-from pinstripe.mirror.queue import BATCH_ROWS, LIVE_LANE, QUEUE_ROWS, Part, Progress, Versions
+from pinstripe.mirror.mirror import Mirror, Resolve, Sink, open_mirror
+from pinstripe.mirror.queue import (
+    BATCH_ROWS,
+    LIVE_LANE,
+    QUEUE_ROWS,
+    ExpectedVersions,
+    Part,
+    Progress,
+)
 
 __all__ = [
     "BATCH_ROWS",
     "LIVE_LANE",
     "QUEUE_ROWS",
+    "ExpectedVersions",
     "Mirror",
     "Part",
     "Progress",
-    "Scribe",
-    "Settle",
-    "Versions",
+    "Resolve",
+    "Sink",
     "open_mirror",
 ]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from pinstripe.catalog.tables import Table
-from pinstripe.mirror.orphans import Owners, Proof, children_of
+from pinstripe.mirror.orphans import CompleteList, Parents, children_of
 from pinstripe.rows.as_of import Cause
-from pinstripe.rows.extract import Found, Row
+from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Answer, Todo
+from pinstripe.store.refetch import Refetch, RefetchDone
 
 Effect = Callable[[Connection], Awaitable[None]]
 """What else belongs into the transaction. It may be run again, if the transaction is."""
@@ -21,7 +21,7 @@ _NONE: Mapping[tuple[str, str], datetime] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Contested:
+class Conflict:
     """A row that an equally old snapshot of other content claims; one GET decides.
 
     `version` is the row's `_synced_at`: what is fetched from now on is newer than this version.
@@ -34,10 +34,10 @@ class Contested:
     cause: Cause | None = None
 
 
-def question_of(contested: Contested) -> Todo:
+def refetch_for(contested: Conflict) -> Refetch:
     """What the contested row makes us ask of Stripe."""
     cause = contested.cause or Cause()
-    return Todo(
+    return Refetch(
         "fetch",
         contested.table,
         contested.key,
@@ -58,18 +58,18 @@ class Batch:
     api_version: str
     tables: Mapping[str, Table]
     loading: Collection[str] = ()
-    whole: dict[tuple[str, str], Owners] = field(default_factory=dict)
+    whole: dict[tuple[str, str], Parents] = field(default_factory=dict)
     rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[RefetchDone] = field(default_factory=list)
     causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(
         self,
-        found: Found,
+        found: RowSet,
         lo: float,
         hi: float,
         over: Mapping[tuple[str, str], datetime] = _NONE,
@@ -81,17 +81,17 @@ class Batch:
         `over`: versions of rows (table, key) that were seen before the snapshot was asked for.
         `cause`: what the change feed names as the reason.
         """
-        for place, key in found.whole:
+        for place, key in found.complete_lists:
             for child in children_of(place):
                 if child in self.tables and child not in self.loading:
                     owners = self.whole.setdefault((child, place.partition(".")[0]), {})
-                    owners[key] = Proof(lo, hi, cause)
+                    owners[key] = CompleteList(lo, hi, cause)
         for table, group in found.rows.items():
             if table in self.tables:
                 for key, row in group.items():
                     row[-3] = over.get((table, key)) if over else None
                     self._add(table, key, row, lo, hi, cause=cause)
-        for table, key, row in found.again:
+        for table, key, row in found.variants:
             if table in self.tables:
                 row[-3] = over.get((table, key)) if over else None
                 self._add(table, key, row, lo, hi, cause=cause)

@@ -29,13 +29,13 @@ import structlog
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import LostLease, PinstripeError, Unreachable
-from pinstripe.mirror.batch import Batch, Contested, Effect
+from pinstripe.mirror.batch import Batch, Conflict, Effect
 from pinstripe.mirror.change_feed import Recorder
 from pinstripe.mirror.quarantine import PROBE_S, HeldTable, Quarantine, probe
-from pinstripe.mirror.queue import Job, Part, Progress, Queue, Versions, steps_of
+from pinstripe.mirror.queue import ExpectedVersions, Job, Part, Progress, Queue, steps_of
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import (
     Parted,
@@ -47,16 +47,16 @@ from pinstripe.store.quarantine import (
     release,
     take_too_large,
 )
-from pinstripe.store.refetch import Answer
+from pinstripe.store.refetch import RefetchDone
 
 
-class Scribe(Protocol):
+class Sink(Protocol):
     """`Writer` writes the batch, `store.compare.Comparer` only compares."""
 
     failed_at: str
     """The table at which the last write failed; "" where it was at none."""
 
-    async def write(self, batch: Batch) -> list[Contested]: ...
+    async def write(self, batch: Batch) -> list[Conflict]: ...
 
     async def write_apart(self, batch: Batch) -> Parted:
         """As `write`, without the rows and tables that Postgres refuses."""
@@ -66,65 +66,65 @@ class Scribe(Protocol):
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-Settle = Callable[[Contested], Awaitable[bool]]
+Resolve = Callable[[Conflict], Awaitable[bool]]
 """Fetches the object and puts it over that version of the row; False where Stripe cannot be asked."""
 
 
-class Contests:
+class ConflictQueue:
     """The rows that are contested. `count`: how many there were so far."""
 
     def __init__(self) -> None:
-        self.settle: Settle | None = None
+        self.resolve: Resolve | None = None
         self.count = 0
-        self._open: dict[tuple[str, str], Contested] = {}
-        self._settling: dict[tuple[str, str], asyncio.Task[bool]] = {}
+        self._open: dict[tuple[str, str], Conflict] = {}
+        self._resolving: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
-    def decide(self, contests: Sequence[Contested]) -> None:
+    def decide(self, conflicts: Sequence[Conflict]) -> None:
         """Starts what settles these rows."""
-        for contest in contests:
+        for contest in conflicts:
             self.count += 1
             place = (contest.table, contest.key)
             self._open[place] = contest
-            if place not in self._settling:
-                self._settling[place] = asyncio.create_task(self._settle(place))
+            if place not in self._resolving:
+                self._resolving[place] = asyncio.create_task(self._resolve(place))
 
-    def settling(self, rows: Mapping[str, Container[str]]) -> list[asyncio.Task[bool]]:
+    def resolving(self, rows: Mapping[str, Container[str]]) -> list[asyncio.Task[bool]]:
         """What settles those of these rows (table -> keys) that are open now.
 
         Each gives whether its row was decided; one that could not be keeps what it has.
         """
-        if not self._settling:
+        if not self._resolving:
             return []
-        return [t for (table, key), t in self._settling.items() if key in rows.get(table, ())]
+        return [t for (table, key), t in self._resolving.items() if key in rows.get(table, ())]
 
-    async def settled(self) -> None:
+    async def wait_resolved(self) -> None:
         """Returns when no contested row is open any more."""
-        while self._settling:
-            await asyncio.gather(*self._settling.values())
+        while self._resolving:
+            await asyncio.gather(*self._resolving.values())
 
     def cancel(self) -> list[asyncio.Task[bool]]:
         """Ends what is under way; gives the tasks to wait for."""
-        tasks = list(self._settling.values())
+        tasks = list(self._resolving.values())
         for task in tasks:
             task.cancel()
         return tasks
 
-    async def _settle(self, place: tuple[str, str]) -> bool:
+    async def _resolve(self, place: tuple[str, str]) -> bool:
         table, key = place
         decided = True
         try:
             while (contested := self._open.pop(place, None)) is not None:
                 decided = False
-                if self.settle is None:
+                if self.resolve is None:
                     _log.warning("mirror.contested", table=table, id=key)
                     continue
                 try:
-                    decided = await self.settle(contested)
+                    decided = await self.resolve(contested)
                 except PinstripeError as error:
                     # The row keeps what it has; the next snapshot of it decides.
                     _log.warning("mirror.unsettled", table=table, error=error.message)
         finally:
-            del self._settling[place]
+            del self._resolving[place]
         return decided
 
 
@@ -141,12 +141,12 @@ class Mirror:
         self,
         schema: str,
         tables: Mapping[str, Table],
-        scribes: Sequence[Scribe],
+        sinks: Sequence[Sink],
         extractor: Extractor,
         *,
         api_version: str,
         loading: set[str],
-        prober: Callable[[], Scribe] | None = None,
+        prober: Callable[[], Sink] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.schema = schema
@@ -167,24 +167,24 @@ class Mirror:
         """Called when what is owed for rows that were refused may be fetched."""
         self._sleep = sleep
         self._prober = prober
-        self._scribes = scribes
-        self._queue = Queue(len(scribes))
-        self._contests = Contests()
+        self._sinks = sinks
+        self._queue = Queue(len(sinks))
+        self._conflicts = ConflictQueue()
         self._broken: dict[int, PinstripeError] = {}
 
     @property
-    def settle(self) -> Settle | None:
+    def resolve(self) -> Resolve | None:
         """What decides a contested row."""
-        return self._contests.settle
+        return self._conflicts.resolve
 
-    @settle.setter
-    def settle(self, settle: Settle) -> None:
-        self._contests.settle = settle
+    @resolve.setter
+    def resolve(self, resolve: Resolve) -> None:
+        self._conflicts.resolve = resolve
 
     @property
-    def contested(self) -> int:
+    def conflicts(self) -> int:
         """How many rows were contested so far."""
-        return self._contests.count
+        return self._conflicts.count
 
     @property
     def queued(self) -> int:
@@ -193,12 +193,12 @@ class Mirror:
 
     async def put(
         self,
-        found: Found,
-        truth: Truth,
+        found: RowSet,
+        truth: AsOf,
         *,
-        over: Versions | None = None,
+        over: ExpectedVersions | None = None,
         effect: Effect | None = None,
-        answers: Sequence[Answer] = (),
+        answers: Sequence[RefetchDone] = (),
     ) -> None:
         """Writes `found` and returns when it is committed. For what no cursor vouches for.
 
@@ -210,27 +210,27 @@ class Mirror:
         await self.submit(found, truth, over=over, effect=effect, answers=answers)
 
     async def put_parts(
-        self, parts: Sequence[Part], *, over: Versions, answers: Sequence[Answer]
+        self, parts: Sequence[Part], *, over: ExpectedVersions, answers: Sequence[RefetchDone]
     ) -> None:
         """As `put`, for snapshots that belong into one transaction."""
         await self._queue.room(sum(found.count() for found, _ in parts))
         await self.submit_parts(parts, over=over, answers=answers)
 
-    async def room(self, found: Found) -> None:
+    async def room(self, found: RowSet) -> None:
         """Waits until the queue has room for these rows. Call it before `submit`."""
         await self._queue.room(found.count())
 
     def submit(
         self,
-        found: Found,
-        truth: Truth,
+        found: RowSet,
+        truth: AsOf,
         *,
         lane: str = "",
         progress: Progress | None = None,
         step: object = None,
-        over: Versions | None = None,
+        over: ExpectedVersions | None = None,
         effect: Effect | None = None,
-        answers: Sequence[Answer] = (),
+        answers: Sequence[RefetchDone] = (),
     ) -> asyncio.Future[None]:
         """Queues `found`; the future is done when it is committed, with the step that it makes.
 
@@ -253,9 +253,9 @@ class Mirror:
         lane: str = "",
         progress: Progress | None = None,
         step: object = None,
-        over: Versions | None = None,
+        over: ExpectedVersions | None = None,
         effect: Effect | None = None,
-        answers: Sequence[Answer] = (),
+        answers: Sequence[RefetchDone] = (),
     ) -> asyncio.Future[None]:
         """As `submit`, for snapshots of several moments that belong into one transaction."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -265,16 +265,16 @@ class Mirror:
         )
         return durable
 
-    def settling(self, found: Found) -> list[asyncio.Task[bool]]:
+    def resolving(self, found: RowSet) -> list[asyncio.Task[bool]]:
         """What settles those rows of `found` that are contested; see `Contests.settling`.
 
         Once the future of `submit` is done, these are all that its rows are waiting for.
         """
-        return self._contests.settling(found.rows)
+        return self._conflicts.resolving(found.rows)
 
-    async def settled(self) -> None:
+    async def wait_resolved(self) -> None:
         """Returns when no contested row is open any more."""
-        await self._contests.settled()
+        await self._conflicts.wait_resolved()
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
@@ -282,7 +282,7 @@ class Mirror:
         row that cannot come.
         """
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._run(n)) for n in range(len(self._scribes))]
+            tasks = [group.create_task(self._run(n)) for n in range(len(self._sinks))]
             if self._prober is not None:
                 tasks.append(group.create_task(self._probe_on(self._prober())))
             try:
@@ -291,30 +291,30 @@ class Mirror:
                 for task in tasks:
                     task.cancel()
                 # A writer that is cut off in its transaction must not take the cut for a lost server.
-                await asyncio.gather(*tasks, *self._contests.cancel(), return_exceptions=True)
+                await asyncio.gather(*tasks, *self._conflicts.cancel(), return_exceptions=True)
                 self._queue.give_up()
-                for scribe in self._scribes:
-                    await scribe.close()
+                for sink in self._sinks:
+                    await sink.close()
 
     async def _run(self, number: int) -> None:
         while True:
             jobs = await self._queue.take(number)
             try:
-                await self._write(self._scribes[number], jobs)
+                await self._write(self._sinks[number], jobs)
             finally:
                 await self._queue.done(number, jobs)
 
-    async def _write(self, scribe: Scribe, jobs: list[Job]) -> None:
+    async def _write(self, sink: Sink, jobs: list[Job]) -> None:
         """Commits the jobs as one batch; if Postgres refuses a value, one by one."""
         jobs = [job for job in jobs if not self._is_broken(job)]
         if not jobs:
             return
         try:
-            contests = await self._commit(scribe, jobs)
+            conflicts = await self._commit(sink, jobs)
         except PinstripeError as error:
             if len(jobs) > 1 and _is_of_rows(error):
                 for job in jobs:
-                    await self._write(scribe, [job])
+                    await self._write(sink, [job])
                 return
             for job in jobs:
                 self._fail(job, error)
@@ -323,7 +323,7 @@ class Mirror:
             for job in jobs:
                 job.durable.cancel()
             raise
-        self._contests.decide(contests)
+        self._conflicts.decide(conflicts)
         for job in jobs:
             if not job.durable.done():
                 job.durable.set_result(None)
@@ -348,7 +348,7 @@ class Mirror:
         batch = Batch(self.api_version, tables=tables, loading=self.loading)
         for job in jobs:
             for found, truth in job.parts:
-                batch.add(found, truth.lo, truth.hi, job.over, cause=truth.cause)
+                batch.add(found, truth.lo, truth.hi, job.expected, cause=truth.cause)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.answers = [answer for job in jobs for answer in job.answers]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
@@ -356,7 +356,7 @@ class Mirror:
             batch.effects.append(partial(self._owe, left_out))
         return batch
 
-    async def _commit(self, scribe: Scribe, jobs: list[Job]) -> list[Contested]:
+    async def _commit(self, sink: Sink, jobs: list[Job]) -> list[Conflict]:
         steps = steps_of(jobs)
         batch = self._batch_of(jobs, steps)
         attempt = 0
@@ -364,11 +364,11 @@ class Mirror:
         while True:
             try:
                 if is_apart:
-                    parted = await scribe.write_apart(batch)
+                    parted = await sink.write_apart(batch)
                     self.quarantine.take(parted)
-                    contests = parted.contests
+                    conflicts = parted.conflicts
                 else:
-                    contests = await scribe.write(batch)
+                    conflicts = await sink.write(batch)
             except Unreachable as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
@@ -385,10 +385,10 @@ class Mirror:
                     raise
                 if self._take_too_large(batch):
                     continue
-                if is_apart or not scribe.failed_at or not _is_of_rows(error):
+                if is_apart or not sink.failed_at or not _is_of_rows(error):
                     raise
                 is_apart = True
-                _log.warning("mirror.apart", table=scribe.failed_at, error=error.message)
+                _log.warning("mirror.apart", table=sink.failed_at, error=error.message)
                 continue
             self.trouble = ""
             self.quarantine.written(batch)
@@ -397,7 +397,7 @@ class Mirror:
             for one_round in batch.rounds:
                 for table, group in one_round.items():
                     self.written[table] += len(group)
-            return contests
+            return conflicts
 
     def _take_too_large(self, batch: Batch) -> bool:
         """Whether rows were taken out of the batch that no Postgres takes."""
@@ -419,7 +419,7 @@ class Mirror:
         entries = [(t, "", h.why, True) for t, h in self.quarantine.tables.items() if h.relist]
         await note_refused(connection, self.schema, entries)
 
-    def is_refused(self, found: Found) -> bool:
+    def is_refused(self, found: RowSet) -> bool:
         """Whether Postgres refuses one of these rows now: then a write of them has left it out."""
         return self.quarantine.refuses(found)
 
@@ -428,14 +428,14 @@ class Mirror:
         held = self.quarantine.tables.setdefault(table, HeldTable(why))
         held.relist = True
 
-    async def _probe_on(self, scribe: Scribe) -> None:
+    async def _probe_on(self, sink: Sink) -> None:
         """Tries what Postgres refuses again and again, beside all else."""
         try:
             while True:
                 await self._sleep(PROBE_S)
                 if self.quarantine:
                     try:
-                        await self.probe(scribe)
+                        await self.probe(sink)
                     except Unreachable as error:
                         _log.debug("mirror.probe", error=error.message)
                     except PinstripeError as error:
@@ -443,25 +443,25 @@ class Mirror:
                             raise
                         _log.info("mirror.probe", error=error.message)
         finally:
-            await scribe.close()
+            await sink.close()
 
-    async def probe(self, scribe: Scribe) -> None:
+    async def probe(self, sink: Sink) -> None:
         """Tries each table and some rows that are refused once; what Postgres takes now is released."""
         for table, held in list(self.quarantine.tables.items()):
-            await self._probe_table(scribe, table, held)
+            await self._probe_table(sink, table, held)
         rows = [r for r in self.quarantine.to_probe() if r.table not in self.quarantine.tables]
         if rows:
             batch = probe(rows, self.api_version, self.quarantine.open_tables(self.tables))
             batch.effects = list(self.always)
-            parted = await scribe.write_apart(batch)
+            parted = await sink.write_apart(batch)
             refused = {(r.table, r.key) for r in (*parted.rows, *parted.left_out)}
             self.quarantine.take(parted)
             self.quarantine.healed |= {(r.table, r.key) for r in rows} - refused
         healed = self.quarantine.take_healed()
         if healed:
-            await self._release(scribe, {table: list(keys) for table, keys in healed.items()})
+            await self._release(sink, {table: list(keys) for table, keys in healed.items()})
 
-    async def _probe_table(self, scribe: Scribe, table: str, held: HeldTable) -> None:
+    async def _probe_table(self, sink: Sink, table: str, held: HeldTable) -> None:
         if held.is_gone and self.mend is not None:
             try:
                 await self.mend(table)
@@ -472,12 +472,12 @@ class Mirror:
                 return
         elif not held.samples:
             self.quarantine.tables.pop(table)  # The next row of it will show.
-            await self._release(scribe, {table: None})
+            await self._release(sink, {table: None})
             return
         if held.samples:
             batch = probe(held.samples, self.api_version, self.tables)
             batch.effects = list(self.always)
-            parted = await scribe.write_apart(batch)
+            parted = await sink.write_apart(batch)
             if table in parted.tables:
                 held.why = parted.tables[table]
                 return
@@ -488,9 +488,9 @@ class Mirror:
         else:
             self.quarantine.tables.pop(table)
         _log.info("mirror.healed", table=table)
-        await self._release(scribe, {table: None})
+        await self._release(sink, {table: None})
 
-    async def _release(self, scribe: Scribe, keys: Mapping[str, Sequence[str] | None]) -> None:
+    async def _release(self, sink: Sink, keys: Mapping[str, Sequence[str] | None]) -> None:
         """What is owed for these rows of each table, or for all, may be fetched."""
         batch = Batch(self.api_version, tables=self.tables)
 
@@ -499,7 +499,7 @@ class Mirror:
                 await release(connection, self.schema, table, mine)
 
         batch.effects = [*self.always, effect]
-        await scribe.write(batch)
+        await sink.write(batch)
         self.on_healed()
 
 
@@ -518,7 +518,7 @@ async def open_mirror(
     writers: int = 2,
     changes: bool = False,
     session_name: str = "pinstripe",
-    scribe: Scribe | None = None,
+    sink: Sink | None = None,
     extractor: Extractor | None = None,
 ) -> AsyncIterator[Mirror]:
     """A mirror whose writers run for the block. Leaving it does not wait: await what you `put`.
@@ -529,21 +529,21 @@ async def open_mirror(
     extractor = extractor or Extractor(tables)
     loading: set[str] = set()
 
-    def writer() -> Scribe:
+    def writer() -> Sink:
         recorder = Recorder(schema, loading) if changes else None
         return Writer(
             url, schema, tables, extractor.shapes, recorder=recorder, session_name=session_name
         )
 
-    scribes = [scribe] if scribe is not None else [writer() for _ in range(writers)]
+    sinks = [sink] if sink is not None else [writer() for _ in range(writers)]
     mirror = Mirror(
         schema,
         tables,
-        scribes,
+        sinks,
         extractor,
         api_version=api_version,
         loading=loading,
-        prober=writer if scribe is None else None,
+        prober=writer if sink is None else None,
     )
     async with mirror._running():
         yield mirror

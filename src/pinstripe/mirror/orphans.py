@@ -21,7 +21,7 @@ from pinstripe.store.pool import Connection
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class CompleteList:
     """A list that was shown to its end, in a snapshot of [lo, hi). `cause`: what made Stripe change it."""
 
     lo: float
@@ -29,7 +29,7 @@ class Proof:
     cause: Cause | None = None
 
 
-Owners = dict[str, Proof]
+Parents = dict[str, CompleteList]
 """By the id of the parent whose list it is."""
 
 ENTRIES_GO = frozenset({"entitlements_active_entitlement", "line_item"})
@@ -65,9 +65,9 @@ def parent_column(child: Table, parent: str) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-async def vanished(
-    connection: Connection, schema: str, lists: Sequence[tuple[Table, str, Owners]]
-) -> list[tuple[Table, Mapping[str, Proof]]]:
+async def find_orphans(
+    connection: Connection, schema: str, lists: Sequence[tuple[Table, str, Parents]]
+) -> list[tuple[Table, Mapping[str, CompleteList]]]:
     """Key -> the proof, of the rows of each child table that are gone; only those that have any.
 
     `lists`: child tables, each with its parent's table and the parents whose lists were shown.
@@ -89,7 +89,7 @@ async def vanished(
         values += [list(owners), [proof.lo for proof in owners.values()]]
     if not texts:
         return []
-    gone: dict[tuple[str, str], dict[str, Proof]] = {}
+    gone: dict[tuple[str, str], dict[str, CompleteList]] = {}
     owners_of = {(child.name, parent): owners for child, parent, owners in lists}
     for child_name, parent, key, owner in await connection.fetch(
         " UNION ALL ".join(texts), *values
@@ -98,7 +98,7 @@ async def vanished(
     return [(c, gone[c.name, parent]) for c, parent, _ in lists if (c.name, parent) in gone]
 
 
-async def unshown(
+async def not_in_list(
     connection: Connection, schema: str, child: Table, owner: tuple[str, str], shown: Set[str]
 ) -> list[str]:
     """Keys of an owner's rows (its table, its key) that are not among those that its list has shown.
@@ -119,7 +119,9 @@ async def unshown(
     return [row[0] for row in rows]
 
 
-def tombstones(child: Table, shapes: Shapes, keys: Mapping[str, Proof]) -> dict[str, Row] | None:
+def tombstones(
+    child: Table, shapes: Shapes, keys: Mapping[str, CompleteList]
+) -> dict[str, Row] | None:
     """Rows that flag these keys as deleted; None where the table knows no deletion."""
     at = _flag(child)
     if at < 0:

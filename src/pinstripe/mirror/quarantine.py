@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pinstripe.catalog.tables import Table
 from pinstripe.mirror.batch import Batch
 from pinstripe.mirror.queue import Job
-from pinstripe.rows.extract import Found, Row
+from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.quarantine import Parted, Refused, Why
 
 PROBE_S = 10.0
@@ -141,7 +141,7 @@ class Quarantine:
         self.healed.clear()
         return found
 
-    def refuses(self, found: Found) -> bool:
+    def refuses(self, found: RowSet) -> bool:
         """Whether one of these rows is not in Postgres, although it was written as far as it goes."""
         if not self:
             return False
@@ -155,16 +155,16 @@ def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]
     """A batch of rows that were refused."""
     batch = Batch(api_version, tables)
     for row in rows:
-        found = Found(rows={row.table: {row.key: list(row.row)}})
+        found = RowSet(rows={row.table: {row.key: list(row.row)}})
         batch.add(found, row.row[-5], row.row[-4], cause=row.cause)
     return batch
 
 
-def _rows_of(found: Found, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:
+def _rows_of(found: RowSet, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:
     for table, group in found.rows.items():
         if table in tables:
             for key, row in group.items():
                 yield table, key, row
-    for table, key, row in found.again:
+    for table, key, row in found.variants:
         if table in tables:
             yield table, key, row

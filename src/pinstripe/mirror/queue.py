@@ -19,15 +19,15 @@ from datetime import datetime
 from typing import Protocol
 
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.store.refetch import Answer
+from pinstripe.store.refetch import RefetchDone
 
-Part = tuple[Found, Truth]
+Part = tuple[RowSet, AsOf]
 """Rows and when they were true."""
 
-Versions = Mapping[tuple[str, str], datetime]
+ExpectedVersions = Mapping[tuple[str, str], datetime]
 """Versions (`_synced_at`) of rows by table and key."""
 
 
@@ -65,9 +65,9 @@ class Job:
     durable: asyncio.Future[None]
     rows: int
     lane: str
-    over: Versions
+    expected: ExpectedVersions
     effect: Effect | None
-    answers: Sequence[Answer]
+    answers: Sequence[RefetchDone]
 
 
 @dataclass(slots=True)

@@ -19,9 +19,9 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import PinstripeError
-from pinstripe.mirror.batch import Batch, Contested, question_of
+from pinstripe.mirror.batch import Batch, Conflict, refetch_for
 from pinstripe.mirror.change_feed import Causes, Recorder, delete_rows
-from pinstripe.mirror.orphans import gone, tombstones, vanished
+from pinstripe.mirror.orphans import find_orphans, gone, tombstones
 from pinstripe.mirror.upsert import (
     STAGE_EXTRA,
     complete,
@@ -36,9 +36,9 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.ddl import quote
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
-from pinstripe.store.pool import connect_dedicated, translated, until_lost
+from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import Parted, Refused, note_parted, why
-from pinstripe.store.refetch import add_todos, cross_out
+from pinstripe.store.refetch import add_refetches, complete_refetches
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
@@ -76,7 +76,7 @@ class _Round:
 class _Tally:
     """What became of the rows of one table so far."""
 
-    contests: list[Contested] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     written: int = 0
 
@@ -140,16 +140,16 @@ class Writer:
         if connection is not None and not connection.is_closed():
             connection.terminate()
 
-    async def write(self, batch: Batch) -> list[Contested]:
+    async def write(self, batch: Batch) -> list[Conflict]:
         """Commits the batch; gives the rows that could not be decided by time.
 
         A lost connection leaves nothing written (Unreachable) and is made anew by the next call.
         """
         parted = Parted()
         async with self._transaction(batch, parted) as connection:
-            parted.contests = await self._rounds(connection, batch)
+            parted.conflicts = await self._rounds(connection, batch)
             await self._vanish(connection, batch)
-        return parted.contests
+        return parted.conflicts
 
     async def write_apart(self, batch: Batch) -> Parted:
         """As `write`, without the rows that Postgres refuses: each is found by halving.
@@ -174,7 +174,7 @@ class Writer:
                     translated(),
                     self._recorder.transaction() if self._recorder else nullcontext(),
                 ):
-                    async with until_lost(connection):
+                    async with cancel_on_disconnect(connection):
                         # Not `connection.transaction()`: its ROLLBACK over a session that the server
                         # has ended fails in its own way and hides why. What fails ends with the
                         # connection.
@@ -189,10 +189,10 @@ class Writer:
             raise
 
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
-        contests = parted.contests
+        conflicts = parted.conflicts
         # Noted in the same commit: a crash before the GET must not lose the question.
-        await add_todos(connection, self._schema, [question_of(c) for c in contests])
-        await cross_out(connection, self._schema, batch.answers)
+        await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
+        await complete_refetches(connection, self._schema, batch.answers)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)
@@ -216,8 +216,8 @@ class Writer:
                 await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
         return self._connection
 
-    async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Contested]:
-        found: list[Contested] = []
+    async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Conflict]:
+        found: list[Conflict] = []
         # Table by table, and all rounds of one before the next: two writers take their locks in the
         # same order then. (A later round speaks of keys that the first has locked already.)
         for table in sorted({name for one_round in batch.rounds for name in one_round}):
@@ -249,7 +249,7 @@ class Writer:
             ]
         else:
             await connection.execute("RELEASE SAVEPOINT apart")
-            parted.contests += tally.contests
+            parted.conflicts += tally.conflicts
             parted.rows += tally.refused
 
     async def _half(
@@ -266,7 +266,7 @@ class Writer:
         mark = await self._save(connection)
         try:
             with translated():
-                tally.contests += await self._upsert(
+                tally.conflicts += await self._upsert(
                     connection, of.table, group, of.api_version, of.causes
                 )
         except PinstripeError as error:
@@ -335,7 +335,7 @@ class Writer:
             return
         self._at = places[0][0]
         lists = [(self._tables[c], parent, batch.whole[c, parent]) for c, parent in places]
-        for table, keys in await vanished(connection, self._schema, lists):
+        for table, keys in await find_orphans(connection, self._schema, lists):
             child = table.name
             flags = tombstones(table, self._shapes, keys)
             if flags is not None:
@@ -353,7 +353,7 @@ class Writer:
         group: Mapping[str, Row],
         version: str,
         causes: Causes,
-    ) -> list[Contested]:
+    ) -> list[Conflict]:
         table = self._tables[name]
         self._at = name
         stage = await self._stage(connection, table)
@@ -376,7 +376,7 @@ class Writer:
             left -= await self._run(connection, ("insert", name, -1), version)
         if recorder and known < left:
             known += await recorder.raced(connection, table)
-        found: list[Contested] = []
+        found: list[Conflict] = []
         if left:
             left -= await self._update(connection, name, shapes, version)
         for shape in shapes if left else ():
@@ -385,7 +385,7 @@ class Writer:
         for shape in shapes if left else ():
             text = contested(self._schema, table, self._shapes.columns(shape))
             rows = await connection.fetch(text, shape)
-            found += [Contested(name, row[0], row[-1], causes.get((name, row[0]))) for row in rows]
+            found += [Conflict(name, row[0], row[-1], causes.get((name, row[0]))) for row in rows]
         if recorder:
             await recorder.after(connection, table, causes)
             await recorder.forget(connection, known)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pinstripe.client.response import Reply
+from pinstripe.client.response import Response
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class AsOf:
     """The interval on Stripe's clock, Unix seconds, in which a snapshot was taken: [lo, hi).
 
     `cause`: the event or request that made Stripe change the object, for the change feed.
@@ -27,11 +27,11 @@ class Cause:
     request_id: str = ""
 
 
-def truth_of(reply: Reply, cause: Cause | None = None) -> Truth:
+def as_of_response(response: Response, cause: Cause | None = None) -> AsOf:
     """When the reply was true. `cause`: what made us ask, for the change feed."""
-    return Truth(reply.not_before, reply.not_after, cause)
+    return AsOf(response.not_before, response.not_after, cause)
 
 
-def spanning(earlier: Truth | None, later: Truth) -> Truth:
+def union_of(earlier: AsOf | None, later: AsOf) -> AsOf:
     """When both were true, of pages that are applied as one."""
-    return later if earlier is None else Truth(min(earlier.lo, later.lo), max(earlier.hi, later.hi))
+    return later if earlier is None else AsOf(min(earlier.lo, later.lo), max(earlier.hi, later.hi))

@@ -42,7 +42,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
-class CutList:
+class TruncatedList:
     """A list inside an object that goes on: `GET url?starting_after=last_id` is its next page."""
 
     url: str
@@ -54,7 +54,7 @@ class CutList:
 
 
 @dataclass(slots=True)
-class Found:
+class RowSet:
     """What extraction found. `rows`: table -> key -> row.
 
     `whole` names lists inside objects that were shown to their end: ("table.field", key).
@@ -64,10 +64,10 @@ class Found:
     """
 
     rows: dict[str, dict[str, Row]] = field(default_factory=dict)
-    whole: list[tuple[str, str]] = field(default_factory=list)
-    again: list[tuple[str, str, Row]] = field(default_factory=list)
+    complete_lists: list[tuple[str, str]] = field(default_factory=list)
+    variants: list[tuple[str, str, Row]] = field(default_factory=list)
     elsewhere: set[tuple[str, str]] = field(default_factory=set)
-    lists: list[CutList] = field(default_factory=list)
+    lists: list[TruncatedList] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     drift: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -75,10 +75,10 @@ class Found:
         group = self.rows.setdefault(table, {})
         earlier = group.setdefault(key, row)
         if earlier is not row and earlier[-1] != row[-1]:
-            self.again.append((table, key, row))
+            self.variants.append((table, key, row))
 
     def count(self) -> int:
-        return sum(map(len, self.rows.values())) + len(self.again)
+        return sum(map(len, self.rows.values())) + len(self.variants)
 
 
 class Extractor:
@@ -96,7 +96,7 @@ class Extractor:
     def object(
         self,
         obj: StripeObject,
-        found: Found,
+        found: RowSet,
         *,
         parents: Mapping[str, str] | None = None,
         embedded: bool = False,
@@ -123,7 +123,7 @@ class Extractor:
         return key
 
     def virtual(
-        self, table: str, obj: StripeObject, key: str, found: Found, *, parents: Mapping[str, str]
+        self, table: str, obj: StripeObject, key: str, found: RowSet, *, parents: Mapping[str, str]
     ) -> None:
         """The row of a virtual table (`upcoming_*`): the object's values under a key of ours."""
         found.add(table, key, self._row(table, obj, key, parents, found))
@@ -134,7 +134,7 @@ class Extractor:
         obj: StripeObject,
         key: str,
         parents: Mapping[str, str],
-        found: Found,
+        found: RowSet,
         *,
         embedded: bool = False,
     ) -> Row:
@@ -162,7 +162,7 @@ class Extractor:
             object_name = str(obj.get("object"))
             if object_name not in _OPAQUE:
                 whole = [s for s, value in nested if s in plan.lists and _is_whole(value)]
-                found.whole += [(f"{table}.{step_key}", key) for step_key in whole]
+                found.complete_lists += [(f"{table}.{step_key}", key) for step_key in whole]
                 for step_key, value in nested:
                     self._nested(value, table, key, plan.places.get(step_key, _NOWHERE), found)
         return row
@@ -173,7 +173,7 @@ class Extractor:
         layout: Layout,
         obj: StripeObject,
         nested: list[tuple[str, Value]],
-        found: Found,
+        found: RowSet,
     ) -> Row:
         """The row of an object that differs from the catalog: what does not fit goes to `_extra`."""
         row: Row = [None] * (layout.width + TAIL)
@@ -200,7 +200,7 @@ class Extractor:
             row[layout.width] = _encode({key: kept[key] for key in extra}).decode()
         return row
 
-    def _nested(self, value: Value, table: str, key: str, place: Place, found: Found) -> None:
+    def _nested(self, value: Value, table: str, key: str, place: Place, found: RowSet) -> None:
         """Finds objects at any depth of `value`, which stands at `place` of the row `key` of `table`."""
         if type(value) is list:
             for item in value:
@@ -223,7 +223,7 @@ class Extractor:
                 if type(item) in (dict, list):
                     self._nested(item, table, key, place.inside.get(step, _NOWHERE), found)
 
-    def _list(self, value: Value, table: str, key: str, found: Found) -> None:
+    def _list(self, value: Value, table: str, key: str, found: RowSet) -> None:
         last, child = "", ""
         owner = self._tables.get(table)
         preview = owner if owner is not None and owner.virtual else None
@@ -240,7 +240,7 @@ class Extractor:
                 last = self.object(entry, found, parents={table: key}) or last
         url = value.get("url")
         if value.get("has_more") is True and isinstance(url, str) and last:
-            found.lists.append(CutList(url, table, key, child, last, len(value["data"])))
+            found.lists.append(TruncatedList(url, table, key, child, last, len(value["data"])))
 
     def _plan(self, table: Table) -> Plan:
         object_type = self._types[table.object_type]

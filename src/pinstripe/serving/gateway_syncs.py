@@ -36,7 +36,7 @@ _LOOK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class GatewaySyncSpec:
     """What the gateway needs of one sync; in `config` the rates are the gateway's share."""
 
     config: Config
@@ -44,22 +44,22 @@ class Wish:
     webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
-class Openings:
+class SyncOpener:
     """Keeps `syncs` as is wanted."""
 
     def __init__(self, syncs: Syncs) -> None:
         self._syncs = syncs
-        self._wishes: dict[str, Wish] = {}
+        self._wishes: dict[str, GatewaySyncSpec] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stirred = asyncio.Event()
 
-    async def want(self, wishes: Mapping[str, Wish]) -> None:
+    async def want(self, wishes: Mapping[str, GatewaySyncSpec]) -> None:
         """From now on exactly these. Returns when those that are gone are closed."""
-        changed = [n for n, wish in self._wishes.items() if wishes.get(n) != wish]
+        changed = [n for n, options in self._wishes.items() if wishes.get(n) != options]
         await self._end([self._tasks.pop(name) for name in changed])
-        for name, wish in wishes.items():
+        for name, options in wishes.items():
             if name not in self._tasks:
-                self._tasks[name] = asyncio.create_task(self._keep(name, wish), name=name)
+                self._tasks[name] = asyncio.create_task(self._keep(name, options), name=name)
         self._wishes = dict(wishes)
 
     def stir(self) -> None:
@@ -77,12 +77,12 @@ class Openings:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _keep(self, name: str, wish: Wish) -> None:
+    async def _keep(self, name: str, options: GatewaySyncSpec) -> None:
         """Until cancelled: open, or trying to be."""
         attempt = 0
         while True:
             try:
-                await self._open(name, wish)
+                await self._open(name, options)
                 attempt = 0
                 continue
             except (PinstripeError, ExceptionGroup) as error:
@@ -94,18 +94,18 @@ class Openings:
             self._stirred.clear()
             attempt += 1
 
-    async def _open(self, name: str, wish: Wish) -> None:
+    async def _open(self, name: str, options: GatewaySyncSpec) -> None:
         """Open for as long as the tables stay the same."""
-        config, key = wish.config, ApiKey.parse(wish.config.api_key or "")
+        config, key = options.config, ApiKey.parse(options.config.api_key or "")
         async with open_sync(
             name,
-            wish.database_url,
+            options.database_url,
             config.schema,
             key,
             budget=budget_for(config, key),
             stripe_url=config.stripe_url,
             stripe_account=config.stripe_account,
-            webhook_secrets=wish.webhook_secrets,
+            webhook_secrets=options.webhook_secrets,
             proxy=proxy_for(config.stripe_url),
             changes=config.changes,
         ) as opened:
@@ -113,7 +113,7 @@ class Openings:
             _log.info("gateway.open", sync=name, schema=config.schema)
             try:
                 await _until_other_tables(
-                    wish.database_url, config.schema, set(opened.mirror.tables)
+                    options.database_url, config.schema, set(opened.mirror.tables)
                 )
             finally:
                 self._syncs.remove(name)
@@ -135,14 +135,14 @@ _AT_LEAST = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class RateShares:
     """The settings of each side; they differ in their rates only."""
 
     worker: Config
     gateway: Config
 
 
-def shared(config: Config, key: ApiKey) -> Shares:
+def rate_shares(config: Config, key: ApiKey) -> RateShares:
     """`config`, for both."""
     account, endpoint = config.rates(key.mode)
     # Half of what Stripe allows is the default: so this is what it allows in this mode.
@@ -150,7 +150,7 @@ def shared(config: Config, key: ApiKey) -> Shares:
     ceiling = min(2 * (of_mode or ACCOUNT_CEILING), ACCOUNT_CEILING)
     worker_account, gateway_account = _split(account, ceiling)
     worker_endpoint, gateway_endpoint = _split(endpoint, ENDPOINT_CEILING)
-    return Shares(
+    return RateShares(
         replace(config, rate_limit=worker_account, endpoint_rate_limit=worker_endpoint),
         replace(config, rate_limit=gateway_account, endpoint_rate_limit=gateway_endpoint),
     )

@@ -24,10 +24,10 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, Syncs, SyncState
-from pinstripe.serving.gateway_syncs import Openings, Wish, shared
-from pinstripe.serving.supervisor import Job, Supervisor
+from pinstripe.serving.gateway_syncs import GatewaySyncSpec, SyncOpener, rate_shares
+from pinstripe.serving.supervisor import Supervisor, WorkerSpec
 from pinstripe.serving.vault import Vault
-from pinstripe.store.listener import Line
+from pinstripe.store.listener import SharedListener
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import check_sessions, connect
 from pinstripe.store.syncs import CHANNEL, DEFAULT_ID, SealedSync, is_paused, load_stored, unknown
@@ -52,7 +52,7 @@ class _Entry:
     trouble: PinstripeError | None
 
 
-class Roster:
+class SyncRegistry:
     """Who is on it. `supervisor` is None where another service syncs."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Roster:
         self.vault = vault
         self._syncs = syncs
         self._supervisor = supervisor
-        self._openings = Openings(syncs)
+        self._opener = SyncOpener(syncs)
         self._talks = talks
         self._began = now()
         self._entries: dict[str, _Entry] = {}
@@ -84,11 +84,11 @@ class Roster:
 
     def stir(self) -> None:
         """A process has made its schema: it can be opened now."""
-        self._openings.stir()
+        self._opener.stir()
 
     async def run(self) -> None:
         """Until cancelled; then everything has ended."""
-        line = Line(self.vault.database_url, CHANNEL, "", name="pinstripe gateway")
+        line = SharedListener(self.vault.database_url, CHANNEL, "", name="pinstripe gateway")
         prepared, trouble = False, ""
         try:
             while True:
@@ -115,7 +115,7 @@ class Roster:
     async def close(self) -> None:
         """Ends all processes and closes all syncs."""
         await asyncio.gather(
-            self._openings.close(),
+            self._opener.close(),
             *([] if self._supervisor is None else [self._supervisor.close()]),
         )
 
@@ -156,21 +156,21 @@ class Roster:
         for sync in stored:
             entries[sync.id] = self._stored(sync)
         self._entries = entries
-        jobs: dict[str, Job] = {}
-        wishes: dict[str, Wish] = {}
+        jobs: dict[str, WorkerSpec] = {}
+        wishes: dict[str, GatewaySyncSpec] = {}
         for name, entry in entries.items():
             paused, config = entry.shown.paused, entry.config
             if config is None:
-                jobs[name] = Job(self.vault.base, paused, trouble=entry.trouble)
+                jobs[name] = WorkerSpec(self.vault.base, paused, trouble=entry.trouble)
                 continue
-            shares = shared(config, ApiKey.parse(config.api_key or ""))
+            shares = rate_shares(config, ApiKey.parse(config.api_key or ""))
             talks = self._talks and name == DEFAULT_ID
-            jobs[name] = Job(shares.worker, paused, talks)
+            jobs[name] = WorkerSpec(shares.worker, paused, talks)
             url = self.vault.database_url
-            wishes[name] = Wish(shares.gateway, url, entry.webhook_secrets)
+            wishes[name] = GatewaySyncSpec(shares.gateway, url, entry.webhook_secrets)
         if self._supervisor is not None:
             await self._supervisor.want(jobs)
-        await self._openings.want(wishes)
+        await self._opener.want(wishes)
 
     def _default(self, config: Config, *, paused: bool) -> _Entry:
         key = ApiKey.parse(config.api_key or "")
@@ -228,9 +228,9 @@ def shown_of(sync: SealedSync, state: SyncState) -> StoredSync:
 class Control:
     """The syncs of a running service."""
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
-        self._vault = roster.vault
+    def __init__(self, registry: SyncRegistry) -> None:
+        self._roster = registry
+        self._vault = registry.vault
 
     async def list(self) -> builtins.list[StoredSync]:
         return self._roster.all()
@@ -241,14 +241,14 @@ class Control:
             raise unknown(sync_id)
         return found
 
-    async def add(self, wish: NewSync) -> StoredSync:
-        schema = wish.schema or wish.id.replace("-", "_")
+    async def add(self, options: NewSync) -> StoredSync:
+        schema = options.schema or options.id.replace("-", "_")
         if self._vault.base.api_key is not None and schema == self._vault.base.schema:
             raise Misconfigured(
                 f'The schema "{schema}" is that of the sync "{DEFAULT_ID}".',
                 hint="Choose another schema for this one.",
             )
-        sync = await self._vault.add(wish)
+        sync = await self._vault.add(options)
         return await self._carried_out(sync.id)
 
     async def change(self, sync_id: str, change: SyncChange) -> StoredSync:

@@ -33,23 +33,23 @@ from starlette.types import ASGIApp
 from pinstripe.client.api_key import ApiKey, proxy_for
 from pinstripe.config.config import Config
 from pinstripe.console.routes import console_routes
-from pinstripe.encryption import FILE, Secrecy
+from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.app import GatewayApp, make_app
-from pinstripe.gateway.deps import GatewayParts
-from pinstripe.gateway.http.auth import Access, refuse_public
+from pinstripe.gateway.deps import Deps
+from pinstripe.gateway.http.auth import Auth, refuse_public
 from pinstripe.gateway.proxy.proxy import open_proxy
 from pinstripe.gateway.proxy.request import hosts_at
 from pinstripe.gateway.syncs import SyncControl, Syncs
 from pinstripe.gateway.wait.endpoint import WaitEndpoint
-from pinstripe.gateway.wait.sync_requester import Bell
-from pinstripe.gateway.wait.waiter import Waits
+from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.gateway.wait.waiter import Waiter
 from pinstripe.gateway.webhooks import Webhooks
 from pinstripe.service import Database, open_database
 from pinstripe.serving import supervisor as processes
 from pinstripe.serving.http_server import address_of, answering, listen
-from pinstripe.serving.registry import Control, Roster
-from pinstripe.serving.supervisor import Report, Supervisor
+from pinstripe.serving.registry import Control, SyncRegistry
+from pinstripe.serving.supervisor import Supervisor, WorkerReport
 from pinstripe.serving.vault import Vault
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 
@@ -58,12 +58,12 @@ _FILES = 16_384
 _UNFIT_S = 3.0
 """How long the start may take to look at a Postgres of the user's, which may be away."""
 
-Heard = Callable[[str, Report], None]
+Heard = Callable[[str, WorkerReport], None]
 """Gets what the process of a sync reports, with the sync's id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class ServeOptions:
     """`syncs`: runs the syncs too, not the gateway alone. `shown`: the default's process shows what it
     does. `other_port`: takes a free one if the configured one is taken.
     """
@@ -85,7 +85,7 @@ class Serving:
 
 @asynccontextmanager
 async def open_serving(
-    config: Config, manner: Manner, heard: Heard, tell: Callable[[str], None]
+    config: Config, manner: ServeOptions, heard: Heard, tell: Callable[[str], None]
 ) -> AsyncIterator[Serving]:
     """The service for the block. A part of it that dies takes the block down."""
     if config.api_key is not None:
@@ -98,20 +98,20 @@ async def open_serving(
         database = await stack.enter_async_context(_database(config, tell))
         config = replace(config, database_url=database.url)
         syncs = Syncs()
-        vault = Vault(database.url, Secrecy(config.secret_key, config.data_dir / FILE), config)
+        vault = Vault(database.url, Encryptor(config.secret_key, config.data_dir / FILE), config)
 
-        def stirred(sync_id: str, report: Report) -> None:
+        def stirred(sync_id: str, report: WorkerReport) -> None:
             if report.activity == "backfilling":
-                roster.stir()
+                registry.stir()
             heard(sync_id, report)
 
         supervisor = Supervisor(processes.start, heard=stirred) if manner.syncs else None
-        roster = Roster(vault, syncs, supervisor, talks=manner.shown)
-        stack.push_async_callback(roster.close)
-        await roster.begin()
-        control = Control(roster)
+        registry = SyncRegistry(vault, syncs, supervisor, talks=manner.shown)
+        stack.push_async_callback(registry.close)
+        await registry.begin()
+        control = Control(registry)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        running = group.create_task(roster.run(), name="roster")
+        running = group.create_task(registry.run(), name="roster")
         stack.callback(running.cancel)
         url = address_of(sock)
         app = await stack.enter_async_context(gateway(config, syncs, control, url))
@@ -177,16 +177,16 @@ async def gateway(
     async with AsyncExitStack() as stack:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         pool = OwnPool(database_url)
-        bell = Bell(lambda: database_url)
-        waits = Waits(bell)
-        for name, work in (("pool", pool.run()), ("bell", bell.run())):
+        requester = SyncRequester(lambda: database_url)
+        waits = Waiter(requester)
+        for name, work in (("pool", pool.run()), ("bell", requester.run())):
             stack.callback(group.create_task(work, name=name).cancel)
         stack.push_async_callback(waits.close)
         proxy = await stack.enter_async_context(
             open_proxy(
                 syncs,
                 hosts=hosts_at(config.stripe_url),
-                ring=bell.ring,
+                ring=requester.request_sync,
                 wait_for_request=waits.request_applied,
                 patience_s=config.mirror_patience,
                 body_limit=config.proxy_body_limit * _MB,
@@ -195,7 +195,7 @@ async def gateway(
             )
         )
         public_url = config.public_url or url
-        access = Access(
+        access = Auth(
             admin_token=config.admin_token,
             wait_token=config.wait_token,
             public_url=public_url,
@@ -203,8 +203,8 @@ async def gateway(
         )
 
         wait = WaitEndpoint(syncs, waits, settle_s=config.wait_settle, allows=access.allows_wait)
-        webhooks = Webhooks(syncs, bell, tolerance_s=config.webhook_tolerance)
-        parts = GatewayParts(
+        webhooks = Webhooks(syncs, requester, tolerance_s=config.webhook_tolerance)
+        parts = Deps(
             syncs=syncs,
             control=control,
             access=access,

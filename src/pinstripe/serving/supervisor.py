@@ -57,7 +57,7 @@ class SyncProcess:
     def pid(self) -> int:
         return self.process.pid
 
-    async def reports(self) -> AsyncIterator[Report]:
+    async def reports(self) -> AsyncIterator[WorkerReport]:
         """What it says, until it ends."""
         try:
             while line := await self.reader.readline():
@@ -87,7 +87,7 @@ class SyncProcess:
                 continue
 
 
-async def start(order: Order, *, argv: Sequence[str] = _ARGV) -> SyncProcess:
+async def start(order: StartWorker, *, argv: Sequence[str] = _ARGV) -> SyncProcess:
     """A process with this order. Raises OSError where the machine lets no process start."""
     ours, its = socket.socketpair()
     try:
@@ -119,14 +119,14 @@ _LINE_BYTES = 1024 * 1024
 """The longest line: settings may name all tables."""
 
 
-class Order(msgspec.Struct, frozen=True):
+class StartWorker(msgspec.Struct, frozen=True):
     """What to sync. `shown`: with progress and summary on the terminal."""
 
     config: Config
     shown: bool = False
 
 
-class Report(msgspec.Struct, frozen=True):
+class WorkerReport(msgspec.Struct, frozen=True):
     """How it stands. `lasting`: it will be so until settings or key are changed."""
 
     activity: Literal["starting", "backfilling", "following", "waiting", "ended"]
@@ -136,19 +136,19 @@ class Report(msgspec.Struct, frozen=True):
     exit_code: int = 0
 
 
-def encode(message: Order | Report) -> bytes:
+def encode(message: StartWorker | WorkerReport) -> bytes:
     """One line."""
     return msgspec.json.encode(message, enc_hook=str) + b"\n"
 
 
-def decode_order(line: bytes) -> Order:
+def decode_order(line: bytes) -> StartWorker:
     """The order in `line`."""
-    return msgspec.json.decode(line, type=Order, dec_hook=_path)
+    return msgspec.json.decode(line, type=StartWorker, dec_hook=_path)
 
 
-def decode_report(line: bytes) -> Report:
+def decode_report(line: bytes) -> WorkerReport:
     """The report in `line`."""
-    return msgspec.json.decode(line, type=Report)
+    return msgspec.json.decode(line, type=WorkerReport)
 
 
 def _path(kind: type, value: object) -> object:
@@ -157,23 +157,23 @@ def _path(kind: type, value: object) -> object:
     raise NotImplementedError(f"no {kind.__name__} is ever sent")
 
 
-class Superior:
+class ParentLink:
     """The service, as its child sees it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._told: Report | None = None
+        self._told: WorkerReport | None = None
 
     @classmethod
-    async def on_stdin(cls) -> Superior:
+    async def on_stdin(cls) -> ParentLink:
         """The service that started this process."""
         return cls(*await opened(socket.socket(fileno=0)))
 
-    async def order(self) -> Order:
+    async def order(self) -> StartWorker:
         return decode_order(await self._reader.readline())
 
-    def report(self, report: Report) -> None:
+    def report(self, report: WorkerReport) -> None:
         """Tells the service, if it is news."""
         if report != self._told:
             self._told = report
@@ -212,7 +212,7 @@ _LASTING_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WorkerSpec:
     """What is wanted of one sync. `trouble`: why it cannot be started at all."""
 
     config: Config
@@ -221,7 +221,7 @@ class Job:
     trouble: PinstripeError | None = None
 
 
-Start = Callable[[Order], Awaitable[SyncProcess]]
+Start = Callable[[StartWorker], Awaitable[SyncProcess]]
 
 
 class Supervisor:
@@ -231,7 +231,7 @@ class Supervisor:
         self,
         start: Start,
         *,
-        heard: Callable[[str, Report], None] = lambda _, __: None,
+        heard: Callable[[str, WorkerReport], None] = lambda _, __: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`heard` gets each report, with the id of the sync."""
@@ -249,7 +249,7 @@ class Supervisor:
         """How often each process was started again."""
         return {name: keeper.state.restarts for name, (keeper, _) in self._keepers.items()}
 
-    async def want(self, jobs: Mapping[str, Job]) -> None:
+    async def want(self, jobs: Mapping[str, WorkerSpec]) -> None:
         """From now on exactly these. Returns when the processes of those that are gone have ended."""
         gone = [self._keepers.pop(name) for name in set(self._keepers) - set(jobs)]
         for name, job in jobs.items():
@@ -279,9 +279,9 @@ class _Keeper:
     def __init__(
         self,
         name: str,
-        job: Job,
+        job: WorkerSpec,
         start: Start,
-        heard: Callable[[str, Report], None],
+        heard: Callable[[str, WorkerReport], None],
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -292,10 +292,10 @@ class _Keeper:
         self._now = now
         self._changed = asyncio.Event()
         self._deaths = 0
-        self._last = Report("starting")
+        self._last = WorkerReport("starting")
         self.state = SyncState("starting", now())
 
-    def want(self, job: Job) -> None:
+    def want(self, job: WorkerSpec) -> None:
         if job != self._job:
             self._job = job
             self._changed.set()
@@ -314,14 +314,14 @@ class _Keeper:
             else:
                 await self._one(job)
 
-    async def _one(self, job: Job) -> None:
+    async def _one(self, job: WorkerSpec) -> None:
         """One life of the process, and the pause after it."""
         self._show("starting")
-        self._last = Report("starting")
+        self._last = WorkerReport("starting")
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            process = await self._start(Order(job.config, job.shown))
+            process = await self._start(StartWorker(job.config, job.shown))
         except OSError as error:
             reason = f"No process could be started: {error.strerror}"
         else:

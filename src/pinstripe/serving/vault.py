@@ -15,7 +15,7 @@ from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey
 from pinstripe.config.config import Config, read_config, webhook_secrets
 from pinstripe.config.settings import STRIPE_URL
-from pinstripe.encryption import Secrecy
+from pinstripe.encryption import Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import NewSync, SyncChange
 from pinstripe.service import budget_for, stripe_for
@@ -53,36 +53,36 @@ class Vault:
     """Where stored syncs are and how they are sealed. `base` has the settings of the service."""
 
     database_url: str
-    secrecy: Secrecy
+    encryptor: Encryptor
     base: Config
 
     def config_of(self, sync: SealedSync) -> Config:
         """The settings of its process, key included. Misconfigured where they are no good any more."""
-        key = self.secrecy.open(sync.api_key, what=f'the key of the sync "{sync.id}"')
+        key = self.encryptor.open(sync.api_key, what=f'the key of the sync "{sync.id}"')
         return self._config(sync, key)
 
     def webhook_secrets_of(self, sync: SealedSync) -> tuple[str, ...]:
         """In clear."""
         what = f'a webhook secret of the sync "{sync.id}"'
-        return tuple(self.secrecy.open(sealed, what=what) for sealed in sync.webhook_secrets)
+        return tuple(self.encryptor.open(sealed, what=what) for sealed in sync.webhook_secrets)
 
-    async def add(self, wish: NewSync) -> SealedSync:
+    async def add(self, options: NewSync) -> SealedSync:
         """Asks Stripe for the account behind the key, and stores the sync."""
         unsealed = SealedSync(
-            id=check_id(wish.id),
-            schema=wish.schema or wish.id.replace("-", "_"),
+            id=check_id(options.id),
+            schema=options.schema or options.id.replace("-", "_"),
             api_key=b"",
             key_hint="",
             webhook_secrets=(),
-            stripe_url=wish.stripe_url or STRIPE_URL,
-            stripe_account=wish.stripe_account,
-            settings=_checked(wish.settings),
+            stripe_url=options.stripe_url or STRIPE_URL,
+            stripe_account=options.stripe_account,
+            settings=_checked(options.settings),
             account_id=None,
             livemode=False,
-            paused=wish.paused,
+            paused=options.paused,
         )
-        config = self._config(unsealed, wish.api_key)
-        key = ApiKey.parse(wish.api_key)
+        config = self._config(unsealed, options.api_key)
+        key = ApiKey.parse(options.api_key)
         account = await _met(config, key)
         await check_sessions(self.database_url)
         async with connect(self.database_url) as connection:
@@ -96,9 +96,9 @@ class Vault:
             sync = replace(
                 unsealed,
                 schema=config.schema,
-                api_key=self.secrecy.seal(key.reveal()),
+                api_key=self.encryptor.seal(key.reveal()),
                 key_hint=str(key),
-                webhook_secrets=self._sealed(wish.webhook_secrets),
+                webhook_secrets=self._sealed(options.webhook_secrets),
                 stripe_url=config.stripe_url,
                 account_id=account.id,
                 livemode=account.livemode,
@@ -143,13 +143,13 @@ class Vault:
         """Encrypts all keys under the newest one; of a file, under a new one. Gives how many syncs."""
         async with connect(self.database_url) as connection:
             syncs = await load_stored(connection)
-            if self.secrecy.in_file and syncs:
-                self.secrecy.add_to_file()
+            if self.encryptor.in_file and syncs:
+                self.encryptor.add_to_file()
             async with connection.transaction():
                 for sync in syncs:
                     await update_stored(connection, self._resealed(sync))
-        if self.secrecy.in_file and syncs:
-            self.secrecy.keep_first_in_file()
+        if self.encryptor.in_file and syncs:
+            self.encryptor.keep_first_in_file()
         return len(syncs)
 
     async def _schema_of(self, connection: Connection, sync_id: str) -> str:
@@ -162,8 +162,10 @@ class Vault:
         what = f'what is stored of the sync "{sync.id}"'
         return replace(
             sync,
-            api_key=self.secrecy.reseal(sync.api_key, what=what),
-            webhook_secrets=tuple(self.secrecy.reseal(s, what=what) for s in sync.webhook_secrets),
+            api_key=self.encryptor.reseal(sync.api_key, what=what),
+            webhook_secrets=tuple(
+                self.encryptor.reseal(s, what=what) for s in sync.webhook_secrets
+            ),
         )
 
     async def _rekeyed(self, sync: SealedSync, key: ApiKey) -> SealedSync:
@@ -176,14 +178,14 @@ class Vault:
             )
         return replace(
             sync,
-            api_key=self.secrecy.seal(key.reveal()),
+            api_key=self.encryptor.seal(key.reveal()),
             key_hint=str(key),
             account_id=sync.account_id or account.id,
         )
 
     def _sealed(self, secrets: tuple[str, ...]) -> tuple[bytes, ...]:
         checked = webhook_secrets(",".join(secrets), "The webhook secret")
-        return tuple(self.secrecy.seal(secret) for secret in checked)
+        return tuple(self.encryptor.seal(secret) for secret in checked)
 
     def _config(self, sync: SealedSync, key: str) -> Config:
         words: dict[str, str | bool | None] = {

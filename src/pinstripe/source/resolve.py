@@ -22,37 +22,37 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
 from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import pages, read_list, read_object
+from pinstripe.client.pagination import iter_pages, read_list, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
-from pinstripe.mirror.batch import Contested, question_of
+from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
-from pinstripe.rows.as_of import Cause, Truth, truth_of
-from pinstripe.rows.extract import Found, key_of
+from pinstripe.rows.as_of import AsOf, Cause, as_of_response
+from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import LIVE, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Answer, cross_out
+from pinstripe.store.refetch import RefetchDone, complete_refetches
 
 
-async def finish(source: Source, answer: Answer) -> None:
+async def complete(source: Source, answer: RefetchDone) -> None:
     """Stripe has answered: crosses out what asked, if no commit has."""
     if not answer.is_noted:
         async with source.transaction() as connection:
-            await cross_out(connection, source.mirror.schema, [answer])
+            await complete_refetches(connection, source.mirror.schema, [answer])
 
 
-async def settle(source: Source, row: Contested) -> bool:
+async def resolve(source: Source, row: Conflict) -> bool:
     """Decides a contested row by one question, and crosses it out. For `Mirror.settle`."""
-    answer = Answer(question_of(row), await source.database_time())
-    answered = await ask_anew(
+    answer = RefetchDone(refetch_for(row), await source.database_time())
+    answered = await refetch_row(
         source, row.table, row.key, over=row.version, cause=row.cause, answers=[answer]
     )
-    await finish(source, answer)
+    await complete(source, answer)
     return answered
 
 
-async def ask_anew(
+async def refetch_row(
     source: Source,
     table: str,
     key: str,
@@ -60,7 +60,7 @@ async def ask_anew(
     over: datetime | None,
     parent: str = "",
     cause: Cause | None = None,
-    answers: Sequence[Answer] = (),
+    answers: Sequence[RefetchDone] = (),
 ) -> bool:
     """Puts what Stripe has now in place of this version of the row; what is gone is flagged.
 
@@ -75,12 +75,12 @@ async def ask_anew(
         if await source.fetch(table, key, parent=parent, over=over, cause=cause, answers=answers):
             return True
     except NotFound as gone:
-        await bury(source, table, key, over=over, gone=gone, cause=cause, answers=answers)
+        await mark_deleted(source, table, key, over=over, gone=gone, cause=cause, answers=answers)
         return True
-    return over is not None and await write_as_told(source, table, key, over)
+    return over is not None and await resolve_from_events(source, table, key, over)
 
 
-async def bury(
+async def mark_deleted(
     source: Source,
     table: str,
     key: str,
@@ -88,7 +88,7 @@ async def bury(
     over: datetime | None,
     gone: NotFound | None = None,
     cause: Cause | None = None,
-    answers: Sequence[Answer] = (),
+    answers: Sequence[RefetchDone] = (),
 ) -> None:
     """Stripe says that it does not have the object (any more): its row is flagged, or goes.
 
@@ -97,7 +97,7 @@ async def bury(
     known = source.wanted[table]
     if over is None or not (known.deletable or table in ENTRIES_GO):
         return
-    found = Found()
+    found = RowSet()
     if not known.deletable:
 
         async def remove(connection: Connection) -> None:
@@ -105,16 +105,16 @@ async def bury(
             schema = source.mirror.schema
             await delete_rows(connection, schema, known, unchanged, key, over, cause=cause)
 
-        await source.mirror.put(found, Truth(0.0, 0.0), effect=remove, answers=answers)
+        await source.mirror.put(found, AsOf(0.0, 0.0), effect=remove, answers=answers)
         return
     source.mirror.extractor.object({"id": key, "object": known.object_type, "deleted": True}, found)
     # Not by our own idea of the time if Stripe has told it: ours may be behind.
     said_at = gone.said_at if gone is not None else None
     lo, hi = said_at or (source.now() - 1.0, source.now())
-    await source.mirror.put(found, Truth(lo, hi, cause), over={(table, key): over}, answers=answers)
+    await source.mirror.put(found, AsOf(lo, hi, cause), over={(table, key): over}, answers=answers)
 
 
-def can_be_asked(table: str) -> bool:
+def can_be_fetched(table: str) -> bool:
     """Whether Stripe shows single objects of this table (the events apart)."""
     return retrieve_endpoint(table) is not None or _singleton_path(table) != ""
 
@@ -140,15 +140,15 @@ async def _read_singleton(
     *,
     over: datetime | None,
     cause: Cause | None,
-    answers: Sequence[Answer],
+    answers: Sequence[RefetchDone],
 ) -> None:
     path = _singleton_path(table)
-    reply = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
-    source.heard(reply)
-    found = Found()
-    source.mirror.extractor.object(read_object(reply, path), found)
+    response = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
+    source.observe_clock(response)
+    found = RowSet()
+    source.mirror.extractor.object(read_object(response, path), found)
     versions = {(table, key): over} if over is not None else None
-    await source.mirror.put(found, truth_of(reply, cause), over=versions, answers=answers)
+    await source.mirror.put(found, as_of_response(response, cause), over=versions, answers=answers)
 
 
 async def _parent(source: Source, table: str, key: str) -> str:
@@ -175,7 +175,7 @@ _MOST_TYPES = 20
 """Event types that one request may name (https://docs.stripe.com/api/events/list)."""
 
 
-async def write_as_told(source: Source, table: str, key: str, over: datetime) -> bool:
+async def resolve_from_events(source: Source, table: str, key: str, over: datetime) -> bool:
     """Puts what the newest event of that time tells in place of this version of the row.
 
     False where no event tells anything of it.
@@ -198,10 +198,10 @@ async def write_as_told(source: Source, table: str, key: str, over: datetime) ->
     obj = _payload(event)
     if known.deletable and deletes(str(event.get("type"))):
         obj = {**obj, "deleted": True}
-    found = Found()
+    found = RowSet()
     source.mirror.extractor.object(obj, found)
     second = float(cast("int", event["created"]))
-    truth = Truth(second, second + 1.0, Cause(str(event.get("id")), _request(event)))
+    truth = AsOf(second, second + 1.0, Cause(str(event.get("id")), _request(event)))
     await source.mirror.put(found, truth, over={(table, key): over})
     return True
 
@@ -211,14 +211,14 @@ async def _newest(
 ) -> StripeObject | None:
     """The first event in Stripe's order, newest first, that tells of the object in this time."""
     params = [("created[gte]", str(since)), ("created[lte]", str(until))]
-    async for page in pages(
+    async for page in iter_pages(
         source.stripe,
         _EVENTS,
         [*params, *(("types[]", name) for name in _types(source.wanted[table].object_type))],
         endpoint=f"GET {_EVENTS}",
         priority=LIVE,
     ):
-        for event in read_list(page.reply, _EVENTS).objects:
+        for event in read_list(page.response, _EVENTS).objects:
             obj = _payload(event)
             name = str(obj.get("object"))
             if name == source.wanted[table].object_type and key_of(name, obj) == key:

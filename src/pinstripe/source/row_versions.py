@@ -11,34 +11,34 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pinstripe.catalog.tables import Table
-from pinstripe.concurrency import Together
+from pinstripe.concurrency import Coalescer
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
 
 _Place = tuple[str, str]
 
 
-class Before(NamedTuple):
+class VersionAt(NamedTuple):
     """Postgres's clock, and the version (`_synced_at`) of a row, None if there is none."""
 
     at: datetime
     version: datetime | None
 
 
-class Looks:
+class RowVersions:
     """Looks into the tables `wanted` of one schema."""
 
     def __init__(self, pool: Pool, schema: str, wanted: Mapping[str, Table]) -> None:
         self._pool = pool
         self._schema = schema
         self._wanted = wanted
-        self._together: Together[_Place, Before] = Together(self._look)
+        self._coalescer: Coalescer[_Place, VersionAt] = Coalescer(self._read)
 
-    async def before(self, table: str, key: str) -> Before:
+    async def read(self, table: str, key: str) -> VersionAt:
         """A look that begins after this call. Raises Unreachable."""
-        return await self._together.ask((table, key))
+        return await self._coalescer.get((table, key))
 
-    async def _look(self, places: Collection[_Place]) -> dict[_Place, Before]:
+    async def _read(self, places: Collection[_Place]) -> dict[_Place, VersionAt]:
         keys: dict[str, list[str]] = {}
         for table, key in places:
             keys.setdefault(table, []).append(key)
@@ -52,4 +52,4 @@ class Looks:
         async with self._pool.acquire() as connection:
             found = await connection.fetch(" UNION ALL ".join(texts), *keys.values())
         at_of = {(row[0], row[1]): row[2] for row in found}
-        return {place: Before(at_of["", ""], at_of.get(place)) for place in places}
+        return {place: VersionAt(at_of["", ""], at_of.get(place)) for place in places}

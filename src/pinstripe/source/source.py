@@ -35,10 +35,10 @@ from pinstripe.catalog.endpoints import (
 )
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.client.client import Stripe, quote_id
+from pinstripe.client.client import StripeClient, quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, list_request, read_list, read_object
-from pinstripe.client.response import Reply
+from pinstripe.client.response import Response
 from pinstripe.errors import (
     Drifted,
     LostLease,
@@ -51,26 +51,26 @@ from pinstripe.errors import (
 )
 from pinstripe.mirror import Mirror
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import Cause, truth_of
-from pinstripe.rows.extract import CutList, Found
-from pinstripe.source.row_versions import Before, Looks
+from pinstripe.rows.as_of import Cause, as_of_response
+from pinstripe.rows.extract import RowSet, TruncatedList
+from pinstripe.source.row_versions import RowVersions, VersionAt
 from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
 from pinstripe.store.pool import Connection, Pool
-from pinstripe.store.refetch import Answer, Todo, add_todos, note_trouble
+from pinstripe.store.refetch import Refetch, RefetchDone, add_refetches, note_trouble
 
-Gaps = dict[str, "Gap"]
+UnreadableLists = dict[str, "UnreadableList"]
 """By the endpoint's name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class UnreadableList:
     """One kind of nested list that cannot be read, and the first one that showed it."""
 
-    cut: CutList
+    cut: TruncatedList
     error: Refused
 
 
-def checkpoints(gaps: Gaps) -> list[Checkpoint]:
+def checkpoints(gaps: UnreadableLists) -> list[Checkpoint]:
     """What the database says of the gaps."""
     return [
         ended_by(
@@ -87,7 +87,7 @@ def checkpoints(gaps: Gaps) -> list[Checkpoint]:
 
 
 async def closed_gaps(
-    stripe: Stripe, saved: Iterable[Checkpoint], *, priority: int
+    stripe: StripeClient, saved: Iterable[Checkpoint], *, priority: int
 ) -> Mapping[str, str]:
     """Stream -> table around it, of the gaps of earlier runs that can be read now."""
     found: dict[str, str] = {}
@@ -148,21 +148,21 @@ class Source:
     were not read; `notes_owed`: whether they are noted as owed in the database.
     """
 
-    stripe: Stripe
+    stripe: StripeClient
     mirror: Mirror
     wanted: Mapping[str, Table]
     pool: Pool
     fence: Effect | None = None
     clock_ahead_s: float = 0.0
-    gaps: Gaps = field(default_factory=dict)
+    unreadable_lists: UnreadableLists = field(default_factory=dict)
     by_parent: set[str] = field(default_factory=set)
     """Names of endpoints that Stripe refuses without a parent."""
     unread: dict[str, PinstripeError] = field(default_factory=dict)
     notes_owed: bool = True
-    _looks: Looks = field(init=False, repr=False)
+    _row_versions: RowVersions = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._looks = Looks(self.pool, self.mirror.schema, self.wanted)
+        self._row_versions = RowVersions(self.pool, self.mirror.schema, self.wanted)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -177,23 +177,25 @@ class Source:
         async with self.transaction() as connection:
             await save_checkpoints(connection, self.mirror.schema, checkpoints)
 
-    async def owe(self, todo: Todo, error: PinstripeError, *, pause_s: float = _OWED_S) -> None:
+    async def owe(
+        self, refetch: Refetch, error: PinstripeError, *, pause_s: float = _OWED_S
+    ) -> None:
         """Notes a request that met trouble: whatever vouches for the rest may go on without it."""
         async with self.transaction() as connection:
-            await add_todos(connection, self.mirror.schema, [todo])
-            await note_trouble(connection, self.mirror.schema, todo, error, pause_s)
+            await add_refetches(connection, self.mirror.schema, [refetch])
+            await note_trouble(connection, self.mirror.schema, refetch, error, pause_s)
 
     def now(self) -> float:
         """The present on Stripe's clock, Unix seconds, to about a second."""
         return time.time() + self.clock_ahead_s
 
-    def heard(self, reply: Reply) -> None:
+    def observe_clock(self, response: Response) -> None:
         """Takes the time from an answer."""
-        self.clock_ahead_s = reply.not_after - 0.5 - time.time()
+        self.clock_ahead_s = response.not_after - 0.5 - time.time()
 
     async def version(self, table: str, key: str) -> datetime | None:
         """`_synced_at` of a row, None if there is none. What is asked for after this is newer."""
-        return (await self.before(table, key)).version
+        return (await self.row_version(table, key)).version
 
     async def database_time(self) -> datetime:
         """Postgres's clock."""
@@ -201,18 +203,18 @@ class Source:
             found: datetime = await connection.fetchval("SELECT clock_timestamp()")
         return found
 
-    async def before(self, table: str, key: str) -> Before:
+    async def row_version(self, table: str, key: str) -> VersionAt:
         """What is so before Stripe is asked next. All who ask at the same time share one look."""
-        return await self._looks.before(table, key)
+        return await self._row_versions.read(table, key)
 
-    def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> Found:
-        found = Found()
+    def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> RowSet:
+        found = RowSet()
         for obj in objects:
             self.mirror.extractor.object(obj, found, parents=parents)
         return found
 
     async def follow(
-        self, cut: CutList, *, priority: int = BACKFILL, cause: Cause | None = None
+        self, cut: TruncatedList, *, priority: int = BACKFILL, cause: Cause | None = None
     ) -> int:
         """Reads a nested list to its end; gives the number of requests.
 
@@ -229,7 +231,7 @@ class Source:
             if after is not None:
                 params.append(("starting_after", after))
             try:
-                reply = await self.stripe.get(
+                response = await self.stripe.get(
                     path, params, endpoint=endpoint_of(path), priority=priority
                 )
             except NotFound as error:
@@ -240,9 +242,9 @@ class Source:
                 after, passed = None, {None}
                 continue
             requests += 1
-            page = read_list(reply, path)
+            page = read_list(response, path)
             found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
-            await self.mirror.put(found, truth_of(reply, cause))
+            await self.mirror.put(found, as_of_response(response, cause))
             if not page.has_more:
                 return requests
             if page.after in passed or page.after is None or requests >= _MOST_PAGES:
@@ -277,7 +279,7 @@ class Source:
         while True:
             asked, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
             try:
-                reply = await self.stripe.get(
+                response = await self.stripe.get(
                     asked, query, endpoint=endpoint.name, priority=priority
                 )
             except NotFound as error:
@@ -286,14 +288,14 @@ class Source:
                     raise
                 after, passed = None, {None}
                 continue
-            self.heard(reply)
-            began = began or reply.not_before
-            page = read_list(reply, path)
+            self.observe_clock(response)
+            began = began or response.not_before
+            page = read_list(response, path)
             if shown is not None:
                 shown.update(str(obj.get("id")) for obj in page.objects)
             found = self.extract(page.objects, parents or {})
             await self.follow_all(found, priority=priority, cause=cause)
-            await self.mirror.put(found, truth_of(reply, cause))
+            await self.mirror.put(found, as_of_response(response, cause))
             if not page.has_more or (enough is not None and await enough(page.objects)):
                 return began
             if page.after in passed:
@@ -305,7 +307,7 @@ class Source:
             after = page.after
 
     async def follow_all(
-        self, found: Found, *, priority: int = BACKFILL, cause: Cause | None = None
+        self, found: RowSet, *, priority: int = BACKFILL, cause: Cause | None = None
     ) -> int:
         """Reads every nested list that `found` holds only the beginning of, some at a time."""
         cuts = iter([cut for cut in found.lists if self._is_wanted(cut)])
@@ -321,18 +323,18 @@ class Source:
             for task in tasks:
                 task.cancel()
 
-    async def _follow_one(self, cut: CutList, priority: int, cause: Cause | None) -> int:
+    async def _follow_one(self, cut: TruncatedList, priority: int, cause: Cause | None) -> int:
         name = endpoint_of(cut.url.partition("?")[0])
-        if name in self.gaps:
+        if name in self.unreadable_lists:
             return 0
         try:
             return await self.follow(cut, priority=priority, cause=cause)
         except NotFound:
             return 0  # The object around it is gone, and an event says so.
         except (NotPermitted, NotEnabled) as error:
-            if name not in self.gaps:
+            if name not in self.unreadable_lists:
                 _log.warning("nested.refused", endpoint=name, reason=error.message)
-            self.gaps[name] = Gap(cut, error)
+            self.unreadable_lists[name] = UnreadableList(cut, error)
             return 0
         except (LostLease, WrongKey):
             raise
@@ -342,14 +344,16 @@ class Source:
             await self._owe_nested(cut, error, cause)
             return 0
 
-    async def _owe_nested(self, cut: CutList, error: PinstripeError, cause: Cause | None) -> None:
+    async def _owe_nested(
+        self, cut: TruncatedList, error: PinstripeError, cause: Cause | None
+    ) -> None:
         """One object's nested list cannot be read now: it is owed, and its neighbours go on."""
         _log.warning("nested.owed", table=cut.child_table, url=cut.url, error=error.message)
         self.unread[cut.child_table or cut.parent_table] = error
         if not self.notes_owed:
             return
         known = cause or Cause()
-        todo = Todo(
+        refetch = Refetch(
             "nested",
             cut.child_table,
             cut.url,
@@ -357,7 +361,7 @@ class Source:
             request_id=known.request_id,
             event_id=known.event_id,
         )
-        await self.owe(todo, error)
+        await self.owe(refetch, error)
 
     async def fetch(
         self,
@@ -368,7 +372,7 @@ class Source:
         over: datetime | None = None,
         priority: int = LIVE,
         cause: Cause | None = None,
-        answers: Sequence[Answer] = (),
+        answers: Sequence[RefetchDone] = (),
     ) -> bool:
         """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
 
@@ -378,25 +382,27 @@ class Source:
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
             return False
-        reply = await self.get_object(where, key, parent, priority)
-        found = Found()
-        self.mirror.extractor.object(read_object(reply, where.path), found)
+        response = await self.get_object(where, key, parent, priority)
+        found = RowSet()
+        self.mirror.extractor.object(read_object(response, where.path), found)
         await self.follow_all(found, priority=priority, cause=cause)
         versions = {(table, key): over} if over is not None else None
-        await self.mirror.put(found, truth_of(reply, cause), over=versions, answers=answers)
+        await self.mirror.put(
+            found, as_of_response(response, cause), over=versions, answers=answers
+        )
         return True
 
     async def get_object(
         self, where: RetrieveEndpoint, key: str, parent: str, priority: int
-    ) -> Reply:
+    ) -> Response:
         names = iter([parent, key] if where.parent_parameter else [key])
         path = re.sub(r"{\w+}", lambda _: quote_id(next(names)), where.path)
         params = [("expand[]", item) for item in where.expand]
-        reply = await self.stripe.get(path, params, endpoint=where.name, priority=priority)
-        self.heard(reply)
-        return reply
+        response = await self.stripe.get(path, params, endpoint=where.name, priority=priority)
+        self.observe_clock(response)
+        return response
 
-    def _is_wanted(self, cut: CutList) -> bool:
+    def _is_wanted(self, cut: TruncatedList) -> bool:
         return cut.child_table == "" or cut.child_table in self.wanted
 
 

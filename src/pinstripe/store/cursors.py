@@ -179,7 +179,7 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
     }
 
 
-async def load_copied(connection: Connection, schema: str) -> set[str]:
+async def load_loaded(connection: Connection, schema: str) -> set[str]:
     """The tables whose first copy is complete."""
     with translated():
         rows = await connection.fetch(
@@ -188,7 +188,7 @@ async def load_copied(connection: Connection, schema: str) -> set[str]:
     return {row[0] for row in rows}
 
 
-async def note_copied(connection: Connection, schema: str, tables: Sequence[str]) -> None:
+async def mark_loaded(connection: Connection, schema: str, tables: Sequence[str]) -> None:
     """From now on these are complete."""
     with translated():
         await connection.execute(

@@ -29,7 +29,7 @@ class TableProgress(msgspec.Struct, frozen=True):
     """"running", "done", "refused" or "failed"."""
 
 
-class Spent(msgspec.Struct, frozen=True):
+class QuotaReport(msgspec.Struct, frozen=True):
     """Stripe's read allowance: GETs of ours in the last 30 days, and how many Stripe allows."""
 
     used: int
@@ -42,7 +42,7 @@ class Spent(msgspec.Struct, frozen=True):
     over: bool
 
 
-class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """Totals are since the process began; rates are means over the last interval."""
 
     version: str
@@ -74,7 +74,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     """Until the first copy is complete, at the present rate; None if that is not known."""
     tables: list[TableProgress]
     """Of the first copy; empty when it is done."""
-    allowance: Spent | None
+    allowance: QuotaReport | None
     trouble: str = ""
     remedy: str = ""
 
@@ -86,21 +86,21 @@ ON CONFLICT (schema) DO UPDATE SET state = EXCLUDED.state, at = EXCLUDED.at
 """
 
 
-async def save_process(connection: Connection, schema: str, state: ProcessState) -> None:
+async def save_heartbeat(connection: Connection, schema: str, state: WorkerHeartbeat) -> None:
     """Replaces the row of the schema."""
     await connection.execute(_SAVE, schema, msgspec.json.encode(state).decode())
 
 
-async def load_processes(connection: Connection) -> dict[str, tuple[ProcessState, float]]:
+async def load_heartbeats(connection: Connection) -> dict[str, tuple[WorkerHeartbeat, float]]:
     """Schema -> (state, its age in seconds). A row of another version that says less is left out."""
     rows = await connection.fetch(
         "SELECT schema, state::text, extract(epoch FROM clock_timestamp() - at)::float8"
         " FROM pinstripe.process"
     )
-    found: dict[str, tuple[ProcessState, float]] = {}
+    found: dict[str, tuple[WorkerHeartbeat, float]] = {}
     for schema, text, age_s in rows:
         try:
-            found[schema] = (msgspec.json.decode(text, type=ProcessState), max(age_s, 0.0))
+            found[schema] = (msgspec.json.decode(text, type=WorkerHeartbeat), max(age_s, 0.0))
         except msgspec.ValidationError:
             continue
     return found

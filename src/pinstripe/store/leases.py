@@ -33,7 +33,7 @@ import asyncpg
 import structlog
 
 from pinstripe.errors import Drifted, LostLease, PinstripeError, Unreachable
-from pinstripe.store.listener import Line
+from pinstripe.store.listener import SharedListener
 from pinstripe.store.pool import Connection, Pool, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -165,7 +165,7 @@ class Lease:
 
         Waits out a Postgres that is away. Raises Drifted where the schema has no sync.
         """
-        line = Line(self._url, CHANNEL, self.schema, name=self.session_name)
+        line = SharedListener(self._url, CHANNEL, self.schema, name=self.session_name)
         try:
             held = Held(self.schema, self.holder, await self._acquire(line))
             renewing = asyncio.create_task(held._renew(line, self._ttl_s, self._renew_s))
@@ -179,7 +179,7 @@ class Lease:
         finally:
             await line.close()
 
-    async def _acquire(self, line: Line) -> int:
+    async def _acquire(self, line: SharedListener) -> int:
         """The fence, when we have the lease."""
         while True:
             try:
@@ -202,7 +202,7 @@ class Lease:
             # A little late rather than a little early; and never long, should a NOTIFY be lost.
             await line.rest(min(max(left_s, 0.0) + 0.02, self._renew_s))
 
-    async def _try(self, line: Line) -> int | None:
+    async def _try(self, line: SharedListener) -> int | None:
         """Takes the lease if it is free; else None, and `standing_by` says whose it is."""
         connection = await line.connection()
         state = await load_lease(connection, self.schema)
@@ -277,7 +277,7 @@ class Held:
             hint="This one was silent for too long; it writes nothing more and stands by.",
         )
 
-    async def _renew(self, line: Line, ttl_s: float, renew_s: float) -> None:
+    async def _renew(self, line: SharedListener, ttl_s: float, renew_s: float) -> None:
         """Renews until the lease is lost."""
         try:
             while True:
@@ -296,7 +296,7 @@ class Held:
         finally:
             self.lost.set()
 
-    async def _renewed(self, line: Line, ttl_s: float) -> bool:
+    async def _renewed(self, line: SharedListener, ttl_s: float) -> bool:
         connection = await line.connection()
         with translated():
             ours = await connection.fetchval(
@@ -305,7 +305,7 @@ class Held:
         self.trouble = ""
         return bool(ours)
 
-    async def _release(self, line: Line) -> None:
+    async def _release(self, line: SharedListener) -> None:
         try:
             async with asyncio.timeout(_LOCK_S):
                 connection = await line.connection()

@@ -19,7 +19,7 @@ import asyncpg
 import structlog
 
 from pinstripe.errors import PinstripeError, Unreachable
-from pinstripe.store.pool import Connection, connect_dedicated, hang_up, translated
+from pinstripe.store.pool import Connection, close_quietly, connect_dedicated, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ _STATEMENT_S = 10.0
 """A statement that takes longer has met a server that is there no more."""
 
 
-class Listening:
+class Listener:
     """`session` counts the connections so far: what one has told does not hold for the next."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Listening:
                 for channel in self._channels:
                     await connection.add_listener(channel, self._notified)
         except BaseException:
-            await hang_up(connection)
+            await close_quietly(connection)
             raise
         self.session += 1
         self._connection = connection
@@ -127,7 +127,7 @@ _HANG_UP_S = 1.0
 _LEAST_S = 0.05
 
 
-class Line:
+class SharedListener:
     """Listens on `channel` for NOTIFY with `payload`. Not for two tasks at once."""
 
     def __init__(self, url: str, channel: str, payload: str, *, name: str) -> None:
@@ -167,4 +167,4 @@ class Line:
         """Lets the connection go; `connection` makes a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await hang_up(connection, timeout_s=_HANG_UP_S)
+            await close_quietly(connection, timeout_s=_HANG_UP_S)

@@ -93,7 +93,7 @@ class Pool:
         async with self.acquire() as connection, connection.transaction():
             yield connection
 
-    def own(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+    def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of the pool for a long block: for who listens. See `connect`."""
         return connect(self._url, application_name=self._name)
 
@@ -150,7 +150,7 @@ async def connect(
         with translated():
             yield connection
     finally:
-        await hang_up(connection)
+        await close_quietly(connection)
 
 
 async def connect_dedicated(url: str, *, application_name: str = "pinstripe") -> asyncpg.Connection:
@@ -168,7 +168,7 @@ async def connect_dedicated(url: str, *, application_name: str = "pinstripe") ->
         )
 
 
-async def hang_up(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:
+async def close_quietly(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:
     """Closes a connection; without a goodbye if the server is gone or does not answer."""
     try:
         with translated():
@@ -411,7 +411,7 @@ def place_of(url: str) -> str:
 
 
 @asynccontextmanager
-async def until_lost(connection: asyncpg.Connection) -> AsyncIterator[None]:
+async def cancel_on_disconnect(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """The block raises Unreachable as soon as `connection` is gone, wherever it waits."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 (a coroutine runs in a task)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pinstripe.errors import DatabaseFault, PinstripeError
-from pinstripe.mirror.batch import Batch, Contested
+from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row
 from pinstripe.store.pool import Connection
@@ -77,7 +77,7 @@ class Refused:
 class Parted:
     """A batch that was written without what Postgres refuses. `tables`: those of which nothing was."""
 
-    contests: list[Contested] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
     rows: list[Refused] = field(default_factory=list)
     tables: dict[str, Why] = field(default_factory=dict)
     left_out: list[Refused] = field(default_factory=list)

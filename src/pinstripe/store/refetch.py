@@ -16,13 +16,13 @@ from pinstripe.errors import PinstripeError
 from pinstripe.rows.as_of import Cause
 from pinstripe.store.pool import Connection
 
-Kind = Literal[
+RefetchKind = Literal[
     "fetch", "relate", "children", "nested", "upcoming_customer", "upcoming_subscription"
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
+class Refetch:
     """One request to make. `since`: the second of the event that asks for it, Unix time; `event_id`
     and `request_id`: that event and the request behind it, "" where none is known.
 
@@ -31,7 +31,7 @@ class Todo:
     `parent` ("table key"); "upcoming_*": the preview for the owner `id`.
     """
 
-    kind: Kind
+    kind: RefetchKind
     table: str
     id: str
     parent: str = ""
@@ -40,7 +40,7 @@ class Todo:
     event_id: str = ""
 
     @property
-    def place(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, str]:
         return (self.kind, self.table, self.id)
 
     @property
@@ -91,21 +91,21 @@ WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.i
 
 
 @dataclass(slots=True)
-class Answer:
+class RefetchDone:
     """What a to-do asked is answered by what is written.
 
     `started`: before Stripe was asked, on Postgres's clock. `is_noted`: it is crossed out, in the commit
     of what answers it.
     """
 
-    todo: Todo
+    refetch: Refetch
     started: datetime
     is_noted: bool = False
 
 
-async def add_todos(connection: Connection, schema: str, todos: Sequence[Todo]) -> None:
+async def add_refetches(connection: Connection, schema: str, refetches: Sequence[Refetch]) -> None:
     """Notes the requests; one that is noted already is asked for anew."""
-    latest = {todo.place: todo for todo in todos}
+    latest = {refetch.key: refetch for refetch in refetches}
     if not latest:
         return
     ordered = [latest[place] for place in sorted(latest)]
@@ -128,13 +128,13 @@ class Noted:
     how often it met trouble; `wait_s`: how long until it is tried again, 0 where it may be now.
     """
 
-    todo: Todo
+    refetch: Refetch
     asked_at: datetime
     attempts: int
     wait_s: float
 
 
-async def load_todos(
+async def load_refetches(
     connection: Connection, schema: str, *, last_s: float = float("inf")
 ) -> list[Noted]:
     """What is still to do.
@@ -151,28 +151,30 @@ async def load_todos(
         schema,
         last_s,
     )
-    return [Noted(Todo(*row[:7]), *row[7:]) for row in rows]
+    return [Noted(Refetch(*row[:7]), *row[7:]) for row in rows]
 
 
 async def note_trouble(
-    connection: Connection, schema: str, todo: Todo, error: PinstripeError, pause_s: float
+    connection: Connection, schema: str, refetch: Refetch, error: PinstripeError, pause_s: float
 ) -> None:
     """The request met trouble: it stays owed, and is tried again after a pause."""
     await connection.execute(
-        _TROUBLED, schema, *todo.place, error.slug, error.message, error.hint, pause_s
+        _TROUBLED, schema, *refetch.key, error.slug, error.message, error.hint, pause_s
     )
 
 
-async def cross_out(connection: Connection, schema: str, answers: Sequence[Answer]) -> None:
+async def complete_refetches(
+    connection: Connection, schema: str, answers: Sequence[RefetchDone]
+) -> None:
     """Crosses out what is answered, unless it was asked for again since Stripe was asked."""
     if not answers:
         return
-    ordered = sorted(answers, key=lambda a: a.todo.place)
+    ordered = sorted(answers, key=lambda a: a.refetch.key)
     await connection.execute(
         _DONE,
         schema,
-        [a.todo.kind for a in ordered],
-        [a.todo.table for a in ordered],
-        [a.todo.id for a in ordered],
+        [a.refetch.kind for a in ordered],
+        [a.refetch.table for a in ordered],
+        [a.refetch.id for a in ordered],
         [a.started for a in ordered],
     )

@@ -42,7 +42,7 @@ _BESIDE = "2BP01"  # dependent objects still exist
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ReadOnlyRole:
     """A role that reads, and how to connect as it. Password and URL are known only here and now."""
 
     role: str
@@ -84,21 +84,21 @@ async def find_reader(
 
 async def create_reader(
     url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
-) -> Reader:
+) -> ReadOnlyRole:
     """Makes the role; `Misconfigured` if there is one, or if we may not make roles."""
     return await _renew(url, schema, purpose, limits, expect=False)
 
 
 async def rotate_reader(
     url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
-) -> Reader:
+) -> ReadOnlyRole:
     """Gives the role a new password and ends its sessions; `Misconfigured` if there is none."""
     return await _renew(url, schema, purpose, limits, expect=True)
 
 
 async def renew_reader(
     url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
-) -> Reader:
+) -> ReadOnlyRole:
     """The role with a new password, whether or not it was there."""
     return await _renew(url, schema, purpose, limits, expect=None)
 
@@ -168,7 +168,7 @@ async def _look(connection: Connection, schema: str, purpose: Purpose) -> _Place
 
 async def _renew(
     url: str, schema: str, purpose: Purpose, limits: Limits, *, expect: bool | None
-) -> Reader:
+) -> ReadOnlyRole:
     password = new_password()
     async with connect(url) as connection:
         place = await _look(connection, schema, purpose)
@@ -189,7 +189,7 @@ async def _renew(
             raise _without_right(place, limits, str(error.args[0])) from error
         if place.there:
             await _end_sessions(connection, place.role)
-    return Reader(place.role, password, url_as(url, place.role, password))
+    return ReadOnlyRole(place.role, password, url_as(url, place.role, password))
 
 
 def _given(place: _Place, limits: Limits) -> list[str]:

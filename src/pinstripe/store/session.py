@@ -199,8 +199,8 @@ async def _close(connection: asyncpg.Connection) -> None:
 
 async def _server(connection: asyncpg.Connection) -> int:
     """The server process, by a statement that leaves nothing behind in it."""
-    for reply in await connection.fetch("SELECT pg_catalog.pg_backend_pid()"):
-        return int(reply[0])
+    for response in await connection.fetch("SELECT pg_catalog.pg_backend_pid()"):
+        return int(response[0])
     return 0
 
 

@@ -332,7 +332,7 @@ async def _rows(
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SyncSummary:
     """`as_of`: the Unix second, on Stripe's clock, up to which all events are applied; `now`: Postgres's.
 
     `running`, `failed`, `refused`: streams of lists in that state.
@@ -387,11 +387,11 @@ WHERE n.nspname = ANY($1::text[]) AND c.relkind IN ('r', 'p')
 """
 
 
-async def load_standings(connection: Connection) -> dict[str, Standing]:
+async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
     """Schema -> how it stands; empty where Pinstripe never wrote."""
     if await connection.fetchval("SELECT to_regclass('pinstripe.quarantine')") is None:
         return {}
-    return {row[0]: Standing(*row) for row in await connection.fetch(_STANDINGS)}
+    return {row[0]: SyncSummary(*row) for row in await connection.fetch(_STANDINGS)}
 
 
 async def estimate_rows(

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from pinstripe.store.pool import Connection, translated
 
-RINGS = "pinstripe_ring"
+REQUESTS = "pinstripe_ring"
 """NOTIFY channel of rings; the payload is the schema, whose row says the rest."""
-ANSWERS = "pinstripe_heard"
+ACKS = "pinstripe_heard"
 """NOTIFY channel of answers; the payload is the schema, whose row says the rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ring:
+class SyncRequest:
     """The latest ring. `lookback_s`: how late events may be that it must not miss."""
 
     number: int
@@ -30,7 +30,7 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SyncAck:
     """All rings up to `number` are answered: the database holds what Stripe's event list showed at
     `as_of` (Unix seconds on Stripe's clock; 0.0 where there is no answer yet).
     """
@@ -50,7 +50,7 @@ WITH rung AS (
   RETURNING rung
 )
 SELECT rung, set_config('synchronous_commit', 'off', true),
-       pg_notify('{RINGS}', $1)
+       pg_notify('{REQUESTS}', $1)
 FROM rung
 """
 _ANSWER = f"""
@@ -60,34 +60,34 @@ WITH heard AS (
   RETURNING heard
 )
 SELECT set_config('synchronous_commit', 'off', true),
-       pg_notify('{ANSWERS}', $1)
+       pg_notify('{ACKS}', $1)
 FROM heard
 """
 
 
-async def ring(connection: Connection, schema: str, lookback_s: float) -> int:
+async def request_sync(connection: Connection, schema: str, lookback_s: float) -> int:
     """Rings; gives the number that an answer must reach."""
     with translated():
         number: int = await connection.fetchval(_RING, schema, lookback_s)
     return number
 
 
-async def answer(connection: Connection, schema: str, said: Answer) -> None:
+async def acknowledge(connection: Connection, schema: str, said: SyncAck) -> None:
     """Answers all rings up to `said.number`."""
     with translated():
         await connection.execute(_ANSWER, schema, said.number, said.as_of)
 
 
-async def last_ring(connection: Connection, schema: str) -> Ring | None:
+async def last_request(connection: Connection, schema: str) -> SyncRequest | None:
     """The latest ring if it is not answered yet."""
     with translated():
         row = await connection.fetchrow(
             "SELECT rung, lookback_s FROM pinstripe.bell WHERE schema = $1 AND heard < rung", schema
         )
-    return None if row is None else Ring(row[0], row[1])
+    return None if row is None else SyncRequest(row[0], row[1])
 
 
-async def last_answers(connection: Connection, schemas: Sequence[str]) -> dict[str, Answer]:
+async def last_acks(connection: Connection, schemas: Sequence[str]) -> dict[str, SyncAck]:
     """The latest answer of each schema that was ever rung."""
     with translated():
         rows = await connection.fetch(
@@ -95,4 +95,4 @@ async def last_answers(connection: Connection, schemas: Sequence[str]) -> dict[s
             " FROM pinstripe.bell WHERE schema = ANY($1)",
             list(schemas),
         )
-    return {row[0]: Answer(row[1], row[2]) for row in rows}
+    return {row[0]: SyncAck(row[1], row[2]) for row in rows}

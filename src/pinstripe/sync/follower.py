@@ -12,14 +12,14 @@ from datetime import timedelta
 
 import structlog
 
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror.change_feed import trim
 from pinstripe.source.source import Source
-from pinstripe.sync.events.poller import Live, Pace
-from pinstripe.sync.events.request_listener import Hearing
-from pinstripe.sync.read_quota import Allowance
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.events.poller import EventPoller, PollIntervals
+from pinstripe.sync.events.request_listener import SyncRequestListener
+from pinstripe.sync.read_quota import ReadQuota
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.upcoming.upcoming import Upcoming
 
@@ -38,59 +38,61 @@ class Follower:
     def __init__(
         self,
         source: Source,
-        budget: Budget,
+        budget: RateLimiter,
         *,
         since: float,
-        pace: Pace | None = None,
+        pace: PollIntervals | None = None,
         intervals: Intervals | None = None,
         previews: bool = True,
-        allowance: Allowance | None = None,
+        read_quota: ReadQuota | None = None,
         keep_changes: timedelta | None = None,
     ) -> None:
         """`since`: the moment on Stripe's clock up to which all events are applied.
 
         `keep_changes`: how long entries of the change feed are kept; None where it is off.
         """
-        self.allowance = allowance
+        self.read_quota = read_quota
         self._source = source
         self._keep_changes = keep_changes
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
-        self.todos = Todos(source, upcoming=refreshers)
-        more = self.upcoming.todos if self.upcoming is not None else None
-        self.live = Live(
+        self.refetches = RefetchWorker(source, upcoming=refreshers)
+        more = self.upcoming.refetches if self.upcoming is not None else None
+        self.poller = EventPoller(
             source,
-            self.todos,
+            self.refetches,
             since=since,
             pace=pace,
             more=more,
-            interval_s=allowance.poll_interval_s if allowance is not None else None,
-            awake=allowance.wake if allowance is not None else _nothing,
+            interval_s=read_quota.poll_interval_s if read_quota is not None else None,
+            awake=read_quota.wake if read_quota is not None else _nothing,
         )
         self.relist = Relist(
             source,
-            self.todos,
+            self.refetches,
             budget,
             since=since,
             intervals=intervals,
-            plan=allowance.plan if allowance is not None else None,
+            plan=read_quota.plan if read_quota is not None else None,
         )
-        if allowance is not None:
-            allowance.wishes = self.relist.wishes
+        if read_quota is not None:
+            read_quota.wishes = self.relist.wishes
         self._backfilled = asyncio.Event()
-        self._hearing = Hearing(source.pool, source.mirror.schema, complete=self._is_complete)
-        self._hearing.on_ring = self._on_ring
-        self.live.hearing = self._hearing
-        source.mirror.on_healed = self.todos.look
+        self._request_listener = SyncRequestListener(
+            source.pool, source.mirror.schema, complete=self._is_complete
+        )
+        self._request_listener.on_ring = self._on_request
+        self.poller.request_listener = self._request_listener
+        source.mirror.on_healed = self.refetches.poll_now
 
     @property
     def trouble(self) -> str:
         """What is wrong now; "" when all is well."""
-        return self.live.seen.trouble or self.todos.trouble
+        return self.poller.stats.trouble or self.refetches.trouble
 
     @property
     def remedy(self) -> str:
-        return self.live.seen.remedy
+        return self.poller.stats.remedy
 
     def backfilled(self) -> None:
         """The first copy is complete: what needs it may begin."""
@@ -100,19 +102,19 @@ class Follower:
         """Whether what the events say is all that there is to know."""
         return self._backfilled.is_set()
 
-    def _on_ring(self) -> None:
-        self.live.ring()
-        self.todos.look()
+    def _on_request(self) -> None:
+        self.poller.poll_now()
+        self.refetches.poll_now()
 
     async def run(self) -> None:
         """Until cancelled. A dead part ends the whole."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.todos.run())
-            group.create_task(self.live.run())
-            group.create_task(self._hearing.run())
+            group.create_task(self.refetches.run())
+            group.create_task(self.poller.run())
+            group.create_task(self._request_listener.run())
             group.create_task(self._later())
-            if self.allowance is not None:
-                group.create_task(self.allowance.run())
+            if self.read_quota is not None:
+                group.create_task(self.read_quota.run())
             if self._keep_changes is not None:
                 group.create_task(self._trim(self._keep_changes))
 

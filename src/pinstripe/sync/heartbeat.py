@@ -23,14 +23,14 @@ from pathlib import Path
 
 import structlog
 
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import QUEUE_ROWS
 from pinstripe.source.source import Source
-from pinstripe.store.heartbeats import ProcessState, Spent, TableProgress, save_process
+from pinstripe.store.heartbeats import QuotaReport, TableProgress, WorkerHeartbeat, save_heartbeat
 from pinstripe.sync.backfill.backfill import Backfill
-from pinstripe.sync.backfill.child_lists import UnderParents
-from pinstripe.sync.backfill.list_stream import Pager
+from pinstripe.sync.backfill.child_lists import ChildListStream
+from pinstripe.sync.backfill.list_stream import ListStream
 from pinstripe.sync.follower import Follower
 from pinstripe.sync.read_quota import kind_of
 
@@ -49,13 +49,13 @@ class _Sample:
     by_table: Mapping[str, int]
 
 
-class Telling:
+class HeartbeatWriter:
     """Of one process. Rates are means over the time since the last `state`."""
 
     def __init__(
         self,
         source: Source,
-        budget: Budget,
+        budget: RateLimiter,
         backfill: Backfill,
         follower: Follower,
         *,
@@ -72,19 +72,19 @@ class Telling:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self.tell()
+            await self.write()
             await asyncio.sleep(EVERY_S)
 
-    async def tell(self) -> None:
+    async def write(self) -> None:
         """Writes the row once."""
         try:
             async with self._source.pool.acquire() as connection:
-                await save_process(connection, self._source.mirror.schema, self.state())
+                await save_heartbeat(connection, self._source.mirror.schema, self.state())
         except PinstripeError as error:
             _log.debug("telling.unheard", error=error.message)
 
-    def state(self) -> ProcessState:
-        source, seen = self._source, self._follower.live.seen
+    def state(self) -> WorkerHeartbeat:
+        source, seen = self._source, self._follower.poller.stats
         phase = self._backfill.phase
         tables = tally(self._backfill.works) if phase != "done" else []
         last, now = self._last, self._sample(tables)
@@ -94,7 +94,7 @@ class Telling:
         left: float | None = None
         if phase == "lists" and asked_per_s > 0:
             left = left_s(self._backfill.works, self._budget, asked_per_s)
-        return ProcessState(
+        return WorkerHeartbeat(
             version=version("pinstripe"),
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -108,7 +108,7 @@ class Telling:
             account_rate=self._budget.rate(),
             queue_rows=source.mirror.queued,
             queue_most=QUEUE_ROWS,
-            contested=source.mirror.contested,
+            contested=source.mirror.conflicts,
             events=seen.events,
             polls=seen.polls,
             late_events=seen.late,
@@ -129,11 +129,11 @@ class Telling:
             {t.table: t.rows for t in tables},
         )
 
-    def _spent(self) -> Spent | None:
-        if self._follower.allowance is None:
+    def _spent(self) -> QuotaReport | None:
+        if self._follower.read_quota is None:
             return None
-        told = self._follower.allowance.status()
-        return Spent(
+        told = self._follower.read_quota.status()
+        return QuotaReport(
             used=told["used"],
             allowed=told["allowed"],
             by_kind=told["by_kind"],
@@ -181,7 +181,7 @@ def _memory_bytes() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-Works = Sequence[Pager | UnderParents]
+Works = Sequence[ListStream | ChildListStream]
 
 
 @dataclass(slots=True)
@@ -197,11 +197,11 @@ class TableTally:
     failed: bool = False
 
 
-def tally(works: Iterable[Pager | UnderParents]) -> list[TableTally]:
+def tally(works: Iterable[ListStream | ChildListStream]) -> list[TableTally]:
     """The tables in the order of their first list."""
     found: dict[str, TableTally] = {}
     for work in works:
-        state = work.listing if isinstance(work, Pager) else work
+        state = work.listing if isinstance(work, ListStream) else work
         line = found.setdefault(state.table, TableTally(state.table))
         line.rows += state.rows
         if not work.finished:
@@ -213,7 +213,7 @@ def tally(works: Iterable[Pager | UnderParents]) -> list[TableTally]:
     return list(found.values())
 
 
-def left_s(works: Works, budget: Budget, requests_per_s: float) -> float:
+def left_s(works: Works, budget: RateLimiter, requests_per_s: float) -> float:
     """All that is left at the present rate, in seconds; no list faster than its endpoint allows."""
     unfinished = [work for work in works if not work.finished]
     longest = max(

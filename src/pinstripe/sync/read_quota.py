@@ -57,7 +57,7 @@ _LAST_S = 2.0
 Kind = Literal["events", "list", "retrieve"]
 
 
-class AllowanceStatus(TypedDict):
+class QuotaStatus(TypedDict):
     """What `pinstripe status` shows. Requests are ours of the last 30 days."""
 
     used: int
@@ -87,7 +87,7 @@ def kind_of(endpoint: str) -> Kind | None:
     return "retrieve" if path.endswith("}") else "list"
 
 
-class Allowance:
+class ReadQuota:
     """Meters the requests of one account and says how often to look. `run` it beside the reader.
 
     `requests` counts by endpoint and only grows (`Stripe.requests`). `hold`: look at the full rate,
@@ -109,7 +109,7 @@ class Allowance:
     ) -> None:
         self.trouble = ""
         self.transactions: int | None = None
-        self.wishes: Callable[[], Wishes] = Wishes
+        self.wishes: Callable[[], QuotaDemand] = QuotaDemand
         """What is read again besides the event log, if nothing limits it."""
         self._pool = pool
         self._schema = schema
@@ -134,10 +134,10 @@ class Allowance:
         since_s = self._clock() - self._woken_at
         return min(self.plan().look_s, max(self._poll_s, since_s / _FADE))
 
-    def plan(self) -> Plan:
+    def plan(self) -> QuotaPlan:
         """What the allowance bears, wake-ups aside."""
         if self._full_rate or self._counted_at is None:
-            return Plan(self._poll_s)
+            return QuotaPlan(self._poll_s)
         return plan(
             self._spending(),
             allowed(self.transactions),
@@ -146,12 +146,12 @@ class Allowance:
             longest_s=self._longest_s,
         )
 
-    def status(self) -> AllowanceStatus:
+    def status(self) -> QuotaStatus:
         by_kind: Counter[str] = self._unflushed()
         for (_, kind), count in self._days.items():
             by_kind[kind] += count
         used, most = sum(by_kind.values()), allowed(self.transactions)
-        return AllowanceStatus(
+        return QuotaStatus(
             used=used,
             by_kind=dict(by_kind),
             allowed=most,
@@ -208,7 +208,7 @@ class Allowance:
     def _is_count_due(self) -> bool:
         return self._counted_at is None or self._clock() - self._counted_at >= _COUNT_S
 
-    def _spending(self) -> Spending:
+    def _spending(self) -> QuotaUsage:
         today = self._today()
         events, others = [0] * DAYS, [0] * DAYS
         counts = Counter(self._days)
@@ -218,7 +218,7 @@ class Allowance:
             age = (today - day).days
             if 0 <= age < DAYS:
                 (events if kind == "events" else others)[DAYS - 1 - age] += count
-        return Spending(events, others, (self._wall_clock() % DAY_S) / DAY_S)
+        return QuotaUsage(events, others, (self._wall_clock() % DAY_S) / DAY_S)
 
     def _unflushed(self) -> Counter[str]:
         """Requests by kind since the last `flush`."""
@@ -250,7 +250,7 @@ LONGEST_STRETCH = 2880.0
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
+class QuotaUsage:
     """GETs of the last 30 UTC days, oldest first: today's is the last.
 
     `elapsed` is how much of today has passed, from 0 to 1.
@@ -266,7 +266,7 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class QuotaDemand:
     """What is read again besides the event log. `heads`: GETs a second; `passes`: GETs of one round."""
 
     heads: float = 0.0
@@ -274,7 +274,7 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class QuotaPlan:
     """`look_s` and `pass_s`: seconds between two looks for events, and from one pass over a list to the
     next. `stretch`: how many times rarer than usual heads are read.
     """
@@ -284,7 +284,7 @@ class Plan:
     pass_s: float = DAY_S
 
 
-def affordable_rate(spending: Spending, allowance: float) -> float:
+def affordable_rate(spending: QuotaUsage, allowance: float) -> float:
     """GETs a second that can be kept up from now on without the sum of any 30 days passing `allowance`.
 
     Negative where the sum is too large already.
@@ -300,19 +300,19 @@ def affordable_rate(spending: Spending, allowance: float) -> float:
     return rate
 
 
-def usual_rate(spending: Spending) -> float:
+def usual_rate(spending: QuotaUsage) -> float:
     """GETs a second that are no looks for events: the median day, which a backfill does not move."""
     return median(spending.others[-1 - _USUAL_DAYS : -1]) / DAY_S
 
 
 def plan(
-    spending: Spending,
+    spending: QuotaUsage,
     allowance: float,
-    wishes: Wishes,
+    wishes: QuotaDemand,
     *,
     poll_s: float,
     longest_s: float,
-) -> Plan:
+) -> QuotaPlan:
     """Looks as often as `poll_s` if that can be afforded, and `longest_s` apart at most."""
     rate = affordable_rate(spending, allowance * _MARGIN)
     stretch, pass_s = _lists(max(rate, 0.0) * _LISTS_SHARE, wishes)
@@ -320,10 +320,10 @@ def plan(
     looks = rate - max(usual_rate(spending), lists)
     longest_s = max(poll_s, longest_s)
     look_s = longest_s if looks * longest_s <= 1.0 else max(poll_s, 1.0 / looks)
-    return Plan(look_s, stretch, pass_s)
+    return QuotaPlan(look_s, stretch, pass_s)
 
 
-def _lists(rate: float, wishes: Wishes) -> tuple[float, float]:
+def _lists(rate: float, wishes: QuotaDemand) -> tuple[float, float]:
     """How many times rarer heads are read, and seconds a round of passes, at so many GETs a second."""
     if wishes.heads + wishes.passes / DAY_S <= rate:
         return 1.0, DAY_S

@@ -30,7 +30,7 @@ from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import (
@@ -42,7 +42,7 @@ from pinstripe.store.cursors import (
     ended_by,
     load_checkpoints,
     load_freshness,
-    note_copied,
+    mark_loaded,
     note_freshness,
     save_checkpoints,
 )
@@ -57,12 +57,12 @@ from pinstripe.store.quarantine import (
     relisted,
     to_relist,
 )
-from pinstripe.sync.backfill.child_lists import UnderParents, stream_of
-from pinstripe.sync.backfill.list_stream import Listing, Pager
-from pinstripe.sync.backfill.references import note_absent, read_singletons
-from pinstripe.sync.backfill.scheduler import Dispatcher
-from pinstripe.sync.read_quota import DAY_S, Plan, Wishes
-from pinstripe.sync.refetch.worker import PAUSES_S, Todos
+from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
+from pinstripe.sync.backfill.list_stream import ListState, ListStream
+from pinstripe.sync.backfill.references import queue_missing, read_singletons
+from pinstripe.sync.backfill.scheduler import Scheduler
+from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
+from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -103,24 +103,24 @@ class Relist:
     def __init__(
         self,
         source: Source,
-        todos: Todos,
-        budget: Budget,
+        refetches: RefetchWorker,
+        budget: RateLimiter,
         *,
         since: float | None = None,
         intervals: Intervals | None = None,
-        plan: Callable[[], Plan] | None = None,
+        plan: Callable[[], QuotaPlan] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`since`: heads begin there, on Stripe's clock. `plan`: what the read allowance bears."""
-        self.passing = ""
+        self.refreshing = ""
         self._stopped: dict[str, _Stopped] = {}
         """By stream, those of the cursors and the `_newest` of lists."""
         self._source = source
         self._since = since
-        self._todos = todos
+        self._refetches = refetches
         self._budget = budget
         self._intervals = intervals or Intervals()
-        self._plan = plan or (lambda: Plan(0.0))
+        self._plan = plan or (lambda: QuotaPlan(0.0))
         self._clock = clock
         now = clock()
         self._head_at: dict[str, float] = {}
@@ -135,13 +135,13 @@ class Relist:
         # Passes are spread over their interval, so that they never come all at once.
         self._first = {s: 0.5 + n / len(streams) / 2 for n, s in enumerate(streams)}
 
-    def wishes(self) -> Wishes:
+    def wishes(self) -> QuotaDemand:
         """What all of this takes if nothing slows it."""
         endpoints = [e for e in self._endpoints() if not self._is_refused(stream_of(e))]
         heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
         passes = sum(self._cost[stream_of(e)] for e in endpoints)
         usual = DAY_S / self._intervals.pass_s
-        return Wishes(heads + 1 / self._intervals.due_s, passes * usual)
+        return QuotaDemand(heads + 1 / self._intervals.due_s, passes * usual)
 
     async def run(self) -> None:
         """Until cancelled. A list that cannot be read is left out, and said."""
@@ -165,7 +165,7 @@ class Relist:
             if age_s >= self._usual_s(endpoint) * plan.stretch:
                 self._head_at[stream] = now
                 table = self._table_of(endpoint)
-                await self._guard(_newest(stream), table, self._head(endpoint))
+                await self._guard(_newest(stream), table, self._poll_newest(endpoint))
         if now - self._watched_at >= _WATCH_S:
             self._watched_at = now
             await self._guard(_WATCH, None, self._watch())
@@ -182,7 +182,7 @@ class Relist:
             if age_s >= pass_s * self._first.get(stream, 1.0) and stream not in self._stopped:
                 self._passed_at[stream] = now
                 self._first.pop(stream, None)
-                await self._guard(f"{stream} to its end", None, self.full_pass([endpoint]))
+                await self._guard(f"{stream} to its end", None, self.full_refresh([endpoint]))
                 return  # One a turn: the heads go on between two passes.
 
     async def _watch(self) -> None:
@@ -207,7 +207,7 @@ class Relist:
         _log.warning("relist.reread", table=table)
         names = {table, *around_of(table)}
         endpoints = [e for e in self._endpoints() if names & set(map(table_name, e.objects))]
-        await self.full_pass(endpoints)
+        await self.full_refresh(endpoints)
         if self._source.wanted[table].object_type in singleton_paths():
             await read_singletons(self._source)
         ends = [self._stopped.get(stream_of(e)) for e in endpoints]
@@ -271,19 +271,19 @@ class Relist:
         if saved is not None and saved.state == "refused":
             saved = None
         table, now = self._table_of(endpoint), self._source.now()
-        work: Pager | UnderParents
+        work: ListStream | ChildListStream
         if endpoint.parent:
-            work = UnderParents(endpoint, table, self._source, self._source.pool, saved)
+            work = ChildListStream(endpoint, table, self._source, self._source.pool, saved)
             work.as_of = work.as_of or now
         elif saved is None:
-            work = Pager(Listing.fresh(endpoint, table, ceiling=int(now)), self._source)
+            work = ListStream(ListState.fresh(endpoint, table, ceiling=int(now)), self._source)
         else:
-            work = Pager(Listing.resumed(endpoint, table, saved), self._source)
-        self.passing = endpoint.path
+            work = ListStream(ListState.resumed(endpoint, table, saved), self._source)
+        self.refreshing = endpoint.path
         try:
-            await Dispatcher(self._budget, max_in_flight=4).run([work], more=lambda: ())
+            await Scheduler(self._budget, max_in_flight=4).run([work], more=lambda: ())
         finally:
-            self.passing = ""
+            self.refreshing = ""
         return _final(work)
 
     async def _copied(self, connection: Connection, endpoint: ListEndpoint) -> None:
@@ -303,7 +303,7 @@ class Relist:
             if (c := cursors.get(stream_of(other))) is not None and c.state in ("running", "failed")
             for name in other.objects
         }
-        await note_copied(connection, schema, sorted(tables - open_tables))
+        await mark_loaded(connection, schema, sorted(tables - open_tables))
         loading -= tables - open_tables
 
     async def _remember(self) -> None:
@@ -370,7 +370,7 @@ class Relist:
                 if table is not None:
                     await self._source.save([ended])
 
-    async def _head(self, endpoint: ListEndpoint) -> None:
+    async def _poll_newest(self, endpoint: ListEndpoint) -> None:
         """The entries that are newer than the last look, with a margin for what comes late."""
         params = list(endpoint.params)
         last = self._head_from.get(stream_of(endpoint), self._since or self._source.now())
@@ -410,15 +410,15 @@ class Relist:
         began = await self._source.read(endpoint, endpoint.path, window)
         await self._note(endpoint, "due", began)
 
-    async def full_pass(self, endpoints: Sequence[ListEndpoint]) -> None:
+    async def full_refresh(self, endpoints: Sequence[ListEndpoint]) -> None:
         """Reads these lists to their end, then looks after what they no longer show."""
         began = self._source.now()
-        self.passing = ", ".join(e.path for e in endpoints)
+        self.refreshing = ", ".join(e.path for e in endpoints)
         works = [self._work(e, began) for e in endpoints]
         try:
-            await Dispatcher(self._budget, max_in_flight=4).run(works, more=lambda: ())
+            await Scheduler(self._budget, max_in_flight=4).run(works, more=lambda: ())
         finally:
-            self.passing = ""
+            self.refreshing = ""
         for work in works:
             final = _final(work)
             self._cost[stream_of(work.endpoint)] = max(float(final.requests), 1.0)
@@ -428,25 +428,25 @@ class Relist:
                 await self._source.save([self._stop(final, is_refused=final.state == "refused")])
         for table in {table_name(o) for e in endpoints for o in e.objects}:
             if table in self._source.wanted:
-                await self._look_after(table)
+                await self._check_missing(table)
         for endpoint in endpoints:
             await self._note(endpoint, "pass", began)
 
-    def _work(self, endpoint: ListEndpoint, began: float) -> Pager | UnderParents:
+    def _work(self, endpoint: ListEndpoint, began: float) -> ListStream | ChildListStream:
         table = table_name(endpoint.objects[0])
         if endpoint.parent:
-            work = UnderParents(endpoint, table, self._source, self._source.pool)
+            work = ChildListStream(endpoint, table, self._source, self._source.pool)
             work.as_of = began
             return work
-        return Pager(Listing.fresh(endpoint, table, ceiling=int(began)), self._source)
+        return ListStream(ListState.fresh(endpoint, table, ceiling=int(began)), self._source)
 
-    async def _look_after(self, table: str) -> None:
+    async def _check_missing(self, table: str) -> None:
         """Asks for the rows that its lists, each of them read to its end, do not show any more."""
         lists = [stream_of(e) for e in self._endpoints() if table in map(table_name, e.objects)]
         if not all(stream in self._shown_at for stream in lists):
             return
         since = min(self._shown_at[stream] for stream in lists)
-        self._todos.add(await note_absent(self._source, [table], since, most=_MOST_VANISHED))
+        self._refetches.add(await queue_missing(self._source, [table], since, most=_MOST_VANISHED))
 
     async def _note(self, endpoint: ListEndpoint, how: str, known_to: float) -> None:
         """Says how far the tables of this list are known to be true, and by what."""
@@ -464,8 +464,8 @@ def _newest(stream: str) -> str:
     return f"{BESIDE[1]}{stream}"
 
 
-def _final(work: Pager | UnderParents) -> Checkpoint:
-    return work.final() if isinstance(work, UnderParents) else work.listing.final()
+def _final(work: ListStream | ChildListStream) -> Checkpoint:
+    return work.final() if isinstance(work, ChildListStream) else work.listing.final()
 
 
 def needs_head(endpoint: ListEndpoint) -> bool:

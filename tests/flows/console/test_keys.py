@@ -104,14 +104,14 @@ async def test_what_a_key_lacks_is_named_and_another_key_takes_its_place(
     await restrict(console, "charge_read", "event_read")
     async with empty_service(console, tmp_path) as service:
         http = service.http
-        wish = {
+        options = {
             "id": "shop",
             "schema": "stripe",
             "api_key": LIMITED,
             "stripe_url": console.simulator,
             "settings": {"rate_limit": "none", "endpoint_rate_limit": "none"},
         }
-        assert (await http.post("/api/syncs", json=wish)).status_code == 201
+        assert (await http.post("/api/syncs", json=options)).status_code == 201
         token = token_in((await http.get("/syncs/shop/keys")).text)
         await http.post("/syncs/shop/keys/examine", data={"csrf": token})
         page = await report(http, "/syncs/shop/keys")

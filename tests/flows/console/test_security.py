@@ -23,7 +23,7 @@ from tests.flows.harness.api_service import ADMIN
 
 from pinstripe.console.routes import console_routes
 from pinstripe.console.sessions import COOKIE, Sessions, set_cookie
-from pinstripe.gateway.http.auth import Access
+from pinstripe.gateway.http.auth import Auth
 
 MOST_PAGES = 120
 _CSRF = re.compile(r'name="csrf" value="([^"]+)"')
@@ -33,7 +33,7 @@ _FILLED = {"sync": "default", "name": "console.css", "event": "evt_none"}
 
 def paths(method: str) -> Iterator[str]:
     """Every path of the console that takes the method, its parameters filled in."""
-    for route in console_routes(Access()):
+    for route in console_routes(Auth()):
         assert isinstance(route, Route)
         if method in (route.methods or ()):
             yield re.sub(r"\{(\w+)(?::\w+)?\}", lambda m: _FILLED.get(m[1], "customer"), route.path)

@@ -21,8 +21,8 @@ import httpx
 
 from pinstripe.config.config import Config
 from pinstripe.service import open_service
-from pinstripe.serving.service import Manner, open_serving
-from pinstripe.sync.heartbeat import Telling
+from pinstripe.serving.service import ServeOptions, open_serving
+from pinstripe.sync.heartbeat import HeartbeatWriter
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running
 
@@ -37,7 +37,7 @@ class ApiService:
     url: str
     http: httpx.AsyncClient
     config: Config
-    telling: Telling | None = None
+    telling: HeartbeatWriter | None = None
 
 
 def config_of(sim: Running, database: str, directory: Path) -> Config:
@@ -58,7 +58,7 @@ def config_of(sim: Running, database: str, directory: Path) -> Config:
 async def served(config: Config) -> AsyncIterator[ApiService]:
     """The service alone: nothing is synced."""
     async with (
-        open_serving(config, Manner(syncs=False), lambda *_: None, lambda _: None) as serving,
+        open_serving(config, ServeOptions(syncs=False), lambda *_: None, lambda _: None) as serving,
         httpx.AsyncClient(base_url=serving.url, timeout=20.0, trust_env=False) as http,
     ):
         yield ApiService(serving.url, http, config)
@@ -77,7 +77,7 @@ async def api_service(
             running = [group.create_task(follower.run()), group.create_task(telling.run())]
             await service.backfilled(followed=True)
             follower.backfilled()
-            await telling.tell()
+            await telling.write()
             async with served(config) as here:
                 here.telling = telling
                 await _opened(here)

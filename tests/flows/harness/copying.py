@@ -9,15 +9,15 @@ from functools import partial
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.retry import Patience
 from pinstripe.mirror import open_mirror
-from pinstripe.source.resolve import settle
+from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.sync.backfill.backfill import Backfill, Outcome
+from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe_simulator.server import Running
 
 
@@ -43,16 +43,16 @@ async def copying(
     key: str = "",
     now: float | None = None,
     chosen: Mapping[str, Table] | None = None,
-    budget: Budget | None = None,
+    budget: RateLimiter | None = None,
 ) -> AsyncIterator[Backfill]:
     """A backfill, ready to run, into a schema that exists. Waits for retries are short."""
-    budget = budget or Budget(account_rate=None, endpoint_rate=None)
+    budget = budget or RateLimiter(account_rate=None, endpoint_rate=None)
     patience = Patience(attempts=12, base_s=0.005, cap_s=0.02, limited_cap_s=0.02)
     async with connect(url) as connection:
         effective = await effective_tables(connection, schema, chosen or tables())
     version = spec().api_version
     async with (
-        Stripe(
+        StripeClient(
             ApiKey.parse(key or sim.key),
             api_version=version,
             budget=budget,
@@ -63,13 +63,13 @@ async def copying(
         open_mirror(url, schema, effective, api_version=version) as mirror,
     ):
         source = Source(stripe, mirror, effective, pool)
-        mirror.settle = partial(settle, source)
+        mirror.resolve = partial(resolve, source)
         moment = sim.account.clock.now() if now is None else now
         birth = sim.account.world.plan.start - 86_400
         yield Backfill(source, pool, budget, now=moment, birth=birth)
 
 
-async def copy(url: str, sim: Running, *, schema: str = "stripe", key: str = "") -> Outcome:
+async def copy(url: str, sim: Running, *, schema: str = "stripe", key: str = "") -> BackfillResult:
     """Runs a backfill to its end."""
     async with copying(url, sim, schema=schema, key=key) as backfill:
         return await backfill.run()

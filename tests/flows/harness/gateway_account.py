@@ -15,7 +15,7 @@ from typing import Any
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.gateway.syncs import OpenSync, Syncs, open_sync
 from pinstripe.serving.http_server import address_of, answering, listen
 from pinstripe.store.migrate import migrate
@@ -76,7 +76,7 @@ async def gateway_account(
         database,
         schema,
         ApiKey.parse(sim.key),
-        budget=Budget(account_rate=None, endpoint_rate=None),
+        budget=RateLimiter(account_rate=None, endpoint_rate=None),
         stripe_url=sim.url,
         stripe_account=account,
         webhook_secrets=webhook_secrets,

@@ -12,16 +12,16 @@ from typing import Protocol
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import Stripe
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.client import StripeClient
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.retry import Patience
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.source.resolve import settle
+from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import Pool, connect, open_pool
-from pinstripe.sync.events.poller import Live, Pace
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.events.poller import EventPoller, PollIntervals
+from pinstripe.sync.refetch.worker import RefetchWorker
 
 
 class Account(Protocol):
@@ -40,11 +40,15 @@ class Copy:
     url: str
     mirror: Mirror
     source: Source
-    budget: Budget
+    budget: RateLimiter
 
-    def live(self, since: float, *, pace: Pace | None = None) -> tuple[Live, Todos]:
-        todos = Todos(self.source)
-        return Live(self.source, todos, since=since, pace=pace or Pace(poll_s=0.05)), todos
+    def live(
+        self, since: float, *, pace: PollIntervals | None = None
+    ) -> tuple[EventPoller, RefetchWorker]:
+        refetches = RefetchWorker(self.source)
+        return EventPoller(
+            self.source, refetches, since=since, pace=pace or PollIntervals(poll_s=0.05)
+        ), refetches
 
 
 @asynccontextmanager
@@ -61,11 +65,11 @@ async def open_copy(
             sdk_version=spec().sdk_version,
             api_version=spec().api_version,
         )
-    budget = Budget(account_rate=None, endpoint_rate=None)
+    budget = RateLimiter(account_rate=None, endpoint_rate=None)
     key = ApiKey.parse(sim.key)
     pool: Pool
     async with (
-        Stripe(
+        StripeClient(
             key,
             api_version=spec().api_version,
             budget=budget,
@@ -76,15 +80,15 @@ async def open_copy(
         open_mirror(url, "stripe", known, api_version=spec().api_version) as mirror,
     ):
         source = Source(stripe, mirror, known, pool)
-        mirror.settle = partial(settle, source)
+        mirror.resolve = partial(resolve, source)
         yield Copy(url, mirror, source, budget)
 
 
-async def quiet(copy: Copy, todos: Todos) -> None:
+async def quiet(copy: Copy, refetches: RefetchWorker) -> None:
     """Returns when nothing that was asked for is open."""
     for _ in range(3):
-        await todos.idle()
-        await copy.mirror.settled()
+        await refetches.idle()
+        await copy.mirror.wait_resolved()
 
 
 async def until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:

@@ -16,13 +16,13 @@ from starlette.routing import Route
 from tests.flows.harness.gateway_account import GatewayAccount, gateway_account
 from tests.flows.harness.live_account import open_copy
 
-from pinstripe.client.client import Stripe
+from pinstripe.client.client import StripeClient
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.gateway.wait.endpoint import WaitEndpoint
-from pinstripe.gateway.wait.sync_requester import Bell
-from pinstripe.gateway.wait.waiter import Waits
+from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.gateway.wait.waiter import Waiter
 from pinstripe.gateway.webhooks import Webhooks
-from pinstripe.sync.events.poller import Pace
+from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.follower import Follower
 from pinstripe.sync.relist import Intervals
 from pinstripe_simulator.server import Running
@@ -33,8 +33,8 @@ class Gateway:
     """The parts that are under test, and a client of theirs."""
 
     account: GatewayAccount
-    bell: Bell
-    waits: Waits
+    requester: SyncRequester
+    waits: Waiter
     endpoint: WaitEndpoint
     webhooks: Webhooks
     app: Starlette
@@ -44,7 +44,7 @@ class Gateway:
         return await self.http.get(f"/wait/stripe/default?{query}")
 
     @property
-    def stripe(self) -> Stripe:
+    def stripe(self) -> StripeClient:
         return self.account.sync.source.stripe
 
 
@@ -58,23 +58,23 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway without anybody who syncs."""
     async with gateway_account(sim, database, webhook_secrets=secrets) as account:
-        bell = Bell(lambda: database)
-        waits = Waits(bell)
+        requester = SyncRequester(lambda: database)
+        waits = Waiter(requester)
         endpoint = WaitEndpoint(account.syncs, waits, settle_s=settle_s, allows=_everybody)
-        webhooks = Webhooks(account.syncs, bell)
+        webhooks = Webhooks(account.syncs, requester)
         app = Starlette(
             routes=[
                 Route("/wait/{kind}/{id}", endpoint.answer, methods=["GET", "POST"]),
                 Route("/webhooks/{kind}/{id}", webhooks.answer, methods=["POST"]),
             ]
         )
-        running = asyncio.create_task(bell.run())
+        running = asyncio.create_task(requester.run())
         transport = httpx.ASGITransport(app)
         try:
             async with httpx.AsyncClient(
                 transport=transport, base_url="http://gateway", timeout=60
             ) as http:
-                yield Gateway(account, bell, waits, endpoint, webhooks, app, http)
+                yield Gateway(account, requester, waits, endpoint, webhooks, app, http)
         finally:
             await waits.close()
             running.cancel()
@@ -88,7 +88,7 @@ async def syncing(
     *,
     poll_s: float = 0.5,
     complete: bool = True,
-    pace: Pace | None = None,
+    pace: PollIntervals | None = None,
     intervals: Intervals | None = None,
 ) -> AsyncIterator[Follower]:
     """A process that follows the account; its first copy is complete, or never will be."""
@@ -97,7 +97,7 @@ async def syncing(
             copy.source,
             copy.budget,
             since=float(int(time.time()) - 1),
-            pace=pace or Pace(poll_s=poll_s),
+            pace=pace or PollIntervals(poll_s=poll_s),
             intervals=intervals,
             previews=False,
         )
@@ -113,15 +113,15 @@ async def syncing(
                 raise AssertionError("The process that syncs has died.") from ended[0]
 
 
-async def made_customer(stripe: Stripe, name: str) -> tuple[str, str]:
+async def made_customer(stripe: StripeClient, name: str) -> tuple[str, str]:
     """(id, id of the request) of a new customer."""
-    reply = await stripe.post("/v1/customers", [("name", name)], endpoint="POST /v1/customers")
-    return json.loads(reply.body)["id"], reply.request_id
+    response = await stripe.post("/v1/customers", [("name", name)], endpoint="POST /v1/customers")
+    return json.loads(response.body)["id"], response.request_id
 
 
-async def renamed(stripe: Stripe, key: str, name: str) -> str:
+async def renamed(stripe: StripeClient, key: str, name: str) -> str:
     """Gives a customer another name; the id of the request."""
-    reply = await stripe.post(
+    response = await stripe.post(
         f"/v1/customers/{key}", [("name", name)], endpoint="POST /v1/customers/{customer}"
     )
-    return reply.request_id
+    return response.request_id

@@ -7,7 +7,7 @@ import pytest
 from pinstripe.catalog.model import object_types, spec
 from pinstripe.catalog.prefixes import SOURCES, prefixes, source_type, type_of
 from pinstripe.catalog.tables import tables
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.extract import Extractor, RowSet
 
 TARGETS = tuple(
     tables()[t].object_type for t in tables()["balance_transaction"].column("source_id").references
@@ -16,7 +16,7 @@ TARGETS = tuple(
 
 def source_object(source: str | dict[str, str], transaction_type: str) -> str | None:
     """As the row of a balance transaction says."""
-    found = Found()
+    found = RowSet()
     obj = {
         "id": "txn_1",
         "object": "balance_transaction",

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.client.fake_time import FakeTime, run
 
-from pinstripe.client.rate_limit import Budget, Permit
+from pinstripe.client.rate_limit import Permit, RateLimiter
 
 
 def budget_of(
@@ -26,8 +26,8 @@ def budget_of(
     endpoint_rate: float | None = 25.0,
     burst_s: float = 0.05,
     max_concurrency: int = 1000,
-) -> Budget:
-    return Budget(
+) -> RateLimiter:
+    return RateLimiter(
         account_rate=account_rate,
         endpoint_rate=endpoint_rate,
         burst_s=burst_s,
@@ -127,7 +127,7 @@ def test_no_second_holds_more_than_the_rate_and_all_are_served_and_nothing_leaks
             at: float, endpoint: str, reason: str, retry_after_s: float | None
         ) -> None:
             await time.sleep(at)
-            budget.slow_down(endpoint, reason, retry_after_s)
+            budget.on_rate_limited(endpoint, reason, retry_after_s)
 
         tasks_before = len(asyncio.all_tasks())
         await asyncio.gather(
@@ -290,11 +290,11 @@ async def test_ready_in_is_not_now_while_every_slot_is_taken() -> None:
 async def test_a_429_takes_a_fifth_off_the_rate_of_what_it_names_and_it_grows_back() -> None:
     time = FakeTime()
     budget = budget_of(time)
-    budget.slow_down("charges", "endpoint-rate", None)
+    budget.on_rate_limited("charges", "endpoint-rate", None)
     assert budget.rate("charges") == pytest.approx(20.0)
     assert budget.rate("refunds") == 25.0
     assert budget.rate() == 100.0
-    budget.slow_down("charges", "global-rate", None)
+    budget.on_rate_limited("charges", "global-rate", None)
     assert budget.rate() == pytest.approx(80.0)
     time.now += 5
     assert budget.rate() == pytest.approx(90.0)
@@ -305,13 +305,13 @@ async def test_a_429_takes_a_fifth_off_the_rate_of_what_it_names_and_it_grows_ba
 async def test_a_storm_of_429s_halves_the_rate() -> None:
     time = FakeTime()
     budget = budget_of(time)
-    budget.slow_down("charges", "global-rate", None)
+    budget.on_rate_limited("charges", "global-rate", None)
     time.now += 2
     assert budget.rate() == pytest.approx(84.0)
-    budget.slow_down("charges", "global-rate", None)
+    budget.on_rate_limited("charges", "global-rate", None)
     assert budget.rate() == pytest.approx(42.0)
     time.now += 20
-    budget.slow_down("charges", "global-rate", None)
+    budget.on_rate_limited("charges", "global-rate", None)
     assert budget.rate() == pytest.approx(82.0 * 0.8)
 
 
@@ -319,7 +319,7 @@ async def test_a_volley_of_429s_counts_once() -> None:
     time = FakeTime()
     budget = budget_of(time)
     for _ in range(30):
-        budget.slow_down("charges", "global-rate", None)
+        budget.on_rate_limited("charges", "global-rate", None)
     assert budget.rate() == pytest.approx(80.0)
 
 
@@ -328,13 +328,13 @@ async def test_however_often_stripe_says_no_the_rate_stays_above_nothing() -> No
     budget = budget_of(time)
     for _ in range(100):
         time.now += 1.0
-        budget.slow_down("charges", "endpoint-rate", None)
+        budget.on_rate_limited("charges", "endpoint-rate", None)
     assert budget.rate("charges") == pytest.approx(25.0 / 20)
 
 
 async def test_contention_on_one_object_slows_no_one_down() -> None:
     budget = budget_of(FakeTime())
-    budget.slow_down("charges", "lock_timeout", 2.0)
+    budget.on_rate_limited("charges", "lock_timeout", 2.0)
     assert (budget.rate("charges"), budget.ready_in("charges")) == (25.0, 0.0)
 
 
@@ -342,7 +342,7 @@ async def test_a_concurrency_429_lowers_the_slots_and_not_the_rate() -> None:
     time = FakeTime()
     budget = budget_of(time, account_rate=None, endpoint_rate=None, max_concurrency=60)
     held = [await budget.acquire("charges") for _ in range(20)]
-    budget.slow_down("charges", "global-concurrency", None)
+    budget.on_rate_limited("charges", "global-concurrency", None)
     assert budget.rate() is None
     for permit in held[:10]:
         permit.release()
@@ -365,10 +365,10 @@ async def test_a_concurrency_429_lowers_the_slots_and_not_the_rate() -> None:
 async def test_retry_after_holds_back_everyone_whom_the_limit_concerns() -> None:
     time = FakeTime()
     budget = budget_of(time)
-    budget.slow_down("charges", "endpoint-rate", 3.0)
+    budget.on_rate_limited("charges", "endpoint-rate", 3.0)
     assert budget.ready_in("charges") == pytest.approx(3.0)
     assert budget.ready_in("refunds") == 0.0
-    budget.slow_down("charges", "global-rate", 2.0)
+    budget.on_rate_limited("charges", "global-rate", 2.0)
     assert budget.ready_in("refunds") == pytest.approx(2.0)
     permit = await time.drive(budget.acquire("charges"))
     permit.release()
@@ -377,14 +377,16 @@ async def test_retry_after_holds_back_everyone_whom_the_limit_concerns() -> None
 
 async def test_an_endpoint_can_have_a_rate_of_its_own() -> None:
     time = FakeTime()
-    budget = Budget(account_rate=100, endpoint_rate=25, own_rates={"files": 20.0}, clock=time.clock)
+    budget = RateLimiter(
+        account_rate=100, endpoint_rate=25, own_rates={"files": 20.0}, clock=time.clock
+    )
     assert (budget.rate("files"), budget.rate("charges")) == (20.0, 25.0)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_rate_that_makes_no_sense_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="rate"):
-        Budget(account_rate=rate, endpoint_rate=25.0)
+        RateLimiter(account_rate=rate, endpoint_rate=25.0)
 
 
 async def test_a_waiter_that_is_cancelled_leaves_no_trace_and_no_timer() -> None:

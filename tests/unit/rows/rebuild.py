@@ -19,7 +19,7 @@ from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import embedded_lists
 from pinstripe.catalog.secrets import SECRET_NAMES, SECRET_PLACES
 from pinstripe.catalog.tables import Column, Table, table_of_object, tables
-from pinstripe.rows.extract import Extractor, Found, Row
+from pinstripe.rows.extract import Extractor, Row, RowSet
 from pinstripe.rows.layout import TAIL
 
 Json = Any
@@ -117,13 +117,13 @@ class Replica:
             yield path, {"data": entries}
 
 
-def replica(extractor: Extractor, found: Found) -> Replica:
+def replica(extractor: Extractor, found: RowSet) -> Replica:
     """`found` as rows by name."""
     kept = Replica()
     for table, group in found.rows.items():
         for key, row in group.items():
             _keep(kept.rows, extractor, table, key, row)
-    for table, key, row in found.again:
+    for table, key, row in found.variants:
         _keep(kept.rows, extractor, table, key, row)
     return kept
 

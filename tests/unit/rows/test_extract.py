@@ -11,28 +11,28 @@ import pytest
 from pinstripe.catalog.embedded import NOT_PRESENT, is_present, resource_places
 from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import Column, Table, table_name, tables
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.extract import Extractor, RowSet
 
 EXTRACTOR = Extractor()
 
 
-def extract(obj: dict[str, Any]) -> Found:
-    found = Found()
+def extract(obj: dict[str, Any]) -> RowSet:
+    found = RowSet()
     EXTRACTOR.object(obj, found)
     return found
 
 
-def value(found: Found, table: str, key: str, column: str) -> Any:
+def value(found: RowSet, table: str, key: str, column: str) -> Any:
     names = [c.name for c in tables()[table].columns]
     return found.rows[table][key][names.index(column)]
 
 
-def extra(found: Found, table: str, key: str) -> Any:
+def extra(found: RowSet, table: str, key: str) -> Any:
     text = found.rows[table][key][len(tables()[table].columns)]
     return None if text is None else json.loads(text)
 
 
-def shape(found: Found, table: str, key: str) -> tuple[str, ...]:
+def shape(found: RowSet, table: str, key: str) -> tuple[str, ...]:
     return EXTRACTOR.shapes.columns(found.rows[table][key][-1])
 
 
@@ -228,7 +228,7 @@ def test_a_missing_optional_sub_key_is_no_null_whatever_came_first() -> None:
     extractor = Extractor()
     shapes = []
     for number, details in enumerate((None, {"amount_tax": 1}, {"breakdown": None}, 5)):
-        found = Found()
+        found = RowSet()
         session: dict[str, Any] = {
             "id": f"cs_{number}",
             "object": "checkout.session",
@@ -303,7 +303,7 @@ def test_a_column_of_the_database_that_the_catalog_does_not_know_loses_nothing()
     """A table that an older or newer Pinstripe made has columns without a field behind them."""
     charge = tables()["charge"]
     table = Table("charge", "charge", (*charge.columns, Column("gone_id", "id", ("gone",))))
-    extractor, found = Extractor({"charge": table}), Found()
+    extractor, found = Extractor({"charge": table}), RowSet()
     gone = {"id": "cus_1", "object": "customer"}
     extractor.object({"id": "ch_1", "object": "charge", "gone": gone}, found)
     row = found.rows["charge"]["ch_1"]
@@ -314,7 +314,7 @@ def test_a_column_of_the_database_that_the_catalog_does_not_know_loses_nothing()
 def test_the_lines_of_a_preview_are_no_invoice_lines() -> None:
     line = {"id": "il_tmp_1", "object": "line_item", "amount": 5}
     lines = {"object": "list", "data": [line], "has_more": False, "url": "/x"}
-    found = Found()
+    found = RowSet()
     preview = {"object": "invoice", "lines": lines, "amount_due": 5}
     EXTRACTOR.virtual(
         "upcoming_customer_invoice", preview, "cus_1", found, parents={"customer": "cus_1"}
@@ -330,7 +330,7 @@ def test_one_object_met_twice_with_other_keys_is_two_rows() -> None:
     long = {"id": "cus_1", "object": "customer", "email": "E"}
     found = extract({"id": "ch_1", "object": "charge", "customer": short, "on_behalf_of": long})
     assert len(found.rows["customer"]) == 1
-    assert [(t, k) for t, k, _ in found.again] == [("customer", "cus_1")]
+    assert [(t, k) for t, k, _ in found.variants] == [("customer", "cus_1")]
     assert found.count() == 3
 
 

@@ -13,7 +13,7 @@ from tests.unit.rows.rebuild import Json, lost, replica
 
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_of_object, tables
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.extract import Extractor, RowSet
 
 quick = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -22,8 +22,8 @@ names = st.sampled_from(WITH_TABLE)
 EXTRACTOR = Extractor()
 
 
-def rows_of(extractor: Extractor, obj: Json) -> Found:
-    found = Found()
+def rows_of(extractor: Extractor, obj: Json) -> RowSet:
+    found = RowSet()
     extractor.object(obj, found)
     return found
 
@@ -32,7 +32,7 @@ def rows_of(extractor: Extractor, obj: Json) -> Found:
 @given(makers(), names)
 def test_every_object_comes_back_leaf_by_leaf(maker: Maker, name: str) -> None:
     obj = maker.object(name)
-    found = Found()
+    found = RowSet()
     key = EXTRACTOR.object(obj, found)
     assert key is not None
     table = tables()[table_of_object()[name]]
@@ -48,7 +48,7 @@ def test_the_compiled_and_the_generic_way_give_the_same_rows(maker: Maker, name:
     forget_compiled(extractor)
     generic = rows_of(extractor, obj)
     assert generic.rows == compiled.rows
-    assert generic.again == compiled.again
+    assert generic.variants == compiled.variants
     assert generic.elsewhere == compiled.elsewhere
     assert generic.lists == compiled.lists
     assert generic.unknown == compiled.unknown
@@ -59,7 +59,7 @@ def test_the_compiled_and_the_generic_way_give_the_same_rows(maker: Maker, name:
 @given(makers(), names)
 def test_a_null_makes_a_column_and_an_absent_key_does_not(maker: Maker, name: str) -> None:
     obj = maker.object(name, depth=1)
-    found = Found()
+    found = RowSet()
     key = EXTRACTOR.object(obj, found)
     assert key is not None
     table = tables()[table_of_object()[name]]
@@ -131,7 +131,7 @@ def shuffled(value: Json, random: Random) -> Json:
     return {key: shuffled(item, random) for key, item in items}
 
 
-def values(found: Found) -> Json:
+def values(found: RowSet) -> Json:
     """Rows without what the order of keys may change: JSON text is compared as JSON."""
     kept = replica(EXTRACTOR, found)
     return {

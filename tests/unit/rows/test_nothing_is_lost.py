@@ -20,7 +20,7 @@ from tests.unit.rows.rebuild import Json, leaves, lost, replica
 
 from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import SINGLETONS, table_of_object, tables
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.extract import Extractor, RowSet
 
 EXAMPLES: dict[str, dict[str, Json]] = json.loads(
     (Path(__file__).parents[2] / "data" / "examples.json").read_text()
@@ -34,7 +34,7 @@ def extractor() -> Extractor:
 
 
 def rebuilt(extractor: Extractor, obj: dict[str, Json]) -> Json:
-    found = Found()
+    found = RowSet()
     key = extractor.object(obj, found)
     assert key is not None
     table = tables()[table_of_object()[obj["object"]]]
@@ -97,7 +97,7 @@ def test_what_the_catalog_knows_makes_no_extra(extractor: Extractor) -> None:
         "discount": None,
         "metadata": {"a": "b"},
     }
-    found = Found()
+    found = RowSet()
     extractor.object(customer, found)
     row = found.rows["customer"]["cus_1"]
     assert row[len(tables()["customer"].columns)] is None

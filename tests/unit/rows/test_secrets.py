@@ -14,7 +14,7 @@ from tests.unit.rows.rebuild import Json
 
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.secrets import SECRET_NAMES, SECRET_PLACES, is_secret
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.rows.secrets import without_secrets
 
 EXAMPLES: dict[str, dict[str, Json]] = json.loads(
@@ -57,10 +57,10 @@ def extractor() -> Extractor:
 
 def written(extractor: Extractor, obj: Json) -> str:
     """All values of all rows that `obj` makes, as one text."""
-    found = Found()
+    found = RowSet()
     extractor.object(obj, found)
     rows = [row for group in found.rows.values() for row in group.values()]
-    rows += [row for *_, row in found.again]
+    rows += [row for *_, row in found.variants]
     assert rows
     return repr(rows)
 

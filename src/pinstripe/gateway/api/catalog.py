@@ -10,7 +10,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.gateway.api.endpoint import Call
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.store.ddl import column_comment, table_comment
 
 
@@ -75,7 +75,7 @@ async def catalog_table(call: Call) -> CatalogTableDetail:
     """One table with its columns, their types, references and descriptions."""
     table = tables().get(call.path["table"])
     if table is None:
-        raise Rejected(
+        raise HTTPError(
             404, "unknown_table", "There is no such table.", hint="GET /api/tables lists them."
         )
     return CatalogTableDetail(

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pinstripe.gateway.deps import Gateway
-from pinstripe.gateway.http.errors import JSON, Rejected
+from pinstripe.gateway.http.errors import JSON, HTTPError
 
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
 Door = Literal["admin", "wait", "signature", "anyone"]
@@ -47,7 +47,7 @@ class Endpoint:
     method: Method
     path: str
     answer: Callable[..., Awaitable[object]]
-    door: Door = "admin"
+    policy: Door = "admin"
     status: int = 200
     stream: type | None = None
     media: str = JSON
@@ -138,14 +138,14 @@ def read_query(request: Request, kind: type[Q]) -> Q:
 async def _read_body(request: Request, kind: type[Q]) -> Q:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != JSON:
-        raise Rejected(
+        raise HTTPError(
             415, "not_json", "The body must be JSON.", hint="Send Content-Type: application/json."
         )
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > BODY_BYTES:
-            raise Rejected(413, "too_large", f"The body is larger than {BODY_BYTES} bytes.")
+            raise HTTPError(413, "too_large", f"The body is larger than {BODY_BYTES} bytes.")
     try:
         found = msgspec.json.decode(bytes(body), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -177,5 +177,5 @@ def _holds_nul(value: object) -> bool:
     return isinstance(value, list) and any(map(_holds_nul, value))
 
 
-def _bad(message: str, *, hint: str = "") -> Rejected:
-    return Rejected(400, "bad_request", message, hint=hint)
+def _bad(message: str, *, hint: str = "") -> HTTPError:
+    return HTTPError(400, "bad_request", message, hint=hint)

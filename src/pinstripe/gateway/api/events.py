@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.api.syncs import find_sync
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import StoredSync
 from pinstripe.store.changes import Change, Wanted, changes_after, changes_before
 from pinstripe.store.events import (
@@ -101,7 +101,7 @@ async def events(call: Call, query: EventsQuery) -> EventPage:
     async with call.gateway.reads.connection() as connection:
         await _check_events(connection, sync)
         if wanted.after and not await has_event(connection, sync.schema, wanted.after):
-            raise Rejected(
+            raise HTTPError(
                 400, "bad_request", "starting_after names an event that is not there.", hint=""
             )
         found = await list_events(connection, sync.schema, wanted, limit=query.limit + 1)
@@ -115,7 +115,7 @@ async def event(call: Call) -> EventDetail:
         await _check_events(connection, sync)
         found = await load_event(connection, sync.schema, call.path["event"])
     if found is None:
-        raise Rejected(404, "unknown_event", "There is no such event in the copy.")
+        raise HTTPError(404, "unknown_event", "There is no such event in the copy.")
     return found
 
 
@@ -126,7 +126,7 @@ async def changes(call: Call, query: ChangesQuery) -> ChangePage:
     """
     sync = await find_sync(call)
     if query.after is not None and query.before is not None:
-        raise Rejected(400, "bad_request", "Give either after or before, not both.")
+        raise HTTPError(400, "bad_request", "Give either after or before, not both.")
     wanted = Wanted(query.table, query.id)
     async with call.gateway.reads.connection() as connection:
         if query.after is not None:
@@ -144,7 +144,7 @@ async def changes(call: Call, query: ChangesQuery) -> ChangePage:
 
 async def _check_events(connection: Connection, sync: StoredSync) -> None:
     if not await has_events(connection, sync.schema):
-        raise Rejected(
+        raise HTTPError(
             404,
             "no_events",
             f'The event log is not copied into the schema "{sync.schema}".',

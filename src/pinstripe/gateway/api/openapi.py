@@ -80,7 +80,7 @@ def _operation(endpoint: Endpoint) -> Json:
     found: Json = {
         "operationId": endpoint.name,
         "summary": endpoint.summary,
-        "security": _SECURITY[endpoint.door],
+        "security": _SECURITY[endpoint.policy],
         "parameters": _parameters(endpoint),
         "responses": _responses(endpoint),
     }
@@ -101,7 +101,7 @@ def _parameters(endpoint: Endpoint) -> list[Json]:
     ]
     if endpoint.query is not None:
         found += query_parameters(endpoint.query)
-    if endpoint.raw and endpoint.door == "wait":
+    if endpoint.raw and endpoint.policy == "wait":
         found += [
             {"name": name, "in": "query", "schema": {"type": kind}, "description": text}
             for name, kind, text in (

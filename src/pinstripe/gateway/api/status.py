@@ -9,10 +9,10 @@ import msgspec
 from pinstripe.client.api_errors import permission_of
 from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.api.syncs import find_sync
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import LagSample
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
-from pinstripe.store.heartbeats import Spent, TableProgress
+from pinstripe.store.heartbeats import QuotaReport, TableProgress
 from pinstripe.store.read_quota import load_requests
 from pinstripe.store.status import SchemaStatus, TableStatus, read_status
 from pinstripe.store.verifications import Certificate
@@ -143,7 +143,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     rate_limited: dict[str, int] | None
     """Answers of 429, by the same kinds."""
     queue_rows: int | None
-    allowance: Spent | None
+    allowance: QuotaReport | None
     days: list[DayCount]
     """GETs of the last 30 days, oldest first; days without one are left out."""
 
@@ -187,7 +187,7 @@ async def status(call: Call, query: StatusQuery) -> Status:
     async with call.gateway.reads.connection() as connection:
         found = await read_status(connection, schema=sync.schema)
     if not found:
-        raise Rejected(
+        raise HTTPError(
             404,
             "not_synced",
             f'Nothing has been synced into the schema "{sync.schema}" yet.',
@@ -200,7 +200,7 @@ async def status(call: Call, query: StatusQuery) -> Status:
         _table(t, progress.get(t.table)) for t in found[0].tables if query.table in ("", t.table)
     ]
     if query.table and not tables:
-        raise Rejected(404, "unknown_table", f"There is no table {query.table!r} in this copy.")
+        raise HTTPError(404, "unknown_table", f"There is no table {query.table!r} in this copy.")
     return _status(
         found[0],
         tables,

@@ -20,7 +20,7 @@ from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.api.events import LAST_POSITION, Id, Position
 from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.deps import Gateway
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import Live
 from pinstripe.store.changes import Wanted
 
@@ -80,7 +80,7 @@ async def change_stream(call: Call, query: StreamQuery) -> Response:
     after = query.after if after is None else after
     newest = await call.gateway.feed.newest(sync.schema)
     if after is not None and after > newest:
-        raise Rejected(
+        raise HTTPError(
             400, "bad_request", f"There is no position {after} yet: the last one is {newest}."
         )
     wanted = Wanted(query.table, query.id)
@@ -94,13 +94,13 @@ def _resumed(header: str | None) -> int | None:
     if not header:
         return None
     if not (header.isascii() and header.isdigit()) or int(header[:20]) > LAST_POSITION:
-        raise Rejected(400, "bad_request", "Last-Event-ID is no position of the change feed.")
+        raise HTTPError(400, "bad_request", "Last-Event-ID is no position of the change feed.")
     return int(header)
 
 
 def _stream(gateway: Gateway, entries: AsyncIterator[bytes]) -> Response:
     if gateway.meters.streams >= MOST_STREAMS:
-        raise Rejected(
+        raise HTTPError(
             503,
             "too_many_streams",
             f"{MOST_STREAMS} streams are open.",

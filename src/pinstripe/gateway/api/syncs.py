@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from pinstripe.errors import UnknownSync
 from pinstripe.gateway.api.endpoint import Call
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import Live
 from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, SyncState
 
@@ -110,7 +110,7 @@ async def add_sync(call: Call, body: SyncWish) -> Sync:
 
     Stripe is asked first whose key it is. The key is kept encrypted and never shown again.
     """
-    wish = NewSync(
+    options = NewSync(
         body.id,
         body.api_key,
         schema=body.schema,
@@ -120,7 +120,7 @@ async def add_sync(call: Call, body: SyncWish) -> Sync:
         webhook_secrets=tuple(body.webhook_secrets),
         paused=body.paused,
     )
-    added = await call.gateway.parts.control.add(wish)
+    added = await call.gateway.parts.control.add(options)
     await call.gateway.board.look()
     return _shown(call, added)
 
@@ -174,7 +174,7 @@ async def find_sync(call: Call) -> StoredSync:
     try:
         return await call.gateway.parts.control.get(call.path["id"])
     except UnknownSync as error:
-        raise Rejected(
+        raise HTTPError(
             404, "unknown_sync", error.message, hint="GET /api/syncs lists the ids."
         ) from error
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 
 from pinstripe.errors import Misconfigured
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import OpenSync
 
 Owns = Callable[[Sequence[tuple[bytes, bytes]], OpenSync | None], Awaitable[bool]]
@@ -75,7 +75,7 @@ def _no_session(_: HTTPConnection) -> bool:
     return False
 
 
-class Access:
+class Auth:
     """The rules of one gateway. `session` is the console's: whether a request carries a valid one."""
 
     def __init__(
@@ -108,11 +108,11 @@ class Access:
         """Whether the caller is known to be; for what shows more to an admin. Delays nothing."""
         try:
             self._check_browser(request)
-        except Rejected:
+        except HTTPError:
             return False
         return self.is_open or _same(_token(request), self._admin) or self.session(request)
 
-    async def admit(self, request: HTTPConnection) -> None:
+    async def require_admin(self, request: HTTPConnection) -> None:
         """Returns for an admin; raises Rejected for everybody else."""
         if self._admin is None:
             self._check_host(request)
@@ -164,7 +164,7 @@ class Access:
         host = request.headers.get("host", "")
         if is_loopback(_hostname(host)) or (self._public and host.lower() == self._public):
             return
-        raise Rejected(
+        raise HTTPError(
             403,
             "wrong_host",
             "Without an admin token the gateway answers to this machine's own names only.",
@@ -192,7 +192,7 @@ class Access:
             ours = {headers.get("host", "").lower(), self._public} - {""}
             crossed = crossed or netloc not in ours
         if crossed:
-            raise Rejected(
+            raise HTTPError(
                 403,
                 "cross_site",
                 "A page of another site may not call the gateway.",
@@ -202,7 +202,7 @@ class Access:
     async def _refuse(self, what: str, setting: str, *, was_tried: bool) -> None:
         if was_tried:
             await self._slow_down()
-        raise Rejected(
+        raise HTTPError(
             401,
             "unauthorized",
             f"This is not {what}." if was_tried else f"This needs {what}.",
@@ -217,7 +217,7 @@ class Access:
             self._failures = 0
         self._failures, self._failed_at = self._failures + 1, now
         if self._delayed >= _MOST_DELAYED:
-            raise Rejected(
+            raise HTTPError(
                 429,
                 "too_many_failures",
                 "Too many wrong tokens are being tried.",

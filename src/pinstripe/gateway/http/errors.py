@@ -46,7 +46,7 @@ class Failure(msgspec.Struct, frozen=True):
     error: Problem
 
 
-class Rejected(Exception):
+class HTTPError(Exception):
     """Raised by an endpoint to answer with a failure, from however deep below it."""
 
     def __init__(

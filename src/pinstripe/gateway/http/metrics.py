@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.gateway.live.status_board import Board, Live
+from pinstripe.gateway.live.status_board import Live, StatusBoard
 from pinstripe.store.status import estimate_rows
 
 MEDIA = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,7 +49,7 @@ class Metrics:
 
     def __init__(
         self,
-        board: Board,
+        board: StatusBoard,
         reads: Reads,
         meters: Meters,
         *,

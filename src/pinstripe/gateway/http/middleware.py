@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.http.errors import Rejected, failure, failure_of
+from pinstripe.gateway.http.errors import HTTPError, failure, failure_of
 from pinstripe.gateway.http.metrics import Meters, status_class
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ _ONCE = frozenset((b"authorization", b"host", b"origin", b"stripe-account", b"st
 """Headers that let somebody in: a server in front may judge the one, we the other."""
 
 
-class Outside:
+class EdgeMiddleware:
     """`app` with all of that round it."""
 
     def __init__(self, app: ASGIApp, meters: Meters, *, https: bool = False) -> None:
@@ -68,7 +68,7 @@ class Outside:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise Rejected(
+                raise HTTPError(
                     408, "too_slow", f"The body did not come within {BODY_S:.0f} s."
                 ) from None
             taken += len(message.get("body", b""))
@@ -100,18 +100,18 @@ class Outside:
 def _check(scope: Scope) -> None:
     """What no route of ours takes."""
     if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
-        raise Rejected(400, "bad_request", "The address holds the character NUL.")
+        raise HTTPError(400, "bad_request", "The address holds the character NUL.")
     seen: set[bytes] = set()
     for name, value in scope["headers"]:
         if name in _ONCE and name in seen:
-            raise Rejected(400, "bad_request", f"The header {name.decode()} is there twice.")
+            raise HTTPError(400, "bad_request", f"The header {name.decode()} is there twice.")
         seen.add(name)
         if name == b"content-length" and value.isdigit() and int(value[:20]) > BODY_BYTES:
             raise _too_large()
 
 
-def _too_large() -> Rejected:
-    return Rejected(
+def _too_large() -> HTTPError:
+    return HTTPError(
         413, "too_large", f"The body is larger than {BODY_BYTES // 1024 // 1024} MB.", hint=""
     )
 
@@ -119,7 +119,7 @@ def _too_large() -> Rejected:
 def _answer(error: Exception) -> Response | None:
     if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         return _answer(error.exceptions[0])
-    if isinstance(error, Rejected):
+    if isinstance(error, HTTPError):
         return error.response()
     if isinstance(error, PinstripeError):
         return failure_of(error)

@@ -21,7 +21,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.mirror.change_feed import CHANNEL
 from pinstripe.store.changes import Change, Wanted, changes_after, newest_position
-from pinstripe.store.pool import connect_dedicated, hang_up, translated
+from pinstripe.store.pool import close_quietly, connect_dedicated, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class _Tail:
         self.grown = asyncio.Event()
 
 
-class Feed:
+class ChangeStream:
     """`run` it once; without that readers live by the polling net alone."""
 
     def __init__(self, reads: Reads, database_url: Callable[[], str | None]) -> None:
@@ -193,7 +193,7 @@ class Feed:
                 if closed.is_set():
                     return
         finally:
-            await hang_up(connection)
+            await close_quietly(connection)
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         tail = self._tails.get(str(payload).rpartition(" ")[0])

@@ -23,9 +23,9 @@ import structlog
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.syncs import StoredSync, SyncControl
-from pinstripe.store.heartbeats import STALE_S, ProcessState, load_processes
+from pinstripe.store.heartbeats import STALE_S, WorkerHeartbeat, load_heartbeats
 from pinstripe.store.pool import Connection
-from pinstripe.store.status import Standing, load_standings
+from pinstripe.store.status import SyncSummary, load_summaries
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -77,11 +77,11 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     served: bool
     pid: int | None
     restarts: int
-    process: ProcessState | None
+    process: WorkerHeartbeat | None
     """What its process says of itself; null if it said nothing for ten seconds."""
 
 
-class Board:
+class StatusBoard:
     """`run` it once. Without that, `look` makes one look."""
 
     def __init__(
@@ -172,15 +172,15 @@ class Board:
         self._looked.set()
 
     async def _look(self) -> None:
-        standings: dict[str, Standing] = {}
-        processes: dict[str, tuple[ProcessState, float]] = {}
+        standings: dict[str, SyncSummary] = {}
+        processes: dict[str, tuple[WorkerHeartbeat, float]] = {}
         trouble = ""
         stored = self._stored
         try:
             async with asyncio.timeout(_LOOK_S):
                 stored = await self._control.list()
             async with self._reads.connection(longest_s=_LOOK_S) as connection:
-                standings = await load_standings(connection)
+                standings = await load_summaries(connection)
                 processes = await _processes(connection)
         except (PinstripeError, TimeoutError) as error:
             trouble = getattr(error, "message", "Postgres does not answer.")
@@ -209,17 +209,17 @@ class Board:
             self._lags[sync_id].append(LagSample(live.at, live.lag_s))
 
 
-async def _processes(connection: Connection) -> dict[str, tuple[ProcessState, float]]:
+async def _processes(connection: Connection) -> dict[str, tuple[WorkerHeartbeat, float]]:
     """Databases that an older version made have no such table."""
     if await connection.fetchval("SELECT to_regclass('pinstripe.process')") is None:
         return {}
-    return await load_processes(connection)
+    return await load_heartbeats(connection)
 
 
 def _live(
     sync: StoredSync,
-    standing: Standing | None,
-    process: tuple[ProcessState, float] | None,
+    standing: SyncSummary | None,
+    process: tuple[WorkerHeartbeat, float] | None,
     now: float,
     trouble: str,
 ) -> Live:
@@ -256,7 +256,7 @@ SLOWEST_S = 60.0
 
 
 def trouble_of(
-    sync: StoredSync, standing: Standing | None, told: ProcessState | None, *, database: str
+    sync: StoredSync, standing: SyncSummary | None, told: WorkerHeartbeat | None, *, database: str
 ) -> tuple[str, str]:
     """(reason, remedy) why the copy is not ready; both "" where all is well.
 

@@ -27,8 +27,8 @@ import msgspec
 import structlog
 
 from pinstripe.errors import Unreachable
-from pinstripe.gateway.http.errors import Rejected
-from pinstripe.gateway.proxy.upstream import Unanswered, Upstream
+from pinstripe.gateway.http.errors import HTTPError
+from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError
 from pinstripe.gateway.syncs import OpenSync, Syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -124,7 +124,7 @@ def _key_in(authorization: bytes) -> bytes:
     return b""
 
 
-class Callers:
+class AccountResolver:
     """The keys that this process has met, as accounts."""
 
     def __init__(
@@ -187,7 +187,7 @@ class Callers:
         if self._recall(self._place(shown)) is not None:
             return sync is not None and self.known(shown) is sync
         if self._strangers >= _MOST_STRANGERS:
-            raise Rejected(
+            raise HTTPError(
                 429,
                 "too_many_keys",
                 "Too many keys that are new here are being looked up.",
@@ -272,7 +272,7 @@ class Callers:
         try:
             came = await self._upstream.send("GET", self._url, headers)
             body, whole = await came.read(_ANSWER)
-        except Unanswered as error:
+        except UpstreamError as error:
             raise Unreachable(f"Whose key it is cannot be asked: {error.reason}.") from None
         if not whole:
             came.close()

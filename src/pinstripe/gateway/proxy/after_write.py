@@ -14,9 +14,9 @@ from time import monotonic
 import structlog
 
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.proxy.mirroring import Asked
+from pinstripe.gateway.proxy.mirroring import ProxyRequest
 from pinstripe.gateway.proxy.request import Headers
-from pinstripe.gateway.proxy.upstream import Exchange
+from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ _HUNG_S = 10.0
 _AS_OF = "SELECT as_of FROM pinstripe.cursor WHERE schema = $1 AND stream = 'events'"
 
 
-class Aftermath:
+class AfterWrite:
     """Rings, waits, and how far the database is true."""
 
     def __init__(self, ring: Ring | None, wait_for_request: WaitForRequest | None) -> None:
@@ -46,12 +46,12 @@ class Aftermath:
         self._looked: dict[str, float] = {}
         self._looking: dict[str, asyncio.Task[None]] = {}
 
-    def written(self, sync: OpenSync | None, came: Exchange) -> None:
+    def written(self, sync: OpenSync | None, came: UpstreamResponse) -> None:
         """A write was answered. Nothing happened where Stripe did not let it in."""
         if came.status not in (401, 403, 404, 429):
             self._ring_soon(sync)
 
-    def unanswered(self, sync: OpenSync | None, asked: Asked) -> None:
+    def unanswered(self, sync: OpenSync | None, asked: ProxyRequest) -> None:
         """A write may have happened: its events will tell."""
         if asked.writes:
             self._ring_soon(sync)
@@ -67,7 +67,7 @@ class Aftermath:
         return min(float(told), MOST_S) if told.isdigit() and len(told) < 10 else 0.0
 
     async def waited(
-        self, sync: OpenSync | None, asked: Asked, came: Exchange, wait_s: float
+        self, sync: OpenSync | None, asked: ProxyRequest, came: UpstreamResponse, wait_s: float
     ) -> bool | None:
         """Holds a write until its events are applied; None where there is nothing to wait for."""
         if not wait_s or not asked.writes or not 200 <= came.status < 300:

@@ -42,34 +42,34 @@ from pinstripe.errors import (
     Unreachable,
     Unwritable,
 )
-from pinstripe.gateway.proxy.accounts import Callers, Credentials
+from pinstripe.gateway.proxy.accounts import AccountResolver, Credentials
 from pinstripe.gateway.proxy.objects import (
     LAG_S,
-    Place,
-    Reading,
-    Standing,
+    ObjectKey,
+    ParsedResponse,
     TooLarge,
+    Trust,
     Unreadable,
+    as_of_exchange,
     collection_table,
     is_preview,
     parents_of,
     read,
-    truth_of_exchange,
     unpack,
 )
 from pinstripe.gateway.proxy.request import MIRRORED, Target
-from pinstripe.gateway.proxy.response_cache import RowVersions, Seen, Unchanged
-from pinstripe.gateway.proxy.upstream import Exchange, Unanswered, Upstream
+from pinstripe.gateway.proxy.response_cache import CachedRowVersions, ResponseCache, Seen
+from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import Cause, Truth, truth_of
-from pinstripe.rows.extract import Found, Row
-from pinstripe.source.resolve import bury, has_address
+from pinstripe.rows.as_of import AsOf, Cause, as_of_response
+from pinstripe.rows.extract import Row, RowSet
+from pinstripe.source.resolve import has_address, mark_deleted
 from pinstripe.source.source import LIVE, retrieve_endpoint
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Todo, add_todos
+from pinstripe.store.refetch import Refetch, add_refetches
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -98,7 +98,7 @@ _MOST_OPEN = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MirrorResult:
     """What became of an answer's objects. `reason` is empty for "yes"."""
 
     mirrored: Mirrored
@@ -107,13 +107,13 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ProxyRequest:
     """The request, as far as its answer's meaning hangs on it. `seen`: row versions before it was sent."""
 
     method: str
     target: Target
     headers: Sequence[tuple[str, str]] = field(repr=False)
-    shown: Credentials | None
+    credentials: Credentials | None
     seen: Seen
 
     @property
@@ -121,46 +121,48 @@ class Asked:
         return self.method not in ("GET", "HEAD", "OPTIONS")
 
 
-class Answers:
+class ResponseMirror:
     """The mirror of what is answered. `waiting`: answers whose rows are not in Postgres yet."""
 
     def __init__(
         self,
         syncs: Syncs,
-        callers: Callers,
+        callers: AccountResolver,
         upstream: Upstream,
         *,
-        versions: RowVersions,
+        versions: CachedRowVersions,
         patience_s: float,
     ) -> None:
-        self.later = Later(syncs, self._fetch_later)
+        self.later = DeferredFetches(syncs, self._fetch_later)
         self._syncs = syncs
         self._callers = callers
         self._upstream = upstream
-        self._unchanged = Unchanged(versions)
+        self._unchanged = ResponseCache(versions)
         self._patience_s = patience_s
-        self._open: set[asyncio.Task[Outcome]] = set()
+        self._open: set[asyncio.Task[MirrorResult]] = set()
         self._stuck: set[str] = set()
 
     @property
     def waiting(self) -> int:
         return len(self._open) + len(self.later)
 
-    async def mirror(self, asked: Asked, came: Exchange, body: bytes) -> Outcome:
+    async def mirror(
+        self, asked: ProxyRequest, came: UpstreamResponse, body: bytes
+    ) -> MirrorResult:
         """Returns when the answer's objects are in Postgres, or the patience is over."""
         if asked.target.host not in MIRRORED:
-            return Outcome("no", "host")
+            return MirrorResult("no", "host")
         if is_preview(asked.target.path):
-            return Outcome("no", "preview")
-        if asked.shown is None:
-            return Outcome("no", "unknown-account")
-        sync = self._callers.known(asked.shown)
+            return MirrorResult("no", "preview")
+        if asked.credentials is None:
+            return MirrorResult("no", "unknown-account")
+        sync = self._callers.known(asked.credentials)
         task = asyncio.create_task(self._guarded(asked, came, body))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
         stuck = sync is not None and (sync.mirror.trouble or sync.id in self._stuck)
         done, _ = await asyncio.wait((task,), timeout=_STUCK_S if stuck else self._patience_s)
-        return task.result() if done else Outcome("later", "postgres", sync)
+        return task.result() if done else MirrorResult("later", "postgres", sync)
 
     async def close(self, *, grace_s: float = 5.0) -> None:
         """Lets what is under way end, for so long."""
@@ -171,57 +173,66 @@ class Answers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _guarded(self, asked: Asked, came: Exchange, body: bytes) -> Outcome:
+    async def _guarded(
+        self, asked: ProxyRequest, came: UpstreamResponse, body: bytes
+    ) -> MirrorResult:
         sync: OpenSync | None = None
         try:
-            assert asked.shown is not None  # noqa: S101 (`mirror` looked)
-            sync = await self._callers.sync_of(asked.shown)
+            assert asked.credentials is not None  # noqa: S101 (`mirror` looked)
+            sync = await self._callers.sync_of(asked.credentials)
             if sync is None:
-                return Outcome("no", "unknown-account")
+                return MirrorResult("no", "unknown-account")
             return await self._kept(sync, asked, came, body)
         except TooLarge:
-            return Outcome("no", "too-large", sync)
+            return MirrorResult("no", "too-large", sync)
         except Unreadable:
-            return Outcome("no", "unreadable", sync)
+            return MirrorResult("no", "unreadable", sync)
         except PinstripeError as error:
             _log.warning("proxy.unmirrored", path=asked.target.path, error=error.message)
-            return Outcome("later" if sync is not None else "no", "stripe", sync)
+            return MirrorResult("later" if sync is not None else "no", "stripe", sync)
         except Exception:
             # The outermost ring around what is ours: Stripe has answered, and that comes first.
             _log.exception("proxy.failed", method=asked.method, path=asked.target.path)
-            return Outcome("no", "internal", sync)
+            return MirrorResult("no", "internal", sync)
 
-    async def _kept(self, sync: OpenSync, asked: Asked, came: Exchange, body: bytes) -> Outcome:
+    async def _kept(
+        self, sync: OpenSync, asked: ProxyRequest, came: UpstreamResponse, body: bytes
+    ) -> MirrorResult:
         path = asked.target.path
         unpacked = await unpack(body, came.header(b"content-encoding"))
         digest = b""
         if not asked.writes and is_ours(sync, came):
             digest = self._unchanged.digest(sync, asked.target, unpacked)
             if await self._unchanged.holds(sync, digest):
-                return Outcome("yes", "", sync)
+                return MirrorResult("yes", "", sync)
         parents = parents_of(path, asked.target.query)
         reading = read(unpacked, sync.mirror.extractor, parents)
         if any(mode != sync.livemode for mode in reading.modes):
-            return Outcome("no", "other-mode", sync)
+            return MirrorResult("no", "other-mode", sync)
         if not any(table in sync.mirror.tables for table in reading.found.rows):
-            return Outcome("no", "no-objects", sync)
+            return MirrorResult("no", "no-objects", sync)
         outcome = await self._mirrored(sync, asked, came, reading, digest)
         is_wanted = reading.top is None or reading.top[0] in sync.mirror.tables
         if outcome.mirrored == "yes" and not (reading.whole and is_wanted):
             # What it holds are rows; what was answered has no table.
             self._unchanged.forget(digest)
-            return Outcome("no", "no-objects", sync)
+            return MirrorResult("no", "no-objects", sync)
         return outcome
 
     async def _mirrored(
-        self, sync: OpenSync, asked: Asked, came: Exchange, reading: Reading, digest: bytes
-    ) -> Outcome:
-        standing = standing_of(sync, asked, came, reading)
+        self,
+        sync: OpenSync,
+        asked: ProxyRequest,
+        came: UpstreamResponse,
+        reading: ParsedResponse,
+        digest: bytes,
+    ) -> MirrorResult:
+        standing = trust_of(sync, asked, came, reading)
         if standing == "hint":
             return await self._asked_again(sync, asked, came, reading)
         lag_s = LAG_S if standing == "lagging" else 0.0
         cause = Cause("", came.header(b"request-id").decode("latin-1")) if asked.writes else None
-        truth = truth_of_exchange(came, lag_s=lag_s, cause=cause)
+        truth = as_of_exchange(came, lag_s=lag_s, cause=cause)
         effect = None
         if asked.writes:
             effect = follow_up(sync, reading.found, truth)
@@ -233,12 +244,12 @@ class Answers:
         return outcome
 
     async def _asked_again(
-        self, sync: OpenSync, asked: Asked, came: Exchange, reading: Reading
-    ) -> Outcome:
+        self, sync: OpenSync, asked: ProxyRequest, came: UpstreamResponse, reading: ParsedResponse
+    ) -> MirrorResult:
         """Objects that may not be written as they are shown."""
         places = list(reading.places())
         if not asked.writes:
-            again = await ask_again(self._upstream, sync, asked.target, asked.headers)
+            again = await repeat_request(self._upstream, sync, asked.target, asked.headers)
             if again is not None:
                 outcome = await self._put(sync, asked, *again)
                 # What our version does not show at this place (a customer's sources) is fetched.
@@ -246,33 +257,33 @@ class Answers:
                 if outcome.mirrored != "yes" or not places:
                     return outcome
             elif reading.top is None:
-                return Outcome("no", "version", sync)
+                return MirrorResult("no", "version", sync)
         parents = parents_of(asked.target.path, asked.target.query)
         if len(self._open) > _MOST_OPEN:
             self.later.add(sync.id, first_ways(sync, reading.found, places, parents))
-            return Outcome("later", "version", sync)
+            return MirrorResult("later", "version", sync)
         try:
             whole = await fetch_again(sync, reading.found, places, parents)
         except (Unreachable, Unwritable):
             self.later.add(sync.id, first_ways(sync, reading.found, places, parents))
-            return Outcome("later", "stripe", sync)
-        return Outcome("yes", "", sync) if whole else Outcome("later", "version", sync)
+            return MirrorResult("later", "stripe", sync)
+        return MirrorResult("yes", "", sync) if whole else MirrorResult("later", "version", sync)
 
     async def _put(
         self,
         sync: OpenSync,
-        asked: Asked,
-        found: Found,
-        truth: Truth,
+        asked: ProxyRequest,
+        found: RowSet,
+        truth: AsOf,
         *,
         effect: Effect | None = None,
-    ) -> Outcome:
+    ) -> MirrorResult:
         """Writes the rows, and waits for those that are contested."""
         mirror = sync.mirror
         if mirror.queued >= QUEUE_ROWS:
             # Postgres takes nothing, and this is all that may be held in memory.
             self.later.add(sync.id, _retrievable(sync, asked, found))
-            return Outcome("later", "postgres", sync)
+            return MirrorResult("later", "postgres", sync)
         if not asked.writes:
             await mirror.room(found)
         durable = mirror.submit(
@@ -284,26 +295,26 @@ class Answers:
         )
         await self._watched(sync, durable)
         if durable.cancelled():
-            return Outcome("later", "postgres", sync)  # The sync is being closed.
+            return MirrorResult("later", "postgres", sync)  # The sync is being closed.
         error = durable.exception()
         if isinstance(error, Drifted):
             _log.warning("proxy.drifted", path=asked.target.path, error=error.message)
-            return Outcome("no", "internal", sync)
+            return MirrorResult("no", "internal", sync)
         if error is not None:
             self.later.add(sync.id, _retrievable(sync, asked, found))
-            return Outcome("later", "postgres", sync)
+            return MirrorResult("later", "postgres", sync)
         if mirror.is_refused(found):
-            return Outcome(
+            return MirrorResult(
                 "later", "postgres", sync
             )  # Without a row that Postgres refuses; it is owed.
-        contests = mirror.settling(found)
-        if contests:
-            await asyncio.wait(contests)
+        conflicts = mirror.resolving(found)
+        if conflicts:
+            await asyncio.wait(conflicts)
             if not all(
-                not t.cancelled() and t.exception() is None and t.result() for t in contests
+                not t.cancelled() and t.exception() is None and t.result() for t in conflicts
             ):
-                return Outcome("later", "stripe", sync)
-        return Outcome("yes", "", sync)
+                return MirrorResult("later", "stripe", sync)
+        return MirrorResult("yes", "", sync)
 
     async def _watched(self, sync: OpenSync, durable: asyncio.Future[None]) -> None:
         """Waits for a commit; one that takes longer than the patience marks the sync as stuck."""
@@ -322,12 +333,14 @@ class Answers:
             await go(sync, way)
 
 
-def is_ours(sync: OpenSync, came: Exchange) -> bool:
+def is_ours(sync: OpenSync, came: UpstreamResponse) -> bool:
     """Whether the answer is in the version of the tables."""
     return came.header(b"stripe-version") == sync.mirror.api_version.encode()
 
 
-def standing_of(sync: OpenSync, asked: Asked, came: Exchange, reading: Reading) -> Standing:
+def trust_of(
+    sync: OpenSync, asked: ProxyRequest, came: UpstreamResponse, reading: ParsedResponse
+) -> Trust:
     """How far the answer may be taken at its word."""
     replayed = came.header(b"idempotent-replayed").lower() == b"true"
     if replayed or not (is_ours(sync, came) or reading.deleted):
@@ -335,7 +348,7 @@ def standing_of(sync: OpenSync, asked: Asked, came: Exchange, reading: Reading) 
     return "lagging" if asked.target.path.endswith("/search") else "now"
 
 
-def _retrievable(sync: OpenSync, asked: Asked, found: Found) -> list[Way]:
+def _retrievable(sync: OpenSync, asked: ProxyRequest, found: RowSet) -> list[Way]:
     places = [(table, key) for table, group in found.rows.items() for key in group]
     parents = parents_of(asked.target.path, asked.target.query)
     return list(first_ways(sync, found, places, parents))
@@ -356,9 +369,9 @@ _NOT_REPEATED = frozenset(
 )
 
 
-async def ask_again(
+async def repeat_request(
     upstream: Upstream, sync: OpenSync, target: Target, headers: Sequence[tuple[str, str]]
-) -> tuple[Found, Truth] | None:
+) -> tuple[RowSet, AsOf] | None:
     """A GET of the caller's in our version; None where Stripe does not answer that with objects."""
     asked = [(n, v) for n, v in headers if n not in _NOT_REPEATED]
     asked += [("stripe-version", sync.mirror.api_version), ("accept-encoding", "gzip")]
@@ -372,13 +385,13 @@ async def ask_again(
             return None
         unpacked = await unpack(body, came.header(b"content-encoding"))
         reading = read(unpacked, sync.mirror.extractor, parents_of(target.path, target.query))
-    except (Unanswered, Unreadable):
+    except (UpstreamError, Unreadable):
         return None
-    return reading.found, truth_of_exchange(came)
+    return reading.found, as_of_exchange(came)
 
 
 async def fetch_again(
-    sync: OpenSync, found: Found, places: Iterable[Place], parents: Mapping[str, str]
+    sync: OpenSync, found: RowSet, places: Iterable[ObjectKey], parents: Mapping[str, str]
 ) -> bool:
     """Fetches the objects at `places` of an answer that is a hint, those that hold others first.
 
@@ -386,9 +399,9 @@ async def fetch_again(
     request at all shows is written as the answer has it. Gives whether each is a row now; of those that
     are not, it is noted what is to be requested. Raises what `Stripe.get` and `Mirror.put` raise.
     """
-    covered: set[Place] = set()
-    asked: dict[Place, Way] = {}
-    unreachable: list[Place] = []
+    covered: set[ObjectKey] = set()
+    asked: dict[ObjectKey, Way] = {}
+    unreachable: list[ObjectKey] = []
     requests = 0
     for place in places:
         if place in covered or place[0] not in sync.mirror.tables:
@@ -410,9 +423,11 @@ async def fetch_again(
     if missing:
         now = sync.source.now()
         ways_left = [asked[place] for place in sorted(missing) if place in asked]
-        todos = [Todo(w.kind, w.table, w.key, w.parent, since=now) for w in ways_left if w.kind]
+        refetches = [
+            Refetch(w.kind, w.table, w.key, w.parent, since=now) for w in ways_left if w.kind
+        ]
         async with sync.source.transaction() as connection:
-            await add_todos(connection, sync.schema, todos)
+            await add_refetches(connection, sync.schema, refetches)
     return not missing
 
 
@@ -431,7 +446,7 @@ class Way:
 
 
 def ways_to(
-    sync: OpenSync, found: Found, place: Place, parents: Mapping[str, str]
+    sync: OpenSync, found: RowSet, place: ObjectKey, parents: Mapping[str, str]
 ) -> Sequence[Way]:
     """The requests that may show the object at `place`, the surest first.
 
@@ -461,7 +476,7 @@ def ways_to(
 
 
 def first_ways(
-    sync: OpenSync, found: Found, places: Iterable[Place], parents: Mapping[str, str]
+    sync: OpenSync, found: RowSet, places: Iterable[ObjectKey], parents: Mapping[str, str]
 ) -> Iterator[Way]:
     """The surest request for each object that any request shows."""
     for place in places:
@@ -474,7 +489,7 @@ def _is_plain(table: str) -> bool:
     return where is not None and not where.parent_parameter
 
 
-def _parents_in(sync: OpenSync, found: Found, place: Place) -> dict[str, str]:
+def _parents_in(sync: OpenSync, found: RowSet, place: ObjectKey) -> dict[str, str]:
     """Ids by table of the objects that the row at `place` says it belongs to."""
     table, key = place
     row = found.rows.get(table, {}).get(key)
@@ -488,7 +503,7 @@ def _parents_in(sync: OpenSync, found: Found, place: Place) -> dict[str, str]:
     }
 
 
-async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[Place]:
+async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[ObjectKey]:
     """Makes the request and mirrors what it shows; gives the rows. What Stripe refuses shows nothing.
 
     `key`: the object that a list is read for; to its end without one.
@@ -497,11 +512,11 @@ async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[Place]:
         if way.kind == "children":
             return await _list_children(sync, way, key)
         if way.kind is None:
-            reply = await sync.source.stripe.get(
+            response = await sync.source.stripe.get(
                 way.path, endpoint=f"GET {way.path}", priority=LIVE
             )
-            found = sync.source.extract([read_object(reply, way.path)], {})
-            await sync.mirror.put(found, truth_of(reply))
+            found = sync.source.extract([read_object(response, way.path)], {})
+            await sync.mirror.put(found, as_of_response(response))
             return _places_in(found)
         return await fetch_one(sync, (way.table, way.key), parent=way.parent)
     except Refused as error:
@@ -509,7 +524,7 @@ async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[Place]:
         return set()
 
 
-async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[Place]:
+async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[ObjectKey]:
     endpoint = next(
         e
         for e in list_endpoints()
@@ -528,7 +543,7 @@ async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[Place
     return {(way.table, key) for key in shown}
 
 
-async def _write_as_shown(sync: OpenSync, found: Found, places: Iterable[Place]) -> None:
+async def _write_as_shown(sync: OpenSync, found: RowSet, places: Iterable[ObjectKey]) -> None:
     """Rows of types that no request shows (a portal session): the answer is all that there will be.
 
     Their fields may stand elsewhere in our version; those that our tables know under the same name are
@@ -541,16 +556,16 @@ async def _write_as_shown(sync: OpenSync, found: Found, places: Iterable[Place])
             rows.setdefault(table, {})[key] = row
     if rows:
         now = sync.source.now()
-        await sync.mirror.put(Found(rows=rows), Truth(now - _SHOWN_S, now))
+        await sync.mirror.put(RowSet(rows=rows), AsOf(now - _SHOWN_S, now))
 
 
-async def _not_rows(sync: OpenSync, places: Iterable[Place]) -> set[Place]:
+async def _not_rows(sync: OpenSync, places: Iterable[ObjectKey]) -> set[ObjectKey]:
     """Those that are not in their tables."""
     keys: dict[str, list[str]] = {}
     for table, key in places:
         if table in sync.mirror.tables:
             keys.setdefault(table, []).append(key)
-    missing: set[Place] = set()
+    missing: set[ObjectKey] = set()
     async with sync.pool.acquire() as connection:
         for table, wanted in keys.items():
             rows = await connection.fetch(
@@ -560,11 +575,11 @@ async def _not_rows(sync: OpenSync, places: Iterable[Place]) -> set[Place]:
     return missing
 
 
-def _places_in(found: Found) -> set[Place]:
+def _places_in(found: RowSet) -> set[ObjectKey]:
     return {(name, each) for name, group in found.rows.items() for each in group}
 
 
-def follow_up(sync: OpenSync, found: Found, truth: Truth) -> Effect | None:
+def follow_up(sync: OpenSync, found: RowSet, truth: AsOf) -> Effect | None:
     """Notes what a write's answer shows in part, in the transaction that writes the rest.
 
     Objects whose lists it cut at ten, and those that it names as they were at another time.
@@ -574,16 +589,16 @@ def follow_up(sync: OpenSync, found: Found, truth: Truth) -> Effect | None:
     named = [p for p in sorted(found.elsewhere) if p[0] in sync.mirror.tables and has_address(p[0])]
     if not wanted and not named:
         return None
-    todos = [Todo("fetch", table, key, since=truth.hi) for table, key in wanted]
-    todos += [Todo("relate", table, key, since=truth.hi) for table, key in named]
+    refetches = [Refetch("fetch", table, key, since=truth.hi) for table, key in wanted]
+    refetches += [Refetch("relate", table, key, since=truth.hi) for table, key in named]
 
     async def note(connection: Connection) -> None:
-        await add_todos(connection, sync.schema, todos)
+        await add_refetches(connection, sync.schema, refetches)
 
     return note
 
 
-async def fetch_one(sync: OpenSync, place: Place, *, parent: str = "") -> set[Place]:
+async def fetch_one(sync: OpenSync, place: ObjectKey, *, parent: str = "") -> set[ObjectKey]:
     """Retrieves one object and mirrors it; gives the rows that it held. One that is gone is flagged.
 
     `parent` is the id that stands before its own in the path. Raises Refused where the sync's key may
@@ -596,15 +611,15 @@ async def fetch_one(sync: OpenSync, place: Place, *, parent: str = "") -> set[Pl
     source = sync.source
     version = await source.version(table, key)
     try:
-        reply = await source.get_object(where, key, parent, LIVE)
+        response = await source.get_object(where, key, parent, LIVE)
     except NotFound:
-        await bury(source, table, key, over=version)
+        await mark_deleted(source, table, key, over=version)
         return {place}
     above = {collection_table(where.path[: where.path.index("/{")]) or "": parent} if parent else {}
-    found = source.extract([read_object(reply, where.path)], above)
+    found = source.extract([read_object(response, where.path)], above)
     await source.follow_all(found, priority=LIVE)
     over = {place: version} if version is not None else None
-    await sync.mirror.put(found, truth_of(reply), over=over)
+    await sync.mirror.put(found, as_of_response(response), over=over)
     return _places_in(found)
 
 
@@ -616,7 +631,7 @@ Fetch = Callable[[str, Way], Awaitable[None]]
 """(sync id, request) -> make it and mirror what it shows."""
 
 
-class Later:
+class DeferredFetches:
     """Requests to make, oldest first. `lost` counts those beyond the bound."""
 
     def __init__(

@@ -25,16 +25,16 @@ from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import reply_of
+from pinstripe.client.response import response_of
 from pinstripe.client.transport import Answer
-from pinstripe.gateway.proxy.upstream import Exchange
-from pinstripe.rows.as_of import Cause, Truth
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.gateway.proxy.upstream import UpstreamResponse
+from pinstripe.rows.as_of import AsOf, Cause
+from pinstripe.rows.extract import Extractor, RowSet
 
-Place = tuple[str, str]
+ObjectKey = tuple[str, str]
 """(table, key) of a row."""
 
-Standing = Literal["now", "lagging", "hint"]
+Trust = Literal["now", "lagging", "hint"]
 """How far an answer may be taken at its word.
 
 `now`: true at the time of the answer. `lagging`: search results, whose index runs behind. `hint`: of
@@ -72,19 +72,19 @@ class TooLarge(Unreadable):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedResponse:
     """`top` is the object that was answered, None for lists. `modes`: the `livemode`s it names.
 
     `whole`: each object that was answered, nested ones aside, has a table and a key.
     """
 
-    found: Found
-    top: Place | None
+    found: RowSet
+    top: ObjectKey | None
     deleted: bool
     modes: frozenset[bool]
     whole: bool = True
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[ObjectKey]:
         """All rows, the object that was answered first."""
         if self.top is not None:
             yield self.top
@@ -106,7 +106,7 @@ def is_preview(path: str) -> bool:
     return _PREVIEW.search(path) is not None
 
 
-def places_of(path: str) -> list[Place]:
+def places_of(path: str) -> list[ObjectKey]:
     """The objects that a path names, from the outside in.
 
     >>> places_of("/v1/invoices/in_1/pay")
@@ -114,7 +114,7 @@ def places_of(path: str) -> list[Place]:
     >>> places_of("/v1/customers/cus_1/balance_transactions/cbtxn_1")[1]
     ('customer_balance_transaction', 'cbtxn_1')
     """
-    found: list[Place] = []
+    found: list[ObjectKey] = []
     shape = ""
     for segment in path.split("/")[1:]:
         table = _collections().get(shape)
@@ -183,7 +183,7 @@ def _unpacked(body: bytes, encoding: bytes) -> Iterator[bytes]:
         body = unpacking.unconsumed_tail
 
 
-def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Reading:
+def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> ParsedResponse:
     """The rows in a JSON body. Raises Unreadable.
 
     Nothing of a credential's is a row: no request shows it again, no event tells of it, and its dates
@@ -193,14 +193,14 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Readi
         told = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable("The body is not JSON.") from error
-    found = Found()
+    found = RowSet()
     if not isinstance(told, dict) or told.get("object") in _CREDENTIALS:
-        return Reading(found, None, deleted=False, modes=frozenset())
+        return ParsedResponse(found, None, deleted=False, modes=frozenset())
     entries = told.get("data")
     if isinstance(entries, list) and "id" not in told:
         objects = [entry for entry in entries if isinstance(entry, dict)]
         keys = [extractor.object(entry, found, parents=parents) for entry in objects]
-        return Reading(found, None, False, _modes(objects), whole=None not in keys)
+        return ParsedResponse(found, None, False, _modes(objects), whole=None not in keys)
     problem = told.get("error")
     # A declined payment: what the request was about, as it is now that it has been refused
     # (https://docs.stripe.com/api/errors).
@@ -211,7 +211,7 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Readi
     top = (table_name(str(told["object"])), key) if key is not None else None
     whole = key is not None or isinstance(problem, dict)
     modes = _modes([told, *held])
-    return Reading(found, top, told.get("deleted") is True, modes, whole=whole)
+    return ParsedResponse(found, top, told.get("deleted") is True, modes, whole=whole)
 
 
 def _modes(objects: list[StripeObject]) -> frozenset[bool]:
@@ -249,12 +249,14 @@ def _parameters() -> Mapping[str, tuple[str, str]]:
     }
 
 
-def truth_of_exchange(came: Exchange, *, lag_s: float = 0.0, cause: Cause | None = None) -> Truth:
+def as_of_exchange(
+    came: UpstreamResponse, *, lag_s: float = 0.0, cause: Cause | None = None
+) -> AsOf:
     """The interval of the objects in the answer; `lag_s` is how old they may be.
 
     For a write it holds as well: Stripe shows the object as the write left it, or as something else
     changed it before the answer was made.
     """
     headers = {"date": came.header(b"date").decode("latin-1")}
-    reply = reply_of(Answer(came.status, headers, b"", came.elapsed_s, came.received_at))
-    return Truth(reply.not_before - lag_s, reply.not_after, cause)
+    response = response_of(Answer(came.status, headers, b"", came.elapsed_s, came.received_at))
+    return AsOf(response.not_before - lag_s, response.not_after, cause)

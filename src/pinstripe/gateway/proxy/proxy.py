@@ -19,22 +19,27 @@ import structlog
 
 from pinstripe.gateway.http.auth import is_loopback
 from pinstripe.gateway.proxy.accounts import (
-    Callers,
+    AccountResolver,
     carries_more_than_test_key,
     credentials_of,
     shows_one_of,
 )
-from pinstripe.gateway.proxy.after_write import Aftermath, Ring, WaitForRequest
-from pinstripe.gateway.proxy.mirroring import ANSWER_BYTES, Answers, Asked, Outcome
+from pinstripe.gateway.proxy.after_write import AfterWrite, Ring, WaitForRequest
+from pinstripe.gateway.proxy.mirroring import (
+    ANSWER_BYTES,
+    MirrorResult,
+    ProxyRequest,
+    ResponseMirror,
+)
 from pinstripe.gateway.proxy.objects import is_preview, places_of
 from pinstripe.gateway.proxy.request import (
     API,
-    Astray,
-    HungUp,
+    BadTarget,
+    ClientDisconnected,
     Message,
     Receive,
+    RequestRejected,
     Target,
-    Turned,
     Upload,
     body_of,
     checked,
@@ -42,15 +47,15 @@ from pinstripe.gateway.proxy.request import (
 )
 from pinstripe.gateway.proxy.response import (
     Send,
-    broken,
     is_json,
-    pass_on,
-    refuse,
-    reply_whole,
-    told_headers,
+    our_headers,
+    send_bad_gateway,
+    send_rejected,
+    send_response,
+    stream_response,
 )
-from pinstripe.gateway.proxy.response_cache import RowVersions
-from pinstripe.gateway.proxy.upstream import Exchange, Unanswered, Upstream
+from pinstripe.gateway.proxy.response_cache import CachedRowVersions
+from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -58,7 +63,7 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 BODY_BYTES = 32 * 2**20
 PATIENCE_S = 2.0
 
-Heard = Callable[[str, int, Outcome, float], None]
+Heard = Callable[[str, int, MirrorResult, float], None]
 """(method, status, outcome, seconds in all) of a request that was answered: for metrics."""
 
 
@@ -70,10 +75,10 @@ class Proxy:
         *,
         hosts: Mapping[str, str],
         upstream: Upstream,
-        callers: Callers,
-        answers: Answers,
-        aftermath: Aftermath,
-        versions: RowVersions,
+        callers: AccountResolver,
+        answers: ResponseMirror,
+        aftermath: AfterWrite,
+        versions: CachedRowVersions,
         body_limit: int = BODY_BYTES,
         own_tokens: Sequence[bytes] = (),
         heard: Heard | None = None,
@@ -96,21 +101,23 @@ class Proxy:
         try:
             raw_path = scope.get("raw_path") or scope["path"].encode()
             target = target_of(raw_path, scope["query_string"], self._hosts)
-            if isinstance(target, Astray):
-                raise Turned(target.status, target.reason)
+            if isinstance(target, BadTarget):
+                raise RequestRejected(target.status, target.reason)
             headers = checked(method, scope["headers"], body_limit=self._body_limit)
             if shows_one_of(scope["headers"], self._own_tokens):
-                raise Turned(
+                raise RequestRejected(
                     401, "This is a token of Pinstripe's, not a key of Stripe's: it was not sent."
                 )
             if _crosses_openly(target, scope["headers"]):
-                raise Turned(403, "Only test keys are sent to an http:// address; use https://.")
+                raise RequestRejected(
+                    403, "Only test keys are sent to an http:// address; use https://."
+                )
             body = await body_of(scope["headers"], receive, limit=self._body_limit)
             status, outcome = await self._pass(scope, target, headers, body, send, receive=receive)
-        except Turned as refusal:
-            status, outcome = refusal.status, Outcome("no")
-            await refuse(send, refusal.status, refusal.reason)
-        except HungUp:
+        except RequestRejected as refusal:
+            status, outcome = refusal.status, MirrorResult("no")
+            await send_rejected(send, refusal.status, refusal.reason)
+        except ClientDisconnected:
             return
         if self.heard is not None:
             took = asyncio.get_running_loop().time() - began
@@ -131,66 +138,66 @@ class Proxy:
         send: Send,
         *,
         receive: Receive,
-    ) -> tuple[int, Outcome]:
+    ) -> tuple[int, MirrorResult]:
         """Asks Stripe and answers; gives the status and what became of the objects."""
         method: str = scope["method"]
         shown = credentials_of(scope["headers"])
         sync = self.callers.known(shown) if shown is not None else None
-        asked = Asked(method, target, headers, shown, {})
+        asked = ProxyRequest(method, target, headers, shown, {})
         if sync is not None and asked.writes and not is_preview(target.path):
             places = places_of(target.path)[-1:]
             if places:
-                asked = Asked(
+                asked = ProxyRequest(
                     method, target, headers, shown, await self._versions.read(sync, places)
                 )
         try:
             came = await self._upstream.send(method, target.url, headers, body)
-        except Unanswered as error:
+        except UpstreamError as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
             self._aftermath.unanswered(sync, asked)
-            return await broken(send, asked, error), Outcome("no", "stripe", sync)
+            return await send_bad_gateway(send, asked, error), MirrorResult("no", "stripe", sync)
         wait_s = self._aftermath.wait_of(scope["headers"])
         try:
             gone = receive if not isinstance(body, Upload) or body.is_over else None
             return came.status, await self._answer(asked, came, sync, wait_s, send, receive=gone)
-        except Unanswered as error:
+        except UpstreamError as error:
             self._aftermath.unanswered(sync, asked)
-            return await broken(send, asked, error), Outcome("no", "stripe", sync)
+            return await send_bad_gateway(send, asked, error), MirrorResult("no", "stripe", sync)
 
     async def _answer(
         self,
-        asked: Asked,
-        came: Exchange,
+        asked: ProxyRequest,
+        came: UpstreamResponse,
         sync: OpenSync | None,
         wait_s: float,
         send: Send,
         *,
         receive: Receive | None,
-    ) -> Outcome:
+    ) -> MirrorResult:
         """`receive` tells of the caller's going, where there is nothing else left to receive."""
         if not is_json(came) or asked.method == "HEAD":
-            outcome = Outcome("no", "no-objects", sync)
-            headers = told_headers(outcome, self._aftermath.as_of(sync))
-            await pass_on(send, came, headers, receive=receive)
+            outcome = MirrorResult("no", "no-objects", sync)
+            headers = our_headers(outcome, self._aftermath.as_of(sync))
+            await stream_response(send, came, headers, receive=receive)
             return outcome
         body, whole = await came.read(ANSWER_BYTES)
         if not whole:
-            outcome = Outcome("no", "too-large", sync)
-            headers = told_headers(outcome, self._aftermath.as_of(sync))
-            await pass_on(send, came, headers, begun=body, receive=receive)
+            outcome = MirrorResult("no", "too-large", sync)
+            headers = our_headers(outcome, self._aftermath.as_of(sync))
+            await stream_response(send, came, headers, begun=body, receive=receive)
             return outcome
         if _may_hold_objects(asked, came):
             outcome = await self.answers.mirror(asked, came, body)
         else:
-            outcome = Outcome("no", "no-objects", sync)
+            outcome = MirrorResult("no", "no-objects", sync)
         if asked.writes:
             # Not sooner: the reader would write the same rows at the same moment, and the slower of the
             # two would wait for the other's commit, with the caller.
             self._aftermath.written(outcome.sync or sync, came)
         waited = await self._aftermath.waited(outcome.sync, asked, came, wait_s)
         as_of = self._aftermath.as_of(outcome.sync)
-        await reply_whole(send, came, body, told_headers(outcome, as_of, waited=waited))
+        await send_response(send, came, body, our_headers(outcome, as_of, waited=waited))
         return outcome
 
 
@@ -201,7 +208,7 @@ def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> b
     return carries_more_than_test_key(headers)
 
 
-def _may_hold_objects(asked: Asked, came: Exchange) -> bool:
+def _may_hold_objects(asked: ProxyRequest, came: UpstreamResponse) -> bool:
     """Whether an answer is worth a look: a success, or a refused write (a declined card's intent)."""
     if 200 <= came.status < 300:
         return True
@@ -227,10 +234,10 @@ async def open_proxy(
     account that is synced here, `wait_for_request` for `Pinstripe-Wait`.
     """
     async with Upstream(proxy=http_proxy) as upstream:
-        callers = Callers(syncs, upstream, hosts[API])
-        versions = RowVersions()
-        answers = Answers(syncs, callers, upstream, versions=versions, patience_s=patience_s)
-        aftermath = Aftermath(ring, wait_for_request)
+        callers = AccountResolver(syncs, upstream, hosts[API])
+        versions = CachedRowVersions()
+        answers = ResponseMirror(syncs, callers, upstream, versions=versions, patience_s=patience_s)
+        aftermath = AfterWrite(ring, wait_for_request)
         proxy = Proxy(
             hosts=hosts,
             upstream=upstream,

@@ -63,7 +63,7 @@ _DROPPED = frozenset({b"host", b"expect"})
 """`Host` is Stripe's; `Expect` is answered by the server in front."""
 
 
-class Turned(Exception):
+class RequestRejected(Exception):
     """The request is refused: an HTTP status and why, in words for the caller."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -72,33 +72,41 @@ class Turned(Exception):
         self.reason = reason
 
 
-class HungUp(Exception):
+class ClientDisconnected(Exception):
     """The caller went away before the body was complete: nothing is run."""
 
 
 def checked(method: str, headers: Headers, *, body_limit: int) -> list[tuple[str, str]]:
     """The headers for Stripe. Raises Turned."""
     if method not in METHODS:
-        raise Turned(405, f"The method {method[:20]} is not passed on; {', '.join(METHODS)} are.")
+        raise RequestRejected(
+            405, f"The method {method[:20]} is not passed on; {', '.join(METHODS)} are."
+        )
     seen: set[bytes] = set()
     for name, value in headers:
         if name in _ONCE:
             if name in seen:
-                raise Turned(400, f"The header {name.decode('latin-1')} is there twice.")
+                raise RequestRejected(400, f"The header {name.decode('latin-1')} is there twice.")
             if name in _ONE_VALUE and b"," in value:
-                raise Turned(400, f"The header {name.decode('latin-1')} has several values.")
+                raise RequestRejected(
+                    400, f"The header {name.decode('latin-1')} has several values."
+                )
         elif b"_" in name and _is_ours_to_judge(name.replace(b"_", b"-")):
-            raise Turned(400, f"The header {name.decode('latin-1')} is spelt with an underscore.")
+            raise RequestRejected(
+                400, f"The header {name.decode('latin-1')} is spelt with an underscore."
+            )
         seen.add(name)
         if b"\r" in value or b"\n" in value or b"\0" in value:
-            raise Turned(400, "A header has a line break or NUL in it.")
+            raise RequestRejected(400, "A header has a line break or NUL in it.")
     if b"content-length" in seen and b"transfer-encoding" in seen:
-        raise Turned(400, "Content-Length and Transfer-Encoding exclude each other.")
+        raise RequestRejected(400, "Content-Length and Transfer-Encoding exclude each other.")
     if {b"stripe-account", b"stripe-context"} <= seen:
         _agree(dict(headers))
     length = announced(headers)
     if length is not None and length > body_limit:
-        raise Turned(413, f"The body has more than {body_limit} bytes, the most that is passed on.")
+        raise RequestRejected(
+            413, f"The body has more than {body_limit} bytes, the most that is passed on."
+        )
     try:
         return [
             (name.decode("ascii"), value.decode())
@@ -106,7 +114,9 @@ def checked(method: str, headers: Headers, *, body_limit: int) -> list[tuple[str
             if name not in _DROPPED
         ]
     except UnicodeDecodeError:
-        raise Turned(400, "A header is not UTF-8, and could not be passed on as it is.") from None
+        raise RequestRejected(
+            400, "A header is not UTF-8, and could not be passed on as it is."
+        ) from None
 
 
 def _is_ours_to_judge(name: bytes) -> bool:
@@ -118,7 +128,7 @@ def _agree(headers: dict[bytes, bytes]) -> None:
     """A context supersedes an account (https://docs.stripe.com/context); both must mean the same."""
     account, context = headers[b"stripe-account"], headers[b"stripe-context"]
     if account != context.rpartition(b"/")[2]:
-        raise Turned(400, "Stripe-Account and Stripe-Context name different accounts.")
+        raise RequestRejected(400, "Stripe-Account and Stripe-Context name different accounts.")
 
 
 def announced(headers: Headers) -> int | None:
@@ -127,7 +137,7 @@ def announced(headers: Headers) -> int | None:
     if told is None:
         return None
     if not told.isdigit() or len(told) > 18:
-        raise Turned(400, "The Content-Length is no number.")
+        raise RequestRejected(400, "The Content-Length is no number.")
     return int(told)
 
 
@@ -158,7 +168,7 @@ class Upload:
     """A large body on its way. `failure`: why it broke off, if it did; `is_over`: it came whole."""
 
     def __init__(self, begun: bytes, rest: AsyncIterator[bytes]) -> None:
-        self.failure: Turned | HungUp | None = None
+        self.failure: RequestRejected | ClientDisconnected | None = None
         self.is_over = False
         self._begun = begun
         self._rest = rest
@@ -170,7 +180,7 @@ class Upload:
             async for part in self._rest:
                 yield part
             self.is_over = True
-        except (Turned, HungUp) as failure:
+        except (RequestRejected, ClientDisconnected) as failure:
             # Remembered here: the HTTP client tells only that the sending failed.
             self.failure = failure
             raise
@@ -186,19 +196,19 @@ async def _parts(receive: Receive, limit: int, length: int | None) -> AsyncItera
             async with asyncio.timeout_at(by):
                 message = await receive()
         except TimeoutError:
-            raise Turned(408, "The body did not come within reasonable time.") from None
+            raise RequestRejected(408, "The body did not come within reasonable time.") from None
         if message["type"] == "http.disconnect":
-            raise HungUp
+            raise ClientDisconnected
         part: bytes = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise Turned(413, "The body is larger than what is passed on.")
+            raise RequestRejected(413, "The body is larger than what is passed on.")
         if part:
             yield part
         if not message.get("more_body"):
             if length is not None and size != length:
                 # The server in front lost some of it: what is left might be another order.
-                raise Turned(400, "The body is not as long as its Content-Length says.")
+                raise RequestRejected(400, "The body is not as long as its Content-Length says.")
             return
 
 
@@ -240,7 +250,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Astray:
+class BadTarget:
     """Why a path leads nowhere: an HTTP status, and the reason in words."""
 
     status: int
@@ -269,7 +279,7 @@ def is_for_proxy(path: str) -> bool:
     return first in ("v1", "v2") or first.endswith(".stripe.com")
 
 
-def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target | Astray:
+def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target | BadTarget:
     """Where a request goes, by its path as it came.
 
     >>> target_of(b"/v1/plans/a%2Fb", b"expand[]=product", STRIPE).url
@@ -284,7 +294,7 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
         host, path = first.decode("latin-1"), slash + rest
     base = hosts.get(host)
     if base is None or raw_path[:1] != b"/":
-        return Astray(404, f"Only Stripe's hosts can be reached here: {', '.join(hosts)}.")
+        return BadTarget(404, f"Only Stripe's hosts can be reached here: {', '.join(hosts)}.")
     wrong = _wrong(path, query)
     if wrong is not None:
         return wrong
@@ -293,19 +303,19 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
     return Target(host, told, asked, f"{base}{told}?{asked}" if asked else base + told)
 
 
-def _wrong(path: bytes, query: bytes) -> Astray | None:
+def _wrong(path: bytes, query: bytes) -> BadTarget | None:
     if len(path) + len(query) > _LONGEST:
-        return Astray(414, f"Path and query are longer than {_LONGEST} bytes.")
+        return BadTarget(414, f"Path and query are longer than {_LONGEST} bytes.")
     if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
-        return Astray(400, "The path or query has characters that must be percent-encoded.")
+        return BadTarget(400, "The path or query has characters that must be percent-encoded.")
     if _STRAY_PERCENT.search(path):
-        return Astray(400, "The path has a % that begins no escape.")
+        return BadTarget(400, "The path has a % that begins no escape.")
     if b"." in path or b"%2" in path:
         # Decoded twice: a server in between may do so once before Stripe does.
         once = unquote_to_bytes(path)
         for seen in (path, once, unquote_to_bytes(once)):
             if {b".", b".."} & set(seen.replace(b"\\", b"/").split(b"/")):
-                return Astray(400, "The path has a segment . or .. in it.")
+                return BadTarget(400, "The path has a segment . or .. in it.")
     return None
 
 

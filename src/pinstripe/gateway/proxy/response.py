@@ -18,9 +18,9 @@ from datetime import datetime
 import msgspec
 import structlog
 
-from pinstripe.gateway.proxy.mirroring import Asked, Outcome
+from pinstripe.gateway.proxy.mirroring import MirrorResult, ProxyRequest
 from pinstripe.gateway.proxy.request import METHODS, Message, Receive
-from pinstripe.gateway.proxy.upstream import Exchange, Unanswered
+from pinstripe.gateway.proxy.upstream import UpstreamError, UpstreamResponse
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -31,12 +31,12 @@ STALLED_S = 60.0
 """How long a caller may take nothing of an answer that is passed on in pieces."""
 
 
-def is_json(came: Exchange) -> bool:
+def is_json(came: UpstreamResponse) -> bool:
     return came.header(b"content-type").startswith(b"application/json")
 
 
-def told_headers(
-    outcome: Outcome, as_of: datetime | None, *, waited: bool | None = None
+def our_headers(
+    outcome: MirrorResult, as_of: datetime | None, *, waited: bool | None = None
 ) -> Headers:
     """Headers of our own."""
     headers = [(b"pinstripe-mirrored", outcome.mirrored.encode())]
@@ -52,16 +52,16 @@ def told_headers(
     return headers
 
 
-async def reply_whole(send: Send, came: Exchange, body: bytes, ours: Headers) -> None:
+async def send_response(send: Send, came: UpstreamResponse, body: bytes, ours: Headers) -> None:
     """The answer with the body that was read."""
     headers = [*came.headers, *ours]
     await send({"type": "http.response.start", "status": came.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def pass_on(
+async def stream_response(
     send: Send,
-    came: Exchange,
+    came: UpstreamResponse,
     ours: Headers,
     *,
     begun: bytes = b"",
@@ -86,7 +86,7 @@ async def pass_on(
                     came.close()
                     return
             await send({"type": "http.response.body", "body": b""})
-    except (Unanswered, TimeoutError) as error:
+    except (UpstreamError, TimeoutError) as error:
         # The body stays without its end, and the server closes the connection: the caller sees that
         # it is not complete.
         _log.info("proxy.cut", reason=str(error) or "the caller took nothing of it")
@@ -102,7 +102,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def broken(send: Send, asked: Asked, error: Unanswered) -> int:
+async def send_bad_gateway(send: Send, asked: ProxyRequest, error: UpstreamError) -> int:
     """502 in Stripe's shape, saying whether the write may have been done."""
     message = f"Stripe did not answer: {error.reason}."
     if not error.sent:
@@ -116,7 +116,7 @@ async def broken(send: Send, asked: Asked, error: Unanswered) -> int:
     return 502
 
 
-async def refuse(send: Send, status: int, reason: str) -> None:
+async def send_rejected(send: Send, status: int, reason: str) -> None:
     """Nothing was passed on."""
     await _say(send, status, "invalid_request_error", reason)
 

@@ -28,12 +28,12 @@ from time import monotonic
 import structlog
 
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.proxy.objects import Place
+from pinstripe.gateway.proxy.objects import ObjectKey
 from pinstripe.gateway.proxy.request import Target
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 
@@ -50,13 +50,15 @@ class _Memory:
     """`rows` is empty while the answer has been seen only once."""
 
     until: float
-    rows: dict[Place, datetime] = field(default_factory=dict)
+    rows: dict[ObjectKey, datetime] = field(default_factory=dict)
 
 
-class Unchanged:
+class ResponseCache:
     """What has been answered lately, by a digest of what was asked and answered."""
 
-    def __init__(self, versions: RowVersions, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, versions: CachedRowVersions, *, clock: Callable[[], float] = monotonic
+    ) -> None:
         self.spared = 0
         """Answers that were not written again."""
         self._versions = versions
@@ -80,9 +82,9 @@ class Unchanged:
         self.spared += 1
         return True
 
-    def effect(self, sync: OpenSync, digest: bytes, found: Found, truth: Truth) -> Effect | None:
+    def effect(self, sync: OpenSync, digest: bytes, found: RowSet, truth: AsOf) -> Effect | None:
         """What, run in the transaction that writes the rows, learns their versions; None if not yet."""
-        if found.again or found.count() > _MOST_ROWS:
+        if found.variants or found.count() > _MOST_ROWS:
             return None
         memory = self._memories.get(digest)
         if memory is None or memory.until < self._clock():
@@ -91,7 +93,7 @@ class Unchanged:
         tables = {t: list(group) for t, group in found.rows.items() if t in sync.mirror.tables}
 
         async def learn(connection: Connection) -> None:
-            rows: dict[Place, datetime] = {}
+            rows: dict[ObjectKey, datetime] = {}
             for table, keys in tables.items():
                 written = await connection.fetch(
                     f"SELECT id, _synced_at FROM {qualified(sync.schema, table)} WHERE id = ANY($1)"
@@ -129,10 +131,10 @@ _IDLE_S = 1.0
 _HUNG_S = 10.0
 """A statement that takes longer has met a server that is gone without a goodbye."""
 
-Seen = dict[Place, datetime]
+Seen = dict[ObjectKey, datetime]
 
 
-class RowVersions:
+class CachedRowVersions:
     """`_synced_at` of rows, as they are now."""
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
@@ -141,7 +143,7 @@ class RowVersions:
         self._readers: dict[int, _Reader] = {}
         self._not_before = 0.0
 
-    async def read(self, sync: OpenSync, places: Sequence[Place]) -> Seen:
+    async def read(self, sync: OpenSync, places: Sequence[ObjectKey]) -> Seen:
         """The versions of those of the rows that are there; none if that cannot be told soon."""
         if sync.mirror.trouble or self._clock() < self._not_before:
             return {}
@@ -196,18 +198,18 @@ class _Reader:
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self.wanted: set[Place] = set()
+        self.wanted: set[ObjectKey] = set()
         self.coming: asyncio.Future[Seen] | None = None
         self._asked = asyncio.Event()
 
-    def ask(self, places: Sequence[Place]) -> asyncio.Future[Seen]:
+    def ask(self, places: Sequence[ObjectKey]) -> asyncio.Future[Seen]:
         if self.coming is None:
             self.coming = asyncio.get_running_loop().create_future()
             self._asked.set()
         self.wanted.update(places)
         return self.coming
 
-    def take(self) -> tuple[set[Place], asyncio.Future[Seen]]:
+    def take(self) -> tuple[set[ObjectKey], asyncio.Future[Seen]]:
         assert self.coming is not None  # noqa: S101 (`is_asked` said so)
         taken = (self.wanted, self.coming)
         self.wanted, self.coming = set(), None
@@ -230,7 +232,7 @@ def _give_up(coming: asyncio.Future[Seen] | None) -> None:
         coming.set_result({})
 
 
-async def _versions(connection: Connection, schema: str, wanted: set[Place]) -> Seen:
+async def _versions(connection: Connection, schema: str, wanted: set[ObjectKey]) -> Seen:
     keys: dict[str, list[str]] = {}
     for table, key in wanted:
         keys.setdefault(table, []).append(key)

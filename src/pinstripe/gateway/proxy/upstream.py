@@ -32,7 +32,7 @@ _REPEATABLE = frozenset({"GET", "HEAD"})
 Body = bytes | AsyncIterable[bytes] | None
 
 
-class Unanswered(Exception):
+class UpstreamError(Exception):
     """No answer, or not all of it. `sent`: Stripe may have seen, and run, the request."""
 
     def __init__(self, reason: str, *, sent: bool) -> None:
@@ -42,7 +42,7 @@ class Unanswered(Exception):
 
 
 @dataclass(slots=True)
-class Exchange:
+class UpstreamResponse:
     """An answer whose head has come. Read its body or `close` it."""
 
     status: int
@@ -76,7 +76,7 @@ class Exchange:
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.close()
-            raise Unanswered(in_words(error), sent=True) from None
+            raise UpstreamError(in_words(error), sent=True) from None
         self._response.release()
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Upstream:
 
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: Body = None
-    ) -> Exchange:
+    ) -> UpstreamResponse:
         """One request; returns when the head of the answer is there. Raises Unanswered.
 
         `url` is sent as it is. What the body's iterator raises comes out as it is.
@@ -141,17 +141,17 @@ class Upstream:
             return await self._try(method, url, headers, body)
         except aiohttp.ServerDisconnectedError as error:
             if method not in _REPEATABLE:
-                raise Unanswered(in_words(error), sent=True) from None
+                raise UpstreamError(in_words(error), sent=True) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unanswered(in_words(error), sent=_may_be_sent(error)) from None
+            raise UpstreamError(in_words(error), sent=_may_be_sent(error)) from None
         try:
             return await self._try(method, url, headers, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unanswered(in_words(error), sent=_may_be_sent(error)) from None
+            raise UpstreamError(in_words(error), sent=_may_be_sent(error)) from None
 
     async def _try(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: Body
-    ) -> Exchange:
+    ) -> UpstreamResponse:
         if self._session is None:
             raise RuntimeError("the connections are not open")
         started = self._clock()
@@ -162,7 +162,7 @@ class Upstream:
             headers=headers,
             allow_redirects=False,
         )
-        return Exchange(
+        return UpstreamResponse(
             response.status,
             end_to_end((name.lower(), value) for name, value in response.raw_headers),
             self._clock() - started,

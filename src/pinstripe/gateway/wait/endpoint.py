@@ -22,11 +22,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.http.errors import JSON, Problem, Rejected, failure, failure_of
+from pinstripe.gateway.http.errors import JSON, HTTPError, Problem, failure, failure_of
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.gateway.wait.progress import Trouble, trouble_of
-from pinstripe.gateway.wait.query import Wish, read_wish
-from pinstripe.gateway.wait.waiter import Waiting, Waits
+from pinstripe.gateway.wait.query import WaitQuery, read_query
+from pinstripe.gateway.wait.waiter import Waiter, WaitState
 
 KINDS = ("stripe",)
 _MOST_OPEN = 10_000
@@ -71,7 +71,7 @@ class WaitEndpoint:
     def __init__(
         self,
         syncs: Syncs,
-        waits: Waits,
+        waits: Waiter,
         *,
         settle_s: float,
         allows: Callable[[Request, OpenSync | None], Awaitable[bool]],
@@ -101,22 +101,22 @@ class WaitEndpoint:
                 )
             if sync is None:
                 raise _unknown(request.path_params["id"])
-            wish = read_wish(request.query_params.multi_items(), settle_s=self._settle_s)
-            _check_tables(sync, wish)
+            options = read_query(request.query_params.multi_items(), settle_s=self._settle_s)
+            _check_tables(sync, options)
             if self.open >= _MOST_OPEN:
                 return failure(503, "too_many", f"{self.open} calls wait already.", "Try again.")
-        except Rejected as no:
+        except HTTPError as no:
             return no.response()
         self.open += 1
         try:
-            return await self._until_gone(request, self._wait(sync, wish, began))
+            return await self._until_gone(request, self._wait(sync, options, began))
         finally:
             self.open -= 1
 
     def _sync_of(self, request: Request) -> OpenSync | None:
         kind, sync_id = request.path_params["kind"], request.path_params["id"]
         if kind not in KINDS:
-            raise Rejected(
+            raise HTTPError(
                 404,
                 "not_found",
                 f"There is nothing to wait for at {kind[:40]!r}.",
@@ -138,10 +138,10 @@ class WaitEndpoint:
                 task.cancel()
             await asyncio.gather(working, leaving, return_exceptions=True)
 
-    async def _wait(self, sync: OpenSync, wish: Wish, began: float) -> Response:
-        waitings, jobs = self._jobs(sync, wish)
+    async def _wait(self, sync: OpenSync, options: WaitQuery, began: float) -> Response:
+        waitings, jobs = self._jobs(sync, options)
         try:
-            async with asyncio.timeout(wish.timeout_s):
+            async with asyncio.timeout(options.timeout_s):
                 await _all(jobs)
                 as_of = await self._waits.reads(sync).as_of()
         except TimeoutError:
@@ -151,30 +151,30 @@ class WaitEndpoint:
         return _json(200, Waited(ok=True, as_of=_shown(as_of), waited_ms=self._ms(began)))
 
     def _jobs(
-        self, sync: OpenSync, wish: Wish
-    ) -> tuple[list[Waiting], list[Callable[[], Awaitable[None]]]]:
-        waitings: list[Waiting] = []
+        self, sync: OpenSync, options: WaitQuery
+    ) -> tuple[list[WaitState], list[Callable[[], Awaitable[None]]]]:
+        waitings: list[WaitState] = []
         jobs: list[Callable[[], Awaitable[None]]] = []
 
         def add(
             what: str, key: str, wait: Callable[..., Awaitable[None]], **more: float | str
         ) -> None:
-            waiting = Waiting(what, key, previews=wish.previews)
+            waiting = WaitState(what, key, previews=options.previews)
             waitings.append(waiting)
             jobs.append(lambda: wait(sync, waiting, **more))
 
-        if wish.is_plain:
-            add("poll", "", self._waits.plain, settle_s=wish.settle_s)
-        for key in wish.requests:
-            add("request", key, self._waits.request, settle_s=wish.settle_s)
-        for key in wish.events:
-            add("event", key, self._waits.event, settle_s=wish.settle_s)
-        for table, key in wish.objects:
+        if options.is_plain:
+            add("poll", "", self._waits.plain, settle_s=options.settle_s)
+        for key in options.requests:
+            add("request", key, self._waits.request, settle_s=options.settle_s)
+        for key in options.events:
+            add("event", key, self._waits.event, settle_s=options.settle_s)
+        for table, key in options.objects:
             add("object", key, self._waits.object, table=table)
         return waitings, jobs
 
     async def _too_late(
-        self, sync: OpenSync, waitings: Sequence[Waiting], began: float
+        self, sync: OpenSync, waitings: Sequence[WaitState], began: float
     ) -> Response:
         waited_ms = self._ms(began)
         missing = [_missing(w) for w in waitings if w.what]
@@ -201,8 +201,8 @@ class WaitEndpoint:
         return round((self._clock() - began) * 1000)
 
 
-def _unknown(sync_id: str) -> Rejected:
-    return Rejected(
+def _unknown(sync_id: str) -> HTTPError:
+    return HTTPError(
         404,
         "not_found",
         f"No sync {sync_id[:40]!r} is served here.",
@@ -230,10 +230,10 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-def _check_tables(sync: OpenSync, wish: Wish) -> None:
-    left_out = sorted({table for table, _ in wish.objects} - sync.source.wanted.keys())
+def _check_tables(sync: OpenSync, options: WaitQuery) -> None:
+    left_out = sorted({table for table, _ in options.objects} - sync.source.wanted.keys())
     if left_out:
-        raise Rejected(
+        raise HTTPError(
             400,
             "bad_request",
             f"The table {left_out[0]} is not synced here.",
@@ -241,9 +241,9 @@ def _check_tables(sync: OpenSync, wish: Wish) -> None:
         )
 
 
-def _missing(waiting: Waiting) -> Missing:
+def _missing(waiting: WaitState) -> Missing:
     tables: dict[str, int] = {}
-    for owed in waiting.owed if waiting.what == "pending" else ():
+    for owed in waiting.pending if waiting.what == "pending" else ():
         tables[owed.table] = tables.get(owed.table, 0) + owed.count
     return Missing(waiting.what, waiting.id, tables or None, waiting.error)
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pinstripe.concurrency import Together
+from pinstripe.concurrency import Coalescer
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import Connection
@@ -25,7 +25,7 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class PendingCount:
     """Requests of one kind for one table that are still to be made. `since`: the oldest question."""
 
     kind: str
@@ -39,9 +39,9 @@ class Pending:
     """All that is still to be asked of Stripe, at one moment of Postgres's clock."""
 
     now: datetime
-    owed: tuple[Owed, ...]
+    owed: tuple[PendingCount, ...]
 
-    def before(self, moment: datetime, *, previews: bool) -> list[Owed]:
+    def before(self, moment: datetime, *, previews: bool) -> list[PendingCount]:
         """What was asked for up to a moment and is not answered."""
         return [
             owed
@@ -59,36 +59,36 @@ GROUP BY p.kind, p."table"
 """
 
 
-class WaitReads:
+class WaitProgress:
     """The questions of one sync."""
 
     def __init__(self, sync: OpenSync) -> None:
         self._sync = sync
-        self._requests = Together(self._applied("request_id"), spacing_s=_SPACING_S)
-        self._events = Together(self._applied("id"), spacing_s=_SPACING_S)
-        self._pending = Together(self._ask_pending, spacing_s=_SPACING_S)
-        self._places = Together(self._ask_places, spacing_s=_LAST_SPACING_S)
-        self._as_of = Together(self._ask_as_of, spacing_s=_LAST_SPACING_S)
+        self._requests = Coalescer(self._applied("request_id"), spacing_s=_SPACING_S)
+        self._events = Coalescer(self._applied("id"), spacing_s=_SPACING_S)
+        self._pending = Coalescer(self._ask_pending, spacing_s=_SPACING_S)
+        self._places = Coalescer(self._ask_places, spacing_s=_LAST_SPACING_S)
+        self._as_of = Coalescer(self._ask_as_of, spacing_s=_LAST_SPACING_S)
 
     async def has_request(self, request_id: str) -> bool:
         """Whether an event of this request is applied."""
-        return await self._requests.ask(request_id)
+        return await self._requests.get(request_id)
 
     async def has_event(self, event_id: str) -> bool:
         """Whether this event is applied."""
-        return await self._events.ask(event_id)
+        return await self._events.get(event_id)
 
     async def pending(self) -> Pending:
         """What is still to be asked of Stripe."""
-        return await self._pending.ask(None)
+        return await self._pending.get(None)
 
     async def open_since(self, table: str, key: str) -> tuple[datetime, datetime | None]:
         """(now, since when the object's own state is to be asked for; None where it is not)."""
-        return await self._places.ask((table, key))
+        return await self._places.get((table, key))
 
     async def as_of(self) -> datetime | None:
         """How far the database is known to be true, on Stripe's clock."""
-        return await self._as_of.ask(None)
+        return await self._as_of.get(None)
 
     async def close(self) -> None:
         """Ends what is being asked."""
@@ -112,7 +112,7 @@ class WaitReads:
     async def _ask_pending(self, _: Collection[None]) -> Mapping[None, Pending]:
         async with self._sync.pool.acquire() as connection:
             rows = await connection.fetch(_PENDING, self._sync.schema)
-        owed = tuple(Owed(*row[1:]) for row in rows if row[1] is not None)
+        owed = tuple(PendingCount(*row[1:]) for row in rows if row[1] is not None)
         return {None: Pending(rows[0][0], owed)}
 
     async def _ask_as_of(self, _: Collection[None]) -> Mapping[None, datetime | None]:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.prefixes import types_of
 from pinstripe.catalog.tables import table_of_object, tables
-from pinstripe.gateway.http.errors import Rejected
+from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.source.source import retrieve_endpoint
 
 TIMEOUT_S = 30.0
@@ -27,7 +27,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class WaitQuery:
     """One call. Without requests, objects and events it is the plain form."""
 
     requests: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Wish:
         return not (self.requests or self.events or self.objects)
 
 
-def read_wish(query: Sequence[tuple[str, str]], *, settle_s: float) -> Wish:
+def read_query(query: Sequence[tuple[str, str]], *, settle_s: float) -> WaitQuery:
     """The wish behind a query. `settle_s` is what holds where it says nothing of it."""
     given: dict[str, list[str]] = {}
     for name, value in query:
@@ -59,7 +59,7 @@ def read_wish(query: Sequence[tuple[str, str]], *, settle_s: float) -> Wish:
     type_name = given.get("type", [""])[0]
     if type_name and not exact["object"]:
         raise _bad("type", "is given without an object")
-    return Wish(
+    return WaitQuery(
         requests=tuple(_word("request", key, "req_") for key in exact["request"]),
         events=tuple(_word("event", key, "evt_") for key in exact["event"]),
         objects=tuple((_table(key, type_name), key) for key in exact["object"]),
@@ -125,13 +125,13 @@ def _yes(text: str) -> bool:
     return text == "true"
 
 
-def _bad(name: str, what: str, *, hint: str = "") -> Rejected:
-    return Rejected(400, "bad_request", f"The parameter {name} {what}.", hint=hint)
+def _bad(name: str, what: str, *, hint: str = "") -> HTTPError:
+    return HTTPError(400, "bad_request", f"The parameter {name} {what}.", hint=hint)
 
 
-def _unknown(name: str) -> Rejected:
+def _unknown(name: str) -> HTTPError:
     near = get_close_matches(name, _KNOWN, n=1)
-    return Rejected(
+    return HTTPError(
         400,
         "bad_request",
         f"There is no parameter {name[:40]!r}.",

@@ -16,11 +16,11 @@ from contextlib import suppress
 
 import structlog
 
-from pinstripe.concurrency import Together
+from pinstripe.concurrency import Coalescer
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.store.listener import Listening
-from pinstripe.store.sync_requests import ANSWERS, Answer, last_answers, ring
+from pinstripe.store.listener import Listener
+from pinstripe.store.sync_requests import ACKS, SyncAck, last_acks, request_sync
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -33,20 +33,20 @@ _READ_SPACING_S = 0.002
 """Between two reads of answers, however many hints come."""
 
 
-class Bell:
+class SyncRequester:
     """One for a gateway. `run` has to run beside it."""
 
     def __init__(self, database_url: Callable[[], str | None]) -> None:
         """`database_url` gives None while there is no database."""
-        self.rings: Counter[str] = Counter()
+        self.requests_sent: Counter[str] = Counter()
         """Rings sent so far, by schema."""
-        self._listening = Listening(
-            database_url, {ANSWERS: self._on_answer, _APPLIED: self._on_applied}
+        self._listening = Listener(
+            database_url, {ACKS: self._on_answer, _APPLIED: self._on_applied}
         )
-        self._ropes: dict[str, Together[float, tuple[int, int]]] = {}
-        self._answers: dict[str, Answer] = {}
+        self._coalescers: dict[str, Coalescer[float, tuple[int, int]]] = {}
+        self._answers: dict[str, SyncAck] = {}
         self._session = 0
-        self._stirred: dict[str, asyncio.Future[None]] = {}
+        self._changed: dict[str, asyncio.Future[None]] = {}
         self._hinted: set[str] = set()
         self._hint = asyncio.Event()
 
@@ -58,68 +58,68 @@ class Bell:
                 group.create_task(self._net())
                 group.create_task(self._read_answers())
         finally:
-            await asyncio.gather(*(rope.close() for rope in self._ropes.values()))
+            await asyncio.gather(*(rope.close() for rope in self._coalescers.values()))
 
-    async def ring(self, sync: OpenSync, *, lookback_s: float = 0.0) -> int:
+    async def request_sync(self, sync: OpenSync, *, lookback_s: float = 0.0) -> int:
         """Asks for a look at Stripe that begins after this call; gives the number of the ring.
 
         `lookback_s`: how late events may be that it must not miss. Raises Unreachable.
         """
-        return (await self._ring(sync, lookback_s))[0]
+        return (await self._request(sync, lookback_s))[0]
 
-    def ring_soon(self, sync: OpenSync) -> None:
+    def request_sync_soon(self, sync: OpenSync) -> None:
         """As `ring`, for who does not want to wait even for Postgres. Trouble is passed over."""
-        self._rope(sync.schema).nudge(0.0)
+        self._coalescer(sync.schema).trigger(0.0)
 
-    async def looked(self, sync: OpenSync, *, lookback_s: float = 0.0) -> Answer:
+    async def acked(self, sync: OpenSync, *, lookback_s: float = 0.0) -> SyncAck:
         """Rings, and returns when a look that began after this call is done.
 
         Waits as long as it takes: put a time limit around it. Raises Unreachable.
         """
-        number, session = await self._ring(sync, lookback_s)
+        number, session = await self._request(sync, lookback_s)
         while True:
-            stirred = self.stirred(sync.schema)
+            stirred = self.changed(sync.schema)
             if session != self._listening.session:
-                number, session = await self._ring(sync, lookback_s)
+                number, session = await self._request(sync, lookback_s)
             said = self._answer(sync.schema)
             if said is not None and said.number >= number:
                 return said
             await stirred
 
-    def stirred(self, schema: str) -> asyncio.Future[None]:
+    def changed(self, schema: str) -> asyncio.Future[None]:
         """Done when something was applied or answered next. Shared; safe to give up."""
-        future = self._stirred.get(schema)
+        future = self._changed.get(schema)
         if future is None or future.done():
-            future = self._stirred[schema] = asyncio.get_running_loop().create_future()
+            future = self._changed[schema] = asyncio.get_running_loop().create_future()
         return asyncio.shield(future)
 
-    async def _ring(self, sync: OpenSync, lookback_s: float) -> tuple[int, int]:
-        return await self._rope(sync.schema).ask(lookback_s)
+    async def _request(self, sync: OpenSync, lookback_s: float) -> tuple[int, int]:
+        return await self._coalescer(sync.schema).get(lookback_s)
 
-    def _rope(self, schema: str) -> Together[float, tuple[int, int]]:
-        rope = self._ropes.get(schema)
+    def _coalescer(self, schema: str) -> Coalescer[float, tuple[int, int]]:
+        rope = self._coalescers.get(schema)
         if rope is None:
 
             async def pull(lookbacks: Collection[float]) -> Mapping[float, tuple[int, int]]:
-                rung = await self._pull(schema, max(lookbacks))
+                rung = await self._send(schema, max(lookbacks))
                 return dict.fromkeys(lookbacks, rung)
 
-            rope = self._ropes[schema] = Together(pull, spacing_s=_SPACING_S)
+            rope = self._coalescers[schema] = Coalescer(pull, spacing_s=_SPACING_S)
         return rope
 
-    async def _pull(self, schema: str, lookback_s: float) -> tuple[int, int]:
+    async def _send(self, schema: str, lookback_s: float) -> tuple[int, int]:
         """(number, session in which it holds)."""
         async with self._listening.connection() as connection:
-            number = await ring(connection, schema, lookback_s)
-            self.rings[schema] += 1
+            number = await request_sync(connection, schema, lookback_s)
+            self.requests_sent[schema] += 1
             return number, self._listening.session
 
-    def _answer(self, schema: str) -> Answer | None:
+    def _answer(self, schema: str) -> SyncAck | None:
         """The latest answer of this session."""
         return self._answers.get(schema) if self._session == self._listening.session else None
 
     def _on_answer(self, payload: str) -> None:
-        if payload in self._ropes:  # only schemas that were rung from here
+        if payload in self._coalescers:  # only schemas that were rung from here
             self._hinted.add(payload)
             self._hint.set()
 
@@ -131,10 +131,10 @@ class Bell:
             hinted, self._hinted = self._hinted, set()
             with suppress(PinstripeError):
                 async with self._listening.connection() as connection:
-                    self._take(await last_answers(connection, list(hinted)))
+                    self._take(await last_acks(connection, list(hinted)))
             await asyncio.sleep(_READ_SPACING_S)
 
-    def _take(self, answers: Mapping[str, Answer]) -> None:
+    def _take(self, answers: Mapping[str, SyncAck]) -> None:
         if self._session != self._listening.session:
             self._answers.clear()
             self._session = self._listening.session
@@ -142,13 +142,13 @@ class Bell:
             known = self._answers.get(schema)
             if known is None or said.number > known.number:
                 self._answers[schema] = said
-            self._stir(schema)
+            self._notify(schema)
 
     def _on_applied(self, payload: str) -> None:
-        self._stir(payload.rpartition(" ")[0])
+        self._notify(payload.rpartition(" ")[0])
 
-    def _stir(self, schema: str) -> None:
-        future = self._stirred.pop(schema, None)
+    def _notify(self, schema: str) -> None:
+        future = self._changed.pop(schema, None)
         if future is not None and not future.done():
             future.set_result(None)
 
@@ -156,11 +156,11 @@ class Bell:
         """Finds what no NOTIFY has brought, while somebody waits."""
         while True:
             await asyncio.sleep(_NET_S)
-            waiting = list(self._stirred)
+            waiting = list(self._changed)
             if not waiting:
                 continue
             with suppress(PinstripeError):
                 async with self._listening.connection() as connection:
-                    self._take(await last_answers(connection, waiting))
+                    self._take(await last_acks(connection, waiting))
             for schema in waiting:
-                self._stir(schema)  # Whoever waits for something else looks again, too.
+                self._notify(schema)  # Whoever waits for something else looks again, too.

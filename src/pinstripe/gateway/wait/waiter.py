@@ -29,12 +29,12 @@ from typing import TypeVar
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import read_object
-from pinstripe.concurrency import Together
+from pinstripe.concurrency import Coalescer
 from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.wait.progress import Owed, WaitReads
-from pinstripe.gateway.wait.sync_requester import Bell
-from pinstripe.source.resolve import ask_anew
+from pinstripe.gateway.wait.progress import PendingCount, WaitProgress
+from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.source.resolve import refetch_row
 from pinstripe.source.source import LIVE, retrieve_endpoint
 
 _T = TypeVar("_T")
@@ -52,7 +52,7 @@ _FORGOTTEN_S = 120.0
 
 
 @dataclass(slots=True)
-class Waiting:
+class WaitState:
     """What one caller waits for now, for whoever is told that the time is over.
 
     `what`: "poll", "pending", "request", "event" or "object"; "" when it is done.
@@ -62,25 +62,25 @@ class Waiting:
     id: str = ""
     previews: bool = True
     """Whether previews of upcoming invoices count among what was asked of Stripe."""
-    owed: list[Owed] = field(default_factory=list)
+    pending: list[PendingCount] = field(default_factory=list)
     error: str = ""
     """What was in the way when it was last tried."""
 
 
-class Waits:
+class Waiter:
     """The waits of one gateway."""
 
     def __init__(
-        self, bell: Bell, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self, requester: SyncRequester, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        self._bell = bell
+        self._requester = requester
         self._sleep = sleep
-        self._reads: dict[str, tuple[OpenSync, WaitReads]] = {}
-        self._fetching = Fetching()
+        self._reads: dict[str, tuple[OpenSync, WaitProgress]] = {}
+        self._fetching = ObjectFetches()
 
     async def request_applied(self, sync: OpenSync, request_id: str, timeout_s: float) -> bool:
         """Whether the events of a request were applied in time; for the proxy, without previews."""
-        waiting = Waiting("request", request_id, previews=False)
+        waiting = WaitState("request", request_id, previews=False)
         try:
             async with asyncio.timeout(timeout_s):
                 await self.request(sync, waiting, settle_s=0.0)
@@ -88,7 +88,7 @@ class Waits:
             return False
         return True
 
-    async def plain(self, sync: OpenSync, waiting: Waiting, *, settle_s: float) -> None:
+    async def plain(self, sync: OpenSync, waiting: WaitState, *, settle_s: float) -> None:
         """Returns when all that Stripe had when the call came is in the database, as far as its event
         list shows it within the settling time.
         """
@@ -96,7 +96,7 @@ class Waits:
         await self._look(sync, waiting, settle_s)
         await self._work_off(sync, waiting)
 
-    async def request(self, sync: OpenSync, waiting: Waiting, *, settle_s: float) -> None:
+    async def request(self, sync: OpenSync, waiting: WaitState, *, settle_s: float) -> None:
         """Returns when the events of a request are applied, as far as they show up within the settling
         time after the first of them.
         """
@@ -108,40 +108,42 @@ class Waits:
         else:
             await self._work_off(sync, waiting)
 
-    async def event(self, sync: OpenSync, waiting: Waiting, *, settle_s: float) -> None:
+    async def event(self, sync: OpenSync, waiting: WaitState, *, settle_s: float) -> None:
         """Returns when an event is applied. Raises NotFound where Stripe does not know it."""
         reads = self.reads(sync)
         key = waiting.id
-        if not await self._insist(waiting, lambda: reads.has_event(key)):
-            carried = await self._insist(waiting, lambda: ask_event(sync, key))
+        if not await self._retry_while_unreachable(waiting, lambda: reads.has_event(key)):
+            carried = await self._retry_while_unreachable(waiting, lambda: fetch_event(sync, key))
             if carried.created < sync.source.now() - _FORGOTTEN_S:
                 await self._old_event(sync, waiting, carried, settle_s)
             else:
                 await self._seen(sync, waiting, lambda: reads.has_event(key), settle_s)
         await self._work_off(sync, waiting)
 
-    async def object(self, sync: OpenSync, waiting: Waiting, table: str) -> None:
+    async def object(self, sync: OpenSync, waiting: WaitState, table: str) -> None:
         """Returns when the object is in its table as Stripe has it now, or flagged as gone there.
 
         Raises what `Fetching.fetch` raises.
         """
         key = waiting.id
-        await self._insist(waiting, lambda: self._fetching.fetch(sync, table, key))
+        await self._retry_while_unreachable(waiting, lambda: self._fetching.fetch(sync, table, key))
         reads = self.reads(sync)
         moment: datetime | None = None
         for pause_s in _forever(_PAUSES_S):
-            now, since = await self._insist(waiting, lambda: reads.open_since(table, key))
+            now, since = await self._retry_while_unreachable(
+                waiting, lambda: reads.open_since(table, key)
+            )
             moment = moment or now
             if since is None or since > moment:
                 break
             await self._sleep(pause_s)
         waiting.what = ""
 
-    def reads(self, sync: OpenSync) -> WaitReads:
+    def reads(self, sync: OpenSync) -> WaitProgress:
         """The questions to the database of this sync, shared by all who wait."""
         known = self._reads.get(sync.id)
         if known is None or known[0] is not sync:
-            known = self._reads[sync.id] = (sync, WaitReads(sync))
+            known = self._reads[sync.id] = (sync, WaitProgress(sync))
         return known[1]
 
     async def close(self) -> None:
@@ -150,14 +152,16 @@ class Waits:
         for _, reads in self._reads.values():
             await reads.close()
 
-    async def _look(self, sync: OpenSync, waiting: Waiting, settle_s: float) -> None:
+    async def _look(self, sync: OpenSync, waiting: WaitState, settle_s: float) -> None:
         waiting.what = "poll"
-        await self._insist(waiting, lambda: self._bell.looked(sync, lookback_s=settle_s))
+        await self._retry_while_unreachable(
+            waiting, lambda: self._requester.acked(sync, lookback_s=settle_s)
+        )
 
     async def _seen(
         self,
         sync: OpenSync,
-        waiting: Waiting,
+        waiting: WaitState,
         is_there: Callable[[], Awaitable[bool]],
         settle_s: float,
     ) -> None:
@@ -166,54 +170,62 @@ class Waits:
         look: asyncio.Task[None] | None = None
         try:
             while True:
-                stirred = self._bell.stirred(sync.schema)
-                if await self._insist(waiting, is_there):
+                stirred = self._requester.changed(sync.schema)
+                if await self._retry_while_unreachable(waiting, is_there):
                     return
                 if look is not None and look.done():
                     look.result()
                 if look is None or look.done():
-                    look = asyncio.create_task(self._rung(sync, waiting, next(pauses), settle_s))
+                    look = asyncio.create_task(
+                        self._sync_requested(sync, waiting, next(pauses), settle_s)
+                    )
                 await asyncio.wait((stirred, look), return_when=asyncio.FIRST_COMPLETED)
         finally:
             if look is not None:
                 look.cancel()
                 await asyncio.gather(look, return_exceptions=True)
 
-    async def _rung(
-        self, sync: OpenSync, waiting: Waiting, pause_s: float, settle_s: float
+    async def _sync_requested(
+        self, sync: OpenSync, waiting: WaitState, pause_s: float, settle_s: float
     ) -> None:
         await self._sleep(pause_s)
-        await self._insist(waiting, lambda: self._bell.looked(sync, lookback_s=settle_s))
+        await self._retry_while_unreachable(
+            waiting, lambda: self._requester.acked(sync, lookback_s=settle_s)
+        )
 
     async def _old_event(
-        self, sync: OpenSync, waiting: Waiting, carried: Carried, settle_s: float
+        self, sync: OpenSync, waiting: WaitState, carried: CarriedObject, settle_s: float
     ) -> None:
         """It was applied long ago, or it is very late: the object that it speaks of is fetched."""
         reads = self.reads(sync)
         key = waiting.id
         await self._look(sync, waiting, settle_s)
         waiting.what = "event"
-        if carried.table and not await self._insist(waiting, lambda: reads.has_event(key)):
+        if carried.table and not await self._retry_while_unreachable(
+            waiting, lambda: reads.has_event(key)
+        ):
             with suppress(NotFound):
-                await self._insist(
+                await self._retry_while_unreachable(
                     waiting, lambda: self._fetching.fetch(sync, carried.table, carried.key)
                 )
 
-    async def _work_off(self, sync: OpenSync, waiting: Waiting) -> None:
+    async def _work_off(self, sync: OpenSync, waiting: WaitState) -> None:
         """Returns when what the events so far made us ask of Stripe is answered."""
         waiting.what = "pending"
         reads = self.reads(sync)
         moment: datetime | None = None
         for pause_s in _forever(_PAUSES_S):
-            pending = await self._insist(waiting, reads.pending)
+            pending = await self._retry_while_unreachable(waiting, reads.pending)
             moment = moment or pending.now
-            waiting.owed = pending.before(moment, previews=waiting.previews)
-            if not waiting.owed:
+            waiting.pending = pending.before(moment, previews=waiting.previews)
+            if not waiting.pending:
                 break
             await self._sleep(pause_s)
         waiting.what = ""
 
-    async def _insist(self, waiting: Waiting, work: Callable[[], Awaitable[_T]]) -> _T:
+    async def _retry_while_unreachable(
+        self, waiting: WaitState, work: Callable[[], Awaitable[_T]]
+    ) -> _T:
         """Does it again while Postgres or Stripe cannot be reached."""
         while True:
             try:
@@ -232,7 +244,7 @@ def _forever(pauses_s: Sequence[float]) -> Iterator[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class CarriedObject:
     """`table` is "" where the object is not synced, or cannot be fetched by its id."""
 
     created: float
@@ -240,13 +252,13 @@ class Carried:
     key: str
 
 
-async def ask_event(sync: OpenSync, event_id: str) -> Carried:
+async def fetch_event(sync: OpenSync, event_id: str) -> CarriedObject:
     """Asks Stripe for an event. Raises NotFound where it does not know it (any more)."""
     path = "/v1/events/{id}"
-    reply = await sync.source.stripe.get(
+    response = await sync.source.stripe.get(
         path.replace("{id}", quote_id(event_id)), endpoint=f"GET {path}", priority=LIVE
     )
-    event = read_object(reply, path)
+    event = read_object(response, path)
     created, data = event.get("created"), event.get("data")
     carried = data.get("object") if isinstance(data, dict) else None
     name, key = (
@@ -256,18 +268,18 @@ async def ask_event(sync: OpenSync, event_id: str) -> Carried:
     is_known = isinstance(key, str) and table in sync.source.wanted
     if not is_known or retrieve_endpoint(table) is None:
         table = ""
-    return Carried(float(created) if isinstance(created, int) else 0.0, table, str(key))
+    return CarriedObject(float(created) if isinstance(created, int) else 0.0, table, str(key))
 
 
 _Place = tuple[str, str, str]
 """(id of the sync, table, id of the object)"""
 
 
-class Fetching:
+class ObjectFetches:
     """What is being fetched for callers of the gateway."""
 
     def __init__(self) -> None:
-        self._places: dict[_Place, Together[None, None]] = {}
+        self._places: dict[_Place, Coalescer[None, None]] = {}
 
     async def fetch(self, sync: OpenSync, table: str, key: str) -> None:
         """Returns when the object, as Stripe has it after this call, is written; a row of an object
@@ -284,9 +296,9 @@ class Fetching:
                 await _fetch(sync, table, key)
                 return {None: None}
 
-            questions = self._places[place] = Together(ask)
+            questions = self._places[place] = Coalescer(ask)
         try:
-            await questions.ask(None)
+            await questions.get(None)
         finally:
             if questions.is_idle and self._places.get(place) is questions:
                 del self._places[place]
@@ -298,7 +310,7 @@ class Fetching:
 
 async def _fetch(sync: OpenSync, table: str, key: str) -> None:
     version = await sync.source.version(table, key)
-    if not await ask_anew(sync.source, table, key, over=version):
+    if not await refetch_row(sync.source, table, key, over=version):
         raise Misconfigured(
             f"Stripe shows no {sync.source.wanted[table].object_type} by its id alone.",
             hint="Wait for the request or the event that changed it, or without parameters.",

@@ -19,21 +19,21 @@ import structlog
 
 from pinstripe.catalog.endpoints import by_parent
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
 from pinstripe.source.refusals import note_by_parent
 from pinstripe.source.source import Source, checkpoints
 from pinstripe.store.cursors import LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
-from pinstripe.sync.backfill.child_lists import UnderParents
-from pinstripe.sync.backfill.list_stream import Pager
-from pinstripe.sync.backfill.plan import Resume, listed_anew
-from pinstripe.sync.backfill.references import Fetched, References, note_absent, read_singletons
-from pinstripe.sync.backfill.scheduler import Dispatcher, Work
-from pinstripe.sync.events.poller import Live
+from pinstripe.sync.backfill.child_lists import ChildListStream
+from pinstripe.sync.backfill.list_stream import ListStream
+from pinstripe.sync.backfill.plan import BackfillPlanner, full_resync_done
+from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
+from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
+from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.events.reader import FOLLOWED
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ _WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
 
 
 @dataclass(slots=True)
-class Outcome:
+class BackfillResult:
     """How a backfill ended. `events`: how many were applied; None where they were not to be read."""
 
     streams: list[Checkpoint] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Backfill:
         self,
         source: Source,
         pool: Pool,
-        budget: Budget,
+        budget: RateLimiter,
         *,
         now: float,
         birth: int = 0,
@@ -81,15 +81,15 @@ class Backfill:
     ) -> None:
         """`now` is the present on Stripe's clock, `birth` a second before which the account was not."""
         self.phase = "starting"
-        self.works: list[Pager | UnderParents] = []
+        self.works: list[ListStream | ChildListStream] = []
         self.note = ""
         self._source = source
         self._pool = pool
-        self._dispatcher = Dispatcher(budget)
-        self._resume = Resume(source, pool, now=int(now), birth=birth)
+        self._scheduler = Scheduler(budget)
+        self._planner = BackfillPlanner(source, pool, now=int(now), birth=birth)
         self._clock = clock
         self._schema = source.mirror.schema
-        self._pending: list[UnderParents] = []
+        self._pending: list[ChildListStream] = []
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
         self._anew_since: float | None = None
@@ -103,41 +103,41 @@ class Backfill:
             self._since = await self._prepare()
         return self._since
 
-    async def run(self, *, followed: bool = False) -> Outcome:
+    async def run(self, *, followed: bool = False) -> BackfillResult:
         """Returns when all that can be read is written. Raises what ends the whole run.
 
         `followed`: somebody applies the events since `prepare` meanwhile, so it is not done here.
         """
         started = self._clock()
-        outcome = Outcome()
+        outcome = BackfillResult()
         since = await self.prepare()
         self.phase = "lists"
         self._refused = await read_singletons(self._source)
-        await self._dispatcher.run(
-            [w for w in self.works if isinstance(w, Pager)], more=self._ready_parents
+        await self._scheduler.run(
+            [w for w in self.works if isinstance(w, ListStream)], more=self._ready_parents
         )
         await self._go_by_parent()
-        await self._source.mirror.settled()
+        await self._source.mirror.wait_resolved()
         await self._save_ends()
         self.phase = "events"
         if not followed:
             outcome.events = await self._catch_up(since)
         if not followed and outcome.events is None:
             await self._read_tails(since - _LATE_S)
-        await self._source.mirror.settled()
+        await self._source.mirror.wait_resolved()
         if not followed:
-            await Todos(self._source).drain()
+            await RefetchWorker(self._source).drain()
         if self._anew_since is not None:
-            await self._look_after_absent(self._anew_since)
+            await self._queue_missing(self._anew_since)
         self.phase = "references"
         # Indexes are Postgres's work, references are Stripe's: neither waits for the other.
         async with asyncio.TaskGroup() as group:
             group.create_task(self._index(beside_writers=followed))
             fetching = group.create_task(References(self._source, self._pool).run())
         outcome.references = fetching.result()
-        await self._source.mirror.settled()
+        await self._source.mirror.wait_resolved()
         self.phase = "done"
-        await self._source.save(checkpoints(self._source.gaps))
+        await self._source.save(checkpoints(self._source.unreadable_lists))
         outcome.streams = self._ends()
         outcome.seconds = self._clock() - started
         outcome.requests = self._source.stripe.requests.total()
@@ -145,16 +145,16 @@ class Backfill:
 
     async def _prepare(self) -> int:
         """Takes the works from the saved cursors; gives the second from which events count."""
-        plan = await self._resume.plan()
+        plan = await self._planner.plan()
         self.works, self.note = list(plan.works), plan.note
         self._anew_since = plan.anew_since
-        self._pending = [work for work in self.works if isinstance(work, UnderParents)]
+        self._pending = [work for work in self.works if isinstance(work, ChildListStream)]
         return plan.since
 
     async def _go_by_parent(self) -> None:
         """Reads the lists by parent that Stripe has refused without one."""
-        added: list[UnderParents] = []
-        for work in [w for w in self.works if isinstance(w, Pager)]:
+        added: list[ChildListStream] = []
+        for work in [w for w in self.works if isinstance(w, ListStream)]:
             other = by_parent(work.endpoint)
             said = work.listing.reason
             wants_parent = work.listing.state in ("refused", "failed") and _WANTS_PARENT.search(
@@ -168,37 +168,37 @@ class Backfill:
                 continue
             await note_by_parent(self._source, work.endpoint.name, said, work.listing.remedy)
             self.works.remove(work)
-            added.append(self._resume.under_parents(other))
+            added.append(self._planner.under_parents(other))
         if not added:
             return
         self.works += added
-        await self._source.mirror.settled()  # The parents are read from the database.
-        await self._dispatcher.run(added, more=lambda: ())
+        await self._source.mirror.wait_resolved()  # The parents are read from the database.
+        await self._scheduler.run(added, more=lambda: ())
 
-    async def _look_after_absent(self, since: float) -> None:
+    async def _queue_missing(self, since: float) -> None:
         """What the lists, read anew, do not show, and of which the events are gone."""
         ends = self._ends()
         unread = _tables_of(c for c in ends if c.state != "done")
-        todos = Todos(self._source)
-        todos.add(await note_absent(self._source, set(self._source.wanted) - unread, since))
-        await todos.work_off()
+        refetches = RefetchWorker(self._source)
+        refetches.add(await queue_missing(self._source, set(self._source.wanted) - unread, since))
+        await refetches.work_off()
         if all(c.state != "failed" for c in ends):
-            await self._source.save([listed_anew(since)])
+            await self._source.save([full_resync_done(since)])
 
     async def _read_tails(self, since: int) -> None:
         """Where the event log cannot be read: what was created while the lists were read."""
-        whole = [w for w in self.works if isinstance(w, Pager) and w.endpoint.created]
+        whole = [w for w in self.works if isinstance(w, ListStream) and w.endpoint.created]
         done = [w for w in whole if w.listing.state == "done"]
         self.works = [w for w in self.works if w not in done]
         added = [
-            self._resume.tail(w.endpoint, w.listing.table, w.listing.final(), since) for w in done
+            self._planner.tail(w.endpoint, w.listing.table, w.listing.final(), since) for w in done
         ]
         self.works += added
-        await self._dispatcher.run(added, more=lambda: ())
+        await self._scheduler.run(added, more=lambda: ())
 
-    def _ready_parents(self) -> Sequence[Work]:
+    def _ready_parents(self) -> Sequence[ListReader]:
         """Lists under parents, once every list that yields their parents is done."""
-        ready: list[UnderParents] = []
+        ready: list[ChildListStream] = []
         for work in list(self._pending):
             if work.endpoint.parent and not self._is_complete(work.endpoint.parent):
                 continue
@@ -222,10 +222,10 @@ class Backfill:
         makers = self._makers(parent)
         if not makers:
             # Only found inside others (a source in a customer): then after all plain lists.
-            return all(w.finished for w in self.works if isinstance(w, Pager))
+            return all(w.finished for w in self.works if isinstance(w, ListStream))
         return all(w.finished for w in makers)
 
-    def _makers(self, parent: str) -> list[Pager | UnderParents]:
+    def _makers(self, parent: str) -> list[ListStream | ChildListStream]:
         return [w for w in self.works if parent in w.endpoint.objects]
 
     async def _save_ends(self) -> None:
@@ -234,19 +234,21 @@ class Backfill:
 
     def _ends(self) -> list[Checkpoint]:
         """Where every stream stands, with what could not be read beside the lists."""
-        ends = [w.final() if isinstance(w, UnderParents) else w.listing.final() for w in self.works]
-        return [*ends, *self._refused, *checkpoints(self._source.gaps)]
+        ends = [
+            w.final() if isinstance(w, ChildListStream) else w.listing.final() for w in self.works
+        ]
+        return [*ends, *self._refused, *checkpoints(self._source.unreadable_lists)]
 
     async def _catch_up(self, since: int) -> int | None:
         """Applies what happened while the lists were read."""
-        live = Live(self._source, Todos(self._source), since=float(since))
+        live = EventPoller(self._source, RefetchWorker(self._source), since=float(since))
         try:
-            await live.sweep(since - _LATE_S)
+            await live.read_lookback(since - _LATE_S)
         except (NotPermitted, NotEnabled) as error:
             self.note = f"Changes made during the backfill are not seen: {error.message}"
             await self._source.save([ended_by(error, FOLLOWED)])
             return None
-        return live.seen.events
+        return live.stats.events
 
     async def _index(self, *, beside_writers: bool) -> None:
         """`beside_writers`: somebody follows live, and must not wait for an index."""

@@ -39,13 +39,13 @@ from pinstripe.errors import (
     Unwritable,
     WrongKey,
 )
-from pinstripe.rows.as_of import Truth, truth_of
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf, as_of_response
+from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State, permission_of
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Pool
-from pinstripe.store.refetch import Todo
+from pinstripe.store.refetch import Refetch
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 """After trouble without an answer in between, on top of the client's own tries."""
 
 
-class UnderParents:
+class ChildListStream:
     """Work on one list per parent, for the dispatcher; also its `Progress`."""
 
     def __init__(
@@ -85,7 +85,7 @@ class UnderParents:
         self.seconds = saved.seconds if saved else 0.0
         self.as_of: float | None = saved.as_of if saved else None
         self.in_flight = 0
-        self.feeds = False
+        self.has_children = False
         self.total: int | None = None
         self._expand = endpoint.expand
         self._source = source
@@ -96,7 +96,7 @@ class UnderParents:
         self._waiting: deque[str] = deque()
         self._order: deque[str] = deque()
         self._durable: set[str] = set()
-        self._left_out = LeftOut(_left_out_before(saved), bool(self._after))
+        self._refused = RefusedParents(_left_out_before(saved), bool(self._after))
         self._tried: set[str] = set()
         """Parents whose list has met trouble once."""
         self._troubles = 0
@@ -121,12 +121,12 @@ class UnderParents:
 
     @property
     def urgent(self) -> bool:
-        return self.feeds
+        return self.has_children
 
     def remaining(self) -> float:
         return float(max((self.total or 1) - self._done, len(self._waiting)))
 
-    def tell(self, changed: Callable[[], None]) -> None:
+    def on_change(self, changed: Callable[[], None]) -> None:
         """Nothing to tell: the next parent can be asked for at any time."""
 
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
@@ -212,9 +212,9 @@ class UnderParents:
                 self._expand = ()
                 self._waiting.appendleft(parent)
             else:
-                self._left_out.refused(parent, error)
+                self._refused.refused(parent, error)
         else:
-            self._left_out.is_answered = True
+            self._refused.is_answered = True
             self._troubles = 0
         finally:
             self.seconds += self._clock() - started
@@ -233,19 +233,19 @@ class UnderParents:
             return
         self._tried.discard(parent)
         _log.warning("backfill.owed", stream=self.endpoint.stream, error=error.message)
-        todo = Todo("children", self.table, parent, self.endpoint.parent)
+        refetch = Refetch("children", self.table, parent, self.endpoint.parent)
         self._source.unread[self.table] = error
         if self._source.notes_owed:
-            await self._source.owe(todo, error)
+            await self._source.owe(refetch, error)
         await self._step(parent)
 
     async def _judge(self) -> None:
         """Goes on without the parents that were refused, or ends if all are."""
         nothing_more = self._exhausted and not self._waiting and not self.in_flight
-        ended = self._left_out.ends(nothing_more=nothing_more)
+        ended = self._refused.ends(nothing_more=nothing_more)
         if ended is not None:
             self._end(ended, "refused")
-        for parent in self._left_out.to_pass():
+        for parent in self._refused.to_pass():
             await self._step(parent)
 
     async def _list(self, parent: str, expand: Sequence[str]) -> None:
@@ -257,7 +257,7 @@ class UnderParents:
             asked, params = list_request(self.endpoint, path, fixed, after=after, expand=expand)
             self.requests += 1
             try:
-                reply = await self._source.stripe.get(
+                response = await self._source.stripe.get(
                     asked, params, endpoint=self.endpoint.name, priority=BACKFILL
                 )
             except NotFound as error:
@@ -266,7 +266,7 @@ class UnderParents:
                     continue
                 await self._step(parent)  # The parent went meanwhile, and its list with it.
                 return
-            page = read_list(reply, path)
+            page = read_list(response, path)
             if page.has_more and page.after in passed:
                 raise Drifted(f"The list {path} says that it goes on, but not from where.")
             found = self._source.extract(page.objects, {self.parent_table: parent})
@@ -276,16 +276,20 @@ class UnderParents:
             if not page.has_more:
                 await self._source.mirror.room(found)
                 await self._source.mirror.submit(
-                    found, truth_of(reply), lane=self.endpoint.stream, progress=self, step=parent
+                    found,
+                    as_of_response(response),
+                    lane=self.endpoint.stream,
+                    progress=self,
+                    step=parent,
                 )
                 return
-            await self._source.mirror.put(found, truth_of(reply))
+            await self._source.mirror.put(found, as_of_response(response))
             passed.add(page.after)
             after = page.after
 
     async def _step(self, parent: str) -> None:
         await self._source.mirror.submit(
-            Found(), Truth(0.0, 0.0), lane=self.endpoint.stream, progress=self, step=parent
+            RowSet(), AsOf(0.0, 0.0), lane=self.endpoint.stream, progress=self, step=parent
         )
 
     async def _finish(self) -> None:
@@ -326,7 +330,7 @@ class UnderParents:
         return after, 0
 
     def _checkpoint(self, after: str, state: State) -> Checkpoint:
-        left_out = self._left_out.words(self.parent_table)
+        left_out = self._refused.words(self.parent_table)
         code = UNEXPANDED if self.note and self._expand != self.endpoint.expand else ""
         code = code or (SOME_REFUSED if left_out and not self.note else "")
         return Checkpoint(
@@ -363,7 +367,7 @@ _ENOUGH = 5
 """Refusals without an answer that speak for all parents."""
 
 
-class LeftOut:
+class RefusedParents:
     """The refusals of one stream."""
 
     def __init__(self, told: str = "", is_answered: bool = False) -> None:

@@ -31,18 +31,18 @@ from pinstripe.catalog.endpoints import ListEndpoint, Param
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import list_request, read_list
 from pinstripe.errors import Drifted, LostLease, NotFound, PinstripeError, Unwritable, WrongKey
-from pinstripe.rows.as_of import Truth, truth_of
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf, as_of_response
+from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import UNEXPANDED, Checkpoint, State, permission_of
-from pinstripe.sync.backfill.slices import Range, RangeSet
+from pinstripe.sync.backfill.slices import Slice, SliceSet
 
 Bounds = tuple[int | None, int | None, str | None, int | None]
 """(gte, lt, after, low) of a range that is not done."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PageCommit:
     """A page is durable: its range goes on after `after`, or is done."""
 
     range: int
@@ -53,23 +53,23 @@ class Step:
 
 
 @dataclass(slots=True)
-class Claim:
+class PageRequest:
     """One request to make. `last` is the future of the page before it in the same range."""
 
-    listing: Listing
-    range: Range
+    listing: ListState
+    range: Slice
     path: str
     params: list[Param]
     is_received: bool = False
 
 
 @dataclass(slots=True)
-class Listing:
+class ListState:
     """The state of one list, without a parent. `table` is the table of what it lists."""
 
     endpoint: ListEndpoint
     table: str
-    ranges: RangeSet
+    ranges: SliceSet
     durable: dict[int, Bounds] = field(default_factory=dict)
     ceiling: int = 0
     state: State = "running"
@@ -87,16 +87,18 @@ class Listing:
     as_of: float | None = None
 
     @classmethod
-    def fresh(cls, endpoint: ListEndpoint, table: str, *, ceiling: int, birth: int = 0) -> Listing:
+    def fresh(
+        cls, endpoint: ListEndpoint, table: str, *, ceiling: int, birth: int = 0
+    ) -> ListState:
         """A list of which nothing is read yet; `birth` as in `RangeSet`."""
-        made = cls(endpoint, table, RangeSet.whole(birth), ceiling=ceiling, expand=endpoint.expand)
+        made = cls(endpoint, table, SliceSet.whole(birth), ceiling=ceiling, expand=endpoint.expand)
         made.durable = {r.number: (None, None, None, None) for r in made.ranges.open.values()}
         return made
 
     @classmethod
     def resumed(
         cls, endpoint: ListEndpoint, table: str, saved: Checkpoint, *, birth: int = 0
-    ) -> Listing:
+    ) -> ListState:
         """Goes on where `saved` stands."""
         position = saved.position
         if not isinstance(position, dict) or "todo" not in position:
@@ -104,7 +106,7 @@ class Listing:
                 f"The cursor of {saved.stream} cannot be read.",
                 hint="Delete its row in pinstripe.cursor; the list is then read anew.",
             )
-        made = cls(endpoint, table, RangeSet(birth), expand=endpoint.expand)
+        made = cls(endpoint, table, SliceSet(birth), expand=endpoint.expand)
         made.ceiling = int(position.get("ceiling", 0))
         made.rows, made.requests, made.seconds = saved.rows, saved.requests, saved.seconds
         made.as_of = saved.as_of
@@ -118,9 +120,9 @@ class Listing:
     @classmethod
     def tail(
         cls, endpoint: ListEndpoint, table: str, saved: Checkpoint, *, since: int, ceiling: int
-    ) -> Listing:
+    ) -> ListState:
         """Reads again what was created since a second, of a list that is `saved` as done."""
-        made = cls(endpoint, table, RangeSet(since), ceiling=ceiling, expand=endpoint.expand)
+        made = cls(endpoint, table, SliceSet(since), ceiling=ceiling, expand=endpoint.expand)
         made.rows, made.requests, made.seconds = saved.rows, saved.requests, saved.seconds
         opened = made.ranges.add(since, None)
         made.durable[opened.number] = (since, None, None, None)
@@ -131,20 +133,20 @@ class Listing:
     def remaining(self) -> float:
         return self.ranges.remaining()
 
-    def claim(self, *, cut: bool) -> Claim | None:
+    def claim(self, *, cut: bool) -> PageRequest | None:
         """The next request of this list; `cut` allows to cut a range for it."""
         chosen = self.ranges.idle()
         if chosen is None and cut and self.endpoint.created:
-            chosen = self.ranges.cut()
+            chosen = self.ranges.split()
             if chosen is not None:
                 self._cut_durable(chosen)
         if chosen is None:
             return None
         chosen.busy = True
         self.in_flight += 1
-        return Claim(self, chosen, *self.request(chosen))
+        return PageRequest(self, chosen, *self.request(chosen))
 
-    def request(self, wanted: Range) -> tuple[str, list[Param]]:
+    def request(self, wanted: Slice) -> tuple[str, list[Param]]:
         """(path, parameters) of the next page of a range."""
         params = list(self.endpoint.params)
         if wanted.gte is not None:
@@ -158,8 +160,8 @@ class Listing:
     # What came back.
 
     def received(
-        self, wanted: Range, objects: Sequence[StripeObject], *, has_more: bool, after: str | None
-    ) -> Step:
+        self, wanted: Slice, objects: Sequence[StripeObject], *, has_more: bool, after: str | None
+    ) -> PageCommit:
         """Takes a page in: the range moves on, the step is for when the page is durable."""
         wanted.pages += 1
         times = [c for c in map(_created, objects) if c is not None]
@@ -183,9 +185,9 @@ class Listing:
         if done:
             self.ranges.open.pop(wanted.number, None)
         self.rows += len(objects)
-        return Step(wanted.number, after, low, done, len(objects))
+        return PageCommit(wanted.number, after, low, done, len(objects))
 
-    def restart(self, wanted: Range) -> None:
+    def restart(self, wanted: Slice) -> None:
         """The object behind the cursor is gone: go on from its second, or from the start."""
         if wanted.low is not None and self.endpoint.created:
             wanted.lt = wanted.low + 1
@@ -207,9 +209,9 @@ class Listing:
     # Progress: what the mirror saves.
 
     def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
-        todo = _advance(self.durable, steps)
-        state: State = self.state if todo else "done"
-        return self._checkpoint(todo, state)
+        refetch = _advance(self.durable, steps)
+        state: State = self.state if refetch else "done"
+        return self._checkpoint(refetch, state)
 
     def commit(self, steps: Sequence[object]) -> None:
         self.durable = _advance(self.durable, steps)
@@ -220,8 +222,8 @@ class Listing:
         """What is saved when the list ended without being read: refused, or failed."""
         return self._checkpoint(self.durable, self.state)
 
-    def _checkpoint(self, todo: dict[int, Bounds], state: State) -> Checkpoint:
-        position = {"table": self.table, "ceiling": self.ceiling, "todo": list(todo.values())}
+    def _checkpoint(self, refetch: dict[int, Bounds], state: State) -> Checkpoint:
+        position = {"table": self.table, "ceiling": self.ceiling, "todo": list(refetch.values())}
         return Checkpoint(
             stream=self.endpoint.stream,
             state=state,
@@ -236,14 +238,14 @@ class Listing:
             as_of=self.as_of if self.as_of is not None else float(self.ceiling),
         )
 
-    def _cut_durable(self, older: Range) -> None:
+    def _cut_durable(self, older: Slice) -> None:
         """The same cut in what is durable: together both halves say what the whole said."""
         for number, (gte, lt, after, low) in list(self.durable.items()):
             if gte == older.gte and self._owns(number, older):
                 self.durable[number] = (older.lt, lt, after, low)
         self.durable[older.number] = (older.gte, older.lt, None, None)
 
-    def _owns(self, number: int, older: Range) -> bool:
+    def _owns(self, number: int, older: Slice) -> bool:
         newer = self.ranges.open.get(number)
         return newer is not None and newer.gte == older.lt and number != older.number
 
@@ -257,7 +259,7 @@ def _created(obj: StripeObject) -> int | None:
 def _advance(durable: dict[int, Bounds], steps: Sequence[object]) -> dict[int, Bounds]:
     moved = dict(durable)
     for step in steps:
-        if not isinstance(step, Step) or step.range not in moved:
+        if not isinstance(step, PageCommit) or step.range not in moved:
             continue
         if step.done:
             del moved[step.range]
@@ -277,12 +279,12 @@ _MOST_FOLLOWING = 3
 places of other lists' requests."""
 
 
-class Pager:
+class ListStream:
     """Work on one `Listing`, for the dispatcher."""
 
     def __init__(
         self,
-        listing: Listing,
+        listing: ListState,
         source: Source,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -291,7 +293,7 @@ class Pager:
         self._source = source
         self._clock = clock
         self._submitted: dict[int, asyncio.Future[None]] = {}
-        self.feeds = False
+        self.has_children = False
         """Whether lists under parents wait for what this one lists."""
         self._following = 0
         self._nests = False
@@ -317,7 +319,7 @@ class Pager:
 
     @property
     def urgent(self) -> bool:
-        return self.feeds or self._nests or not self.endpoint.created
+        return self.has_children or self._nests or not self.endpoint.created
 
     def _priority(self) -> int:
         """A list that can only be read page after page must never wait for its turn as well."""
@@ -328,7 +330,7 @@ class Pager:
     def remaining(self) -> float:
         return self.listing.remaining()
 
-    def tell(self, changed: Callable[[], None]) -> None:
+    def on_change(self, changed: Callable[[], None]) -> None:
         self._changed = changed
 
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
@@ -340,7 +342,7 @@ class Pager:
             return None
         return lambda: asyncio.create_task(self._run(claim))
 
-    async def _run(self, claim: Claim) -> None:
+    async def _run(self, claim: PageRequest) -> None:
         listing, started = self.listing, self._clock()
         try:
             await self._page(claim)
@@ -360,7 +362,7 @@ class Pager:
         finally:
             listing.seconds += self._clock() - started
 
-    def _troubled(self, claim: Claim, error: PinstripeError) -> None:
+    def _troubled(self, claim: PageRequest, error: PinstripeError) -> None:
         """The page is requested again after a pause, unless it had come and could not be written."""
         listing, now = self.listing, self._clock()
         is_paused = now < self._not_before  # By another of the requests under way.
@@ -373,7 +375,7 @@ class Pager:
         _log.warning("backfill.failed", stream=listing.endpoint.stream, error=error.message)
         listing.refuse(error, "failed")
 
-    def _refused(self, claim: Claim, error: PinstripeError) -> None:
+    def _refused(self, claim: PageRequest, error: PinstripeError) -> None:
         listing = self.listing
         if any(name == "expand[]" for name, _ in claim.params):
             # The list itself may be readable, only not what it was asked to expand. Several requests
@@ -384,7 +386,7 @@ class Pager:
             return
         listing.refuse(error, "refused")
 
-    async def _page(self, claim: Claim) -> None:
+    async def _page(self, claim: PageRequest) -> None:
         listing, wanted = self.listing, claim.range
         try:
             found, truth, step = await self._receive(claim)
@@ -400,23 +402,23 @@ class Pager:
         self._troubles, claim.is_received = 0, True
         await self._write(wanted, found, truth, step)
 
-    async def _receive(self, claim: Claim) -> tuple[Found, Truth, Step]:
+    async def _receive(self, claim: PageRequest) -> tuple[RowSet, AsOf, PageCommit]:
         """Asks for a page and makes rows of it: its bytes and objects are not kept while rows wait."""
         listing = self.listing
         listing.requests += 1
-        reply = await self._source.stripe.get(
+        response = await self._source.stripe.get(
             claim.path,
             claim.params,
             endpoint=listing.endpoint.name,
             priority=self._priority(),
         )
-        page = read_list(reply, claim.path)
+        page = read_list(response, claim.path)
         found = self._source.extract(page.objects, {})
         step = listing.received(claim.range, page.objects, has_more=page.has_more, after=page.after)
         listing.undurable += 1
-        return found, truth_of(reply), step
+        return found, as_of_response(response), step
 
-    async def _write(self, wanted: Range, found: Found, truth: Truth, step: Step) -> None:
+    async def _write(self, wanted: Slice, found: RowSet, truth: AsOf, step: PageCommit) -> None:
         """Hands a page to the mirror after the one before it, and waits until it is durable."""
         listing = self.listing
         before = self._submitted.get(wanted.number)
@@ -446,7 +448,7 @@ class Pager:
             if step.done and self._submitted.get(wanted.number) is mine:
                 del self._submitted[wanted.number]
 
-    async def _follow(self, found: Found) -> int:
+    async def _follow(self, found: RowSet) -> int:
         if not found.lists:
             return 0
         self._nests = True

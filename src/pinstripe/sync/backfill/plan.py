@@ -15,7 +15,7 @@ import structlog
 from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import table_name
-from pinstripe.source.resolve import can_be_asked
+from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, Source, closed_gaps
 from pinstripe.store.cursors import (
     BESIDE,
@@ -29,8 +29,8 @@ from pinstripe.store.ddl import qualified
 from pinstripe.store.migrate import forget_streams
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
-from pinstripe.sync.backfill.child_lists import UnderParents, stream_of
-from pinstripe.sync.backfill.list_stream import Listing, Pager
+from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
+from pinstripe.sync.backfill.list_stream import ListState, ListStream
 from pinstripe.sync.events.reader import FOLLOWED, RETENTION_S, followed
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -42,29 +42,29 @@ _SETTLED_S = 31 * 86400
 a month at the latest (https://docs.stripe.com/payouts)."""
 
 
-_ANEW = "anew"
+_FULL_RESYNC = "anew"
 """The stream that says since when everything is being listed anew, until that is done."""
 
 
-def listed_anew(since: float) -> Checkpoint:
+def full_resync_done(since: float) -> Checkpoint:
     """The end of it."""
-    return Checkpoint(_ANEW, "done", as_of=since)
+    return Checkpoint(_FULL_RESYNC, "done", as_of=since)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BackfillPlan:
     """What a run reads. Events count from the second `since`; `note` is for whoever watches.
 
     `anew_since`: everything is listed anew, begun at this second; None where events tell what changed.
     """
 
-    works: Sequence[Pager | UnderParents]
+    works: Sequence[ListStream | ChildListStream]
     since: int
     note: str = ""
     anew_since: float | None = None
 
 
-class Resume:
+class BackfillPlanner:
     """Plans one run. `now` is the present on Stripe's clock, `birth` as in `RangeSet`."""
 
     def __init__(self, source: Source, pool: Pool, *, now: int, birth: int) -> None:
@@ -73,7 +73,7 @@ class Resume:
         self._now = now
         self._birth = birth
 
-    async def plan(self) -> Plan:
+    async def plan(self) -> BackfillPlan:
         """The works of the run. Where events count from now on, that is saved before any list is read."""
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
@@ -91,7 +91,7 @@ class Resume:
             since = int(last.as_of)
             if self._now - since > RETENTION_S - 86400:
                 saved, since = await self._begin_anew(), self._now
-        anew = saved.get(_ANEW)
+        anew = saved.get(_FULL_RESYNC)
         anew_since = anew.as_of if anew is not None and anew.state == "running" else None
         if anew_since is not None:
             note = "The last run is too long ago for the event log: everything is listed anew."
@@ -103,7 +103,7 @@ class Resume:
         if last is None or since == self._now:
             # The position is taken before the first list is read.
             await self._source.save([followed(since)])
-        return Plan(works, since, note, anew_since)
+        return BackfillPlan(works, since, note, anew_since)
 
     async def _without_notes(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
         """Forgets what an earlier process could not read beside the lists: this one tries it anew."""
@@ -122,7 +122,7 @@ class Resume:
         async with self._source.transaction() as connection:
             self._source.mirror.quarantine.forget()
             tried = await reopen(connection, schema)
-            lost = {table for table, relist in tried if relist or not can_be_asked(table)}
+            lost = {table for table, relist in tried if relist or not can_be_fetched(table)}
             filled = {_table_of(c) for c in saved.values() if c.state == "done" and c.rows}
             for table in sorted(t for t in filled if isinstance(t, str) and t in wanted):
                 name = qualified(schema, table)
@@ -136,23 +136,23 @@ class Resume:
 
     async def _begin_anew(self) -> dict[str, Checkpoint]:
         """Forgets every position, in one commit with the new one: the next run must not trust the old."""
-        begun = [followed(self._now), Checkpoint(_ANEW, "running", as_of=float(self._now))]
+        begun = [followed(self._now), Checkpoint(_FULL_RESYNC, "running", as_of=float(self._now))]
         async with self._source.transaction() as connection:
             await forget_checkpoints(connection, self._source.mirror.schema)
             await save_checkpoints(connection, self._source.mirror.schema, begun)
         return {checkpoint.stream: checkpoint for checkpoint in begun}
 
-    def under_parents(self, endpoint: ListEndpoint) -> UnderParents:
+    def under_parents(self, endpoint: ListEndpoint) -> ChildListStream:
         """A list that Stripe refuses without a parent, from its first parent on."""
         table = table_name(self._wanted_objects(endpoint)[0])
-        work = UnderParents(endpoint, table, self._source, self._pool)
+        work = ChildListStream(endpoint, table, self._source, self._pool)
         work.as_of = float(self._now)
         return work
 
-    def tail(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> Pager:
+    def tail(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> ListStream:
         """Reads again what was created since then, of a list that is done."""
-        listing = Listing.tail(endpoint, table, done, since=since, ceiling=self._now)
-        return Pager(listing, self._source)
+        listing = ListState.tail(endpoint, table, done, since=since, ceiling=self._now)
+        return ListStream(listing, self._source)
 
     async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
         """Forgets the lists around nested ones that could not be read before and can now."""
@@ -166,17 +166,17 @@ class Resume:
 
     def _works(
         self, endpoints: Sequence[ListEndpoint], saved: Mapping[str, Checkpoint], *, complete: bool
-    ) -> list[Pager | UnderParents]:
+    ) -> list[ListStream | ChildListStream]:
         """`complete`: all was read before, so that events tell what changed, save for what has none."""
         works = [self._work(e, saved.get(stream_of(e)), complete=complete) for e in endpoints]
-        parents = {w.endpoint.parent for w in works if isinstance(w, UnderParents)}
+        parents = {w.endpoint.parent for w in works if isinstance(w, ChildListStream)}
         for work in works:
-            work.feeds = not parents.isdisjoint(work.endpoint.objects)
+            work.has_children = not parents.isdisjoint(work.endpoint.objects)
         return works
 
     def _work(
         self, endpoint: ListEndpoint, cursor: Checkpoint | None, *, complete: bool
-    ) -> Pager | UnderParents:
+    ) -> ListStream | ChildListStream:
         table = table_name(self._wanted_objects(endpoint)[0])
         if cursor is not None and cursor.state == "refused":
             cursor = None
@@ -185,14 +185,14 @@ class Resume:
                 return self.tail(endpoint, table, cursor, int(cursor.as_of) - _SETTLED_S)
             cursor = None
         if endpoint.parent:
-            work = UnderParents(endpoint, table, self._source, self._pool, cursor)
+            work = ChildListStream(endpoint, table, self._source, self._pool, cursor)
             work.as_of = work.as_of or float(self._now)
             return work
         if cursor is None:
-            listing = Listing.fresh(endpoint, table, ceiling=self._now, birth=self._birth)
+            listing = ListState.fresh(endpoint, table, ceiling=self._now, birth=self._birth)
         else:
-            listing = Listing.resumed(endpoint, table, cursor, birth=self._birth)
-        return Pager(listing, self._source)
+            listing = ListState.resumed(endpoint, table, cursor, birth=self._birth)
+        return ListStream(listing, self._source)
 
     def _is_to_be_read_again(
         self, endpoint: ListEndpoint, cursor: Checkpoint, *, complete: bool

@@ -24,14 +24,14 @@ from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.tables import Column, Table, table_name
 from pinstripe.client.pagination import read_object
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
-from pinstripe.rows.as_of import truth_of
-from pinstripe.rows.extract import Found
-from pinstripe.source.resolve import can_be_asked
+from pinstripe.rows.as_of import as_of_response
+from pinstripe.rows.extract import RowSet
+from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, REFERENCES, Source, retrieve_endpoint
 from pinstripe.store.cursors import Checkpoint, ended_by
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
-from pinstripe.store.refetch import Todo, add_todos
+from pinstripe.store.refetch import Refetch, add_refetches
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -190,7 +190,7 @@ class References:
 
     async def _owe(self, target: str, key: str, error: PinstripeError) -> None:
         _log.warning("references.owed", table=target, error=error.message)
-        await self._source.owe(Todo("fetch", target, key), error)
+        await self._source.owe(Refetch("fetch", target, key), error)
 
     async def _remember(self, target: str, key: str, reason: str) -> None:
         self.result.count(self.result.missing, target)
@@ -237,11 +237,11 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
         if table not in source.wanted or only not in ("", path):
             continue
         try:
-            reply = await source.stripe.get(path, endpoint=f"GET {path}", priority=BACKFILL)
-            found = Found()
-            source.mirror.extractor.object(read_object(reply, path), found)
+            response = await source.stripe.get(path, endpoint=f"GET {path}", priority=BACKFILL)
+            found = RowSet()
+            source.mirror.extractor.object(read_object(response, path), found)
             await source.follow_all(found)
-            await source.mirror.put(found, truth_of(reply))
+            await source.mirror.put(found, as_of_response(response))
         except (WrongKey, LostLease, Unwritable):
             raise
         except PinstripeError as error:
@@ -253,17 +253,17 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
 _KEPT = frozenset({"event", "v2_core_event"})
 
 
-async def note_absent(
+async def queue_missing(
     source: Source, tables: Iterable[str], since: float, *, most: int | None = None
-) -> list[Todo]:
+) -> list[Refetch]:
     """Notes a request for each such row of these tables, the oldest `most` of each; gives them.
 
     `since`: Unix seconds on Stripe's clock.
     """
-    found: list[Todo] = []
+    found: list[Refetch] = []
     for table in sorted(set(tables) - _KEPT):
         known = source.wanted[table]
-        if not can_be_asked(table):
+        if not can_be_fetched(table):
             continue
         alive = " AND deleted IS NOT TRUE" if known.deletable else ""
         async with source.transaction() as connection:
@@ -273,7 +273,7 @@ async def note_absent(
                 since,
                 most,
             )
-            todos = [Todo("fetch", table, row[0], since=since) for row in rows]
-            await add_todos(connection, source.mirror.schema, todos)
-        found += todos
+            refetches = [Refetch("fetch", table, row[0], since=since) for row in rows]
+            await add_refetches(connection, source.mirror.schema, refetches)
+        found += refetches
     return found

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pinstripe.catalog.endpoints import ListEndpoint
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 
 MAX_IN_FLIGHT = 64
 """Requests and pages under way at once: at 100/s enough for answers that take 300 ms and as much time
@@ -29,7 +29,7 @@ MAX_PER_LIST_UNLIMITED = 4
 """Where no rate holds it back: more ranges would only cost pages that are not full."""
 
 
-class Work(Protocol):
+class ListReader(Protocol):
     """A list that wants requests: `Pager`, `UnderParents`."""
 
     @property
@@ -48,36 +48,38 @@ class Work(Protocol):
     def remaining(self) -> float:
         """Estimated requests to come."""
 
-    def tell(self, changed: Callable[[], None]) -> None:
+    def on_change(self, changed: Callable[[], None]) -> None:
         """Whom to tell when a page has come and the next may be asked for, before it is durable."""
 
     def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
         """Something that starts the next request, or None if there is none now."""
 
 
-class Dispatcher:
+class Scheduler:
     """Runs works to their end. `arrived` may be called to add more while it runs."""
 
-    def __init__(self, budget: Budget, *, max_in_flight: int | None = None) -> None:
+    def __init__(self, budget: RateLimiter, *, max_in_flight: int | None = None) -> None:
         """`max_in_flight`: fewer than usual, for work that must not be in the way."""
         self._budget = budget
         self._max = max_in_flight
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, works: Sequence[Work], *, more: Callable[[], Sequence[Work]]) -> None:
+    async def run(
+        self, works: Sequence[ListReader], *, more: Callable[[], Sequence[ListReader]]
+    ) -> None:
         """Returns when all are finished. `more` is asked for further works whenever one ends.
 
         An error that ends a request's task ends the run: all others are cancelled first.
         """
-        active: list[Work] = []
+        active: list[ListReader] = []
         added = works
         try:
             while True:
                 self._changed.clear()
                 added = [*added, *more()]
                 for work in added:
-                    work.tell(self._changed.set)
+                    work.on_change(self._changed.set)
                 active = [w for w in (*active, *added) if not w.finished]
                 added = ()
                 if not active and not self._tasks:
@@ -89,7 +91,7 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _start_all(self, active: list[Work]) -> float | None:
+    async def _start_all(self, active: list[ListReader]) -> float | None:
         """Starts what can go now; gives the seconds until more could, None if only an end can help."""
         soonest: float | None = None
         usual = MAX_IN_FLIGHT if self._budget.rate() else MAX_IN_FLIGHT_UNLIMITED

@@ -23,7 +23,7 @@ WORTH_CUTTING = 6.0
 
 
 @dataclass(slots=True)
-class Range:
+class Slice:
     """Objects with `gte <= created < lt`, of which those after the object `after` are still to come.
 
     `low` is the `created` of `after`; `density` objects a second, as the last page showed it.
@@ -56,16 +56,16 @@ class Range:
 
 
 @dataclass(slots=True)
-class RangeSet:
+class SliceSet:
     """The ranges of one list that are not done. `birth`: a second before which nothing can be."""
 
     birth: int = 0
-    open: dict[int, Range] = field(default_factory=dict)
+    open: dict[int, Slice] = field(default_factory=dict)
     _next: int = 0
     _piece: float = PIECE_PAGES
 
     @classmethod
-    def whole(cls, birth: int = 0) -> RangeSet:
+    def whole(cls, birth: int = 0) -> SliceSet:
         """One range that holds everything."""
         ranges = cls(birth)
         ranges.add(None, None)
@@ -79,13 +79,13 @@ class RangeSet:
         after: str | None = None,
         low: int | None = None,
         density: float = 0.0,
-    ) -> Range:
-        made = Range(self._next, gte, lt, after, low, density)
+    ) -> Slice:
+        made = Slice(self._next, gte, lt, after, low, density)
         self.open[made.number] = made
         self._next += 1
         return made
 
-    def idle(self) -> Range | None:
+    def idle(self) -> Slice | None:
         """The range that nobody pages and that has most to come."""
         waiting = [r for r in self.open.values() if not r.busy]
         return max(waiting, key=self._remaining, default=None)
@@ -93,14 +93,14 @@ class RangeSet:
     def remaining(self) -> float:
         return sum(self._remaining(r) for r in self.open.values())
 
-    def cut(self) -> Range | None:
+    def split(self) -> Slice | None:
         """Cuts the range with most to come and gives its older part; None if no cut is worth a page."""
         longest = max(self.open.values(), key=self._remaining, default=None)
         if longest is None or longest.pages == 0 or longest.density <= 0:
             return None
         if longest.top is None or self._remaining(longest) < WORTH_CUTTING:
             return None
-        at = self._cut_at(longest, longest.top)
+        at = self._split_at(longest, longest.top)
         # The page that is under way reaches down from the top; the cut must lie below it.
         lowest_reached = longest.top - 2 * PAGE / longest.density
         bottom = longest.gte if longest.gte is not None else self.birth
@@ -110,10 +110,10 @@ class RangeSet:
         longest.gte = at
         return older
 
-    def _remaining(self, one: Range) -> float:
+    def _remaining(self, one: Slice) -> float:
         return one.remaining(self.birth)
 
-    def _cut_at(self, longest: Range, top: int) -> int:
+    def _split_at(self, longest: Slice, top: int) -> int:
         if longest.gte is not None:
             return (top + longest.gte) // 2
         at = int(top - self._piece * PAGE / longest.density)

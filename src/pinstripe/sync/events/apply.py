@@ -27,47 +27,47 @@ from pinstripe.catalog.tables import Table, table_name, table_of_object, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
-from pinstripe.rows.as_of import Cause, Truth
-from pinstripe.rows.extract import Found, key_of
-from pinstripe.source.resolve import can_be_asked, has_address
+from pinstripe.rows.as_of import AsOf, Cause
+from pinstripe.rows.extract import RowSet, key_of
+from pinstripe.source.resolve import can_be_fetched, has_address
 from pinstripe.source.source import Source, parent_of
-from pinstripe.store.refetch import Todo
-from pinstripe.sync.events.order import Change, changes, created_of, payload, request_of
+from pinstripe.store.refetch import Refetch
+from pinstripe.sync.events.order import ObjectChange, changes, created_of, payload, request_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-More = Callable[[Sequence[StripeObject]], Awaitable[list[Todo]]]
+PreviewRefetches = Callable[[Sequence[StripeObject]], Awaitable[list[Refetch]]]
 """Events -> the to-dos of previews that they ask for."""
 
 
-class Planner:
+class EventApplier:
     """Plans for one account. Writes nothing."""
 
-    def __init__(self, source: Source, more: More | None = None) -> None:
+    def __init__(self, source: Source, more: PreviewRefetches | None = None) -> None:
         self._source = source
         self._more = more
         self._table_of = table_of_object()
 
     async def plan(
-        self, events: Sequence[StripeObject], truth: Truth
-    ) -> tuple[list[Part], list[Todo]]:
+        self, events: Sequence[StripeObject], truth: AsOf
+    ) -> tuple[list[Part], list[Refetch]]:
         """What to write, and what to ask. `events` newest first; `truth`: when the list said so."""
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
-        log = Found()
+        log = RowSet()
         for event in events:
             extractor.object(event, log)
         parts: list[Part] = [(log, truth)]
-        todos: list[Todo] = []
+        refetches: list[Refetch] = []
         for change in changes(events, self._source.mirror.api_version):
-            found = Found()
+            found = RowSet()
             written, asked = self._state(change, found)
-            todos += self._mentioned(change, found)
+            refetches += self._mentioned(change, found)
             if written:
                 cause = Cause(change.event_id, change.request_id)
-                truth_then = Truth(float(change.created), change.created + 1.0, cause=cause)
+                truth_then = AsOf(float(change.created), change.created + 1.0, cause=cause)
                 parts.append((found, truth_then))
-            todos += asked
-            todos += related(change, wanted)
+            refetches += asked
+            refetches += related(change, wanted)
         for event in events:
             obj = payload(event) or {}
             if (
@@ -75,47 +75,49 @@ class Planner:
                 and obj.get("object") not in self._table_of
             ):
                 # No row of its own (an alert that was triggered), but what it holds has one.
-                found, second = Found(), created_of(event)
+                found, second = RowSet(), created_of(event)
                 extractor.object(obj, found)
                 cause = Cause(str(event.get("id")), request_of(event))
-                parts.append((found, Truth(float(second), second + 1.0, cause=cause)))
-                todos += summarised(event, wanted)
+                parts.append((found, AsOf(float(second), second + 1.0, cause=cause)))
+                refetches += from_summary(event, wanted)
         if self._more is not None and events:
             try:
-                todos += await self._more(events)
+                refetches += await self._more(events)
             except PinstripeError as error:
                 if error.fault is None or error.fault.scope != "table":
                     raise
                 # A table that the previews are found through is gone; the next refill asks for all.
                 _log.warning("applying.no_previews", error=error.message)
-        return parts, todos
+        return parts, refetches
 
-    def _mentioned(self, change: Change, found: Found) -> list[Todo]:
+    def _mentioned(self, change: ObjectChange, found: RowSet) -> list[Refetch]:
         """Fetches, if they are no rows yet, what the change names and shows as it was at another time."""
         return [
-            change.todo("relate", table, key)
+            change.refetch("relate", table, key)
             for table, key in sorted(found.elsewhere)
             if table in self._source.wanted and has_address(table)
         ]
 
-    def _state(self, change: Change, found: Found) -> tuple[bool, list[Todo]]:
+    def _state(self, change: ObjectChange, found: RowSet) -> tuple[bool, list[Refetch]]:
         """The rows that one change leaves, or the request that will tell them."""
         table = self._table_of.get(change.name)
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         parent = parent_of(change.object)
-        fetch = [change.todo("fetch", table or "", change.key, parent=parent)]
+        fetch = [change.refetch("fetch", table or "", change.key, parent=parent)]
         if table is None:
             # Of a type to come, or one without a table: what it holds may have one.
             extractor.object(change.object, found)
             return True, []
         if table not in wanted:
             return False, []
-        if (change.hint or not change.sure) and can_be_asked(table):
+        if (change.is_foreign_version or not change.is_ordered) and can_be_fetched(table):
             return False, fetch
         if change.deleted and wanted[table].deletable:
             # In another version the payload says for sure only which object is gone.
             stub = {"id": change.key, "object": change.name}
-            extractor.object({**(stub if change.hint else change.object), "deleted": True}, found)
+            extractor.object(
+                {**(stub if change.is_foreign_version else change.object), "deleted": True}, found
+            )
             return True, []
         extractor.object(change.object, found)
         return True, fetch if found.lists else []
@@ -126,33 +128,33 @@ class Planner:
 _ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
 
 
-def related(change: Change, wanted: Mapping[str, Table]) -> list[Todo]:
+def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
     """The requests that follow from one change."""
     table = wanted.get(_table_of(change.name))
     if table is None or change.deleted:
         return []
     found = [
-        change.todo("relate", target, key)
+        change.refetch("relate", target, key)
         for target, key in _references(table, change.object)
         if target in wanted
     ]
-    found += [change.todo("fetch", "invoice_item", key) for key in _pulled_in(change)]
+    found += [change.refetch("fetch", "invoice_item", key) for key in _pulled_in(change)]
     for child in _children(change.name):
         if child in wanted and _may_have_changed(child, change):
-            found.append(change.todo("children", child, change.key, parent=change.name))
+            found.append(change.refetch("children", child, change.key, parent=change.name))
     where = retrieve_endpoints().get(table.object_type)
     if where is not None and where.expand and any(c.on_request for c in table.columns):
         # Payloads leave out what Stripe gives on request only. (Where nothing is asked to be expanded,
         # as of what people have shown of themselves, a fetch would tell no more.)
-        found.append(change.todo("fetch", table.name, change.key))
+        found.append(change.refetch("fetch", table.name, change.key))
     elif where is not None and any(_names(change, path) for path in _unaddressed(change.name)):
-        found.append(change.todo("fetch", table.name, change.key))
+        found.append(change.refetch("fetch", table.name, change.key))
     return found
 
 
-def _names(change: Change, path: tuple[str, ...]) -> bool:
+def _names(change: ObjectChange, path: tuple[str, ...]) -> bool:
     """Whether the change has put an id where only `expand[]` shows what stands there."""
-    if not change.born and path[0] not in change.previous:
+    if not change.is_creation and path[0] not in change.previous:
         return False
     values: list[object] = [change.object]
     for step in path:
@@ -173,7 +175,7 @@ def _unaddressed(name: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def summarised(event: StripeObject, wanted: Mapping[str, Table]) -> list[Todo]:
+def from_summary(event: StripeObject, wanted: Mapping[str, Table]) -> list[Refetch]:
     """The list to read where an event only sums up what its owner has now (active entitlements)."""
     obj = payload(event) or {}
     known = _summaries().get(str(obj.get("object")))
@@ -184,19 +186,19 @@ def summarised(event: StripeObject, wanted: Mapping[str, Table]) -> list[Todo]:
     if not isinstance(owner, str) or not owner:
         return []
     told = (created_of(event), request_of(event), str(event.get("id")))
-    return [Todo("children", child, owner, parent, *told)]
+    return [Refetch("children", child, owner, parent, *told)]
 
 
-def _may_have_changed(child: str, change: Change) -> bool:
+def _may_have_changed(child: str, change: ObjectChange) -> bool:
     """Whether the list under the parent can differ from what it was before this event."""
     field = _ONLY_IF_CHANGED.get(child)
     if field is None:
         return True
     # A new balance of 0 has no history.
-    return field in change.previous or (change.born and bool(change.object.get(field)))
+    return field in change.previous or (change.is_creation and bool(change.object.get(field)))
 
 
-def _pulled_in(change: Change) -> list[str]:
+def _pulled_in(change: ObjectChange) -> list[str]:
     """Invoice items that an invoice has taken up: they change without an event of their own."""
     lines = change.object.get("lines") if change.name == "invoice" else None
     entries = lines.get("data") if isinstance(lines, dict) else None

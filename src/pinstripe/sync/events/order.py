@@ -17,11 +17,11 @@ from pinstripe.catalog.relations import deletes
 from pinstripe.client.decode import StripeObject
 from pinstripe.rows.converters import MAX_SECONDS
 from pinstripe.rows.extract import key_of
-from pinstripe.store.refetch import Kind, Todo
+from pinstripe.store.refetch import Refetch, RefetchKind
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ObjectChange:
     """What the events say of one object. `sure`: `object` is its newest state that they tell.
 
     `hint`: it was rendered in another API version than ours, or an event sounds like a deletion that
@@ -33,20 +33,20 @@ class Change:
     key: str
     object: StripeObject
     created: int
-    sure: bool
-    hint: bool
+    is_ordered: bool
+    is_foreign_version: bool
     deleted: bool
     event_id: str
     request_id: str
-    born: bool
+    is_creation: bool
     previous: StripeObject
 
-    def todo(self, kind: Kind, table: str, key: str, *, parent: str = "") -> Todo:
+    def refetch(self, kind: RefetchKind, table: str, key: str, *, parent: str = "") -> Refetch:
         """What the change makes us ask of Stripe."""
-        return Todo(kind, table, key, parent, self.created, self.request_id, self.event_id)
+        return Refetch(kind, table, key, parent, self.created, self.request_id, self.event_id)
 
 
-def changes(events: Sequence[StripeObject], api_version: str) -> list[Change]:
+def changes(events: Sequence[StripeObject], api_version: str) -> list[ObjectChange]:
     """One change for each object with a key, from events in Stripe's order (newest first)."""
     by_object: dict[tuple[str, str], list[StripeObject]] = {}
     for event in events:
@@ -89,7 +89,7 @@ def is_deletion(event: StripeObject) -> bool:
     return deletes(str(event.get("type"))) is True
 
 
-def _change(name: str, key: str, found: list[StripeObject], api_version: str) -> Change:
+def _change(name: str, key: str, found: list[StripeObject], api_version: str) -> ObjectChange:
     newest = max(created_of(e) for e in found)
     # Oldest first, as they happened if the list tells the order.
     last_second = [e for e in reversed(found) if created_of(e) == newest]
@@ -100,17 +100,17 @@ def _change(name: str, key: str, found: list[StripeObject], api_version: str) ->
     last = last_second[-1]
     obj = payload(last)
     assert obj is not None  # noqa: S101 (only events with one got here)
-    return Change(
+    return ObjectChange(
         name=name,
         key=key,
         object=obj,
         created=newest,
-        sure=not is_remade and _is_chain(last_second),
-        hint=any(_is_hint(e, api_version) for e in last_second),
+        is_ordered=not is_remade and _is_chain(last_second),
+        is_foreign_version=any(_is_hint(e, api_version) for e in last_second),
         deleted=is_deletion(last),
         event_id=str(last.get("id")),
         request_id=request_of(last),
-        born=any(_is_creation(e) for e in found),
+        is_creation=any(_is_creation(e) for e in found),
         previous={k: v for e in found for k, v in previous_attributes(e).items()},
     )
 

@@ -30,17 +30,17 @@ from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE
 from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
-from pinstripe.rows.as_of import Truth
+from pinstripe.rows.as_of import AsOf
 from pinstripe.source.source import FOLLOW, LIVE, Source
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.events import add_applied, forget_applied, load_applied
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import add_todos
-from pinstripe.sync.events.apply import More, Planner
+from pinstripe.store.refetch import add_refetches
+from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
 from pinstripe.sync.events.order import created_of, request_of
-from pinstripe.sync.events.reader import RETENTION_S, Known, Reader, followed
-from pinstripe.sync.events.request_listener import Hearing
-from pinstripe.sync.refetch.worker import Todos
+from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader, followed
+from pinstripe.sync.events.request_listener import SyncRequestListener
+from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -73,17 +73,17 @@ _REST_A_SWEEP = 4
 """A sweep rests so many times as long as it took: its requests and its CPU are a fifth at most."""
 
 
-class Live:
+class EventPoller:
     """The one reader of an account."""
 
     def __init__(
         self,
         source: Source,
-        todos: Todos,
+        refetches: RefetchWorker,
         *,
         since: float,
-        pace: Pace | None = None,
-        more: More | None = None,
+        pace: PollIntervals | None = None,
+        more: PreviewRefetches | None = None,
         interval_s: Callable[[], float] | None = None,
         awake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -93,29 +93,31 @@ class Live:
         `more` gives the to-dos of previews that events ask for. `interval_s` is the read allowance's word
         on how often to look, `awake` tells it of a ring.
         """
-        self.seen = Seen(as_of=since)
-        self.hearing: Hearing | None = None  # Who rings, and wants to know of looks.
+        self.stats = PollerStats(as_of=since)
+        self.request_listener: SyncRequestListener | None = (
+            None  # Who rings, and wants to know of looks.
+        )
         self._source = source
-        self._todos = todos
-        self._pace = pace or Pace()
+        self._refetches = refetches
+        self._intervals = pace or PollIntervals()
         self._interval_s = interval_s
         self._awake = awake
         self._clock = clock
-        self._planner = Planner(source, more)
-        self._known = Known()
-        self._reader = Reader(source, self._known)
-        self._swept = Swept(since)
+        self._applier = EventApplier(source, more)
+        self._applied = AppliedEvents()
+        self._reader = EventLogReader(source, self._applied)
+        self._lookback = LookbackWindows(since)
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
         self._saved_at = 0.0
         self._is_busy = False
-        self._was_rung = False
+        self._was_requested = False
 
     def now(self) -> float:
         """The present on Stripe's clock."""
         return self._source.now()
 
-    def ring(self) -> None:
+    def poll_now(self) -> None:
         """Somebody knows of a change: look now, and for a while as often as set."""
         self._awake()
         self._wake.set()
@@ -125,8 +127,12 @@ class Live:
         await self._begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
-            group.create_task(self._sweep_on(self._pace.near_window_s, self._pace.near_every_s))
-            group.create_task(self._sweep_on(self._pace.window_s, self._pace.window_every_s))
+            group.create_task(
+                self._read_lookbacks(self._intervals.near_window_s, self._intervals.near_every_s)
+            )
+            group.create_task(
+                self._read_lookbacks(self._intervals.window_s, self._intervals.window_every_s)
+            )
 
     async def _poll_on(self) -> None:
         troubles = 0
@@ -134,7 +140,7 @@ class Live:
             started = self._clock()
             self._wake.clear()  # A ring from now on asks for a look that begins after it.
             try:
-                await self._turn()
+                await self._poll_once()
             except FellBehind:
                 raise
             except PinstripeError as error:
@@ -143,22 +149,22 @@ class Live:
                 troubles = min(troubles + 1, len(_TROUBLE_PAUSE_S) - 1)
                 continue
             troubles = 0
-            if self.seen.trouble:
-                self.seen.trouble = self.seen.remedy = ""
+            if self.stats.trouble:
+                self.stats.trouble = self.stats.remedy = ""
                 self._saved_at = 0.0  # The next look says in the database that it is over.
             took_s = self._clock() - started
             await self._rest(self._poll_s() - took_s, at_least_s=self._spacing_s() - took_s)
 
-    async def _sweep_on(self, window_s: float, every_s: float) -> None:
+    async def _read_lookbacks(self, window_s: float, every_s: float) -> None:
         """Reads a window again and again, beside the polls. Of trouble the polls tell."""
         rest_s = every_s
         while True:
             await asyncio.sleep(max(rest_s, every_s, _POLLS_A_SWEEP * self._poll_s()))
-            if self.seen.trouble or self._is_slow():
+            if self.stats.trouble or self._is_slow():
                 continue
             started = self._clock()
             try:
-                await self._sweep_late(window_s / 2, window_s, priority=LIVE)
+                await self._read_late_lookback(window_s / 2, window_s, priority=LIVE)
                 await self._forget()
             except PinstripeError as error:
                 _log.debug("live.sweep", error=error.message)
@@ -166,18 +172,18 @@ class Live:
 
     def _is_slow(self) -> bool:
         """Looks are so rare that each reads the whole window: it costs no more."""
-        return self._poll_s() >= self._pace.near_every_s
+        return self._poll_s() >= self._intervals.near_every_s
 
     def _poll_s(self) -> float:
-        usual_s = self._pace.poll_s if self._interval_s is None else self._interval_s()
+        usual_s = self._intervals.poll_s if self._interval_s is None else self._interval_s()
         # While things happen more is likely to: that halves the lag of what comes next.
-        busy = self._is_busy and usual_s <= self._pace.poll_s
+        busy = self._is_busy and usual_s <= self._intervals.poll_s
         return usual_s / 2 if busy else usual_s
 
     def _spacing_s(self) -> float:
         """How soon after a look that was rung for the next may be, however often somebody rings."""
-        spacing_s = min(max(self._pace.poll_s / 2, _SPACING_S), _MOST_SPACING_S)
-        return spacing_s if self._was_rung else 0.0
+        spacing_s = min(max(self._intervals.poll_s / 2, _SPACING_S), _MOST_SPACING_S)
+        return spacing_s if self._was_requested else 0.0
 
     async def _rest(self, pause_s: float, *, at_least_s: float) -> None:
         """Until it is time to look, or somebody rings."""
@@ -191,105 +197,109 @@ class Live:
 
     async def _troubled(self, error: PinstripeError) -> None:
         """Says what is wrong: here, in the log, and in the database for `pinstripe status`."""
-        is_told = bool(self.seen.trouble)
-        self.seen.trouble, self.seen.remedy = error.message, error.hint
+        is_told = bool(self.stats.trouble)
+        self.stats.trouble, self.stats.remedy = error.message, error.hint
         if is_told:
             return
         _log.warning("live.trouble", error=error.message)
         try:
-            told = replace(followed(self.seen.as_of), reason=error.message, remedy=error.hint)
+            told = replace(followed(self.stats.as_of), reason=error.message, remedy=error.hint)
             await self._source.save([told])
         except PinstripeError:
             _log.debug("live.untold")  # It is Postgres that is in trouble.
 
     async def _begin(self) -> None:
         """Reads everything since the position, for which a whole sweep is needed."""
-        since = self.seen.as_of - self._pace.window_s
+        since = self.stats.as_of - self._intervals.window_s
         while True:
             try:
                 async with self._source.pool.acquire() as connection:
                     applied = await load_applied(connection, self._source.mirror.schema, since)
-                self._known.load(applied)
+                self._applied.load(applied)
                 began = self._source.now()
-                await self.sweep(since)
-                self._swept = Swept(began)
+                await self.read_lookback(since)
+                self._lookback = LookbackWindows(began)
             except PinstripeError as error:
                 await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
             else:
                 return
 
-    async def _turn(self) -> None:
+    async def _poll_once(self) -> None:
         """One look at the list: its top, or the whole window where looks are rare."""
-        heard = self.hearing.begin() if self.hearing is not None else None
-        self._was_rung = heard is not None
+        heard = self.request_listener.begin() if self.request_listener is not None else None
+        self._was_requested = heard is not None
         if self._is_slow():
-            await self._sweep_late(self._pace.window_s / 2, self._pace.window_s)
+            await self._read_late_lookback(self._intervals.window_s / 2, self._intervals.window_s)
             await self._forget()
         elif heard is not None:
-            await self._sweep_late(heard.ring.lookback_s, heard.ring.lookback_s)
+            await self._read_late_lookback(heard.request.lookback_s, heard.request.lookback_s)
         else:
             await self.poll()
-        if heard is not None and self.hearing is not None:
-            self.hearing.looked(heard, self.seen.as_of)
+        if heard is not None and self.request_listener is not None:
+            self.request_listener.done(heard, self.stats.as_of)
 
     async def poll(self) -> None:
         """Applies what is new at the top of the list, down to the first event that is known."""
-        back_to = self.seen.as_of - self._pace.window_s
+        back_to = self.stats.as_of - self._intervals.window_s
         limit = PAGE if self._is_busy else _LOOK
         self._is_busy = await self._reader.top(back_to, limit=limit, apply=self.apply)
 
-    async def sweep(self, since: float, *, priority: int = FOLLOW) -> None:
+    async def read_lookback(self, since: float, *, priority: int = FOLLOW) -> None:
         """Applies what is new in the whole list since then."""
         await self._reader.window(since, priority=priority, apply=self.apply)
 
-    async def _sweep_late(self, late_s: float, window_s: float, *, priority: int = FOLLOW) -> None:
+    async def _read_late_lookback(
+        self, late_s: float, window_s: float, *, priority: int = FOLLOW
+    ) -> None:
         """Applies what came late by up to `late_s`, also where the last such sweep is long ago."""
         began = self._source.now()
-        since = min(self._swept.since(late_s), began - window_s)
-        remembered = began - 1.9 * self._pace.window_s  # `_forget` drops what is a little older.
+        since = min(self._lookback.since(late_s), began - window_s)
+        remembered = (
+            began - 1.9 * self._intervals.window_s
+        )  # `_forget` drops what is a little older.
         if since < remembered:
             await self.poll()  # After a long absence: down to what is known, however far that is.
-        await self.sweep(max(since, remembered), priority=priority)
-        self._swept.note(began, late_s)
+        await self.read_lookback(max(since, remembered), priority=priority)
+        self._lookback.note(began, late_s)
 
     async def apply(
-        self, events: Sequence[StripeObject], truth: Truth, *, as_of: float | None = None
+        self, events: Sequence[StripeObject], truth: AsOf, *, as_of: float | None = None
     ) -> None:
         """Writes events, the states that they leave, and what they make us ask, in one commit.
 
         `events` in Stripe's order, newest first; `truth`: when the list said so. `as_of`: the list has
         now been read so far that everything it showed at this moment is applied.
         """
-        self.seen.polls += 1
-        if as_of is not None and as_of - self.seen.as_of > _TOO_LONG_S:
+        self.stats.polls += 1
+        if as_of is not None and as_of - self.stats.as_of > _TOO_LONG_S:
             # Only a start lists everything anew so that a crash on the way loses nothing (`resume`).
             raise FellBehind(
                 "Stripe's event log no longer reaches back to where this sync stands.",
                 hint="It begins again by itself, and lists everything anew.",
             )
         async with self._applying:  # A poll and a sweep may have seen the same.
-            events = self._known.fresh(events)
+            events = self._applied.fresh(events)
             if as_of is None and len(events) >= _MANY:
-                self._todos.hold()  # More is to come: what it changes again is asked for once.
+                self._refetches.pause()  # More is to come: what it changes again is asked for once.
             if events or self._is_due(as_of):
                 await self._commit(events, truth, as_of)
             if as_of is not None:
-                self.seen.as_of = max(self.seen.as_of, as_of)
-                self._todos.release()
+                self.stats.as_of = max(self.stats.as_of, as_of)
+                self._refetches.resume()
 
     async def _commit(
-        self, events: Sequence[StripeObject], truth: Truth, as_of: float | None
+        self, events: Sequence[StripeObject], truth: AsOf, as_of: float | None
     ) -> None:
-        parts, todos = await self._planner.plan(events, truth)
+        parts, refetches = await self._applier.plan(events, truth)
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
-        position = max(as_of, self.seen.as_of) if as_of is not None else None
+        position = max(as_of, self.stats.as_of) if as_of is not None else None
 
         async def effect(connection: Connection) -> None:
             if applied:
                 await add_applied(connection, schema, applied)
-            await add_todos(connection, schema, todos)
+            await add_refetches(connection, schema, refetches)
             if position is not None:
                 await save_checkpoints(connection, schema, [followed(position)])
             if applied or position is not None:
@@ -299,25 +309,25 @@ class Live:
 
         await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()
-        self._known.add({key: created for key, created, _ in applied}, loose=as_of is None)
-        since = self.seen.as_of - self._pace.window_s
+        self._applied.add({key: created for key, created, _ in applied}, loose=as_of is None)
+        since = self.stats.as_of - self._intervals.window_s
         seconds = [created for _, created, _ in applied]
-        self.seen.applied(seconds, since=since, ended=as_of is not None)
-        self._todos.add(todos)
+        self.stats.applied(seconds, since=since, ended=as_of is not None)
+        self._refetches.add(refetches)
 
     def _is_due(self, as_of: float | None) -> bool:
         return as_of is not None and self._clock() - self._saved_at >= _AT_REST_S
 
     async def _forget(self) -> None:
         """Events that the window no longer reaches need not be remembered."""
-        before = self._source.now() - 2 * self._pace.window_s
-        self._known.forget(before)
+        before = self._source.now() - 2 * self._intervals.window_s
+        self._applied.forget(before)
         async with self._source.transaction() as connection:
             await forget_applied(connection, self._source.mirror.schema, before)
 
 
 @dataclass(slots=True)
-class Pace:
+class PollIntervals:
     """How often to look. Seconds; the settings of the same names."""
 
     poll_s: float = 0.5
@@ -328,7 +338,7 @@ class Pace:
 
 
 @dataclass(slots=True)
-class Seen:
+class PollerStats:
     """What `Live` shows of itself."""
 
     as_of: float = 0.0
@@ -358,7 +368,7 @@ MARGIN_S = 2.0
 """`created` is cut to the second, and Stripe's clock is known to about one."""
 
 
-class Swept:
+class LookbackWindows:
     """When sweeps began, on Stripe's clock, by the lateness (seconds) that they are good for.
 
     >>> swept = Swept(1000.0)

@@ -25,8 +25,8 @@ from typing import Protocol
 from pinstripe.catalog.endpoints import Param
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, Page, last_id, read_list, read_page
-from pinstripe.client.response import Reply
-from pinstripe.rows.as_of import Truth, spanning, truth_of
+from pinstripe.client.response import Response
+from pinstripe.rows.as_of import AsOf, as_of_response, union_of
 from pinstripe.source.source import FOLLOW, Source
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.sync.events.order import created_of
@@ -48,16 +48,16 @@ class Apply(Protocol):
     """
 
     async def __call__(
-        self, events: Sequence[StripeObject], truth: Truth, *, as_of: float | None = None
+        self, events: Sequence[StripeObject], truth: AsOf, *, as_of: float | None = None
     ) -> None: ...
 
 
-class Reader:
+class EventLogReader:
     """Reads the log of one account. `known` says what is new."""
 
-    def __init__(self, source: Source, known: Known) -> None:
+    def __init__(self, source: Source, known: AppliedEvents) -> None:
         self._source = source
-        self._known = known
+        self._applied = known
 
     async def top(self, back_to: float, *, limit: int, apply: Apply) -> bool:
         """Reads down to the first known event, or to a second before which nothing can be new.
@@ -68,10 +68,10 @@ class Reader:
 
         def over(page: Page, events: Sequence[StripeObject]) -> bool:
             nonlocal news
-            self._known.shown(page.ids)
-            news = news or bool(self._known.fresh(events))
+            self._applied.touch(page.ids)
+            news = news or bool(self._applied.fresh(events))
             goes_back = bool(events) and created_of(events[-1]) < back_to
-            return goes_back or self._known.is_reached(page.ids)
+            return goes_back or self._applied.is_reached(page.ids)
 
         await self._read((), over, apply, first=limit)
         return news
@@ -92,46 +92,48 @@ class Reader:
     ) -> None:
         """`first`: how many events the first page has."""
         gathered: list[StripeObject] = []
-        truth: Truth | None = None
+        truth: AsOf | None = None
         last: str | None = None
         loose: set[str] = set()
         began: float | None = None
 
-        def asked(after: str | None, limit: int) -> asyncio.Task[Reply]:
+        def asked(after: str | None, limit: int) -> asyncio.Task[Response]:
             query = [*params, ("limit", str(limit))]
-            return asyncio.create_task(ask(self._source, query, after, priority=priority))
+            return asyncio.create_task(list_events(self._source, query, after, priority=priority))
 
         asking = asked(None, first)
         try:
             while True:
-                reply = await asking
-                began = reply.not_before if began is None else began
-                page = read_page(reply, EVENTS)
+                response = await asking
+                began = response.not_before if began is None else began
+                page = read_page(response, EVENTS)
                 # Hardly ever is anything new: only then are the events themselves decoded.
-                events = [] if self._has_all(page) else _sensible(read_list(reply, EVENTS).objects)
+                events = (
+                    [] if self._has_all(page) else _sensible(read_list(response, EVENTS).objects)
+                )
                 after = last_id(page.ids)
                 # A list that goes on from where it began would never end.
                 is_last = over(page, events) or not page.has_more or after in (None, last)
                 last = after
                 if not is_last:
                     asking = asked(after, PAGE)
-                loose |= self._known.loose(page.ids)
-                truth = spanning(truth if gathered else None, truth_of(reply))
-                gathered += self._known.fresh(events)
-                is_ripe = len(gathered) >= _MOST_EVENTS or self._known.is_reached(page.ids)
+                loose |= self._applied.unanchored(page.ids)
+                truth = union_of(truth if gathered else None, as_of_response(response))
+                gathered += self._applied.fresh(events)
+                is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
                     await apply(gathered, truth, as_of=began if is_last else None)
-                    loose |= self._known.loose(str(event.get("id")) for event in gathered)
+                    loose |= self._applied.unanchored(str(event.get("id")) for event in gathered)
                     gathered = []
                 if is_last:
-                    self._known.fasten(loose)
+                    self._applied.anchor(loose)
                     return
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 
     def _has_all(self, page: Page) -> bool:
-        return self._known.has_all(key for key in page.ids if key is not None)
+        return self._applied.has_all(key for key in page.ids if key is not None)
 
 
 def _sensible(events: Sequence[StripeObject]) -> list[StripeObject]:
@@ -143,18 +145,18 @@ _MOST_SHOWN = 500
 """Five whole pages: the page of a look is larger while the account is busy."""
 
 
-class Known:
+class AppliedEvents:
     """Events by id, with the second in which they were created."""
 
     def __init__(self) -> None:
         self._created: dict[str, int] = {}
-        self._loose: set[str] = set()
+        self._unanchored: set[str] = set()
         self._shown: OrderedDict[str, None] = OrderedDict()
 
     def load(self, created: Mapping[str, int]) -> None:
         """Begins anew with what an earlier run applied. All of it is loose: nobody knows how it ended."""
         self._created = dict(created)
-        self._loose = set(created)
+        self._unanchored = set(created)
 
     def has_all(self, keys: Iterable[str | None]) -> bool:
         """Whether nothing is new."""
@@ -162,11 +164,11 @@ class Known:
 
     def is_reached(self, keys: Iterable[str | None]) -> bool:
         """Whether one of these is known, and with it everything below."""
-        return any(key in self._created and key not in self._loose for key in keys)
+        return any(key in self._created and key not in self._unanchored for key in keys)
 
-    def loose(self, keys: Iterable[str | None]) -> set[str]:
+    def unanchored(self, keys: Iterable[str | None]) -> set[str]:
         """Those that are loose."""
-        return self._loose.intersection(key for key in keys if key is not None)
+        return self._unanchored.intersection(key for key in keys if key is not None)
 
     def fresh(self, events: Sequence[StripeObject]) -> list[StripeObject]:
         """Those that are not applied yet."""
@@ -176,9 +178,9 @@ class Known:
         """These are applied. `loose`: the reading that they are of goes on below them."""
         self._created.update(created)
         if loose:
-            self._loose.update(created)
+            self._unanchored.update(created)
 
-    def shown(self, keys: Iterable[str | None]) -> None:
+    def touch(self, keys: Iterable[str | None]) -> None:
         """The top of the log shows these. Of a quiet account they are days old, and stay there: they are
         remembered, lest they be taken for new again. (No look at their seconds says that they are old
         news: what test clocks make may be of any second.)
@@ -190,16 +192,16 @@ class Known:
         while len(self._shown) > _MOST_SHOWN:
             self._shown.popitem(last=False)
 
-    def fasten(self, keys: Collection[str]) -> None:
+    def anchor(self, keys: Collection[str]) -> None:
         """The reading that showed these has come to its end: nothing below them is missing."""
-        self._loose.difference_update(keys)
+        self._unanchored.difference_update(keys)
 
     def forget(self, before: float) -> None:
         """Drops what was created before, unless the top of the log has shown it lately."""
         self._created = {
             key: at for key, at in self._created.items() if at >= before or key in self._shown
         }
-        self._loose &= self._created.keys()
+        self._unanchored &= self._created.keys()
 
 
 EVENTS = "/v1/events"
@@ -216,11 +218,11 @@ def followed(until: float) -> Checkpoint:
     return Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(until))
 
 
-async def ask(
+async def list_events(
     source: Source, params: Sequence[Param], after: str | None, *, priority: int = FOLLOW
-) -> Reply:
+) -> Response:
     """One page of the event log, `after` the event with that id."""
     asked = list(params) if after is None else [*params, ("starting_after", after)]
-    reply = await source.stripe.get(EVENTS, asked, endpoint=f"GET {EVENTS}", priority=priority)
-    source.heard(reply)
-    return reply
+    response = await source.stripe.get(EVENTS, asked, endpoint=f"GET {EVENTS}", priority=priority)
+    source.observe_clock(response)
+    return response

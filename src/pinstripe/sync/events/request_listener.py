@@ -19,7 +19,7 @@ import structlog
 
 from pinstripe.errors import PinstripeError
 from pinstripe.store.pool import Connection, Pool
-from pinstripe.store.sync_requests import RINGS, Answer, Ring, answer, last_ring
+from pinstripe.store.sync_requests import REQUESTS, SyncAck, SyncRequest, acknowledge, last_request
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -31,14 +31,14 @@ _SPACING_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class PendingRequest:
     """A ring that a look may answer. `session`: numbers hold for the connection that brought them."""
 
-    ring: Ring
+    request: SyncRequest
     session: int
 
 
-class Hearing:
+class SyncRequestListener:
     """The ear of the process that syncs a schema."""
 
     def __init__(
@@ -56,29 +56,29 @@ class Hearing:
         self._complete = complete
         self._clock = clock
         self._session = 0
-        self._latest: Ring | None = None
-        self._looked: Answer | None = None
+        self._latest: SyncRequest | None = None
+        self._looked: SyncAck | None = None
         self._wake = asyncio.Event()
         self._hinted = False
 
-    def begin(self) -> Heard | None:
+    def begin(self) -> PendingRequest | None:
         """The latest ring that no look has answered yet. Call it before Stripe is asked."""
-        return Heard(self._latest, self._session) if self._latest is not None else None
+        return PendingRequest(self._latest, self._session) if self._latest is not None else None
 
-    def looked(self, heard: Heard, as_of: float) -> None:
+    def done(self, heard: PendingRequest, as_of: float) -> None:
         """The look that began after `heard` is done: what Stripe showed at `as_of` is committed."""
         if heard.session != self._session:
             return
-        if self._latest is not None and self._latest.number <= heard.ring.number:
+        if self._latest is not None and self._latest.number <= heard.request.number:
             self._latest = None
-        self._looked = Answer(heard.ring.number, as_of)
+        self._looked = SyncAck(heard.request.number, as_of)
         self._wake.set()
 
     async def run(self) -> None:
         """Until cancelled; outlives lost connections."""
         while True:
             try:
-                async with self._pool.own() as connection:
+                async with self._pool.dedicated() as connection:
                     await self._listen(connection)
             except PinstripeError as error:
                 _log.debug("hearing.lost", error=error.message)
@@ -87,7 +87,7 @@ class Hearing:
     async def _listen(self, connection: Connection) -> None:
         self._session += 1
         self._latest = self._looked = None
-        await connection.add_listener(RINGS, self._notified)
+        await connection.add_listener(REQUESTS, self._notified)
         net_at = read_at = 0.0
         while True:
             self._wake.clear()
@@ -104,15 +104,15 @@ class Hearing:
                     await self._wake.wait()
 
     async def _net(self, connection: Connection) -> None:
-        ring = await last_ring(connection, self._schema)
+        ring = await last_request(connection, self._schema)
         if ring is not None and (self._looked is None or ring.number > self._looked.number):
-            self._rung(ring)
+            self._requested(ring)
 
     async def _answer(self, connection: Connection) -> None:
         said = self._looked
         if said is None or not self._complete():
             return
-        await answer(connection, self._schema, said)
+        await acknowledge(connection, self._schema, said)
         if self._looked == said:
             self._looked = None
 
@@ -121,8 +121,8 @@ class Hearing:
             self._hinted = True
             self._wake.set()
 
-    def _rung(self, ring: Ring) -> None:
+    def _requested(self, ring: SyncRequest) -> None:
         if self._latest is None or ring.number > self._latest.number:
             lookback_s = max(ring.lookback_s, self._latest.lookback_s if self._latest else 0.0)
-            self._latest = Ring(ring.number, lookback_s)
+            self._latest = SyncRequest(ring.number, lookback_s)
         self.on_ring()

@@ -17,13 +17,13 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, retrieve_e
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, list_request, read_list
-from pinstripe.client.response import Reply
+from pinstripe.client.response import Response
 from pinstripe.mirror import Part
-from pinstripe.rows.as_of import truth_of
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import as_of_response
+from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.ddl import qualified, quote
-from pinstripe.store.refetch import Answer, Todo
+from pinstripe.store.refetch import Refetch, RefetchDone
 
 LEAST = 8
 """So many objects a page are worth a list: it shows others too, that nobody asked for."""
@@ -31,7 +31,7 @@ _PAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Bunch:
+class BatchFetch:
     """Rows to be fetched with some `pages` of `endpoint`: all were made in the seconds [first, last].
 
     `versions`: of each row, as it was at the moment `at` of Postgres's clock, by key.
@@ -45,50 +45,54 @@ class Bunch:
     at: datetime
 
 
-def can_bunch(table: str) -> bool:
+def can_batch(table: str) -> bool:
     """Whether a list shows these objects by when they were made, as a whole each."""
     return table in _lists()
 
 
-async def find_bunch(source: Source, todo: Todo, waiting: Collection[str]) -> Bunch | None:
+async def find_batch(
+    source: Source, refetch: Refetch, waiting: Collection[str]
+) -> BatchFetch | None:
     """What can be fetched together with the row of `todo`; None if that is not worth it.
 
     `waiting`: keys of the same table that are to be fetched too.
     """
-    table = source.wanted[todo.table]
+    table = source.wanted[refetch.table]
     statement = _neighbours(source.mirror.schema, table)
     async with source.pool.acquire() as connection:
-        rows = await connection.fetch(statement, todo.id, _PAGES * PAGE)
+        rows = await connection.fetch(statement, refetch.id, _PAGES * PAGE)
     # As many pages as pay.
     for pages in range(_PAGES, 0, -1):
-        mine = [row for row in rows[: pages * PAGE] if row[0] == todo.id or row[0] in waiting]
+        mine = [row for row in rows[: pages * PAGE] if row[0] == refetch.id or row[0] in waiting]
         if len(mine) >= LEAST * pages:
             versions = {row[0]: row[2] for row in mine}
-            return Bunch(_lists()[todo.table], mine[0][1], mine[-1][1], pages, versions, rows[0][3])
+            return BatchFetch(
+                _lists()[refetch.table], mine[0][1], mine[-1][1], pages, versions, rows[0][3]
+            )
     return None
 
 
-async def fetch_bunch(source: Source, bunch: Bunch, todos: Sequence[Todo]) -> set[str]:
+async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Refetch]) -> set[str]:
     """Mirrors the pages, and crosses out what they answer; gives the keys that they showed.
 
     `todos`: those of the bunch's rows. Raises what `Stripe.get` and `Mirror.put` raise.
     """
-    endpoint = bunch.endpoint
-    window = [("created[gte]", str(bunch.first)), ("created[lte]", str(bunch.last))]
-    todo_of = {todo.id: todo for todo in todos}
+    endpoint = batch.endpoint
+    window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
+    todo_of = {refetch.id: refetch for refetch in refetches}
     shown: set[str] = set()
     after: str | None = None
-    for _ in range(bunch.pages):
+    for _ in range(batch.pages):
         path, query = list_request(
             endpoint, endpoint.path, window, after=after, expand=endpoint.expand
         )
-        reply = await source.stripe.get(path, query, endpoint=endpoint.name, priority=LIVE)
-        source.heard(reply)
-        page = read_list(reply, path)
+        response = await source.stripe.get(path, query, endpoint=endpoint.name, priority=LIVE)
+        source.observe_clock(response)
+        page = read_list(response, path)
         # Of the others events tell: what this page says of them may be older, and would be contested.
         mine = {str(o["id"]): o for o in page.objects if o.get("id") in todo_of}
         if mine:
-            await _put(source, bunch, mine, reply, todo_of)
+            await _put(source, batch, mine, response, todo_of)
         shown |= mine.keys()
         if not page.has_more or page.after in (None, after):
             break
@@ -98,22 +102,22 @@ async def fetch_bunch(source: Source, bunch: Bunch, todos: Sequence[Todo]) -> se
 
 async def _put(
     source: Source,
-    bunch: Bunch,
+    batch: BatchFetch,
     objects: Mapping[str, StripeObject],
-    reply: Reply,
-    todo_of: Mapping[str, Todo],
+    response: Response,
+    todo_of: Mapping[str, Refetch],
 ) -> None:
-    table = table_name(bunch.endpoint.objects[0])
+    table = table_name(batch.endpoint.objects[0])
     parts: list[Part] = []
     for key, obj in objects.items():
-        found, cause = Found(), todo_of[key].cause
+        found, cause = RowSet(), todo_of[key].cause
         source.mirror.extractor.object(obj, found)
         await source.follow_all(found, priority=LIVE, cause=cause)
-        parts.append((found, truth_of(reply, cause)))
+        parts.append((found, as_of_response(response, cause)))
     await source.mirror.put_parts(
         parts,
-        over={(table, key): bunch.versions[key] for key in objects},
-        answers=[Answer(todo_of[key], bunch.at) for key in objects],
+        over={(table, key): batch.versions[key] for key in objects},
+        answers=[RefetchDone(todo_of[key], batch.at) for key in objects],
     )
 
 

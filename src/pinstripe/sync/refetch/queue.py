@@ -6,24 +6,24 @@ import asyncio
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 
-from pinstripe.store.refetch import Todo
+from pinstripe.store.refetch import Refetch
 
-Place = tuple[str, str, str]
+RefetchKey = tuple[str, str, str]
 
 
-class Line:
+class RefetchQueue:
     """First come, first served; each place is served by one at a time."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Place] = asyncio.Queue()
-        self._todos: dict[Place, Todo] = {}
-        self._running: set[Place] = set()
-        self._again: set[Place] = set()
+        self._queue: asyncio.Queue[RefetchKey] = asyncio.Queue()
+        self._refetches: dict[RefetchKey, Refetch] = {}
+        self._running: set[RefetchKey] = set()
+        self._again: set[RefetchKey] = set()
         self._fetches: dict[str, set[str]] = {}
         """By table: keys of what waits to be fetched."""
-        self._held: dict[str, list[Place]] = {}
+        self._held: dict[str, list[RefetchKey]] = {}
         """By table of which many are being fetched together: what came to its turn meanwhile."""
-        self._later: dict[Place, asyncio.TimerHandle] = {}
+        self._later: dict[RefetchKey, asyncio.TimerHandle] = {}
         """What met trouble and waits for its next try."""
         self._idle = asyncio.Event()
         self._idle.set()
@@ -31,17 +31,17 @@ class Line:
         self._at_rest.set()
 
     def __len__(self) -> int:
-        return len(self._todos)
+        return len(self._refetches)
 
-    def __contains__(self, place: Place) -> bool:
-        return place in self._todos
+    def __contains__(self, place: RefetchKey) -> bool:
+        return place in self._refetches
 
-    def add(self, todos: Sequence[Todo]) -> None:
+    def add(self, refetches: Sequence[Refetch]) -> None:
         """Takes them in. One that waits already is there once; one that is being asked is asked again."""
-        for todo in todos:
-            place = todo.place
-            known = place in self._todos
-            self._todos[place] = todo
+        for refetch in refetches:
+            place = refetch.key
+            known = place in self._refetches
+            self._refetches[place] = refetch
             if place in self._running:
                 self._again.add(place)
             elif not known:
@@ -50,12 +50,12 @@ class Line:
                 self.wake([place])
         self._note()
 
-    async def next(self) -> Todo:
+    async def next(self) -> Refetch:
         """Whose turn it is. Bring it back with `done` or `put_back`."""
         while True:
             place = await self._queue.get()
             # Others of a bunch may have been answered, or are being asked, since they came.
-            if place not in self._todos or place in self._running or place in self._later:
+            if place not in self._refetches or place in self._running or place in self._later:
                 continue
             kind, table, _ = place
             if kind == "fetch" and table in self._held:
@@ -67,7 +67,7 @@ class Line:
         """Keys of the table's rows that wait to be fetched."""
         return self._fetches.get(table, frozenset())
 
-    def take(self, table: str, keys: Collection[str]) -> list[Todo]:
+    def take(self, table: str, keys: Collection[str]) -> list[Refetch]:
         """Those of these that wait to be fetched: it is their turn now."""
         mine = sorted(self.waiting(table) & set(keys))
         return [self._take(("fetch", table, key)) for key in mine]
@@ -82,43 +82,43 @@ class Line:
             for place in self._held.pop(table):
                 self._queue.put_nowait(place)
 
-    def done(self, place: Place) -> None:
+    def done(self, place: RefetchKey) -> None:
         """Answered. If it was asked for again meanwhile, it waits again."""
         if place in self._again:
             self.put_back(place)
             return
         self._running.discard(place)
-        self._todos.pop(place, None)
+        self._refetches.pop(place, None)
         self._note()
 
-    def put_back(self, place: Place) -> None:
+    def put_back(self, place: RefetchKey) -> None:
         """Not answered: it waits again."""
         self._running.discard(place)
         self._again.discard(place)
         self._wait(place)
 
-    def later(self, todo: Todo, pause_s: float) -> None:
+    def later(self, refetch: Refetch, pause_s: float) -> None:
         """It met trouble: it waits again after a pause. If it was asked for again meanwhile, now."""
-        place = todo.place
+        place = refetch.key
         if place in self._again:
             self.put_back(place)
             return
         self._running.discard(place)
-        self._todos[place] = todo
+        self._refetches[place] = refetch
         loop = asyncio.get_running_loop()
         self._later[place] = loop.call_later(pause_s, self.wake, [place])
         self._note()
 
-    def put_off(self, place: Place, pause_s: float) -> None:
+    def put_off(self, place: RefetchKey, pause_s: float) -> None:
         """It waits, but not for its turn: for its next try, after a pause."""
-        todo = self._todos.get(place)
-        if todo is not None and place not in self._running:
+        refetch = self._refetches.get(place)
+        if refetch is not None and place not in self._running:
             kind, table, key = place
             if kind == "fetch":
                 self._fetches[table].discard(key)
-            self.later(todo, pause_s)
+            self.later(refetch, pause_s)
 
-    def wake(self, places: Iterable[Place]) -> None:
+    def wake(self, places: Iterable[RefetchKey]) -> None:
         """Those of these that wait for their next try need not."""
         for place in places:
             timer = self._later.pop(place, None)
@@ -142,22 +142,22 @@ class Line:
         await self._at_rest.wait()
 
     def _note(self) -> None:
-        left, later = len(self._todos), len(self._later)
+        left, later = len(self._refetches), len(self._later)
         for event, is_so in ((self._idle, not left), (self._at_rest, left == later)):
             if is_so:
                 event.set()
             else:
                 event.clear()
 
-    def _wait(self, place: Place) -> None:
+    def _wait(self, place: RefetchKey) -> None:
         kind, table, key = place
         if kind == "fetch":
             self._fetches.setdefault(table, set()).add(key)
         self._queue.put_nowait(place)
 
-    def _take(self, place: Place) -> Todo:
+    def _take(self, place: RefetchKey) -> Refetch:
         kind, table, key = place
         if kind == "fetch":
             self._fetches[table].discard(key)
         self._running.add(place)
-        return self._todos[place]
+        return self._refetches[place]

@@ -25,14 +25,21 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
 from pinstripe.errors import LostLease, NotFound, PinstripeError
-from pinstripe.mirror.orphans import may_go, unshown
-from pinstripe.rows.extract import CutList
-from pinstripe.source.resolve import ask_anew, can_be_asked, finish
+from pinstripe.mirror.orphans import may_go, not_in_list
+from pinstripe.rows.extract import TruncatedList
+from pinstripe.source.resolve import can_be_fetched, complete, refetch_row
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.cursors import BESIDE, ended_by
-from pinstripe.store.refetch import Answer, Noted, Todo, add_todos, load_todos, note_trouble
-from pinstripe.sync.refetch.batch_fetch import LEAST, can_bunch, fetch_bunch, find_bunch
-from pinstripe.sync.refetch.queue import Line
+from pinstripe.store.refetch import (
+    Noted,
+    Refetch,
+    RefetchDone,
+    add_refetches,
+    load_refetches,
+    note_trouble,
+)
+from pinstripe.sync.refetch.batch_fetch import LEAST, can_batch, fetch_batch, find_batch
+from pinstripe.sync.refetch.queue import RefetchQueue
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -58,7 +65,7 @@ _HOLD_S = 3.0
 _HELD_S = 0.05
 
 
-class Todos:
+class RefetchWorker:
     """The queue and its workers. `upcoming` refreshes previews: kind -> function of the owner's id."""
 
     def __init__(
@@ -74,8 +81,8 @@ class Todos:
         self._upcoming = dict(upcoming or {})
         self._sleep = sleep
         self._clock = clock
-        self._held_until = 0.0
-        self._line = Line()
+        self._paused_until = 0.0
+        self._queue = RefetchQueue()
         self._singly: set[str] = set()
         """Tables whose list Stripe does not let us read."""
         self._refused: set[str] = set()
@@ -85,24 +92,24 @@ class Todos:
         self._noted = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
     async def run(self) -> None:
         """Works until cancelled; begins with what an earlier process left."""
         await self._load()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._take_in())
+                group.create_task(self._load_new())
                 for _ in range(_WORKERS):
                     group.create_task(self._work())
         finally:
-            self._line.close()
+            self._queue.close()
 
-    def look(self) -> None:
+    def poll_now(self) -> None:
         """Another process may have noted something in the database."""
         self._noted.set()
 
-    async def _take_in(self) -> None:
+    async def _load_new(self) -> None:
         """Takes in what others have noted, and contests that nobody could settle."""
         soon = False
         while True:
@@ -112,18 +119,18 @@ class Todos:
             self._noted.clear()
             try:
                 async with self._source.pool.acquire() as connection:
-                    left = await load_todos(
+                    left = await load_refetches(
                         connection, self._source.mirror.schema, last_s=2 * _LOOK_S
                     )
                     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
             except PinstripeError as error:
                 _log.debug("todos.untaken", error=error.message)
                 continue
-            ours = [noted for noted in left if noted.todo.place not in self._line]
+            ours = [noted for noted in left if noted.refetch.key not in self._queue]
             # A contest is being settled by whoever found it; only what is left of it is for us.
             old = now - timedelta(seconds=_CONTEST_S)
-            self._take(n for n in ours if n.todo.since or n.attempts or n.asked_at <= old)
-            soon = any(not n.todo.since and not n.attempts and n.asked_at > old for n in ours)
+            self._take(n for n in ours if n.refetch.since or n.attempts or n.asked_at <= old)
+            soon = any(not n.refetch.since and not n.attempts and n.asked_at > old for n in ours)
             await self._sleep(_SPACING_S)
 
     async def drain(self) -> None:
@@ -133,226 +140,226 @@ class Todos:
 
     async def work_off(self) -> None:
         """Works off what has been taken in, and returns; what meets trouble stays noted."""
-        if not self._line:
+        if not self._queue:
             return
         workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
         try:
-            idle = asyncio.create_task(self._line.at_rest())
+            idle = asyncio.create_task(self._queue.at_rest())
             await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (idle, *workers):
                 task.cancel()
             ended = await asyncio.gather(idle, *workers, return_exceptions=True)
-            self._line.close()
+            self._queue.close()
         for end in ended:
             if isinstance(end, Exception):
                 raise end
 
     async def _load(self) -> None:
         async with self._source.pool.acquire() as connection:
-            left = await load_todos(connection, self._source.mirror.schema)
+            left = await load_refetches(connection, self._source.mirror.schema)
         self._take(left)
 
     def _take(self, noted: Iterable[Noted]) -> None:
         """Takes in what the database has; what waits there for its next try waits here too."""
         for one in noted:
-            if one.todo.kind.startswith("upcoming_") and one.todo.kind not in self._upcoming:
+            if one.refetch.kind.startswith("upcoming_") and one.refetch.kind not in self._upcoming:
                 continue  # Somebody else's: this process makes no previews.
             if one.attempts:
-                self._attempts[one.todo.place] = one.attempts
-            self._line.add([one.todo])
+                self._attempts[one.refetch.key] = one.attempts
+            self._queue.add([one.refetch])
             if one.wait_s > 0:
-                self._line.put_off(one.todo.place, one.wait_s)
+                self._queue.put_off(one.refetch.key, one.wait_s)
 
-    def add(self, todos: Sequence[Todo]) -> None:
+    def add(self, refetches: Sequence[Refetch]) -> None:
         """Takes in what has been noted in the database."""
-        self._line.add(todos)
+        self._queue.add(refetches)
 
     async def idle(self) -> None:
         """Returns when nothing is left to do."""
-        await self._line.idle()
+        await self._queue.idle()
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Events come first: nothing more is asked until `release`, or for some seconds."""
-        self._held_until = self._clock() + _HOLD_S
+        self._paused_until = self._clock() + _HOLD_S
 
-    def release(self) -> None:
+    def resume(self) -> None:
         """The stretch of events has come to its end."""
-        self._held_until = 0.0
+        self._paused_until = 0.0
 
     async def _work(self) -> None:
         while True:
-            todo = await self._line.next()
-            if self._held_until > self._clock():
-                self._line.put_back(todo.place)
+            refetch = await self._queue.next()
+            if self._paused_until > self._clock():
+                self._queue.put_back(refetch.key)
                 await asyncio.sleep(_HELD_S)
                 continue
             pause_s: float | None = 0.0
             try:
-                pause_s = None if await self._do_with_others(todo) else await self._do(todo)
+                pause_s = None if await self._do_with_others(refetch) else await self._do(refetch)
             finally:
-                self._end(todo, pause_s)
+                self._end(refetch, pause_s)
 
-    def _end(self, todo: Todo, pause_s: float | None) -> None:
+    def _end(self, refetch: Refetch, pause_s: float | None) -> None:
         """`pause_s`: until it is tried again; None: it is done."""
         if pause_s is None:
-            self._line.done(todo.place)
-            self._succeeded(todo)
+            self._queue.done(refetch.key)
+            self._succeeded(refetch)
         elif pause_s:
-            self._line.later(todo, pause_s)
+            self._queue.later(refetch, pause_s)
         else:
-            self._line.put_back(todo.place)
+            self._queue.put_back(refetch.key)
 
-    def _succeeded(self, todo: Todo) -> None:
+    def _succeeded(self, refetch: Refetch) -> None:
         """Whatever began to fail since the last success may have failed for a reason that is over: its next
         try is now. What failed before is in trouble of its own, and waits.
         """
-        self._attempts.pop(todo.place, None)
-        self._failing_since.pop(todo.place, None)
+        self._attempts.pop(refetch.key, None)
+        self._failing_since.pop(refetch.key, None)
         self.trouble = ""
         last, self._succeeded_at = self._succeeded_at, self._clock()
-        self._line.wake([place for place, at in self._failing_since.items() if at > last])
+        self._queue.wake([place for place, at in self._failing_since.items() if at > last])
 
-    async def _do_with_others(self, todo: Todo) -> bool:
+    async def _do_with_others(self, refetch: Refetch) -> bool:
         """Whether one page of a list has answered it, and others that wait with it."""
-        if todo.kind != "fetch" or todo.table in self._singly or not can_bunch(todo.table):
+        if refetch.kind != "fetch" or refetch.table in self._singly or not can_batch(refetch.table):
             return False
-        waiting = self._line.waiting(todo.table)
+        waiting = self._queue.waiting(refetch.table)
         if len(waiting) + 1 < LEAST:
             return False
-        others: list[Todo] = []
+        others: list[Refetch] = []
         shown: set[str] = set()
         try:
-            with self._line.holding(todo.table):
-                bunch = await find_bunch(self._source, todo, waiting)
-                if bunch is not None:
-                    others = self._line.take(todo.table, bunch.versions)
-                    shown = await fetch_bunch(self._source, bunch, [todo, *others])
+            with self._queue.holding(refetch.table):
+                batch = await find_batch(self._source, refetch, waiting)
+                if batch is not None:
+                    others = self._queue.take(refetch.table, batch.versions)
+                    shown = await fetch_batch(self._source, batch, [refetch, *others])
         except LostLease:
             raise
         except PinstripeError as error:
             # This one is requested alone. Others too, if Stripe does not show the list to this key.
             if error.is_answer:
-                self._singly.add(todo.table)
-            _log.info("todos.singly", table=todo.table, error=error.message)
+                self._singly.add(refetch.table)
+            _log.info("todos.singly", table=refetch.table, error=error.message)
         finally:
             for other in others:
                 self._end(other, None if other.id in shown else 0.0)
-        return todo.id in shown
+        return refetch.id in shown
 
-    async def _do(self, todo: Todo) -> float | None:
+    async def _do(self, refetch: Refetch) -> float | None:
         """Makes the request; the seconds until it is tried again, None if it is answered."""
         try:
-            await self._answer(todo)
+            await self._answer(refetch)
         except LostLease:
             raise
         except PinstripeError as error:
-            return await self._troubled(todo, error)
+            return await self._troubled(refetch, error)
         return None
 
-    async def _troubled(self, todo: Todo, error: PinstripeError) -> float:
+    async def _troubled(self, refetch: Refetch, error: PinstripeError) -> float:
         """It stays owed: says why in the database, and gives the pause until the next try."""
-        attempts = self._attempts.get(todo.place, 0)
-        self._attempts[todo.place] = attempts + 1
-        self._failing_since.setdefault(todo.place, self._clock())
+        attempts = self._attempts.get(refetch.key, 0)
+        self._attempts[refetch.key] = attempts + 1
+        self._failing_since.setdefault(refetch.key, self._clock())
         self.trouble = error.message
         pause_s = PAUSES_S[min(attempts, len(PAUSES_S) - 1)]
         if error.fault is not None:
             pause_s = min(pause_s, _DATABASE_S)  # It cost no request: it was Postgres that said no.
         _log.warning(
             "todo.trouble",
-            kind=todo.kind,
-            table=todo.table,
+            kind=refetch.kind,
+            table=refetch.table,
             attempts=attempts + 1,
             error=error.message,
         )
         try:
             async with self._source.transaction() as connection:
-                await note_trouble(connection, self._source.mirror.schema, todo, error, pause_s)
+                await note_trouble(connection, self._source.mirror.schema, refetch, error, pause_s)
         except LostLease:
             raise
         except PinstripeError as untold:
             _log.debug("todo.untold", error=untold.message)  # It is Postgres that is in trouble.
         return pause_s
 
-    async def _answer(self, todo: Todo) -> None:
+    async def _answer(self, refetch: Refetch) -> None:
         """Makes the request, and crosses it out. Raises what is no answer."""
         source = self._source
-        is_row = todo.kind in ("fetch", "relate") and todo.table in source.wanted
+        is_row = refetch.kind in ("fetch", "relate") and refetch.table in source.wanted
         version: datetime | None = None
         if is_row:
-            started, version = await source.before(todo.table, todo.id)
+            started, version = await source.row_version(refetch.table, refetch.id)
         else:
             started = await source.database_time()
-        answer = Answer(todo, started)
+        answer = RefetchDone(refetch, started)
         try:
-            if todo.kind in self._upcoming:
-                await self._upcoming[todo.kind](todo.id)
-            elif todo.kind == "children":
-                self.add(await list_children(self._source, todo))
-            elif todo.kind == "nested":
-                await source.follow(_nested(todo), priority=LIVE, cause=todo.cause)
+            if refetch.kind in self._upcoming:
+                await self._upcoming[refetch.kind](refetch.id)
+            elif refetch.kind == "children":
+                self.add(await list_children(self._source, refetch))
+            elif refetch.kind == "nested":
+                await source.follow(_nested(refetch), priority=LIVE, cause=refetch.cause)
             elif is_row:
-                await self._fetch(todo, version, answer)
+                await self._fetch(refetch, version, answer)
         except PinstripeError as error:
             if not error.is_answer:
                 raise
-            await self._refused_for(todo, error)
-        await finish(source, answer)
+            await self._refused_for(refetch, error)
+        await complete(source, answer)
 
-    async def _refused_for(self, todo: Todo, error: PinstripeError) -> None:
+    async def _refused_for(self, refetch: Refetch, error: PinstripeError) -> None:
         """Stripe refuses it, and would again. That an object is gone is no refusal; the rest is said once
         for each table.
         """
-        _log.info("todo.refused", kind=todo.kind, table=todo.table, error=error.message)
-        stream = f"{BESIDE[0]}{todo.table}"
+        _log.info("todo.refused", kind=refetch.kind, table=refetch.table, error=error.message)
+        stream = f"{BESIDE[0]}{refetch.table}"
         if isinstance(error, NotFound) or stream in self._refused:
             return
         self._refused.add(stream)
-        await self._source.save([ended_by(error, stream, {"table": todo.table})])
+        await self._source.save([ended_by(error, stream, {"table": refetch.table})])
 
-    async def _fetch(self, todo: Todo, version: datetime | None, answer: Answer) -> None:
-        if todo.kind == "relate" and version is not None and not await self._may_move(todo):
+    async def _fetch(self, refetch: Refetch, version: datetime | None, answer: RefetchDone) -> None:
+        if refetch.kind == "relate" and version is not None and not await self._may_move(refetch):
             return
-        await ask_anew(
+        await refetch_row(
             self._source,
-            todo.table,
-            todo.id,
+            refetch.table,
+            refetch.id,
             over=version,
-            parent=todo.parent,
-            cause=todo.cause,
+            parent=refetch.parent,
+            cause=refetch.cause,
             answers=[answer],
         )
 
-    async def _may_move(self, todo: Todo) -> bool:
+    async def _may_move(self, refetch: Refetch) -> bool:
         """Whether a related object that we have may have changed: a balance transaction, once."""
-        if todo.table != "balance_transaction":
+        if refetch.table != "balance_transaction":
             return False
         async with self._source.pool.acquire() as connection:
             status: str | None = await connection.fetchval(
                 f'SELECT status FROM "{self._source.mirror.schema}".balance_transaction'
                 " WHERE id = $1 AND available_on <= now()",
-                todo.id,
+                refetch.id,
             )
         return status == "pending"
 
 
-def _nested(todo: Todo) -> CutList:
+def _nested(refetch: Refetch) -> TruncatedList:
     """The nested list that a to-do names, from its start."""
-    table, _, key = todo.parent.partition(" ")
-    return CutList(todo.id, table, key, todo.table, "", 0)
+    table, _, key = refetch.parent.partition(" ")
+    return TruncatedList(refetch.id, table, key, refetch.table, "", 0)
 
 
-async def list_children(source: Source, todo: Todo) -> list[Todo]:
+async def list_children(source: Source, refetch: Refetch) -> list[Refetch]:
     """Mirrors the children of `todo.table` under the parent `todo.id`, to the end of the list.
 
     Gives what is noted to be asked next: children that the list does not show, and that most likely are
     gone. Raises what `Source.read` raises.
     """
-    endpoint = _endpoint(todo.table, todo.parent)
+    endpoint = _endpoint(refetch.table, refetch.parent)
     if endpoint is None:
         return []
-    path, params = endpoint.url(todo.id, quote_id(todo.id))
+    path, params = endpoint.url(refetch.id, quote_id(refetch.id))
     parent = table_name(endpoint.parent)
     shown: set[str] = set()
     try:
@@ -360,21 +367,21 @@ async def list_children(source: Source, todo: Todo) -> list[Todo]:
             endpoint,
             path,
             params,
-            parents={parent: todo.id},
+            parents={parent: refetch.id},
             priority=LIVE,
-            cause=todo.cause,
+            cause=refetch.cause,
             shown=shown,
         )
     except NotFound:
         return []  # The parent went, and its list with it.
-    child = source.wanted.get(todo.table)
-    if child is None or not may_go(child, parent) or not can_be_asked(todo.table):
+    child = source.wanted.get(refetch.table)
+    if child is None or not may_go(child, parent) or not can_be_fetched(refetch.table):
         return []
     schema = source.mirror.schema
     async with source.transaction() as connection:
-        keys = await unshown(connection, schema, child, (parent, todo.id), shown)
-        left = [replace(todo, kind="fetch", id=key, parent=todo.id) for key in keys]
-        await add_todos(connection, schema, left)
+        keys = await not_in_list(connection, schema, child, (parent, refetch.id), shown)
+        left = [replace(refetch, kind="fetch", id=key, parent=refetch.id) for key in keys]
+        await add_refetches(connection, schema, left)
     return left
 
 

@@ -21,7 +21,7 @@ from pinstripe.errors import LostLease, PinstripeError, Refused, WrongKey
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import Checkpoint, State, load_checkpoints
 from pinstripe.store.ddl import qualified
-from pinstripe.store.refetch import Kind, Todo
+from pinstripe.store.refetch import Refetch, RefetchKind
 from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING
 from pinstripe.sync.upcoming.preview import TABLE_OF, Owner
 
@@ -33,7 +33,7 @@ _WORKERS = 12
 """Requests under way at once: at 25/s enough for previews that take 480 ms."""
 
 _OWNERS: tuple[Owner, ...] = ("customer", "subscription")
-_KIND_OF: Mapping[Owner, Kind] = {
+_KIND_OF: Mapping[Owner, RefetchKind] = {
     "customer": "upcoming_customer",
     "subscription": "upcoming_subscription",
 }
@@ -215,8 +215,8 @@ class UpcomingFill:
             # Trouble of this one alone: it is owed, and the others go on.
             filling.failed += 1
             _log.warning("upcoming.failed", table=filling.table, owner=key, error=error.message)
-            todo = Todo(_KIND_OF[owner], filling.table, key)
-            await self._source.owe(todo, error)
+            refetch = Refetch(_KIND_OF[owner], filling.table, key)
+            await self._source.owe(refetch, error)
         filling.done += 1
 
     async def _save(self, filling: Filling) -> None:

@@ -22,7 +22,7 @@ from pinstripe.catalog.tables import Table
 from pinstripe.client.client import Params
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, read_list, read_object
-from pinstripe.client.response import Reply
+from pinstripe.client.response import Response
 from pinstripe.errors import (
     Drifted,
     LostLease,
@@ -34,8 +34,8 @@ from pinstripe.errors import (
     WrongKey,
 )
 from pinstripe.mirror.change_feed import delete_rows
-from pinstripe.rows.as_of import Truth, truth_of
-from pinstripe.rows.extract import Extractor, Found
+from pinstripe.rows.as_of import AsOf, as_of_response
+from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.source.source import Source, endpoint_of
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
@@ -67,7 +67,7 @@ class Preview:
 
     invoice: StripeObject
     lines: tuple[StripeObject, ...]
-    truth: Truth
+    truth: AsOf
     unread: PinstripeError | None = None
 
 
@@ -89,7 +89,7 @@ async def ask_preview(
     Stripe cannot compute this one.
     """
     try:
-        reply = await _ask(source, [(owner, owner_id)], priority)
+        response = await _ask(source, [(owner, owner_id)], priority)
     except (NotPermitted, NotEnabled, WrongKey):
         raise
     except NotFound:
@@ -99,15 +99,15 @@ async def ask_preview(
         if error.code in _NOTHING:
             return None
         raise
-    source.heard(reply)
-    body = read_object(reply, _NEW)
+    source.observe_clock(response)
+    body = read_object(response, _NEW)
     lines, unread = await _lines(source, body, owner_id, priority)
     invoice = {key: value for key, value in body.items() if key not in ("id", "lines")}
     shown = tuple(_without_ids(line) for line in lines)
-    return Preview(invoice, shown, truth_of(reply), unread)
+    return Preview(invoice, shown, as_of_response(response), unread)
 
 
-async def _ask(source: Source, params: Params, priority: int) -> Reply:
+async def _ask(source: Source, params: Params, priority: int) -> Response:
     if has_rollup(source.mirror.api_version):
         return await source.stripe.get(_OLD, params, endpoint=f"GET {_OLD}", priority=priority)
     return await source.stripe.post(
@@ -142,10 +142,10 @@ async def _lines(
         if after is not None:
             params.append(("starting_after", after))
         try:
-            reply = await source.stripe.get(
+            response = await source.stripe.get(
                 path, params, endpoint=endpoint_of(path), priority=priority
             )
-            page = read_list(reply, path)
+            page = read_list(response, path)
         except (WrongKey, LostLease):
             raise
         except PinstripeError as error:
@@ -183,9 +183,9 @@ TABLE_OF: Mapping[Owner, str] = {
 }
 
 
-def found_in(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor) -> Found:
+def found_in(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor) -> RowSet:
     """The rows of a preview, the lines keyed `<owner id>:<position>`."""
-    found = Found()
+    found = RowSet()
     # What the key says already has no column of its own.
     invoice = {name: value for name, value in preview.invoice.items() if name != owner}
     parents: dict[str, str] = {owner: owner_id}

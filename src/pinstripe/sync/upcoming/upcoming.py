@@ -24,13 +24,13 @@ import structlog
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, WrongKey
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Todo
+from pinstripe.store.refetch import Refetch
 from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING, fan_out, origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import (
@@ -99,7 +99,7 @@ class Upcoming:
         mirror = self.source.mirror
         return await fan_out(connection, affected, schema=mirror.schema, tables=mirror.tables)
 
-    async def todos(self, events: Sequence[StripeObject]) -> list[Todo]:
+    async def refetches(self, events: Sequence[StripeObject]) -> list[Refetch]:
         """The refreshes that a page of events asks for, one an owner. For `Live(more=...)`."""
         synced = self.tables()
         by_event = [(event, found) for event in events if (found := affected(event))]
@@ -111,13 +111,13 @@ class Upcoming:
         mirror = self.source.mirror
         async with self.source.pool.acquire() as connection:
             behind = await origins(connection, whole, schema=mirror.schema, tables=mirror.tables)
-        made: dict[OwnerKey, Todo] = {}
+        made: dict[OwnerKey, Refetch] = {}
         # Newest first, as the list is: the newest event that asks for an owner stays.
         for event, one in reversed(by_event):
             for kind, key in set(one.owners).union(*(behind.get(t, ()) for t in one.through)):
                 table = TABLE_OF[_OWNER_OF[kind]]
                 if table in synced:
-                    made[kind, key] = _todo(kind, table, key, event)
+                    made[kind, key] = _refetch(kind, table, key, event)
         return [made[place] for place in sorted(made)]
 
     def refreshers(self) -> Mapping[str, Callable[[str], Awaitable[None]]]:
@@ -188,7 +188,7 @@ class Upcoming:
         """
         mirror = self.source.mirror
         won = False
-        found, truth = Found(), Truth(0.0, 0.0)
+        found, truth = RowSet(), AsOf(0.0, 0.0)
         if preview is not None:
             found = found_in(preview, place.owner, place.owner_id, mirror.extractor)
             truth = preview.truth
@@ -209,8 +209,8 @@ class Upcoming:
 
     async def _submit(
         self,
-        found: Found,
-        truth: Truth,
+        found: RowSet,
+        truth: AsOf,
         lane: str,
         seen: Mapping[tuple[str, str], datetime],
         effect: Effect,
@@ -298,11 +298,11 @@ class Upcoming:
                 del self._turns[owner, owner_id]
 
 
-def _todo(kind: Kind, table: str, key: str, event: StripeObject) -> Todo:
+def _refetch(kind: Kind, table: str, key: str, event: StripeObject) -> Refetch:
     created, request = event.get("created"), event.get("request")
     # Until 2017 the request was a plain string.
     request_id = request.get("id") if isinstance(request, dict) else request
-    return Todo(
+    return Refetch(
         kind,
         table,
         key,

@@ -25,7 +25,7 @@ from typing import Literal
 import asyncpg
 
 from pinstripe.catalog.tables import Column, Table
-from pinstripe.mirror.batch import Batch, Contested
+from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.upsert import STAGE_EXTRA, create_stage, from_stage, stage_name
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
@@ -61,12 +61,12 @@ class Comparer:
         since: float,
         most: int = MOST,
     ) -> None:
-        self.differences: dict[Place, Difference] = {}
+        self.differences: dict[RowKey, Difference] = {}
         self.overflow: Counter[str] = Counter()
         self.forgot = False
         """The connection was lost, and with it which keys were shown."""
         self.failed_at = ""
-        self.watched: dict[Place, bool] = {}
+        self.watched: dict[RowKey, bool] = {}
         """Keys to look out for, and whether they were shown."""
         self._url = url
         self._schema = schema
@@ -85,7 +85,7 @@ class Comparer:
         if connection is not None and not connection.is_closed():
             connection.terminate()
 
-    async def write(self, batch: Batch) -> list[Contested]:
+    async def write(self, batch: Batch) -> list[Conflict]:
         """Compares the batch; nothing is ever contested. Checkpoints and effects are left alone."""
         try:
             with translated():
@@ -168,7 +168,7 @@ class Comparer:
             else:
                 self.overflow[table] += 1
 
-    def forget(self, place: Place) -> Difference | None:
+    def forget(self, place: RowKey) -> Difference | None:
         """Takes a difference out, to look again."""
         found = self.differences.pop(place, None)
         if found is not None:
@@ -281,10 +281,10 @@ def _note(table: Table) -> str:
     )
 
 
-Place = tuple[str, str]
+RowKey = tuple[str, str]
 """(table, key)."""
 
-Kind = Literal["missing", "stale", "extra", "wrongly_deleted", "partial"]
+DifferenceKind = Literal["missing", "stale", "extra", "wrongly_deleted", "partial"]
 """`partial`: the row says itself that it lacks what Stripe gives on request only."""
 
 
@@ -298,21 +298,21 @@ class Difference:
 
     table: str
     key: str
-    kind: Kind
+    kind: DifferenceKind
     columns: tuple[str, ...] = ()
     version: datetime | None = None
     shown: str = ""
     created: int | None = None
-    parents: tuple[Place, ...] = ()
+    parents: tuple[RowKey, ...] = ()
 
     @property
-    def place(self) -> Place:
+    def place(self) -> RowKey:
         return (self.table, self.key)
 
 
 def difference(table: Table, row: Row, record: asyncpg.Record) -> Difference:
     key, version, told, asked, is_partial, undeleted = record
-    kind: Kind = "stale"
+    kind: DifferenceKind = "stale"
     columns = (*told, *asked)
     if version is None:
         kind, columns = "missing", ()
@@ -347,6 +347,6 @@ def relations(table: Table) -> list[tuple[str, str]]:
     ]
 
 
-def parents_of(about: Sequence[tuple[str, str]], values: Sequence[object]) -> tuple[Place, ...]:
+def parents_of(about: Sequence[tuple[str, str]], values: Sequence[object]) -> tuple[RowKey, ...]:
     pairs = zip(about, values, strict=True)
     return tuple((target, str(value)) for (target, _), value in pairs if value is not None)

@@ -22,7 +22,7 @@ import structlog
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.pagination import pages, read_list
+from pinstripe.client.pagination import iter_pages, read_list
 from pinstripe.errors import (
     NotEnabled,
     NotFound,
@@ -31,13 +31,13 @@ from pinstripe.errors import (
     Unwritable,
     WrongKey,
 )
-from pinstripe.rows.extract import Found
+from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.sync.events.order import payload
 from pinstripe.sync.events.reader import EVENTS
-from pinstripe.sync.verify.compare import Comparer, Difference, Place
-from pinstripe.sync.verify.reread import Way, holds, read, way_to
+from pinstripe.sync.verify.compare import Comparer, Difference, RowKey
+from pinstripe.sync.verify.reread import ReadPath, holds, path_to, read
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _WORKERS = 12
@@ -50,18 +50,18 @@ _ROUNDS = 3
 
 
 @dataclass(slots=True)
-class Verdicts:
+class RecheckResult:
     """What became of suspicions. `same`: both agree by now; `moving`: it changed while we looked;
     `unknown`: Stripe cannot be asked, `reasons` has its words by table.
     """
 
     confirmed: list[Difference] = field(default_factory=list)
     same: Counter[str] = field(default_factory=Counter)
-    moving: Counter[str] = field(default_factory=Counter)
+    changing: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
 
 
-class Suspects:
+class Rechecker:
     """Looks again. `looking` is the source whose mirror compares by `comparer`."""
 
     def __init__(
@@ -80,13 +80,13 @@ class Suspects:
         self._since = since
         self._sleep = sleep
         self._refused: set[str] = set()
-        self._told: set[Place] = set()
+        self._told: set[RowKey] = set()
         self._read_to = since
 
-    async def decide(self, suspects: Iterable[Difference], *, grace_s: float) -> Verdicts:
+    async def decide(self, rechecker: Iterable[Difference], *, grace_s: float) -> RecheckResult:
         """Returns when each suspicion is confirmed or dropped."""
-        verdicts = Verdicts()
-        open_ = {s.place: s for s in suspects}
+        verdicts = RecheckResult()
+        open_ = {s.place: s for s in rechecker}
         for _ in range(_ROUNDS):
             if not open_:
                 break
@@ -95,29 +95,29 @@ class Suspects:
             second = await self.look(open_.values())
             wrong = any(found is not None for found in second.values())
             moved = await self._moved() if wrong else ()
-            open_ = self._judge(open_, second, moved, verdicts)
-        verdicts.moving.update(table for table, _ in open_)
+            open_ = self._classify(open_, second, moved, verdicts)
+        verdicts.changing.update(table for table, _ in open_)
         return verdicts
 
-    async def drop_moving(self, steady: Iterable[Difference], verdicts: Verdicts) -> None:
+    async def drop_changing(self, steady: Iterable[Difference], verdicts: RecheckResult) -> None:
         """Confirms what was seen twice alike already, but for what events tell of."""
         found = list(steady)
         moved = await self._moved() if found else set()
         for suspect in found:
-            if self._was_moving(suspect, moved):
-                verdicts.moving[suspect.table] += 1
+            if self._was_changing(suspect, moved):
+                verdicts.changing[suspect.table] += 1
             else:
                 verdicts.confirmed.append(suspect)
 
-    def _judge(
+    def _classify(
         self,
-        first: Mapping[Place, Difference],
-        second: Mapping[Place, Difference | None],
-        moved: Collection[Place],
-        verdicts: Verdicts,
-    ) -> dict[Place, Difference]:
+        first: Mapping[RowKey, Difference],
+        second: Mapping[RowKey, Difference | None],
+        moved: Collection[RowKey],
+        verdicts: RecheckResult,
+    ) -> dict[RowKey, Difference]:
         """Sorts what was looked at; gives what must be looked at once more."""
-        again: dict[Place, Difference] = {}
+        again: dict[RowKey, Difference] = {}
         for place, before in first.items():
             if place not in second:
                 verdicts.unknown[before.table] += 1
@@ -125,15 +125,15 @@ class Suspects:
             now = second[place]
             if now is None:
                 verdicts.same[before.table] += 1
-            elif self._was_moving(now, moved):
-                verdicts.moving[now.table] += 1
+            elif self._was_changing(now, moved):
+                verdicts.changing[now.table] += 1
             elif now.version == before.version and now.shown == before.shown:
                 verdicts.confirmed.append(now)
             else:
                 again[place] = now
         return again
 
-    def _was_moving(self, found: Difference, moved: Collection[Place]) -> bool:
+    def _was_changing(self, found: Difference, moved: Collection[RowKey]) -> bool:
         if found.place in moved or (found.created is not None and found.created >= self._since):
             return True
         if any((found.table + _UNDER, key) in moved for _, key in found.parents):
@@ -142,21 +142,21 @@ class Suspects:
         silent = found.table not in _with_events()
         return any(p in moved and (silent or holds(found.table, p)) for p in found.parents)
 
-    async def look(self, places: Iterable[Difference]) -> dict[Place, Difference | None]:
+    async def look(self, places: Iterable[Difference]) -> dict[RowKey, Difference | None]:
         """Reads each again: None where row and object agree; not in it what cannot be read."""
-        ways: dict[Way, list[Difference]] = {}
+        ways: dict[ReadPath, list[Difference]] = {}
         for suspect in places:
-            way = way_to(suspect)
+            way = path_to(suspect)
             if way is not None:
                 ways.setdefault(way, []).append(suspect)
             else:
                 self.reasons.setdefault(suspect.table, "Stripe shows these only inside others.")
-        found: dict[Place, Difference | None] = {}
+        found: dict[RowKey, Difference | None] = {}
         queue = iter(ways.items())
 
         async def worker() -> None:
-            for way, suspects in queue:
-                found.update(await self._look_by(way, suspects))
+            for way, rechecker in queue:
+                found.update(await self._look_by(way, rechecker))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_WORKERS, len(ways))):
@@ -164,12 +164,12 @@ class Suspects:
         return found
 
     async def _look_by(
-        self, way: Way, suspects: list[Difference]
-    ) -> dict[Place, Difference | None]:
-        comparer, table = self._comparer, suspects[0].table
+        self, way: ReadPath, rechecker: list[Difference]
+    ) -> dict[RowKey, Difference | None]:
+        comparer, table = self._comparer, rechecker[0].table
         if way.asks in self._refused:
             return {}
-        for suspect in suspects:
+        for suspect in rechecker:
             comparer.forget(suspect.place)
             comparer.watched[suspect.place] = False
         absent_is_gone, left_behind = way.whole, False
@@ -177,7 +177,7 @@ class Suspects:
             self.requests[table] += 1
             await read(self._looking, way)
         except NotFound:
-            absent_is_gone = way.key == suspects[0].key
+            absent_is_gone = way.key == rechecker[0].key
             if not absent_is_gone and way.table in self._looking.wanted:
                 # Gone with all that it held, which stays as it was: no fault if we know of it.
                 holder = Difference(way.table, way.key, "extra")
@@ -190,12 +190,12 @@ class Suspects:
         except (WrongKey, Unwritable):
             raise
         except PinstripeError as error:
-            _log.warning("verify.unread", table=table, id=suspects[0].key, error=error.message)
+            _log.warning("verify.unread", table=table, id=rechecker[0].key, error=error.message)
             self.reasons[table] = error.message
             absent_is_gone = False
-        gaps = {gap.cut.child_table for gap in self._looking.gaps.values()}
-        found: dict[Place, Difference | None] = {}
-        for suspect in suspects:
+        gaps = {gap.cut.child_table for gap in self._looking.unreadable_lists.values()}
+        found: dict[RowKey, Difference | None] = {}
+        for suspect in rechecker:
             if comparer.watched.pop(suspect.place):
                 found[suspect.place] = comparer.forget(suspect.place)
             elif left_behind:
@@ -218,7 +218,7 @@ class Suspects:
             return None
         return replace(suspect, kind="extra", columns=(), version=row[0], shown="")
 
-    async def _moved(self) -> Collection[Place]:
+    async def _moved(self) -> Collection[RowKey]:
         """What changed since the beginning, as far as events tell, or waits to be asked for.
 
         Where events cannot be read, the two looks alone decide.
@@ -239,15 +239,15 @@ class Suspects:
     async def _read_events(self) -> None:
         """Adds what the events since the last time tell of; a little is read twice, for late ones."""
         began = self._looking.now()
-        async for page in pages(
+        async for page in iter_pages(
             self._looking.stripe,
             EVENTS,
             [("created[gte]", str(int(self._read_to)))],
             endpoint=f"GET {EVENTS}",
             priority=LIVE,
         ):
-            found = Found()
-            for event in read_list(page.reply, EVENTS).objects:
+            found = RowSet()
+            for event in read_list(page.response, EVENTS).objects:
                 obj = payload(event)
                 if obj is not None:
                     self._looking.mirror.extractor.object(obj, found)

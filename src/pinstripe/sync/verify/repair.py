@@ -15,22 +15,22 @@ import structlog
 
 from pinstripe.errors import NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.mirror.change_feed import delete_rows
-from pinstripe.rows.as_of import Truth
-from pinstripe.rows.extract import Found
-from pinstripe.source.resolve import bury
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
+from pinstripe.source.resolve import mark_deleted
 from pinstripe.source.source import Source
 from pinstripe.store.ddl import quote
 from pinstripe.store.pool import Connection
 from pinstripe.sync.verify.compare import Comparer, Difference
-from pinstripe.sync.verify.recheck import Suspects
+from pinstripe.sync.verify.recheck import Rechecker
 from pinstripe.sync.verify.report import TableReport
-from pinstripe.sync.verify.reread import Walk, read, way_to
+from pinstripe.sync.verify.reread import ListRun, path_to, read
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _WORKERS = 8
 _BY_LIST = 200
 
-ReadLists = Callable[[Source, set[str]], Awaitable[Walk]]
+ReadLists = Callable[[Source, set[str]], Awaitable[ListRun]]
 """(source, tables) -> every list of these tables read into the source's mirror."""
 
 
@@ -52,13 +52,13 @@ class Repairs:
         source: Source,
         looking: Source,
         comparer: Comparer,
-        suspects: Suspects,
+        rechecker: Rechecker,
         read_lists: ReadLists,
     ) -> None:
         self._source = source
         self._looking = looking
         self._comparer = comparer
-        self._suspects = suspects
+        self._rechecker = rechecker
         self._read_lists = read_lists
 
     async def run(self, reports: Mapping[str, TableReport], requests: Mapping[str, int]) -> None:
@@ -80,11 +80,11 @@ class Repairs:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_WORKERS, len(singly))):
                 group.create_task(worker())
-        await self._source.mirror.settled()
+        await self._source.mirror.wait_resolved()
         await self._look_after(reports, wrong, many)
 
     async def _mend(self, found: Difference) -> None:
-        way, source = way_to(found), self._source
+        way, source = path_to(found), self._source
         over = {found.place: found.version} if found.version is not None else None
         try:
             if found.kind == "extra" and not found.shown:
@@ -100,9 +100,9 @@ class Repairs:
 
     async def _take_out(self, found: Difference) -> None:
         """The row of what Stripe does not have: flagged, or removed from among its siblings."""
-        table, way = self._source.wanted[found.table], way_to(found)
+        table, way = self._source.wanted[found.table], path_to(found)
         if table.deletable:
-            await bury(self._source, found.table, found.key, over=found.version)
+            await mark_deleted(self._source, found.table, found.key, over=found.version)
             return
         if way is None or way.key == found.key:
             return
@@ -112,7 +112,7 @@ class Repairs:
         async def remove(connection: Connection) -> None:
             await delete_rows(connection, schema, table, where, found.key, found.version)
 
-        await self._source.mirror.submit(Found(), Truth(0.0, 0.0), effect=remove)
+        await self._source.mirror.submit(RowSet(), AsOf(0.0, 0.0), effect=remove)
 
     async def _look_after(
         self, reports: Mapping[str, TableReport], wrong: Sequence[Difference], many: set[str]
@@ -123,7 +123,7 @@ class Repairs:
             for table in many:
                 self._comparer.overflow.pop(table, None)
             await self._read_lists(self._looking, many)
-        left = await self._suspects.look(
+        left = await self._rechecker.look(
             [d for d in wrong if d.table not in many or d.kind == "extra"]
         )
         for report in reports.values():

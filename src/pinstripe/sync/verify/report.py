@@ -48,7 +48,7 @@ class TableReport:
     def differences(self) -> int:
         return len(self.remaining) + self.more
 
-    def doubt(self, reason: str, remedy: str = "") -> None:
+    def mark_partial(self, reason: str, remedy: str = "") -> None:
         """Not all of it is proven. The first reason stays."""
         if self.state == "verified":
             self.state = "partly"

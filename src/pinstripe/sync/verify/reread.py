@@ -15,24 +15,24 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import PAGE, pages, read_list, read_object
-from pinstripe.client.rate_limit import Budget
-from pinstripe.mirror import Versions
-from pinstripe.rows.as_of import truth_of
-from pinstripe.rows.extract import Found
+from pinstripe.client.pagination import PAGE, iter_pages, read_list, read_object
+from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.mirror import ExpectedVersions
+from pinstripe.rows.as_of import as_of_response
+from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
-from pinstripe.sync.backfill.child_lists import UnderParents
-from pinstripe.sync.backfill.list_stream import Listing, Pager
+from pinstripe.sync.backfill.child_lists import ChildListStream
+from pinstripe.sync.backfill.list_stream import ListState, ListStream
 from pinstripe.sync.backfill.references import read_singletons
-from pinstripe.sync.backfill.scheduler import Dispatcher
-from pinstripe.sync.verify.compare import Difference, Place
+from pinstripe.sync.backfill.scheduler import Scheduler
+from pinstripe.sync.verify.compare import Difference, RowKey
 
-Work = Pager | UnderParents
+Work = ListStream | ChildListStream
 
 
 @dataclass(slots=True)
-class Walk:
+class ListRun:
     """Lists that were read, or are being read; `refused` are singletons that cannot be."""
 
     works: list[Work] = field(default_factory=list)
@@ -57,50 +57,50 @@ class Walk:
                 yield str(position["table"]), checkpoint
 
 
-async def walk(
+async def read_lists(
     source: Source,
-    budget: Budget,
+    budget: RateLimiter,
     *,
     now: float,
     birth: int,
     only: Collection[str] | None = None,
-    found: Walk | None = None,
-) -> Walk:
+    found: ListRun | None = None,
+) -> ListRun:
     """Reads every list that shows rows of these tables, of all that are synced by default.
 
     `found` is filled as it goes, for who looks on.
     """
-    found = found if found is not None else Walk()
+    found = found if found is not None else ListRun()
     names = set(source.wanted if only is None else only)
     for endpoint in list_endpoints():
         shown = [table_name(o) for o in endpoint.objects if table_name(o) in names]
         if not shown:
             continue
         if not endpoint.parent:
-            listing = Listing.fresh(endpoint, shown[0], ceiling=int(now), birth=birth)
-            found.works.append(Pager(listing, source))
+            listing = ListState.fresh(endpoint, shown[0], ceiling=int(now), birth=birth)
+            found.works.append(ListStream(listing, source))
             continue
-        work = UnderParents(endpoint, shown[0], source, source.pool)
+        work = ChildListStream(endpoint, shown[0], source, source.pool)
         if work.parent_table not in source.wanted:
             work.state, work.reason = "refused", f"{work.parent_table} is not synced"
             work.code = LEFT_OUT
         found.works.append(work)
     if names & {table_name(o) for o in singleton_paths()}:
         found.refused = await read_singletons(source)
-    await Dispatcher(budget).run(found.works, more=lambda: ())
+    await Scheduler(budget).run(found.works, more=lambda: ())
     return found
 
 
 def _end(work: Work) -> Checkpoint:
-    return work.final() if isinstance(work, UnderParents) else work.listing.final()
+    return work.final() if isinstance(work, ChildListStream) else work.listing.final()
 
 
 def _table_of(work: Work) -> str:
-    return work.table if isinstance(work, UnderParents) else work.listing.table
+    return work.table if isinstance(work, ChildListStream) else work.listing.table
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ReadPath:
     """How a row is read again: by a GET of the object `key` of `table`, or by the list `endpoint`
     under the parent `key`.
 
@@ -119,37 +119,37 @@ class Way:
         return self.endpoint.name if self.endpoint is not None else self.table
 
 
-def way_to(found: Difference) -> Way | None:
+def path_to(found: Difference) -> ReadPath | None:
     """By its own id if Stripe can, else through what it hangs under; None if nothing shows it."""
     if found.table in {table_name(name) for name in singleton_paths()}:
-        return Way(found.table, "", whole=False)
+        return ReadPath(found.table, "", whole=False)
     where = retrieve_endpoint(found.table)
     if where is not None and not where.parent_parameter:
-        return Way(found.table, found.key)
+        return ReadPath(found.table, found.key)
     if where is not None:
         parent = _table_at(where.path.partition("/{")[0])
         for table, key in found.parents:
             if table == parent:
-                return Way(found.table, found.key, key)
+                return ReadPath(found.table, found.key, key)
     for endpoint in list_endpoints():
         if endpoint.parent and found.table in map(table_name, endpoint.objects):
             for table, key in found.parents:
                 if table == table_name(endpoint.parent):
-                    return Way(found.table, key, endpoint=endpoint)
+                    return ReadPath(found.table, key, endpoint=endpoint)
     holders = _holders().get(found.table, {})
     for table, key in found.parents:
         holder = retrieve_endpoint(table) if table in holders else None
         if holder is not None and not holder.parent_parameter:
-            return Way(table, key, whole=holders[table])
+            return ReadPath(table, key, whole=holders[table])
     return None
 
 
-async def read(source: Source, way: Way, *, over: Versions | None = None) -> None:
+async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None = None) -> None:
     """Reads what the way leads to into the mirror. Raises NotFound if Stripe does not have it."""
     if way.endpoint is not None:
         path, params = way.endpoint.url(way.key, quote_id(way.key))
         expand = [("expand[]", f"data.{item}") for item in way.endpoint.expand]
-        async for page in pages(
+        async for page in iter_pages(
             source.stripe,
             path,
             [*params, *expand],
@@ -157,24 +157,24 @@ async def read(source: Source, way: Way, *, over: Versions | None = None) -> Non
             limit=PAGE if way.endpoint.takes_limit else None,
             priority=BACKFILL,
         ):
-            objects = read_list(page.reply, path).objects
+            objects = read_list(page.response, path).objects
             found = source.extract(objects, {table_name(way.endpoint.parent): way.key})
             await source.follow_all(found)
-            await source.mirror.put(found, truth_of(page.reply), over=over)
+            await source.mirror.put(found, as_of_response(page.response), over=over)
         return
     if not way.key:
         await read_singletons(source)
         return
     where = retrieve_endpoint(way.table)
     assert where is not None  # noqa: S101 (`way_to` has seen it)
-    reply = await source.get_object(where, way.key, way.parent, BACKFILL)
-    found = Found()
-    source.mirror.extractor.object(read_object(reply, where.path), found)
+    response = await source.get_object(where, way.key, way.parent, BACKFILL)
+    found = RowSet()
+    source.mirror.extractor.object(read_object(response, where.path), found)
     await source.follow_all(found)
-    await source.mirror.put(found, truth_of(reply), over=over)
+    await source.mirror.put(found, as_of_response(response), over=over)
 
 
-def holds(table: str, place: Place) -> bool:
+def holds(table: str, place: RowKey) -> bool:
     """Whether objects of `place`'s table hold rows of `table`."""
     return place[0] in _holders().get(table, {})
 

@@ -19,7 +19,7 @@ from datetime import datetime
 
 import structlog
 
-from pinstripe.client.rate_limit import Budget
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import (
     NotEnabled,
     NotPermitted,
@@ -31,10 +31,10 @@ from pinstripe.store.ddl import qualified
 from pinstripe.store.verifications import Certificate, digest, save_certificate
 from pinstripe.sync.events.reader import EVENTS, FOLLOWED, RETENTION_S
 from pinstripe.sync.verify.compare import Comparer, Difference
-from pinstripe.sync.verify.recheck import Suspects, Verdicts
+from pinstripe.sync.verify.recheck import Rechecker, RecheckResult
 from pinstripe.sync.verify.repair import Repairs, cheaper_by_list
 from pinstripe.sync.verify.report import Report, TableReport
-from pinstripe.sync.verify.reread import Walk, walk
+from pinstripe.sync.verify.reread import ListRun, read_lists
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ _LATE_S = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class VerifyOptions:
     """How to verify. `unlisted`: of the rows of a table that no list shows, so many are asked for one
     by one; None: all. `followed`: whether someone follows the account; None: see the database.
     """
@@ -65,8 +65,8 @@ class Verify:
         source: Source,
         looking: Source,
         comparer: Comparer,
-        budget: Budget,
-        wish: Wish,
+        budget: RateLimiter,
+        options: VerifyOptions,
         *,
         birth: int,
         since: float,
@@ -74,7 +74,7 @@ class Verify:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.phase = "starting"
-        self.walk = Walk()
+        self.walk = ListRun()
         self.reports = {
             name: TableReport(name) for name, t in source.wanted.items() if not t.virtual
         }
@@ -82,13 +82,13 @@ class Verify:
         self._looking = looking
         self._comparer = comparer
         self._budget = budget
-        self._wish = wish
+        self._options = options
         self._birth = birth
         self._since = since
         self._sleep = sleep
         self._margin_s = _LATE_S if followed else 0
-        self._grace_s = wish.grace_s if followed else 0.0
-        self._suspects = Suspects(looking, comparer, since=since - self._margin_s, sleep=sleep)
+        self._grace_s = options.grace_s if followed else 0.0
+        self._rechecker = Rechecker(looking, comparer, since=since - self._margin_s, sleep=sleep)
 
     async def run(self) -> Report:
         """Returns when everything is compared, and repaired if that was wished; saves the certificate."""
@@ -99,23 +99,23 @@ class Verify:
         self.phase = "rows that no list shows"
         for report in self.reports.values():
             report.listed = listed.get(report.table, 0)
-        self._take_ends()
+        self._apply_list_results()
         for report in self.reports.values():
             await self._unlisted(report)
         self.phase = "second look"
         verdicts = await self._decide(list(self._comparer.differences.values()))
         self._enter(verdicts)
-        if self._wish.repair:
+        if self._options.repair:
             self.phase = "repairs"
             repairs = Repairs(
-                self._source, self._looking, self._comparer, self._suspects, self._walk
+                self._source, self._looking, self._comparer, self._rechecker, self._walk
             )
             await repairs.run(self.reports, self.walk.requests())
         self.phase = "certificate"
         made = await certify(
             self._source,
             self.reports,
-            self.walk.requests() + self._suspects.requests,
+            self.walk.requests() + self._rechecker.requests,
             since=self._since,
             started_at=started_at,
         )
@@ -124,39 +124,39 @@ class Verify:
     # What Stripe showed.
 
     async def _walk(
-        self, source: Source, only: set[str] | None = None, *, found: Walk | None = None
-    ) -> Walk:
-        return await walk(
+        self, source: Source, only: set[str] | None = None, *, found: ListRun | None = None
+    ) -> ListRun:
+        return await read_lists(
             source, self._budget, now=source.now(), birth=self._birth, only=only, found=found
         )
 
-    def _take_ends(self) -> None:
+    def _apply_list_results(self) -> None:
         """Lists that could not be read leave their tables unproven."""
         for table, end in self.walk.ends():
             report = self.reports.get(table)
             if report is None or end.state == "done":
                 if report is not None and end.code in (UNEXPANDED, SOME_REFUSED):
-                    report.doubt(end.reason)
+                    report.mark_partial(end.reason)
                 continue
             if end.code == LEFT_OUT:
-                report.doubt(f"Without the lists under a parent: {end.reason}")
+                report.mark_partial(f"Without the lists under a parent: {end.reason}")
                 continue
             report.state, report.reason, report.remedy = "unverified", end.reason, end.remedy
             report.failed = report.failed or end.state in ("failed", "running")
         for table, error in self._looking.unread.items():
             if table in self.reports:
-                self.reports[table].doubt(error.message, error.hint)
-        for gap in self._looking.gaps.values():
+                self.reports[table].mark_partial(error.message, error.hint)
+        for gap in self._looking.unreadable_lists.values():
             if gap.cut.child_table in self.reports:
-                self.reports[gap.cut.child_table].doubt(gap.error.message, gap.error.hint)
+                self.reports[gap.cut.child_table].mark_partial(gap.error.message, gap.error.hint)
 
     async def _unlisted(self, report: TableReport) -> None:
         """Rows that no list showed are asked for by id: hidden, only referred to, or gone."""
         table = self._source.wanted[report.table]
         if self._comparer.forgot:
-            report.doubt("The connection to Postgres was lost meanwhile.", "Verify again.")
+            report.mark_partial("The connection to Postgres was lost meanwhile.", "Verify again.")
             return
-        limit = self._wish.unlisted
+        limit = self._options.unlisted
         keep = "false"
         if any(c.name == "created" for c in table.columns):
             keep = f"coalesce(t.created >= to_timestamp({self._since:.0f}), false)"
@@ -171,31 +171,31 @@ class Verify:
             # Nothing was listed, or not to the end: then a row that is there proves nothing.
             report.unchecked = report.unlisted
             return
-        looked = await self._suspects.look(rows)
+        looked = await self._rechecker.look(rows)
         wrong = sum(1 for d in looked.values() if d is not None and d.kind == "extra")
         if wrong and limit is not None and report.unlisted > limit:
             # One wrong row in the sample: then all are asked for.
             _, _, rows = await self._comparer.unlisted(table, keep=keep, limit=None)
-            looked |= await self._suspects.look([r for r in rows if r.place not in looked])
+            looked |= await self._rechecker.look([r for r in rows if r.place not in looked])
         for place, found in looked.items():
             if found is not None:
                 self._comparer.differences[place] = found
         # Lists show nothing that is deleted: a flagged row agrees with them, asked for or not.
         report.unchecked = standing - sum(row.place in looked for row in rows[:standing])
         if report.unchecked:
-            reason = self._suspects.reasons.get(report.table, "")
-            report.doubt(
+            reason = self._rechecker.reasons.get(report.table, "")
+            report.mark_partial(
                 reason or f"{report.unchecked:,} rows that no list shows were not asked for."
             )
 
     # What is wrong.
 
-    async def _decide(self, suspects: Sequence[Difference]) -> Verdicts:
+    async def _decide(self, rechecker: Sequence[Difference]) -> RecheckResult:
         """Looks again: table by table by its lists where that is cheaper, else object by object."""
-        many = cheaper_by_list(suspects, self.walk.requests())
+        many = cheaper_by_list(rechecker, self.walk.requests())
         if not many:
-            return await self._suspects.decide(suspects, grace_s=self._grace_s)
-        first = [s for s in suspects if s.table in many and s.kind != "extra"]
+            return await self._rechecker.decide(rechecker, grace_s=self._grace_s)
+        first = [s for s in rechecker if s.table in many and s.kind != "extra"]
         for suspect in first:
             self._comparer.forget(suspect.place)
         for table in many:
@@ -206,7 +206,7 @@ class Verify:
         before = {s.place: s for s in first}
         now = [d for d in self._comparer.differences.values() if d.table in many]
         steady: list[Difference] = []
-        rest = [s for s in suspects if s.table not in many or s.kind == "extra"]
+        rest = [s for s in rechecker if s.table not in many or s.kind == "extra"]
         for found in now:
             earlier = before.get(found.place)
             alike = earlier is not None and (earlier.version, earlier.shown) == (
@@ -214,26 +214,26 @@ class Verify:
                 found.shown,
             )
             (steady if alike else rest).append(found)
-        verdicts = await self._suspects.decide(
+        verdicts = await self._rechecker.decide(
             {s.place: s for s in rest}.values(), grace_s=self._grace_s
         )
-        await self._suspects.drop_moving(steady, verdicts)
+        await self._rechecker.drop_changing(steady, verdicts)
         return verdicts
 
-    def _enter(self, verdicts: Verdicts) -> None:
+    def _enter(self, verdicts: RecheckResult) -> None:
         for found in verdicts.confirmed:
             report = self.reports[found.table]
-            if found.kind == "partial" and not self._wish.repair:
+            if found.kind == "partial" and not self._options.repair:
                 report.partial += 1
                 continue
             report.found[found.kind] += 1
             report.remaining.append(found)
         for table, report in self.reports.items():
-            report.moving += verdicts.moving[table]
+            report.moving += verdicts.changing[table]
             report.more = self._comparer.overflow[table]
             if verdicts.unknown[table]:
-                reason = self._suspects.reasons.get(table, "")
-                report.doubt(reason or "Stripe cannot be asked for single rows of it.")
+                reason = self._rechecker.reasons.get(table, "")
+                report.mark_partial(reason or "Stripe cannot be asked for single rows of it.")
                 report.unchecked += verdicts.unknown[table]
 
 
@@ -241,15 +241,15 @@ class Verify:
 async def open_verify(
     url: str,
     source: Source,
-    budget: Budget,
-    wish: Wish,
+    budget: RateLimiter,
+    options: VerifyOptions,
     *,
     birth: int = 0,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncIterator[Verify]:
     """A run that is ready. `url` is that of the database, `source` what repairs go through."""
     since = await _stripe_time(source)
-    followed = wish.followed if wish.followed is not None else await _is_followed(source)
+    followed = options.followed if options.followed is not None else await _is_followed(source)
     mirror = source.mirror
     comparer = Comparer(url, mirror.schema, mirror.tables, mirror.extractor.shapes, since=since)
     async with open_mirror(
@@ -257,16 +257,18 @@ async def open_verify(
         mirror.schema,
         mirror.tables,
         api_version=mirror.api_version,
-        scribe=comparer,
+        sink=comparer,
         extractor=mirror.extractor,
     ) as comparing:
-        looking = replace(source, mirror=comparing, gaps={}, unread={}, notes_owed=False)
+        looking = replace(
+            source, mirror=comparing, unreadable_lists={}, unread={}, notes_owed=False
+        )
         yield Verify(
             source,
             looking,
             comparer,
             budget,
-            wish,
+            options,
             birth=birth,
             since=since,
             followed=followed,
@@ -277,13 +279,13 @@ async def open_verify(
 async def _stripe_time(source: Source) -> float:
     """The second on Stripe's clock at which the look begins."""
     try:
-        reply = await source.stripe.get(
+        response = await source.stripe.get(
             EVENTS, [("limit", "1")], endpoint=f"GET {EVENTS}", priority=LIVE
         )
     except (NotPermitted, NotEnabled):
         return float(int(source.now()))
-    source.heard(reply)
-    return float(int(reply.not_after - 1.0))
+    source.observe_clock(response)
+    return float(int(response.not_after - 1.0))
 
 
 async def _is_followed(source: Source) -> bool:

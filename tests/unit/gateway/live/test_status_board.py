@@ -10,8 +10,8 @@ import pytest
 
 from pinstripe.gateway.live.status_board import trouble_of
 from pinstripe.gateway.syncs import StoredSync, SyncState
-from pinstripe.store.heartbeats import ProcessState, Spent
-from pinstripe.store.status import Standing
+from pinstripe.store.heartbeats import QuotaReport, WorkerHeartbeat
+from pinstripe.store.status import SyncSummary
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SYNC = StoredSync(
@@ -28,8 +28,8 @@ SYNC = StoredSync(
     created_at=None,
     state=SyncState("following", NOW),
 )
-STANDING = Standing("stripe", 1000.0, 999.0, "", "", 0, 0, 0, 0, None)
-TOLD = ProcessState(
+STANDING = SyncSummary("stripe", 1000.0, 999.0, "", "", 0, 0, 0, 0, None)
+TOLD = WorkerHeartbeat(
     version="",
     pid=1,
     host="",
@@ -85,8 +85,8 @@ def test_a_copy_that_is_up_to_date_needs_no_word_of_its_process() -> None:
 )
 def test_a_copy_is_not_ready_while_something_is_wrong(
     sync: StoredSync,
-    standing: Standing | None,
-    told: ProcessState | None,
+    standing: SyncSummary | None,
+    told: WorkerHeartbeat | None,
     database: str,
     reason: str,
 ) -> None:
@@ -103,6 +103,6 @@ def test_a_failed_sync_says_why() -> None:
 
 
 def test_an_account_that_is_looked_at_seldom_may_be_as_far_behind() -> None:
-    seldom = Spent(0, 0, {}, None, poll_s=60.0, slowed=True, held=False, over=False)
+    seldom = QuotaReport(0, 0, {}, None, poll_s=60.0, slowed=True, held=False, over=False)
     told = msgspec.structs.replace(TOLD, allowance=seldom)
     assert trouble_of(SYNC, replace(STANDING, as_of=850.0), told, database="") == ("", "")

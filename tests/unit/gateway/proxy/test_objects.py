@@ -24,7 +24,7 @@ from pinstripe.gateway.proxy.objects import (
     read,
     unpack,
 )
-from pinstripe.gateway.proxy.request import METHODS, Turned, checked, end_to_end
+from pinstripe.gateway.proxy.request import METHODS, RequestRejected, checked, end_to_end
 from pinstripe.rows.extract import Extractor
 
 EXTRACTOR = Extractor()
@@ -168,7 +168,7 @@ def test_headers_of_the_connection_stay_and_stripes_are_never_lost() -> None:
 @pytest.mark.parametrize("method", ["CONNECT", "TRACE", "BREW", "get", ""])
 def test_other_methods_are_turned_away(method: str) -> None:
     assert method not in METHODS
-    with pytest.raises(Turned) as turned:
+    with pytest.raises(RequestRejected) as turned:
         checked(method, [], body_limit=1)
     assert turned.value.status == 405
 
@@ -186,7 +186,7 @@ _HEADERS = st.lists(
 def test_headers_are_passed_on_whole_or_refused(headers: list[tuple[bytes, bytes]]) -> None:
     try:
         told = checked("POST", headers, body_limit=1000)
-    except Turned:
+    except RequestRejected:
         return
     assert all("\r" not in v and "\n" not in v and "\0" not in v for _, v in told)
     names = [n for n, _ in headers]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pinstripe.gateway.proxy.request import (
     API,
     STRIPE,
-    Astray,
+    BadTarget,
     Target,
     hosts_at,
     is_for_proxy,
@@ -34,7 +34,7 @@ def test_a_target_is_on_one_of_stripes_hosts_with_the_path_as_it_came(
 ) -> None:
     path = start + rest
     found = target_of(path, query, STRIPE)
-    if isinstance(found, Astray):
+    if isinstance(found, BadTarget):
         assert found.status in (400, 404, 414)
         return
     url = yarl.URL(found.url, encoded=True)
@@ -85,7 +85,7 @@ def test_paths_lead_where_they_say(path: bytes, host: str, rest: str) -> None:
     ],
 )
 def test_what_leads_nowhere_is_refused(path: bytes) -> None:
-    assert isinstance(target_of(path, b"", STRIPE), Astray)
+    assert isinstance(target_of(path, b"", STRIPE), BadTarget)
 
 
 def test_a_simulator_has_all_hosts_at_its_address() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.prefixes import prefixes, types_of
-from pinstripe.gateway.http.errors import Rejected
-from pinstripe.gateway.wait.query import read_wish
+from pinstripe.gateway.http.errors import HTTPError
+from pinstripe.gateway.wait.query import read_query
 from pinstripe_simulator.account import Account, Settings
 
 _NAMES = st.sampled_from(["request", "object", "event", "type", "timeout", "settle", "previews"])
@@ -25,36 +25,36 @@ _VALUES = st.one_of(
 @given(st.lists(st.tuples(st.one_of(_NAMES, st.text(max_size=10)), _VALUES), max_size=6))
 def test_any_query_is_a_wish_or_is_refused_as_bad(query: list[tuple[str, str]]) -> None:
     try:
-        wish = read_wish(query, settle_s=0.25)
-    except Rejected as no:
+        options = read_query(query, settle_s=0.25)
+    except HTTPError as no:
         refused = no
     else:
-        assert 0 <= wish.timeout_s <= 300
-        assert 0 <= wish.settle_s <= 60
+        assert 0 <= options.timeout_s <= 300
+        assert 0 <= options.settle_s <= 60
         return
     assert refused.status == 400
     assert json.loads(bytes(refused.response().body))["error"]["message"]
 
 
 def test_nothing_asked_for_is_the_plain_form() -> None:
-    wish = read_wish([], settle_s=0.25)
-    assert wish.is_plain
-    assert (wish.timeout_s, wish.settle_s, wish.previews) == (30.0, 0.25, True)
+    options = read_query([], settle_s=0.25)
+    assert options.is_plain
+    assert (options.timeout_s, options.settle_s, options.previews) == (30.0, 0.25, True)
 
 
 def test_several_things_are_waited_for_together_each_once() -> None:
-    wish = read_wish(
+    options = read_query(
         [("object", "cus_1"), ("object", "sub_1"), ("object", "cus_1"), ("request", "req_1")],
         settle_s=0.0,
     )
-    assert wish.objects == (("customer", "cus_1"), ("subscription", "sub_1"))
-    assert wish.requests == ("req_1",)
+    assert options.objects == (("customer", "cus_1"), ("subscription", "sub_1"))
+    assert options.requests == ("req_1",)
 
 
 @pytest.mark.parametrize("name", ["billing_portal.configuration", "billing_portal_configuration"])
 def test_the_type_is_named_as_stripe_does_or_as_its_table(name: str) -> None:
-    wish = read_wish([("object", "my own"), ("type", name)], settle_s=0.0)
-    assert wish.objects == (("billing_portal_configuration", "my own"),)
+    options = read_query([("object", "my own"), ("type", name)], settle_s=0.0)
+    assert options.objects == (("billing_portal_configuration", "my own"),)
 
 
 def test_every_prefix_names_types_that_exist() -> None:

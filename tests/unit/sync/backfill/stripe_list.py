@@ -16,7 +16,7 @@ import msgspec
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.decode import StripeObject
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.backfill.list_stream import Claim, Listing, Step
+from pinstripe.sync.backfill.list_stream import ListState, PageCommit, PageRequest
 
 CHARGES = ListEndpoint("/v1/charges", ("charge",), 1, created=True, takes_limit=True)
 PLAIN = ListEndpoint("/v1/coupons", ("coupon",), 1, created=False, takes_limit=True)
@@ -63,7 +63,7 @@ class StripeList:
 
 @dataclass(slots=True)
 class _Page:
-    claim: Claim
+    claim: PageRequest
     objects: list[tuple[int, int]]
     has_more: bool
     gone: bool = False
@@ -87,15 +87,15 @@ class Copier:
     def start(self) -> None:
         """A new process: goes on from the cursor that the database has."""
         if self.saved is None:
-            self.listing = Listing.fresh(
+            self.listing = ListState.fresh(
                 self.endpoint, "charge", ceiling=self.ceiling, birth=self.birth
             )
         else:
             cursor = msgspec.json.decode(self.saved, type=Checkpoint)
-            self.listing = Listing.resumed(self.endpoint, "charge", cursor, birth=self.birth)
+            self.listing = ListState.resumed(self.endpoint, "charge", cursor, birth=self.birth)
         self.in_flight: list[_Page] = []
-        self.received: dict[int, list[tuple[Step, list[tuple[int, int]]]]] = {}
-        self.lane: list[tuple[Step, list[tuple[int, int]]]] = []
+        self.received: dict[int, list[tuple[PageCommit, list[tuple[int, int]]]]] = {}
+        self.lane: list[tuple[PageCommit, list[tuple[int, int]]]] = []
 
     kill = start
 

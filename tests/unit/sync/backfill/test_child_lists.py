@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinstripe.errors import NotEnabled, NotPermitted
-from pinstripe.sync.backfill.child_lists import LeftOut
+from pinstripe.sync.backfill.child_lists import RefusedParents
 
 STANDARD = NotPermitted(
     "Stripe refused (403): This application cannot read persons of acct_1.", status=403
@@ -19,7 +19,7 @@ NOT_ENABLED = NotEnabled(
 
 
 def test_one_refused_parent_among_others_is_left_out_and_told() -> None:
-    left = LeftOut()
+    left = RefusedParents()
     left.refused("acct_1", STANDARD)
     assert left.ends(nothing_more=False) is None
     assert left.to_pass() == []  # nobody knows yet whether it speaks for all
@@ -33,7 +33,7 @@ def test_one_refused_parent_among_others_is_left_out_and_told() -> None:
 
 
 def test_a_missing_permission_ends_the_stream_at_once() -> None:
-    left = LeftOut(is_answered=True)
+    left = RefusedParents(is_answered=True)
     left.refused("acct_1", STANDARD)
     assert left.ends(nothing_more=False) is None
     left.refused("acct_2", NO_PERMISSION)
@@ -41,7 +41,7 @@ def test_a_missing_permission_ends_the_stream_at_once() -> None:
 
 
 def test_a_few_refusals_without_an_answer_end_the_stream() -> None:
-    left = LeftOut()
+    left = RefusedParents()
     for number in range(4):
         left.refused(f"acct_{number}", NOT_ENABLED)
         assert left.ends(nothing_more=False) is None
@@ -50,12 +50,13 @@ def test_a_few_refusals_without_an_answer_end_the_stream() -> None:
 
 
 def test_if_all_parents_are_refused_so_is_the_stream() -> None:
-    left = LeftOut()
+    left = RefusedParents()
     left.refused("acct_1", STANDARD)
     assert left.ends(nothing_more=True) is STANDARD
 
 
 def test_what_an_earlier_run_left_out_is_still_told() -> None:
     assert (
-        LeftOut("Without 1 of account", is_answered=True).words("account") == "Without 1 of account"
+        RefusedParents("Without 1 of account", is_answered=True).words("account")
+        == "Without 1 of account"
     )

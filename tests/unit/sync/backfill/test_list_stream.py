@@ -12,7 +12,7 @@ from tests.unit.sync.backfill.stripe_list import CHARGES, PLAIN, Copier, StripeL
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import Drifted
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.backfill.list_stream import Listing
+from pinstripe.sync.backfill.list_stream import ListState
 
 START = 1_700_000_000
 DAY = 86_400
@@ -122,7 +122,7 @@ def test_a_second_with_thousands_of_objects_is_paged_by_cursor() -> None:
 
 def test_a_page_out_of_order_does_not_end_its_range() -> None:
     # Objects on a test clock have a time of their own: the list's order is that of their making.
-    listing = Listing.fresh(CHARGES, "charge", ceiling=START)
+    listing = ListState.fresh(CHARGES, "charge", ceiling=START)
     claim = listing.claim(cut=False)
     assert claim is not None
     listing.received(claim.range, [{"created": START}], has_more=True, after="ch_1")
@@ -134,7 +134,7 @@ def test_a_page_out_of_order_does_not_end_its_range() -> None:
 
 
 def test_a_list_that_goes_on_but_not_from_where_is_an_error() -> None:
-    listing = Listing.fresh(CHARGES, "charge", ceiling=START)
+    listing = ListState.fresh(CHARGES, "charge", ceiling=START)
     claim = listing.claim(cut=False)
     assert claim is not None
     with pytest.raises(Drifted, match="goes on"):
@@ -144,13 +144,13 @@ def test_a_list_that_goes_on_but_not_from_where_is_an_error() -> None:
 def test_a_cursor_that_cannot_be_read_says_what_to_do() -> None:
     cursor = Checkpoint("/v1/charges", "running", position={"odd": 1})
     with pytest.raises(Drifted, match="cannot be read") as caught:
-        Listing.resumed(CHARGES, "charge", cursor)
+        ListState.resumed(CHARGES, "charge", cursor)
     assert "pinstripe.cursor" in caught.value.hint
 
 
 def test_a_tail_reads_what_was_created_since_and_nothing_older() -> None:
     done = Checkpoint("/v1/charges", "done", rows=7, requests=3, as_of=float(START))
-    listing = Listing.tail(CHARGES, "charge", done, since=START, ceiling=START + DAY)
+    listing = ListState.tail(CHARGES, "charge", done, since=START, ceiling=START + DAY)
     claim = listing.claim(cut=True)
     assert claim is not None
     assert claim.params == [("limit", "100"), ("created[gte]", str(START))]

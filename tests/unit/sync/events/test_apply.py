@@ -6,7 +6,7 @@ import pytest
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.sync.events.apply import related, summarised
+from pinstripe.sync.events.apply import from_summary, related
 from pinstripe.sync.events.order import changes
 
 VERSION = "2026-10-28.endive"
@@ -47,8 +47,12 @@ def test_a_summary_has_the_list_of_its_owner_read() -> None:
     name = "entitlements.active_entitlement_summary"
     told = {"object": name, "customer": "cus_1", "entitlements": {"object": "list", "data": []}}
     made = {"id": "evt_1", "type": f"{name}.updated", "created": 1_790_000_000, "request": "req_1"}
-    (todo,) = summarised({**made, "data": {"object": told}}, tables())
-    assert (todo.kind, todo.table) == ("children", "entitlements_active_entitlement")
-    assert (todo.id, todo.parent) == ("cus_1", "customer")
-    assert (todo.since, todo.request_id, todo.event_id) == (1_790_000_000, "req_1", "evt_1")
-    assert summarised(event("created", 0), tables()) == []
+    (refetch,) = from_summary({**made, "data": {"object": told}}, tables())
+    assert (refetch.kind, refetch.table) == ("children", "entitlements_active_entitlement")
+    assert (refetch.id, refetch.parent) == ("cus_1", "customer")
+    assert (refetch.since, refetch.request_id, refetch.event_id) == (
+        1_790_000_000,
+        "req_1",
+        "evt_1",
+    )
+    assert from_summary(event("created", 0), tables()) == []

@@ -9,7 +9,7 @@ import pytest
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
-from pinstripe.sync.events.order import Change, changes
+from pinstripe.sync.events.order import ObjectChange, changes
 
 OURS = "2026-10-28.endive"
 
@@ -36,7 +36,7 @@ def event(
     }
 
 
-def only(events: list[dict[str, Any]]) -> Change:
+def only(events: list[dict[str, Any]]) -> ObjectChange:
     found = changes(events, OURS)
     assert len(found) == 1
     return found[0]
@@ -47,7 +47,7 @@ def test_the_newest_second_wins_whatever_the_list_order() -> None:
     for order in ([newer, older], [older, newer]):
         change = only(order)
         assert change.object["name"] == "new"
-        assert change.sure
+        assert change.is_ordered
 
 
 def test_ties_that_chain_are_sure_and_end_in_the_last_state() -> None:
@@ -55,26 +55,26 @@ def test_ties_that_chain_are_sure_and_end_in_the_last_state() -> None:
     second = event(2, {"name": "b"}, previous={"name": "a"})
     third = event(3, {"name": "c"}, previous={"name": "b"})
     change = only([third, second, first])
-    assert change.sure
+    assert change.is_ordered
     assert change.object["name"] == "c"
 
 
 def test_ties_in_the_wrong_order_are_never_sure() -> None:
     second = event(2, {"name": "b"}, previous={"name": "a"})
     third = event(3, {"name": "c"}, previous={"name": "b"})
-    assert not only([second, third]).sure
+    assert not only([second, third]).is_ordered
 
 
 def test_ties_without_previous_attributes_are_not_sure() -> None:
     finalized = event(1, {"status": "open"}, type="invoice.finalized")
     paid = event(2, {"status": "paid"}, type="invoice.paid")
-    assert not only([paid, finalized]).sure
+    assert not only([paid, finalized]).is_ordered
 
 
 def test_a_creation_is_the_first_of_its_second() -> None:
     created = event(1, {"status": "draft"}, type="invoice.created")
     finalized = event(2, {"status": "open"}, type="invoice.finalized")
-    assert only([finalized, created]).sure
+    assert only([finalized, created]).is_ordered
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -93,15 +93,15 @@ def test_a_creation_and_a_deletion_in_one_second_are_never_sure(order: tuple[int
         event(1, {"name": "a"}, type="customer.created"),
         event(2, {"name": "a"}, type="customer.deleted"),
     ]
-    assert not only([events[n] for n in order]).sure
+    assert not only([events[n] for n in order]).is_ordered
 
 
 def test_a_deletion_after_a_change_is_sure() -> None:
     updated = event(1, {"name": "a"})
-    assert only([event(2, {"name": "a"}, type="customer.deleted"), updated]).sure
+    assert only([event(2, {"name": "a"}, type="customer.deleted"), updated]).is_ordered
     anew = event(3, {"name": "b"}, type="customer.created", created=101)
     change = only([anew, event(2, {"name": "a"}, type="customer.deleted")])
-    assert change.sure
+    assert change.is_ordered
     assert not change.deleted
 
 
@@ -109,7 +109,7 @@ def test_a_deletion_after_a_change_is_sure() -> None:
 def test_only_reviewed_types_are_deletions(name: str) -> None:
     change = only([event(1, {"name": "a"}, type=name)])
     assert change.deleted == (deletes(name) is True)
-    assert change.hint == (deletes(name) is None)
+    assert change.is_foreign_version == (deletes(name) is None)
     assert not change.deleted or name.endswith(".deleted")
 
 
@@ -117,28 +117,28 @@ def test_a_cancellation_is_a_state_like_others() -> None:
     cancelled = event(1, {"status": "canceled"}, type="customer.subscription.deleted")
     after = event(2, {"status": "canceled", "note": "x"}, previous={"note": None})
     for change in (only([cancelled]), only([after, cancelled])):
-        assert change.sure
+        assert change.is_ordered
         assert not change.deleted
-        assert not change.hint
+        assert not change.is_foreign_version
     assert only([after, cancelled]).object["note"] == "x"
-    assert not only([cancelled, after]).sure
+    assert not only([cancelled, after]).is_ordered
 
 
 def test_a_type_to_come_that_sounds_like_a_deletion_is_a_hint() -> None:
     change = only([event(1, {"name": "a"}, type="novelty.deleted")])
-    assert change.hint
+    assert change.is_foreign_version
     assert not change.deleted
 
 
 def test_nested_previous_attributes_chain_key_by_key() -> None:
     first = event(1, {"metadata": {"a": "1", "b": "2"}}, previous={"metadata": {"a": None}})
     second = event(2, {"metadata": {"a": "3", "b": "2"}}, previous={"metadata": {"a": "1"}})
-    assert only([second, first]).sure
+    assert only([second, first]).is_ordered
 
 
 def test_an_event_of_another_version_is_a_hint() -> None:
-    assert only([event(1, {}, version="2024-12-18.acacia")]).hint
-    assert not only([event(1, {})]).hint
+    assert only([event(1, {}, version="2024-12-18.acacia")]).is_foreign_version
+    assert not only([event(1, {})]).is_foreign_version
 
 
 def test_objects_without_an_id_make_no_change() -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from pinstripe.store.refetch import Todo
-from pinstripe.sync.refetch.queue import Line
+from pinstripe.store.refetch import Refetch
+from pinstripe.sync.refetch.queue import RefetchQueue
 
 
-def fetch(key: str, table: str = "customer") -> Todo:
-    return Todo("fetch", table, key)
+def fetch(key: str, table: str = "customer") -> Refetch:
+    return Refetch("fetch", table, key)
 
 
-async def nothing_next(line: Line) -> bool:
+async def nothing_next(line: RefetchQueue) -> bool:
     """Whether whoever asks now has to wait."""
     turn = asyncio.create_task(line.next())
     await asyncio.sleep(0)
@@ -23,30 +23,30 @@ async def nothing_next(line: Line) -> bool:
 
 
 async def test_first_come_first_served_and_each_once() -> None:
-    line = Line()
+    line = RefetchQueue()
     line.add([fetch("a"), fetch("b"), fetch("a")])
     assert [(await line.next()).id, (await line.next()).id] == ["a", "b"]
     assert await nothing_next(line)
     for key in "ab":
-        line.done(fetch(key).place)
+        line.done(fetch(key).key)
     await line.idle()
     assert len(line) == 0
 
 
 async def test_asked_for_again_while_it_is_being_asked_is_asked_again() -> None:
-    line = Line()
+    line = RefetchQueue()
     line.add([fetch("a")])
     await line.next()
     line.add([fetch("a")])
     assert await nothing_next(line)
-    line.done(fetch("a").place)
+    line.done(fetch("a").key)
     assert (await line.next()).id == "a"
-    line.done(fetch("a").place)
+    line.done(fetch("a").key)
     assert len(line) == 0
 
 
 async def test_what_was_taken_by_another_does_not_come_to_its_turn() -> None:
-    line = Line()
+    line = RefetchQueue()
     line.add([fetch("a"), fetch("b"), fetch("c"), fetch("d", "price")])
     assert (await line.next()).id == "a"
     with line.holding("customer"):
@@ -54,20 +54,20 @@ async def test_what_was_taken_by_another_does_not_come_to_its_turn() -> None:
         assert (await line.next()).table == "price"  # Other tables go on.
         assert [t.id for t in line.take("customer", ["c", "z"])] == ["c"]
         assert await nothing_next(line)  # b is held, c is taken.
-        line.done(fetch("c").place)
+        line.done(fetch("c").key)
     assert (await line.next()).id == "b"
     assert await nothing_next(line)
 
 
 async def test_what_is_put_back_or_added_while_it_is_held_has_its_turn_afterwards() -> None:
-    line = Line()
+    line = RefetchQueue()
     line.add([fetch("a"), fetch("b")])
     await line.next()
     with line.holding("customer"):
         (taken,) = line.take("customer", ["b"])
-        line.put_back(taken.place)
+        line.put_back(taken.key)
         line.add([fetch("c")])
         assert await nothing_next(line)
-    line.put_back(fetch("a").place)
+    line.put_back(fetch("a").key)
     assert sorted([(await line.next()).id for _ in range(3)]) == ["a", "b", "c"]
     assert await nothing_next(line)
