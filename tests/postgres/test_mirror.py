@@ -13,11 +13,12 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, open_mirror
-from pinstripe.mirror.batch import Conflict, Effect
+from pinstripe.mirror.batch import Effect
 from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
+from pinstripe.store.refetch import Conflict
 
 _NAMES = ("customer", "product")
 

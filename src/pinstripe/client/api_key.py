@@ -9,6 +9,7 @@ Where Stripe is: the base URL that a key may be sent to, and the proxy on the wa
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -93,7 +94,18 @@ class ApiKey:
         return f"ApiKey({self})"
 
 
-_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there.
+
+    >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.com", "")]
+    [True, True, True, False, False, False]
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def checked_base(url: str, key: ApiKey) -> str:
@@ -112,7 +124,7 @@ def checked_base(url: str, key: ApiKey) -> str:
             "The address of the API holds a user name or password.",
             hint="Leave them out: the API key alone signs the requests.",
         )
-    if parts.scheme == "http" and key.mode == "live" and parts.hostname not in _THIS_MACHINE:
+    if parts.scheme == "http" and key.mode == "live" and not is_loopback(parts.hostname):
         raise Misconfigured(
             f"A live key would cross the network unencrypted to {parts.hostname}.",
             hint="Use an https:// address, or a test key.",
@@ -127,6 +139,6 @@ def proxy_for(url: str) -> str | None:
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if host in _THIS_MACHINE or proxy_bypass(host):
+    if is_loopback(host) or proxy_bypass(host):
         return None
     return getproxies().get(parts.scheme)

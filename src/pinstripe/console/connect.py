@@ -26,10 +26,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 from starlette.responses import Response
 
+from pinstripe.client.api_key import is_loopback
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import Message
 from pinstripe.errors import PinstripeError, Unreachable
-from pinstripe.gateway.http.auth import is_loopback
 from pinstripe.store.database_url import pairs, split_url
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection

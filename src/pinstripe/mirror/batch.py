@@ -12,38 +12,13 @@ from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Refetch, RefetchDone
+from pinstripe.store.quarantine import LARGEST_BYTES, TOO_LARGE, Refused, size_of
+from pinstripe.store.refetch import RefetchDone
 
 Effect = Callable[[Connection], Awaitable[None]]
 """What else belongs into the transaction. It may be run again, if the transaction is."""
 
 _NONE: Mapping[tuple[str, str], datetime] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """A row that an equally old snapshot of other content claims; one GET decides.
-
-    `version` is the row's `_synced_at`: what is fetched from now on is newer than this version.
-    `cause`: what made Stripe change the object, as the snapshot knew it.
-    """
-
-    table: str
-    key: str
-    version: datetime
-    cause: Cause | None = None
-
-
-def refetch_for(contested: Conflict) -> Refetch:
-    """What the contested row makes us ask of Stripe."""
-    cause = contested.cause or Cause()
-    return Refetch(
-        "fetch",
-        contested.table,
-        contested.key,
-        request_id=cause.request_id,
-        event_id=cause.event_id,
-    )
 
 
 @dataclass(slots=True)
@@ -118,3 +93,13 @@ class Batch:
             self.causes[at][table, key] = cause
         self._last[table, key] = at
         self.rows += 1
+
+
+def take_too_large(batch: Batch) -> list[Refused]:
+    """Takes rows out of the batch that are larger than anything Postgres takes."""
+    found: list[Refused] = []
+    for one_round in batch.rounds:
+        for table, group in one_round.items():
+            for key in [k for k, row in group.items() if size_of(row) > LARGEST_BYTES]:
+                found.append(Refused(table, key, group.pop(key), TOO_LARGE))
+    return found

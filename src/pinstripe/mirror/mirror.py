@@ -29,7 +29,7 @@ import structlog
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import LostLease, PinstripeError, Unreachable
-from pinstripe.mirror.batch import Batch, Conflict, Effect
+from pinstripe.mirror.batch import Batch, Effect, take_too_large
 from pinstripe.mirror.change_feed import Recorder
 from pinstripe.mirror.quarantine import PROBE_S, HeldTable, Quarantine, probe
 from pinstripe.mirror.queue import ExpectedVersions, Job, Part, Progress, Queue, steps_of
@@ -45,9 +45,8 @@ from pinstripe.store.quarantine import (
     note_refused,
     owe_rows,
     release,
-    take_too_large,
 )
-from pinstripe.store.refetch import RefetchDone
+from pinstripe.store.refetch import Conflict, RefetchDone
 
 
 class Sink(Protocol):

@@ -19,7 +19,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import PinstripeError
-from pinstripe.mirror.batch import Batch, Conflict, refetch_for
+from pinstripe.mirror.batch import Batch
 from pinstripe.mirror.change_feed import Causes, Recorder, delete_rows
 from pinstripe.mirror.orphans import find_orphans, gone, tombstones
 from pinstripe.mirror.upsert import (
@@ -38,7 +38,7 @@ from pinstripe.store.ddl import quote
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import Parted, Refused, note_parted, why
-from pinstripe.store.refetch import add_refetches, complete_refetches
+from pinstripe.store.refetch import Conflict, add_refetches, complete_refetches, refetch_for
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256

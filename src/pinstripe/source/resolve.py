@@ -24,7 +24,6 @@ from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, read_list, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
-from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
@@ -32,7 +31,7 @@ from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import LIVE, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import RefetchDone, complete_refetches
+from pinstripe.store.refetch import Conflict, RefetchDone, complete_refetches, refetch_for
 
 
 async def complete(source: Source, answer: RefetchDone) -> None:

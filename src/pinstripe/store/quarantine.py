@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pinstripe.errors import DatabaseFault, PinstripeError
-from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row
 from pinstripe.store.pool import Connection
+from pinstripe.store.refetch import Conflict
 
 QUARANTINED = "quarantined"
 """Code of a request that waits until Postgres takes the row."""
@@ -89,16 +89,6 @@ class Parted:
 def size_of(row: Row) -> int:
     """Characters of its texts."""
     return sum(len(value) for value in row if isinstance(value, str))
-
-
-def take_too_large(batch: Batch) -> list[Refused]:
-    """Takes rows out of the batch that are larger than anything Postgres takes."""
-    found: list[Refused] = []
-    for one_round in batch.rounds:
-        for table, group in one_round.items():
-            for key in [k for k, row in group.items() if size_of(row) > LARGEST_BYTES]:
-                found.append(Refused(table, key, group.pop(key), TOO_LARGE))
-    return found
 
 
 _NOTE = """

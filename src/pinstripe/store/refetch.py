@@ -50,6 +50,32 @@ class Refetch:
         return Cause(self.event_id, self.request_id) if known else None
 
 
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A row that an equally old snapshot of other content claims; one GET decides.
+
+    `version` is the row's `_synced_at`: what is fetched from now on is newer than this version.
+    `cause`: what made Stripe change the object, as the snapshot knew it.
+    """
+
+    table: str
+    key: str
+    version: datetime
+    cause: Cause | None = None
+
+
+def refetch_for(contested: Conflict) -> Refetch:
+    """What the contested row makes us ask of Stripe."""
+    cause = contested.cause or Cause()
+    return Refetch(
+        "fetch",
+        contested.table,
+        contested.key,
+        request_id=cause.request_id,
+        event_id=cause.event_id,
+    )
+
+
 _ADD = """
 INSERT INTO pinstripe.pending AS p
   (schema, kind, "table", id, parent, since, request_id, event_id)

@@ -27,6 +27,7 @@ HARMLESS = {
     "customer_signature",  # a file
     "evidence_customer_signature",
     "private_key_file",  # a file: its contents are not in the answer
+    "shared_payment_granted_token",  # an id
     "signature",  # a file, or a date of signing
     "token",  # an id, or the object behind it
     "token_currency",

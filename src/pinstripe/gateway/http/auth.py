@@ -16,13 +16,13 @@ import asyncio
 import base64
 import binascii
 import hmac
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
+from pinstripe.client.api_key import is_loopback
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import OpenSync
@@ -38,20 +38,6 @@ _MOST_DELAYED = 64
 """So many wrong tokens may wait at once; what comes beyond is told to come back later."""
 _PUBLIC_TOKEN = 16
 """Characters of a token that may be tried from anywhere."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there.
-
-    >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.com", "")]
-    [True, True, True, False, False, False]
-    """
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def refuse_public(host: str, admin_token: str | None) -> None:

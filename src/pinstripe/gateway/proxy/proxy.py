@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from pinstripe.gateway.http.auth import is_loopback
+from pinstripe.client.api_key import is_loopback
 from pinstripe.gateway.proxy.accounts import (
     AccountResolver,
     carries_more_than_test_key,

@@ -25,13 +25,14 @@ from typing import Literal
 import asyncpg
 
 from pinstripe.catalog.tables import Column, Table
-from pinstripe.mirror.batch import Batch, Conflict
+from pinstripe.mirror.batch import Batch
 from pinstripe.mirror.upsert import STAGE_EXTRA, create_stage, from_stage, stage_name
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import connect_dedicated, translated
 from pinstripe.store.quarantine import Parted
+from pinstripe.store.refetch import Conflict
 
 MOST = 20_000
 """Differences that are remembered for each table; of more only the number is known."""

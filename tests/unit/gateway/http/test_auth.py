@@ -8,8 +8,9 @@ from typing import cast
 import pytest
 from starlette.requests import Request
 
+from pinstripe.client.api_key import is_loopback
 from pinstripe.errors import Misconfigured
-from pinstripe.gateway.http.auth import Auth, is_loopback, refuse_public
+from pinstripe.gateway.http.auth import Auth, refuse_public
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import OpenSync
 
