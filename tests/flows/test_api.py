@@ -92,9 +92,11 @@ async def test_budget_shows_what_the_process_asked(here: ApiService) -> None:
 async def test_permissions_carry_the_words_of_stripe(here: ApiService) -> None:
     async with connect(here.config.database_url or "") as connection:
         await connection.execute(
-            "INSERT INTO pinstripe.cursor (schema, stream, state, position, reason, remedy) VALUES"
+            "INSERT INTO pinstripe.cursor (schema, stream, state, position, reason, remedy,"
+            " permission) VALUES"
             " ('stripe', 'GET /v1/none', 'refused', '{\"table\": \"charge\"}',"
-            " 'Having the ''rak_charge_read'' permission would help.', 'Give it.')"
+            " 'Having the ''rak_charge_read'' permission would help.', 'Give it.',"
+            " 'rak_charge_read')"
         )
         found = await told(here, f"{HERE}/permissions")
         await connection.execute("DELETE FROM pinstripe.cursor WHERE stream = 'GET /v1/none'")

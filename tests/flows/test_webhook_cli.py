@@ -172,7 +172,7 @@ async def test_a_key_that_may_not_is_told_the_permission(sim: Running, tmp_path:
     sim.control.key(RESTRICTED, denied=["webhook_endpoint_write"])
     ended = await webhook(sim, "create", "--url", URL, cwd=tmp_path, STRIPE_API_KEY=RESTRICTED)
     assert ended.code == 4
-    assert "remedy: Give the restricted key the permission webhook_endpoint_write" in ended.err
+    assert "(webhook_endpoint_write): https://dashboard.stripe.com/" in ended.err
     assert RESTRICTED not in ended.text
 
 

@@ -213,7 +213,9 @@ async def _schema(
         refusals=refusals,
         tables=[
             _with_freshness(
-                _table(name, count, is_exact, by_table.get(name, []), owed),
+                _without_quarantined(
+                    _table(name, count, is_exact, by_table.get(name, []), owed), held
+                ),
                 followed.as_of if followed is not None else None,
                 [f for f in fresh if f.table == name],
             )
@@ -262,6 +264,14 @@ def _by_table(cursors: Iterable[Checkpoint]) -> Mapping[str, list[Checkpoint]]:
         if isinstance(position, dict) and isinstance(position.get("table"), str):
             found.setdefault(position["table"], []).append(cursor)
     return found
+
+
+def _without_quarantined(table: TableStatus, held: Sequence[Quarantined]) -> TableStatus:
+    """The status, failed if Postgres refuses the table as a whole, or each row that came."""
+    for refused in held:
+        if refused.table == table.table and (not refused.id or not table.rows):
+            return replace(table, state="failed", reason=refused.reason, remedy=refused.remedy)
+    return table
 
 
 def _table(
