@@ -12,7 +12,7 @@ import pwd
 import shutil
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -155,7 +155,7 @@ async def pgbouncer(database: str, mode: str, settings: str = "") -> AsyncIterat
     with TemporaryDirectory(prefix="pgb-") as directory:
         file = Path(directory) / "pgbouncer.ini"
         file.write_text(
-            f"[databases]\n{there.database} = host=/proc/self/cwd port={there.ports[0]} "
+            f"[databases]\n{there.database} = host={directory} port={there.ports[0]} "
             f"user={there.user} dbname={there.database}\n[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {listen}\nauth_type = any\n"
             f"pool_mode = {mode}\nunix_socket_dir =\n{settings}"
@@ -164,17 +164,39 @@ async def pgbouncer(database: str, mode: str, settings: str = "") -> AsyncIterat
         if as_root:
             shutil.chown(directory, "nobody")
             shutil.chown(file, "nobody")
-        process = await asyncio.create_subprocess_exec(
-            *("pgbouncer", "-q", *(("-u", "nobody") if as_root else ()), str(file)),
-            cwd=there.hosts[0],  # which its user may reach only so
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            await _listens(listen)
-            yield f"postgresql://{there.user}@127.0.0.1:{listen}/{there.database}"
-        finally:
-            process.terminate()
-            await process.wait()
+        name = f".s.PGSQL.{there.ports[0]}"
+        # The server lets in this test's user only, and pgbouncer does not run as root.
+        async with _relay(Path(directory) / name, to=Path(there.hosts[0]) / name):
+            process = await asyncio.create_subprocess_exec(
+                *("pgbouncer", "-q", *(("-u", "nobody") if as_root else ()), str(file)),
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            try:
+                await _listens(listen)
+                yield f"postgresql://{there.user}@127.0.0.1:{listen}/{there.database}"
+            finally:
+                process.terminate()
+                await process.wait()
+
+
+@asynccontextmanager
+async def _relay(at: Path, *, to: Path) -> AsyncIterator[None]:
+    """A socket that anybody may use, connected by this process to another."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_unix_connection(str(to))
+        await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
+
+    async with await asyncio.start_unix_server(relay, str(at)):
+        at.chmod(0o777)  # noqa: ASYNC240 (a file of this test)
+        yield
 
 
 async def _listens(port: int) -> None:
