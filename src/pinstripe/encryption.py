@@ -1,29 +1,42 @@
-"""What is stored encrypted, and the keys to it.
+"""Encrypts what is stored, and keeps the keys.
 
-    secrecy = Secrecy(config.secret_key, config.data_dir / "secret.key")
-    sealed = secrecy.seal("sk_test_...")   # bytes, for the database
-    secrecy.open(sealed, what="the key of the sync shop")
+    encryptor = Encryptor(config.secret_key, config.data_dir / "secret.key")
+    sealed = encryptor.seal("sk_test_...", bound={"sync": "shop", "stripe_url": "https://..."})
+    encryptor.open(sealed, bound={...}, what="the key of the sync shop")
 
-Fernet of the `cryptography` package: AES-128-CBC with HMAC-SHA256 under a key of 32 bytes. The first key
-encrypts, all of them decrypt, so a key can be replaced while both are known. Keys come from the settings,
-else from a file that only its owner may read, made when something is sealed for the first time. Whoever
-has the database alone has no secret; whoever has key and database has all of them.
+AES-256-GCM of the `cryptography` package. `bound` is its associated data: a ciphertext opens only with the
+same values, so one that is copied to another row, or whose row gets another address, opens no more. The
+first key encrypts, all of them decrypt, so a key can be replaced while both are known. Keys come from the
+settings, else from a file that only its owner may read, made when something is sealed for the first time.
+The database alone reveals no secret; database and key reveal all.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from pinstripe.config.config import secret_key
 from pinstripe.errors import Misconfigured, Unwritable
 
 FILE = "secret.key"
+Bound = Mapping[str, str | bool | None]
+"""What a ciphertext belongs to: names and values of its row."""
+
+_BOUND = b"p1."
+"""Before what is bound. Versions before it wrote Fernet tokens, which begin with `gAAAA`."""
+_NONCE_BYTES = 12
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -54,39 +67,55 @@ class Encryptor:
         """`keys`: of the settings; `path`: the file that holds them if there are none."""
         self._given = tuple(keys)
         self._path = path
-        self._fernet: MultiFernet | None = None
+        self._known: Sequence[str] = ()
 
     def __repr__(self) -> str:
-        return f"Secrecy({'settings' if self._given else self._path})"
+        return f"Encryptor({'settings' if self._given else self._path})"
 
     @property
     def in_file(self) -> bool:
         """Whether the keys are those of the file."""
         return not self._given
 
-    def seal(self, text: str) -> bytes:
-        """`text`, encrypted. Makes the file of keys if there is none yet."""
-        return self._keys(make=True).encrypt(text.encode())
+    def seal(self, text: str, *, bound: Bound) -> bytes:
+        """`text`, encrypted for the row that `bound` names. Makes the file of keys if there is none."""
+        nonce = os.urandom(_NONCE_BYTES)
+        first = self._keys(make=True)[0]
+        return _BOUND + nonce + _cipher(first).encrypt(nonce, text.encode(), _associated(bound))
 
-    def open(self, sealed: bytes, *, what: str) -> str:
-        """The text again. Misconfigured names `what` cannot be opened, and what to do."""
-        found = self._opened(sealed)
+    def open(self, sealed: bytes, *, bound: Bound, what: str) -> str:
+        """The text again. Raises Misconfigured, naming `what` and the remedy, where it does not open."""
+        found = self._opened(sealed, bound)
         if found is None and self.in_file:
             # Another process may have put a new key into the file.
-            self._fernet = None
-            found = self._opened(sealed)
+            self._known = ()
+            found = self._opened(sealed, bound)
         if found is None:
             raise Misconfigured(
-                f"{what[0].upper()}{what[1:]} was encrypted with another key than the one in "
-                f"{self._source()}.",
+                f"{what[0].upper()}{what[1:]} does not open: it was encrypted with another key than the "
+                f"one in {self._source()}, or for another row of the database.",
                 hint="Bring that key back, after the present one in PINSTRIPE_SECRET_KEY (separated by "
                 "a comma); or give the sync its Stripe key again: pinstripe syncs change.",
             )
         return found
 
-    def reseal(self, sealed: bytes, *, what: str) -> bytes:
-        """The same text under the first key."""
-        return self.seal(self.open(sealed, what=what))
+    def is_bound(self, sealed: bytes) -> bool:
+        """Whether it opens for one row only. What earlier versions stored does not: see `bind`."""
+        return sealed.startswith(_BOUND)
+
+    def bind(self, sealed: bytes, *, bound: Bound, what: str) -> bytes:
+        """The same text under the first key, for that row; also of a token that was bound to none."""
+        if self.is_bound(sealed):
+            return self.seal(self.open(sealed, bound=bound, what=what), bound=bound)
+        try:
+            text = MultiFernet([Fernet(key) for key in self._keys(make=False)]).decrypt(sealed)
+        except InvalidToken:
+            raise Misconfigured(
+                f"{what[0].upper()}{what[1:]} was encrypted with another key than the one in "
+                f"{self._source()}.",
+                hint="Give the sync its Stripe key again: pinstripe syncs change.",
+            ) from None
+        return self.seal(text.decode(), bound=bound)
 
     def add_to_file(self) -> None:
         """Puts a new key before those of the file: from now on it encrypts."""
@@ -96,29 +125,34 @@ class Encryptor:
         """Drops all keys of the file but the newest."""
         self._write(self._read()[:1])
 
-    def _opened(self, sealed: bytes) -> str | None:
-        try:
-            return self._keys(make=False).decrypt(sealed).decode()
-        except InvalidToken:
+    def _opened(self, sealed: bytes, bound: Bound) -> str | None:
+        keys = self._keys(make=False)
+        if not self.is_bound(sealed):
             return None
+        nonce, rest = sealed[3 : 3 + _NONCE_BYTES], sealed[3 + _NONCE_BYTES :]
+        for key in keys:
+            try:
+                return _cipher(key).decrypt(nonce, rest, _associated(bound)).decode()
+            except InvalidTag:
+                continue
+        return None
 
     def _source(self) -> str:
         return "PINSTRIPE_SECRET_KEY" if self._given else str(self._path)
 
-    def _keys(self, *, make: bool) -> MultiFernet:
-        if self._fernet is None:
-            keys = list(self._given) or self._read()
-            if not keys and make:
-                keys = self._made()
-            if not keys:
+    def _keys(self, *, make: bool) -> Sequence[str]:
+        if not self._known:
+            self._known = list(self._given) or self._read()
+            if not self._known and make:
+                self._known = self._made()
+            if not self._known:
                 raise Misconfigured(
                     f"The key that stored secrets were encrypted with is gone: there is no {self._path} "
                     "and no PINSTRIPE_SECRET_KEY.",
                     hint="Bring it back, or name its directory with --data-dir. Without it the Stripe "
                     "keys of stored syncs must be given again: pinstripe syncs change.",
                 )
-            self._fernet = MultiFernet([Fernet(key) for key in keys])
-        return self._fernet
+        return self._known
 
     def _read(self) -> list[str]:
         """The keys of the file; none if it is not there."""
@@ -160,7 +194,7 @@ class Encryptor:
             self._temporary(keys).replace(self._path)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._fernet = None
+        self._known = ()
 
     def _temporary(self, keys: list[str]) -> Path:
         path = self._path.with_name(f"{self._path.name}.{secrets.token_hex(8)}")
@@ -180,3 +214,13 @@ class Encryptor:
 
 def _new_key() -> str:
     return Fernet.generate_key().decode()
+
+
+def _cipher(key: str) -> AESGCM:
+    """Not under the key itself: versions before used its halves for Fernet."""
+    derive = HKDF(SHA256(), 32, salt=None, info=b"pinstripe stored secrets 1")
+    return AESGCM(derive.derive(base64.urlsafe_b64decode(key)))
+
+
+def _associated(bound: Bound) -> bytes:
+    return json.dumps(dict(bound), sort_keys=True).encode()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from cryptography.fernet import Fernet
 from tests.flows.harness.serving import LIVE, OTHER, SECRET
 
 from pinstripe.config.config import Config
@@ -16,6 +17,7 @@ from pinstripe.errors import Misconfigured, UnknownSync, WrongKey
 from pinstripe.gateway.syncs import NewSync, SyncChange, Syncs
 from pinstripe.serving.registry import Control, SyncRegistry
 from pinstripe.serving.vault import Vault
+from pinstripe.store.syncs import get_stored
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
 
@@ -68,7 +70,7 @@ async def test_an_added_sync_is_shown_without_its_secrets(
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("options", "told"),
     [
         (NewSync("Shop", SECRET), "id of a sync"),
         (NewSync("default", SECRET), "default"),
@@ -144,3 +146,38 @@ async def test_an_id_that_is_not_there_is_told_so(database: str, tmp_path: Path)
         ):
             with pytest.raises(UnknownSync):
                 await work
+
+
+async def test_a_stored_key_that_is_moved_to_another_address_does_not_open(
+    database: str, tmp_path: Path, sim: Running, pg: asyncpg.Connection
+) -> None:
+    """Who writes the table but has no key must not have Stripe keys sent to an address of their own."""
+    vault = Vault(database, Encryptor((), tmp_path / "secret.key"), Config(database_url=database))
+    stored = await vault.add(NewSync("shop", SECRET, stripe_url=sim.url))
+    assert vault.config_of(stored).api_key == SECRET
+    for column, value in (("stripe_url", "https://evil.example"), ("stripe_account", "acct_2")):
+        await pg.execute(f"UPDATE pinstripe.stored_sync SET {column} = $1", value)
+        with pytest.raises(Misconfigured, match="does not open"):
+            vault.config_of(await get_stored(pg, "shop"))
+        await pg.execute(
+            "UPDATE pinstripe.stored_sync SET stripe_url = $1, stripe_account = NULL", sim.url
+        )
+
+
+async def test_what_earlier_versions_stored_is_bound_but_not_beside_a_strange_address(
+    database: str, tmp_path: Path, sim: Running, pg: asyncpg.Connection
+) -> None:
+    secret_key = Fernet.generate_key()
+    encryptor = Encryptor((secret_key.decode(),), tmp_path / "secret.key")
+    vault = Vault(database, encryptor, Config(database_url=database))
+    await vault.add(NewSync("shop", SECRET, stripe_url=sim.url))
+    older = Fernet(secret_key).encrypt(SECRET.encode())
+    await pg.execute("UPDATE pinstripe.stored_sync SET api_key = $1", older)
+    await pg.execute("UPDATE pinstripe.stored_sync SET stripe_url = 'https://evil.example'")
+    assert await vault.bind() == 0
+    with pytest.raises(Misconfigured, match="does not open"):
+        vault.config_of(await get_stored(pg, "shop"))
+    await pg.execute("UPDATE pinstripe.stored_sync SET stripe_url = $1", sim.url)
+    assert await vault.bind() == 1
+    assert vault.config_of(await get_stored(pg, "shop")).api_key == SECRET
+    assert await vault.bind() == 0

@@ -42,6 +42,6 @@ def test_an_open_one_of_an_older_version_is_closed_and_others_stay(tmp_path: Pat
 
 
 def test_the_file_of_keys_stands_in_a_private_directory(tmp_path: Path) -> None:
-    Encryptor((), tmp_path / ".pinstripe" / "secret.key").seal("x")
+    Encryptor((), tmp_path / ".pinstripe" / "secret.key").seal("x", bound={})
     assert mode(tmp_path / ".pinstripe") == 0o700
     assert mode(tmp_path / ".pinstripe" / "secret.key") == 0o600

@@ -41,7 +41,7 @@ _TOKEN_CHARACTERS = 16
 """Shorter ones can be guessed."""
 
 _SECRET_KEY_BYTES = 32
-"""What AES-128-CBC with HMAC-SHA256 takes, 16 for each (the Fernet format)."""
+"""Bytes of a key; what encrypts is derived from it (`encryption`)."""
 
 
 def rate(text: str, where: str, *, ceiling: float) -> Rate:
@@ -208,7 +208,7 @@ def webhook_secrets(text: str, where: str) -> tuple[str, ...]:
 
 
 def secret_keys(text: str, where: str) -> tuple[str, ...]:
-    """Keys of 32 bytes in base64, as the Fernet format wants them. The first is the newest."""
+    """Keys of 32 bytes in base64. The first is the newest."""
     keys = tuple(word.strip() for word in text.split(",") if word.strip())
     return tuple(secret_key(key, where) for key in keys)
 

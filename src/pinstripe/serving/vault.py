@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.account import Account, meet
-from pinstripe.client.api_key import ApiKey
+from pinstripe.client.api_key import ApiKey, is_loopback
 from pinstripe.config.config import Config, read_config, webhook_secrets
 from pinstripe.config.settings import STRIPE_URL
-from pinstripe.encryption import Encryptor
+from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import NewSync, SyncChange
 from pinstripe.service import budget_for, stripe_for
@@ -58,13 +59,18 @@ class Vault:
 
     def config_of(self, sync: SealedSync) -> Config:
         """The settings of its process, key included. Misconfigured where they are no good any more."""
-        key = self.encryptor.open(sync.api_key, what=f'the key of the sync "{sync.id}"')
-        return self._config(sync, key)
+        return self._config(sync, self._key_of(sync))
 
     def webhook_secrets_of(self, sync: SealedSync) -> tuple[str, ...]:
         """In clear."""
-        what = f'a webhook secret of the sync "{sync.id}"'
-        return tuple(self.encryptor.open(sealed, what=what) for sealed in sync.webhook_secrets)
+        bound, what = _bound(sync, "webhook secret"), f'a webhook secret of the sync "{sync.id}"'
+        return tuple(
+            self.encryptor.open(sealed, bound=bound, what=what) for sealed in sync.webhook_secrets
+        )
+
+    def _key_of(self, sync: SealedSync) -> str:
+        what = f'the key of the sync "{sync.id}"'
+        return self.encryptor.open(sync.api_key, bound=_bound(sync, "key"), what=what)
 
     async def add(self, options: NewSync) -> SealedSync:
         """Asks Stripe for the account behind the key, and stores the sync."""
@@ -93,16 +99,16 @@ class Vault:
             for other in (await load_stored(connection))[:1]:
                 # A key made now, because the old one is gone, would hide that it is gone.
                 self.config_of(other)
-            sync = replace(
+            known = replace(
                 unsealed,
                 schema=config.schema,
-                api_key=self.encryptor.seal(key.reveal()),
                 key_hint=str(key),
-                webhook_secrets=self._sealed(options.webhook_secrets),
                 stripe_url=config.stripe_url,
                 account_id=account.id,
                 livemode=account.livemode,
             )
+            sync = self._with_sealed_key(known, key.reveal())
+            sync = self._with_secrets(sync, options.webhook_secrets)
             await insert_stored(connection, sync)
             return await get_stored(connection, sync.id)
 
@@ -112,12 +118,16 @@ class Vault:
             sync = await get_stored(connection, sync_id)
         if change.settings is not None:
             sync = replace(sync, settings=_checked(change.settings))
-        if change.webhook_secrets is not None:
-            sync = replace(sync, webhook_secrets=self._sealed(change.webhook_secrets))
         if change.api_key is not None:
-            sync = await self._rekeyed(sync, ApiKey.parse(change.api_key))
+            key = ApiKey.parse(change.api_key)
+            known = await self._with_key(sync, key)
+            if known.account_id != sync.account_id:  # What is sealed is bound to the account.
+                known = self._with_secrets(known, self.webhook_secrets_of(sync))
+            sync = self._with_sealed_key(known, key.reveal())
         else:
             self.config_of(sync)
+        if change.webhook_secrets is not None:
+            sync = self._with_secrets(sync, change.webhook_secrets)
         async with connect(self.database_url) as connection:
             await update_stored(connection, sync)
             return await get_stored(connection, sync_id)
@@ -158,17 +168,37 @@ class Vault:
             return self.base.schema
         return (await get_stored(connection, sync_id)).schema
 
+    async def bind(self) -> int:
+        """Binds what earlier versions stored to its row. Gives how many syncs.
+
+        Their ciphertexts opened in any row. So one is bound only where it stands beside Stripe's own
+        address or this machine's: elsewhere it may have been copied to have the key sent there, and the
+        sync needs its key again (`pinstripe syncs change`) or an order of the owner's (`rekey`).
+        """
+        async with connect(self.database_url) as connection:
+            syncs = [
+                sync
+                for sync in await load_stored(connection)
+                if not self.encryptor.is_bound(sync.api_key)
+                and (sync.stripe_url == STRIPE_URL or is_loopback(_host(sync.stripe_url)))
+            ]
+            async with connection.transaction():
+                for sync in syncs:
+                    await update_stored(connection, self._resealed(sync))
+        return len(syncs)
+
     def _resealed(self, sync: SealedSync) -> SealedSync:
-        what = f'what is stored of the sync "{sync.id}"'
+        def bind(sealed: bytes, purpose: str) -> bytes:
+            what = f'what is stored of the sync "{sync.id}"'
+            return self.encryptor.bind(sealed, bound=_bound(sync, purpose), what=what)
+
         return replace(
             sync,
-            api_key=self.encryptor.reseal(sync.api_key, what=what),
-            webhook_secrets=tuple(
-                self.encryptor.reseal(s, what=what) for s in sync.webhook_secrets
-            ),
+            api_key=bind(sync.api_key, "key"),
+            webhook_secrets=tuple(bind(each, "webhook secret") for each in sync.webhook_secrets),
         )
 
-    async def _rekeyed(self, sync: SealedSync, key: ApiKey) -> SealedSync:
+    async def _with_key(self, sync: SealedSync, key: ApiKey) -> SealedSync:
         account = await _met(self._config(sync, key.reveal()), key)
         other = account.id != sync.account_id and None not in (account.id, sync.account_id)
         if other or account.livemode != sync.livemode:
@@ -176,16 +206,16 @@ class Vault:
                 f'This key belongs to another account or mode than the sync "{sync.id}".',
                 hint="Add a sync of its own for it: pinstripe syncs add.",
             )
-        return replace(
-            sync,
-            api_key=self.encryptor.seal(key.reveal()),
-            key_hint=str(key),
-            account_id=sync.account_id or account.id,
-        )
+        return replace(sync, key_hint=str(key), account_id=sync.account_id or account.id)
 
-    def _sealed(self, secrets: tuple[str, ...]) -> tuple[bytes, ...]:
+    def _with_sealed_key(self, sync: SealedSync, key: str) -> SealedSync:
+        return replace(sync, api_key=self.encryptor.seal(key, bound=_bound(sync, "key")))
+
+    def _with_secrets(self, sync: SealedSync, secrets: tuple[str, ...]) -> SealedSync:
+        bound = _bound(sync, "webhook secret")
         checked = webhook_secrets(",".join(secrets), "The webhook secret")
-        return tuple(self.encryptor.seal(secret) for secret in checked)
+        sealed = tuple(self.encryptor.seal(secret, bound=bound) for secret in checked)
+        return replace(sync, webhook_secrets=sealed)
 
     def _config(self, sync: SealedSync, key: str) -> Config:
         words: dict[str, str | bool | None] = {
@@ -220,3 +250,18 @@ def _checked(settings: Mapping[str, str]) -> dict[str, str]:
 async def _met(config: Config, key: ApiKey) -> Account:
     async with stripe_for(config, key, budget_for(config, key)) as stripe:
         return await meet(stripe, key)
+
+
+def _bound(sync: SealedSync, purpose: str) -> Bound:
+    return {
+        "purpose": purpose,
+        "sync": sync.id,
+        "account": sync.account_id,
+        "livemode": sync.livemode,
+        "stripe_url": sync.stripe_url,
+        "stripe_account": sync.stripe_account,
+    }
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
