@@ -201,7 +201,7 @@ async def verify(database: str, directory: Path) -> Entered:
                         service.source,
                         service.budget,
                         options,
-                        birth=service.account.birth,
+                        account_created=service.account.birth,
                     ) as run:
                         report = await run.run()
                 assert sum(len(t.repaired) for t in report.tables.values()) == 2

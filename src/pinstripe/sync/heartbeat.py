@@ -29,8 +29,7 @@ from pinstripe.mirror import QUEUE_ROWS
 from pinstripe.source.source import Source
 from pinstripe.store.heartbeats import QuotaReport, TableProgress, WorkerHeartbeat, save_heartbeat
 from pinstripe.sync.backfill.backfill import Backfill
-from pinstripe.sync.backfill.child_lists import ChildListStream
-from pinstripe.sync.backfill.list_stream import ListStream
+from pinstripe.sync.backfill.scheduler import ListReader
 from pinstripe.sync.follower import Follower
 from pinstripe.sync.read_quota import kind_of
 
@@ -181,9 +180,6 @@ def _memory_bytes() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-Works = Sequence[ListStream | ChildListStream]
-
-
 @dataclass(slots=True)
 class TableTally:
     """One table. `remaining`: about how many requests are left."""
@@ -197,23 +193,22 @@ class TableTally:
     failed: bool = False
 
 
-def tally(works: Iterable[ListStream | ChildListStream]) -> list[TableTally]:
+def tally(works: Iterable[ListReader]) -> list[TableTally]:
     """The tables in the order of their first list."""
     found: dict[str, TableTally] = {}
     for work in works:
-        state = work.listing if isinstance(work, ListStream) else work
-        line = found.setdefault(state.table, TableTally(state.table))
-        line.rows += state.rows
+        line = found.setdefault(work.table, TableTally(work.table))
+        line.rows += work.rows
         if not work.finished:
             line.running = True
             line.remaining += work.remaining()
-        if state.state == "refused":
-            line.refused, line.remedy = state.reason, state.remedy
-        line.failed = line.failed or state.state == "failed"
+        if work.state == "refused":
+            line.refused, line.remedy = work.reason, work.remedy
+        line.failed = line.failed or work.state == "failed"
     return list(found.values())
 
 
-def left_s(works: Works, budget: RateLimiter, requests_per_s: float) -> float:
+def left_s(works: Sequence[ListReader], budget: RateLimiter, requests_per_s: float) -> float:
     """All that is left at the present rate, in seconds; no list faster than its endpoint allows."""
     unfinished = [work for work in works if not work.finished]
     longest = max(

@@ -57,8 +57,8 @@ from pinstripe.store.quarantine import (
     relisted,
     to_relist,
 )
-from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
-from pinstripe.sync.backfill.list_stream import ListState, ListStream
+from pinstripe.sync.backfill.child_lists import stream_of
+from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
 from pinstripe.sync.backfill.scheduler import Scheduler
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
@@ -270,21 +270,14 @@ class Relist:
             return ends[0] if ends else Checkpoint(stream, "done", {"table": table})
         if saved is not None and saved.state == "refused":
             saved = None
-        table, now = self._table_of(endpoint), self._source.now()
-        work: ListStream | ChildListStream
-        if endpoint.parent:
-            work = ChildListStream(endpoint, table, self._source, self._source.pool, saved)
-            work.as_of = work.as_of or now
-        elif saved is None:
-            work = ListStream(ListState.fresh(endpoint, table, ceiling=int(now)), self._source)
-        else:
-            work = ListStream(ListState.resumed(endpoint, table, saved), self._source)
+        table, now, source = self._table_of(endpoint), self._source.now(), self._source
+        work = open_list(endpoint, table, source, source.pool, now=now, saved=saved)
         self.refreshing = endpoint.path
         try:
             await Scheduler(self._budget, max_in_flight=4).run([work], more=lambda: ())
         finally:
             self.refreshing = ""
-        return _final(work)
+        return work.final()
 
     async def _copied(self, connection: Connection, endpoint: ListEndpoint) -> None:
         """A list of the first copy has come to its end at last: those under its rows may begin, and its
@@ -414,13 +407,17 @@ class Relist:
         """Reads these lists to their end, then looks after what they no longer show."""
         began = self._source.now()
         self.refreshing = ", ".join(e.path for e in endpoints)
-        works = [self._work(e, began) for e in endpoints]
+        source = self._source
+        works = [
+            open_list(e, table_name(e.objects[0]), source, source.pool, now=began)
+            for e in endpoints
+        ]
         try:
             await Scheduler(self._budget, max_in_flight=4).run(works, more=lambda: ())
         finally:
             self.refreshing = ""
         for work in works:
-            final = _final(work)
+            final = work.final()
             self._cost[stream_of(work.endpoint)] = max(float(final.requests), 1.0)
             if final.state in ("done", "refused"):
                 self._shown_at[stream_of(work.endpoint)] = began
@@ -431,14 +428,6 @@ class Relist:
                 await self._check_missing(table)
         for endpoint in endpoints:
             await self._note(endpoint, "pass", began)
-
-    def _work(self, endpoint: ListEndpoint, began: float) -> ListStream | ChildListStream:
-        table = table_name(endpoint.objects[0])
-        if endpoint.parent:
-            work = ChildListStream(endpoint, table, self._source, self._source.pool)
-            work.as_of = began
-            return work
-        return ListStream(ListState.fresh(endpoint, table, ceiling=int(began)), self._source)
 
     async def _check_missing(self, table: str) -> None:
         """Asks for the rows that its lists, each of them read to its end, do not show any more."""
@@ -462,10 +451,6 @@ _DUE = "balance transactions that are due"
 def _newest(stream: str) -> str:
     """The stream of what is newest in a list, beside that of the whole list."""
     return f"{BESIDE[1]}{stream}"
-
-
-def _final(work: ListStream | ChildListStream) -> Checkpoint:
-    return work.final() if isinstance(work, ChildListStream) else work.listing.final()
 
 
 def needs_head(endpoint: ListEndpoint) -> bool:

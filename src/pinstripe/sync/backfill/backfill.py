@@ -26,8 +26,6 @@ from pinstripe.source.source import Source, checkpoints
 from pinstripe.store.cursors import LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
-from pinstripe.sync.backfill.child_lists import ChildListStream
-from pinstripe.sync.backfill.list_stream import ListStream
 from pinstripe.sync.backfill.plan import BackfillPlanner, full_resync_done
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
 from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
@@ -67,7 +65,7 @@ class BackfillResult:
 
 
 class Backfill:
-    """One run. `phase` and `works` are for whoever shows progress."""
+    """One run. `phase`, `works` and `note` are what the progress display reads."""
 
     def __init__(
         self,
@@ -76,20 +74,20 @@ class Backfill:
         budget: RateLimiter,
         *,
         now: float,
-        birth: int = 0,
+        account_created: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`now` is the present on Stripe's clock, `birth` a second before which the account was not."""
+        """`now` is the present on Stripe's clock; nothing is older than the second `account_created`."""
         self.phase = "starting"
-        self.works: list[ListStream | ChildListStream] = []
+        self.works: list[ListReader] = []
         self.note = ""
         self._source = source
         self._pool = pool
         self._scheduler = Scheduler(budget)
-        self._planner = BackfillPlanner(source, pool, now=int(now), birth=birth)
+        self._planner = BackfillPlanner(source, pool, now=int(now), account_created=account_created)
         self._clock = clock
         self._schema = source.mirror.schema
-        self._pending: list[ChildListStream] = []
+        self._pending: list[ListReader] = []
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
         self._anew_since: float | None = None
@@ -114,7 +112,7 @@ class Backfill:
         self.phase = "lists"
         self._refused = await read_singletons(self._source)
         await self._scheduler.run(
-            [w for w in self.works if isinstance(w, ListStream)], more=self._ready_parents
+            [w for w in self.works if not w.endpoint.parent], more=self._ready_parents
         )
         await self._go_by_parent()
         await self._source.mirror.wait_resolved()
@@ -148,27 +146,21 @@ class Backfill:
         plan = await self._planner.plan()
         self.works, self.note = list(plan.works), plan.note
         self._anew_since = plan.anew_since
-        self._pending = [work for work in self.works if isinstance(work, ChildListStream)]
+        self._pending = [work for work in self.works if work.endpoint.parent]
         return plan.since
 
     async def _go_by_parent(self) -> None:
         """Reads the lists by parent that Stripe has refused without one."""
-        added: list[ChildListStream] = []
-        for work in [w for w in self.works if isinstance(w, ListStream)]:
-            other = by_parent(work.endpoint)
-            said = work.listing.reason
-            wants_parent = work.listing.state in ("refused", "failed") and _WANTS_PARENT.search(
-                said
-            )
-            if (
-                other is None
-                or not wants_parent
-                or table_name(other.parent) not in self._source.wanted
-            ):
+        added: list[ListReader] = []
+        for work in [w for w in self.works if w.state in ("refused", "failed")]:
+            other = None if work.endpoint.parent else by_parent(work.endpoint)
+            if other is None or table_name(other.parent) not in self._source.wanted:
                 continue
-            await note_by_parent(self._source, work.endpoint.name, said, work.listing.remedy)
+            if not _WANTS_PARENT.search(work.reason):
+                continue
+            await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
             self.works.remove(work)
-            added.append(self._planner.under_parents(other))
+            added.append(self._planner.read(other))
         if not added:
             return
         self.works += added
@@ -187,32 +179,27 @@ class Backfill:
 
     async def _read_tails(self, since: int) -> None:
         """Where the event log cannot be read: what was created while the lists were read."""
-        whole = [w for w in self.works if isinstance(w, ListStream) and w.endpoint.created]
-        done = [w for w in whole if w.listing.state == "done"]
+        dated = [w for w in self.works if w.endpoint.created and not w.endpoint.parent]
+        done = [w for w in dated if w.state == "done"]
         self.works = [w for w in self.works if w not in done]
-        added = [
-            self._planner.tail(w.endpoint, w.listing.table, w.listing.final(), since) for w in done
-        ]
+        added = [self._planner.tail(w.endpoint, w.final(), since) for w in done]
         self.works += added
         await self._scheduler.run(added, more=lambda: ())
 
     def _ready_parents(self) -> Sequence[ListReader]:
         """Lists under parents, once every list that yields their parents is done."""
-        ready: list[ChildListStream] = []
+        ready: list[ListReader] = []
         for work in list(self._pending):
-            if work.endpoint.parent and not self._is_complete(work.endpoint.parent):
+            if not self._is_complete(work.endpoint.parent):
                 continue
             self._pending.remove(work)
-            if table_name(work.endpoint.parent) not in self._source.wanted:
-                work.state, work.reason = "refused", f"{work.parent_table} is not synced"
-                work.code = LEFT_OUT
-            elif any(w.failed for w in self._makers(work.endpoint.parent)):
-                # Done now, it would never see the parents that are still to come.
-                work.state, work.reason = (
-                    "failed",
-                    f"The list of {work.parent_table} is not complete",
-                )
-                work.code = PARENT_INCOMPLETE
+            parent = table_name(work.endpoint.parent)
+            if parent not in self._source.wanted:
+                work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
+            elif any(w.state == "failed" for w in self._makers(work.endpoint.parent)):
+                # Read now, it would miss the parents that are still to be listed.
+                reason = f"The list of {parent} is not complete"
+                work.end("failed", reason, code=PARENT_INCOMPLETE)
             else:
                 ready.append(work)
         return ready
@@ -222,10 +209,10 @@ class Backfill:
         makers = self._makers(parent)
         if not makers:
             # Only found inside others (a source in a customer): then after all plain lists.
-            return all(w.finished for w in self.works if isinstance(w, ListStream))
+            return all(w.finished for w in self.works if not w.endpoint.parent)
         return all(w.finished for w in makers)
 
-    def _makers(self, parent: str) -> list[ListStream | ChildListStream]:
+    def _makers(self, parent: str) -> list[ListReader]:
         return [w for w in self.works if parent in w.endpoint.objects]
 
     async def _save_ends(self) -> None:
@@ -234,9 +221,7 @@ class Backfill:
 
     def _ends(self) -> list[Checkpoint]:
         """Where every stream stands, with what could not be read beside the lists."""
-        ends = [
-            w.final() if isinstance(w, ChildListStream) else w.listing.final() for w in self.works
-        ]
+        ends = [work.final() for work in self.works]
         return [*ends, *self._refused, *checkpoints(self._source.unreadable_lists)]
 
     async def _catch_up(self, since: int) -> int | None:

@@ -68,22 +68,18 @@ class ChildListStream:
         table: str,
         source: Source,
         pool: Pool,
-        saved: Checkpoint | None = None,
         *,
+        now: float,
+        saved: Checkpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.endpoint = endpoint
-        self.table = table
-        self.state: State = "running"
-        self.reason = ""
-        self.remedy = ""
-        self.code = ""
-        self.permission = ""
-        self.note = ""
+        self.endpoint, self.table = endpoint, table
+        self.state: State = "done" if saved is not None and saved.state == "done" else "running"
+        self.reason = self.remedy = self.code = self.permission = self.note = ""
         self.rows = saved.rows if saved else 0
         self.requests = saved.requests if saved else 0
         self.seconds = saved.seconds if saved else 0.0
-        self.as_of: float | None = saved.as_of if saved else None
+        self.as_of = (saved.as_of if saved else None) or now
         self.in_flight = 0
         self.has_children = False
         self.total: int | None = None
@@ -104,8 +100,6 @@ class ChildListStream:
         self._done = 0
         self._loading = False
         self._exhausted = False
-        if saved is not None and saved.state == "done":
-            self.state = "done"
 
     @property
     def parent_table(self) -> str:
@@ -116,10 +110,6 @@ class ChildListStream:
         return self.state != "running"
 
     @property
-    def failed(self) -> bool:
-        return self.state == "failed"
-
-    @property
     def urgent(self) -> bool:
         return self.has_children
 
@@ -127,10 +117,10 @@ class ChildListStream:
         return float(max((self.total or 1) - self._done, len(self._waiting)))
 
     def on_change(self, changed: Callable[[], None]) -> None:
-        """Nothing to tell: the next parent can be asked for at any time."""
+        """Never called: the next parent's list can be requested at any time."""
 
-    def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
-        """Starts the list of the next parent when called; `cut` does not matter here."""
+    def claim(self) -> Callable[[], asyncio.Task[None]] | None:
+        """Return what starts the list of the next parent, or reads more parents."""
         if self.state != "running":
             return None
         if not self._waiting:
@@ -296,10 +286,15 @@ class ChildListStream:
         """No parents at all: nothing to write but the cursor."""
         await self._step("")
 
+    def end(self, state: State, reason: str, *, code: str, remedy: str = "") -> None:
+        """Stop reading; the cursor keeps the state and the reason."""
+        self.state, self.reason, self.code, self.remedy = state, reason, code, remedy
+        self._waiting.clear()
+
     def _end(self, error: PinstripeError, state: State) -> None:
         if self.state == "running":
-            self.state, self.reason, self.remedy = state, error.message, error.hint
-            self.code, self.permission = error.slug, permission_of(error)
+            self.end(state, error.message, code=error.slug, remedy=error.hint)
+            self.permission = permission_of(error)
         self._waiting.clear()
 
     # Progress: what the mirror saves.

@@ -30,7 +30,8 @@ from pinstripe.store.migrate import forget_streams
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
 from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
-from pinstripe.sync.backfill.list_stream import ListState, ListStream
+from pinstripe.sync.backfill.list_stream import ListStream, created_since
+from pinstripe.sync.backfill.scheduler import ListReader
 from pinstripe.sync.events.reader import FOLLOWED, RETENTION_S, followed
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -58,20 +59,20 @@ class BackfillPlan:
     `anew_since`: everything is listed anew, begun at this second; None where events tell what changed.
     """
 
-    works: Sequence[ListStream | ChildListStream]
+    works: Sequence[ListReader]
     since: int
     note: str = ""
     anew_since: float | None = None
 
 
 class BackfillPlanner:
-    """Plans one run. `now` is the present on Stripe's clock, `birth` as in `RangeSet`."""
+    """Plans one run. `now` is the present on Stripe's clock, `account_created` as in `SliceSet`."""
 
-    def __init__(self, source: Source, pool: Pool, *, now: int, birth: int) -> None:
+    def __init__(self, source: Source, pool: Pool, *, now: int, account_created: int) -> None:
         self._source = source
         self._pool = pool
         self._now = now
-        self._birth = birth
+        self._account_created = account_created
 
     async def plan(self) -> BackfillPlan:
         """The works of the run. Where events count from now on, that is saved before any list is read."""
@@ -142,17 +143,23 @@ class BackfillPlanner:
             await save_checkpoints(connection, self._source.mirror.schema, begun)
         return {checkpoint.stream: checkpoint for checkpoint in begun}
 
-    def under_parents(self, endpoint: ListEndpoint) -> ChildListStream:
-        """A list that Stripe refuses without a parent, from its first parent on."""
+    def read(self, endpoint: ListEndpoint, saved: Checkpoint | None = None) -> ListReader:
+        """Return the reader of a list, from `saved` on."""
         table = table_name(self._wanted_objects(endpoint)[0])
-        work = ChildListStream(endpoint, table, self._source, self._pool)
-        work.as_of = float(self._now)
-        return work
+        return open_list(
+            endpoint,
+            table,
+            self._source,
+            self._pool,
+            now=self._now,
+            account_created=self._account_created,
+            saved=saved,
+        )
 
-    def tail(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> ListStream:
-        """Reads again what was created since then, of a list that is done."""
-        listing = ListState.tail(endpoint, table, done, since=since, ceiling=self._now)
-        return ListStream(listing, self._source)
+    def tail(self, endpoint: ListEndpoint, done: Checkpoint, since: int) -> ListReader:
+        """Return a reader of what was created since then, of a list that is done."""
+        table = table_name(self._wanted_objects(endpoint)[0])
+        return self.read(endpoint, created_since(done, table, since, ceiling=self._now))
 
     async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
         """Forgets the lists around nested ones that could not be read before and can now."""
@@ -166,33 +173,24 @@ class BackfillPlanner:
 
     def _works(
         self, endpoints: Sequence[ListEndpoint], saved: Mapping[str, Checkpoint], *, complete: bool
-    ) -> list[ListStream | ChildListStream]:
+    ) -> list[ListReader]:
         """`complete`: all was read before, so that events tell what changed, save for what has none."""
         works = [self._work(e, saved.get(stream_of(e)), complete=complete) for e in endpoints]
-        parents = {w.endpoint.parent for w in works if isinstance(w, ChildListStream)}
+        parents = {w.endpoint.parent for w in works if w.endpoint.parent}
         for work in works:
             work.has_children = not parents.isdisjoint(work.endpoint.objects)
         return works
 
     def _work(
         self, endpoint: ListEndpoint, cursor: Checkpoint | None, *, complete: bool
-    ) -> ListStream | ChildListStream:
-        table = table_name(self._wanted_objects(endpoint)[0])
+    ) -> ListReader:
         if cursor is not None and cursor.state == "refused":
             cursor = None
         if cursor is not None and self._is_to_be_read_again(endpoint, cursor, complete=complete):
             if endpoint.created and not endpoint.parent and cursor.as_of is not None:
-                return self.tail(endpoint, table, cursor, int(cursor.as_of) - _SETTLED_S)
+                return self.tail(endpoint, cursor, int(cursor.as_of) - _SETTLED_S)
             cursor = None
-        if endpoint.parent:
-            work = ChildListStream(endpoint, table, self._source, self._pool, cursor)
-            work.as_of = work.as_of or float(self._now)
-            return work
-        if cursor is None:
-            listing = ListState.fresh(endpoint, table, ceiling=self._now, birth=self._birth)
-        else:
-            listing = ListState.resumed(endpoint, table, cursor, birth=self._birth)
-        return ListStream(listing, self._source)
+        return self.read(endpoint, cursor)
 
     def _is_to_be_read_again(
         self, endpoint: ListEndpoint, cursor: Checkpoint, *, complete: bool
@@ -204,6 +202,24 @@ class BackfillPlanner:
 
     def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:
         return [o for o in endpoint.objects if table_name(o) in self._source.wanted]
+
+
+def open_list(
+    endpoint: ListEndpoint,
+    table: str,
+    source: Source,
+    pool: Pool,
+    *,
+    now: float,
+    account_created: int = 0,
+    saved: Checkpoint | None = None,
+) -> ListReader:
+    """Return the reader of one list, from `saved` on; `now` is the present on Stripe's clock."""
+    if endpoint.parent:
+        return ChildListStream(endpoint, table, source, pool, now=now, saved=saved)
+    return ListStream(
+        endpoint, table, source, ceiling=int(now), account_created=account_created, saved=saved
+    )
 
 
 def _table_of(cursor: Checkpoint) -> object:

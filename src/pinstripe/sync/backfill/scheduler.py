@@ -1,10 +1,10 @@
-"""Hands free requests to the lists that have most to come.
+"""Hands free requests to the lists that have most left to read.
 
-One loop, not a pool of workers: it starts a request when the budget would let it go at once. First come
-the lists that others wait for or that time alone makes long (see `Work.urgent`), then the list with the
-largest estimated rest, so that the longest list runs at its endpoint's full rate from the beginning and
-the short ones fill the gaps. A list is cut into one more range only when a request is free that no other
-list could use.
+One loop, not a pool of workers: it starts a request when the rate limit lets it go without a wait. First
+come the lists that others wait for or that can only be read in sequence (`ListReader.urgent`), then the
+list with most left. So the longest list runs at its endpoint's full rate from the beginning, and short
+ones fill the gaps. A list is split into one more slice only when a request is free that no other list
+could use.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.store.cursors import Checkpoint, State
 
 MAX_IN_FLIGHT = 64
 """Requests and pages under way at once: at 100/s enough for answers that take 300 ms and as much time
@@ -30,29 +31,40 @@ MAX_PER_LIST_UNLIMITED = 4
 
 
 class ListReader(Protocol):
-    """A list that wants requests: `Pager`, `UnderParents`."""
+    """One list that a run reads: `ListStream`, `ChildListStream`."""
 
-    @property
-    def endpoint(self) -> ListEndpoint: ...
-
-    @property
-    def in_flight(self) -> int: ...
+    endpoint: ListEndpoint
+    table: str
+    """The table of what it lists."""
+    state: State
+    reason: str
+    remedy: str
+    rows: int
+    in_flight: int
+    has_children: bool
+    """Whether lists by parent wait for what this one lists."""
 
     @property
     def finished(self) -> bool: ...
 
     @property
     def urgent(self) -> bool:
-        """Cheap itself, but it takes long (pages in sequence only), or other lists wait for it."""
+        """Cheap, but slow (its pages come in sequence only), or other lists wait for it."""
 
     def remaining(self) -> float:
-        """Estimated requests to come."""
+        """Estimated requests left."""
 
     def on_change(self, changed: Callable[[], None]) -> None:
-        """Whom to tell when a page has come and the next may be asked for, before it is durable."""
+        """Call `changed` when a page was received and the next can be requested, before it is durable."""
 
-    def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
-        """Something that starts the next request, or None if there is none now."""
+    def claim(self) -> Callable[[], asyncio.Task[None]] | None:
+        """Return what starts the next request, or None if there is none now."""
+
+    def end(self, state: State, reason: str, *, code: str) -> None:
+        """Stop reading; the cursor keeps the state and the reason."""
+
+    def final(self) -> Checkpoint:
+        """Return the cursor as of the last durable page."""
 
 
 class Scheduler:
@@ -106,7 +118,7 @@ class Scheduler:
                 if wait_s > 0 and not (work.urgent and work.in_flight == 0):
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
-                start = work.claim(cut=True)
+                start = work.claim()
                 if start is None:
                     break
                 task = start()

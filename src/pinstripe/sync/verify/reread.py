@@ -22,35 +22,31 @@ from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
-from pinstripe.sync.backfill.child_lists import ChildListStream
-from pinstripe.sync.backfill.list_stream import ListState, ListStream
+from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import read_singletons
-from pinstripe.sync.backfill.scheduler import Scheduler
+from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.verify.compare import Difference, RowKey
-
-Work = ListStream | ChildListStream
 
 
 @dataclass(slots=True)
 class ListRun:
     """Lists that were read, or are being read; `refused` are singletons that cannot be."""
 
-    works: list[Work] = field(default_factory=list)
+    works: list[ListReader] = field(default_factory=list)
     refused: list[Checkpoint] = field(default_factory=list)
 
     def requests(self) -> Counter[str]:
         """By table of what is listed."""
         found: Counter[str] = Counter()
         for work in self.works:
-            end = _end(work)
-            found[_table_of(work)] += end.requests
+            found[work.table] += work.final().requests
         return found
 
     def ends(self) -> Iterator[tuple[str, Checkpoint]]:
         """(table, how its list ended), for each table that a list shows."""
         for work in self.works:
             for name in work.endpoint.objects:
-                yield table_name(name), _end(work)
+                yield table_name(name), work.final()
         for checkpoint in self.refused:
             position = checkpoint.position
             if isinstance(position, dict):
@@ -62,7 +58,7 @@ async def read_lists(
     budget: RateLimiter,
     *,
     now: float,
-    birth: int,
+    account_created: int,
     only: Collection[str] | None = None,
     found: ListRun | None = None,
 ) -> ListRun:
@@ -76,27 +72,17 @@ async def read_lists(
         shown = [table_name(o) for o in endpoint.objects if table_name(o) in names]
         if not shown:
             continue
-        if not endpoint.parent:
-            listing = ListState.fresh(endpoint, shown[0], ceiling=int(now), birth=birth)
-            found.works.append(ListStream(listing, source))
-            continue
-        work = ChildListStream(endpoint, shown[0], source, source.pool)
-        if work.parent_table not in source.wanted:
-            work.state, work.reason = "refused", f"{work.parent_table} is not synced"
-            work.code = LEFT_OUT
+        work = open_list(
+            endpoint, shown[0], source, source.pool, now=now, account_created=account_created
+        )
+        parent = table_name(endpoint.parent) if endpoint.parent else None
+        if parent is not None and parent not in source.wanted:
+            work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
         found.works.append(work)
     if names & {table_name(o) for o in singleton_paths()}:
         found.refused = await read_singletons(source)
     await Scheduler(budget).run(found.works, more=lambda: ())
     return found
-
-
-def _end(work: Work) -> Checkpoint:
-    return work.final() if isinstance(work, ChildListStream) else work.listing.final()
-
-
-def _table_of(work: Work) -> str:
-    return work.table if isinstance(work, ChildListStream) else work.listing.table
 
 
 @dataclass(frozen=True, slots=True)

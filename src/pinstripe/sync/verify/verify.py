@@ -68,7 +68,7 @@ class Verify:
         budget: RateLimiter,
         options: VerifyOptions,
         *,
-        birth: int,
+        account_created: int,
         since: float,
         followed: bool,
         sleep: Callable[[float], Awaitable[None]],
@@ -83,7 +83,7 @@ class Verify:
         self._comparer = comparer
         self._budget = budget
         self._options = options
-        self._birth = birth
+        self._account_created = account_created
         self._since = since
         self._sleep = sleep
         self._margin_s = _LATE_S if followed else 0
@@ -127,7 +127,12 @@ class Verify:
         self, source: Source, only: set[str] | None = None, *, found: ListRun | None = None
     ) -> ListRun:
         return await read_lists(
-            source, self._budget, now=source.now(), birth=self._birth, only=only, found=found
+            source,
+            self._budget,
+            now=source.now(),
+            account_created=self._account_created,
+            only=only,
+            found=found,
         )
 
     def _apply_list_results(self) -> None:
@@ -244,7 +249,7 @@ async def open_verify(
     budget: RateLimiter,
     options: VerifyOptions,
     *,
-    birth: int = 0,
+    account_created: int = 0,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncIterator[Verify]:
     """A run that is ready. `url` is that of the database, `source` what repairs go through."""
@@ -269,7 +274,7 @@ async def open_verify(
             comparer,
             budget,
             options,
-            birth=birth,
+            account_created=account_created,
             since=since,
             followed=followed,
             sleep=sleep,
