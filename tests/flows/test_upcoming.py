@@ -29,9 +29,10 @@ from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.sync.refetch.worker import RefetchWorker
+from pinstripe.sync.upcoming.fan_out import origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import LINES, Place, Preview
-from pinstripe.sync.upcoming.rules import Affected, Relation
+from pinstripe.sync.upcoming.rules import Affected, OwnerKey, Relation, affected
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -476,12 +477,19 @@ async def test_customers_without_subscriptions_cost_no_request(copy: Copy, sim: 
     assert copy.upcoming.requests == 0
 
 
+async def _owners(copy: Copy, change: Affected) -> set[OwnerKey]:
+    """Those behind the relations of an event."""
+    mirror = copy.upcoming.source.mirror
+    found = await origins(copy.pg, change, schema=mirror.schema, tables=mirror.tables)
+    return set(change.owners).union(*found.values())
+
+
 async def test_a_fan_out_gives_the_owners_by_kind(copy: Copy, shop: Shop) -> None:
     event: Object = {
         "type": "price.updated",
         "data": {"object": {"id": shop.price, "object": "price"}},
     }
-    found = await copy.upcoming.fan_out(copy.pg, copy.upcoming.affected(event))
+    found = await _owners(copy, affected(event))
     assert found == {
         ("upcoming_customer", shop.customer),
         ("upcoming_subscription", shop.subscription),
@@ -491,9 +499,9 @@ async def test_a_fan_out_gives_the_owners_by_kind(copy: Copy, shop: Shop) -> Non
 async def test_every_way_from_a_relation_to_owners_runs(copy: Copy, shop: Shop) -> None:
     relations: tuple[Relation, ...] = get_args(Relation)
     everything = Affected(through=frozenset((name, "x") for name in relations))
-    assert await copy.upcoming.fan_out(copy.pg, everything) == set()
+    assert await _owners(copy, everything) == set()
     known = Affected(through=frozenset({("customer", shop.customer), ("subscription", shop.other)}))
-    found = await copy.upcoming.fan_out(copy.pg, known)
+    found = await _owners(copy, known)
     assert {key for _, key in found} > {shop.customer, shop.subscription, shop.other}
 
 

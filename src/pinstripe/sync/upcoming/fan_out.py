@@ -186,16 +186,6 @@ LINKS: tuple[Link, ...] = (
 )
 
 
-async def fan_out(
-    connection: Connection, affected: Affected, *, schema: str, tables: Mapping[str, Table]
-) -> set[OwnerKey]:
-    """All owners that are affected, those that the event names included."""
-    found = set(affected.owners)
-    for owners in (await origins(connection, affected, schema=schema, tables=tables)).values():
-        found |= owners
-    return found
-
-
 async def origins(
     connection: Connection, affected: Affected, *, schema: str, tables: Mapping[str, Table]
 ) -> dict[Through, set[OwnerKey]]:

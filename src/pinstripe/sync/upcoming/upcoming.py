@@ -31,7 +31,7 @@ from pinstripe.store.cursors import ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch
-from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING, fan_out, origins
+from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING, origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import (
     LINES,
@@ -87,17 +87,6 @@ class Upcoming:
         if "subscription" not in wanted:
             return []  # Whose invoices they would be is not known.
         return [t for t in TABLE_OF.values() if t in wanted and t not in self.refused]
-
-    # --- which ones ------------------------------------------------------------------------------
-
-    def affected(self, event: StripeObject) -> Affected:
-        """Whose upcoming invoice an event may change, as far as the event itself tells."""
-        return affected(event)
-
-    async def fan_out(self, connection: Connection, affected: Affected) -> set[OwnerKey]:
-        """All owners that are affected, found through the rows where the event does not name them."""
-        mirror = self.source.mirror
-        return await fan_out(connection, affected, schema=mirror.schema, tables=mirror.tables)
 
     async def refetches(self, events: Sequence[StripeObject]) -> list[Refetch]:
         """The refreshes that a page of events asks for, one an owner. For `Live(more=...)`."""
