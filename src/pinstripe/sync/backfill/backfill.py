@@ -23,21 +23,18 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
 from pinstripe.source.refusals import note_by_parent
 from pinstripe.source.source import Source, checkpoints
-from pinstripe.store.cursors import LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
+from pinstripe.store.cursors import FOLLOWED, LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.sync.backfill.plan import BackfillPlanner, full_resync_done
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
 from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.events.poller import EventPoller
-from pinstripe.sync.events.reader import FOLLOWED
+from pinstripe.sync.events.reader import LATE_S
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-# An event can appear late, behind newer ones (measured by nobody; Stripe's own engine holds back
-# 60 s). What is read again is dropped by its time, so a wide margin only costs a page.
-_LATE_S = 120
 _INDEXED_AT_ONCE = 3
 _WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
 """Stripe refuses a list for want of a `customer` ("Missing required param: customer.")."""
@@ -121,7 +118,7 @@ class Backfill:
         if not followed:
             outcome.events = await self._catch_up(since)
         if not followed and outcome.events is None:
-            await self._read_tails(since - _LATE_S)
+            await self._read_tails(since - LATE_S)
         await self._source.mirror.wait_resolved()
         if not followed:
             await RefetchWorker(self._source).drain()
@@ -228,7 +225,7 @@ class Backfill:
         """Applies what happened while the lists were read."""
         live = EventPoller(self._source, RefetchWorker(self._source), since=float(since))
         try:
-            await live.read_lookback(since - _LATE_S)
+            await live.read_lookback(since - LATE_S)
         except (NotPermitted, NotEnabled) as error:
             self.note = f"Changes made during the backfill are not seen: {error.message}"
             await self._source.save([ended_by(error, FOLLOWED)])

@@ -19,8 +19,10 @@ from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, Source, closed_gaps
 from pinstripe.store.cursors import (
     BESIDE,
+    FOLLOWED,
     Checkpoint,
     drop_checkpoints,
+    followed,
     forget_checkpoints,
     load_checkpoints,
     save_checkpoints,
@@ -32,7 +34,7 @@ from pinstripe.store.quarantine import reopen
 from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
 from pinstripe.sync.backfill.list_stream import ListStream, created_since
 from pinstripe.sync.backfill.scheduler import ListReader
-from pinstripe.sync.events.reader import FOLLOWED, RETENTION_S, followed
+from pinstripe.sync.events.reader import RETENTION_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -31,7 +31,12 @@ from pinstripe.source.source import BACKFILL, REFERENCES, Source, retrieve_endpo
 from pinstripe.store.cursors import Checkpoint, ended_by
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
-from pinstripe.store.refetch import Refetch, add_refetches
+from pinstripe.store.refetch import (
+    NEITHER_MISSING_NOR_PENDING,
+    Refetch,
+    add_refetches,
+    note_missing,
+)
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -119,11 +124,7 @@ class References:
         statement = (
             f"SELECT DISTINCT r.id FROM ({union}) AS r (id) WHERE r.id > $1 "
             f"AND NOT EXISTS (SELECT FROM {qualified(self._schema, target)} t WHERE t.id = r.id) "
-            f"AND NOT EXISTS (SELECT FROM pinstripe.missing m WHERE m.schema = $2 "
-            f'AND m."table" = $3 AND m.id = r.id AND left(m.id, 500) = left(r.id, 500)) '
-            "AND NOT EXISTS (SELECT FROM pinstripe.pending p WHERE p.schema = $2 "
-            "AND p.kind = 'fetch' AND p.\"table\" = $3 AND p.id = r.id "
-            "AND left(p.id, 500) = left(r.id, 500)) "
+            f"AND {NEITHER_MISSING_NOR_PENDING} "
             f"ORDER BY r.id LIMIT {_CHUNK}"
         )
         try:
@@ -195,15 +196,7 @@ class References:
     async def _remember(self, target: str, key: str, reason: str) -> None:
         self.result.count(self.result.missing, target)
         async with self._source.transaction() as connection:
-            await connection.execute(
-                'INSERT INTO pinstripe.missing (schema, "table", id, reason) VALUES ($1, $2, $3, $4)'
-                ' ON CONFLICT (schema, "table", left(id, 500), hashtextextended(id, 0))'
-                " DO UPDATE SET reason = $4, checked_at = now()",
-                self._schema,
-                target,
-                key,
-                reason,
-            )
+            await note_missing(connection, self._schema, target, key, reason)
 
 
 def _references(schema: str, table: Table, column: Column, target: str) -> str:

@@ -32,20 +32,17 @@ from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.rows.as_of import AsOf
 from pinstripe.source.source import FOLLOW, LIVE, Source
-from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.events import add_applied, forget_applied, load_applied
+from pinstripe.store.cursors import followed, save_checkpoints
+from pinstripe.store.events import add_applied, forget_applied, load_applied, notify_applied
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import add_refetches
 from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
 from pinstripe.sync.events.order import created_of, request_of
-from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader, followed
+from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
-
-CHANNEL = "pinstripe"
-"""NOTIFY channel; the payload is `schema as_of`."""
 
 _TROUBLE_PAUSE_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -303,9 +300,7 @@ class EventPoller:
             if position is not None:
                 await save_checkpoints(connection, schema, [followed(position)])
             if applied or position is not None:
-                await connection.execute(
-                    "SELECT pg_notify($1, $2)", CHANNEL, f"{schema} {position or 0:.3f}"
-                )
+                await notify_applied(connection, schema, position or 0.0)
 
         await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()

@@ -34,15 +34,14 @@ from pinstripe.errors import (
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.refetch import load_waiting
 from pinstripe.sync.events.order import payload
-from pinstripe.sync.events.reader import EVENTS
+from pinstripe.sync.events.reader import EVENTS, LATE_S
 from pinstripe.sync.verify.compare import Comparer, Difference, RowKey
 from pinstripe.sync.verify.reread import ReadPath, holds, path_to, read
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _WORKERS = 12
-_LATE_S = 120
-"""An event can appear that long after its `created`."""
 _UNDER = " under"
 """Behind the name of a table: its rows under the parent with this id are waiting to be read."""
 _ROUNDS = 3
@@ -228,13 +227,10 @@ class Rechecker:
         except (NotPermitted, NotEnabled, NotFound) as error:
             _log.info("verify.no_events", reason=error.message)
         async with self._looking.pool.acquire() as connection:
-            rows = await connection.fetch(
-                "SELECT \"table\" || CASE kind WHEN 'children' THEN $2 ELSE '' END, id"
-                " FROM pinstripe.pending WHERE schema = $1",
-                self._looking.mirror.schema,
-                _UNDER,
-            )
-        return self._told | {(row[0], row[1]) for row in rows}
+            waiting = await load_waiting(connection, self._looking.mirror.schema)
+        return self._told | {
+            (table + _UNDER if kind == "children" else table, key) for kind, table, key in waiting
+        }
 
     async def _read_events(self) -> None:
         """Adds what the events since the last time tell of; a little is read twice, for late ones."""
@@ -252,7 +248,7 @@ class Rechecker:
                 if obj is not None:
                     self._looking.mirror.extractor.object(obj, found)
             self._told |= {(table, key) for table, group in found.rows.items() for key in group}
-        self._read_to = max(self._since, began - _LATE_S)
+        self._read_to = max(self._since, began - LATE_S)
 
 
 @cache

@@ -28,8 +28,9 @@ from pinstripe.mirror import open_mirror
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.cursors import LEFT_OUT, SOME_REFUSED, UNEXPANDED
 from pinstripe.store.ddl import qualified
+from pinstripe.store.leases import is_followed
 from pinstripe.store.verifications import Certificate, digest, save_certificate
-from pinstripe.sync.events.reader import EVENTS, FOLLOWED, RETENTION_S
+from pinstripe.sync.events.reader import EVENTS, LATE_S, RETENTION_S
 from pinstripe.sync.verify.compare import Comparer, Difference
 from pinstripe.sync.verify.recheck import Rechecker, RecheckResult
 from pinstripe.sync.verify.repair import Repairs, cheaper_by_list
@@ -40,9 +41,6 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _GRACE_S = 10.0
 """What a follower gets to apply what it has heard of; it looks twice a second."""
-
-_LATE_S = 120
-"""Where someone follows, an event may still be on its way to him that long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Verify:
         self._account_created = account_created
         self._since = since
         self._sleep = sleep
-        self._margin_s = _LATE_S if followed else 0
+        self._margin_s = LATE_S if followed else 0
         self._grace_s = options.grace_s if followed else 0.0
         self._rechecker = Rechecker(looking, comparer, since=since - self._margin_s, sleep=sleep)
 
@@ -296,14 +294,7 @@ async def _stripe_time(source: Source) -> float:
 async def _is_followed(source: Source) -> bool:
     """Whether a process holds the lease, or has moved the position of the events just now."""
     async with source.pool.acquire() as connection:
-        found: bool = await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM pinstripe.lease WHERE schema = $1 AND expires_at > now())"
-            " OR EXISTS (SELECT FROM pinstripe.cursor WHERE schema = $1 AND stream = $2"
-            " AND updated_at > now() - interval '15 s')",
-            source.mirror.schema,
-            FOLLOWED,
-        )
-    return found
+        return await is_followed(connection, source.mirror.schema)
 
 
 async def certify(
