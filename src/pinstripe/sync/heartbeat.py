@@ -1,8 +1,7 @@
-"""What this process tells of itself while it runs, for whoever asks the gateway: `pinstripe.process`.
+"""Writes this worker's heartbeat to `pinstripe.process` every two seconds.
 
-A row every other second. If Postgres is away there is nobody to tell; it is tried again at the next.
-
-The first copy in numbers: each table as the sum over its lists, and how long the rest may take.
+The gateway, the console and /metrics read it. It also reports the backfill in numbers: each table as the
+sum over its lists, and the estimated time left. If Postgres is unreachable the heartbeat is skipped.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class _Sample:
 
 
 class HeartbeatWriter:
-    """Of one process. Rates are means over the time since the last `state`."""
+    """Writes the heartbeat of one process. Rates are means over the time since the last one."""
 
     def __init__(
         self,
@@ -69,13 +68,13 @@ class HeartbeatWriter:
         self._last = self._sample([])
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             await self.write()
             await asyncio.sleep(EVERY_S)
 
     async def write(self) -> None:
-        """Writes the row once."""
+        """Write the row once."""
         try:
             async with self._source.pool.acquire() as connection:
                 await save_heartbeat(connection, self._source.mirror.schema, self.state())
@@ -159,7 +158,7 @@ def _progress(line: TableTally, last: _Sample, span_s: float) -> TableProgress:
 
 
 def _by_kind(requests: Mapping[str, int]) -> dict[str, int]:
-    """Requests by method and kind; those by endpoint are too many to be kept.
+    """Return requests by method and kind; those by endpoint are too many to store.
 
     >>> _by_kind({"GET /v1/events": 2, "GET /v1/charges/{charge}": 1, "POST /v1/refunds": 1})
     {'GET events': 2, 'GET retrieve': 1, 'POST': 1}
@@ -173,7 +172,7 @@ def _by_kind(requests: Mapping[str, int]) -> dict[str, int]:
 
 
 def _memory_bytes() -> int:
-    """What the process has in memory now; where that is not told, what it had at most."""
+    """Return the resident memory of the process; its peak where the system does not report the present."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -182,7 +181,7 @@ def _memory_bytes() -> int:
 
 @dataclass(slots=True)
 class TableTally:
-    """One table. `remaining`: about how many requests are left."""
+    """One table. `remaining`: estimated requests left."""
 
     table: str
     rows: int = 0
@@ -194,7 +193,7 @@ class TableTally:
 
 
 def tally(works: Iterable[ListReader]) -> list[TableTally]:
-    """The tables in the order of their first list."""
+    """Return the tables in the order of their first list."""
     found: dict[str, TableTally] = {}
     for work in works:
         line = found.setdefault(work.table, TableTally(work.table))
@@ -209,7 +208,7 @@ def tally(works: Iterable[ListReader]) -> list[TableTally]:
 
 
 def left_s(works: Sequence[ListReader], budget: RateLimiter, requests_per_s: float) -> float:
-    """All that is left at the present rate, in seconds; no list faster than its endpoint allows."""
+    """Return the seconds left at the present rate, no list faster than its endpoint allows."""
     unfinished = [work for work in works if not work.finished]
     longest = max(
         (w.remaining() / (budget.rate(w.endpoint.name) or requests_per_s) for w in unfinished),

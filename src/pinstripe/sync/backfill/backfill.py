@@ -1,10 +1,9 @@
-"""The first copy of an account: every list to its end, then what happened meanwhile, then what is
-only referred to.
+"""Loads an account: every list to its end, then the events meanwhile, then objects only referred to.
 
     lists -> events since the start -> indexes and references
 
-Resumable at any moment: each list goes on from its cursor. A second run over a complete copy applies
-the events since the last one and lists anew only what has no events.
+Resumable at any moment: each list resumes from its cursor. A second run over a complete copy applies the
+events since the last one, and lists again only what has no events.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
 
 @dataclass(slots=True)
 class BackfillResult:
-    """How a backfill ended. `events`: how many were applied; None where they were not to be read."""
+    """How a backfill ended. `events`: how many were applied; None if they were not read."""
 
     streams: list[Checkpoint] = field(default_factory=list)
     events: int | None = None
@@ -57,7 +56,7 @@ class BackfillResult:
 
     @property
     def unfinished(self) -> set[str]:
-        """Tables with a list that was not read to its end."""
+        """Return the tables with a list that was not read to its end."""
         return _tables_of(s for s in self.streams if s.state not in ("done", "refused"))
 
 
@@ -90,18 +89,18 @@ class Backfill:
         self._anew_since: float | None = None
 
     async def prepare(self) -> int:
-        """Reads the cursors; gives the second from which events count, noted before any list is read.
+        """Read the cursors; return the second from which events count, saved before any list is read.
 
-        Whoever follows live begins there. `run` does it if it has not been done.
+        The poller begins there. `run` calls this if it has not been called.
         """
         if self._since is None:
             self._since = await self._prepare()
         return self._since
 
     async def run(self, *, followed: bool = False) -> BackfillResult:
-        """Returns when all that can be read is written. Raises what ends the whole run.
+        """Return when all that can be read is written. Raises errors that end the whole run.
 
-        `followed`: somebody applies the events since `prepare` meanwhile, so it is not done here.
+        `followed`: a poller applies the events since `prepare` meanwhile, so the run does not.
         """
         started = self._clock()
         outcome = BackfillResult()
@@ -125,7 +124,7 @@ class Backfill:
         if self._anew_since is not None:
             await self._queue_missing(self._anew_since)
         self.phase = "references"
-        # Indexes are Postgres's work, references are Stripe's: neither waits for the other.
+        # Indexes load Postgres, references load Stripe: neither waits for the other.
         async with asyncio.TaskGroup() as group:
             group.create_task(self._index(beside_writers=followed))
             fetching = group.create_task(References(self._source, self._pool).run())
@@ -139,7 +138,7 @@ class Backfill:
         return outcome
 
     async def _prepare(self) -> int:
-        """Takes the works from the saved cursors; gives the second from which events count."""
+        """Plan the works; return the second from which events count."""
         plan = await self._planner.plan()
         self.works, self.note = list(plan.works), plan.note
         self._anew_since = plan.anew_since
@@ -147,7 +146,7 @@ class Backfill:
         return plan.since
 
     async def _go_by_parent(self) -> None:
-        """Reads the lists by parent that Stripe has refused without one."""
+        """Read by parent the lists that Stripe has refused without one."""
         added: list[ListReader] = []
         for work in [w for w in self.works if w.state in ("refused", "failed")]:
             other = None if work.endpoint.parent else by_parent(work.endpoint)
@@ -165,7 +164,7 @@ class Backfill:
         await self._scheduler.run(added, more=lambda: ())
 
     async def _queue_missing(self, since: float) -> None:
-        """What the lists, read anew, do not show, and of which the events are gone."""
+        """Queue rows that no list returned and whose events are gone."""
         ends = self._ends()
         unread = _tables_of(c for c in ends if c.state != "done")
         refetches = RefetchWorker(self._source)
@@ -175,7 +174,7 @@ class Backfill:
             await self._source.save([full_resync_done(since)])
 
     async def _read_tails(self, since: int) -> None:
-        """Where the event log cannot be read: what was created while the lists were read."""
+        """If the event log cannot be read: list what was created while the lists were read."""
         dated = [w for w in self.works if w.endpoint.created and not w.endpoint.parent]
         done = [w for w in dated if w.state == "done"]
         self.works = [w for w in self.works if w not in done]
@@ -184,7 +183,7 @@ class Backfill:
         await self._scheduler.run(added, more=lambda: ())
 
     def _ready_parents(self) -> Sequence[ListReader]:
-        """Lists under parents, once every list that yields their parents is done."""
+        """Return lists by parent, once every list that yields their parents is done."""
         ready: list[ListReader] = []
         for work in list(self._pending):
             if not self._is_complete(work.endpoint.parent):
@@ -205,7 +204,7 @@ class Backfill:
         """Whether no unfinished list can bring another object of this type."""
         makers = self._makers(parent)
         if not makers:
-            # Only found inside others (a source in a customer): then after all plain lists.
+            # Only found inside others (a source in a customer): after all plain lists.
             return all(w.finished for w in self.works if not w.endpoint.parent)
         return all(w.finished for w in makers)
 
@@ -213,16 +212,16 @@ class Backfill:
         return [w for w in self.works if parent in w.endpoint.objects]
 
     async def _save_ends(self) -> None:
-        """Lists that ended without being read say so in the database too."""
+        """Save the cursors of lists that ended without being read."""
         await self._source.save([c for c in self._ends() if c.state != "running"])
 
     def _ends(self) -> list[Checkpoint]:
-        """Where every stream stands, with what could not be read beside the lists."""
+        """Return the cursor of every stream, and of what could not be read beside the lists."""
         ends = [work.final() for work in self.works]
         return [*ends, *self._refused, *checkpoints(self._source.unreadable_lists)]
 
     async def _catch_up(self, since: int) -> int | None:
-        """Applies what happened while the lists were read."""
+        """Apply the events since the lists were begun."""
         live = EventPoller(self._source, RefetchWorker(self._source), since=float(since))
         try:
             await live.read_lookback(since - LATE_S)
@@ -233,7 +232,7 @@ class Backfill:
         return live.stats.events
 
     async def _index(self, *, beside_writers: bool) -> None:
-        """`beside_writers`: somebody follows live, and must not wait for an index."""
+        """`beside_writers`: a poller writes meanwhile, and must not wait for an index."""
         create = create_indexes_beside if beside_writers else create_indexes
         tables = iter(self._source.mirror.tables.values())
 
@@ -251,6 +250,6 @@ class Backfill:
 
 
 def _tables_of(streams: Iterable[Checkpoint]) -> set[str]:
-    """The tables that these streams fill."""
+    """Return the tables that these streams fill."""
     found = [s.position for s in streams]
     return {str(p.get("table")) if isinstance(p, dict) else "" for p in found}

@@ -1,8 +1,8 @@
-"""Which lists a run reads, and from where each goes on: the saved cursors become works.
+"""Plans a run: saved cursors become list readers.
 
-A list that was cut off goes on from its cursor. One that was read to its end is left alone where events
-tell what changed since, and read again where they do not: only its young part, if its objects settle
-down with age. Where the event log no longer reaches back to the last run, everything is listed anew.
+A list that was interrupted resumes from its cursor. One that was read to its end is left alone if events
+report its changes, and read again if they do not: only its young part, if its objects no longer change with
+age. If the event log no longer reaches back to the last run, everything is listed again (a full resync).
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from pinstripe.sync.events.reader import RETENTION_S
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _SOON_S = 600
-"""A list that was read so short a time ago is not read again by a run that resumes."""
+"""A list that was read within this time is not read again by a run that resumes."""
 _SETTLED_S = 31 * 86400
-"""Objects without events change no more after that: a balance transaction becomes available within
-a month at the latest (https://docs.stripe.com/payouts)."""
+"""Objects without events change no more after this: a balance transaction becomes available within a
+month at the latest (https://docs.stripe.com/payouts)."""
 
 
 _FULL_RESYNC = "anew"
-"""The stream that says since when everything is being listed anew, until that is done."""
+"""The stream that records since when a full resync runs, until it is done."""
 
 
 def full_resync_done(since: float) -> Checkpoint:
-    """The end of it."""
+    """Return the cursor of a full resync that is done."""
     return Checkpoint(_FULL_RESYNC, "done", as_of=since)
 
 
 @dataclass(frozen=True, slots=True)
 class BackfillPlan:
-    """What a run reads. Events count from the second `since`; `note` is for whoever watches.
+    """What a run reads. Events count from the second `since`; `note` is for the progress display.
 
-    `anew_since`: everything is listed anew, begun at this second; None where events tell what changed.
+    `anew_since`: when a full resync began; None if events report what changed.
     """
 
     works: Sequence[ListReader]
@@ -77,7 +77,7 @@ class BackfillPlanner:
         self._account_created = account_created
 
     async def plan(self) -> BackfillPlan:
-        """The works of the run. Where events count from now on, that is saved before any list is read."""
+        """Return the plan. If events count from now on, that is saved before any list is read."""
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
         saved = await self._without_lost(saved)
@@ -101,15 +101,15 @@ class BackfillPlanner:
             _log.warning("resume.anew", since=anew_since)
         complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
         if complete and last is not None and last.state == "refused":
-            saved = {}  # Nothing tells what changed since.
+            saved = {}  # Nothing reports what changed since.
         works = self._works(endpoints, saved, complete=complete)
         if last is None or since == self._now:
-            # The position is taken before the first list is read.
+            # The position is saved before the first list is read.
             await self._source.save([followed(since)])
         return BackfillPlan(works, since, note, anew_since)
 
     async def _without_notes(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forgets what an earlier process could not read beside the lists: this one tries it anew."""
+        """Forget what an earlier process could not read beside the lists: this one tries it again."""
         notes = [s for s in saved if s.startswith(BESIDE) or s in singleton_paths().values()]
         if notes:
             async with self._source.transaction() as connection:
@@ -117,9 +117,9 @@ class BackfillPlanner:
         return {stream: cursor for stream, cursor in saved.items() if stream not in notes}
 
     async def _without_lost(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forgets the lists of tables that do not hold what these say: emptied by hand, or in quarantine.
+        """Forget the lists of tables that lack the rows they vouch for: emptied by hand, or in quarantine.
 
-        What an earlier process could not write is tried anew.
+        What an earlier process could not write is tried again.
         """
         schema, wanted = self._source.mirror.schema, self._source.wanted
         async with self._source.transaction() as connection:
@@ -138,7 +138,9 @@ class BackfillPlanner:
             return dict(await load_checkpoints(connection, schema))
 
     async def _begin_anew(self) -> dict[str, Checkpoint]:
-        """Forgets every position, in one commit with the new one: the next run must not trust the old."""
+        """Forget every position, in one commit with the new one: the next run must not trust the old
+        ones.
+        """
         begun = [followed(self._now), Checkpoint(_FULL_RESYNC, "running", as_of=float(self._now))]
         async with self._source.transaction() as connection:
             await forget_checkpoints(connection, self._source.mirror.schema)
@@ -164,7 +166,7 @@ class BackfillPlanner:
         return self.read(endpoint, created_since(done, table, since, ceiling=self._now))
 
     async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forgets the lists around nested ones that could not be read before and can now."""
+        """Forget the lists around nested lists that could not be read before and can now."""
         closed = await closed_gaps(self._source.stripe, saved.values(), priority=BACKFILL)
         if not closed:
             return saved
@@ -176,7 +178,9 @@ class BackfillPlanner:
     def _works(
         self, endpoints: Sequence[ListEndpoint], saved: Mapping[str, Checkpoint], *, complete: bool
     ) -> list[ListReader]:
-        """`complete`: all was read before, so that events tell what changed, save for what has none."""
+        """`complete`: everything was read before, so events report what changed, except for types
+        without events.
+        """
         works = [self._work(e, saved.get(stream_of(e)), complete=complete) for e in endpoints]
         parents = {w.endpoint.parent for w in works if w.endpoint.parent}
         for work in works:

@@ -18,16 +18,16 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.store.cursors import Checkpoint, State
 
 MAX_IN_FLIGHT = 64
-"""Requests and pages under way at once: at 100/s enough for answers that take 300 ms and as much time
-again until they are durable."""
+"""Requests and pages under way: at 100/s enough for answers that take 300 ms and as much time again until
+they are durable."""
 MAX_IN_FLIGHT_UNLIMITED = 32
-"""Where no rate holds them back: each may hold a page, and more would only wait for Postgres."""
+"""Without a rate limit: each may hold a page, and more would only wait for Postgres."""
 _RESERVED = 16
-"""More of them for what is urgent, so that it never waits for places that pages hold."""
+"""More of them for urgent lists, so that they never wait for places that pages hold."""
 MAX_PER_LIST = 16
 """Of one list: at 25/s enough for answers that take 640 ms."""
 MAX_PER_LIST_UNLIMITED = 4
-"""Where no rate holds it back: more ranges would only cost pages that are not full."""
+"""Without a rate limit: more slices would only cost pages that are not full."""
 
 
 class ListReader(Protocol):
@@ -68,10 +68,10 @@ class ListReader(Protocol):
 
 
 class Scheduler:
-    """Runs works to their end. `arrived` may be called to add more while it runs."""
+    """Runs list readers to their end."""
 
     def __init__(self, budget: RateLimiter, *, max_in_flight: int | None = None) -> None:
-        """`max_in_flight`: fewer than usual, for work that must not be in the way."""
+        """`max_in_flight`: fewer than usual, for work that must not slow the rest."""
         self._budget = budget
         self._max = max_in_flight
         self._changed = asyncio.Event()
@@ -80,7 +80,7 @@ class Scheduler:
     async def run(
         self, works: Sequence[ListReader], *, more: Callable[[], Sequence[ListReader]]
     ) -> None:
-        """Returns when all are finished. `more` is asked for further works whenever one ends.
+        """Return when all are finished. `more` is called for further lists whenever a request ends.
 
         An error that ends a request's task ends the run: all others are cancelled first.
         """
@@ -104,7 +104,7 @@ class Scheduler:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _start_all(self, active: list[ListReader]) -> float | None:
-        """Starts what can go now; gives the seconds until more could, None if only an end can help."""
+        """Start what can go now; return the seconds until more can, None if a request must end first."""
         soonest: float | None = None
         usual = MAX_IN_FLIGHT if self._budget.rate() else MAX_IN_FLIGHT_UNLIMITED
         limit = self._max or usual
@@ -114,7 +114,7 @@ class Scheduler:
             places = limit + (_RESERVED if work.urgent else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 wait_s = self._budget.ready_in(name)
-                # What is urgent queues: it would never find the budget of a busy account free.
+                # Urgent lists queue: on a busy account they would never find the rate limit free.
                 if wait_s > 0 and not (work.urgent and work.in_flight == 0):
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
@@ -124,7 +124,7 @@ class Scheduler:
                 task = start()
                 self._tasks.add(task)
                 task.add_done_callback(self._ended)
-                # Let it take its permit, so that the budget counts it.
+                # Let it take its permit, so that the rate limiter counts it.
                 await asyncio.sleep(0)
         return soonest if len(self._tasks) < limit else None
 

@@ -1,13 +1,13 @@
-"""Which suspicions are differences, and which were only something that changed while we looked.
+"""Decides which suspected differences are real, and which are rows that changed during verification.
 
-A suspicion is looked at again: the object is read, and the row after it. It counts as a difference only if
+Each suspicion is rechecked: the object is read, and the row after it. It counts as a difference only if
 
-- Stripe shows what it showed the first time, and not what the row has;
-- nobody has written the row between (its `_synced_at` is the same);
-- no event since the beginning tells of the object or of what holds it, and no request for it is waiting.
+- Stripe returns what it returned the first time, and not what the row has;
+- the row has not been written in between (its `_synced_at` is the same);
+- no event since the beginning concerns the object or what holds it, and no refetch of it is pending.
 
-Everything else changed while we looked: whoever follows the account brings it, and a later run proves it.
-Where someone follows, he gets `grace_s` before the second look.
+Anything else changed during verification; the worker will sync it and the next run will check it. If a
+worker follows the account, it gets `grace_s` before each recheck.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _ROUNDS = 3
 
 @dataclass(slots=True)
 class RecheckResult:
-    """What became of suspicions. `same`: both agree by now; `moving`: it changed while we looked;
-    `unknown`: Stripe cannot be asked, `reasons` has its words by table.
+    """The outcome of suspicions. `same`: both agree by now; `changing`: it changed meanwhile; `unknown`:
+    Stripe cannot be requested, `Rechecker.reasons` has the reason by table.
     """
 
     confirmed: list[Difference] = field(default_factory=list)
@@ -61,7 +61,7 @@ class RecheckResult:
 
 
 class Rechecker:
-    """Looks again. `looking` is the source whose mirror compares by `comparer`."""
+    """Rechecks suspicions. `looking` is the source whose mirror compares by `comparer`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Rechecker:
         since: float,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`since`: Unix second on Stripe's clock; what an event from then on tells of was changing."""
+        """`since`: Unix second on Stripe's clock; what an event from then on concerns was changing."""
         self.reasons: dict[str, str] = {}
         self.requests: Counter[str] = Counter()
         self._looking = looking
@@ -83,7 +83,7 @@ class Rechecker:
         self._read_to = since
 
     async def decide(self, rechecker: Iterable[Difference], *, grace_s: float) -> RecheckResult:
-        """Returns when each suspicion is confirmed or dropped."""
+        """Return when each suspicion is confirmed or dropped."""
         verdicts = RecheckResult()
         open_ = {s.place: s for s in rechecker}
         for _ in range(_ROUNDS):
@@ -99,7 +99,7 @@ class Rechecker:
         return verdicts
 
     async def drop_changing(self, steady: Iterable[Difference], verdicts: RecheckResult) -> None:
-        """Confirms what was seen twice alike already, but for what events tell of."""
+        """Confirm what differed twice in the same way, except for what events concern."""
         found = list(steady)
         moved = await self._moved() if found else set()
         for suspect in found:
@@ -115,7 +115,7 @@ class Rechecker:
         moved: Collection[RowKey],
         verdicts: RecheckResult,
     ) -> dict[RowKey, Difference]:
-        """Sorts what was looked at; gives what must be looked at once more."""
+        """Classify the results; return what must be rechecked once more."""
         again: dict[RowKey, Difference] = {}
         for place, before in first.items():
             if place not in second:
@@ -137,12 +137,12 @@ class Rechecker:
             return True
         if any((found.table + _UNDER, key) in moved for _, key in found.parents):
             return True
-        # What has no events of its own changes with what it belongs to.
+        # Objects without events of their own change with what they belong to.
         silent = found.table not in _with_events()
         return any(p in moved and (silent or holds(found.table, p)) for p in found.parents)
 
     async def look(self, places: Iterable[Difference]) -> dict[RowKey, Difference | None]:
-        """Reads each again: None where row and object agree; not in it what cannot be read."""
+        """Read each again: None if row and object agree; without an entry if it cannot be read."""
         ways: dict[ReadPath, list[Difference]] = {}
         for suspect in places:
             way = path_to(suspect)
@@ -178,11 +178,11 @@ class Rechecker:
         except NotFound:
             absent_is_gone = way.key == rechecker[0].key
             if not absent_is_gone and way.table in self._looking.wanted:
-                # Gone with all that it held, which stays as it was: no fault if we know of it.
+                # Gone with all that it held, whose rows stay: correct if its own row is flagged.
                 holder = Difference(way.table, way.key, "extra")
                 left_behind = await self._standing(holder) is None
         except (NotPermitted, NotEnabled) as error:
-            # What holds for one holds for all of this type.
+            # A refusal of one holds for all of this type.
             self._refused.add(way.asks)
             self.reasons[table] = error.message
             absent_is_gone = False
@@ -204,7 +204,9 @@ class Rechecker:
         return found
 
     async def _standing(self, suspect: Difference) -> Difference | None:
-        """What the row says of an object that Stripe does not have: None if it is flagged, or not there."""
+        """Return the difference of a row whose object Stripe does not have; None if it is flagged, or
+        not there.
+        """
         table = self._looking.wanted[suspect.table]
         flag = "deleted IS TRUE" if table.deletable else "false"
         statement = (
@@ -218,9 +220,9 @@ class Rechecker:
         return replace(suspect, kind="extra", columns=(), version=row[0], shown="")
 
     async def _moved(self) -> Collection[RowKey]:
-        """What changed since the beginning, as far as events tell, or waits to be asked for.
+        """Return what has changed since the beginning, by events and by pending refetches.
 
-        Where events cannot be read, the two looks alone decide.
+        If events cannot be read, the two reads alone decide.
         """
         try:
             await self._read_events()
@@ -233,7 +235,7 @@ class Rechecker:
         }
 
     async def _read_events(self) -> None:
-        """Adds what the events since the last time tell of; a little is read twice, for late ones."""
+        """Add what the events since the last call concern; a little is read twice, for late ones."""
         began = self._looking.now()
         async for page in iter_pages(
             self._looking.stripe,

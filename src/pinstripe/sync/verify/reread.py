@@ -1,7 +1,7 @@
-"""Reads lists and single objects once more, by the code of the backfill, into the mirror of a `Source`.
+"""Reads lists and single objects again, by the code of the backfill, into the mirror of a `Source`.
 
-With the mirror of a `Comparer` that compares, and saves nothing; with the real one it repairs, and the
-cursors of the lists say that they were read anew. Every list is read from its top.
+With the mirror of a `Comparer` it compares and saves nothing. With the real one it repairs, and the cursors
+record that the lists were read again. Every list is read from its top.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ListRun:
         return found
 
     def ends(self) -> Iterator[tuple[str, Checkpoint]]:
-        """(table, how its list ended), for each table that a list shows."""
+        """Yield (table, how its list ended), for each table that a list returns."""
         for work in self.works:
             for name in work.endpoint.objects:
                 yield table_name(name), work.final()
@@ -62,9 +62,9 @@ async def read_lists(
     only: Collection[str] | None = None,
     found: ListRun | None = None,
 ) -> ListRun:
-    """Reads every list that shows rows of these tables, of all that are synced by default.
+    """Read every list that returns rows of these tables, by default of all that are synced.
 
-    `found` is filled as it goes, for who looks on.
+    `found` is filled as it goes, for the progress display.
     """
     found = found if found is not None else ListRun()
     names = set(source.wanted if only is None else only)
@@ -87,10 +87,10 @@ async def read_lists(
 
 @dataclass(frozen=True, slots=True)
 class ReadPath:
-    """How a row is read again: by a GET of the object `key` of `table`, or by the list `endpoint`
-    under the parent `key`.
+    """How a row is read again: by a GET of the object `key` of `table`, or by the list `endpoint` under the
+    parent `key`.
 
-    `whole`: what it does not show then is not at Stripe.
+    `whole`: what it does not return does not exist at Stripe.
     """
 
     table: str
@@ -106,7 +106,7 @@ class ReadPath:
 
 
 def path_to(found: Difference) -> ReadPath | None:
-    """By its own id if Stripe can, else through what it hangs under; None if nothing shows it."""
+    """By its own id if Stripe can, else through its parent or holder; None if nothing returns it."""
     if found.table in {table_name(name) for name in singleton_paths()}:
         return ReadPath(found.table, "", whole=False)
     where = retrieve_endpoint(found.table)
@@ -131,7 +131,7 @@ def path_to(found: Difference) -> ReadPath | None:
 
 
 async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None = None) -> None:
-    """Reads what the way leads to into the mirror. Raises NotFound if Stripe does not have it."""
+    """Read what the path leads to into the mirror. Raises NotFound if Stripe does not have it."""
     if way.endpoint is not None:
         path, params = way.endpoint.url(way.key, quote_id(way.key))
         expand = [("expand[]", f"data.{item}") for item in way.endpoint.expand]
@@ -152,7 +152,7 @@ async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None =
         await read_singletons(source)
         return
     where = retrieve_endpoint(way.table)
-    assert where is not None  # noqa: S101 (`way_to` has seen it)
+    assert where is not None  # noqa: S101 (`path_to` has checked it)
     response = await source.get_object(where, way.key, way.parent, BACKFILL)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, where.path), found)
@@ -167,7 +167,7 @@ def holds(table: str, place: RowKey) -> bool:
 
 @cache
 def _holders() -> Mapping[str, Mapping[str, bool]]:
-    """Table -> tables whose objects hold its objects at their top level; True if in a list."""
+    """Return table -> tables whose objects hold its objects at their top level; True if in a list."""
     found: dict[str, dict[str, bool]] = {}
     for name, object_type in object_types().items():
         for known in object_type.fields:
@@ -182,6 +182,6 @@ def _holders() -> Mapping[str, Mapping[str, bool]]:
 
 @cache
 def _table_at(path: str) -> str:
-    """The table of what is listed at a path."""
+    """Return the table of what is listed at a path."""
     names = [e.objects[0] for e in list_endpoints() if e.path == path]
     return table_name(names[0]) if names else ""

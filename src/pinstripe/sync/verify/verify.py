@@ -1,12 +1,11 @@
-"""Proves the copy, or says where it is wrong: every list is read again and compared with the rows.
+"""Verifies the copy: every list is read again and compared with the rows.
 
-    lists -> rows that no list showed, one by one -> a second look at what differs -> repairs -> certificate
+    lists -> rows that no list returned, one by one -> recheck of differences -> repairs -> certificate
 
-It looks with the code of the backfill, whose mirror compares instead of writing (`store.compare`). It
-reads the database beside whoever follows the account, and writes only repairs, through the real mirror.
-What changes while it looks is never called a difference (`sync.suspects`).
-
-The end of a verification: counts, the digest, and the certificate that `status` shows.
+It reads with the code of the backfill, into a mirror that compares instead of writing (`compare`). It runs
+beside the worker that follows the account, and writes only repairs, through the real mirror. A row that
+changes meanwhile is never reported as a difference (`recheck`). The run ends with counts, the digest, and
+the certificate that `status` shows.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ from pinstripe.sync.verify.reread import ListRun, read_lists
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _GRACE_S = 10.0
-"""What a follower gets to apply what it has heard of; it looks twice a second."""
+"""What a worker gets to apply the events that it has received; it polls twice a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """How to verify. `unlisted`: of the rows of a table that no list shows, so many are asked for one
-    by one; None: all. `followed`: whether someone follows the account; None: see the database.
+    """How to verify. `unlisted`: how many rows of a table that no list returns are fetched one by one;
+    None: all. `followed`: whether a worker follows the account; None: read it from the database.
     """
 
     repair: bool = False
@@ -56,7 +55,7 @@ class VerifyOptions:
 
 
 class Verify:
-    """One run. `phase` and `walk` are for whoever shows progress. Make it with `open_verify`."""
+    """One run. `phase` and `walk` are for the progress display. Create it with `open_verify`."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class Verify:
         self._rechecker = Rechecker(looking, comparer, since=since - self._margin_s, sleep=sleep)
 
     async def run(self) -> Report:
-        """Returns when everything is compared, and repaired if that was wished; saves the certificate."""
+        """Return when everything is compared, and repaired if the options say so; saves the certificate."""
         started_at = await self._source.database_time()
         self.phase = "lists"
         await self._walk(self._looking, found=self.walk)
@@ -119,7 +118,7 @@ class Verify:
         )
         return replace(made, margin_s=self._margin_s)
 
-    # What Stripe showed.
+    # What Stripe returned.
 
     async def _walk(
         self, source: Source, only: set[str] | None = None, *, found: ListRun | None = None
@@ -154,7 +153,7 @@ class Verify:
                 self.reports[gap.cut.child_table].mark_partial(gap.error.message, gap.error.hint)
 
     async def _unlisted(self, report: TableReport) -> None:
-        """Rows that no list showed are asked for by id: hidden, only referred to, or gone."""
+        """Fetch rows that no list returned by id: hidden, only referred to, or gone."""
         table = self._source.wanted[report.table]
         if self._comparer.forgot:
             report.mark_partial("The connection to Postgres was lost meanwhile.", "Verify again.")
@@ -164,26 +163,26 @@ class Verify:
         if any(c.name == "created" for c in table.columns):
             keep = f"coalesce(t.created >= to_timestamp({self._since:.0f}), false)"
         if report.table == "event":
-            # Kept for longer than Stripe shows them.
+            # Kept for longer than Stripe lists them.
             keep += f" OR t.created < to_timestamp({self._since - RETENTION_S + 3600:.0f})"
         report.unlisted, flagged, rows = await self._comparer.unlisted(
             table, keep=keep, limit=limit
         )
         standing = report.unlisted - flagged
         if report.unlisted and report.state == "unverified":
-            # Nothing was listed, or not to the end: then a row that is there proves nothing.
+            # Nothing was listed, or not to the end: then an unlisted row proves nothing.
             report.unchecked = report.unlisted
             return
         looked = await self._rechecker.look(rows)
         wrong = sum(1 for d in looked.values() if d is not None and d.kind == "extra")
         if wrong and limit is not None and report.unlisted > limit:
-            # One wrong row in the sample: then all are asked for.
+            # One wrong row in the sample: then all are fetched.
             _, _, rows = await self._comparer.unlisted(table, keep=keep, limit=None)
             looked |= await self._rechecker.look([r for r in rows if r.place not in looked])
         for place, found in looked.items():
             if found is not None:
                 self._comparer.differences[place] = found
-        # Lists show nothing that is deleted: a flagged row agrees with them, asked for or not.
+        # Lists return nothing that is deleted: a flagged row agrees with them, fetched or not.
         report.unchecked = standing - sum(row.place in looked for row in rows[:standing])
         if report.unchecked:
             reason = self._rechecker.reasons.get(report.table, "")
@@ -194,7 +193,7 @@ class Verify:
     # What is wrong.
 
     async def _decide(self, rechecker: Sequence[Difference]) -> RecheckResult:
-        """Looks again: table by table by its lists where that is cheaper, else object by object."""
+        """Recheck: table by table through its lists if that is cheaper, else object by object."""
         many = cheaper_by_list(rechecker, self.walk.requests())
         if not many:
             return await self._rechecker.decide(rechecker, grace_s=self._grace_s)
@@ -250,7 +249,7 @@ async def open_verify(
     account_created: int = 0,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncIterator[Verify]:
-    """A run that is ready. `url` is that of the database, `source` what repairs go through."""
+    """Yield a run that is ready. `url` is that of the database; repairs go through `source`."""
     since = await _stripe_time(source)
     followed = options.followed if options.followed is not None else await _is_followed(source)
     mirror = source.mirror
@@ -280,7 +279,7 @@ async def open_verify(
 
 
 async def _stripe_time(source: Source) -> float:
-    """The second on Stripe's clock at which the look begins."""
+    """Return the second on Stripe's clock at which the run begins."""
     try:
         response = await source.stripe.get(
             EVENTS, [("limit", "1")], endpoint=f"GET {EVENTS}", priority=LIVE
@@ -292,7 +291,7 @@ async def _stripe_time(source: Source) -> float:
 
 
 async def _is_followed(source: Source) -> bool:
-    """Whether a process holds the lease, or has moved the position of the events just now."""
+    """Whether a worker follows the account."""
     async with source.pool.acquire() as connection:
         return await is_followed(connection, source.mirror.schema)
 
@@ -305,7 +304,7 @@ async def certify(
     since: float,
     started_at: datetime,
 ) -> Report:
-    """Counts what the tables hold now, and saves what was found as a certificate."""
+    """Count what the tables hold now, and save the result as a certificate."""
     schema = source.mirror.schema
     async with source.pool.acquire() as connection:
         for report in reports.values():
