@@ -1,8 +1,8 @@
-"""From what an event is about to the owners of upcoming invoices, through the rows.
+"""Finds the owners of upcoming invoices that an event affects, through the rows.
 
-A price leads to the subscriptions that have it, a coupon to those with a discount of it, a customer to
-all subscriptions and to pending invoice items. A table of data (`LINKS`): one statement a way. It is run
-before the rows of the event itself are written; what these would tell, the event says by itself.
+A price leads to the subscriptions that have it, a coupon to those with a discount of it, a customer to all
+subscriptions and to pending invoice items. `LINKS` is a table of data: one statement a link. It runs before
+the rows of the event are written; the owners that these would add are named by the event itself (`rules`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pinstripe.store.pool import Connection
 from pinstripe.sync.upcoming.rules import EVERYONE, Affected, OwnerKey, Relation, Through
 
 ENDED = ("canceled", "incomplete_expired")
-"""Subscriptions of these states never invoice again."""
+"""Subscriptions in these states never invoice again."""
 
 ALIVE = f"coalesce(s.status, '') NOT IN {ENDED!r}"
 """SQL: subscription `s` may invoice."""
@@ -29,10 +29,10 @@ PENDING = "n.invoice_id IS NULL AND n.deleted IS NOT TRUE"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One way from the ids of a relation ($1, text[]) to owners.
+    """One link from the ids of a relation ($1, text[]) to owners.
 
-    The statement gives (id of the relation or null for any of them, subscription, customer); `$table`
-    stands for a synced table. A link whose tables or columns the database lacks is left out.
+    The statement returns (id of the relation or null for any of them, subscription, customer); `$table`
+    stands for a synced table. A link whose tables or columns the database lacks is skipped.
     """
 
     relation: Relation
@@ -85,7 +85,7 @@ def _by_discount(relation: Relation, column: str) -> tuple[Link, ...]:
     )
 
 
-# Discounts that no event has told of since the sync began: any coupon may be theirs.
+# Discounts without a row: no event has shown them since the sync began, so any coupon may be theirs.
 _UNKNOWN = "$1::text[] <> '{}' AND NOT EXISTS (SELECT FROM $discount d WHERE d.id = u.id)"
 
 LINKS: tuple[Link, ...] = (
@@ -101,7 +101,7 @@ LINKS: tuple[Link, ...] = (
         f"SELECT n.customer_id, NULL, n.customer_id FROM $invoice_item n "
         f"WHERE n.customer_id = ANY($1::text[]) AND {PENDING}",
     ),
-    # What is shown now may have to go.
+    # The row that exists now may have to go.
     Link(
         "customer",
         "upcoming_customer_invoice",
@@ -189,7 +189,7 @@ LINKS: tuple[Link, ...] = (
 async def origins(
     connection: Connection, affected: Affected, *, schema: str, tables: Mapping[str, Table]
 ) -> dict[Through, set[OwnerKey]]:
-    """The owners behind each relation: for the events of a whole page in a few statements."""
+    """Return the owners behind each relation: for the events of a whole page in a few statements."""
     ids: dict[Relation, list[str]] = defaultdict(list)
     for relation, key in sorted(affected.through):
         ids[relation].append(key)
@@ -215,7 +215,7 @@ def _owners(subscription: str | None, customer: str | None) -> Iterator[OwnerKey
 
 
 def is_there(link: Link, tables: Mapping[str, Table]) -> bool:
-    """Whether the database has what the statement speaks of: the user may sync fewer tables."""
+    """Whether the database has what the statement needs: the user may sync fewer tables."""
     for need in link.needs.split():
         name, _, column = need.partition(".")
         table = tables.get(name)

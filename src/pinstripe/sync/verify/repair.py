@@ -1,8 +1,8 @@
-"""Puts what Stripe has in place of what differs, through the mirror, and looks whether that has helped.
+"""Repairs rows that differ, through the mirror, and checks whether that has helped.
 
-Rows that Stripe does not have are flagged deleted, where their table has the flag. Entries that are no
-more in the list of what they hang under (the lines of a draft) are taken out. Anything else is left to
-people: Stripe forgets some objects that a copy may well keep.
+Rows that Stripe does not have are flagged deleted, if their table has the flag. Entries that are no longer
+in the list of their parent (the lines of a draft) are deleted. Anything else is left to the operator:
+Stripe deletes some objects that a copy may well keep.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ReadLists = Callable[[Source, set[str]], Awaitable[ListRun]]
 
 
 def cheaper_by_list(wrong: Iterable[Difference], requests: Mapping[str, int]) -> set[str]:
-    """Tables whose lists take fewer requests (`requests`) than their differences one by one."""
+    """Return tables whose lists take fewer requests (`requests`) than their differences one by one."""
     counts = Counter(d.table for d in wrong if d.kind != "extra")
     return {
         t
@@ -62,7 +62,7 @@ class Repairs:
         self._read_lists = read_lists
 
     async def run(self, reports: Mapping[str, TableReport], requests: Mapping[str, int]) -> None:
-        """Repairs what remains, and sorts it anew. `requests`: that each table's lists took."""
+        """Repair what remains, and classify it again. `requests`: that each table's lists took."""
         wrong = [d for report in reports.values() for d in report.remaining]
         if not wrong:
             return
@@ -99,7 +99,7 @@ class Repairs:
             _log.warning("verify.unrepaired", table=found.table, id=found.key, error=error.message)
 
     async def _take_out(self, found: Difference) -> None:
-        """The row of what Stripe does not have: flagged, or removed from among its siblings."""
+        """Flag or delete the row of an object that Stripe does not have."""
         table, way = self._source.wanted[found.table], path_to(found)
         if table.deletable:
             await mark_deleted(self._source, found.table, found.key, over=found.version)
