@@ -31,7 +31,7 @@ from pinstripe.store.pool import connect, open_pool
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.upcoming.fan_out import origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
-from pinstripe.sync.upcoming.preview import LINES, Place, Preview
+from pinstripe.sync.upcoming.preview import LINES, Preview, UpcomingRow
 from pinstripe.sync.upcoming.rules import Affected, OwnerKey, Relation, affected
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe_simulator.account import Settings
@@ -603,7 +603,7 @@ def preview_of(total: int, count: int, at: float) -> Preview:
 async def test_an_older_preview_overwrites_neither_the_row_nor_the_lines_of_a_newer(
     copy: Copy, older: int, newer: int
 ) -> None:
-    place = Place("stripe", copy.source.mirror.tables, "subscription", "sub_1")
+    place = UpcomingRow("stripe", copy.source.mirror.tables, "subscription", "sub_1")
     nothing: Mapping[tuple[str, str], Any] = {}
     assert await copy.upcoming.write(place, preview_of(200, newer, NOON + 60), nothing)
     assert not await copy.upcoming.write(place, preview_of(100, older, NOON), nothing)
@@ -614,7 +614,7 @@ async def test_an_older_preview_overwrites_neither_the_row_nor_the_lines_of_a_ne
 async def test_what_was_asked_for_after_the_row_was_seen_is_newer_in_the_same_second(
     copy: Copy,
 ) -> None:
-    place = Place("stripe", copy.source.mirror.tables, "subscription", "sub_1")
+    place = UpcomingRow("stripe", copy.source.mirror.tables, "subscription", "sub_1")
     for total, lines in ((100, 3), (200, 5), (300, 1)):
         seen = await place.versions(copy.pg)
         assert await copy.upcoming.write(place, preview_of(total, lines, NOON), seen)
@@ -627,7 +627,7 @@ async def test_what_was_asked_for_after_the_row_was_seen_is_newer_in_the_same_se
 
 
 async def test_nothing_upcoming_does_not_remove_a_preview_that_came_after_it(copy: Copy) -> None:
-    place = Place("stripe", copy.source.mirror.tables, "customer", "cus_1")
+    place = UpcomingRow("stripe", copy.source.mirror.tables, "customer", "cus_1")
     before = await place.versions(copy.pg)
     await copy.upcoming.write(place, preview_of(200, 2, NOON), before)
     assert not await copy.upcoming.write(place, None, before)

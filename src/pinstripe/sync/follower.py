@@ -76,7 +76,7 @@ class Follower:
             plan=read_quota.plan if read_quota is not None else None,
         )
         if read_quota is not None:
-            read_quota.wishes = self.relist.wishes
+            read_quota.demand = self.relist.demand
         self._backfilled = asyncio.Event()
         self._request_listener = SyncRequestListener(
             source.pool, source.mirror.schema, complete=self._is_complete

@@ -50,7 +50,7 @@ _COUNT_S = 3600.0
 
 _LAST_S = 2.0
 
-Kind = Literal["events", "list", "retrieve"]
+ReadKind = Literal["events", "list", "retrieve"]
 
 
 class QuotaStatus(TypedDict):
@@ -69,7 +69,7 @@ class QuotaStatus(TypedDict):
     over: bool
 
 
-def kind_of(endpoint: str) -> Kind | None:
+def kind_of(endpoint: str) -> ReadKind | None:
     """Return the kind of a GET; None for what is not limited. `endpoint` is "GET /v1/charges/{charge}".
 
     >>> kind_of("GET /v1/events"), kind_of("GET /v1/charges/{charge}"), kind_of("POST /v1/charges")
@@ -105,7 +105,7 @@ class ReadQuota:
     ) -> None:
         self.trouble = ""
         self.transactions: int | None = None
-        self.wishes: Callable[[], QuotaDemand] = QuotaDemand
+        self.demand: Callable[[], QuotaDemand] = QuotaDemand
         """Return what other reads would take if nothing limited them."""
         self._pool = pool
         self._schema = schema
@@ -137,7 +137,7 @@ class ReadQuota:
         return plan(
             self._spending(),
             allowed(self.transactions),
-            self.wishes(),
+            self.demand(),
             poll_s=self._poll_s,
             longest_s=self._longest_s,
         )
@@ -306,31 +306,31 @@ def usual_rate(spending: QuotaUsage) -> float:
 def plan(
     spending: QuotaUsage,
     allowance: float,
-    wishes: QuotaDemand,
+    demand: QuotaDemand,
     *,
     poll_s: float,
     longest_s: float,
 ) -> QuotaPlan:
     """Return the pause between polls: `poll_s` if the quota allows it, and at most `longest_s`."""
     rate = affordable_rate(spending, allowance * _MARGIN)
-    stretch, pass_s = _lists(max(rate, 0.0) * _LISTS_SHARE, wishes)
-    lists = wishes.heads / stretch + wishes.passes / pass_s
+    stretch, pass_s = _lists(max(rate, 0.0) * _LISTS_SHARE, demand)
+    lists = demand.heads / stretch + demand.passes / pass_s
     looks = rate - max(usual_rate(spending), lists)
     longest_s = max(poll_s, longest_s)
     look_s = longest_s if looks * longest_s <= 1.0 else max(poll_s, 1.0 / looks)
     return QuotaPlan(look_s, stretch, pass_s)
 
 
-def _lists(rate: float, wishes: QuotaDemand) -> tuple[float, float]:
+def _lists(rate: float, demand: QuotaDemand) -> tuple[float, float]:
     """Return the stretch of newest pages and the seconds of a round of full refreshes, at so many GETs a
     second.
     """
-    if wishes.heads + wishes.passes / DAY_S <= rate:
+    if demand.heads + demand.passes / DAY_S <= rate:
         return 1.0, DAY_S
     # Full refreshes get half, or what newest pages leave.
-    for_passes = max(rate / 2, rate - wishes.heads)
-    needed_s = wishes.passes / for_passes if for_passes else LONGEST_PASS_S
+    for_passes = max(rate / 2, rate - demand.heads)
+    needed_s = demand.passes / for_passes if for_passes else LONGEST_PASS_S
     pass_s = min(max(needed_s, DAY_S), LONGEST_PASS_S)
-    left = rate - wishes.passes / pass_s
-    stretch = wishes.heads / left if left > 0 else LONGEST_STRETCH
+    left = rate - demand.passes / pass_s
+    stretch = demand.heads / left if left > 0 else LONGEST_STRETCH
     return min(max(stretch, 1.0), LONGEST_STRETCH), pass_s

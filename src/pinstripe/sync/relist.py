@@ -133,7 +133,7 @@ class Relist:
         # Full refreshes are spread over their interval, so that they never come all together.
         self._first = {s: 0.5 + n / len(streams) / 2 for n, s in enumerate(streams)}
 
-    def wishes(self) -> QuotaDemand:
+    def demand(self) -> QuotaDemand:
         """Return what all of this takes if nothing slows it."""
         endpoints = [e for e in self._endpoints() if not self._is_refused(stream_of(e))]
         heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
@@ -145,10 +145,10 @@ class Relist:
         """Run until cancelled. A list that cannot be read is left out, and reported in its cursor."""
         await self._guard("passes", None, self._remember())
         while True:
-            await self.turn()
+            await self.run_due()
             await asyncio.sleep(self._intervals.tick_s)
 
-    async def turn(self) -> None:
+    async def run_due(self) -> None:
         """Do what is due now."""
         now, plan = self._clock(), self._plan()
         for endpoint in self._endpoints():

@@ -86,7 +86,7 @@ class Backfill:
         self._pending: list[ListReader] = []
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
-        self._anew_since: float | None = None
+        self._resync_since: float | None = None
 
     async def prepare(self) -> int:
         """Read the cursors; return the second from which events count, saved before any list is read.
@@ -121,8 +121,8 @@ class Backfill:
         await self._source.mirror.wait_resolved()
         if not followed:
             await RefetchWorker(self._source).drain()
-        if self._anew_since is not None:
-            await self._queue_missing(self._anew_since)
+        if self._resync_since is not None:
+            await self._queue_missing(self._resync_since)
         self.phase = "references"
         # Indexes load Postgres, references load Stripe: neither waits for the other.
         async with asyncio.TaskGroup() as group:
@@ -141,7 +141,7 @@ class Backfill:
         """Plan the works; return the second from which events count."""
         plan = await self._planner.plan()
         self.works, self.note = list(plan.works), plan.note
-        self._anew_since = plan.anew_since
+        self._resync_since = plan.resync_since
         self._pending = [work for work in self.works if work.endpoint.parent]
         return plan.since
 

@@ -58,13 +58,13 @@ def full_resync_done(since: float) -> Checkpoint:
 class BackfillPlan:
     """What a run reads. Events count from the second `since`; `note` is for the progress display.
 
-    `anew_since`: when a full resync began; None if events report what changed.
+    `resync_since`: when a full resync began; None if events report what changed.
     """
 
     works: Sequence[ListReader]
     since: int
     note: str = ""
-    anew_since: float | None = None
+    resync_since: float | None = None
 
 
 class BackfillPlanner:
@@ -93,12 +93,12 @@ class BackfillPlanner:
         if last is not None and last.as_of is not None:
             since = int(last.as_of)
             if self._now - since > RETENTION_S - 86400:
-                saved, since = await self._begin_anew(), self._now
-        anew = saved.get(_FULL_RESYNC)
-        anew_since = anew.as_of if anew is not None and anew.state == "running" else None
-        if anew_since is not None:
+                saved, since = await self._begin_resync(), self._now
+        resync = saved.get(_FULL_RESYNC)
+        resync_since = resync.as_of if resync is not None and resync.state == "running" else None
+        if resync_since is not None:
             note = "The last run is too long ago for the event log: everything is listed anew."
-            _log.warning("resume.anew", since=anew_since)
+            _log.warning("resume.anew", since=resync_since)
         complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
         if complete and last is not None and last.state == "refused":
             saved = {}  # Nothing reports what changed since.
@@ -106,7 +106,7 @@ class BackfillPlanner:
         if last is None or since == self._now:
             # The position is saved before the first list is read.
             await self._source.save([followed(since)])
-        return BackfillPlan(works, since, note, anew_since)
+        return BackfillPlan(works, since, note, resync_since)
 
     async def _without_notes(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
         """Forget what an earlier process could not read beside the lists: this one tries it again."""
@@ -137,7 +137,7 @@ class BackfillPlanner:
             await forget_streams(connection, schema, sorted(lost))
             return dict(await load_checkpoints(connection, schema))
 
-    async def _begin_anew(self) -> dict[str, Checkpoint]:
+    async def _begin_resync(self) -> dict[str, Checkpoint]:
         """Forget every position, in one commit with the new one: the next run must not trust the old
         ones.
         """

@@ -43,7 +43,7 @@ _CHUNK = 500
 _WORKERS = 16
 """Requests under way, over all tables."""
 
-_LOOKERS = 3
+_QUERIES = 3
 """Concurrent queries for missing targets: fewer than the pool has connections."""
 
 _ROUNDS = 6
@@ -71,7 +71,7 @@ class References:
         self._schema = source.mirror.schema
         self.result = Fetched()
         self._workers = asyncio.Semaphore(_WORKERS)
-        self._lookers = asyncio.Semaphore(_LOOKERS)
+        self._queries = asyncio.Semaphore(_QUERIES)
         self._changed: set[str] | None = None
         """Tables that may hold new references; None: all."""
 
@@ -126,7 +126,7 @@ class References:
             f"ORDER BY r.id LIMIT {_CHUNK}"
         )
         try:
-            async with self._lookers, self._pool.acquire() as connection:
+            async with self._queries, self._pool.acquire() as connection:
                 rows = await connection.fetch(statement, last, self._schema, target)
         except PinstripeError as error:
             if error.fault is None or error.fault.scope != "table":

@@ -47,16 +47,16 @@ class EventApplier:
         self._table_of = table_of_object()
 
     async def plan(
-        self, events: Sequence[StripeObject], truth: AsOf
+        self, events: Sequence[StripeObject], listed_at: AsOf
     ) -> tuple[list[Part], list[Refetch]]:
-        """Return what to write and what to fetch. `events` newest first; `truth`: when the list showed
+        """Return what to write and what to fetch. `events` newest first; `listed_at`: when the list showed
         them.
         """
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         log = RowSet()
         for event in events:
             extractor.object(event, log)
-        parts: list[Part] = [(log, truth)]
+        parts: list[Part] = [(log, listed_at)]
         refetches: list[Refetch] = []
         for change in changes(events, self._source.mirror.api_version):
             found = RowSet()

@@ -256,13 +256,13 @@ class EventPoller:
         self._lookback.note(began, late_s)
 
     async def apply(
-        self, events: Sequence[StripeObject], truth: AsOf, *, as_of: float | None = None
+        self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
     ) -> None:
         """Write events, the states that they leave and their refetches in one commit.
 
-        `events` in Stripe's order, newest first; `truth`: when the list showed them. `as_of`: the list has
-        now been read so far that everything it showed at this second is applied; None while the read goes
-        on.
+        `events` in Stripe's order, newest first; `listed_at`: when the list showed them. `as_of`: the list
+        has now been read so far that everything it showed at this second is applied; None while the read
+        goes on.
         """
         self.stats.polls += 1
         if as_of is not None and as_of - self.stats.as_of > _TOO_LONG_S:
@@ -277,15 +277,15 @@ class EventPoller:
                 # More events follow: an object that they change again is fetched once.
                 self._refetches.pause()
             if events or self._is_due(as_of):
-                await self._commit(events, truth, as_of)
+                await self._commit(events, listed_at, as_of)
             if as_of is not None:
                 self.stats.as_of = max(self.stats.as_of, as_of)
                 self._refetches.resume()
 
     async def _commit(
-        self, events: Sequence[StripeObject], truth: AsOf, as_of: float | None
+        self, events: Sequence[StripeObject], listed_at: AsOf, as_of: float | None
     ) -> None:
-        parts, refetches = await self._applier.plan(events, truth)
+        parts, refetches = await self._applier.plan(events, listed_at)
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
         position = max(as_of, self.stats.as_of) if as_of is not None else None

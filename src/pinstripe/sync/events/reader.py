@@ -34,14 +34,14 @@ _Over = Callable[[Page, Sequence[StripeObject]], bool]
 
 
 class Apply(Protocol):
-    """Applies events, newest first, that the list showed at `truth`.
+    """Applies events, newest first, that the list showed at `listed_at`.
 
     `as_of`: with them, everything that the list showed at this second is applied; None while the read goes
     on.
     """
 
     async def __call__(
-        self, events: Sequence[StripeObject], truth: AsOf, *, as_of: float | None = None
+        self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
     ) -> None: ...
 
 
@@ -85,7 +85,7 @@ class EventLogReader:
     ) -> None:
         """`first`: the number of events on the first page."""
         gathered: list[StripeObject] = []
-        truth: AsOf | None = None
+        listed_at: AsOf | None = None
         last: str | None = None
         unanchored: set[str] = set()
         began: float | None = None
@@ -111,11 +111,11 @@ class EventLogReader:
                 if not is_last:
                     asking = asked(after, PAGE)
                 unanchored |= self._applied.unanchored(page.ids)
-                truth = union_of(truth if gathered else None, as_of_response(response))
+                listed_at = union_of(listed_at if gathered else None, as_of_response(response))
                 gathered += self._applied.fresh(events)
                 is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
-                    await apply(gathered, truth, as_of=began if is_last else None)
+                    await apply(gathered, listed_at, as_of=began if is_last else None)
                     unanchored |= self._applied.unanchored(
                         str(event.get("id")) for event in gathered
                     )

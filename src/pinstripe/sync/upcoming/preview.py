@@ -65,7 +65,7 @@ class Preview:
 
     invoice: StripeObject
     lines: tuple[StripeObject, ...]
-    truth: AsOf
+    as_of: AsOf
     unread: PinstripeError | None = None
 
 
@@ -78,7 +78,7 @@ def has_rollup(api_version: str) -> bool:
     return api_version[:10] < _BASIL
 
 
-async def ask_preview(
+async def request_preview(
     source: Source, owner: Owner, owner_id: str, *, priority: int
 ) -> Preview | None:
     """Return the next invoice of a customer or a subscription; None if nothing is due.
@@ -181,7 +181,7 @@ TABLE_OF: Mapping[Owner, str] = {
 }
 
 
-def found_in(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor) -> RowSet:
+def preview_rows(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor) -> RowSet:
     """Return the rows of a preview, the lines keyed `<owner id>:<position>`."""
     found = RowSet()
     # What the key contains already has no column of its own.
@@ -194,7 +194,7 @@ def found_in(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class UpcomingRow:
     """Where the upcoming invoice of one owner is stored. `tables` are those that are synced."""
 
     schema: str

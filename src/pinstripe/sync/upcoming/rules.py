@@ -14,8 +14,8 @@ from typing import Literal
 
 from pinstripe.client.decode import StripeObject
 
-Kind = Literal["upcoming_customer", "upcoming_subscription"]
-OwnerKey = tuple[Kind, str]
+OwnerKind = Literal["upcoming_customer", "upcoming_subscription"]
+OwnerKey = tuple[OwnerKind, str]
 """What to preview again: the kind and id of a refetch."""
 
 Relation = Literal[

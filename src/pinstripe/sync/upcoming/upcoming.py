@@ -37,13 +37,13 @@ from pinstripe.sync.upcoming.preview import (
     LINES,
     TABLE_OF,
     Owner,
-    Place,
     Preview,
-    ask_preview,
-    found_in,
+    UpcomingRow,
     has_rollup,
+    preview_rows,
+    request_preview,
 )
-from pinstripe.sync.upcoming.rules import Affected, Kind, OwnerKey, affected
+from pinstripe.sync.upcoming.rules import Affected, OwnerKey, OwnerKind, affected
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ PREVIEWS = 5
 _TRIES = 5
 """More than one is needed only if another process refreshes the same owner at the same moment."""
 
-_OWNER_OF: Mapping[Kind, Owner] = {
+_OWNER_OF: Mapping[OwnerKind, Owner] = {
     "upcoming_customer": "customer",
     "upcoming_subscription": "subscription",
 }
@@ -107,7 +107,7 @@ class Upcoming:
                 table = TABLE_OF[_OWNER_OF[kind]]
                 if table in synced:
                     made[kind, key] = _refetch(kind, table, key, event)
-        return [made[place] for place in sorted(made)]
+        return [made[owner] for owner in sorted(made)]
 
     def refreshers(self) -> Mapping[str, Callable[[str], Awaitable[None]]]:
         """Refreshes by kind of refetch. For `RefetchWorker(upcoming=...)`."""
@@ -151,15 +151,15 @@ class Upcoming:
     async def _refresh(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         """Request the preview, write it if the table is synced, and return it."""
         mirror = self.source.mirror
-        place = Place(mirror.schema, mirror.tables, owner, owner_id)
-        if place.table not in mirror.tables:
-            return await self._ask(owner, owner_id, priority)
+        row = UpcomingRow(mirror.schema, mirror.tables, owner, owner_id)
+        if row.table not in mirror.tables:
+            return await self._request(owner, owner_id, priority)
         async with self._turn(owner, owner_id):
             for _ in range(_TRIES):
                 async with self.source.pool.acquire() as connection:
-                    seen = await place.versions(connection)
-                preview = await self._ask(owner, owner_id, priority)
-                if await self.write(place, preview, seen):
+                    expected = await row.versions(connection)
+                preview = await self._request(owner, owner_id, priority)
+                if await self.write(row, preview, expected):
                     return preview
         raise Unreachable(
             f"The upcoming invoice of {owner_id} is refreshed by another process all the time.",
@@ -167,46 +167,49 @@ class Upcoming:
         )
 
     async def write(
-        self, place: Place, preview: Preview | None, seen: Mapping[tuple[str, str], datetime]
+        self,
+        row: UpcomingRow,
+        preview: Preview | None,
+        expected: Mapping[tuple[str, str], datetime],
     ) -> bool:
-        """Replace row and lines, if they still have the versions `seen` before the request.
+        """Replace row and lines, if they still have the versions `expected` before the request.
 
         False if the row was replaced meanwhile by a preview that is not certainly older.
         """
         mirror = self.source.mirror
         won = False
-        found, truth = RowSet(), AsOf(0.0, 0.0)
+        found, as_of = RowSet(), AsOf(0.0, 0.0)
         if preview is not None:
-            found = found_in(preview, place.owner, place.owner_id, mirror.extractor)
-            truth = preview.truth
+            found = preview_rows(preview, row.owner, row.owner_id, mirror.extractor)
+            as_of = preview.as_of
         keys = list(found.rows.get(LINES, ()))
 
         async def effect(connection: Connection) -> None:
             nonlocal won
             if preview is None:
-                won = await place.remove(connection, seen.get((place.table, place.owner_id)))
+                won = await row.remove(connection, expected.get((row.table, row.owner_id)))
             else:
-                won = await place.settle_lines(connection, keys)
+                won = await row.settle_lines(connection, keys)
                 if won:
                     is_unread = preview.unread is not None
-                    await place.note_unread(connection, is_unread=is_unread)
+                    await row.note_unread(connection, is_unread=is_unread)
 
-        await self._submit(found, truth, f"{place.table} {place.owner_id}", seen, effect)
+        await self._submit(found, as_of, f"{row.table} {row.owner_id}", expected, effect)
         return won
 
     async def _submit(
         self,
         found: RowSet,
-        truth: AsOf,
+        as_of: AsOf,
         lane: str,
-        seen: Mapping[tuple[str, str], datetime],
+        expected: Mapping[tuple[str, str], datetime],
         effect: Effect,
     ) -> None:
         mirror = self.source.mirror
         await mirror.room(found)
-        await mirror.submit(found, truth, lane=lane, over=seen, effect=effect)
+        await mirror.submit(found, as_of, lane=lane, over=expected, effect=effect)
 
-    async def _ask(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
+    async def _request(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         if owner == "subscription":
             return await self._preview(owner, owner_id, priority)
         return await self._first_of(owner_id, priority)
@@ -252,7 +255,7 @@ class Upcoming:
     async def _preview(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         self.requests += 1
         try:
-            return await ask_preview(self.source, owner, owner_id, priority=priority)
+            return await request_preview(self.source, owner, owner_id, priority=priority)
         except (NotPermitted, NotEnabled, WrongKey):
             raise
         except Refused as error:
@@ -285,7 +288,7 @@ class Upcoming:
                 del self._turns[owner, owner_id]
 
 
-def _refetch(kind: Kind, table: str, key: str, event: StripeObject) -> Refetch:
+def _refetch(kind: OwnerKind, table: str, key: str, event: StripeObject) -> Refetch:
     created, request = event.get("created"), event.get("request")
     # Until 2017 the request was a plain string.
     request_id = request.get("id") if isinstance(request, dict) else request

@@ -84,13 +84,13 @@ class Repairs:
         await self._look_after(reports, wrong, many)
 
     async def _mend(self, found: Difference) -> None:
-        way, source = path_to(found), self._source
+        path, source = path_to(found), self._source
         over = {found.place: found.version} if found.version is not None else None
         try:
             if found.kind == "extra" and not found.shown:
                 await self._take_out(found)
-            elif way is not None:
-                await read(source, way, over=over)
+            elif path is not None:
+                await read(source, path, over=over)
         except NotFound:
             await self._take_out(found)
         except (WrongKey, Unwritable):
@@ -100,11 +100,11 @@ class Repairs:
 
     async def _take_out(self, found: Difference) -> None:
         """Flag or delete the row of an object that Stripe does not have."""
-        table, way = self._source.wanted[found.table], path_to(found)
+        table, path = self._source.wanted[found.table], path_to(found)
         if table.deletable:
             await mark_deleted(self._source, found.table, found.key, over=found.version)
             return
-        if way is None or way.key == found.key:
+        if path is None or path.key == found.key:
             return
         where = f"t.{quote(table.key[0])} = $1 AND t._synced_at = $2"
         schema = self._source.mirror.schema
@@ -123,7 +123,7 @@ class Repairs:
             for table in many:
                 self._comparer.overflow.pop(table, None)
             await self._read_lists(self._looking, many)
-        left = await self._rechecker.look(
+        left = await self._rechecker.recheck(
             [d for d in wrong if d.table not in many or d.kind == "extra"]
         )
         for report in reports.values():

@@ -10,7 +10,7 @@ from typing import Literal
 from pinstripe.client.api_errors import permission_of
 from pinstripe.sync.verify.compare import Difference
 
-TableState = Literal["verified", "partly", "unverified"]
+ProofState = Literal["verified", "partly", "unverified"]
 """`partly`: not every row could be compared; `unverified`: Stripe did not list the table at all."""
 
 
@@ -25,7 +25,7 @@ class TableReport:
     """
 
     table: str
-    state: TableState = "verified"
+    state: ProofState = "verified"
     reason: str = ""
     remedy: str = ""
     failed: bool = False

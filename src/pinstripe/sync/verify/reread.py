@@ -100,7 +100,7 @@ class ReadPath:
     whole: bool = True
 
     @property
-    def asks(self) -> str:
+    def unit(self) -> str:
         """The unit in which Stripe permits or refuses."""
         return self.endpoint.name if self.endpoint is not None else self.table
 
@@ -130,30 +130,32 @@ def path_to(found: Difference) -> ReadPath | None:
     return None
 
 
-async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None = None) -> None:
+async def read(
+    source: Source, read_path: ReadPath, *, over: ExpectedVersions | None = None
+) -> None:
     """Read what the path leads to into the mirror. Raises NotFound if Stripe does not have it."""
-    if way.endpoint is not None:
-        path, params = way.endpoint.url(way.key, quote_id(way.key))
-        expand = [("expand[]", f"data.{item}") for item in way.endpoint.expand]
+    if read_path.endpoint is not None:
+        path, params = read_path.endpoint.url(read_path.key, quote_id(read_path.key))
+        expand = [("expand[]", f"data.{item}") for item in read_path.endpoint.expand]
         async for page in iter_pages(
             source.stripe,
             path,
             [*params, *expand],
-            endpoint=way.endpoint.name,
-            limit=PAGE if way.endpoint.takes_limit else None,
+            endpoint=read_path.endpoint.name,
+            limit=PAGE if read_path.endpoint.takes_limit else None,
             priority=BACKFILL,
         ):
             objects = read_list(page.response, path).objects
-            found = source.extract(objects, {table_name(way.endpoint.parent): way.key})
+            found = source.extract(objects, {table_name(read_path.endpoint.parent): read_path.key})
             await source.follow_all(found)
             await source.mirror.put(found, as_of_response(page.response), over=over)
         return
-    if not way.key:
+    if not read_path.key:
         await read_singletons(source)
         return
-    where = retrieve_endpoint(way.table)
+    where = retrieve_endpoint(read_path.table)
     assert where is not None  # noqa: S101 (`path_to` has checked it)
-    response = await source.get_object(where, way.key, way.parent, BACKFILL)
+    response = await source.get_object(where, read_path.key, read_path.parent, BACKFILL)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, where.path), found)
     await source.follow_all(found)

@@ -55,7 +55,7 @@ class VerifyOptions:
 
 
 class Verify:
-    """One run. `phase` and `walk` are for the progress display. Create it with `open_verify`."""
+    """One run. `phase` and `lists` are for the progress display. Create it with `open_verify`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Verify:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.phase = "starting"
-        self.walk = ListRun()
+        self.lists = ListRun()
         self.reports = {
             name: TableReport(name) for name, t in source.wanted.items() if not t.virtual
         }
@@ -91,7 +91,7 @@ class Verify:
         """Return when everything is compared, and repaired if the options say so; saves the certificate."""
         started_at = await self._source.database_time()
         self.phase = "lists"
-        await self._walk(self._looking, found=self.walk)
+        await self._read_lists(self._looking, found=self.lists)
         listed = await self._comparer.shown()
         self.phase = "rows that no list shows"
         for report in self.reports.values():
@@ -100,19 +100,19 @@ class Verify:
         for report in self.reports.values():
             await self._unlisted(report)
         self.phase = "second look"
-        verdicts = await self._decide(list(self._comparer.differences.values()))
-        self._enter(verdicts)
+        result = await self._decide(list(self._comparer.differences.values()))
+        self._record(result)
         if self._options.repair:
             self.phase = "repairs"
             repairs = Repairs(
-                self._source, self._looking, self._comparer, self._rechecker, self._walk
+                self._source, self._looking, self._comparer, self._rechecker, self._read_lists
             )
-            await repairs.run(self.reports, self.walk.requests())
+            await repairs.run(self.reports, self.lists.requests())
         self.phase = "certificate"
         made = await certify(
             self._source,
             self.reports,
-            self.walk.requests() + self._rechecker.requests,
+            self.lists.requests() + self._rechecker.requests,
             since=self._since,
             started_at=started_at,
         )
@@ -120,7 +120,7 @@ class Verify:
 
     # What Stripe returned.
 
-    async def _walk(
+    async def _read_lists(
         self, source: Source, only: set[str] | None = None, *, found: ListRun | None = None
     ) -> ListRun:
         return await read_lists(
@@ -134,7 +134,7 @@ class Verify:
 
     def _apply_list_results(self) -> None:
         """Lists that could not be read leave their tables unproven."""
-        for table, end in self.walk.ends():
+        for table, end in self.lists.ends():
             report = self.reports.get(table)
             if report is None or end.state == "done":
                 if report is not None and end.code in (UNEXPANDED, SOME_REFUSED):
@@ -173,12 +173,12 @@ class Verify:
             # Nothing was listed, or not to the end: then an unlisted row proves nothing.
             report.unchecked = report.unlisted
             return
-        looked = await self._rechecker.look(rows)
+        looked = await self._rechecker.recheck(rows)
         wrong = sum(1 for d in looked.values() if d is not None and d.kind == "extra")
         if wrong and limit is not None and report.unlisted > limit:
             # One wrong row in the sample: then all are fetched.
             _, _, rows = await self._comparer.unlisted(table, keep=keep, limit=None)
-            looked |= await self._rechecker.look([r for r in rows if r.place not in looked])
+            looked |= await self._rechecker.recheck([r for r in rows if r.place not in looked])
         for place, found in looked.items():
             if found is not None:
                 self._comparer.differences[place] = found
@@ -192,23 +192,23 @@ class Verify:
 
     # What is wrong.
 
-    async def _decide(self, rechecker: Sequence[Difference]) -> RecheckResult:
+    async def _decide(self, suspects: Sequence[Difference]) -> RecheckResult:
         """Recheck: table by table through its lists if that is cheaper, else object by object."""
-        many = cheaper_by_list(rechecker, self.walk.requests())
+        many = cheaper_by_list(suspects, self.lists.requests())
         if not many:
-            return await self._rechecker.decide(rechecker, grace_s=self._grace_s)
-        first = [s for s in rechecker if s.table in many and s.kind != "extra"]
+            return await self._rechecker.decide(suspects, grace_s=self._grace_s)
+        first = [s for s in suspects if s.table in many and s.kind != "extra"]
         for suspect in first:
             self._comparer.forget(suspect.place)
         for table in many:
             self._comparer.overflow.pop(table, None)
         if self._grace_s:
             await self._sleep(self._grace_s)
-        await self._walk(self._looking, many)
+        await self._read_lists(self._looking, many)
         before = {s.place: s for s in first}
         now = [d for d in self._comparer.differences.values() if d.table in many]
         steady: list[Difference] = []
-        rest = [s for s in rechecker if s.table not in many or s.kind == "extra"]
+        rest = [s for s in suspects if s.table not in many or s.kind == "extra"]
         for found in now:
             earlier = before.get(found.place)
             alike = earlier is not None and (earlier.version, earlier.shown) == (
@@ -216,14 +216,14 @@ class Verify:
                 found.shown,
             )
             (steady if alike else rest).append(found)
-        verdicts = await self._rechecker.decide(
+        result = await self._rechecker.decide(
             {s.place: s for s in rest}.values(), grace_s=self._grace_s
         )
-        await self._rechecker.drop_changing(steady, verdicts)
-        return verdicts
+        await self._rechecker.drop_changing(steady, result)
+        return result
 
-    def _enter(self, verdicts: RecheckResult) -> None:
-        for found in verdicts.confirmed:
+    def _record(self, result: RecheckResult) -> None:
+        for found in result.confirmed:
             report = self.reports[found.table]
             if found.kind == "partial" and not self._options.repair:
                 report.partial += 1
@@ -231,12 +231,12 @@ class Verify:
             report.found[found.kind] += 1
             report.remaining.append(found)
         for table, report in self.reports.items():
-            report.moving += verdicts.changing[table]
+            report.moving += result.changing[table]
             report.more = self._comparer.overflow[table]
-            if verdicts.unknown[table]:
+            if result.unknown[table]:
                 reason = self._rechecker.reasons.get(table, "")
                 report.mark_partial(reason or "Stripe cannot be asked for single rows of it.")
-                report.unchecked += verdicts.unknown[table]
+                report.unchecked += result.unknown[table]
 
 
 @asynccontextmanager
