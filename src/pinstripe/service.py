@@ -159,7 +159,7 @@ async def open_service(
         source = await _joined(stripe, mirror, pool, held)
         # Whoever stood by for days begins now, and not when it met the account.
         now = account.now + time.monotonic() - met_at
-        backfill = Backfill(source, bulk, budget, now=now, birth=account.birth)
+        backfill = Backfill(source, bulk, budget, now=now, account_created=account.birth)
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
 
 

@@ -274,15 +274,15 @@ async def test_a_list_without_events_that_met_trouble_or_was_refused_is_read_aga
         (error(403, "Having the 'rak_balance_read' permission would."), "refused", 86_500),
     ):
         stripe.answers[path] = lambda _, answer=answer: answer  # type: ignore[misc]
-        await relist.turn()
+        await relist.run_due()
         rows = await pg.fetch("SELECT state, next_try_at > now() AS later FROM pinstripe.cursor")
         assert [(r["state"], r["later"]) for r in rows] == [(state, True)]
         asked = len(stripe.asked)
-        await relist.turn()
+        await relist.run_due()
         assert len(stripe.asked) == asked
         clock.now += wait_s
     del stripe.answers[path]
-    await relist.turn()
+    await relist.run_due()
     assert await pg.fetchval("SELECT count(*) FROM stripe.balance_transaction") == 1
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.cursor WHERE state <> 'done'") == 0
 
@@ -302,10 +302,10 @@ async def test_a_list_that_the_first_copy_could_not_read_goes_on_while_following
     copy.mirror.loading.add("customer")
     relist = Relist(source, RefetchWorker(source), copy.budget, clock=clock)
     await relist._remember()
-    await relist.turn()
+    await relist.run_due()
     assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 0
     clock.now = 61.0
-    await relist.turn()
+    await relist.run_due()
     rows = await pg.fetchval("SELECT count(*) FROM stripe.customer")
     assert rows == (50 if state == "failed" else 150)
     assert await pg.fetchval("SELECT state FROM pinstripe.cursor") == "done"

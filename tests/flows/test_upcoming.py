@@ -29,9 +29,10 @@ from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.migrate import effective_tables, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.sync.refetch.worker import RefetchWorker
+from pinstripe.sync.upcoming.fan_out import origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
-from pinstripe.sync.upcoming.preview import LINES, Place, Preview
-from pinstripe.sync.upcoming.rules import Affected, Relation
+from pinstripe.sync.upcoming.preview import LINES, Preview, UpcomingRow
+from pinstripe.sync.upcoming.rules import Affected, OwnerKey, Relation, affected
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -476,12 +477,19 @@ async def test_customers_without_subscriptions_cost_no_request(copy: Copy, sim: 
     assert copy.upcoming.requests == 0
 
 
+async def _owners(copy: Copy, change: Affected) -> set[OwnerKey]:
+    """Those behind the relations of an event."""
+    mirror = copy.upcoming.source.mirror
+    found = await origins(copy.pg, change, schema=mirror.schema, tables=mirror.tables)
+    return set(change.owners).union(*found.values())
+
+
 async def test_a_fan_out_gives_the_owners_by_kind(copy: Copy, shop: Shop) -> None:
     event: Object = {
         "type": "price.updated",
         "data": {"object": {"id": shop.price, "object": "price"}},
     }
-    found = await copy.upcoming.fan_out(copy.pg, copy.upcoming.affected(event))
+    found = await _owners(copy, affected(event))
     assert found == {
         ("upcoming_customer", shop.customer),
         ("upcoming_subscription", shop.subscription),
@@ -491,9 +499,9 @@ async def test_a_fan_out_gives_the_owners_by_kind(copy: Copy, shop: Shop) -> Non
 async def test_every_way_from_a_relation_to_owners_runs(copy: Copy, shop: Shop) -> None:
     relations: tuple[Relation, ...] = get_args(Relation)
     everything = Affected(through=frozenset((name, "x") for name in relations))
-    assert await copy.upcoming.fan_out(copy.pg, everything) == set()
+    assert await _owners(copy, everything) == set()
     known = Affected(through=frozenset({("customer", shop.customer), ("subscription", shop.other)}))
-    found = await copy.upcoming.fan_out(copy.pg, known)
+    found = await _owners(copy, known)
     assert {key for _, key in found} > {shop.customer, shop.subscription, shop.other}
 
 
@@ -595,7 +603,7 @@ def preview_of(total: int, count: int, at: float) -> Preview:
 async def test_an_older_preview_overwrites_neither_the_row_nor_the_lines_of_a_newer(
     copy: Copy, older: int, newer: int
 ) -> None:
-    place = Place("stripe", copy.source.mirror.tables, "subscription", "sub_1")
+    place = UpcomingRow("stripe", copy.source.mirror.tables, "subscription", "sub_1")
     nothing: Mapping[tuple[str, str], Any] = {}
     assert await copy.upcoming.write(place, preview_of(200, newer, NOON + 60), nothing)
     assert not await copy.upcoming.write(place, preview_of(100, older, NOON), nothing)
@@ -606,7 +614,7 @@ async def test_an_older_preview_overwrites_neither_the_row_nor_the_lines_of_a_ne
 async def test_what_was_asked_for_after_the_row_was_seen_is_newer_in_the_same_second(
     copy: Copy,
 ) -> None:
-    place = Place("stripe", copy.source.mirror.tables, "subscription", "sub_1")
+    place = UpcomingRow("stripe", copy.source.mirror.tables, "subscription", "sub_1")
     for total, lines in ((100, 3), (200, 5), (300, 1)):
         seen = await place.versions(copy.pg)
         assert await copy.upcoming.write(place, preview_of(total, lines, NOON), seen)
@@ -619,7 +627,7 @@ async def test_what_was_asked_for_after_the_row_was_seen_is_newer_in_the_same_se
 
 
 async def test_nothing_upcoming_does_not_remove_a_preview_that_came_after_it(copy: Copy) -> None:
-    place = Place("stripe", copy.source.mirror.tables, "customer", "cus_1")
+    place = UpcomingRow("stripe", copy.source.mirror.tables, "customer", "cus_1")
     before = await place.versions(copy.pg)
     await copy.upcoming.write(place, preview_of(200, 2, NOON), before)
     assert not await copy.upcoming.write(place, None, before)

@@ -75,7 +75,11 @@ async def verified(
 ) -> Report:
     options = VerifyOptions(repair=repair, unlisted=unlisted, followed=followed, grace_s=grace_s)
     async with open_verify(
-        service.database.url, service.source, service.budget, options, birth=service.account.birth
+        service.database.url,
+        service.source,
+        service.budget,
+        options,
+        account_created=service.account.birth,
     ) as run:
         return await run.run()
 
@@ -398,7 +402,7 @@ async def test_a_lost_connection_is_survived_and_costs_only_the_search_for_extra
     async with copied(database, tables=LISTED) as (_, service):
         options = VerifyOptions(followed=False)
         async with open_verify(
-            service.database.url, service.source, service.budget, options, birth=0
+            service.database.url, service.source, service.budget, options, account_created=0
         ) as run:
             task = asyncio.create_task(run.run())
             while not await pg.fetchval(CUT):  # each turn is a round trip to the server

@@ -132,7 +132,7 @@ async def event(database: str, _: Path) -> Entered:
         gateway(sim, database) as here,
         syncing(sim, database, complete=False, pace=pace, intervals=quiet) as follower,
     ):
-        await follower.relist.turn()  # Nothing of it is due after that.
+        await follower.relist.run_due()  # Nothing of it is due after that.
         follower.backfilled()
         for run in range(2 + RUNS):
             made = await made_customer(here.stripe, f"Ada {run}")
@@ -201,7 +201,7 @@ async def verify(database: str, directory: Path) -> Entered:
                         service.source,
                         service.budget,
                         options,
-                        birth=service.account.birth,
+                        account_created=service.account.birth,
                     ) as run:
                         report = await run.run()
                 assert sum(len(t.repaired) for t in report.tables.values()) == 2

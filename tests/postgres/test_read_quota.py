@@ -141,7 +141,7 @@ async def test_what_is_read_besides_leaves_less_for_looks(meter: Meter) -> None:
     allowance = meter.allowance()
     await allowance.flush()
     alone_s = allowance.poll_interval_s()
-    allowance.wishes = lambda: QuotaDemand(heads=0.7, passes=400.0)
+    allowance.demand = lambda: QuotaDemand(heads=0.7, passes=400.0)
     assert allowance.poll_interval_s() == pytest.approx(2 * alone_s, rel=0.01)
     status = allowance.status()
     assert status["stretch"] > 100

@@ -38,7 +38,7 @@ async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: b
             service.source,
             service.budget,
             options,
-            birth=service.account.birth,
+            account_created=service.account.birth,
         ) as run,
     ):
         telling = asyncio.create_task(_tell_phases(run, service.stripe))

@@ -40,6 +40,10 @@ PARENT_INCOMPLETE = "parent_incomplete"
 """Code of lists under parents that have not been listed to the end themselves."""
 
 
+FOLLOWED = "events"
+"""The stream whose `as_of` says up to when all events are applied."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The position of one stream. `position` is JSON of the stream's own making.
@@ -83,6 +87,11 @@ def ended_by(
         permission=permission_of(error),
         next_try=next_try,
     )
+
+
+def followed(until: float) -> Checkpoint:
+    """The cursor of the events when all up to this second on Stripe's clock are applied."""
+    return Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(until))
 
 
 def permission_of(error: PinstripeError) -> str:

@@ -1,4 +1,8 @@
-"""Reading the copy of the event log, newest first, a page at a time."""
+"""Which events are applied (`pinstripe.applied_event`), and the stored copy of the event log.
+
+The poller records the events that it applies and notifies the gateways. The API and the console read the
+copy, newest first, a page at a time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,14 @@ import msgspec
 
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
+
+APPLIED = "pinstripe"
+"""NOTIFY channel of applied events; the payload is `schema as_of`."""
+
+
+async def notify_applied(connection: Connection, schema: str, as_of: float) -> None:
+    """Notify the gateways, when the transaction commits, that events up to `as_of` are applied."""
+    await connection.execute("SELECT pg_notify($1, $2)", APPLIED, f"{schema} {as_of:.3f}")
 
 
 async def add_applied(

@@ -33,6 +33,7 @@ import asyncpg
 import structlog
 
 from pinstripe.errors import Drifted, LostLease, PinstripeError, Unreachable
+from pinstripe.store.cursors import FOLLOWED
 from pinstripe.store.listener import SharedListener
 from pinstripe.store.pool import Connection, Pool, translated
 
@@ -123,6 +124,18 @@ async def load_lease(connection: Connection, schema: str) -> LeaseState | None:
     with translated():
         row = await connection.fetchrow(_STATE, schema)
     return None if row is None else LeaseState(*row)
+
+
+async def is_followed(connection: Connection, schema: str) -> bool:
+    """Whether a process holds the lease, or saved the cursor of the events within 15 s."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pinstripe.lease WHERE schema = $1 AND expires_at > now())"
+        " OR EXISTS (SELECT FROM pinstripe.cursor WHERE schema = $1 AND stream = $2"
+        " AND updated_at > now() - interval '15 s')",
+        schema,
+        FOLLOWED,
+    )
+    return found
 
 
 def new_holder() -> str:

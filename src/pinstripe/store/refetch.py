@@ -180,6 +180,39 @@ async def load_refetches(
     return [Noted(Refetch(*row[:7]), *row[7:]) for row in rows]
 
 
+async def load_waiting(connection: Connection, schema: str) -> list[tuple[str, str, str]]:
+    """Return the (kind, table, id) of every refetch that is not done."""
+    rows = await connection.fetch(
+        'SELECT kind, "table", id FROM pinstripe.pending WHERE schema = $1', schema
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+NEITHER_MISSING_NOR_PENDING = (
+    "NOT EXISTS (SELECT FROM pinstripe.missing m WHERE m.schema = $2 "
+    'AND m."table" = $3 AND m.id = r.id AND left(m.id, 500) = left(r.id, 500)) '
+    "AND NOT EXISTS (SELECT FROM pinstripe.pending p WHERE p.schema = $2 "
+    "AND p.kind = 'fetch' AND p.\"table\" = $3 AND p.id = r.id "
+    "AND left(p.id, 500) = left(r.id, 500))"
+)
+"""SQL: the object `r.id` of table $3 in schema $2 is neither known to be missing nor to be fetched."""
+
+
+async def note_missing(
+    connection: Connection, schema: str, table: str, key: str, reason: str
+) -> None:
+    """Remember that Stripe does not have this object, so that it is not requested again."""
+    await connection.execute(
+        'INSERT INTO pinstripe.missing (schema, "table", id, reason) VALUES ($1, $2, $3, $4)'
+        ' ON CONFLICT (schema, "table", left(id, 500), hashtextextended(id, 0))'
+        " DO UPDATE SET reason = $4, checked_at = now()",
+        schema,
+        table,
+        key,
+        reason,
+    )
+
+
 async def note_trouble(
     connection: Connection, schema: str, refetch: Refetch, error: PinstripeError, pause_s: float
 ) -> None:

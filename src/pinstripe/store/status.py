@@ -19,6 +19,7 @@ from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import PinstripeError
 from pinstripe.store.cursors import (
+    FOLLOWED,
     LEFT_OUT,
     Checkpoint,
     Freshness,
@@ -181,7 +182,7 @@ async def _schema(
     known: tuple[str | None, bool | None, str],
 ) -> SchemaStatus:
     cursors = await load_checkpoints(connection, schema)
-    followed = cursors.get("events")
+    followed = cursors.get(FOLLOWED)
     with translated():
         rows = await _rows(connection, schema, counted_bytes)
         missing = await connection.fetchval(
@@ -196,7 +197,7 @@ async def _schema(
         refusals = await load_refusals(connection, schema, is_due=True)
         default_version = await _default_version(connection, schema, rows)
         reads = await load_read_use(connection, schema, livemode=known[1])
-    by_table = _by_table(c for c in cursors.values() if c.stream != "events")
+    by_table = _by_table(c for c in cursors.values() if c.stream != FOLLOWED)
     return SchemaStatus(
         schema,
         *known,

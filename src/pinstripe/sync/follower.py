@@ -1,7 +1,7 @@
-"""Everything that keeps an account fresh, run together: events, to-dos, lists without events, previews.
+"""Runs everything that keeps an account fresh: poller, refetch worker, relist, previews.
 
-Events and to-dos run from the start, beside the backfill; lists are read again and previews filled only
-when the backfill is done.
+Poller and refetch worker run from the start, beside the backfill. Lists are read again and previews filled
+once the backfill is done.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRIM_S = 3600.0
 
 
 def _nothing() -> None:
-    """Nobody minds a ring."""
+    """The default for `awake`: sync requests change no pause."""
 
 
 class Follower:
@@ -47,9 +47,9 @@ class Follower:
         read_quota: ReadQuota | None = None,
         keep_changes: timedelta | None = None,
     ) -> None:
-        """`since`: the moment on Stripe's clock up to which all events are applied.
+        """`since`: the second on Stripe's clock up to which all events are applied.
 
-        `keep_changes`: how long entries of the change feed are kept; None where it is off.
+        `keep_changes`: how long entries of the change feed are kept; None if it is off.
         """
         self.read_quota = read_quota
         self._source = source
@@ -76,7 +76,7 @@ class Follower:
             plan=read_quota.plan if read_quota is not None else None,
         )
         if read_quota is not None:
-            read_quota.wishes = self.relist.wishes
+            read_quota.demand = self.relist.demand
         self._backfilled = asyncio.Event()
         self._request_listener = SyncRequestListener(
             source.pool, source.mirror.schema, complete=self._is_complete
@@ -87,7 +87,7 @@ class Follower:
 
     @property
     def trouble(self) -> str:
-        """What is wrong now; "" when all is well."""
+        """Return what is wrong now; "" if nothing is."""
         return self.poller.stats.trouble or self.refetches.trouble
 
     @property
@@ -95,11 +95,11 @@ class Follower:
         return self.poller.stats.remedy
 
     def backfilled(self) -> None:
-        """The first copy is complete: what needs it may begin."""
+        """The initial load is complete: parts that need it may begin."""
         self._backfilled.set()
 
     def _is_complete(self) -> bool:
-        """Whether what the events say is all that there is to know."""
+        """Whether the initial load is complete."""
         return self._backfilled.is_set()
 
     def _on_request(self) -> None:
@@ -107,7 +107,7 @@ class Follower:
         self.refetches.poll_now()
 
     async def run(self) -> None:
-        """Until cancelled. A dead part ends the whole."""
+        """Run until cancelled. A part that fails ends the others."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.refetches.run())
             group.create_task(self.poller.run())
@@ -119,7 +119,7 @@ class Follower:
                 group.create_task(self._trim(self._keep_changes))
 
     async def _trim(self, keep: timedelta) -> None:
-        """Drops old entries of the change feed, once an hour."""
+        """Drop old entries of the change feed, once an hour."""
         while True:
             async with self._source.transaction() as connection:
                 await trim(connection, self._source.mirror.schema, keep)
@@ -132,7 +132,9 @@ class Follower:
             group.create_task(self.relist.run())
 
     async def _fill(self) -> None:
-        """The previews of everybody, once; afterwards events refresh them, and time alone the old ones."""
+        """Request the preview of every owner once. Later, events refresh them, and old ones are
+        refilled.
+        """
         if self.upcoming is None:
             return
         await self._insist(self.upcoming.fill)
@@ -141,7 +143,7 @@ class Follower:
             await self._insist(self.upcoming.filling.refill)
 
     async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Until it succeeds."""
+        """Retry until it succeeds."""
         while True:
             try:
                 await work()

@@ -1,8 +1,7 @@
-"""What this process tells of itself while it runs, for whoever asks the gateway: `pinstripe.process`.
+"""Writes this worker's heartbeat to `pinstripe.process` every two seconds.
 
-A row every other second. If Postgres is away there is nobody to tell; it is tried again at the next.
-
-The first copy in numbers: each table as the sum over its lists, and how long the rest may take.
+The gateway, the console and /metrics read it. It also reports the backfill in numbers: each table as the
+sum over its lists, and the estimated time left. If Postgres is unreachable the heartbeat is skipped.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from pinstripe.mirror import QUEUE_ROWS
 from pinstripe.source.source import Source
 from pinstripe.store.heartbeats import QuotaReport, TableProgress, WorkerHeartbeat, save_heartbeat
 from pinstripe.sync.backfill.backfill import Backfill
-from pinstripe.sync.backfill.child_lists import ChildListStream
-from pinstripe.sync.backfill.list_stream import ListStream
+from pinstripe.sync.backfill.scheduler import ListReader
 from pinstripe.sync.follower import Follower
 from pinstripe.sync.read_quota import kind_of
 
@@ -50,7 +48,7 @@ class _Sample:
 
 
 class HeartbeatWriter:
-    """Of one process. Rates are means over the time since the last `state`."""
+    """Writes the heartbeat of one process. Rates are means over the time since the last one."""
 
     def __init__(
         self,
@@ -70,13 +68,13 @@ class HeartbeatWriter:
         self._last = self._sample([])
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             await self.write()
             await asyncio.sleep(EVERY_S)
 
     async def write(self) -> None:
-        """Writes the row once."""
+        """Write the row once."""
         try:
             async with self._source.pool.acquire() as connection:
                 await save_heartbeat(connection, self._source.mirror.schema, self.state())
@@ -160,7 +158,7 @@ def _progress(line: TableTally, last: _Sample, span_s: float) -> TableProgress:
 
 
 def _by_kind(requests: Mapping[str, int]) -> dict[str, int]:
-    """Requests by method and kind; those by endpoint are too many to be kept.
+    """Return requests by method and kind; those by endpoint are too many to store.
 
     >>> _by_kind({"GET /v1/events": 2, "GET /v1/charges/{charge}": 1, "POST /v1/refunds": 1})
     {'GET events': 2, 'GET retrieve': 1, 'POST': 1}
@@ -174,19 +172,16 @@ def _by_kind(requests: Mapping[str, int]) -> dict[str, int]:
 
 
 def _memory_bytes() -> int:
-    """What the process has in memory now; where that is not told, what it had at most."""
+    """Return the resident memory of the process; its peak where the system does not report the present."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
-Works = Sequence[ListStream | ChildListStream]
-
-
 @dataclass(slots=True)
 class TableTally:
-    """One table. `remaining`: about how many requests are left."""
+    """One table. `remaining`: estimated requests left."""
 
     table: str
     rows: int = 0
@@ -197,24 +192,23 @@ class TableTally:
     failed: bool = False
 
 
-def tally(works: Iterable[ListStream | ChildListStream]) -> list[TableTally]:
-    """The tables in the order of their first list."""
+def tally(works: Iterable[ListReader]) -> list[TableTally]:
+    """Return the tables in the order of their first list."""
     found: dict[str, TableTally] = {}
     for work in works:
-        state = work.listing if isinstance(work, ListStream) else work
-        line = found.setdefault(state.table, TableTally(state.table))
-        line.rows += state.rows
+        line = found.setdefault(work.table, TableTally(work.table))
+        line.rows += work.rows
         if not work.finished:
             line.running = True
             line.remaining += work.remaining()
-        if state.state == "refused":
-            line.refused, line.remedy = state.reason, state.remedy
-        line.failed = line.failed or state.state == "failed"
+        if work.state == "refused":
+            line.refused, line.remedy = work.reason, work.remedy
+        line.failed = line.failed or work.state == "failed"
     return list(found.values())
 
 
-def left_s(works: Works, budget: RateLimiter, requests_per_s: float) -> float:
-    """All that is left at the present rate, in seconds; no list faster than its endpoint allows."""
+def left_s(works: Sequence[ListReader], budget: RateLimiter, requests_per_s: float) -> float:
+    """Return the seconds left at the present rate, no list faster than its endpoint allows."""
     unfinished = [work for work in works if not work.finished]
     longest = max(
         (w.remaining() / (budget.rate(w.endpoint.name) or requests_per_s) for w in unfinished),

@@ -1,18 +1,14 @@
-"""Stripe's read allowance: how much of it is used, and how often we may look for events.
+"""Meters Stripe's read quota and decides how often to poll.
 
 Stripe allows 500 GETs for each transaction, averaged over a rolling 30 days, and never less than 10,000
-(https://docs.stripe.com/rate-limits). Two looks a second are 5.2 million in 30 days: nothing for a busy
-account, far over for a quiet one. So in live mode the pause between looks grows until what is left is
-spent evenly (`spending`), and no further than needed; a wake-up (a webhook, a write, somebody who waits)
-brings back the full rate at once, and it fades. Writes and previews (POST) are not limited.
+(https://docs.stripe.com/rate-limits). Two polls a second are 5.2 million GETs in 30 days: little for a busy
+account, far too many for a quiet one. So in live mode the pause between polls grows until what is left is
+spent evenly, and no further than needed. A wake-up (a webhook, a write, a waiting caller) restores the full
+rate, which then fades. Writes and previews (POST) are not limited. Only our own requests are counted here:
+Stripe also counts those of the account's other software.
 
-We see only our own requests: what the account's other software reads is counted by Stripe, not here.
-
-How the read allowance is spent: what can be afforded from now on, and on what.
-
-Pure arithmetic. Looks for events come first and get at least half; what is read again besides (the heads of
-lists, passes over whole lists) gets the other half, or less if that is enough. Nothing is put off for ever:
-however little is left, each has a longest pause.
+The plan is pure arithmetic. Polls get at least half; other reads (newest pages of lists without events,
+full refreshes) get the rest, or less if that is enough. Each has a longest pause, however little is left.
 """
 
 from __future__ import annotations
@@ -42,10 +38,10 @@ from pinstripe.store.read_quota import (
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _MOST_TRANSACTIONS = 100_000
-"""More need not be counted: they allow twenty times what two looks a second take."""
+"""More need not be counted: they allow twenty times what two polls a second take."""
 
 _FADE = 2.0
-"""After a wake-up the pause grows with the time since, by this part of it: sixteen looks in ten minutes,
+"""After a wake-up the pause grows with the time since, by this part of it: sixteen polls in ten minutes,
 so that a quiet account can be woken every hour of its month."""
 
 _FLUSH_S = 10.0
@@ -54,7 +50,7 @@ _COUNT_S = 3600.0
 
 _LAST_S = 2.0
 
-Kind = Literal["events", "list", "retrieve"]
+ReadKind = Literal["events", "list", "retrieve"]
 
 
 class QuotaStatus(TypedDict):
@@ -73,8 +69,8 @@ class QuotaStatus(TypedDict):
     over: bool
 
 
-def kind_of(endpoint: str) -> Kind | None:
-    """The kind of a GET; None for what is not limited. `endpoint` is "GET /v1/charges/{charge}".
+def kind_of(endpoint: str) -> ReadKind | None:
+    """Return the kind of a GET; None for what is not limited. `endpoint` is "GET /v1/charges/{charge}".
 
     >>> kind_of("GET /v1/events"), kind_of("GET /v1/charges/{charge}"), kind_of("POST /v1/charges")
     ('events', 'retrieve', None)
@@ -88,10 +84,10 @@ def kind_of(endpoint: str) -> Kind | None:
 
 
 class ReadQuota:
-    """Meters the requests of one account and says how often to look. `run` it beside the reader.
+    """Meters the requests of one account and plans the polls. `run` it beside the poller.
 
-    `requests` counts by endpoint and only grows (`Stripe.requests`). `hold`: look at the full rate,
-    whatever it costs. In test mode there is no allowance: the full rate too.
+    `requests` counts by endpoint and only grows (`StripeClient.requests`). `hold`: poll at the full rate,
+    at any cost. Test mode has no quota: the full rate too.
     """
 
     def __init__(
@@ -109,8 +105,8 @@ class ReadQuota:
     ) -> None:
         self.trouble = ""
         self.transactions: int | None = None
-        self.wishes: Callable[[], QuotaDemand] = QuotaDemand
-        """What is read again besides the event log, if nothing limits it."""
+        self.demand: Callable[[], QuotaDemand] = QuotaDemand
+        """Return what other reads would take if nothing limited them."""
         self._pool = pool
         self._schema = schema
         self._requests = requests
@@ -126,22 +122,22 @@ class ReadQuota:
         self._counted_at: float | None = None
 
     def wake(self, now: float | None = None) -> None:
-        """Something happens, or somebody waits: the full rate, which fades. `now` is on our `clock`."""
+        """Activity, or a waiting caller: the full rate, which fades. `now` is on our `clock`."""
         self._woken_at = max(self._woken_at, self._clock() if now is None else now)
 
     def poll_interval_s(self) -> float:
-        """The pause until the next look, in seconds."""
+        """Return the pause until the next poll, in seconds."""
         since_s = self._clock() - self._woken_at
         return min(self.plan().look_s, max(self._poll_s, since_s / _FADE))
 
     def plan(self) -> QuotaPlan:
-        """What the allowance bears, wake-ups aside."""
+        """Return what the quota allows, without wake-ups."""
         if self._full_rate or self._counted_at is None:
             return QuotaPlan(self._poll_s)
         return plan(
             self._spending(),
             allowed(self.transactions),
-            self.wishes(),
+            self.demand(),
             poll_s=self._poll_s,
             longest_s=self._longest_s,
         )
@@ -166,7 +162,7 @@ class ReadQuota:
         )
 
     async def run(self) -> None:
-        """Saves the counts every ten seconds, until cancelled; and once more then."""
+        """Save the counts every ten seconds until cancelled, and once more then."""
         try:
             while True:
                 await self.flush()
@@ -177,7 +173,7 @@ class ReadQuota:
                     await self.flush()
 
     async def flush(self) -> None:
-        """Adds what was asked since the last time, and looks what all have asked in 30 days."""
+        """Add the requests since the last time, and load what all processes made in 30 days."""
         today = self._today()
         fresh = self._unflushed()
         try:
@@ -191,7 +187,7 @@ class ReadQuota:
                         connection, self._schema, DAYS, most=_MOST_TRANSACTIONS
                     )
         except PinstripeError as error:
-            # What was asked is still counted the next time.
+            # These requests are counted the next time.
             if not self.trouble:
                 _log.warning("allowance.trouble", error=error.message)
             self.trouble = error.message
@@ -221,7 +217,7 @@ class ReadQuota:
         return QuotaUsage(events, others, (self._wall_clock() % DAY_S) / DAY_S)
 
     def _unflushed(self) -> Counter[str]:
-        """Requests by kind since the last `flush`."""
+        """Return requests by kind since the last `flush`."""
         found: Counter[str] = Counter()
         for endpoint, count in self._requests.items():
             kind = kind_of(endpoint)
@@ -236,17 +232,17 @@ class ReadQuota:
 DAY_S = 86400.0
 
 _MARGIN = 0.95
-"""A look at the list is sometimes two pages: so much of the allowance is planned with."""
+"""A poll is sometimes two pages: the plan allows for this many."""
 
 _USUAL_DAYS = 7
 
 _LISTS_SHARE = 0.5
 
 LONGEST_PASS_S = 30 * DAY_S
-"""A pass finds what nothing announces: it is made once a month in any case."""
+"""A full refresh finds what no event reports: it is made once a month in any case."""
 
 LONGEST_STRETCH = 2880.0
-"""Heads are due twice a minute, and once a day at the least."""
+"""Newest pages are read twice a minute, and once a day at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +263,9 @@ class QuotaUsage:
 
 @dataclass(frozen=True, slots=True)
 class QuotaDemand:
-    """What is read again besides the event log. `heads`: GETs a second; `passes`: GETs of one round."""
+    """What is read besides the event log. `heads`: GETs a second; `passes`: GETs of one round of full
+    refreshes.
+    """
 
     heads: float = 0.0
     passes: float = 0.0
@@ -275,8 +273,8 @@ class QuotaDemand:
 
 @dataclass(frozen=True, slots=True)
 class QuotaPlan:
-    """`look_s` and `pass_s`: seconds between two looks for events, and from one pass over a list to the
-    next. `stretch`: how many times rarer than usual heads are read.
+    """`look_s` and `pass_s`: seconds between two polls, and between two full refreshes of a list.
+    `stretch`: the factor by which newest pages are read less often.
     """
 
     look_s: float
@@ -285,9 +283,9 @@ class QuotaPlan:
 
 
 def affordable_rate(spending: QuotaUsage, allowance: float) -> float:
-    """GETs a second that can be kept up from now on without the sum of any 30 days passing `allowance`.
+    """Return the GETs a second that can be sustained without any 30 days exceeding `allowance`.
 
-    Negative where the sum is too large already.
+    Negative if the sum is too large already.
     """
     days = [a + b for a, b in zip(spending.events, spending.others, strict=True)]
     rate = float("inf")
@@ -301,36 +299,38 @@ def affordable_rate(spending: QuotaUsage, allowance: float) -> float:
 
 
 def usual_rate(spending: QuotaUsage) -> float:
-    """GETs a second that are no looks for events: the median day, which a backfill does not move."""
+    """Return the GETs a second besides polls: the median day, which a backfill does not move."""
     return median(spending.others[-1 - _USUAL_DAYS : -1]) / DAY_S
 
 
 def plan(
     spending: QuotaUsage,
     allowance: float,
-    wishes: QuotaDemand,
+    demand: QuotaDemand,
     *,
     poll_s: float,
     longest_s: float,
 ) -> QuotaPlan:
-    """Looks as often as `poll_s` if that can be afforded, and `longest_s` apart at most."""
+    """Return the pause between polls: `poll_s` if the quota allows it, and at most `longest_s`."""
     rate = affordable_rate(spending, allowance * _MARGIN)
-    stretch, pass_s = _lists(max(rate, 0.0) * _LISTS_SHARE, wishes)
-    lists = wishes.heads / stretch + wishes.passes / pass_s
+    stretch, pass_s = _lists(max(rate, 0.0) * _LISTS_SHARE, demand)
+    lists = demand.heads / stretch + demand.passes / pass_s
     looks = rate - max(usual_rate(spending), lists)
     longest_s = max(poll_s, longest_s)
     look_s = longest_s if looks * longest_s <= 1.0 else max(poll_s, 1.0 / looks)
     return QuotaPlan(look_s, stretch, pass_s)
 
 
-def _lists(rate: float, wishes: QuotaDemand) -> tuple[float, float]:
-    """How many times rarer heads are read, and seconds a round of passes, at so many GETs a second."""
-    if wishes.heads + wishes.passes / DAY_S <= rate:
+def _lists(rate: float, demand: QuotaDemand) -> tuple[float, float]:
+    """Return the stretch of newest pages and the seconds of a round of full refreshes, at so many GETs a
+    second.
+    """
+    if demand.heads + demand.passes / DAY_S <= rate:
         return 1.0, DAY_S
-    # Passes get half, or what heads leave.
-    for_passes = max(rate / 2, rate - wishes.heads)
-    needed_s = wishes.passes / for_passes if for_passes else LONGEST_PASS_S
+    # Full refreshes get half, or what newest pages leave.
+    for_passes = max(rate / 2, rate - demand.heads)
+    needed_s = demand.passes / for_passes if for_passes else LONGEST_PASS_S
     pass_s = min(max(needed_s, DAY_S), LONGEST_PASS_S)
-    left = rate - wishes.passes / pass_s
-    stretch = wishes.heads / left if left > 0 else LONGEST_STRETCH
+    left = rate - demand.passes / pass_s
+    stretch = demand.heads / left if left > 0 else LONGEST_STRETCH
     return min(max(stretch, 1.0), LONGEST_STRETCH), pass_s

@@ -1,18 +1,16 @@
-"""Keeps fresh what has no events: by reading its lists again.
+"""Keeps fresh what has no events, by reading its lists again.
 
-Three ways, from cheap to thorough:
+    newest         the newest pages of lists whose new objects no event reports, every half minute
+    due            balance transactions on their day: they turn `available` without an event
+    full refresh   every list to its end, once a day, each at its own time: finds silent edits, and rows
+                   that are no longer listed
 
-    heads   the newest entries of lists whose new objects no event announces, every half minute
-    due     balance transactions whose day has come: they turn `available` without a word
-    passes  every list to its end, once a day, each at its own time: finds silent edits, and by what it
-            no longer shows, silent deletions
+Intervals stretch with the read quota; a full refresh is made once a month in any case. Rows that it does
+not find are fetched, and flagged if Stripe does not have them.
 
-Intervals stretch with the read allowance (`spending`), and passes are made once a month in any case. What
-a pass does not show any more is fetched, and flagged if Stripe does not have it.
-
-Also what the first copy left: a list that met trouble goes on where it stands, after pauses that grow to a
-day, for ever; one that Stripe refuses is requested again once a day. Both have their row in
-`pinstripe.cursor`, with the reason and the time of the next try.
+It also resumes what the backfill left: a list that failed is retried for ever, after pauses that grow to a
+day; one that Stripe refuses is requested again once a day. Both have a row in `pinstripe.cursor` with the
+reason and the time of the next try.
 """
 
 from __future__ import annotations
@@ -57,8 +55,8 @@ from pinstripe.store.quarantine import (
     relisted,
     to_relist,
 )
-from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
-from pinstripe.sync.backfill.list_stream import ListState, ListStream
+from pinstripe.sync.backfill.child_lists import stream_of
+from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
 from pinstripe.sync.backfill.scheduler import Scheduler
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
@@ -69,18 +67,18 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _OVERLAP_S = 120
 _WHOLE_PAGES = 4.0
 _WATCH_S = 20.0
-"""How often the database's catalog is asked whether all tables are there: one query of a millisecond."""
+"""How often the database's catalog is checked for missing tables: one query of a millisecond."""
 _REFUSED_S = DAY_S
-"""After that time a list that Stripe refused is requested again."""
+"""After this time a list that Stripe refused is requested again."""
 _FIRST_PAUSE = 3
 """Of `PAUSES_S`: a list costs more requests than an object."""
 _MOST_VANISHED = 5000
-"""Rows looked after in one pass: those that no list shows are fetched one by one."""
+"""Rows checked after one full refresh: those that no list returned are fetched one by one."""
 
 
 @dataclass(slots=True)
 class Intervals:
-    """Seconds between two readings, before the read allowance stretches them."""
+    """Seconds between two reads, before the read quota stretches them."""
 
     head_s: float = 30.0
     due_s: float = 600.0
@@ -111,7 +109,7 @@ class Relist:
         plan: Callable[[], QuotaPlan] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`since`: heads begin there, on Stripe's clock. `plan`: what the read allowance bears."""
+        """`since`: newest pages begin there, on Stripe's clock. `plan`: what the read quota allows."""
         self.refreshing = ""
         self._stopped: dict[str, _Stopped] = {}
         """By stream, those of the cursors and the `_newest` of lists."""
@@ -125,18 +123,18 @@ class Relist:
         now = clock()
         self._head_at: dict[str, float] = {}
         self._shown_at: dict[str, float] = {}
-        """On Stripe's clock: when the last reading of each list to its end began."""
+        """On Stripe's clock: when the last read of each list to its end began."""
         self._head_from: dict[str, float] = {}
         self._due_at = self._watched_at = -float("inf")
         streams = [stream_of(e) for e in self._endpoints()]
         self._cost = dict.fromkeys(streams, 1.0)
-        """GETs of a pass over each list, as the last reading took them."""
+        """GETs of a full refresh of each list, as of the last one."""
         self._passed_at = dict.fromkeys(streams, now)
-        # Passes are spread over their interval, so that they never come all at once.
+        # Full refreshes are spread over their interval, so that they never come all together.
         self._first = {s: 0.5 + n / len(streams) / 2 for n, s in enumerate(streams)}
 
-    def wishes(self) -> QuotaDemand:
-        """What all of this takes if nothing slows it."""
+    def demand(self) -> QuotaDemand:
+        """Return what all of this takes if nothing slows it."""
         endpoints = [e for e in self._endpoints() if not self._is_refused(stream_of(e))]
         heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
         passes = sum(self._cost[stream_of(e)] for e in endpoints)
@@ -144,14 +142,14 @@ class Relist:
         return QuotaDemand(heads + 1 / self._intervals.due_s, passes * usual)
 
     async def run(self) -> None:
-        """Until cancelled. A list that cannot be read is left out, and said."""
+        """Run until cancelled. A list that cannot be read is left out, and reported in its cursor."""
         await self._guard("passes", None, self._remember())
         while True:
-            await self.turn()
+            await self.run_due()
             await asyncio.sleep(self._intervals.tick_s)
 
-    async def turn(self) -> None:
-        """Does what is due now."""
+    async def run_due(self) -> None:
+        """Do what is due now."""
         now, plan = self._clock(), self._plan()
         for endpoint in self._endpoints():
             stream = stream_of(endpoint)
@@ -183,11 +181,11 @@ class Relist:
                 self._passed_at[stream] = now
                 self._first.pop(stream, None)
                 await self._guard(f"{stream} to its end", None, self.full_refresh([endpoint]))
-                return  # One a turn: the heads go on between two passes.
+                return  # One a turn: newest pages are read between two full refreshes.
 
     async def _watch(self) -> None:
-        """Tables that somebody dropped or emptied are made again and read again, and those in quarantine of
-        which too much was left out.
+        """Create and read again tables that were dropped or emptied, and read again those in quarantine
+        that lack too many rows.
         """
         mirror = self._source.mirror
         async with self._source.transaction() as connection:
@@ -203,7 +201,7 @@ class Relist:
                 await self._reread(table)
 
     async def _reread(self, table: str) -> None:
-        """Reads every list that shows rows of the table to its end."""
+        """Read every list that returns rows of the table to its end."""
         _log.warning("relist.reread", table=table)
         names = {table, *around_of(table)}
         endpoints = [e for e in self._endpoints() if names & set(map(table_name, e.objects))]
@@ -219,14 +217,14 @@ class Relist:
         return stream in self._stopped and self._stopped[stream].is_refused
 
     def _may(self, stream: str) -> bool:
-        """Whether it is not in trouble, or it is time for its next try."""
+        """Whether it is not stopped, or its next try is due."""
         stopped = self._stopped.get(stream)
         return stopped is None or stopped.next_at <= self._clock()
 
     def _stop(
         self, ended: Checkpoint, *, is_refused: bool, wait_s: float | None = None
     ) -> Checkpoint:
-        """Counts the try; the cursor with the time of the next one."""
+        """Count the try; return the cursor with the time of the next one."""
         stopped = self._stopped.setdefault(ended.stream, _Stopped(0.0))
         if wait_s is None:
             troubles = min(_FIRST_PAUSE + stopped.troubles, len(PAUSES_S) - 1)
@@ -236,11 +234,11 @@ class Relist:
         return replace(ended, next_try=time.time() + wait_s)
 
     async def _again(self, stream: str) -> bool:
-        """The next try of a list that was refused or failed; whether there was something to do."""
+        """Retry a list that was refused or failed; return whether there was something to do."""
         schema = self._source.mirror.schema
         endpoint = next((e for e in self._endpoints() if stream_of(e) == stream), None)
         if endpoint is None and stream not in singleton_paths().values():
-            return False  # A head, say: its own turn is its next try.
+            return False  # The newest page of a list, for example: its own turn is its next try.
         try:
             async with self._source.pool.acquire() as connection:
                 saved = (await load_checkpoints(connection, schema)).get(stream)
@@ -263,32 +261,25 @@ class Relist:
     async def _read_again(
         self, stream: str, endpoint: ListEndpoint | None, saved: Checkpoint | None
     ) -> Checkpoint:
-        """Reads the list on from where it stands, or the singleton; how that ended."""
+        """Resume the list from its cursor, or read the singleton; return how that ended."""
         if endpoint is None:
             ends = await read_singletons(self._source, stream)
             table = next(table_name(n) for n, path in singleton_paths().items() if path == stream)
             return ends[0] if ends else Checkpoint(stream, "done", {"table": table})
         if saved is not None and saved.state == "refused":
             saved = None
-        table, now = self._table_of(endpoint), self._source.now()
-        work: ListStream | ChildListStream
-        if endpoint.parent:
-            work = ChildListStream(endpoint, table, self._source, self._source.pool, saved)
-            work.as_of = work.as_of or now
-        elif saved is None:
-            work = ListStream(ListState.fresh(endpoint, table, ceiling=int(now)), self._source)
-        else:
-            work = ListStream(ListState.resumed(endpoint, table, saved), self._source)
+        table, now, source = self._table_of(endpoint), self._source.now(), self._source
+        work = open_list(endpoint, table, source, source.pool, now=now, saved=saved)
         self.refreshing = endpoint.path
         try:
             await Scheduler(self._budget, max_in_flight=4).run([work], more=lambda: ())
         finally:
             self.refreshing = ""
-        return _final(work)
+        return work.final()
 
     async def _copied(self, connection: Connection, endpoint: ListEndpoint) -> None:
-        """A list of the first copy has come to its end at last: those under its rows may begin, and its
-        tables are copied if no other list of theirs is open.
+        """A list of the initial load has come to its end: lists by parent under its rows may begin, and its
+        tables are loaded if no other list of theirs is open.
         """
         schema, loading = self._source.mirror.schema, self._source.mirror.loading
         cursors = await load_checkpoints(connection, schema)
@@ -307,7 +298,7 @@ class Relist:
         loading -= tables - open_tables
 
     async def _remember(self) -> None:
-        """What each list took when it was last read, and when its last pass was: a restart is none."""
+        """Load the cost of each list and the time of its last full refresh: a restart is no refresh."""
         schema = self._source.mirror.schema
         async with self._source.pool.acquire() as connection:
             cursors = await load_checkpoints(connection, schema)
@@ -343,7 +334,7 @@ class Relist:
         return [self._in_force(e) for e in wanted]
 
     def _in_force(self, endpoint: ListEndpoint) -> ListEndpoint:
-        """The list, or its way by parent where Stripe refuses it without."""
+        """Return the list, or the list by parent that replaces it if Stripe refuses it without one."""
         other = by_parent(endpoint) if endpoint.name in self._source.by_parent else None
         return other or endpoint
 
@@ -352,7 +343,7 @@ class Relist:
         return next(n for n in names if n in self._source.wanted)
 
     async def _guard(self, stream: str, table: str | None, work: Awaitable[None]) -> None:
-        """Does the work; what keeps it from being done is noted as a stream of `table`, while it does."""
+        """Await the work; save its error as a stream of `table` while it lasts."""
         schema = self._source.mirror.schema
         try:
             await work
@@ -371,7 +362,7 @@ class Relist:
                     await self._source.save([ended])
 
     async def _poll_newest(self, endpoint: ListEndpoint) -> None:
-        """The entries that are newer than the last look, with a margin for what comes late."""
+        """Read the entries that are newer than the last read, with a margin for late ones."""
         params = list(endpoint.params)
         last = self._head_from.get(stream_of(endpoint), self._since or self._source.now())
         since = int(last - _OVERLAP_S)
@@ -393,7 +384,7 @@ class Relist:
         await self._note(endpoint, "newest", began)
 
     async def _due(self) -> None:
-        """Balance transactions turn `available` on their day; no event says so."""
+        """Balance transactions turn `available` on their day; no event reports it."""
         if "balance_transaction" not in self._source.wanted:
             return
         async with self._source.pool.acquire() as connection:
@@ -411,16 +402,20 @@ class Relist:
         await self._note(endpoint, "due", began)
 
     async def full_refresh(self, endpoints: Sequence[ListEndpoint]) -> None:
-        """Reads these lists to their end, then looks after what they no longer show."""
+        """Read these lists to their end, then check the rows that they did not return."""
         began = self._source.now()
         self.refreshing = ", ".join(e.path for e in endpoints)
-        works = [self._work(e, began) for e in endpoints]
+        source = self._source
+        works = [
+            open_list(e, table_name(e.objects[0]), source, source.pool, now=began)
+            for e in endpoints
+        ]
         try:
             await Scheduler(self._budget, max_in_flight=4).run(works, more=lambda: ())
         finally:
             self.refreshing = ""
         for work in works:
-            final = _final(work)
+            final = work.final()
             self._cost[stream_of(work.endpoint)] = max(float(final.requests), 1.0)
             if final.state in ("done", "refused"):
                 self._shown_at[stream_of(work.endpoint)] = began
@@ -432,16 +427,8 @@ class Relist:
         for endpoint in endpoints:
             await self._note(endpoint, "pass", began)
 
-    def _work(self, endpoint: ListEndpoint, began: float) -> ListStream | ChildListStream:
-        table = table_name(endpoint.objects[0])
-        if endpoint.parent:
-            work = ChildListStream(endpoint, table, self._source, self._source.pool)
-            work.as_of = began
-            return work
-        return ListStream(ListState.fresh(endpoint, table, ceiling=int(began)), self._source)
-
     async def _check_missing(self, table: str) -> None:
-        """Asks for the rows that its lists, each of them read to its end, do not show any more."""
+        """Queue fetches of rows that none of their lists returned, if each was read to its end."""
         lists = [stream_of(e) for e in self._endpoints() if table in map(table_name, e.objects)]
         if not all(stream in self._shown_at for stream in lists):
             return
@@ -449,7 +436,7 @@ class Relist:
         self._refetches.add(await queue_missing(self._source, [table], since, most=_MOST_VANISHED))
 
     async def _note(self, endpoint: ListEndpoint, how: str, known_to: float) -> None:
-        """Says how far the tables of this list are known to be true, and by what."""
+        """Save up to when the tables of this list are known to be complete, and by which read."""
         names = [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
         async with self._source.transaction() as connection:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
@@ -460,20 +447,16 @@ _DUE = "balance transactions that are due"
 
 
 def _newest(stream: str) -> str:
-    """The stream of what is newest in a list, beside that of the whole list."""
+    """Return the stream of the newest page of a list, beside that of the whole list."""
     return f"{BESIDE[1]}{stream}"
 
 
-def _final(work: ListStream | ChildListStream) -> Checkpoint:
-    return work.final() if isinstance(work, ChildListStream) else work.listing.final()
-
-
 def needs_head(endpoint: ListEndpoint) -> bool:
-    """Whether new objects of this list appear without an event, and its top can be read alone."""
+    """Whether new objects of this list appear without an event, and its newest page can be read alone."""
     if endpoint.parent or endpoint.path == "/v1/events":
         return False
     dated = all(
         any(f.name == "created" for f in object_types()[name].fields) for name in endpoint.objects
     )
-    # Lists without dates are short and hardly ever change (tax codes, countries): a pass will do.
+    # Lists without dates are short and hardly ever change (tax codes, countries): a full refresh will do.
     return dated and not set(endpoint.objects) <= announced()

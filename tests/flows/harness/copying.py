@@ -66,7 +66,7 @@ async def copying(
         mirror.resolve = partial(resolve, source)
         moment = sim.account.clock.now() if now is None else now
         birth = sim.account.world.plan.start - 86_400
-        yield Backfill(source, pool, budget, now=moment, birth=birth)
+        yield Backfill(source, pool, budget, now=moment, account_created=birth)
 
 
 async def copy(url: str, sim: Running, *, schema: str = "stripe", key: str = "") -> BackfillResult:

@@ -19,13 +19,12 @@ import structlog
 from pinstripe.concurrency import Coalescer
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import OpenSync
+from pinstripe.store.events import APPLIED
 from pinstripe.store.listener import Listener
 from pinstripe.store.sync_requests import ACKS, SyncAck, last_acks, request_sync
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-_APPLIED = "pinstripe"
-"""NOTIFY channel of what was applied; the payload is `schema as_of`."""
 _SPACING_S = 0.05
 """Between two rings of one sync: it looks more rarely than that anyway."""
 _NET_S = 1.0
@@ -40,9 +39,7 @@ class SyncRequester:
         """`database_url` gives None while there is no database."""
         self.requests_sent: Counter[str] = Counter()
         """Rings sent so far, by schema."""
-        self._listening = Listener(
-            database_url, {ACKS: self._on_answer, _APPLIED: self._on_applied}
-        )
+        self._listening = Listener(database_url, {ACKS: self._on_answer, APPLIED: self._on_applied})
         self._coalescers: dict[str, Coalescer[float, tuple[int, int]]] = {}
         self._answers: dict[str, SyncAck] = {}
         self._session = 0

@@ -1,10 +1,9 @@
-"""The first copy of an account: every list to its end, then what happened meanwhile, then what is
-only referred to.
+"""Loads an account: every list to its end, then the events meanwhile, then objects only referred to.
 
     lists -> events since the start -> indexes and references
 
-Resumable at any moment: each list goes on from its cursor. A second run over a complete copy applies
-the events since the last one and lists anew only what has no events.
+Resumable at any moment: each list resumes from its cursor. A second run over a complete copy applies the
+events since the last one, and lists again only what has no events.
 """
 
 from __future__ import annotations
@@ -23,23 +22,18 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
 from pinstripe.source.refusals import note_by_parent
 from pinstripe.source.source import Source, checkpoints
-from pinstripe.store.cursors import LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
+from pinstripe.store.cursors import FOLLOWED, LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
-from pinstripe.sync.backfill.child_lists import ChildListStream
-from pinstripe.sync.backfill.list_stream import ListStream
 from pinstripe.sync.backfill.plan import BackfillPlanner, full_resync_done
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
 from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.events.poller import EventPoller
-from pinstripe.sync.events.reader import FOLLOWED
+from pinstripe.sync.events.reader import LATE_S
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-# An event can appear late, behind newer ones (measured by nobody; Stripe's own engine holds back
-# 60 s). What is read again is dropped by its time, so a wide margin only costs a page.
-_LATE_S = 120
 _INDEXED_AT_ONCE = 3
 _WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
 """Stripe refuses a list for want of a `customer` ("Missing required param: customer.")."""
@@ -47,7 +41,7 @@ _WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
 
 @dataclass(slots=True)
 class BackfillResult:
-    """How a backfill ended. `events`: how many were applied; None where they were not to be read."""
+    """How a backfill ended. `events`: how many were applied; None if they were not read."""
 
     streams: list[Checkpoint] = field(default_factory=list)
     events: int | None = None
@@ -62,12 +56,12 @@ class BackfillResult:
 
     @property
     def unfinished(self) -> set[str]:
-        """Tables with a list that was not read to its end."""
+        """Return the tables with a list that was not read to its end."""
         return _tables_of(s for s in self.streams if s.state not in ("done", "refused"))
 
 
 class Backfill:
-    """One run. `phase` and `works` are for whoever shows progress."""
+    """One run. `phase`, `works` and `note` are what the progress display reads."""
 
     def __init__(
         self,
@@ -76,37 +70,37 @@ class Backfill:
         budget: RateLimiter,
         *,
         now: float,
-        birth: int = 0,
+        account_created: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`now` is the present on Stripe's clock, `birth` a second before which the account was not."""
+        """`now` is the present on Stripe's clock; nothing is older than the second `account_created`."""
         self.phase = "starting"
-        self.works: list[ListStream | ChildListStream] = []
+        self.works: list[ListReader] = []
         self.note = ""
         self._source = source
         self._pool = pool
         self._scheduler = Scheduler(budget)
-        self._planner = BackfillPlanner(source, pool, now=int(now), birth=birth)
+        self._planner = BackfillPlanner(source, pool, now=int(now), account_created=account_created)
         self._clock = clock
         self._schema = source.mirror.schema
-        self._pending: list[ChildListStream] = []
+        self._pending: list[ListReader] = []
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
-        self._anew_since: float | None = None
+        self._resync_since: float | None = None
 
     async def prepare(self) -> int:
-        """Reads the cursors; gives the second from which events count, noted before any list is read.
+        """Read the cursors; return the second from which events count, saved before any list is read.
 
-        Whoever follows live begins there. `run` does it if it has not been done.
+        The poller begins there. `run` calls this if it has not been called.
         """
         if self._since is None:
             self._since = await self._prepare()
         return self._since
 
     async def run(self, *, followed: bool = False) -> BackfillResult:
-        """Returns when all that can be read is written. Raises what ends the whole run.
+        """Return when all that can be read is written. Raises errors that end the whole run.
 
-        `followed`: somebody applies the events since `prepare` meanwhile, so it is not done here.
+        `followed`: a poller applies the events since `prepare` meanwhile, so the run does not.
         """
         started = self._clock()
         outcome = BackfillResult()
@@ -114,7 +108,7 @@ class Backfill:
         self.phase = "lists"
         self._refused = await read_singletons(self._source)
         await self._scheduler.run(
-            [w for w in self.works if isinstance(w, ListStream)], more=self._ready_parents
+            [w for w in self.works if not w.endpoint.parent], more=self._ready_parents
         )
         await self._go_by_parent()
         await self._source.mirror.wait_resolved()
@@ -123,14 +117,14 @@ class Backfill:
         if not followed:
             outcome.events = await self._catch_up(since)
         if not followed and outcome.events is None:
-            await self._read_tails(since - _LATE_S)
+            await self._read_tails(since - LATE_S)
         await self._source.mirror.wait_resolved()
         if not followed:
             await RefetchWorker(self._source).drain()
-        if self._anew_since is not None:
-            await self._queue_missing(self._anew_since)
+        if self._resync_since is not None:
+            await self._queue_missing(self._resync_since)
         self.phase = "references"
-        # Indexes are Postgres's work, references are Stripe's: neither waits for the other.
+        # Indexes load Postgres, references load Stripe: neither waits for the other.
         async with asyncio.TaskGroup() as group:
             group.create_task(self._index(beside_writers=followed))
             fetching = group.create_task(References(self._source, self._pool).run())
@@ -144,31 +138,25 @@ class Backfill:
         return outcome
 
     async def _prepare(self) -> int:
-        """Takes the works from the saved cursors; gives the second from which events count."""
+        """Plan the works; return the second from which events count."""
         plan = await self._planner.plan()
         self.works, self.note = list(plan.works), plan.note
-        self._anew_since = plan.anew_since
-        self._pending = [work for work in self.works if isinstance(work, ChildListStream)]
+        self._resync_since = plan.resync_since
+        self._pending = [work for work in self.works if work.endpoint.parent]
         return plan.since
 
     async def _go_by_parent(self) -> None:
-        """Reads the lists by parent that Stripe has refused without one."""
-        added: list[ChildListStream] = []
-        for work in [w for w in self.works if isinstance(w, ListStream)]:
-            other = by_parent(work.endpoint)
-            said = work.listing.reason
-            wants_parent = work.listing.state in ("refused", "failed") and _WANTS_PARENT.search(
-                said
-            )
-            if (
-                other is None
-                or not wants_parent
-                or table_name(other.parent) not in self._source.wanted
-            ):
+        """Read by parent the lists that Stripe has refused without one."""
+        added: list[ListReader] = []
+        for work in [w for w in self.works if w.state in ("refused", "failed")]:
+            other = None if work.endpoint.parent else by_parent(work.endpoint)
+            if other is None or table_name(other.parent) not in self._source.wanted:
                 continue
-            await note_by_parent(self._source, work.endpoint.name, said, work.listing.remedy)
+            if not _WANTS_PARENT.search(work.reason):
+                continue
+            await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
             self.works.remove(work)
-            added.append(self._planner.under_parents(other))
+            added.append(self._planner.read(other))
         if not added:
             return
         self.works += added
@@ -176,7 +164,7 @@ class Backfill:
         await self._scheduler.run(added, more=lambda: ())
 
     async def _queue_missing(self, since: float) -> None:
-        """What the lists, read anew, do not show, and of which the events are gone."""
+        """Queue rows that no list returned and whose events are gone."""
         ends = self._ends()
         unread = _tables_of(c for c in ends if c.state != "done")
         refetches = RefetchWorker(self._source)
@@ -186,33 +174,28 @@ class Backfill:
             await self._source.save([full_resync_done(since)])
 
     async def _read_tails(self, since: int) -> None:
-        """Where the event log cannot be read: what was created while the lists were read."""
-        whole = [w for w in self.works if isinstance(w, ListStream) and w.endpoint.created]
-        done = [w for w in whole if w.listing.state == "done"]
+        """If the event log cannot be read: list what was created while the lists were read."""
+        dated = [w for w in self.works if w.endpoint.created and not w.endpoint.parent]
+        done = [w for w in dated if w.state == "done"]
         self.works = [w for w in self.works if w not in done]
-        added = [
-            self._planner.tail(w.endpoint, w.listing.table, w.listing.final(), since) for w in done
-        ]
+        added = [self._planner.tail(w.endpoint, w.final(), since) for w in done]
         self.works += added
         await self._scheduler.run(added, more=lambda: ())
 
     def _ready_parents(self) -> Sequence[ListReader]:
-        """Lists under parents, once every list that yields their parents is done."""
-        ready: list[ChildListStream] = []
+        """Return lists by parent, once every list that yields their parents is done."""
+        ready: list[ListReader] = []
         for work in list(self._pending):
-            if work.endpoint.parent and not self._is_complete(work.endpoint.parent):
+            if not self._is_complete(work.endpoint.parent):
                 continue
             self._pending.remove(work)
-            if table_name(work.endpoint.parent) not in self._source.wanted:
-                work.state, work.reason = "refused", f"{work.parent_table} is not synced"
-                work.code = LEFT_OUT
-            elif any(w.failed for w in self._makers(work.endpoint.parent)):
-                # Done now, it would never see the parents that are still to come.
-                work.state, work.reason = (
-                    "failed",
-                    f"The list of {work.parent_table} is not complete",
-                )
-                work.code = PARENT_INCOMPLETE
+            parent = table_name(work.endpoint.parent)
+            if parent not in self._source.wanted:
+                work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
+            elif any(w.state == "failed" for w in self._makers(work.endpoint.parent)):
+                # Read now, it would miss the parents that are still to be listed.
+                reason = f"The list of {parent} is not complete"
+                work.end("failed", reason, code=PARENT_INCOMPLETE)
             else:
                 ready.append(work)
         return ready
@@ -221,29 +204,27 @@ class Backfill:
         """Whether no unfinished list can bring another object of this type."""
         makers = self._makers(parent)
         if not makers:
-            # Only found inside others (a source in a customer): then after all plain lists.
-            return all(w.finished for w in self.works if isinstance(w, ListStream))
+            # Only found inside others (a source in a customer): after all plain lists.
+            return all(w.finished for w in self.works if not w.endpoint.parent)
         return all(w.finished for w in makers)
 
-    def _makers(self, parent: str) -> list[ListStream | ChildListStream]:
+    def _makers(self, parent: str) -> list[ListReader]:
         return [w for w in self.works if parent in w.endpoint.objects]
 
     async def _save_ends(self) -> None:
-        """Lists that ended without being read say so in the database too."""
+        """Save the cursors of lists that ended without being read."""
         await self._source.save([c for c in self._ends() if c.state != "running"])
 
     def _ends(self) -> list[Checkpoint]:
-        """Where every stream stands, with what could not be read beside the lists."""
-        ends = [
-            w.final() if isinstance(w, ChildListStream) else w.listing.final() for w in self.works
-        ]
+        """Return the cursor of every stream, and of what could not be read beside the lists."""
+        ends = [work.final() for work in self.works]
         return [*ends, *self._refused, *checkpoints(self._source.unreadable_lists)]
 
     async def _catch_up(self, since: int) -> int | None:
-        """Applies what happened while the lists were read."""
+        """Apply the events since the lists were begun."""
         live = EventPoller(self._source, RefetchWorker(self._source), since=float(since))
         try:
-            await live.read_lookback(since - _LATE_S)
+            await live.read_lookback(since - LATE_S)
         except (NotPermitted, NotEnabled) as error:
             self.note = f"Changes made during the backfill are not seen: {error.message}"
             await self._source.save([ended_by(error, FOLLOWED)])
@@ -251,7 +232,7 @@ class Backfill:
         return live.stats.events
 
     async def _index(self, *, beside_writers: bool) -> None:
-        """`beside_writers`: somebody follows live, and must not wait for an index."""
+        """`beside_writers`: a poller writes meanwhile, and must not wait for an index."""
         create = create_indexes_beside if beside_writers else create_indexes
         tables = iter(self._source.mirror.tables.values())
 
@@ -269,6 +250,6 @@ class Backfill:
 
 
 def _tables_of(streams: Iterable[Checkpoint]) -> set[str]:
-    """The tables that these streams fill."""
+    """Return the tables that these streams fill."""
     found = [s.position for s in streams]
     return {str(p.get("table")) if isinstance(p, dict) else "" for p in found}

@@ -1,19 +1,15 @@
-"""Lists that hang under a parent: one list for each row of the parent's table, in the order of its key.
+"""Reads lists by parent: one list for each row of the parent's table, in the order of its key.
 
-The position is the last parent up to which all are durable:
+The position is the last parent up to which all lists are durable:
 
     {"table": "setup_attempt", "parent": "setup_intent", "after": "seti_…"}
 
-Parents are read from the database, so they must be complete before this starts. Stripe may refuse the
-list of one parent (the persons of a Standard account) and give the others: that one is left out, and told
-(`left_out`). A parent whose list meets trouble twice is noted as owed (`pinstripe.pending`), and the others
-go on.
-
-Which lists under a parent Stripe refuses: those of single parents, or all of them.
-
-A missing permission concerns every parent alike. Of anything else (a product that the account has not
-enabled, a parent of another kind) a few refusals without one answer end the stream. Where others are
-answered, the refused ones are left out, counted, and told in Stripe's words.
+Parents are read from the database, so they must be complete before this starts. Stripe may refuse the list
+of one parent (the persons of a Standard account) and return the others. A missing permission concerns every
+parent alike. After any other refusal (a product that is not enabled, a parent of another kind) a few
+refusals without one answer end the stream; if others are answered, the refused parents are left out,
+counted and reported in Stripe's words. A parent whose list fails twice is queued in `pinstripe.pending`,
+and the others go on.
 """
 
 from __future__ import annotations
@@ -52,15 +48,15 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 1000
 
 _WINDOW = 4 * _CHUNK
-"""Parents between the first that is not done and the last that was begun: one that takes long must not
-let the rest pile up."""
+"""Parents between the first that is not done and the last that was begun: a slow one must not let the
+rest pile up."""
 
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""After trouble without an answer in between, on top of the client's own tries."""
+"""Pauses after failures without an answer in between, on top of the client's own retries."""
 
 
 class ChildListStream:
-    """Work on one list per parent, for the dispatcher; also its `Progress`."""
+    """One list per parent, as the scheduler's `ListReader` and the mirror's `Progress`."""
 
     def __init__(
         self,
@@ -68,22 +64,18 @@ class ChildListStream:
         table: str,
         source: Source,
         pool: Pool,
-        saved: Checkpoint | None = None,
         *,
+        now: float,
+        saved: Checkpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.endpoint = endpoint
-        self.table = table
-        self.state: State = "running"
-        self.reason = ""
-        self.remedy = ""
-        self.code = ""
-        self.permission = ""
-        self.note = ""
+        self.endpoint, self.table = endpoint, table
+        self.state: State = "done" if saved is not None and saved.state == "done" else "running"
+        self.reason = self.remedy = self.code = self.permission = self.note = ""
         self.rows = saved.rows if saved else 0
         self.requests = saved.requests if saved else 0
         self.seconds = saved.seconds if saved else 0.0
-        self.as_of: float | None = saved.as_of if saved else None
+        self.as_of = (saved.as_of if saved else None) or now
         self.in_flight = 0
         self.has_children = False
         self.total: int | None = None
@@ -98,14 +90,12 @@ class ChildListStream:
         self._durable: set[str] = set()
         self._refused = RefusedParents(_left_out_before(saved), bool(self._after))
         self._tried: set[str] = set()
-        """Parents whose list has met trouble once."""
+        """Parents whose list has failed once."""
         self._troubles = 0
         self._not_before = float("-inf")
         self._done = 0
         self._loading = False
         self._exhausted = False
-        if saved is not None and saved.state == "done":
-            self.state = "done"
 
     @property
     def parent_table(self) -> str:
@@ -116,10 +106,6 @@ class ChildListStream:
         return self.state != "running"
 
     @property
-    def failed(self) -> bool:
-        return self.state == "failed"
-
-    @property
     def urgent(self) -> bool:
         return self.has_children
 
@@ -127,10 +113,10 @@ class ChildListStream:
         return float(max((self.total or 1) - self._done, len(self._waiting)))
 
     def on_change(self, changed: Callable[[], None]) -> None:
-        """Nothing to tell: the next parent can be asked for at any time."""
+        """Never called: the next parent's list can be requested at any time."""
 
-    def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
-        """Starts the list of the next parent when called; `cut` does not matter here."""
+    def claim(self) -> Callable[[], asyncio.Task[None]] | None:
+        """Return what starts the list of the next parent, or reads more parents."""
         if self.state != "running":
             return None
         if not self._waiting:
@@ -146,7 +132,7 @@ class ChildListStream:
         return lambda: asyncio.create_task(self._run(parent))
 
     async def _load(self) -> None:
-        """The next parents from the database."""
+        """Load the next parents from the database."""
         try:
             ids = await self._parents()
             self._waiting.extend(ids)
@@ -170,7 +156,7 @@ class ChildListStream:
         schema = self._source.mirror.schema
         table = qualified(schema, self.parent_table)
         condition = f" AND ({self.endpoint.only_when})" if self.endpoint.only_when else ""
-        # A parent that is gone has no list any more.
+        # A deleted parent has no list any more.
         gone = "" if not self._has_deleted() else " AND deleted IS NOT TRUE"
         async with self._pool.acquire() as connection:
             if self.endpoint.only_if_any:
@@ -207,7 +193,7 @@ class ChildListStream:
             elif not isinstance(error, Refused) or not error.is_answer:
                 await self._troubled(parent, error)
             elif expand:
-                # The list itself may be readable, only not what it was asked to expand.
+                # The list may be readable without its expansions.
                 self.note = f"Without {', '.join(expand)}: {error.message}"
                 self._expand = ()
                 self._waiting.appendleft(parent)
@@ -222,7 +208,7 @@ class ChildListStream:
         await self._judge()
 
     async def _troubled(self, parent: str, error: PinstripeError) -> None:
-        """One parent's list cannot be read now: once more after the others, then it is noted as owed."""
+        """One parent's list failed: retry it after the others, then queue it as a refetch."""
         now = self._clock()
         if now >= self._not_before:
             self._not_before = now + _PAUSES_S[min(self._troubles, len(_PAUSES_S) - 1)]
@@ -240,7 +226,7 @@ class ChildListStream:
         await self._step(parent)
 
     async def _judge(self) -> None:
-        """Goes on without the parents that were refused, or ends if all are."""
+        """Go on without the parents that were refused, or end if all are."""
         nothing_more = self._exhausted and not self._waiting and not self.in_flight
         ended = self._refused.ends(nothing_more=nothing_more)
         if ended is not None:
@@ -249,7 +235,7 @@ class ChildListStream:
             await self._step(parent)
 
     async def _list(self, parent: str, expand: Sequence[str]) -> None:
-        """All pages under one parent; the last one makes the step."""
+        """Read all pages under one parent; the last one makes the step."""
         path, fixed = self.endpoint.url(parent, quote_id(parent))
         after: str | None = None
         passed: set[str | None] = {None}
@@ -264,7 +250,7 @@ class ChildListStream:
                 if error.param == "starting_after" and after is not None:
                     after, passed = None, {None}
                     continue
-                await self._step(parent)  # The parent went meanwhile, and its list with it.
+                await self._step(parent)  # The parent was deleted meanwhile, and its list with it.
                 return
             page = read_list(response, path)
             if page.has_more and page.after in passed:
@@ -293,16 +279,21 @@ class ChildListStream:
         )
 
     async def _finish(self) -> None:
-        """No parents at all: nothing to write but the cursor."""
+        """There are no parents: write nothing but the cursor."""
         await self._step("")
+
+    def end(self, state: State, reason: str, *, code: str, remedy: str = "") -> None:
+        """Stop reading; the cursor keeps the state and the reason."""
+        self.state, self.reason, self.code, self.remedy = state, reason, code, remedy
+        self._waiting.clear()
 
     def _end(self, error: PinstripeError, state: State) -> None:
         if self.state == "running":
-            self.state, self.reason, self.remedy = state, error.message, error.hint
-            self.code, self.permission = error.slug, permission_of(error)
+            self.end(state, error.message, code=error.slug, remedy=error.hint)
+            self.permission = permission_of(error)
         self._waiting.clear()
 
-    # Progress: what the mirror saves.
+    # The cursor, which the mirror saves with the rows.
 
     def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
         durable = self._durable | {str(step) for step in steps}
@@ -349,12 +340,12 @@ class ChildListStream:
 
 
 def stream_of(endpoint: ListEndpoint) -> str:
-    """The cursor's name; the same path can be listed with and without a parent."""
+    """Return the cursor's name; the same path can be listed with and without a parent."""
     return f"{endpoint.stream} by {endpoint.parent}" if endpoint.parent else endpoint.stream
 
 
 def _left_out_before(saved: Checkpoint | None) -> str:
-    """What an earlier run said of the parents that it left out."""
+    """Return what an earlier run reported of the parents that it left out."""
     return saved.reason if saved is not None and saved.code == SOME_REFUSED else ""
 
 
@@ -371,7 +362,7 @@ class RefusedParents:
     """The refusals of one stream."""
 
     def __init__(self, told: str = "", is_answered: bool = False) -> None:
-        """`told`: what an earlier run said of those that it left out; `is_answered`: it had answers."""
+        """`told`: what an earlier run reported of those it left out; `is_answered`: it had answers."""
         self.is_answered = is_answered
         self.count = 0
         self._told = told
@@ -389,19 +380,19 @@ class RefusedParents:
         self._waiting.append(parent)
 
     def ends(self, *, nothing_more: bool) -> Refused | None:
-        """The refusal that speaks for all parents, if there is one."""
+        """Return the refusal that speaks for all parents, if there is one."""
         of_all = nothing_more or len(self._waiting) >= _ENOUGH
         return self._error if self._for_all or (of_all and not self.is_answered) else None
 
     def to_pass(self) -> list[str]:
-        """The parents to go on without, each once; none as long as nothing has been answered."""
+        """Return the parents to go on without, each once; none until a list has been answered."""
         if not self.is_answered:
             return []
         passed, self._waiting = self._waiting, []
         return passed
 
     def words(self, parent_table: str) -> str:
-        """What to say of the gap; "" if there is none."""
+        """Return the reason of the gap; "" if there is none."""
         if self._error is None or not self.is_answered:
             return self._told
         return f"Without {self.count} of {parent_table}, the first {self._first}: {self._error.message}"

@@ -1,8 +1,8 @@
-"""Which lists a run reads, and from where each goes on: the saved cursors become works.
+"""Plans a run: saved cursors become list readers.
 
-A list that was cut off goes on from its cursor. One that was read to its end is left alone where events
-tell what changed since, and read again where they do not: only its young part, if its objects settle
-down with age. Where the event log no longer reaches back to the last run, everything is listed anew.
+A list that was interrupted resumes from its cursor. One that was read to its end is left alone if events
+report its changes, and read again if they do not: only its young part, if its objects no longer change with
+age. If the event log no longer reaches back to the last run, everything is listed again (a full resync).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, Source, closed_gaps
 from pinstripe.store.cursors import (
     BESIDE,
+    FOLLOWED,
     Checkpoint,
     drop_checkpoints,
+    followed,
     forget_checkpoints,
     load_checkpoints,
     save_checkpoints,
@@ -30,51 +32,52 @@ from pinstripe.store.migrate import forget_streams
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
 from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
-from pinstripe.sync.backfill.list_stream import ListState, ListStream
-from pinstripe.sync.events.reader import FOLLOWED, RETENTION_S, followed
+from pinstripe.sync.backfill.list_stream import ListStream, created_since
+from pinstripe.sync.backfill.scheduler import ListReader
+from pinstripe.sync.events.reader import RETENTION_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _SOON_S = 600
-"""A list that was read so short a time ago is not read again by a run that resumes."""
+"""A list that was read within this time is not read again by a run that resumes."""
 _SETTLED_S = 31 * 86400
-"""Objects without events change no more after that: a balance transaction becomes available within
-a month at the latest (https://docs.stripe.com/payouts)."""
+"""Objects without events change no more after this: a balance transaction becomes available within a
+month at the latest (https://docs.stripe.com/payouts)."""
 
 
 _FULL_RESYNC = "anew"
-"""The stream that says since when everything is being listed anew, until that is done."""
+"""The stream that records since when a full resync runs, until it is done."""
 
 
 def full_resync_done(since: float) -> Checkpoint:
-    """The end of it."""
+    """Return the cursor of a full resync that is done."""
     return Checkpoint(_FULL_RESYNC, "done", as_of=since)
 
 
 @dataclass(frozen=True, slots=True)
 class BackfillPlan:
-    """What a run reads. Events count from the second `since`; `note` is for whoever watches.
+    """What a run reads. Events count from the second `since`; `note` is for the progress display.
 
-    `anew_since`: everything is listed anew, begun at this second; None where events tell what changed.
+    `resync_since`: when a full resync began; None if events report what changed.
     """
 
-    works: Sequence[ListStream | ChildListStream]
+    works: Sequence[ListReader]
     since: int
     note: str = ""
-    anew_since: float | None = None
+    resync_since: float | None = None
 
 
 class BackfillPlanner:
-    """Plans one run. `now` is the present on Stripe's clock, `birth` as in `RangeSet`."""
+    """Plans one run. `now` is the present on Stripe's clock, `account_created` as in `SliceSet`."""
 
-    def __init__(self, source: Source, pool: Pool, *, now: int, birth: int) -> None:
+    def __init__(self, source: Source, pool: Pool, *, now: int, account_created: int) -> None:
         self._source = source
         self._pool = pool
         self._now = now
-        self._birth = birth
+        self._account_created = account_created
 
     async def plan(self) -> BackfillPlan:
-        """The works of the run. Where events count from now on, that is saved before any list is read."""
+        """Return the plan. If events count from now on, that is saved before any list is read."""
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
         saved = await self._without_lost(saved)
@@ -90,23 +93,23 @@ class BackfillPlanner:
         if last is not None and last.as_of is not None:
             since = int(last.as_of)
             if self._now - since > RETENTION_S - 86400:
-                saved, since = await self._begin_anew(), self._now
-        anew = saved.get(_FULL_RESYNC)
-        anew_since = anew.as_of if anew is not None and anew.state == "running" else None
-        if anew_since is not None:
+                saved, since = await self._begin_resync(), self._now
+        resync = saved.get(_FULL_RESYNC)
+        resync_since = resync.as_of if resync is not None and resync.state == "running" else None
+        if resync_since is not None:
             note = "The last run is too long ago for the event log: everything is listed anew."
-            _log.warning("resume.anew", since=anew_since)
+            _log.warning("resume.anew", since=resync_since)
         complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
         if complete and last is not None and last.state == "refused":
-            saved = {}  # Nothing tells what changed since.
+            saved = {}  # Nothing reports what changed since.
         works = self._works(endpoints, saved, complete=complete)
         if last is None or since == self._now:
-            # The position is taken before the first list is read.
+            # The position is saved before the first list is read.
             await self._source.save([followed(since)])
-        return BackfillPlan(works, since, note, anew_since)
+        return BackfillPlan(works, since, note, resync_since)
 
     async def _without_notes(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forgets what an earlier process could not read beside the lists: this one tries it anew."""
+        """Forget what an earlier process could not read beside the lists: this one tries it again."""
         notes = [s for s in saved if s.startswith(BESIDE) or s in singleton_paths().values()]
         if notes:
             async with self._source.transaction() as connection:
@@ -114,9 +117,9 @@ class BackfillPlanner:
         return {stream: cursor for stream, cursor in saved.items() if stream not in notes}
 
     async def _without_lost(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forgets the lists of tables that do not hold what these say: emptied by hand, or in quarantine.
+        """Forget the lists of tables that lack the rows they vouch for: emptied by hand, or in quarantine.
 
-        What an earlier process could not write is tried anew.
+        What an earlier process could not write is tried again.
         """
         schema, wanted = self._source.mirror.schema, self._source.wanted
         async with self._source.transaction() as connection:
@@ -134,28 +137,36 @@ class BackfillPlanner:
             await forget_streams(connection, schema, sorted(lost))
             return dict(await load_checkpoints(connection, schema))
 
-    async def _begin_anew(self) -> dict[str, Checkpoint]:
-        """Forgets every position, in one commit with the new one: the next run must not trust the old."""
+    async def _begin_resync(self) -> dict[str, Checkpoint]:
+        """Forget every position, in one commit with the new one: the next run must not trust the old
+        ones.
+        """
         begun = [followed(self._now), Checkpoint(_FULL_RESYNC, "running", as_of=float(self._now))]
         async with self._source.transaction() as connection:
             await forget_checkpoints(connection, self._source.mirror.schema)
             await save_checkpoints(connection, self._source.mirror.schema, begun)
         return {checkpoint.stream: checkpoint for checkpoint in begun}
 
-    def under_parents(self, endpoint: ListEndpoint) -> ChildListStream:
-        """A list that Stripe refuses without a parent, from its first parent on."""
+    def read(self, endpoint: ListEndpoint, saved: Checkpoint | None = None) -> ListReader:
+        """Return the reader of a list, from `saved` on."""
         table = table_name(self._wanted_objects(endpoint)[0])
-        work = ChildListStream(endpoint, table, self._source, self._pool)
-        work.as_of = float(self._now)
-        return work
+        return open_list(
+            endpoint,
+            table,
+            self._source,
+            self._pool,
+            now=self._now,
+            account_created=self._account_created,
+            saved=saved,
+        )
 
-    def tail(self, endpoint: ListEndpoint, table: str, done: Checkpoint, since: int) -> ListStream:
-        """Reads again what was created since then, of a list that is done."""
-        listing = ListState.tail(endpoint, table, done, since=since, ceiling=self._now)
-        return ListStream(listing, self._source)
+    def tail(self, endpoint: ListEndpoint, done: Checkpoint, since: int) -> ListReader:
+        """Return a reader of what was created since then, of a list that is done."""
+        table = table_name(self._wanted_objects(endpoint)[0])
+        return self.read(endpoint, created_since(done, table, since, ceiling=self._now))
 
     async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forgets the lists around nested ones that could not be read before and can now."""
+        """Forget the lists around nested lists that could not be read before and can now."""
         closed = await closed_gaps(self._source.stripe, saved.values(), priority=BACKFILL)
         if not closed:
             return saved
@@ -166,33 +177,26 @@ class BackfillPlanner:
 
     def _works(
         self, endpoints: Sequence[ListEndpoint], saved: Mapping[str, Checkpoint], *, complete: bool
-    ) -> list[ListStream | ChildListStream]:
-        """`complete`: all was read before, so that events tell what changed, save for what has none."""
+    ) -> list[ListReader]:
+        """`complete`: everything was read before, so events report what changed, except for types
+        without events.
+        """
         works = [self._work(e, saved.get(stream_of(e)), complete=complete) for e in endpoints]
-        parents = {w.endpoint.parent for w in works if isinstance(w, ChildListStream)}
+        parents = {w.endpoint.parent for w in works if w.endpoint.parent}
         for work in works:
             work.has_children = not parents.isdisjoint(work.endpoint.objects)
         return works
 
     def _work(
         self, endpoint: ListEndpoint, cursor: Checkpoint | None, *, complete: bool
-    ) -> ListStream | ChildListStream:
-        table = table_name(self._wanted_objects(endpoint)[0])
+    ) -> ListReader:
         if cursor is not None and cursor.state == "refused":
             cursor = None
         if cursor is not None and self._is_to_be_read_again(endpoint, cursor, complete=complete):
             if endpoint.created and not endpoint.parent and cursor.as_of is not None:
-                return self.tail(endpoint, table, cursor, int(cursor.as_of) - _SETTLED_S)
+                return self.tail(endpoint, cursor, int(cursor.as_of) - _SETTLED_S)
             cursor = None
-        if endpoint.parent:
-            work = ChildListStream(endpoint, table, self._source, self._pool, cursor)
-            work.as_of = work.as_of or float(self._now)
-            return work
-        if cursor is None:
-            listing = ListState.fresh(endpoint, table, ceiling=self._now, birth=self._birth)
-        else:
-            listing = ListState.resumed(endpoint, table, cursor, birth=self._birth)
-        return ListStream(listing, self._source)
+        return self.read(endpoint, cursor)
 
     def _is_to_be_read_again(
         self, endpoint: ListEndpoint, cursor: Checkpoint, *, complete: bool
@@ -204,6 +208,24 @@ class BackfillPlanner:
 
     def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:
         return [o for o in endpoint.objects if table_name(o) in self._source.wanted]
+
+
+def open_list(
+    endpoint: ListEndpoint,
+    table: str,
+    source: Source,
+    pool: Pool,
+    *,
+    now: float,
+    account_created: int = 0,
+    saved: Checkpoint | None = None,
+) -> ListReader:
+    """Return the reader of one list, from `saved` on; `now` is the present on Stripe's clock."""
+    if endpoint.parent:
+        return ChildListStream(endpoint, table, source, pool, now=now, saved=saved)
+    return ListStream(
+        endpoint, table, source, ceiling=int(now), account_created=account_created, saved=saved
+    )
 
 
 def _table_of(cursor: Checkpoint) -> object:

@@ -1,15 +1,13 @@
-"""Fetches what rows refer to and no list returned, once each, so that joins hold.
+"""Fetches what the lists did not return: referred objects, singletons, missing rows.
 
-Deleted customers, closed reviews, inline prices, mandates, sources: lists hide them, rows name them.
-What Stripe does not have is remembered in `pinstripe.missing` and not asked for again; what meets trouble
-is noted as owed (`pinstripe.pending`), and the rest goes on.
+Lists hide deleted customers, closed reviews, inline prices, mandates and sources, while rows refer to them.
+Each is fetched once, so that joins hold. What Stripe does not have is remembered in `pinstripe.missing` and
+not requested again; what fails is queued in `pinstripe.pending`, and the rest goes on.
 
-Objects that are one to an account: its own record, its balance, its settings. One GET each.
+Singletons are the objects that an account has one of: its own record, its balance, its settings.
 
-Rows that nothing has shown since a moment, although all lists were read after it: what became of them.
-
-Deleted without a word, deleted while nobody listened, or never shown by any list (an inline price, what
-is only referred to). Each is asked for by its id: what Stripe does not have is flagged, the rest renewed.
+Missing rows are those that no list returned although all were read since: deleted without an event, deleted
+while no worker ran, or never listed. Each is fetched by its id, and flagged if Stripe does not have it.
 """
 
 from __future__ import annotations
@@ -31,25 +29,30 @@ from pinstripe.source.source import BACKFILL, REFERENCES, Source, retrieve_endpo
 from pinstripe.store.cursors import Checkpoint, ended_by
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
-from pinstripe.store.refetch import Refetch, add_refetches
+from pinstripe.store.refetch import (
+    NEITHER_MISSING_NOR_PENDING,
+    Refetch,
+    add_refetches,
+    note_missing,
+)
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _CHUNK = 500
 
 _WORKERS = 16
-"""Requests under way at once, over all tables."""
+"""Requests under way, over all tables."""
 
-_LOOKERS = 3
-"""Queries for what is missing at once: fewer than the pool has connections."""
+_QUERIES = 3
+"""Concurrent queries for missing targets: fewer than the pool has connections."""
 
 _ROUNDS = 6
-"""What is fetched refers to more; beyond this depth nothing new was ever seen."""
+"""Fetched objects refer to more; no test or account has needed more rounds."""
 
 
 @dataclass(slots=True)
 class Fetched:
-    """What was done, by table."""
+    """The result, by table."""
 
     fetched: dict[str, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
@@ -60,7 +63,7 @@ class Fetched:
 
 
 class References:
-    """Looks for references into nothing and fetches their targets."""
+    """Finds references without a target row and fetches their targets."""
 
     def __init__(self, source: Source, pool: Pool) -> None:
         self._source = source
@@ -68,33 +71,33 @@ class References:
         self._schema = source.mirror.schema
         self.result = Fetched()
         self._workers = asyncio.Semaphore(_WORKERS)
-        self._lookers = asyncio.Semaphore(_LOOKERS)
+        self._queries = asyncio.Semaphore(_QUERIES)
         self._changed: set[str] | None = None
-        """Tables worth looking through; None: all."""
+        """Tables that may hold new references; None: all."""
 
     async def run(self) -> Fetched:
-        """Returns when no reference is left that Stripe could answer."""
+        """Return when no reference is left that Stripe could resolve."""
         written = self._source.mirror.written
         for _ in range(_ROUNDS):
             before = written.copy()
             async with asyncio.TaskGroup() as group:
-                # By table at the same time: each endpoint has a rate of its own.
+                # Tables run concurrently: each endpoint has a rate of its own.
                 fills = [group.create_task(self._fill(t)) for t in sorted(self._targets())]
             if not any(fill.result() for fill in fills):
                 break
-            # Only what was written since can refer to something new.
+            # Only rows written since can refer to something new.
             self._changed = {t for t, rows in written.items() if rows != before[t]}
         return self.result
 
     def _targets(self) -> Iterator[str]:
-        """Tables whose objects can be retrieved by their id alone."""
+        """Yield tables whose objects can be retrieved by their id alone."""
         for name, table in self._source.wanted.items():
             where = retrieve_endpoint(name) if not table.virtual else None
             if where is not None and not where.parent_parameter:
                 yield name
 
     async def _fill(self, target: str) -> int:
-        """Fetches everything that is referred to in `target` and is not there."""
+        """Fetch every object that is referred to in `target` and has no row."""
         count, last = 0, ""
         while target not in self.result.refused:
             ids = await self._dangling(target, last)
@@ -108,7 +111,7 @@ class References:
         return count
 
     async def _dangling(self, target: str, last: str) -> list[str]:
-        """Up to a chunk of ids that rows refer to and `target` lacks, in order, after `last`."""
+        """Return up to a chunk of ids that rows refer to and `target` lacks, in order, after `last`."""
         parts = [
             _references(self._schema, table, column, target)
             for table, column in self._columns(target)
@@ -119,20 +122,16 @@ class References:
         statement = (
             f"SELECT DISTINCT r.id FROM ({union}) AS r (id) WHERE r.id > $1 "
             f"AND NOT EXISTS (SELECT FROM {qualified(self._schema, target)} t WHERE t.id = r.id) "
-            f"AND NOT EXISTS (SELECT FROM pinstripe.missing m WHERE m.schema = $2 "
-            f'AND m."table" = $3 AND m.id = r.id AND left(m.id, 500) = left(r.id, 500)) '
-            "AND NOT EXISTS (SELECT FROM pinstripe.pending p WHERE p.schema = $2 "
-            "AND p.kind = 'fetch' AND p.\"table\" = $3 AND p.id = r.id "
-            "AND left(p.id, 500) = left(r.id, 500)) "
+            f"AND {NEITHER_MISSING_NOR_PENDING} "
             f"ORDER BY r.id LIMIT {_CHUNK}"
         )
         try:
-            async with self._lookers, self._pool.acquire() as connection:
+            async with self._queries, self._pool.acquire() as connection:
                 rows = await connection.fetch(statement, last, self._schema, target)
         except PinstripeError as error:
             if error.fault is None or error.fault.scope != "table":
                 raise
-            # One of the tables is gone, or may not be read: it is named by its quarantine.
+            # One of the tables is gone, or may not be read: its quarantine reports it.
             _log.warning("references.unread", table=target, error=error.message)
             return []
         return [row[0] for row in rows]
@@ -173,7 +172,7 @@ class References:
             if not error.is_answer:
                 await self._refused(target, key, error)
                 return
-            # What holds for one holds for all of this type.
+            # A refusal of one holds for all of this type.
             self.result.refused[target] = error
             _log.info("references.refused", table=target, reason=error.message)
         except PinstripeError as error:
@@ -182,7 +181,7 @@ class References:
             await self._owe(target, key, error)
 
     async def _refused(self, target: str, key: str, error: Refused) -> None:
-        """A 400 to an id of another kind than the column promises says that it is not there."""
+        """A 400 to an id of another kind than the column promises means that it does not exist."""
         if error.status == 400:
             await self._remember(target, key, error.code or str(error.status))
         else:
@@ -195,19 +194,11 @@ class References:
     async def _remember(self, target: str, key: str, reason: str) -> None:
         self.result.count(self.result.missing, target)
         async with self._source.transaction() as connection:
-            await connection.execute(
-                'INSERT INTO pinstripe.missing (schema, "table", id, reason) VALUES ($1, $2, $3, $4)'
-                ' ON CONFLICT (schema, "table", left(id, 500), hashtextextended(id, 0))'
-                " DO UPDATE SET reason = $4, checked_at = now()",
-                self._schema,
-                target,
-                key,
-                reason,
-            )
+            await note_missing(connection, self._schema, target, key, reason)
 
 
 def _references(schema: str, table: Table, column: Column, target: str) -> str:
-    """SELECT of the ids in one column that (may) refer to `target`."""
+    """Return the SELECT of the ids in one column that (may) refer to `target`."""
     name = quote(column.name)
     place = qualified(schema, table.name)
     if column.type == "text[]":
@@ -216,7 +207,7 @@ def _references(schema: str, table: Table, column: Column, target: str) -> str:
     beside = column.name.removesuffix("_id") + "_object"
     polymorphic = any(c.name == beside and c.read == "object" for c in table.columns)
     if polymorphic:
-        # Only where the type is known: an id of unknown type would be asked for everywhere.
+        # Only if the type is known: an id of unknown type would be requested everywhere.
         condition += f" AND {quote(beside)} = '{_object_name(target)}'"
     return f"SELECT {name} FROM {place} WHERE {condition}"
 
@@ -227,9 +218,9 @@ def _object_name(table: str) -> str:
 
 
 async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
-    """Writes them, or the one at the path `only`; gives a cursor for each that cannot be read.
+    """Write the singletons, or the one at the path `only`; return a cursor for each that cannot be read.
 
-    Refused by an answer of Stripe's; failed by trouble, and to be tried again.
+    Refused by an answer of Stripe; failed after any other error, to be retried.
     """
     refused: list[Checkpoint] = []
     for name, path in singleton_paths().items():
@@ -249,16 +240,16 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
     return refused
 
 
-# Events go from Stripe after 30 days, and stay in the copy.
+# Stripe deletes events after 30 days; the copy keeps them.
 _KEPT = frozenset({"event", "v2_core_event"})
 
 
 async def queue_missing(
     source: Source, tables: Iterable[str], since: float, *, most: int | None = None
 ) -> list[Refetch]:
-    """Notes a request for each such row of these tables, the oldest `most` of each; gives them.
+    """Queue a fetch of each row of these tables that is older than `since`; return the refetches.
 
-    `since`: Unix seconds on Stripe's clock.
+    `since`: Unix seconds on Stripe's clock. `most`: the oldest so many of each table.
     """
     found: list[Refetch] = []
     for table in sorted(set(tables) - _KEPT):

@@ -1,10 +1,10 @@
-"""Hands free requests to the lists that have most to come.
+"""Hands free requests to the lists that have most left to read.
 
-One loop, not a pool of workers: it starts a request when the budget would let it go at once. First come
-the lists that others wait for or that time alone makes long (see `Work.urgent`), then the list with the
-largest estimated rest, so that the longest list runs at its endpoint's full rate from the beginning and
-the short ones fill the gaps. A list is cut into one more range only when a request is free that no other
-list could use.
+One loop, not a pool of workers: it starts a request when the rate limit lets it go without a wait. First
+come the lists that others wait for or that can only be read in sequence (`ListReader.urgent`), then the
+list with most left. So the longest list runs at its endpoint's full rate from the beginning, and short
+ones fill the gaps. A list is split into one more slice only when a request is free that no other list
+could use.
 """
 
 from __future__ import annotations
@@ -15,51 +15,63 @@ from typing import Protocol
 
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.store.cursors import Checkpoint, State
 
 MAX_IN_FLIGHT = 64
-"""Requests and pages under way at once: at 100/s enough for answers that take 300 ms and as much time
-again until they are durable."""
+"""Requests and pages under way: at 100/s enough for answers that take 300 ms and as much time again until
+they are durable."""
 MAX_IN_FLIGHT_UNLIMITED = 32
-"""Where no rate holds them back: each may hold a page, and more would only wait for Postgres."""
+"""Without a rate limit: each may hold a page, and more would only wait for Postgres."""
 _RESERVED = 16
-"""More of them for what is urgent, so that it never waits for places that pages hold."""
+"""More of them for urgent lists, so that they never wait for places that pages hold."""
 MAX_PER_LIST = 16
 """Of one list: at 25/s enough for answers that take 640 ms."""
 MAX_PER_LIST_UNLIMITED = 4
-"""Where no rate holds it back: more ranges would only cost pages that are not full."""
+"""Without a rate limit: more slices would only cost pages that are not full."""
 
 
 class ListReader(Protocol):
-    """A list that wants requests: `Pager`, `UnderParents`."""
+    """One list that a run reads: `ListStream`, `ChildListStream`."""
 
-    @property
-    def endpoint(self) -> ListEndpoint: ...
-
-    @property
-    def in_flight(self) -> int: ...
+    endpoint: ListEndpoint
+    table: str
+    """The table of what it lists."""
+    state: State
+    reason: str
+    remedy: str
+    rows: int
+    in_flight: int
+    has_children: bool
+    """Whether lists by parent wait for what this one lists."""
 
     @property
     def finished(self) -> bool: ...
 
     @property
     def urgent(self) -> bool:
-        """Cheap itself, but it takes long (pages in sequence only), or other lists wait for it."""
+        """Cheap, but slow (its pages come in sequence only), or other lists wait for it."""
 
     def remaining(self) -> float:
-        """Estimated requests to come."""
+        """Estimated requests left."""
 
     def on_change(self, changed: Callable[[], None]) -> None:
-        """Whom to tell when a page has come and the next may be asked for, before it is durable."""
+        """Call `changed` when a page was received and the next can be requested, before it is durable."""
 
-    def claim(self, *, cut: bool) -> Callable[[], asyncio.Task[None]] | None:
-        """Something that starts the next request, or None if there is none now."""
+    def claim(self) -> Callable[[], asyncio.Task[None]] | None:
+        """Return what starts the next request, or None if there is none now."""
+
+    def end(self, state: State, reason: str, *, code: str) -> None:
+        """Stop reading; the cursor keeps the state and the reason."""
+
+    def final(self) -> Checkpoint:
+        """Return the cursor as of the last durable page."""
 
 
 class Scheduler:
-    """Runs works to their end. `arrived` may be called to add more while it runs."""
+    """Runs list readers to their end."""
 
     def __init__(self, budget: RateLimiter, *, max_in_flight: int | None = None) -> None:
-        """`max_in_flight`: fewer than usual, for work that must not be in the way."""
+        """`max_in_flight`: fewer than usual, for work that must not slow the rest."""
         self._budget = budget
         self._max = max_in_flight
         self._changed = asyncio.Event()
@@ -68,7 +80,7 @@ class Scheduler:
     async def run(
         self, works: Sequence[ListReader], *, more: Callable[[], Sequence[ListReader]]
     ) -> None:
-        """Returns when all are finished. `more` is asked for further works whenever one ends.
+        """Return when all are finished. `more` is called for further lists whenever a request ends.
 
         An error that ends a request's task ends the run: all others are cancelled first.
         """
@@ -92,7 +104,7 @@ class Scheduler:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _start_all(self, active: list[ListReader]) -> float | None:
-        """Starts what can go now; gives the seconds until more could, None if only an end can help."""
+        """Start what can go now; return the seconds until more can, None if a request must end first."""
         soonest: float | None = None
         usual = MAX_IN_FLIGHT if self._budget.rate() else MAX_IN_FLIGHT_UNLIMITED
         limit = self._max or usual
@@ -102,17 +114,17 @@ class Scheduler:
             places = limit + (_RESERVED if work.urgent else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 wait_s = self._budget.ready_in(name)
-                # What is urgent queues: it would never find the budget of a busy account free.
+                # Urgent lists queue: on a busy account they would never find the rate limit free.
                 if wait_s > 0 and not (work.urgent and work.in_flight == 0):
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
-                start = work.claim(cut=True)
+                start = work.claim()
                 if start is None:
                     break
                 task = start()
                 self._tasks.add(task)
                 task.add_done_callback(self._ended)
-                # Let it take its permit, so that the budget counts it.
+                # Let it take its permit, so that the rate limiter counts it.
                 await asyncio.sleep(0)
         return soonest if len(self._tasks) < limit else None
 

@@ -1,15 +1,13 @@
-"""What a handful of events comes to: the rows that they leave, and what they make us ask of Stripe.
+"""Turns events into the rows that they leave and the refetches that they need.
 
-    events -> changes (order) -> parts for the mirror, to-dos
+    events -> changes (`order`) -> parts for the mirror, refetches
 
-Each state is written as true in the second of its event. Where the events do not tell the newest state
-for sure, or tell it in another API version than ours, nothing is written: it is fetched. Which types
-there are, and what has a table, is the catalog's word; nothing here knows an event by its name.
+Each state is written as true in the second of its event. Where the events do not show the newest state for
+certain, or show it in another API version than ours, nothing is written and the object is fetched.
 
-What else an event makes us ask for: objects that have no events of their own, found by relation.
-
-Pure, and from the catalog alone. A charge's event names its balance transaction, a setup intent's means a
-new attempt; neither has events. (https://docs.stripe.com/api/events/types lists all that do.)
+Objects without events of their own are found by relation: a charge's event names its balance transaction, a
+setup intent's means a new attempt (https://docs.stripe.com/api/events/types lists all types). The catalog
+decides which types there are and which have a table; nothing here knows an event by its name.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from pinstripe.sync.events.order import ObjectChange, changes, created_of, paylo
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 PreviewRefetches = Callable[[Sequence[StripeObject]], Awaitable[list[Refetch]]]
-"""Events -> the to-dos of previews that they ask for."""
+"""Events -> the refetches of previews that they need."""
 
 
 class EventApplier:
@@ -49,14 +47,16 @@ class EventApplier:
         self._table_of = table_of_object()
 
     async def plan(
-        self, events: Sequence[StripeObject], truth: AsOf
+        self, events: Sequence[StripeObject], listed_at: AsOf
     ) -> tuple[list[Part], list[Refetch]]:
-        """What to write, and what to ask. `events` newest first; `truth`: when the list said so."""
+        """Return what to write and what to fetch. `events` newest first; `listed_at`: when the list showed
+        them.
+        """
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         log = RowSet()
         for event in events:
             extractor.object(event, log)
-        parts: list[Part] = [(log, truth)]
+        parts: list[Part] = [(log, listed_at)]
         refetches: list[Refetch] = []
         for change in changes(events, self._source.mirror.api_version):
             found = RowSet()
@@ -74,7 +74,7 @@ class EventApplier:
                 key_of(str(obj.get("object")), obj) is None
                 and obj.get("object") not in self._table_of
             ):
-                # No row of its own (an alert that was triggered), but what it holds has one.
+                # No row of its own (an alert that was triggered), but what it holds may have one.
                 found, second = RowSet(), created_of(event)
                 extractor.object(obj, found)
                 cause = Cause(str(event.get("id")), request_of(event))
@@ -86,12 +86,12 @@ class EventApplier:
             except PinstripeError as error:
                 if error.fault is None or error.fault.scope != "table":
                     raise
-                # A table that the previews are found through is gone; the next refill asks for all.
+                # A table through which previews are found is gone; the next refill requests all of them.
                 _log.warning("applying.no_previews", error=error.message)
         return parts, refetches
 
     def _mentioned(self, change: ObjectChange, found: RowSet) -> list[Refetch]:
-        """Fetches, if they are no rows yet, what the change names and shows as it was at another time."""
+        """Return fetches of what the change names and shows as of another time, unless it has a row."""
         return [
             change.refetch("relate", table, key)
             for table, key in sorted(found.elsewhere)
@@ -99,13 +99,13 @@ class EventApplier:
         ]
 
     def _state(self, change: ObjectChange, found: RowSet) -> tuple[bool, list[Refetch]]:
-        """The rows that one change leaves, or the request that will tell them."""
+        """Return the rows that one change leaves, or the refetch that will bring them."""
         table = self._table_of.get(change.name)
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         parent = parent_of(change.object)
         fetch = [change.refetch("fetch", table or "", change.key, parent=parent)]
         if table is None:
-            # Of a type to come, or one without a table: what it holds may have one.
+            # Of a type that is still unknown, or one without a table: what it holds may have one.
             extractor.object(change.object, found)
             return True, []
         if table not in wanted:
@@ -113,7 +113,7 @@ class EventApplier:
         if (change.is_foreign_version or not change.is_ordered) and can_be_fetched(table):
             return False, fetch
         if change.deleted and wanted[table].deletable:
-            # In another version the payload says for sure only which object is gone.
+            # In another version the payload is only reliable about which object is gone.
             stub = {"id": change.key, "object": change.name}
             extractor.object(
                 {**(stub if change.is_foreign_version else change.object), "deleted": True}, found
@@ -123,13 +123,13 @@ class EventApplier:
         return True, fetch if found.lists else []
 
 
-# Children lists that only change when the parent's event says so, in these of its fields: without this
+# Child lists that change only if the event of the parent names one of these fields. Without this table
 # every event of a customer would cost a request.
 _ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
 
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
-    """The requests that follow from one change."""
+    """Return the refetches that follow from one change."""
     table = wanted.get(_table_of(change.name))
     if table is None or change.deleted:
         return []
@@ -144,8 +144,8 @@ def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
             found.append(change.refetch("children", child, change.key, parent=change.name))
     where = retrieve_endpoints().get(table.object_type)
     if where is not None and where.expand and any(c.on_request for c in table.columns):
-        # Payloads leave out what Stripe gives on request only. (Where nothing is asked to be expanded,
-        # as of what people have shown of themselves, a fetch would tell no more.)
+        # Payloads leave out what Stripe returns on request only. Where nothing is expanded (as for a
+        # person's fields) a fetch would return no more.
         found.append(change.refetch("fetch", table.name, change.key))
     elif where is not None and any(_names(change, path) for path in _unaddressed(change.name)):
         found.append(change.refetch("fetch", table.name, change.key))
@@ -153,7 +153,7 @@ def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
 
 
 def _names(change: ObjectChange, path: tuple[str, ...]) -> bool:
-    """Whether the change has put an id where only `expand[]` shows what stands there."""
+    """Whether the change has put an id where only `expand[]` shows the object."""
     if not change.is_creation and path[0] not in change.previous:
         return False
     values: list[object] = [change.object]
@@ -165,7 +165,9 @@ def _names(change: ObjectChange, path: tuple[str, ...]) -> bool:
 
 @cache
 def _unaddressed(name: str) -> tuple[tuple[str, ...], ...]:
-    """Paths of `expand[]` to objects of this type that name others without an address: discounts."""
+    """Return the paths of `expand[]` to objects of this type that name others without an address:
+    discounts.
+    """
     table_of = {path: item.targets for path, item in present_in(name)}
     return tuple(
         tuple(path.split("."))
@@ -176,7 +178,7 @@ def _unaddressed(name: str) -> tuple[tuple[str, ...], ...]:
 
 
 def from_summary(event: StripeObject, wanted: Mapping[str, Table]) -> list[Refetch]:
-    """The list to read where an event only sums up what its owner has now (active entitlements)."""
+    """Return the list to read if an event only sums up what its owner has now (active entitlements)."""
     obj = payload(event) or {}
     known = _summaries().get(str(obj.get("object")))
     if known is None or known[0] not in wanted:
@@ -199,7 +201,7 @@ def _may_have_changed(child: str, change: ObjectChange) -> bool:
 
 
 def _pulled_in(change: ObjectChange) -> list[str]:
-    """Invoice items that an invoice has taken up: they change without an event of their own."""
+    """Return the invoice items that an invoice has taken up: they change without an event of their own."""
     lines = change.object.get("lines") if change.name == "invoice" else None
     entries = lines.get("data") if isinstance(lines, dict) else None
     found: list[str] = []
@@ -214,7 +216,7 @@ def _pulled_in(change: ObjectChange) -> list[str]:
 
 @cache
 def _children(name: str) -> tuple[str, ...]:
-    """Tables without events that are listed under an object of this type."""
+    """Return the tables without events that are listed under an object of this type."""
     summed = frozenset(_summaries().values())
     return tuple(
         sorted(
@@ -249,7 +251,7 @@ def _summaries() -> Mapping[str, tuple[str, str]]:
 
 @cache
 def _eventless_targets() -> frozenset[str]:
-    """Tables whose objects have no events and can be retrieved by their id alone."""
+    """Return the tables whose objects have no events and can be retrieved by their id alone."""
     return frozenset(
         table_name(name)
         for name, where in retrieve_endpoints().items()
@@ -258,7 +260,7 @@ def _eventless_targets() -> frozenset[str]:
 
 
 def _references(table: Table, obj: StripeObject) -> list[tuple[str, str]]:
-    """(table, id) of the objects without events to which this one refers."""
+    """Return (table, id) of the objects without events to which this one refers."""
     found: list[tuple[str, str]] = []
     for column in table.columns:
         targets = [t for t in column.references if t in _eventless_targets()]

@@ -1,9 +1,9 @@
-"""Which state of each object a handful of events leaves, and whether their order can be known.
+"""Decides which state of each object a page of events leaves, and whether their order is certain.
 
-Pure. Events carry whole seconds, and one action makes several in the same second. What decides: the
-order in Stripe's list, if the chain of `previous_attributes` agrees with it. Where it does not, nothing
-is guessed: the object is fetched. (https://docs.stripe.com/api/events/object: `previous_attributes` holds
-"the names of the updated attributes and their values prior to the event".)
+Pure. Events carry whole seconds, and one action makes several in the same second. The order of Stripe's
+list decides, if the chain of `previous_attributes` agrees with it. Where it does not, the object is
+fetched. (https://docs.stripe.com/api/events/object: `previous_attributes` holds "the names of the updated
+attributes and their values prior to the event".)
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from pinstripe.store.refetch import Refetch, RefetchKind
 
 @dataclass(frozen=True, slots=True)
 class ObjectChange:
-    """What the events say of one object. `sure`: `object` is its newest state that they tell.
+    """The net effect of the events of one object.
 
-    `hint`: it was rendered in another API version than ours, or an event sounds like a deletion that
-    nobody has reviewed. `deleted`: it is gone. `born`: one of the events tells of its creation.
-    `previous`: what was there before, of all that they changed.
+    `is_ordered`: `object` is the newest state that they show. `is_foreign_version`: it was rendered in
+    another API version than ours, or an event resembles a deletion that is not reviewed. `deleted`: it is
+    gone. `is_creation`: one of the events reports its creation. `previous`: the values before, of all that
+    changed.
     """
 
     name: str
@@ -42,12 +43,12 @@ class ObjectChange:
     previous: StripeObject
 
     def refetch(self, kind: RefetchKind, table: str, key: str, *, parent: str = "") -> Refetch:
-        """What the change makes us ask of Stripe."""
+        """Return a refetch whose cause is this change."""
         return Refetch(kind, table, key, parent, self.created, self.request_id, self.event_id)
 
 
 def changes(events: Sequence[StripeObject], api_version: str) -> list[ObjectChange]:
-    """One change for each object with a key, from events in Stripe's order (newest first)."""
+    """Return one change for each object with a key, from events in Stripe's order (newest first)."""
     by_object: dict[tuple[str, str], list[StripeObject]] = {}
     for event in events:
         obj = payload(event) or {}
@@ -59,7 +60,7 @@ def changes(events: Sequence[StripeObject], api_version: str) -> list[ObjectChan
 
 
 def payload(event: StripeObject) -> StripeObject | None:
-    """`data.object` of a snapshot event."""
+    """Return `data.object` of a snapshot event."""
     data = event.get("data")
     obj = data.get("object") if isinstance(data, dict) else None
     return cast("StripeObject", obj) if isinstance(obj, dict) else None
@@ -72,29 +73,29 @@ def previous_attributes(event: StripeObject) -> StripeObject:
 
 
 def created_of(event: StripeObject) -> int:
-    """The second of the event; 0 where it says none that there can be."""
+    """Return the second of the event; 0 if it has none that is possible."""
     created = event.get("created")
     return created if isinstance(created, int) and 0 <= created <= MAX_SECONDS else 0
 
 
 def request_of(event: StripeObject) -> str:
-    """`req_…` of the request that caused it, "" where Stripe did; a plain string in old versions."""
+    """Return `req_…` of the request that caused it, "" if Stripe did; a plain string in old versions."""
     request = event.get("request")
     found = request.get("id") if isinstance(request, dict) else request
     return found if isinstance(found, str) else ""
 
 
 def is_deletion(event: StripeObject) -> bool:
-    """Whether Stripe has deleted the object: a cancelled subscription lives on."""
+    """Whether Stripe has deleted the object. A cancelled subscription lives on."""
     return deletes(str(event.get("type"))) is True
 
 
 def _change(name: str, key: str, found: list[StripeObject], api_version: str) -> ObjectChange:
     newest = max(created_of(e) for e in found)
-    # Oldest first, as they happened if the list tells the order.
+    # Oldest first, as they happened if the order of the list is right.
     last_second = [e for e in reversed(found) if created_of(e) == newest]
-    # A deletion is the last thing that happens to an object, wherever it stands in the list, unless it is
-    # made anew under an id that its user chose: set-up scripts do that with plans within a second.
+    # A deletion is the last event of an object, wherever it stands in the list, unless it was created again
+    # under an id that its user chose: set-up scripts do that with plans within a second.
     last_second.sort(key=is_deletion)
     is_remade = is_deletion(last_second[-1]) and any(map(_is_creation, last_second))
     last = last_second[-1]
@@ -120,7 +121,7 @@ def _is_hint(event: StripeObject, api_version: str) -> bool:
 
 
 def _is_chain(events: Sequence[StripeObject]) -> bool:
-    """Whether each event's state follows from the one before it, in this order."""
+    """Whether the state of each event follows from the one before it, in this order."""
     return all(_follows(a, b) for a, b in itertools.pairwise(events))
 
 
@@ -141,7 +142,7 @@ def _is_creation(event: StripeObject) -> bool:
 
 
 def _undone(after: StripeObject, previous: StripeObject) -> StripeObject:
-    """The state before a change: `previous` laid over the state after it, hashes key by key."""
+    """Return the state before a change: `previous` laid over the state after it, hashes key by key."""
     before = dict(after)
     for key, value in previous.items():
         now = after.get(key)
@@ -153,7 +154,7 @@ def _undone(after: StripeObject, previous: StripeObject) -> StripeObject:
 
 
 def _plain(value: object) -> object:
-    """Comparable: null and absent are the same in a payload, order of keys does not matter."""
+    """Return a comparable value: in a payload null equals absent, and the order of keys does not matter."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in sorted(value.items()) if v is not None}
     if isinstance(value, list):

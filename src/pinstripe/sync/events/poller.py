@@ -1,19 +1,12 @@
-"""Follows the account: reads the event log twice a second and applies what is new.
+"""Follows an account: polls the event log twice a second and applies what is new.
 
-    poll -> new events -> applying -> mirror: rows + cursor + to-dos, one commit -> NOTIFY
+    poll -> new events -> apply -> mirror: rows + cursor + refetches, one commit -> NOTIFY
 
-The list is eventually consistent: an event can show up behind newer ones. So what is seen is applied at
-once, and trailing windows are read again, beside the polls, for what came late (`sweep`): a window of a
-busy account is many pages, and nothing new waits for them. Events are applied once, by id (`known`). The
-`as_of` of stream `events` is the moment on Stripe's clock up to which all that the list showed is applied.
-
-How often the live reader looks, and what it shows of itself.
-
-How far back the event log has to be read again for what may have come late.
-
-A sweep that reads everything since `began - late_s`, where `began` is when the last such sweep began,
-misses nothing that shows up at most `late_s` after it was created. Sweeps for longer lateness count for
-shorter ones too, so one that is asked for often reads little.
+The list is eventually consistent: an event can appear behind newer ones. So new events are applied as soon
+as a poll finds them, and lookback windows are read again beside the polls for what came late. Such a window
+is many pages on a busy account, and new events do not wait for it. Each event is applied once, by its id.
+The `as_of` of the stream `events` is the second on Stripe's clock up to which everything the list showed is
+applied. What an event leaves is decided in `apply`; which objects are fetched again, in `refetch.worker`.
 """
 
 from __future__ import annotations
@@ -32,45 +25,42 @@ from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.rows.as_of import AsOf
 from pinstripe.source.source import FOLLOW, LIVE, Source
-from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.events import add_applied, forget_applied, load_applied
+from pinstripe.store.cursors import followed, save_checkpoints
+from pinstripe.store.events import add_applied, forget_applied, load_applied, notify_applied
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import add_refetches
 from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
 from pinstripe.sync.events.order import created_of, request_of
-from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader, followed
+from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-CHANNEL = "pinstripe"
-"""NOTIFY channel; the payload is `schema as_of`."""
-
 _TROUBLE_PAUSE_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 _TOO_LONG_S = RETENTION_S - 86400 + 60.0
-"""A minute more than `resume` allows: whoever begins again for this reason does list anew."""
+"""A minute more than the planner's limit: a start for this reason does a full resync."""
 
 _LOOK = 20
-"""Events in the first look: mostly none is new, and a page of a hundred is half a megabyte."""
+"""Events in the first poll: usually none is new, and a page of a hundred is half a megabyte."""
 
 _SPACING_S = 0.1
 
 _MOST_SPACING_S = 0.25
-"""Polls that are woken for are no closer than half the interval, within these bounds: a wake-up polls at
-once however seldom the poller polls by itself."""
+"""Requested polls are no closer than half the interval, within these bounds: a request polls without
+delay however long the interval is."""
 
-_MANY = 500  # Events in one piece of a stretch: it is long.
+_MANY = 500  # Events that one read of a long stretch applies before it pauses the refetches.
 
 _AT_REST_S = 1.0
-"""How often the cursor is saved when nothing happens."""
+"""How often the cursor is saved while nothing happens."""
 
 _POLLS_A_SWEEP = 10
-"""A window is read again after so many polls at the soonest: sweeps are a tenth of the reads at most."""
+"""Polls between two reads of a window, at least: lookback is a tenth of the reads at most."""
 
 _REST_A_SWEEP = 4
-"""A sweep rests so many times as long as it took: its requests and its CPU are a fifth at most."""
+"""Pause after a lookback, as a multiple of its duration: its requests and CPU stay below a fifth."""
 
 
 class EventPoller:
@@ -88,14 +78,14 @@ class EventPoller:
         awake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`since`: everything that the list showed up to this moment on Stripe's clock is applied.
+        """`since`: everything that the list showed up to this second on Stripe's clock is applied.
 
-        `more` gives the to-dos of previews that events ask for. `interval_s` is the read allowance's word
-        on how often to look, `awake` tells it of a ring.
+        `more` returns the refetches of previews that events need. `interval_s` returns the pause that the
+        read quota allows; `awake` reports a request to it.
         """
         self.stats = PollerStats(as_of=since)
         self.request_listener: SyncRequestListener | None = (
-            None  # Who rings, and wants to know of looks.
+            None  # Requests polls and wants to be notified of them.
         )
         self._source = source
         self._refetches = refetches
@@ -114,16 +104,16 @@ class EventPoller:
         self._was_requested = False
 
     def now(self) -> float:
-        """The present on Stripe's clock."""
+        """Return the present on Stripe's clock."""
         return self._source.now()
 
     def poll_now(self) -> None:
-        """Somebody knows of a change: look now, and for a while as often as set."""
+        """Poll now, and return to the configured interval over a while."""
         self._awake()
         self._wake.set()
 
     async def run(self) -> None:
-        """Catches up, then follows until cancelled. Raises FellBehind after too long an outage."""
+        """Catch up, then follow until cancelled. Raises FellBehind after too long an outage."""
         await self._begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
@@ -138,7 +128,7 @@ class EventPoller:
         troubles = 0
         while True:
             started = self._clock()
-            self._wake.clear()  # A ring from now on asks for a look that begins after it.
+            self._wake.clear()  # A request from now on needs a poll that begins after it.
             try:
                 await self._poll_once()
             except FellBehind:
@@ -151,12 +141,14 @@ class EventPoller:
             troubles = 0
             if self.stats.trouble:
                 self.stats.trouble = self.stats.remedy = ""
-                self._saved_at = 0.0  # The next look says in the database that it is over.
+                self._saved_at = (
+                    0.0  # The next poll saves in the database that the trouble is over.
+                )
             took_s = self._clock() - started
             await self._rest(self._poll_s() - took_s, at_least_s=self._spacing_s() - took_s)
 
     async def _read_lookbacks(self, window_s: float, every_s: float) -> None:
-        """Reads a window again and again, beside the polls. Of trouble the polls tell."""
+        """Read a window again and again, beside the polls. Errors are reported by the polls."""
         rest_s = every_s
         while True:
             await asyncio.sleep(max(rest_s, every_s, _POLLS_A_SWEEP * self._poll_s()))
@@ -171,22 +163,22 @@ class EventPoller:
             rest_s = _REST_A_SWEEP * (self._clock() - started)
 
     def _is_slow(self) -> bool:
-        """Looks are so rare that each reads the whole window: it costs no more."""
+        """Whether polls are so rare that each reads the whole window: it costs no more."""
         return self._poll_s() >= self._intervals.near_every_s
 
     def _poll_s(self) -> float:
         usual_s = self._intervals.poll_s if self._interval_s is None else self._interval_s()
-        # While things happen more is likely to: that halves the lag of what comes next.
+        # While events arrive more are likely to: this halves the lag of the next one.
         busy = self._is_busy and usual_s <= self._intervals.poll_s
         return usual_s / 2 if busy else usual_s
 
     def _spacing_s(self) -> float:
-        """How soon after a look that was rung for the next may be, however often somebody rings."""
+        """Return the least pause between two requested polls."""
         spacing_s = min(max(self._intervals.poll_s / 2, _SPACING_S), _MOST_SPACING_S)
         return spacing_s if self._was_requested else 0.0
 
     async def _rest(self, pause_s: float, *, at_least_s: float) -> None:
-        """Until it is time to look, or somebody rings."""
+        """Wait until the next poll is due or requested."""
         if at_least_s > 0:
             await asyncio.sleep(at_least_s)
             pause_s -= at_least_s
@@ -196,7 +188,7 @@ class EventPoller:
                     await self._wake.wait()
 
     async def _troubled(self, error: PinstripeError) -> None:
-        """Says what is wrong: here, in the log, and in the database for `pinstripe status`."""
+        """Report an error: in the statistics, in the log, and in the database for `pinstripe status`."""
         is_told = bool(self.stats.trouble)
         self.stats.trouble, self.stats.remedy = error.message, error.hint
         if is_told:
@@ -206,10 +198,10 @@ class EventPoller:
             told = replace(followed(self.stats.as_of), reason=error.message, remedy=error.hint)
             await self._source.save([told])
         except PinstripeError:
-            _log.debug("live.untold")  # It is Postgres that is in trouble.
+            _log.debug("live.untold")  # Postgres itself is unreachable.
 
     async def _begin(self) -> None:
-        """Reads everything since the position, for which a whole sweep is needed."""
+        """Read everything since the position; a complete lookback."""
         since = self.stats.as_of - self._intervals.window_s
         while True:
             try:
@@ -226,7 +218,7 @@ class EventPoller:
                 return
 
     async def _poll_once(self) -> None:
-        """One look at the list: its top, or the whole window where looks are rare."""
+        """Poll once: the top of the list, or the whole window if polls are rare."""
         heard = self.request_listener.begin() if self.request_listener is not None else None
         self._was_requested = heard is not None
         if self._is_slow():
@@ -240,58 +232,60 @@ class EventPoller:
             self.request_listener.done(heard, self.stats.as_of)
 
     async def poll(self) -> None:
-        """Applies what is new at the top of the list, down to the first event that is known."""
+        """Apply what is new at the top of the list, down to the first applied event."""
         back_to = self.stats.as_of - self._intervals.window_s
         limit = PAGE if self._is_busy else _LOOK
         self._is_busy = await self._reader.top(back_to, limit=limit, apply=self.apply)
 
     async def read_lookback(self, since: float, *, priority: int = FOLLOW) -> None:
-        """Applies what is new in the whole list since then."""
+        """Apply what is new in the whole list since then."""
         await self._reader.window(since, priority=priority, apply=self.apply)
 
     async def _read_late_lookback(
         self, late_s: float, window_s: float, *, priority: int = FOLLOW
     ) -> None:
-        """Applies what came late by up to `late_s`, also where the last such sweep is long ago."""
+        """Apply events that came up to `late_s` late, also if the last such lookback is long ago."""
         began = self._source.now()
         since = min(self._lookback.since(late_s), began - window_s)
-        remembered = (
-            began - 1.9 * self._intervals.window_s
-        )  # `_forget` drops what is a little older.
+        # `_forget` drops what is a little older.
+        remembered = began - 1.9 * self._intervals.window_s
         if since < remembered:
-            await self.poll()  # After a long absence: down to what is known, however far that is.
+            # After a long absence: down to the first applied event, however far that is.
+            await self.poll()
         await self.read_lookback(max(since, remembered), priority=priority)
         self._lookback.note(began, late_s)
 
     async def apply(
-        self, events: Sequence[StripeObject], truth: AsOf, *, as_of: float | None = None
+        self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
     ) -> None:
-        """Writes events, the states that they leave, and what they make us ask, in one commit.
+        """Write events, the states that they leave and their refetches in one commit.
 
-        `events` in Stripe's order, newest first; `truth`: when the list said so. `as_of`: the list has
-        now been read so far that everything it showed at this moment is applied.
+        `events` in Stripe's order, newest first; `listed_at`: when the list showed them. `as_of`: the list
+        has now been read so far that everything it showed at this second is applied; None while the read
+        goes on.
         """
         self.stats.polls += 1
         if as_of is not None and as_of - self.stats.as_of > _TOO_LONG_S:
-            # Only a start lists everything anew so that a crash on the way loses nothing (`resume`).
+            # Only the planner lists everything again in such a way that a crash meanwhile loses nothing.
             raise FellBehind(
                 "Stripe's event log no longer reaches back to where this sync stands.",
                 hint="It begins again by itself, and lists everything anew.",
             )
-        async with self._applying:  # A poll and a sweep may have seen the same.
+        async with self._applying:  # A poll and a lookback may have read the same event.
             events = self._applied.fresh(events)
             if as_of is None and len(events) >= _MANY:
-                self._refetches.pause()  # More is to come: what it changes again is asked for once.
+                # More events follow: an object that they change again is fetched once.
+                self._refetches.pause()
             if events or self._is_due(as_of):
-                await self._commit(events, truth, as_of)
+                await self._commit(events, listed_at, as_of)
             if as_of is not None:
                 self.stats.as_of = max(self.stats.as_of, as_of)
                 self._refetches.resume()
 
     async def _commit(
-        self, events: Sequence[StripeObject], truth: AsOf, as_of: float | None
+        self, events: Sequence[StripeObject], listed_at: AsOf, as_of: float | None
     ) -> None:
-        parts, refetches = await self._applier.plan(events, truth)
+        parts, refetches = await self._applier.plan(events, listed_at)
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
         position = max(as_of, self.stats.as_of) if as_of is not None else None
@@ -303,13 +297,11 @@ class EventPoller:
             if position is not None:
                 await save_checkpoints(connection, schema, [followed(position)])
             if applied or position is not None:
-                await connection.execute(
-                    "SELECT pg_notify($1, $2)", CHANNEL, f"{schema} {position or 0:.3f}"
-                )
+                await notify_applied(connection, schema, position or 0.0)
 
         await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()
-        self._applied.add({key: created for key, created, _ in applied}, loose=as_of is None)
+        self._applied.add({key: created for key, created, _ in applied}, unanchored=as_of is None)
         since = self.stats.as_of - self._intervals.window_s
         seconds = [created for _, created, _ in applied]
         self.stats.applied(seconds, since=since, ended=as_of is not None)
@@ -319,7 +311,7 @@ class EventPoller:
         return as_of is not None and self._clock() - self._saved_at >= _AT_REST_S
 
     async def _forget(self) -> None:
-        """Events that the window no longer reaches need not be remembered."""
+        """Drop the ids of events that no window reaches any more."""
         before = self._source.now() - 2 * self._intervals.window_s
         self._applied.forget(before)
         async with self._source.transaction() as connection:
@@ -328,7 +320,7 @@ class EventPoller:
 
 @dataclass(slots=True)
 class PollIntervals:
-    """How often to look. Seconds; the settings of the same names."""
+    """How often to poll. Seconds; the settings of the same names."""
 
     poll_s: float = 0.5
     window_s: float = 600.0
@@ -339,7 +331,7 @@ class PollIntervals:
 
 @dataclass(slots=True)
 class PollerStats:
-    """What `Live` shows of itself."""
+    """Statistics of the poller."""
 
     as_of: float = 0.0
     events: int = 0
@@ -349,13 +341,14 @@ class PollerStats:
     remedy: str = ""
     _newest: int = 0
     _newest_read: int = 0
-    """Seconds: of the newest event so far, and as it was when a reading last came to its end."""
+    """Seconds: of the newest event so far, and of the newest when a read last came to its end."""
 
     def applied(self, seconds: Sequence[int], *, since: float, ended: bool) -> None:
-        """Counts events, by the second in which each was created, of a reading that `ended` with them.
+        """Count events of a read, by the second in which each was created; `ended`: they complete it.
 
-        Late is what is older than an earlier reading has shown; pages of one go from new to old. What is
-        from before `since` is just old: the first look at a quiet account shows that.
+        Late is an event older than one that an earlier read showed; pages of one read go from new to old.
+        What is from before `since` is not late but old: the first poll of a quiet account shows such
+        events.
         """
         self.events += len(seconds)
         self.late += sum(since <= second < self._newest_read - 1 for second in seconds)
@@ -369,14 +362,18 @@ MARGIN_S = 2.0
 
 
 class LookbackWindows:
-    """When sweeps began, on Stripe's clock, by the lateness (seconds) that they are good for.
+    """When lookbacks began, on Stripe's clock, by the lateness (seconds) that they cover.
 
-    >>> swept = Swept(1000.0)
-    >>> swept.since(300.0)
+    A read of everything since `began - late_s`, where `began` is when the last such read began, misses no
+    event that appears at most `late_s` after its creation. Reads for longer lateness count for shorter ones
+    too, so frequent ones read little.
+
+    >>> windows = LookbackWindows(1000.0)
+    >>> windows.since(300.0)
     698.0
-    >>> swept.note(1060.0, 300.0)
-    >>> swept.note(1065.0, 30.0)
-    >>> swept.since(300.0), swept.since(0.5)
+    >>> windows.note(1060.0, 300.0)
+    >>> windows.note(1065.0, 30.0)
+    >>> windows.since(300.0), windows.since(0.5)
     (758.0, 1062.5)
     """
 
@@ -385,13 +382,13 @@ class LookbackWindows:
         self._began = {float("inf"): began}
 
     def since(self, late_s: float) -> float:
-        """Where the next sweep for this lateness begins."""
+        """Return where the next lookback for this lateness begins."""
         began = max(when for late, when in self._began.items() if late >= late_s)
         return began - late_s - MARGIN_S
 
     def note(self, began: float, late_s: float) -> None:
-        """A sweep from `since(late_s)` or earlier to the end of the list, which began then."""
-        # What is good for less and older is of no more use: a handful stays.
+        """A read from `since(late_s)` or earlier to the end of the list, which began then."""
+        # An older read that covers less lateness is of no more use.
         self._began = {
             late: when for late, when in self._began.items() if late > late_s or when > began
         }

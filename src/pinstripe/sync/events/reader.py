@@ -1,18 +1,12 @@
-"""Reads the event log, page after page, and hands on what is new.
+"""Reads the event log page after page, and tracks which events are applied.
 
-Two readings, which may go on at the same time: the top of the log, down to the first event that is known
-(`top`), and a whole window of it (`window`). The next page is asked for while the last one is applied. A
-long stretch of new events is handed on in large pieces; what came late, between known ones, page by page,
-since a window of a busy account is many pages.
+Two reads may run at the same time: a poll reads the top of the log down to the first anchored event, a
+lookback reads a whole window. The next page is requested while the last one is applied. A long stretch of
+new events is handed on in large pieces; late events, between applied ones, page by page.
 
-Which events are applied, and which of them say that everything below them is applied too.
-
-Two read the log at the same time: the poll reads its top down to the first event that it knows, sweeps
-read whole windows. Both apply long stretches in pieces, newest first. What is applied of a stretch that is
-not read to its end is *loose*: whoever meets it must not stop there. If that reading fails halfway, its
-events stay loose, and the next poll goes on below them.
-
-The event log of an account: where it is, how far it reaches back, one page of it.
+An event is anchored if it is applied and everything below it is too. Long reads commit in pieces, newest
+first, so their events stay unanchored until the read comes to its end. If it fails halfway, the next poll
+passes them and fills the gap.
 """
 
 from __future__ import annotations
@@ -28,41 +22,40 @@ from pinstripe.client.pagination import PAGE, Page, last_id, read_list, read_pag
 from pinstripe.client.response import Response
 from pinstripe.rows.as_of import AsOf, as_of_response, union_of
 from pinstripe.source.source import FOLLOW, Source
-from pinstripe.store.cursors import Checkpoint
 from pinstripe.sync.events.order import created_of
 
 _MOST_EVENTS = 1000
-"""Applied in one commit: a burst costs less in large pieces, what is live waits less in small ones."""
+"""Events in one commit: large pieces make a burst cheap, small ones keep the latency of live events low."""
 
 _LONGEST_ID = 255
-"""An event's id is Stripe's own, of some 30 characters."""
+"""Stripe's ids of events have some 30 characters."""
 
 _Over = Callable[[Page, Sequence[StripeObject]], bool]
 
 
 class Apply(Protocol):
-    """Applies events, newest first, that the list showed at `truth`.
+    """Applies events, newest first, that the list showed at `listed_at`.
 
-    `as_of`: everything that the list showed at this moment on Stripe's clock is applied then; None
-    while the reading goes on.
+    `as_of`: with them, everything that the list showed at this second is applied; None while the read goes
+    on.
     """
 
     async def __call__(
-        self, events: Sequence[StripeObject], truth: AsOf, *, as_of: float | None = None
+        self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
     ) -> None: ...
 
 
 class EventLogReader:
-    """Reads the log of one account. `known` says what is new."""
+    """Reads the log of one account. `applied` decides which events are new."""
 
     def __init__(self, source: Source, known: AppliedEvents) -> None:
         self._source = source
         self._applied = known
 
     async def top(self, back_to: float, *, limit: int, apply: Apply) -> bool:
-        """Reads down to the first known event, or to a second before which nothing can be new.
+        """Read down to the first anchored event, or to a second before which nothing can be new.
 
-        `limit`: how many events the first page has. Gives whether anything was new.
+        `limit`: the number of events on the first page. Returns whether any event was new.
         """
         news = False
 
@@ -77,7 +70,7 @@ class EventLogReader:
         return news
 
     async def window(self, since: float, *, priority: int, apply: Apply) -> None:
-        """Reads everything since a second on Stripe's clock."""
+        """Read everything since a second on Stripe's clock."""
         window = [("created[gte]", str(int(since)))]
         await self._read(window, lambda *_: False, apply, priority=priority)
 
@@ -90,11 +83,11 @@ class EventLogReader:
         first: int = PAGE,
         priority: int = FOLLOW,
     ) -> None:
-        """`first`: how many events the first page has."""
+        """`first`: the number of events on the first page."""
         gathered: list[StripeObject] = []
-        truth: AsOf | None = None
+        listed_at: AsOf | None = None
         last: str | None = None
-        loose: set[str] = set()
+        unanchored: set[str] = set()
         began: float | None = None
 
         def asked(after: str | None, limit: int) -> asyncio.Task[Response]:
@@ -107,26 +100,28 @@ class EventLogReader:
                 response = await asking
                 began = response.not_before if began is None else began
                 page = read_page(response, EVENTS)
-                # Hardly ever is anything new: only then are the events themselves decoded.
+                # Most polls find nothing new, so the events are decoded only if an id is unknown.
                 events = (
                     [] if self._has_all(page) else _sensible(read_list(response, EVENTS).objects)
                 )
                 after = last_id(page.ids)
-                # A list that goes on from where it began would never end.
+                # A list that continues from where it began would never end.
                 is_last = over(page, events) or not page.has_more or after in (None, last)
                 last = after
                 if not is_last:
                     asking = asked(after, PAGE)
-                loose |= self._applied.unanchored(page.ids)
-                truth = union_of(truth if gathered else None, as_of_response(response))
+                unanchored |= self._applied.unanchored(page.ids)
+                listed_at = union_of(listed_at if gathered else None, as_of_response(response))
                 gathered += self._applied.fresh(events)
                 is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
-                    await apply(gathered, truth, as_of=began if is_last else None)
-                    loose |= self._applied.unanchored(str(event.get("id")) for event in gathered)
+                    await apply(gathered, listed_at, as_of=began if is_last else None)
+                    unanchored |= self._applied.unanchored(
+                        str(event.get("id")) for event in gathered
+                    )
                     gathered = []
                 if is_last:
-                    self._applied.anchor(loose)
+                    self._applied.anchor(unanchored)
                     return
         finally:
             asking.cancel()
@@ -137,12 +132,12 @@ class EventLogReader:
 
 
 def _sensible(events: Sequence[StripeObject]) -> list[StripeObject]:
-    """Without entries that have no id: they cannot be told from those that are applied."""
+    """Drop entries without an id: they cannot be told from applied ones."""
     return [e for e in events if isinstance(e.get("id"), str) and len(str(e["id"])) <= _LONGEST_ID]
 
 
 _MOST_SHOWN = 500
-"""Five whole pages: the page of a look is larger while the account is busy."""
+"""Five whole pages: the first page of a poll is larger while the account is busy."""
 
 
 class AppliedEvents:
@@ -154,7 +149,7 @@ class AppliedEvents:
         self._shown: OrderedDict[str, None] = OrderedDict()
 
     def load(self, created: Mapping[str, int]) -> None:
-        """Begins anew with what an earlier run applied. All of it is loose: nobody knows how it ended."""
+        """Load what an earlier run applied. All of it is unanchored: how that run ended is not known."""
         self._created = dict(created)
         self._unanchored = set(created)
 
@@ -163,27 +158,28 @@ class AppliedEvents:
         return all(key in self._created for key in keys)
 
     def is_reached(self, keys: Iterable[str | None]) -> bool:
-        """Whether one of these is known, and with it everything below."""
+        """Whether one of these is anchored."""
         return any(key in self._created and key not in self._unanchored for key in keys)
 
     def unanchored(self, keys: Iterable[str | None]) -> set[str]:
-        """Those that are loose."""
+        """Return those that are unanchored."""
         return self._unanchored.intersection(key for key in keys if key is not None)
 
     def fresh(self, events: Sequence[StripeObject]) -> list[StripeObject]:
-        """Those that are not applied yet."""
+        """Return those that are not applied yet."""
         return [event for event in events if event.get("id") not in self._created]
 
-    def add(self, created: Mapping[str, int], *, loose: bool) -> None:
-        """These are applied. `loose`: the reading that they are of goes on below them."""
+    def add(self, created: Mapping[str, int], *, unanchored: bool) -> None:
+        """Add applied events. `unanchored`: the read that applied them goes on below them."""
         self._created.update(created)
-        if loose:
+        if unanchored:
             self._unanchored.update(created)
 
     def touch(self, keys: Iterable[str | None]) -> None:
-        """The top of the log shows these. Of a quiet account they are days old, and stay there: they are
-        remembered, lest they be taken for new again. (No look at their seconds says that they are old
-        news: what test clocks make may be of any second.)
+        """Remember ids at the top of the log, lest `forget` make them new again.
+
+        On a quiet account they are days old. Their seconds prove nothing: test clocks make events of any
+        second.
         """
         for key in keys:
             if key is not None:
@@ -193,11 +189,11 @@ class AppliedEvents:
             self._shown.popitem(last=False)
 
     def anchor(self, keys: Collection[str]) -> None:
-        """The reading that showed these has come to its end: nothing below them is missing."""
+        """The read of these has come to its end: nothing below them is missing."""
         self._unanchored.difference_update(keys)
 
     def forget(self, before: float) -> None:
-        """Drops what was created before, unless the top of the log has shown it lately."""
+        """Drop what was created before, unless it was at the top of the log lately."""
         self._created = {
             key: at for key, at in self._created.items() if at >= before or key in self._shown
         }
@@ -209,19 +205,16 @@ EVENTS = "/v1/events"
 RETENTION_S = 30 * 86400
 """Stripe keeps events for 30 days (https://docs.stripe.com/api/events)."""
 
-FOLLOWED = "events"
-"""The stream whose `as_of` says up to when all events are applied."""
-
-
-def followed(until: float) -> Checkpoint:
-    """The cursor that says: all events up to this second on Stripe's clock are applied."""
-    return Checkpoint(FOLLOWED, "running", position={"table": "event"}, as_of=float(until))
+LATE_S = 120
+"""An event can appear so long after its `created`, behind newer ones: not measured; Stripe's own sync
+engine holds back 60 s. Events that are read twice are dropped by their time, so a wide margin only costs
+a page."""
 
 
 async def list_events(
     source: Source, params: Sequence[Param], after: str | None, *, priority: int = FOLLOW
 ) -> Response:
-    """One page of the event log, `after` the event with that id."""
+    """Fetch one page of the event log, `after` the event with that id."""
     asked = list(params) if after is None else [*params, ("starting_after", after)]
     response = await source.stripe.get(EVENTS, asked, endpoint=f"GET {EVENTS}", priority=priority)
     source.observe_clock(response)

@@ -1,10 +1,11 @@
-"""Hears who rings (`store/rings`), has the event log looked at, and answers when that is done.
+"""Listens for sync requests, has the poller poll, and acknowledges them when the poll is committed.
 
-    NOTIFY -> the row -> begin() at the start of a look -> looked() at its end -> answer, NOTIFY
+    NOTIFY -> the row -> begin() at the start of a poll -> done() at its end -> acknowledgement, NOTIFY
 
-A look answers the rings that were heard before it began. The answer is given once the first copy is
-complete: only then is what the events say all that there is. A NOTIFY says no more than that the row is
-worth a look: any user of the database may send one. Rings that none brought are found a second later.
+A poll serves the requests that were received before it began. Requests are acknowledged only once the
+initial load is complete, since before that the events are not all there is. A NOTIFY only means that the
+row is worth reading: any user of the database may send one. A request whose NOTIFY was lost is found within
+a second.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ from pinstripe.store.sync_requests import REQUESTS, SyncAck, SyncRequest, acknow
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _NET_S = 1.0
-"""How often the row is looked at: what a missed NOTIFY costs."""
+"""How often the row is read: the cost of a lost NOTIFY."""
 _PAUSE_S = 1.0
 _SPACING_S = 0.01
-"""Between two reads of the row. Rings of one gateway are 50 ms apart."""
+"""Between two reads of the row. Requests of one gateway are 50 ms apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """A ring that a look may answer. `session`: numbers hold for the connection that brought them."""
+    """A request that a poll may acknowledge. `session`: numbers are valid for the connection that read
+    them.
+    """
 
     request: SyncRequest
     session: int
 
 
 class SyncRequestListener:
-    """The ear of the process that syncs a schema."""
+    """The listener of the worker that syncs a schema."""
 
     def __init__(
         self,
@@ -49,7 +52,9 @@ class SyncRequestListener:
         complete: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`complete`: whether the first copy is; until then rings are heard and not answered."""
+        """`complete`: whether the initial load is; until then requests are received and not
+        acknowledged.
+        """
         self.on_ring: Callable[[], None] = lambda: None
         self._pool = pool
         self._schema = schema
@@ -62,11 +67,11 @@ class SyncRequestListener:
         self._hinted = False
 
     def begin(self) -> PendingRequest | None:
-        """The latest ring that no look has answered yet. Call it before Stripe is asked."""
+        """Return the latest request that no poll has served. Call it before Stripe is requested."""
         return PendingRequest(self._latest, self._session) if self._latest is not None else None
 
     def done(self, heard: PendingRequest, as_of: float) -> None:
-        """The look that began after `heard` is done: what Stripe showed at `as_of` is committed."""
+        """The poll that began after this request is done: what Stripe showed at `as_of` is committed."""
         if heard.session != self._session:
             return
         if self._latest is not None and self._latest.number <= heard.request.number:
@@ -75,7 +80,7 @@ class SyncRequestListener:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled; outlives lost connections."""
+        """Run until cancelled; reconnects."""
         while True:
             try:
                 async with self._pool.dedicated() as connection:
@@ -92,7 +97,7 @@ class SyncRequestListener:
         while True:
             self._wake.clear()
             if self._clock() >= net_at or self._hinted:
-                # However many hints come: the row is read so often and no more.
+                # However many NOTIFYs arrive, the row is read no more often than this.
                 await asyncio.sleep(max(read_at + _SPACING_S - self._clock(), 0.0))
                 self._hinted = False
                 await self._net(connection)

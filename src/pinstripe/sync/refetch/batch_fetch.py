@@ -1,9 +1,8 @@
-"""Many objects of one type to be fetched: a page of their list answers for up to a hundred of them.
+"""Fetches many objects of one type by pages of their list: one page answers for up to a hundred of them.
 
-A thousand invoices of one night, or an import of customers, would be a request each, of which Stripe lets
-few be made a second. Objects that are to be fetched at the same time were mostly made at the same time, and
-a list can be asked for what was made between two moments. What it does not show (what is deleted or hidden)
-is asked for by its id.
+A thousand invoices of one night, or an import of customers, would each be a request, and Stripe limits
+requests a second. Objects queued together were mostly created together, and a list can be requested for a
+span of time. Objects that the list does not show (deleted or hidden) are fetched by their id.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.refetch import Refetch, RefetchDone
 
 LEAST = 8
-"""So many objects a page are worth a list: it shows others too, that nobody asked for."""
+"""Wanted objects a page that make a list worthwhile: it also shows others."""
 _PAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFetch:
-    """Rows to be fetched with some `pages` of `endpoint`: all were made in the seconds [first, last].
+    """Rows to fetch with some `pages` of `endpoint`: all were created in the seconds [first, last].
 
-    `versions`: of each row, as it was at the moment `at` of Postgres's clock, by key.
+    `versions`: of each row by key, as of the moment `at` of Postgres's clock.
     """
 
     endpoint: ListEndpoint
@@ -46,22 +45,22 @@ class BatchFetch:
 
 
 def can_batch(table: str) -> bool:
-    """Whether a list shows these objects by when they were made, as a whole each."""
+    """Whether a list shows these objects whole, by when they were created."""
     return table in _lists()
 
 
 async def find_batch(
     source: Source, refetch: Refetch, waiting: Collection[str]
 ) -> BatchFetch | None:
-    """What can be fetched together with the row of `todo`; None if that is not worth it.
+    """Return what can be fetched together with the row of `todo`; None if that is not worthwhile.
 
-    `waiting`: keys of the same table that are to be fetched too.
+    `waiting`: keys of the same table that are queued too.
     """
     table = source.wanted[refetch.table]
     statement = _neighbours(source.mirror.schema, table)
     async with source.pool.acquire() as connection:
         rows = await connection.fetch(statement, refetch.id, _PAGES * PAGE)
-    # As many pages as pay.
+    # As many pages as are cheaper than single requests.
     for pages in range(_PAGES, 0, -1):
         mine = [row for row in rows[: pages * PAGE] if row[0] == refetch.id or row[0] in waiting]
         if len(mine) >= LEAST * pages:
@@ -73,9 +72,9 @@ async def find_batch(
 
 
 async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Refetch]) -> set[str]:
-    """Mirrors the pages, and crosses out what they answer; gives the keys that they showed.
+    """Mirror the pages and complete the refetches that they answer; return the keys that they showed.
 
-    `todos`: those of the bunch's rows. Raises what `Stripe.get` and `Mirror.put` raise.
+    `todos`: those of the rows in the batch. Raises what `StripeClient.get` and the mirror raise.
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
@@ -89,7 +88,8 @@ async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Ref
         response = await source.stripe.get(path, query, endpoint=endpoint.name, priority=LIVE)
         source.observe_clock(response)
         page = read_list(response, path)
-        # Of the others events tell: what this page says of them may be older, and would be contested.
+        # Events report the other objects: what this page shows of them may be older, and would be in
+        # conflict.
         mine = {str(o["id"]): o for o in page.objects if o.get("id") in todo_of}
         if mine:
             await _put(source, batch, mine, response, todo_of)
@@ -123,7 +123,7 @@ async def _put(
 
 @cache
 def _lists() -> Mapping[str, ListEndpoint]:
-    """By table: the list of all its objects, where it can be cut by the time of their making."""
+    """By table: the list of all its objects, if it can be filtered by time of creation."""
     found: dict[str, ListEndpoint] = {}
     for endpoint in list_endpoints():
         cut = endpoint.created and endpoint.takes_limit and endpoint.version == 1
@@ -138,7 +138,9 @@ def _lists() -> Mapping[str, ListEndpoint]:
 
 
 def _neighbours(schema: str, table: Table) -> str:
-    """The row $1, and those made with it and next, $2 in all: (key, second, version, Postgres's clock)."""
+    """The row $1 and those created with it and next, $2 in all: (key, second, version, Postgres's
+    clock).
+    """
     key, name = quote(table.key[0]), qualified(schema, table.name)
     return (
         f"SELECT {key}, floor(extract(epoch FROM created))::bigint, _synced_at, clock_timestamp() "

@@ -1,4 +1,4 @@
-"""The to-dos of one process: which wait, which are being asked, which are to be asked once more."""
+"""The refetches of one process in memory: waiting, in progress, and to be made once more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RefetchKey = tuple[str, str, str]
 
 
 class RefetchQueue:
-    """First come, first served; each place is served by one at a time."""
+    """First come, first served; one request at a time for each key."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[RefetchKey] = asyncio.Queue()
@@ -20,11 +20,11 @@ class RefetchQueue:
         self._running: set[RefetchKey] = set()
         self._again: set[RefetchKey] = set()
         self._fetches: dict[str, set[str]] = {}
-        """By table: keys of what waits to be fetched."""
+        """By table: keys that wait for a fetch."""
         self._held: dict[str, list[RefetchKey]] = {}
-        """By table of which many are being fetched together: what came to its turn meanwhile."""
+        """By table in which many are being fetched together: what came to its turn meanwhile."""
         self._later: dict[RefetchKey, asyncio.TimerHandle] = {}
-        """What met trouble and waits for its next try."""
+        """Failed refetches, until their next try."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._at_rest = asyncio.Event()
@@ -37,7 +37,7 @@ class RefetchQueue:
         return place in self._refetches
 
     def add(self, refetches: Sequence[Refetch]) -> None:
-        """Takes them in. One that waits already is there once; one that is being asked is asked again."""
+        """Add refetches. One that waits already is there once; one in progress is made again."""
         for refetch in refetches:
             place = refetch.key
             known = place in self._refetches
@@ -51,10 +51,10 @@ class RefetchQueue:
         self._note()
 
     async def next(self) -> Refetch:
-        """Whose turn it is. Bring it back with `done` or `put_back`."""
+        """Wait for the next refetch. Bring it back with `done` or `put_back`."""
         while True:
             place = await self._queue.get()
-            # Others of a bunch may have been answered, or are being asked, since they came.
+            # Others of a batch may have been completed, or be in progress, since they were queued.
             if place not in self._refetches or place in self._running or place in self._later:
                 continue
             kind, table, _ = place
@@ -64,17 +64,17 @@ class RefetchQueue:
             return self._take(place)
 
     def waiting(self, table: str) -> Set[str]:
-        """Keys of the table's rows that wait to be fetched."""
+        """Return the keys of the table's rows that wait for a fetch."""
         return self._fetches.get(table, frozenset())
 
     def take(self, table: str, keys: Collection[str]) -> list[Refetch]:
-        """Those of these that wait to be fetched: it is their turn now."""
+        """Take those of these keys that wait for a fetch."""
         mine = sorted(self.waiting(table) & set(keys))
         return [self._take(("fetch", table, key)) for key in mine]
 
     @contextmanager
     def holding(self, table: str) -> Iterator[None]:
-        """For the block no other row of the table comes to its turn: most are fetched in it together."""
+        """Within the block no other row of the table gets its turn: most are fetched in the batch."""
         self._held[table] = []
         try:
             yield
@@ -83,7 +83,7 @@ class RefetchQueue:
                 self._queue.put_nowait(place)
 
     def done(self, place: RefetchKey) -> None:
-        """Answered. If it was asked for again meanwhile, it waits again."""
+        """Complete it. If it was added again meanwhile, it waits again."""
         if place in self._again:
             self.put_back(place)
             return
@@ -92,13 +92,13 @@ class RefetchQueue:
         self._note()
 
     def put_back(self, place: RefetchKey) -> None:
-        """Not answered: it waits again."""
+        """Return it to the queue."""
         self._running.discard(place)
         self._again.discard(place)
         self._wait(place)
 
     def later(self, refetch: Refetch, pause_s: float) -> None:
-        """It met trouble: it waits again after a pause. If it was asked for again meanwhile, now."""
+        """It failed: it waits again after a pause. If it was added again meanwhile, without one."""
         place = refetch.key
         if place in self._again:
             self.put_back(place)
@@ -110,7 +110,7 @@ class RefetchQueue:
         self._note()
 
     def put_off(self, place: RefetchKey, pause_s: float) -> None:
-        """It waits, but not for its turn: for its next try, after a pause."""
+        """It waits for its next try, after a pause."""
         refetch = self._refetches.get(place)
         if refetch is not None and place not in self._running:
             kind, table, key = place
@@ -119,7 +119,7 @@ class RefetchQueue:
             self.later(refetch, pause_s)
 
     def wake(self, places: Iterable[RefetchKey]) -> None:
-        """Those of these that wait for their next try need not."""
+        """Drop those of these that wait for their next try."""
         for place in places:
             timer = self._later.pop(place, None)
             if timer is not None:
@@ -128,17 +128,17 @@ class RefetchQueue:
         self._note()
 
     def close(self) -> None:
-        """Nothing waits for its next try any more."""
+        """Make every failed refetch wait for its turn without a further pause."""
         for timer in self._later.values():
             timer.cancel()
         self._later.clear()
 
     async def idle(self) -> None:
-        """Returns when nothing is left."""
+        """Return when nothing is left."""
         await self._idle.wait()
 
     async def at_rest(self) -> None:
-        """Returns when nothing is left but what is to be tried again later."""
+        """Return when nothing is left but failed ones that wait for their next try."""
         await self._at_rest.wait()
 
     def _note(self) -> None:

@@ -1,13 +1,11 @@
-"""Works off what must still be asked of Stripe (`store/todo`): coalesced, within the budget, durable.
+"""Works off the refetch queue (`pinstripe.pending`): coalesced, within the rate limit, durable.
 
-One request at a time for each place; what is asked for again meanwhile is done once more afterwards. Many
-objects of one type that were made at about the same time are one request together (`bunches`).
+One request at a time for each key; a refetch added meanwhile is made once more afterwards. Objects of one
+type that were created at about the same time are one request together (`batch_fetch`).
 
-Only an answer of Stripe's crosses a request out (`errors.PinstripeError.is_answer`). Whatever else comes (a
-5xx, a 4xx that is not understood, a cut body, a lost Postgres) is trouble: the request stays owed, with the
-reason beside it, and is tried again after pauses that grow to a day, for ever.
-
-Lists the children of one object, for a to-do: what an event says may have changed under it.
+Only an answer of Stripe completes a refetch (`errors.PinstripeError.is_answer`). After any other error (a
+5xx, a 4xx that is not understood, a truncated body, an unreachable Postgres) the refetch stays pending with
+the reason, and is retried for ever, after pauses that grow to a day.
 """
 
 from __future__ import annotations
@@ -48,19 +46,19 @@ Refresh = Callable[[str], Awaitable[None]]
 _WORKERS = 8
 
 PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0)
-"""After each try that met trouble: in the end 30 GETs a month of an allowance of 10,000 at least."""
+"""After each failed try: in the end 30 GETs a month, of a quota of 10,000 at least."""
 
 _DATABASE_S = 15.0
 
 _LOOK_S = 60.0
-"""How often the database is looked into when nobody rings."""
+"""How often the table is read without a notification."""
 
 _CONTEST_S = 2.0
 
 _SPACING_S = 0.2
 
 _HOLD_S = 3.0
-"""The longest that a stretch of events keeps requests back."""
+"""The longest that a stretch of events pauses refetches."""
 
 _HELD_S = 0.05
 
@@ -84,7 +82,7 @@ class RefetchWorker:
         self._paused_until = 0.0
         self._queue = RefetchQueue()
         self._singly: set[str] = set()
-        """Tables whose list Stripe does not let us read."""
+        """Tables whose list Stripe refuses to this key."""
         self._refused: set[str] = set()
         self._attempts: dict[tuple[str, str, str], int] = {}
         self._failing_since: dict[tuple[str, str, str], float] = {}
@@ -95,7 +93,7 @@ class RefetchWorker:
         return len(self._queue)
 
     async def run(self) -> None:
-        """Works until cancelled; begins with what an earlier process left."""
+        """Work until cancelled; begins with what an earlier process left."""
         await self._load()
         try:
             async with asyncio.TaskGroup() as group:
@@ -106,11 +104,11 @@ class RefetchWorker:
             self._queue.close()
 
     def poll_now(self) -> None:
-        """Another process may have noted something in the database."""
+        """Another process may have added refetches to the database."""
         self._noted.set()
 
     async def _load_new(self) -> None:
-        """Takes in what others have noted, and contests that nobody could settle."""
+        """Load refetches that others added, and conflicts that could not be resolved."""
         soon = False
         while True:
             with suppress(TimeoutError):
@@ -127,19 +125,19 @@ class RefetchWorker:
                 _log.debug("todos.untaken", error=error.message)
                 continue
             ours = [noted for noted in left if noted.refetch.key not in self._queue]
-            # A contest is being settled by whoever found it; only what is left of it is for us.
+            # Conflicts are resolved by the mirror; only what is left of them is loaded here.
             old = now - timedelta(seconds=_CONTEST_S)
             self._take(n for n in ours if n.refetch.since or n.attempts or n.asked_at <= old)
             soon = any(not n.refetch.since and not n.attempts and n.asked_at > old for n in ours)
             await self._sleep(_SPACING_S)
 
     async def drain(self) -> None:
-        """Works off what is noted in the database, and returns; what meets trouble stays noted."""
+        """Work off what is in the database, and return; what fails stays pending."""
         await self._load()
         await self.work_off()
 
     async def work_off(self) -> None:
-        """Works off what has been taken in, and returns; what meets trouble stays noted."""
+        """Work off what has been loaded, and return; what fails stays pending."""
         if not self._queue:
             return
         workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
@@ -161,10 +159,10 @@ class RefetchWorker:
         self._take(left)
 
     def _take(self, noted: Iterable[Noted]) -> None:
-        """Takes in what the database has; what waits there for its next try waits here too."""
+        """Load refetches from the database; one that waits for its next try waits here too."""
         for one in noted:
             if one.refetch.kind.startswith("upcoming_") and one.refetch.kind not in self._upcoming:
-                continue  # Somebody else's: this process makes no previews.
+                continue  # This process makes no previews.
             if one.attempts:
                 self._attempts[one.refetch.key] = one.attempts
             self._queue.add([one.refetch])
@@ -172,15 +170,15 @@ class RefetchWorker:
                 self._queue.put_off(one.refetch.key, one.wait_s)
 
     def add(self, refetches: Sequence[Refetch]) -> None:
-        """Takes in what has been noted in the database."""
+        """Load what has been added to the database."""
         self._queue.add(refetches)
 
     async def idle(self) -> None:
-        """Returns when nothing is left to do."""
+        """Return when nothing is left to do."""
         await self._queue.idle()
 
     def pause(self) -> None:
-        """Events come first: nothing more is asked until `release`, or for some seconds."""
+        """Events come first: start no more requests until `resume`, or for some seconds."""
         self._paused_until = self._clock() + _HOLD_S
 
     def resume(self) -> None:
@@ -201,7 +199,7 @@ class RefetchWorker:
                 self._end(refetch, pause_s)
 
     def _end(self, refetch: Refetch, pause_s: float | None) -> None:
-        """`pause_s`: until it is tried again; None: it is done."""
+        """`pause_s`: until the next try; None: it is done."""
         if pause_s is None:
             self._queue.done(refetch.key)
             self._succeeded(refetch)
@@ -211,8 +209,9 @@ class RefetchWorker:
             self._queue.put_back(refetch.key)
 
     def _succeeded(self, refetch: Refetch) -> None:
-        """Whatever began to fail since the last success may have failed for a reason that is over: its next
-        try is now. What failed before is in trouble of its own, and waits.
+        """Retry at once what began to fail since the last success: its cause may be over.
+
+        What failed before that has a cause of its own, and waits.
         """
         self._attempts.pop(refetch.key, None)
         self._failing_since.pop(refetch.key, None)
@@ -221,7 +220,7 @@ class RefetchWorker:
         self._queue.wake([place for place, at in self._failing_since.items() if at > last])
 
     async def _do_with_others(self, refetch: Refetch) -> bool:
-        """Whether one page of a list has answered it, and others that wait with it."""
+        """Whether one page of a list answered it, and others that wait."""
         if refetch.kind != "fetch" or refetch.table in self._singly or not can_batch(refetch.table):
             return False
         waiting = self._queue.waiting(refetch.table)
@@ -238,7 +237,7 @@ class RefetchWorker:
         except LostLease:
             raise
         except PinstripeError as error:
-            # This one is requested alone. Others too, if Stripe does not show the list to this key.
+            # This one is fetched alone. So are the others, if Stripe does not show the list to this key.
             if error.is_answer:
                 self._singly.add(refetch.table)
             _log.info("todos.singly", table=refetch.table, error=error.message)
@@ -248,7 +247,7 @@ class RefetchWorker:
         return refetch.id in shown
 
     async def _do(self, refetch: Refetch) -> float | None:
-        """Makes the request; the seconds until it is tried again, None if it is answered."""
+        """Make the request; return the seconds until the next try, None if it is done."""
         try:
             await self._answer(refetch)
         except LostLease:
@@ -258,14 +257,14 @@ class RefetchWorker:
         return None
 
     async def _troubled(self, refetch: Refetch, error: PinstripeError) -> float:
-        """It stays owed: says why in the database, and gives the pause until the next try."""
+        """It stays pending: save the reason, and return the pause until the next try."""
         attempts = self._attempts.get(refetch.key, 0)
         self._attempts[refetch.key] = attempts + 1
         self._failing_since.setdefault(refetch.key, self._clock())
         self.trouble = error.message
         pause_s = PAUSES_S[min(attempts, len(PAUSES_S) - 1)]
         if error.fault is not None:
-            pause_s = min(pause_s, _DATABASE_S)  # It cost no request: it was Postgres that said no.
+            pause_s = min(pause_s, _DATABASE_S)  # It cost no request: Postgres refused the row.
         _log.warning(
             "todo.trouble",
             kind=refetch.kind,
@@ -279,11 +278,11 @@ class RefetchWorker:
         except LostLease:
             raise
         except PinstripeError as untold:
-            _log.debug("todo.untold", error=untold.message)  # It is Postgres that is in trouble.
+            _log.debug("todo.untold", error=untold.message)  # Postgres itself is unreachable.
         return pause_s
 
     async def _answer(self, refetch: Refetch) -> None:
-        """Makes the request, and crosses it out. Raises what is no answer."""
+        """Make the request and complete the refetch. Raises errors that are no answer."""
         source = self._source
         is_row = refetch.kind in ("fetch", "relate") and refetch.table in source.wanted
         version: datetime | None = None
@@ -308,8 +307,8 @@ class RefetchWorker:
         await complete(source, answer)
 
     async def _refused_for(self, refetch: Refetch, error: PinstripeError) -> None:
-        """Stripe refuses it, and would again. That an object is gone is no refusal; the rest is said once
-        for each table.
+        """Stripe refuses it, and would again. A deleted object is no refusal; others are logged once a
+        table.
         """
         _log.info("todo.refused", kind=refetch.kind, table=refetch.table, error=error.message)
         stream = f"{BESIDE[0]}{refetch.table}"
@@ -332,7 +331,7 @@ class RefetchWorker:
         )
 
     async def _may_move(self, refetch: Refetch) -> bool:
-        """Whether a related object that we have may have changed: a balance transaction, once."""
+        """Whether a related object that has a row may have changed: a balance transaction, once."""
         if refetch.table != "balance_transaction":
             return False
         async with self._source.pool.acquire() as connection:
@@ -345,16 +344,16 @@ class RefetchWorker:
 
 
 def _nested(refetch: Refetch) -> TruncatedList:
-    """The nested list that a to-do names, from its start."""
+    """Read the nested list that a refetch names, from its start."""
     table, _, key = refetch.parent.partition(" ")
     return TruncatedList(refetch.id, table, key, refetch.table, "", 0)
 
 
 async def list_children(source: Source, refetch: Refetch) -> list[Refetch]:
-    """Mirrors the children of `todo.table` under the parent `todo.id`, to the end of the list.
+    """Mirror the children of `todo.table` under the parent `todo.id`, to the end of the list.
 
-    Gives what is noted to be asked next: children that the list does not show, and that most likely are
-    gone. Raises what `Source.read` raises.
+    Returns the refetches added for children that the list does not show: most likely they are gone. Raises
+    what `Source.read` raises.
     """
     endpoint = _endpoint(refetch.table, refetch.parent)
     if endpoint is None:
@@ -373,7 +372,7 @@ async def list_children(source: Source, refetch: Refetch) -> list[Refetch]:
             shown=shown,
         )
     except NotFound:
-        return []  # The parent went, and its list with it.
+        return []  # The parent was deleted meanwhile, and its list with it.
     child = source.wanted.get(refetch.table)
     if child is None or not may_go(child, parent) or not can_be_fetched(refetch.table):
         return []

@@ -1,8 +1,8 @@
-"""From what an event is about to the owners of upcoming invoices, through the rows.
+"""Finds the owners of upcoming invoices that an event affects, through the rows.
 
-A price leads to the subscriptions that have it, a coupon to those with a discount of it, a customer to
-all subscriptions and to pending invoice items. A table of data (`LINKS`): one statement a way. It is run
-before the rows of the event itself are written; what these would tell, the event says by itself.
+A price leads to the subscriptions that have it, a coupon to those with a discount of it, a customer to all
+subscriptions and to pending invoice items. `LINKS` is a table of data: one statement a link. It runs before
+the rows of the event are written; the owners that these would add are named by the event itself (`rules`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pinstripe.store.pool import Connection
 from pinstripe.sync.upcoming.rules import EVERYONE, Affected, OwnerKey, Relation, Through
 
 ENDED = ("canceled", "incomplete_expired")
-"""Subscriptions of these states never invoice again."""
+"""Subscriptions in these states never invoice again."""
 
 ALIVE = f"coalesce(s.status, '') NOT IN {ENDED!r}"
 """SQL: subscription `s` may invoice."""
@@ -28,11 +28,11 @@ PENDING = "n.invoice_id IS NULL AND n.deleted IS NOT TRUE"
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """One way from the ids of a relation ($1, text[]) to owners.
+class OwnerLink:
+    """One link from the ids of a relation ($1, text[]) to owners.
 
-    The statement gives (id of the relation or null for any of them, subscription, customer); `$table`
-    stands for a synced table. A link whose tables or columns the database lacks is left out.
+    The statement returns (id of the relation or null for any of them, subscription, customer); `$table`
+    stands for a synced table. A link whose tables or columns the database lacks is skipped.
     """
 
     relation: Relation
@@ -40,9 +40,9 @@ class Link:
     statement: str
 
 
-def _by_item(relation: Relation, needs: str, column: str, more: str = "") -> Link:
+def _by_item(relation: Relation, needs: str, column: str, more: str = "") -> OwnerLink:
     """By what an item of the subscription costs."""
-    return Link(
+    return OwnerLink(
         relation,
         f"subscription {needs}",
         f"SELECT {column}, s.id, s.customer_id FROM $subscription_item i {more} "
@@ -51,32 +51,32 @@ def _by_item(relation: Relation, needs: str, column: str, more: str = "") -> Lin
     )
 
 
-def _by_discount(relation: Relation, column: str) -> tuple[Link, ...]:
+def _by_discount(relation: Relation, column: str) -> tuple[OwnerLink, ...]:
     """By discounts: of a subscription, of one of its items, or of a customer."""
     needs = f"subscription discount.{column} discount.subscription_id discount.customer_id"
     known = f"d.{column} = ANY($1::text[]) AND d.deleted IS NOT TRUE"
     return (
-        Link(
+        OwnerLink(
             relation,
             needs,
             f"SELECT d.{column}, s.id, s.customer_id FROM $discount d "
             f"JOIN $subscription s ON s.id = d.subscription_id WHERE {known} AND {ALIVE}",
         ),
-        Link(
+        OwnerLink(
             relation,
             f"{needs} subscription_item discount.subscription_item_id",
             f"SELECT d.{column}, s.id, s.customer_id FROM $discount d "
             f"JOIN $subscription_item i ON i.id = d.subscription_item_id "
             f"JOIN $subscription s ON s.id = i.subscription_id WHERE {known} AND {ALIVE}",
         ),
-        Link(
+        OwnerLink(
             relation,
             needs,
             f"SELECT d.{column}, s.id, s.customer_id FROM $discount d "
             f"JOIN $subscription s ON s.customer_id = d.customer_id "
             f"WHERE {known} AND d.subscription_id IS NULL AND {ALIVE}",
         ),
-        Link(
+        OwnerLink(
             relation,
             f"invoice_item discount.{column} discount.customer_id",
             f"SELECT d.{column}, NULL, d.customer_id FROM $discount d "
@@ -85,41 +85,41 @@ def _by_discount(relation: Relation, column: str) -> tuple[Link, ...]:
     )
 
 
-# Discounts that no event has told of since the sync began: any coupon may be theirs.
+# Discounts without a row: no event has shown them since the sync began, so any coupon may be theirs.
 _UNKNOWN = "$1::text[] <> '{}' AND NOT EXISTS (SELECT FROM $discount d WHERE d.id = u.id)"
 
-LINKS: tuple[Link, ...] = (
-    Link(
+LINKS: tuple[OwnerLink, ...] = (
+    OwnerLink(
         "customer",
         "subscription",
         f"SELECT s.customer_id, s.id, s.customer_id FROM $subscription s "
         f"WHERE s.customer_id = ANY($1::text[]) AND {ALIVE}",
     ),
-    Link(
+    OwnerLink(
         "customer",
         "invoice_item",
         f"SELECT n.customer_id, NULL, n.customer_id FROM $invoice_item n "
         f"WHERE n.customer_id = ANY($1::text[]) AND {PENDING}",
     ),
-    # What is shown now may have to go.
-    Link(
+    # The row that exists now may have to go.
+    OwnerLink(
         "customer",
         "upcoming_customer_invoice",
         "SELECT u.customer_id, NULL, u.customer_id FROM $upcoming_customer_invoice u "
         "WHERE u.customer_id = ANY($1::text[])",
     ),
-    Link(
+    OwnerLink(
         "customer",
         "upcoming_subscription_invoice",
         "SELECT u.customer_id, u.subscription_id, u.customer_id FROM $upcoming_subscription_invoice u "
         "WHERE u.customer_id = ANY($1::text[])",
     ),
-    Link(
+    OwnerLink(
         "subscription",
         "subscription",
         "SELECT s.id, s.id, s.customer_id FROM $subscription s WHERE s.id = ANY($1::text[])",
     ),
-    Link(
+    OwnerLink(
         "invoice_item",
         "invoice_item",
         "SELECT n.id, NULL, n.customer_id FROM $invoice_item n WHERE n.id = ANY($1::text[])",
@@ -134,50 +134,50 @@ LINKS: tuple[Link, ...] = (
     ),
     *_by_discount("coupon", "source_coupon_id"),
     *_by_discount("promotion_code", "promotion_code_id"),
-    Link(
+    OwnerLink(
         "coupon",
         "subscription.discounts discount",
         f"SELECT NULL, s.id, s.customer_id FROM $subscription s, unnest(s.discounts) AS u (id) "
         f"WHERE {_UNKNOWN} AND {ALIVE}",
     ),
-    Link(
+    OwnerLink(
         "coupon",
         "subscription subscription_item.discounts discount",
         f"SELECT NULL, s.id, s.customer_id FROM $subscription s JOIN $subscription_item i "
         f"ON i.subscription_id = s.id, unnest(i.discounts) AS u (id) WHERE {_UNKNOWN} AND {ALIVE}",
     ),
-    Link(
+    OwnerLink(
         "tax_rate",
         "subscription.default_tax_rates",
         f"SELECT r.id, s.id, s.customer_id FROM $subscription s, unnest($1::text[]) AS r (id) "
         f"WHERE s.default_tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {ALIVE}",
     ),
-    Link(
+    OwnerLink(
         "tax_rate",
         "subscription subscription_item.tax_rates",
         f"SELECT r.id, s.id, s.customer_id FROM unnest($1::text[]) AS r (id), $subscription_item i "
         f"JOIN $subscription s ON s.id = i.subscription_id "
         f"WHERE i.tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {ALIVE}",
     ),
-    Link(
+    OwnerLink(
         "tax_rate",
         "invoice_item.tax_rates",
         f"SELECT r.id, NULL, n.customer_id FROM $invoice_item n, unnest($1::text[]) AS r (id) "
         f"WHERE n.tax_rates @> jsonb_build_array(jsonb_build_object('id', r.id)) AND {PENDING}",
     ),
-    Link(
+    OwnerLink(
         "test_clock",
         "subscription.test_clock_id",
         f"SELECT s.test_clock_id, s.id, s.customer_id FROM $subscription s "
         f"WHERE s.test_clock_id = ANY($1::text[]) AND {ALIVE}",
     ),
-    Link(
+    OwnerLink(
         "test_clock",
         "invoice_item.test_clock_id",
         f"SELECT n.test_clock_id, NULL, n.customer_id FROM $invoice_item n "
         f"WHERE n.test_clock_id = ANY($1::text[]) AND {PENDING}",
     ),
-    Link(
+    OwnerLink(
         "automatic_tax",
         "subscription.automatic_tax_enabled",
         f"SELECT '{EVERYONE}', s.id, s.customer_id FROM $subscription s "
@@ -186,20 +186,10 @@ LINKS: tuple[Link, ...] = (
 )
 
 
-async def fan_out(
-    connection: Connection, affected: Affected, *, schema: str, tables: Mapping[str, Table]
-) -> set[OwnerKey]:
-    """All owners that are affected, those that the event names included."""
-    found = set(affected.owners)
-    for owners in (await origins(connection, affected, schema=schema, tables=tables)).values():
-        found |= owners
-    return found
-
-
 async def origins(
     connection: Connection, affected: Affected, *, schema: str, tables: Mapping[str, Table]
 ) -> dict[Through, set[OwnerKey]]:
-    """The owners behind each relation: for the events of a whole page in a few statements."""
+    """Return the owners behind each relation: for the events of a whole page in a few statements."""
     ids: dict[Relation, list[str]] = defaultdict(list)
     for relation, key in sorted(affected.through):
         ids[relation].append(key)
@@ -224,8 +214,8 @@ def _owners(subscription: str | None, customer: str | None) -> Iterator[OwnerKey
         yield ("upcoming_customer", customer)
 
 
-def is_there(link: Link, tables: Mapping[str, Table]) -> bool:
-    """Whether the database has what the statement speaks of: the user may sync fewer tables."""
+def is_there(link: OwnerLink, tables: Mapping[str, Table]) -> bool:
+    """Whether the database has what the statement needs: the user may sync fewer tables."""
     for need in link.needs.split():
         name, _, column = need.partition(".")
         table = tables.get(name)

@@ -1,10 +1,8 @@
-"""Fills the upcoming invoices: every owner that may be invoiced once after the backfill, and the old ones
-anew from then on (`refill`).
+"""Fills the upcoming invoices: each owner once after the backfill, and old previews again from then on.
 
-Customers first, since theirs bring along the subscription that invoices first; then the subscriptions that
-are left. Resumable: a cursor per table (`pinstripe.cursor`) says after which id to go on. At 25 requests/s,
-which Stripe allows an endpoint, 100,000 subscriptions take a little over an hour; events are followed
-meanwhile.
+Customers come first, since theirs include the subscription that invoices first; then the subscriptions that
+are left. Resumable: a cursor per table (`pinstripe.cursor`) holds the last id. At 25 requests/s, which
+Stripe allows an endpoint, 100,000 subscriptions take a little over an hour; the poller runs meanwhile.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _CHUNK = 200
 """Owners between two checkpoints: what a crash repeats."""
 _WORKERS = 12
-"""Requests under way at once: at 25/s enough for previews that take 480 ms."""
+"""Requests under way: at 25/s enough for previews that take 480 ms."""
 
 _OWNERS: tuple[Owner, ...] = ("customer", "subscription")
 _KIND_OF: Mapping[Owner, RefetchKind] = {
@@ -42,12 +40,12 @@ _OWNER_S = 1.0
 _STALE_S = 86400.0
 
 _CLOCK_S = 2.0
-"""Stripe's `Date` is cut to the second: so much older may look what has just been asked for."""
+"""Stripe's `Date` is cut to the second, so a fresh preview may appear this much older."""
 
 
 @dataclass(slots=True)
 class Filling:
-    """How far the fill of one table is. `since`: the Unix second on Stripe's clock when it began."""
+    """The progress of one table. `since`: the Unix second on Stripe's clock when the fill began."""
 
     table: str
     state: State = "running"
@@ -79,7 +77,7 @@ class Filling:
 
 
 class Refresher(Protocol):
-    """What brings one owner up to date: `Upcoming`."""
+    """What refreshes one owner: `Upcoming`."""
 
     @property
     def source(self) -> Source: ...
@@ -96,7 +94,7 @@ class Refresher(Protocol):
 
 
 class UpcomingFill:
-    """Fills both tables. `progress` is for whoever shows it."""
+    """Fills both tables. `progress` is for the progress display."""
 
     def __init__(
         self,
@@ -113,10 +111,10 @@ class UpcomingFill:
         self._owners = 0
 
     async def refill(self) -> None:
-        """Asks anew for every owner whose preview is older than half of `oldest_s`.
+        """Refresh every owner whose preview is older than half of `oldest_s`.
 
-        Metered usage has no events: it moves a preview without a word. Made again after the other half,
-        no preview gets older than `oldest_s`, but for the time that the asking takes.
+        Metered usage has no events and moves a preview silently. Refreshed within the other half, no
+        preview gets older than `oldest_s`, apart from the time that the requests take.
         """
         since = self._source.now() - self.oldest_s() / 2
         self.progress = {t: Filling(t, since=since) for t in self._upcoming.tables()}
@@ -124,16 +122,16 @@ class UpcomingFill:
         await self._fill_all()
 
     def oldest_s(self) -> float:
-        """The age that no preview gets past: an hour, or a second for each, and a day at most."""
+        """Return the age that no preview exceeds: an hour, or a second for each, and a day at most."""
         # A later round counts only those that are old.
         self._owners = max(self._owners, sum(f.total for f in self.progress.values()))
         return min(max(_FRESH_S, self._owners * _OWNER_S), _STALE_S)
 
     async def run(self) -> None:
-        """Returns when every owner has been asked for once since the fill began.
+        """Return when every owner has been requested once since the fill began.
 
-        An owner that meets trouble is noted as owed. Raises what ends all requests (WrongKey, a Postgres
-        that is away); the next run goes on from there.
+        An owner that fails is queued as a refetch. Raises errors that end all requests (WrongKey, an
+        unreachable Postgres); the next run resumes.
         """
         schema = self._source.mirror.schema
         async with self._source.pool.acquire() as connection:
@@ -143,7 +141,7 @@ class UpcomingFill:
             if table in self._upcoming.tables():
                 filling = self.progress[table] = self._resumed(table, saved.get(table))
                 if filling.state != "done":
-                    # When it began is remembered for both: what is asked for since counts for either.
+                    # The beginning is saved for both tables: a preview made since then counts for either.
                     await self._save(filling)
         await self._fill_all()
 
@@ -212,7 +210,7 @@ class UpcomingFill:
         except PinstripeError as error:
             if error.fault is not None:
                 raise
-            # Trouble of this one alone: it is owed, and the others go on.
+            # Only this owner fails: it is queued, and the others go on.
             filling.failed += 1
             _log.warning("upcoming.failed", table=filling.table, owner=key, error=error.message)
             refetch = Refetch(_KIND_OF[owner], filling.table, key)
@@ -222,10 +220,8 @@ class UpcomingFill:
     async def _save(self, filling: Filling) -> None:
         await self._source.save([filling.checkpoint()])
 
-    # --- whose -----------------------------------------------------------------------------------
-
     async def _next(self, owner: Owner, filling: Filling) -> list[str]:
-        """The next chunk of owners, by id."""
+        """Return the next chunk of owners, by id."""
         arms = [f"({a} ORDER BY 1 LIMIT {self._chunk})" for a in self._arms(owner)]
         statement = f"{' UNION '.join(arms)} ORDER BY 1 LIMIT {self._chunk}"
         async with self._source.pool.acquire() as connection:
@@ -241,7 +237,7 @@ class UpcomingFill:
         return _number(found)
 
     def _arms(self, owner: Owner) -> list[str]:
-        """SELECTs of owners with an id after $1 that have not been previewed since the second $2."""
+        """Return SELECTs of owners with an id after $1 that have not been previewed since the second $2."""
         schema, tables = self._source.mirror.schema, self._source.mirror.tables
         shown = qualified(schema, TABLE_OF[owner])
         key = f"{owner}_id"
@@ -256,7 +252,7 @@ class UpcomingFill:
         own = "s.id" if owner == "subscription" else "s.customer_id"
         arms = [
             arm(own, f"{qualified(schema, 'subscription')} s", ALIVE),
-            # What is shown and may have to go.
+            # A row that exists and may have to go.
             arm(f"o.{key}", f"{shown} o", "true"),
         ]
         if owner == "customer" and "invoice_item" in tables:
@@ -265,7 +261,7 @@ class UpcomingFill:
 
 
 def _first(errors: BaseExceptionGroup[PinstripeError]) -> BaseException:
-    """One error out of a group, at any depth: they have one cause, and one remedy."""
+    """Return one error of a group, at any depth: they have one cause, and one remedy."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

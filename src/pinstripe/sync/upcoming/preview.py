@@ -1,14 +1,12 @@
-"""Asks Stripe what it would invoice next: one preview, whole, with all its lines.
+"""Requests one preview of an upcoming invoice, with all its lines, and keeps its rows.
 
 Until acacia `GET /v1/invoices/upcoming`, from basil on `POST /v1/invoices/create_preview`, which changes
-nothing (https://docs.stripe.com/changelog/basil/2025-03-31/invoice-preview-api-deprecations). What
-becomes of the answer is up to `upcoming`.
+nothing (https://docs.stripe.com/changelog/basil/2025-03-31/invoice-preview-api-deprecations).
 
-The rows of an upcoming invoice: one row and its lines are one state, written and removed as one.
-
-Lines have no lasting ids: they are keyed by owner and position. Which preview is newer is decided for the
-row, by the one guarded upsert or by its version; the lines follow it in the same transaction. All
-functions that take a connection run in the mirror's transaction.
+One row and its lines are one state, written and removed together. Lines have no lasting ids: they are keyed
+by owner and position. Which preview is newer is decided for the row, by the guarded upsert or by its
+version; the lines follow in the same transaction. Functions that take a connection run in the mirror's
+transaction. When to request a preview is up to `upcoming`.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ _OLD = "/v1/invoices/upcoming"
 
 _NEW = "/v1/invoices/create_preview"
 
-# https://docs.stripe.com/error-codes: nothing is due, in three ways of saying it.
+# https://docs.stripe.com/error-codes: nothing is due, in three wordings.
 _NOTHING = frozenset(
     {
         "invoice_upcoming_none",
@@ -60,14 +58,14 @@ _NOTHING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """An invoice that is not one yet. `invoice` is without its `lines` and without ids of the day.
+    """A previewed invoice. `invoice` is without its `lines` and without temporary ids.
 
     `unread`: why lines are missing, if they go on and cannot be read to their end.
     """
 
     invoice: StripeObject
     lines: tuple[StripeObject, ...]
-    truth: AsOf
+    as_of: AsOf
     unread: PinstripeError | None = None
 
 
@@ -80,13 +78,13 @@ def has_rollup(api_version: str) -> bool:
     return api_version[:10] < _BASIL
 
 
-async def ask_preview(
+async def request_preview(
     source: Source, owner: Owner, owner_id: str, *, priority: int
 ) -> Preview | None:
-    """The next invoice of a customer or a subscription; None where nothing is due.
+    """Return the next invoice of a customer or a subscription; None if nothing is due.
 
-    Raises NotPermitted or NotEnabled where the key may not preview at all, another Refused where
-    Stripe cannot compute this one.
+    Raises NotPermitted or NotEnabled if the key may not preview at all, another Refused if Stripe cannot
+    compute this one.
     """
     try:
         response = await _ask(source, [(owner, owner_id)], priority)
@@ -118,10 +116,10 @@ async def _ask(source: Source, params: Params, priority: int) -> Response:
 async def _lines(
     source: Source, body: StripeObject, owner_id: str, priority: int
 ) -> tuple[list[StripeObject], PinstripeError | None]:
-    """All lines; or those that could be read, and why not the others.
+    """Return all lines; or those that could be read, and why not the others.
 
-    A list that was cut at ten is read anew, from its start: ids of lines are temporary. The preview that
-    its address names stays the same for 72 hours, so the pages fit together.
+    A list truncated at ten is read again from its start: ids of lines are temporary. The preview at its
+    address stays the same for 72 hours, so the pages fit together.
     """
     cut = body.get("lines")
     if not isinstance(cut, dict) or not isinstance(cut.get("data"), list):
@@ -167,7 +165,7 @@ def _unfinished(owner_id: str, why: str) -> Drifted:
 
 
 def _without_ids(line: StripeObject) -> StripeObject:
-    """`line` without its id and that of the preview, which change with each asking."""
+    """Return `line` without its id and that of the preview, which differ in every response."""
     kept = {key: value for key, value in line.items() if key != "id"}
     invoice = kept.get("invoice")
     if isinstance(invoice, str) and invoice.startswith("upcoming_in"):
@@ -183,10 +181,10 @@ TABLE_OF: Mapping[Owner, str] = {
 }
 
 
-def found_in(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor) -> RowSet:
-    """The rows of a preview, the lines keyed `<owner id>:<position>`."""
+def preview_rows(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor) -> RowSet:
+    """Return the rows of a preview, the lines keyed `<owner id>:<position>`."""
     found = RowSet()
-    # What the key says already has no column of its own.
+    # What the key contains already has no column of its own.
     invoice = {name: value for name, value in preview.invoice.items() if name != owner}
     parents: dict[str, str] = {owner: owner_id}
     extractor.virtual(TABLE_OF[owner], invoice, owner_id, found, parents=parents)
@@ -196,8 +194,8 @@ def found_in(preview: Preview, owner: Owner, owner_id: str, extractor: Extractor
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the upcoming invoice of one owner stands. `tables` are those that are synced."""
+class UpcomingRow:
+    """Where the upcoming invoice of one owner is stored. `tables` are those that are synced."""
 
     schema: str
     tables: Mapping[str, Table]
@@ -221,7 +219,9 @@ class Place:
         return f"{quote(f'upcoming_{self.owner}_id')} = $1"
 
     async def versions(self, connection: Connection) -> dict[tuple[str, str], datetime]:
-        """`_synced_at` of the row and its lines. What is asked for from now on is newer than these."""
+        """Return `_synced_at` of the row and its lines. A preview requested from now on is newer than
+        these.
+        """
         found: dict[tuple[str, str], datetime] = {}
         row = await connection.fetchval(f"SELECT _synced_at FROM {self._row}", self.owner_id)
         if row is not None:
@@ -235,9 +235,9 @@ class Place:
         return found
 
     async def settle_lines(self, connection: Connection, keys: Collection[str]) -> bool:
-        """After the upsert of a preview with lines of these keys: leaves only lines of the row's own.
+        """Delete lines that are not the row's own, after the upsert of a preview with lines of these keys.
 
-        False if the row holds another preview, which is not older: then this one came to nothing.
+        False if the row holds another preview that is not older: then this one was not written.
         """
         won: bool | None = await connection.fetchval(
             f"SELECT xmin = pg_current_xact_id()::xid FROM {self._row}", self.owner_id
@@ -245,14 +245,14 @@ class Place:
         if won:
             await self._delete_lines(connection, "id <> ALL ($2::text[])", list(keys))
         else:
-            # Lines of ours that the newer preview does not have were inserted a moment ago.
+            # Lines of this preview that the newer one does not have were inserted by the same transaction.
             await self._delete_lines(
                 connection, f"_as_of_latest <= (SELECT _as_of FROM {self._row})"
             )
         return bool(won)
 
     async def note_unread(self, connection: Connection, *, is_unread: bool) -> None:
-        """Has `_extra` say as Stripe does that the lines go on, if not all of them could be read."""
+        """Have `_extra` report as Stripe does that the lines go on, if not all of them could be read."""
         change = "nullif(_extra - 'lines', '{}') WHERE _extra ? 'lines' AND"
         if is_unread:
             change = """coalesce(_extra, '{}') || '{"lines": {"has_more": true}}' WHERE"""
@@ -262,9 +262,9 @@ class Place:
         )
 
     async def remove(self, connection: Connection, seen: datetime | None) -> bool:
-        """Nothing is upcoming: removes row and lines, if the row is still the version that was seen.
+        """Nothing is upcoming: delete row and lines, if the row is still the version that was read.
 
-        False if it is another one, written since Stripe was asked.
+        False if it is another one, written since the request.
         """
         if seen is not None:
             await delete_rows(

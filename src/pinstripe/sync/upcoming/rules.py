@@ -1,8 +1,8 @@
-"""Which upcoming invoices an event may change: the owners that its payload names, and what to look up.
+"""Decides which upcoming invoices an event may change: owners in its payload, and relations to look up.
 
-Pure; a table of data (`RULES`), by event type. Where the payload names no customer (a price, a coupon, a
-tax rate), `upcoming_fanout` finds the owners in the rows. It is better to name an owner too many, which
-costs a request, than one too few, whose preview would stay wrong.
+Pure; a table of data (`RULES`), by event type. If the payload names no customer (a price, a coupon, a tax
+rate), `fan_out` finds the owners in the rows. An owner too many costs a request; one too few would keep a
+wrong preview.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Literal
 
 from pinstripe.client.decode import StripeObject
 
-Kind = Literal["upcoming_customer", "upcoming_subscription"]
-OwnerKey = tuple[Kind, str]
-"""What is to be previewed anew: as the kind and id of a to-do."""
+OwnerKind = Literal["upcoming_customer", "upcoming_subscription"]
+OwnerKey = tuple[OwnerKind, str]
+"""What to preview again: the kind and id of a refetch."""
 
 Relation = Literal[
     "automatic_tax",
@@ -34,7 +34,7 @@ Relation = Literal[
 Through = tuple[Relation, str]
 
 EVERYONE = "*"
-"""The id of a relation that is about the account as a whole."""
+"""The id of a relation that concerns the whole account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,9 @@ class Affected:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """For events of these types (with spaces between); one that ends in a dot is how they begin.
+    """For events of these types (separated by spaces); one that ends in a dot is a prefix.
 
-    The others are paths into `data.object`, several with spaces between; what stands there is an id or an
-    object.
+    The other fields are paths into `data.object`, several separated by spaces, to an id or an object.
     """
 
     types: str
@@ -82,8 +81,8 @@ RULES: tuple[Rule, ...] = (
         subscription=_SUBSCRIPTION_OF,
         through=(("customer", "customer"), ("invoice_item", "id")),
     ),
-    # What moves money or items. `sent`, `overdue`, `will_be_due`, `payment_action_required` change no
-    # preview, and `payment_succeeded` comes with `paid`.
+    # Events that move money or items. `sent`, `overdue`, `will_be_due` and `payment_action_required` change
+    # no preview, and `payment_succeeded` comes with `paid`.
     Rule(
         "invoice.created invoice.deleted invoice.finalized invoice.marked_uncollectible "
         "invoice.overpaid invoice.paid invoice.payment_failed invoice.upcoming invoice.updated "
@@ -99,13 +98,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("customer.updated customer.deleted", through=(("customer", "id"),)),
     Rule("customer.tax_id.", through=(("customer", "customer owner.customer"),)),
-    # They give credit: to the balance, or to invoices to come.
+    # They give credit: to the balance, or to later invoices.
     Rule("credit_note. billing.credit_grant.", through=(("customer", "customer"),)),
-    # What has just been made (`created`) nobody has yet.
+    # A new object (`created`) is not used by any subscription yet.
     Rule("coupon.updated coupon.deleted", through=(("coupon", "id"),)),
     Rule("promotion_code.updated", through=(("promotion_code", "id"),)),
     Rule("price.updated price.deleted", through=(("price", "id"),)),
-    # A plan is a price, and the other way round; either may be told of.
+    # A plan is a price and vice versa; events may report either.
     Rule("plan.updated plan.deleted", through=(("plan", "id"), ("price", "id"))),
     Rule("product.updated product.deleted", through=(("product", "id"),)),
     Rule("tax_rate.updated", through=(("tax_rate", "id"),)),
@@ -119,7 +118,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def affected(event: StripeObject) -> Affected:
-    """Whose upcoming invoice the event may change; nothing for most events."""
+    """Return the upcoming invoices that the event may change; none for most events."""
     data = event.get("data")
     obj = data.get("object") if isinstance(data, dict) else None
     if not isinstance(obj, dict):

@@ -1,14 +1,14 @@
 """Upcoming invoices: what Stripe would invoice next, per subscription and per customer, with its lines.
 
-They have no id and no events of their own; Stripe computes them when asked. So they are filled once
-(`upcoming_fill`) and refreshed whenever an event may have changed them (`upcoming_affected`). A row and its
-lines are one state, replaced in one transaction, and an older preview never replaces a newer one.
+They have no id and no events of their own; Stripe computes them on request. So they are filled once
+(`fill`) and refreshed whenever an event may have changed them (`rules`, `fan_out`). A row and its lines are
+one state, replaced in one transaction, and an older preview never replaces a newer one.
 
-The upcoming invoice of a customer, which Stripe no longer computes from basil on, is the preview of that
-subscription of theirs whose period ends first; the customer's pending invoice items are in it, as they will
-be in the invoice. Without a subscription it is made of the pending items alone, where Stripe previews them.
+From basil on Stripe no longer computes the upcoming invoice of a customer. It is then the preview of the
+customer's subscription whose period ends first, which includes pending invoice items as the invoice will.
+Without a subscription it consists of the pending items alone, if Stripe previews them.
 
-When to refresh is the caller's: `refresh_*` returns when an answer asked for after the call is written.
+The caller decides when to refresh: `refresh_*` returns when a response requested after the call is written.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from pinstripe.store.cursors import ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch
-from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING, fan_out, origins
+from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING, origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import (
     LINES,
     TABLE_OF,
     Owner,
-    Place,
     Preview,
-    ask_preview,
-    found_in,
+    UpcomingRow,
     has_rollup,
+    preview_rows,
+    request_preview,
 )
-from pinstripe.sync.upcoming.rules import Affected, Kind, OwnerKey, affected
+from pinstripe.sync.upcoming.rules import Affected, OwnerKey, OwnerKind, affected
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 PREVIEWS = 5
-"""After the event log, before the backfill: a change of one product may ask for thousands."""
+"""After the event log, before the backfill: a change of one product may need thousands."""
 _TRIES = 5
-"""Only another process that refreshes the same owner at the same moment makes a second one needed."""
+"""More than one is needed only if another process refreshes the same owner at the same moment."""
 
-_OWNER_OF: Mapping[Kind, Owner] = {
+_OWNER_OF: Mapping[OwnerKind, Owner] = {
     "upcoming_customer": "customer",
     "upcoming_subscription": "subscription",
 }
@@ -60,7 +60,7 @@ _OWNER_OF: Mapping[Kind, Owner] = {
 
 @dataclass(slots=True)
 class _Turn:
-    """One refresh of an owner at a time."""
+    """The lock of one owner, and how many tasks hold it or wait for it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
@@ -69,8 +69,8 @@ class _Turn:
 class Upcoming:
     """The upcoming invoices of one account.
 
-    `refused`: by table, why this key may not preview; it is not asked again before the next start.
-    `unpreviewable`: how often Stripe could not compute one, `requests`: how often it was asked for one.
+    `refused`: by table, why this key may not preview; it is not requested again before the next start.
+    `unpreviewable`: how often Stripe could not compute one; `requests`: how many were made.
     """
 
     def __init__(self, source: Source) -> None:
@@ -82,25 +82,14 @@ class Upcoming:
         self._turns: dict[tuple[Owner, str], _Turn] = {}
 
     def tables(self) -> list[str]:
-        """The virtual tables that are synced and that this key may fill."""
+        """Return the virtual tables that are synced and that this key may fill."""
         wanted = self.source.mirror.tables
         if "subscription" not in wanted:
-            return []  # Whose invoices they would be is not known.
+            return []  # Without subscriptions the owners are unknown.
         return [t for t in TABLE_OF.values() if t in wanted and t not in self.refused]
 
-    # --- which ones ------------------------------------------------------------------------------
-
-    def affected(self, event: StripeObject) -> Affected:
-        """Whose upcoming invoice an event may change, as far as the event itself tells."""
-        return affected(event)
-
-    async def fan_out(self, connection: Connection, affected: Affected) -> set[OwnerKey]:
-        """All owners that are affected, found through the rows where the event does not name them."""
-        mirror = self.source.mirror
-        return await fan_out(connection, affected, schema=mirror.schema, tables=mirror.tables)
-
     async def refetches(self, events: Sequence[StripeObject]) -> list[Refetch]:
-        """The refreshes that a page of events asks for, one an owner. For `Live(more=...)`."""
+        """Return the refreshes that a page of events needs, one an owner. For `EventPoller(more=...)`."""
         synced = self.tables()
         by_event = [(event, found) for event in events if (found := affected(event))]
         if not by_event or not synced:
@@ -112,44 +101,42 @@ class Upcoming:
         async with self.source.pool.acquire() as connection:
             behind = await origins(connection, whole, schema=mirror.schema, tables=mirror.tables)
         made: dict[OwnerKey, Refetch] = {}
-        # Newest first, as the list is: the newest event that asks for an owner stays.
+        # Newest first, as in the list: the newest event of an owner stays.
         for event, one in reversed(by_event):
             for kind, key in set(one.owners).union(*(behind.get(t, ()) for t in one.through)):
                 table = TABLE_OF[_OWNER_OF[kind]]
                 if table in synced:
                     made[kind, key] = _refetch(kind, table, key, event)
-        return [made[place] for place in sorted(made)]
+        return [made[owner] for owner in sorted(made)]
 
     def refreshers(self) -> Mapping[str, Callable[[str], Awaitable[None]]]:
-        """By kind of to-do. For `Todos(upcoming=...)`."""
+        """Refreshes by kind of refetch. For `RefetchWorker(upcoming=...)`."""
         return {
             "upcoming_customer": self.refresh_customer,
             "upcoming_subscription": self.refresh_subscription,
         }
 
     async def fill(self) -> None:
-        """Asks for every owner that may be invoiced, once; goes on where an earlier fill was cut.
+        """Request the preview of every owner that may be invoiced, once; resumes an earlier fill.
 
-        `filling.progress` tells how far it is. Raises WrongKey, and what Postgres's trouble is.
+        `filling.progress` is how far it is. Raises WrongKey, and errors of Postgres.
         """
         await self.filling.run()
 
-    # --- refreshing ------------------------------------------------------------------------------
-
     async def refresh_subscription(self, subscription_id: str) -> None:
-        """Brings the upcoming invoice of one subscription up to date; where none is due it is removed.
+        """Refresh the upcoming invoice of one subscription; delete it if none is due.
 
-        Raises what any request raises, but for a key that may not preview: that is recorded, once.
-        Drifted where the lines cannot be read to their end: the row stands then, and says so.
+        Raises what any request raises, except if the key may not preview: that is recorded, once. Drifted
+        if the lines cannot be read to their end: the row is written then, and marked so.
         """
         await self.refresh("subscription", subscription_id)
 
     async def refresh_customer(self, customer_id: str) -> None:
-        """As `refresh_subscription`. The subscription that invoices first is brought up to date too."""
+        """Like `refresh_subscription`. The subscription that invoices first is refreshed too."""
         await self.refresh("customer", customer_id)
 
     async def refresh(self, owner: Owner, owner_id: str, *, priority: int = PREVIEWS) -> None:
-        """As above, in the order of requests that `priority` says."""
+        """Like the two above, with this priority of requests."""
         table = TABLE_OF[owner]
         if table not in self.tables():
             return
@@ -162,17 +149,17 @@ class Upcoming:
             raise preview.unread
 
     async def _refresh(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
-        """Asks, writes if the table is synced, and gives what Stripe said."""
+        """Request the preview, write it if the table is synced, and return it."""
         mirror = self.source.mirror
-        place = Place(mirror.schema, mirror.tables, owner, owner_id)
-        if place.table not in mirror.tables:
-            return await self._ask(owner, owner_id, priority)
+        row = UpcomingRow(mirror.schema, mirror.tables, owner, owner_id)
+        if row.table not in mirror.tables:
+            return await self._request(owner, owner_id, priority)
         async with self._turn(owner, owner_id):
             for _ in range(_TRIES):
                 async with self.source.pool.acquire() as connection:
-                    seen = await place.versions(connection)
-                preview = await self._ask(owner, owner_id, priority)
-                if await self.write(place, preview, seen):
+                    expected = await row.versions(connection)
+                preview = await self._request(owner, owner_id, priority)
+                if await self.write(row, preview, expected):
                     return preview
         raise Unreachable(
             f"The upcoming invoice of {owner_id} is refreshed by another process all the time.",
@@ -180,54 +167,55 @@ class Upcoming:
         )
 
     async def write(
-        self, place: Place, preview: Preview | None, seen: Mapping[tuple[str, str], datetime]
+        self,
+        row: UpcomingRow,
+        preview: Preview | None,
+        expected: Mapping[tuple[str, str], datetime],
     ) -> bool:
-        """Puts row and lines in place of the versions that were `seen` before Stripe was asked.
+        """Replace row and lines, if they still have the versions `expected` before the request.
 
-        False if the row has been replaced meanwhile by a preview that is not surely older.
+        False if the row was replaced meanwhile by a preview that is not certainly older.
         """
         mirror = self.source.mirror
         won = False
-        found, truth = RowSet(), AsOf(0.0, 0.0)
+        found, as_of = RowSet(), AsOf(0.0, 0.0)
         if preview is not None:
-            found = found_in(preview, place.owner, place.owner_id, mirror.extractor)
-            truth = preview.truth
+            found = preview_rows(preview, row.owner, row.owner_id, mirror.extractor)
+            as_of = preview.as_of
         keys = list(found.rows.get(LINES, ()))
 
         async def effect(connection: Connection) -> None:
             nonlocal won
             if preview is None:
-                won = await place.remove(connection, seen.get((place.table, place.owner_id)))
+                won = await row.remove(connection, expected.get((row.table, row.owner_id)))
             else:
-                won = await place.settle_lines(connection, keys)
+                won = await row.settle_lines(connection, keys)
                 if won:
                     is_unread = preview.unread is not None
-                    await place.note_unread(connection, is_unread=is_unread)
+                    await row.note_unread(connection, is_unread=is_unread)
 
-        await self._submit(found, truth, f"{place.table} {place.owner_id}", seen, effect)
+        await self._submit(found, as_of, f"{row.table} {row.owner_id}", expected, effect)
         return won
 
     async def _submit(
         self,
         found: RowSet,
-        truth: AsOf,
+        as_of: AsOf,
         lane: str,
-        seen: Mapping[tuple[str, str], datetime],
+        expected: Mapping[tuple[str, str], datetime],
         effect: Effect,
     ) -> None:
         mirror = self.source.mirror
         await mirror.room(found)
-        await mirror.submit(found, truth, lane=lane, over=seen, effect=effect)
+        await mirror.submit(found, as_of, lane=lane, over=expected, effect=effect)
 
-    # --- asking ----------------------------------------------------------------------------------
-
-    async def _ask(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
+    async def _request(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         if owner == "subscription":
             return await self._preview(owner, owner_id, priority)
         return await self._first_of(owner_id, priority)
 
     async def _first_of(self, customer_id: str, priority: int) -> Preview | None:
-        """What the customer is invoiced next, over all subscriptions."""
+        """Return what the customer is invoiced next, over all subscriptions."""
         subscriptions, pending = await self._due(customer_id)
         if has_rollup(self.source.mirror.api_version):
             if not subscriptions and not pending:
@@ -240,7 +228,9 @@ class Upcoming:
         return await self._preview("customer", customer_id, priority) if pending else None
 
     async def _due(self, customer_id: str) -> tuple[list[str], bool]:
-        """Subscriptions that may invoice, in the order in which they would, and whether items wait."""
+        """Return subscriptions that may invoice, in the order in which they would, and whether items are
+        pending.
+        """
         schema, tables = self.source.mirror.schema, self.source.mirror.tables
         ends = "NULL::timestamptz"
         if "subscription_item" in tables:
@@ -265,14 +255,14 @@ class Upcoming:
     async def _preview(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         self.requests += 1
         try:
-            return await ask_preview(self.source, owner, owner_id, priority=priority)
+            return await request_preview(self.source, owner, owner_id, priority=priority)
         except (NotPermitted, NotEnabled, WrongKey):
             raise
         except Refused as error:
             if error.status != 400 or not error.code:
-                raise  # Not understood: it stays owed, and the row as it is.
-            # Stripe cannot say what it would invoice (no tax address, no items): nor can a row.
-            # (400 with a code, https://docs.stripe.com/error-codes)
+                raise  # Not understood: the refetch stays pending, and the row as it is.
+            # Stripe cannot compute the invoice (no tax address, no items), so there is no row either (400
+            # with a code, https://docs.stripe.com/error-codes).
             self.unpreviewable += 1
             _log.info("upcoming.unpreviewable", owner=owner_id, error=error.message)
             return None
@@ -286,7 +276,7 @@ class Upcoming:
 
     @asynccontextmanager
     async def _turn(self, owner: Owner, owner_id: str) -> AsyncIterator[None]:
-        """Alone with the owner: two previews of one must not share a transaction."""
+        """Hold the lock of an owner: two previews of one owner must not share a transaction."""
         turn = self._turns.setdefault((owner, owner_id), _Turn())
         turn.users += 1
         try:
@@ -298,7 +288,7 @@ class Upcoming:
                 del self._turns[owner, owner_id]
 
 
-def _refetch(kind: Kind, table: str, key: str, event: StripeObject) -> Refetch:
+def _refetch(kind: OwnerKind, table: str, key: str, event: StripeObject) -> Refetch:
     created, request = event.get("created"), event.get("request")
     # Until 2017 the request was a plain string.
     request_id = request.get("id") if isinstance(request, dict) else request

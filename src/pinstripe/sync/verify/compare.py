@@ -1,16 +1,12 @@
-"""Compares batches of rows with the tables instead of writing them: what `verify` looks with.
+"""Compares batches of rows with the tables instead of writing them.
 
-A `Comparer` stands where a mirror has its writers, so a comparison reads Stripe by the very code that
-copies it. Rows come by COPY into a stage; one statement per table and shape gives the keys that the
-table lacks or holds with other content, another one notes every key that was shown. All of it is in
-temp tables of one connection: memory is Postgres's, and nothing outlives the run.
+A `Comparer` takes the place of a mirror's writers, so a comparison reads Stripe with the same code that
+copies it. Rows arrive by COPY into a stage. One statement per table and shape returns the keys that the
+table lacks or holds with other content; another one records every key that was listed. All of it is in temp
+tables of one connection: the memory is Postgres's, and nothing outlives the run.
 
-A difference found here is a suspicion: the row or the object may be changing at this moment
-(`sync.suspects` decides).
-
-Rows that are not as Stripe showed them, as values.
-
-A difference is a suspicion until `sync.suspects` has looked again. Pure.
+A difference found here is a suspicion until `recheck` has confirmed it: the row or the object may be
+changing at this moment.
 """
 
 from __future__ import annotations
@@ -35,9 +31,9 @@ from pinstripe.store.quarantine import Parted
 from pinstripe.store.refetch import Conflict
 
 MOST = 20_000
-"""Differences that are remembered for each table; of more only the number is known."""
+"""Differences remembered for each table; further ones are only counted."""
 
-# Values that change at Stripe without a word and mean nothing to a copy.
+# Values that change at Stripe silently and mean nothing to a copy.
 _FLEETING = {
     ("event", "pending_webhooks"),  # Counts down while webhooks are delivered.
     ("terminal_reader", "last_seen_at"),  # Every few seconds, as long as the reader is on.
@@ -50,7 +46,7 @@ _DEAD_ROWS = 1000
 
 
 class Comparer:
-    """A scribe that compares. `since`: rows that are only true before this moment are left out."""
+    """A `Sink` that compares. `since`: rows that are only true before this moment are left out."""
 
     def __init__(
         self,
@@ -65,10 +61,10 @@ class Comparer:
         self.differences: dict[RowKey, Difference] = {}
         self.overflow: Counter[str] = Counter()
         self.forgot = False
-        """The connection was lost, and with it which keys were shown."""
+        """The connection was lost, and with it which keys were listed."""
         self.failed_at = ""
         self.watched: dict[RowKey, bool] = {}
-        """Keys to look out for, and whether they were shown."""
+        """Watched keys, and whether they were read."""
         self._url = url
         self._schema = schema
         self._tables = tables
@@ -80,14 +76,14 @@ class Comparer:
         self._connection: asyncpg.Connection | None = None
 
     async def close(self) -> None:
-        """Lets the connection go, and what it knew."""
+        """Close the connection and forget what it held."""
         connection, self._connection = self._connection, None
         self._stages.clear()
         if connection is not None and not connection.is_closed():
             connection.terminate()
 
     async def write(self, batch: Batch) -> list[Conflict]:
-        """Compares the batch; nothing is ever contested. Checkpoints and effects are left alone."""
+        """Compare the batch; there are no conflicts. Checkpoints and effects are left alone."""
         try:
             with translated():
                 connection = await self._connected()
@@ -102,7 +98,7 @@ class Comparer:
         return []
 
     async def write_apart(self, batch: Batch) -> Parted:
-        """As `write`: nothing is written, so Postgres has nothing to refuse."""
+        """Like `write`: nothing is written, so Postgres can refuse nothing."""
         return Parted(await self.write(batch))
 
     async def _connected(self) -> asyncpg.Connection:
@@ -120,7 +116,7 @@ class Comparer:
     async def _compare(
         self, connection: asyncpg.Connection, table: Table, group: Mapping[str, Row]
     ) -> None:
-        # What a row says of another time cannot be compared with the present.
+        # A row as of another time cannot be compared with the present.
         rows = {key: row for key, row in group.items() if row[-4] > self._since}
         if not rows:
             return
@@ -145,7 +141,7 @@ class Comparer:
         await self._empty(connection, stage, len(rows))
 
     async def _empty(self, connection: asyncpg.Connection, stage: str, rows: int) -> None:
-        """As the writer does: by DELETE, and now and then by TRUNCATE, which costs more a time."""
+        """Like the writer: by DELETE, and now and then by TRUNCATE, which costs more each time."""
         dead = self._stages[stage] + rows
         emptied = dead > _DEAD_ROWS
         await connection.execute(
@@ -154,8 +150,8 @@ class Comparer:
         self._stages[stage] = 0 if emptied else dead
 
     def _take(self, table: str, keys: Iterable[str], different: Mapping[str, Difference]) -> None:
-        """Remembers what differs. What was the same is no argument against an earlier difference in
-        other columns, so nothing is forgotten here.
+        """Record differences. A match does not clear an earlier difference: that one may concern other
+        columns.
         """
         for key in keys:
             if (table, key) in self.watched:
@@ -170,16 +166,16 @@ class Comparer:
                 self.overflow[table] += 1
 
     def forget(self, place: RowKey) -> Difference | None:
-        """Takes a difference out, to look again."""
+        """Remove and return a difference, to recheck it."""
         found = self.differences.pop(place, None)
         if found is not None:
             self._counts[place[0]] -= 1
         return found
 
-    # What was shown.
+    # What was listed.
 
     async def shown(self) -> dict[str, int]:
-        """Table -> how many keys Stripe has shown."""
+        """Return table -> how many keys Stripe has listed."""
         with translated():
             connection = await self._connected()
             rows = await connection.fetch(f"SELECT t, count(*) FROM {_SEEN} GROUP BY t")
@@ -188,10 +184,11 @@ class Comparer:
     async def unlisted(
         self, table: Table, *, keep: str, limit: int | None
     ) -> tuple[int, int, list[Difference]]:
-        """Rows that Stripe has not shown: how many, how many of them flagged deleted, up to `limit`.
+        """Return how many rows Stripe has not listed, how many of them are flagged deleted, and up to
+        `limit`.
 
-        `keep` is a SQL condition on rows `t` that need not be shown. Those not flagged deleted come
-        first, in an order of chance that is the same each time.
+        `keep` is a SQL condition on rows `t` that need not be listed. Those not flagged deleted come first,
+        in a random order that is the same each time.
         """
         key = f"t.{quote(table.key[0])}"
         flagged = "t.deleted IS TRUE" if table.deletable else "false"
@@ -225,11 +222,12 @@ class Comparer:
 
 
 def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Staged rows of one shape that the table lacks or holds with other content. $1: the shape.
+    """Return a SELECT of staged rows of one shape that the table lacks or holds with other content. $1: the
+    shape.
 
-    Gives (key, the row's `_synced_at`, told, asked, undeleted): the names of differing columns, those
-    that Stripe tells always and those that a partial row has never been told; whether the row is
-    flagged deleted and the object is not.
+    Its columns: key, the row's `_synced_at`, `told` and `asked` (the names of differing columns: those that
+    Stripe always returns, and those that a partial row never had), undeleted (the row is flagged deleted,
+    the object is not).
     """
     columns = [c for c in map(table.column, shape) if c.name not in table.key]
     columns = [c for c in columns if (table.name, c.name) not in _FLEETING]
@@ -255,7 +253,7 @@ def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
 
 
 def _names(columns: Sequence[Column], extra: str) -> str:
-    """An array of the names of the columns that differ; `extra`: whether the unknown fields do."""
+    """Return an array of the names of the columns that differ; `extra`: whether the unknown fields do."""
     cases = [
         f"CASE WHEN t.{quote(c.name)} IS DISTINCT FROM {from_stage(c)} THEN '{c.name}' END"
         for c in columns
@@ -265,7 +263,7 @@ def _names(columns: Sequence[Column], extra: str) -> str:
 
 
 def _extra_after(columns: Sequence[Column]) -> str:
-    """What `_extra` would be if the staged row were written (see `upsert.update`)."""
+    """Return what `_extra` would be if the staged row were written (see `mirror.upsert`)."""
     fields = sorted({c.path[0] for c in columns if c.path})
     array = ", ".join("'" + f.replace("'", "''") + "'" for f in fields)
     return (
@@ -275,7 +273,7 @@ def _extra_after(columns: Sequence[Column]) -> str:
 
 
 def _note(table: Table) -> str:
-    """Notes the keys in the stage. $1: the table's name."""
+    """Return an INSERT that records the keys in the stage. $1: the table's name."""
     return (
         f"INSERT INTO {_SEEN} SELECT $1::text, {quote(table.key[0])} "
         f"FROM pg_temp.{quote(stage_name(table))} ON CONFLICT DO NOTHING"
@@ -286,15 +284,16 @@ RowKey = tuple[str, str]
 """(table, key)."""
 
 DifferenceKind = Literal["missing", "stale", "extra", "wrongly_deleted", "partial"]
-"""`partial`: the row says itself that it lacks what Stripe gives on request only."""
+"""`partial`: the row is marked as lacking what Stripe returns on request only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One row that is not as Stripe showed it. `version` is the row's `_synced_at`, None if there is none.
+    """One row that is not as Stripe returned it. `version` is the row's `_synced_at`, None if there is no
+    row.
 
-    `shown` tells contents apart that Stripe showed at different times ("" where it has no object);
-    `created` is the object's own, Unix seconds. `parents` are (table, key) of what it hangs under.
+    `shown` is a hash of the content that Stripe returned ("" if it has no object); `created` is the
+    object's own, Unix seconds. `parents` are (table, key) of what it hangs under.
     """
 
     table: str
@@ -339,7 +338,7 @@ def difference(table: Table, row: Row, record: asyncpg.Record) -> Difference:
 
 
 def relations(table: Table) -> list[tuple[str, str]]:
-    """(target, column) of the references of one id each."""
+    """Return (target, column) of the references of one id each."""
     return [
         (target, c.name)
         for c in table.columns

@@ -1,13 +1,13 @@
-"""Which suspicions are differences, and which were only something that changed while we looked.
+"""Decides which suspected differences are real, and which are rows that changed during verification.
 
-A suspicion is looked at again: the object is read, and the row after it. It counts as a difference only if
+Each suspicion is rechecked: the object is read, and the row after it. It counts as a difference only if
 
-- Stripe shows what it showed the first time, and not what the row has;
-- nobody has written the row between (its `_synced_at` is the same);
-- no event since the beginning tells of the object or of what holds it, and no request for it is waiting.
+- Stripe returns what it returned the first time, and not what the row has;
+- the row has not been written in between (its `_synced_at` is the same);
+- no event since the beginning concerns the object or what holds it, and no refetch of it is pending.
 
-Everything else changed while we looked: whoever follows the account brings it, and a later run proves it.
-Where someone follows, he gets `grace_s` before the second look.
+Anything else changed during verification; the worker will sync it and the next run will check it. If a
+worker follows the account, it gets `grace_s` before each recheck.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ from pinstripe.errors import (
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.refetch import load_waiting
 from pinstripe.sync.events.order import payload
-from pinstripe.sync.events.reader import EVENTS
+from pinstripe.sync.events.reader import EVENTS, LATE_S
 from pinstripe.sync.verify.compare import Comparer, Difference, RowKey
 from pinstripe.sync.verify.reread import ReadPath, holds, path_to, read
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _WORKERS = 12
-_LATE_S = 120
-"""An event can appear that long after its `created`."""
 _UNDER = " under"
 """Behind the name of a table: its rows under the parent with this id are waiting to be read."""
 _ROUNDS = 3
@@ -51,8 +50,8 @@ _ROUNDS = 3
 
 @dataclass(slots=True)
 class RecheckResult:
-    """What became of suspicions. `same`: both agree by now; `moving`: it changed while we looked;
-    `unknown`: Stripe cannot be asked, `reasons` has its words by table.
+    """The outcome of suspicions. `same`: both agree by now; `changing`: it changed meanwhile; `unknown`:
+    Stripe cannot be requested, `Rechecker.reasons` has the reason by table.
     """
 
     confirmed: list[Difference] = field(default_factory=list)
@@ -62,7 +61,7 @@ class RecheckResult:
 
 
 class Rechecker:
-    """Looks again. `looking` is the source whose mirror compares by `comparer`."""
+    """Rechecks suspicions. `looking` is the source whose mirror compares by `comparer`."""
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class Rechecker:
         since: float,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`since`: Unix second on Stripe's clock; what an event from then on tells of was changing."""
+        """`since`: Unix second on Stripe's clock; what an event from then on concerns was changing."""
         self.reasons: dict[str, str] = {}
         self.requests: Counter[str] = Counter()
         self._looking = looking
@@ -80,122 +79,122 @@ class Rechecker:
         self._since = since
         self._sleep = sleep
         self._refused: set[str] = set()
-        self._told: set[RowKey] = set()
+        self._in_events: set[RowKey] = set()
         self._read_to = since
 
-    async def decide(self, rechecker: Iterable[Difference], *, grace_s: float) -> RecheckResult:
-        """Returns when each suspicion is confirmed or dropped."""
-        verdicts = RecheckResult()
-        open_ = {s.place: s for s in rechecker}
+    async def decide(self, suspects: Iterable[Difference], *, grace_s: float) -> RecheckResult:
+        """Return when each suspicion is confirmed or dropped."""
+        result = RecheckResult()
+        open_ = {s.place: s for s in suspects}
         for _ in range(_ROUNDS):
             if not open_:
                 break
             if grace_s:
                 await self._sleep(grace_s)
-            second = await self.look(open_.values())
+            second = await self.recheck(open_.values())
             wrong = any(found is not None for found in second.values())
-            moved = await self._moved() if wrong else ()
-            open_ = self._classify(open_, second, moved, verdicts)
-        verdicts.changing.update(table for table, _ in open_)
-        return verdicts
+            changed = await self._changed() if wrong else ()
+            open_ = self._classify(open_, second, changed, result)
+        result.changing.update(table for table, _ in open_)
+        return result
 
-    async def drop_changing(self, steady: Iterable[Difference], verdicts: RecheckResult) -> None:
-        """Confirms what was seen twice alike already, but for what events tell of."""
+    async def drop_changing(self, steady: Iterable[Difference], result: RecheckResult) -> None:
+        """Confirm what differed twice in the same way, except for what events concern."""
         found = list(steady)
-        moved = await self._moved() if found else set()
+        changed = await self._changed() if found else set()
         for suspect in found:
-            if self._was_changing(suspect, moved):
-                verdicts.changing[suspect.table] += 1
+            if self._was_changing(suspect, changed):
+                result.changing[suspect.table] += 1
             else:
-                verdicts.confirmed.append(suspect)
+                result.confirmed.append(suspect)
 
     def _classify(
         self,
         first: Mapping[RowKey, Difference],
         second: Mapping[RowKey, Difference | None],
-        moved: Collection[RowKey],
-        verdicts: RecheckResult,
+        changed: Collection[RowKey],
+        result: RecheckResult,
     ) -> dict[RowKey, Difference]:
-        """Sorts what was looked at; gives what must be looked at once more."""
+        """Classify the results; return what must be rechecked once more."""
         again: dict[RowKey, Difference] = {}
         for place, before in first.items():
             if place not in second:
-                verdicts.unknown[before.table] += 1
+                result.unknown[before.table] += 1
                 continue
             now = second[place]
             if now is None:
-                verdicts.same[before.table] += 1
-            elif self._was_changing(now, moved):
-                verdicts.changing[now.table] += 1
+                result.same[before.table] += 1
+            elif self._was_changing(now, changed):
+                result.changing[now.table] += 1
             elif now.version == before.version and now.shown == before.shown:
-                verdicts.confirmed.append(now)
+                result.confirmed.append(now)
             else:
                 again[place] = now
         return again
 
-    def _was_changing(self, found: Difference, moved: Collection[RowKey]) -> bool:
-        if found.place in moved or (found.created is not None and found.created >= self._since):
+    def _was_changing(self, found: Difference, changed: Collection[RowKey]) -> bool:
+        if found.place in changed or (found.created is not None and found.created >= self._since):
             return True
-        if any((found.table + _UNDER, key) in moved for _, key in found.parents):
+        if any((found.table + _UNDER, key) in changed for _, key in found.parents):
             return True
-        # What has no events of its own changes with what it belongs to.
+        # Objects without events of their own change with what they belong to.
         silent = found.table not in _with_events()
-        return any(p in moved and (silent or holds(found.table, p)) for p in found.parents)
+        return any(p in changed and (silent or holds(found.table, p)) for p in found.parents)
 
-    async def look(self, places: Iterable[Difference]) -> dict[RowKey, Difference | None]:
-        """Reads each again: None where row and object agree; not in it what cannot be read."""
-        ways: dict[ReadPath, list[Difference]] = {}
+    async def recheck(self, places: Iterable[Difference]) -> dict[RowKey, Difference | None]:
+        """Read each again: None if row and object agree; without an entry if it cannot be read."""
+        paths: dict[ReadPath, list[Difference]] = {}
         for suspect in places:
-            way = path_to(suspect)
-            if way is not None:
-                ways.setdefault(way, []).append(suspect)
+            path = path_to(suspect)
+            if path is not None:
+                paths.setdefault(path, []).append(suspect)
             else:
                 self.reasons.setdefault(suspect.table, "Stripe shows these only inside others.")
         found: dict[RowKey, Difference | None] = {}
-        queue = iter(ways.items())
+        queue = iter(paths.items())
 
         async def worker() -> None:
-            for way, rechecker in queue:
-                found.update(await self._look_by(way, rechecker))
+            for path, suspects in queue:
+                found.update(await self._recheck_by(path, suspects))
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(_WORKERS, len(ways))):
+            for _ in range(min(_WORKERS, len(paths))):
                 group.create_task(worker())
         return found
 
-    async def _look_by(
-        self, way: ReadPath, rechecker: list[Difference]
+    async def _recheck_by(
+        self, path: ReadPath, suspects: list[Difference]
     ) -> dict[RowKey, Difference | None]:
-        comparer, table = self._comparer, rechecker[0].table
-        if way.asks in self._refused:
+        comparer, table = self._comparer, suspects[0].table
+        if path.unit in self._refused:
             return {}
-        for suspect in rechecker:
+        for suspect in suspects:
             comparer.forget(suspect.place)
             comparer.watched[suspect.place] = False
-        absent_is_gone, left_behind = way.whole, False
+        absent_is_gone, left_behind = path.whole, False
         try:
             self.requests[table] += 1
-            await read(self._looking, way)
+            await read(self._looking, path)
         except NotFound:
-            absent_is_gone = way.key == rechecker[0].key
-            if not absent_is_gone and way.table in self._looking.wanted:
-                # Gone with all that it held, which stays as it was: no fault if we know of it.
-                holder = Difference(way.table, way.key, "extra")
+            absent_is_gone = path.key == suspects[0].key
+            if not absent_is_gone and path.table in self._looking.wanted:
+                # Gone with all that it held, whose rows stay: correct if its own row is flagged.
+                holder = Difference(path.table, path.key, "extra")
                 left_behind = await self._standing(holder) is None
         except (NotPermitted, NotEnabled) as error:
-            # What holds for one holds for all of this type.
-            self._refused.add(way.asks)
+            # A refusal of one holds for all of this type.
+            self._refused.add(path.unit)
             self.reasons[table] = error.message
             absent_is_gone = False
         except (WrongKey, Unwritable):
             raise
         except PinstripeError as error:
-            _log.warning("verify.unread", table=table, id=rechecker[0].key, error=error.message)
+            _log.warning("verify.unread", table=table, id=suspects[0].key, error=error.message)
             self.reasons[table] = error.message
             absent_is_gone = False
         gaps = {gap.cut.child_table for gap in self._looking.unreadable_lists.values()}
         found: dict[RowKey, Difference | None] = {}
-        for suspect in rechecker:
+        for suspect in suspects:
             if comparer.watched.pop(suspect.place):
                 found[suspect.place] = comparer.forget(suspect.place)
             elif left_behind:
@@ -205,7 +204,9 @@ class Rechecker:
         return found
 
     async def _standing(self, suspect: Difference) -> Difference | None:
-        """What the row says of an object that Stripe does not have: None if it is flagged, or not there."""
+        """Return the difference of a row whose object Stripe does not have; None if it is flagged, or
+        not there.
+        """
         table = self._looking.wanted[suspect.table]
         flag = "deleted IS TRUE" if table.deletable else "false"
         statement = (
@@ -218,26 +219,23 @@ class Rechecker:
             return None
         return replace(suspect, kind="extra", columns=(), version=row[0], shown="")
 
-    async def _moved(self) -> Collection[RowKey]:
-        """What changed since the beginning, as far as events tell, or waits to be asked for.
+    async def _changed(self) -> Collection[RowKey]:
+        """Return what has changed since the beginning, by events and by pending refetches.
 
-        Where events cannot be read, the two looks alone decide.
+        If events cannot be read, the two reads alone decide.
         """
         try:
             await self._read_events()
         except (NotPermitted, NotEnabled, NotFound) as error:
             _log.info("verify.no_events", reason=error.message)
         async with self._looking.pool.acquire() as connection:
-            rows = await connection.fetch(
-                "SELECT \"table\" || CASE kind WHEN 'children' THEN $2 ELSE '' END, id"
-                " FROM pinstripe.pending WHERE schema = $1",
-                self._looking.mirror.schema,
-                _UNDER,
-            )
-        return self._told | {(row[0], row[1]) for row in rows}
+            waiting = await load_waiting(connection, self._looking.mirror.schema)
+        return self._in_events | {
+            (table + _UNDER if kind == "children" else table, key) for kind, table, key in waiting
+        }
 
     async def _read_events(self) -> None:
-        """Adds what the events since the last time tell of; a little is read twice, for late ones."""
+        """Add what the events since the last call concern; a little is read twice, for late ones."""
         began = self._looking.now()
         async for page in iter_pages(
             self._looking.stripe,
@@ -251,8 +249,10 @@ class Rechecker:
                 obj = payload(event)
                 if obj is not None:
                     self._looking.mirror.extractor.object(obj, found)
-            self._told |= {(table, key) for table, group in found.rows.items() for key in group}
-        self._read_to = max(self._since, began - _LATE_S)
+            self._in_events |= {
+                (table, key) for table, group in found.rows.items() for key in group
+            }
+        self._read_to = max(self._since, began - LATE_S)
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Puts what Stripe has in place of what differs, through the mirror, and looks whether that has helped.
+"""Repairs rows that differ, through the mirror, and checks whether that has helped.
 
-Rows that Stripe does not have are flagged deleted, where their table has the flag. Entries that are no
-more in the list of what they hang under (the lines of a draft) are taken out. Anything else is left to
-people: Stripe forgets some objects that a copy may well keep.
+Rows that Stripe does not have are flagged deleted, if their table has the flag. Entries that are no longer
+in the list of their parent (the lines of a draft) are deleted. Anything else is left to the operator:
+Stripe deletes some objects that a copy may well keep.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ReadLists = Callable[[Source, set[str]], Awaitable[ListRun]]
 
 
 def cheaper_by_list(wrong: Iterable[Difference], requests: Mapping[str, int]) -> set[str]:
-    """Tables whose lists take fewer requests (`requests`) than their differences one by one."""
+    """Return tables whose lists take fewer requests (`requests`) than their differences one by one."""
     counts = Counter(d.table for d in wrong if d.kind != "extra")
     return {
         t
@@ -62,7 +62,7 @@ class Repairs:
         self._read_lists = read_lists
 
     async def run(self, reports: Mapping[str, TableReport], requests: Mapping[str, int]) -> None:
-        """Repairs what remains, and sorts it anew. `requests`: that each table's lists took."""
+        """Repair what remains, and classify it again. `requests`: that each table's lists took."""
         wrong = [d for report in reports.values() for d in report.remaining]
         if not wrong:
             return
@@ -84,13 +84,13 @@ class Repairs:
         await self._look_after(reports, wrong, many)
 
     async def _mend(self, found: Difference) -> None:
-        way, source = path_to(found), self._source
+        path, source = path_to(found), self._source
         over = {found.place: found.version} if found.version is not None else None
         try:
             if found.kind == "extra" and not found.shown:
                 await self._take_out(found)
-            elif way is not None:
-                await read(source, way, over=over)
+            elif path is not None:
+                await read(source, path, over=over)
         except NotFound:
             await self._take_out(found)
         except (WrongKey, Unwritable):
@@ -99,12 +99,12 @@ class Repairs:
             _log.warning("verify.unrepaired", table=found.table, id=found.key, error=error.message)
 
     async def _take_out(self, found: Difference) -> None:
-        """The row of what Stripe does not have: flagged, or removed from among its siblings."""
-        table, way = self._source.wanted[found.table], path_to(found)
+        """Flag or delete the row of an object that Stripe does not have."""
+        table, path = self._source.wanted[found.table], path_to(found)
         if table.deletable:
             await mark_deleted(self._source, found.table, found.key, over=found.version)
             return
-        if way is None or way.key == found.key:
+        if path is None or path.key == found.key:
             return
         where = f"t.{quote(table.key[0])} = $1 AND t._synced_at = $2"
         schema = self._source.mirror.schema
@@ -123,7 +123,7 @@ class Repairs:
             for table in many:
                 self._comparer.overflow.pop(table, None)
             await self._read_lists(self._looking, many)
-        left = await self._rechecker.look(
+        left = await self._rechecker.recheck(
             [d for d in wrong if d.table not in many or d.kind == "extra"]
         )
         for report in reports.values():

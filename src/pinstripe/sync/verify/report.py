@@ -1,4 +1,4 @@
-"""What a verification found: one `TableReport` a table, one `Report` in all. Values only."""
+"""The result of a verification: one `TableReport` a table, one `Report` in all. Values only."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from typing import Literal
 from pinstripe.client.api_errors import permission_of
 from pinstripe.sync.verify.compare import Difference
 
-TableState = Literal["verified", "partly", "unverified"]
-"""`partly`: not every row could be compared; `unverified`: Stripe did not show the table at all."""
+ProofState = Literal["verified", "partly", "unverified"]
+"""`partly`: not every row could be compared; `unverified`: Stripe did not list the table at all."""
 
 
 @dataclass(slots=True)
 class TableReport:
-    """One table. All numbers are of rows, but `requests`.
+    """One table. All numbers are of rows, except `requests`.
 
-    `listed`: Stripe showed so many. `remaining`: differences that still stand. `repaired`: those that
-    do no more. `more`: suspicions beyond what is remembered one by one; they count as differences.
-    `moving`: changed while it was looked at, so nothing is said of them. `unlisted`: rows that no list
-    shows, of which `unchecked` were not asked for one by one. `partial`: rows that lack what Stripe
-    gives on request only, and say so themselves.
+    `listed`: Stripe listed so many. `remaining`: differences that persist. `repaired`: those that do not.
+    `more`: suspicions beyond those remembered one by one; they count as differences. `moving`: changed
+    during verification, so not judged. `unlisted`: rows that no list returns; `unchecked` of them were not
+    fetched. `partial`: rows that lack what Stripe returns on request only, and are marked so.
     """
 
     table: str
-    state: TableState = "verified"
+    state: ProofState = "verified"
     reason: str = ""
     remedy: str = ""
     failed: bool = False
@@ -57,8 +56,9 @@ class TableReport:
 
 @dataclass(slots=True)
 class Report:
-    """All tables. `since`: the second on Stripe's clock at which the look began; `margin_s`: what an
-    event of so many seconds before it tells of was changing too, and is left out where it differs.
+    """All tables. `since`: the second on Stripe's clock at which the run began; `margin_s`: rows that an
+    event of so many seconds before it concerns count as changing too, and are left out if they
+    differ.
     """
 
     schema: str
@@ -77,9 +77,9 @@ class Report:
 
     @property
     def unproven(self) -> list[TableReport]:
-        """Tables of which something that was to be compared was not: rows that were changing, lists that
-        failed, what the key may not read, rows that no list shows. Not: what is beyond the sample of
-        rows without a list, and what the account does not have.
+        """Tables that were not compared in full: rows that were changing, lists that failed, what the
+        key may not read, rows that no list returns. Not: rows beyond the sample, and what the account
+        does not have.
         """
         return [
             t
@@ -100,5 +100,5 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Something went wrong that was not Stripe's refusal."""
+        """Whether something failed other than by a refusal of Stripe."""
         return any(t.failed for t in self.tables.values())

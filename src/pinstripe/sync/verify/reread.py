@@ -1,7 +1,7 @@
-"""Reads lists and single objects once more, by the code of the backfill, into the mirror of a `Source`.
+"""Reads lists and single objects again, by the code of the backfill, into the mirror of a `Source`.
 
-With the mirror of a `Comparer` that compares, and saves nothing; with the real one it repairs, and the
-cursors of the lists say that they were read anew. Every list is read from its top.
+With the mirror of a `Comparer` it compares and saves nothing. With the real one it repairs, and the cursors
+record that the lists were read again. Every list is read from its top.
 """
 
 from __future__ import annotations
@@ -22,35 +22,31 @@ from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
-from pinstripe.sync.backfill.child_lists import ChildListStream
-from pinstripe.sync.backfill.list_stream import ListState, ListStream
+from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import read_singletons
-from pinstripe.sync.backfill.scheduler import Scheduler
+from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.verify.compare import Difference, RowKey
-
-Work = ListStream | ChildListStream
 
 
 @dataclass(slots=True)
 class ListRun:
     """Lists that were read, or are being read; `refused` are singletons that cannot be."""
 
-    works: list[Work] = field(default_factory=list)
+    works: list[ListReader] = field(default_factory=list)
     refused: list[Checkpoint] = field(default_factory=list)
 
     def requests(self) -> Counter[str]:
         """By table of what is listed."""
         found: Counter[str] = Counter()
         for work in self.works:
-            end = _end(work)
-            found[_table_of(work)] += end.requests
+            found[work.table] += work.final().requests
         return found
 
     def ends(self) -> Iterator[tuple[str, Checkpoint]]:
-        """(table, how its list ended), for each table that a list shows."""
+        """Yield (table, how its list ended), for each table that a list returns."""
         for work in self.works:
             for name in work.endpoint.objects:
-                yield table_name(name), _end(work)
+                yield table_name(name), work.final()
         for checkpoint in self.refused:
             position = checkpoint.position
             if isinstance(position, dict):
@@ -62,13 +58,13 @@ async def read_lists(
     budget: RateLimiter,
     *,
     now: float,
-    birth: int,
+    account_created: int,
     only: Collection[str] | None = None,
     found: ListRun | None = None,
 ) -> ListRun:
-    """Reads every list that shows rows of these tables, of all that are synced by default.
+    """Read every list that returns rows of these tables, by default of all that are synced.
 
-    `found` is filled as it goes, for who looks on.
+    `found` is filled as it goes, for the progress display.
     """
     found = found if found is not None else ListRun()
     names = set(source.wanted if only is None else only)
@@ -76,14 +72,12 @@ async def read_lists(
         shown = [table_name(o) for o in endpoint.objects if table_name(o) in names]
         if not shown:
             continue
-        if not endpoint.parent:
-            listing = ListState.fresh(endpoint, shown[0], ceiling=int(now), birth=birth)
-            found.works.append(ListStream(listing, source))
-            continue
-        work = ChildListStream(endpoint, shown[0], source, source.pool)
-        if work.parent_table not in source.wanted:
-            work.state, work.reason = "refused", f"{work.parent_table} is not synced"
-            work.code = LEFT_OUT
+        work = open_list(
+            endpoint, shown[0], source, source.pool, now=now, account_created=account_created
+        )
+        parent = table_name(endpoint.parent) if endpoint.parent else None
+        if parent is not None and parent not in source.wanted:
+            work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
         found.works.append(work)
     if names & {table_name(o) for o in singleton_paths()}:
         found.refused = await read_singletons(source)
@@ -91,20 +85,12 @@ async def read_lists(
     return found
 
 
-def _end(work: Work) -> Checkpoint:
-    return work.final() if isinstance(work, ChildListStream) else work.listing.final()
-
-
-def _table_of(work: Work) -> str:
-    return work.table if isinstance(work, ChildListStream) else work.listing.table
-
-
 @dataclass(frozen=True, slots=True)
 class ReadPath:
-    """How a row is read again: by a GET of the object `key` of `table`, or by the list `endpoint`
-    under the parent `key`.
+    """How a row is read again: by a GET of the object `key` of `table`, or by the list `endpoint` under the
+    parent `key`.
 
-    `whole`: what it does not show then is not at Stripe.
+    `whole`: what it does not return does not exist at Stripe.
     """
 
     table: str
@@ -114,13 +100,13 @@ class ReadPath:
     whole: bool = True
 
     @property
-    def asks(self) -> str:
+    def unit(self) -> str:
         """The unit in which Stripe permits or refuses."""
         return self.endpoint.name if self.endpoint is not None else self.table
 
 
 def path_to(found: Difference) -> ReadPath | None:
-    """By its own id if Stripe can, else through what it hangs under; None if nothing shows it."""
+    """By its own id if Stripe can, else through its parent or holder; None if nothing returns it."""
     if found.table in {table_name(name) for name in singleton_paths()}:
         return ReadPath(found.table, "", whole=False)
     where = retrieve_endpoint(found.table)
@@ -144,30 +130,32 @@ def path_to(found: Difference) -> ReadPath | None:
     return None
 
 
-async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None = None) -> None:
-    """Reads what the way leads to into the mirror. Raises NotFound if Stripe does not have it."""
-    if way.endpoint is not None:
-        path, params = way.endpoint.url(way.key, quote_id(way.key))
-        expand = [("expand[]", f"data.{item}") for item in way.endpoint.expand]
+async def read(
+    source: Source, read_path: ReadPath, *, over: ExpectedVersions | None = None
+) -> None:
+    """Read what the path leads to into the mirror. Raises NotFound if Stripe does not have it."""
+    if read_path.endpoint is not None:
+        path, params = read_path.endpoint.url(read_path.key, quote_id(read_path.key))
+        expand = [("expand[]", f"data.{item}") for item in read_path.endpoint.expand]
         async for page in iter_pages(
             source.stripe,
             path,
             [*params, *expand],
-            endpoint=way.endpoint.name,
-            limit=PAGE if way.endpoint.takes_limit else None,
+            endpoint=read_path.endpoint.name,
+            limit=PAGE if read_path.endpoint.takes_limit else None,
             priority=BACKFILL,
         ):
             objects = read_list(page.response, path).objects
-            found = source.extract(objects, {table_name(way.endpoint.parent): way.key})
+            found = source.extract(objects, {table_name(read_path.endpoint.parent): read_path.key})
             await source.follow_all(found)
             await source.mirror.put(found, as_of_response(page.response), over=over)
         return
-    if not way.key:
+    if not read_path.key:
         await read_singletons(source)
         return
-    where = retrieve_endpoint(way.table)
-    assert where is not None  # noqa: S101 (`way_to` has seen it)
-    response = await source.get_object(where, way.key, way.parent, BACKFILL)
+    where = retrieve_endpoint(read_path.table)
+    assert where is not None  # noqa: S101 (`path_to` has checked it)
+    response = await source.get_object(where, read_path.key, read_path.parent, BACKFILL)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, where.path), found)
     await source.follow_all(found)
@@ -181,7 +169,7 @@ def holds(table: str, place: RowKey) -> bool:
 
 @cache
 def _holders() -> Mapping[str, Mapping[str, bool]]:
-    """Table -> tables whose objects hold its objects at their top level; True if in a list."""
+    """Return table -> tables whose objects hold its objects at their top level; True if in a list."""
     found: dict[str, dict[str, bool]] = {}
     for name, object_type in object_types().items():
         for known in object_type.fields:
@@ -196,6 +184,6 @@ def _holders() -> Mapping[str, Mapping[str, bool]]:
 
 @cache
 def _table_at(path: str) -> str:
-    """The table of what is listed at a path."""
+    """Return the table of what is listed at a path."""
     names = [e.objects[0] for e in list_endpoints() if e.path == path]
     return table_name(names[0]) if names else ""

@@ -1,12 +1,11 @@
-"""Proves the copy, or says where it is wrong: every list is read again and compared with the rows.
+"""Verifies the copy: every list is read again and compared with the rows.
 
-    lists -> rows that no list showed, one by one -> a second look at what differs -> repairs -> certificate
+    lists -> rows that no list returned, one by one -> recheck of differences -> repairs -> certificate
 
-It looks with the code of the backfill, whose mirror compares instead of writing (`store.compare`). It
-reads the database beside whoever follows the account, and writes only repairs, through the real mirror.
-What changes while it looks is never called a difference (`sync.suspects`).
-
-The end of a verification: counts, the digest, and the certificate that `status` shows.
+It reads with the code of the backfill, into a mirror that compares instead of writing (`compare`). It runs
+beside the worker that follows the account, and writes only repairs, through the real mirror. A row that
+changes meanwhile is never reported as a difference (`recheck`). The run ends with counts, the digest, and
+the certificate that `status` shows.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from pinstripe.mirror import open_mirror
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.cursors import LEFT_OUT, SOME_REFUSED, UNEXPANDED
 from pinstripe.store.ddl import qualified
+from pinstripe.store.leases import is_followed
 from pinstripe.store.verifications import Certificate, digest, save_certificate
-from pinstripe.sync.events.reader import EVENTS, FOLLOWED, RETENTION_S
+from pinstripe.sync.events.reader import EVENTS, LATE_S, RETENTION_S
 from pinstripe.sync.verify.compare import Comparer, Difference
 from pinstripe.sync.verify.recheck import Rechecker, RecheckResult
 from pinstripe.sync.verify.repair import Repairs, cheaper_by_list
@@ -39,16 +39,13 @@ from pinstripe.sync.verify.reread import ListRun, read_lists
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _GRACE_S = 10.0
-"""What a follower gets to apply what it has heard of; it looks twice a second."""
-
-_LATE_S = 120
-"""Where someone follows, an event may still be on its way to him that long."""
+"""What a worker gets to apply the events that it has received; it polls twice a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """How to verify. `unlisted`: of the rows of a table that no list shows, so many are asked for one
-    by one; None: all. `followed`: whether someone follows the account; None: see the database.
+    """How to verify. `unlisted`: how many rows of a table that no list returns are fetched one by one;
+    None: all. `followed`: whether a worker follows the account; None: read it from the database.
     """
 
     repair: bool = False
@@ -58,7 +55,7 @@ class VerifyOptions:
 
 
 class Verify:
-    """One run. `phase` and `walk` are for whoever shows progress. Make it with `open_verify`."""
+    """One run. `phase` and `lists` are for the progress display. Create it with `open_verify`."""
 
     def __init__(
         self,
@@ -68,13 +65,13 @@ class Verify:
         budget: RateLimiter,
         options: VerifyOptions,
         *,
-        birth: int,
+        account_created: int,
         since: float,
         followed: bool,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.phase = "starting"
-        self.walk = ListRun()
+        self.lists = ListRun()
         self.reports = {
             name: TableReport(name) for name, t in source.wanted.items() if not t.virtual
         }
@@ -83,18 +80,18 @@ class Verify:
         self._comparer = comparer
         self._budget = budget
         self._options = options
-        self._birth = birth
+        self._account_created = account_created
         self._since = since
         self._sleep = sleep
-        self._margin_s = _LATE_S if followed else 0
+        self._margin_s = LATE_S if followed else 0
         self._grace_s = options.grace_s if followed else 0.0
         self._rechecker = Rechecker(looking, comparer, since=since - self._margin_s, sleep=sleep)
 
     async def run(self) -> Report:
-        """Returns when everything is compared, and repaired if that was wished; saves the certificate."""
+        """Return when everything is compared, and repaired if the options say so; saves the certificate."""
         started_at = await self._source.database_time()
         self.phase = "lists"
-        await self._walk(self._looking, found=self.walk)
+        await self._read_lists(self._looking, found=self.lists)
         listed = await self._comparer.shown()
         self.phase = "rows that no list shows"
         for report in self.reports.values():
@@ -103,36 +100,41 @@ class Verify:
         for report in self.reports.values():
             await self._unlisted(report)
         self.phase = "second look"
-        verdicts = await self._decide(list(self._comparer.differences.values()))
-        self._enter(verdicts)
+        result = await self._decide(list(self._comparer.differences.values()))
+        self._record(result)
         if self._options.repair:
             self.phase = "repairs"
             repairs = Repairs(
-                self._source, self._looking, self._comparer, self._rechecker, self._walk
+                self._source, self._looking, self._comparer, self._rechecker, self._read_lists
             )
-            await repairs.run(self.reports, self.walk.requests())
+            await repairs.run(self.reports, self.lists.requests())
         self.phase = "certificate"
         made = await certify(
             self._source,
             self.reports,
-            self.walk.requests() + self._rechecker.requests,
+            self.lists.requests() + self._rechecker.requests,
             since=self._since,
             started_at=started_at,
         )
         return replace(made, margin_s=self._margin_s)
 
-    # What Stripe showed.
+    # What Stripe returned.
 
-    async def _walk(
+    async def _read_lists(
         self, source: Source, only: set[str] | None = None, *, found: ListRun | None = None
     ) -> ListRun:
         return await read_lists(
-            source, self._budget, now=source.now(), birth=self._birth, only=only, found=found
+            source,
+            self._budget,
+            now=source.now(),
+            account_created=self._account_created,
+            only=only,
+            found=found,
         )
 
     def _apply_list_results(self) -> None:
         """Lists that could not be read leave their tables unproven."""
-        for table, end in self.walk.ends():
+        for table, end in self.lists.ends():
             report = self.reports.get(table)
             if report is None or end.state == "done":
                 if report is not None and end.code in (UNEXPANDED, SOME_REFUSED):
@@ -151,7 +153,7 @@ class Verify:
                 self.reports[gap.cut.child_table].mark_partial(gap.error.message, gap.error.hint)
 
     async def _unlisted(self, report: TableReport) -> None:
-        """Rows that no list showed are asked for by id: hidden, only referred to, or gone."""
+        """Fetch rows that no list returned by id: hidden, only referred to, or gone."""
         table = self._source.wanted[report.table]
         if self._comparer.forgot:
             report.mark_partial("The connection to Postgres was lost meanwhile.", "Verify again.")
@@ -161,26 +163,26 @@ class Verify:
         if any(c.name == "created" for c in table.columns):
             keep = f"coalesce(t.created >= to_timestamp({self._since:.0f}), false)"
         if report.table == "event":
-            # Kept for longer than Stripe shows them.
+            # Kept for longer than Stripe lists them.
             keep += f" OR t.created < to_timestamp({self._since - RETENTION_S + 3600:.0f})"
         report.unlisted, flagged, rows = await self._comparer.unlisted(
             table, keep=keep, limit=limit
         )
         standing = report.unlisted - flagged
         if report.unlisted and report.state == "unverified":
-            # Nothing was listed, or not to the end: then a row that is there proves nothing.
+            # Nothing was listed, or not to the end: then an unlisted row proves nothing.
             report.unchecked = report.unlisted
             return
-        looked = await self._rechecker.look(rows)
+        looked = await self._rechecker.recheck(rows)
         wrong = sum(1 for d in looked.values() if d is not None and d.kind == "extra")
         if wrong and limit is not None and report.unlisted > limit:
-            # One wrong row in the sample: then all are asked for.
+            # One wrong row in the sample: then all are fetched.
             _, _, rows = await self._comparer.unlisted(table, keep=keep, limit=None)
-            looked |= await self._rechecker.look([r for r in rows if r.place not in looked])
+            looked |= await self._rechecker.recheck([r for r in rows if r.place not in looked])
         for place, found in looked.items():
             if found is not None:
                 self._comparer.differences[place] = found
-        # Lists show nothing that is deleted: a flagged row agrees with them, asked for or not.
+        # Lists return nothing that is deleted: a flagged row agrees with them, fetched or not.
         report.unchecked = standing - sum(row.place in looked for row in rows[:standing])
         if report.unchecked:
             reason = self._rechecker.reasons.get(report.table, "")
@@ -190,23 +192,23 @@ class Verify:
 
     # What is wrong.
 
-    async def _decide(self, rechecker: Sequence[Difference]) -> RecheckResult:
-        """Looks again: table by table by its lists where that is cheaper, else object by object."""
-        many = cheaper_by_list(rechecker, self.walk.requests())
+    async def _decide(self, suspects: Sequence[Difference]) -> RecheckResult:
+        """Recheck: table by table through its lists if that is cheaper, else object by object."""
+        many = cheaper_by_list(suspects, self.lists.requests())
         if not many:
-            return await self._rechecker.decide(rechecker, grace_s=self._grace_s)
-        first = [s for s in rechecker if s.table in many and s.kind != "extra"]
+            return await self._rechecker.decide(suspects, grace_s=self._grace_s)
+        first = [s for s in suspects if s.table in many and s.kind != "extra"]
         for suspect in first:
             self._comparer.forget(suspect.place)
         for table in many:
             self._comparer.overflow.pop(table, None)
         if self._grace_s:
             await self._sleep(self._grace_s)
-        await self._walk(self._looking, many)
+        await self._read_lists(self._looking, many)
         before = {s.place: s for s in first}
         now = [d for d in self._comparer.differences.values() if d.table in many]
         steady: list[Difference] = []
-        rest = [s for s in rechecker if s.table not in many or s.kind == "extra"]
+        rest = [s for s in suspects if s.table not in many or s.kind == "extra"]
         for found in now:
             earlier = before.get(found.place)
             alike = earlier is not None and (earlier.version, earlier.shown) == (
@@ -214,14 +216,14 @@ class Verify:
                 found.shown,
             )
             (steady if alike else rest).append(found)
-        verdicts = await self._rechecker.decide(
+        result = await self._rechecker.decide(
             {s.place: s for s in rest}.values(), grace_s=self._grace_s
         )
-        await self._rechecker.drop_changing(steady, verdicts)
-        return verdicts
+        await self._rechecker.drop_changing(steady, result)
+        return result
 
-    def _enter(self, verdicts: RecheckResult) -> None:
-        for found in verdicts.confirmed:
+    def _record(self, result: RecheckResult) -> None:
+        for found in result.confirmed:
             report = self.reports[found.table]
             if found.kind == "partial" and not self._options.repair:
                 report.partial += 1
@@ -229,12 +231,12 @@ class Verify:
             report.found[found.kind] += 1
             report.remaining.append(found)
         for table, report in self.reports.items():
-            report.moving += verdicts.changing[table]
+            report.moving += result.changing[table]
             report.more = self._comparer.overflow[table]
-            if verdicts.unknown[table]:
+            if result.unknown[table]:
                 reason = self._rechecker.reasons.get(table, "")
                 report.mark_partial(reason or "Stripe cannot be asked for single rows of it.")
-                report.unchecked += verdicts.unknown[table]
+                report.unchecked += result.unknown[table]
 
 
 @asynccontextmanager
@@ -244,10 +246,10 @@ async def open_verify(
     budget: RateLimiter,
     options: VerifyOptions,
     *,
-    birth: int = 0,
+    account_created: int = 0,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncIterator[Verify]:
-    """A run that is ready. `url` is that of the database, `source` what repairs go through."""
+    """Yield a run that is ready. `url` is that of the database; repairs go through `source`."""
     since = await _stripe_time(source)
     followed = options.followed if options.followed is not None else await _is_followed(source)
     mirror = source.mirror
@@ -269,7 +271,7 @@ async def open_verify(
             comparer,
             budget,
             options,
-            birth=birth,
+            account_created=account_created,
             since=since,
             followed=followed,
             sleep=sleep,
@@ -277,7 +279,7 @@ async def open_verify(
 
 
 async def _stripe_time(source: Source) -> float:
-    """The second on Stripe's clock at which the look begins."""
+    """Return the second on Stripe's clock at which the run begins."""
     try:
         response = await source.stripe.get(
             EVENTS, [("limit", "1")], endpoint=f"GET {EVENTS}", priority=LIVE
@@ -289,16 +291,9 @@ async def _stripe_time(source: Source) -> float:
 
 
 async def _is_followed(source: Source) -> bool:
-    """Whether a process holds the lease, or has moved the position of the events just now."""
+    """Whether a worker follows the account."""
     async with source.pool.acquire() as connection:
-        found: bool = await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM pinstripe.lease WHERE schema = $1 AND expires_at > now())"
-            " OR EXISTS (SELECT FROM pinstripe.cursor WHERE schema = $1 AND stream = $2"
-            " AND updated_at > now() - interval '15 s')",
-            source.mirror.schema,
-            FOLLOWED,
-        )
-    return found
+        return await is_followed(connection, source.mirror.schema)
 
 
 async def certify(
@@ -309,7 +304,7 @@ async def certify(
     since: float,
     started_at: datetime,
 ) -> Report:
-    """Counts what the tables hold now, and saves what was found as a certificate."""
+    """Count what the tables hold now, and save the result as a certificate."""
     schema = source.mirror.schema
     async with source.pool.acquire() as connection:
         for report in reports.values():

@@ -1,7 +1,7 @@
-"""One list as Stripe serves it, and a process that copies it: for tests of `Listing` without I/O.
+"""One list as Stripe serves it, and a process that copies it: for tests of `SliceSet` without I/O.
 
-`StripeList` holds (created, id) in Stripe's order. `Copier` makes requests as the dispatcher and the
-pager do, in any interleaving: pages come back late, are queued per range in order, and commit in the
+`StripeList` holds (created, id) in Stripe's order. `Copier` makes requests as the scheduler and
+`ListStream` do, in any interleaving: pages come back late, are queued per slice in order, and commit in the
 order of one lane. `kill` forgets all but what was committed.
 """
 
@@ -15,8 +15,7 @@ import msgspec
 
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.decode import StripeObject
-from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.backfill.list_stream import ListState, PageCommit, PageRequest
+from pinstripe.sync.backfill.slices import WHOLE, Bounds, PageCommit, Slice, SliceSet
 
 CHARGES = ListEndpoint("/v1/charges", ("charge",), 1, created=True, takes_limit=True)
 PLAIN = ListEndpoint("/v1/coupons", ("coupon",), 1, created=False, takes_limit=True)
@@ -63,7 +62,7 @@ class StripeList:
 
 @dataclass(slots=True)
 class _Page:
-    claim: PageRequest
+    slice: Slice
     objects: list[tuple[int, int]]
     has_more: bool
     gone: bool = False
@@ -71,12 +70,11 @@ class _Page:
 
 @dataclass
 class Copier:
-    """Copies `source` by a `Listing`. `saved` is what the database has of the list's cursor."""
+    """Copies `source` by a `SliceSet`. `saved` is what the database has of the list's cursor."""
 
     source: StripeList
     endpoint: ListEndpoint = CHARGES
-    ceiling: int = 0
-    birth: int = 0
+    account_created: int = 0
     requests: int = 0
     rows: set[tuple[int, int]] = field(default_factory=set)
     saved: bytes | None = None
@@ -86,13 +84,8 @@ class Copier:
 
     def start(self) -> None:
         """A new process: goes on from the cursor that the database has."""
-        if self.saved is None:
-            self.listing = ListState.fresh(
-                self.endpoint, "charge", ceiling=self.ceiling, birth=self.birth
-            )
-        else:
-            cursor = msgspec.json.decode(self.saved, type=Checkpoint)
-            self.listing = ListState.resumed(self.endpoint, "charge", cursor, birth=self.birth)
+        todo = [WHOLE] if self.saved is None else msgspec.json.decode(self.saved, type=list[Bounds])
+        self.slices = SliceSet.load(self.endpoint, todo, self.account_created)
         self.in_flight: list[_Page] = []
         self.received: dict[int, list[tuple[PageCommit, list[tuple[int, int]]]]] = {}
         self.lane: list[tuple[PageCommit, list[tuple[int, int]]]] = []
@@ -101,34 +94,32 @@ class Copier:
 
     def ask(self) -> bool:
         """Starts a request, if the list wants one. Stripe reads the list now."""
-        claim = self.listing.claim(cut=True)
-        if claim is None:
+        claimed = self.slices.claim()
+        if claimed is None:
             return False
         self.requests += 1
         try:
-            objects, has_more = self.source.page(claim.params)
-            self.in_flight.append(_Page(claim, objects, has_more))
+            objects, has_more = self.source.page(self.slices.request(claimed)[1])
+            self.in_flight.append(_Page(claimed, objects, has_more))
         except Gone:
-            self.in_flight.append(_Page(claim, [], False, gone=True))
+            self.in_flight.append(_Page(claimed, [], False, gone=True))
         return True
 
     def receive(self, number: int = 0) -> None:
         """An answer arrives."""
         page = self.in_flight.pop(number)
-        wanted = page.claim.range
+        claimed = page.slice
         if page.gone:
-            self.listing.restart(wanted)
+            self.slices.restart(claimed)
         else:
             objects: list[StripeObject] = [{"created": c} for c, _ in page.objects]
             after = "{}/{}".format(*page.objects[-1]) if page.objects else None
-            step = self.listing.received(wanted, objects, has_more=page.has_more, after=after)
-            self.received.setdefault(wanted.number, []).append((step, page.objects))
-            self.listing.undurable += 1
-        wanted.busy = False
-        self.listing.in_flight -= 1
+            step = self.slices.received(claimed, objects, has_more=page.has_more, after=after)
+            self.received.setdefault(claimed.number, []).append((step, page.objects))
+        claimed.busy = False
 
     def submit(self, dice: Random) -> None:
-        """One page is handed to the mirror: the first of any range."""
+        """One page is handed to the mirror: the first of any slice."""
         number = dice.choice(list(self.received))
         self.lane.append(self.received[number].pop(0))
         if not self.received[number]:
@@ -138,15 +129,18 @@ class Copier:
         """The first pages of the lane become durable, with the cursor."""
         batch, self.lane = self.lane[:count], self.lane[count:]
         steps = [step for step, _ in batch]
-        self.saved = msgspec.json.encode(self.listing.checkpoint(steps))
-        self.listing.commit(steps)
+        self.slices.durable = self.slices.durable_after(steps)
+        self.saved = msgspec.json.encode(list(self.slices.durable.values()))
         for _, objects in batch:
             self.rows.update(objects)
-        self.listing.undurable -= len(batch)
+
+    @property
+    def finished(self) -> bool:
+        return not self.slices.open and not self.in_flight and not self.received and not self.lane
 
     def run(self, dice: Random, *, concurrency: int) -> None:
         """To the end, with up to so many requests at once; answers come in any order."""
-        while not self.listing.finished:
+        while not self.finished:
             while len(self.in_flight) < concurrency and self.ask():
                 pass
             if self.in_flight:

@@ -12,7 +12,8 @@ from tests.unit.sync.backfill.stripe_list import CHARGES, PLAIN, Copier, StripeL
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import Drifted
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.backfill.list_stream import ListState
+from pinstripe.sync.backfill.list_stream import created_since, read_position
+from pinstripe.sync.backfill.slices import SliceSet
 
 START = 1_700_000_000
 DAY = 86_400
@@ -38,20 +39,20 @@ def _seconds(runs: list[tuple[int, int]], dice: Random) -> list[int]:
     seed=st.integers(0, 2**32),
     concurrency=st.integers(1, 12),
     created=st.booleans(),
-    birth=st.sampled_from([0, START - DAY]),
+    account_created=st.sampled_from([0, START - DAY]),
 )
 def test_every_object_is_delivered_whatever_happens_meanwhile(
-    runs: list[tuple[int, int]], seed: int, concurrency: int, created: bool, birth: int
+    runs: list[tuple[int, int]], seed: int, concurrency: int, created: bool, account_created: int
 ) -> None:
     dice = Random(seed)
     seconds = _seconds(runs, dice)
     now = max(seconds, default=START) + 1
     stripe = StripeList(seconds)
     at_start = set(stripe.objects)
-    copier = Copier(stripe, CHARGES if created else PLAIN, ceiling=now, birth=birth)
+    copier = Copier(stripe, CHARGES if created else PLAIN, account_created=account_created)
     kills = 0
     for _ in range(40 * (len(seconds) // 100 + 10)):
-        if copier.listing.finished:
+        if copier.finished:
             break
         act = dice.random()
         if act < 0.45 and len(copier.in_flight) < concurrency:
@@ -72,7 +73,7 @@ def test_every_object_is_delivered_whatever_happens_meanwhile(
             kills += 1
     copier.run(dice, concurrency=concurrency)
     assert at_start - stripe.deleted <= copier.rows
-    assert copier.listing.checkpoint([]).state == "done"
+    assert not copier.slices.durable
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,41 +123,42 @@ def test_a_second_with_thousands_of_objects_is_paged_by_cursor() -> None:
 
 def test_a_page_out_of_order_does_not_end_its_range() -> None:
     # Objects on a test clock have a time of their own: the list's order is that of their making.
-    listing = ListState.fresh(CHARGES, "charge", ceiling=START)
-    claim = listing.claim(cut=False)
-    assert claim is not None
-    listing.received(claim.range, [{"created": START}], has_more=True, after="ch_1")
-    claim.range.gte = START - 10 * DAY
+    slices = SliceSet.load(CHARGES)
+    claimed = slices.claim()
+    assert claimed is not None
+    slices.received(claimed, [{"created": START}], has_more=True, after="ch_1")
+    claimed.gte = START - 10 * DAY
     ages = [0, 900, 1, 800]
     odd: list[StripeObject] = [{"created": START - days * DAY} for days in ages]
-    step = listing.received(claim.range, odd, has_more=True, after="ch_5")
+    step = slices.received(claimed, odd, has_more=True, after="ch_5")
     assert not step.done
 
 
 def test_a_list_that_goes_on_but_not_from_where_is_an_error() -> None:
-    listing = ListState.fresh(CHARGES, "charge", ceiling=START)
-    claim = listing.claim(cut=False)
-    assert claim is not None
+    slices = SliceSet.load(CHARGES)
+    claimed = slices.claim()
+    assert claimed is not None
     with pytest.raises(Drifted, match="goes on"):
-        listing.received(claim.range, [{"created": START}], has_more=True, after=None)
+        slices.received(claimed, [{"created": START}], has_more=True, after=None)
 
 
 def test_a_cursor_that_cannot_be_read_says_what_to_do() -> None:
     cursor = Checkpoint("/v1/charges", "running", position={"odd": 1})
     with pytest.raises(Drifted, match="cannot be read") as caught:
-        ListState.resumed(CHARGES, "charge", cursor)
+        read_position(cursor)
     assert "pinstripe.cursor" in caught.value.hint
 
 
 def test_a_tail_reads_what_was_created_since_and_nothing_older() -> None:
     done = Checkpoint("/v1/charges", "done", rows=7, requests=3, as_of=float(START))
-    listing = ListState.tail(CHARGES, "charge", done, since=START, ceiling=START + DAY)
-    claim = listing.claim(cut=True)
-    assert claim is not None
-    assert claim.params == [("limit", "100"), ("created[gte]", str(START))]
-    assert (listing.rows, listing.requests) == (7, 3)
-    assert listing.checkpoint([]).position == {
+    cursor = created_since(done, "charge", START, ceiling=START + DAY)
+    assert (cursor.rows, cursor.requests, cursor.state) == (7, 3, "running")
+    assert cursor.position == {
         "table": "charge",
         "ceiling": START + DAY,
         "todo": [(START, None, None, None)],
     }
+    slices = SliceSet.load(CHARGES, read_position(cursor)["todo"])
+    claimed = slices.claim()
+    assert claimed is not None
+    assert slices.request(claimed)[1] == [("limit", "100"), ("created[gte]", str(START))]

@@ -64,7 +64,7 @@ def test_a_long_list_costs_at_most_a_twentieth_more_than_it_needs(
 ) -> None:
     dice = Random(5)
     stripe = StripeList(shape(dice, 100_000))
-    copier = Copier(stripe, birth=BIRTH - 86_400 if known else 1_262_304_000)
+    copier = Copier(stripe, account_created=BIRTH - 86_400 if known else 1_262_304_000)
     copier.run(dice, concurrency=concurrency)
     assert copier.rows == set(stripe.objects)
     assert copier.requests <= 1.05 * 1_000 + 5
