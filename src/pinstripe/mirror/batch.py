@@ -62,7 +62,7 @@ class Batch:
     rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
-    answers: list[RefetchDone] = field(default_factory=list)
+    completed: list[RefetchDone] = field(default_factory=list)
     causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)

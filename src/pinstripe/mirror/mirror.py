@@ -1,6 +1,6 @@
 """The one door to the synced tables: objects, and when they were true, become rows in Postgres.
 
-    await mirror.put(found, Truth(lo, hi))   # returns when the rows are durable
+    await mirror.write([(rows, as_of)])     # returns once committed
 
 Everything that writes goes through here: pages, events, answers of the proxy, previews. Rows and the
 checkpoint that vouches for them commit together. Pages that wait (`queue`) are written as one batch.
@@ -32,9 +32,8 @@ from pinstripe.errors import LostLease, PinstripeError, Unreachable
 from pinstripe.mirror.batch import Batch, Conflict, Effect
 from pinstripe.mirror.change_feed import Recorder
 from pinstripe.mirror.quarantine import PROBE_S, HeldTable, Quarantine, probe
-from pinstripe.mirror.queue import ExpectedVersions, Job, Part, Progress, Queue, steps_of
+from pinstripe.mirror.queue import LIVE_LANE, ExpectedVersions, Job, Part, Progress, Queue, steps_of
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import (
@@ -191,84 +190,64 @@ class Mirror:
         """Rows that wait for a writer, or were given room to."""
         return self._queue.rows
 
-    async def put(
-        self,
-        found: RowSet,
-        truth: AsOf,
-        *,
-        over: ExpectedVersions | None = None,
-        effect: Effect | None = None,
-        answers: Sequence[RefetchDone] = (),
-    ) -> None:
-        """Writes `found` and returns when it is committed. For what no cursor vouches for.
-
-        `over`: versions of rows that were seen before the snapshot was asked for. `effect`: what else
-        belongs into the commit; `answers`: what is crossed out with it. Raises Unwritable or Drifted where
-        Postgres refuses; waits out lost connections.
-        """
-        await self.room(found)
-        await self.submit(found, truth, over=over, effect=effect, answers=answers)
-
-    async def put_parts(
-        self, parts: Sequence[Part], *, over: ExpectedVersions, answers: Sequence[RefetchDone]
-    ) -> None:
-        """As `put`, for snapshots that belong into one transaction."""
-        await self._queue.room(sum(found.count() for found, _ in parts))
-        await self.submit_parts(parts, over=over, answers=answers)
-
-    async def room(self, found: RowSet) -> None:
-        """Waits until the queue has room for these rows. Call it before `submit`."""
-        await self._queue.room(found.count())
-
-    def submit(
-        self,
-        found: RowSet,
-        truth: AsOf,
-        *,
-        lane: str = "",
-        progress: Progress | None = None,
-        step: object = None,
-        over: ExpectedVersions | None = None,
-        effect: Effect | None = None,
-        answers: Sequence[RefetchDone] = (),
-    ) -> asyncio.Future[None]:
-        """Queues `found`; the future is done when it is committed, with the step that it makes.
-
-        Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
-        """
-        return self.submit_parts(
-            [(found, truth)],
-            lane=lane,
-            progress=progress,
-            step=step,
-            over=over,
-            effect=effect,
-            answers=answers,
-        )
-
-    def submit_parts(
+    async def write(
         self,
         parts: Sequence[Part],
         *,
         lane: str = "",
         progress: Progress | None = None,
         step: object = None,
-        over: ExpectedVersions | None = None,
+        expected: ExpectedVersions | None = None,
         effect: Effect | None = None,
-        answers: Sequence[RefetchDone] = (),
+        completed: Sequence[RefetchDone] = (),
+    ) -> None:
+        """Writes rows, each part with the moment at which it was true, and returns once committed.
+
+        All parts commit together, with what else the arguments name (see `enqueue`). Raises Unwritable or
+        Drifted if Postgres refuses them; retries over lost connections.
+        """
+        durable = await self.enqueue(
+            parts,
+            lane=lane,
+            progress=progress,
+            step=step,
+            expected=expected,
+            effect=effect,
+            completed=completed,
+        )
+        await durable
+
+    async def enqueue(
+        self,
+        parts: Sequence[Part],
+        *,
+        lane: str = "",
+        progress: Progress | None = None,
+        step: object = None,
+        expected: ExpectedVersions | None = None,
+        effect: Effect | None = None,
+        completed: Sequence[RefetchDone] = (),
     ) -> asyncio.Future[None]:
-        """As `submit`, for snapshots of several moments that belong into one transaction."""
+        """As `write`, but returns once there is room in the queue: the future is done after the commit.
+
+        Jobs of one `lane` commit in the order of the calls; after one fails, later steps of its
+        `progress` fail too. `progress` is saved with `step` applied. `expected`: versions of rows read
+        before the snapshot was requested. `effect` runs in the transaction, which also removes the
+        `completed` refetches from their queue. `LIVE_LANE` does not wait for room.
+        """
+        rows = sum(row_set.count() for row_set, _ in parts)
+        if rows and lane != LIVE_LANE:
+            await self._queue.room(rows)
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        rows = sum(found.count() for found, _ in parts)
         self._queue.add(
-            Job(parts, progress, step, durable, rows, lane, over or {}, effect, answers)
+            Job(parts, progress, step, durable, rows, lane, expected or {}, effect, completed)
         )
         return durable
 
     def resolving(self, found: RowSet) -> list[asyncio.Task[bool]]:
         """What settles those rows of `found` that are contested; see `Contests.settling`.
 
-        Once the future of `submit` is done, these are all that its rows are waiting for.
+        Once the future of `enqueue` is done, these are all that its rows are waiting for.
         """
         return self._conflicts.resolving(found.rows)
 
@@ -350,7 +329,7 @@ class Mirror:
             for found, truth in job.parts:
                 batch.add(found, truth.lo, truth.hi, job.expected, cause=truth.cause)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
-        batch.answers = [answer for job in jobs for answer in job.answers]
+        batch.completed = [answer for job in jobs for answer in job.completed]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         if left_out or self.quarantine.tables:
             batch.effects.append(partial(self._owe, left_out))

@@ -99,7 +99,7 @@ class Quarantine:
                     row[-5], row[-4] = truth.lo, truth.hi
                     refused = Refused(table, key, row, self.tables[table].why, truth.cause)
                     # What was owed for it is crossed out with this commit.
-                    if self._leave_out(refused) or job.answers:
+                    if self._leave_out(refused) or job.completed:
                         new.append(refused)
         return new
 

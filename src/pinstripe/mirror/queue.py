@@ -56,7 +56,7 @@ LIVE_LANE = "live"
 class Job:
     """Rows that are committed together, and what is done in the same transaction.
 
-    `answers`: the to-dos that are crossed out with them.
+    `completed`: the refetches that it completes.
     """
 
     parts: Sequence[Part]
@@ -67,7 +67,7 @@ class Job:
     lane: str
     expected: ExpectedVersions
     effect: Effect | None
-    answers: Sequence[RefetchDone]
+    completed: Sequence[RefetchDone]
 
 
 @dataclass(slots=True)

@@ -192,7 +192,7 @@ class Writer:
         conflicts = parted.conflicts
         # Noted in the same commit: a crash before the GET must not lose the question.
         await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
-        await complete_refetches(connection, self._schema, batch.answers)
+        await complete_refetches(connection, self._schema, batch.completed)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)
@@ -202,7 +202,7 @@ class Writer:
             await self._recorder.write(connection)
         # With the commit, in one round trip.
         await connection.execute("; ".join([*map(self._emptying, list(self._filled)), "COMMIT"]))
-        for answer in batch.answers:
+        for answer in batch.completed:
             answer.is_noted = True
 
     async def _connected(self) -> asyncpg.Connection:

@@ -430,10 +430,8 @@ class ListStream:
             if before is not None:
                 await before
             # Room is taken last: whoever is stopped while waiting must not hold any.
-            await self._source.mirror.room(found)
-            durable = self._source.mirror.submit(
-                found,
-                truth,
+            durable = await self._source.mirror.enqueue(
+                [(found, truth)],
                 lane=listing.endpoint.stream,
                 progress=listing,
                 step=step,

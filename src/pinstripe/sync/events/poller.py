@@ -307,7 +307,7 @@ class EventPoller:
                     "SELECT pg_notify($1, $2)", CHANNEL, f"{schema} {position or 0:.3f}"
                 )
 
-        await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
+        await self._source.mirror.write(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()
         self._applied.add({key: created for key, created, _ in applied}, loose=as_of is None)
         since = self.stats.as_of - self._intervals.window_s

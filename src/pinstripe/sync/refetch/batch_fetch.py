@@ -114,10 +114,10 @@ async def _put(
         source.mirror.extractor.object(obj, found)
         await source.follow_all(found, priority=LIVE, cause=cause)
         parts.append((found, as_of_response(response, cause)))
-    await source.mirror.put_parts(
+    await source.mirror.write(
         parts,
-        over={(table, key): batch.versions[key] for key in objects},
-        answers=[RefetchDone(todo_of[key], batch.at) for key in objects],
+        expected={(table, key): batch.versions[key] for key in objects},
+        completed=[RefetchDone(todo_of[key], batch.at) for key in objects],
     )
 
 

@@ -23,7 +23,6 @@ import structlog
 
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, WrongKey
-from pinstripe.mirror.batch import Effect
 from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source
@@ -204,20 +203,9 @@ class Upcoming:
                     is_unread = preview.unread is not None
                     await place.note_unread(connection, is_unread=is_unread)
 
-        await self._submit(found, truth, f"{place.table} {place.owner_id}", seen, effect)
+        lane = f"{place.table} {place.owner_id}"
+        await self.source.mirror.write([(found, truth)], lane=lane, expected=seen, effect=effect)
         return won
-
-    async def _submit(
-        self,
-        found: RowSet,
-        truth: AsOf,
-        lane: str,
-        seen: Mapping[tuple[str, str], datetime],
-        effect: Effect,
-    ) -> None:
-        mirror = self.source.mirror
-        await mirror.room(found)
-        await mirror.submit(found, truth, lane=lane, over=seen, effect=effect)
 
     # --- asking ----------------------------------------------------------------------------------
 

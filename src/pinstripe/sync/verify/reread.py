@@ -144,7 +144,7 @@ def path_to(found: Difference) -> ReadPath | None:
     return None
 
 
-async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None = None) -> None:
+async def read(source: Source, way: ReadPath, *, expected: ExpectedVersions | None = None) -> None:
     """Reads what the way leads to into the mirror. Raises NotFound if Stripe does not have it."""
     if way.endpoint is not None:
         path, params = way.endpoint.url(way.key, quote_id(way.key))
@@ -160,7 +160,7 @@ async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None =
             objects = read_list(page.response, path).objects
             found = source.extract(objects, {table_name(way.endpoint.parent): way.key})
             await source.follow_all(found)
-            await source.mirror.put(found, as_of_response(page.response), over=over)
+            await source.mirror.write([(found, as_of_response(page.response))], expected=expected)
         return
     if not way.key:
         await read_singletons(source)
@@ -171,7 +171,7 @@ async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None =
     found = RowSet()
     source.mirror.extractor.object(read_object(response, where.path), found)
     await source.follow_all(found)
-    await source.mirror.put(found, as_of_response(response), over=over)
+    await source.mirror.write([(found, as_of_response(response))], expected=expected)
 
 
 def holds(table: str, place: RowKey) -> bool:
