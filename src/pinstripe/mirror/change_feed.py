@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import Literal
 
 from pinstripe.catalog.tables import Table
-from pinstripe.mirror.upsert import stage_name
+from pinstripe.mirror.upsert import stage
 from pinstripe.rows.as_of import Cause
 from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
 from pinstripe.store.locks import lock_row
@@ -238,7 +238,7 @@ def _keep(schema: str, table: Table) -> str:
     return (
         f"INSERT INTO pg_temp.pinstripe_before (key, place, image)\n"
         f"SELECT {_key(table)}, t.ctid, {_image()} "
-        f"FROM {qualified(schema, table.name)} t, pg_temp.{quote(stage_name(table))} s\n"
+        f"FROM {qualified(schema, table.name)} t, {stage(table.name)} s\n"
         f"WHERE {_join(table)}"
     )
 
@@ -254,7 +254,7 @@ def difference(schema: str, table: Table) -> str:
         f"ELSE 'insert' END, c.changes::text\n"
         f"FROM (SELECT {_key(table)} AS key, k.key IS NOT NULL AS known, k.image AS before, "
         f"{_image()} AS after\n"
-        f"  FROM pg_temp.{quote(stage_name(table))} s "
+        f"  FROM {stage(table.name)} s "
         f"JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
         f"  LEFT JOIN pg_temp.pinstripe_before k ON k.key = {_key(table)}\n"
         f"  WHERE t.xmin = pg_current_xact_id()::xid AND k.place IS DISTINCT FROM t.ctid "

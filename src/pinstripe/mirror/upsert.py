@@ -27,8 +27,13 @@ STAGE_EXTRA = ("_extra", "_lo", "_hi", "_over", "_partial", "_shape")
 seconds, `_over` the `_synced_at` of the row that this one is known to be newer than."""
 
 
-def stage_name(table: Table) -> str:
-    return f"stage_{table.name}"[:63]
+def stage_name(table: str) -> str:
+    return f"stage_{table}"[:63]
+
+
+def stage(table: str) -> str:
+    """The stage of a table, in SQL."""
+    return f"pg_temp.{quote(stage_name(table))}"
 
 
 def create_stage(table: Table) -> str:
@@ -40,9 +45,7 @@ def create_stage(table: Table) -> str:
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
     columns += ["_extra text", "_lo double precision", "_hi double precision"]
     columns += ["_over timestamptz", "_partial boolean", "_shape int"]
-    return (
-        f"CREATE TEMP TABLE IF NOT EXISTS pg_temp.{quote(stage_name(table))} ({', '.join(columns)})"
-    )
+    return f"CREATE TEMP TABLE IF NOT EXISTS {stage(table.name)} ({', '.join(columns)})"
 
 
 def stage_type(column: Column) -> str:
@@ -74,7 +77,7 @@ def insert(schema: str, table: Table) -> str:
         f"INSERT INTO {qualified(schema, table.name)} "
         f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
         f"SELECT {values}, to_timestamp(s._lo), to_timestamp(s._hi), clock_timestamp(), "
-        f"s._partial, $1::text, s._extra::jsonb FROM pg_temp.{quote(stage_name(table))} s\n"
+        f"s._partial, $1::text, s._extra::jsonb FROM {stage(table.name)} s\n"
         f"ON CONFLICT ({', '.join(quote(k) for k in table.key)}) DO NOTHING"
     )
 
@@ -92,11 +95,11 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         "_synced_at = clock_timestamp()",
         "_partial = t._partial AND s._partial",
         "_api_version = $1::text",
-        f"_extra = {_extra(columns)}",
+        f"_extra = {extra_after(columns)}",
     ]
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
-        f"FROM pg_temp.{quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
+        f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
         f"  to_timestamp(s._lo) >= t._as_of_latest\n"
         f"  OR s._over = t._synced_at\n"
         f"  OR (to_timestamp(s._hi) > t._as_of\n"
@@ -118,7 +121,7 @@ def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {sets}, _partial = NULL, "
         f"_synced_at = clock_timestamp()\n"
-        f"FROM pg_temp.{quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $1::int "
+        f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $1::int "
         f"AND t._partial AND to_timestamp(s._hi) <= t._as_of"
     )
 
@@ -131,7 +134,7 @@ def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
     keys = ", ".join(f"t.{quote(k)}" for k in table.key)
     return (
         f"SELECT {keys}, t._synced_at "
-        f"FROM pg_temp.{quote(stage_name(table))} s JOIN {qualified(schema, table.name)} t "
+        f"FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t "
         f"ON {_join(table)}\n"
         f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
         f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(_content(table, shape))}"
@@ -153,22 +156,22 @@ def _same(columns: Sequence[Column]) -> str:
     """
     told = [c for c in columns if not c.on_request]
     asked = [c for c in columns if c.on_request]
-    parts = [_row_same(group) for group in (told, asked) if group]
+    parts = [same_values(group) for group in (told, asked) if group]
     if asked:
         parts[-1] = f"(t._partial IS TRUE OR {parts[-1]})"
     # Unknown fields are content too.
-    parts.append(f"t._extra IS NOT DISTINCT FROM ({_extra(columns)})")
+    parts.append(f"t._extra IS NOT DISTINCT FROM ({extra_after(columns)})")
     return f"({' AND '.join(parts)})"
 
 
-def _row_same(columns: Sequence[Column]) -> str:
+def same_values(columns: Sequence[Column]) -> str:
     # One row comparison is limited to 1,664 columns; the widest table has a few hundred.
     left = ", ".join(f"t.{quote(c.name)}" for c in columns)
     right = ", ".join(from_stage(c) for c in columns)
     return f"(ROW({left}) IS NOT DISTINCT FROM ROW({right}))"
 
 
-def _extra(columns: Sequence[Column]) -> str:
+def extra_after(columns: Sequence[Column]) -> str:
     """Unknown fields are kept unless the snapshot speaks of the field that they stand in."""
     fields = sorted({c.path[0] for c in columns if c.path})
     array = ", ".join("'" + f.replace("'", "''") + "'" for f in fields)

@@ -8,7 +8,7 @@ order by every writer, so that two of them never wait for each other in a circle
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -28,13 +28,13 @@ from pinstripe.mirror.upsert import (
     contested,
     create_stage,
     insert,
+    stage,
     stage_name,
     update,
 )
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.ddl import quote
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import Parted, Refused, note_parted, why
@@ -50,8 +50,9 @@ _OVER = -3
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
-_Mark = tuple[OrderedDict[str, int], dict[str, int], int]
-"""Stages, those that are filled, and how much is recorded, at a savepoint."""
+_StageMark = tuple[OrderedDict[str, int], dict[str, int]]
+_Mark = tuple[_StageMark, int]
+"""The stages, and how much is recorded, at a savepoint."""
 
 
 class _TableRefused(Exception):
@@ -89,6 +90,116 @@ class _Tally:
             raise _TableRefused(error)
 
 
+class StageTables:
+    """One session with its stage tables and prepared statements. Not for two tasks at once.
+
+    A stage is a temp table that takes rows by COPY. It is emptied by DELETE, and by TRUNCATE, which takes
+    1.5 ms, only after `_DEAD_ROWS` dead rows. The least recently used stages and statements are dropped.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        session_name: str,
+        on_connected: Callable[[asyncpg.Connection], Awaitable[None]],
+    ) -> None:
+        self._url = url
+        self._session_name = session_name
+        self._on_connected = on_connected
+        self._connection: asyncpg.Connection | None = None
+        self._dead: OrderedDict[str, int] = OrderedDict()
+        """Table -> dead rows that its stage still holds; least recently used first."""
+        self._filled: dict[str, int] = {}
+        """Tables whose stage holds rows of the current transaction, and how many."""
+        self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
+
+    async def connection(self) -> asyncpg.Connection:
+        """Return the session, connected again if it was lost. Raises Unreachable."""
+        if self._connection is None or self._connection.is_closed():
+            self.close()
+            self._connection = connection = await connect_dedicated(
+                self._url, application_name=self._session_name
+            )
+            with translated():
+                await self._on_connected(connection)
+        return self._connection
+
+    def close(self) -> bool:
+        """Drop the session; `connection` opens a new one. Return whether there was one."""
+        connection, self._connection = self._connection, None
+        self._dead.clear()
+        self._filled.clear()
+        self._statements.clear()
+        if connection is not None and not connection.is_closed():
+            connection.terminate()
+        return connection is not None
+
+    async def fill(
+        self, connection: asyncpg.Connection, table: Table, rows: Collection[Row]
+    ) -> None:
+        """Replace the content of the table's stage by these rows."""
+        name = table.name
+        if name not in self._dead:
+            if len(self._dead) >= _MOST_STAGES:
+                await self._drop_oldest(connection)
+            await connection.execute(create_stage(table))
+            self._dead[name] = 0
+        self._dead.move_to_end(name)
+        if name in self._filled:
+            await connection.execute(self._emptying(name))
+        self._filled[name] = len(rows)
+        await connection.copy_records_to_table(
+            stage_name(name),
+            schema_name="pg_temp",
+            records=rows,
+            columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
+        )
+
+    def emptying(self) -> list[str]:
+        """Return the statements that empty all stages. Run them before the commit."""
+        return [self._emptying(table) for table in list(self._filled)]
+
+    async def run(
+        self,
+        connection: asyncpg.Connection,
+        wanted: _Statement,
+        text: Callable[[_Statement], str],
+        *values: object,
+    ) -> int:
+        """Run a statement, prepared once; return the number of rows that it wrote."""
+        statement = self._statements.get(wanted)
+        if statement is None:
+            statement = self._statements[wanted] = await connection.prepare(text(wanted))
+            if len(self._statements) > _MOST_STATEMENTS:
+                self._statements.popitem(last=False)
+        self._statements.move_to_end(wanted)
+        await statement.fetch(*values)
+        return int((statement.get_statusmsg() or "0").rpartition(" ")[2])
+
+    def mark(self) -> _StageMark:
+        """Return what `go_back` needs after a rollback to a savepoint made now."""
+        return OrderedDict(self._dead), dict(self._filled)
+
+    def go_back(self, mark: _StageMark) -> None:
+        """Forget what was made since `mark`: the rollback has removed it."""
+        self._dead, self._filled = OrderedDict(mark[0]), dict(mark[1])
+        self._statements.clear()
+
+    def _emptying(self, table: str) -> str:
+        dead = self._dead[table] + self._filled.pop(table)
+        is_many = dead > _DEAD_ROWS
+        self._dead[table] = 0 if is_many else dead
+        return f"{'TRUNCATE' if is_many else 'DELETE FROM'} {stage(table)}"
+
+    async def _drop_oldest(self, connection: asyncpg.Connection) -> None:
+        oldest, _ = self._dead.popitem(last=False)
+        self._filled.pop(oldest, None)
+        await connection.execute(f"DROP TABLE {stage(oldest)}")
+        for wanted in [s for s in self._statements if s[1] == oldest]:
+            del self._statements[wanted]
+
+
 class Writer:
     """One connection that writes. Not for two tasks at once."""
 
@@ -108,17 +219,11 @@ class Writer:
         self._tables = tables
         self._shapes = shapes
         self._recorder = recorder
-        self._session_name = session_name
+        self._stages = StageTables(url, session_name=session_name, on_connected=self._on_connected)
         self.failed_at = ""
         """The table at which the last write failed; "" where it was at none."""
         self._at = ""
-        self._connection: asyncpg.Connection | None = None
         self._pid = 0
-        # Least recently used first, both. The number: dead rows that a stage still holds.
-        self._stages: OrderedDict[str, int] = OrderedDict()
-        self._filled: dict[str, int] = {}
-        """Stages that hold rows of the transaction under way, and how many."""
-        self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -132,13 +237,8 @@ class Writer:
         await self.close()
 
     async def close(self) -> None:
-        """Lets the connection go. The next `write` makes a new one."""
-        connection, self._connection = self._connection, None
-        self._stages.clear()
-        self._filled.clear()
-        self._statements.clear()
-        if connection is not None and not connection.is_closed():
-            connection.terminate()
+        """Close the session. The next `write` opens a new one."""
+        self._stages.close()
 
     async def write(self, batch: Batch) -> list[Conflict]:
         """Commits the batch; gives the rows that could not be decided by time.
@@ -168,7 +268,7 @@ class Writer:
         """A transaction: the block writes the rows. The rest of the batch and the commit follow."""
         self._at = ""
         try:
-            connection = await self._connected()
+            connection = await self._stages.connection()
             async with naming_holders(self._url, self._pid):
                 with (
                     translated(),
@@ -201,20 +301,13 @@ class Writer:
         if self._recorder is not None:
             await self._recorder.write(connection)
         # With the commit, in one round trip.
-        await connection.execute("; ".join([*map(self._emptying, list(self._filled)), "COMMIT"]))
+        await connection.execute("; ".join([*self._stages.emptying(), "COMMIT"]))
         for answer in batch.completed:
             answer.is_noted = True
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
-            await self.close()
-            self._connection = connection = await connect_dedicated(
-                self._url, application_name=self._session_name
-            )
-            with translated():
-                self._pid = await server_pid(connection)
-                await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
-        return self._connection
+    async def _on_connected(self, connection: asyncpg.Connection) -> None:
+        self._pid = await server_pid(connection)
+        await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Conflict]:
         found: list[Conflict] = []
@@ -312,15 +405,14 @@ class Writer:
     async def _save(self, connection: asyncpg.Connection) -> _Mark:
         await connection.execute("SAVEPOINT apart")
         recorded = self._recorder.mark() if self._recorder is not None else 0
-        return OrderedDict(self._stages), dict(self._filled), recorded
+        return self._stages.mark(), recorded
 
     async def _go_back(self, connection: asyncpg.Connection, mark: _Mark) -> None:
         """Back to the last savepoint, and gone with it; stages made since are too."""
         await connection.execute("ROLLBACK TO SAVEPOINT apart; RELEASE SAVEPOINT apart")
-        self._stages, self._filled = OrderedDict(mark[0]), dict(mark[1])
-        self._statements.clear()
+        self._stages.go_back(mark[0])
         if self._recorder is not None:
-            self._recorder.go_back(mark[2])
+            self._recorder.go_back(mark[1])
 
     async def _vanish(
         self,
@@ -356,16 +448,7 @@ class Writer:
     ) -> list[Conflict]:
         table = self._tables[name]
         self._at = name
-        stage = await self._stage(connection, table)
-        if stage in self._filled:
-            await connection.execute(self._emptying(stage))
-        self._filled[stage] = len(group)
-        await connection.copy_records_to_table(
-            stage,
-            schema_name="pg_temp",
-            records=[group[key] for key in sorted(group)],
-            columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
-        )
+        await self._stages.fill(connection, table, [group[key] for key in sorted(group)])
         recorder = self._recorder_for(name, group, causes)
         known = await recorder.before(connection, table) if recorder else 0
         shapes = sorted({row[-1] for row in group.values()})
@@ -401,43 +484,10 @@ class Writer:
         recorder = self._recorder
         return recorder if recorder is not None and recorder.wants(table, keys, causes) else None
 
-    def _emptying(self, stage: str) -> str:
-        """Empties the stage: by DELETE, and now and then by TRUNCATE, which costs 1.5 ms a time."""
-        dead = self._stages[stage] + self._filled.pop(stage)
-        is_many = dead > _DEAD_ROWS
-        self._stages[stage] = 0 if is_many else dead
-        return f"{'TRUNCATE' if is_many else 'DELETE FROM'} pg_temp.{quote(stage)}"
-
-    async def _stage(self, connection: asyncpg.Connection, table: Table) -> str:
-        name = stage_name(table)
-        if name not in self._stages:
-            if len(self._stages) >= _MOST_STAGES:
-                oldest, _ = self._stages.popitem(last=False)
-                self._filled.pop(oldest, None)
-                await connection.execute(f"DROP TABLE pg_temp.{quote(oldest)}")
-                self._statements = OrderedDict(
-                    (s, p)
-                    for s, p in self._statements.items()
-                    if stage_name(self._tables[s[1]]) != oldest
-                )
-            await connection.execute(create_stage(table))
-            self._stages[name] = 0
-        self._stages.move_to_end(name)
-        return name
-
     async def _run(
         self, connection: asyncpg.Connection, wanted: _Statement, *values: object
     ) -> int:
-        """Runs a statement, prepared once; gives the number of rows that it wrote."""
-        statement = self._statements.get(wanted)
-        if statement is None:
-            text = self._text(wanted)
-            statement = self._statements[wanted] = await connection.prepare(text)
-            if len(self._statements) > _MOST_STATEMENTS:
-                self._statements.popitem(last=False)
-        self._statements.move_to_end(wanted)
-        await statement.fetch(*values)
-        return int((statement.get_statusmsg() or "0").rpartition(" ")[2])
+        return await self._stages.run(connection, wanted, self._text, *values)
 
     def _text(self, wanted: _Statement) -> str:
         kind, name, shape = wanted

@@ -26,11 +26,12 @@ import asyncpg
 
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.mirror.batch import Batch, Conflict
-from pinstripe.mirror.upsert import STAGE_EXTRA, create_stage, from_stage, stage_name
+from pinstripe.mirror.upsert import extra_after, from_stage, same_values, stage
+from pinstripe.mirror.writer import StageTables
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
-from pinstripe.store.pool import connect_dedicated, translated
+from pinstripe.store.pool import translated
 from pinstripe.store.quarantine import Parted
 
 MOST = 20_000
@@ -44,8 +45,6 @@ _FLEETING = {
 }
 
 _SEEN = "pg_temp.seen"
-
-_DEAD_ROWS = 1000
 
 
 class Comparer:
@@ -68,35 +67,34 @@ class Comparer:
         self.failed_at = ""
         self.watched: dict[RowKey, bool] = {}
         """Keys to look out for, and whether they were shown."""
-        self._url = url
+        self._stages = StageTables(
+            url, session_name="pinstripe verify", on_connected=self._on_connected
+        )
         self._schema = schema
         self._tables = tables
         self._shapes = shapes
         self._since = since
         self._most = most
         self._counts: Counter[str] = Counter()
-        self._stages: dict[str, int] = {}  # And how many dead rows each holds.
-        self._connection: asyncpg.Connection | None = None
+        self._was_connected = False
 
     async def close(self) -> None:
-        """Lets the connection go, and what it knew."""
-        connection, self._connection = self._connection, None
-        self._stages.clear()
-        if connection is not None and not connection.is_closed():
-            connection.terminate()
+        """Close the session, and forget which keys were listed."""
+        self._stages.close()
 
     async def write(self, batch: Batch) -> list[Conflict]:
         """Compares the batch; nothing is ever contested. Checkpoints and effects are left alone."""
         try:
             with translated():
-                connection = await self._connected()
+                connection = await self._stages.connection()
                 async with connection.transaction():
                     for one_round in batch.rounds:
                         for table in sorted(one_round):
                             await self._compare(connection, self._tables[table], one_round[table])
+                    for statement in self._stages.emptying():
+                        await connection.execute(statement)
         except BaseException:
-            self.forgot = self.forgot or self._connection is not None
-            await self.close()
+            self.forgot |= self._stages.close()
             raise
         return []
 
@@ -104,17 +102,12 @@ class Comparer:
         """As `write`: nothing is written, so Postgres has nothing to refuse."""
         return Parted(await self.write(batch))
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
-            self.forgot = self.forgot or self._connection is not None
-            self._stages.clear()
-            self._connection = await connect_dedicated(
-                self._url, application_name="pinstripe verify"
-            )
-            await self._connection.execute(
-                "CREATE TEMP TABLE pg_temp.seen (t text, k text, PRIMARY KEY (t, k))"
-            )
-        return self._connection
+    async def _on_connected(self, connection: asyncpg.Connection) -> None:
+        self.forgot |= self._was_connected
+        self._was_connected = True
+        await connection.execute(
+            "CREATE TEMP TABLE pg_temp.seen (t text, k text, PRIMARY KEY (t, k))"
+        )
 
     async def _compare(
         self, connection: asyncpg.Connection, table: Table, group: Mapping[str, Row]
@@ -123,16 +116,7 @@ class Comparer:
         rows = {key: row for key, row in group.items() if row[-4] > self._since}
         if not rows:
             return
-        stage = stage_name(table)
-        if stage not in self._stages:
-            await connection.execute(create_stage(table))
-            self._stages[stage] = 0
-        await connection.copy_records_to_table(
-            stage,
-            schema_name="pg_temp",
-            records=list(rows.values()),
-            columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
-        )
+        await self._stages.fill(connection, table, rows.values())
         await connection.execute(_note(table), table.name)
         for shape in sorted({row[-1] for row in rows.values()}):
             text = differing(self._schema, table, self._shapes.columns(shape))
@@ -141,16 +125,6 @@ class Comparer:
                 found = difference(table, rows[record[0]], record)
                 different[found.key] = found
             self._take(table.name, (k for k in rows if rows[k][-1] == shape), different)
-        await self._empty(connection, stage, len(rows))
-
-    async def _empty(self, connection: asyncpg.Connection, stage: str, rows: int) -> None:
-        """As the writer does: by DELETE, and now and then by TRUNCATE, which costs more a time."""
-        dead = self._stages[stage] + rows
-        emptied = dead > _DEAD_ROWS
-        await connection.execute(
-            f"{'TRUNCATE' if emptied else 'DELETE FROM'} pg_temp.{quote(stage)}"
-        )
-        self._stages[stage] = 0 if emptied else dead
 
     def _take(self, table: str, keys: Iterable[str], different: Mapping[str, Difference]) -> None:
         """Remembers what differs. What was the same is no argument against an earlier difference in
@@ -180,7 +154,7 @@ class Comparer:
     async def shown(self) -> dict[str, int]:
         """Table -> how many keys Stripe has shown."""
         with translated():
-            connection = await self._connected()
+            connection = await self._stages.connection()
             rows = await connection.fetch(f"SELECT t, count(*) FROM {_SEEN} GROUP BY t")
         return {row[0]: row[1] for row in rows}
 
@@ -202,7 +176,7 @@ class Comparer:
         )
         top = "" if limit is None else f" LIMIT {limit}"
         with translated():
-            connection = await self._connected()
+            connection = await self._stages.connection()
             counts = await connection.fetchrow(
                 f"SELECT count(*), count(*) FILTER (WHERE {flagged}) {rows}", table.name
             )
@@ -236,20 +210,14 @@ def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
     asked = [c for c in columns if c.on_request]
     key = quote(table.key[0])
     undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if table.deletable else "false"
-    extra = f"t._extra IS DISTINCT FROM {_extra_after(columns)}"
-    alike = " AND ".join(
-        f"ROW({', '.join(f't.{quote(c.name)}' for c in group)}) IS NOT DISTINCT FROM "
-        f"ROW({', '.join(map(from_stage, group))})"
-        for group in (told, asked)
-        if group
-    )
+    extra = f"t._extra IS DISTINCT FROM {extra_after(columns)}"
+    same = f" OR NOT {same_values(columns)}" if columns else ""
     return (
         f"SELECT s.{key}, t._synced_at, {_names(told, extra)}, {_names(asked, 'false')}, "
         f"t._partial IS TRUE, {undeleted}\n"
-        f"FROM pg_temp.{quote(stage_name(table))} s "
+        f"FROM {stage(table.name)} s "
         f"LEFT JOIN {qualified(schema, table.name)} t ON t.{key} = s.{key}\n"
-        f"WHERE s._shape = $1::int AND (t.{key} IS NULL OR {extra}"
-        + (f" OR NOT ({alike}))" if alike else ")")
+        f"WHERE s._shape = $1::int AND (t.{key} IS NULL OR {extra}{same})"
     )
 
 
@@ -263,21 +231,11 @@ def _names(columns: Sequence[Column], extra: str) -> str:
     return f"array_remove(ARRAY[{', '.join(cases)}]::text[], NULL)"
 
 
-def _extra_after(columns: Sequence[Column]) -> str:
-    """What `_extra` would be if the staged row were written (see `upsert.update`)."""
-    fields = sorted({c.path[0] for c in columns if c.path})
-    array = ", ".join("'" + f.replace("'", "''") + "'" for f in fields)
-    return (
-        "CASE WHEN t._extra IS NULL THEN s._extra::jsonb ELSE nullif((t._extra - "
-        f"ARRAY[{array}]::text[]) || coalesce(s._extra::jsonb, '{{}}'), '{{}}') END"
-    )
-
-
 def _note(table: Table) -> str:
     """Notes the keys in the stage. $1: the table's name."""
     return (
         f"INSERT INTO {_SEEN} SELECT $1::text, {quote(table.key[0])} "
-        f"FROM pg_temp.{quote(stage_name(table))} ON CONFLICT DO NOTHING"
+        f"FROM {stage(table.name)} ON CONFLICT DO NOTHING"
     )
 
 
