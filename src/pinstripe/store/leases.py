@@ -33,7 +33,7 @@ import asyncpg
 import structlog
 
 from pinstripe.errors import Drifted, LostLease, PinstripeError, Unreachable
-from pinstripe.store.listener import SharedListener
+from pinstripe.store.listener import Listener
 from pinstripe.store.pool import Connection, Pool, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -165,32 +165,36 @@ class Lease:
 
         Waits out a Postgres that is away. Raises Drifted where the schema has no sync.
         """
-        line = SharedListener(self._url, CHANNEL, self.schema, name=self.session_name)
+        listener = Listener(
+            lambda: self._url,
+            {CHANNEL: lambda payload: payload == self.schema},
+            name=self.session_name,
+        )
         try:
-            held = Held(self.schema, self.holder, await self._acquire(line))
-            renewing = asyncio.create_task(held._renew(line, self._ttl_s, self._renew_s))
+            held = Held(self.schema, self.holder, await self._acquire(listener))
+            renewing = asyncio.create_task(held._renew(listener, self._ttl_s, self._renew_s))
             try:
                 yield held
             finally:
                 renewing.cancel()
                 with suppress(asyncio.CancelledError):
                     await renewing
-                await held._release(line)
+                await held._release(listener)
         finally:
-            await line.close()
+            await listener.close()
 
-    async def _acquire(self, line: SharedListener) -> int:
+    async def _acquire(self, listener: Listener) -> int:
         """The fence, when we have the lease."""
         while True:
             try:
                 with translated():
                     async with asyncio.timeout(self._ttl_s + _LOCK_S):
-                        fence = await self._try(line)
+                        fence = await self._try(listener)
             except Unreachable as error:
                 if error.message != self.trouble:
                     _log.warning("lease.trouble", schema=self.schema, error=error.message)
                 self.trouble = error.message
-                await line.close()
+                await listener.close()
                 await asyncio.sleep(min(self._renew_s, 0.5))
                 continue
             self.trouble = ""
@@ -200,11 +204,11 @@ class Lease:
                 return fence
             left_s = self.standing_by.left_s if self.standing_by else 0.0
             # A little late rather than a little early; and never long, should a NOTIFY be lost.
-            await line.rest(min(max(left_s, 0.0) + 0.02, self._renew_s))
+            await listener.rest(min(max(left_s, 0.0) + 0.02, self._renew_s))
 
-    async def _try(self, line: SharedListener) -> int | None:
+    async def _try(self, listener: Listener) -> int | None:
         """Takes the lease if it is free; else None, and `standing_by` says whose it is."""
-        connection = await line.connection()
+        connection = await listener.connect()
         state = await load_lease(connection, self.schema)
         if state is None:
             if (await connection.execute(_FIRST, self.schema)).endswith(" 0"):
@@ -277,14 +281,14 @@ class Held:
             hint="This one was silent for too long; it writes nothing more and stands by.",
         )
 
-    async def _renew(self, line: SharedListener, ttl_s: float, renew_s: float) -> None:
+    async def _renew(self, listener: Listener, ttl_s: float, renew_s: float) -> None:
         """Renews until the lease is lost."""
         try:
             while True:
                 # A NOTIFY wakes us too: most likely somebody has taken it.
-                await line.rest(renew_s if not self.trouble else min(renew_s, 0.5))
+                await listener.rest(renew_s if not self.trouble else min(renew_s, 0.5))
                 try:
-                    if not await self._renewed(line, ttl_s):
+                    if not await self._renewed(listener, ttl_s):
                         _log.warning("lease.lost", schema=self.schema, fence=self.fence)
                         return
                 except PinstripeError as error:
@@ -292,12 +296,12 @@ class Held:
                     if not self.trouble:
                         _log.warning("lease.trouble", schema=self.schema, error=error.message)
                     self.trouble = error.message
-                    await line.close()
+                    await listener.close()
         finally:
             self.lost.set()
 
-    async def _renewed(self, line: SharedListener, ttl_s: float) -> bool:
-        connection = await line.connection()
+    async def _renewed(self, listener: Listener, ttl_s: float) -> bool:
+        connection = await listener.connect()
         with translated():
             ours = await connection.fetchval(
                 _RENEW, self.schema, self.holder, self.fence, ttl_s, timeout=ttl_s
@@ -305,10 +309,10 @@ class Held:
         self.trouble = ""
         return bool(ours)
 
-    async def _release(self, line: SharedListener) -> None:
+    async def _release(self, listener: Listener) -> None:
         try:
             async with asyncio.timeout(_LOCK_S):
-                connection = await line.connection()
+                connection = await listener.connect()
                 with translated():
                     await connection.execute(_RELEASE, self.schema, self.holder, self.fence)
         except (PinstripeError, TimeoutError) as error:

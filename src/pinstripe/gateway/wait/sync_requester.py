@@ -41,7 +41,9 @@ class SyncRequester:
         self.requests_sent: Counter[str] = Counter()
         """Rings sent so far, by schema."""
         self._listening = Listener(
-            database_url, {ACKS: self._on_answer, _APPLIED: self._on_applied}
+            database_url,
+            {ACKS: self._on_answer, _APPLIED: self._on_applied},
+            name="pinstripe gateway",
         )
         self._coalescers: dict[str, Coalescer[float, tuple[int, int]]] = {}
         self._answers: dict[str, SyncAck] = {}
