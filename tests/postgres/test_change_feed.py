@@ -16,9 +16,10 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Unwritable
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.mirror.change_feed import CHANNEL, delete_rows, trim
+from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import RowSet
+from pinstripe.store.changes import CHANNEL, trim
 from pinstripe.store.pool import Connection
 
 _NAMES = ("customer", "charge", "price", "event", "upcoming_customer_invoice")

@@ -17,21 +17,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal
+from dataclasses import replace
 
 from pinstripe.catalog.tables import Table
 from pinstripe.mirror.upsert import stage
 from pinstripe.rows.as_of import Cause
+from pinstripe.store.changes import ChangeKind, NewChange, write_changes
 from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
-from pinstripe.store.locks import lock_row
-from pinstripe.store.pool import Connection, translated
-
-CHANNEL = "pinstripe_change"
-"""NOTIFY channel; the payload is `schema position`, of the last change of a transaction."""
-
-Kind = Literal["insert", "update", "delete"]
+from pinstripe.store.pool import Connection
 
 _NOT_FED = frozenset({"event", "v2_core_event"})
 
@@ -46,39 +39,12 @@ _OF_THE_LOOK = (
 
 _DEAD_ROWS = 3000
 
-_TRIM_ROWS = 10_000
-
 _CREATE_BEFORE = (
     "CREATE TEMP TABLE IF NOT EXISTS pg_temp.pinstripe_before (key text, place tid, image jsonb)"
 )
 
-_WRITE = f"""
-WITH written AS (
-  INSERT INTO pinstripe.change (schema, "table", id, kind, changes, event_id, request_id)
-  SELECT $1, u.tab, u.id, u.kind, u.changes::jsonb, nullif(u.event, ''), nullif(u.request, '')
-  FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-    WITH ORDINALITY AS u (tab, id, kind, changes, event, request, n) ORDER BY u.n
-  RETURNING position)
-SELECT pg_notify('{CHANNEL}', $1 || ' ' || max(position)) FROM written
-"""
-
-_TRIM = """
-DELETE FROM pinstripe.change WHERE position IN (
-  SELECT position FROM pinstripe.change
-  WHERE schema = $1 AND at < clock_timestamp() - $2::interval ORDER BY position LIMIT $3)
-"""
-
 Causes = Mapping[tuple[str, str], Cause]
 """By table and key."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    table: str
-    key: str
-    kind: Kind
-    changes: str
-    cause: Cause
 
 
 class Recorder:
@@ -90,7 +56,7 @@ class Recorder:
     def __init__(self, schema: str, loading: Collection[str]) -> None:
         self._schema = schema
         self._loading = loading
-        self._noted: list[_Change] = []
+        self._noted: list[NewChange] = []
         self._ready_on: Connection | None = None
         self._dead_rows = 0
 
@@ -136,7 +102,7 @@ class Recorder:
         for key, kind, changes in rows:
             cause = causes.get((table.name, key))
             if cause is not None or table.name not in self._loading:
-                self._noted.append(_Change(table.name, key, kind, changes, cause or Cause()))
+                self._noted.append(_change(table.name, key, kind, changes, cause))
 
     async def forget(self, connection: Connection, rows: int) -> None:
         """Empties what `before` kept. TRUNCATE costs more than DELETE, but leaves nothing dead."""
@@ -149,29 +115,20 @@ class Recorder:
 
     def removed(self, table: str, key: str, changes: str, cause: Cause) -> None:
         """A row went. If it came in the same transaction, nobody ever saw it."""
-        mine = [c for c in self._noted if (c.table, c.key) == (table, key)]
+        mine = [c for c in self._noted if (c.table, c.id) == (table, key)]
         if any(c.kind == "insert" for c in mine):
             self._noted = [c for c in self._noted if c not in mine]
         else:
-            cause = cause if cause != Cause() or not mine else mine[-1].cause
-            self._noted.append(_Change(table, key, "delete", changes, cause))
+            change = _change(table, key, "delete", changes, cause)
+            if cause == Cause() and mine:
+                change = replace(change, event_id=mine[-1].event_id, request_id=mine[-1].request_id)
+            self._noted.append(change)
 
     async def write(self, connection: Connection) -> None:
         """Writes what was noted. The last step of the transaction: other writers wait for its end."""
         if not self._noted:
             return
-        # Positions are drawn in the order of commits only if nobody commits in between.
-        await lock_row(connection, "change")
-        await connection.execute(
-            _WRITE,
-            self._schema,
-            [c.table for c in self._noted],
-            [c.key for c in self._noted],
-            [c.kind for c in self._noted],
-            [c.changes for c in self._noted],
-            [c.cause.event_id for c in self._noted],
-            [c.cause.request_id for c in self._noted],
-        )
+        await write_changes(connection, self._schema, self._noted)
         self._noted.clear()
 
 
@@ -201,17 +158,6 @@ async def delete_rows(
     for key, changes in rows:
         recorder.removed(table.name, key, changes, cause or Cause())
     return len(rows)
-
-
-async def trim(connection: Connection, schema: str, keep: timedelta) -> int:
-    """Drops changes that are older than `keep`, some at a time; gives their number."""
-    dropped = 0
-    with translated():
-        while True:
-            count = _count(await connection.execute(_TRIM, schema, keep, _TRIM_ROWS))
-            dropped += count
-            if count < _TRIM_ROWS:
-                return dropped
 
 
 def keep_raced(schema: str, table: Table) -> str:
@@ -298,6 +244,11 @@ def _key(table: Table) -> str:
 
 def _join(table: Table) -> str:
     return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
+
+
+def _change(table: str, key: str, kind: ChangeKind, changes: str, cause: Cause | None) -> NewChange:
+    cause = cause or Cause()
+    return NewChange(table, key, kind, changes, cause.event_id, cause.request_id)
 
 
 def _count(status: str) -> int:

@@ -31,21 +31,22 @@ from pinstripe.catalog.tables import Table
 from pinstripe.errors import LostLease, PinstripeError, Unreachable
 from pinstripe.mirror.batch import Batch, Conflict, Effect
 from pinstripe.mirror.change_feed import Recorder
-from pinstripe.mirror.quarantine import PROBE_S, HeldTable, Quarantine, probe
+from pinstripe.mirror.quarantine import (
+    PROBE_S,
+    HeldTable,
+    Parted,
+    Quarantine,
+    Refused,
+    note_parted,
+    owe_rows,
+    probe,
+    take_too_large,
+)
 from pinstripe.mirror.queue import LIVE_LANE, ExpectedVersions, Job, Part, Progress, Queue, steps_of
 from pinstripe.mirror.writer import Writer
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.pool import Connection
-from pinstripe.store.quarantine import (
-    Parted,
-    Refused,
-    Why,
-    note_parted,
-    note_refused,
-    owe_rows,
-    release,
-    take_too_large,
-)
+from pinstripe.store.quarantine import Why, note_refused, release
 from pinstripe.store.refetch import RefetchDone
 
 

@@ -14,10 +14,13 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
-from pinstripe.mirror.batch import Batch
+from pinstripe.errors import DatabaseFault
+from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.queue import Job
+from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row, RowSet
-from pinstripe.store.quarantine import Parted, Refused, Why
+from pinstripe.store.pool import Connection
+from pinstripe.store.quarantine import Why, note_refused, owe_fetches
 
 PROBE_S = 10.0
 """How often what is refused is tried again: that it heals within a minute costs Postgres little."""
@@ -26,8 +29,65 @@ _MOST_OWED = 1000
 """Rows of a table that are owed one by one; of more its lists are read anew."""
 _SAMPLES = 16
 _PROBED = 50
+_HELD_BYTES = 1_000_000
+LARGEST_BYTES = 200_000_000
+"""Postgres holds a text of 1 GB, a jsonb of 256 MB, and takes messages of 1 GB."""
+_HELD_S = 10 * 365 * 86400.0
+"""A row that is held is not fetched before Postgres takes it."""
+_UNHELD_S = 86400.0
 
 Place = tuple[str, str]
+
+
+TOO_LARGE = Why(
+    DatabaseFault("54000", "row"),
+    "The row is larger than Postgres takes.",
+    "Make the object smaller at Stripe; it is fetched again once a day.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that was left out of a commit; with the interval in its tail."""
+
+    table: str
+    key: str
+    row: Row
+    why: Why
+    cause: Cause | None = None
+
+    @property
+    def can_be_held(self) -> bool:
+        """Whether it may be kept in memory, to be tried again without Stripe."""
+        return size_of(self.row) <= _HELD_BYTES
+
+
+@dataclass(slots=True)
+class Parted:
+    """A batch that was written without what Postgres refuses. `tables`: those of which nothing was."""
+
+    conflicts: list[Conflict] = field(default_factory=list)
+    rows: list[Refused] = field(default_factory=list)
+    tables: dict[str, Why] = field(default_factory=dict)
+    left_out: list[Refused] = field(default_factory=list)
+    """The rows of those tables."""
+    owners: list[tuple[str, str]] = field(default_factory=list)
+    """(table, key) of objects whose lists could not be compared with the rows under them."""
+
+
+def size_of(row: Row) -> int:
+    """Characters of its texts."""
+    return sum(len(value) for value in row if isinstance(value, str))
+
+
+def take_too_large(batch: Batch) -> list[Refused]:
+    """Takes rows out of the batch that are larger than anything Postgres takes."""
+    found: list[Refused] = []
+    for one_round in batch.rounds:
+        for table, group in one_round.items():
+            for key in [k for k, row in group.items() if size_of(row) > LARGEST_BYTES]:
+                found.append(Refused(table, key, group.pop(key), TOO_LARGE))
+    return found
 
 
 @dataclass(slots=True)
@@ -158,6 +218,25 @@ def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]
         found = RowSet(rows={row.table: {row.key: list(row.row)}})
         batch.add(found, row.row[-5], row.row[-4], cause=row.cause)
     return batch
+
+
+async def note_parted(connection: Connection, schema: str, parted: Parted) -> None:
+    """Notes what was refused, in the transaction of what was not."""
+    entries = [(r.table, r.key, r.why, False) for r in parted.rows]
+    entries += [(table, "", w, w.is_gone) for table, w in parted.tables.items()]
+    await note_refused(connection, schema, entries)
+    await owe_rows(connection, schema, [*parted.rows, *parted.left_out])
+    if parted.owners and (parted.rows or parted.left_out):
+        first = (parted.rows or parted.left_out)[0].why
+        await owe_fetches(
+            connection, schema, [(t, k, first, _HELD_S) for t, k in set(parted.owners)]
+        )
+
+
+async def owe_rows(connection: Connection, schema: str, rows: Iterable[Refused]) -> None:
+    """A request is owed for each of these rows, to be made when Postgres takes it."""
+    entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else _UNHELD_S) for r in rows]
+    await owe_fetches(connection, schema, entries)
 
 
 def _rows_of(found: RowSet, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:

@@ -22,6 +22,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.mirror.batch import Batch, Conflict, refetch_for
 from pinstripe.mirror.change_feed import Causes, Recorder, delete_rows
 from pinstripe.mirror.orphans import find_orphans, gone, tombstones
+from pinstripe.mirror.quarantine import Parted, Refused, note_parted
 from pinstripe.mirror.upsert import (
     STAGE_EXTRA,
     complete,
@@ -37,7 +38,7 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
-from pinstripe.store.quarantine import Parted, Refused, note_parted, why
+from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
 
 _MOST_STAGES = 48

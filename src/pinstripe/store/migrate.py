@@ -20,7 +20,7 @@ with it the schema. Nothing is dropped while a process still syncs: its lease is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -28,16 +28,14 @@ from importlib.resources import files
 import asyncpg
 import structlog
 
-from pinstripe.catalog.endpoints import list_endpoints
-from pinstripe.catalog.model import spec
-from pinstripe.catalog.relations import parents
-from pinstripe.catalog.tables import Column, Table, table_name, tables
+from pinstripe.catalog.tables import Column, Table, tables
 from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
+from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.pool import Connection, check_server, connect, translated
 from pinstripe.store.syncs import load_syncs
 
@@ -344,29 +342,6 @@ async def _register(
         api_version,
         sdk_version,
     )
-
-
-async def forget_streams(connection: Connection, schema: str, relist: Sequence[str]) -> None:
-    """Streams are recorded with the tables that they fill; those of changed tables start anew.
-
-    Rows that come inside others (invoice lines) have no stream of their own: then it is the stream of
-    the table around them.
-    """
-    if relist:
-        around = [name for one in relist for name in around_of(one)]
-        await connection.execute(
-            "DELETE FROM pinstripe.cursor WHERE schema = $1 AND position ->> 'table' = ANY($2)",
-            schema,
-            [*relist, *around],
-        )
-
-
-def around_of(name: str) -> Sequence[str]:
-    """The tables of what the rows of a table come inside of, if they are not listed themselves."""
-    known = catalog().get(name)
-    if known is None or any(known.object_type in e.objects for e in list_endpoints()):
-        return ()
-    return [table_name(p) for p in parents(spec()).get(known.object_type, ())]
 
 
 async def reserve(

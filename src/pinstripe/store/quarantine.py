@@ -8,22 +8,16 @@ page that held it: both are committed together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pinstripe.errors import DatabaseFault, PinstripeError
-from pinstripe.mirror.batch import Batch, Conflict
-from pinstripe.rows.as_of import Cause
-from pinstripe.rows.extract import Row
 from pinstripe.store.pool import Connection
 
 QUARANTINED = "quarantined"
 """Code of a request that waits until Postgres takes the row."""
 # undefined_table, undefined_column, invalid_schema_name
 _GONE = frozenset({"42P01", "42703", "3F000"})
-_HELD_BYTES = 1_000_000
-LARGEST_BYTES = 200_000_000
-"""Postgres holds a text of 1 GB, a jsonb of 256 MB, and takes messages of 1 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,57 +44,6 @@ def why(error: PinstripeError) -> Why:
     return Why(error.fault, error.message, error.hint)
 
 
-TOO_LARGE = Why(
-    DatabaseFault("54000", "row"),
-    "The row is larger than Postgres takes.",
-    "Make the object smaller at Stripe; it is fetched again once a day.",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A row that was left out of a commit; with the interval in its tail."""
-
-    table: str
-    key: str
-    row: Row
-    why: Why
-    cause: Cause | None = None
-
-    @property
-    def can_be_held(self) -> bool:
-        """Whether it may be kept in memory, to be tried again without Stripe."""
-        return size_of(self.row) <= _HELD_BYTES
-
-
-@dataclass(slots=True)
-class Parted:
-    """A batch that was written without what Postgres refuses. `tables`: those of which nothing was."""
-
-    conflicts: list[Conflict] = field(default_factory=list)
-    rows: list[Refused] = field(default_factory=list)
-    tables: dict[str, Why] = field(default_factory=dict)
-    left_out: list[Refused] = field(default_factory=list)
-    """The rows of those tables."""
-    owners: list[tuple[str, str]] = field(default_factory=list)
-    """(table, key) of objects whose lists could not be compared with the rows under them."""
-
-
-def size_of(row: Row) -> int:
-    """Characters of its texts."""
-    return sum(len(value) for value in row if isinstance(value, str))
-
-
-def take_too_large(batch: Batch) -> list[Refused]:
-    """Takes rows out of the batch that are larger than anything Postgres takes."""
-    found: list[Refused] = []
-    for one_round in batch.rounds:
-        for table, group in one_round.items():
-            for key in [k for k, row in group.items() if size_of(row) > LARGEST_BYTES]:
-                found.append(Refused(table, key, group.pop(key), TOO_LARGE))
-    return found
-
-
 _NOTE = """
 INSERT INTO pinstripe.quarantine AS q (schema, "table", id, sqlstate, name, reason, remedy, relist)
 SELECT $1, u.tab, u.id, u.code, nullif(u.name, ''), u.reason, u.remedy, u.relist
@@ -123,20 +66,6 @@ ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO U
   attempts = greatest(p.attempts, 3), next_try_at = EXCLUDED.next_try_at,
   asked_at = clock_timestamp()
 """
-_HELD_S = 10 * 365 * 86400.0
-"""A row that is held is not fetched before Postgres takes it."""
-_UNHELD_S = 86400.0
-
-
-async def note_parted(connection: Connection, schema: str, parted: Parted) -> None:
-    """Notes what was refused, in the transaction of what was not."""
-    entries = [(r.table, r.key, r.why, False) for r in parted.rows]
-    entries += [(table, "", w, w.is_gone) for table, w in parted.tables.items()]
-    await note_refused(connection, schema, entries)
-    await owe_rows(connection, schema, [*parted.rows, *parted.left_out])
-    if parted.owners and (parted.rows or parted.left_out):
-        first = (parted.rows or parted.left_out)[0].why
-        await _owe(connection, schema, [(t, k, first, _HELD_S) for t, k in set(parted.owners)])
 
 
 async def note_refused(
@@ -159,15 +88,10 @@ async def note_refused(
     )
 
 
-async def owe_rows(connection: Connection, schema: str, rows: Iterable[Refused]) -> None:
-    """A request is owed for each of these rows, to be made when Postgres takes it."""
-    entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else _UNHELD_S) for r in rows]
-    await _owe(connection, schema, entries)
-
-
-async def _owe(
+async def owe_fetches(
     connection: Connection, schema: str, entries: Sequence[tuple[str, str, Why, float]]
 ) -> None:
+    """Owe a request for each (table, key, why, seconds until it may be made), the last of a key."""
     latest = {entry[:2]: entry for entry in entries}
     if not latest:
         return
@@ -205,57 +129,6 @@ async def release(
         schema,
         table,
         keys,
-    )
-
-
-GONE = Why(
-    DatabaseFault("42P01", "table"),
-    "The table is gone.",
-    "Pinstripe makes it again by itself, and reads its lists.",
-)
-EMPTIED = Why(
-    DatabaseFault("02000", "table"),
-    "The table was emptied by somebody else.",
-    "Pinstripe reads its lists again by itself.",
-)
-
-
-async def to_relist(connection: Connection, schema: str) -> list[str]:
-    """Tables whose lists are to be read anew."""
-    rows = await connection.fetch(
-        "SELECT \"table\" FROM pinstripe.quarantine WHERE schema = $1 AND id = '' AND relist ORDER BY 1",
-        schema,
-    )
-    return [row[0] for row in rows]
-
-
-_EMPTIED = """
-SELECT t.name, to_regclass(format('%I.%I', $1::text, t.name)) IS NULL
-FROM unnest($2::text[]) AS t (name)
-LEFT JOIN pg_class c ON c.oid = to_regclass(format('%I.%I', $1::text, t.name))
-WHERE c.oid IS NULL OR (c.relkind = 'r' AND pg_relation_size(c.oid) = 0 AND EXISTS (
-  SELECT FROM pinstripe.cursor k WHERE k.schema = $1 AND k.position ->> 'table' = t.name
-  AND k.state = 'done' AND k.rows > 0))
-"""
-
-
-async def find_lost(
-    connection: Connection, schema: str, tables: Iterable[str]
-) -> list[tuple[str, bool]]:
-    """(table, whether it is gone) of those that somebody dropped, or emptied though lists filled them.
-
-    From the catalog alone: a table of which only the rows were deleted is found when they are vacuumed.
-    """
-    rows = await connection.fetch(_EMPTIED, schema, sorted(tables))
-    return [(row[0], row[1]) for row in rows]
-
-
-async def relisted(connection: Connection, schema: str, table: str) -> None:
-    """The lists of the table have been read anew."""
-    await connection.execute(
-        "DELETE FROM pinstripe.quarantine WHERE schema = $1 AND \"table\" = $2 AND id = ''",
-        schema,
-        table,
     )
 
 

@@ -19,8 +19,7 @@ import structlog
 
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.mirror.change_feed import CHANNEL
-from pinstripe.store.changes import Change, Wanted, changes_after, newest_position
+from pinstripe.store.changes import CHANNEL, Change, Wanted, changes_after, newest_position
 from pinstripe.store.listener import Listener
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

@@ -26,13 +26,13 @@ import asyncpg
 
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.mirror.batch import Batch, Conflict
+from pinstripe.mirror.quarantine import Parted
 from pinstripe.mirror.upsert import extra_after, from_stage, same_values, stage
 from pinstripe.mirror.writer import StageTables
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import translated
-from pinstripe.store.quarantine import Parted
 
 MOST = 20_000
 """Differences that are remembered for each table; of more only the number is known."""
