@@ -119,22 +119,44 @@ class StageTables:
         """Return the session, connected again if it was lost. Raises Unreachable."""
         if self._connection is None or self._connection.is_closed():
             self.close()
-            self._connection = connection = await connect_dedicated(
-                self._url, application_name=self._session_name
-            )
-            with translated():
-                await self._on_connected(connection)
+            connection = await connect_dedicated(self._url, application_name=self._session_name)
+            try:
+                with translated():
+                    await self._on_connected(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            self._connection = connection
         return self._connection
 
-    def close(self) -> bool:
-        """Drop the session; `connection` opens a new one. Return whether there was one."""
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction for the block: its end empties the stages and commits, in one round trip.
+
+        A failure or a cancellation ends the session, since its state is unknown then.
+        """
+        try:
+            connection = await self.connection()
+            with translated():
+                async with cancel_on_disconnect(connection):
+                    # Not `connection.transaction()`: its ROLLBACK on a session that the server has
+                    # ended raises an error of its own, which hides the first.
+                    await connection.execute("BEGIN")
+                    yield connection
+                    emptying = [self._emptying(table) for table in list(self._filled)]
+                    await connection.execute("; ".join([*emptying, "COMMIT"]))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drop the session; `connection` opens a new one."""
         connection, self._connection = self._connection, None
         self._dead.clear()
         self._filled.clear()
         self._statements.clear()
         if connection is not None and not connection.is_closed():
             connection.terminate()
-        return connection is not None
 
     async def fill(
         self, connection: asyncpg.Connection, table: Table, rows: Collection[Row]
@@ -156,10 +178,6 @@ class StageTables:
             records=rows,
             columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
         )
-
-    def emptying(self) -> list[str]:
-        """Return the statements that empty all stages. Run them before the commit."""
-        return [self._emptying(table) for table in list(self._filled)]
 
     async def run(
         self,
@@ -269,24 +287,17 @@ class Writer:
         """A transaction: the block writes the rows. The rest of the batch and the commit follow."""
         self._at = ""
         try:
-            connection = await self._stages.connection()
+            await self._stages.connection()
             async with naming_holders(self._url, self._pid):
-                with (
-                    translated(),
-                    self._recorder.transaction() if self._recorder else nullcontext(),
-                ):
-                    async with cancel_on_disconnect(connection):
-                        # Not `connection.transaction()`: its ROLLBACK over a session that the server
-                        # has ended fails in its own way and hides why. What fails ends with the
-                        # connection.
-                        await connection.execute("BEGIN")
+                with self._recorder.transaction() if self._recorder else nullcontext():
+                    async with self._stages.transaction() as connection:
                         yield connection
                         self._at = ""
                         await self._finish(connection, batch, parted)
+                    for answer in batch.completed:
+                        answer.is_noted = True
         except BaseException:
-            # Cancelled or failed halfway: what the session holds is not known.
             self.failed_at = self._at
-            await self.close()
             raise
 
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
@@ -301,10 +312,6 @@ class Writer:
             await effect(connection)
         if self._recorder is not None:
             await self._recorder.write(connection)
-        # With the commit, in one round trip.
-        await connection.execute("; ".join([*self._stages.emptying(), "COMMIT"]))
-        for answer in batch.completed:
-            answer.is_noted = True
 
     async def _on_connected(self, connection: asyncpg.Connection) -> None:
         self._pid = await server_pid(connection)

@@ -84,18 +84,10 @@ class Comparer:
 
     async def write(self, batch: Batch) -> list[Conflict]:
         """Compares the batch; nothing is ever contested. Checkpoints and effects are left alone."""
-        try:
-            with translated():
-                connection = await self._stages.connection()
-                async with connection.transaction():
-                    for one_round in batch.rounds:
-                        for table in sorted(one_round):
-                            await self._compare(connection, self._tables[table], one_round[table])
-                    for statement in self._stages.emptying():
-                        await connection.execute(statement)
-        except BaseException:
-            self.forgot |= self._stages.close()
-            raise
+        async with self._stages.transaction() as connection:
+            for one_round in batch.rounds:
+                for table in sorted(one_round):
+                    await self._compare(connection, self._tables[table], one_round[table])
         return []
 
     async def write_apart(self, batch: Batch) -> Parted:
