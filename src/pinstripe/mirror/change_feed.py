@@ -1,15 +1,12 @@
-"""The change feed: what became of each row, in the table `pinstripe.change`. Off unless asked for.
+"""Records the change feed: what each transaction of the mirror changed. Off by default.
 
     SELECT * FROM pinstripe.change WHERE schema = 'stripe' AND position > $1 ORDER BY position
 
-The rows are written in the transaction that makes the changes. Positions grow in the order of commits:
-whoever has read up to one never misses an earlier one. NOTIFY `pinstripe_change` follows each commit.
-
-`changes` is {column: [before, after]}, of the columns that differ: in an insert those with a value. A
-row that Stripe has deleted, or a row of a virtual table that went, is a "delete". Knowing more exactly
-when a row was true is no change, nor is a preview of which only the time of looking differs. The event log
-itself is not in the feed. Of a table that is being
-copied for the first time, only what an event or a request caused is.
+Changes are written in the transaction that makes them; `store.changes` has the table and its NOTIFY.
+`changes` is {column: [before, after]} of the columns that differ, in an insert those with a value. A
+deleted object, or a removed row of a virtual table, is a "delete". Not recorded: a row whose `_as_of`
+alone moved, a preview of which only the times of the request differ, and the event log. During a table's
+initial load, only what an event or a request caused is recorded.
 """
 
 from __future__ import annotations
@@ -28,14 +25,14 @@ from pinstripe.store.pool import Connection
 
 _NOT_FED = frozenset({"event", "v2_core_event"})
 
-_OF_THE_LOOK = (
+_PREVIEW_TIMES = (
     "created",
     "period_start",
     "period_end",
     "status_transitions_finalized_at",
     "status_transitions_paid_at",
 )
-"""Columns of a previewed invoice that differ each time it is asked for: they would fill the feed."""
+"""Columns of a previewed invoice that differ at each request: they would fill the feed."""
 
 _DEAD_ROWS = 3000
 
@@ -48,9 +45,9 @@ Causes = Mapping[tuple[str, str], Cause]
 
 
 class Recorder:
-    """Notes what a writer's transactions change. One for each writer; `schema` is what it writes to.
+    """Records what a writer's transactions change. One for each writer.
 
-    `loading` is looked at anew each time: the tables that are being copied for the first time.
+    `loading` is read at each use: the tables in their initial load.
     """
 
     def __init__(self, schema: str, loading: Collection[str]) -> None:
@@ -62,7 +59,7 @@ class Recorder:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """The block in which `delete_rows` notes here. What an earlier, failed one left is forgotten."""
+        """The block in which `delete_rows` records here. Drops what a failed transaction left."""
         self._noted.clear()
         token = _recording.set(self)
         try:
@@ -71,33 +68,33 @@ class Recorder:
             _recording.reset(token)
 
     def mark(self) -> int:
-        """How much is noted so far; for `go_back`."""
+        """Return how much is recorded so far; for `go_back`."""
         return len(self._noted)
 
     def go_back(self, mark: int) -> None:
-        """The transaction has been rolled back to where it was at the mark."""
+        """Forget what was recorded since the mark: the transaction was rolled back to it."""
         del self._noted[mark:]
         self._ready_on = None
 
     def wants(self, table: str, keys: Collection[str], causes: Causes) -> bool:
-        """Whether changes of these rows are to be noted at all: if not, they cost nothing."""
+        """Return whether changes of these rows are recorded; if not, they cost nothing."""
         if table in _NOT_FED:
             return False
         return table not in self._loading or any((table, key) in causes for key in keys)
 
     async def before(self, connection: Connection, table: Table) -> int:
-        """Keeps the rows that the stage is about to change, and locks them; gives their number."""
+        """Keep and lock the rows that the stage is about to change; return their number."""
         if self._ready_on is not connection:
             await connection.execute(_CREATE_BEFORE)
             self._ready_on, self._dead_rows = connection, 0
         return _count(await connection.execute(keep(self._schema, table)))
 
     async def raced(self, connection: Connection, table: Table) -> int:
-        """As `before`, for rows that another writer inserted after it had looked."""
+        """Like `before`, for rows that another writer inserted after it ran."""
         return _count(await connection.execute(keep_raced(self._schema, table)))
 
     async def after(self, connection: Connection, table: Table, causes: Causes) -> None:
-        """Notes what has become of the staged rows."""
+        """Record how the staged rows changed."""
         rows = await connection.fetch(difference(self._schema, table))
         for key, kind, changes in rows:
             cause = causes.get((table.name, key))
@@ -105,7 +102,7 @@ class Recorder:
                 self._noted.append(_change(table.name, key, kind, changes, cause))
 
     async def forget(self, connection: Connection, rows: int) -> None:
-        """Empties what `before` kept. TRUNCATE costs more than DELETE, but leaves nothing dead."""
+        """Empty what `before` kept. TRUNCATE costs more than DELETE, but leaves no dead rows."""
         self._dead_rows += rows
         if self._dead_rows > _DEAD_ROWS:
             await connection.execute("TRUNCATE pg_temp.pinstripe_before")
@@ -114,7 +111,7 @@ class Recorder:
             await connection.execute("DELETE FROM pg_temp.pinstripe_before")
 
     def removed(self, table: str, key: str, changes: str, cause: Cause) -> None:
-        """A row went. If it came in the same transaction, nobody ever saw it."""
+        """Record a deleted row. If the same transaction inserted it, nothing is recorded."""
         mine = [c for c in self._noted if (c.table, c.id) == (table, key)]
         if any(c.kind == "insert" for c in mine):
             self._noted = [c for c in self._noted if c not in mine]
@@ -125,7 +122,7 @@ class Recorder:
             self._noted.append(change)
 
     async def write(self, connection: Connection) -> None:
-        """Writes what was noted. The last step of the transaction: other writers wait for its end."""
+        """Write what was recorded. The last step of the transaction: other writers wait for its end."""
         if not self._noted:
             return
         await write_changes(connection, self._schema, self._noted)
@@ -133,7 +130,7 @@ class Recorder:
 
 
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
-"""The recorder of the transaction that runs: effects get only a connection."""
+"""The recorder of the current transaction: effects get only a connection."""
 
 
 async def delete_rows(
@@ -144,10 +141,9 @@ async def delete_rows(
     *values: object,
     cause: Cause | None = None,
 ) -> int:
-    """Deletes rows, in an effect of the mirror; gives their number.
+    """Delete rows in an effect of the mirror; return their number.
 
-    `where` is SQL on the table's columns, `values` its parameters. The only way to delete rows that
-    the change feed sees.
+    `where` is SQL on the table's columns, `values` its parameters. Other deletes are not recorded.
     """
     recorder = _recording.get()
     text = f"DELETE FROM {qualified(schema, table.name)} AS t WHERE {where}"
@@ -161,7 +157,7 @@ async def delete_rows(
 
 
 def keep_raced(schema: str, table: Table) -> str:
-    """As `keep`, for rows that another writer inserted after `keep` had looked."""
+    """Like `keep`, for rows that another writer inserted after `keep` ran."""
     return (
         f"{_keep(schema, table)} AND t.xmin <> pg_current_xact_id()::xid "
         f"AND {_key(table)} NOT IN (SELECT key FROM pg_temp.pinstripe_before)\n{_LOCKED}"
@@ -169,10 +165,10 @@ def keep_raced(schema: str, table: Table) -> str:
 
 
 def keep(schema: str, table: Table) -> str:
-    """Copies the table's rows that the stage speaks of, locked until the commit.
+    """Copy the rows that are in the stage, locked until the commit.
 
-    Without the lock another writer could change a row between the look and our own change, and its
-    step would be missing in the chain of befores and afters.
+    Without the lock another writer could change a row between this copy and our update, and its step
+    would be missing in the chain of befores and afters.
     """
     return f"{_keep(schema, table)}\n{_LOCKED}"
 
@@ -190,7 +186,7 @@ def _keep(schema: str, table: Table) -> str:
 
 
 def difference(schema: str, table: Table) -> str:
-    """(key, kind, changes as text) of the staged rows that this transaction changed."""
+    """Select (key, kind, changes as text) of the staged rows that this transaction changed."""
     gone = "false"
     if table.deletable:
         gone = "a.image -> 'deleted' = 'true' AND b.image -> 'deleted' IS DISTINCT FROM 'true'"
@@ -215,23 +211,23 @@ def difference(schema: str, table: Table) -> str:
 
 
 def _seen(table: Table) -> str:
-    """A condition that leaves out previews that only the time of the look has changed."""
+    """Return a condition that leaves out previews of which only the times of the request changed."""
     if not (table.virtual and table.object_type == "invoice"):
         return ""
     return (
         "\nAND (NOT t.known OR EXISTS (SELECT FROM jsonb_object_keys(c.changes) k "
-        f"WHERE k <> ALL ('{{{','.join(_OF_THE_LOOK)}}}')))"
+        f"WHERE k <> ALL ('{{{','.join(_PREVIEW_TIMES)}}}')))"
     )
 
 
 def _image() -> str:
-    """The row `t` as Stripe gave it: of our own columns only `_extra` holds any of that."""
+    """Return the row `t` without our own columns, except `_extra`, which has fields of Stripe's."""
     ours = ", ".join(name for name in BOOKKEEPING if name != "_extra")
     return f"to_jsonb(t) - '{{{ours}}}'::text[]"
 
 
 def _removal() -> str:
-    """The changes of a row that is deleted, as text: to null, all that was not."""
+    """Return the changes of a deleted row, as text: every value to null."""
     return (
         "(SELECT coalesce(jsonb_object_agg(n.key, jsonb_build_array(n.value, NULL)), '{}') "
         f"FROM jsonb_each({_image()}) n WHERE n.value <> 'null')::text"

@@ -1,10 +1,10 @@
-"""What Postgres refuses now: the mirror leaves it out, and tries it again all the time.
+"""What Postgres refuses at present: the mirror leaves it out and retries it every `PROBE_S`.
 
-A refused row is kept in memory and tried every few seconds, without asking Stripe. Once Postgres takes it,
-what is owed for it is fetched, since it may have changed meanwhile. Of a table that refuses everything,
-nothing is written; some of its rows are tried, and what was left out is owed row by row, or, where that is
-too much, by reading its lists anew. The names are in the database (`store.quarantine`), the rows only here:
-a restart tries everything anew.
+A refused row is kept in memory and retried without a request to Stripe. Once Postgres accepts it, its
+refetch becomes due, because the object may have changed meanwhile. A table that refuses every row is not
+written at all: some of its rows are kept as probes, and what is left out is owed row by row or, beyond
+`_MOST_OWED` rows, by reading its lists again. The names are in the database (`store.quarantine`), the
+rows only in memory: a restart retries everything.
 """
 
 from __future__ import annotations

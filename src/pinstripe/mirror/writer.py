@@ -1,8 +1,10 @@
 """Writes batches of rows: COPY into a stage, one guarded upsert per table and shape, one commit.
 
-A `Writer` owns one connection. Everything of a `Batch` (rows of many tables and the checkpoints that
-vouch for them) becomes visible in one transaction, or nothing does. Tables and keys are taken in one
-order by every writer, so that two of them never wait for each other in a circle.
+    Batch -> COPY into stages -> insert, update, complete -> refetches, checkpoints, effects -> COMMIT
+
+A `Writer` owns one session (`StageTables`). Rows of many tables and the checkpoints that cover them become
+visible in one transaction or not at all. All writers take tables and keys in one order, so two of them
+never deadlock. `write_apart` leaves out the rows that Postgres refuses, which it finds by halving.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
 _HOPELESS = 16
-"""So many rows refused one by one, and none written: then it is the table that refuses."""
-_OVER = -3
-"""Where a row says which version of it was seen before: then it is there, and an update finds it."""
+"""After this many rows refused one by one and none written, the table counts as refusing."""
+_EXPECTED = -3
+"""Place of the version that a row expects to replace: the row exists then, and an update finds it."""
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
@@ -76,14 +78,14 @@ class _Round:
 
 @dataclass(slots=True)
 class _Tally:
-    """What became of the rows of one table so far."""
+    """The results of one table so far."""
 
     conflicts: list[Conflict] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     written: int = 0
 
     def refuse(self, of: _Round, group: Mapping[str, Row], error: PinstripeError) -> None:
-        """Takes the one row of the group down. Raises _TableRefused if there is no hope for others."""
+        """Note the one row of the group as refused. Raises _TableRefused after `_HOPELESS` of them."""
         for key, row in group.items():
             cause = of.causes.get((of.table, key))
             self.refused.append(Refused(of.table, key, row, why(error), cause))
@@ -232,7 +234,7 @@ class Writer:
         recorder: Recorder | None = None,
         session_name: str = "pinstripe",
     ) -> None:
-        """`recorder`: notes the changes, if the feed is on; it is this writer's alone."""
+        """`recorder` records the change feed, if it is on; it belongs to this writer alone."""
         self._url = url
         self._schema = schema
         self._tables = tables
@@ -240,7 +242,7 @@ class Writer:
         self._recorder = recorder
         self._stages = StageTables(url, session_name=session_name, on_connected=self._on_connected)
         self.failed_at = ""
-        """The table at which the last write failed; "" where it was at none."""
+        """The table at which the last write failed; "" if it failed elsewhere."""
         self._at = ""
         self._pid = 0
 
@@ -260,31 +262,31 @@ class Writer:
         self._stages.close()
 
     async def write(self, batch: Batch) -> list[Conflict]:
-        """Commits the batch; gives the rows that could not be decided by time.
+        """Commit the batch; return the rows that are in conflict.
 
-        A lost connection leaves nothing written (Unreachable) and is made anew by the next call.
+        A lost connection raises Unreachable and leaves nothing written; the next call connects again.
         """
         parted = Parted()
         async with self._transaction(batch, parted) as connection:
             parted.conflicts = await self._rounds(connection, batch)
-            await self._vanish(connection, batch)
+            await self._remove_orphans(connection, batch)
         return parted.conflicts
 
     async def write_apart(self, batch: Batch) -> Parted:
-        """As `write`, without the rows that Postgres refuses: each is found by halving.
+        """Like `write`, without the rows that Postgres refuses, which it finds by halving.
 
-        They are noted, with what is owed for them, in the same commit. Slow: for a batch that was refused.
+        They are noted in the same commit, with their refetches. Slow: for a batch that was refused.
         """
         parted = Parted()
         async with self._transaction(batch, parted) as connection:
             for table in sorted({name for one_round in batch.rounds for name in one_round}):
                 await self._table_apart(connection, table, batch, parted)
-            await self._vanish_apart(connection, batch, parted)
+            await self._remove_orphans_apart(connection, batch, parted)
         return parted
 
     @asynccontextmanager
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
-        """A transaction: the block writes the rows. The rest of the batch and the commit follow."""
+        """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
         self._at = ""
         try:
             await self._stages.connection()
@@ -302,7 +304,7 @@ class Writer:
 
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
-        # Noted in the same commit: a crash before the GET must not lose the question.
+        # Queued in the same commit: a crash before the GET must not lose the conflict.
         await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
         await complete_refetches(connection, self._schema, batch.completed)
         if parted.rows or parted.tables:
@@ -320,7 +322,7 @@ class Writer:
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Conflict]:
         found: list[Conflict] = []
         # Table by table, and all rounds of one before the next: two writers take their locks in the
-        # same order then. (A later round speaks of keys that the first has locked already.)
+        # same order then. (The keys of a later round are locked by the first already.)
         for table in sorted({name for one_round in batch.rounds for name in one_round}):
             for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
                 group = one_round.get(table)
@@ -331,7 +333,7 @@ class Writer:
     async def _table_apart(
         self, connection: asyncpg.Connection, name: str, batch: Batch, parted: Parted
     ) -> None:
-        """All rounds of one table, without the rows or, if need be, the whole table."""
+        """Write all rounds of one table without its refused rows, or without the whole table."""
         tally = _Tally()
         mark = await self._save(connection)
         try:
@@ -360,7 +362,7 @@ class Writer:
         keys: Sequence[str],
         tally: _Tally,
     ) -> None:
-        """Writes these rows; if they are refused, one half and then the other, down to single rows."""
+        """Write these rows; if they are refused, one half and then the other, down to single rows."""
         if not keys:
             return
         group = {key: of.rows[of.table][key] for key in keys}
@@ -387,26 +389,26 @@ class Writer:
         for half in (keys[:middle], keys[middle:]):
             await self._half(connection, of, half, tally)
 
-    async def _vanish_apart(
+    async def _remove_orphans_apart(
         self, connection: asyncpg.Connection, batch: Batch, parted: Parted
     ) -> None:
-        """As `_vanish`, child by child. A list with a refused row proves nothing: its owner is owed."""
+        """Like `_remove_orphans`, child by child. The parent of a refused row is owed a refetch instead."""
         without = {row.table for row in parted.rows} | set(parted.tables)
-        for place in sorted(batch.whole):
+        for place in sorted(batch.complete_lists):
             child, parent = place
             if child in without:
-                parted.owners += [(parent, key) for key in batch.whole[place]]
+                parted.owners += [(parent, key) for key in batch.complete_lists[place]]
                 continue
             mark = await self._save(connection)
             try:
                 with translated():
-                    await self._vanish(connection, batch, only=place)
+                    await self._remove_orphans(connection, batch, only=place)
             except PinstripeError as error:
                 if error.fault is None or error.fault.scope not in ("row", "table"):
                     raise
                 await self._go_back(connection, mark)
                 parted.tables[child] = why(error)
-                parted.owners += [(parent, key) for key in batch.whole[place]]
+                parted.owners += [(parent, key) for key in batch.complete_lists[place]]
             else:
                 await connection.execute("RELEASE SAVEPOINT apart")
 
@@ -416,25 +418,25 @@ class Writer:
         return self._stages.mark(), recorded
 
     async def _go_back(self, connection: asyncpg.Connection, mark: _Mark) -> None:
-        """Back to the last savepoint, and gone with it; stages made since are too."""
+        """Roll back to the last savepoint and release it; the stages made since are gone too."""
         await connection.execute("ROLLBACK TO SAVEPOINT apart; RELEASE SAVEPOINT apart")
         self._stages.go_back(mark[0])
         if self._recorder is not None:
             self._recorder.go_back(mark[1])
 
-    async def _vanish(
+    async def _remove_orphans(
         self,
         connection: asyncpg.Connection,
         batch: Batch,
         *,
         only: tuple[str, str] | None = None,
     ) -> None:
-        """Flags or deletes rows that a list shown to its end no longer has; `only` (child, parent)."""
-        places = sorted(batch.whole) if only is None else [only]
+        """Flag or delete the rows that a complete list no longer has; `only`: one (child, parent)."""
+        places = sorted(batch.complete_lists) if only is None else [only]
         if not places:
             return
         self._at = places[0][0]
-        lists = [(self._tables[c], parent, batch.whole[c, parent]) for c, parent in places]
+        lists = [(self._tables[c], parent, batch.complete_lists[c, parent]) for c, parent in places]
         for table, keys in await find_orphans(connection, self._schema, lists):
             child = table.name
             flags = tombstones(table, self._shapes, keys)
@@ -461,7 +463,7 @@ class Writer:
         known = await recorder.before(connection, table) if recorder else 0
         shapes = sorted({row[-1] for row in group.values()})
         left = len(group)
-        if recorder is None and all(row[_OVER] is not None for row in group.values()):
+        if recorder is None and all(row[_EXPECTED] is not None for row in group.values()):
             left -= await self._update(connection, name, shapes, version)
         if left:
             left -= await self._run(connection, ("insert", name, -1), version)
@@ -485,7 +487,7 @@ class Writer:
     async def _update(
         self, connection: asyncpg.Connection, name: str, shapes: Sequence[int], version: str
     ) -> int:
-        """Updates from the stage; gives the number of rows. Running it again changes nothing more."""
+        """Update from the stage; return the number of rows. Running it again changes nothing more."""
         return sum([await self._run(connection, ("update", name, s), version, s) for s in shapes])
 
     def _recorder_for(self, table: str, keys: Collection[str], causes: Causes) -> Recorder | None:

@@ -1,4 +1,10 @@
-"""Reading the change feed by position: pages for whoever asks, in either direction."""
+"""The table `pinstripe.change`: writes, reads and trims the change feed.
+
+    mirror.change_feed -> write_changes -> NOTIFY -> changes_after (pages by position)
+
+Positions grow in the order of commits, so a reader that has read up to one never misses an earlier one.
+What counts as a change is decided by `mirror.change_feed`.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,11 @@
-"""Cursors: how far each stream has been read, and what Postgres durably holds of it.
+"""Cursors: how far each stream has been read. Also initial-load flags and the freshness of tables.
 
-A `Checkpoint` is an immutable value. It is saved in the transaction that writes the rows it vouches
-for, so that whoever reads it back after a crash finds exactly those rows.
+A `Checkpoint` is an immutable value. It is saved in the transaction that writes the rows it covers, so
+after a crash the rows are exactly those that the cursor describes.
 
-Which tables have been copied whole: the rows of `pinstripe.copied`.
-
-Until then a table is quiet in the change feed, but for what events caused: the first copy of an account
-is no change. A restart in the middle of it is not its end.
-
-How far each table is known to be true by something else than events: its newest rows, a full pass.
+Until the initial load of a table is done (`pinstripe.copied`), the change feed shows only what events
+caused in it; a restart during the load does not end it. `pinstripe.freshness` keeps how far a table is
+known to be true by something else than events: its newest page, or a full refresh.
 """
 
 from __future__ import annotations

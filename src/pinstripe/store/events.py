@@ -1,4 +1,4 @@
-"""Reading the copy of the event log, newest first, a page at a time."""
+"""The event log in Postgres: pages of the copied events, newest first, and which of them are applied."""
 
 from __future__ import annotations
 

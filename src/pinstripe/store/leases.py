@@ -1,19 +1,15 @@
-"""One reader a schema: a lease with a fence, on Postgres's clock.
+"""One worker a schema: a lease with a fence, on Postgres's clock.
 
     lease = Lease(url, "stripe")
-    async with lease.held() as held:      # stands by until the lease is free or has run out
-        mirror.always.append(held.check)  # a holder that was overtaken writes nothing
+    async with lease.held() as held:      # stands by until the lease is free or has expired
+        mirror.always.append(held.check)  # a holder that was overtaken cannot commit
         await held.watch()                # raises LostLease when that happens
 
-The holder renews; a holder that dies or hangs stops renewing, and whoever stands by takes over. No
-clock but Postgres's decides. The fence grows with every holder, and each writing transaction looks at
-it under a lock that a take-over waits for: once a lease is taken, nothing of the earlier holder can
-still be committed. A lease is held once: what was queued in one tenure never passes in the next.
-
-The lease for as long as a block lasts, told to people: whom it waits for, and that it was lost.
-
-async with leading(lease, tell) as held:   # stands by until the lease is ours
-...                                    # LostLease ends the block when another process takes over
+The holder renews its lease. If it dies or hangs, the lease expires and a standby takes over; only
+Postgres's clock decides when. Each take-over raises the fence, and each writing transaction checks it
+under a lock that a take-over waits for, so an earlier holder cannot commit after a take-over. `leading`
+does the same for the command line: it reports which process it waits for, and ends its block when the
+lease is lost.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Locks on rows of our own tables, and the names of those who keep us waiting for one.
+"""Locks on rows of our own tables, and the names of the sessions that hold up a statement.
 
-Advisory locks need no right at all: a role that may only read could hold ours for ever. To lock a row
-takes the right to write to its table. Every session has a `lock_timeout` (see `session`); `naming_holders`
-says meanwhile, in the log, and afterwards, in the error, which session it was.
+Advisory locks need no right at all, so a read-only role could hold ours for ever; a row lock needs the
+right to write to its table. Every session has a `lock_timeout` (see `session`). While a statement waits,
+`naming_holders` logs the session that holds the lock, and names it in the error if the wait times out.
 """
 
 from __future__ import annotations

@@ -1,20 +1,12 @@
-"""Brings the database to the catalog: creates, adds, fills; never drops and never retypes.
+"""Brings a schema to the catalog: creates, adds and fills; never drops a column, never changes a type.
 
-One transaction: the schema is as before, or as the catalog wants it. New columns of old tables are
-filled from `_extra`, where values of fields that the catalog did not know have waited; what that
-cannot fill is listed again (the streams of the table start anew).
+    reserve -> lease -> migrate -> backfill -> create_indexes ... drop_copy
 
-What must stand in a database before a process leads there, or looks on beside the one that does.
-
-Only the holder of the lease migrates: one that stands by may be of another version, and the tables are
-in use. All that it may make is the place for the very first lease.
-
-The indexes of synced tables: made when the first backfill is done, alone or beside writers.
-
-The end of a copy: its tables and all that is remembered of it.
-
-Only tables of the catalog are dropped; a view or a table of the user's own in the same schema stays, and
-with it the schema. Nothing is dropped while a process still syncs: its lease is taken first.
+A migration is one transaction. New columns of existing tables are filled from `_extra`, which keeps the
+fields that an older catalog did not know; lists of tables that cannot be filled so are read again. Only
+the holder of the lease migrates, because a standby may run another version. Indexes are built after the
+first backfill, alone or beside writers. `drop_copy` takes the lease first and drops tables of the catalog
+only: views and tables of the user stay, and the schema with them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Rows and tables that Postgres refuses to hold: `pinstripe.quarantine`, and what is owed for them.
+"""The table `pinstripe.quarantine`: rows and tables that Postgres refuses, and the refetches owed for them.
 
-A user's index, constraint, trigger or policy may refuse a row, a missing right or a dropped column a table.
-Whatever else is written goes on without them: here stands, by name, what was left out, why, and what to do.
-Never a value of a row. For each row a request is owed (`pinstripe.pending`), so a cursor may vouch for the
-page that held it: both are committed together.
+A user's index, constraint, trigger or policy may refuse a row; a missing right or a dropped column
+refuses a table. Everything else is written without them. Each entry has the name, the reason and the
+remedy, never a value of the row. A refetch is queued (`pinstripe.pending`) in the same commit as the page
+that held the row, so the cursor may cover that page. `mirror.quarantine` decides what is refused and
+retries it.
 """
 
 from __future__ import annotations

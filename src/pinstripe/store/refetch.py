@@ -1,8 +1,8 @@
-"""What must still be asked of Stripe, durably: `pinstripe.pending`; and which events were applied.
+"""The refetch queue in Postgres: objects to fetch again (`pinstripe.pending`).
 
-An event that is only a hint (another API version, a list that it says has changed, an order that it
-does not tell) is followed by a request. The request is noted in the transaction that applies the event,
-so that a crash between the two loses nothing.
+An event of another API version, or one whose order is unknown, or one that names a changed list, is only a
+hint and queues a refetch. The transaction that applies the event queues it, so a crash in between loses
+nothing. `sync.refetch` works the queue off.
 """
 
 from __future__ import annotations

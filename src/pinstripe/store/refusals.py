@@ -1,7 +1,10 @@
-"""What Stripe refuses beside whole objects, and when it is asked for again: `pinstripe.refusal`.
+"""Requests that Stripe refused in part: a property of `expand[]`, or a list that needs a parent.
 
-A property that cannot be expanded, or a list that wants a parent, is asked for once. The refusal stands for
-`AGAIN`, in this process and in those that follow: an account may be given more, a version may learn.
+A refusal holds for `AGAIN`, in this process and later ones; then the request is made once more, since
+Stripe may have given the account more. The table `pinstripe.refusal` is separate from `code` and
+`next_try_at` of `pinstripe.cursor`: those say how a whole stream ended, one row a stream. An expand
+belongs to an endpoint that several streams and single GETs use, and a list that needs a parent is read
+well: its stream is "done", and only its way differs.
 """
 
 from __future__ import annotations

@@ -1,17 +1,13 @@
 """A Postgres role that can read the synced tables of one schema, and nothing else.
 
-For people, BI tools and the console's SQL box. It logs in with a password that is shown once: neither we
-nor the server keep it in clear. It sees every table of the schema, those that come later too, and nothing
-of the schema `pinstripe`. Its rights hold it to reading; `default_transaction_read_only` and the time limit
-prevent accidents, and it could set them differently.
+For people, BI tools and the console's SQL box. Its password is printed once; neither Pinstripe nor the
+server keeps it in clear. The role reads every table of the schema, later ones too, and nothing of
+`pinstripe`. Its rights limit it to reading; `default_transaction_read_only` and the time limit only
+prevent accidents. Roles belong to the server, so the database is part of the name, and a comment on the
+role names its owner: a role without that comment is never touched.
 
-A server has one set of roles for all its databases, so the database is part of the name, and a comment
-on the role says whose it is: a role without that comment is never touched.
-
-What Postgres keeps of a password, made here, so that the password itself never reaches the server.
-
-A statement with a password in it may end in the server's log; a verifier there helps nobody.
-RFC 5802 and 7677; the form is that of `pg_authid.rolpassword`.
+The SCRAM verifier is computed here (RFC 5802 and 7677, in the form of `pg_authid.rolpassword`), because a
+statement with a password may end in the server's log.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""How each table stands, read from the database alone: rows, state, how far known to be true, why not.
+"""The status of syncs, from the database alone: rows, state, freshness and reasons of each table.
 
-For `pinstripe status`, for the summary of a sync, and for whoever asks later over HTTP. Asks Stripe
-nothing and writes nothing.
-
-How all syncs of a database stand, in one look that costs the same whatever they hold.
-
-For what asks every second. Who wants to know more of one sync reads its status (`pinstripe.status`).
+`read_status` reads one schema in full, for `pinstripe status`, the summary of a sync and the API.
+`load_summaries` reads all syncs in one query whose cost does not depend on their size, for callers that
+poll every second.
 """
 
 from __future__ import annotations

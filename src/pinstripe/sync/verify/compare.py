@@ -1,16 +1,12 @@
-"""Compares batches of rows with the tables instead of writing them: what `verify` looks with.
+"""Compares batches of rows with the tables instead of writing them: the `Sink` of verify.
 
-A `Comparer` stands where a mirror has its writers, so a comparison reads Stripe by the very code that
-copies it. Rows come by COPY into a stage; one statement per table and shape gives the keys that the
-table lacks or holds with other content, another one notes every key that was shown. All of it is in
-temp tables of one connection: memory is Postgres's, and nothing outlives the run.
+    Batch -> stage (COPY) -> one query per table and shape -> differences
 
-A difference found here is a suspicion: the row or the object may be changing at this moment
-(`sync.suspects` decides).
+A comparison reads Stripe through the same code as a sync, because a `Comparer` stands in place of the
+mirror's writers. Each query returns the keys that the table lacks or holds with other content; the keys of
+all listed rows are kept in a temp table, so memory is Postgres's and nothing outlives the run.
 
-Rows that are not as Stripe showed them, as values.
-
-A difference is a suspicion until `sync.suspects` has looked again. Pure.
+A `Difference` is a suspicion: the row or the object may be changing meanwhile. `recheck` decides.
 """
 
 from __future__ import annotations
