@@ -23,17 +23,17 @@ from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import Why, note_refused, owe_fetches
 
 PROBE_S = 10.0
-"""How often what is refused is tried again: that it heals within a minute costs Postgres little."""
+"""Seconds between two retries of what is refused."""
 _MOST_HELD = 1000
 _MOST_OWED = 1000
-"""Rows of a table that are owed one by one; of more its lists are read anew."""
+"""Rows of a table that are owed one by one; beyond it, its lists are read again."""
 _SAMPLES = 16
 _PROBED = 50
 _HELD_BYTES = 1_000_000
 LARGEST_BYTES = 200_000_000
-"""Postgres holds a text of 1 GB, a jsonb of 256 MB, and takes messages of 1 GB."""
+"""Postgres stores a text of up to 1 GB, a jsonb of 256 MB, and accepts messages of 1 GB."""
 _HELD_S = 10 * 365 * 86400.0
-"""A row that is held is not fetched before Postgres takes it."""
+"""A row held in memory is not fetched before Postgres accepts it."""
 _UNHELD_S = 86400.0
 
 Place = tuple[str, str]
@@ -48,7 +48,7 @@ TOO_LARGE = Why(
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that was left out of a commit; with the interval in its tail."""
+    """A row that was left out of a commit, with its interval in the tail."""
 
     table: str
     key: str
@@ -58,13 +58,13 @@ class Refused:
 
     @property
     def can_be_held(self) -> bool:
-        """Whether it may be kept in memory, to be tried again without Stripe."""
+        """Whether it is small enough to be kept in memory and retried without Stripe."""
         return size_of(self.row) <= _HELD_BYTES
 
 
 @dataclass(slots=True)
 class Parted:
-    """A batch that was written without what Postgres refuses. `tables`: those of which nothing was."""
+    """What a batch was written without. `tables`: those that refused every row."""
 
     conflicts: list[Conflict] = field(default_factory=list)
     rows: list[Refused] = field(default_factory=list)
@@ -72,16 +72,16 @@ class Parted:
     left_out: list[Refused] = field(default_factory=list)
     """The rows of those tables."""
     owners: list[tuple[str, str]] = field(default_factory=list)
-    """(table, key) of objects whose lists could not be compared with the rows under them."""
+    """(table, key) of parents whose orphans could not be removed."""
 
 
 def size_of(row: Row) -> int:
-    """Characters of its texts."""
+    """Return the number of characters in its texts."""
     return sum(len(value) for value in row if isinstance(value, str))
 
 
 def take_too_large(batch: Batch) -> list[Refused]:
-    """Takes rows out of the batch that are larger than anything Postgres takes."""
+    """Take the rows out of the batch that are too large for Postgres, and return them."""
     found: list[Refused] = []
     for one_round in batch.rounds:
         for table, group in one_round.items():
@@ -92,7 +92,7 @@ def take_too_large(batch: Batch) -> list[Refused]:
 
 @dataclass(slots=True)
 class HeldTable:
-    """A table that refuses all. `samples`: rows to try it with; `owed`: keys of what was left out."""
+    """A table that refuses every row. `samples`: rows to retry; `owed`: keys of rows left out."""
 
     why: Why
     samples: deque[Refused] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
@@ -101,37 +101,37 @@ class HeldTable:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the table, or a part of it, has to be made again."""
+        """Whether the table or a column of it has to be created again."""
         return self.why.is_gone
 
 
 class Quarantine:
-    """Of one mirror."""
+    """The refused rows and tables of one mirror."""
 
     def __init__(self) -> None:
         self.tables: dict[str, HeldTable] = {}
         self.rows: dict[Place, Refused] = {}
         self.places: set[Place] = set()
-        """Of all rows that are refused, kept or not."""
+        """All refused rows, kept in memory or not."""
         self.healed: set[Place] = set()
-        """Rows that were written since, by whatever came of them."""
+        """Refused rows that were written since."""
 
     def __bool__(self) -> bool:
         return bool(self.tables or self.places)
 
     def forget(self) -> None:
-        """Everything is tried anew."""
+        """Forget everything, so that it is tried again."""
         self.tables.clear()
         self.rows.clear()
         self.places.clear()
         self.healed.clear()
 
     def take(self, parted: Parted) -> None:
-        """These were refused."""
+        """Add what a write refused."""
         for table, reason in parted.tables.items():
             held = self.tables.setdefault(table, HeldTable(reason))
             held.why = reason
-            # Rows of a list whose removal could not be written, or of a table without any: read anew.
+            # Of a table that is gone every row is lost: its lists are read again.
             held.relist = held.relist or held.is_gone
         for row in parted.left_out:
             self._leave_out(row)
@@ -143,13 +143,13 @@ class Quarantine:
                 self.rows[place] = row
 
     def open_tables(self, tables: Mapping[str, Table]) -> Mapping[str, Table]:
-        """Those that may be written."""
+        """Return the tables that are written."""
         if not self.tables:
             return tables
         return {name: table for name, table in tables.items() if name not in self.tables}
 
     def left_out_of(self, jobs: Iterable[Job]) -> list[Refused]:
-        """The rows of these jobs that belong to tables that refuse everything: owed, each once."""
+        """Return the rows of these jobs in refused tables that are not owed yet."""
         if not self.tables:
             return []
         new: list[Refused] = []
@@ -158,13 +158,13 @@ class Quarantine:
                 for table, key, row in _rows_of(found, self.tables):
                     row[-5], row[-4] = truth.lo, truth.hi
                     refused = Refused(table, key, row, self.tables[table].why, truth.cause)
-                    # What was owed for it is crossed out with this commit.
+                    # A refetch that this commit completes has to be queued again.
                     if self._leave_out(refused) or job.completed:
                         new.append(refused)
         return new
 
     def _leave_out(self, row: Refused) -> bool:
-        """Whether the row is owed by itself, and was not before."""
+        """Return whether the row is newly owed one by one."""
         held = self.tables[row.table]
         if row.can_be_held:
             held.samples.append(row)
@@ -177,7 +177,7 @@ class Quarantine:
         return True
 
     def written(self, batch: Batch) -> None:
-        """The batch was written: rows of it that were refused before are so no more."""
+        """Note a written batch: those of its rows that were refused before are healed."""
         if not self.places:
             return
         for one_round in batch.rounds:
@@ -185,14 +185,14 @@ class Quarantine:
                 self.healed |= {(table, key) for key in group if (table, key) in self.places}
 
     def to_probe(self) -> list[Refused]:
-        """Rows to try again now; the next call gives others, if there are many."""
+        """Return rows to retry now; the next call returns others, if there are many."""
         chosen = list(self.rows)[:_PROBED]
         for place in chosen:  # To the end of the line.
             self.rows[place] = self.rows.pop(place)
         return [self.rows[place] for place in chosen]
 
     def take_healed(self) -> dict[str, list[str]]:
-        """By table, the keys of rows that were written since; they are refused no more."""
+        """Remove and return the healed rows: table -> keys."""
         found: dict[str, list[str]] = {}
         for table, key in self.healed:
             self.places.discard((table, key))
@@ -202,7 +202,7 @@ class Quarantine:
         return found
 
     def refuses(self, found: RowSet) -> bool:
-        """Whether one of these rows is not in Postgres, although it was written as far as it goes."""
+        """Return whether a write of these rows left one of them out."""
         if not self:
             return False
         return any(
@@ -212,7 +212,7 @@ class Quarantine:
 
 
 def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]) -> Batch:
-    """A batch of rows that were refused."""
+    """Return a batch that retries refused rows."""
     batch = Batch(api_version, tables)
     for row in rows:
         found = RowSet(rows={row.table: {row.key: list(row.row)}})
@@ -221,7 +221,7 @@ def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]
 
 
 async def note_parted(connection: Connection, schema: str, parted: Parted) -> None:
-    """Notes what was refused, in the transaction of what was not."""
+    """Note what was refused, in the transaction that writes the rest."""
     entries = [(r.table, r.key, r.why, False) for r in parted.rows]
     entries += [(table, "", w, w.is_gone) for table, w in parted.tables.items()]
     await note_refused(connection, schema, entries)
@@ -234,7 +234,7 @@ async def note_parted(connection: Connection, schema: str, parted: Parted) -> No
 
 
 async def owe_rows(connection: Connection, schema: str, rows: Iterable[Refused]) -> None:
-    """A request is owed for each of these rows, to be made when Postgres takes it."""
+    """Queue a refetch for each of these rows, due once Postgres accepts it."""
     entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else _UNHELD_S) for r in rows]
     await owe_fetches(connection, schema, entries)
 

@@ -112,7 +112,7 @@ async def trim(connection: Connection, schema: str, keep: timedelta) -> int:
 async def changes_after(
     connection: Connection, schema: str, position: int, *, wanted: Wanted, limit: int
 ) -> list[Change]:
-    """Behind `position`, oldest first."""
+    """Return changes after `position`, oldest first."""
     return await _page(
         connection, schema, position, wanted, f"> $4 ORDER BY position LIMIT {limit}"
     )
@@ -121,13 +121,13 @@ async def changes_after(
 async def changes_before(
     connection: Connection, schema: str, position: int, *, wanted: Wanted, limit: int
 ) -> list[Change]:
-    """Before `position`, newest first."""
+    """Return changes before `position`, newest first."""
     ordered = f"< $4 ORDER BY position DESC LIMIT {limit}"
     return await _page(connection, schema, position, wanted, ordered)
 
 
 async def changes_of_event(connection: Connection, schema: str, event_id: str) -> list[Change]:
-    """What one event did to rows, in order; at most 200 of them."""
+    """Return the changes that one event caused, in order; at most 200."""
     return await _fetch(
         connection,
         "schema = $1 AND event_id = $2 ORDER BY position LIMIT 200",
@@ -137,7 +137,7 @@ async def changes_of_event(connection: Connection, schema: str, event_id: str) -
 
 
 async def newest_position(connection: Connection, schema: str) -> int:
-    """Of the last change of the schema; 0 if there is none."""
+    """Return the position of the schema's last change; 0 if there is none."""
     found: int | None = await connection.fetchval(
         "SELECT position FROM pinstripe.change WHERE schema = $1 ORDER BY position DESC LIMIT 1",
         schema,

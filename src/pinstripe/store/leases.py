@@ -61,7 +61,7 @@ SELECT schema, '', 0, to_timestamp(0) FROM pinstripe.sync WHERE schema = $1
 ON CONFLICT DO NOTHING
 """
 
-# A holder that was stopped (SIGSTOP, a frozen machine) may hold locks on rows, for ever.
+# A holder that was stopped (SIGSTOP, a frozen machine) may hold row locks for ever.
 _CUT_OFF = f"""
 SELECT count(pg_terminate_backend(a.pid))
 FROM pinstripe.lease l JOIN pg_stat_activity a ON a.application_name = '{_SESSION}' || l.holder
@@ -102,7 +102,7 @@ SELECT true FROM pinstripe.lease WHERE schema = $1 AND holder = $2 AND fence = $
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """Who holds the lease, for `status`. `holder` is "" when it was let go; `left_s` may be negative."""
+    """The lease, for `status`. `holder` is "" after a release; `left_s` may be negative."""
 
     holder: str
     fence: int
@@ -115,14 +115,14 @@ class LeaseState:
 
 
 async def load_lease(connection: Connection, schema: str) -> LeaseState | None:
-    """The lease of a schema; None if nobody ever held it."""
+    """Return the lease of a schema; None if it was never taken."""
     with translated():
         row = await connection.fetchrow(_STATE, schema)
     return None if row is None else LeaseState(*row)
 
 
 def new_holder() -> str:
-    """A name for this process that no other has: `host-pid-random`, fit for an application_name."""
+    """Return a unique name for this process, `host-pid-random`, fit for an application_name."""
     host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:30]
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
@@ -149,7 +149,7 @@ class Lease:
         if not self.session_name.isascii() or len(self.session_name) > _NAME_BYTES:
             raise ValueError("the holder's name must be ASCII and short")
         self.standing_by: LeaseState | None = None
-        """Whom we wait for; None while we hold the lease or have not looked."""
+        """The holder that this process waits for; None while it holds the lease or has not read it yet."""
         self.trouble = ""
         self._url = url
         self._ttl_s = ttl_s
@@ -157,9 +157,9 @@ class Lease:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[Held]:
-        """Waits for the lease and holds it for the block; then lets it go, to be taken at once.
+        """Wait for the lease and hold it for the block; then release it.
 
-        Waits out a Postgres that is away. Raises Drifted where the schema has no sync.
+        Retries while Postgres is unreachable. Raises Drifted if the schema has no sync.
         """
         listener = Listener(
             lambda: self._url,
@@ -180,7 +180,7 @@ class Lease:
             await listener.close()
 
     async def _acquire(self, listener: Listener) -> int:
-        """The fence, when we have the lease."""
+        """Wait for the lease; return its fence."""
         while True:
             try:
                 with translated():
@@ -199,11 +199,11 @@ class Lease:
                 _log.info("lease.held", schema=self.schema, fence=fence)
                 return fence
             left_s = self.standing_by.left_s if self.standing_by else 0.0
-            # A little late rather than a little early; and never long, should a NOTIFY be lost.
+            # A little late rather than early, and never long, in case a NOTIFY is lost.
             await listener.rest(min(max(left_s, 0.0) + 0.02, self._renew_s))
 
     async def _try(self, listener: Listener) -> int | None:
-        """Takes the lease if it is free; else None, and `standing_by` says whose it is."""
+        """Take the lease if it is free; return its fence, or None and set `standing_by`."""
         connection = await listener.connect()
         state = await load_lease(connection, self.schema)
         if state is None:
@@ -224,7 +224,7 @@ class Lease:
         async with connection.transaction(isolation="read_committed"):
             await connection.execute(f"SET LOCAL lock_timeout = '{int(_LOCK_S * 1000)}ms'")
             if await connection.fetchval(_LOCK, self.schema) is None:
-                return None  # Somebody was faster, or the holder lives.
+                return None  # Another process was faster, or the holder renewed it.
             fence: int = await connection.fetchval(_TAKE, self.schema, self.holder, self._ttl_s)
             return fence
 
@@ -251,9 +251,9 @@ class Held:
         self.trouble = ""
 
     async def check(self, connection: Connection) -> None:
-        """For `Mirror.always`: raises LostLease in a transaction that must not be committed.
+        """For `Mirror.always`: raise LostLease in a transaction that must not commit.
 
-        Late in the transaction is best: from here to the commit a take-over waits.
+        Call it late in the transaction: a take-over waits from here to the commit.
         """
         if not await connection.fetchval(_CHECK, self.schema, self.holder, self.fence):
             self.lost.set()
@@ -261,13 +261,13 @@ class Held:
 
     @asynccontextmanager
     async def transaction(self, pool: Pool) -> AsyncIterator[Connection]:
-        """A transaction of the pool that commits only while the lease is ours."""
+        """A transaction of the pool that commits only while we hold the lease."""
         async with pool.transaction() as connection:
             yield connection
             await self.check(connection)
 
     async def watch(self) -> NoReturn:
-        """Waits; raises LostLease when another process has taken over."""
+        """Wait, and raise LostLease when another process has taken over."""
         await self.lost.wait()
         raise self._loss()
 
@@ -278,17 +278,17 @@ class Held:
         )
 
     async def _renew(self, listener: Listener, ttl_s: float, renew_s: float) -> None:
-        """Renews until the lease is lost."""
+        """Renew until the lease is lost."""
         try:
             while True:
-                # A NOTIFY wakes us too: most likely somebody has taken it.
+                # A NOTIFY wakes us too: most likely another process has taken it.
                 await listener.rest(renew_s if not self.trouble else min(renew_s, 0.5))
                 try:
                     if not await self._renewed(listener, ttl_s):
                         _log.warning("lease.lost", schema=self.schema, fence=self.fence)
                         return
                 except PinstripeError as error:
-                    # We cannot tell whose it is; the fence holds until we can.
+                    # The holder is unknown; the fence protects the rows until we can read it.
                     if not self.trouble:
                         _log.warning("lease.trouble", schema=self.schema, error=error.message)
                     self.trouble = error.message
@@ -312,13 +312,13 @@ class Held:
                 with translated():
                     await connection.execute(_RELEASE, self.schema, self.holder, self.fence)
         except (PinstripeError, TimeoutError) as error:
-            # Then it runs out by itself.
+            # Then it expires.
             _log.warning("lease.unreleased", schema=self.schema, error=str(error))
 
 
 @asynccontextmanager
 async def leading(lease: Lease, tell: Callable[[str], None]) -> AsyncIterator[Held]:
-    """The lease for the block. Says whom it waits for, and ends the block when it is lost."""
+    """Hold the lease for the block: report the holder that it waits for, and end the block on its loss."""
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(_tell_standing_by(lease, tell))
         async with lease.held() as held:

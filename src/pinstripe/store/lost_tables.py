@@ -61,7 +61,7 @@ async def note_filled(connection: Connection, schema: str, synced: Mapping[str, 
 async def forget_emptied(
     connection: Connection, schema: str, synced: Mapping[str, Table]
 ) -> list[str]:
-    """Return the tables that had rows and have none, after deleting all that vouches for them.
+    """Return the tables that had rows and have none, after deleting the cursors that cover them.
 
     The next backfill reads their lists again, and the change feed takes it for an initial load.
     """
@@ -93,10 +93,9 @@ async def with_rows(connection: Connection, schema: str, names: Iterable[str]) -
 
 
 async def forget_streams(connection: Connection, schema: str, relist: Sequence[str]) -> None:
-    """Streams are recorded with the tables that they fill; those of changed tables start anew.
+    """Delete the cursors of the lists that bring rows of these tables, so that they are read again.
 
-    Rows that come inside others (invoice lines) have no stream of their own: then it is the stream of
-    the table around them.
+    Rows inside others (invoice lines) have no list of their own: then it is the lists of `around_of`.
     """
     if relist:
         around = [name for one in relist for name in around_of(one)]
@@ -108,7 +107,7 @@ async def forget_streams(connection: Connection, schema: str, relist: Sequence[s
 
 
 def around_of(name: str) -> Sequence[str]:
-    """The tables of what the rows of a table come inside of, if they are not listed themselves."""
+    """Return the tables whose objects contain the rows of this table, if it has no list of its own."""
     known = tables().get(name)
     if known is None or any(known.object_type in e.objects for e in list_endpoints()):
         return ()

@@ -88,7 +88,7 @@ class Pool:
             yield connection
 
     def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        """A connection outside of the pool for a long block: for who listens. See `connect`."""
+        """A connection outside of the pool for a long block, such as one that listens. See `connect`."""
         return connect(self._url, application_name=self._name)
 
     @property
@@ -98,7 +98,7 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        """Those of them that nobody uses."""
+        """Idle connections of the pool."""
         return self._pool.get_idle_size()
 
     async def close(self, *, timeout_s: float = 10.0) -> None:
@@ -250,7 +250,7 @@ def translate(error: Exception) -> PinstripeError | None:
         return Misconfigured(f"The database URL is wrong: {error}.", hint="See DATABASE_URL.")
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return Unwritable(f"No server is of the kind asked for: {error}.", hint=WRITABLE_HINT)
-    # "connection is closed", "pool is closing": InterfaceErrors that only their text tells.
+    # "connection is closed", "pool is closing": InterfaceErrors that differ in their text only.
     # InternalClientError: a connection lost between Prepare and Bind; asyncpg says then that it
     # "cannot switch to state 12". (A real mix-up of ours is an InterfaceError.)
     lost = isinstance(error, (ConnectionError, TimeoutError, asyncpg.InternalClientError))

@@ -16,14 +16,14 @@ from pinstripe.errors import DatabaseFault, PinstripeError
 from pinstripe.store.pool import Connection
 
 QUARANTINED = "quarantined"
-"""Code of a request that waits until Postgres takes the row."""
+"""Code of a refetch that waits until Postgres accepts the row."""
 # undefined_table, undefined_column, invalid_schema_name
 _GONE = frozenset({"42P01", "42703", "3F000"})
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """What Postgres said of a refusal."""
+    """Why Postgres refused a row or a table."""
 
     fault: DatabaseFault
     reason: str
@@ -31,12 +31,12 @@ class Why:
 
     @property
     def name(self) -> str:
-        """Of the constraint, index or column, if Postgres gave it."""
+        """The constraint, index or column, if Postgres named it."""
         return self.fault.constraint or self.fault.column
 
     @property
     def is_gone(self) -> bool:
-        """Whether a table, or a part of it, has to be made again, and what it held to be read again."""
+        """Whether a table or column is gone: it has to be created, and its lists read again."""
         return self.fault.sqlstate in _GONE
 
 
@@ -72,7 +72,7 @@ ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO U
 async def note_refused(
     connection: Connection, schema: str, entries: Sequence[tuple[str, str, Why, bool]]
 ) -> None:
-    """Notes (table, key, why, whether its lists are to be read anew); the key "" is the whole table."""
+    """Note (table, key, why, whether its lists must be read again); the key "" is the whole table."""
     ordered = sorted(entries, key=lambda e: e[:2])
     if not ordered:
         return
@@ -92,7 +92,7 @@ async def note_refused(
 async def owe_fetches(
     connection: Connection, schema: str, entries: Sequence[tuple[str, str, Why, float]]
 ) -> None:
-    """Owe a request for each (table, key, why, seconds until it may be made), the last of a key."""
+    """Queue a refetch for each (table, key, why, seconds until it is due); the last of a key counts."""
     latest = {entry[:2]: entry for entry in entries}
     if not latest:
         return
@@ -111,9 +111,9 @@ async def owe_fetches(
 async def release(
     connection: Connection, schema: str, table: str, keys: Sequence[str] | None = None
 ) -> None:
-    """Postgres takes these rows, or the table: what is owed for them may be fetched now.
+    """Make the refetches of these rows, or of the whole table, due: Postgres accepts them now.
 
-    A table whose lists are to be read anew stays noted until that is done (`relisted`).
+    A table whose lists must be read again stays noted until `lost_tables.relisted`.
     """
     await connection.execute(
         "UPDATE pinstripe.pending SET next_try_at = clock_timestamp(), asked_at = clock_timestamp()"
@@ -134,9 +134,9 @@ async def release(
 
 
 async def reopen(connection: Connection, schema: str) -> list[tuple[str, bool]]:
-    """For a start: everything in quarantine is tried anew. Gives (table, whether its lists must be).
+    """Empty the quarantine at a start; return (table, whether its lists must be read again).
 
-    What is owed for rows is due now. The caller sees to the lists in the same transaction.
+    Refetches of rows become due. The caller handles the lists in the same transaction.
     """
     rows = await connection.fetch(
         'DELETE FROM pinstripe.quarantine WHERE schema = $1 RETURNING "table", relist', schema

@@ -33,7 +33,7 @@ class Refusal:
 async def load_refusals(
     connection: Connection, schema: str, *, is_due: bool = False
 ) -> Sequence[Refusal]:
-    """Those that still stand; with `is_due` the ones that are to be tried again, too."""
+    """Return the refusals that hold; with `is_due` also those that are due for another request."""
     with translated():
         rows = await connection.fetch(
             "SELECT endpoint, what, reason, remedy FROM pinstripe.refusal"
@@ -45,7 +45,7 @@ async def load_refusals(
 
 
 async def note_refusal(connection: Connection, schema: str, refused: Refusal) -> None:
-    """It stands from now on, or goes on standing."""
+    """Note a refusal, for `AGAIN` from now on."""
     with translated():
         await connection.execute(
             "INSERT INTO pinstripe.refusal (schema, endpoint, what, reason, remedy, next_try_at)"
@@ -62,7 +62,7 @@ async def note_refusal(connection: Connection, schema: str, refused: Refusal) ->
 
 
 async def drop_due_refusals(connection: Connection, schema: str) -> None:
-    """Forgets those whose time has come: they are asked for again, and noted anew if they must be."""
+    """Delete the refusals that are due, so that the request is made again."""
     with translated():
         await connection.execute(
             "DELETE FROM pinstripe.refusal WHERE schema = $1 AND next_try_at <= clock_timestamp()",
