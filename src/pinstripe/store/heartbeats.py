@@ -58,7 +58,7 @@ class WorkerHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
     rate_limited: dict[str, int]
     """429s, by the same kinds."""
     account_rate: float | None
-    """Requests a second that the rate limiter allows now; None: no limit."""
+    """Requests a second that the budget gives now; None: no limit."""
     queue_rows: int
     """Rows that wait for Postgres."""
     queue_most: int

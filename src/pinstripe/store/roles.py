@@ -30,7 +30,7 @@ from pinstripe.store.ddl import quote as quoted
 from pinstripe.store.pool import Connection, connect
 
 Purpose = Literal["reader", "console"]
-"""Who uses it: people, by a password that they keep; or our own console, by one that nobody sees."""
+"""The user of a role: people, with a password that they keep, or our console, with a hidden one."""
 
 _NO_RIGHT = "42501"
 
@@ -81,14 +81,14 @@ async def find_reader(
 async def create_reader(
     url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
 ) -> ReadOnlyRole:
-    """Makes the role; `Misconfigured` if there is one, or if we may not make roles."""
+    """Create the role. Raises Misconfigured if it exists, or if we may not create roles."""
     return await _renew(url, schema, purpose, limits, expect=False)
 
 
 async def rotate_reader(
     url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
 ) -> ReadOnlyRole:
-    """Gives the role a new password and ends its sessions; `Misconfigured` if there is none."""
+    """Set a new password and end the role's sessions. Raises Misconfigured if there is no role."""
     return await _renew(url, schema, purpose, limits, expect=True)
 
 
@@ -100,7 +100,7 @@ async def renew_reader(
 
 
 async def drop_reader(url: str, schema: str, *, purpose: Purpose = "reader") -> bool:
-    """Takes its rights and the role away; False if there was none."""
+    """Revoke its rights and drop the role; return False if there was none."""
     async with connect(url) as connection:
         place = await _look(connection, schema, purpose)
         if not place.there:
@@ -137,7 +137,7 @@ class _Place:
 
 
 async def _look(connection: Connection, schema: str, purpose: Purpose) -> _Place:
-    """`Misconfigured` if there is no such schema, or if the role is somebody else's."""
+    """Raise Misconfigured if there is no such schema, or if the role belongs to another owner."""
     row = await connection.fetchrow(
         "SELECT current_database()::text AS database, pg_get_userbyid(nspowner)::text AS owner"
         " FROM pg_namespace WHERE nspname = $1",
@@ -244,7 +244,7 @@ def _unexpected(place: _Place) -> Misconfigured:
 
 
 async def _check_rights(connection: Connection, place: _Place) -> None:
-    """GRANT only warns where the tables are another's: look whether it has helped."""
+    """Check the rights: GRANT only warns if the tables belong to another role."""
     unread = await connection.fetchval(
         "SELECT count(*) FROM pg_class WHERE relnamespace = $2::text::regnamespace"
         " AND relkind IN ('r', 'p', 'v', 'm') AND NOT has_table_privilege($1, oid, 'SELECT')",

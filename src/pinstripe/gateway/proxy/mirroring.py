@@ -394,7 +394,7 @@ async def fetch_again(
 
     An object without an address of its own comes with its parent, or by its parent's list; one that no
     request at all shows is written as the answer has it. Gives whether each is a row now; of those that
-    are not, it is noted what is to be requested. Raises what `Stripe.get` and `Mirror.put` raise.
+    are not, it is noted what is to be requested. Raises what `StripeClient.get` and `Mirror.write` raise.
     """
     covered: set[ObjectKey] = set()
     asked: dict[ObjectKey, Way] = {}

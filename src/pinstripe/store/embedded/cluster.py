@@ -117,7 +117,7 @@ def initdb_argv(binaries: Binaries, directory: str, *, fsync: bool) -> list[str]
 
 
 def adopt(home: Home, directory: Path) -> None:
-    """Gives the finished cluster its name."""
+    """Rename the finished cluster to its name."""
     directory.rename(home.cluster)
     descriptor = os.open(home.data_dir, os.O_RDONLY)
     try:
@@ -138,7 +138,7 @@ class Listen:
 def configure(
     home: Home, account: Account | None, *, major: int, listen: Listen, fsync: bool
 ) -> None:
-    """Writes the configuration files into the cluster."""
+    """Write the configuration files into the cluster."""
     server_socket_dir = str(listen.socket_dir)
     if (
         listen.socket_dir.parent == home.data_dir
@@ -234,7 +234,7 @@ def open_log(home: Home) -> int:
 
 
 def bound_log(home: Home) -> None:
-    """Keeps the end of a log that has grown too long; the server goes on appending to it."""
+    """Truncate a log that is too long to its end; the server goes on appending to it."""
     try:
         size = home.log_file.stat().st_size
     except FileNotFoundError:

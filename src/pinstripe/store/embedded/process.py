@@ -98,7 +98,7 @@ class Process:
         self._popen.send_signal(number)
 
     async def stop(self, *, patience_s: float) -> None:
-        """Ends the program: in order, after `patience_s` at once, and then by force."""
+        """Stop the program: SIGINT (fast), after `patience_s` SIGQUIT (immediate), then SIGKILL."""
         for number, wait_s in (
             (signal.SIGINT, patience_s),
             (signal.SIGQUIT, 10.0),
@@ -120,7 +120,7 @@ class Process:
                 self._popen.stdin.flush()
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
             self._loop.call_soon_threadsafe(self.exited.set)
 
 
@@ -274,7 +274,7 @@ def within_reach(
 
 
 def _copy(binaries: Binaries, target: Path) -> Binaries:
-    """Copies what a server needs; in one step, so that a copy is whole or not there."""
+    """Copy what a server needs, in one step: a copy is complete or absent."""
     root = binaries.bin_dir.parent
     copy = Binaries(target / root.parent.name / root.name / "bin", binaries.version)
     if copy.postgres.exists():

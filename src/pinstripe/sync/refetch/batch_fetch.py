@@ -75,7 +75,7 @@ async def find_batch(
 async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Refetch]) -> set[str]:
     """Mirrors the pages, and crosses out what they answer; gives the keys that they showed.
 
-    `todos`: those of the bunch's rows. Raises what `Stripe.get` and `Mirror.put` raise.
+    `todos`: those of the bunch's rows. Raises what `StripeClient.get` and `Mirror.write` raise.
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
