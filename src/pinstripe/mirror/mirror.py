@@ -241,12 +241,12 @@ class Mirror:
         )
         return durable
 
-    def resolving(self, found: RowSet) -> list[asyncio.Task[bool]]:
-        """Return the tasks that resolve conflicting rows of `found`; see `ConflictQueue.resolving`.
+    def resolving(self, row_set: RowSet) -> list[asyncio.Task[bool]]:
+        """Return the tasks that resolve conflicting rows of `row_set`; see `ConflictQueue.resolving`.
 
         Call it once the future of `enqueue` is done: these tasks are then all that its rows wait for.
         """
-        return self._conflicts.resolving(found.rows)
+        return self._conflicts.resolving(row_set.rows)
 
     async def wait_resolved(self) -> None:
         """Return once no row is in conflict."""
@@ -321,8 +321,8 @@ class Mirror:
         tables = self.quarantine.open_tables(self.tables)
         batch = Batch(self.api_version, tables=tables, loading=self.loading)
         for job in jobs:
-            for found, truth in job.parts:
-                batch.add(found, truth.lo, truth.hi, job.expected, cause=truth.cause)
+            for row_set, as_of in job.parts:
+                batch.add(row_set, as_of.lo, as_of.hi, job.expected, cause=as_of.cause)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.completed = [answer for job in jobs for answer in job.completed]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
@@ -393,9 +393,9 @@ class Mirror:
         entries = [(t, "", h.why, True) for t, h in self.quarantine.tables.items() if h.relist]
         await note_refused(connection, self.schema, entries)
 
-    def is_refused(self, found: RowSet) -> bool:
+    def is_refused(self, row_set: RowSet) -> bool:
         """Return whether Postgres refuses one of these rows: then a write has left it out."""
-        return self.quarantine.refuses(found)
+        return self.quarantine.refuses(row_set)
 
     def refuse_table(self, table: str, why: Why) -> None:
         """Quarantine a table that is gone."""

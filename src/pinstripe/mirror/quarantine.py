@@ -154,10 +154,10 @@ class Quarantine:
             return []
         new: list[Refused] = []
         for job in jobs:
-            for found, truth in job.parts:
-                for table, key, row in _rows_of(found, self.tables):
-                    row[-5], row[-4] = truth.lo, truth.hi
-                    refused = Refused(table, key, row, self.tables[table].why, truth.cause)
+            for row_set, as_of in job.parts:
+                for table, key, row in _rows_of(row_set, self.tables):
+                    row[-5], row[-4] = as_of.lo, as_of.hi
+                    refused = Refused(table, key, row, self.tables[table].why, as_of.cause)
                     # A refetch that this commit completes has to be queued again.
                     if self._leave_out(refused) or job.completed:
                         new.append(refused)
@@ -201,13 +201,13 @@ class Quarantine:
         self.healed.clear()
         return found
 
-    def refuses(self, found: RowSet) -> bool:
+    def refuses(self, row_set: RowSet) -> bool:
         """Return whether a write of these rows left one of them out."""
         if not self:
             return False
         return any(
             table in self.tables or any((table, key) in self.places for key in group)
-            for table, group in found.rows.items()
+            for table, group in row_set.rows.items()
         )
 
 
@@ -215,8 +215,8 @@ def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]
     """Return a batch that retries refused rows."""
     batch = Batch(api_version, tables)
     for row in rows:
-        found = RowSet(rows={row.table: {row.key: list(row.row)}})
-        batch.add(found, row.row[-5], row.row[-4], cause=row.cause)
+        row_set = RowSet(rows={row.table: {row.key: list(row.row)}})
+        batch.add(row_set, row.row[-5], row.row[-4], cause=row.cause)
     return batch
 
 
@@ -239,11 +239,11 @@ async def owe_rows(connection: Connection, schema: str, rows: Iterable[Refused])
     await owe_fetches(connection, schema, entries)
 
 
-def _rows_of(found: RowSet, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:
-    for table, group in found.rows.items():
+def _rows_of(row_set: RowSet, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:
+    for table, group in row_set.rows.items():
         if table in tables:
             for key, row in group.items():
                 yield table, key, row
-    for table, key, row in found.variants:
+    for table, key, row in row_set.variants:
         if table in tables:
             yield table, key, row

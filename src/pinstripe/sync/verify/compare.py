@@ -31,9 +31,9 @@ from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import translated
 
 MOST = 20_000
-"""Differences that are remembered for each table; of more only the number is known."""
+"""Differences that are kept for each table; beyond it only their number is."""
 
-# Values that change at Stripe without a word and mean nothing to a copy.
+# Values that change at Stripe without an event and mean nothing to a copy.
 _FLEETING = {
     ("event", "pending_webhooks"),  # Counts down while webhooks are delivered.
     ("terminal_reader", "last_seen_at"),  # Every few seconds, as long as the reader is on.
@@ -44,7 +44,7 @@ _SEEN = "pg_temp.seen"
 
 
 class Comparer:
-    """A scribe that compares. `since`: rows that are only true before this moment are left out."""
+    """A `Sink` that compares. `since`: rows that were true only before this moment are left out."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class Comparer:
         self.differences: dict[RowKey, Difference] = {}
         self.overflow: Counter[str] = Counter()
         self.forgot = False
-        """The connection was lost, and with it which keys were shown."""
+        """The connection was lost, and with it the keys of the listed rows."""
         self.failed_at = ""
         self.watched: dict[RowKey, bool] = {}
-        """Keys to look out for, and whether they were shown."""
+        """Keys to watch, and whether they were listed."""
         self._stages = StageTables(
             url, session_name="pinstripe verify", on_connected=self._on_connected
         )
@@ -79,7 +79,7 @@ class Comparer:
         self._stages.close()
 
     async def write(self, batch: Batch) -> list[Conflict]:
-        """Compares the batch; nothing is ever contested. Checkpoints and effects are left alone."""
+        """Compare the batch; there are no conflicts. Checkpoints and effects are ignored."""
         async with self._stages.transaction() as connection:
             for one_round in batch.rounds:
                 for table in sorted(one_round):
@@ -87,7 +87,7 @@ class Comparer:
         return []
 
     async def write_apart(self, batch: Batch) -> Parted:
-        """As `write`: nothing is written, so Postgres has nothing to refuse."""
+        """Like `write`: nothing is written, so Postgres refuses nothing."""
         return Parted(await self.write(batch))
 
     async def _on_connected(self, connection: asyncpg.Connection) -> None:
@@ -100,7 +100,7 @@ class Comparer:
     async def _compare(
         self, connection: asyncpg.Connection, table: Table, group: Mapping[str, Row]
     ) -> None:
-        # What a row says of another time cannot be compared with the present.
+        # A row of an earlier time cannot be compared with the present.
         rows = {key: row for key, row in group.items() if row[-4] > self._since}
         if not rows:
             return
@@ -115,9 +115,7 @@ class Comparer:
             self._take(table.name, (k for k in rows if rows[k][-1] == shape), different)
 
     def _take(self, table: str, keys: Iterable[str], different: Mapping[str, Difference]) -> None:
-        """Remembers what differs. What was the same is no argument against an earlier difference in
-        other columns, so nothing is forgotten here.
-        """
+        """Keep the differences. A match does not clear an earlier one, which may concern other columns."""
         for key in keys:
             if (table, key) in self.watched:
                 self.watched[table, key] = True
@@ -131,16 +129,14 @@ class Comparer:
                 self.overflow[table] += 1
 
     def forget(self, place: RowKey) -> Difference | None:
-        """Takes a difference out, to look again."""
+        """Remove and return a difference, so that it can be compared again."""
         found = self.differences.pop(place, None)
         if found is not None:
             self._counts[place[0]] -= 1
         return found
 
-    # What was shown.
-
     async def shown(self) -> dict[str, int]:
-        """Table -> how many keys Stripe has shown."""
+        """Return table -> number of listed keys."""
         with translated():
             connection = await self._stages.connection()
             rows = await connection.fetch(f"SELECT t, count(*) FROM {_SEEN} GROUP BY t")
@@ -149,10 +145,10 @@ class Comparer:
     async def unlisted(
         self, table: Table, *, keep: str, limit: int | None
     ) -> tuple[int, int, list[Difference]]:
-        """Rows that Stripe has not shown: how many, how many of them flagged deleted, up to `limit`.
+        """Return the unlisted rows: their number, how many are flagged deleted, and up to `limit` of them.
 
-        `keep` is a SQL condition on rows `t` that need not be shown. Those not flagged deleted come
-        first, in an order of chance that is the same each time.
+        `keep` is a SQL condition on rows `t` that need not be listed. Those not flagged deleted come
+        first, in a random order that is the same each time.
         """
         key = f"t.{quote(table.key[0])}"
         flagged = "t.deleted IS TRUE" if table.deletable else "false"
@@ -186,22 +182,22 @@ class Comparer:
 
 
 def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Staged rows of one shape that the table lacks or holds with other content. $1: the shape.
+    """Select staged rows of one shape that the table lacks or holds with other content. $1: the shape.
 
-    Gives (key, the row's `_synced_at`, told, asked, undeleted): the names of differing columns, those
-    that Stripe tells always and those that a partial row has never been told; whether the row is
-    flagged deleted and the object is not.
+    Returns (key, the row's `_synced_at`, always, on_request, is_partial, undeleted): the names of differing
+    columns, those that Stripe always returns and those on request; whether the row is partial; whether it
+    is flagged deleted and the object is not.
     """
     columns = [c for c in map(table.column, shape) if c.name not in table.key]
     columns = [c for c in columns if (table.name, c.name) not in _FLEETING]
-    told = [c for c in columns if not c.on_request]
-    asked = [c for c in columns if c.on_request]
+    always = [c for c in columns if not c.on_request]
+    on_request = [c for c in columns if c.on_request]
     key = quote(table.key[0])
     undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if table.deletable else "false"
     extra = f"t._extra IS DISTINCT FROM {extra_after(columns)}"
     same = f" OR NOT {same_values(columns)}" if columns else ""
     return (
-        f"SELECT s.{key}, t._synced_at, {_names(told, extra)}, {_names(asked, 'false')}, "
+        f"SELECT s.{key}, t._synced_at, {_names(always, extra)}, {_names(on_request, 'false')}, "
         f"t._partial IS TRUE, {undeleted}\n"
         f"FROM {stage(table.name)} s "
         f"LEFT JOIN {qualified(schema, table.name)} t ON t.{key} = s.{key}\n"
@@ -220,7 +216,7 @@ def _names(columns: Sequence[Column], extra: str) -> str:
 
 
 def _note(table: Table) -> str:
-    """Notes the keys in the stage. $1: the table's name."""
+    """Insert the keys in the stage into the list of listed keys. $1: the table's name."""
     return (
         f"INSERT INTO {_SEEN} SELECT $1::text, {quote(table.key[0])} "
         f"FROM {stage(table.name)} ON CONFLICT DO NOTHING"
@@ -231,15 +227,15 @@ RowKey = tuple[str, str]
 """(table, key)."""
 
 DifferenceKind = Literal["missing", "stale", "extra", "wrongly_deleted", "partial"]
-"""`partial`: the row says itself that it lacks what Stripe gives on request only."""
+"""`partial`: the row is marked as lacking columns that Stripe returns on request only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One row that is not as Stripe showed it. `version` is the row's `_synced_at`, None if there is none.
+    """A row that differs from its object. `version` is the row's `_synced_at`, None if there is no row.
 
-    `shown` tells contents apart that Stripe showed at different times ("" where it has no object);
-    `created` is the object's own, Unix seconds. `parents` are (table, key) of what it hangs under.
+    `shown` is a hash of the object's content ("" if there is no object); `created` is the object's own,
+    Unix seconds. `parents` are (table, key) of the objects that contain it.
     """
 
     table: str
@@ -257,16 +253,16 @@ class Difference:
 
 
 def difference(table: Table, row: Row, record: asyncpg.Record) -> Difference:
-    key, version, told, asked, is_partial, undeleted = record
+    key, version, always, on_request, is_partial, undeleted = record
     kind: DifferenceKind = "stale"
-    columns = (*told, *asked)
+    columns = (*always, *on_request)
     if version is None:
         kind, columns = "missing", ()
     elif undeleted:
         kind = "wrongly_deleted"
-    elif table.deletable and "deleted" in told:
+    elif table.deletable and "deleted" in always:
         kind = "extra"
-    elif is_partial and not told:
+    elif is_partial and not always:
         kind = "partial"
     at = {c.name: i for i, c in enumerate(table.columns)}
     created = row[at["created"]] if "created" in at else None
@@ -284,7 +280,7 @@ def difference(table: Table, row: Row, record: asyncpg.Record) -> Difference:
 
 
 def relations(table: Table) -> list[tuple[str, str]]:
-    """(target, column) of the references of one id each."""
+    """Return (target, column) of the references of one id each."""
     return [
         (target, c.name)
         for c in table.columns
