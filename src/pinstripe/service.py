@@ -35,8 +35,8 @@ from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_loaded, mark_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
-from pinstripe.store.emptied import forget_emptied, note_filled
 from pinstripe.store.leases import Held, Lease, leading
+from pinstripe.store.lost_tables import forget_emptied, note_filled
 from pinstripe.store.migrate import (
     check_tables,
     create_indexes_beside,

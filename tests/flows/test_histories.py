@@ -30,7 +30,6 @@ from tests.flows.truth import differences
 from pinstripe.client.decode import StripeObject, decode
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.rows.as_of import AsOf
-from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -76,7 +75,7 @@ class Reader:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         # What it had handed over is written or not, before the next one begins: as if both had died.
-        await self.copy.mirror.submit(RowSet(), AsOf(0.0, 0.0), lane=LIVE_LANE)
+        await self.copy.mirror.write([], lane=LIVE_LANE)
         await self.start()
 
 

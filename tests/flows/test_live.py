@@ -201,7 +201,7 @@ async def test_a_deleted_object_is_flagged_and_no_older_event_raises_it(
                 assert deleted is True
                 # A page that was read before, and comes late.
                 found = copy.source.extract([{"id": key, "object": "customer", "name": "Ada"}], {})
-                await copy.mirror.put(found, AsOf(start - 60.0, start - 59.0))
+                await copy.mirror.write([(found, AsOf(start - 60.0, start - 59.0))])
                 row = await pg.fetchrow(
                     "SELECT deleted, name FROM stripe.customer WHERE id = $1", key
                 )

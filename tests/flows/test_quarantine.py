@@ -304,7 +304,7 @@ async def test_a_list_of_which_rows_were_refused_is_no_proof_that_they_are_gone(
             await pg.execute(
                 "ALTER TABLE stripe.subscription_item ADD CHECK (id <> 'si_2' OR quantity <> 2)"
             )
-        await copy.mirror.submit(found, AsOf(second, second + 1.0), lane=LIVE_LANE)
+        await copy.mirror.write([(found, AsOf(second, second + 1.0))], lane=LIVE_LANE)
     rows = await pg.fetch("SELECT id, quantity, deleted FROM stripe.subscription_item ORDER BY id")
     assert [tuple(row) for row in rows] == [("si_1", 2, False), ("si_2", 1, False)]
     owed = await pg.fetch('SELECT "table", id FROM pinstripe.pending ORDER BY 1')

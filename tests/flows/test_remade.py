@@ -32,7 +32,7 @@ async def test_what_was_deleted_and_made_within_one_second_is_as_stripe_has_it(
             response = await copy.source.stripe.get(f"{path}/gold", endpoint="x")
             found = RowSet()
             copy.mirror.extractor.object(made(1), found)
-            await copy.mirror.put(found, as_of_response(response))
+            await copy.mirror.write([(found, as_of_response(response))])
             stripe.lists[path] = [made(2)] if is_alive else []
             for word in ("deleted", "created") if newest == "created" else ("created", "deleted"):
                 state = made(1 if word == "deleted" and newest == "created" else 2)

@@ -94,7 +94,7 @@ class Copy:
         """Mirrors objects, as the backfill or an event would."""
         found = self.source.extract(objects, {})
         now = next(self.seconds)
-        await self.source.mirror.put(found, AsOf(now, now + 1))
+        await self.source.mirror.write([(found, AsOf(now, now + 1))])
 
     async def apply(self, events: list[Object]) -> list[tuple[str, str]]:
         """What `Live` does with a page of events; the refreshes that it caused, done."""

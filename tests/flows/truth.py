@@ -130,7 +130,7 @@ async def _write_truth(
                 key = mirror.extractor.object(read, found)
                 if key is not None:
                     group.add(table, key, found.rows[table][key])
-            await mirror.put(group, AsOf(1.0, 2.0))
+            await mirror.write([(group, AsOf(1.0, 2.0))])
 
 
 async def _compare(

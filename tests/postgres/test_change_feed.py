@@ -16,9 +16,10 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Unwritable
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.mirror.change_feed import CHANNEL, delete_rows, trim
+from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import RowSet
+from pinstripe.store.changes import CHANNEL, trim
 from pinstripe.store.pool import Connection
 
 _NAMES = ("customer", "charge", "price", "event", "upcoming_customer_invoice")
@@ -49,7 +50,7 @@ async def put(
     found = RowSet()
     for obj in objects:
         mirror.extractor.object(dict(obj), found)
-    await mirror.put(found, AsOf(T0 + lo, T0 + lo + 1, cause))
+    await mirror.write([(found, AsOf(T0 + lo, T0 + lo + 1, cause))])
 
 
 def customer(key: str = "cus_1", **fields: object) -> dict[str, object]:
@@ -142,7 +143,7 @@ async def test_two_states_in_one_transaction_are_two_steps(
         mirror.extractor.object(customer(name=name), one)
         found.append(one)
     parts = [(one, AsOf(T0 + 5 * n, T0 + 5 * n + 1)) for n, one in enumerate(found)]
-    await mirror.submit_parts(parts)
+    await mirror.write(parts)
     steps = [entry[3] for entry in await feed(pg)]
     assert steps[1:] == [{"name": ["a", "b"]}, {"name": ["b", "c"]}]
     assert await pg.fetchval(f"SELECT count(DISTINCT xmin::text) FROM {SCHEMA}.customer") == 1
@@ -198,7 +199,7 @@ async def test_what_is_rolled_back_leaves_no_entry_now_or_later(
     found = RowSet()
     mirror.extractor.object(customer(name="never"), found)
     with pytest.raises(Unwritable):
-        await mirror.submit(found, AsOf(T0, T0 + 1), effect=fail)
+        await mirror.write([(found, AsOf(T0, T0 + 1))], effect=fail)
     await put(mirror, 5, customer("cus_2"))
     assert [e[1] for e in await feed(pg)] == ["cus_2"]
 
@@ -214,8 +215,8 @@ async def test_a_preview_that_went_is_a_delete_with_what_it_held(
     found = RowSet()
     invoice = {"object": "invoice", "total": 5}
     mirror.extractor.virtual(table.name, invoice, "cus_1", found, parents={"customer": "cus_1"})
-    await mirror.put(found, AsOf(T0, T0 + 1))
-    await mirror.submit(RowSet(), AsOf(0.0, 0.0), effect=remove)
+    await mirror.write([(found, AsOf(T0, T0 + 1))])
+    await mirror.write([], effect=remove)
     assert (await feed(pg))[1:] == [
         (
             "upcoming_customer_invoice",
@@ -230,7 +231,7 @@ async def test_a_preview_that_went_is_a_delete_with_what_it_held(
         )
     ]
     # What comes and goes in one transaction was never there.
-    await mirror.submit(found, AsOf(T0 + 5, T0 + 6), effect=remove)
+    await mirror.write([(found, AsOf(T0 + 5, T0 + 6))], effect=remove)
     assert len(await feed(pg)) == 2
 
 
@@ -250,7 +251,7 @@ async def test_a_preview_of_which_only_the_time_of_the_look_differs_is_no_change
         mirror.extractor.virtual(
             "upcoming_customer_invoice", invoice, "cus_1", found, parents=parents
         )
-        await mirror.put(found, AsOf(T0 + at, T0 + at + 1))
+        await mirror.write([(found, AsOf(T0 + at, T0 + at + 1))])
 
     await look(0, 5)
     await look(10, 5)

@@ -12,8 +12,7 @@ import pytest
 from pinstripe.gateway.live import change_stream as module
 from pinstripe.gateway.live.change_stream import ChangeStream
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.mirror.change_feed import CHANNEL
-from pinstripe.store.changes import Wanted
+from pinstripe.store.changes import CHANNEL, Wanted
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import open_pool
 

@@ -39,7 +39,7 @@ async def put(mirror: Mirror, *objects: dict[str, object], at: float = YESTERDAY
     found = RowSet()
     for obj in objects:
         mirror.extractor.object(obj, found)
-    await mirror.put(found, AsOf(at, at + 1))
+    await mirror.write([(found, AsOf(at, at + 1))])
 
 
 async def compared(

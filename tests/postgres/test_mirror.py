@@ -13,12 +13,11 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, open_mirror
-from pinstripe.mirror.batch import Effect
+from pinstripe.mirror.batch import Conflict, Effect
 from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
-from pinstripe.store.refetch import Conflict
 
 _NAMES = ("customer", "product")
 
@@ -74,7 +73,7 @@ async def test_rows_and_cursor_become_visible_together(
 
     found = customers(mirror, "cus_1", "cus_2")
     steps = Steps()
-    await mirror.submit(found, during(0, 1), lane="a", progress=steps, step=1, effect=look)
+    await mirror.write([(found, during(0, 1))], lane="a", progress=steps, step=1, effect=look)
     assert seen == [(0, None)]
     assert await written(pg) == (2, {"table": "customer", "steps": [1]})
     assert steps.committed == [1]
@@ -92,7 +91,7 @@ async def test_a_connection_lost_before_the_commit_leaves_neither_and_is_tried_a
 
     found = customers(mirror, "cus_1")
     steps = Steps()
-    await mirror.submit(found, during(0, 1), lane="a", progress=steps, step=1, effect=die_once)
+    await mirror.write([(found, during(0, 1))], lane="a", progress=steps, step=1, effect=die_once)
     assert seen == [(0, None), (0, None)]
     assert await written(pg) == (1, {"table": "customer", "steps": [1]})
     assert steps.committed == [1]
@@ -103,12 +102,13 @@ async def test_a_server_that_ends_sessions_is_waited_out(
 ) -> None:
     steps = Steps()
     pages = [
-        mirror.submit(
-            customers(mirror, *(f"cus_{n}_{k}" for k in range(100))),
-            during(0, 1),
-            lane="a",
-            progress=steps,
-            step=n,
+        asyncio.create_task(
+            mirror.write(
+                [(customers(mirror, *(f"cus_{n}_{k}" for k in range(100))), during(0, 1))],
+                lane="a",
+                progress=steps,
+                step=n,
+            )
         )
         for n in range(60)
     ]
@@ -141,7 +141,7 @@ async def test_a_session_that_ends_in_the_middle_of_a_copy_does_not_hang_its_wri
 
     async def put(page: int) -> None:
         found = customers(mirror, *(f"cus_{page}_{n}" for n in range(1_000)), metadata=wide)
-        await mirror.put(found, during(0, 1))
+        await mirror.write([(found, during(0, 1))])
 
     async with asyncio.timeout(60):
         killer = asyncio.create_task(kill_copies())
@@ -155,9 +155,8 @@ async def test_a_session_that_ends_in_the_middle_of_a_copy_does_not_hang_its_wri
 async def test_calls_of_one_lane_commit_in_order(mirror: Mirror, pg: asyncpg.Connection) -> None:
     streams = [Steps(f"s{n}") for n in range(5)]
     waiting = [
-        mirror.submit(
-            customers(mirror, f"cus_{n}", balance=n),
-            during(n, n + 1),
+        mirror.write(
+            [(customers(mirror, f"cus_{n}", balance=n), during(n, n + 1))],
             lane=streams[n % 5].stream,
             progress=streams[n % 5],
             step=n,
@@ -174,9 +173,9 @@ async def test_a_row_that_postgres_refuses_is_left_out_and_owed_and_its_stream_g
 ) -> None:
     bad, good = Steps("bad"), Steps("good")
 
-    def page(progress: Steps, key: str, step: int, **fields: object) -> asyncio.Future[None]:
-        found = customers(mirror, key, **fields)
-        return mirror.submit(found, during(0, 1), lane="one", progress=progress, step=step)
+    async def page(progress: Steps, key: str, step: int, **fields: object) -> None:
+        parts = [(customers(mirror, key, **fields), during(0, 1))]
+        await mirror.write(parts, lane="one", progress=progress, step=step)
 
     results = await asyncio.gather(
         page(bad, "cus_1", 1),
@@ -204,15 +203,9 @@ async def test_an_effect_that_fails_breaks_its_stream_and_no_other(
     async def fail(connection: Connection) -> None:
         await connection.execute("SELECT 1 / 0")
 
-    def page(progress: Steps, key: str, step: int, effect: Effect | None) -> asyncio.Future[None]:
-        return mirror.submit(
-            customers(mirror, key),
-            during(0, 1),
-            lane="one",
-            progress=progress,
-            step=step,
-            effect=effect,
-        )
+    async def page(progress: Steps, key: str, step: int, effect: Effect | None) -> None:
+        parts = [(customers(mirror, key), during(0, 1))]
+        await mirror.write(parts, lane="one", progress=progress, step=step, effect=effect)
 
     results = await asyncio.gather(
         page(bad, "cus_1", 1, fail),
@@ -231,7 +224,7 @@ async def test_a_read_only_database_is_told_to_everyone(
     name = await pg.fetchval("SELECT current_database()")
     await pg.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with pytest.raises(Unwritable):
-        await mirror.put(customers(mirror, "cus_1"), during(0, 1))
+        await mirror.write([(customers(mirror, "cus_1"), during(0, 1))])
 
 
 async def test_contested_rows_are_settled_one_get_at_a_time(
@@ -244,13 +237,15 @@ async def test_contested_rows_are_settled_one_get_at_a_time(
         asked.append(row.key)
         await answer.wait()
         over = {(row.table, row.key): row.version}
-        await mirror.put(customers(mirror, row.key, name="settled"), during(5, 6), over=over)
+        await mirror.write(
+            [(customers(mirror, row.key, name="settled"), during(5, 6))], expected=over
+        )
         return True
 
     mirror.resolve = settle
-    await mirror.put(customers(mirror, "cus_1", name="a"), during(5, 6))
+    await mirror.write([(customers(mirror, "cus_1", name="a"), during(5, 6))])
     for name in "bcdef":
-        await mirror.put(customers(mirror, "cus_1", name=name), during(5.1, 6.1))
+        await mirror.write([(customers(mirror, "cus_1", name=name), during(5.1, 6.1))])
     assert asked == ["cus_1"]
     answer.set()
     await mirror.wait_resolved()
@@ -269,11 +264,10 @@ async def test_the_queue_is_bounded(mirror: Mirror, database: str) -> None:
         queued = 0
         while queued < QUEUE_ROWS:
             found = customers(mirror, *(f"cus_{queued + n}" for n in range(500)))
-            await mirror.room(found)
-            waiting.append(mirror.submit(found, during(0, 1), lane="a"))
+            waiting.append(await mirror.enqueue([(found, during(0, 1))], lane="a"))
             queued += 500
-        one_more = asyncio.create_task(mirror.room(customers(mirror, "cus_x")))
-        given_up = asyncio.create_task(mirror.room(customers(mirror, "cus_y")))
+        one_more = asyncio.create_task(mirror.write([(customers(mirror, "cus_x"), during(0, 1))]))
+        given_up = asyncio.create_task(mirror.write([(customers(mirror, "cus_y"), during(0, 1))]))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not one_more.done()
@@ -281,7 +275,7 @@ async def test_the_queue_is_bounded(mirror: Mirror, database: str) -> None:
         await lock.rollback()
         await asyncio.gather(*waiting)
         await one_more
-    assert mirror.queued == 1
+    assert mirror.queued == 0
 
 
 async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:
@@ -296,7 +290,7 @@ async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:
     async with asyncio.timeout(10):
         async with open_mirror(database, SCHEMA, chosen, api_version=VERSION) as mirror:
             mirror.resolve = settle
-            await mirror.put(customers(mirror, "cus_1", name="a"), during(5, 6))
-            await mirror.put(customers(mirror, "cus_1", name="b"), during(5, 6))
-            waiting = mirror.submit(customers(mirror, "cus_2"), during(5, 6))
+            await mirror.write([(customers(mirror, "cus_1", name="a"), during(5, 6))])
+            await mirror.write([(customers(mirror, "cus_1", name="b"), during(5, 6))])
+            waiting = await mirror.enqueue([(customers(mirror, "cus_2"), during(5, 6))])
     assert waiting.done()

@@ -208,7 +208,7 @@ async def put(url: str, key: str) -> None:
         api_version=spec().api_version,
         changes=True,
     ) as mirror:
-        await mirror.put(customer(mirror, key), truth())
+        await mirror.write([(customer(mirror, key), truth())])
 
 
 async def test_advisory_locks_of_others_hold_nothing_up(
@@ -251,7 +251,7 @@ async def test_a_writer_that_waits_for_a_lock_gives_up_and_names_the_holder(
         await transaction.start()
         await pg.execute("SET application_name = 'somebody'")
         await pg.execute("LOCK TABLE stripe.customer IN EXCLUSIVE MODE")
-        writing = asyncio.create_task(mirror.put(customer(mirror, "cus_1"), truth()))
+        writing = asyncio.create_task(mirror.write([(customer(mirror, "cus_1"), truth())]))
         await until(lambda: bool(mirror.trouble))
         assert "somebody" in mirror.trouble
         assert str(await pg.fetchval("SELECT pg_backend_pid()")) in mirror.trouble

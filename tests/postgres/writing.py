@@ -11,13 +11,12 @@ import asyncpg
 
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.mirror.batch import Batch
+from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.writer import Writer
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import connect
-from pinstripe.store.refetch import Conflict
 
 VERSION = "2026-10-28.endive"
 SCHEMA = "stripe"

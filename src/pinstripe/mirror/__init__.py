@@ -1,4 +1,4 @@
-"""The one door to the synced tables; see `mirror.door`."""
+"""The mirror: writes Stripe objects to the synced tables; nothing else does. See `mirror.mirror`."""
 
 from pinstripe.mirror.mirror import Mirror, Resolve, Sink, open_mirror
 from pinstripe.mirror.queue import (

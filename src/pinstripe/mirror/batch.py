@@ -1,4 +1,4 @@
-"""What one commit writes: rows in rounds, checkpoints, effects. Collected here, run by `write`."""
+"""What one transaction writes: rows in rounds, checkpoints, effects. `writer` runs it."""
 
 from __future__ import annotations
 
@@ -12,63 +12,88 @@ from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.pool import Connection
-from pinstripe.store.quarantine import LARGEST_BYTES, TOO_LARGE, Refused, size_of
-from pinstripe.store.refetch import RefetchDone
+from pinstripe.store.refetch import Refetch, RefetchDone
 
 Effect = Callable[[Connection], Awaitable[None]]
-"""What else belongs into the transaction. It may be run again, if the transaction is."""
+"""A further step of the transaction. It runs again if the transaction is retried."""
 
 _NONE: Mapping[tuple[str, str], datetime] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A row that overlaps in time with a snapshot of other content; one GET decides.
+
+    `version` is the row's `_synced_at`: a response requested from now on is newer than that version.
+    `cause`: what made Stripe change the object, as far as the snapshot has it.
+    """
+
+    table: str
+    key: str
+    version: datetime
+    cause: Cause | None = None
+
+
+def refetch_for(conflict: Conflict) -> Refetch:
+    """Return the refetch that resolves a conflict."""
+    cause = conflict.cause or Cause()
+    return Refetch(
+        "fetch",
+        conflict.table,
+        conflict.key,
+        request_id=cause.request_id,
+        event_id=cause.event_id,
+    )
 
 
 @dataclass(slots=True)
 class Batch:
     """What one commit writes; rows of tables that are not in `tables` are left out.
 
-    Rounds: a key that comes twice with other content waits for the next round. `whole`: (child table,
-    parent table) -> the parents whose lists were shown to their end, and when; tables that are being
-    `loading`, copied for the first time, have nothing that could have gone.
+    Rounds: a key that comes twice with other content waits for the next round. `complete_lists`: (child
+    table, parent table) -> the parents whose lists were complete, and when. Tables in their initial load
+    (`loading`) have no orphans.
     """
 
     api_version: str
     tables: Mapping[str, Table]
     loading: Collection[str] = ()
-    whole: dict[tuple[str, str], Parents] = field(default_factory=dict)
+    complete_lists: dict[tuple[str, str], Parents] = field(default_factory=dict)
     rounds: list[dict[str, dict[str, Row]]] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
-    answers: list[RefetchDone] = field(default_factory=list)
+    completed: list[RefetchDone] = field(default_factory=list)
     causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(
         self,
-        found: RowSet,
+        row_set: RowSet,
         lo: float,
         hi: float,
-        over: Mapping[tuple[str, str], datetime] = _NONE,
+        expected: Mapping[tuple[str, str], datetime] = _NONE,
         *,
         cause: Cause | None = None,
     ) -> None:
-        """Adds rows that are true for a moment in [lo, hi), Unix seconds on Stripe's clock.
+        """Add rows that were true at a moment in [lo, hi), Unix seconds on Stripe's clock.
 
-        `over`: versions of rows (table, key) that were seen before the snapshot was asked for.
-        `cause`: what the change feed names as the reason.
+        `expected`: versions of rows (table, key) read before the snapshot was requested.
+        `cause`: the reason that the change feed names.
         """
-        for place, key in found.complete_lists:
+        for place, key in row_set.complete_lists:
             for child in children_of(place):
                 if child in self.tables and child not in self.loading:
-                    owners = self.whole.setdefault((child, place.partition(".")[0]), {})
-                    owners[key] = CompleteList(lo, hi, cause)
-        for table, group in found.rows.items():
+                    parents = self.complete_lists.setdefault((child, place.partition(".")[0]), {})
+                    parents[key] = CompleteList(lo, hi, cause)
+        for table, group in row_set.rows.items():
             if table in self.tables:
                 for key, row in group.items():
-                    row[-3] = over.get((table, key)) if over else None
+                    row[-3] = expected.get((table, key)) if expected else None
                     self._add(table, key, row, lo, hi, cause=cause)
-        for table, key, row in found.variants:
+        for table, key, row in row_set.variants:
             if table in self.tables:
-                row[-3] = over.get((table, key)) if over else None
+                row[-3] = expected.get((table, key)) if expected else None
                 self._add(table, key, row, lo, hi, cause=cause)
 
     def _add(
@@ -93,13 +118,3 @@ class Batch:
             self.causes[at][table, key] = cause
         self._last[table, key] = at
         self.rows += 1
-
-
-def take_too_large(batch: Batch) -> list[Refused]:
-    """Takes rows out of the batch that are larger than anything Postgres takes."""
-    found: list[Refused] = []
-    for one_round in batch.rounds:
-        for table, group in one_round.items():
-            for key in [k for k, row in group.items() if size_of(row) > LARGEST_BYTES]:
-                found.append(Refused(table, key, group.pop(key), TOO_LARGE))
-    return found

@@ -1,15 +1,12 @@
-"""The change feed: what became of each row, in the table `pinstripe.change`. Off unless asked for.
+"""Records the change feed: what each transaction of the mirror changed. Off by default.
 
     SELECT * FROM pinstripe.change WHERE schema = 'stripe' AND position > $1 ORDER BY position
 
-The rows are written in the transaction that makes the changes. Positions grow in the order of commits:
-whoever has read up to one never misses an earlier one. NOTIFY `pinstripe_change` follows each commit.
-
-`changes` is {column: [before, after]}, of the columns that differ: in an insert those with a value. A
-row that Stripe has deleted, or a row of a virtual table that went, is a "delete". Knowing more exactly
-when a row was true is no change, nor is a preview of which only the time of looking differs. The event log
-itself is not in the feed. Of a table that is being
-copied for the first time, only what an event or a request caused is.
+Changes are written in the transaction that makes them; `store.changes` has the table and its NOTIFY.
+`changes` is {column: [before, after]} of the columns that differ, in an insert those with a value. A
+deleted object, or a removed row of a virtual table, is a "delete". Not recorded: a row whose `_as_of`
+alone moved, a preview of which only the times of the request differ, and the event log. During a table's
+initial load, only what an event or a request caused is recorded.
 """
 
 from __future__ import annotations
@@ -17,86 +14,52 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal
+from dataclasses import replace
 
 from pinstripe.catalog.tables import Table
-from pinstripe.mirror.upsert import stage_name
+from pinstripe.mirror.upsert import stage
 from pinstripe.rows.as_of import Cause
+from pinstripe.store.changes import ChangeKind, NewChange, write_changes
 from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
-from pinstripe.store.locks import lock_row
-from pinstripe.store.pool import Connection, translated
-
-CHANNEL = "pinstripe_change"
-"""NOTIFY channel; the payload is `schema position`, of the last change of a transaction."""
-
-Kind = Literal["insert", "update", "delete"]
+from pinstripe.store.pool import Connection
 
 _NOT_FED = frozenset({"event", "v2_core_event"})
 
-_OF_THE_LOOK = (
+_PREVIEW_TIMES = (
     "created",
     "period_start",
     "period_end",
     "status_transitions_finalized_at",
     "status_transitions_paid_at",
 )
-"""Columns of a previewed invoice that differ each time it is asked for: they would fill the feed."""
+"""Columns of a previewed invoice that differ at each request: they would fill the feed."""
 
 _DEAD_ROWS = 3000
-
-_TRIM_ROWS = 10_000
 
 _CREATE_BEFORE = (
     "CREATE TEMP TABLE IF NOT EXISTS pg_temp.pinstripe_before (key text, place tid, image jsonb)"
 )
 
-_WRITE = f"""
-WITH written AS (
-  INSERT INTO pinstripe.change (schema, "table", id, kind, changes, event_id, request_id)
-  SELECT $1, u.tab, u.id, u.kind, u.changes::jsonb, nullif(u.event, ''), nullif(u.request, '')
-  FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-    WITH ORDINALITY AS u (tab, id, kind, changes, event, request, n) ORDER BY u.n
-  RETURNING position)
-SELECT pg_notify('{CHANNEL}', $1 || ' ' || max(position)) FROM written
-"""
-
-_TRIM = """
-DELETE FROM pinstripe.change WHERE position IN (
-  SELECT position FROM pinstripe.change
-  WHERE schema = $1 AND at < clock_timestamp() - $2::interval ORDER BY position LIMIT $3)
-"""
-
 Causes = Mapping[tuple[str, str], Cause]
 """By table and key."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    table: str
-    key: str
-    kind: Kind
-    changes: str
-    cause: Cause
-
-
 class Recorder:
-    """Notes what a writer's transactions change. One for each writer; `schema` is what it writes to.
+    """Records what a writer's transactions change. One for each writer.
 
-    `loading` is looked at anew each time: the tables that are being copied for the first time.
+    `loading` is read at each use: the tables in their initial load.
     """
 
     def __init__(self, schema: str, loading: Collection[str]) -> None:
         self._schema = schema
         self._loading = loading
-        self._noted: list[_Change] = []
+        self._noted: list[NewChange] = []
         self._ready_on: Connection | None = None
         self._dead_rows = 0
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """The block in which `delete_rows` notes here. What an earlier, failed one left is forgotten."""
+        """The block in which `delete_rows` records here. Drops what a failed transaction left."""
         self._noted.clear()
         token = _recording.set(self)
         try:
@@ -105,41 +68,41 @@ class Recorder:
             _recording.reset(token)
 
     def mark(self) -> int:
-        """How much is noted so far; for `go_back`."""
+        """Return how much is recorded so far; for `go_back`."""
         return len(self._noted)
 
     def go_back(self, mark: int) -> None:
-        """The transaction has been rolled back to where it was at the mark."""
+        """Forget what was recorded since the mark: the transaction was rolled back to it."""
         del self._noted[mark:]
         self._ready_on = None
 
     def wants(self, table: str, keys: Collection[str], causes: Causes) -> bool:
-        """Whether changes of these rows are to be noted at all: if not, they cost nothing."""
+        """Return whether changes of these rows are recorded; if not, they cost nothing."""
         if table in _NOT_FED:
             return False
         return table not in self._loading or any((table, key) in causes for key in keys)
 
     async def before(self, connection: Connection, table: Table) -> int:
-        """Keeps the rows that the stage is about to change, and locks them; gives their number."""
+        """Keep and lock the rows that the stage is about to change; return their number."""
         if self._ready_on is not connection:
             await connection.execute(_CREATE_BEFORE)
             self._ready_on, self._dead_rows = connection, 0
         return _count(await connection.execute(keep(self._schema, table)))
 
     async def raced(self, connection: Connection, table: Table) -> int:
-        """As `before`, for rows that another writer inserted after it had looked."""
+        """Like `before`, for rows that another writer inserted after it ran."""
         return _count(await connection.execute(keep_raced(self._schema, table)))
 
     async def after(self, connection: Connection, table: Table, causes: Causes) -> None:
-        """Notes what has become of the staged rows."""
+        """Record how the staged rows changed."""
         rows = await connection.fetch(difference(self._schema, table))
         for key, kind, changes in rows:
             cause = causes.get((table.name, key))
             if cause is not None or table.name not in self._loading:
-                self._noted.append(_Change(table.name, key, kind, changes, cause or Cause()))
+                self._noted.append(_change(table.name, key, kind, changes, cause))
 
     async def forget(self, connection: Connection, rows: int) -> None:
-        """Empties what `before` kept. TRUNCATE costs more than DELETE, but leaves nothing dead."""
+        """Empty what `before` kept. TRUNCATE costs more than DELETE, but leaves no dead rows."""
         self._dead_rows += rows
         if self._dead_rows > _DEAD_ROWS:
             await connection.execute("TRUNCATE pg_temp.pinstripe_before")
@@ -148,35 +111,26 @@ class Recorder:
             await connection.execute("DELETE FROM pg_temp.pinstripe_before")
 
     def removed(self, table: str, key: str, changes: str, cause: Cause) -> None:
-        """A row went. If it came in the same transaction, nobody ever saw it."""
-        mine = [c for c in self._noted if (c.table, c.key) == (table, key)]
+        """Record a deleted row. If the same transaction inserted it, nothing is recorded."""
+        mine = [c for c in self._noted if (c.table, c.id) == (table, key)]
         if any(c.kind == "insert" for c in mine):
             self._noted = [c for c in self._noted if c not in mine]
         else:
-            cause = cause if cause != Cause() or not mine else mine[-1].cause
-            self._noted.append(_Change(table, key, "delete", changes, cause))
+            change = _change(table, key, "delete", changes, cause)
+            if cause == Cause() and mine:
+                change = replace(change, event_id=mine[-1].event_id, request_id=mine[-1].request_id)
+            self._noted.append(change)
 
     async def write(self, connection: Connection) -> None:
-        """Writes what was noted. The last step of the transaction: other writers wait for its end."""
+        """Write what was recorded. The last step of the transaction: other writers wait for its end."""
         if not self._noted:
             return
-        # Positions are drawn in the order of commits only if nobody commits in between.
-        await lock_row(connection, "change")
-        await connection.execute(
-            _WRITE,
-            self._schema,
-            [c.table for c in self._noted],
-            [c.key for c in self._noted],
-            [c.kind for c in self._noted],
-            [c.changes for c in self._noted],
-            [c.cause.event_id for c in self._noted],
-            [c.cause.request_id for c in self._noted],
-        )
+        await write_changes(connection, self._schema, self._noted)
         self._noted.clear()
 
 
 _recording: ContextVar[Recorder | None] = ContextVar("recording", default=None)
-"""The recorder of the transaction that runs: effects get only a connection."""
+"""The recorder of the current transaction: effects get only a connection."""
 
 
 async def delete_rows(
@@ -187,10 +141,9 @@ async def delete_rows(
     *values: object,
     cause: Cause | None = None,
 ) -> int:
-    """Deletes rows, in an effect of the mirror; gives their number.
+    """Delete rows in an effect of the mirror; return their number.
 
-    `where` is SQL on the table's columns, `values` its parameters. The only way to delete rows that
-    the change feed sees.
+    `where` is SQL on the table's columns, `values` its parameters. Other deletes are not recorded.
     """
     recorder = _recording.get()
     text = f"DELETE FROM {qualified(schema, table.name)} AS t WHERE {where}"
@@ -203,19 +156,8 @@ async def delete_rows(
     return len(rows)
 
 
-async def trim(connection: Connection, schema: str, keep: timedelta) -> int:
-    """Drops changes that are older than `keep`, some at a time; gives their number."""
-    dropped = 0
-    with translated():
-        while True:
-            count = _count(await connection.execute(_TRIM, schema, keep, _TRIM_ROWS))
-            dropped += count
-            if count < _TRIM_ROWS:
-                return dropped
-
-
 def keep_raced(schema: str, table: Table) -> str:
-    """As `keep`, for rows that another writer inserted after `keep` had looked."""
+    """Like `keep`, for rows that another writer inserted after `keep` ran."""
     return (
         f"{_keep(schema, table)} AND t.xmin <> pg_current_xact_id()::xid "
         f"AND {_key(table)} NOT IN (SELECT key FROM pg_temp.pinstripe_before)\n{_LOCKED}"
@@ -223,10 +165,10 @@ def keep_raced(schema: str, table: Table) -> str:
 
 
 def keep(schema: str, table: Table) -> str:
-    """Copies the table's rows that the stage speaks of, locked until the commit.
+    """Copy the rows that are in the stage, locked until the commit.
 
-    Without the lock another writer could change a row between the look and our own change, and its
-    step would be missing in the chain of befores and afters.
+    Without the lock another writer could change a row between this copy and our update, and its step
+    would be missing in the chain of befores and afters.
     """
     return f"{_keep(schema, table)}\n{_LOCKED}"
 
@@ -238,13 +180,13 @@ def _keep(schema: str, table: Table) -> str:
     return (
         f"INSERT INTO pg_temp.pinstripe_before (key, place, image)\n"
         f"SELECT {_key(table)}, t.ctid, {_image()} "
-        f"FROM {qualified(schema, table.name)} t, pg_temp.{quote(stage_name(table))} s\n"
+        f"FROM {qualified(schema, table.name)} t, {stage(table.name)} s\n"
         f"WHERE {_join(table)}"
     )
 
 
 def difference(schema: str, table: Table) -> str:
-    """(key, kind, changes as text) of the staged rows that this transaction changed."""
+    """Select (key, kind, changes as text) of the staged rows that this transaction changed."""
     gone = "false"
     if table.deletable:
         gone = "a.image -> 'deleted' = 'true' AND b.image -> 'deleted' IS DISTINCT FROM 'true'"
@@ -254,7 +196,7 @@ def difference(schema: str, table: Table) -> str:
         f"ELSE 'insert' END, c.changes::text\n"
         f"FROM (SELECT {_key(table)} AS key, k.key IS NOT NULL AS known, k.image AS before, "
         f"{_image()} AS after\n"
-        f"  FROM pg_temp.{quote(stage_name(table))} s "
+        f"  FROM {stage(table.name)} s "
         f"JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
         f"  LEFT JOIN pg_temp.pinstripe_before k ON k.key = {_key(table)}\n"
         f"  WHERE t.xmin = pg_current_xact_id()::xid AND k.place IS DISTINCT FROM t.ctid "
@@ -269,23 +211,23 @@ def difference(schema: str, table: Table) -> str:
 
 
 def _seen(table: Table) -> str:
-    """A condition that leaves out previews that only the time of the look has changed."""
+    """Return a condition that leaves out previews of which only the times of the request changed."""
     if not (table.virtual and table.object_type == "invoice"):
         return ""
     return (
         "\nAND (NOT t.known OR EXISTS (SELECT FROM jsonb_object_keys(c.changes) k "
-        f"WHERE k <> ALL ('{{{','.join(_OF_THE_LOOK)}}}')))"
+        f"WHERE k <> ALL ('{{{','.join(_PREVIEW_TIMES)}}}')))"
     )
 
 
 def _image() -> str:
-    """The row `t` as Stripe gave it: of our own columns only `_extra` holds any of that."""
+    """Return the row `t` without our own columns, except `_extra`, which has fields of Stripe's."""
     ours = ", ".join(name for name in BOOKKEEPING if name != "_extra")
     return f"to_jsonb(t) - '{{{ours}}}'::text[]"
 
 
 def _removal() -> str:
-    """The changes of a row that is deleted, as text: to null, all that was not."""
+    """Return the changes of a deleted row, as text: every value to null."""
     return (
         "(SELECT coalesce(jsonb_object_agg(n.key, jsonb_build_array(n.value, NULL)), '{}') "
         f"FROM jsonb_each({_image()}) n WHERE n.value <> 'null')::text"
@@ -298,6 +240,11 @@ def _key(table: Table) -> str:
 
 def _join(table: Table) -> str:
     return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
+
+
+def _change(table: str, key: str, kind: ChangeKind, changes: str, cause: Cause | None) -> NewChange:
+    cause = cause or Cause()
+    return NewChange(table, key, kind, changes, cause.event_id, cause.request_id)
 
 
 def _count(status: str) -> int:

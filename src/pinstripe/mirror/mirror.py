@@ -1,19 +1,12 @@
-"""The one door to the synced tables: objects, and when they were true, become rows in Postgres.
+"""Writes Stripe objects to the synced tables; nothing else does.
 
-    await mirror.put(found, Truth(lo, hi))   # returns when the rows are durable
+    await mirror.write([(rows, as_of)])     # returns once committed
 
-Everything that writes goes through here: pages, events, answers of the proxy, previews. Rows and the
-checkpoint that vouches for them commit together. Pages that wait (`queue`) are written as one batch.
-Where two snapshots overlap in time and differ, one GET of the object decides (`contests`), and it is
-surely newer. What Postgres refuses, a row or a table, is left out, named and owed (`quarantine`), and never
-stops the rest.
-
-What the mirror does with a batch.
-
-Decides contested rows: two snapshots that overlap in time and differ.
-
-One GET of the object settles it, since its answer is surely newer. There is one at a time for each
-row; what is contested meanwhile shares the next one.
+Pages, events, proxied responses and previews all pass here. Rows and the checkpoint that covers them
+commit in one transaction, and waiting jobs are written as one batch (`queue`). If two snapshots of an
+object overlap in time and differ, the row is in conflict: the object is fetched again, and that response
+wins because it was requested after both. Rows or tables that Postgres refuses are left out, named and
+owed (`quarantine`), and never stop the rest.
 """
 
 from __future__ import annotations
@@ -29,36 +22,37 @@ import structlog
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import LostLease, PinstripeError, Unreachable
-from pinstripe.mirror.batch import Batch, Effect, take_too_large
+from pinstripe.mirror.batch import Batch, Conflict, Effect
 from pinstripe.mirror.change_feed import Recorder
-from pinstripe.mirror.quarantine import PROBE_S, HeldTable, Quarantine, probe
-from pinstripe.mirror.queue import ExpectedVersions, Job, Part, Progress, Queue, steps_of
+from pinstripe.mirror.quarantine import (
+    PROBE_S,
+    HeldTable,
+    Parted,
+    Quarantine,
+    Refused,
+    note_parted,
+    owe_rows,
+    probe,
+    take_too_large,
+)
+from pinstripe.mirror.queue import LIVE_LANE, ExpectedVersions, Job, Part, Progress, Queue, steps_of
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.pool import Connection
-from pinstripe.store.quarantine import (
-    Parted,
-    Refused,
-    Why,
-    note_parted,
-    note_refused,
-    owe_rows,
-    release,
-)
-from pinstripe.store.refetch import Conflict, RefetchDone
+from pinstripe.store.quarantine import Why, note_refused, release
+from pinstripe.store.refetch import RefetchDone
 
 
 class Sink(Protocol):
-    """`Writer` writes the batch, `store.compare.Comparer` only compares."""
+    """What consumes a batch: `Writer` writes it, `sync.verify.compare.Comparer` compares it."""
 
     failed_at: str
-    """The table at which the last write failed; "" where it was at none."""
+    """The table at which the last write failed; "" if it failed elsewhere."""
 
     async def write(self, batch: Batch) -> list[Conflict]: ...
 
     async def write_apart(self, batch: Batch) -> Parted:
-        """As `write`, without the rows and tables that Postgres refuses."""
+        """Like `write`, but leaves out the rows and tables that Postgres refuses."""
 
     async def close(self) -> None: ...
 
@@ -66,11 +60,14 @@ class Sink(Protocol):
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Resolve = Callable[[Conflict], Awaitable[bool]]
-"""Fetches the object and puts it over that version of the row; False where Stripe cannot be asked."""
+"""Fetches the object and replaces that version of the row; returns False if Stripe is unreachable."""
 
 
 class ConflictQueue:
-    """The rows that are contested. `count`: how many there were so far."""
+    """Resolves conflicting rows, one fetch at a time for each row. `count`: conflicts so far.
+
+    Conflicts of a row that arrive during its fetch share the next one.
+    """
 
     def __init__(self) -> None:
         self.resolve: Resolve | None = None
@@ -79,30 +76,30 @@ class ConflictQueue:
         self._resolving: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
     def decide(self, conflicts: Sequence[Conflict]) -> None:
-        """Starts what settles these rows."""
-        for contest in conflicts:
+        """Start resolving these rows."""
+        for conflict in conflicts:
             self.count += 1
-            place = (contest.table, contest.key)
-            self._open[place] = contest
+            place = (conflict.table, conflict.key)
+            self._open[place] = conflict
             if place not in self._resolving:
                 self._resolving[place] = asyncio.create_task(self._resolve(place))
 
     def resolving(self, rows: Mapping[str, Container[str]]) -> list[asyncio.Task[bool]]:
-        """What settles those of these rows (table -> keys) that are open now.
+        """Return the tasks that resolve those of these rows (table -> keys) that are in conflict now.
 
-        Each gives whether its row was decided; one that could not be keeps what it has.
+        A task returns False if its row could not be resolved; the row keeps its content then.
         """
         if not self._resolving:
             return []
         return [t for (table, key), t in self._resolving.items() if key in rows.get(table, ())]
 
     async def wait_resolved(self) -> None:
-        """Returns when no contested row is open any more."""
+        """Return once no row is in conflict."""
         while self._resolving:
             await asyncio.gather(*self._resolving.values())
 
     def cancel(self) -> list[asyncio.Task[bool]]:
-        """Ends what is under way; gives the tasks to wait for."""
+        """Cancel all tasks, and return them to be awaited."""
         tasks = list(self._resolving.values())
         for task in tasks:
             task.cancel()
@@ -112,15 +109,15 @@ class ConflictQueue:
         table, key = place
         decided = True
         try:
-            while (contested := self._open.pop(place, None)) is not None:
+            while (conflict := self._open.pop(place, None)) is not None:
                 decided = False
                 if self.resolve is None:
                     _log.warning("mirror.contested", table=table, id=key)
                     continue
                 try:
-                    decided = await self.resolve(contested)
+                    decided = await self.resolve(conflict)
                 except PinstripeError as error:
-                    # The row keeps what it has; the next snapshot of it decides.
+                    # The row keeps its content; its next snapshot decides.
                     _log.warning("mirror.unsettled", table=table, error=error.message)
         finally:
             del self._resolving[place]
@@ -128,7 +125,7 @@ class ConflictQueue:
 
 
 _MOST_LOSSES = 2
-"""Of the connection, with one batch, before its largest rows are suspected."""
+"""Connections lost with one batch before its largest rows are suspected."""
 
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -153,17 +150,17 @@ class Mirror:
         self.api_version = api_version
         self.extractor = extractor
         self.always: list[Effect] = []
-        """Run in every transaction: the fence of the lease, NOTIFY."""
+        """Effects of every transaction: the check of the lease's fence."""
         self.loading = loading
-        """Tables that are copied for the first time: in the change feed is only what was caused."""
+        """Tables in their initial load: the change feed has only what an event or a request caused."""
         self.written: Counter[str] = Counter()
         self.trouble = ""
-        """What Postgres says while a write is being tried again; "" when all is well."""
+        """Postgres's error while a write is retried; "" if there is none."""
         self.quarantine = Quarantine()
         self.mend: Callable[[str], Awaitable[None]] | None = None
-        """Makes a table, or a column of it, that is gone."""
+        """Creates a table or column that was dropped."""
         self.on_healed: Callable[[], None] = lambda: None
-        """Called when what is owed for rows that were refused may be fetched."""
+        """Called when the refetches of rows that were refused become due."""
         self._sleep = sleep
         self._prober = prober
         self._sinks = sinks
@@ -173,7 +170,7 @@ class Mirror:
 
     @property
     def resolve(self) -> Resolve | None:
-        """What decides a contested row."""
+        """Fetches the object of a row in conflict."""
         return self._conflicts.resolve
 
     @resolve.setter
@@ -182,104 +179,82 @@ class Mirror:
 
     @property
     def conflicts(self) -> int:
-        """How many rows were contested so far."""
+        """Conflicts so far."""
         return self._conflicts.count
 
     @property
     def queued(self) -> int:
-        """Rows that wait for a writer, or were given room to."""
+        """Rows that wait for a writer, or have room in the queue."""
         return self._queue.rows
 
-    async def put(
-        self,
-        found: RowSet,
-        truth: AsOf,
-        *,
-        over: ExpectedVersions | None = None,
-        effect: Effect | None = None,
-        answers: Sequence[RefetchDone] = (),
-    ) -> None:
-        """Writes `found` and returns when it is committed. For what no cursor vouches for.
-
-        `over`: versions of rows that were seen before the snapshot was asked for. `effect`: what else
-        belongs into the commit; `answers`: what is crossed out with it. Raises Unwritable or Drifted where
-        Postgres refuses; waits out lost connections.
-        """
-        await self.room(found)
-        await self.submit(found, truth, over=over, effect=effect, answers=answers)
-
-    async def put_parts(
-        self, parts: Sequence[Part], *, over: ExpectedVersions, answers: Sequence[RefetchDone]
-    ) -> None:
-        """As `put`, for snapshots that belong into one transaction."""
-        await self._queue.room(sum(found.count() for found, _ in parts))
-        await self.submit_parts(parts, over=over, answers=answers)
-
-    async def room(self, found: RowSet) -> None:
-        """Waits until the queue has room for these rows. Call it before `submit`."""
-        await self._queue.room(found.count())
-
-    def submit(
-        self,
-        found: RowSet,
-        truth: AsOf,
-        *,
-        lane: str = "",
-        progress: Progress | None = None,
-        step: object = None,
-        over: ExpectedVersions | None = None,
-        effect: Effect | None = None,
-        answers: Sequence[RefetchDone] = (),
-    ) -> asyncio.Future[None]:
-        """Queues `found`; the future is done when it is committed, with the step that it makes.
-
-        Calls of one `lane` commit in the order of the calls; once one has failed all later ones do.
-        """
-        return self.submit_parts(
-            [(found, truth)],
-            lane=lane,
-            progress=progress,
-            step=step,
-            over=over,
-            effect=effect,
-            answers=answers,
-        )
-
-    def submit_parts(
+    async def write(
         self,
         parts: Sequence[Part],
         *,
         lane: str = "",
         progress: Progress | None = None,
         step: object = None,
-        over: ExpectedVersions | None = None,
+        expected: ExpectedVersions | None = None,
         effect: Effect | None = None,
-        answers: Sequence[RefetchDone] = (),
+        completed: Sequence[RefetchDone] = (),
+    ) -> None:
+        """Writes rows, each part with the moment at which it was true, and returns once committed.
+
+        All parts commit together, with what else the arguments name (see `enqueue`). Raises Unwritable or
+        Drifted if Postgres refuses them; retries over lost connections.
+        """
+        durable = await self.enqueue(
+            parts,
+            lane=lane,
+            progress=progress,
+            step=step,
+            expected=expected,
+            effect=effect,
+            completed=completed,
+        )
+        await durable
+
+    async def enqueue(
+        self,
+        parts: Sequence[Part],
+        *,
+        lane: str = "",
+        progress: Progress | None = None,
+        step: object = None,
+        expected: ExpectedVersions | None = None,
+        effect: Effect | None = None,
+        completed: Sequence[RefetchDone] = (),
     ) -> asyncio.Future[None]:
-        """As `submit`, for snapshots of several moments that belong into one transaction."""
+        """As `write`, but returns once there is room in the queue: the future is done after the commit.
+
+        Jobs of one `lane` commit in the order of the calls; after one fails, later steps of its
+        `progress` fail too. `progress` is saved with `step` applied. `expected`: versions of rows read
+        before the snapshot was requested. `effect` runs in the transaction, which also removes the
+        `completed` refetches from their queue. `LIVE_LANE` does not wait for room.
+        """
+        rows = sum(row_set.count() for row_set, _ in parts)
+        if rows and lane != LIVE_LANE:
+            await self._queue.room(rows)
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        rows = sum(found.count() for found, _ in parts)
         self._queue.add(
-            Job(parts, progress, step, durable, rows, lane, over or {}, effect, answers)
+            Job(parts, progress, step, durable, rows, lane, expected or {}, effect, completed)
         )
         return durable
 
-    def resolving(self, found: RowSet) -> list[asyncio.Task[bool]]:
-        """What settles those rows of `found` that are contested; see `Contests.settling`.
+    def resolving(self, row_set: RowSet) -> list[asyncio.Task[bool]]:
+        """Return the tasks that resolve conflicting rows of `row_set`; see `ConflictQueue.resolving`.
 
-        Once the future of `submit` is done, these are all that its rows are waiting for.
+        Call it once the future of `enqueue` is done: these tasks are then all that its rows wait for.
         """
-        return self._conflicts.resolving(found.rows)
+        return self._conflicts.resolving(row_set.rows)
 
     async def wait_resolved(self) -> None:
-        """Returns when no contested row is open any more."""
+        """Return once no row is in conflict."""
         await self._conflicts.wait_resolved()
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        """The writers run for the block. One that dies takes the block with it: nobody waits for a
-        row that cannot come.
-        """
+        """Run the writers for the block. A writer that fails ends the block, so no caller waits for it."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._run(n)) for n in range(len(self._sinks))]
             if self._prober is not None:
@@ -289,7 +264,7 @@ class Mirror:
             finally:
                 for task in tasks:
                     task.cancel()
-                # A writer that is cut off in its transaction must not take the cut for a lost server.
+                # A writer cancelled in its transaction must not take that for a lost server and retry.
                 await asyncio.gather(*tasks, *self._conflicts.cancel(), return_exceptions=True)
                 self._queue.give_up()
                 for sink in self._sinks:
@@ -304,7 +279,7 @@ class Mirror:
                 await self._queue.done(number, jobs)
 
     async def _write(self, sink: Sink, jobs: list[Job]) -> None:
-        """Commits the jobs as one batch; if Postgres refuses a value, one by one."""
+        """Commit the jobs as one batch; if Postgres refuses a value, one by one."""
         jobs = [job for job in jobs if not self._is_broken(job)]
         if not jobs:
             return
@@ -328,7 +303,7 @@ class Mirror:
                 job.durable.set_result(None)
 
     def _is_broken(self, job: Job) -> bool:
-        """Whether an earlier job of the stream failed: a later step must not vouch for it."""
+        """Return whether an earlier job of the stream failed: a later step must not cover it."""
         error = self._broken.get(id(job.progress)) if job.progress is not None else None
         if error is not None:
             self._fail(job, error)
@@ -341,15 +316,15 @@ class Mirror:
             job.durable.set_exception(error)
 
     def _batch_of(self, jobs: list[Job], steps: Sequence[tuple[Progress, list[object]]]) -> Batch:
-        """What these jobs write, without the rows of tables that refuse everything: those are owed."""
+        """Return what these jobs write. Rows of tables that refuse everything are owed instead."""
         left_out = self.quarantine.left_out_of(jobs)
         tables = self.quarantine.open_tables(self.tables)
         batch = Batch(self.api_version, tables=tables, loading=self.loading)
         for job in jobs:
-            for found, truth in job.parts:
-                batch.add(found, truth.lo, truth.hi, job.expected, cause=truth.cause)
+            for row_set, as_of in job.parts:
+                batch.add(row_set, as_of.lo, as_of.hi, job.expected, cause=as_of.cause)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
-        batch.answers = [answer for job in jobs for answer in job.answers]
+        batch.completed = [answer for job in jobs for answer in job.completed]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         if left_out or self.quarantine.tables:
             batch.effects.append(partial(self._owe, left_out))
@@ -375,7 +350,7 @@ class Mirror:
                 self.trouble = error.message
                 _log.warning("mirror.retry", attempt=attempt, error=error.message)
                 if attempt >= _MOST_LOSSES:
-                    self._take_too_large(batch)  # A row of a gigabyte ends each session it meets.
+                    self._take_too_large(batch)  # A row of 1 GB ends every session.
                 await self._sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                 attempt += 1
                 continue
@@ -399,7 +374,7 @@ class Mirror:
             return conflicts
 
     def _take_too_large(self, batch: Batch) -> bool:
-        """Whether rows were taken out of the batch that no Postgres takes."""
+        """Take rows out of the batch that no Postgres accepts; return whether there were any."""
         rows = take_too_large(batch)
         if not rows:
             return False
@@ -413,22 +388,22 @@ class Mirror:
         return True
 
     async def _owe(self, left_out: Sequence[Refused], connection: Connection) -> None:
-        """Notes rows of tables that refuse everything, or that their lists are to be read anew."""
+        """Queue refetches of the rows left out, and note the tables whose lists have to be read again."""
         await owe_rows(connection, self.schema, left_out)
         entries = [(t, "", h.why, True) for t, h in self.quarantine.tables.items() if h.relist]
         await note_refused(connection, self.schema, entries)
 
-    def is_refused(self, found: RowSet) -> bool:
-        """Whether Postgres refuses one of these rows now: then a write of them has left it out."""
-        return self.quarantine.refuses(found)
+    def is_refused(self, row_set: RowSet) -> bool:
+        """Return whether Postgres refuses one of these rows: then a write has left it out."""
+        return self.quarantine.refuses(row_set)
 
     def refuse_table(self, table: str, why: Why) -> None:
-        """Somebody has found that the table is gone."""
+        """Quarantine a table that is gone."""
         held = self.quarantine.tables.setdefault(table, HeldTable(why))
         held.relist = True
 
     async def _probe_on(self, sink: Sink) -> None:
-        """Tries what Postgres refuses again and again, beside all else."""
+        """Retry what Postgres refuses, every `PROBE_S`."""
         try:
             while True:
                 await self._sleep(PROBE_S)
@@ -445,7 +420,7 @@ class Mirror:
             await sink.close()
 
     async def probe(self, sink: Sink) -> None:
-        """Tries each table and some rows that are refused once; what Postgres takes now is released."""
+        """Retry each refused table and some refused rows once; release what Postgres accepts now."""
         for table, held in list(self.quarantine.tables.items()):
             await self._probe_table(sink, table, held)
         rows = [r for r in self.quarantine.to_probe() if r.table not in self.quarantine.tables]
@@ -470,7 +445,7 @@ class Mirror:
                 _log.info("mirror.unmended", table=table, error=error.message)
                 return
         elif not held.samples:
-            self.quarantine.tables.pop(table)  # The next row of it will show.
+            self.quarantine.tables.pop(table)  # The next row of it is the test.
             await self._release(sink, {table: None})
             return
         if held.samples:
@@ -490,7 +465,7 @@ class Mirror:
         await self._release(sink, {table: None})
 
     async def _release(self, sink: Sink, keys: Mapping[str, Sequence[str] | None]) -> None:
-        """What is owed for these rows of each table, or for all, may be fetched."""
+        """Make the refetches of these rows due: keys of each table, or None for all."""
         batch = Batch(self.api_version, tables=self.tables)
 
         async def effect(connection: Connection) -> None:
@@ -503,7 +478,7 @@ class Mirror:
 
 
 def _is_of_rows(error: PinstripeError) -> bool:
-    """Whether Postgres refuses rows or a table; all else that is written may be."""
+    """Return whether Postgres refuses rows or a table; the rest of a batch can be written then."""
     return error.fault is not None and error.fault.scope in ("row", "table")
 
 
@@ -520,10 +495,10 @@ async def open_mirror(
     sink: Sink | None = None,
     extractor: Extractor | None = None,
 ) -> AsyncIterator[Mirror]:
-    """A mirror whose writers run for the block. Leaving it does not wait: await what you `put`.
+    """A mirror whose writers run for the block. Leaving it does not wait for jobs: await your writes.
 
-    `changes`: whether the writers keep the change feed; `session_name`: see `Lease`. `scribe` takes
-    the place of the writers; `extractor` is shared with another mirror.
+    `changes`: whether the writers record the change feed; `session_name`: see `Lease`. `sink` takes the
+    place of the writers; `extractor` is shared with another mirror.
     """
     extractor = extractor or Extractor(tables)
     loading: set[str] = set()

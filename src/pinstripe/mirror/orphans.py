@@ -1,9 +1,8 @@
-"""Rows that a list inside an object no longer shows: a removed subscription item, a line of a draft.
+"""Orphans: rows that a complete nested list no longer contains, such as a removed subscription item.
 
-A list that was shown to its end has just written all its entries, so their rows are as new as the
-snapshot; a row of the same parent that is surely older than it is gone. Rows whose table knows deletion
-are flagged, as by any tombstone; the others (lines of drafts) are deleted, for Stripe keeps nothing of
-them either.
+All entries of a complete list were just written, so they are as new as the snapshot. A row of the same
+parent that is surely older is gone. Rows of tables that have `deleted` are flagged; others (lines of draft
+invoices) are deleted, since Stripe keeps nothing of them either.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pinstripe.store.pool import Connection
 
 @dataclass(frozen=True, slots=True)
 class CompleteList:
-    """A list that was shown to its end, in a snapshot of [lo, hi). `cause`: what made Stripe change it."""
+    """A list whose end was reached, in a snapshot of [lo, hi). `cause`: what made Stripe change it."""
 
     lo: float
     hi: float
@@ -33,12 +32,12 @@ Parents = dict[str, CompleteList]
 """By the id of the parent whose list it is."""
 
 ENTRIES_GO = frozenset({"entitlements_active_entitlement", "line_item"})
-"""Not deletable at Stripe, but gone when a subscription ends or a draft invoice is changed."""
+"""Not deletable at Stripe, but removed when a subscription ends or a draft invoice changes."""
 
 
 @cache
 def children_of(place: str) -> tuple[str, ...]:
-    """Tables whose rows can go from the list at "table.field"; none where a list is not theirs alone."""
+    """Return the tables whose rows the list at "table.field" can lose; none if lists share their rows."""
     table, _, name = place.partition(".")
     fields = object_type_of(tables()[table]).fields
     lists = [f for f in fields if f.kind == "list"]
@@ -53,14 +52,14 @@ def children_of(place: str) -> tuple[str, ...]:
 
 
 def may_go(child: Table, parent: str) -> bool:
-    """Whether rows of this child table can go from a list of their parent's."""
+    """Return whether rows of this child table can disappear from a list of their parent."""
     can_go = child.deletable or child.name in ENTRIES_GO
     return parent_column(child, parent) is not None and can_go
 
 
 @cache
 def parent_column(child: Table, parent: str) -> str | None:
-    """The column of `child` that names its parent; None if none or several do."""
+    """Return the column of `child` that names its parent; None if none or several do."""
     named = [c.name for c in child.columns if c.references == (parent,) and len(c.path) <= 1]
     return named[0] if len(named) == 1 else None
 
@@ -68,9 +67,9 @@ def parent_column(child: Table, parent: str) -> str | None:
 async def find_orphans(
     connection: Connection, schema: str, lists: Sequence[tuple[Table, str, Parents]]
 ) -> list[tuple[Table, Mapping[str, CompleteList]]]:
-    """Key -> the proof, of the rows of each child table that are gone; only those that have any.
+    """Return the orphans of each child table that has any: key -> the list that proves it.
 
-    `lists`: child tables, each with its parent's table and the parents whose lists were shown.
+    `lists`: child tables, each with its parent's table and the parents whose lists were complete.
     """
     texts: list[str] = []
     values: list[list[object]] = []
@@ -99,11 +98,11 @@ async def find_orphans(
 
 
 async def not_in_list(
-    connection: Connection, schema: str, child: Table, owner: tuple[str, str], shown: Set[str]
+    connection: Connection, schema: str, child: Table, owner: tuple[str, str], listed: Set[str]
 ) -> list[str]:
-    """Keys of an owner's rows (its table, its key) that are not among those that its list has shown.
+    """Return the keys of a parent's rows (its table, its key) that are not among `listed`.
 
-    Whether they are gone is not said by that: the list may be older than they are.
+    They may still exist: the list may be older than they are.
     """
     column = parent_column(child, owner[0])
     if column is None:
@@ -114,7 +113,7 @@ async def not_in_list(
         f"SELECT {key} FROM {qualified(schema, child.name)} c "
         f"WHERE c.{quote(column)} = $1 AND {key} <> ALL ($2::text[]){alive} ORDER BY 1",
         owner[1],
-        list(shown),
+        list(listed),
     )
     return [row[0] for row in rows]
 
@@ -122,7 +121,7 @@ async def not_in_list(
 def tombstones(
     child: Table, shapes: Shapes, keys: Mapping[str, CompleteList]
 ) -> dict[str, Row] | None:
-    """Rows that flag these keys as deleted; None where the table knows no deletion."""
+    """Return rows that flag these keys as deleted; None if the table has no `deleted`."""
     at = _flag(child)
     if at < 0:
         return None
@@ -137,7 +136,7 @@ def tombstones(
 
 
 def gone(child: Table) -> str:
-    """The condition that picks rows by key, for `delete_rows`. $1: the keys."""
+    """Return the condition that picks rows by key, for `delete_rows`. $1: the keys."""
     return f"t.{quote(child.key[0])} = ANY($1::text[])"
 
 

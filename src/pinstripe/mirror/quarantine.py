@@ -1,10 +1,10 @@
-"""What Postgres refuses now: the mirror leaves it out, and tries it again all the time.
+"""What Postgres refuses at present: the mirror leaves it out and retries it every `PROBE_S`.
 
-A refused row is kept in memory and tried every few seconds, without asking Stripe. Once Postgres takes it,
-what is owed for it is fetched, since it may have changed meanwhile. Of a table that refuses everything,
-nothing is written; some of its rows are tried, and what was left out is owed row by row, or, where that is
-too much, by reading its lists anew. The names are in the database (`store.quarantine`), the rows only here:
-a restart tries everything anew.
+A refused row is kept in memory and retried without a request to Stripe. Once Postgres accepts it, its
+refetch becomes due, because the object may have changed meanwhile. A table that refuses every row is not
+written at all: some of its rows are kept as probes, and what is left out is owed row by row or, beyond
+`_MOST_OWED` rows, by reading its lists again. The names are in the database (`store.quarantine`), the
+rows only in memory: a restart retries everything.
 """
 
 from __future__ import annotations
@@ -14,25 +14,85 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
-from pinstripe.mirror.batch import Batch
+from pinstripe.errors import DatabaseFault
+from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.queue import Job
+from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row, RowSet
-from pinstripe.store.quarantine import Parted, Refused, Why
+from pinstripe.store.pool import Connection
+from pinstripe.store.quarantine import Why, note_refused, owe_fetches
 
 PROBE_S = 10.0
-"""How often what is refused is tried again: that it heals within a minute costs Postgres little."""
+"""Seconds between two retries of what is refused."""
 _MOST_HELD = 1000
 _MOST_OWED = 1000
-"""Rows of a table that are owed one by one; of more its lists are read anew."""
+"""Rows of a table that are owed one by one; beyond it, its lists are read again."""
 _SAMPLES = 16
 _PROBED = 50
+_HELD_BYTES = 1_000_000
+LARGEST_BYTES = 200_000_000
+"""Postgres stores a text of up to 1 GB, a jsonb of 256 MB, and accepts messages of 1 GB."""
+_HELD_S = 10 * 365 * 86400.0
+"""A row held in memory is not fetched before Postgres accepts it."""
+_UNHELD_S = 86400.0
 
 Place = tuple[str, str]
 
 
+TOO_LARGE = Why(
+    DatabaseFault("54000", "row"),
+    "The row is larger than Postgres takes.",
+    "Make the object smaller at Stripe; it is fetched again once a day.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that was left out of a commit, with its interval in the tail."""
+
+    table: str
+    key: str
+    row: Row
+    why: Why
+    cause: Cause | None = None
+
+    @property
+    def can_be_held(self) -> bool:
+        """Whether it is small enough to be kept in memory and retried without Stripe."""
+        return size_of(self.row) <= _HELD_BYTES
+
+
+@dataclass(slots=True)
+class Parted:
+    """What a batch was written without. `tables`: those that refused every row."""
+
+    conflicts: list[Conflict] = field(default_factory=list)
+    rows: list[Refused] = field(default_factory=list)
+    tables: dict[str, Why] = field(default_factory=dict)
+    left_out: list[Refused] = field(default_factory=list)
+    """The rows of those tables."""
+    owners: list[tuple[str, str]] = field(default_factory=list)
+    """(table, key) of parents whose orphans could not be removed."""
+
+
+def size_of(row: Row) -> int:
+    """Return the number of characters in its texts."""
+    return sum(len(value) for value in row if isinstance(value, str))
+
+
+def take_too_large(batch: Batch) -> list[Refused]:
+    """Take the rows out of the batch that are too large for Postgres, and return them."""
+    found: list[Refused] = []
+    for one_round in batch.rounds:
+        for table, group in one_round.items():
+            for key in [k for k, row in group.items() if size_of(row) > LARGEST_BYTES]:
+                found.append(Refused(table, key, group.pop(key), TOO_LARGE))
+    return found
+
+
 @dataclass(slots=True)
 class HeldTable:
-    """A table that refuses all. `samples`: rows to try it with; `owed`: keys of what was left out."""
+    """A table that refuses every row. `samples`: rows to retry; `owed`: keys of rows left out."""
 
     why: Why
     samples: deque[Refused] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
@@ -41,37 +101,37 @@ class HeldTable:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the table, or a part of it, has to be made again."""
+        """Whether the table or a column of it has to be created again."""
         return self.why.is_gone
 
 
 class Quarantine:
-    """Of one mirror."""
+    """The refused rows and tables of one mirror."""
 
     def __init__(self) -> None:
         self.tables: dict[str, HeldTable] = {}
         self.rows: dict[Place, Refused] = {}
         self.places: set[Place] = set()
-        """Of all rows that are refused, kept or not."""
+        """All refused rows, kept in memory or not."""
         self.healed: set[Place] = set()
-        """Rows that were written since, by whatever came of them."""
+        """Refused rows that were written since."""
 
     def __bool__(self) -> bool:
         return bool(self.tables or self.places)
 
     def forget(self) -> None:
-        """Everything is tried anew."""
+        """Forget everything, so that it is tried again."""
         self.tables.clear()
         self.rows.clear()
         self.places.clear()
         self.healed.clear()
 
     def take(self, parted: Parted) -> None:
-        """These were refused."""
+        """Add what a write refused."""
         for table, reason in parted.tables.items():
             held = self.tables.setdefault(table, HeldTable(reason))
             held.why = reason
-            # Rows of a list whose removal could not be written, or of a table without any: read anew.
+            # Of a table that is gone every row is lost: its lists are read again.
             held.relist = held.relist or held.is_gone
         for row in parted.left_out:
             self._leave_out(row)
@@ -83,28 +143,28 @@ class Quarantine:
                 self.rows[place] = row
 
     def open_tables(self, tables: Mapping[str, Table]) -> Mapping[str, Table]:
-        """Those that may be written."""
+        """Return the tables that are written."""
         if not self.tables:
             return tables
         return {name: table for name, table in tables.items() if name not in self.tables}
 
     def left_out_of(self, jobs: Iterable[Job]) -> list[Refused]:
-        """The rows of these jobs that belong to tables that refuse everything: owed, each once."""
+        """Return the rows of these jobs in refused tables that are not owed yet."""
         if not self.tables:
             return []
         new: list[Refused] = []
         for job in jobs:
-            for found, truth in job.parts:
-                for table, key, row in _rows_of(found, self.tables):
-                    row[-5], row[-4] = truth.lo, truth.hi
-                    refused = Refused(table, key, row, self.tables[table].why, truth.cause)
-                    # What was owed for it is crossed out with this commit.
-                    if self._leave_out(refused) or job.answers:
+            for row_set, as_of in job.parts:
+                for table, key, row in _rows_of(row_set, self.tables):
+                    row[-5], row[-4] = as_of.lo, as_of.hi
+                    refused = Refused(table, key, row, self.tables[table].why, as_of.cause)
+                    # A refetch that this commit completes has to be queued again.
+                    if self._leave_out(refused) or job.completed:
                         new.append(refused)
         return new
 
     def _leave_out(self, row: Refused) -> bool:
-        """Whether the row is owed by itself, and was not before."""
+        """Return whether the row is newly owed one by one."""
         held = self.tables[row.table]
         if row.can_be_held:
             held.samples.append(row)
@@ -117,7 +177,7 @@ class Quarantine:
         return True
 
     def written(self, batch: Batch) -> None:
-        """The batch was written: rows of it that were refused before are so no more."""
+        """Note a written batch: those of its rows that were refused before are healed."""
         if not self.places:
             return
         for one_round in batch.rounds:
@@ -125,14 +185,14 @@ class Quarantine:
                 self.healed |= {(table, key) for key in group if (table, key) in self.places}
 
     def to_probe(self) -> list[Refused]:
-        """Rows to try again now; the next call gives others, if there are many."""
+        """Return rows to retry now; the next call returns others, if there are many."""
         chosen = list(self.rows)[:_PROBED]
         for place in chosen:  # To the end of the line.
             self.rows[place] = self.rows.pop(place)
         return [self.rows[place] for place in chosen]
 
     def take_healed(self) -> dict[str, list[str]]:
-        """By table, the keys of rows that were written since; they are refused no more."""
+        """Remove and return the healed rows: table -> keys."""
         found: dict[str, list[str]] = {}
         for table, key in self.healed:
             self.places.discard((table, key))
@@ -141,30 +201,49 @@ class Quarantine:
         self.healed.clear()
         return found
 
-    def refuses(self, found: RowSet) -> bool:
-        """Whether one of these rows is not in Postgres, although it was written as far as it goes."""
+    def refuses(self, row_set: RowSet) -> bool:
+        """Return whether a write of these rows left one of them out."""
         if not self:
             return False
         return any(
             table in self.tables or any((table, key) in self.places for key in group)
-            for table, group in found.rows.items()
+            for table, group in row_set.rows.items()
         )
 
 
 def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]) -> Batch:
-    """A batch of rows that were refused."""
+    """Return a batch that retries refused rows."""
     batch = Batch(api_version, tables)
     for row in rows:
-        found = RowSet(rows={row.table: {row.key: list(row.row)}})
-        batch.add(found, row.row[-5], row.row[-4], cause=row.cause)
+        row_set = RowSet(rows={row.table: {row.key: list(row.row)}})
+        batch.add(row_set, row.row[-5], row.row[-4], cause=row.cause)
     return batch
 
 
-def _rows_of(found: RowSet, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:
-    for table, group in found.rows.items():
+async def note_parted(connection: Connection, schema: str, parted: Parted) -> None:
+    """Note what was refused, in the transaction that writes the rest."""
+    entries = [(r.table, r.key, r.why, False) for r in parted.rows]
+    entries += [(table, "", w, w.is_gone) for table, w in parted.tables.items()]
+    await note_refused(connection, schema, entries)
+    await owe_rows(connection, schema, [*parted.rows, *parted.left_out])
+    if parted.owners and (parted.rows or parted.left_out):
+        first = (parted.rows or parted.left_out)[0].why
+        await owe_fetches(
+            connection, schema, [(t, k, first, _HELD_S) for t, k in set(parted.owners)]
+        )
+
+
+async def owe_rows(connection: Connection, schema: str, rows: Iterable[Refused]) -> None:
+    """Queue a refetch for each of these rows, due once Postgres accepts it."""
+    entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else _UNHELD_S) for r in rows]
+    await owe_fetches(connection, schema, entries)
+
+
+def _rows_of(row_set: RowSet, tables: Container[str]) -> Iterator[tuple[str, str, Row]]:
+    for table, group in row_set.rows.items():
         if table in tables:
             for key, row in group.items():
                 yield table, key, row
-    for table, key, row in found.variants:
+    for table, key, row in row_set.variants:
         if table in tables:
             yield table, key, row

@@ -1,13 +1,8 @@
-"""What waits for the mirror's writers: one queue for each, bounded together by rows.
+"""Jobs that wait for the mirror's writers: one queue for each writer, bounded together by rows.
 
-Jobs of one named lane go to the same writer for as long as one of them is open, so they commit in the
-order in which they came. Any other job goes to the writer with the least to do. The first writer is
-kept free for what is live.
-
-What is handed to the mirror: rows, when they were true, and the stream whose position they move.
-
-Values and one protocol; nothing here writes. `Progress` is what a list or the event reader is to the
-mirror: it says what its cursor will be once some steps are durable, and hears that they are.
+Jobs of one named lane go to the same writer while one of them is open, so they commit in order. Other jobs
+go to the writer with the fewest rows. The first writer is kept free for events. A job's `Progress` (a
+list, say) computes its cursor once some steps are durable, and is notified of the commit.
 """
 
 from __future__ import annotations
@@ -32,13 +27,13 @@ ExpectedVersions = Mapping[tuple[str, str], datetime]
 
 
 class Progress(Protocol):
-    """How far one stream is written; the mirror saves it in the transaction that makes it true."""
+    """How far one stream is written; the mirror saves it in the transaction that writes its rows."""
 
     def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
-        """The position once these steps are durable too, in the order given. Changes nothing."""
+        """Return the position with these steps applied, in the order given. Changes nothing."""
 
     def commit(self, steps: Sequence[object]) -> None:
-        """These steps are durable."""
+        """Called after the commit of these steps."""
 
 
 # Coalesced up to this many rows a commit: beyond it the cost per row falls no further (measured,
@@ -54,10 +49,7 @@ LIVE_LANE = "live"
 
 @dataclass(slots=True)
 class Job:
-    """Rows that are committed together, and what is done in the same transaction.
-
-    `answers`: the to-dos that are crossed out with them.
-    """
+    """Rows that are committed together, with their checkpoint, effect and completed refetches."""
 
     parts: Sequence[Part]
     progress: Progress | None
@@ -67,7 +59,7 @@ class Job:
     lane: str
     expected: ExpectedVersions
     effect: Effect | None
-    answers: Sequence[RefetchDone]
+    completed: Sequence[RefetchDone]
 
 
 @dataclass(slots=True)
@@ -80,7 +72,7 @@ class _Line:
 
 
 class Queue:
-    """The jobs of all writers, which go by number. `rows`: what waits, or was given room to."""
+    """The jobs of all writers, by number. `rows`: those that wait, or have room."""
 
     def __init__(self, writers: int) -> None:
         self.rows = 0
@@ -89,22 +81,22 @@ class Queue:
         self._room = asyncio.Condition()
 
     async def room(self, rows: int) -> None:
-        """Waits until there is room, and takes it for so many rows."""
+        """Wait until there is room, and take it for this many rows."""
         async with self._room:
             await self._room.wait_for(lambda: self.rows < QUEUE_ROWS)
             self.rows += rows
 
     def add(self, job: Job) -> None:
-        """Queues a job, whose rows were given `room`."""
+        """Queue a job. Its rows must have taken `room`, except in the live lane."""
         if job.lane == LIVE_LANE:
-            self.rows += job.rows  # It does not wait for room, but takes it.
+            self.rows += job.rows  # It takes room without waiting.
         line = self._choose(job.lane)
         line.jobs.append(job)
         line.rows += job.rows
         line.wake.set()
 
     async def take(self, writer: int) -> list[Job]:
-        """The next jobs of this writer, up to a batch. Give them back to `done`."""
+        """Return the next jobs of this writer, up to a batch. Call `done` with them."""
         line = self._lines[writer]
         while not line.jobs:
             line.wake.clear()
@@ -112,7 +104,7 @@ class Queue:
         return _take(line.jobs)
 
     async def done(self, writer: int, jobs: Sequence[Job]) -> None:
-        """These jobs wait no more, written or not."""
+        """Free the room of these jobs, written or not."""
         for job in jobs:
             self._lines[writer].rows -= job.rows
             self.rows -= job.rows
@@ -125,13 +117,13 @@ class Queue:
             self._room.notify_all()
 
     def give_up(self) -> None:
-        """Nobody will write what is queued: whoever waits for it is told."""
+        """Cancel all queued jobs: no writer is left."""
         for line in self._lines:
             for job in line.jobs:
                 job.durable.cancel()
 
     def _choose(self, lane: str) -> _Line:
-        """The writer that has earlier jobs of this lane still to write; else the least busy one."""
+        """Return the writer that has open jobs of this lane, else the least busy one."""
         number, open_jobs = self._line_of.get(lane, (0, 0))
         if lane == LIVE_LANE:
             number = 0
@@ -146,7 +138,7 @@ class Queue:
 
 
 def steps_of(jobs: Sequence[Job]) -> list[tuple[Progress, list[object]]]:
-    """The steps of each stream, in order."""
+    """Return the steps of each stream, in order."""
     found: dict[int, tuple[Progress, list[object]]] = {}
     for job in jobs:
         if job.progress is not None:
@@ -155,7 +147,7 @@ def steps_of(jobs: Sequence[Job]) -> list[tuple[Progress, list[object]]]:
 
 
 def _take(jobs: list[Job]) -> list[Job]:
-    """The first jobs of the line, up to a batch; at least one."""
+    """Remove and return the first jobs, up to a batch; at least one."""
     rows, count = 0, 0
     for job in jobs:
         if count and rows + job.rows > BATCH_ROWS:

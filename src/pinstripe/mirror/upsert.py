@@ -1,18 +1,18 @@
-"""The one guarded upsert, as text. Pure; `write` runs it.
+"""The one guarded upsert, as SQL text. Pure; `writer` runs it.
 
-Rows come by COPY into a stage (a temp table with plain types). One statement inserts what is new, one
-per shape brings the rest up to date: a column that an object does not speak of keeps its value. The
-comparison of times stands here, in the WHERE of `update`, and nowhere else:
+Rows come by COPY into a stage (a temp table with plain types). One statement inserts new rows, and one per
+shape updates the others: a column that an object does not have keeps its value. Times are compared in
+the WHERE of `update` and nowhere else:
 
     surely newer    the snapshot's earliest moment is not before the row's latest: written
     surely older    the snapshot's latest moment is not after the row's earliest: dropped
-    overlapping     same content: the knowledge is widened; other content: left alone, and found
+    overlapping     same content: the interval moves forward; other content: left alone, and found
                     again by `contested`, for one GET to decide
 
-Two refinements. A snapshot that was asked for after the row had been seen is newer whatever the clocks
-say: it names the version of the row (`_over`, its `_synced_at`), and is written if that still stands.
-And a row is partial as long as nobody has seen what Stripe gives on request only: those columns are
-filled by any snapshot that has them (`complete`).
+Two refinements. A snapshot requested after the row was read is newer whatever the clocks say: it names
+that version (`_over`, the row's `_synced_at`) and is written if the row still has it. And a row is
+partial until a snapshot had the columns that Stripe returns on request only: any snapshot that has them
+fills them (`complete`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ STAGE_EXTRA = ("_extra", "_lo", "_hi", "_over", "_partial", "_shape")
 seconds, `_over` the `_synced_at` of the row that this one is known to be newer than."""
 
 
-def stage_name(table: Table) -> str:
-    return f"stage_{table.name}"[:63]
+def stage_name(table: str) -> str:
+    return f"stage_{table}"[:63]
+
+
+def stage(table: str) -> str:
+    """The stage of a table, in SQL."""
+    return f"pg_temp.{quote(stage_name(table))}"
 
 
 def create_stage(table: Table) -> str:
@@ -40,13 +45,11 @@ def create_stage(table: Table) -> str:
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
     columns += ["_extra text", "_lo double precision", "_hi double precision"]
     columns += ["_over timestamptz", "_partial boolean", "_shape int"]
-    return (
-        f"CREATE TEMP TABLE IF NOT EXISTS pg_temp.{quote(stage_name(table))} ({', '.join(columns)})"
-    )
+    return f"CREATE TEMP TABLE IF NOT EXISTS {stage(table.name)} ({', '.join(columns)})"
 
 
 def stage_type(column: Column) -> str:
-    """What asyncpg encodes fastest: text for what Postgres parses better itself."""
+    """Return the type that asyncpg encodes fastest: text for values that Postgres parses better."""
     if column.read in ("integer", "time", "time_ms"):
         return "bigint"
     if column.type == "boolean":
@@ -55,7 +58,7 @@ def stage_type(column: Column) -> str:
 
 
 def from_stage(column: Column) -> str:
-    """The expression that turns the staged value into the column's type."""
+    """Return the expression that turns the staged value into the column's type."""
     name = f"s.{quote(column.name)}"
     if column.read == "time":
         return f"to_timestamp({name})"
@@ -67,20 +70,20 @@ def from_stage(column: Column) -> str:
 
 
 def insert(schema: str, table: Table) -> str:
-    """Inserts the staged rows that the table does not have. $1: the API version of the rows."""
+    """Insert the staged rows that the table does not have. $1: the API version of the rows."""
     names = ", ".join(quote(c.name) for c in table.columns)
     values = ", ".join(from_stage(c) for c in table.columns)
     return (
         f"INSERT INTO {qualified(schema, table.name)} "
         f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
         f"SELECT {values}, to_timestamp(s._lo), to_timestamp(s._hi), clock_timestamp(), "
-        f"s._partial, $1::text, s._extra::jsonb FROM pg_temp.{quote(stage_name(table))} s\n"
+        f"s._partial, $1::text, s._extra::jsonb FROM {stage(table.name)} s\n"
         f"ON CONFLICT ({', '.join(quote(k) for k in table.key)}) DO NOTHING"
     )
 
 
 def update(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Updates the rows that the table had, from staged rows of one shape.
+    """Update the rows that the table had, from staged rows of one shape.
 
     $1: the API version of the rows; $2: the number of the shape.
     """
@@ -92,11 +95,11 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         "_synced_at = clock_timestamp()",
         "_partial = t._partial AND s._partial",
         "_api_version = $1::text",
-        f"_extra = {_extra(columns)}",
+        f"_extra = {extra_after(columns)}",
     ]
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
-        f"FROM pg_temp.{quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
+        f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
         f"  to_timestamp(s._lo) >= t._as_of_latest\n"
         f"  OR s._over = t._synced_at\n"
         f"  OR (to_timestamp(s._hi) > t._as_of\n"
@@ -107,7 +110,7 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
 
 
 def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
-    """Fills what a partial row lacks from older staged rows of one shape; None if the shape lacks it too.
+    """Fill what a partial row lacks from older staged rows of one shape; None if the shape lacks it too.
 
     $1: the number of the shape.
     """
@@ -118,20 +121,20 @@ def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {sets}, _partial = NULL, "
         f"_synced_at = clock_timestamp()\n"
-        f"FROM pg_temp.{quote(stage_name(table))} s WHERE {_join(table)} AND s._shape = $1::int "
+        f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $1::int "
         f"AND t._partial AND to_timestamp(s._hi) <= t._as_of"
     )
 
 
 def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Keys of staged rows that overlap a row of other content. Run after `update`, before the commit.
+    """Select the staged rows in conflict. Run after `update`, before the commit.
 
-    $1: the number of the shape. Gives (key, the row's `_synced_at`).
+    $1: the number of the shape. Returns (key, the row's `_synced_at`).
     """
     keys = ", ".join(f"t.{quote(k)}" for k in table.key)
     return (
         f"SELECT {keys}, t._synced_at "
-        f"FROM pg_temp.{quote(stage_name(table))} s JOIN {qualified(schema, table.name)} t "
+        f"FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t "
         f"ON {_join(table)}\n"
         f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
         f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(_content(table, shape))}"
@@ -147,29 +150,30 @@ def _join(table: Table) -> str:
 
 
 def _same(columns: Sequence[Column]) -> str:
-    """Whether row and staged row hold the same in these columns.
+    """Return the condition that row and staged row hold the same in these columns.
 
-    What a partial row has never been told of differs from nothing.
+    Columns on request that a partial row never had differ from nothing.
     """
-    told = [c for c in columns if not c.on_request]
-    asked = [c for c in columns if c.on_request]
-    parts = [_row_same(group) for group in (told, asked) if group]
-    if asked:
+    always = [c for c in columns if not c.on_request]
+    on_request = [c for c in columns if c.on_request]
+    parts = [same_values(group) for group in (always, on_request) if group]
+    if on_request:
         parts[-1] = f"(t._partial IS TRUE OR {parts[-1]})"
-    # Unknown fields are content too.
-    parts.append(f"t._extra IS NOT DISTINCT FROM ({_extra(columns)})")
+    # Unknown fields are content.
+    parts.append(f"t._extra IS NOT DISTINCT FROM ({extra_after(columns)})")
     return f"({' AND '.join(parts)})"
 
 
-def _row_same(columns: Sequence[Column]) -> str:
+def same_values(columns: Sequence[Column]) -> str:
+    """Return the condition that these columns are equal, null being equal to null."""
     # One row comparison is limited to 1,664 columns; the widest table has a few hundred.
     left = ", ".join(f"t.{quote(c.name)}" for c in columns)
     right = ", ".join(from_stage(c) for c in columns)
     return f"(ROW({left}) IS NOT DISTINCT FROM ROW({right}))"
 
 
-def _extra(columns: Sequence[Column]) -> str:
-    """Unknown fields are kept unless the snapshot speaks of the field that they stand in."""
+def extra_after(columns: Sequence[Column]) -> str:
+    """Return `_extra` after the write: unknown fields stay unless the snapshot has the one around them."""
     fields = sorted({c.path[0] for c in columns if c.path})
     array = ", ".join("'" + f.replace("'", "''") + "'" for f in fields)
     return (

@@ -1,14 +1,16 @@
 """Writes batches of rows: COPY into a stage, one guarded upsert per table and shape, one commit.
 
-A `Writer` owns one connection. Everything of a `Batch` (rows of many tables and the checkpoints that
-vouch for them) becomes visible in one transaction, or nothing does. Tables and keys are taken in one
-order by every writer, so that two of them never wait for each other in a circle.
+    Batch -> COPY into stages -> insert, update, complete -> refetches, checkpoints, effects -> COMMIT
+
+A `Writer` owns one session (`StageTables`). Rows of many tables and the checkpoints that cover them become
+visible in one transaction or not at all. All writers take tables and keys in one order, so two of them
+never deadlock. `write_apart` leaves out the rows that Postgres refuses, which it finds by halving.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,39 +21,41 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import PinstripeError
-from pinstripe.mirror.batch import Batch
+from pinstripe.mirror.batch import Batch, Conflict, refetch_for
 from pinstripe.mirror.change_feed import Causes, Recorder, delete_rows
 from pinstripe.mirror.orphans import find_orphans, gone, tombstones
+from pinstripe.mirror.quarantine import Parted, Refused, note_parted
 from pinstripe.mirror.upsert import (
     STAGE_EXTRA,
     complete,
     contested,
     create_stage,
     insert,
+    stage,
     stage_name,
     update,
 )
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.ddl import quote
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
-from pinstripe.store.quarantine import Parted, Refused, note_parted, why
-from pinstripe.store.refetch import Conflict, add_refetches, complete_refetches, refetch_for
+from pinstripe.store.quarantine import why
+from pinstripe.store.refetch import add_refetches, complete_refetches
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
 _HOPELESS = 16
-"""So many rows refused one by one, and none written: then it is the table that refuses."""
-_OVER = -3
-"""Where a row says which version of it was seen before: then it is there, and an update finds it."""
+"""After this many rows refused one by one and none written, the table counts as refusing."""
+_EXPECTED = -3
+"""Place of the version that a row expects to replace: the row exists then, and an update finds it."""
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
-_Mark = tuple[OrderedDict[str, int], dict[str, int], int]
-"""Stages, those that are filled, and how much is recorded, at a savepoint."""
+_StageMark = tuple[OrderedDict[str, int], dict[str, int]]
+_Mark = tuple[_StageMark, int]
+"""The stages, and how much is recorded, at a savepoint."""
 
 
 class _TableRefused(Exception):
@@ -74,19 +78,147 @@ class _Round:
 
 @dataclass(slots=True)
 class _Tally:
-    """What became of the rows of one table so far."""
+    """The results of one table so far."""
 
     conflicts: list[Conflict] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     written: int = 0
 
     def refuse(self, of: _Round, group: Mapping[str, Row], error: PinstripeError) -> None:
-        """Takes the one row of the group down. Raises _TableRefused if there is no hope for others."""
+        """Note the one row of the group as refused. Raises _TableRefused after `_HOPELESS` of them."""
         for key, row in group.items():
             cause = of.causes.get((of.table, key))
             self.refused.append(Refused(of.table, key, row, why(error), cause))
         if not self.written and len(self.refused) >= _HOPELESS:
             raise _TableRefused(error)
+
+
+class StageTables:
+    """One session with its stage tables and prepared statements. Not for two tasks at once.
+
+    A stage is a temp table that takes rows by COPY. It is emptied by DELETE, and by TRUNCATE, which takes
+    1.5 ms, only after `_DEAD_ROWS` dead rows. The least recently used stages and statements are dropped.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        session_name: str,
+        on_connected: Callable[[asyncpg.Connection], Awaitable[None]],
+    ) -> None:
+        self._url = url
+        self._session_name = session_name
+        self._on_connected = on_connected
+        self._connection: asyncpg.Connection | None = None
+        self._dead: OrderedDict[str, int] = OrderedDict()
+        """Table -> dead rows that its stage still holds; least recently used first."""
+        self._filled: dict[str, int] = {}
+        """Tables whose stage holds rows of the current transaction, and how many."""
+        self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
+
+    async def connection(self) -> asyncpg.Connection:
+        """Return the session, connected again if it was lost. Raises Unreachable."""
+        if self._connection is None or self._connection.is_closed():
+            self.close()
+            connection = await connect_dedicated(self._url, application_name=self._session_name)
+            try:
+                with translated():
+                    await self._on_connected(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            self._connection = connection
+        return self._connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction for the block: its end empties the stages and commits, in one round trip.
+
+        A failure or a cancellation ends the session, since its state is unknown then.
+        """
+        try:
+            connection = await self.connection()
+            with translated():
+                async with cancel_on_disconnect(connection):
+                    # Not `connection.transaction()`: its ROLLBACK on a session that the server has
+                    # ended raises an error of its own, which hides the first.
+                    await connection.execute("BEGIN")
+                    yield connection
+                    emptying = [self._emptying(table) for table in list(self._filled)]
+                    await connection.execute("; ".join([*emptying, "COMMIT"]))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drop the session; `connection` opens a new one."""
+        connection, self._connection = self._connection, None
+        self._dead.clear()
+        self._filled.clear()
+        self._statements.clear()
+        if connection is not None and not connection.is_closed():
+            connection.terminate()
+
+    async def fill(
+        self, connection: asyncpg.Connection, table: Table, rows: Collection[Row]
+    ) -> None:
+        """Replace the content of the table's stage by these rows."""
+        name = table.name
+        if name not in self._dead:
+            if len(self._dead) >= _MOST_STAGES:
+                await self._drop_oldest(connection)
+            await connection.execute(create_stage(table))
+            self._dead[name] = 0
+        self._dead.move_to_end(name)
+        if name in self._filled:
+            await connection.execute(self._emptying(name))
+        self._filled[name] = len(rows)
+        await connection.copy_records_to_table(
+            stage_name(name),
+            schema_name="pg_temp",
+            records=rows,
+            columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
+        )
+
+    async def run(
+        self,
+        connection: asyncpg.Connection,
+        wanted: _Statement,
+        text: Callable[[_Statement], str],
+        *values: object,
+    ) -> int:
+        """Run a statement, prepared once; return the number of rows that it wrote."""
+        statement = self._statements.get(wanted)
+        if statement is None:
+            statement = self._statements[wanted] = await connection.prepare(text(wanted))
+            if len(self._statements) > _MOST_STATEMENTS:
+                self._statements.popitem(last=False)
+        self._statements.move_to_end(wanted)
+        await statement.fetch(*values)
+        return int((statement.get_statusmsg() or "0").rpartition(" ")[2])
+
+    def mark(self) -> _StageMark:
+        """Return what `go_back` needs after a rollback to a savepoint made now."""
+        return OrderedDict(self._dead), dict(self._filled)
+
+    def go_back(self, mark: _StageMark) -> None:
+        """Forget what was made since `mark`: the rollback has removed it."""
+        self._dead, self._filled = OrderedDict(mark[0]), dict(mark[1])
+        self._statements.clear()
+
+    def _emptying(self, table: str) -> str:
+        dead = self._dead[table] + self._filled.pop(table)
+        is_many = dead > _DEAD_ROWS
+        self._dead[table] = 0 if is_many else dead
+        return f"{'TRUNCATE' if is_many else 'DELETE FROM'} {stage(table)}"
+
+    async def _drop_oldest(self, connection: asyncpg.Connection) -> None:
+        oldest, _ = self._dead.popitem(last=False)
+        self._filled.pop(oldest, None)
+        await connection.execute(f"DROP TABLE {stage(oldest)}")
+        for wanted in [s for s in self._statements if s[1] == oldest]:
+            del self._statements[wanted]
 
 
 class Writer:
@@ -102,23 +234,17 @@ class Writer:
         recorder: Recorder | None = None,
         session_name: str = "pinstripe",
     ) -> None:
-        """`recorder`: notes the changes, if the feed is on; it is this writer's alone."""
+        """`recorder` records the change feed, if it is on; it belongs to this writer alone."""
         self._url = url
         self._schema = schema
         self._tables = tables
         self._shapes = shapes
         self._recorder = recorder
-        self._session_name = session_name
+        self._stages = StageTables(url, session_name=session_name, on_connected=self._on_connected)
         self.failed_at = ""
-        """The table at which the last write failed; "" where it was at none."""
+        """The table at which the last write failed; "" if it failed elsewhere."""
         self._at = ""
-        self._connection: asyncpg.Connection | None = None
         self._pid = 0
-        # Least recently used first, both. The number: dead rows that a stage still holds.
-        self._stages: OrderedDict[str, int] = OrderedDict()
-        self._filled: dict[str, int] = {}
-        """Stages that hold rows of the transaction under way, and how many."""
-        self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -132,67 +258,55 @@ class Writer:
         await self.close()
 
     async def close(self) -> None:
-        """Lets the connection go. The next `write` makes a new one."""
-        connection, self._connection = self._connection, None
-        self._stages.clear()
-        self._filled.clear()
-        self._statements.clear()
-        if connection is not None and not connection.is_closed():
-            connection.terminate()
+        """Close the session. The next `write` opens a new one."""
+        self._stages.close()
 
     async def write(self, batch: Batch) -> list[Conflict]:
-        """Commits the batch; gives the rows that could not be decided by time.
+        """Commit the batch; return the rows that are in conflict.
 
-        A lost connection leaves nothing written (Unreachable) and is made anew by the next call.
+        A lost connection raises Unreachable and leaves nothing written; the next call connects again.
         """
         parted = Parted()
         async with self._transaction(batch, parted) as connection:
             parted.conflicts = await self._rounds(connection, batch)
-            await self._vanish(connection, batch)
+            await self._remove_orphans(connection, batch)
         return parted.conflicts
 
     async def write_apart(self, batch: Batch) -> Parted:
-        """As `write`, without the rows that Postgres refuses: each is found by halving.
+        """Like `write`, without the rows that Postgres refuses, which it finds by halving.
 
-        They are noted, with what is owed for them, in the same commit. Slow: for a batch that was refused.
+        They are noted in the same commit, with their refetches. Slow: for a batch that was refused.
         """
         parted = Parted()
         async with self._transaction(batch, parted) as connection:
             for table in sorted({name for one_round in batch.rounds for name in one_round}):
                 await self._table_apart(connection, table, batch, parted)
-            await self._vanish_apart(connection, batch, parted)
+            await self._remove_orphans_apart(connection, batch, parted)
         return parted
 
     @asynccontextmanager
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
-        """A transaction: the block writes the rows. The rest of the batch and the commit follow."""
+        """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
         self._at = ""
         try:
-            connection = await self._connected()
+            await self._stages.connection()
             async with naming_holders(self._url, self._pid):
-                with (
-                    translated(),
-                    self._recorder.transaction() if self._recorder else nullcontext(),
-                ):
-                    async with cancel_on_disconnect(connection):
-                        # Not `connection.transaction()`: its ROLLBACK over a session that the server
-                        # has ended fails in its own way and hides why. What fails ends with the
-                        # connection.
-                        await connection.execute("BEGIN")
+                with self._recorder.transaction() if self._recorder else nullcontext():
+                    async with self._stages.transaction() as connection:
                         yield connection
                         self._at = ""
                         await self._finish(connection, batch, parted)
+                    for answer in batch.completed:
+                        answer.is_noted = True
         except BaseException:
-            # Cancelled or failed halfway: what the session holds is not known.
             self.failed_at = self._at
-            await self.close()
             raise
 
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
-        # Noted in the same commit: a crash before the GET must not lose the question.
+        # Queued in the same commit: a crash before the GET must not lose the conflict.
         await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
-        await complete_refetches(connection, self._schema, batch.answers)
+        await complete_refetches(connection, self._schema, batch.completed)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)
@@ -200,26 +314,15 @@ class Writer:
             await effect(connection)
         if self._recorder is not None:
             await self._recorder.write(connection)
-        # With the commit, in one round trip.
-        await connection.execute("; ".join([*map(self._emptying, list(self._filled)), "COMMIT"]))
-        for answer in batch.answers:
-            answer.is_noted = True
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
-            await self.close()
-            self._connection = connection = await connect_dedicated(
-                self._url, application_name=self._session_name
-            )
-            with translated():
-                self._pid = await server_pid(connection)
-                await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
-        return self._connection
+    async def _on_connected(self, connection: asyncpg.Connection) -> None:
+        self._pid = await server_pid(connection)
+        await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Conflict]:
         found: list[Conflict] = []
         # Table by table, and all rounds of one before the next: two writers take their locks in the
-        # same order then. (A later round speaks of keys that the first has locked already.)
+        # same order then. (The keys of a later round are locked by the first already.)
         for table in sorted({name for one_round in batch.rounds for name in one_round}):
             for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
                 group = one_round.get(table)
@@ -230,7 +333,7 @@ class Writer:
     async def _table_apart(
         self, connection: asyncpg.Connection, name: str, batch: Batch, parted: Parted
     ) -> None:
-        """All rounds of one table, without the rows or, if need be, the whole table."""
+        """Write all rounds of one table without its refused rows, or without the whole table."""
         tally = _Tally()
         mark = await self._save(connection)
         try:
@@ -259,7 +362,7 @@ class Writer:
         keys: Sequence[str],
         tally: _Tally,
     ) -> None:
-        """Writes these rows; if they are refused, one half and then the other, down to single rows."""
+        """Write these rows; if they are refused, one half and then the other, down to single rows."""
         if not keys:
             return
         group = {key: of.rows[of.table][key] for key in keys}
@@ -286,55 +389,54 @@ class Writer:
         for half in (keys[:middle], keys[middle:]):
             await self._half(connection, of, half, tally)
 
-    async def _vanish_apart(
+    async def _remove_orphans_apart(
         self, connection: asyncpg.Connection, batch: Batch, parted: Parted
     ) -> None:
-        """As `_vanish`, child by child. A list with a refused row proves nothing: its owner is owed."""
+        """Like `_remove_orphans`, child by child. The parent of a refused row is owed a refetch instead."""
         without = {row.table for row in parted.rows} | set(parted.tables)
-        for place in sorted(batch.whole):
+        for place in sorted(batch.complete_lists):
             child, parent = place
             if child in without:
-                parted.owners += [(parent, key) for key in batch.whole[place]]
+                parted.owners += [(parent, key) for key in batch.complete_lists[place]]
                 continue
             mark = await self._save(connection)
             try:
                 with translated():
-                    await self._vanish(connection, batch, only=place)
+                    await self._remove_orphans(connection, batch, only=place)
             except PinstripeError as error:
                 if error.fault is None or error.fault.scope not in ("row", "table"):
                     raise
                 await self._go_back(connection, mark)
                 parted.tables[child] = why(error)
-                parted.owners += [(parent, key) for key in batch.whole[place]]
+                parted.owners += [(parent, key) for key in batch.complete_lists[place]]
             else:
                 await connection.execute("RELEASE SAVEPOINT apart")
 
     async def _save(self, connection: asyncpg.Connection) -> _Mark:
         await connection.execute("SAVEPOINT apart")
         recorded = self._recorder.mark() if self._recorder is not None else 0
-        return OrderedDict(self._stages), dict(self._filled), recorded
+        return self._stages.mark(), recorded
 
     async def _go_back(self, connection: asyncpg.Connection, mark: _Mark) -> None:
-        """Back to the last savepoint, and gone with it; stages made since are too."""
+        """Roll back to the last savepoint and release it; the stages made since are gone too."""
         await connection.execute("ROLLBACK TO SAVEPOINT apart; RELEASE SAVEPOINT apart")
-        self._stages, self._filled = OrderedDict(mark[0]), dict(mark[1])
-        self._statements.clear()
+        self._stages.go_back(mark[0])
         if self._recorder is not None:
-            self._recorder.go_back(mark[2])
+            self._recorder.go_back(mark[1])
 
-    async def _vanish(
+    async def _remove_orphans(
         self,
         connection: asyncpg.Connection,
         batch: Batch,
         *,
         only: tuple[str, str] | None = None,
     ) -> None:
-        """Flags or deletes rows that a list shown to its end no longer has; `only` (child, parent)."""
-        places = sorted(batch.whole) if only is None else [only]
+        """Flag or delete the rows that a complete list no longer has; `only`: one (child, parent)."""
+        places = sorted(batch.complete_lists) if only is None else [only]
         if not places:
             return
         self._at = places[0][0]
-        lists = [(self._tables[c], parent, batch.whole[c, parent]) for c, parent in places]
+        lists = [(self._tables[c], parent, batch.complete_lists[c, parent]) for c, parent in places]
         for table, keys in await find_orphans(connection, self._schema, lists):
             child = table.name
             flags = tombstones(table, self._shapes, keys)
@@ -356,21 +458,12 @@ class Writer:
     ) -> list[Conflict]:
         table = self._tables[name]
         self._at = name
-        stage = await self._stage(connection, table)
-        if stage in self._filled:
-            await connection.execute(self._emptying(stage))
-        self._filled[stage] = len(group)
-        await connection.copy_records_to_table(
-            stage,
-            schema_name="pg_temp",
-            records=[group[key] for key in sorted(group)],
-            columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
-        )
+        await self._stages.fill(connection, table, [group[key] for key in sorted(group)])
         recorder = self._recorder_for(name, group, causes)
         known = await recorder.before(connection, table) if recorder else 0
         shapes = sorted({row[-1] for row in group.values()})
         left = len(group)
-        if recorder is None and all(row[_OVER] is not None for row in group.values()):
+        if recorder is None and all(row[_EXPECTED] is not None for row in group.values()):
             left -= await self._update(connection, name, shapes, version)
         if left:
             left -= await self._run(connection, ("insert", name, -1), version)
@@ -394,50 +487,17 @@ class Writer:
     async def _update(
         self, connection: asyncpg.Connection, name: str, shapes: Sequence[int], version: str
     ) -> int:
-        """Updates from the stage; gives the number of rows. Running it again changes nothing more."""
+        """Update from the stage; return the number of rows. Running it again changes nothing more."""
         return sum([await self._run(connection, ("update", name, s), version, s) for s in shapes])
 
     def _recorder_for(self, table: str, keys: Collection[str], causes: Causes) -> Recorder | None:
         recorder = self._recorder
         return recorder if recorder is not None and recorder.wants(table, keys, causes) else None
 
-    def _emptying(self, stage: str) -> str:
-        """Empties the stage: by DELETE, and now and then by TRUNCATE, which costs 1.5 ms a time."""
-        dead = self._stages[stage] + self._filled.pop(stage)
-        is_many = dead > _DEAD_ROWS
-        self._stages[stage] = 0 if is_many else dead
-        return f"{'TRUNCATE' if is_many else 'DELETE FROM'} pg_temp.{quote(stage)}"
-
-    async def _stage(self, connection: asyncpg.Connection, table: Table) -> str:
-        name = stage_name(table)
-        if name not in self._stages:
-            if len(self._stages) >= _MOST_STAGES:
-                oldest, _ = self._stages.popitem(last=False)
-                self._filled.pop(oldest, None)
-                await connection.execute(f"DROP TABLE pg_temp.{quote(oldest)}")
-                self._statements = OrderedDict(
-                    (s, p)
-                    for s, p in self._statements.items()
-                    if stage_name(self._tables[s[1]]) != oldest
-                )
-            await connection.execute(create_stage(table))
-            self._stages[name] = 0
-        self._stages.move_to_end(name)
-        return name
-
     async def _run(
         self, connection: asyncpg.Connection, wanted: _Statement, *values: object
     ) -> int:
-        """Runs a statement, prepared once; gives the number of rows that it wrote."""
-        statement = self._statements.get(wanted)
-        if statement is None:
-            text = self._text(wanted)
-            statement = self._statements[wanted] = await connection.prepare(text)
-            if len(self._statements) > _MOST_STATEMENTS:
-                self._statements.popitem(last=False)
-        self._statements.move_to_end(wanted)
-        await statement.fetch(*values)
-        return int((statement.get_statusmsg() or "0").rpartition(" ")[2])
+        return await self._stages.run(connection, wanted, self._text, *values)
 
     def _text(self, wanted: _Statement) -> str:
         kind, name, shape = wanted

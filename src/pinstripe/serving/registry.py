@@ -27,7 +27,7 @@ from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, Syncs, Sync
 from pinstripe.serving.gateway_syncs import GatewaySyncSpec, SyncOpener, rate_shares
 from pinstripe.serving.supervisor import Supervisor, WorkerSpec
 from pinstripe.serving.vault import Vault
-from pinstripe.store.listener import SharedListener
+from pinstripe.store.listener import Listener
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import check_sessions, connect
 from pinstripe.store.syncs import CHANNEL, DEFAULT_ID, SealedSync, is_paused, load_stored, unknown
@@ -88,7 +88,11 @@ class SyncRegistry:
 
     async def run(self) -> None:
         """Until cancelled; then everything has ended."""
-        line = SharedListener(self.vault.database_url, CHANNEL, "", name="pinstripe gateway")
+        listener = Listener(
+            lambda: self.vault.database_url,
+            {CHANNEL: lambda payload: payload == ""},
+            name="pinstripe gateway",
+        )
         prepared, trouble = False, ""
         try:
             while True:
@@ -99,17 +103,17 @@ class SyncRegistry:
                         async with connect(self.vault.database_url) as connection:
                             await ensure_bookkeeping(connection)
                         prepared = True
-                    # First the line, then the look: what comes in between rings.
-                    await line.connection()
+                    # Listen first, then read: a change in between is notified.
+                    await listener.connect()
                     await self.read()
                     trouble = ""
                 except PinstripeError as error:
                     if error.message != trouble:
                         _log.warning("roster.trouble", error=error.message)
                     trouble, pause_s = error.message, _AWAY_S
-                await line.rest(pause_s)
+                await listener.rest(pause_s)
         finally:
-            await line.close()
+            await listener.close()
             await self.close()
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, read_list, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
+from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
@@ -31,7 +32,7 @@ from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import LIVE, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Conflict, RefetchDone, complete_refetches, refetch_for
+from pinstripe.store.refetch import RefetchDone, complete_refetches
 
 
 async def complete(source: Source, answer: RefetchDone) -> None:
@@ -104,13 +105,14 @@ async def mark_deleted(
             schema = source.mirror.schema
             await delete_rows(connection, schema, known, unchanged, key, over, cause=cause)
 
-        await source.mirror.put(found, AsOf(0.0, 0.0), effect=remove, answers=answers)
+        await source.mirror.write([], effect=remove, completed=answers)
         return
     source.mirror.extractor.object({"id": key, "object": known.object_type, "deleted": True}, found)
     # Not by our own idea of the time if Stripe has told it: ours may be behind.
     said_at = gone.said_at if gone is not None else None
     lo, hi = said_at or (source.now() - 1.0, source.now())
-    await source.mirror.put(found, AsOf(lo, hi, cause), over={(table, key): over}, answers=answers)
+    parts = [(found, AsOf(lo, hi, cause))]
+    await source.mirror.write(parts, expected={(table, key): over}, completed=answers)
 
 
 def can_be_fetched(table: str) -> bool:
@@ -146,8 +148,9 @@ async def _read_singleton(
     source.observe_clock(response)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, path), found)
-    versions = {(table, key): over} if over is not None else None
-    await source.mirror.put(found, as_of_response(response, cause), over=versions, answers=answers)
+    expected = {(table, key): over} if over is not None else {}
+    parts = [(found, as_of_response(response, cause))]
+    await source.mirror.write(parts, expected=expected, completed=answers)
 
 
 async def _parent(source: Source, table: str, key: str) -> str:
@@ -201,7 +204,7 @@ async def resolve_from_events(source: Source, table: str, key: str, over: dateti
     source.mirror.extractor.object(obj, found)
     second = float(cast("int", event["created"]))
     truth = AsOf(second, second + 1.0, Cause(str(event.get("id")), _request(event)))
-    await source.mirror.put(found, truth, over={(table, key): over})
+    await source.mirror.write([(found, truth)], expected={(table, key): over})
     return True
 
 

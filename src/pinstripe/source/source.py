@@ -244,7 +244,7 @@ class Source:
             requests += 1
             page = read_list(response, path)
             found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
-            await self.mirror.put(found, as_of_response(response, cause))
+            await self.mirror.write([(found, as_of_response(response, cause))])
             if not page.has_more:
                 return requests
             if page.after in passed or page.after is None or requests >= _MOST_PAGES:
@@ -295,7 +295,7 @@ class Source:
                 shown.update(str(obj.get("id")) for obj in page.objects)
             found = self.extract(page.objects, parents or {})
             await self.follow_all(found, priority=priority, cause=cause)
-            await self.mirror.put(found, as_of_response(response, cause))
+            await self.mirror.write([(found, as_of_response(response, cause))])
             if not page.has_more or (enough is not None and await enough(page.objects)):
                 return began
             if page.after in passed:
@@ -386,10 +386,9 @@ class Source:
         found = RowSet()
         self.mirror.extractor.object(read_object(response, where.path), found)
         await self.follow_all(found, priority=priority, cause=cause)
-        versions = {(table, key): over} if over is not None else None
-        await self.mirror.put(
-            found, as_of_response(response, cause), over=versions, answers=answers
-        )
+        expected = {(table, key): over} if over is not None else {}
+        parts = [(found, as_of_response(response, cause))]
+        await self.mirror.write(parts, expected=expected, completed=answers)
         return True
 
     async def get_object(

@@ -1,14 +1,27 @@
-"""Reading the change feed by position: pages for whoever asks, in either direction."""
+"""The table `pinstripe.change`: writes, reads and trims the change feed.
+
+    mirror.change_feed -> write_changes -> NOTIFY -> changes_after (pages by position)
+
+Positions grow in the order of commits, so a reader that has read up to one never misses an earlier one.
+What counts as a change is decided by `mirror.change_feed`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
 
-from pinstripe.store.pool import Connection
+from pinstripe.store.locks import lock_row
+from pinstripe.store.pool import Connection, translated
+
+CHANNEL = "pinstripe_change"
+"""NOTIFY channel; the payload is `schema position`, of the last change of a transaction."""
+ChangeKind = Literal["insert", "update", "delete"]
+_TRIM_ROWS = 10_000
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -18,7 +31,7 @@ class Change(msgspec.Struct, frozen=True):
     """Grows in the order of commits: whoever has read up to one never misses an earlier one."""
     table: str
     id: str
-    kind: Literal["insert", "update", "delete"]
+    kind: ChangeKind
     changes: msgspec.Raw
     """{column: [before, after]} of the columns that differ."""
     event_id: str | None
@@ -37,13 +50,69 @@ class Wanted:
         return self.table in ("", change.table) and self.id in ("", change.id)
 
 
+@dataclass(frozen=True, slots=True)
+class NewChange:
+    """A change that is not written yet. `changes` is JSON; no event or request is ""."""
+
+    table: str
+    id: str
+    kind: ChangeKind
+    changes: str
+    event_id: str
+    request_id: str
+
+
 _COLUMNS = 'position, "table", id, kind, changes::text, event_id, request_id, at'
+
+
+_WRITE = f"""
+WITH written AS (
+  INSERT INTO pinstripe.change (schema, "table", id, kind, changes, event_id, request_id)
+  SELECT $1, u.tab, u.id, u.kind, u.changes::jsonb, nullif(u.event, ''), nullif(u.request, '')
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+    WITH ORDINALITY AS u (tab, id, kind, changes, event, request, n) ORDER BY u.n
+  RETURNING position)
+SELECT pg_notify('{CHANNEL}', $1 || ' ' || max(position)) FROM written
+"""
+_TRIM = """
+DELETE FROM pinstripe.change WHERE position IN (
+  SELECT position FROM pinstripe.change
+  WHERE schema = $1 AND at < clock_timestamp() - $2::interval ORDER BY position LIMIT $3)
+"""
+
+
+async def write_changes(connection: Connection, schema: str, changes: Sequence[NewChange]) -> None:
+    """Write these changes and notify. The last step of the transaction: other writers wait for its end."""
+    # Positions are drawn in the order of commits only if no other transaction commits in between.
+    await lock_row(connection, "change")
+    await connection.execute(
+        _WRITE,
+        schema,
+        [c.table for c in changes],
+        [c.id for c in changes],
+        [c.kind for c in changes],
+        [c.changes for c in changes],
+        [c.event_id for c in changes],
+        [c.request_id for c in changes],
+    )
+
+
+async def trim(connection: Connection, schema: str, keep: timedelta) -> int:
+    """Delete changes older than `keep`, some at a time; return their number."""
+    dropped = 0
+    with translated():
+        while True:
+            status = await connection.execute(_TRIM, schema, keep, _TRIM_ROWS)
+            count = int(status.rpartition(" ")[2])
+            dropped += count
+            if count < _TRIM_ROWS:
+                return dropped
 
 
 async def changes_after(
     connection: Connection, schema: str, position: int, *, wanted: Wanted, limit: int
 ) -> list[Change]:
-    """Behind `position`, oldest first."""
+    """Return changes after `position`, oldest first."""
     return await _page(
         connection, schema, position, wanted, f"> $4 ORDER BY position LIMIT {limit}"
     )
@@ -52,13 +121,13 @@ async def changes_after(
 async def changes_before(
     connection: Connection, schema: str, position: int, *, wanted: Wanted, limit: int
 ) -> list[Change]:
-    """Before `position`, newest first."""
+    """Return changes before `position`, newest first."""
     ordered = f"< $4 ORDER BY position DESC LIMIT {limit}"
     return await _page(connection, schema, position, wanted, ordered)
 
 
 async def changes_of_event(connection: Connection, schema: str, event_id: str) -> list[Change]:
-    """What one event did to rows, in order; at most 200 of them."""
+    """Return the changes that one event caused, in order; at most 200."""
     return await _fetch(
         connection,
         "schema = $1 AND event_id = $2 ORDER BY position LIMIT 200",
@@ -68,7 +137,7 @@ async def changes_of_event(connection: Connection, schema: str, event_id: str) -
 
 
 async def newest_position(connection: Connection, schema: str) -> int:
-    """Of the last change of the schema; 0 if there is none."""
+    """Return the position of the schema's last change; 0 if there is none."""
     found: int | None = await connection.fetchval(
         "SELECT position FROM pinstripe.change WHERE schema = $1 ORDER BY position DESC LIMIT 1",
         schema,

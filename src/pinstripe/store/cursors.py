@@ -1,14 +1,11 @@
-"""Cursors: how far each stream has been read, and what Postgres durably holds of it.
+"""Cursors: how far each stream has been read. Also initial-load flags and the freshness of tables.
 
-A `Checkpoint` is an immutable value. It is saved in the transaction that writes the rows it vouches
-for, so that whoever reads it back after a crash finds exactly those rows.
+A `Checkpoint` is an immutable value. It is saved in the transaction that writes the rows it covers, so
+after a crash the rows are exactly those that the cursor describes.
 
-Which tables have been copied whole: the rows of `pinstripe.copied`.
-
-Until then a table is quiet in the change feed, but for what events caused: the first copy of an account
-is no change. A restart in the middle of it is not its end.
-
-How far each table is known to be true by something else than events: its newest rows, a full pass.
+Until the initial load of a table is done (`pinstripe.copied`), the change feed shows only what events
+caused in it; a restart during the load does not end it. `pinstripe.freshness` keeps how far a table is
+known to be true by something else than events: its newest page, or a full refresh.
 """
 
 from __future__ import annotations
@@ -25,19 +22,19 @@ from pinstripe.store.pool import Connection, translated
 State = Literal["running", "done", "refused", "failed"]
 
 BESIDE = ("single requests: ", "newest of ")
-"""How streams begin that say what could not be read beside the lists. They last as long as that is so."""
+"""Prefixes of streams that note a failed request beside the lists; dropped once it succeeds."""
 
 LEFT_OUT = "left_out"
-"""Code of a list under parents that are not synced: the user's choice, no fault, but a gap."""
+"""Code of a child list whose parents are not synced: the user's choice, no fault, but a gap."""
 
 UNEXPANDED = "unexpanded"
-"""Code of a list that Stripe shows, but not what it was asked to expand."""
+"""Code of a list that Stripe returns without the requested `expand[]`."""
 
 SOME_REFUSED = "some_refused"
-"""Code of lists under parents of which Stripe refuses some."""
+"""Code of child lists that Stripe refuses for some parents."""
 
 PARENT_INCOMPLETE = "parent_incomplete"
-"""Code of lists under parents that have not been listed to the end themselves."""
+"""Code of child lists whose parents are not listed to the end yet."""
 
 
 FOLLOWED = "events"
@@ -49,9 +46,8 @@ class Checkpoint:
     """The position of one stream. `position` is JSON of the stream's own making.
 
     `rows`, `requests` and `seconds` are totals since the stream began; `as_of` is the Unix second on
-    Stripe's clock since which the stream is known to be complete. `code` says for programs what `reason`
-    says for people: decisions go by it. `next_try`: when a stream that was refused or failed is tried
-    again, Unix seconds.
+    Stripe's clock up to which it is complete. `reason` is for people, `code` for decisions. `next_try`:
+    when a stream that was refused or failed is retried, Unix seconds.
     """
 
     stream: str
@@ -76,7 +72,7 @@ def ended_by(
     next_try: float | None = None,
     state: State | None = None,
 ) -> Checkpoint:
-    """The cursor of a stream that an error has ended: refused by an answer of Stripe's, else failed."""
+    """Return the cursor of a stream that an error ended: "refused" if Stripe refused it, else "failed"."""
     return Checkpoint(
         stream,
         state or ("refused" if error.is_answer else "failed"),
@@ -95,7 +91,7 @@ def followed(until: float) -> Checkpoint:
 
 
 def permission_of(error: PinstripeError) -> str:
-    """The permission that the key lacks, as Stripe names it; "" if that is not what is wrong."""
+    """Return the permission that the key lacks, as Stripe names it; "" for other errors."""
     return error.permission if isinstance(error, Refused) else ""
 
 
@@ -122,7 +118,7 @@ ON CONFLICT (schema, stream) DO UPDATE SET
 async def save_checkpoints(
     connection: Connection, schema: str, checkpoints: Sequence[Checkpoint]
 ) -> None:
-    """Replaces the cursors of these streams. Of several for one stream the last counts."""
+    """Replace the cursors of these streams. Of several for one stream the last counts."""
     latest = {c.stream: c for c in checkpoints}
     if not latest:
         return
@@ -146,7 +142,7 @@ async def save_checkpoints(
 
 
 async def drop_checkpoints(connection: Connection, schema: str, streams: Sequence[str]) -> None:
-    """Drops these cursors."""
+    """Delete these cursors."""
     await connection.execute(
         "DELETE FROM pinstripe.cursor WHERE schema = $1 AND stream = ANY($2::text[])",
         schema,
@@ -155,12 +151,12 @@ async def drop_checkpoints(connection: Connection, schema: str, streams: Sequenc
 
 
 async def forget_checkpoints(connection: Connection, schema: str) -> None:
-    """Drops all cursors of a schema: nothing vouches for its rows any more."""
+    """Delete all cursors of a schema: the next backfill reads every list again."""
     await connection.execute("DELETE FROM pinstripe.cursor WHERE schema = $1", schema)
 
 
 async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, Checkpoint]:
-    """All cursors of a schema by stream."""
+    """Return all cursors of a schema, by stream."""
     with translated():
         rows = await connection.fetch(
             "SELECT stream, state, position::text, coalesce(reason, ''), coalesce(remedy, ''), rows,"
@@ -189,7 +185,7 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
 
 
 async def load_loaded(connection: Connection, schema: str) -> set[str]:
-    """The tables whose first copy is complete."""
+    """Return the tables whose initial load is done."""
     with translated():
         rows = await connection.fetch(
             'SELECT "table" FROM pinstripe.copied WHERE schema = $1', schema
@@ -198,7 +194,7 @@ async def load_loaded(connection: Connection, schema: str) -> set[str]:
 
 
 async def mark_loaded(connection: Connection, schema: str, tables: Sequence[str]) -> None:
-    """From now on these are complete."""
+    """Mark the initial load of these tables as done."""
     with translated():
         await connection.execute(
             'INSERT INTO pinstripe.copied (schema, "table") SELECT $1, unnest($2::text[])'
@@ -220,7 +216,7 @@ class Freshness:
 async def note_freshness(
     connection: Connection, schema: str, tables: Sequence[str], how: str, known_to: float
 ) -> None:
-    """Says that these tables were read `how`, and are true so far."""
+    """Note that these tables were read `how`, and up to when they are true."""
     await connection.execute(
         'INSERT INTO pinstripe.freshness (schema, "table", how, known_to)'
         " SELECT $1, t, $3, to_timestamp($4) FROM unnest($2::text[]) AS t"
@@ -234,7 +230,7 @@ async def note_freshness(
 
 
 async def load_freshness(connection: Connection, schema: str) -> list[Freshness]:
-    """Everything noted of a schema."""
+    """Return the freshness of all tables of a schema."""
     rows = await connection.fetch(
         'SELECT "table", how, extract(epoch FROM known_to)::float8 FROM pinstripe.freshness'
         " WHERE schema = $1",

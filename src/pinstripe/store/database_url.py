@@ -361,7 +361,7 @@ def _variable(environ: Mapping[str, str], name: str) -> _Value | None:
 
 
 def _check(name: str, value: _Value) -> None:
-    """Refuses what is neither used nor without effect, by name and never with its value."""
+    """Raise Misconfigured for parameters that are neither used nor without effect, without their values."""
     if name in _REFUSED:
         fine, remedy = _REFUSED[name]
         if value.text.lower() not in fine:

@@ -1,8 +1,4 @@
-"""Which events are applied (`pinstripe.applied_event`), and the stored copy of the event log.
-
-The poller records the events that it applies and notifies the gateways. The API and the console read the
-copy, newest first, a page at a time.
-"""
+"""The event log in Postgres: pages of the copied events, newest first, and which of them are applied."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ async def notify_applied(connection: Connection, schema: str, as_of: float) -> N
 async def add_applied(
     connection: Connection, schema: str, events: Sequence[tuple[str, int, str]]
 ) -> None:
-    """Notes (id, created, request id) of events as applied."""
+    """Note (id, created, request id) of applied events."""
     await connection.execute(
         "INSERT INTO pinstripe.applied_event (schema, id, created, request_id)"
         " SELECT $1, u.id, to_timestamp(u.created), nullif(u.request, '')"
@@ -41,7 +37,7 @@ async def add_applied(
 
 
 async def load_applied(connection: Connection, schema: str, since: float) -> dict[str, int]:
-    """Ids and seconds of the events applied that were created since then."""
+    """Return id -> second of the applied events created since then."""
     rows = await connection.fetch(
         "SELECT id, extract(epoch FROM created)::bigint FROM pinstripe.applied_event"
         " WHERE schema = $1 AND created >= $2",
@@ -52,7 +48,7 @@ async def load_applied(connection: Connection, schema: str, since: float) -> dic
 
 
 async def forget_applied(connection: Connection, schema: str, before: float) -> None:
-    """Drops what the list can no longer show in the window that is read again."""
+    """Delete applied events older than the look-back window."""
     await connection.execute(
         "DELETE FROM pinstripe.applied_event WHERE schema = $1 AND created < $2",
         schema,
@@ -105,7 +101,7 @@ _LINE = (
 
 
 async def has_events(connection: Connection, schema: str) -> bool:
-    """Whether the event log is copied into this schema."""
+    """Return whether the event log is copied into this schema."""
     name = qualified(schema, "event")
     return await connection.fetchval("SELECT to_regclass($1)", name) is not None
 

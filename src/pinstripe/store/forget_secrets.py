@@ -1,13 +1,12 @@
-"""Takes out of the database the secrets that versions before this rule have written there.
+"""Removes the secrets that older versions wrote to the database.
 
-Once for each state of the rule (`pinstripe.sync.secret_rule`): columns of secrets become null; JSON, texts
-and `_extra` are put through the same function that rows go through today; the change feed too. By pages
-of the key, each in a transaction of its own, before anything else is written: no row is locked for
-long, and what is cut off goes on from its beginning at the next start. A table whose rows the user's own
-trigger or constraint keeps as they are is passed over, and tried again at the next start.
+It runs once for each state of the rule (`pinstripe.sync.secret_rule`), before any other write. Columns of
+secrets become null; JSON, texts, `_extra` and the change feed pass through the function that cleans rows
+today. It goes by pages of the key, each in a transaction of its own, so no row is locked for long; an
+interrupted run starts over at the next start. A table whose rows a trigger or constraint of the user
+protects is skipped and retried at the next start.
 
-What Postgres keeps of old rows is not in reach: dead rows until VACUUM has reused their room, the WAL,
-standbys, backups.
+Out of reach: dead rows until VACUUM, the WAL, standbys, backups.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def rule() -> str:
 async def forget_secrets(
     connection: Connection, schema: str, existing: Mapping[str, Table], *, is_new: bool
 ) -> int:
-    """Searches the tables that stand in `schema`; gives the number of rows that held a secret.
+    """Clean the tables of `schema`; return the number of rows that held a secret.
 
     `is_new`: nothing has been written there yet.
     """
@@ -145,7 +144,7 @@ class _Search:
         return int((await self.connection.execute(text, last, end)).rpartition(" ")[2])
 
     async def _clean_row(self, key: str, row: dict[str, Value]) -> int:
-        """Writes the columns of a row that are other without secrets; 1 if there are any."""
+        """Write the columns of a row that change without secrets; return 1 if there are any."""
         clean = clean_values(self.table, row)
         changed = {name: value for name, value in clean.items() if value != row[name]}
         if not changed:

@@ -1,8 +1,7 @@
-"""What the process that syncs a schema tells of itself, every other second: `pinstripe.process`.
+"""Heartbeats of the workers: one row a schema in `pinstripe.process`, written every two seconds.
 
-One row for each schema, replaced as a whole. The table is unlogged: after a crash of the server it is
-empty, and the process fills it again at once. A row that is older than `STALE_S` is of a process that
-has ended or hangs.
+The table is unlogged, so it is empty after a crash of the server, and the worker fills it with its next
+heartbeat. A row older than `STALE_S` belongs to a worker that has ended or hangs.
 """
 
 from __future__ import annotations

@@ -1,19 +1,15 @@
-"""One reader a schema: a lease with a fence, on Postgres's clock.
+"""One worker a schema: a lease with a fence, on Postgres's clock.
 
     lease = Lease(url, "stripe")
-    async with lease.held() as held:      # stands by until the lease is free or has run out
-        mirror.always.append(held.check)  # a holder that was overtaken writes nothing
+    async with lease.held() as held:      # stands by until the lease is free or has expired
+        mirror.always.append(held.check)  # a holder that was overtaken cannot commit
         await held.watch()                # raises LostLease when that happens
 
-The holder renews; a holder that dies or hangs stops renewing, and whoever stands by takes over. No
-clock but Postgres's decides. The fence grows with every holder, and each writing transaction looks at
-it under a lock that a take-over waits for: once a lease is taken, nothing of the earlier holder can
-still be committed. A lease is held once: what was queued in one tenure never passes in the next.
-
-The lease for as long as a block lasts, told to people: whom it waits for, and that it was lost.
-
-async with leading(lease, tell) as held:   # stands by until the lease is ours
-...                                    # LostLease ends the block when another process takes over
+The holder renews its lease. If it dies or hangs, the lease expires and a standby takes over; only
+Postgres's clock decides when. Each take-over raises the fence, and each writing transaction checks it
+under a lock that a take-over waits for, so an earlier holder cannot commit after a take-over. `leading`
+does the same for the command line: it reports which process it waits for, and ends its block when the
+lease is lost.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ import structlog
 
 from pinstripe.errors import Drifted, LostLease, PinstripeError, Unreachable
 from pinstripe.store.cursors import FOLLOWED
-from pinstripe.store.listener import SharedListener
+from pinstripe.store.listener import Listener
 from pinstripe.store.pool import Connection, Pool, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -66,7 +62,7 @@ SELECT schema, '', 0, to_timestamp(0) FROM pinstripe.sync WHERE schema = $1
 ON CONFLICT DO NOTHING
 """
 
-# A holder that was stopped (SIGSTOP, a frozen machine) may hold locks on rows, for ever.
+# A holder that was stopped (SIGSTOP, a frozen machine) may hold row locks for ever.
 _CUT_OFF = f"""
 SELECT count(pg_terminate_backend(a.pid))
 FROM pinstripe.lease l JOIN pg_stat_activity a ON a.application_name = '{_SESSION}' || l.holder
@@ -107,7 +103,7 @@ SELECT true FROM pinstripe.lease WHERE schema = $1 AND holder = $2 AND fence = $
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """Who holds the lease, for `status`. `holder` is "" when it was let go; `left_s` may be negative."""
+    """The lease, for `status`. `holder` is "" after a release; `left_s` may be negative."""
 
     holder: str
     fence: int
@@ -120,7 +116,7 @@ class LeaseState:
 
 
 async def load_lease(connection: Connection, schema: str) -> LeaseState | None:
-    """The lease of a schema; None if nobody ever held it."""
+    """Return the lease of a schema; None if it was never taken."""
     with translated():
         row = await connection.fetchrow(_STATE, schema)
     return None if row is None else LeaseState(*row)
@@ -139,7 +135,7 @@ async def is_followed(connection: Connection, schema: str) -> bool:
 
 
 def new_holder() -> str:
-    """A name for this process that no other has: `host-pid-random`, fit for an application_name."""
+    """Return a unique name for this process, `host-pid-random`, fit for an application_name."""
     host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:30]
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
@@ -166,7 +162,7 @@ class Lease:
         if not self.session_name.isascii() or len(self.session_name) > _NAME_BYTES:
             raise ValueError("the holder's name must be ASCII and short")
         self.standing_by: LeaseState | None = None
-        """Whom we wait for; None while we hold the lease or have not looked."""
+        """The holder that this process waits for; None while it holds the lease or has not read it yet."""
         self.trouble = ""
         self._url = url
         self._ttl_s = ttl_s
@@ -174,36 +170,40 @@ class Lease:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[Held]:
-        """Waits for the lease and holds it for the block; then lets it go, to be taken at once.
+        """Wait for the lease and hold it for the block; then release it.
 
-        Waits out a Postgres that is away. Raises Drifted where the schema has no sync.
+        Retries while Postgres is unreachable. Raises Drifted if the schema has no sync.
         """
-        line = SharedListener(self._url, CHANNEL, self.schema, name=self.session_name)
+        listener = Listener(
+            lambda: self._url,
+            {CHANNEL: lambda payload: payload == self.schema},
+            name=self.session_name,
+        )
         try:
-            held = Held(self.schema, self.holder, await self._acquire(line))
-            renewing = asyncio.create_task(held._renew(line, self._ttl_s, self._renew_s))
+            held = Held(self.schema, self.holder, await self._acquire(listener))
+            renewing = asyncio.create_task(held._renew(listener, self._ttl_s, self._renew_s))
             try:
                 yield held
             finally:
                 renewing.cancel()
                 with suppress(asyncio.CancelledError):
                     await renewing
-                await held._release(line)
+                await held._release(listener)
         finally:
-            await line.close()
+            await listener.close()
 
-    async def _acquire(self, line: SharedListener) -> int:
-        """The fence, when we have the lease."""
+    async def _acquire(self, listener: Listener) -> int:
+        """Wait for the lease; return its fence."""
         while True:
             try:
                 with translated():
                     async with asyncio.timeout(self._ttl_s + _LOCK_S):
-                        fence = await self._try(line)
+                        fence = await self._try(listener)
             except Unreachable as error:
                 if error.message != self.trouble:
                     _log.warning("lease.trouble", schema=self.schema, error=error.message)
                 self.trouble = error.message
-                await line.close()
+                await listener.close()
                 await asyncio.sleep(min(self._renew_s, 0.5))
                 continue
             self.trouble = ""
@@ -212,12 +212,12 @@ class Lease:
                 _log.info("lease.held", schema=self.schema, fence=fence)
                 return fence
             left_s = self.standing_by.left_s if self.standing_by else 0.0
-            # A little late rather than a little early; and never long, should a NOTIFY be lost.
-            await line.rest(min(max(left_s, 0.0) + 0.02, self._renew_s))
+            # A little late rather than early, and never long, in case a NOTIFY is lost.
+            await listener.rest(min(max(left_s, 0.0) + 0.02, self._renew_s))
 
-    async def _try(self, line: SharedListener) -> int | None:
-        """Takes the lease if it is free; else None, and `standing_by` says whose it is."""
-        connection = await line.connection()
+    async def _try(self, listener: Listener) -> int | None:
+        """Take the lease if it is free; return its fence, or None and set `standing_by`."""
+        connection = await listener.connect()
         state = await load_lease(connection, self.schema)
         if state is None:
             if (await connection.execute(_FIRST, self.schema)).endswith(" 0"):
@@ -237,7 +237,7 @@ class Lease:
         async with connection.transaction(isolation="read_committed"):
             await connection.execute(f"SET LOCAL lock_timeout = '{int(_LOCK_S * 1000)}ms'")
             if await connection.fetchval(_LOCK, self.schema) is None:
-                return None  # Somebody was faster, or the holder lives.
+                return None  # Another process was faster, or the holder renewed it.
             fence: int = await connection.fetchval(_TAKE, self.schema, self.holder, self._ttl_s)
             return fence
 
@@ -264,9 +264,9 @@ class Held:
         self.trouble = ""
 
     async def check(self, connection: Connection) -> None:
-        """For `Mirror.always`: raises LostLease in a transaction that must not be committed.
+        """For `Mirror.always`: raise LostLease in a transaction that must not commit.
 
-        Late in the transaction is best: from here to the commit a take-over waits.
+        Call it late in the transaction: a take-over waits from here to the commit.
         """
         if not await connection.fetchval(_CHECK, self.schema, self.holder, self.fence):
             self.lost.set()
@@ -274,13 +274,13 @@ class Held:
 
     @asynccontextmanager
     async def transaction(self, pool: Pool) -> AsyncIterator[Connection]:
-        """A transaction of the pool that commits only while the lease is ours."""
+        """A transaction of the pool that commits only while we hold the lease."""
         async with pool.transaction() as connection:
             yield connection
             await self.check(connection)
 
     async def watch(self) -> NoReturn:
-        """Waits; raises LostLease when another process has taken over."""
+        """Wait, and raise LostLease when another process has taken over."""
         await self.lost.wait()
         raise self._loss()
 
@@ -290,27 +290,27 @@ class Held:
             hint="This one was silent for too long; it writes nothing more and stands by.",
         )
 
-    async def _renew(self, line: SharedListener, ttl_s: float, renew_s: float) -> None:
-        """Renews until the lease is lost."""
+    async def _renew(self, listener: Listener, ttl_s: float, renew_s: float) -> None:
+        """Renew until the lease is lost."""
         try:
             while True:
-                # A NOTIFY wakes us too: most likely somebody has taken it.
-                await line.rest(renew_s if not self.trouble else min(renew_s, 0.5))
+                # A NOTIFY wakes us too: most likely another process has taken it.
+                await listener.rest(renew_s if not self.trouble else min(renew_s, 0.5))
                 try:
-                    if not await self._renewed(line, ttl_s):
+                    if not await self._renewed(listener, ttl_s):
                         _log.warning("lease.lost", schema=self.schema, fence=self.fence)
                         return
                 except PinstripeError as error:
-                    # We cannot tell whose it is; the fence holds until we can.
+                    # The holder is unknown; the fence protects the rows until we can read it.
                     if not self.trouble:
                         _log.warning("lease.trouble", schema=self.schema, error=error.message)
                     self.trouble = error.message
-                    await line.close()
+                    await listener.close()
         finally:
             self.lost.set()
 
-    async def _renewed(self, line: SharedListener, ttl_s: float) -> bool:
-        connection = await line.connection()
+    async def _renewed(self, listener: Listener, ttl_s: float) -> bool:
+        connection = await listener.connect()
         with translated():
             ours = await connection.fetchval(
                 _RENEW, self.schema, self.holder, self.fence, ttl_s, timeout=ttl_s
@@ -318,20 +318,20 @@ class Held:
         self.trouble = ""
         return bool(ours)
 
-    async def _release(self, line: SharedListener) -> None:
+    async def _release(self, listener: Listener) -> None:
         try:
             async with asyncio.timeout(_LOCK_S):
-                connection = await line.connection()
+                connection = await listener.connect()
                 with translated():
                     await connection.execute(_RELEASE, self.schema, self.holder, self.fence)
         except (PinstripeError, TimeoutError) as error:
-            # Then it runs out by itself.
+            # Then it expires.
             _log.warning("lease.unreleased", schema=self.schema, error=str(error))
 
 
 @asynccontextmanager
 async def leading(lease: Lease, tell: Callable[[str], None]) -> AsyncIterator[Held]:
-    """The lease for the block. Says whom it waits for, and ends the block when it is lost."""
+    """Hold the lease for the block: report the holder that it waits for, and end the block on its loss."""
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(_tell_standing_by(lease, tell))
         async with lease.held() as held:

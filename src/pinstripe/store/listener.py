@@ -1,12 +1,10 @@
-"""One connection to Postgres that listens, for the whole gateway, and is made anew when it breaks.
+"""The connection that listens for notifications: LISTEN, dispatch by channel, connect again when it breaks.
 
-What it hears goes to one function for each channel. Statements whose answers hold for one session only
-(the numbers of rings) go over it too, one at a time.
+    NOTIFY -> Listener -> the channel's function, and `rest` if that returns True
 
-A connection of one's own that listens: made when it is needed, dropped when it breaks.
-
-What it waits for, it may miss (while the connection is away, or never sent): whoever rests on it looks
-again after a while anyway.
+`run` keeps the connection in the background (the gateway). A loop that needs the session itself, such as a
+lease, calls `connect` and `rest` instead. A notification may be lost while there is no connection, and any
+role of the database may send one: callers treat it as a hint, and poll their tables as well.
 """
 
 from __future__ import annotations
@@ -24,40 +22,44 @@ from pinstripe.store.pool import Connection, close_quietly, connect_dedicated, t
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _PAUSE_S = (0.1, 0.5, 1.0)
-
 _READY_S = 1.0
-
 _STATEMENT_S = 10.0
-"""A statement that takes longer has met a server that is there no more."""
+"""A statement that takes longer was sent to a server that is gone."""
+_CLOSE_S = 1.0
+_LEAST_S = 0.05
+"""The shortest `rest`: a role that notifies without end must not make its owner query without end."""
 
 
 class Listener:
-    """`session` counts the connections so far: what one has told does not hold for the next."""
+    """`session` counts the connections so far: numbers that one returned do not hold for the next."""
 
     def __init__(
-        self, url: Callable[[], str | None], channels: Mapping[str, Callable[[str], None]]
+        self,
+        url: Callable[[], str | None],
+        channels: Mapping[str, Callable[[str], bool | None]],
+        *,
+        name: str,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
-        """`url` gives None while there is no database."""
+        """`url` returns None while there is no database. `name` is the session's application_name."""
         self.session = 0
         self._url = url
         self._channels = channels
+        self._name = name
+        self._on_connected = on_connected
         self._connection: asyncpg.Connection | None = None
         self._lock = asyncio.Lock()
         self._ready = asyncio.Event()
         self._lost = asyncio.Event()
+        self._wake = asyncio.Event()
         self._trouble: PinstripeError = Unreachable("The gateway is not connected to Postgres yet.")
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is a connection."""
-        return self._ready.is_set()
-
     async def run(self) -> None:
-        """Keeps a connection until cancelled."""
+        """Keep a connection until cancelled."""
         attempt = 0
         while True:
             try:
-                connection = await self._connect()
+                await self.connect()
             except PinstripeError as error:
                 self._trouble = error
                 await asyncio.sleep(_PAUSE_S[min(attempt, len(_PAUSE_S) - 1)])
@@ -69,14 +71,15 @@ class Listener:
                 _log.info("listening.lost")
                 self._trouble = Unreachable("The gateway has lost its connection to Postgres.")
             finally:
-                self._ready.clear()
-                self._connection = None
-                connection.remove_termination_listener(self._on_lost)
-                connection.terminate()
+                if (connection := self._detach()) is not None:
+                    connection.terminate()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """The connection, alone for the block. Raises Unreachable where there is none for a while."""
+        """Lend the connection that `run` keeps, for this block alone.
+
+        Raises Unreachable if there is none for `_READY_S`.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(_READY_S):
                 await self._ready.wait()
@@ -88,19 +91,21 @@ class Listener:
                     async with asyncio.timeout(_STATEMENT_S):
                         yield self._connection
             except BaseException as error:
-                # Cut off or failed halfway, a session is worth no more trust.
-                self._lost.set()
-                self._ready.clear()
+                # The state of a session that was cut off or failed halfway is unknown.
+                self._on_lost(None)
                 if isinstance(error, TimeoutError):
                     raise Unreachable("Postgres does not answer the gateway.") from error
                 raise
 
-    async def _connect(self) -> asyncpg.Connection:
-        self._lost.clear()
+    async def connect(self) -> asyncpg.Connection:
+        """Return the connection, made again if it was lost. Not for two tasks. Raises Unreachable."""
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        await self.close()
         url = self._url()
         if url is None:
             raise Unreachable("There is no database yet.")
-        connection = await connect_dedicated(url, application_name="pinstripe gateway")
+        connection = await connect_dedicated(url, application_name=self._name)
         try:
             connection.add_termination_listener(self._on_lost)
             with translated():
@@ -112,6 +117,29 @@ class Listener:
         self.session += 1
         self._connection = connection
         self._ready.set()
+        self._on_connected()
+        return connection
+
+    async def rest(self, pause_s: float) -> None:
+        """Return when a channel's function returned True, or after `pause_s`."""
+        least_s = min(_LEAST_S, pause_s)
+        await asyncio.sleep(least_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s - least_s):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def close(self) -> None:
+        """Close the connection; `connect` makes a new one."""
+        if (connection := self._detach()) is not None:
+            await close_quietly(connection, timeout_s=_CLOSE_S)
+
+    def _detach(self) -> asyncpg.Connection | None:
+        connection, self._connection = self._connection, None
+        self._ready.clear()
+        self._lost.clear()
+        if connection is not None:
+            connection.remove_termination_listener(self._on_lost)
         return connection
 
     def _on_lost(self, _: object) -> None:
@@ -119,52 +147,5 @@ class Listener:
         self._lost.set()
 
     def _notified(self, _: object, __: int, channel: str, payload: object) -> None:
-        self._channels[channel](str(payload))
-
-
-_HANG_UP_S = 1.0
-
-_LEAST_S = 0.05
-
-
-class SharedListener:
-    """Listens on `channel` for NOTIFY with `payload`. Not for two tasks at once."""
-
-    def __init__(self, url: str, channel: str, payload: str, *, name: str) -> None:
-        """`name` is the session's application_name."""
-        self._url = url
-        self._channel = channel
-        self._payload = payload
-        self._name = name
-        self._rung = asyncio.Event()
-        self._connection: asyncpg.Connection | None = None
-
-    async def connection(self) -> asyncpg.Connection:
-        """The connection, made anew if it broke. Raises Unreachable."""
-        if self._connection is None or self._connection.is_closed():
-            await self.close()
-            self._connection = await connect_dedicated(self._url, application_name=self._name)
-            with translated():
-                await self._connection.add_listener(self._channel, self._ring)
-        return self._connection
-
-    def _ring(self, _: object, __: int, ___: str, payload: object) -> None:
-        if payload == self._payload:
-            self._rung.set()
-
-    async def rest(self, pause_s: float) -> None:
-        """Waits until it is rung, but at most so long; never less than `_LEAST_S`, if that is not more.
-
-        Any user of the database may ring: it must not make us ask and write without end.
-        """
-        await asyncio.sleep(min(_LEAST_S, pause_s))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s - min(_LEAST_S, pause_s)):
-                await self._rung.wait()
-        self._rung.clear()
-
-    async def close(self) -> None:
-        """Lets the connection go; `connection` makes a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await close_quietly(connection, timeout_s=_HANG_UP_S)
+        if self._channels[channel](str(payload)):
+            self._wake.set()

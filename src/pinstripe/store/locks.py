@@ -1,8 +1,8 @@
-"""Locks on rows of our own tables, and the names of those who keep us waiting for one.
+"""Locks on rows of our own tables, and the names of the sessions that hold up a statement.
 
-Advisory locks need no right at all: a role that may only read could hold ours for ever. To lock a row
-takes the right to write to its table. Every session has a `lock_timeout` (see `session`); `naming_holders`
-says meanwhile, in the log, and afterwards, in the error, which session it was.
+Advisory locks need no right at all, so a read-only role could hold ours for ever; a row lock needs the
+right to write to its table. Every session has a `lock_timeout` (see `session`). While a statement waits,
+`naming_holders` logs the session that holds the lock, and names it in the error if the wait times out.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ async def make_locks(connection: Connection) -> None:
 
 
 async def lock_row(connection: Connection, name: Name) -> None:
-    """Until the end of the transaction."""
+    """Lock the row until the end of the transaction."""
     if not await connection.fetchval(_LOCK, name):
-        await make_locks(connection)  # somebody has emptied the table
+        await make_locks(connection)  # the table was emptied
         await connection.fetchval(_LOCK, name)
 
 
 @asynccontextmanager
 async def naming_holders(url: str, pid: int) -> AsyncIterator[None]:
-    """Names the sessions that the session `pid` waits for while the block runs: in the log, and in the
-    error if it gives up. Needs a connection only if it waits for longer than a moment.
+    """Name the sessions that the session `pid` waits for during the block: in the log, and in the error if
+    the wait times out. Connects only if the wait is longer than `_PATIENCE_S`.
     """
     holders: list[str] = []
     looking = asyncio.create_task(_look(url, pid, holders))
@@ -95,13 +95,13 @@ async def _look(url: str, pid: int, holders: list[str]) -> None:
 
 
 async def holders_in(connection: Connection, schemas: Sequence[str]) -> list[str]:
-    """The other sessions that hold locks on tables of these schemas now."""
+    """Return the other sessions that hold locks on tables of these schemas."""
     with translated():
         return [row[0] for row in await connection.fetch(_HOLDERS_IN, list(schemas))]
 
 
 def held_by(error: PinstripeError, holders: Sequence[str]) -> PinstripeError:
-    """`error` with the names of those who hold the lock, if it was a lock that was waited for."""
+    """Return `error` with the names of the lock's holders, if it was a lock timeout."""
     timed_out = error.fault is not None and error.fault.sqlstate == _TIMED_OUT
     return _held(error, holders) if holders and timed_out else error
 
@@ -116,6 +116,6 @@ def _held(error: PinstripeError, holders: Sequence[str]) -> Unreachable:
 
 
 async def server_pid(connection: asyncpg.Connection) -> int:
-    """As Postgres counts: a pooler makes up the number that it gives at the login."""
+    """Return the backend's pid as Postgres has it: a pooler invents the one that it sends at login."""
     pid: int = await connection.fetchval("SELECT pg_backend_pid()")
     return pid

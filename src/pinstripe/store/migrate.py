@@ -1,26 +1,18 @@
-"""Brings the database to the catalog: creates, adds, fills; never drops and never retypes.
+"""Brings a schema to the catalog: creates, adds and fills; never drops a column, never changes a type.
 
-One transaction: the schema is as before, or as the catalog wants it. New columns of old tables are
-filled from `_extra`, where values of fields that the catalog did not know have waited; what that
-cannot fill is listed again (the streams of the table start anew).
+    reserve -> lease -> migrate -> backfill -> create_indexes ... drop_copy
 
-What must stand in a database before a process leads there, or looks on beside the one that does.
-
-Only the holder of the lease migrates: one that stands by may be of another version, and the tables are
-in use. All that it may make is the place for the very first lease.
-
-The indexes of synced tables: made when the first backfill is done, alone or beside writers.
-
-The end of a copy: its tables and all that is remembered of it.
-
-Only tables of the catalog are dropped; a view or a table of the user's own in the same schema stays, and
-with it the schema. Nothing is dropped while a process still syncs: its lease is taken first.
+A migration is one transaction. New columns of existing tables are filled from `_extra`, which keeps the
+fields that an older catalog did not know; lists of tables that cannot be filled so are read again. Only
+the holder of the lease migrates, because a standby may run another version. Indexes are built after the
+first backfill, alone or beside writers. `drop_copy` takes the lease first and drops tables of the catalog
+only: views and tables of the user stay, and the schema with them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -28,23 +20,21 @@ from importlib.resources import files
 import asyncpg
 import structlog
 
-from pinstripe.catalog.endpoints import list_endpoints
-from pinstripe.catalog.model import spec
-from pinstripe.catalog.relations import parents
-from pinstripe.catalog.tables import Column, Table, table_name, tables
+from pinstripe.catalog.tables import Column, Table, tables
 from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
+from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.pool import Connection, check_server, connect, translated
 from pinstripe.store.syncs import load_syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _LOCK_S = 2
-"""How long DDL waits for a lock: all who come later wait behind it, readers too."""
+"""How long DDL waits for a lock: later sessions queue behind it, readers too."""
 
 _TRIES = 30
 
@@ -53,13 +43,13 @@ _PAUSE_S = 1.0
 _MADE_BY_ANOTHER = (
     asyncpg.DuplicateSchemaError,
     asyncpg.DuplicateTableError,
-    asyncpg.UniqueViolationError,  # of the catalogs: two CREATE ... IF NOT EXISTS at once
+    asyncpg.UniqueViolationError,  # of the catalogs: two concurrent CREATE ... IF NOT EXISTS
 )
 
 
 @dataclass(slots=True)
 class Migration:
-    """What was done. `relist`: tables whose rows may lack values that only Stripe can give."""
+    """What was done. `relist`: tables whose rows may lack values, so that their lists are read again."""
 
     created: list[str] = field(default_factory=list)
     added: list[tuple[str, str]] = field(default_factory=list)
@@ -68,7 +58,7 @@ class Migration:
 
 
 async def ensure_bookkeeping(connection: Connection) -> None:
-    """Creates `pinstripe.*` where it is missing. Raises Misconfigured for a server that is not fit."""
+    """Create `pinstripe.*` where it is missing. Raises Misconfigured if the server is unfit."""
     await check_server(connection)
     text = files("pinstripe.store").joinpath("sql", "bookkeeping.sql").read_text()
     await _make_locks(connection)
@@ -78,7 +68,7 @@ async def ensure_bookkeeping(connection: Connection) -> None:
 
 
 async def _make_locks(connection: Connection) -> None:
-    """Before there is a row to lock, two processes may meet here: the second finds what the first made."""
+    """Create the lock table. Two processes may run this together, since there is no row to lock yet."""
     with translated():
         while not await connection.fetchval("SELECT to_regclass('pinstripe.lock') IS NOT NULL"):
             with suppress(*_MADE_BY_ANOTHER):
@@ -90,8 +80,8 @@ async def _make_locks(connection: Connection) -> None:
 async def _patiently(
     connection: Connection, schema: str
 ) -> AsyncIterator[AbstractAsyncContextManager[None]]:
-    """A transaction for DDL, again and again until one has got its locks: each waits a moment only, so
-    that an idle transaction of somebody's holds up us and not all who read.
+    """Yield transactions for DDL until one gets its locks. Each waits `_LOCK_S` only, so that an idle
+    transaction of another session delays us and not every reader.
     """
     for attempt in range(_TRIES):
         done = _Done()
@@ -134,7 +124,7 @@ async def migrate(
     sdk_version: str,
     api_version: str,
 ) -> Migration:
-    """Makes `schema` hold all `tables`. Raises Misconfigured where tables of others stand there."""
+    """Make `schema` hold all `tables`. Raises Misconfigured if it has tables of another owner."""
     await ensure_bookkeeping(connection)
     async for attempt in _patiently(connection, schema):
         done = Migration()
@@ -149,7 +139,7 @@ async def migrate(
                 if name in existing:
                     await _extend(connection, schema, table, existing[name], done)
             await _register(connection, schema, sdk_version, api_version)
-            # A table that somebody dropped is empty now, whatever its cursors say.
+            # A table that was dropped is empty now, whatever its cursors say.
             await forget_streams(connection, schema, [*done.relist, *done.created])
             now = await _columns(connection, schema)
     searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
@@ -160,9 +150,9 @@ async def migrate(
 async def effective_tables(
     connection: Connection, schema: str, tables: Mapping[str, Table]
 ) -> dict[str, Table]:
-    """`tables` without the columns that stand in the database with another type.
+    """Return `tables` without the columns that have another type in the database.
 
-    A column is never retyped unasked; its values go to `_extra` until someone does.
+    A migration never retypes a column: its values go to `_extra` until the user does.
     """
     existing = await _columns(connection, schema)
     return {
@@ -279,7 +269,7 @@ async def _fill(connection: Connection, schema: str, table: Table, added: Iterab
 async def _move(
     connection: Connection, name: str, path: tuple[str, ...], columns: Iterable[Column]
 ) -> int:
-    """Fills the columns that read one field; gives the number of rows that had it."""
+    """Fill the columns that read one field; return the number of rows that had it."""
     place = "ARRAY[" + ", ".join(ddl.literal(p) for p in path) + "]::text[]"
     sets = ", ".join(f"{ddl.quote(c.name)} = {_from_extra(c, place)}" for c in columns)
     fits = " AND ".join(_fits(c, place) for c in columns)
@@ -344,29 +334,6 @@ async def _register(
         api_version,
         sdk_version,
     )
-
-
-async def forget_streams(connection: Connection, schema: str, relist: Sequence[str]) -> None:
-    """Streams are recorded with the tables that they fill; those of changed tables start anew.
-
-    Rows that come inside others (invoice lines) have no stream of their own: then it is the stream of
-    the table around them.
-    """
-    if relist:
-        around = [name for one in relist for name in around_of(one)]
-        await connection.execute(
-            "DELETE FROM pinstripe.cursor WHERE schema = $1 AND position ->> 'table' = ANY($2)",
-            schema,
-            [*relist, *around],
-        )
-
-
-def around_of(name: str) -> Sequence[str]:
-    """The tables of what the rows of a table come inside of, if they are not listed themselves."""
-    known = catalog().get(name)
-    if known is None or any(known.object_type in e.objects for e in list_endpoints()):
-        return ()
-    return [table_name(p) for p in parents(spec()).get(known.object_type, ())]
 
 
 async def reserve(
@@ -435,9 +402,9 @@ async def create_indexes(connection: Connection, schema: str, table: Table) -> N
 
 
 async def create_indexes_beside(connection: Connection, schema: str, table: Table) -> None:
-    """As `create_indexes`, while others write to the table: slower, and nobody waits.
+    """Like `create_indexes`, beside writers: slower, and no writer waits.
 
-    Not in a transaction. An index that an interrupted build left invalid is made anew.
+    Not in a transaction. An index that an interrupted build left invalid is built again.
     """
     with translated():
         rows = await connection.fetch(
@@ -459,11 +426,11 @@ async def create_indexes_beside(connection: Connection, schema: str, table: Tabl
 
 
 _WAIT_S = 30.0
-"""A process that was told to stop needs seconds; one that died is given up after the lease's life."""
+"""A process that is stopping needs seconds; the lease of one that died expires."""
 
 
 async def drop_copy(database_url: str, schema: str) -> None:
-    """Waits until nobody syncs the schema, then drops its tables. Raises Misconfigured if it cannot."""
+    """Take the lease, then drop the schema's tables. Raises Misconfigured if it is still being synced."""
     async with connect(database_url) as connection:
         if schema not in {sync.schema for sync in await load_syncs(connection)}:
             return

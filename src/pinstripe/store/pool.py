@@ -1,17 +1,11 @@
-"""Connections to Postgres: a pool, one for a block, one to keep.
+"""Connections to Postgres: a pool, one for a block, one to keep; asyncpg's errors become ours.
 
-What comes out of `connect` and of a `Pool`'s blocks is one of our errors (see `translate`). A
-connection from `connect_dedicated` is bare: put `translated()` around its statements.
+Blocks of `connect` and `Pool` raise our errors only. A connection from `connect_dedicated` is bare: put
+`translated()` around its statements. `sqlstates` says what each code means; an error keeps the names of
+tables, columns and constraints (`fault`) and no values, which are customers' data.
 
-Turns asyncpg's errors into ours, by remedy and with a hint. The only file that knows them.
-
-`sqlstates` says what each code means. Errors keep the names of tables, columns and constraints that
-Postgres gives (`fault`), and no values: those are customers' data.
-
-A lost connection ends what is done on it, at once.
-
-asyncpg tells whoever waits for an answer. A COPY that waits to send more is told nothing: it waits for
-ever for a socket that is gone (seen with asyncpg 0.32 where a session ended in the middle of one).
+`cancel_on_disconnect` ends a block when its connection is lost. asyncpg fails pending queries then, but
+not a COPY that waits to send: that one waits for ever (asyncpg 0.32, session ended during a COPY).
 """
 
 from __future__ import annotations
@@ -94,7 +88,7 @@ class Pool:
             yield connection
 
     def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        """A connection outside of the pool for a long block: for who listens. See `connect`."""
+        """A connection outside of the pool for a long block, such as one that listens. See `connect`."""
         return connect(self._url, application_name=self._name)
 
     @property
@@ -104,7 +98,7 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        """Those of them that nobody uses."""
+        """Idle connections of the pool."""
         return self._pool.get_idle_size()
 
     async def close(self, *, timeout_s: float = 10.0) -> None:
@@ -256,7 +250,7 @@ def translate(error: Exception) -> PinstripeError | None:
         return Misconfigured(f"The database URL is wrong: {error}.", hint="See DATABASE_URL.")
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return Unwritable(f"No server is of the kind asked for: {error}.", hint=WRITABLE_HINT)
-    # "connection is closed", "pool is closing": InterfaceErrors that only their text tells.
+    # "connection is closed", "pool is closing": InterfaceErrors that differ in their text only.
     # InternalClientError: a connection lost between Prepare and Bind; asyncpg says then that it
     # "cannot switch to state 12". (A real mix-up of ours is an InterfaceError.)
     lost = isinstance(error, (ConnectionError, TimeoutError, asyncpg.InternalClientError))

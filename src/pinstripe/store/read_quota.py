@@ -1,8 +1,6 @@
-"""Requests sent to Stripe, by UTC day and kind; and what Stripe allows for: the account's transactions.
+"""Counts of requests by UTC day and kind, and the part of Stripe's read quota that they use.
 
-Counts are added up, so that several processes may count for one schema.
-
-How much of Stripe's read allowance a sync has used, from the counts in the database alone.
+Counts are added to, so several processes may count for one schema.
 """
 
 from __future__ import annotations

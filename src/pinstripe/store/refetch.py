@@ -1,8 +1,8 @@
-"""What must still be asked of Stripe, durably: `pinstripe.pending`; and which events were applied.
+"""The refetch queue in Postgres: objects to fetch again (`pinstripe.pending`).
 
-An event that is only a hint (another API version, a list that it says has changed, an order that it
-does not tell) is followed by a request. The request is noted in the transaction that applies the event,
-so that a crash between the two loses nothing.
+An event of another API version, or one whose order is unknown, or one that names a changed list, is only a
+hint and queues a refetch. The transaction that applies the event queues it, so a crash in between loses
+nothing. `sync.refetch` works the queue off.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ RefetchKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Refetch:
-    """One request to make. `since`: the second of the event that asks for it, Unix time; `event_id`
-    and `request_id`: that event and the request behind it, "" where none is known.
+    """A request to make. `since`: the second of the event that queued it, Unix time; `event_id` and
+    `request_id`: that event and the API request that caused it, "" if unknown.
 
     "fetch" an object; "relate": fetch it unless it is there; "children": the list of `table` under
-    the parent `id`; "nested": the list of `table` at the address `id` that stands inside the row
+    the parent `id`; "nested": the list of `table` at the URL `id` inside the row
     `parent` ("table key"); "upcoming_*": the preview for the owner `id`.
     """
 
@@ -50,32 +50,6 @@ class Refetch:
         return Cause(self.event_id, self.request_id) if known else None
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """A row that an equally old snapshot of other content claims; one GET decides.
-
-    `version` is the row's `_synced_at`: what is fetched from now on is newer than this version.
-    `cause`: what made Stripe change the object, as the snapshot knew it.
-    """
-
-    table: str
-    key: str
-    version: datetime
-    cause: Cause | None = None
-
-
-def refetch_for(contested: Conflict) -> Refetch:
-    """What the contested row makes us ask of Stripe."""
-    cause = contested.cause or Cause()
-    return Refetch(
-        "fetch",
-        contested.table,
-        contested.key,
-        request_id=cause.request_id,
-        event_id=cause.event_id,
-    )
-
-
 _ADD = """
 INSERT INTO pinstripe.pending AS p
   (schema, kind, "table", id, parent, since, request_id, event_id)
@@ -95,8 +69,8 @@ UPDATE pinstripe.pending SET attempts = attempts + 1, code = $5, reason = $6, re
 WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) = left($4, 500)
 """
 
-# What was asked again meanwhile is answered so far, and open since then. Locked in the order in which
-# `_ADD` takes them, so that two writers do not wait for each other in a circle.
+# A refetch that was queued again since `started` stays, open since then. Rows are locked in the order of
+# `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
   SELECT p.kind, p."table", p.id, u.started
@@ -118,10 +92,9 @@ WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.i
 
 @dataclass(slots=True)
 class RefetchDone:
-    """What a to-do asked is answered by what is written.
+    """Proof that a refetch is done: the rows of this commit are its response.
 
-    `started`: before Stripe was asked, on Postgres's clock. `is_noted`: it is crossed out, in the commit
-    of what answers it.
+    `started`: a moment before the request, on Postgres's clock. `is_noted`: the commit is done.
     """
 
     refetch: Refetch
@@ -130,7 +103,7 @@ class RefetchDone:
 
 
 async def add_refetches(connection: Connection, schema: str, refetches: Sequence[Refetch]) -> None:
-    """Notes the requests; one that is noted already is asked for anew."""
+    """Queue refetches; one that is queued already becomes due again."""
     latest = {refetch.key: refetch for refetch in refetches}
     if not latest:
         return
@@ -150,8 +123,8 @@ async def add_refetches(connection: Connection, schema: str, refetches: Sequence
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """A to-do as the database has it. `asked_at`: when it was asked for, on Postgres's clock; `attempts`:
-    how often it met trouble; `wait_s`: how long until it is tried again, 0 where it may be now.
+    """A refetch in the database. `asked_at`: when it was queued, on Postgres's clock; `attempts`: how often
+    it failed; `wait_s`: how long until it is retried, 0 if it is due.
     """
 
     refetch: Refetch
@@ -163,9 +136,9 @@ class Noted:
 async def load_refetches(
     connection: Connection, schema: str, *, last_s: float = float("inf")
 ) -> list[Noted]:
-    """What is still to do.
+    """Return the open refetches, oldest first.
 
-    `last_s`: only what was asked for, or has come or will come to its next try, since so many seconds ago.
+    `last_s`: only those that were queued, or whose next try was due, in the last so many seconds or later.
     """
     rows = await connection.fetch(
         "SELECT kind, \"table\", id, coalesce(parent, ''), extract(epoch FROM since)::float8,"
@@ -216,19 +189,19 @@ async def note_missing(
 async def note_trouble(
     connection: Connection, schema: str, refetch: Refetch, error: PinstripeError, pause_s: float
 ) -> None:
-    """The request met trouble: it stays owed, and is tried again after a pause."""
+    """Note a failed try: the refetch stays open and is retried after a pause."""
     await connection.execute(
         _TROUBLED, schema, *refetch.key, error.slug, error.message, error.hint, pause_s
     )
 
 
 async def complete_refetches(
-    connection: Connection, schema: str, answers: Sequence[RefetchDone]
+    connection: Connection, schema: str, completed: Sequence[RefetchDone]
 ) -> None:
-    """Crosses out what is answered, unless it was asked for again since Stripe was asked."""
-    if not answers:
+    """Remove completed refetches, except those that were queued again since their request."""
+    if not completed:
         return
-    ordered = sorted(answers, key=lambda a: a.refetch.key)
+    ordered = sorted(completed, key=lambda a: a.refetch.key)
     await connection.execute(
         _DONE,
         schema,

@@ -1,7 +1,10 @@
-"""What Stripe refuses beside whole objects, and when it is asked for again: `pinstripe.refusal`.
+"""Requests that Stripe refused in part: a property of `expand[]`, or a list that needs a parent.
 
-A property that cannot be expanded, or a list that wants a parent, is asked for once. The refusal stands for
-`AGAIN`, in this process and in those that follow: an account may be given more, a version may learn.
+A refusal holds for `AGAIN`, in this process and later ones; then the request is made once more, since
+Stripe may have given the account more. The table `pinstripe.refusal` is separate from `code` and
+`next_try_at` of `pinstripe.cursor`: those say how a whole stream ended, one row a stream. An expand
+belongs to an endpoint that several streams and single GETs use, and a list that needs a parent is read
+well: its stream is "done", and only its way differs.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class Refusal:
 async def load_refusals(
     connection: Connection, schema: str, *, is_due: bool = False
 ) -> Sequence[Refusal]:
-    """Those that still stand; with `is_due` the ones that are to be tried again, too."""
+    """Return the refusals that hold; with `is_due` also those that are due for another request."""
     with translated():
         rows = await connection.fetch(
             "SELECT endpoint, what, reason, remedy FROM pinstripe.refusal"
@@ -42,7 +45,7 @@ async def load_refusals(
 
 
 async def note_refusal(connection: Connection, schema: str, refused: Refusal) -> None:
-    """It stands from now on, or goes on standing."""
+    """Note a refusal, for `AGAIN` from now on."""
     with translated():
         await connection.execute(
             "INSERT INTO pinstripe.refusal (schema, endpoint, what, reason, remedy, next_try_at)"
@@ -59,7 +62,7 @@ async def note_refusal(connection: Connection, schema: str, refused: Refusal) ->
 
 
 async def drop_due_refusals(connection: Connection, schema: str) -> None:
-    """Forgets those whose time has come: they are asked for again, and noted anew if they must be."""
+    """Delete the refusals that are due, so that the request is made again."""
     with translated():
         await connection.execute(
             "DELETE FROM pinstripe.refusal WHERE schema = $1 AND next_try_at <= clock_timestamp()",

@@ -1,17 +1,13 @@
 """A Postgres role that can read the synced tables of one schema, and nothing else.
 
-For people, BI tools and the console's SQL box. It logs in with a password that is shown once: neither we
-nor the server keep it in clear. It sees every table of the schema, those that come later too, and nothing
-of the schema `pinstripe`. Its rights hold it to reading; `default_transaction_read_only` and the time limit
-prevent accidents, and it could set them differently.
+For people, BI tools and the console's SQL box. Its password is printed once; neither Pinstripe nor the
+server keeps it in clear. The role reads every table of the schema, later ones too, and nothing of
+`pinstripe`. Its rights limit it to reading; `default_transaction_read_only` and the time limit only
+prevent accidents. Roles belong to the server, so the database is part of the name, and a comment on the
+role names its owner: a role without that comment is never touched.
 
-A server has one set of roles for all its databases, so the database is part of the name, and a comment
-on the role says whose it is: a role without that comment is never touched.
-
-What Postgres keeps of a password, made here, so that the password itself never reaches the server.
-
-A statement with a password in it may end in the server's log; a verifier there helps nobody.
-RFC 5802 and 7677; the form is that of `pg_authid.rolpassword`.
+The SCRAM verifier is computed here (RFC 5802 and 7677, in the form of `pg_authid.rolpassword`), because a
+statement with a password may end in the server's log.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ from pinstripe.store.ddl import quote as quoted
 from pinstripe.store.pool import Connection, connect
 
 Purpose = Literal["reader", "console"]
-"""Who uses it: people, by a password that they keep; or our own console, by one that nobody sees."""
+"""The user of a role: people, with a password that they keep, or our console, with a hidden one."""
 
 _NO_RIGHT = "42501"
 
@@ -85,14 +81,14 @@ async def find_reader(
 async def create_reader(
     url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
 ) -> ReadOnlyRole:
-    """Makes the role; `Misconfigured` if there is one, or if we may not make roles."""
+    """Create the role. Raises Misconfigured if it exists, or if we may not create roles."""
     return await _renew(url, schema, purpose, limits, expect=False)
 
 
 async def rotate_reader(
     url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
 ) -> ReadOnlyRole:
-    """Gives the role a new password and ends its sessions; `Misconfigured` if there is none."""
+    """Set a new password and end the role's sessions. Raises Misconfigured if there is no role."""
     return await _renew(url, schema, purpose, limits, expect=True)
 
 
@@ -104,7 +100,7 @@ async def renew_reader(
 
 
 async def drop_reader(url: str, schema: str, *, purpose: Purpose = "reader") -> bool:
-    """Takes its rights and the role away; False if there was none."""
+    """Revoke its rights and drop the role; return False if there was none."""
     async with connect(url) as connection:
         place = await _look(connection, schema, purpose)
         if not place.there:
@@ -141,7 +137,7 @@ class _Place:
 
 
 async def _look(connection: Connection, schema: str, purpose: Purpose) -> _Place:
-    """`Misconfigured` if there is no such schema, or if the role is somebody else's."""
+    """Raise Misconfigured if there is no such schema, or if the role belongs to another owner."""
     row = await connection.fetchrow(
         "SELECT current_database()::text AS database, pg_get_userbyid(nspowner)::text AS owner"
         " FROM pg_namespace WHERE nspname = $1",
@@ -248,7 +244,7 @@ def _unexpected(place: _Place) -> Misconfigured:
 
 
 async def _check_rights(connection: Connection, place: _Place) -> None:
-    """GRANT only warns where the tables are another's: look whether it has helped."""
+    """Check the rights: GRANT only warns if the tables belong to another role."""
     unread = await connection.fetchval(
         "SELECT count(*) FROM pg_class WHERE relnamespace = $2::text::regnamespace"
         " AND relkind IN ('r', 'p', 'v', 'm') AND NOT has_table_privilege($1, oid, 'SELECT')",

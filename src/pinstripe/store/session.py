@@ -1,10 +1,10 @@
-"""The start of a session: connected as the URL asks, then set to what our statements rely on.
+"""The start of a session: connects as the URL says, then sets the parameters that our statements need.
 
 Roles, databases and URLs set parameters of their own (`ALTER ROLE ... SET statement_timeout`, `options`).
-Ours are set after the connection stands, by one statement: a pooler refuses parameters at the start that it
-does not know. That statement does nothing where the server is not the one that was logged into: then a
-pooler stands between, and in transaction mode it would change the sessions of other clients.
-Such a pooler is found out before anything is set or written, and refused.
+Ours are set by one statement after the login, since a pooler refuses startup parameters that it does not
+know. The statement does nothing if the backend is not the one of the login: then a pooler in transaction
+mode is in between, and it would change the sessions of other clients. Such a pooler is refused before
+anything is set or written.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ async def _connect(
 
 
 async def _set(connection: asyncpg.Connection, *, only_where_logged_in: bool) -> bool:
-    """Sets the session's parameters; False, and nothing set, if we are in another server process.
+    """Set the session's parameters; return False, with nothing set, if the backend is another one.
 
     A pooler makes up the process number that it gives at the login.
     """

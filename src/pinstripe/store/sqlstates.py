@@ -1,4 +1,4 @@
-"""What each SQLSTATE of Postgres's means for us, one by one: whose trouble it is, and the remedy.
+"""What each SQLSTATE of Postgres means for us, one by one: its scope and its remedy.
 
 The codes are those of https://www.postgresql.org/docs/current/errcodes-appendix.html. Their first two
 digits decide nothing: 53100 (the disk is full) and 53300 (too many connections) share them, as do 42501
@@ -37,7 +37,7 @@ UNKNOWN = Remedy(
 )
 
 _GROUPS: tuple[tuple[Remedy, str], ...] = (
-    # It passes by itself: the same statement is tried again.
+    # Transient: the same statement is retried.
     (Remedy(Unreachable, "passing", _BACK), "08000 08001 08003 08004 08006 08007"),
     (
         Remedy(
@@ -88,7 +88,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         ),
         "25P03 25P04 57P05",
     ),
-    # The address or the login is wrong: nothing works until somebody corrects it.
+    # The address or the login is wrong: nothing works until an operator corrects it.
     (
         Remedy(Misconfigured, "server", "Correct user and password in DATABASE_URL."),
         "28P01",
@@ -117,7 +117,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         "0P000",
     ),
     (Remedy(Misconfigured, "server", POOLER_HINT), "08P01 25P01 26000 34000 3B001 42P05"),
-    # The server takes no writes at all, until somebody acts.
+    # The server takes no writes at all until an operator acts.
     (Remedy(Unwritable, "server", WRITABLE_HINT), "25006"),
     (Remedy(Unwritable, "server", "Make room on the server's disk."), "53100"),
     (Remedy(Unwritable, "server", "Give the server more memory."), "53200"),
@@ -135,7 +135,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         "58000 58030 58P01 58P02 58P03",
     ),
     (Remedy(Unwritable, "server", "See the server's configuration and its log."), "F0000 F0001"),
-    # One table, until somebody acts.
+    # One table, until an operator acts.
     (
         Remedy(
             Unwritable,

@@ -1,11 +1,8 @@
-"""How each table stands, read from the database alone: rows, state, how far known to be true, why not.
+"""The status of syncs, from the database alone: rows, state, freshness and reasons of each table.
 
-For `pinstripe status`, for the summary of a sync, and for whoever asks later over HTTP. Asks Stripe
-nothing and writes nothing.
-
-How all syncs of a database stand, in one look that costs the same whatever they hold.
-
-For what asks every second. Who wants to know more of one sync reads its status (`pinstripe.status`).
+`read_status` reads one schema in full, for `pinstripe status`, the summary of a sync and the API.
+`load_summaries` reads all syncs in one query whose cost does not depend on their size, for callers that
+poll every second.
 """
 
 from __future__ import annotations
@@ -245,7 +242,7 @@ async def _default_version(
 def _with_freshness(
     table: TableStatus, followed: float | None, fresh: Sequence[Freshness]
 ) -> TableStatus:
-    """`table` with how far it is known to be true, by whatever tells most."""
+    """Return `table` with how far it is known to be true, by the furthest of its sources."""
     known: list[tuple[float, str]] = [(f.known_to, f.how) for f in fresh]
     if table.as_of is not None:
         known.append((table.as_of, "backfill"))
@@ -281,7 +278,7 @@ def _table(
     count = sum(o.count for o in owed if o.table == name)
     if not cursors:
         return TableStatus(name, rows, exact, "found", owed=count)
-    # Lists under parents that the user left out with --tables: no fault, but a gap to be named.
+    # Child lists whose parents the user left out with --tables: no fault, but a gap to be named.
     left_out = [c for c in cursors if c.code == LEFT_OUT]
     counted = [c for c in cursors if c not in left_out] or left_out
     worst = min(counted, key=lambda c: _WORST_FIRST.index(c.state))
@@ -307,7 +304,7 @@ def _table(
 async def _rows(
     connection: Connection, schema: str, counted_bytes: int
 ) -> dict[str, tuple[int, bool]]:
-    """Table -> (rows, whether that is exact), of the tables of ours that the schema has."""
+    """Return table -> (rows, whether that is exact), of our tables in the schema."""
     sizes = await connection.fetch(
         # reltuples is -1 until the first ANALYZE; the statistics know sooner what was written.
         "SELECT c.relname, CASE WHEN c.reltuples < 0 THEN pg_stat_get_live_tuples(c.oid)"
@@ -336,7 +333,7 @@ async def _rows(
         except PinstripeError as error:
             if error.fault is None or error.fault.scope != "table":
                 raise
-            return found  # One may not be read, or went just now: then estimates have to do.
+            return found  # One may not be read, or was just dropped: estimates have to do.
         for name, count in rows:
             found[name] = (count, True)
     return found
@@ -371,7 +368,7 @@ class SyncSummary:
         return None if self.as_of is None else max(self.now - self.as_of, 0.0)
 
 
-_STANDINGS = """
+_SUMMARIES = """
 SELECT s.schema, extract(epoch FROM clock_timestamp())::float8,
        extract(epoch FROM c.as_of)::float8, coalesce(c.reason, ''), coalesce(c.remedy, ''),
        l.running, l.failed, l.refused, p.open, p.since, p.owed,
@@ -389,7 +386,7 @@ CROSS JOIN LATERAL (
   FROM pinstripe.pending p WHERE p.schema = s.schema) p
 """
 
-# Of tables that nobody has analyzed the statistics know, and after a crash the other way round.
+# Without an ANALYZE only the statistics have a count; after a crash only reltuples does.
 _ESTIMATES = """
 SELECT n.nspname, c.relname,
        greatest(c.reltuples, pg_stat_get_live_tuples(c.oid), 0)::bigint
@@ -399,16 +396,16 @@ WHERE n.nspname = ANY($1::text[]) AND c.relkind IN ('r', 'p')
 
 
 async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
-    """Schema -> how it stands; empty where Pinstripe never wrote."""
+    """Return schema -> its summary; empty if Pinstripe never wrote here."""
     if await connection.fetchval("SELECT to_regclass('pinstripe.quarantine')") is None:
         return {}
-    return {row[0]: SyncSummary(*row) for row in await connection.fetch(_STANDINGS)}
+    return {row[0]: SyncSummary(*row) for row in await connection.fetch(_SUMMARIES)}
 
 
 async def estimate_rows(
     connection: Connection, schemas: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Schema -> table -> about how many rows, without counting; of all tables that stand there."""
+    """Return schema -> table -> estimated rows, of all its tables, without counting."""
     found: dict[str, dict[str, int]] = {schema: {} for schema in schemas}
     for schema, table, rows in await connection.fetch(_ESTIMATES, list(schemas)):
         found[schema][table] = rows

@@ -1,11 +1,11 @@
-"""Rings: somebody asks the process that syncs to look at Stripe now, and it says when it has.
+"""Requests for an immediate sync, and their acknowledgements: the table `pinstripe.bell`.
 
-A ring is a number out of one row (`pinstripe.bell`), so it needs no clocks: who rings came before his
-number; the process that syncs hears the number before it begins to look; what it then answers covers
-every ring up to that number. A NOTIFY carries both ways, and the row is there for whoever missed it.
+    request_sync -> NOTIFY -> worker: last_request, poll, acknowledge -> NOTIFY -> last_acks
 
-Numbers hold for one session only: a server that was killed may give out some of them again. Who hears
-or rings uses the connection that listens, and forgets what it knew when that one breaks.
+A request is a number from one row, so no clocks are compared: the worker reads the number before it polls
+Stripe, and its acknowledgement covers all requests up to it. A lost NOTIFY costs time only, since both
+sides poll the row too. Numbers hold for one session, because a killed server may give some out again:
+both sides use their listening connection and forget the numbers when it is lost.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pinstripe.store.pool import Connection, translated
 
 REQUESTS = "pinstripe_ring"
-"""NOTIFY channel of rings; the payload is the schema, whose row says the rest."""
+"""NOTIFY channel of requests; the payload is the schema, whose row has the rest."""
 ACKS = "pinstripe_heard"
-"""NOTIFY channel of answers; the payload is the schema, whose row says the rest."""
+"""NOTIFY channel of acknowledgements; the payload is the schema, whose row has the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """The latest ring. `lookback_s`: how late events may be that it must not miss."""
+    """The latest request. `lookback_s`: how late events may be that the poll must not miss."""
 
     number: int
     lookback_s: float
@@ -31,16 +31,16 @@ class SyncRequest:
 
 @dataclass(frozen=True, slots=True)
 class SyncAck:
-    """All rings up to `number` are answered: the database holds what Stripe's event list showed at
-    `as_of` (Unix seconds on Stripe's clock; 0.0 where there is no answer yet).
+    """All requests up to `number` are done: the database holds what Stripe's event list had at `as_of`
+    (Unix seconds on Stripe's clock; 0.0 if nothing is acknowledged yet).
     """
 
     number: int
     as_of: float
 
 
-# Not waited for on disk: a ring that a crash of the server loses is rung again.
-_RING = f"""
+# Asynchronous commit: a request that a crash of the server loses is sent again.
+_REQUEST = f"""
 WITH rung AS (
   INSERT INTO pinstripe.bell AS b (schema, rung, lookback_s) VALUES ($1, 1, $2)
   ON CONFLICT (schema) DO UPDATE SET
@@ -53,7 +53,7 @@ SELECT rung, set_config('synchronous_commit', 'off', true),
        pg_notify('{REQUESTS}', $1)
 FROM rung
 """
-_ANSWER = f"""
+_ACKNOWLEDGE = f"""
 WITH heard AS (
   UPDATE pinstripe.bell SET heard = $2, as_of = to_timestamp($3), heard_at = clock_timestamp()
   WHERE schema = $1 AND heard < $2
@@ -66,20 +66,20 @@ FROM heard
 
 
 async def request_sync(connection: Connection, schema: str, lookback_s: float) -> int:
-    """Rings; gives the number that an answer must reach."""
+    """Request a sync; return the number that an acknowledgement must reach."""
     with translated():
-        number: int = await connection.fetchval(_RING, schema, lookback_s)
+        number: int = await connection.fetchval(_REQUEST, schema, lookback_s)
     return number
 
 
-async def acknowledge(connection: Connection, schema: str, said: SyncAck) -> None:
-    """Answers all rings up to `said.number`."""
+async def acknowledge(connection: Connection, schema: str, ack: SyncAck) -> None:
+    """Acknowledge all requests up to `ack.number`."""
     with translated():
-        await connection.execute(_ANSWER, schema, said.number, said.as_of)
+        await connection.execute(_ACKNOWLEDGE, schema, ack.number, ack.as_of)
 
 
 async def last_request(connection: Connection, schema: str) -> SyncRequest | None:
-    """The latest ring if it is not answered yet."""
+    """Return the latest request if it is not acknowledged yet."""
     with translated():
         row = await connection.fetchrow(
             "SELECT rung, lookback_s FROM pinstripe.bell WHERE schema = $1 AND heard < rung", schema
@@ -88,7 +88,7 @@ async def last_request(connection: Connection, schema: str) -> SyncRequest | Non
 
 
 async def last_acks(connection: Connection, schemas: Sequence[str]) -> dict[str, SyncAck]:
-    """The latest answer of each schema that was ever rung."""
+    """Return the latest acknowledgement of each schema that ever had a request."""
     with translated():
         rows = await connection.fetch(
             "SELECT schema, heard, coalesce(extract(epoch FROM as_of), 0)::float8"

@@ -1,13 +1,9 @@
-"""Which account stands in which schema: the rows of `pinstripe.sync`.
+"""Which account is in which schema (`pinstripe.sync`), stored syncs, and pauses.
 
-One schema holds one account in one mode. `check_owner` looks before anything is written; `claim`
-writes the account down, and is what decides where two processes begin at once.
-
-Syncs that are stored: what to bring where, and with which key; the key encrypted.
-
-The rows of `pinstripe.stored_sync`, and `pinstripe.paused`, which also holds for the sync that flags and
-environment describe. What is sealed here is opened by `secrecy` and never here. Every change is told on
-`CHANNEL`, so that a running service notices at once; it looks now and then anyway.
+A schema holds one account in one mode. `check_owner` checks it before anything is written; `claim` writes
+it down and decides between two processes that start together. `pinstripe.stored_sync` keeps the syncs
+that a service runs beside the one of its flags and environment; their keys are encrypted by `encryption`.
+`pinstripe.paused` holds for both. Every change notifies `CHANNEL`; a service also polls.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ class Sync:
 
 
 async def load_syncs(connection: Connection) -> list[Sync]:
-    """All syncs of this database; none if Pinstripe never wrote here."""
+    """Return all syncs of this database; none if Pinstripe never wrote here."""
     with translated():
         if await connection.fetchval("SELECT to_regclass('pinstripe.sync')") is None:
             return []
@@ -47,7 +43,7 @@ async def load_syncs(connection: Connection) -> list[Sync]:
 
 
 async def load_table_names(connection: Connection, schema: str) -> set[str]:
-    """The tables of the catalog that the schema has; of a sync that brings some, only those."""
+    """Return the tables of the catalog that exist in the schema."""
     with translated():
         rows = await connection.fetch(
             "SELECT tablename::text FROM pg_tables WHERE schemaname = $1", schema
@@ -58,7 +54,7 @@ async def load_table_names(connection: Connection, schema: str) -> set[str]:
 async def check_owner(
     connection: Connection, schema: str, *, account_id: str | None, livemode: bool
 ) -> None:
-    """Raises Misconfigured if the schema holds another account, or this one in the other mode."""
+    """Raise Misconfigured if the schema holds another account, or this one in the other mode."""
     for sync in await load_syncs(connection):
         if sync.schema == schema:
             _refuse_other(sync, account_id, livemode)
@@ -67,7 +63,7 @@ async def check_owner(
 async def claim(
     connection: Connection, schema: str, *, account_id: str | None, livemode: bool
 ) -> None:
-    """Writes down whose schema it is, unless that is known. Raises as `check_owner`."""
+    """Write down the schema's account, unless it is known. Raises like `check_owner`."""
     with translated():
         row = await connection.fetchrow(
             "UPDATE pinstripe.sync SET account_id = coalesce(account_id, $2),"
@@ -82,7 +78,7 @@ async def claim(
 
 
 def _refuse_other(sync: Sync, account_id: str | None, livemode: bool) -> None:
-    # A restricted key may not be told whose it is; then only the mode can be compared.
+    # A restricted key may not read its account; then only the mode can be compared.
     same_account = None in (sync.account_id, account_id) or sync.account_id == account_id
     same_mode = sync.livemode is None or sync.livemode == livemode
     if same_account and same_mode:
@@ -118,12 +114,12 @@ SELECT {_COLUMNS}, EXISTS (SELECT FROM pinstripe.paused p WHERE p.schema = s.sch
 FROM pinstripe.stored_sync s
 """
 
-_TELL = f"SELECT pg_notify('{CHANNEL}', '')"
+_NOTIFY = f"SELECT pg_notify('{CHANNEL}', '')"
 
 
 @dataclass(frozen=True, slots=True)
 class SealedSync:
-    """One row. `settings` has words as a user writes them, by the name of the setting."""
+    """A stored sync. `settings`: values as the user wrote them, by the name of the setting."""
 
     id: str
     schema: str
@@ -140,7 +136,7 @@ class SealedSync:
 
 
 def check_id(sync_id: str) -> str:
-    """The id again. Raises Misconfigured where it cannot stand in an address."""
+    """Return the id. Raises Misconfigured if it cannot be part of a URL."""
     if not _ID.fullmatch(sync_id):
         raise Misconfigured(
             "This cannot be the id of a sync.",
@@ -155,7 +151,7 @@ def check_id(sync_id: str) -> str:
 
 
 async def load_stored(connection: Connection) -> list[SealedSync]:
-    """All of them, by id; none if Pinstripe never wrote here."""
+    """Return all stored syncs by id; none if Pinstripe never wrote here."""
     with translated():
         if not await _is_there(connection):
             return []
@@ -163,10 +159,10 @@ async def load_stored(connection: Connection) -> list[SealedSync]:
 
 
 async def get_stored(connection: Connection, sync_id: str) -> SealedSync:
-    """The one of this id. Raises UnknownSync."""
+    """Return the stored sync of this id. Raises UnknownSync."""
     with translated():
         row = None
-        # What cannot be an id may hold what Postgres cannot.
+        # Text that is no id may hold characters that Postgres cannot.
         if _ID.fullmatch(sync_id) and await _is_there(connection):
             row = await connection.fetchrow(f"{_LOAD} WHERE id = $1", sync_id)
     if row is None:
@@ -175,7 +171,7 @@ async def get_stored(connection: Connection, sync_id: str) -> SealedSync:
 
 
 async def insert_stored(connection: Connection, sync: SealedSync) -> None:
-    """Stores it. Raises Misconfigured where id or schema are taken."""
+    """Store a sync. Raises Misconfigured if its id or schema is taken."""
     with translated():
         try:
             async with connection.transaction():
@@ -196,7 +192,7 @@ async def insert_stored(connection: Connection, sync: SealedSync) -> None:
                 )
                 if sync.paused:
                     await _pause(connection, sync.schema)
-                await connection.execute(_TELL)
+                await connection.execute(_NOTIFY)
         except asyncpg.UniqueViolationError as error:
             schema = "schema" in (error.constraint_name or "")
             what = f'schema "{sync.schema}"' if schema else f'id "{sync.id}"'
@@ -207,7 +203,7 @@ async def insert_stored(connection: Connection, sync: SealedSync) -> None:
 
 
 async def update_stored(connection: Connection, sync: SealedSync) -> None:
-    """Replaces key, webhook secrets and settings. Raises UnknownSync."""
+    """Replace key, webhook secrets and settings. Raises UnknownSync."""
     with translated():
         async with connection.transaction():
             done = await connection.execute(
@@ -220,24 +216,24 @@ async def update_stored(connection: Connection, sync: SealedSync) -> None:
                 msgspec.json.encode(sync.settings).decode(),
                 sync.account_id,
             )
-            await connection.execute(_TELL)
+            await connection.execute(_NOTIFY)
     if done == "UPDATE 0":
         raise unknown(sync.id)
 
 
 async def delete_stored(connection: Connection, sync_id: str) -> SealedSync:
-    """Forgets it and gives what it was. Raises UnknownSync."""
+    """Delete a stored sync and return it. Raises UnknownSync."""
     with translated():
         async with connection.transaction():
             sync = await get_stored(connection, sync_id)
             await connection.execute("DELETE FROM pinstripe.stored_sync WHERE id = $1", sync_id)
             await connection.execute("DELETE FROM pinstripe.paused WHERE schema = $1", sync.schema)
-            await connection.execute(_TELL)
+            await connection.execute(_NOTIFY)
     return sync
 
 
 async def is_paused(connection: Connection, schema: str) -> bool:
-    """Whether the schema is not to be synced for now."""
+    """Return whether the schema is paused."""
     with translated():
         if await connection.fetchval("SELECT to_regclass('pinstripe.paused')") is None:
             return False
@@ -247,23 +243,23 @@ async def is_paused(connection: Connection, schema: str) -> bool:
 
 
 async def pause_schema(connection: Connection, schema: str) -> None:
-    """From now on no service syncs it."""
+    """Pause the schema: no service syncs it until `resume_schema`."""
     with translated():
         async with connection.transaction():
             await _pause(connection, schema)
-            await connection.execute(_TELL)
+            await connection.execute(_NOTIFY)
 
 
 async def resume_schema(connection: Connection, schema: str) -> None:
-    """Takes the pause back."""
+    """End the pause."""
     with translated():
         async with connection.transaction():
             await connection.execute("DELETE FROM pinstripe.paused WHERE schema = $1", schema)
-            await connection.execute(_TELL)
+            await connection.execute(_NOTIFY)
 
 
 def unknown(sync_id: str) -> UnknownSync:
-    """The error for an id that is not there; without the id, which may be anything."""
+    """Return the error for an unknown id. Quotes it only if it is a valid one."""
     known = f'"{sync_id}"' if _ID.fullmatch(sync_id) else "of this id"
     return UnknownSync(
         f"There is no sync {known}.", hint="`pinstripe syncs list` shows those that are stored."

@@ -1,4 +1,4 @@
-"""How a session with Postgres is encrypted and whom it trusts: libpq's sslmode and its kin.
+"""How a session with Postgres is encrypted, and which certificates it trusts: libpq's ssl parameters.
 
 The driver cannot bind a login to its TLS channel (`channel_binding=require`). What that guards against is
 a server in between; a verified certificate does so too, so the certificate is verified instead.
@@ -52,7 +52,7 @@ class Tls:
 
 
 class _Context(ssl.SSLContext):
-    """Verifies the name of a server that is reached by its address, and can keep the name to itself."""
+    """Verify the name of a server that is reached by its address, and can keep the name to itself."""
 
     names: Mapping[str, str] = {}
     shows_name = True
@@ -111,7 +111,7 @@ def make_tls(values: Mapping[str, str], names: Mapping[str, str], *, only_socket
 
 @contextmanager
 def _reading(name: str, file: str) -> Iterator[None]:
-    """Names the parameter whose file cannot be read, or holds something else."""
+    """Raise Misconfigured with the parameter whose file cannot be read or is of another kind."""
     try:
         yield
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError

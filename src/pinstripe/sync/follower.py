@@ -14,8 +14,8 @@ import structlog
 
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
-from pinstripe.mirror.change_feed import trim
 from pinstripe.source.source import Source
+from pinstripe.store.changes import trim
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.read_quota import ReadQuota

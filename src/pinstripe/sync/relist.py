@@ -45,16 +45,9 @@ from pinstripe.store.cursors import (
     save_checkpoints,
 )
 from pinstripe.store.ddl import qualified
-from pinstripe.store.migrate import around_of
+from pinstripe.store.lost_tables import EMPTIED, GONE, around_of, find_lost, relisted, to_relist
 from pinstripe.store.pool import Connection
-from pinstripe.store.quarantine import (
-    EMPTIED,
-    GONE,
-    find_lost,
-    note_refused,
-    relisted,
-    to_relist,
-)
+from pinstripe.store.quarantine import note_refused
 from pinstripe.sync.backfill.child_lists import stream_of
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import queue_missing, read_singletons

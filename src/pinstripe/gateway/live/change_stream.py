@@ -19,9 +19,8 @@ import structlog
 
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.mirror.change_feed import CHANNEL
-from pinstripe.store.changes import Change, Wanted, changes_after, newest_position
-from pinstripe.store.pool import close_quietly, connect_dedicated, translated
+from pinstripe.store.changes import CHANNEL, Change, Wanted, changes_after, newest_position
+from pinstripe.store.listener import Listener
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -78,21 +77,24 @@ class ChangeStream:
 
     def __init__(self, reads: Reads, database_url: Callable[[], str | None]) -> None:
         self._reads = reads
-        self._url = database_url
         self._tails: dict[str, _Tail] = {}
+        self._listener = Listener(
+            database_url,
+            {CHANNEL: self._notified},
+            name="pinstripe changes",
+            on_connected=self._wake_all,
+        )
         self._wanted = asyncio.Event()
 
     async def run(self) -> None:
-        """Listens for as long as anybody reads, until cancelled."""
+        """Listen while there are readers, until cancelled."""
         while True:
             await self._wanted.wait()
-            url = self._url()
-            try:
-                if url is not None:
-                    await self._listen(url)
-            except (PinstripeError, OSError) as error:
-                _log.info("feed.trouble", error=str(error))
-            await asyncio.sleep(_RETRY_S)
+            async with asyncio.TaskGroup() as group:
+                listening = group.create_task(self._listener.run())
+                while self._tails:  # noqa: ASYNC110 (a reader that returns soon finds it connected)
+                    await asyncio.sleep(_NET_S)
+                listening.cancel()
 
     async def follow(
         self, schema: str, *, after: int | None, wanted: Wanted
@@ -179,24 +181,12 @@ class ChangeStream:
                 await asyncio.sleep(_RETRY_S)
             await _within(tail.wake, _NET_S)
 
-    async def _listen(self, url: str) -> None:
-        connection = await connect_dedicated(url, application_name="pinstripe changes")
-        closed = asyncio.Event()
-        connection.add_termination_listener(lambda _: closed.set())
-        try:
-            with translated():
-                await connection.add_listener(CHANNEL, self._hear)
-                for tail in self._tails.values():
-                    tail.wake.set()
-                while self._tails and not await _within(closed, _NET_S):
-                    pass
-                if closed.is_set():
-                    return
-        finally:
-            await close_quietly(connection)
+    def _wake_all(self) -> None:
+        for tail in self._tails.values():
+            tail.wake.set()
 
-    def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        tail = self._tails.get(str(payload).rpartition(" ")[0])
+    def _notified(self, payload: str) -> None:
+        tail = self._tails.get(payload.rpartition(" ")[0])
         if tail is not None:
             tail.wake.set()
 

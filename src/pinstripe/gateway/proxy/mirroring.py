@@ -284,13 +284,10 @@ class ResponseMirror:
             # Postgres takes nothing, and this is all that may be held in memory.
             self.later.add(sync.id, _retrievable(sync, asked, found))
             return MirrorResult("later", "postgres", sync)
-        if not asked.writes:
-            await mirror.room(found)
-        durable = mirror.submit(
-            found,
-            truth,
+        durable = await mirror.enqueue(
+            [(found, truth)],
             lane=LIVE_LANE if asked.writes else "",
-            over=asked.seen or None,
+            expected=asked.seen,
             effect=effect,
         )
         await self._watched(sync, durable)
@@ -397,7 +394,7 @@ async def fetch_again(
 
     An object without an address of its own comes with its parent, or by its parent's list; one that no
     request at all shows is written as the answer has it. Gives whether each is a row now; of those that
-    are not, it is noted what is to be requested. Raises what `Stripe.get` and `Mirror.put` raise.
+    are not, it is noted what is to be requested. Raises what `StripeClient.get` and `Mirror.write` raise.
     """
     covered: set[ObjectKey] = set()
     asked: dict[ObjectKey, Way] = {}
@@ -516,7 +513,7 @@ async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[ObjectKey]
                 way.path, endpoint=f"GET {way.path}", priority=LIVE
             )
             found = sync.source.extract([read_object(response, way.path)], {})
-            await sync.mirror.put(found, as_of_response(response))
+            await sync.mirror.write([(found, as_of_response(response))])
             return _places_in(found)
         return await fetch_one(sync, (way.table, way.key), parent=way.parent)
     except Refused as error:
@@ -556,7 +553,7 @@ async def _write_as_shown(sync: OpenSync, found: RowSet, places: Iterable[Object
             rows.setdefault(table, {})[key] = row
     if rows:
         now = sync.source.now()
-        await sync.mirror.put(RowSet(rows=rows), AsOf(now - _SHOWN_S, now))
+        await sync.mirror.write([(RowSet(rows=rows), AsOf(now - _SHOWN_S, now))])
 
 
 async def _not_rows(sync: OpenSync, places: Iterable[ObjectKey]) -> set[ObjectKey]:
@@ -618,8 +615,8 @@ async def fetch_one(sync: OpenSync, place: ObjectKey, *, parent: str = "") -> se
     above = {collection_table(where.path[: where.path.index("/{")]) or "": parent} if parent else {}
     found = source.extract([read_object(response, where.path)], above)
     await source.follow_all(found, priority=LIVE)
-    over = {place: version} if version is not None else None
-    await sync.mirror.put(found, as_of_response(response), over=over)
+    expected = {place: version} if version is not None else {}
+    await sync.mirror.write([(found, as_of_response(response))], expected=expected)
     return _places_in(found)
 
 

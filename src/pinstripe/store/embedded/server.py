@@ -3,14 +3,10 @@
     async with EmbeddedPostgres(Path(".pinstripe/postgres")) as server:
         connection = await asyncpg.connect(server.url)
 
-One Pinstripe process owns the server (`owned`); a second one on the same directory becomes its
-guest: it gets the same URL and stops nothing. The owner starts a server that dies anew. An owner
-that is killed takes its server along (see `process`), and the next one starts on the same data. It
-never adopts a server that was left behind: nobody could tell with what that one was started.
-
-The server as its owner runs it: made, started, started anew when it dies, stopped.
-
-To be used with the owner lock held, by `EmbeddedPostgres` only.
+One Pinstripe process owns the server (`owned`). A second process on the same directory is its guest: it
+gets the same URL and stops nothing. The owner restarts a server that dies. If the owner is killed, its
+server ends too (see `process`) and the next owner starts on the same data. A server that was left running
+is never adopted, because its settings are unknown.
 """
 
 from __future__ import annotations
@@ -96,7 +92,7 @@ class EmbeddedPostgres:
 
     @property
     def restarts(self) -> int:
-        """How often the server died and was started anew."""
+        """How often the server died and was restarted."""
         return self._server.restarts
 
     @property
@@ -150,7 +146,7 @@ class EmbeddedPostgres:
             raise
 
     async def stop(self) -> None:
-        """Stops the server, if it is ours. Safe to call twice."""
+        """Stop the server, if we own it. Safe to call twice."""
         self._state = None
         if self._owner_lock is not None:
             try:
@@ -206,7 +202,7 @@ _ESCALATION = ((2.0, signal.SIGINT), (60.0, signal.SIGQUIT), (75.0, signal.SIGKI
 
 
 class OwnServer:
-    """One server that is ours. `restarts` counts how often it died and was started anew."""
+    """The server as its owner runs it, with the owner lock held. `restarts`: how often it died."""
 
     def __init__(
         self, home: Home, *, tcp_port: int | None, fsync: bool, restart_pause_s: float
@@ -232,7 +228,7 @@ class OwnServer:
         self._account = home.account()
         found = find_binaries(cluster.major_of(home.cluster))
         self.binaries = await asyncio.to_thread(within_reach, found, self._account)
-        os.close(await self._server_lock(deadline))  # whoever ran here is gone
+        os.close(await self._server_lock(deadline))  # an earlier server is gone
         home.remove_leftovers()
         if self._tcp_port is not None:
             _check_port(self._tcp_port)
@@ -263,7 +259,7 @@ class OwnServer:
         return state
 
     async def stop(self) -> None:
-        """Stops it in order, within a bounded time. Safe to call twice, and after half a start."""
+        """Stop it in order, within a bounded time. Safe to call twice, and after half a start."""
         if self.supervisor is not None:
             self.supervisor.cancel()
             # Why it gave up was for `watch` to say.
@@ -358,7 +354,7 @@ class OwnServer:
         return lock
 
     async def _supervise(self) -> None:
-        """Starts the server anew when it dies; ends, with an error, when that is no use."""
+        """Restart the server when it dies; raise when restarts do not help."""
         failures = 0
         while True:
             assert self._process is not None  # noqa: S101 (set by `_launch`)
@@ -376,7 +372,7 @@ class OwnServer:
 
     async def _start_anew(self, failures: int) -> None:
         for attempt in range(failures, _MAX_RESTARTS):
-            # The first at once: most deaths are one-off, and every waiter waits for it.
+            # The first restart has no pause: most deaths are one-off, and every waiter waits for it.
             await asyncio.sleep(
                 min(self._restart_pause_s * 2 ** (attempt - 1), 10.0) if attempt else 0.0
             )
@@ -449,7 +445,7 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 
 
 async def _close_to_readers(url: str) -> None:
-    """In our own server nobody but us needs these rights. A server of others is theirs to close."""
+    """Revoke rights that only we need in our own server. Other servers are left alone."""
     async with connect(url) as connection:
         if await connection.fetchval(_OPEN):
             await connection.execute(_CLOSE)

@@ -1,5 +1,5 @@
 -- The bookkeeping of Pinstripe. One schema of synced tables is one sync: `schema` names it everywhere.
--- Which account stands in which schema, and from which catalog its tables are.
+-- Which account is in which schema, and which catalog made its tables.
 CREATE TABLE IF NOT EXISTS pinstripe.sync (
   schema      text PRIMARY KEY,
   account_id  text,
@@ -10,15 +10,15 @@ CREATE TABLE IF NOT EXISTS pinstripe.sync (
 );
 
 DO $$
-BEGIN  -- By which rule secrets have been taken out of what was written. See store/forget_secrets.py.
+BEGIN  -- The rule by which secrets were removed from older rows. See store/forget_secrets.py.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'secret_rule') THEN
     ALTER TABLE pinstripe.sync ADD COLUMN secret_rule text;
   END IF;
 END $$;
 
--- How far each stream has been read. `position` is an immutable value that describes what is durably
--- written; it is replaced in the transaction that writes the rows it vouches for.
+-- How far each stream has been read. `position` is replaced in the transaction that writes the rows which
+-- it covers, so after a crash both agree.
 CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   stream     text NOT NULL,
@@ -26,8 +26,8 @@ CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   position   jsonb,
   reason     text,
   remedy     text,
-  -- What became of it, for programs; the permission that is missing; when a stream that was refused or
-  -- failed is tried again.
+  -- `code`: the reason, for programs. `permission`: the one that the key lacks. `next_try_at`: when a stream
+  -- that was refused or failed is retried.
   code        text,
   permission  text,
   next_try_at timestamptz,
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.cursor (
 );
 
 DO $$
-BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
+BEGIN  -- Only if it is missing: ALTER TABLE waits for every reader.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.cursor'::regclass
                  AND attname = 'next_try_at') THEN
     ALTER TABLE pinstripe.cursor ADD COLUMN code text, ADD COLUMN permission text,
@@ -48,7 +48,7 @@ BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
   END IF;
 END $$;
 
--- Objects that rows refer to and Stripe does not have, or does not show to this key.
+-- Objects that rows refer to, but that Stripe does not have or this key may not read.
 CREATE TABLE IF NOT EXISTS pinstripe.missing (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table"    text NOT NULL,
@@ -66,8 +66,8 @@ BEGIN
   END IF;
 END $$;
 
--- Who may write: one process a schema. `fence` grows with every holder; a holder that lost the lease
--- finds another fence in its own transaction and writes nothing.
+-- The lease: one process a schema may write. Each take-over raises `fence`, and every writing transaction
+-- checks it, so an earlier holder cannot commit.
 CREATE TABLE IF NOT EXISTS pinstripe.lease (
   schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
   holder     text NOT NULL,
@@ -75,7 +75,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.lease (
   expires_at timestamptz NOT NULL
 );
 
--- Events that have been applied, for as long as the list may show them again.
+-- Applied events, kept for as long as a look-back may read them again.
 CREATE TABLE IF NOT EXISTS pinstripe.applied_event (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   id         text NOT NULL,
@@ -87,8 +87,8 @@ CREATE INDEX IF NOT EXISTS applied_event_created_idx ON pinstripe.applied_event 
 CREATE INDEX IF NOT EXISTS applied_event_request_idx ON pinstripe.applied_event (schema, request_id)
   WHERE request_id IS NOT NULL;
 
--- What must still be asked of Stripe: objects of which an event was only a hint, lists that an event
--- says have changed, previews. Written with the event, deleted when it is done.
+-- The refetch queue: objects of which an event was only a hint, lists that an event names as changed, and
+-- previews. Written in the transaction of the event, deleted in the transaction of the response.
 CREATE TABLE IF NOT EXISTS pinstripe.pending (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   kind       text NOT NULL,
@@ -98,19 +98,19 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   since      timestamptz NOT NULL,
   request_id text,
   event_id   text,
-  -- Of a request that met trouble: how often it was tried, what happened the last time, when it is
-  -- tried next. It stays until it is answered.
+  -- Of a refetch that failed: the number of tries, the last error, and the time of the next try.
   attempts   int NOT NULL DEFAULT 0,
   code        text,
   reason      text,
   remedy      text,
   next_try_at timestamptz,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-  -- Since when an answer is owed: `asked_at` moves with every new question, this one with the answers.
+  -- Since when it is open. Queueing it again moves `asked_at`; a response that was requested before then
+  -- completes the older one only, and moves this column to `asked_at`.
   open_since timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 DO $$
-BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
+BEGIN  -- Only if it is missing: ALTER TABLE waits for every reader.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
                  AND attname = 'open_since') THEN
     ALTER TABLE pinstripe.pending ADD COLUMN open_since timestamptz NOT NULL DEFAULT clock_timestamp();
@@ -126,8 +126,8 @@ BEGIN  -- Only where it is missing: ALTER TABLE would wait for all who read.
   END IF;
 END $$;
 
--- Ids that users choose may have 5,000 characters, an entry of a B-tree 2,700 bytes: so it holds the
--- beginning of an id and a number made of all of it.
+-- Ids that users choose have up to 5,000 characters, a B-tree entry up to 2,700 bytes: so the index has the
+-- beginning of the id and a hash of all of it.
 CREATE UNIQUE INDEX IF NOT EXISTS pending_place_idx
   ON pinstripe.pending (schema, kind, "table", left(id, 500), hashtextextended(id, 0));
 DO $$
@@ -138,8 +138,8 @@ BEGIN
   END IF;
 END $$;
 
--- Rows that Postgres refuses (an index, constraint, trigger or policy of the user's own), and tables, whose
--- id is '': named, with the remedy and never a value. They are tried again all the time.
+-- Rows that Postgres refuses because of an index, constraint, trigger or policy of the user, and refused
+-- tables, with the id ''. Each has a reason and a remedy, never a value, and is retried every 10 seconds.
 CREATE TABLE IF NOT EXISTS pinstripe.quarantine (
   schema   text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table"  text NOT NULL,
@@ -149,7 +149,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.quarantine (
   reason   text NOT NULL,
   remedy   text NOT NULL,
   tries    int NOT NULL DEFAULT 1,
-  -- Of a table: rows were left out that are not owed one by one, so its lists are read anew.
+  -- Of a table: too many rows were left out to queue a refetch for each, so its lists are read again.
   relist   boolean NOT NULL DEFAULT false,
   since    timestamptz NOT NULL DEFAULT clock_timestamp(),
   tried_at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -157,8 +157,9 @@ CREATE TABLE IF NOT EXISTS pinstripe.quarantine (
 CREATE UNIQUE INDEX IF NOT EXISTS quarantine_place_idx
   ON pinstripe.quarantine (schema, "table", left(id, 500), hashtextextended(id, 0));
 
--- Who wants the process that syncs to look at Stripe now (`rung`), and how far it has answered (`heard`):
--- what Stripe's event list showed at `as_of` is in the tables. See store/rings.py.
+-- Requests for an immediate sync (`rung`: the number of the latest) and the worker's acknowledgement
+-- (`heard`: the number up to which they are done). The tables hold what Stripe's event list had at `as_of`.
+-- See store/sync_requests.py.
 CREATE TABLE IF NOT EXISTS pinstripe.bell (
   schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
   rung       bigint NOT NULL DEFAULT 0,
@@ -169,7 +170,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.bell (
   heard_at   timestamptz
 );
 
--- Requests sent to Stripe, by day (UTC) and kind: for the read allowance.
+-- Requests sent to Stripe, by day (UTC) and kind, for Stripe's read quota.
 CREATE TABLE IF NOT EXISTS pinstripe.request_count (
   schema text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   day    date NOT NULL,
@@ -178,7 +179,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.request_count (
   PRIMARY KEY (schema, day, kind)
 );
 
--- How far each table is known to be true, and by what.
+-- Up to when each table is known to be true, and by what (`how`): newest page, due entries, full refresh.
 CREATE TABLE IF NOT EXISTS pinstripe.freshness (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table"    text NOT NULL,
@@ -188,7 +189,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.freshness (
   PRIMARY KEY (schema, "table", how)
 );
 
--- Tables whose first copy is complete: what is written to them from then on is a change.
+-- Tables whose initial load is done: every later write is in the change feed.
 CREATE TABLE IF NOT EXISTS pinstripe.copied (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table" text NOT NULL,
@@ -214,7 +215,7 @@ DROP INDEX IF EXISTS pinstripe.change_row_idx;
 CREATE INDEX IF NOT EXISTS change_event_idx ON pinstripe.change (schema, event_id)
   WHERE event_id IS NOT NULL;
 
--- Proofs that the copy equals Stripe.
+-- Verifications: when the rows were compared with Stripe, the result, and a digest of the rows.
 CREATE TABLE IF NOT EXISTS pinstripe.certificate (
   id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
@@ -226,8 +227,8 @@ CREATE TABLE IF NOT EXISTS pinstripe.certificate (
   digest      text NOT NULL
 );
 
--- What Stripe refuses beside whole objects: a property that cannot be expanded, a list that wants a parent.
--- It is not asked for until `next_try_at`, and then once more.
+-- Requests that Stripe refused in part: a property that cannot be expanded, a list that needs a parent. They
+-- are not sent again before `next_try_at`.
 CREATE TABLE IF NOT EXISTS pinstripe.refusal (
   schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   endpoint    text NOT NULL,
@@ -240,15 +241,15 @@ CREATE TABLE IF NOT EXISTS pinstripe.refusal (
   PRIMARY KEY (schema, endpoint, what)
 );
 
--- Tables that had rows when they were last seen: one that is empty now was emptied, or dropped, by hand.
+-- Tables that had rows after the last backfill: one that is empty at the next start was emptied or dropped.
 CREATE TABLE IF NOT EXISTS pinstripe.filled (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table" text NOT NULL,
   PRIMARY KEY (schema, "table")
 );
 
--- Syncs that a service runs beside the one that flags and environment describe. Key and webhook secrets
--- are encrypted; what encrypts them is not in the database.
+-- Syncs that a service runs beside the one of its flags and environment. Keys and webhook secrets are
+-- encrypted; the encryption key is not in the database.
 CREATE TABLE IF NOT EXISTS pinstripe.stored_sync (
   id              text PRIMARY KEY,
   schema          text NOT NULL,
@@ -264,13 +265,13 @@ CREATE TABLE IF NOT EXISTS pinstripe.stored_sync (
   CONSTRAINT stored_sync_schema_key UNIQUE (schema)
 );
 
--- Schemas that no service syncs for now. There may be none of that name yet.
+-- Paused syncs, by schema. The schema need not exist yet.
 CREATE TABLE IF NOT EXISTS pinstripe.paused (
   schema text PRIMARY KEY,
   since  timestamptz NOT NULL DEFAULT now()
 );
 
--- What the process that syncs a schema tells of itself every other second. Nothing is lost with it.
+-- Heartbeats of the workers, every two seconds. UNLOGGED: a crash of the server may empty it.
 CREATE UNLOGGED TABLE IF NOT EXISTS pinstripe.process (
   schema text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
   state  jsonb NOT NULL,

@@ -35,8 +35,8 @@ from pinstripe.errors import (
     Unwritable,
     WrongKey,
 )
-from pinstripe.rows.as_of import AsOf, as_of_response
-from pinstripe.rows.extract import RowSet
+from pinstripe.mirror import Part
+from pinstripe.rows.as_of import as_of_response
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State, permission_of
 from pinstripe.store.ddl import qualified
@@ -259,24 +259,17 @@ class ChildListStream:
             nested = await self._source.follow_all(found)
             self.requests += nested
             self.rows += len(page.objects)
+            part = (found, as_of_response(response))
             if not page.has_more:
-                await self._source.mirror.room(found)
-                await self._source.mirror.submit(
-                    found,
-                    as_of_response(response),
-                    lane=self.endpoint.stream,
-                    progress=self,
-                    step=parent,
-                )
+                await self._step(parent, [part])
                 return
-            await self._source.mirror.put(found, as_of_response(response))
+            await self._source.mirror.write([part])
             passed.add(page.after)
             after = page.after
 
-    async def _step(self, parent: str) -> None:
-        await self._source.mirror.submit(
-            RowSet(), AsOf(0.0, 0.0), lane=self.endpoint.stream, progress=self, step=parent
-        )
+    async def _step(self, parent: str, parts: Sequence[Part] = ()) -> None:
+        lane = self.endpoint.stream
+        await self._source.mirror.write(parts, lane=lane, progress=self, step=parent)
 
     async def _finish(self) -> None:
         """There are no parents: write nothing but the cursor."""

@@ -243,10 +243,8 @@ class ListStream:
             if before is not None:
                 await before
             # Room is taken last: a task that is cancelled while it waits must not hold any.
-            await self._source.mirror.room(rows)
-            durable = self._source.mirror.submit(
-                rows,
-                as_of,
+            durable = await self._source.mirror.enqueue(
+                [(rows, as_of)],
                 lane=self.endpoint.stream,
                 progress=self,
                 step=step,

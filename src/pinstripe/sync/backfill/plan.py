@@ -27,8 +27,7 @@ from pinstripe.store.cursors import (
     load_checkpoints,
     save_checkpoints,
 )
-from pinstripe.store.ddl import qualified
-from pinstripe.store.migrate import forget_streams
+from pinstripe.store.lost_tables import forget_streams, with_rows
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
 from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
@@ -127,10 +126,8 @@ class BackfillPlanner:
             tried = await reopen(connection, schema)
             lost = {table for table, relist in tried if relist or not can_be_fetched(table)}
             filled = {_table_of(c) for c in saved.values() if c.state == "done" and c.rows}
-            for table in sorted(t for t in filled if isinstance(t, str) and t in wanted):
-                name = qualified(schema, table)
-                if not await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):
-                    lost.add(table)
+            filled &= wanted.keys()
+            lost |= filled - await with_rows(connection, schema, filled)
             if not lost:
                 return saved
             _log.warning("resume.lost", tables=sorted(lost))
@@ -228,8 +225,8 @@ def open_list(
     )
 
 
-def _table_of(cursor: Checkpoint) -> object:
-    return cursor.position.get("table") if isinstance(cursor.position, dict) else None
+def _table_of(cursor: Checkpoint) -> str:
+    return str(cursor.position.get("table", "")) if isinstance(cursor.position, dict) else ""
 
 
 def _is_done(cursor: Checkpoint | None) -> bool:

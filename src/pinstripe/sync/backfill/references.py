@@ -232,7 +232,7 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
             found = RowSet()
             source.mirror.extractor.object(read_object(response, path), found)
             await source.follow_all(found)
-            await source.mirror.put(found, as_of_response(response))
+            await source.mirror.write([(found, as_of_response(response))])
         except (WrongKey, LostLease, Unwritable):
             raise
         except PinstripeError as error:

@@ -299,7 +299,7 @@ class EventPoller:
             if applied or position is not None:
                 await notify_applied(connection, schema, position or 0.0)
 
-        await self._source.mirror.submit_parts(parts, lane=LIVE_LANE, effect=effect)
+        await self._source.mirror.write(parts, lane=LIVE_LANE, effect=effect)
         self._saved_at = self._clock()
         self._applied.add({key: created for key, created, _ in applied}, unanchored=as_of is None)
         since = self.stats.as_of - self._intervals.window_s

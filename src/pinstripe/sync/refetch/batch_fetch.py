@@ -74,7 +74,7 @@ async def find_batch(
 async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Refetch]) -> set[str]:
     """Mirror the pages and complete the refetches that they answer; return the keys that they showed.
 
-    `todos`: those of the rows in the batch. Raises what `StripeClient.get` and the mirror raise.
+    `refetches`: those of the rows in the batch. Raises what `StripeClient.get` and `Mirror.write` raise.
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
@@ -114,10 +114,10 @@ async def _put(
         source.mirror.extractor.object(obj, found)
         await source.follow_all(found, priority=LIVE, cause=cause)
         parts.append((found, as_of_response(response, cause)))
-    await source.mirror.put_parts(
+    await source.mirror.write(
         parts,
-        over={(table, key): batch.versions[key] for key in objects},
-        answers=[RefetchDone(todo_of[key], batch.at) for key in objects],
+        expected={(table, key): batch.versions[key] for key in objects},
+        completed=[RefetchDone(todo_of[key], batch.at) for key in objects],
     )
 
 

@@ -23,7 +23,6 @@ import structlog
 
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, WrongKey
-from pinstripe.mirror.batch import Effect
 from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source
@@ -194,20 +193,11 @@ class Upcoming:
                     is_unread = preview.unread is not None
                     await row.note_unread(connection, is_unread=is_unread)
 
-        await self._submit(found, as_of, f"{row.table} {row.owner_id}", expected, effect)
+        lane = f"{row.table} {row.owner_id}"
+        await self.source.mirror.write(
+            [(found, as_of)], lane=lane, expected=expected, effect=effect
+        )
         return won
-
-    async def _submit(
-        self,
-        found: RowSet,
-        as_of: AsOf,
-        lane: str,
-        expected: Mapping[tuple[str, str], datetime],
-        effect: Effect,
-    ) -> None:
-        mirror = self.source.mirror
-        await mirror.room(found)
-        await mirror.submit(found, as_of, lane=lane, over=expected, effect=effect)
 
     async def _request(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         if owner == "subscription":

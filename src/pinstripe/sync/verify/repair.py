@@ -15,8 +15,6 @@ import structlog
 
 from pinstripe.errors import NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.mirror.change_feed import delete_rows
-from pinstripe.rows.as_of import AsOf
-from pinstripe.rows.extract import RowSet
 from pinstripe.source.resolve import mark_deleted
 from pinstripe.source.source import Source
 from pinstripe.store.ddl import quote
@@ -85,12 +83,12 @@ class Repairs:
 
     async def _mend(self, found: Difference) -> None:
         path, source = path_to(found), self._source
-        over = {found.place: found.version} if found.version is not None else None
+        expected = {found.place: found.version} if found.version is not None else {}
         try:
             if found.kind == "extra" and not found.shown:
                 await self._take_out(found)
             elif path is not None:
-                await read(source, path, over=over)
+                await read(source, path, expected=expected)
         except NotFound:
             await self._take_out(found)
         except (WrongKey, Unwritable):
@@ -112,7 +110,7 @@ class Repairs:
         async def remove(connection: Connection) -> None:
             await delete_rows(connection, schema, table, where, found.key, found.version)
 
-        await self._source.mirror.submit(RowSet(), AsOf(0.0, 0.0), effect=remove)
+        await self._source.mirror.write([], effect=remove)
 
     async def _look_after(
         self, reports: Mapping[str, TableReport], wrong: Sequence[Difference], many: set[str]

@@ -131,7 +131,7 @@ def path_to(found: Difference) -> ReadPath | None:
 
 
 async def read(
-    source: Source, read_path: ReadPath, *, over: ExpectedVersions | None = None
+    source: Source, read_path: ReadPath, *, expected: ExpectedVersions | None = None
 ) -> None:
     """Read what the path leads to into the mirror. Raises NotFound if Stripe does not have it."""
     if read_path.endpoint is not None:
@@ -148,7 +148,7 @@ async def read(
             objects = read_list(page.response, path).objects
             found = source.extract(objects, {table_name(read_path.endpoint.parent): read_path.key})
             await source.follow_all(found)
-            await source.mirror.put(found, as_of_response(page.response), over=over)
+            await source.mirror.write([(found, as_of_response(page.response))], expected=expected)
         return
     if not read_path.key:
         await read_singletons(source)
@@ -159,7 +159,7 @@ async def read(
     found = RowSet()
     source.mirror.extractor.object(read_object(response, where.path), found)
     await source.follow_all(found)
-    await source.mirror.put(found, as_of_response(response), over=over)
+    await source.mirror.write([(found, as_of_response(response))], expected=expected)
 
 
 def holds(table: str, place: RowKey) -> bool:
