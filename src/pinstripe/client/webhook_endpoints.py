@@ -17,7 +17,7 @@ import msgspec
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.pagination import iter_pages
+from pinstripe.client.pagination import iter_pages, list_at
 from pinstripe.client.response import Response
 from pinstripe.errors import Drifted, Misconfigured, Refused
 
@@ -116,7 +116,7 @@ def is_local(url: str) -> bool:
 async def list_endpoints(stripe: StripeClient) -> list[Endpoint]:
     """All of the account, ours and others'. Raises NotPermitted and what else `Stripe.get` raises."""
     found: list[Endpoint] = []
-    async for page in iter_pages(stripe, _PATH, endpoint=f"GET {_PATH}"):
+    async for page in iter_pages(list_at(stripe, _PATH, endpoint=f"GET {_PATH}")):
         found += _read(page.response, _Page).data
     return found
 

@@ -22,7 +22,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
 from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import iter_pages, read_list, read_object
+from pinstripe.client.pagination import iter_pages, list_at, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
@@ -211,14 +211,10 @@ async def _newest(
 ) -> StripeObject | None:
     """The first event in Stripe's order, newest first, that tells of the object in this time."""
     params = [("created[gte]", str(since)), ("created[lte]", str(until))]
-    async for page in iter_pages(
-        source.stripe,
-        _EVENTS,
-        [*params, *(("types[]", name) for name in _types(source.wanted[table].object_type))],
-        endpoint=f"GET {_EVENTS}",
-        priority=LIVE,
-    ):
-        for event in read_list(page.response, _EVENTS).objects:
+    params += [("types[]", name) for name in _types(source.wanted[table].object_type)]
+    request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=LIVE)
+    async for page in iter_pages(request):
+        for event in page.objects:
             obj = _payload(event)
             name = str(obj.get("object"))
             if name == source.wanted[table].object_type and key_of(name, obj) == key:

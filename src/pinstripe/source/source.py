@@ -37,7 +37,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.client import StripeClient, quote_id
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import PAGE, list_request, read_list, read_object
+from pinstripe.client.pagination import iter_pages, list_at, list_of, read_object, split_url
 from pinstripe.client.response import Response
 from pinstripe.errors import (
     Drifted,
@@ -95,8 +95,7 @@ async def closed_gaps(
         position = cursor.position
         if not isinstance(position, dict) or "probe" not in position:
             continue
-        path, _, query = str(position["probe"]).partition("?")
-        fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+        path, fixed = split_url(str(position["probe"]))
         try:
             await stripe.get(
                 path, [*fixed, ("limit", "1")], endpoint=f"GET {cursor.stream}", priority=priority
@@ -130,10 +129,8 @@ REFERENCES = 20
 _FOLLOWED_AT_ONCE = 6
 """Nested lists of one page read at the same time."""
 
-_MOST_PAGES = 1000
+_MAX_PAGES = 1000
 """Pages of one nested list: 100,000 entries, far more than any object of Stripe's is allowed to have."""
-
-_MOST_RESTARTS = 3
 
 _OWED_S = 15.0
 """When what met trouble for the first time is tried again."""
@@ -220,40 +217,20 @@ class Source:
 
         Raises what `Stripe.get` raises, and Drifted where the list does not come to an end.
         """
-        path, _, query = cut.url.partition("?")
-        fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+        path, fixed = split_url(cut.url)
         fixed += [("expand[]", f"data.{item}") for item in _expand_of(cut.child_table)]
-        after: str | None = cut.last_id or None
-        requests = restarts = 0
-        passed = {after}
-        while True:
-            params = [*fixed, ("limit", str(PAGE))]
-            if after is not None:
-                params.append(("starting_after", after))
-            try:
-                response = await self.stripe.get(
-                    path, params, endpoint=endpoint_of(path), priority=priority
-                )
-            except NotFound as error:
-                restarts += 1
-                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
-                    raise
-                # The entry behind the cursor is gone: read the list from its start.
-                after, passed = None, {None}
-                continue
+        request = list_at(self.stripe, path, fixed, endpoint=endpoint_of(path), priority=priority)
+        requests = 0
+        async for page in iter_pages(request, after=cut.last_id or None, on_lost_cursor="restart"):
             requests += 1
-            page = read_list(response, path)
             found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
-            await self.mirror.put(found, as_of_response(response, cause))
-            if not page.has_more:
-                return requests
-            if page.after in passed or page.after is None or requests >= _MOST_PAGES:
+            await self.mirror.put(found, as_of_response(page.response, cause))
+            if page.has_more and requests >= _MAX_PAGES:
                 raise Drifted(
                     f"The list {path} does not come to an end after {requests} pages.",
                     hint="Its next try is noted; report it to Stripe with the object's id.",
                 )
-            passed.add(page.after)
-            after = page.after
+        return requests
 
     async def read(
         self,
@@ -272,39 +249,19 @@ class Source:
         Gives the moment on Stripe's clock at which the reading began; `shown` takes the ids. A cursor
         object that went meanwhile starts it anew. Raises what `Stripe.get` raises.
         """
-        after: str | None = None
         began = 0.0
-        restarts = 0
-        passed: set[str | None] = {None}
-        while True:
-            asked, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
-            try:
-                response = await self.stripe.get(
-                    asked, query, endpoint=endpoint.name, priority=priority
-                )
-            except NotFound as error:
-                restarts += 1
-                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
-                    raise
-                after, passed = None, {None}
-                continue
-            self.observe_clock(response)
-            began = began or response.not_before
-            page = read_list(response, path)
+        request = list_of(self.stripe, endpoint, path, params, priority=priority)
+        async for page in iter_pages(request, on_lost_cursor="restart"):
+            self.observe_clock(page.response)
+            began = began or page.response.not_before
             if shown is not None:
                 shown.update(str(obj.get("id")) for obj in page.objects)
             found = self.extract(page.objects, parents or {})
             await self.follow_all(found, priority=priority, cause=cause)
-            await self.mirror.put(found, as_of_response(response, cause))
-            if not page.has_more or (enough is not None and await enough(page.objects)):
-                return began
-            if page.after in passed:
-                raise Drifted(
-                    f"The list {path} says that it goes on, but not from where.",
-                    hint="Its pages cannot be followed; the rest is synced all the same.",
-                )
-            passed.add(page.after)
-            after = page.after
+            await self.mirror.put(found, as_of_response(page.response, cause))
+            if page.has_more and enough is not None and await enough(page.objects):
+                break
+        return began
 
     async def follow_all(
         self, found: RowSet, *, priority: int = BACKFILL, cause: Cause | None = None

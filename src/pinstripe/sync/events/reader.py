@@ -24,7 +24,7 @@ from typing import Protocol
 
 from pinstripe.catalog.endpoints import Param
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import PAGE, Page, last_id, read_list, read_page
+from pinstripe.client.pagination import PAGE, PageIds, read_ids, read_list
 from pinstripe.client.response import Response
 from pinstripe.rows.as_of import AsOf, as_of_response, union_of
 from pinstripe.source.source import FOLLOW, Source
@@ -37,7 +37,7 @@ _MOST_EVENTS = 1000
 _LONGEST_ID = 255
 """An event's id is Stripe's own, of some 30 characters."""
 
-_Over = Callable[[Page, Sequence[StripeObject]], bool]
+_Over = Callable[[PageIds, Sequence[StripeObject]], bool]
 
 
 class Apply(Protocol):
@@ -66,7 +66,7 @@ class EventLogReader:
         """
         news = False
 
-        def over(page: Page, events: Sequence[StripeObject]) -> bool:
+        def over(page: PageIds, events: Sequence[StripeObject]) -> bool:
             nonlocal news
             self._applied.touch(page.ids)
             news = news or bool(self._applied.fresh(events))
@@ -106,12 +106,12 @@ class EventLogReader:
             while True:
                 response = await asking
                 began = response.not_before if began is None else began
-                page = read_page(response, EVENTS)
+                page = read_ids(response, EVENTS)
                 # Hardly ever is anything new: only then are the events themselves decoded.
                 events = (
                     [] if self._has_all(page) else _sensible(read_list(response, EVENTS).objects)
                 )
-                after = last_id(page.ids)
+                after = page.after
                 # A list that goes on from where it began would never end.
                 is_last = over(page, events) or not page.has_more or after in (None, last)
                 last = after
@@ -132,7 +132,7 @@ class EventLogReader:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 
-    def _has_all(self, page: Page) -> bool:
+    def _has_all(self, page: PageIds) -> bool:
         return self._applied.has_all(key for key in page.ids if key is not None)
 
 

@@ -22,7 +22,7 @@ import structlog
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.pagination import iter_pages, read_list
+from pinstripe.client.pagination import iter_pages, list_at
 from pinstripe.errors import (
     NotEnabled,
     NotFound,
@@ -239,15 +239,12 @@ class Rechecker:
     async def _read_events(self) -> None:
         """Adds what the events since the last time tell of; a little is read twice, for late ones."""
         began = self._looking.now()
-        async for page in iter_pages(
-            self._looking.stripe,
-            EVENTS,
-            [("created[gte]", str(int(self._read_to)))],
-            endpoint=f"GET {EVENTS}",
-            priority=LIVE,
-        ):
+        window = [("created[gte]", str(int(self._read_to)))]
+        stripe, endpoint = self._looking.stripe, f"GET {EVENTS}"
+        request = list_at(stripe, EVENTS, window, endpoint=endpoint, priority=LIVE)
+        async for page in iter_pages(request):
             found = RowSet()
-            for event in read_list(page.response, EVENTS).objects:
+            for event in page.objects:
                 obj = payload(event)
                 if obj is not None:
                     self._looking.mirror.extractor.object(obj, found)

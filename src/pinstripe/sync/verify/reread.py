@@ -15,7 +15,7 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import PAGE, iter_pages, read_list, read_object
+from pinstripe.client.pagination import iter_pages, list_of, read_object
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.mirror import ExpectedVersions
 from pinstripe.rows.as_of import as_of_response
@@ -148,17 +148,9 @@ async def read(source: Source, way: ReadPath, *, over: ExpectedVersions | None =
     """Reads what the way leads to into the mirror. Raises NotFound if Stripe does not have it."""
     if way.endpoint is not None:
         path, params = way.endpoint.url(way.key, quote_id(way.key))
-        expand = [("expand[]", f"data.{item}") for item in way.endpoint.expand]
-        async for page in iter_pages(
-            source.stripe,
-            path,
-            [*params, *expand],
-            endpoint=way.endpoint.name,
-            limit=PAGE if way.endpoint.takes_limit else None,
-            priority=BACKFILL,
-        ):
-            objects = read_list(page.response, path).objects
-            found = source.extract(objects, {table_name(way.endpoint.parent): way.key})
+        request = list_of(source.stripe, way.endpoint, path, params, priority=BACKFILL)
+        async for page in iter_pages(request):
+            found = source.extract(page.objects, {table_name(way.endpoint.parent): way.key})
             await source.follow_all(found)
             await source.mirror.put(found, as_of_response(page.response), over=over)
         return
