@@ -33,6 +33,7 @@ from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
+from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.errors import (
     Drifted,
     Misconfigured,
@@ -47,9 +48,7 @@ from pinstripe.gateway.proxy.objects import (
     LAG_S,
     ObjectKey,
     ParsedResponse,
-    TooLarge,
     Trust,
-    Unreadable,
     as_of_exchange,
     collection_table,
     is_preview,
