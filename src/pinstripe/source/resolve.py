@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from math import ceil, floor
-from typing import cast
 
 from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.model import spec
@@ -28,6 +27,7 @@ from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
+from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import LIVE, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
@@ -195,13 +195,13 @@ async def resolve_from_events(source: Source, table: str, key: str, over: dateti
         return False
     if event is None:
         return False
-    obj = _payload(event)
+    obj = payload(event)
     if known.deletable and deletes(str(event.get("type"))):
         obj = {**obj, "deleted": True}
     found = RowSet()
     source.mirror.extractor.object(obj, found)
-    second = float(cast("int", event["created"]))
-    truth = AsOf(second, second + 1.0, Cause(str(event.get("id")), _request(event)))
+    second = float(created_of(event))
+    truth = AsOf(second, second + 1.0, cause_of(event))
     await source.mirror.put(found, truth, over={(table, key): over})
     return True
 
@@ -215,7 +215,7 @@ async def _newest(
     request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=LIVE)
     async for page in iter_pages(request):
         for event in page.objects:
-            obj = _payload(event)
+            obj = payload(event)
             name = str(obj.get("object"))
             if name == source.wanted[table].object_type and key_of(name, obj) == key:
                 return event
@@ -226,15 +226,3 @@ def _types(name: str) -> Sequence[str]:
     """Types of events that carry objects of this type; none, that is any, where they are too many."""
     found = [e.name for e in spec().events if name in e.carries]
     return found if len(found) <= _MOST_TYPES else ()
-
-
-def _payload(event: StripeObject) -> StripeObject:
-    data = event.get("data")
-    obj = data.get("object") if isinstance(data, dict) else None
-    return cast("StripeObject", obj) if isinstance(obj, dict) else {}
-
-
-def _request(event: StripeObject) -> str:
-    request = event.get("request")
-    found = request.get("id") if isinstance(request, dict) else request
-    return found if isinstance(found, str) else ""

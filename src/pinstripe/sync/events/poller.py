@@ -31,13 +31,13 @@ from pinstripe.client.pagination import PAGE
 from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.event import created_of, request_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.events import add_applied, forget_applied, load_applied
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import add_refetches
 from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
-from pinstripe.sync.events.order import created_of, request_of
 from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader, followed
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.refetch.worker import RefetchWorker

@@ -27,9 +27,9 @@ from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, PageIds, read_ids, read_list
 from pinstripe.client.response import Response
 from pinstripe.rows.as_of import AsOf, as_of_response, union_of
+from pinstripe.rows.event import created_of
 from pinstripe.source.source import FOLLOW, Source
 from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.events.order import created_of
 
 _MOST_EVENTS = 1000
 """Applied in one commit: a burst costs less in large pieces, what is live waits less in small ones."""

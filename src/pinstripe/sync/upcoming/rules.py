@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal
 
 from pinstripe.client.decode import StripeObject
+from pinstripe.rows.event import payload
 
 Kind = Literal["upcoming_customer", "upcoming_subscription"]
 OwnerKey = tuple[Kind, str]
@@ -120,9 +121,8 @@ RULES: tuple[Rule, ...] = (
 
 def affected(event: StripeObject) -> Affected:
     """Whose upcoming invoice the event may change; nothing for most events."""
-    data = event.get("data")
-    obj = data.get("object") if isinstance(data, dict) else None
-    if not isinstance(obj, dict):
+    obj = payload(event)
+    if not obj:
         return Affected()
     owners: set[OwnerKey] = set()
     through: set[Through] = set()

@@ -31,10 +31,10 @@ from pinstripe.errors import (
     Unwritable,
     WrongKey,
 )
+from pinstripe.rows.event import payload
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.ddl import qualified, quote
-from pinstripe.sync.events.order import payload
 from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.verify.compare import Comparer, Difference, RowKey
 from pinstripe.sync.verify.reread import ReadPath, holds, path_to, read
@@ -246,7 +246,7 @@ class Rechecker:
             found = RowSet()
             for event in page.objects:
                 obj = payload(event)
-                if obj is not None:
+                if obj:
                     self._looking.mirror.extractor.object(obj, found)
             self._told |= {(table, key) for table, group in found.rows.items() for key in group}
         self._read_to = max(self._since, began - _LATE_S)
