@@ -1,20 +1,72 @@
-"""Questions that many ask at the same time, asked once.
+"""What asyncio lacks: one query for many callers, bounded loops, and pauses between tries.
 
-    numbers = Together(ring)          # ring: all keys that wait -> what each gets
-    number = await numbers.ask(0.25)  # shares the next question, never one that is under way
+    lookup = Coalescer(fetch_many)                  # fetch_many: keys -> {key: value}
+    value = await lookup.get(key)
+    await for_each(ids, fetch, limit=8)             # eight at a time; the first error ends it
+    await asyncio.sleep(backoff(PAUSES_S, failures))
+    if await wait_for(event, 1.0): ...
 
-Who asks while an answer is being made gets the next one: what he is told began after he came.
+Nothing here knows Stripe or Postgres.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
+E = TypeVar("E", bound=BaseException)
 K = TypeVar("K")
+T = TypeVar("T")
 V = TypeVar("V")
+
+
+def backoff(pauses_s: Sequence[float], failures: int) -> float:
+    """The pause after a failure that so many came before; beyond the last pause always that.
+
+    >>> [backoff((1.0, 5.0), failures) for failures in range(4)]
+    [1.0, 5.0, 5.0, 5.0]
+    """
+    return pauses_s[min(failures, len(pauses_s) - 1)]
+
+
+async def wait_for(event: asyncio.Event, timeout_s: float) -> bool:
+    """Returns when the event is set or the time is over: whether it is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()
+
+
+async def for_each(
+    items: Collection[T], work: Callable[[T], Awaitable[None]], *, limit: int
+) -> None:
+    """Does the work for every item, `limit` at a time, in their order.
+
+    Raises the first error, not in a group, once what was under way is cancelled and has ended.
+    """
+    queue = iter(items)
+
+    async def worker() -> None:
+        for item in queue:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(limit, len(items))):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from errors
+
+
+def first_error(group: BaseExceptionGroup[E]) -> E:
+    """One error out of a group, at any depth."""
+    error: E | BaseExceptionGroup[E] = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class Coalescer(Generic[K, V]):

@@ -15,7 +15,6 @@ The next run asks the probe; if it is answered, the lists of the table around it
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from pinstripe.client.client import StripeClient, quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, list_at, list_of, read_object, split_url
 from pinstripe.client.response import Response
+from pinstripe.concurrency import for_each
 from pinstripe.errors import (
     Drifted,
     LostLease,
@@ -267,18 +267,15 @@ class Source:
         self, found: RowSet, *, priority: int = BACKFILL, cause: Cause | None = None
     ) -> int:
         """Reads every nested list that `found` holds only the beginning of, some at a time."""
-        cuts = iter([cut for cut in found.lists if self._is_wanted(cut)])
+        requests = 0
 
-        async def worker() -> int:
-            return sum([await self._follow_one(cut, priority, cause) for cut in cuts])
+        async def follow(cut: TruncatedList) -> None:
+            nonlocal requests
+            requests += await self._follow_one(cut, priority, cause)
 
-        workers = min(_FOLLOWED_AT_ONCE, len(found.lists))
-        tasks = [asyncio.create_task(worker()) for _ in range(workers)]
-        try:
-            return sum(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+        cuts = [cut for cut in found.lists if self._is_wanted(cut)]
+        await for_each(cuts, follow, limit=_FOLLOWED_AT_ONCE)
+        return requests
 
     async def _follow_one(self, cut: TruncatedList, priority: int, cause: Cause | None) -> int:
         name = endpoint_of(cut.url.partition("?")[0])

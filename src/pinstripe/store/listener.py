@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import structlog
 
+from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.pool import Connection, close_quietly, connect_dedicated, translated
 
@@ -60,7 +61,7 @@ class Listener:
                 connection = await self._connect()
             except PinstripeError as error:
                 self._trouble = error
-                await asyncio.sleep(_PAUSE_S[min(attempt, len(_PAUSE_S) - 1)])
+                await asyncio.sleep(backoff(_PAUSE_S, attempt))
                 attempt += 1
                 continue
             attempt = 0
@@ -158,9 +159,7 @@ class SharedListener:
         Any user of the database may ring: it must not make us ask and write without end.
         """
         await asyncio.sleep(min(_LEAST_S, pause_s))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s - min(_LEAST_S, pause_s)):
-                await self._rung.wait()
+        await wait_for(self._rung, pause_s - min(_LEAST_S, pause_s))
         self._rung.clear()
 
     async def close(self) -> None:

@@ -34,6 +34,7 @@ from pinstripe.client.client import quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
 from pinstripe.client.transport import TooLarge, Unreadable
+from pinstripe.concurrency import backoff
 from pinstripe.errors import (
     Drifted,
     Misconfigured,
@@ -679,7 +680,7 @@ class DeferredFetches:
                 self.add(sync_id, [way])
                 if failures == 0:
                     _log.warning("proxy.later", waiting=len(self._ways), error=error.message)
-                await self._sleep(_PAUSE_S[min(failures, len(_PAUSE_S) - 1)])
+                await self._sleep(backoff(_PAUSE_S, failures))
                 failures += 1
             except PinstripeError as error:
                 # Stripe says no, and would again; or the value fits no column.

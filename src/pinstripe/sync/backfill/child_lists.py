@@ -29,6 +29,7 @@ from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import ListPage, iter_pages, list_request, read_list
+from pinstripe.concurrency import backoff
 from pinstripe.errors import (
     LostLease,
     NotFound,
@@ -224,7 +225,7 @@ class ChildListStream:
         """One parent's list cannot be read now: once more after the others, then it is noted as owed."""
         now = self._clock()
         if now >= self._not_before:
-            self._not_before = now + _PAUSES_S[min(self._troubles, len(_PAUSES_S) - 1)]
+            self._not_before = now + backoff(_PAUSES_S, self._troubles)
             self._troubles += 1
         if parent not in self._tried:
             self._tried.add(parent)

@@ -21,13 +21,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import structlog
 
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE
+from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.rows.as_of import AsOf
@@ -145,8 +145,10 @@ class EventPoller:
                 raise
             except PinstripeError as error:
                 await self._troubled(error)
-                await self._rest(_TROUBLE_PAUSE_S[troubles], at_least_s=_TROUBLE_PAUSE_S[0])
-                troubles = min(troubles + 1, len(_TROUBLE_PAUSE_S) - 1)
+                await self._rest(
+                    backoff(_TROUBLE_PAUSE_S, troubles), at_least_s=_TROUBLE_PAUSE_S[0]
+                )
+                troubles += 1
                 continue
             troubles = 0
             if self.stats.trouble:
@@ -191,9 +193,7 @@ class EventPoller:
             await asyncio.sleep(at_least_s)
             pause_s -= at_least_s
         if pause_s > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._wake.wait()
+            await wait_for(self._wake, pause_s)
 
     async def _troubled(self, error: PinstripeError) -> None:
         """Says what is wrong: here, in the log, and in the database for `pinstripe status`."""

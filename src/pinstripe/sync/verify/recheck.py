@@ -23,6 +23,7 @@ import structlog
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.pagination import iter_pages, list_at
+from pinstripe.concurrency import for_each
 from pinstripe.errors import (
     NotEnabled,
     NotFound,
@@ -152,15 +153,11 @@ class Rechecker:
             else:
                 self.reasons.setdefault(suspect.table, "Stripe shows these only inside others.")
         found: dict[RowKey, Difference | None] = {}
-        queue = iter(ways.items())
 
-        async def worker() -> None:
-            for way, rechecker in queue:
-                found.update(await self._look_by(way, rechecker))
+        async def look_by(way: ReadPath) -> None:
+            found.update(await self._look_by(way, ways[way]))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_WORKERS, len(ways))):
-                group.create_task(worker())
+        await for_each(ways, look_by, limit=_WORKERS)
         return found
 
     async def _look_by(
