@@ -32,8 +32,8 @@ from pinstripe.client.api_errors import read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
 from pinstripe.client.expands import Expands
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.client.response import Response, is_whole_object, response_of
-from pinstripe.client.transport import Answer, Broken, Timeouts, Wire
+from pinstripe.client.response import Response, is_whole_object
+from pinstripe.client.transport import Broken, Timeouts, Wire
 from pinstripe.errors import PinstripeError, Unreachable
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -208,30 +208,31 @@ class StripeClient:
     async def _ask(self, call: _Call) -> Response:
         failures = refusals = 0
         while True:
-            came = await self._send(call)
-            verdict, reason = self._judge(call, came)
-            if isinstance(came, Answer) and verdict == "taken":
-                return response_of(came)
-            if verdict == "limited" and isinstance(came, Answer):
+            response = await self._send(call)
+            verdict, reason = self._judge(call, response)
+            if isinstance(response, Broken):
+                asked_s = None
+            elif verdict == "taken":
+                return response
+            else:
+                asked_s = retry.retry_after_s(response.headers, self._wall_clock())
+            if verdict == "limited" and isinstance(response, Response):
                 refusals += 1
-                delay_s = self._limited(call, came, refusals)
+                delay_s = self._limited(call, response, refusals, asked_s)
                 most = self._patience.limited_attempts
                 if most is not None and refusals >= most:
                     raise self._gave_up(call, reason, refusals, ran=False)
             else:
                 failures += 1
-                safe = call.repeatable or (isinstance(came, Broken) and not came.sent)
+                safe = call.repeatable or (isinstance(response, Broken) and not response.sent)
                 if verdict == "final" or not safe or failures >= self._tries():
-                    raise self._error(call, came, verdict, reason, failures)
-                delay_s = self._patience.backoff_s(failures, self._luck())
-                if isinstance(came, Answer):
-                    asked_s = retry.retry_after_s(came.headers, self._wall_clock())
-                    delay_s = max(delay_s, asked_s or 0.0)
+                    raise self._error(call, response, verdict, reason, failures)
+                delay_s = max(self._patience.backoff_s(failures, self._luck()), asked_s or 0.0)
             _log.debug("client.retry", endpoint=call.endpoint, reason=reason, delay_s=delay_s)
             await self._sleep(delay_s)
             self.retries[call.endpoint] += 1
 
-    async def _send(self, call: _Call) -> Answer | Broken:
+    async def _send(self, call: _Call) -> Response | Broken:
         with await self._budget.acquire(call.endpoint, priority=call.priority):
             self.requests[call.endpoint] += 1
             return await self._wire.send(
@@ -241,54 +242,57 @@ class StripeClient:
     def _tries(self) -> int:
         return self._patience.attempts if self._met else self._patience.first_contact
 
-    def _judge(self, call: _Call, came: Answer | Broken) -> tuple[retry.Verdict, str]:
+    def _judge(self, call: _Call, response: Response | Broken) -> tuple[retry.Verdict, str]:
         """The verdict, and in a few words why it is not `taken`."""
-        if isinstance(came, Broken):
-            return "again", came.reason
-        if 200 <= came.status < 300:
-            genuine = is_whole_object(came.body)
+        if isinstance(response, Broken):
+            return "again", response.reason
+        if 200 <= response.status < 300:
+            genuine = is_whole_object(response.body)
             reason = "the answer is not whole JSON"
         else:
-            error = read_error(came.body)
+            error = read_error(response.body)
             genuine = error is not None
-            reason = f"status {came.status}"
+            reason = f"status {response.status}"
             if error is not None:
                 reason = f"{reason}: {error.message or error.type}"
         self._met = self._met or genuine
-        verdict = retry.judge(came.status, came.headers, genuine=genuine, is_read=call.is_read)
+        verdict = retry.judge(
+            response.status, response.headers, genuine=genuine, is_read=call.is_read
+        )
         return verdict, reason
 
-    def _limited(self, call: _Call, answer: Answer, refusals: int) -> float:
-        """Tell the budget of a 429; the seconds to wait before the next try."""
+    def _limited(
+        self, call: _Call, response: Response, refusals: int, asked_s: float | None
+    ) -> float:
+        """Reports a 429 to the rate limiter; the seconds to wait before the next try."""
         self.rate_limited[call.endpoint] += 1
-        error = read_error(answer.body)
+        error = read_error(response.body)
         code = (error.code if error else None) or ""
-        reason = answer.headers.get("stripe-rate-limited-reason", code)
-        asked_s = retry.retry_after_s(answer.headers, self._wall_clock())
+        reason = response.headers.get("stripe-rate-limited-reason", code)
         self._budget.on_rate_limited(call.endpoint, reason, asked_s)
         return self._patience.limited_s(refusals, self._luck(), asked_s)
 
     def _error(
         self,
         call: _Call,
-        came: Answer | Broken,
+        response: Response | Broken,
         verdict: retry.Verdict,
         reason: str,
         failures: int,
     ) -> PinstripeError:
-        error = read_error(came.body) if isinstance(came, Answer) else None
-        is_answer = verdict == "final" and isinstance(came, Answer) and came.status < 500
-        if is_answer and isinstance(came, Answer) and error is not None:
-            told = response_of(came)
-            return refusal(
-                came.status,
-                error,
-                request_id=told.request_id,
-                key=self.key,
-                account=self.account,
-                said_at=(told.not_before, told.not_after),
-            )
-        return self._gave_up(call, reason, failures, ran=isinstance(came, Answer) or came.sent)
+        if isinstance(response, Broken):
+            return self._gave_up(call, reason, failures, ran=response.sent)
+        error = read_error(response.body)
+        if verdict != "final" or response.status >= 500 or error is None:
+            return self._gave_up(call, reason, failures, ran=True)
+        return refusal(
+            response.status,
+            error,
+            request_id=response.request_id,
+            key=self.key,
+            account=self.account,
+            said_at=(response.not_before, response.not_after),
+        )
 
     def _gave_up(self, call: _Call, reason: str, tries: int, *, ran: bool) -> Unreachable:
         address = call.url.partition("?")[0]

@@ -1,11 +1,11 @@
 """Sends one HTTP request to Stripe and returns what came back as a value.
 
-    Wire.send(method, url, ...) -> Answer | Broken
+    Wire.send(method, url, ...) -> Response | Broken
 
 Only this module and the proxy's `Upstream` know aiohttp; both take their session, the words for an error
 and `gunzip` from here. No exception of aiohttp's leaves it: they carry the request's headers, and with them
 the key. A session follows no redirect, keeps no cookie and repeats nothing: `client.client` decides on
-retries. An `Answer` has its whole body: a body that is shorter than announced, or damaged, is `Broken`.
+retries. A `Response` has its whole body: a body that is shorter than announced, or damaged, is `Broken`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import aiohttp
 import yarl
 from isal import isal_zlib
+
+from pinstripe.client.response import Response
 
 # For every session: three to four times faster than zlib.
 aiohttp.set_zlib_backend(isal_zlib)
@@ -49,21 +51,8 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Some HTTP answer, complete; not necessarily Stripe's. Header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-    elapsed_s: float
-    """From just before sending until the headers were there."""
-    received_at: float
-    """When the headers were there, by the local clock, Unix seconds."""
-
-
-@dataclass(frozen=True, slots=True)
 class Broken:
-    """No answer. `sent`: Stripe may have received, and run, the request."""
+    """No response. `sent`: Stripe may have received, and run, the request."""
 
     reason: str
     sent: bool
@@ -109,7 +98,7 @@ class Wire:
 
     async def send(
         self, method: str, url: str, *, body: bytes | None, headers: Mapping[str, str]
-    ) -> Answer | Broken:
+    ) -> Response | Broken:
         """Sends the request once. `url` is sent byte for byte: the caller has quoted it."""
         if self._session is None:
             raise RuntimeError("the connection pool is not open")
@@ -134,7 +123,7 @@ class Wire:
             whole = await gunzip(packed, encoding, max_bytes=_MAX_BODY)
         except Unreadable as error:
             return Broken(str(error), sent=True)
-        return Answer(status, lower, whole, elapsed_s, received_at)
+        return Response(status, lower, whole, elapsed_s, received_at)
 
 
 def open_session(

@@ -18,6 +18,10 @@ class AsOf:
     hi: float
     cause: Cause | None = None
 
+    def union(self, other: AsOf) -> AsOf:
+        """The interval of two pages that are applied as one."""
+        return AsOf(min(self.lo, other.lo), max(self.hi, other.hi))
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
@@ -30,8 +34,3 @@ class Cause:
 def as_of_response(response: Response, cause: Cause | None = None) -> AsOf:
     """When the reply was true. `cause`: what made us ask, for the change feed."""
     return AsOf(response.not_before, response.not_after, cause)
-
-
-def union_of(earlier: AsOf | None, later: AsOf) -> AsOf:
-    """When both were true, of pages that are applied as one."""
-    return later if earlier is None else AsOf(min(earlier.lo, later.lo), max(earlier.hi, later.hi))

@@ -22,8 +22,8 @@ from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import response_of
-from pinstripe.client.transport import Answer, Unreadable, gunzip
+from pinstripe.client.response import Response
+from pinstripe.client.transport import Unreadable, gunzip
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Extractor, RowSet
@@ -209,5 +209,5 @@ def as_of_exchange(
     changed it before the answer was made.
     """
     headers = {"date": came.header(b"date").decode("latin-1")}
-    response = response_of(Answer(came.status, headers, b"", came.elapsed_s, came.received_at))
+    response = Response(came.status, headers, b"", came.elapsed_s, came.received_at)
     return AsOf(response.not_before - lag_s, response.not_after, cause)

@@ -26,7 +26,7 @@ from pinstripe.catalog.endpoints import Param
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, PageIds, read_ids, read_list
 from pinstripe.client.response import Response
-from pinstripe.rows.as_of import AsOf, as_of_response, union_of
+from pinstripe.rows.as_of import AsOf, as_of_response
 from pinstripe.rows.event import created_of
 from pinstripe.source.source import FOLLOW, Source
 from pinstripe.store.cursors import Checkpoint
@@ -118,7 +118,8 @@ class EventLogReader:
                 if not is_last:
                     asking = asked(after, PAGE)
                 loose |= self._applied.unanchored(page.ids)
-                truth = union_of(truth if gathered else None, as_of_response(response))
+                page_as_of = as_of_response(response)
+                truth = truth.union(page_as_of) if truth and gathered else page_as_of
                 gathered += self._applied.fresh(events)
                 is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
