@@ -1,13 +1,13 @@
-"""What is stored encrypted, and the keys to it.
+"""Encrypts the Stripe keys that Postgres stores.
 
-    secrecy = Secrecy(config.secret_key, config.data_dir / "secret.key")
-    sealed = secrecy.seal("sk_test_...")   # bytes, for the database
-    secrecy.open(sealed, what="the key of the sync shop")
+    encryptor = Encryptor(config.secret_key, config.data_dir / "secret.key")
+    sealed = encryptor.seal("sk_test_...")   # bytes, for the database
+    encryptor.open(sealed, what="the key of the sync shop")
 
-Fernet of the `cryptography` package: AES-128-CBC with HMAC-SHA256 under a key of 32 bytes. The first key
-encrypts, all of them decrypt, so a key can be replaced while both are known. Keys come from the settings,
-else from a file that only its owner may read, made when something is sealed for the first time. Whoever
-has the database alone has no secret; whoever has key and database has all of them.
+Fernet of the `cryptography` package: AES-128-CBC with HMAC-SHA256. The first key encrypts and all of them
+decrypt, so a key can be replaced while both are known. Keys come from the settings, else from a file with
+mode 0600 that the first `seal` creates. The database alone reveals no secret; database and key together
+reveal all.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 OWN_DIRECTORY = ".pinstripe"
-"""The directory that is made where no other is named: nobody else's business, whatever the umask."""
+"""The default directory. It is private whatever the umask."""
 
 
 def make_private(directory: Path) -> None:
-    """Makes a directory, and those missing above it; our own and what is below it for us alone (0700).
+    """Creates a directory and its missing parents; `.pinstripe` and what is below it with mode 0700.
 
-    A directory that is there keeps its mode, but for one of our own name that belongs to us: older
-    versions made it open to all who could pass. Raises OSError.
+    An existing directory keeps its mode, except a `.pinstripe` of this user: older versions created it
+    readable for others. Raises OSError.
     """
     missing = [directory]
     while not missing[-1].parent.exists():
@@ -48,28 +48,28 @@ def make_private(directory: Path) -> None:
 
 
 class Encryptor:
-    """Seals and opens texts. Reads no file before it has to."""
+    """Encrypts (`seal`) and decrypts (`open`) texts. Reads the file of keys on first use."""
 
     def __init__(self, keys: Sequence[str], path: Path) -> None:
-        """`keys`: of the settings; `path`: the file that holds them if there are none."""
+        """`keys`: from the settings; `path`: the file that holds the keys if the settings have none."""
         self._given = tuple(keys)
         self._path = path
         self._fernet: MultiFernet | None = None
 
     def __repr__(self) -> str:
-        return f"Secrecy({'settings' if self._given else self._path})"
+        return f"Encryptor({'settings' if self._given else self._path})"
 
     @property
     def in_file(self) -> bool:
-        """Whether the keys are those of the file."""
+        """Whether the keys come from the file."""
         return not self._given
 
     def seal(self, text: str) -> bytes:
-        """`text`, encrypted. Makes the file of keys if there is none yet."""
+        """Returns `text` encrypted. Creates the file of keys if there is none yet."""
         return self._keys(make=True).encrypt(text.encode())
 
     def open(self, sealed: bytes, *, what: str) -> str:
-        """The text again. Misconfigured names `what` cannot be opened, and what to do."""
+        """Returns the text. Raises Misconfigured, with `what` in its message, if no key fits."""
         found = self._opened(sealed)
         if found is None and self.in_file:
             # Another process may have put a new key into the file.
@@ -85,15 +85,15 @@ class Encryptor:
         return found
 
     def reseal(self, sealed: bytes, *, what: str) -> bytes:
-        """The same text under the first key."""
+        """Returns the same text encrypted with the first key."""
         return self.seal(self.open(sealed, what=what))
 
     def add_to_file(self) -> None:
-        """Puts a new key before those of the file: from now on it encrypts."""
+        """Puts a new key first in the file: it encrypts from now on."""
         self._write([_new_key(), *self._read()])
 
     def keep_first_in_file(self) -> None:
-        """Drops all keys of the file but the newest."""
+        """Removes all keys from the file but the newest."""
         self._write(self._read()[:1])
 
     def _opened(self, sealed: bytes) -> str | None:
@@ -141,7 +141,7 @@ class Encryptor:
         return [secret_key(word, str(self._path)) for word in words]
 
     def _made(self) -> list[str]:
-        """A first key; or that of another process which made it at the same moment."""
+        """Creates the file with a first key, unless another process just did; returns the keys in it."""
         try:
             make_private(self._path.parent)
             temporary = self._temporary([_new_key()])

@@ -1,13 +1,11 @@
-"""The door to Stripe: ask, and get a good answer or an error that names the remedy.
+"""The Stripe client: one call, one good response, or an error that names the remedy.
 
-Every request of a `Stripe` waits for the account's `Budget`, is counted, and is repeated by the
-rules of `retry`. What comes back as a `Reply` arrived whole, is JSON, and carries the interval in
-which it was true. What the objects inside mean is for `rows` and those above.
+    StripeClient.get -> RateLimiter -> Wire -> retry.judge -> Response | wait and retry | PinstripeError
 
-Paths, queries and form bodies as Stripe reads them.
-
-Everything that leaves here is quoted for good: `transport` sends it byte for byte, so nothing is
-quoted twice. Stripe nests parameters by brackets in the name (`created[gte]`, `expand[]`).
+Each request waits for a permit of the account's rate limiter, is counted, and is retried by the rules of
+`retry`. A returned `Response` arrived whole, is a JSON object, and has the interval in which it was true.
+What the objects mean is left to `rows`. Paths and parameters are quoted here for good: `transport` sends
+them byte for byte. Stripe nests parameters by brackets in the name (`created[gte]`, `expand[]`).
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ Method = Literal["GET", "POST", "DELETE"]
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One thing asked for, however many requests it takes."""
+    """One call of a method below, however many requests it takes."""
 
     method: Method
     base: str
@@ -72,9 +70,8 @@ class _Call:
 class StripeClient:
     """One account, one key, one API version. An async context manager.
 
-    `account`: the connected one that it asks for, if not the key's own. `requests`, `retries` and
-    `rate_limited` count by endpoint: every HTTP request sent, those that were repetitions, and those
-    that Stripe answered with 429.
+    `account`: a connected account to act for, instead of the key's own. `requests`, `retries` and
+    `rate_limited` count by endpoint: HTTP requests sent, how many of them were retries, and responses 429.
     """
 
     def __init__(
@@ -139,13 +136,13 @@ class StripeClient:
         endpoint: str,
         priority: int = 0,
     ) -> Response:
-        """GET `path` (ids in it quoted by `quote_id`). `endpoint` is the budget's name for it.
+        """GETs `path` (ids in it quoted by `quote_id`). `endpoint` is the rate limiter's name for it.
 
-        What Stripe refuses to expand is left out (`expands`).
+        Properties that Stripe refuses to expand are left out (`expands`).
 
-        Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are answers; `WrongKey`;
-        `Refused` for a 4xx that is not understood, and `Unreachable` when the tries are used up (or
-        at a 5xx that is not to be retried): both are trouble, and say nothing of what was requested.
+        Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are definite answers;
+        `WrongKey`; `Refused` for a 4xx that is not understood; `Unreachable` when the tries are used up, or
+        at a 5xx that is not to be retried. The last two say nothing about the requested object.
         """
 
         async def ask(params: Params) -> Response:
@@ -157,9 +154,9 @@ class StripeClient:
         return await self.expands.ask(endpoint, params, ask)
 
     async def get_unpinned(self, path: str, *, endpoint: str, priority: int = 0) -> Response:
-        """GET `path` without naming an API version: the reply tells which one is the account's own.
+        """GETs `path` without naming an API version: the response names the account's own.
 
-        Not to be read as an object: fields move between versions. Errors as of `get`.
+        Do not read its body as an object: fields move between versions. Raises what `get` raises.
         """
         call = self._repeatable("GET", path, {}, endpoint=endpoint, priority=priority)
         return await self._ask(call)
@@ -174,11 +171,11 @@ class StripeClient:
         repeatable: bool = False,
         priority: int = 0,
     ) -> Response:
-        """POST `params` as a form. Errors as of `get`.
+        """POSTs `params` as a form. Raises what `get` raises.
 
-        Repeated after trouble only with an `idempotency_key`, or where the caller knows that the
-        request changes nothing (`repeatable`: a preview). Else an `Unreachable` says that Stripe
-        may have run it.
+        Retried after a failure only with an `idempotency_key`, or if the caller knows that the request
+        changes nothing (`repeatable`: a preview). Otherwise an `Unreachable` says that Stripe may have run
+        it.
         """
         headers = {**self._version, "Content-Type": _FORM}
         if idempotency_key is not None:
@@ -189,12 +186,12 @@ class StripeClient:
         return await self._ask(_Call("POST", base, path, body, headers, endpoint, priority, safe))
 
     async def delete(self, path: str, *, endpoint: str, priority: int = 0) -> Response:
-        """DELETE `path`. Repeated like a GET: `NotFound` then means gone, by whomever."""
+        """DELETEs `path`, retried like a GET: `NotFound` after a retry may mean that the first worked."""
         call = self._repeatable("DELETE", path, self._version, endpoint=endpoint, priority=priority)
         return await self._ask(call)
 
     async def probe(self) -> dict[str, object]:
-        """The account, `{"id": "acct_...", ...}`: tells soon whether address and key are right."""
+        """Returns the account, `{"id": "acct_...", ...}`: a quick check of address and key."""
         response = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
         return msgspec.json.decode(response.body, type=dict[str, object])
 
@@ -243,7 +240,7 @@ class StripeClient:
         return self._patience.attempts if self._met else self._patience.first_contact
 
     def _judge(self, call: _Call, response: Response | Broken) -> tuple[retry.Verdict, str]:
-        """The verdict, and in a few words why it is not `taken`."""
+        """The verdict, and the reason in a few words if it is not `taken`."""
         if isinstance(response, Broken):
             return "again", response.reason
         if 200 <= response.status < 300:
