@@ -114,7 +114,7 @@ def is_local(url: str) -> bool:
 
 
 async def list_endpoints(stripe: StripeClient) -> list[Endpoint]:
-    """All of the account, ours and others'. Raises NotPermitted and what else `Stripe.get` raises."""
+    """All endpoints of the account, ours and others'. Raises what `StripeClient.get` raises."""
     found: list[Endpoint] = []
     async for page in iter_pages(list_at(stripe, _PATH, endpoint=f"GET {_PATH}")):
         found += _read(page.response, _Page).data

@@ -63,7 +63,7 @@ UnreadableLists = dict[str, "UnreadableList"]
 class UnreadableList:
     """One kind of nested list that the key may not read, with the first example."""
 
-    cut: TruncatedList
+    truncated: TruncatedList
     error: Refused
 
 
@@ -74,9 +74,9 @@ def checkpoints(gaps: UnreadableLists) -> list[Checkpoint]:
             gap.error,
             _stream(name),
             {
-                "table": gap.cut.child_table,
-                "inside": gap.cut.parent_table,
-                "probe": gap.cut.url,
+                "table": gap.truncated.child_table,
+                "inside": gap.truncated.parent_table,
+                "probe": gap.truncated.url,
             },
         )
         for name, gap in gaps.items()
@@ -208,19 +208,21 @@ class Source:
         return found
 
     async def follow(
-        self, cut: TruncatedList, *, priority: int = BACKFILL, cause: Cause | None = None
+        self, truncated: TruncatedList, *, priority: int = BACKFILL, cause: Cause | None = None
     ) -> int:
         """Reads a nested list to its end; returns the number of requests.
 
         Raises what `StripeClient.get` raises, and Drifted if the list does not come to an end.
         """
-        path, fixed = split_url(cut.url)
-        fixed += [("expand[]", f"data.{item}") for item in _expand_of(cut.child_table)]
+        path, fixed = split_url(truncated.url)
+        fixed += [("expand[]", f"data.{item}") for item in _expand_of(truncated.child_table)]
         request = list_at(self.stripe, path, fixed, endpoint=endpoint_of(path), priority=priority)
         requests = 0
-        async for page in iter_pages(request, after=cut.last_id or None, on_lost_cursor="restart"):
+        async for page in iter_pages(
+            request, after=truncated.last_id or None, on_lost_cursor="restart"
+        ):
             requests += 1
-            found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
+            found = self.extract(page.objects, {truncated.parent_table: truncated.parent_id})
             await self.mirror.put(found, as_of_response(page.response, cause))
             if page.has_more and requests >= _MAX_PAGES:
                 raise Drifted(
@@ -266,49 +268,53 @@ class Source:
         """Reads every truncated nested list in `found` to its end; returns the number of requests."""
         requests = 0
 
-        async def follow(cut: TruncatedList) -> None:
+        async def follow(truncated: TruncatedList) -> None:
             nonlocal requests
-            requests += await self._follow_one(cut, priority, cause)
+            requests += await self._follow_one(truncated, priority, cause)
 
-        cuts = [cut for cut in found.lists if self._is_wanted(cut)]
-        await for_each(cuts, follow, limit=_FOLLOWED_AT_ONCE)
+        wanted = [truncated for truncated in found.lists if self._is_wanted(truncated)]
+        await for_each(wanted, follow, limit=_FOLLOWED_AT_ONCE)
         return requests
 
-    async def _follow_one(self, cut: TruncatedList, priority: int, cause: Cause | None) -> int:
-        name = endpoint_of(cut.url.partition("?")[0])
+    async def _follow_one(
+        self, truncated: TruncatedList, priority: int, cause: Cause | None
+    ) -> int:
+        name = endpoint_of(truncated.url.partition("?")[0])
         if name in self.unreadable_lists:
             return 0
         try:
-            return await self.follow(cut, priority=priority, cause=cause)
+            return await self.follow(truncated, priority=priority, cause=cause)
         except NotFound:
             return 0  # The parent is gone, and an event reports that.
         except (NotPermitted, NotEnabled) as error:
             if name not in self.unreadable_lists:
                 _log.warning("nested.refused", endpoint=name, reason=error.message)
-            self.unreadable_lists[name] = UnreadableList(cut, error)
+            self.unreadable_lists[name] = UnreadableList(truncated, error)
             return 0
         except (LostLease, WrongKey):
             raise
         except PinstripeError as error:
             if error.fault is not None:
                 raise  # Postgres failed, not Stripe.
-            await self._owe_nested(cut, error, cause)
+            await self._owe_nested(truncated, error, cause)
             return 0
 
     async def _owe_nested(
-        self, cut: TruncatedList, error: PinstripeError, cause: Cause | None
+        self, truncated: TruncatedList, error: PinstripeError, cause: Cause | None
     ) -> None:
         """Notes the nested list of one object for a refetch; the others go on."""
-        _log.warning("nested.owed", table=cut.child_table, url=cut.url, error=error.message)
-        self.unread[cut.child_table or cut.parent_table] = error
+        _log.warning(
+            "nested.owed", table=truncated.child_table, url=truncated.url, error=error.message
+        )
+        self.unread[truncated.child_table or truncated.parent_table] = error
         if not self.notes_owed:
             return
         known = cause or Cause()
         refetch = Refetch(
             "nested",
-            cut.child_table,
-            cut.url,
-            f"{cut.parent_table} {cut.parent_id}",
+            truncated.child_table,
+            truncated.url,
+            f"{truncated.parent_table} {truncated.parent_id}",
             request_id=known.request_id,
             event_id=known.event_id,
         )
@@ -353,8 +359,8 @@ class Source:
         self.observe_clock(response)
         return response
 
-    def _is_wanted(self, cut: TruncatedList) -> bool:
-        return cut.child_table == "" or cut.child_table in self.wanted
+    def _is_wanted(self, truncated: TruncatedList) -> bool:
+        return truncated.child_table == "" or truncated.child_table in self.wanted
 
 
 def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:

@@ -111,12 +111,11 @@ class EventLogReader:
                 events = (
                     [] if self._has_all(page) else _sensible(read_list(response, EVENTS).objects)
                 )
-                after = page.after
                 # A list that goes on from where it began would never end.
-                is_last = over(page, events) or not page.has_more or after in (None, last)
-                last = after
+                is_last = over(page, events) or not page.has_more or page.after in (None, last)
+                last = page.after
                 if not is_last:
-                    asking = asked(after, PAGE)
+                    asking = asked(last, PAGE)
                 loose |= self._applied.unanchored(page.ids)
                 page_as_of = as_of_response(response)
                 truth = truth.union(page_as_of) if truth and gathered else page_as_of

@@ -190,7 +190,7 @@ class Rechecker:
             _log.warning("verify.unread", table=table, id=rechecker[0].key, error=error.message)
             self.reasons[table] = error.message
             absent_is_gone = False
-        gaps = {gap.cut.child_table for gap in self._looking.unreadable_lists.values()}
+        gaps = {gap.truncated.child_table for gap in self._looking.unreadable_lists.values()}
         found: dict[RowKey, Difference | None] = {}
         for suspect in rechecker:
             if comparer.watched.pop(suspect.place):
