@@ -1,24 +1,77 @@
-"""Questions that many ask at the same time, asked once.
+"""What asyncio lacks: one query for many callers, bounded loops, and pauses between tries.
 
-    numbers = Together(ring)          # ring: all keys that wait -> what each gets
-    number = await numbers.ask(0.25)  # shares the next question, never one that is under way
+    lookup = Coalescer(fetch_many)                  # fetch_many: keys -> {key: value}
+    value = await lookup.get(key)
+    await for_each(ids, fetch, limit=8)             # eight at a time; the first error ends it
+    await asyncio.sleep(backoff(PAUSES_S, failures))
+    if await wait_for(event, 1.0): ...
 
-Who asks while an answer is being made gets the next one: what he is told began after he came.
+A call to `Coalescer.get` while a query is running is batched into the next one, so every caller gets a
+result computed after its call. If a query fails, every caller in its batch gets the exception.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
+E = TypeVar("E", bound=BaseException)
 K = TypeVar("K")
+T = TypeVar("T")
 V = TypeVar("V")
 
 
+def backoff(pauses_s: Sequence[float], failures: int) -> float:
+    """The pause after a failure that so many came before; beyond the last pause always that.
+
+    >>> [backoff((1.0, 5.0), failures) for failures in range(4)]
+    [1.0, 5.0, 5.0, 5.0]
+    """
+    return pauses_s[min(failures, len(pauses_s) - 1)]
+
+
+async def wait_for(event: asyncio.Event, timeout_s: float) -> bool:
+    """Returns when the event is set or the time is over: whether it is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()
+
+
+async def for_each(
+    items: Collection[T], work: Callable[[T], Awaitable[None]], *, limit: int
+) -> None:
+    """Does the work for every item, `limit` at a time, in their order.
+
+    Raises the first error, not in a group, once what was under way is cancelled and has ended.
+    """
+    queue = iter(items)
+
+    async def worker() -> None:
+        for item in queue:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(limit, len(items))):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from errors
+
+
+def first_error(group: BaseExceptionGroup[E]) -> E:
+    """One error out of a group, at any depth."""
+    error: E | BaseExceptionGroup[E] = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class Coalescer(Generic[K, V]):
-    """One kind of question. `answer` gets the keys of all who wait, each once."""
+    """Coalesces concurrent calls into one query. `answer` gets each waiting key once."""
 
     def __init__(
         self,
@@ -27,7 +80,7 @@ class Coalescer(Generic[K, V]):
         spacing_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`spacing_s`: two questions begin no closer than this."""
+        """`spacing_s`: the shortest time between the starts of two queries."""
         self._answer = answer
         self._spacing_s = spacing_s
         self._clock = clock
@@ -37,34 +90,34 @@ class Coalescer(Generic[K, V]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody waits."""
+        """Whether no call is waiting."""
         return self._asking is None
 
     async def get(self, key: K) -> V:
-        """What a question that begins after this call answers for `key`. Errors go to all who asked."""
+        """Returns the value of `key` from a query that starts after this call, or raises its error."""
         return await asyncio.shield(self._asked(key))
 
     def trigger(self, key: K) -> None:
-        """As `ask`, for who does not care for the answer."""
+        """Like `get`, but fire and forget. Errors are ignored."""
         self._asked(key)
 
     def _asked(self, key: K) -> asyncio.Future[V]:
         found = self._waiting.get(key)
         if found is None:
             found = self._waiting[key] = asyncio.get_running_loop().create_future()
-            # Nobody may be there any more to hear of an error.
+            # Retrieve the exception: every caller may have been cancelled.
             found.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_on())
         return found
 
     async def close(self) -> None:
-        """Ends what is under way; who waits is told so."""
+        """Cancels the running query and all waiting calls."""
         asking = self._asking
         if asking is not None:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-        # One that was cut off before its first step has told nobody.
+        # A task cancelled before its first step ran no `finally`.
         self._asking = None
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
@@ -81,7 +134,7 @@ class Coalescer(Generic[K, V]):
                     answers = await self._answer(taken.keys())
                     for key, future in taken.items():
                         future.set_result(answers[key])
-                except Exception as error:  # It is theirs who asked.
+                except Exception as error:  # The callers raise it.
                     for future in taken.values():
                         if not future.done():
                             future.set_exception(error)

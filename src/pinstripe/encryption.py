@@ -1,4 +1,4 @@
-"""Encrypts what is stored, and keeps the keys.
+"""Encrypts the Stripe keys that Postgres stores.
 
     encryptor = Encryptor(config.secret_key, config.data_dir / "secret.key")
     sealed = encryptor.seal("sk_test_...", bound={"sync": "shop", "stripe_url": "https://..."})
@@ -41,14 +41,14 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 OWN_DIRECTORY = ".pinstripe"
-"""The directory that is made where no other is named: nobody else's business, whatever the umask."""
+"""The default directory. It is private whatever the umask."""
 
 
 def make_private(directory: Path) -> None:
-    """Makes a directory, and those missing above it; our own and what is below it for us alone (0700).
+    """Creates a directory and its missing parents; `.pinstripe` and what is below it with mode 0700.
 
-    A directory that is there keeps its mode, but for one of our own name that belongs to us: older
-    versions made it open to all who could pass. Raises OSError.
+    An existing directory keeps its mode, except a `.pinstripe` of this user: older versions created it
+    readable for others. Raises OSError.
     """
     missing = [directory]
     while not missing[-1].parent.exists():
@@ -61,10 +61,10 @@ def make_private(directory: Path) -> None:
 
 
 class Encryptor:
-    """Seals and opens texts. Reads no file before it has to."""
+    """Encrypts (`seal`) and decrypts (`open`) texts. Reads the file of keys on first use."""
 
     def __init__(self, keys: Sequence[str], path: Path) -> None:
-        """`keys`: of the settings; `path`: the file that holds them if there are none."""
+        """`keys`: from the settings; `path`: the file that holds the keys if the settings have none."""
         self._given = tuple(keys)
         self._path = path
         self._known: Sequence[str] = ()
@@ -74,7 +74,7 @@ class Encryptor:
 
     @property
     def in_file(self) -> bool:
-        """Whether the keys are those of the file."""
+        """Whether the keys come from the file."""
         return not self._given
 
     def seal(self, text: str, *, bound: Bound) -> bytes:
@@ -118,11 +118,11 @@ class Encryptor:
         return self.seal(text.decode(), bound=bound)
 
     def add_to_file(self) -> None:
-        """Puts a new key before those of the file: from now on it encrypts."""
+        """Puts a new key first in the file: it encrypts from now on."""
         self._write([_new_key(), *self._read()])
 
     def keep_first_in_file(self) -> None:
-        """Drops all keys of the file but the newest."""
+        """Removes all keys from the file but the newest."""
         self._write(self._read()[:1])
 
     def _opened(self, sealed: bytes, bound: Bound) -> str | None:
@@ -175,7 +175,7 @@ class Encryptor:
         return [secret_key(word, str(self._path)) for word in words]
 
     def _made(self) -> list[str]:
-        """A first key; or that of another process which made it at the same moment."""
+        """Creates the file with a first key, unless another process just did; returns the keys in it."""
         try:
             make_private(self._path.parent)
             temporary = self._temporary([_new_key()])

@@ -1,8 +1,8 @@
-"""Every exception of Pinstripe, classed by what the reader can do about it.
+"""Every exception of Pinstripe, one class for each remedy.
 
 Imports nothing, so that every layer may raise from here. Each error carries a `hint` (the remedy, one
-sentence) and the facts an operator needs (table, id, request id). No message ever holds a secret: the
-key appears as `sk_test_…1234` at most (see `redact`).
+sentence) and the facts that an operator needs (table, id, request id). No message holds a secret: `redact`
+leaves `sk_test_…1234` of a key at most.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _KEY = re.compile(
     # What stands behind /apikeys/ in a link of the dashboard is a key's id, not the key.
     r"(?<!/apikeys/)\b((?:sk|rk|pk|ek)_(?:org_)?(?:live|test)_|whsec_|(?:sk|rk)_(?!live_|test_|org_))[A-Za-z0-9]{4,}"
 )
-# What is a secret by its look, wherever it stands. Shapes: `whsec_…` and keys as in
+# Texts that are recognisably secret, in any place. Shapes: `whsec_…` and keys as in
 # https://docs.stripe.com/keys; client secrets begin with the id of what they belong to, or with the type's
 # prefix (`pi_…_secret_…`, `src_client_secret_…`, `cuss_secret_…`: seen in Stripe's published fixtures).
 # A name of the user's (`top_secret_plan`) has none of these beginnings.
@@ -43,7 +43,7 @@ def redact(text: str) -> str:
 
 
 def cut_secrets(text: str) -> str:
-    """`text` without what is a secret by its look: client secrets, signing secrets, secret keys.
+    """`text` without what is recognisably secret: client secrets, signing secrets, secret keys.
 
     >>> cut_secrets("https://h.example/a?client_secret=src_client_secret_9Hx&id=1")
     'https://h.example/a?client_secret=…&id=1'
@@ -57,15 +57,15 @@ Scope = Literal["row", "table", "server", "passing"]
 """How far the cause of a database's refusal reaches, and so what may go on beside it.
 
 - `row`: this row is refused (a constraint, a trigger, its size). Part of its batch may well be written.
-- `table`: every write to the table is refused until somebody acts. Other tables go on.
-- `server`: nothing is written anywhere until somebody acts.
-- `passing`: the same work, tried again, may succeed without anyone acting.
+- `table`: every write to the table is refused until the user acts. Other tables go on.
+- `server`: nothing is written anywhere until the user acts.
+- `passing`: a retry of the same work may succeed without the user.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFault:
-    """What Postgres said, without values: they are customers' data.
+    """What Postgres reported, without values: they are customers' data.
 
     Names are "" where Postgres did not give them: it names tables and columns for constraints, rarely else.
     """
@@ -85,11 +85,12 @@ class PinstripeError(Exception):
     slug = "error"
     """Names the class for programs: bookkeeping, API and metrics carry it, and decisions go by it."""
     is_answer = False
-    """Whether Stripe has answered the request for good: only then may it end. All else is trouble, and
-    what was requested stays owed."""
+    """Whether it is Stripe's definite answer to the request: only then may the request be given up. After
+    any other error the request stays pending and is retried.
+    """
 
     fault: DatabaseFault | None = None
-    """What Postgres said, if it is an error of the database's."""
+    """What Postgres reported, if the error is the database's."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         self.message = redact(message)
@@ -109,7 +110,7 @@ class UnknownSync(Misconfigured):
 
 
 class Unreachable(PinstripeError):
-    """Stripe or Postgres cannot be reached, or breaks off. Worth trying again later."""
+    """Stripe or Postgres cannot be reached, or the connection broke. A later retry may succeed."""
 
     exit_code = 3
     slug = "unreachable"
@@ -118,12 +119,12 @@ class Unreachable(PinstripeError):
 class Refused(PinstripeError):
     """Stripe answered with an error body in its own shape.
 
-    Of this class itself: an error that we do not understand. It is trouble, not an answer; those below
-    that say `is_answer` are answers about this very object or list.
+    An instance of this very class is an error that Pinstripe does not understand: it is retried. Subclasses
+    with `is_answer` are definite answers about the requested object or list.
 
     Attributes: `status` (HTTP), `code` and `type` (Stripe's, "" where absent), `param`,
-    `request_id` (`req_…` or ""), `permission` (what the key lacks, as Stripe names it). `said_at`: when
-    it was so, [lo, hi) on Stripe's clock, Unix seconds.
+    `request_id` (`req_…` or ""), `permission` (what the key lacks, as Stripe names it). `said_at`: the
+    interval in which it was true, [lo, hi) on Stripe's clock, Unix seconds.
     """
 
     exit_code = 4
@@ -174,7 +175,7 @@ class NotFound(Refused):
 
 
 class BadParameter(Refused):
-    """400 with a code `parameter_…`: Stripe does not take the request in this form, whoever repeats it."""
+    """400 with a code `parameter_…`: Stripe refuses the request in this form; a retry cannot succeed."""
 
     slug = "bad_parameter"
     is_answer = True
@@ -196,29 +197,29 @@ class NotExpandable(Refused):
 
 
 class WrongAccount(WrongKey):
-    """403 or 400: the key may not act for the account that `Stripe-Account` names, whatever it asks."""
+    """403 or 400: the key may not act at all for the account that `Stripe-Account` names."""
 
 
 class Drifted(PinstripeError):
-    """Reality and the catalog or the database's schema differ in a way that we cannot mend."""
+    """Stripe or the database differs from the catalog in a way that Pinstripe cannot repair."""
 
     slug = "drifted"
 
 
 class Unwritable(PinstripeError):
-    """Postgres took the connection but refuses the write: read-only, full disk, missing right."""
+    """Postgres refuses the write: it is read-only, its disk is full, or a privilege is missing."""
 
     exit_code = 5
     slug = "unwritable"
 
 
 class LostLease(PinstripeError):
-    """Another process writes to this schema now. Nothing of ours was written; stand by again."""
+    """Another process holds the lease of this schema. Nothing was written; stand by again."""
 
     exit_code = 7
 
 
 class FellBehind(PinstripeError):
-    """Stripe's event log no longer reaches back to where we stand: begin again, by listing anew."""
+    """Stripe's event log no longer reaches back to the sync's position: a new backfill is needed."""
 
     exit_code = 7

@@ -1,12 +1,11 @@
-"""The only wiring: settings become a client, a database and a mirror, and run until told to stop.
+"""The only wiring: from settings to a client, a database, a mirror and what runs on them.
 
     async with open_service(config, tell=print) as service:
         outcome = await service.backfill.run()
         await service.follow()
 
-Nothing is written before Stripe has let the key in and Postgres has shown that it can be written to.
-What runs beside the block (the watch over our own Postgres, the mirror's writers) takes the block
-down if it dies.
+Nothing is written before Stripe has accepted the key and Postgres has proved writable. What runs beside the
+block (the supervisor of our own Postgres, the mirror's writers) ends the block if it fails.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ from pinstripe.sync.heartbeat import HeartbeatWriter
 from pinstripe.sync.read_quota import ReadQuota
 
 _BURST_S = 0.25
-"""How long a stall of the process (a large batch, a busy machine) costs no request."""
+"""A stall of the process up to this long (a large batch, a busy machine) costs no request."""
 _FILES_CEILING = 20.0
 """Requests a second to Files, which Stripe allows less (https://docs.stripe.com/rate-limits)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Where the rows go. `server` is ours, if there is no database URL."""
+    """The target database. `server` is our own Postgres, if the user gave no database URL."""
 
     url: str
     server: EmbeddedPostgres | None
@@ -69,7 +68,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What runs."""
+    """All parts of one sync, open and checked."""
 
     config: Config
     account: Account
@@ -81,7 +80,7 @@ class Service:
     backfill: Backfill
 
     async def backfilled(self, *, followed: bool) -> BackfillResult:
-        """Runs the backfill to its end; what is copied whole then is written down as copied."""
+        """Runs the backfill to its end, and marks the tables that it completed as loaded."""
         outcome = await self.backfill.run(followed=followed)
         mirror = self.source.mirror
         async with self.source.transaction() as connection:
@@ -93,7 +92,7 @@ class Service:
         return outcome
 
     async def follow(self) -> Follower:
-        """The live side, not running yet; its events begin before the first list is read."""
+        """Returns the follower, not running yet. Its events begin before the first list is read."""
         since = await self.backfill.prepare()
         return Follower(
             self.source,
@@ -116,7 +115,7 @@ class Service:
         )
 
     def telling(self, follower: Follower) -> HeartbeatWriter:
-        """What tells the database how this process stands; run it beside the follower."""
+        """Returns the writer of this worker's heartbeat; run it beside the follower."""
         return HeartbeatWriter(self.source, self.budget, self.backfill, follower)
 
 
@@ -124,10 +123,10 @@ class Service:
 async def open_service(
     config: Config, *, tell: Callable[[str], None] = lambda _: None, leads: bool = True
 ) -> AsyncIterator[Service]:
-    """All parts, checked and ready to run. `tell` gets one line for each step that may take long.
+    """Opens and checks all parts. `tell` gets one line for each step that may take long.
 
-    `leads`: as the one process that syncs the schema, which may mean to wait for another to end.
-    Without it, beside whoever does.
+    `leads`: takes the lease of the schema, and waits for it if another process holds it. Otherwise this
+    process runs beside the one that syncs.
     """
     key = api_key(config)
     known = tables()
@@ -157,14 +156,14 @@ async def open_service(
             )
         )
         source = await _joined(stripe, mirror, pool, held)
-        # Whoever stood by for days begins now, and not when it met the account.
+        # After days on standby the sync begins now, and not when the account was first read.
         now = account.now + time.monotonic() - met_at
         backfill = Backfill(source, bulk, budget, now=now, account_created=account.birth)
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
 
 
 def api_key(config: Config) -> ApiKey:
-    """The key of the settings. Raises Misconfigured where there is none, or none of Stripe's."""
+    """The key in the settings. Raises Misconfigured if there is none, or it is no Stripe key."""
     if config.api_key is None:
         raise Misconfigured(
             "There is no Stripe API key.",
@@ -175,13 +174,13 @@ def api_key(config: Config) -> ApiKey:
 
 
 async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
-    """Stripe and the mirror, each knowing of the other; fenced, if this process leads."""
+    """Connects client and mirror; writes are fenced if this process leads."""
     source = Source(stripe, mirror, mirror.tables, pool)
     await remember_refusals(source, leads=held is not None)
     if held is not None:
         mirror.always.append(held.check)
         source.fence = held.check
-        # The first copy of a table is no change; what events do to it meanwhile is.
+        # The initial load of a table is no change; events during it are.
         async with pool.acquire() as connection:
             mirror.loading |= set(mirror.tables) - await load_loaded(connection, mirror.schema)
     mirror.resolve = partial(resolve, source)
@@ -191,7 +190,7 @@ async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held |
 
 
 async def _mend(source: Source, table: str) -> None:
-    """Makes a table of ours, or a column of it, that somebody has dropped."""
+    """Creates tables and columns of ours that were dropped."""
     schema, wanted = source.mirror.schema, {table: source.wanted[table]}
     async with source.pool.acquire() as connection:
         await migrate(
@@ -206,7 +205,7 @@ async def _mend(source: Source, table: str) -> None:
 
 @asynccontextmanager
 async def _pools(url: str, name: str) -> AsyncIterator[tuple[Pool, Pool]]:
-    """One for what is live, which must not wait for connections that long queries hold; and theirs."""
+    """Two pools: live work must not wait for connections that long queries hold."""
     async with (
         await open_pool(url, min_size=1, max_size=8, application_name=name) as live,
         await open_pool(url, min_size=1, max_size=6, application_name=name) as bulk,
@@ -215,7 +214,7 @@ async def _pools(url: str, name: str) -> AsyncIterator[tuple[Pool, Pool]]:
 
 
 def stripe_for(config: Config, key: ApiKey, budget: RateLimiter) -> StripeClient:
-    """The account at Stripe that the settings name, asked in our own API version. Not open yet."""
+    """A client for the account that the settings name, in our API version. Not open yet."""
     return StripeClient(
         key,
         api_version=spec().api_version,
@@ -227,7 +226,7 @@ def stripe_for(config: Config, key: ApiKey, budget: RateLimiter) -> StripeClient
 
 
 def budget_for(config: Config, key: ApiKey) -> RateLimiter:
-    """The one budget of the account.
+    """The one rate limiter of the account.
 
     What the user sets up to Stripe's own limit must not pass it in any second, timers being late
     and the burst counted: so near the ceiling it is a little less.
@@ -243,7 +242,7 @@ def budget_for(config: Config, key: ApiKey) -> RateLimiter:
 
 
 def _below(ceiling: float) -> float:
-    """A little less: answers and requests do not travel evenly, so a second here is not one there."""
+    """A little less: requests arrive unevenly, so one second here is not one second at Stripe."""
     return ceiling - 1
 
 
@@ -268,12 +267,12 @@ async def open_database(
 
 
 def postgres_dir(config: Config) -> Path:
-    """Where our own Postgres keeps its data."""
+    """The data directory of our own Postgres."""
     return config.data_dir / "postgres"
 
 
 async def _check(url: str, config: Config, account: Account) -> None:
-    """Raises where we may not write to the schema. Makes nothing but the place for the first lease."""
+    """Raises if the schema is not writable. Creates only the place for the first lease."""
     async with connect(url) as connection:
         facts = await check_server(connection)
         if not facts.writable:
@@ -296,7 +295,7 @@ async def _check(url: str, config: Config, account: Account) -> None:
 async def _read_emptied(
     url: str, schema: str, tables: Mapping[str, Table], tell: Callable[[str], None]
 ) -> None:
-    """Has tables read again that were emptied or dropped since the last run."""
+    """Schedules tables for a new backfill that were emptied or dropped since the last run."""
     async with connect(url) as connection:
         emptied = await forget_emptied(connection, schema, tables)
     if emptied:
@@ -307,7 +306,7 @@ async def _read_emptied(
 async def _tables(
     url: str, config: Config, account: Account, wanted: Mapping[str, Table], *, leads: bool
 ) -> dict[str, Table]:
-    """The tables as they stand there. Only the one who leads brings them up to date."""
+    """The tables as the database has them. Only the process with the lease migrates them."""
     async with connect(url) as connection:
         if not leads:
             await check_tables(connection, config.schema, wanted)

@@ -18,7 +18,7 @@ from tests.flows.harness.nasty_server import Act, NastyServer
 
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import iter_pages
+from pinstripe.client.pagination import ListPage, iter_pages, list_at
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.retry import Patience
 from pinstripe.client.transport import Timeouts
@@ -403,11 +403,16 @@ def page_of(ids: list[str | None], *, more: bool) -> Act:
     return nasty.good({"object": "list", "data": data, "has_more": more})
 
 
+async def pages_of(stripe: StripeClient) -> list[ListPage]:
+    request = list_at(stripe, "/v1/charges", endpoint="charges")
+    return [page async for page in iter_pages(request)]
+
+
 async def test_a_list_is_followed_to_its_end_by_the_last_id() -> None:
     acts = (page_of(["ch_3", "ch_2"], more=True), page_of(["ch_1"], more=False))
     async with talking(*acts) as (stripe, server):
-        found = [page async for page in iter_pages(stripe, "/v1/charges", endpoint="charges")]
-    assert [page.ids for page in found] == [("ch_3", "ch_2"), ("ch_1",)]
+        found = await pages_of(stripe)
+    assert [[o["id"] for o in page.objects] for page in found] == [["ch_3", "ch_2"], ["ch_1"]]
     assert [r.target for r in server.requests] == [
         "/v1/charges?limit=100",
         "/v1/charges?limit=100&starting_after=ch_2",
@@ -422,11 +427,11 @@ async def test_a_list_is_followed_to_its_end_by_the_last_id() -> None:
 async def test_a_list_that_would_never_end_is_an_error(act: Act) -> None:
     async with talking(act) as (stripe, server):
         with pytest.raises(Drifted):
-            [page async for page in iter_pages(stripe, "/v1/charges", endpoint="charges")]
+            await pages_of(stripe)
     assert len(server.requests) <= 2
 
 
 async def test_an_object_where_a_list_was_expected_is_an_error_not_an_empty_list() -> None:
     async with talking(nasty.good()) as (stripe, _):
         with pytest.raises(Drifted, match="not a list"):
-            [page async for page in iter_pages(stripe, "/v1/charges", endpoint="charges")]
+            await pages_of(stripe)

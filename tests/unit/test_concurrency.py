@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from pinstripe.concurrency import Coalescer
+from pinstripe.concurrency import Coalescer, for_each, wait_for
 
 
 class Answers:
@@ -73,3 +73,43 @@ async def test_closing_ends_what_is_asked() -> None:
     await together.close()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+async def test_for_each_works_through_all_items_so_many_at_a_time() -> None:
+    done: list[int] = []
+    running = most = 0
+
+    async def work(item: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        done.append(item)
+
+    await for_each(range(7), work, limit=3)
+    assert (sorted(done), most) == (list(range(7)), 3)
+    await for_each([], work, limit=3)
+
+
+async def test_for_each_raises_the_error_itself_after_the_rest_has_ended() -> None:
+    ended: list[int] = []
+
+    async def work(item: int) -> None:
+        try:
+            if item == 1:
+                raise LookupError(item)
+            await asyncio.Event().wait()
+        finally:
+            ended.append(item)
+
+    with pytest.raises(LookupError):
+        await for_each([0, 1, 2], work, limit=2)
+    assert sorted(ended) == [0, 1]
+
+
+async def test_wait_for_says_whether_the_event_came_in_time() -> None:
+    event = asyncio.Event()
+    assert not await wait_for(event, 0.0)
+    event.set()
+    assert await wait_for(event, 0.0)

@@ -1,4 +1,4 @@
-"""By which tables those rows come that no list of Stripe's shows: what must be synced beside them."""
+"""For rows that no list returns: the tables whose objects contain them, which must be synced too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pinstripe.catalog.tables import table_of_object, tables
 
 @cache
 def holders() -> Mapping[str, frozenset[str]]:
-    """Table -> the tables in whose objects its own stand as they are now, in the answers to us."""
+    """Table -> the tables whose objects hold its objects in their present state, in our responses."""
     found: dict[str, set[str]] = {}
     table_of = table_of_object()
     for name in object_types():
@@ -29,7 +29,7 @@ def holders() -> Mapping[str, frozenset[str]]:
 
 @cache
 def carriers() -> Mapping[str, frozenset[str]]:
-    """Table -> the tables that bring its rows: by holding them, or by naming an id that can be fetched."""
+    """Table -> the tables that yield its rows: they hold them, or name an id that can be fetched."""
     fetched = {
         table_of_object()[name]
         for name, where in retrieve_endpoints().items()

@@ -1,8 +1,7 @@
 """What a table and a column hold, for people: derived from the catalog, or in our own words.
 
-Never Stripe's sentences: those are on the page that `docs_url` gives.
-
-What each table holds, in a few words of our own; a test holds that none is missing.
+Stripe's sentences are not copied; they are on the page that `docs_url` returns. The words for each table
+are at the end of this file, and a test fails if one is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pinstripe.catalog.tables import Column, Table, object_type_of
 
 DOCS = "https://docs.stripe.com/api"
 
-# Where Stripe's page is not called as the path of the endpoint is.
+# Pages of Stripe's that are not named like the path of the endpoint.
 _PAGES = {
     "billing_portal.configuration": "customer_portal/configurations",
     "billing_portal.session": "customer_portal/sessions",
@@ -64,7 +63,7 @@ def describe_column(table: Table, column: Column) -> str:
 
 
 def column_facts(table: Table, column: Column) -> tuple[str, ...]:
-    """What there is to know of a column beside its place in the object and what it refers to."""
+    """The facts about a column beside its place in the object and its references."""
     facts = [_role(column), _unit(table, column), _values(table, column)]
     if column.read == "json":
         facts.append(f"JSON of `{'.'.join(column.path)}`, as Stripe sends it.")
@@ -92,7 +91,7 @@ def enum_values(table: Table, column: Column) -> tuple[str, ...]:
 
 
 def docs_url(table: Table) -> str:
-    """The page of Stripe's reference on the type; the reference itself where none is known.
+    """The page of Stripe's reference on the type; the start page if none is known.
 
     >>> from pinstripe.catalog.tables import tables
     >>> docs_url(tables()["issuing_card"])

@@ -1,8 +1,8 @@
-"""Which domain a table is in: Stripe's products, as Stripe's own reference groups them.
+"""The domain of each table: Stripe's products, as Stripe's API reference groups them.
 
-Every table is in exactly one. Object types with a dot in their name go by what stands before it
-(`issuing.card`), tables without one by name. A table that belongs nowhere raises, so that a new type of
-Stripe's cannot end up unseen; the house tests run over all of them.
+Every table is in exactly one. Object types with a dot go by the part before it (`issuing.card`), the others
+by name. A table without a domain raises, so that a new type of Stripe's is noticed; the house tests check
+all.
 """
 
 from __future__ import annotations
@@ -179,5 +179,5 @@ def domain_by_table() -> Mapping[str, Domain]:
 
 
 def only_filled(names: Iterable[str], filled: frozenset[str] | None) -> tuple[str, ...]:
-    """`names` without the tables that `filled` leaves out; all of them if it is None."""
+    """The `names` that are in `filled`; all of them if it is None."""
     return tuple(n for n in names if filled is None or n in filled)

@@ -1,16 +1,16 @@
-"""Where an object that stands inside another is shown as it is now.
+"""The places where an object inside another is in its present state.
 
-An embedded object becomes a row of its own only at a place where it is its present state:
+An embedded object becomes a row of its own only there:
 
 - wherever `expand[]` can put it, or could in old API versions (a plain string of the object itself):
-  Stripe retrieves it while it answers (https://docs.stripe.com/expand);
+  Stripe retrieves it while it renders the response (https://docs.stripe.com/expand);
 - in a list: its entries are what the owner has now;
 - where the SDK's types always hold a whole object: only at the places of `PRESENT`.
 
-Everywhere else (in an error, in an update that is not paid for, in a field that nobody knows) it stands as
-it was or as it would be. There it gives its id and nothing more. `NOT_PRESENT` names the places that were
-reviewed and left out, with the reason; a test holds both against the catalog, so that a new place of the
-SDK is decided before it is believed.
+Everywhere else (in an error, in an update that is not paid for, in an unknown field) it is a past or a
+possible state and contributes its id only. `NOT_PRESENT` names the reviewed places that are left out, with
+the reason. A test holds both against the catalog, so that each new place of the SDK is reviewed before it
+is used.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ NOT_PRESENT: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place inside an object: whether what stands here is shown as it is now, and places within.
+    """A place inside an object: whether it holds the present state of an object, and the places within.
 
     Arrays are looked through: a place is that of each of their items.
     """
@@ -136,19 +136,19 @@ class Place:
 
 @cache
 def places_in(object_name: str) -> Mapping[str, Place]:
-    """By top-level key, the places of a type of object at which others may stand; none for one to come."""
+    """By top-level key, the places of an object type that may hold others; empty for an unknown type."""
     known = object_types().get(object_name)
     return _places(known.fields, object_name, (object_name,)) if known is not None else {}
 
 
 def resource_places() -> Iterator[str]:
-    """Every place of the catalog at which the types hold a whole object that has a table."""
+    """Every place where the types of the catalog hold a whole object that has a table."""
     for name, kind in object_types().items():
         yield from _resources(kind.fields, name, (name,))
 
 
 def is_present(place: str) -> bool:
-    """Whether the whole object that the types promise at `place` is shown as it is now.
+    """Whether the whole object that the types promise at `place` is in its present state.
 
     >>> is_present("subscription_item.price"), is_present("payment_intent.last_payment_error.source")
     (True, False)
@@ -157,7 +157,7 @@ def is_present(place: str) -> bool:
 
 
 def present_in(object_name: str) -> Iterator[tuple[str, Field]]:
-    """(path, what stands there) of every place in a type of object that brings others as they are now.
+    """(path, type) of every place in an object type that holds another in its present state.
 
     An expandable place brings an object only where it is expanded.
     """
@@ -200,7 +200,7 @@ def _resources(fields: tuple[Field, ...], path: str, seen: tuple[str, ...]) -> I
 
 
 def _item(known: Field) -> Field:
-    """What stands in a field, or in each place of an array."""
+    """The place of a field, or of each entry of an array."""
     while known.kind == "array" and known.items is not None:
         known = known.items
     return known

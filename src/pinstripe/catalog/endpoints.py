@@ -1,7 +1,7 @@
-"""Which endpoints a replica lists and retrieves, and how.
+"""The endpoints that a mirror lists and retrieves, and how. Pure, from the catalog's operations.
 
-Pure, from the catalog's operations. What the types cannot say (lists that hide rows, what is worth
-expanding) stands in the tables at the top, each entry with its reason.
+The tables at the top hold what the types cannot say (lists that hide rows, what is worth expanding), each
+entry with its reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pinstripe.catalog.tables import NOT_EXPANDED, has_table
 
 Param = tuple[str, str]
 
-# Lists that hide rows unless asked; each variant is one more pass over the endpoint.
+# Lists that hide rows unless a parameter requests them; each variant is one more pass over the endpoint.
 # Source: the API reference of each list.
 _VARIANTS: dict[str, tuple[tuple[Param, ...], ...]] = {
     "/v1/subscriptions": ((("status", "all"),),),  # Canceled ones only so.
@@ -29,23 +29,23 @@ _VARIANTS: dict[str, tuple[tuple[Param, ...], ...]] = {
 
 # Lists that Stripe may refuse without a parent, though the SDK types them as free: until 2025 their
 # `customer` was required (https://docs.stripe.com/api/payment_methods/list speaks of Treasury flows, the
-# SDKs of 2024 require it of credit balance transactions). Where it is refused they are read by parent.
+# SDKs of 2024 require it of credit balance transactions). If Stripe refuses, they are read by parent.
 _BY_PARENT = {
     "/v1/billing/credit_balance_transactions": "customer",
     "/v1/payment_methods": "customer",
 }
 
-# Lists of objects that live on a test clock are shown only when the clock is named.
+# These lists return objects of a test clock only if the request names the clock.
 _TEST_CLOCK = ("/v1/customers", "/v1/subscriptions", "/v1/quotes")
 
-# Left alone: they list constants of Stripe's own that take a parameter nobody can enumerate, or
+# Never listed: constants of Stripe's own under a parameter that cannot be enumerated, or
 # time series that are computed on demand and have no end.
 _NOT_LISTED = NOT_LISTS | {
     "/v1/billing/meters/{id}/event_summaries",  # Aggregates for a customer and a time span.
     "/v2/core/events",  # The thin twin of /v1/events.
 }
 
-# Expanded although an id would do: no other request can fetch what stands there. A discount has no
+# Expanded although other fields keep the id: no other request returns these objects. A discount has no
 # address and no list (https://docs.stripe.com/api/discounts); `expand` reaches four levels deep, so those
 # of lines and items come with their owner (https://docs.stripe.com/expand).
 _EXPANDED_TOO = {
@@ -80,13 +80,13 @@ _EMBEDDED = frozenset(
     }
 )
 
-# A parent for which this column says that it has no children need not be asked.
+# The lists of parents that have no children by this column are not requested.
 _ONLY_WHEN: dict[str, str] = {
     "/v1/sources/{source}/source_transactions": "type IN ('ach_credit_transfer', 'sepa_credit_transfer',"
     " 'multibanco')",  # Only receivers have transactions.
 }
 
-# Lists whose parents are worth asking only where this other table has rows.
+# Lists that can have entries only if this other table has rows.
 _ONLY_IF_ANY: dict[str, str] = {
     "/v1/entitlements/active_entitlements": "entitlements_feature",
     "/v1/products/{product}/features": "entitlements_feature",
@@ -145,7 +145,7 @@ class RetrieveEndpoint:
 
 
 def by_parent(endpoint: ListEndpoint) -> ListEndpoint | None:
-    """The way to a list that Stripe refuses without a parent; None where there is no other way."""
+    """The variant by parent of a list that Stripe refuses without one; None if there is none."""
     parent = _BY_PARENT.get(endpoint.path)
     if parent is None or endpoint.parent:
         return None
@@ -154,7 +154,7 @@ def by_parent(endpoint: ListEndpoint) -> ListEndpoint | None:
 
 @cache
 def list_endpoints() -> tuple[ListEndpoint, ...]:
-    """Every list that a full copy of an account pages through, variants and test clocks included."""
+    """Every list that a full backfill reads, variants and test clocks included."""
     return build_list_endpoints(spec())
 
 
@@ -208,20 +208,20 @@ def _endpoints(operation: Operation, with_table: set[str]) -> list[ListEndpoint]
 
 
 def _is_dated(name: str) -> bool:
-    """Whether objects of this type say, in Unix seconds, when they were made: else no range can be cut."""
+    """Whether objects of this type have `created` in Unix seconds, so that their list can be sliced."""
     return any(
         f.name in ("created", "date") and f.kind == "time" for f in object_types()[name].fields
     )
 
 
 def _required_enum(operation: Operation) -> tuple[tuple[Param, ...], ...]:
-    """A list that wants one of a closed set of values is listed once for each."""
+    """A list that requires one of a closed set of values is read once for each."""
     wanted = [p for p in operation.params if not p.nullable and p.kind == "string" and p.enum]
     return tuple(((p.name, value),) for p in wanted for value in p.enum)
 
 
 def expand_of(objects: tuple[str, ...]) -> tuple[str, ...]:
-    """The paths worth `expand[]` on objects of these types: what Stripe leaves out otherwise."""
+    """The paths to `expand[]` on objects of these types, which Stripe leaves out otherwise."""
     found: list[str] = []
     for name in objects:
         found += _EXPANDED_TOO.get(name, ())
@@ -243,7 +243,7 @@ def _on_request(fields: tuple[Field, ...], prefix: str = "") -> list[str]:
 
 @cache
 def retrieve_endpoints() -> Mapping[str, RetrieveEndpoint]:
-    """Object name -> how to fetch one. Objects that Stripe cannot retrieve are not in it."""
+    """Object name -> how to fetch one. Types that Stripe cannot retrieve are absent."""
     found: dict[str, RetrieveEndpoint] = {}
     for operation in spec().operations:
         if operation.kind != "retrieve" or operation.base != "api" or len(operation.returns) != 1:
@@ -264,7 +264,7 @@ def retrieve_endpoints() -> Mapping[str, RetrieveEndpoint]:
 
 @cache
 def singleton_paths() -> Mapping[str, str]:
-    """Object name -> path of the objects that are one to an account."""
+    """Object name -> path, of the types of which an account has exactly one object."""
     return {
         "account": "/v1/account",
         "balance": "/v1/balance",

@@ -1,10 +1,9 @@
-"""What Stripe has, as values: object types, operations, event types.
+"""Stripe's object types, operations and event types as values, and their cached loader.
 
-Pure data. `tools/catalog` writes it (from the source of the official `stripe` package) to
-`catalog/data/*.json`; `catalog/load.py` reads it. Nothing here knows of tables or SQL: how an
-object type becomes a table is `catalog/tables.py`, which endpoints to list is `catalog/endpoints.py`.
+    tools/catalog (source of the `stripe` package) -> catalog/data/*.json -> spec()
 
-Reads the generated catalog. Cached: the data never changes while a process runs.
+Nothing here knows tables or SQL: `catalog.tables` makes tables of object types, and `catalog.endpoints`
+selects what to list.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
 class EventType(msgspec.Struct, frozen=True, omit_defaults=True):
     """One value of `event.type` and the `object` names that `data.object` can hold.
 
-    `deletes`: Stripe has deleted what it carries. None where the name says so and nobody has reviewed it.
+    `deletes`: Stripe has deleted what it carries. None where the name suggests it but was not reviewed.
     """
 
     name: str
@@ -97,7 +96,7 @@ class EventType(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """The whole of it. `api_version` is what the SDK pins ("2026-10-28.endive")."""
+    """The whole catalog. `api_version` is the version that the SDK pins ("2026-10-28.endive")."""
 
     api_version: str
     sdk_version: str

@@ -1,8 +1,8 @@
-"""Which type of object an id names: by its prefix, where Stripe has given it one.
+"""Finds the object type of an id by its prefix, where Stripe has given it one.
 
-Ids that users choose (products, plans, coupons) may have none; then the caller has to name the type. A
-prefix is not a type: several types share one, and what a balance transaction is about needs its `type`
-too. Where neither decides, nothing is answered: no type is better than a wrong one.
+Ids that users choose (products, plans, coupons) may have none; then the caller has to name the type.
+Several types share a prefix, and the subject of a balance transaction depends on its `type` too. Where
+neither decides, no type is returned: none is better than a wrong one.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def prefixes() -> dict[str, tuple[str, ...]]:
 
 
 def types_of(key: str) -> tuple[str, ...]:
-    """The types that an id may be of; none where its prefix says nothing.
+    """The types that an id may be of; none if its prefix is not known.
 
     >>> types_of("cus_NffrFeUfNV2Hib"), types_of("sub_sched_1Mr"), types_of("cs_test_a1b2")
     (('customer',), ('subscription_schedule',), ('checkout.session',))
@@ -108,7 +108,7 @@ def types_of(key: str) -> tuple[str, ...]:
 
 
 def type_of(key: str, targets: Collection[str]) -> str | None:
-    """The type of what a polymorphic field names, which is mostly one of `targets`; None where unsure.
+    """The type of the object in a polymorphic field, usually one of `targets`; None if unsure.
 
     >>> type_of("py_1", ("charge", "refund")), type_of("tr_1", ("transfer",))
     ('charge', 'transfer')
@@ -121,7 +121,7 @@ def type_of(key: str, targets: Collection[str]) -> str | None:
 
 
 def source_type(key: str, transaction_type: str | None) -> str | None:
-    """The type of a balance transaction's source whose prefix left it open; None where unsure.
+    """The type of a balance transaction's source whose prefix is ambiguous; None if unsure.
 
     >>> source_type("tr_1", "payout"), source_type("tr_1", "transfer"), source_type("tr_1", "adjustment")
     ('payout', 'transfer', None)

@@ -1,10 +1,9 @@
-"""Which objects are found under which: the parents whose id a child row carries.
+"""How object types relate: the parents whose id a child row carries, and the events that report a type.
 
-A child can be met in a list inside its parent (`invoice.lines`), under a nested path
-(`/v1/products/{product}/features`) or behind a required parameter (`?customer=`). Where the child
-itself does not name that parent, its table gets a column for it.
-
-Which objects events tell of, and of which they announce the birth and the end.
+A child appears in a list inside its parent (`invoice.lines`), under a nested path
+(`/v1/products/{product}/features`) or behind a required parameter (`?customer=`). If the child does not
+name that parent, its table gets a column for it. Of events: which types have any, and which announce that
+an object was created or deleted.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def parent_of(operation: Operation, with_id: set[str]) -> str | None:
 # Last words of event types that announce a new object.
 _BIRTHS = ("created", "opened", "uploaded")
 
-# A charge is born succeeded, failed or pending, and an event says which.
+# A new charge is succeeded, failed or pending, and an event says which.
 _ANNOUNCED_OTHERWISE = frozenset({"charge"})
 
 
@@ -125,7 +124,7 @@ def with_events() -> frozenset[str]:
 
 @cache
 def announced() -> frozenset[str]:
-    """Object names whose birth an event announces. The others appear without a word."""
+    """Object names whose creation an event reports. The others appear without one."""
     born = {
         name
         for event in spec().events
@@ -136,7 +135,7 @@ def announced() -> frozenset[str]:
 
 
 def deletes(event_type: str) -> bool | None:
-    """Whether Stripe has deleted what an event of this type carries; None where only its name says so.
+    """Whether an event of this type reports a deletion; None if only its name suggests it.
 
     >>> deletes("plan.deleted"), deletes("customer.subscription.deleted"), deletes("novelty.deleted")
     (True, False, None)

@@ -1,9 +1,9 @@
-"""How an object type becomes a table: the rules of the schema, applied to the catalog.
+"""How an object type becomes a table: the rules of the schema, applied to the catalog. Pure.
 
-Pure. The rules are Sequin's (docs/concepts/schema.md): one table per object type with an `id`,
-nested objects flattened one level, references as `<field>_id`, everything deeper as jsonb. A
-`Column` also says how its value is read out of an object (`path`, `read`), so that rows, DDL,
-reference pages and the diagram all come from this one description.
+One table per object type with an `id`, nested objects flattened one level, references as `<field>_id`,
+everything deeper as jsonb (docs/concepts/schema.md; the shape is Sequin's). A `Column` also says how its
+value is read from an object (`path`, `read`), so rows, DDL, reference pages and the diagram share one
+description.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ _SQL: dict[Read, SqlType] = {
     "deleted": "boolean",
 }
 
-# Postgres cuts names after 63 bytes, silently.
+# Postgres truncates names after 63 bytes silently.
 NAME_BYTES = 63
 
-# Never expanded. Card numbers, secrets and identity documents: a replica is no place for them.
+# Never expanded. Card numbers, secrets and identity documents: a mirror must not hold them.
 # A customer's subscriptions: listed for themselves.
 NOT_EXPANDED = frozenset(
     {
@@ -77,13 +77,13 @@ NOT_EXPANDED = frozenset(
     }
 )
 
-# Objects without an id that are one to an account (or to a customer) and have a table all the same.
+# Objects without an id, one per account (or customer), that have a table nevertheless.
 SINGLETONS = {"balance": "", "balance_settings": "", "tax.settings": "", "cash_balance": "customer"}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `path` is where the value stands in the object; `references` are tables.
+    """One column. `path`: the place of its value in the object; `references`: tables.
 
     `on_request`: Stripe leaves it out unless asked to expand it, and we do ask. `secret`: it is always
     null, because a copy keeps no secrets (`catalog.secrets`).
@@ -103,7 +103,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of the replica. `columns` begins with the key and leaves out the bookkeeping."""
+    """One table of the mirror. `columns` begins with the key and leaves out the bookkeeping."""
 
     name: str
     object_type: str
@@ -138,7 +138,7 @@ def table_of_object() -> Mapping[str, str]:
 
 
 def build_tables(catalog: Spec) -> dict[str, Table]:
-    """All tables of `catalog`, by name. Raises ValueError where two fields make one name."""
+    """All tables of `catalog`, by name. Raises ValueError if two fields give one name."""
     types = {t.name: t for t in catalog.objects}
     with_table = {t.name for t in catalog.objects if has_table(t)}
     relations = parents(catalog)
@@ -272,7 +272,7 @@ def _check_names(owner: str, columns: list[Column]) -> None:
 
 
 def _upcoming(found: Mapping[str, Table]) -> Iterator[Table]:
-    """The virtual tables: what Stripe would invoice next, keyed by whom it is for."""
+    """The virtual tables: upcoming invoices, keyed by customer or subscription."""
     invoice, line = found.get("invoice"), found.get("line_item")
     if invoice is None or line is None:
         return

@@ -21,6 +21,7 @@ from functools import partial
 from pinstripe.cli.progress import showing
 from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause
 from pinstripe.cli.summary import Ending, summarise
+from pinstripe.concurrency import backoff, first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import (
     FellBehind,
@@ -87,25 +88,18 @@ async def standing_by(
         try:
             return await stay(met_both)
         except* (LostLease, FellBehind) as lost:
-            say(_first(lost), 0.0)
+            say(first_error(lost), 0.0)
         except* Unreachable as away:
             if not met:
                 raise
-            pause_s = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
-            say(_first(away), pause_s)
+            pause_s = backoff(_PAUSES_S, attempt)
+            say(first_error(away), pause_s)
             await asyncio.sleep(pause_s)
     raise AssertionError  # count() never ends
 
 
 def _say(error: PinstripeError, pause_s: float) -> None:
     tell(f"{error} Trying again in {pause_s:.0f} s." if pause_s else f"{error}")
-
-
-def _first(group: BaseExceptionGroup[PinstripeError]) -> PinstripeError:
-    error: PinstripeError | BaseExceptionGroup[PinstripeError] = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _backfill(service: Service, *, followed: bool = False) -> Ending:

@@ -1,8 +1,7 @@
-"""Whose key it is: the first request of all, which shows that address and key are good.
+"""Finds out which account a key belongs to: the first request, which proves address and key.
 
-It tells what a sync must know before it writes anything: the account, its mode, and Stripe's clock. A
-restricted key may lack any permission, so several reads are tried, and what stays unknown is guessed on
-the safe side.
+A sync needs the account, its mode and Stripe's clock before it writes anything. A restricted key may lack
+any permission, so three reads are tried; what remains unknown is replaced by a safe guess.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from pinstripe.client.response import Response
 from pinstripe.errors import NotPermitted, Refused
 
 _STRIPE_BEGAN = 1_262_304_000
-"""1 January 2010. No account is older, whatever it does not tell about itself."""
+"""1 January 2010. No account is older, even if it does not give its age."""
 _SKEW_S = 300.0
 """How far a machine's clock may be off, where Stripe's cannot be had."""
 _PROBES = ("/v1/account", "/v1/balance", "/v1/events")
-"""Any of these tells whether the key is good, and Stripe's time. A restricted key may lack some."""
+"""Each of these proves the key and gives Stripe's time. A restricted key may lack some."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whose key it is. `now` is on Stripe's clock; `birth` a second before which it was not."""
+    """The account of a key. `now` is on Stripe's clock; the account is not older than `birth`."""
 
     id: str | None
     livemode: bool
@@ -37,7 +36,7 @@ class Account:
 
 
 async def meet(stripe: StripeClient, key: ApiKey) -> Account:
-    """The account behind the key. Raises what is wrong with address or key."""
+    """Returns the account of the key. Raises what `StripeClient.get` raises."""
     account_id: str | None = None
     for path in _PROBES:
         params = [("limit", "1")] if path == "/v1/events" else []
@@ -47,7 +46,7 @@ async def meet(stripe: StripeClient, key: ApiKey) -> Account:
             account_id = account_id or _account_in(error)
             continue
         return _account(response, path, account_id, key)
-    # The key is good, but may read nothing here: so Stripe's clock is unknown, and ours may be fast.
+    # The key is valid but may read nothing here. Stripe's clock is unknown, and ours may be fast.
     return Account(account_id, key.mode == "live", time.time() - _SKEW_S, _STRIPE_BEGAN)
 
 

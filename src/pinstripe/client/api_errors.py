@@ -1,8 +1,9 @@
-"""Stripe's no, as the error that names the remedy.
+"""Turns Stripe's error body into the exception that names the remedy. Pure.
 
-Pure. Reads the body of an error answer (`{"error": {"type", "code", "message", "param"}}`) and
-picks one of the classes in `errors`. Stripe has no code for "this product is not enabled": only the
-sentences tell, so their patterns stand here, in one table.
+    {"error": {"type", "code", "message", "param"}} -> read_error -> refusal -> NotFound, NotPermitted, ...
+
+Stripe has no code for "this product is not enabled": only its sentences say so, and one table here holds
+their patterns. An error that matches nothing stays a plain `Refused`, which is retried.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pinstripe.errors import (
     WrongKey,
 )
 
-# Fragments of what Stripe says (400, sometimes 404) where an account lacks a product.
+# Fragments of Stripe's sentences (400, sometimes 404) for an account that lacks a product.
 # Sentences differ by product and change over time: keep each fragment as short as is safe.
 _NOT_ENABLED = re.compile(
     r"""
@@ -61,7 +62,7 @@ _NO_ACCESS = re.compile(
 
 # The part of a 403 that names permissions. Until January 2025: "Having the 'rak_charge_read' permission
 # would allow this request to continue."; since then: 'Enabling "Charges Read" ('charge_read') permissions
-# on this key would allow ...', with a link to the key in the dashboard (both seen in recorded answers).
+# on this key would allow ...', with a link to the key in the dashboard (both from recorded responses).
 _NAMING = re.compile(
     r"\b(?:enabling|enable|having|adding|add|granting|grant)\b"
     r"(?P<names>(?:[\"“][^\"”]*[\"”]|[^\"“])*?)\bpermissions?\b",
@@ -99,7 +100,7 @@ _decoder = msgspec.json.Decoder(_Body)
 
 
 def read_error(body: bytes) -> _Error | None:
-    """The error in `body`; None if it is not in Stripe's shape, and so not Stripe's."""
+    """The error in `body`; None if it does not have the shape of Stripe's errors."""
     try:
         error = _decoder.decode(body).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -182,7 +183,7 @@ def refusal(
     account: str | None = None,
     said_at: tuple[float, float] | None = None,
 ) -> Refused:
-    """The error to raise for an error of Stripe's that is not to be retried now.
+    """The exception for an error of Stripe's that is not retried now.
 
     What is not understood (a 403 that names no permission, a 400 with words that we do not know) is a
     plain `Refused`: trouble, not an answer. `account` is what `Stripe-Account` named.

@@ -1,10 +1,8 @@
-"""A Stripe API key: told apart by its prefix, never shown.
+"""A Stripe API key, recognised by its prefix and never printed, and the addresses it may be sent to.
 
-`ApiKey.parse` is where every key enters, so whoever holds an `ApiKey` holds one that Stripe's API
-could take. `str` and `repr` show the prefix and, of a long key, the last four characters: what
-Stripe's own dashboard shows. Only `reveal` gives the secret, and only `session` calls it.
-
-Where Stripe is: the base URL that a key may be sent to, and the proxy on the way there.
+Every key enters through `ApiKey.parse`, so an `ApiKey` always has a form that Stripe accepts. `str` and
+`repr` print the prefix and, of a long key, the last four characters, as Stripe's dashboard does. Only
+`reveal` returns the secret. `checked_base` keeps a live key from crossing the network unencrypted.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ _MISTAKEN: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ApiKey:
-    """One valid-looking key. Compare and hash as usual; printing it shows no secret."""
+    """One well-formed key. Hashable and comparable; printing it shows no secret."""
 
     _secret: str
     kind: KeyKind
@@ -82,7 +80,7 @@ class ApiKey:
         return cls(secret, _KINDS[shape[1]], _MODES[shape[2]])
 
     def reveal(self) -> str:
-        """The secret itself, for the Authorization header and nothing else."""
+        """The secret, for the Authorization header only."""
         return self._secret
 
     def __str__(self) -> str:

@@ -1,13 +1,11 @@
-"""The door to Stripe: ask, and get a good answer or an error that names the remedy.
+"""The Stripe client: one call, one good response, or an error that names the remedy.
 
-Every request of a `Stripe` waits for the account's `Budget`, is counted, and is repeated by the
-rules of `retry`. What comes back as a `Reply` arrived whole, is JSON, and carries the interval in
-which it was true. What the objects inside mean is for `rows` and those above.
+    StripeClient.get -> RateLimiter -> Wire -> retry.judge -> Response | wait and retry | PinstripeError
 
-Paths, queries and form bodies as Stripe reads them.
-
-Everything that leaves here is quoted for good: `transport` sends it byte for byte, so nothing is
-quoted twice. Stripe nests parameters by brackets in the name (`created[gte]`, `expand[]`).
+Each request waits for a permit of the account's rate limiter, is counted, and is retried by the rules of
+`retry`. A returned `Response` arrived whole, is a JSON object, and has the interval in which it was true.
+What the objects mean is left to `rows`. Paths and parameters are quoted here for good: `transport` sends
+them byte for byte. Stripe nests parameters by brackets in the name (`created[gte]`, `expand[]`).
 """
 
 from __future__ import annotations
@@ -32,8 +30,8 @@ from pinstripe.client.api_errors import read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
 from pinstripe.client.expands import Expands
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.client.response import Response, is_whole_object, response_of
-from pinstripe.client.transport import Answer, Broken, Timeouts, Wire
+from pinstripe.client.response import Response, is_whole_object
+from pinstripe.client.transport import Broken, Timeouts, Wire
 from pinstripe.errors import PinstripeError, Unreachable
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -47,7 +45,7 @@ Method = Literal["GET", "POST", "DELETE"]
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One thing asked for, however many requests it takes."""
+    """One call of a method below, however many requests it takes."""
 
     method: Method
     base: str
@@ -72,9 +70,8 @@ class _Call:
 class StripeClient:
     """One account, one key, one API version. An async context manager.
 
-    `account`: the connected one that it asks for, if not the key's own. `requests`, `retries` and
-    `rate_limited` count by endpoint: every HTTP request sent, those that were repetitions, and those
-    that Stripe answered with 429.
+    `account`: a connected account to act for, instead of the key's own. `requests`, `retries` and
+    `rate_limited` count by endpoint: HTTP requests sent, how many of them were retries, and responses 429.
     """
 
     def __init__(
@@ -139,13 +136,13 @@ class StripeClient:
         endpoint: str,
         priority: int = 0,
     ) -> Response:
-        """GET `path` (ids in it quoted by `quote_id`). `endpoint` is the budget's name for it.
+        """GETs `path` (ids in it quoted by `quote_id`). `endpoint` is the rate limiter's name for it.
 
-        What Stripe refuses to expand is left out (`expands`).
+        Properties that Stripe refuses to expand are left out (`expands`).
 
-        Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are answers; `WrongKey`;
-        `Refused` for a 4xx that is not understood, and `Unreachable` when the tries are used up (or
-        at a 5xx that is not to be retried): both are trouble, and say nothing of what was requested.
+        Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are definite answers;
+        `WrongKey`; `Refused` for a 4xx that is not understood; `Unreachable` when the tries are used up, or
+        at a 5xx that is not to be retried. The last two say nothing about the requested object.
         """
 
         async def ask(params: Params) -> Response:
@@ -157,9 +154,9 @@ class StripeClient:
         return await self.expands.ask(endpoint, params, ask)
 
     async def get_unpinned(self, path: str, *, endpoint: str, priority: int = 0) -> Response:
-        """GET `path` without naming an API version: the reply tells which one is the account's own.
+        """GETs `path` without naming an API version: the response names the account's own.
 
-        Not to be read as an object: fields move between versions. Errors as of `get`.
+        Do not read its body as an object: fields move between versions. Raises what `get` raises.
         """
         call = self._repeatable("GET", path, {}, endpoint=endpoint, priority=priority)
         return await self._ask(call)
@@ -174,11 +171,11 @@ class StripeClient:
         repeatable: bool = False,
         priority: int = 0,
     ) -> Response:
-        """POST `params` as a form. Errors as of `get`.
+        """POSTs `params` as a form. Raises what `get` raises.
 
-        Repeated after trouble only with an `idempotency_key`, or where the caller knows that the
-        request changes nothing (`repeatable`: a preview). Else an `Unreachable` says that Stripe
-        may have run it.
+        Retried after a failure only with an `idempotency_key`, or if the caller knows that the request
+        changes nothing (`repeatable`: a preview). Otherwise an `Unreachable` says that Stripe may have run
+        it.
         """
         headers = {**self._version, "Content-Type": _FORM}
         if idempotency_key is not None:
@@ -189,12 +186,12 @@ class StripeClient:
         return await self._ask(_Call("POST", base, path, body, headers, endpoint, priority, safe))
 
     async def delete(self, path: str, *, endpoint: str, priority: int = 0) -> Response:
-        """DELETE `path`. Repeated like a GET: `NotFound` then means gone, by whomever."""
+        """DELETEs `path`, retried like a GET: `NotFound` after a retry may mean that the first worked."""
         call = self._repeatable("DELETE", path, self._version, endpoint=endpoint, priority=priority)
         return await self._ask(call)
 
     async def probe(self) -> dict[str, object]:
-        """The account, `{"id": "acct_...", ...}`: tells soon whether address and key are right."""
+        """Returns the account, `{"id": "acct_...", ...}`: a quick check of address and key."""
         response = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
         return msgspec.json.decode(response.body, type=dict[str, object])
 
@@ -208,30 +205,31 @@ class StripeClient:
     async def _ask(self, call: _Call) -> Response:
         failures = refusals = 0
         while True:
-            came = await self._send(call)
-            verdict, reason = self._judge(call, came)
-            if isinstance(came, Answer) and verdict == "taken":
-                return response_of(came)
-            if verdict == "limited" and isinstance(came, Answer):
+            response = await self._send(call)
+            verdict, reason = self._judge(call, response)
+            if isinstance(response, Broken):
+                asked_s = None
+            elif verdict == "taken":
+                return response
+            else:
+                asked_s = retry.retry_after_s(response.headers, self._wall_clock())
+            if verdict == "limited" and isinstance(response, Response):
                 refusals += 1
-                delay_s = self._limited(call, came, refusals)
+                delay_s = self._limited(call, response, refusals, asked_s)
                 most = self._patience.limited_attempts
                 if most is not None and refusals >= most:
                     raise self._gave_up(call, reason, refusals, ran=False)
             else:
                 failures += 1
-                safe = call.repeatable or (isinstance(came, Broken) and not came.sent)
+                safe = call.repeatable or (isinstance(response, Broken) and not response.sent)
                 if verdict == "final" or not safe or failures >= self._tries():
-                    raise self._error(call, came, verdict, reason, failures)
-                delay_s = self._patience.backoff_s(failures, self._luck())
-                if isinstance(came, Answer):
-                    asked_s = retry.retry_after_s(came.headers, self._wall_clock())
-                    delay_s = max(delay_s, asked_s or 0.0)
+                    raise self._error(call, response, verdict, reason, failures)
+                delay_s = max(self._patience.backoff_s(failures, self._luck()), asked_s or 0.0)
             _log.debug("client.retry", endpoint=call.endpoint, reason=reason, delay_s=delay_s)
             await self._sleep(delay_s)
             self.retries[call.endpoint] += 1
 
-    async def _send(self, call: _Call) -> Answer | Broken:
+    async def _send(self, call: _Call) -> Response | Broken:
         with await self._budget.acquire(call.endpoint, priority=call.priority):
             self.requests[call.endpoint] += 1
             return await self._wire.send(
@@ -241,54 +239,57 @@ class StripeClient:
     def _tries(self) -> int:
         return self._patience.attempts if self._met else self._patience.first_contact
 
-    def _judge(self, call: _Call, came: Answer | Broken) -> tuple[retry.Verdict, str]:
-        """The verdict, and in a few words why it is not `taken`."""
-        if isinstance(came, Broken):
-            return "again", came.reason
-        if 200 <= came.status < 300:
-            genuine = is_whole_object(came.body)
+    def _judge(self, call: _Call, response: Response | Broken) -> tuple[retry.Verdict, str]:
+        """The verdict, and the reason in a few words if it is not `taken`."""
+        if isinstance(response, Broken):
+            return "again", response.reason
+        if 200 <= response.status < 300:
+            genuine = is_whole_object(response.body)
             reason = "the answer is not whole JSON"
         else:
-            error = read_error(came.body)
+            error = read_error(response.body)
             genuine = error is not None
-            reason = f"status {came.status}"
+            reason = f"status {response.status}"
             if error is not None:
                 reason = f"{reason}: {error.message or error.type}"
         self._met = self._met or genuine
-        verdict = retry.judge(came.status, came.headers, genuine=genuine, is_read=call.is_read)
+        verdict = retry.judge(
+            response.status, response.headers, genuine=genuine, is_read=call.is_read
+        )
         return verdict, reason
 
-    def _limited(self, call: _Call, answer: Answer, refusals: int) -> float:
-        """Tell the budget of a 429; the seconds to wait before the next try."""
+    def _limited(
+        self, call: _Call, response: Response, refusals: int, asked_s: float | None
+    ) -> float:
+        """Reports a 429 to the rate limiter; the seconds to wait before the next try."""
         self.rate_limited[call.endpoint] += 1
-        error = read_error(answer.body)
+        error = read_error(response.body)
         code = (error.code if error else None) or ""
-        reason = answer.headers.get("stripe-rate-limited-reason", code)
-        asked_s = retry.retry_after_s(answer.headers, self._wall_clock())
+        reason = response.headers.get("stripe-rate-limited-reason", code)
         self._budget.on_rate_limited(call.endpoint, reason, asked_s)
         return self._patience.limited_s(refusals, self._luck(), asked_s)
 
     def _error(
         self,
         call: _Call,
-        came: Answer | Broken,
+        response: Response | Broken,
         verdict: retry.Verdict,
         reason: str,
         failures: int,
     ) -> PinstripeError:
-        error = read_error(came.body) if isinstance(came, Answer) else None
-        is_answer = verdict == "final" and isinstance(came, Answer) and came.status < 500
-        if is_answer and isinstance(came, Answer) and error is not None:
-            told = response_of(came)
-            return refusal(
-                came.status,
-                error,
-                request_id=told.request_id,
-                key=self.key,
-                account=self.account,
-                said_at=(told.not_before, told.not_after),
-            )
-        return self._gave_up(call, reason, failures, ran=isinstance(came, Answer) or came.sent)
+        if isinstance(response, Broken):
+            return self._gave_up(call, reason, failures, ran=response.sent)
+        error = read_error(response.body)
+        if verdict != "final" or response.status >= 500 or error is None:
+            return self._gave_up(call, reason, failures, ran=True)
+        return refusal(
+            response.status,
+            error,
+            request_id=response.request_id,
+            key=self.key,
+            account=self.account,
+            said_at=(response.not_before, response.not_after),
+        )
 
     def _gave_up(self, call: _Call, reason: str, tries: int, *, ran: bool) -> Unreachable:
         address = call.url.partition("?")[0]

@@ -1,8 +1,8 @@
-"""Bytes from Stripe -> Python values that Postgres can hold.
+"""Decodes Stripe's bytes into Python values that Postgres can hold.
 
-Two things that JSON allows and Postgres text does not: the NUL character, and halves of surrogate
-pairs. Both become visible stand-ins (U+2400 ␀ and U+FFFD) rather than an error or a lost row. So do
-bytes that are not UTF-8.
+JSON allows two things that Postgres text refuses: the NUL character and halves of surrogate pairs. Both
+become visible stand-ins (U+2400 ␀ and U+FFFD) instead of an error or a lost row. So do bytes that are not
+UTF-8.
 """
 
 from __future__ import annotations

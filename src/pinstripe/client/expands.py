@@ -1,11 +1,11 @@
-"""Properties that Stripe refuses to expand: each costs itself, never the request that asked for it.
+"""Leaves out the properties that Stripe refuses to expand, so that they never fail the request.
 
     request with expand[] -> refused -> without the property -> remembered for its endpoint
 
-Some properties cannot be expanded in an API version or an account (a 400 names them); others need a
-permission that the key lacks (a 403 that does not say of what). Then the request is made without any; if
-that is answered, each property is tried by itself. What is refused is left out of later requests, and told
-to `on_refused`, which may keep it beyond this process.
+Some properties cannot be expanded in an API version or an account: a 400 names them. Others need a
+permission that the key lacks: a 403 that names none. Then the request is made without any, and each
+property is tried alone. Later requests leave out what was refused; `on_refused` may store it beyond this
+process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pinstripe.errors import NotEnabled, NotExpandable, NotPermitted, Refused
 
 Params = Sequence[tuple[str, str]]
 Ask = Callable[[Params], Awaitable[Response]]
-"""Makes the request with these parameters."""
+"""Makes the request with the given parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedExpand:
-    """`endpoint` as the budget names it, `value` of `expand[]`, and Stripe's words."""
+    """`endpoint` by the rate limiter's name, the `value` of `expand[]`, and Stripe's words."""
 
     endpoint: str
     value: str
@@ -34,31 +34,31 @@ class RefusedExpand:
 
 
 async def _nothing(_: RefusedExpand) -> None:
-    """Nobody keeps it."""
+    """The default: nothing is stored."""
 
 
 @dataclass
 class Expands:
-    """What is refused, by endpoint. `on_refused` is called once for each that is found out."""
+    """The refused properties, by endpoint. `on_refused` is called once for each new one."""
 
     on_refused: Callable[[RefusedExpand], Awaitable[None]] = _nothing
     refused: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     def load(self, known: Iterable[RefusedExpand]) -> None:
-        """Takes what an earlier process was refused."""
+        """Adds what earlier processes were refused."""
         for found in known:
             self.refused[found.endpoint].add(found.value)
 
     def allowed(self, endpoint: str, params: Params) -> Params:
-        """`params` without what is known to be refused."""
+        """`params` without the properties that are known to be refused."""
         known = self.refused.get(endpoint)
         return [p for p in params if not (_is_expand(p) and p[1] in known)] if known else params
 
     async def ask(self, endpoint: str, params: Params, ask: Ask) -> Response:
-        """The answer to a request, without the properties that Stripe refuses to expand in it.
+        """Makes the request, without the properties that Stripe refuses to expand.
 
-        Raises what `ask` raises where the request itself is refused.
+        Raises what `ask` raises if the request itself is refused.
         """
         while True:
             asked = self.allowed(endpoint, params)
@@ -69,11 +69,11 @@ class Expands:
                 if not expands:
                     raise
                 async with self._locks[endpoint]:
-                    if self.allowed(endpoint, params) == asked:  # Else another has found out.
+                    if self.allowed(endpoint, params) == asked:  # Else another call did.
                         await self._find_out(endpoint, asked, error, ask)
 
     async def _find_out(self, endpoint: str, asked: Params, error: Refused, ask: Ask) -> None:
-        """Learns which of the properties are refused: at least one, or raises `error`."""
+        """Finds the refused properties: at least one, or raises `error`."""
         expands = [value for _, value in filter(_is_expand, asked)]
         named = error.properties if isinstance(error, NotExpandable) else ()
         guilty = {v: error for v in expands if any(_is_named(v, name) for name in named)}
@@ -84,7 +84,7 @@ class Expands:
             except Refused:
                 raise error from None
             guilty = await self._one_by_one(rest, expands, ask)
-        # Refused together, though none alone: then all.
+        # Refused together, though none alone: leave out all.
         for value, said in (guilty or dict.fromkeys(expands, error)).items():
             self.refused[endpoint].add(value)
             await self.on_refused(RefusedExpand(endpoint, value, said.message, said.hint))
@@ -106,7 +106,7 @@ def _is_expand(param: tuple[str, str]) -> bool:
 
 
 def _is_named(value: str, name: str) -> bool:
-    """Whether Stripe's words mean this property: it may leave out `data.` of a list.
+    """Whether Stripe's `name` means this property: Stripe may omit the `data.` of a list.
 
     >>> _is_named("data.sources", "sources"), _is_named("data.sources", "data.sources")
     (True, True)

@@ -1,18 +1,19 @@
-"""A list of Stripe's, page after page.
+"""Reads Stripe's lists, page after page: the only page loop of the product.
 
-Follows `has_more` by the id of the last object. Decodes ids and `has_more` only: what the objects
-are, `mirror` finds out from the same bytes. A list that would never end is an error, not a hang.
+    request(cursor) -> page -> request(cursor of the page) -> page ... -> the end, or Drifted
 
-One page of a list: how it is asked for, and what the answer holds; one object likewise.
-
-Pure. Both kinds of list are known here: v1 goes on after the last id, v2 names its next page itself.
+`list_at` and `list_of` make the request function of a path or of a `ListEndpoint`; `iter_pages` calls it
+until the list ends. v1 goes on after the last id, v2 names the address of its next page. A list that would
+never end raises Drifted, and a cursor whose object was deleted meanwhile starts the list again if the
+caller wants that. The event log reader and the backfill request pages in an order of their own; they share
+`read_list`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, cast
 
 import msgspec
 
@@ -20,18 +21,45 @@ from pinstripe.catalog.endpoints import ListEndpoint, Param
 from pinstripe.client.client import Params, StripeClient
 from pinstripe.client.decode import StripeObject, decode
 from pinstripe.client.response import Response, decode_odd
-from pinstripe.errors import Drifted
+from pinstripe.errors import Drifted, NotFound
+
+PAGE = 100
+"""Objects of a page: the most that Stripe gives (https://docs.stripe.com/api/pagination)."""
+
+_LONGEST_ID = 5000
+"""Stripe's ids are shorter than that (https://docs.stripe.com/upgrades#what-changes-does-stripe-consider)."""
+
+_MAX_RESTARTS = 3
 
 
-class Page(NamedTuple):
-    """One page: the answer as it came, the ids in the list's order, and whether more follow.
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a list. `after` is the next page's cursor: the last id, or in v2 that page's address."""
 
-    `ids` has None for an entry without a sensible one: it cannot be told from others, nor paged from.
+    path: str
+    response: Response = field(repr=False)
+    objects: list[StripeObject] = field(repr=False)
+    has_more: bool
+    after: str | None
+
+
+RequestPage = Callable[[str | None], Awaitable[ListPage]]
+"""Requests the page after a cursor; None is the first page."""
+
+
+class PageIds(NamedTuple):
+    """The ids of a page in the list's order, and whether more follow.
+
+    An entry without a usable id is None: it cannot be told from others, nor paged from.
     """
 
-    response: Response
     ids: tuple[str | None, ...]
     has_more: bool
+
+    @property
+    def after(self) -> str | None:
+        """The cursor of the next page: the last entry that has an id."""
+        return next((key for key in reversed(self.ids) if key is not None), None)
 
 
 class _Entry(msgspec.Struct):
@@ -45,92 +73,77 @@ class _List(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(_List)
 
-_LONGEST_ID = 5000
-"""Stripe's ids are shorter than that (https://docs.stripe.com/upgrades#what-changes-does-stripe-consider)."""
-
 
 async def iter_pages(
-    stripe: StripeClient,
-    path: str,
-    params: Params = (),
+    request: RequestPage,
     *,
-    endpoint: str,
-    limit: int | None = 100,
-    starting_after: str | None = None,
-    priority: int = 0,
-) -> AsyncIterator[Page]:
-    """The pages of the list at `path`, from `starting_after` on (exclusive), in Stripe's order.
+    after: str | None = None,
+    on_lost_cursor: Literal["raise", "restart"] = "raise",
+) -> AsyncIterator[ListPage]:
+    """The pages of a list from `after` on (exclusive), in Stripe's order.
 
-    `limit` None leaves it out (`report_types` refuses it). Raises what `Stripe.get` raises; a
-    cursor object that was deleted meanwhile is `NotFound` with `param="starting_after"`: go on from
-    its `created`. Raises `Drifted` if the answer is no list or turns in a circle.
+    A cursor object that was deleted meanwhile raises `NotFound` with `param="starting_after"`, or starts
+    the list again from its first page, up to three times. Raises `Drifted` where the list does not come to
+    an end, and what `request` raises.
     """
-    seen: set[str] = set()
-    cursor = starting_after
+    cursor, passed, restarts = after, {after}, 0
     while True:
-        asked = list(params)
-        if limit is not None:
-            asked.append(("limit", str(limit)))
-        if cursor is not None:
-            seen.add(cursor)
-            asked.append(("starting_after", cursor))
-        response = await stripe.get(path, asked, endpoint=endpoint, priority=priority)
-        page = read_page(response, path)
+        try:
+            page = await request(cursor)
+        except NotFound as error:
+            is_lost = cursor is not None and error.param == "starting_after"
+            if not is_lost or on_lost_cursor == "raise":
+                raise
+            restarts += 1
+            if restarts > _MAX_RESTARTS:
+                raise Drifted(
+                    f"A list lost its cursor {restarts} times: {error.message}"
+                ) from error
+            cursor, passed = None, {None}
+            continue
         yield page
         if not page.has_more:
             return
-        cursor = last_id(page.ids)
-        if cursor is None or cursor in seen:
+        cursor = page.after
+        if cursor is None or cursor in passed:
             raise Drifted(
-                f"The list {path} says that it goes on, but not from where (request "
-                f"{response.request_id or 'unknown'}).",
+                f"The list {page.path} says that it goes on, but not from where (request "
+                f"{page.response.request_id or 'unknown'}).",
                 hint="Its pages cannot be followed; report it with the request id.",
             )
+        passed.add(cursor)
 
 
-def last_id(ids: Sequence[str | None]) -> str | None:
-    """From where the next page goes on: the last entry that has an id."""
-    return next((key for key in reversed(ids) if key is not None), None)
+def list_at(
+    stripe: StripeClient, path: str, params: Params = (), *, endpoint: str, priority: int = 0
+) -> RequestPage:
+    """Requests pages of the v1 list at a path. `endpoint` is the rate limiter's name for it."""
+
+    async def request(after: str | None) -> ListPage:
+        query = [*params, ("limit", str(PAGE))]
+        if after is not None:
+            query.append(("starting_after", after))
+        return read_list(await stripe.get(path, query, endpoint=endpoint, priority=priority), path)
+
+    return request
 
 
-def read_page(response: Response, path: str) -> Page:
-    """`reply` read as one page of the list at `path`."""
-    try:
-        found = _decoder.decode(response.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        page = _read_odd(response)
-        if page is not None:
-            return page
-        raise Drifted(
-            f"The answer of {path} is not a list (request {response.request_id or 'unknown'}): "
-            f"{error}.",
-            hint="Is this path a list in the pinned API version?",
-        ) from error
-    return Page(response, tuple(entry.id for entry in found.data), found.has_more)
+def list_of(
+    stripe: StripeClient,
+    endpoint: ListEndpoint,
+    path: str,
+    params: Sequence[Param],
+    *,
+    priority: int,
+) -> RequestPage:
+    """Requests pages of one list of an endpoint, with what is to be expanded in it."""
 
+    async def request(after: str | None) -> ListPage:
+        where, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
+        response = await stripe.get(where, query, endpoint=endpoint.name, priority=priority)
+        return read_list(response, path)
 
-def _read_odd(response: Response) -> Page | None:
-    """A page with an entry that is odd (no object, an id that is no text, text that is none)."""
-    body = decode_odd(response.body)
-    data = body.get("data") if isinstance(body, dict) else None
-    if not isinstance(body, dict) or not isinstance(data, list):
-        return None
-    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in data]
-    sensible = (i if isinstance(i, str) and len(i) < _LONGEST_ID else None for i in ids)
-    return Page(response, tuple(sensible), body.get("has_more") is True)
-
-
-PAGE = 100
-"""Objects of a page: the most that Stripe gives (https://docs.stripe.com/api/pagination)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListPage:
-    """`after` is what the next request starts from: the last id, or in v2 the next page's address."""
-
-    objects: list[StripeObject]
-    has_more: bool
-    after: str | None
+    return request
 
 
 def list_request(
@@ -152,8 +165,19 @@ def list_request(
     return path, query
 
 
+def split_url(url: str) -> tuple[str, list[Param]]:
+    """(path, parameters) of an address that Stripe gives, such as a nested list's `url`.
+
+    >>> split_url("/v1/invoices/upcoming/lines?customer=cus_1")
+    ('/v1/invoices/upcoming/lines', [('customer', 'cus_1')])
+    """
+    path, _, query = url.partition("?")
+    pairs = (pair.partition("=") for pair in query.split("&") if pair)
+    return path, [(name, value) for name, _, value in pairs]
+
+
 def read_list(response: Response, path: str) -> ListPage:
-    """The list in `reply`, of v1 (`has_more`) or v2 (`next_page_url`). Raises Drifted if it is none."""
+    """The page in `response`, of v1 (`has_more`) or v2 (`next_page_url`). Raises Drifted for others."""
     try:
         body = decode(response.body)
     except msgspec.DecodeError as error:
@@ -167,14 +191,42 @@ def read_list(response: Response, path: str) -> ListPage:
     objects = cast("list[StripeObject]", [o for o in data if isinstance(o, dict)])
     if "next_page_url" in body:
         following = body["next_page_url"]
-        return ListPage(objects, following is not None, str(following) if following else None)
+        after = str(following) if following else None
+        return ListPage(path, response, objects, following is not None, after)
     ids = (o.get("id") for o in reversed(objects))
     last = next((key for key in ids if isinstance(key, str)), None)
-    return ListPage(objects, body.get("has_more") is True, last)
+    return ListPage(path, response, objects, body.get("has_more") is True, last)
+
+
+def read_ids(response: Response, path: str) -> PageIds:
+    """The ids of a page, several times cheaper than `read_list`. Raises Drifted if it is no list."""
+    try:
+        page = _decoder.decode(response.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        odd = _read_odd(response)
+        if odd is not None:
+            return odd
+        raise Drifted(
+            f"The answer of {path} is not a list (request {response.request_id or 'unknown'}): "
+            f"{error}.",
+            hint="Is this path a list in the pinned API version?",
+        ) from error
+    return PageIds(tuple(entry.id for entry in page.data), page.has_more)
+
+
+def _read_odd(response: Response) -> PageIds | None:
+    """A page with an odd entry: no object, an id that is no text, or text that is not Unicode."""
+    body = decode_odd(response.body)
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(data, list):
+        return None
+    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in data]
+    usable = (i if isinstance(i, str) and len(i) < _LONGEST_ID else None for i in ids)
+    return PageIds(tuple(usable), body.get("has_more") is True)
 
 
 def read_object(response: Response, path: str) -> StripeObject:
-    """The object in `reply`."""
+    """The object in `response`. Raises Drifted if it is none."""
     try:
         body = decode(response.body)
     except msgspec.DecodeError as error:

@@ -1,21 +1,16 @@
-"""The request budget of one account, shared by everyone who asks Stripe.
+"""The rate limiter of one account: every request to Stripe waits for a permit of it.
 
-Stripe allows an account so many requests a second, each endpoint fewer, and so many at once. The
-user's own production traffic draws on the same account limit, so whoever asks goes through one
-`Budget`. It hands out permits in order of priority; within one, endpoints take turns, and each
-keeps the order of arrival. It never spins: one timer, armed for the next moment at which a waiter
-could go, and a look whenever something changes.
-Every 429 is reported to `slow_down`; what is retried, and after how long, is `retry`.
+Stripe allows an account a number of requests a second, each endpoint fewer, and a number of concurrent
+ones. The user's production traffic draws on the same limits. Permits go out by priority; within one
+priority endpoints take turns, each in order of arrival. One timer is armed for the next moment at which a
+request could go; nothing polls. The limiter slows down on each 429; `retry` decides whether and when to try
+again.
 
-How often, and how many at once: the two measures that `limits.Budget` is made of.
-
-`Pace` is the generic cell rate algorithm: one number, the time at which the next request would be
-due at an even rate, and an allowance for being early. Over any window of `w` seconds it lets at
-most `rate * (w + burst_s) + 1` through, and in no second more than the rate: the allowance makes up
-for what a stalled process did not send, it is never on top. `Slots` bounds how many are under way at
-the same time.
-Both give way when Stripe says so (`cut`) and come back by themselves, step by step. Neither waits
-nor reads a clock: the time comes in as `now`, in seconds.
+`Pace` is the generic cell rate algorithm: one number, the time at which the next request is due at an even
+rate, and an allowance for being early. In any window of `w` seconds it lets at most `rate * (w + burst_s) +
+1` through, and in no second more than the rate: the allowance only recovers what a stalled process did not
+send. `Slots` bounds the concurrent requests. Both shrink when Stripe says so (`cut`) and recover step by
+step. Neither waits nor reads a clock: `now` is an argument, in seconds.
 """
 
 from __future__ import annotations
@@ -29,10 +24,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
-# One overload answers every request that is under way with a 429; they count as one.
+# One overload answers every request in flight with a 429; they count as one.
 _CUT_AT_MOST_EVERY_S = 1.0
 
-# One 429 may be chance (somebody else's burst); where another follows it is a storm.
+# One 429 may be chance (another program's burst); if another follows, the load is too high.
 _CUT_TO = 0.8
 
 _CUT_TO_IN_A_STORM = 0.5
@@ -56,7 +51,7 @@ _WINDOW_S = 1.001
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one `take` used up, for `give_back`."""
+    """What one `take` consumed, for `give_back`."""
 
     interval_s: float
     era: int
@@ -102,7 +97,7 @@ class GcraRate:
         return now + _EPSILON_S >= self.ready_at()
 
     def take(self, now: float) -> Reservation:
-        """Count one request. The caller has asked `is_ready`."""
+        """Counts one request. The caller has checked `is_ready`."""
         if now > self._due:
             self._due = now
             self._era += 1
@@ -113,7 +108,7 @@ class GcraRate:
         return Reservation(interval_s, self._era, now)
 
     def give_back(self, ticket: Reservation) -> None:
-        """Undo a `take` whose request was never sent.
+        """Undoes a `take` whose request was never sent.
 
         Only while the line of due times is unbroken since: after an idle gap the time that the
         ticket had used is gone anyhow, and giving it back would allow a second burst.
@@ -124,11 +119,11 @@ class GcraRate:
             self._due -= ticket.interval_s
 
     def pause(self, until: float) -> None:
-        """Let nothing through before `until`."""
+        """Lets nothing through before `until`."""
         self._paused_until = max(self._paused_until, until)
 
     def cut(self, now: float) -> None:
-        """Take a fifth off the rate, or half if it was cut just before; it grows back evenly.
+        """Takes a fifth off the rate, or half if it was cut just before; it grows back evenly.
 
         Never below a twentieth of the one set.
         """
@@ -145,7 +140,7 @@ class GcraRate:
 
 
 class ConcurrencyLimit:
-    """How many requests may be under way at once; at least one."""
+    """A limit of concurrent requests; at least one."""
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
@@ -166,7 +161,7 @@ class ConcurrencyLimit:
         return self.used < self.limit(now)
 
     def cut(self, now: float) -> None:
-        """Halve what is under way now: that was too much."""
+        """Halves the number of requests now in flight, which was too high."""
         if now - self._cut_at < _CUT_AT_MOST_EVERY_S:
             return
         under_way = min(self.limit(now), max(self.used, 1))
@@ -185,7 +180,7 @@ DEFAULT_CONCURRENCY = 60
 # the urgent ones lose an eighth at most.
 _OLDEST_EVERY = 8
 
-# How long a slot stays taken is not known; a scheduler that asks should ask again soon.
+# How long a slot stays taken is unknown; a scheduler should check again soon.
 _SLOT_GUESS_S = 0.02
 
 _LONGEST_PAUSE_S = 60.0
@@ -199,7 +194,7 @@ class _Waiter:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """One endpoint: its own limits, and who waits for it, by priority."""
+    """One endpoint: its own limits, and the requests that wait for it, by priority."""
 
     pace: GcraRate
     slots: ConcurrencyLimit
@@ -223,7 +218,7 @@ class _Lane:
 
 
 class Permit:
-    """Leave to send one request. Use it as a context manager: leaving frees the slot."""
+    """Permission to send one request. A context manager: its end frees the slot."""
 
     __slots__ = ("_budget", "_lane", "_open", "_tickets")
 
@@ -262,7 +257,7 @@ class Permit:
 
 
 class RateLimiter:
-    """Who may ask now. ONE per account and key mode.
+    """Grants permits for requests. ONE per account and key mode.
 
     `account_rate` and `endpoint_rate` are requests a second (None: no limit); `own_rates` names the
     endpoints that differ (Files and Search: 20). Over any window of `w` seconds at most
@@ -296,7 +291,7 @@ class RateLimiter:
         self._alarm_at = 0.0
 
     async def acquire(self, endpoint: str, *, priority: int = 0) -> Permit:
-        """Wait until both rates and a slot allow one more. The lower `priority` goes first."""
+        """Waits until both rates and a slot allow one more request. The lower `priority` goes first."""
         lane = self._lane(endpoint)
         self._arrivals += 1
         waiter = _Waiter(self._arrivals, asyncio.get_running_loop().create_future())
@@ -307,7 +302,7 @@ class RateLimiter:
             return await waiter.granted
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled():
-                # Granted and cancelled in the same turn of the loop: no one will use it.
+                # Granted and cancelled in the same turn of the loop: it will not be used.
                 waiter.granted.result().give_back()
             else:
                 lane.remove(waiter, priority)
@@ -337,7 +332,7 @@ class RateLimiter:
         return pace.rate(self._clock())
 
     def on_rate_limited(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
-        """Stripe said 429. `reason` is its `Stripe-Rate-Limited-Reason`, or the error's code."""
+        """Slows down after a 429. `reason`: its `Stripe-Rate-Limited-Reason`, or the error's code."""
         if reason == "lock_timeout":
             # Two requests wanted one object: nothing is too fast, only this request must wait.
             return
@@ -365,7 +360,7 @@ class RateLimiter:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Grant whatever can go now, then arm the timer for the next that can."""
+        """Grants all permits that can go now, then arms the timer for the next."""
         now = self._clock()
         while self._slots.is_free(now) and self._account.is_ready(now):
             choice = self._choose(now)
@@ -406,7 +401,7 @@ class RateLimiter:
         waiter.granted.set_result(Permit(self, lane, tickets))
 
     def _arm(self, now: float) -> None:
-        """One timer for the next moment that time brings; a freed slot calls `_dispatch` itself."""
+        """Arms one timer for the next moment that time decides; a freed slot calls `_dispatch` itself."""
         at = min(
             (
                 lane.pace.ready_at()
@@ -438,7 +433,7 @@ class RateLimiter:
 
 
 def _next_in(lane: _Lane, now: float) -> int:
-    """How many of those who wait in a lane may go before anybody else."""
+    """How many waiters of a lane may go before all others."""
     if lane.pace.rate(now) is None:
         return lane.length
     return min(lane.length, 1) if lane.pace.is_ready(now) else 0

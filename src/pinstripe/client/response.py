@@ -1,13 +1,9 @@
-"""One answer of Stripe's, with the time for which it is known to be true.
+"""One HTTP response, and the interval on Stripe's clock in which its body was true.
 
-`not_before` and `not_after` are on STRIPE's clock, the only one that all answers and events share.
-What the rows do with the interval is decided in `store`; here it is only measured.
+    transport -> Response -> client (is it Stripe's, and whole?) -> rows, with `not_before` and `not_after`
 
-Whether a body is one whole JSON object.
-
-`transport` vouches that all bytes of the body came as announced. But a proxy can cut a body and
-announce the cut length, or answer with a page of its own; both must fail here, where asking again
-is possible, and not later as a row that will not decode.
+The interval is on STRIPE's clock, the only one that all responses and events share. It is measured here;
+`rows.as_of` carries it on, and the guarded upsert of `mirror` is the only place that compares it.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pinstripe.client.retry import http_time
-from pinstripe.client.transport import Answer
 
 # Without a `Date` only the local clock is left, and it may be wrong. Five minutes is the skew that
 # Stripe itself accepts (in webhook signatures); a wider interval only costs an extra GET.
@@ -28,53 +23,54 @@ _LOCAL_CLOCK_MARGIN_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A good answer: `body` is one whole JSON object. Times are Unix seconds."""
+    """A complete HTTP response. From `StripeClient` it is Stripe's own, and one whole JSON object."""
 
     status: int
-    body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     """Names in lower case."""
-    request_id: str
-    api_version: str
-    """The version that rendered it; "" if Stripe does not say."""
-    not_before: float
-    not_after: float
+    body: bytes = field(repr=False)
+    elapsed_s: float
+    """From just before sending until the headers were there."""
+    received_at: float
+    """When the headers were there, by the local clock, Unix seconds."""
 
+    @property
+    def request_id(self) -> str:
+        """`req_…`, or "" where there is none."""
+        return self.headers.get("request-id", "")
 
-def response_of(answer: Answer) -> Response:
-    """`answer` with its interval.
+    @property
+    def api_version(self) -> str:
+        """The version that rendered it; "" if Stripe does not say."""
+        return self.headers.get("stripe-version", "")
 
-    Stripe made it between our sending and its `Date`, which is cut to the whole second: so from
-    `Date` less the time the request took, to the end of that second.
-    """
-    headers = answer.headers
-    said_at = http_time(headers.get("date"))
-    if said_at is None:
-        not_before = answer.received_at - answer.elapsed_s - _LOCAL_CLOCK_MARGIN_S
-        not_after = answer.received_at + _LOCAL_CLOCK_MARGIN_S
-    else:
-        not_before = said_at - answer.elapsed_s
-        not_after = said_at + 1.0
-    return Response(
-        status=answer.status,
-        body=answer.body,
-        headers=headers,
-        request_id=headers.get("request-id", ""),
-        api_version=headers.get("stripe-version", ""),
-        not_before=not_before,
-        not_after=not_after,
-    )
+    @property
+    def not_before(self) -> float:
+        """Unix seconds. Stripe made the response after our sending: its `Date` less the time it took."""
+        said_at = http_time(self.headers.get("date"))
+        if said_at is None:
+            return self.received_at - self.elapsed_s - _LOCAL_CLOCK_MARGIN_S
+        return said_at - self.elapsed_s
+
+    @property
+    def not_after(self) -> float:
+        """Unix seconds. Stripe made it before the end of its `Date`, which is cut to the whole second."""
+        said_at = http_time(self.headers.get("date"))
+        return self.received_at + _LOCAL_CLOCK_MARGIN_S if said_at is None else said_at + 1.0
 
 
 _any_json = msgspec.json.Decoder(msgspec.Raw)
 
 
 def is_whole_object(body: bytes) -> bool:
-    """Whether `body` is a JSON object, complete.
+    """Whether `body` is one complete JSON object.
+
+    `transport` vouches only that all announced bytes arrived. A proxy can cut a body and announce the cut
+    length, or answer with a page of its own; both must fail while the request can still be repeated.
 
     Stripe indents its JSON. Then a closing brace at the start of a line can only be the outermost
-    one (strings hold no raw line breaks), so looking at both ends is proof enough; 400 KB need not
-    be scanned. Compact JSON is scanned.
+    one (strings hold no raw line breaks), so its two ends prove it, and 400 KB need not be scanned.
+    Compact JSON is scanned.
 
     >>> is_whole_object(b'{"a": {"b": 1}}'), is_whole_object(b'{"a": {"b": 1}')
     (True, False)
@@ -93,8 +89,7 @@ def is_whole_object(body: bytes) -> bool:
 def decode_odd(body: bytes) -> object:
     """The JSON of a body that a strict decoder refuses for lone surrogates or bytes that are not UTF-8.
 
-    None where it is not JSON either. Its strings hold what Postgres does not take: for ids and for
-    `rows.decode`, which shows stand-ins.
+    None where it is no JSON at all. Its strings may hold what Postgres refuses: read ids from it only.
     """
     try:
         value: object = json.loads(body.decode("utf-8", "replace"))

@@ -1,11 +1,10 @@
-"""Whether to ask again, and after how long. Pure: no clock, no sleep, no I/O.
+"""Decides whether to retry a request, and after how long. Pure: no clock, no sleep, no I/O.
 
-The rules are Stripe's. A 429 is Stripe asking for patience, not a failure, and is counted apart; 409,
-5xx and everything that breaks on the way is tried again a few times. `Stripe-Should-Retry` overrides
-the status for a write: it speaks to a caller who would repeat the request at once with the same
-idempotency key. Of a read it says nothing: a 500 comes with `false` in most cases (a comment in
-`_should_retry` of Stripe's own SDKs), and is no verdict on the object. A request that writes is repeated
-only if Stripe can tell the repetition by its idempotency key, or if it surely never ran.
+The rules are Stripe's. A 429 asks for patience and is counted apart; 409, 5xx and broken connections are
+retried a few times. `Stripe-Should-Retry` overrides the status of a write: it concerns a caller that would
+repeat the request immediately with the same idempotency key. It says nothing about a read: most 500s carry
+`false` (a comment in `_should_retry` of Stripe's SDKs), which is no verdict on the object. A write is
+retried only with an idempotency key, or if it certainly never ran.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 Verdict = Literal["taken", "limited", "again", "final"]
-"""`taken`: a good answer. `limited`: wait as long as it takes. `again`: a few more tries.
+"""`taken`: a good response. `limited`: wait as long as it takes. `again`: a few more tries.
 `final`: no more tries; a 4xx in Stripe's shape is its answer, anything else is trouble."""
 
 _TOO_MANY = 429
@@ -30,7 +29,7 @@ _LARGEST_EXPONENT = 16
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to go on. The counts are tries in all, the first one included.
+    """How long to retry. The counts are tries in all, the first one included.
 
     `first_contact` holds until Stripe has answered once: with a wrong address it is better to say
     so soon. `limited_attempts` counts 429s; None is without end.
@@ -62,7 +61,7 @@ class Patience:
 def judge(
     status: int, headers: Mapping[str, str], *, genuine: bool, is_read: bool = False
 ) -> Verdict:
-    """What to make of an answer. `headers` in lower case.
+    """Classifies a response. Names of `headers` in lower case.
 
     `genuine`: the body is Stripe's, that is one whole JSON object, and on an error one in the shape
     of Stripe's errors. Anything else comes from a captive portal, a proxy or a wrong address, and
@@ -70,7 +69,7 @@ def judge(
     """
     advice = headers.get("stripe-should-retry", "").strip().lower()
     if status == _TOO_MANY:
-        # A named limit held the request back at the door; our own pace is the remedy, so not even
+        # A named limit refused the request unprocessed; our own rate is the remedy, so not even
         # "false" ends it. Contention on an object (`lock_timeout`) has no such header.
         named = "stripe-rate-limited-reason" in headers
         return "final" if advice == "false" and not named and not is_read else "limited"
@@ -85,7 +84,7 @@ def judge(
 
 
 def http_time(text: str | None) -> int | None:
-    """An HTTP date as Unix seconds; None where there is none, or none that can be read.
+    """An HTTP date as Unix seconds; None if it is absent or unreadable.
 
     >>> http_time("Thu, 01 Jan 1970 00:01:00 GMT")
     60
@@ -93,7 +92,7 @@ def http_time(text: str | None) -> int | None:
     return _parse_http_time(text) if text else None
 
 
-# Up to a hundred answers share one second, so nearly every call is a hit.
+# Up to a hundred responses share one second, so nearly every call is a hit.
 @lru_cache(maxsize=16)
 def _parse_http_time(text: str) -> int | None:
     try:

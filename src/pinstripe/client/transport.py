@@ -1,34 +1,44 @@
-"""Bytes to and from Stripe over HTTP. The only file that knows aiohttp and its exceptions.
+"""Sends one HTTP request to Stripe and returns what came back as a value.
 
-`Wire.send` makes one try and returns what came of it as a value: an `Answer`, or `Broken` with the
-reason in words. Nothing of aiohttp's gets out: its exceptions carry the request's headers, and with
-them the key. It follows no redirect, keeps no cookie and tries nothing twice by itself; who asks
-again, and when, is `session`. It vouches for the body having arrived whole.
+    Wire.send(method, url, ...) -> Response | Broken
+
+Only this module and the proxy's `Upstream` know aiohttp; both take their session, the words for an error
+and `gunzip` from here. No exception of aiohttp's leaves it: they carry the request's headers, and with them
+the key. A session follows no redirect, keeps no cookie and repeats nothing: `client.client` decides on
+retries. A `Response` has its whole body: a body that is shorter than announced, or damaged, is `Broken`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import aiohttp
 import yarl
 from isal import isal_zlib
 
-# The proxy and whoever else lets aiohttp unpack gets the fast one too.
+from pinstripe.client.response import Response
+
+# For every session: three to four times faster than zlib.
 aiohttp.set_zlib_backend(isal_zlib)
 
 # isal's type stub declares its exception class as if it were an instance.
-_IsalError = cast("type[Exception]", isal_zlib.error)
+_GUNZIP_ERROR = cast("type[Exception]", isal_zlib.error)
 
-_GZIP = 31  # zlib's window bits, for a gzip wrapper
-_MOST_UNPACKED = 256 * 2**20
-"""Of one answer. A page of 100 objects has up to a few MB; 1 MB of gzip can be 1 GB."""
-_MOST_RATIO = 1032  # deflate packs no tighter (https://www.zlib.net/zlib_tech.html)
+# zlib's window bits, by what the header `Content-Encoding` says.
+_WINDOW_BITS = {"gzip": 31, "deflate": zlib.MAX_WBITS}
+
+_MAX_BODY = 256 * 2**20
+"""Bytes of one response, unpacked. A page of 100 objects has up to a few MB; 1 MB of gzip can be 1 GB."""
+
+_STEP_BYTES = 2**20
+"""Unpacked at a time. The first step, some 2 ms, runs in the event loop, the others in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +47,23 @@ class Timeouts:
 
     connect_s: float = 5.0
     read_s: float = 30.0
-    total_s: float = 80.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Some HTTP answer, complete; not necessarily Stripe's. Header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-    elapsed_s: float
-    """From just before sending until the headers were there."""
-    received_at: float
-    """When the headers were there, by the local clock, Unix seconds."""
+    total_s: float | None = 80.0
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """No answer. `sent`: Stripe may have seen, and run, the request."""
+    """No response. `sent`: Stripe may have received, and run, the request."""
 
     reason: str
     sent: bool
+
+
+class Unreadable(Exception):
+    """A body that cannot be read; the text says why, and quotes nothing of it."""
+
+
+class TooLarge(Unreadable):
+    """A body of more bytes than the caller takes."""
 
 
 class Wire:
@@ -81,35 +86,20 @@ class Wire:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the pool. How many connections it holds is the budget's affair: no limit here."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
-            headers={**self._headers, "Accept-Encoding": "gzip"},
-            timeout=aiohttp.ClientTimeout(
-                total=self._timeouts.total_s,
-                sock_connect=self._timeouts.connect_s,
-                sock_read=self._timeouts.read_s,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            read_bufsize=2**18,
-            max_field_size=2**16,
-            proxy=self._proxy,
-        )
-        # aiohttp sends a GET again, by itself, when a kept connection turns out dead: past our
-        # budget and our count. There is no public switch; a test in flows watches this one.
-        self._session._retry_connection = False
+        """Opens the pool."""
+        headers = {**self._headers, "Accept-Encoding": "gzip"}
+        self._session = open_session(self._timeouts, headers=headers, proxy=self._proxy)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Closes every connection."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     async def send(
         self, method: str, url: str, *, body: bytes | None, headers: Mapping[str, str]
-    ) -> Answer | Broken:
-        """One try. `url` is sent as it is: fully quoted by the caller."""
+    ) -> Response | Broken:
+        """Sends the request once. `url` is sent byte for byte: the caller has quoted it."""
         if self._session is None:
             raise RuntimeError("the connection pool is not open")
         started = self._clock()
@@ -127,47 +117,77 @@ class Wire:
                 packed = await response.read()
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return self._broken(error)
-        encoding = lower.get("content-encoding", "").lower()
-        if encoding in ("", "identity"):
-            return Answer(status, lower, packed, elapsed_s, received_at)
-        if encoding != "gzip":
-            return Broken(f"it came packed as {encoding!r}, which was not asked for", sent=True)
+            return describe_error(error, self._timeouts)
+        encoding = lower.get("content-encoding", "")
         try:
-            return Answer(status, lower, _unpack(packed), elapsed_s, received_at)
-        except _IsalError:
-            return Broken("the gzip body is cut short or damaged", sent=True)
+            whole = await gunzip(packed, encoding, max_bytes=_MAX_BODY)
+        except Unreadable as error:
+            return Broken(str(error), sent=True)
+        return Response(status, lower, whole, elapsed_s, received_at)
 
-    def _broken(self, error: Exception) -> Broken:
-        """`error` in words. Its own text is left out on purpose: it may quote the request."""
-        match error:
-            case aiohttp.ClientConnectorDNSError():
-                return Broken("the host name cannot be resolved", sent=False)
-            case aiohttp.ClientConnectorCertificateError():
-                return Broken("its TLS certificate is not trusted", sent=False)
-            case aiohttp.ClientSSLError():
-                return Broken("no TLS connection can be made", sent=False)
-            case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
-                return Broken("the HTTP proxy cannot be used", sent=False)
-            case aiohttp.ClientConnectorError():
-                return Broken(f"no connection: {_words(error.os_error)}", sent=False)
-            case aiohttp.ConnectionTimeoutError():
-                return Broken(f"no connection within {self._timeouts.connect_s:g} s", sent=False)
-            case aiohttp.SocketTimeoutError():
-                return Broken(f"silence for {self._timeouts.read_s:g} s", sent=True)
-            case aiohttp.ServerDisconnectedError():
-                return Broken("the connection was closed before an answer came", sent=True)
-            case aiohttp.ClientPayloadError():
-                return Broken("the body was cut short", sent=True)
-            case aiohttp.ClientResponseError():
-                return Broken("the answer is not valid HTTP", sent=True)
-            case aiohttp.InvalidURL():
-                return Broken("the URL is not valid", sent=False)
-            case TimeoutError():
-                return Broken(f"not finished after {self._timeouts.total_s:g} s", sent=True)
-            case OSError():
-                return Broken(f"the connection broke: {_words(error)}", sent=True)
-        return Broken(f"the connection broke ({type(error).__name__})", sent=True)
+
+def open_session(
+    timeouts: Timeouts,
+    *,
+    headers: Mapping[str, str] | None = None,
+    skip_auto_headers: Sequence[str] = (),
+    proxy: str | None = None,
+) -> aiohttp.ClientSession:
+    """A session that passes bytes on unchanged and sends each request once.
+
+    It has no limit of connections: the rate limiter, or the gateway, bounds the requests. Connections are
+    kept for less than the minute after which Stripe closes them: a write into a closing one cannot be sent
+    again.
+    """
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
+        headers=headers,
+        skip_auto_headers=skip_auto_headers,
+        timeout=aiohttp.ClientTimeout(
+            total=timeouts.total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        read_bufsize=2**18,
+        max_field_size=2**16,
+        proxy=proxy,
+    )
+    # aiohttp repeats GET and DELETE when a kept connection turns out dead, past our rate limit and count.
+    # There is no public switch; a test in tests/flows/test_client.py fails if this one stops working.
+    session._retry_connection = False
+    return session
+
+
+def describe_error(error: Exception, timeouts: Timeouts) -> Broken:
+    """An error of aiohttp's in words. Its own text is left out on purpose: it may quote the request."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return Broken("the host name cannot be resolved", sent=False)
+        case aiohttp.ClientConnectorCertificateError():
+            return Broken("its TLS certificate is not trusted", sent=False)
+        case aiohttp.ClientSSLError():
+            return Broken("no TLS connection can be made", sent=False)
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            return Broken("the HTTP proxy cannot be used", sent=False)
+        case aiohttp.ClientConnectorError():
+            return Broken(f"no connection: {_words(error.os_error)}", sent=False)
+        case aiohttp.ConnectionTimeoutError():
+            return Broken(f"no connection within {timeouts.connect_s:g} s", sent=False)
+        case aiohttp.SocketTimeoutError():
+            return Broken(f"silence for {timeouts.read_s:g} s", sent=True)
+        case aiohttp.ServerDisconnectedError():
+            return Broken("the connection was closed before an answer came", sent=True)
+        case aiohttp.ClientPayloadError():
+            return Broken("the body was cut short", sent=True)
+        case aiohttp.ClientResponseError():
+            return Broken("the answer is not valid HTTP", sent=True)
+        case aiohttp.InvalidURL():
+            return Broken("the URL is not valid", sent=False)
+        case TimeoutError() if timeouts.total_s is not None:
+            return Broken(f"not finished after {timeouts.total_s:g} s", sent=True)
+        case OSError():
+            return Broken(f"the connection broke: {_words(error)}", sent=True)
+    return Broken(f"the connection broke ({type(error).__name__})", sent=True)
 
 
 def _words(error: OSError) -> str:
@@ -177,14 +197,40 @@ def _words(error: OSError) -> str:
     return os.strerror(error.errno).lower() if error.errno else type(error).__name__
 
 
-def _unpack(packed: bytes) -> bytes:
-    """The body, whole: the one call checks the trailer's length and CRC, which a stream cut in the
-    middle never gets to. It also costs half of what unpacking piece by piece does.
+async def gunzip(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
+    """The whole body without its compression (`encoding`: the header `Content-Encoding`).
+
+    Raises Unreadable where it is damaged or cut short, TooLarge beyond `max_bytes`. Its length and CRC are
+    checked. No more than `max_bytes` and a step are ever in memory.
     """
-    if len(packed) * _MOST_RATIO <= _MOST_UNPACKED:
-        return isal_zlib.decompress(packed, _GZIP) if packed else b""
-    unpacking = isal_zlib.decompressobj(_GZIP)
-    unpacked: bytes = unpacking.decompress(packed, _MOST_UNPACKED)
-    if not unpacking.eof:
-        raise _IsalError("cut short, or larger than any page")
-    return unpacked
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity") or not body:
+        if len(body) > max_bytes:
+            raise TooLarge("the body is too large")
+        return body
+    steps = _unpacked(body, encoding, max_bytes)
+    first = next(steps)
+    if len(first) < _STEP_BYTES:
+        return first + b"".join(steps)
+    # isal releases the interpreter's lock while it unpacks.
+    return first + await asyncio.to_thread(b"".join, steps)
+
+
+def _unpacked(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
+    """The body in steps. Raises as `gunzip`."""
+    if encoding not in _WINDOW_BITS:
+        raise Unreadable(f"the body is packed as {encoding!r}, which was not asked for")
+    unpacking = isal_zlib.decompressobj(_WINDOW_BITS[encoding])
+    size = 0
+    while not unpacking.eof:
+        try:
+            step = unpacking.decompress(body, _STEP_BYTES)
+        except _GUNZIP_ERROR as error:
+            raise Unreadable("the packed body is damaged") from error
+        if not step and not unpacking.eof:
+            raise Unreadable("the packed body is cut short")
+        size += len(step)
+        if size > max_bytes:
+            raise TooLarge("the body is too large")
+        yield step
+        body = unpacking.unconsumed_tail

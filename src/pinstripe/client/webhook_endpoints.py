@@ -1,9 +1,9 @@
-"""The webhook endpoints of an account at Stripe: those that call our gateway, made, found and removed.
+"""Creates, finds and deletes the webhook endpoints at Stripe that call our gateway.
 
     made = await create_endpoint(stripe, "https://a.example/webhooks/stripe/default", sync_id="default")
 
-An endpoint is found again by its address; ours also carry the id of their sync in their metadata. The
-signing secret is in the answer that makes an endpoint, and nowhere after that.
+An endpoint is found again by its address; ours also carry the id of their sync in their metadata. Stripe
+sends the signing secret only in the response that creates an endpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.pagination import iter_pages
+from pinstripe.client.pagination import iter_pages, list_at
 from pinstripe.client.response import Response
 from pinstripe.errors import Drifted, Misconfigured, Refused
 
@@ -47,7 +47,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     @property
     def sync_id(self) -> str:
-        """The sync that it was made for; "" if somebody else made it."""
+        """The sync that it was created for; "" if it was not created by Pinstripe."""
         return (self.metadata or {}).get(_MARK, "")
 
 
@@ -109,14 +109,14 @@ def _split(url: str) -> SplitResult | None:
 
 
 def is_local(url: str) -> bool:
-    """Whether it points at the machine itself, where Stripe reaches nobody."""
+    """Whether the address is this machine's own, which Stripe cannot reach."""
     return urlsplit(url).hostname in _THIS_MACHINE
 
 
 async def list_endpoints(stripe: StripeClient) -> list[Endpoint]:
-    """All of the account, ours and others'. Raises NotPermitted and what else `Stripe.get` raises."""
+    """All endpoints of the account, ours and others'. Raises what `StripeClient.get` raises."""
     found: list[Endpoint] = []
-    async for page in iter_pages(stripe, _PATH, endpoint=f"GET {_PATH}"):
+    async for page in iter_pages(list_at(stripe, _PATH, endpoint=f"GET {_PATH}")):
         found += _read(page.response, _Page).data
     return found
 
@@ -141,7 +141,7 @@ async def create_endpoint(stripe: StripeClient, url: str, *, sync_id: str) -> Cr
         (f"metadata[{_MARK}]", sync_id),
     ]
     try:
-        # Of this call alone: who creates, deletes and creates again wants a new one.
+        # For this call alone: create, delete and create again must give a new endpoint.
         once = f"pinstripe-{secrets.token_hex(16)}"
         response = await stripe.post(_PATH, params, endpoint=f"POST {_PATH}", idempotency_key=once)
     except Refused as error:

@@ -2,16 +2,10 @@
 
     config = read_config({"schema": "billing"}, os.environ)
 
-What is given as a flag wins over the environment, and that over the default. Nothing is read at import
-and no `.env` file ever: a `Config` is a value, made once by the command line and handed down. Which
-tables exist and of what mode a key is, is for others to know. What a value may be: `setting_rules`.
-
-What the words of a setting may be, and what they become: one function for each kind of value.
-
-    port = whole_number("8377", "--port", least=0, most=65535)
-
-`where` is the flag or the variable that the words came from: an error names it. No value that may be a
-secret is repeated in one.
+A flag wins over the environment, and that over the default. Nothing is read at import, and never a `.env`
+file: the command line makes one `Config` and hands it down. There is one function for each kind of value
+(`whole_number("8377", "--port", least=0, most=65535)`); its argument `where` is the flag or the variable
+that an error names. No error repeats a value that may be a secret. Which tables exist is checked elsewhere.
 """
 
 from __future__ import annotations
@@ -35,7 +29,7 @@ Rate: TypeAlias = float | Literal["default", "none"]
 """Requests a second. `default` is half of what Stripe allows for the mode of the key."""
 
 _SCHEMA_BYTES = 63
-"""Postgres cuts longer names, silently."""
+"""Postgres truncates longer names silently."""
 
 _TOKEN_CHARACTERS = 16
 """Shorter ones can be guessed."""
@@ -196,7 +190,7 @@ def token(text: str, where: str) -> str | None:
 
 
 def webhook_secrets(text: str, where: str) -> tuple[str, ...]:
-    """Several while one takes the place of another."""
+    """Several, while one replaces another."""
     secrets = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not all(secret.startswith("whsec_") for secret in secrets):
         raise Misconfigured(
@@ -214,7 +208,7 @@ def secret_keys(text: str, where: str) -> tuple[str, ...]:
 
 
 def secret_key(text: str, where: str) -> str:
-    """One such key; either alphabet of base64 will do."""
+    """One such key, in either alphabet of base64."""
     key = text.replace("+", "-").replace("/", "_")
     try:
         decoded = urlsafe_b64decode(key.encode())
@@ -263,7 +257,7 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings of one process, checked each for itself. Its repr shows no secret."""
+    """The settings of one process, each checked alone. Its repr shows no secret."""
 
     api_key: str | None = field(default=None, repr=False)
     database_url: str | None = field(default=None, repr=False)

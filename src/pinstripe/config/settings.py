@@ -1,7 +1,7 @@
 """The table of settings: the one place that names them.
 
-Flags, environment variables and the reference page are made from it. What a value may be, and what it
-becomes, is `config`. A name here is the name of a field of `Config`.
+Flags, environment variables and the reference page are generated from it. `config` parses and checks the
+values. A name here is the name of a field of `Config`.
 """
 
 from __future__ import annotations

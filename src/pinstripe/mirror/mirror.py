@@ -21,6 +21,7 @@ from typing import Protocol
 import structlog
 
 from pinstripe.catalog.tables import Table
+from pinstripe.concurrency import backoff
 from pinstripe.errors import LostLease, PinstripeError, Unreachable
 from pinstripe.mirror.batch import Batch, Conflict, Effect
 from pinstripe.mirror.change_feed import Recorder
@@ -350,8 +351,8 @@ class Mirror:
                 self.trouble = error.message
                 _log.warning("mirror.retry", attempt=attempt, error=error.message)
                 if attempt >= _MOST_LOSSES:
-                    self._take_too_large(batch)  # A row of 1 GB ends every session.
-                await self._sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                    self._take_too_large(batch)  # A row of a gigabyte ends each session it meets.
+                await self._sleep(backoff(_RETRY_S, attempt))
                 attempt += 1
                 continue
             except PinstripeError as error:

@@ -1,4 +1,4 @@
-"""The interval of time for which a snapshot of an object is known to be true, and what made it known."""
+"""The interval in which a snapshot of an object was taken, and the cause of the state that it shows."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ class AsOf:
     hi: float
     cause: Cause | None = None
 
+    def union(self, other: AsOf) -> AsOf:
+        """The interval of two pages that are applied as one."""
+        return AsOf(min(self.lo, other.lo), max(self.hi, other.hi))
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What made Stripe change an object, as far as it is known: `evt_…` and `req_…`, or ""."""
+    """The event (`evt_…`) and the request (`req_…`) that changed an object; "" where unknown."""
 
     event_id: str = ""
     request_id: str = ""
 
 
 def as_of_response(response: Response, cause: Cause | None = None) -> AsOf:
-    """When the reply was true. `cause`: what made us ask, for the change feed."""
+    """The interval of a response. `cause`: what led to the request, for the change feed."""
     return AsOf(response.not_before, response.not_after, cause)
-
-
-def union_of(earlier: AsOf | None, later: AsOf) -> AsOf:
-    """When both were true, of pages that are applied as one."""
-    return later if earlier is None else AsOf(min(earlier.lo, later.lo), max(earlier.hi, later.hi))

@@ -1,16 +1,13 @@
-"""How one value of an object gets into its columns: a `Fill` per kind of column.
+"""Converts the values of an object into columns: one function per kind of column, and a compiled fast path.
 
-A fill writes what fits into the row and gives back what does not (a value of another type than the
-catalog says, a number that Postgres cannot hold, a field that nobody knows): that goes to `_extra`, so
-that nothing is lost and no odd value fails the page that it stands in. Called with values that are not
-null only. `layout` chooses the fills.
+A converter writes what fits into the row and returns what does not (another type than the catalog says, a
+number that Postgres cannot hold, an unknown field). The rest goes to `_extra`, so nothing is lost and no
+odd value fails its page. Converters are called with non-null values only; `layout` chooses them.
 
-The quick way from an object to a row: one function per layout, written out and compiled.
-
-The generic way (`Extractor`) calls one closure per field. For the objects that lists are full of, all
-fields have the types that the catalog says; the function made here checks just that, field by field
-in straight code, and gives up (None) at the first that differs, so that the generic way takes over.
-A property test holds both ways to the same rows. It is worth it: a third of the CPU per object.
+`Extractor` calls one closure per field. For the objects that fill lists, all fields have the types of the
+catalog: the compiled function checks just that, field by field in straight code, and returns None at the
+first difference, so that the generic path takes over. It saves a third of the CPU time per object; a
+property test holds both paths to the same rows.
 """
 
 from __future__ import annotations
@@ -60,7 +57,7 @@ def compile_layout(fields: Sequence[Quick], width: int) -> Make:
         lines.append(f"    v = o[{key!r}]\n    if v is not None:")
         lines += [f"        {line}" for line in _field(number, columns, places)]
         if is_free and len(columns) == 1 and columns[0].read == "text":
-            # Anything that is a secret by its look has a "_": a cheap test for most texts.
+            # Every recognisable secret contains a "_": a cheap test for most texts.
             lines.append(f"        if '_' in v: row[{places[0]}] = without_secret_text(v)")
         names[f"fill{number}"] = fill
         if may_nest:
@@ -89,7 +86,7 @@ def _field(number: int, columns: Sequence[Column], places: Sequence[int]) -> lis
 
 
 Known = Callable[[Value], "str | None"]
-"""The table in which a value becomes a row of its own; None where it does not."""
+"""The table in which a value becomes a row of its own; None if it does not."""
 
 ToJson = Callable[[Value], str]
 
@@ -182,7 +179,7 @@ def fill_texts(at: int) -> Fill:
 
 
 def fill_scalar(read: Read, at: int) -> Fill:
-    """For a column that takes one value as it is."""
+    """For a column that takes one value unchanged."""
     fits = _FITS[read]
     as_text = read in ("number", "decimal")
 

@@ -1,15 +1,12 @@
-"""Any Stripe object -> the rows that hold it, and everything nested in it as rows of its own.
+"""Extracts the rows of a Stripe object: its own, and those of everything nested in it. Pure.
 
-    found = Found()
-    Extractor().object({"id": "ch_1", "object": "charge", "customer": {"id": "cus_1", ...}}, found)
-    found.rows   # {"charge": {"ch_1": [...]}, "customer": {"cus_1": [...]}}
+    rows = RowSet()
+    Extractor().object({"id": "ch_1", "object": "charge", "customer": {"id": "cus_1", ...}}, rows)
+    rows.rows   # {"charge": {"ch_1": [...]}, "customer": {"cus_1": [...]}}
 
-Pure: no I/O, nothing remembered between calls but compiled layouts. Promises: nothing is lost (what
-the catalog does not know, or what has another type than it says, is in `_extra`) but secrets, which are
-in no row (`secrets`), and an absent key makes no column. When the rows are true is not known here: that
-is the caller's (`mirror`).
-
-The primary key of an object: its id, or what stands for one.
+Nothing is lost except secrets (`rows.secrets`): what the catalog does not know, or what has another type
+than it says, is in `_extra`. An absent key makes no column, so the database keeps what it has. The interval
+in which the rows are true is the caller's to know (`mirror`). Only compiled layouts are kept between calls.
 """
 
 from __future__ import annotations
@@ -32,18 +29,18 @@ from pinstripe.rows.secrets import without_secrets
 Row = list[Value]
 """The values of all columns of a table, and the `TAIL`."""
 
-# Objects whose content is a copy of another object at another time. Not looked into.
+# Objects whose content is a copy of another object at another time. Their contents are not extracted.
 _OPAQUE = frozenset({"event", "v2.core.event"})
 
 _NOWHERE = Place()
-"""Where nothing says that an object is shown as it is now."""
+"""For a place that is not known to hold the present state of an object."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
 class TruncatedList:
-    """A list inside an object that goes on: `GET url?starting_after=last_id` is its next page."""
+    """A nested list with more pages: `GET url?starting_after=last_id` is the next."""
 
     url: str
     parent_table: str
@@ -55,7 +52,7 @@ class TruncatedList:
 
 @dataclass(slots=True)
 class RowSet:
-    """What extraction found. `rows`: table -> key -> row.
+    """The result of an extraction. `rows`: table -> key -> row.
 
     `whole` names lists inside objects that were shown to their end: ("table.field", key).
     `again` are rows of a key that is in `rows` already, with other columns. `elsewhere` names the objects
@@ -85,7 +82,7 @@ class Extractor:
     """Compiled layouts for every table. One per process is enough; it is not bound to an account."""
 
     def __init__(self, effective: Mapping[str, Table] | None = None) -> None:
-        """`effective` are the tables as they stand in the database, if that differs."""
+        """`effective`: the tables as the database has them, if that differs."""
         types = object_types()
         self.shapes = Shapes()
         self._tables = {**tables(), **(effective or {})}
@@ -101,7 +98,7 @@ class Extractor:
         parents: Mapping[str, str] | None = None,
         embedded: bool = False,
     ) -> str | None:
-        """Adds the rows of `obj` and of all that it holds to `found`; gives its key, None if it has none.
+        """Adds the rows of `obj` and its nested objects to `found`; returns its key, None if it has none.
 
         `parents` are ids by table, for objects that were met in a list under a parent. `embedded`:
         it stands in a field of another object, which shows it even when it has been deleted (the
@@ -257,7 +254,7 @@ class Extractor:
         return plan
 
     def _known(self, value: Value) -> str | None:
-        """The table in which this becomes a row of its own, if it does."""
+        """The table in which this becomes a row of its own, or None."""
         if type(value) is not dict:
             return None
         name = value.get("object")
@@ -266,7 +263,7 @@ class Extractor:
 
 
 def _nothing(_: Value) -> str | None:
-    """In an object that is not looked into, nothing becomes a row."""
+    """The skipped contents of an object: nothing becomes a row."""
     return None
 
 

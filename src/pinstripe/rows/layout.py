@@ -1,8 +1,8 @@
-"""How an object with given keys becomes the values of one row: compiled once, used per object.
+"""How an object with given keys becomes the values of one row: compiled once, used for every such object.
 
-Objects of one type come with the same keys in the same order, page after page. A `Layout` is made for
-each such sequence of keys: the columns that are present (an absent key is not a null: its columns are
-left out, so that the database keeps what it has) and one small function per key that fills them.
+Objects of one type come with the same keys in the same order, page after page. A `Layout` belongs to one
+such sequence of keys: the columns that are present, and one small function per key that fills them. An
+absent key is not a null: its columns are left out, and the database keeps what it has.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ row that it replaces, for the writer to fill in; whether it is partial; the numb
 
 @dataclass(slots=True)
 class Step:
-    """One top-level key: `fill` writes its columns; `nested` says that objects may stand in it."""
+    """One top-level key: `fill` writes its columns; `nested`: it may contain objects."""
 
     key: str
     fill: Fill
@@ -59,7 +59,7 @@ class Step:
 
 
 class Shapes:
-    """Numbers for shapes: which columns of a table an object speaks of. A row carries the number."""
+    """Numbers the shapes: which columns of a table an object has values for. A row carries the number."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, tuple[str, ...]], int] = {}
@@ -77,7 +77,7 @@ class Shapes:
 
 @dataclass(slots=True)
 class Layout:
-    """For one sequence of keys: the shape, the steps, and the keys that nobody knows.
+    """For one sequence of keys: the shape, the steps, and the keys that the catalog does not know.
 
     `width` is that of the whole table: a row has a place for every column, present or not. `partial`:
     it lacks columns that Stripe gives on request only, so their values are not known yet. `source`: the
@@ -251,7 +251,7 @@ class Plan:
         return fill_scalar(first.read, at)
 
     def _is_present(self, path: tuple[str, ...]) -> bool:
-        """Whether an object at this place is shown as it is now, and so has a row of its own."""
+        """Whether an object at this place is in its present state, and so has a row of its own."""
         places = self.places
         for step in path[:-1]:
             places = places[step].inside if step in places else {}

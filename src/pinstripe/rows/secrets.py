@@ -1,13 +1,11 @@
-"""Takes the secrets out of what is about to become a row.
+"""Removes the secrets from a value before it becomes a row. Pure.
 
     without_secrets({"object": "payment_intent", "client_secret": "pi_1_secret_x", ...})
 
-Fields that are secrets by the reviewed rule (`catalog.secrets`) become null. Behind that a net: a text in
-any other field (a redirect URL, metadata, a field that is new) that holds a secret by its look has it cut
-out, as errors and logs have. Pure; gives back the very same value where there is nothing to take out.
-
-Columns that are secrets cost nothing: `layout` fills none. JSON and free text are searched for a few
-words first (`may_hold`), which is cheaper than a walk; only what has one of them is walked.
+Fields that are secrets by the reviewed rules (`catalog.secrets`) become null. As a second net, a text in
+any other field (a redirect URL, metadata, a new field) has recognisable secrets cut out, as errors and logs
+have. The same value is returned where there is nothing to remove. Secret columns cost nothing, since
+`layout` fills none; JSON and free text are walked only if they contain one of a few words (`may_hold`).
 """
 
 from __future__ import annotations
@@ -124,7 +122,7 @@ def _walk_object(value: dict[str, Value], secret: Paths) -> dict[str, Value]:
 
 
 def _values(free: dict[str, Value]) -> dict[str, Value]:
-    """An object with keys of the user's: its values by their look alone."""
+    """An object with the user's own keys: only its values can show a secret."""
     new = {key: _walk(item, ()) for key, item in free.items()}
     return free if all(new[key] is free[key] for key in free) else new
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from pinstripe.client.api_key import ApiKey, proxy_for
+from pinstripe.concurrency import backoff, wait_for
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, Rate
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import Syncs, open_sync
@@ -88,9 +89,7 @@ class SyncOpener:
             except (PinstripeError, ExceptionGroup) as error:
                 # Of a group: the mirror's writers, which end only on what nobody has thought of.
                 _log.info("gateway.closed", sync=name, reason=str(error), attempt=attempt)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
-                    await self._stirred.wait()
+            await wait_for(self._stirred, backoff(_RETRY_S, attempt))
             self._stirred.clear()
             attempt += 1
 

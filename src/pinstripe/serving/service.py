@@ -31,6 +31,7 @@ import structlog
 from starlette.types import ASGIApp
 
 from pinstripe.client.api_key import ApiKey, proxy_for
+from pinstripe.concurrency import backoff
 from pinstripe.config.config import Config
 from pinstripe.console.routes import console_routes
 from pinstripe.encryption import FILE, Encryptor
@@ -249,7 +250,7 @@ class OwnPool:
                 )
             except PinstripeError as error:
                 _log.info("gateway.no_database", error=error.message)
-                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                await asyncio.sleep(backoff(_RETRY_S, attempt))
                 attempt += 1
         try:
             await asyncio.Event().wait()

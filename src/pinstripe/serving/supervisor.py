@@ -32,6 +32,7 @@ from typing import Literal
 import msgspec
 import structlog
 
+from pinstripe.concurrency import backoff, wait_for
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
 from pinstripe.errors import PinstripeError, redact
@@ -363,7 +364,7 @@ class _Keeper:
 
     async def _pause(self, reason: str) -> None:
         """Shows why it ended, and waits for another try or another wish."""
-        last, pause_s = self._last, PAUSES_S[min(self._deaths, len(PAUSES_S) - 1)]
+        last, pause_s = self._last, backoff(PAUSES_S, self._deaths)
         self._deaths += 1
         if last.activity == "ended":
             reason = last.reason
@@ -372,10 +373,7 @@ class _Keeper:
         else:
             self._show("waiting", reason, "It is started again; its log lines may tell more.")
         _log.error("sync.ended", sync=self._name, reason=redact(reason), again_s=pause_s)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._changed.wait()
-        if self._changed.is_set():
+        if await wait_for(self._changed, pause_s):
             self._deaths = 0
         else:
             self.state = replace(self.state, restarts=self.state.restarts + 1)

@@ -1,4 +1,4 @@
-"""Joins what the client learns of refused expands with bookkeeping, so that it outlives the process."""
+"""Stores the expands and lists that Stripe refuses, so that a restart does not repeat the requests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
 async def remember_refusals(source: Source, *, leads: bool) -> None:
-    """What was refused lately is not asked for yet, and what is refused from now on is noted.
+    """Applies the refusals that are stored, and stores new ones.
 
-    The process that `leads` forgets those whose time has come, and so tries them again.
+    The process that `leads` drops those that are due for a retry.
     """
     schema = source.mirror.schema
 
@@ -42,7 +42,7 @@ async def remember_refusals(source: Source, *, leads: bool) -> None:
 
 
 async def note_by_parent(source: Source, endpoint: str, reason: str, remedy: str) -> None:
-    """From now on this list is read by parent, and asked for without one when its time has come."""
+    """Reads this list by parent from now on, until it is retried without one."""
     source.by_parent.add(endpoint)
     _log.warning("list.by_parent", endpoint=endpoint, reason=reason)
     async with source.transaction() as connection:

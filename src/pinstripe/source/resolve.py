@@ -1,13 +1,11 @@
-"""What one question to Stripe decides: which state of a row is the true one, or that the object is gone.
+"""Resolves a conflicting row by fetching its object once.
 
-All of it writes over the version of the row that was seen before Stripe was asked, so a snapshot that
-came in between is not lost: it is contested in its turn. What Stripe has no address for (a discount, a
-card, a hold) is asked of the event log (`told`).
+    Conflict -> GET the object -> write over the version read before the GET | mark deleted
+             -> no address: read the event log around the row's interval -> newest event
 
-What the event log tells of an object that Stripe has no other way to show.
-
-A discount, a card, a hold on reserves: there is no address to fetch it from. Where two of its states
-share a second and came apart, the log is read again around that second: its order tells the newest.
+Each write expects the version that was read before the request, so a snapshot that arrives in between is
+not lost: it conflicts in its turn. Stripe has no address for some objects (a discount, a card, a hold on
+reserves). If two of their states share a second, the order of the event log decides which is newer.
 """
 
 from __future__ import annotations
@@ -15,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from math import ceil, floor
-from typing import cast
 
 from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
 from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import iter_pages, read_list, read_object
+from pinstripe.client.pagination import iter_pages, list_at, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
+from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import LIVE, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
@@ -36,14 +34,14 @@ from pinstripe.store.refetch import RefetchDone, complete_refetches
 
 
 async def complete(source: Source, answer: RefetchDone) -> None:
-    """Stripe has answered: crosses out what asked, if no commit has."""
+    """Marks a refetch as completed, if no commit has done so."""
     if not answer.is_noted:
         async with source.transaction() as connection:
             await complete_refetches(connection, source.mirror.schema, [answer])
 
 
 async def resolve(source: Source, row: Conflict) -> bool:
-    """Decides a contested row by one question, and crosses it out. For `Mirror.settle`."""
+    """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
     answer = RefetchDone(refetch_for(row), await source.database_time())
     answered = await refetch_row(
         source, row.table, row.key, over=row.version, cause=row.cause, answers=[answer]
@@ -62,10 +60,10 @@ async def refetch_row(
     cause: Cause | None = None,
     answers: Sequence[RefetchDone] = (),
 ) -> bool:
-    """Puts what Stripe has now in place of this version of the row; what is gone is flagged.
+    """Replaces this version of the row by what Stripe has now, or marks the row as deleted.
 
-    False where nothing at Stripe shows it. `parent`: what it is retrieved under, if that is known.
-    `answers`: what is crossed out with the commit, where there is one.
+    Returns False if nothing at Stripe shows the object. `parent`: the id it is retrieved under, if known.
+    `answers`: refetches that the commit completes.
     """
     try:
         if _singleton_path(table):
@@ -90,9 +88,9 @@ async def mark_deleted(
     cause: Cause | None = None,
     answers: Sequence[RefetchDone] = (),
 ) -> None:
-    """Stripe says that it does not have the object (any more): its row is flagged, or goes.
+    """Marks the row of an object that Stripe does not have (any more) as deleted, or removes it.
 
-    `over` is the version of the row that was seen before Stripe was asked, `gone` what it said.
+    `over`: the row's version before the request. `gone`: Stripe's response.
     """
     known = source.wanted[table]
     if over is None or not (known.deletable or table in ENTRIES_GO):
@@ -108,7 +106,7 @@ async def mark_deleted(
         await source.mirror.write([], effect=remove, completed=answers)
         return
     source.mirror.extractor.object({"id": key, "object": known.object_type, "deleted": True}, found)
-    # Not by our own idea of the time if Stripe has told it: ours may be behind.
+    # By Stripe's time if the response has one: our clock may be behind.
     said_at = gone.said_at if gone is not None else None
     lo, hi = said_at or (source.now() - 1.0, source.now())
     parts = [(found, AsOf(lo, hi, cause))]
@@ -116,18 +114,18 @@ async def mark_deleted(
 
 
 def can_be_fetched(table: str) -> bool:
-    """Whether Stripe shows single objects of this table (the events apart)."""
+    """Whether single objects of this table can be requested from Stripe (events apart)."""
     return retrieve_endpoint(table) is not None or _singleton_path(table) != ""
 
 
 def has_address(table: str) -> bool:
-    """Whether Stripe shows an object of this table by its id alone."""
+    """Whether an object of this table can be requested by its id alone."""
     where = retrieve_endpoint(table)
     return where is not None and not where.parent_parameter
 
 
 def _singleton_path(table: str) -> str:
-    """Of what is one to an account. The account itself has an address like others."""
+    """The path of an object that an account has one of; "" for others. The account itself has an id."""
     known = tables()[table]
     if known.virtual or retrieve_endpoint(table) is not None:
         return ""
@@ -154,7 +152,7 @@ async def _read_singleton(
 
 
 async def _parent(source: Source, table: str, key: str) -> str:
-    """What the object is retrieved under, as its row names it; "" where that is nothing."""
+    """The id of the parent that the object is retrieved under, from its row; "" if there is none."""
     where = retrieve_endpoint(table)
     if where is None or not where.parent_parameter:
         return ""
@@ -178,9 +176,9 @@ _MOST_TYPES = 20
 
 
 async def resolve_from_events(source: Source, table: str, key: str, over: datetime) -> bool:
-    """Puts what the newest event of that time tells in place of this version of the row.
+    """Replaces this version of the row by the newest event of its interval.
 
-    False where no event tells anything of it.
+    Returns False if no event carries the object.
     """
     known = source.wanted[table]
     async with source.pool.acquire() as connection:
@@ -197,31 +195,27 @@ async def resolve_from_events(source: Source, table: str, key: str, over: dateti
         return False
     if event is None:
         return False
-    obj = _payload(event)
+    obj = payload(event)
     if known.deletable and deletes(str(event.get("type"))):
         obj = {**obj, "deleted": True}
     found = RowSet()
     source.mirror.extractor.object(obj, found)
-    second = float(cast("int", event["created"]))
-    truth = AsOf(second, second + 1.0, Cause(str(event.get("id")), _request(event)))
-    await source.mirror.write([(found, truth)], expected={(table, key): over})
+    second = float(created_of(event))
+    as_of = AsOf(second, second + 1.0, cause_of(event))
+    await source.mirror.write([(found, as_of)], expected={(table, key): over})
     return True
 
 
 async def _newest(
     source: Source, table: str, key: str, since: int, until: int
 ) -> StripeObject | None:
-    """The first event in Stripe's order, newest first, that tells of the object in this time."""
+    """The newest event of the object in this time, by Stripe's order."""
     params = [("created[gte]", str(since)), ("created[lte]", str(until))]
-    async for page in iter_pages(
-        source.stripe,
-        _EVENTS,
-        [*params, *(("types[]", name) for name in _types(source.wanted[table].object_type))],
-        endpoint=f"GET {_EVENTS}",
-        priority=LIVE,
-    ):
-        for event in read_list(page.response, _EVENTS).objects:
-            obj = _payload(event)
+    params += [("types[]", name) for name in _types(source.wanted[table].object_type)]
+    request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=LIVE)
+    async for page in iter_pages(request):
+        for event in page.objects:
+            obj = payload(event)
             name = str(obj.get("object"))
             if name == source.wanted[table].object_type and key_of(name, obj) == key:
                 return event
@@ -229,18 +223,6 @@ async def _newest(
 
 
 def _types(name: str) -> Sequence[str]:
-    """Types of events that carry objects of this type; none, that is any, where they are too many."""
+    """The event types that carry this object type; empty (no filter) if they are too many for a request."""
     found = [e.name for e in spec().events if name in e.carries]
     return found if len(found) <= _MOST_TYPES else ()
-
-
-def _payload(event: StripeObject) -> StripeObject:
-    data = event.get("data")
-    obj = data.get("object") if isinstance(data, dict) else None
-    return cast("StripeObject", obj) if isinstance(obj, dict) else {}
-
-
-def _request(event: StripeObject) -> str:
-    request = event.get("request")
-    found = request.get("id") if isinstance(request, dict) else request
-    return found if isinstance(found, str) else ""

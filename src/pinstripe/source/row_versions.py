@@ -1,7 +1,7 @@
-"""What is in the database before Stripe is asked: a row's version, and Postgres's clock.
+"""Reads the version of a row, and Postgres's clock, before a request to Stripe.
 
-What comes back is surely newer than that version, and answers whatever was asked for before that moment.
-Many who are about to ask at the same time share one look.
+A response to a later request is surely newer than that version, and completes every refetch noted before
+that moment. Concurrent callers share one query (`Coalescer`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class VersionAt(NamedTuple):
 
 
 class RowVersions:
-    """Looks into the tables `wanted` of one schema."""
+    """Reads from the tables `wanted` of one schema."""
 
     def __init__(self, pool: Pool, schema: str, wanted: Mapping[str, Table]) -> None:
         self._pool = pool
@@ -35,7 +35,7 @@ class RowVersions:
         self._coalescer: Coalescer[_Place, VersionAt] = Coalescer(self._read)
 
     async def read(self, table: str, key: str) -> VersionAt:
-        """A look that begins after this call. Raises Unreachable."""
+        """Returns the result of a query that starts after this call. Raises Unreachable."""
         return await self._coalescer.get((table, key))
 
     async def _read(self, places: Collection[_Place]) -> dict[_Place, VersionAt]:

@@ -1,21 +1,17 @@
-"""Asking Stripe for lists and objects and putting what comes into the mirror.
+"""Fetches lists and objects from Stripe into the mirror.
 
-What backfill, catching up and settling share: the account's `Stripe`, the `Mirror`, which tables are
-wanted, and the order in which requests are served (`LIVE` before `BACKFILL`).
+    Source.read / fetch / follow -> StripeClient -> rows -> Mirror
 
-Nested lists that the key may not read: the rows around them are copied, and the gap is told.
-
-A charge may be readable and its refunds not. The list of charges then goes on, and a cursor of its own
-says what is missing, in Stripe's words:
+Backfill, event poller, refetches and the gateway share it: the account's client, the mirror, the wanted
+tables, and the priorities (`FOLLOW`, `LIVE`, `BACKFILL`, `REFERENCES`). Nested lists are read to their end
+before the row around them is written. A nested list that the key may not read stops nothing; a cursor of
+its own holds the gap, in Stripe's words, and the next run retries its `probe`:
 
     {"table": "refund", "inside": "charge", "probe": "/v1/charges/ch_1/refunds"}
-
-The next run asks the probe; if it is answered, the lists of the table around it are read anew.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -37,8 +33,9 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.client import StripeClient, quote_id
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import PAGE, list_request, read_list, read_object
+from pinstripe.client.pagination import iter_pages, list_at, list_of, read_object, split_url
 from pinstripe.client.response import Response
+from pinstripe.concurrency import for_each
 from pinstripe.errors import (
     Drifted,
     LostLease,
@@ -64,22 +61,22 @@ UnreadableLists = dict[str, "UnreadableList"]
 
 @dataclass(frozen=True, slots=True)
 class UnreadableList:
-    """One kind of nested list that cannot be read, and the first one that showed it."""
+    """One kind of nested list that the key may not read, with the first example."""
 
-    cut: TruncatedList
+    truncated: TruncatedList
     error: Refused
 
 
 def checkpoints(gaps: UnreadableLists) -> list[Checkpoint]:
-    """What the database says of the gaps."""
+    """The cursors that record the gaps."""
     return [
         ended_by(
             gap.error,
             _stream(name),
             {
-                "table": gap.cut.child_table,
-                "inside": gap.cut.parent_table,
-                "probe": gap.cut.url,
+                "table": gap.truncated.child_table,
+                "inside": gap.truncated.parent_table,
+                "probe": gap.truncated.url,
             },
         )
         for name, gap in gaps.items()
@@ -89,24 +86,23 @@ def checkpoints(gaps: UnreadableLists) -> list[Checkpoint]:
 async def closed_gaps(
     stripe: StripeClient, saved: Iterable[Checkpoint], *, priority: int
 ) -> Mapping[str, str]:
-    """Stream -> table around it, of the gaps of earlier runs that can be read now."""
+    """Stream -> table around it, of the gaps of earlier runs that can be read now. Raises WrongKey."""
     found: dict[str, str] = {}
     for cursor in saved:
         position = cursor.position
         if not isinstance(position, dict) or "probe" not in position:
             continue
-        path, _, query = str(position["probe"]).partition("?")
-        fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+        path, fixed = split_url(str(position["probe"]))
         try:
             await stripe.get(
                 path, [*fixed, ("limit", "1")], endpoint=f"GET {cursor.stream}", priority=priority
             )
         except NotFound:
-            pass  # The object around it is gone, but the key was let in.
+            pass  # The object around it is gone, but the key was accepted.
         except PinstripeError as error:
             if isinstance(error, WrongKey):
                 raise
-            continue  # It is refused still, or in trouble: the next run tries again.
+            continue  # Still refused, or unreachable: the next run retries.
         found[cursor.stream] = str(position["inside"])
     return found
 
@@ -118,34 +114,32 @@ def _stream(name: str) -> str:
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 FOLLOW = 0
-"""The event log: whatever else waits, what happens is seen at once."""
+"""Priority of the event log: before everything else."""
 
 LIVE = 4
-"""What events make us ask for."""
+"""Priority of refetches that events cause."""
 
 BACKFILL = 10
 
 REFERENCES = 20
 
 _FOLLOWED_AT_ONCE = 6
-"""Nested lists of one page read at the same time."""
+"""Nested lists of one page that are read concurrently."""
 
-_MOST_PAGES = 1000
+_MAX_PAGES = 1000
 """Pages of one nested list: 100,000 entries, far more than any object of Stripe's is allowed to have."""
 
-_MOST_RESTARTS = 3
-
 _OWED_S = 15.0
-"""When what met trouble for the first time is tried again."""
+"""Pause before the first retry of a failed request."""
 
 
 @dataclass(slots=True)
 class Source:
-    """One account at Stripe and its mirror. `wanted` are the tables that are synced.
+    """One account at Stripe and its mirror. `wanted`: the tables that are synced.
 
-    `clock_ahead_s`: how far Stripe's clock is ahead of ours, as the last answer showed it. `gaps`: the
-    nested lists that turned out not to be readable. `unread`: by table, why nested lists of single objects
-    were not read; `notes_owed`: whether they are noted as owed in the database.
+    `clock_ahead_s`: how far Stripe's clock is ahead of ours, by the last response. `unreadable_lists`:
+    nested lists that the key may not read. `unread`: by table, why nested lists of single objects were not
+    read; `notes_owed`: whether a refetch is noted in the database for each of them.
     """
 
     stripe: StripeClient
@@ -166,21 +160,21 @@ class Source:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """For what is written beside the mirror: committed only while the lease is ours."""
+        """A transaction beside the mirror's: it commits only while this process holds the lease."""
         async with self.pool.transaction() as connection:
             yield connection
             if self.fence is not None:
                 await self.fence(connection)
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Saves cursors by themselves, where there are no rows that they vouch for."""
+        """Saves cursors that cover no rows of their own."""
         async with self.transaction() as connection:
             await save_checkpoints(connection, self.mirror.schema, checkpoints)
 
     async def owe(
         self, refetch: Refetch, error: PinstripeError, *, pause_s: float = _OWED_S
     ) -> None:
-        """Notes a request that met trouble: whatever vouches for the rest may go on without it."""
+        """Notes a failed request as a refetch, so that the cursor of the rest may advance."""
         async with self.transaction() as connection:
             await add_refetches(connection, self.mirror.schema, [refetch])
             await note_trouble(connection, self.mirror.schema, refetch, error, pause_s)
@@ -190,11 +184,11 @@ class Source:
         return time.time() + self.clock_ahead_s
 
     def observe_clock(self, response: Response) -> None:
-        """Takes the time from an answer."""
+        """Sets `clock_ahead_s` from a response."""
         self.clock_ahead_s = response.not_after - 0.5 - time.time()
 
     async def version(self, table: str, key: str) -> datetime | None:
-        """`_synced_at` of a row, None if there is none. What is asked for after this is newer."""
+        """`_synced_at` of a row, None if there is none. A response to a later request is newer."""
         return (await self.row_version(table, key)).version
 
     async def database_time(self) -> datetime:
@@ -204,7 +198,7 @@ class Source:
         return found
 
     async def row_version(self, table: str, key: str) -> VersionAt:
-        """What is so before Stripe is asked next. All who ask at the same time share one look."""
+        """The row's version and Postgres's clock, for a later request. Concurrent calls share a query."""
         return await self._row_versions.read(table, key)
 
     def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> RowSet:
@@ -214,46 +208,28 @@ class Source:
         return found
 
     async def follow(
-        self, cut: TruncatedList, *, priority: int = BACKFILL, cause: Cause | None = None
+        self, truncated: TruncatedList, *, priority: int = BACKFILL, cause: Cause | None = None
     ) -> int:
-        """Reads a nested list to its end; gives the number of requests.
+        """Reads a nested list to its end; returns the number of requests.
 
-        Raises what `Stripe.get` raises, and Drifted where the list does not come to an end.
+        Raises what `StripeClient.get` raises, and Drifted if the list does not come to an end.
         """
-        path, _, query = cut.url.partition("?")
-        fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
-        fixed += [("expand[]", f"data.{item}") for item in _expand_of(cut.child_table)]
-        after: str | None = cut.last_id or None
-        requests = restarts = 0
-        passed = {after}
-        while True:
-            params = [*fixed, ("limit", str(PAGE))]
-            if after is not None:
-                params.append(("starting_after", after))
-            try:
-                response = await self.stripe.get(
-                    path, params, endpoint=endpoint_of(path), priority=priority
-                )
-            except NotFound as error:
-                restarts += 1
-                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
-                    raise
-                # The entry behind the cursor is gone: read the list from its start.
-                after, passed = None, {None}
-                continue
+        path, fixed = split_url(truncated.url)
+        fixed += [("expand[]", f"data.{item}") for item in _expand_of(truncated.child_table)]
+        request = list_at(self.stripe, path, fixed, endpoint=endpoint_of(path), priority=priority)
+        requests = 0
+        async for page in iter_pages(
+            request, after=truncated.last_id or None, on_lost_cursor="restart"
+        ):
             requests += 1
-            page = read_list(response, path)
-            found = self.extract(page.objects, {cut.parent_table: cut.parent_id})
-            await self.mirror.write([(found, as_of_response(response, cause))])
-            if not page.has_more:
-                return requests
-            if page.after in passed or page.after is None or requests >= _MOST_PAGES:
+            found = self.extract(page.objects, {truncated.parent_table: truncated.parent_id})
+            await self.mirror.write([(found, as_of_response(page.response, cause))])
+            if page.has_more and requests >= _MAX_PAGES:
                 raise Drifted(
                     f"The list {path} does not come to an end after {requests} pages.",
                     hint="Its next try is noted; report it to Stripe with the object's id.",
                 )
-            passed.add(page.after)
-            after = page.after
+        return requests
 
     async def read(
         self,
@@ -269,95 +245,76 @@ class Source:
     ) -> float:
         """Mirrors a list from its top, to its end or until a page is `enough`.
 
-        Gives the moment on Stripe's clock at which the reading began; `shown` takes the ids. A cursor
-        object that went meanwhile starts it anew. Raises what `Stripe.get` raises.
+        Returns when the first page was true, on Stripe's clock. The ids of all pages are added to `shown`.
+        A cursor object that was deleted meanwhile restarts the list. Raises what `StripeClient.get` raises.
         """
-        after: str | None = None
         began = 0.0
-        restarts = 0
-        passed: set[str | None] = {None}
-        while True:
-            asked, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
-            try:
-                response = await self.stripe.get(
-                    asked, query, endpoint=endpoint.name, priority=priority
-                )
-            except NotFound as error:
-                restarts += 1
-                if after is None or error.param != "starting_after" or restarts > _MOST_RESTARTS:
-                    raise
-                after, passed = None, {None}
-                continue
-            self.observe_clock(response)
-            began = began or response.not_before
-            page = read_list(response, path)
+        request = list_of(self.stripe, endpoint, path, params, priority=priority)
+        async for page in iter_pages(request, on_lost_cursor="restart"):
+            self.observe_clock(page.response)
+            began = began or page.response.not_before
             if shown is not None:
                 shown.update(str(obj.get("id")) for obj in page.objects)
             found = self.extract(page.objects, parents or {})
             await self.follow_all(found, priority=priority, cause=cause)
-            await self.mirror.write([(found, as_of_response(response, cause))])
-            if not page.has_more or (enough is not None and await enough(page.objects)):
-                return began
-            if page.after in passed:
-                raise Drifted(
-                    f"The list {path} says that it goes on, but not from where.",
-                    hint="Its pages cannot be followed; the rest is synced all the same.",
-                )
-            passed.add(page.after)
-            after = page.after
+            await self.mirror.write([(found, as_of_response(page.response, cause))])
+            if page.has_more and enough is not None and await enough(page.objects):
+                break
+        return began
 
     async def follow_all(
         self, found: RowSet, *, priority: int = BACKFILL, cause: Cause | None = None
     ) -> int:
-        """Reads every nested list that `found` holds only the beginning of, some at a time."""
-        cuts = iter([cut for cut in found.lists if self._is_wanted(cut)])
+        """Reads every truncated nested list in `found` to its end; returns the number of requests."""
+        requests = 0
 
-        async def worker() -> int:
-            return sum([await self._follow_one(cut, priority, cause) for cut in cuts])
+        async def follow(truncated: TruncatedList) -> None:
+            nonlocal requests
+            requests += await self._follow_one(truncated, priority, cause)
 
-        workers = min(_FOLLOWED_AT_ONCE, len(found.lists))
-        tasks = [asyncio.create_task(worker()) for _ in range(workers)]
-        try:
-            return sum(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+        wanted = [truncated for truncated in found.lists if self._is_wanted(truncated)]
+        await for_each(wanted, follow, limit=_FOLLOWED_AT_ONCE)
+        return requests
 
-    async def _follow_one(self, cut: TruncatedList, priority: int, cause: Cause | None) -> int:
-        name = endpoint_of(cut.url.partition("?")[0])
+    async def _follow_one(
+        self, truncated: TruncatedList, priority: int, cause: Cause | None
+    ) -> int:
+        name = endpoint_of(truncated.url.partition("?")[0])
         if name in self.unreadable_lists:
             return 0
         try:
-            return await self.follow(cut, priority=priority, cause=cause)
+            return await self.follow(truncated, priority=priority, cause=cause)
         except NotFound:
-            return 0  # The object around it is gone, and an event says so.
+            return 0  # The parent is gone, and an event reports that.
         except (NotPermitted, NotEnabled) as error:
             if name not in self.unreadable_lists:
                 _log.warning("nested.refused", endpoint=name, reason=error.message)
-            self.unreadable_lists[name] = UnreadableList(cut, error)
+            self.unreadable_lists[name] = UnreadableList(truncated, error)
             return 0
         except (LostLease, WrongKey):
             raise
         except PinstripeError as error:
             if error.fault is not None:
-                raise  # It is Postgres's trouble.
-            await self._owe_nested(cut, error, cause)
+                raise  # Postgres failed, not Stripe.
+            await self._owe_nested(truncated, error, cause)
             return 0
 
     async def _owe_nested(
-        self, cut: TruncatedList, error: PinstripeError, cause: Cause | None
+        self, truncated: TruncatedList, error: PinstripeError, cause: Cause | None
     ) -> None:
-        """One object's nested list cannot be read now: it is owed, and its neighbours go on."""
-        _log.warning("nested.owed", table=cut.child_table, url=cut.url, error=error.message)
-        self.unread[cut.child_table or cut.parent_table] = error
+        """Notes the nested list of one object for a refetch; the others go on."""
+        _log.warning(
+            "nested.owed", table=truncated.child_table, url=truncated.url, error=error.message
+        )
+        self.unread[truncated.child_table or truncated.parent_table] = error
         if not self.notes_owed:
             return
         known = cause or Cause()
         refetch = Refetch(
             "nested",
-            cut.child_table,
-            cut.url,
-            f"{cut.parent_table} {cut.parent_id}",
+            truncated.child_table,
+            truncated.url,
+            f"{truncated.parent_table} {truncated.parent_id}",
             request_id=known.request_id,
             event_id=known.event_id,
         )
@@ -374,10 +331,10 @@ class Source:
         cause: Cause | None = None,
         answers: Sequence[RefetchDone] = (),
     ) -> bool:
-        """Fetches one object and mirrors it; False where Stripe has no way to retrieve this type.
+        """Fetches one object and mirrors it; returns False if Stripe cannot retrieve this type by id.
 
-        `over` is the version of the row that was seen before, `cause` what made us ask, `answers`
-        what is crossed out with the commit. Raises NotFound where Stripe does not have it (any more).
+        `over`: the row's version before the request. `cause`: what led to it. `answers`: refetches that the
+        commit completes. Raises NotFound if Stripe does not have the object (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
@@ -401,12 +358,12 @@ class Source:
         self.observe_clock(response)
         return response
 
-    def _is_wanted(self, cut: TruncatedList) -> bool:
-        return cut.child_table == "" or cut.child_table in self.wanted
+    def _is_wanted(self, truncated: TruncatedList) -> bool:
+        return truncated.child_table == "" or truncated.child_table in self.wanted
 
 
 def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
-    """How the objects of a table are fetched; None for those that cannot, previews among them."""
+    """How the objects of a table are fetched; None if they cannot be, as previews."""
     known = tables()[table]
     return None if known.virtual else retrieve_endpoints().get(known.object_type)
 
@@ -435,7 +392,7 @@ def _templates() -> list[tuple[re.Pattern[str], str]]:
 
 
 def endpoint_of(path: str) -> str:
-    """The operation behind a path, as the budget names it.
+    """The operation behind a path, by the rate limiter's name.
 
     >>> endpoint_of("/v1/invoices/in_1/lines")
     'GET /v1/invoices/{invoice}/lines'

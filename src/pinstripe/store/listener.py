@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import structlog
 
+from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.pool import Connection, close_quietly, connect_dedicated, translated
 
@@ -62,7 +63,7 @@ class Listener:
                 await self.connect()
             except PinstripeError as error:
                 self._trouble = error
-                await asyncio.sleep(_PAUSE_S[min(attempt, len(_PAUSE_S) - 1)])
+                await asyncio.sleep(backoff(_PAUSE_S, attempt))
                 attempt += 1
                 continue
             attempt = 0

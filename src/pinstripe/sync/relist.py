@@ -29,6 +29,7 @@ from pinstripe.catalog.relations import announced
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.concurrency import backoff
 from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import (
@@ -220,8 +221,8 @@ class Relist:
         """Count the try; return the cursor with the time of the next one."""
         stopped = self._stopped.setdefault(ended.stream, _Stopped(0.0))
         if wait_s is None:
-            troubles = min(_FIRST_PAUSE + stopped.troubles, len(PAUSES_S) - 1)
-            wait_s = _REFUSED_S if is_refused else PAUSES_S[troubles]
+            pause_s = backoff(PAUSES_S, _FIRST_PAUSE + stopped.troubles)
+            wait_s = _REFUSED_S if is_refused else pause_s
             stopped.troubles += not is_refused
         stopped.next_at, stopped.is_refused = self._clock() + wait_s, is_refused
         return replace(ended, next_try=time.time() + wait_s)

@@ -15,8 +15,7 @@ from hypothesis.strategies import SearchStrategy
 from pinstripe.client.api_errors import missing_permission, permission_of, read_error, refusal
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import encode_params, quote_id
-from pinstripe.client.response import is_whole_object, response_of
-from pinstripe.client.transport import Answer
+from pinstripe.client.response import Response, is_whole_object
 from pinstripe.errors import (
     BadParameter,
     NotEnabled,
@@ -223,13 +222,13 @@ def _refusal(
 
 
 def test_without_a_date_the_interval_is_wide_and_on_the_local_clock() -> None:
-    response = response_of(Answer(200, {"date": "yesterday"}, b"{}", 2.0, 5000.0))
+    response = Response(200, {"date": "yesterday"}, b"{}", 2.0, 5000.0)
     assert (response.not_before, response.not_after) == (4698.0, 5300.0)
 
 
 def test_with_a_date_the_interval_is_the_time_the_request_took_and_the_second() -> None:
     headers = {"date": "Thu, 01 Jan 1970 00:01:00 GMT"}
-    response = response_of(Answer(200, headers, b"{}", 2.5, 5000.0))
+    response = Response(200, headers, b"{}", 2.5, 5000.0)
     assert (response.not_before, response.not_after) == (57.5, 61.0)
 
 

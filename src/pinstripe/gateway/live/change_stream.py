@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 import msgspec
 import structlog
 
+from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.store.changes import CHANNEL, Change, Wanted, changes_after, newest_position
@@ -124,7 +124,7 @@ class ChangeStream:
                     yield entry
                 position = reached
                 if tail.grown is grown and position >= tail.end:
-                    await _within(grown, _NET_S)
+                    await wait_for(grown, _NET_S)
                 if entries:
                     told_at = loop.time()
                 elif loop.time() - told_at >= _NET_S and not tail.closed:
@@ -179,7 +179,7 @@ class ChangeStream:
             except PinstripeError as error:
                 _log.info("feed.trouble", error=error.message)
                 await asyncio.sleep(_RETRY_S)
-            await _within(tail.wake, _NET_S)
+            await wait_for(tail.wake, _NET_S)
 
     def _wake_all(self) -> None:
         for tail in self._tails.values():
@@ -189,11 +189,3 @@ class ChangeStream:
         tail = self._tails.get(payload.rpartition(" ")[0])
         if tail is not None:
             tail.wake.set()
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it came about in that time."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()

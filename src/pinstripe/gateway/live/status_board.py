@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
+from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.syncs import StoredSync, SyncControl
@@ -127,13 +128,9 @@ class StatusBoard:
         while True:
             await self.look()
             pause_s = _WATCHED_S if self._watchers else _UNWATCHED_S
-            try:
-                async with asyncio.timeout(pause_s):
-                    # Somebody who comes to watch does not wait for the slow round to end.
-                    await self._watched.wait()
-                self._watched.clear()
-            except TimeoutError:
-                pass
+            # A new watcher does not wait for the slow round to end.
+            await wait_for(self._watched, pause_s)
+            self._watched.clear()
 
     async def fresh(self, *, within_s: float = 1.0) -> dict[str, Live]:
         """The board, not older than that; one look for all who ask at once."""

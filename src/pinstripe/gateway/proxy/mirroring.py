@@ -33,6 +33,8 @@ from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
+from pinstripe.client.transport import TooLarge, Unreadable
+from pinstripe.concurrency import backoff
 from pinstripe.errors import (
     Drifted,
     Misconfigured,
@@ -47,9 +49,7 @@ from pinstripe.gateway.proxy.objects import (
     LAG_S,
     ObjectKey,
     ParsedResponse,
-    TooLarge,
     Trust,
-    Unreadable,
     as_of_exchange,
     collection_table,
     is_preview,
@@ -677,7 +677,7 @@ class DeferredFetches:
                 self.add(sync_id, [way])
                 if failures == 0:
                     _log.warning("proxy.later", waiting=len(self._ways), error=error.message)
-                await self._sleep(_PAUSE_S[min(failures, len(_PAUSE_S) - 1)])
+                await self._sleep(backoff(_PAUSE_S, failures))
                 failures += 1
             except PinstripeError as error:
                 # Stripe says no, and would again; or the value fits no column.

@@ -9,24 +9,21 @@ When an answer of the proxy's was true: as `client.reply` measures it, from the 
 
 from __future__ import annotations
 
-import asyncio
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, cast
+from typing import Literal
 from urllib.parse import unquote, unquote_plus
 
 import msgspec
-from isal import isal_zlib
 
 from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import response_of
-from pinstripe.client.transport import Answer
+from pinstripe.client.response import Response
+from pinstripe.client.transport import Unreadable, gunzip
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Extractor, RowSet
@@ -45,30 +42,14 @@ LAG_S = 3600.0
 """How old a search result may be: Stripe says under a minute, and longer during outages
 (https://docs.stripe.com/search#data-freshness). A wider interval only costs a GET where rows differ."""
 
-_GZIP = 31
-
-# isal's type stub declares its exception class as if it were an instance.
-_UNPACK_ERROR = cast("type[Exception]", isal_zlib.error)
-
 # What is computed for the moment: it has ids, and exists nowhere.
 _PREVIEW = re.compile(r"/(?:create_)?preview(?:/|$)|/upcoming(?:/|$)|/upcoming_in_")
 
 UNPACKED_BYTES = 16 * 2**20
 """The largest answer that is read into rows. Stripe's pages of 100 objects have up to a few MB."""
 
-_STEP_BYTES = 2**20
-"""Unpacked at a time. The first step, some 2 ms, is made in the event loop, the others in a thread."""
-
 _CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
 """Types that are a key and its dates, and live for minutes. See `read`."""
-
-
-class Unreadable(Exception):
-    """The body is not JSON, or is packed in a way that we cannot unpack."""
-
-
-class TooLarge(Unreadable):
-    """It is more than `UNPACKED_BYTES`: 1 MB of gzip can be 1 GB of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,37 +131,7 @@ def collection_table(path: str) -> str | None:
 
 async def unpack(body: bytes, encoding: bytes) -> bytes:
     """The body without its compression. Raises Unreadable, TooLarge."""
-    encoding = encoding.strip().lower()
-    if encoding in (b"", b"identity") or not body:
-        if len(body) > UNPACKED_BYTES:
-            raise TooLarge("The body is too large.")
-        return body
-    steps = _unpacked(body, encoding)
-    first = next(steps)
-    if len(first) < _STEP_BYTES:
-        return first + b"".join(steps)
-    # isal gives the interpreter's lock away while it unpacks.
-    return first + await asyncio.to_thread(b"".join, steps)
-
-
-def _unpacked(body: bytes, encoding: bytes) -> Iterator[bytes]:
-    """In steps. Raises Unreadable, TooLarge."""
-    if encoding not in (b"gzip", b"deflate"):
-        raise Unreadable(f"The body is packed as {encoding!r}.")
-    unpacking = isal_zlib.decompressobj(_GZIP if encoding == b"gzip" else zlib.MAX_WBITS)
-    size = 0
-    while not unpacking.eof:
-        try:
-            step = unpacking.decompress(body, _STEP_BYTES)
-        except _UNPACK_ERROR as error:
-            raise Unreadable(f"The body cannot be unpacked: {error}.") from error
-        if not step and not unpacking.eof:
-            raise Unreadable("The body cannot be unpacked: it is cut short.")
-        size += len(step)
-        if size > UNPACKED_BYTES:
-            raise TooLarge("The body is too large.")
-        yield step
-        body = unpacking.unconsumed_tail
+    return await gunzip(body, encoding.decode("latin-1"), max_bytes=UNPACKED_BYTES)
 
 
 def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> ParsedResponse:
@@ -258,5 +209,5 @@ def as_of_exchange(
     changed it before the answer was made.
     """
     headers = {"date": came.header(b"date").decode("latin-1")}
-    response = response_of(Answer(came.status, headers, b"", came.elapsed_s, came.received_at))
+    response = Response(came.status, headers, b"", came.elapsed_s, came.received_at)
     return AsOf(response.not_before - lag_s, response.not_after, cause)

@@ -27,6 +27,7 @@ from time import monotonic
 
 import structlog
 
+from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.proxy.objects import ObjectKey
 from pinstripe.gateway.proxy.request import Target
@@ -218,13 +219,7 @@ class _Reader:
 
     async def is_asked(self) -> bool:
         """Waits to be asked; False if that does not happen for a while."""
-        if self.coming is None:
-            try:
-                async with asyncio.timeout(_IDLE_S):
-                    await self._asked.wait()
-            except TimeoutError:
-                return self.coming is not None
-        return True
+        return self.coming is not None or await wait_for(self._asked, _IDLE_S)
 
 
 def _give_up(coming: asyncio.Future[Seen] | None) -> None:

@@ -8,8 +8,6 @@ is sent once; only a GET or HEAD that met a connection which Stripe had closed m
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +17,13 @@ from typing import Self
 import aiohttp
 import yarl
 
+from pinstripe.client.transport import Timeouts, describe_error, open_session
 from pinstripe.gateway.proxy.request import Headers, end_to_end
 
-CONNECT_S = 10.0
-READ_S = 80.0
-"""The longest silence; Stripe's own SDKs wait as long."""
-_CHUNK = 64 * 1024
-# What aiohttp would put in by itself.
+_TIMEOUTS = Timeouts(connect_s=10.0, read_s=80.0, total_s=None)
+"""Stripe's own SDKs bear a silence of 80 s too. A transfer may last as long as it moves."""
+
+# Headers that aiohttp would add.
 _SKIPPED = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 _REPEATABLE = frozenset({"GET", "HEAD"})
 
@@ -76,7 +74,7 @@ class UpstreamResponse:
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.close()
-            raise UpstreamError(in_words(error), sent=True) from None
+            raise _upstream_error(error, sent=True) from None
         self._response.release()
 
     def close(self) -> None:
@@ -90,34 +88,17 @@ class Upstream:
     def __init__(
         self,
         *,
-        read_s: float = READ_S,
         proxy: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._read_s = read_s
         self._proxy = proxy
         self._clock = clock
         self._wall_clock = wall_clock
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            # Kept for less than the minute after which Stripe closes: a write sent into a closing
-            # connection cannot be sent again.
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_S, sock_read=self._read_s
-            ),
-            skip_auto_headers=_SKIPPED,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            read_bufsize=2**18,
-            max_field_size=2**16,
-            proxy=self._proxy,
-        )
-        # aiohttp repeats by itself, DELETE too; here it is decided by `_REPEATABLE`.
-        self._session._retry_connection = False
+        self._session = open_session(_TIMEOUTS, skip_auto_headers=_SKIPPED, proxy=self._proxy)
         return self
 
     async def __aexit__(
@@ -141,13 +122,13 @@ class Upstream:
             return await self._try(method, url, headers, body)
         except aiohttp.ServerDisconnectedError as error:
             if method not in _REPEATABLE:
-                raise UpstreamError(in_words(error), sent=True) from None
+                raise _upstream_error(error) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamError(in_words(error), sent=_may_be_sent(error)) from None
+            raise _upstream_error(error) from None
         try:
             return await self._try(method, url, headers, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamError(in_words(error), sent=_may_be_sent(error)) from None
+            raise _upstream_error(error) from None
 
     async def _try(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: Body
@@ -171,41 +152,6 @@ class Upstream:
         )
 
 
-def _may_be_sent(error: Exception) -> bool:
-    return not isinstance(
-        error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL
-    )
-
-
-def in_words(error: Exception) -> str:
-    """`error` without its own text, which may quote the request."""
-    match error:
-        case aiohttp.ClientConnectorDNSError():
-            return "its host name cannot be resolved"
-        case aiohttp.ClientConnectorCertificateError():
-            return "its TLS certificate is not trusted"
-        case aiohttp.ClientSSLError():
-            return "no TLS connection can be made"
-        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
-            return "the HTTP proxy on the way cannot be used"
-        case aiohttp.ClientConnectorError():
-            return f"no connection: {_words(error.os_error)}"
-        case aiohttp.ConnectionTimeoutError():
-            return f"no connection within {CONNECT_S:g} s"
-        case aiohttp.SocketTimeoutError() | TimeoutError():
-            return "it was silent for too long"
-        case aiohttp.ServerDisconnectedError():
-            return "the connection was closed before an answer came"
-        case aiohttp.ClientPayloadError():
-            return "the answer was cut short"
-        case aiohttp.ClientResponseError():
-            return "the answer is not valid HTTP"
-        case OSError():
-            return f"the connection broke: {_words(error)}"
-    return "the connection broke"
-
-
-def _words(error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return "its host name cannot be resolved"
-    return os.strerror(error.errno).lower() if error.errno else type(error).__name__
+def _upstream_error(error: Exception, *, sent: bool = False) -> UpstreamError:
+    broken = describe_error(error, _TIMEOUTS)
+    return UpstreamError(broken.reason, sent=sent or broken.sent)

@@ -34,6 +34,7 @@ from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachabl
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.gateway.wait.progress import PendingCount, WaitProgress
 from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.rows.event import created_of, payload
 from pinstripe.source.resolve import refetch_row
 from pinstripe.source.source import LIVE, retrieve_endpoint
 
@@ -259,16 +260,13 @@ async def fetch_event(sync: OpenSync, event_id: str) -> CarriedObject:
         path.replace("{id}", quote_id(event_id)), endpoint=f"GET {path}", priority=LIVE
     )
     event = read_object(response, path)
-    created, data = event.get("created"), event.get("data")
-    carried = data.get("object") if isinstance(data, dict) else None
-    name, key = (
-        (carried.get("object"), carried.get("id")) if isinstance(carried, dict) else ("", "")
-    )
-    table = table_of_object().get(str(name), "")
+    carried = payload(event)
+    key = carried.get("id")
+    table = table_of_object().get(str(carried.get("object")), "")
     is_known = isinstance(key, str) and table in sync.source.wanted
     if not is_known or retrieve_endpoint(table) is None:
         table = ""
-    return CarriedObject(float(created) if isinstance(created, int) else 0.0, table, str(key))
+    return CarriedObject(float(created_of(event)), table, str(key))
 
 
 _Place = tuple[str, str, str]

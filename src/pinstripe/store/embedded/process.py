@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pinstripe.concurrency import wait_for
 from pinstripe.errors import Misconfigured
 from pinstripe.store.embedded.data_dir import Account
 
@@ -107,9 +108,7 @@ class Process:
             if self.exited.is_set():
                 return
             self.send_signal(number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self.exited.wait()
+            await wait_for(self.exited, wait_s)
 
     def _await_exit(self) -> None:
         """In a thread: uvloop's child watcher cannot start a child as another user."""

@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 import structlog
 
+from pinstripe.concurrency import wait_for
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable, Unwritable
 from pinstripe.store.embedded import cluster
 from pinstripe.store.embedded.data_dir import Account, Home, ServerState, io_error
@@ -309,8 +310,7 @@ class OwnServer:
                     f"Postgres in {self._home.data_dir} did not become ready in time.",
                     hint=f"It may still recover from a crash: see {self._home.log_file}.",
                 )
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.exited.wait(), _POLL_S)
+            await wait_for(process.exited, _POLL_S)
         raise cluster.start_failure(self._home, "Postgres", since=since)
 
     async def _spawn(self, argv: list[str], directory: Path, deadline: float) -> Process:
@@ -360,8 +360,7 @@ class OwnServer:
             assert self._process is not None  # noqa: S101 (set by `_launch`)
             began = time.monotonic()
             while not self._process.exited.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.exited.wait(), _LOG_CHECK_S)
+                await wait_for(self._process.exited, _LOG_CHECK_S)
                 with contextlib.suppress(Unwritable, OSError):  # a full disk is not the end
                     cluster.bound_log(self._home)
             if time.monotonic() - began > 60.0:

@@ -24,9 +24,9 @@ import structlog
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import list_request, read_list
+from pinstripe.client.pagination import ListPage, iter_pages, list_request, read_list
+from pinstripe.concurrency import backoff
 from pinstripe.errors import (
-    Drifted,
     LostLease,
     NotFound,
     NotPermitted,
@@ -211,7 +211,7 @@ class ChildListStream:
         """One parent's list failed: retry it after the others, then queue it as a refetch."""
         now = self._clock()
         if now >= self._not_before:
-            self._not_before = now + _PAUSES_S[min(self._troubles, len(_PAUSES_S) - 1)]
+            self._not_before = now + backoff(_PAUSES_S, self._troubles)
             self._troubles += 1
         if parent not in self._tried:
             self._tried.add(parent)
@@ -235,37 +235,32 @@ class ChildListStream:
             await self._step(parent)
 
     async def _list(self, parent: str, expand: Sequence[str]) -> None:
-        """Read all pages under one parent; the last one makes the step."""
+        """Mirrors all pages under one parent; the last one makes the step."""
         path, fixed = self.endpoint.url(parent, quote_id(parent))
-        after: str | None = None
-        passed: set[str | None] = {None}
-        while True:
-            asked, params = list_request(self.endpoint, path, fixed, after=after, expand=expand)
+
+        async def request(after: str | None) -> ListPage:
+            where, params = list_request(self.endpoint, path, fixed, after=after, expand=expand)
             self.requests += 1
-            try:
-                response = await self._source.stripe.get(
-                    asked, params, endpoint=self.endpoint.name, priority=BACKFILL
-                )
-            except NotFound as error:
-                if error.param == "starting_after" and after is not None:
-                    after, passed = None, {None}
-                    continue
-                await self._step(parent)  # The parent was deleted meanwhile, and its list with it.
-                return
-            page = read_list(response, path)
-            if page.has_more and page.after in passed:
-                raise Drifted(f"The list {path} says that it goes on, but not from where.")
-            found = self._source.extract(page.objects, {self.parent_table: parent})
-            nested = await self._source.follow_all(found)
-            self.requests += nested
-            self.rows += len(page.objects)
-            part = (found, as_of_response(response))
-            if not page.has_more:
-                await self._step(parent, [part])
-                return
+            stripe, name = self._source.stripe, self.endpoint.name
+            return read_list(
+                await stripe.get(where, params, endpoint=name, priority=BACKFILL), path
+            )
+
+        try:
+            async for page in iter_pages(request, on_lost_cursor="restart"):
+                await self._take(parent, page)
+        except NotFound:
+            await self._step(parent)  # The parent was deleted meanwhile, and its list with it.
+
+    async def _take(self, parent: str, page: ListPage) -> None:
+        found = self._source.extract(page.objects, {self.parent_table: parent})
+        self.requests += await self._source.follow_all(found)
+        self.rows += len(page.objects)
+        part = (found, as_of_response(page.response))
+        if page.has_more:
             await self._source.mirror.write([part])
-            passed.add(page.after)
-            after = page.after
+        else:
+            await self._step(parent, [part])
 
     async def _step(self, parent: str, parts: Sequence[Part] = ()) -> None:
         lane = self.endpoint.stream

@@ -21,6 +21,7 @@ import structlog
 from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.tables import Column, Table, table_name
 from pinstripe.client.pagination import read_object
+from pinstripe.concurrency import for_each
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
@@ -147,18 +148,12 @@ class References:
                     yield table, column
 
     async def _fetch_all(self, target: str, ids: list[str]) -> None:
-        queue = iter(ids)
-
-        async def worker() -> None:
-            for key in queue:
-                async with self._workers:
-                    if target in self.result.refused:
-                        return
+        async def fetch(key: str) -> None:
+            async with self._workers:
+                if target not in self.result.refused:
                     await self._fetch(target, key)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_WORKERS, len(ids))):
-                group.create_task(worker())
+        await for_each(ids, fetch, limit=_WORKERS)
 
     async def _fetch(self, target: str, key: str) -> None:
         try:

@@ -16,6 +16,7 @@ from typing import Protocol
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.store.cursors import Checkpoint, State
+from pinstripe.concurrency import wait_for
 
 MAX_IN_FLIGHT = 64
 """Requests and pages under way: at 100/s enough for answers that take 300 ms and as much time again until
@@ -132,11 +133,7 @@ class Scheduler:
         self._changed.set()
 
     async def _wait(self, delay_s: float | None) -> None:
-        try:
-            async with asyncio.timeout(delay_s if delay_s is not None else 1.0):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+        await wait_for(self._changed, delay_s if delay_s is not None else 1.0)
         for task in [t for t in self._tasks if t.done()]:
             self._tasks.discard(task)
             task.result()

@@ -26,11 +26,12 @@ from pinstripe.client.decode import StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
 from pinstripe.rows.as_of import AsOf, Cause
+from pinstripe.rows.event import cause_of, created_of, payload, request_of
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.resolve import can_be_fetched, has_address
 from pinstripe.source.source import Source, parent_of
 from pinstripe.store.refetch import Refetch
-from pinstripe.sync.events.order import ObjectChange, changes, created_of, payload, request_of
+from pinstripe.sync.events.order import ObjectChange, changes
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ class EventApplier:
             refetches += asked
             refetches += related(change, wanted)
         for event in events:
-            obj = payload(event) or {}
+            obj = payload(event)
             if (
                 key_of(str(obj.get("object")), obj) is None
                 and obj.get("object") not in self._table_of
@@ -77,7 +78,7 @@ class EventApplier:
                 # No row of its own (an alert that was triggered), but what it holds may have one.
                 found, second = RowSet(), created_of(event)
                 extractor.object(obj, found)
-                cause = Cause(str(event.get("id")), request_of(event))
+                cause = cause_of(event)
                 parts.append((found, AsOf(float(second), second + 1.0, cause=cause)))
                 refetches += from_summary(event, wanted)
         if self._more is not None and events:
@@ -178,8 +179,8 @@ def _unaddressed(name: str) -> tuple[tuple[str, ...], ...]:
 
 
 def from_summary(event: StripeObject, wanted: Mapping[str, Table]) -> list[Refetch]:
-    """Return the list to read if an event only sums up what its owner has now (active entitlements)."""
-    obj = payload(event) or {}
+    """The list to read where an event only sums up what its owner has now (active entitlements)."""
+    obj = payload(event)
     known = _summaries().get(str(obj.get("object")))
     if known is None or known[0] not in wanted:
         return []

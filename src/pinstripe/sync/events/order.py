@@ -15,7 +15,7 @@ from typing import cast
 
 from pinstripe.catalog.relations import deletes
 from pinstripe.client.decode import StripeObject
-from pinstripe.rows.converters import MAX_SECONDS
+from pinstripe.rows.event import created_of, payload, previous_attributes, request_of
 from pinstripe.rows.extract import key_of
 from pinstripe.store.refetch import Refetch, RefetchKind
 
@@ -51,38 +51,12 @@ def changes(events: Sequence[StripeObject], api_version: str) -> list[ObjectChan
     """Return one change for each object with a key, from events in Stripe's order (newest first)."""
     by_object: dict[tuple[str, str], list[StripeObject]] = {}
     for event in events:
-        obj = payload(event) or {}
+        obj = payload(event)
         name = str(obj.get("object"))
         key = key_of(name, obj)
         if key:
             by_object.setdefault((name, key), []).append(event)
     return [_change(name, key, found, api_version) for (name, key), found in by_object.items()]
-
-
-def payload(event: StripeObject) -> StripeObject | None:
-    """Return `data.object` of a snapshot event."""
-    data = event.get("data")
-    obj = data.get("object") if isinstance(data, dict) else None
-    return cast("StripeObject", obj) if isinstance(obj, dict) else None
-
-
-def previous_attributes(event: StripeObject) -> StripeObject:
-    data = event.get("data")
-    previous = data.get("previous_attributes") if isinstance(data, dict) else None
-    return cast("StripeObject", previous) if isinstance(previous, dict) else {}
-
-
-def created_of(event: StripeObject) -> int:
-    """Return the second of the event; 0 if it has none that is possible."""
-    created = event.get("created")
-    return created if isinstance(created, int) and 0 <= created <= MAX_SECONDS else 0
-
-
-def request_of(event: StripeObject) -> str:
-    """Return `req_…` of the request that caused it, "" if Stripe did; a plain string in old versions."""
-    request = event.get("request")
-    found = request.get("id") if isinstance(request, dict) else request
-    return found if isinstance(found, str) else ""
 
 
 def is_deletion(event: StripeObject) -> bool:
@@ -99,12 +73,10 @@ def _change(name: str, key: str, found: list[StripeObject], api_version: str) ->
     last_second.sort(key=is_deletion)
     is_remade = is_deletion(last_second[-1]) and any(map(_is_creation, last_second))
     last = last_second[-1]
-    obj = payload(last)
-    assert obj is not None  # noqa: S101 (only events with one got here)
     return ObjectChange(
         name=name,
         key=key,
-        object=obj,
+        object=payload(last),
         created=newest,
         is_ordered=not is_remade and _is_chain(last_second),
         is_foreign_version=any(_is_hint(e, api_version) for e in last_second),
@@ -127,7 +99,7 @@ def _is_chain(events: Sequence[StripeObject]) -> bool:
 
 def _follows(earlier: StripeObject, later: StripeObject) -> bool:
     before, after = payload(earlier), payload(later)
-    if before is None or after is None:
+    if not before or not after:
         return False
     if is_deletion(later) or _plain(before) == _plain(after):
         return True

@@ -14,23 +14,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import structlog
 
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE
+from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.event import created_of, request_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 from pinstripe.store.cursors import followed, save_checkpoints
 from pinstripe.store.events import add_applied, forget_applied, load_applied, notify_applied
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import add_refetches
 from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
-from pinstripe.sync.events.order import created_of, request_of
 from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -135,8 +135,10 @@ class EventPoller:
                 raise
             except PinstripeError as error:
                 await self._troubled(error)
-                await self._rest(_TROUBLE_PAUSE_S[troubles], at_least_s=_TROUBLE_PAUSE_S[0])
-                troubles = min(troubles + 1, len(_TROUBLE_PAUSE_S) - 1)
+                await self._rest(
+                    backoff(_TROUBLE_PAUSE_S, troubles), at_least_s=_TROUBLE_PAUSE_S[0]
+                )
+                troubles += 1
                 continue
             troubles = 0
             if self.stats.trouble:
@@ -183,9 +185,7 @@ class EventPoller:
             await asyncio.sleep(at_least_s)
             pause_s -= at_least_s
         if pause_s > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._wake.wait()
+            await wait_for(self._wake, pause_s)
 
     async def _troubled(self, error: PinstripeError) -> None:
         """Report an error: in the statistics, in the log, and in the database for `pinstripe status`."""

@@ -18,11 +18,11 @@ from typing import Protocol
 
 from pinstripe.catalog.endpoints import Param
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import PAGE, Page, last_id, read_list, read_page
+from pinstripe.client.pagination import PAGE, PageIds, read_ids, read_list
 from pinstripe.client.response import Response
-from pinstripe.rows.as_of import AsOf, as_of_response, union_of
+from pinstripe.rows.as_of import AsOf, as_of_response
+from pinstripe.rows.event import created_of
 from pinstripe.source.source import FOLLOW, Source
-from pinstripe.sync.events.order import created_of
 
 _MOST_EVENTS = 1000
 """Events in one commit: large pieces make a burst cheap, small ones keep the latency of live events low."""
@@ -30,7 +30,7 @@ _MOST_EVENTS = 1000
 _LONGEST_ID = 255
 """Stripe's ids of events have some 30 characters."""
 
-_Over = Callable[[Page, Sequence[StripeObject]], bool]
+_Over = Callable[[PageIds, Sequence[StripeObject]], bool]
 
 
 class Apply(Protocol):
@@ -59,7 +59,7 @@ class EventLogReader:
         """
         news = False
 
-        def over(page: Page, events: Sequence[StripeObject]) -> bool:
+        def over(page: PageIds, events: Sequence[StripeObject]) -> bool:
             nonlocal news
             self._applied.touch(page.ids)
             news = news or bool(self._applied.fresh(events))
@@ -99,19 +99,19 @@ class EventLogReader:
             while True:
                 response = await asking
                 began = response.not_before if began is None else began
-                page = read_page(response, EVENTS)
-                # Most polls find nothing new, so the events are decoded only if an id is unknown.
+                page = read_ids(response, EVENTS)
+                # Hardly ever is anything new: only then are the events themselves decoded.
                 events = (
                     [] if self._has_all(page) else _sensible(read_list(response, EVENTS).objects)
                 )
-                after = last_id(page.ids)
-                # A list that continues from where it began would never end.
-                is_last = over(page, events) or not page.has_more or after in (None, last)
-                last = after
+                # A list that goes on from where it began would never end.
+                is_last = over(page, events) or not page.has_more or page.after in (None, last)
+                last = page.after
                 if not is_last:
-                    asking = asked(after, PAGE)
+                    asking = asked(last, PAGE)
                 unanchored |= self._applied.unanchored(page.ids)
-                listed_at = union_of(listed_at if gathered else None, as_of_response(response))
+                page_as_of = as_of_response(response)
+                listed_at = listed_at.union(page_as_of) if listed_at and gathered else page_as_of
                 gathered += self._applied.fresh(events)
                 is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
@@ -127,7 +127,7 @@ class EventLogReader:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 
-    def _has_all(self, page: Page) -> bool:
+    def _has_all(self, page: PageIds) -> bool:
         return self._applied.has_all(key for key in page.ids if key is not None)
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
+from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.sync_requests import REQUESTS, SyncAck, SyncRequest, acknowledge, last_request
@@ -104,9 +104,7 @@ class SyncRequestListener:
                 read_at = self._clock()
                 net_at = read_at + _NET_S
             await self._answer(connection)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(net_at - self._clock(), 0.0)):
-                    await self._wake.wait()
+            await wait_for(self._wake, max(net_at - self._clock(), 0.0))
 
     async def _net(self, connection: Connection) -> None:
         ring = await last_request(connection, self._schema)

@@ -15,7 +15,7 @@ from functools import cache
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import PAGE, list_request, read_list
+from pinstripe.client.pagination import PAGE, iter_pages, list_of
 from pinstripe.client.response import Response
 from pinstripe.mirror import Part
 from pinstripe.rows.as_of import as_of_response
@@ -80,23 +80,18 @@ async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Ref
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
     todo_of = {refetch.id: refetch for refetch in refetches}
     shown: set[str] = set()
-    after: str | None = None
-    for _ in range(batch.pages):
-        path, query = list_request(
-            endpoint, endpoint.path, window, after=after, expand=endpoint.expand
-        )
-        response = await source.stripe.get(path, query, endpoint=endpoint.name, priority=LIVE)
-        source.observe_clock(response)
-        page = read_list(response, path)
-        # Events report the other objects: what this page shows of them may be older, and would be in
-        # conflict.
+    pages = 0
+    request = list_of(source.stripe, endpoint, endpoint.path, window, priority=LIVE)
+    async for page in iter_pages(request):
+        pages += 1
+        source.observe_clock(page.response)
+        # Of the others events tell: what this page says of them may be older, and would be contested.
         mine = {str(o["id"]): o for o in page.objects if o.get("id") in todo_of}
         if mine:
-            await _put(source, batch, mine, response, todo_of)
+            await _put(source, batch, mine, page.response, todo_of)
         shown |= mine.keys()
-        if not page.has_more or page.after in (None, after):
+        if pages == batch.pages:
             break
-        after = page.after
     return shown
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -22,6 +21,7 @@ import structlog
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
+from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
 from pinstripe.mirror.orphans import may_go, not_in_list
 from pinstripe.rows.extract import TruncatedList
@@ -111,9 +111,7 @@ class RefetchWorker:
         """Load refetches that others added, and conflicts that could not be resolved."""
         soon = False
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CONTEST_S if soon else _LOOK_S):
-                    await self._noted.wait()
+            await wait_for(self._noted, _CONTEST_S if soon else _LOOK_S)
             self._noted.clear()
             try:
                 async with self._source.pool.acquire() as connection:
@@ -262,7 +260,7 @@ class RefetchWorker:
         self._attempts[refetch.key] = attempts + 1
         self._failing_since.setdefault(refetch.key, self._clock())
         self.trouble = error.message
-        pause_s = PAUSES_S[min(attempts, len(PAUSES_S) - 1)]
+        pause_s = backoff(PAUSES_S, attempts)
         if error.fault is not None:
             pause_s = min(pause_s, _DATABASE_S)  # It cost no request: Postgres refused the row.
         _log.warning(

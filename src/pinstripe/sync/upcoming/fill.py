@@ -7,7 +7,6 @@ Stripe allows an endpoint, 100,000 subscriptions take a little over an hour; the
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Protocol, cast
 
 import structlog
 
+from pinstripe.concurrency import for_each
 from pinstripe.errors import LostLease, PinstripeError, Refused, WrongKey
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import Checkpoint, State, load_checkpoints
@@ -189,18 +189,7 @@ class UpcomingFill:
                 return
 
     async def _refresh_all(self, owner: Owner, ids: Sequence[str], filling: Filling) -> None:
-        queue = iter(ids)
-
-        async def worker() -> None:
-            for key in queue:
-                await self._refresh(owner, key, filling)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(_WORKERS, len(ids))):
-                    group.create_task(worker())
-        except* PinstripeError as errors:
-            raise _first(errors) from errors
+        await for_each(ids, lambda key: self._refresh(owner, key, filling), limit=_WORKERS)
 
     async def _refresh(self, owner: Owner, key: str, filling: Filling) -> None:
         try:
@@ -258,14 +247,6 @@ class UpcomingFill:
         if owner == "customer" and "invoice_item" in tables:
             arms.append(arm("n.customer_id", f"{qualified(schema, 'invoice_item')} n", PENDING))
         return arms
-
-
-def _first(errors: BaseExceptionGroup[PinstripeError]) -> BaseException:
-    """Return one error of a group, at any depth: they have one cause, and one remedy."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _number(value: object) -> int:

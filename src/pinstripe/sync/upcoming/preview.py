@@ -19,7 +19,7 @@ from typing import Literal
 from pinstripe.catalog.tables import Table
 from pinstripe.client.client import Params
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import PAGE, read_list, read_object
+from pinstripe.client.pagination import iter_pages, list_at, read_object, split_url
 from pinstripe.client.response import Response
 from pinstripe.errors import (
     Drifted,
@@ -130,31 +130,18 @@ async def _lines(
         return shown, None
     if not isinstance(url, str):
         return shown, _unfinished(owner_id, "without an address")
-    path, _, query = url.partition("?")
-    fixed = [(k, v) for k, _, v in (pair.partition("=") for pair in query.split("&") if pair)]
+    path, params = split_url(url)
+    endpoint = endpoint_of(path)
     found: list[StripeObject] = []
-    after: str | None = None
-    passed: set[str | None] = {None}
-    while True:
-        params = [*fixed, ("limit", str(PAGE))]
-        if after is not None:
-            params.append(("starting_after", after))
-        try:
-            response = await source.stripe.get(
-                path, params, endpoint=endpoint_of(path), priority=priority
-            )
-            page = read_list(response, path)
-        except (WrongKey, LostLease):
-            raise
-        except PinstripeError as error:
-            return max(found, shown, key=len), _unfinished(owner_id, error.message)
-        found += page.objects
-        if not page.has_more:
-            return found, None
-        if page.after in passed:
-            return max(found, shown, key=len), _unfinished(owner_id, "they do not end")
-        passed.add(page.after)
-        after = page.after
+    try:
+        request = list_at(source.stripe, path, params, endpoint=endpoint, priority=priority)
+        async for page in iter_pages(request):
+            found += page.objects
+    except (WrongKey, LostLease):
+        raise
+    except PinstripeError as error:
+        return max(found, shown, key=len), _unfinished(owner_id, error.message)
+    return found, None
 
 
 def _unfinished(owner_id: str, why: str) -> Drifted:

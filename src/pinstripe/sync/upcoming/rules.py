@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal
 
 from pinstripe.client.decode import StripeObject
+from pinstripe.rows.event import payload
 
 OwnerKind = Literal["upcoming_customer", "upcoming_subscription"]
 OwnerKey = tuple[OwnerKind, str]
@@ -118,10 +119,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def affected(event: StripeObject) -> Affected:
-    """Return the upcoming invoices that the event may change; none for most events."""
-    data = event.get("data")
-    obj = data.get("object") if isinstance(data, dict) else None
-    if not isinstance(obj, dict):
+    """Whose upcoming invoice the event may change; nothing for most events."""
+    obj = payload(event)
+    if not obj:
         return Affected()
     owners: set[OwnerKey] = set()
     through: set[Through] = set()

@@ -24,6 +24,7 @@ import structlog
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, WrongKey
 from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.event import created_of, request_of
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import ended_by
@@ -279,14 +280,11 @@ class Upcoming:
 
 
 def _refetch(kind: OwnerKind, table: str, key: str, event: StripeObject) -> Refetch:
-    created, request = event.get("created"), event.get("request")
-    # Until 2017 the request was a plain string.
-    request_id = request.get("id") if isinstance(request, dict) else request
     return Refetch(
         kind,
         table,
         key,
-        since=float(created) if isinstance(created, int) else 0.0,
-        request_id=request_id if isinstance(request_id, str) else "",
+        since=float(created_of(event)),
+        request_id=request_of(event),
         event_id=str(event.get("id") or ""),
     )

@@ -22,7 +22,8 @@ import structlog
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.pagination import iter_pages, read_list
+from pinstripe.client.pagination import iter_pages, list_at
+from pinstripe.concurrency import for_each
 from pinstripe.errors import (
     NotEnabled,
     NotFound,
@@ -31,11 +32,11 @@ from pinstripe.errors import (
     Unwritable,
     WrongKey,
 )
+from pinstripe.rows.event import payload
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.refetch import load_waiting
-from pinstripe.sync.events.order import payload
 from pinstripe.sync.events.reader import EVENTS, LATE_S
 from pinstripe.sync.verify.compare import Comparer, Difference, RowKey
 from pinstripe.sync.verify.reread import ReadPath, holds, path_to, read
@@ -151,15 +152,11 @@ class Rechecker:
             else:
                 self.reasons.setdefault(suspect.table, "Stripe shows these only inside others.")
         found: dict[RowKey, Difference | None] = {}
-        queue = iter(paths.items())
 
-        async def worker() -> None:
-            for path, suspects in queue:
-                found.update(await self._recheck_by(path, suspects))
+        async def recheck_by(path: ReadPath) -> None:
+            found.update(await self._recheck_by(path, paths[path]))
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_WORKERS, len(paths))):
-                group.create_task(worker())
+        await for_each(paths, recheck_by, limit=_WORKERS)
         return found
 
     async def _recheck_by(
@@ -192,7 +189,7 @@ class Rechecker:
             _log.warning("verify.unread", table=table, id=suspects[0].key, error=error.message)
             self.reasons[table] = error.message
             absent_is_gone = False
-        gaps = {gap.cut.child_table for gap in self._looking.unreadable_lists.values()}
+        gaps = {gap.truncated.child_table for gap in self._looking.unreadable_lists.values()}
         found: dict[RowKey, Difference | None] = {}
         for suspect in suspects:
             if comparer.watched.pop(suspect.place):
@@ -237,17 +234,14 @@ class Rechecker:
     async def _read_events(self) -> None:
         """Add what the events since the last call concern; a little is read twice, for late ones."""
         began = self._looking.now()
-        async for page in iter_pages(
-            self._looking.stripe,
-            EVENTS,
-            [("created[gte]", str(int(self._read_to)))],
-            endpoint=f"GET {EVENTS}",
-            priority=LIVE,
-        ):
+        window = [("created[gte]", str(int(self._read_to)))]
+        stripe, endpoint = self._looking.stripe, f"GET {EVENTS}"
+        request = list_at(stripe, EVENTS, window, endpoint=endpoint, priority=LIVE)
+        async for page in iter_pages(request):
             found = RowSet()
-            for event in read_list(page.response, EVENTS).objects:
+            for event in page.objects:
                 obj = payload(event)
-                if obj is not None:
+                if obj:
                     self._looking.mirror.extractor.object(obj, found)
             self._in_events |= {
                 (table, key) for table, group in found.rows.items() for key in group

@@ -7,12 +7,12 @@ Stripe deletes some objects that a copy may well keep.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import structlog
 
+from pinstripe.concurrency import for_each
 from pinstripe.errors import NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.source.resolve import mark_deleted
@@ -69,15 +69,7 @@ class Repairs:
         if many:
             await self._read_lists(self._source, many)
         singly = [d for d in wrong if d.table not in many or d.kind == "extra"]
-        queue = iter(singly)
-
-        async def worker() -> None:
-            for found in queue:
-                await self._mend(found)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_WORKERS, len(singly))):
-                group.create_task(worker())
+        await for_each(singly, self._mend, limit=_WORKERS)
         await self._source.mirror.wait_resolved()
         await self._look_after(reports, wrong, many)
 

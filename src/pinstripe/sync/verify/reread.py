@@ -15,7 +15,7 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import PAGE, iter_pages, read_list, read_object
+from pinstripe.client.pagination import iter_pages, list_of, read_object
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.mirror import ExpectedVersions
 from pinstripe.rows.as_of import as_of_response
@@ -136,17 +136,9 @@ async def read(
     """Read what the path leads to into the mirror. Raises NotFound if Stripe does not have it."""
     if read_path.endpoint is not None:
         path, params = read_path.endpoint.url(read_path.key, quote_id(read_path.key))
-        expand = [("expand[]", f"data.{item}") for item in read_path.endpoint.expand]
-        async for page in iter_pages(
-            source.stripe,
-            path,
-            [*params, *expand],
-            endpoint=read_path.endpoint.name,
-            limit=PAGE if read_path.endpoint.takes_limit else None,
-            priority=BACKFILL,
-        ):
-            objects = read_list(page.response, path).objects
-            found = source.extract(objects, {table_name(read_path.endpoint.parent): read_path.key})
+        request = list_of(source.stripe, read_path.endpoint, path, params, priority=BACKFILL)
+        async for page in iter_pages(request):
+            found = source.extract(page.objects, {table_name(read_path.endpoint.parent): read_path.key})
             await source.follow_all(found)
             await source.mirror.write([(found, as_of_response(page.response))], expected=expected)
         return

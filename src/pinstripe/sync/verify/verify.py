@@ -149,8 +149,10 @@ class Verify:
             if table in self.reports:
                 self.reports[table].mark_partial(error.message, error.hint)
         for gap in self._looking.unreadable_lists.values():
-            if gap.cut.child_table in self.reports:
-                self.reports[gap.cut.child_table].mark_partial(gap.error.message, gap.error.hint)
+            if gap.truncated.child_table in self.reports:
+                self.reports[gap.truncated.child_table].mark_partial(
+                    gap.error.message, gap.error.hint
+                )
 
     async def _unlisted(self, report: TableReport) -> None:
         """Fetch rows that no list returned by id: hidden, only referred to, or gone."""

@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.gateway.proxy.accounts import credentials_of
 from pinstripe.gateway.proxy.objects import (
     UNPACKED_BYTES,
-    TooLarge,
-    Unreadable,
     is_preview,
     parents_of,
     places_of,
