@@ -87,7 +87,7 @@ class EventLogReader:
         gathered: list[StripeObject] = []
         listed_at: AsOf | None = None
         last: str | None = None
-        unanchored: set[str] = set()
+        passed: set[str] = set()
         began: float | None = None
 
         def asked(after: str | None, limit: int) -> asyncio.Task[Response]:
@@ -110,18 +110,16 @@ class EventLogReader:
                 last = after
                 if not is_last:
                     asking = asked(after, PAGE)
-                unanchored |= self._applied.unanchored(page.ids)
+                passed |= self._applied.unanchored(page.ids)
                 listed_at = union_of(listed_at if gathered else None, as_of_response(response))
                 gathered += self._applied.fresh(events)
                 is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
                     await apply(gathered, listed_at, as_of=began if is_last else None)
-                    unanchored |= self._applied.unanchored(
-                        str(event.get("id")) for event in gathered
-                    )
+                    passed |= self._applied.unanchored(str(event.get("id")) for event in gathered)
                     gathered = []
                 if is_last:
-                    self._applied.anchor(unanchored)
+                    self._applied.anchor(passed)
                     return
         finally:
             asking.cancel()
