@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import structlog
 
-from pinstripe.concurrency import backoff, wait_for
+from pinstripe.concurrency import backoff
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.pool import Connection, close_quietly, connect_dedicated, translated
 

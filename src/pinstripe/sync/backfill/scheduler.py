@@ -15,8 +15,8 @@ from typing import Protocol
 
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.store.cursors import Checkpoint, State
 from pinstripe.concurrency import wait_for
+from pinstripe.store.cursors import Checkpoint, State
 
 MAX_IN_FLIGHT = 64
 """Requests and pages under way: at 100/s enough for answers that take 300 ms and as much time again until

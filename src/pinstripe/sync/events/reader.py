@@ -87,7 +87,7 @@ class EventLogReader:
         gathered: list[StripeObject] = []
         listed_at: AsOf | None = None
         last: str | None = None
-        unanchored: set[str] = set()
+        passed: set[str] = set()
         began: float | None = None
 
         def asked(after: str | None, limit: int) -> asyncio.Task[Response]:
@@ -109,19 +109,17 @@ class EventLogReader:
                 last = page.after
                 if not is_last:
                     asking = asked(last, PAGE)
-                unanchored |= self._applied.unanchored(page.ids)
+                passed |= self._applied.unanchored(page.ids)
                 page_as_of = as_of_response(response)
                 listed_at = listed_at.union(page_as_of) if listed_at and gathered else page_as_of
                 gathered += self._applied.fresh(events)
                 is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
                     await apply(gathered, listed_at, as_of=began if is_last else None)
-                    unanchored |= self._applied.unanchored(
-                        str(event.get("id")) for event in gathered
-                    )
+                    passed |= self._applied.unanchored(str(event.get("id")) for event in gathered)
                     gathered = []
                 if is_last:
-                    self._applied.anchor(unanchored)
+                    self._applied.anchor(passed)
                     return
         finally:
             asking.cancel()

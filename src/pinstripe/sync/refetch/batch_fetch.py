@@ -52,7 +52,7 @@ def can_batch(table: str) -> bool:
 async def find_batch(
     source: Source, refetch: Refetch, waiting: Collection[str]
 ) -> BatchFetch | None:
-    """Return what can be fetched together with the row of `todo`; None if that is not worthwhile.
+    """Return what can be fetched together with the row of `refetch`; None if that is not worthwhile.
 
     `waiting`: keys of the same table that are queued too.
     """
@@ -74,7 +74,7 @@ async def find_batch(
 async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Refetch]) -> set[str]:
     """Mirror the pages and complete the refetches that they answer; return the keys that they showed.
 
-    `refetches`: those of the rows in the batch. Raises what `StripeClient.get` and `Mirror.write` raise.
+    `refetches`: those of the rows in the batch. Raises what `StripeClient.get` and the mirror raise.
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]

@@ -207,7 +207,7 @@ class RefetchWorker:
             self._queue.put_back(refetch.key)
 
     def _succeeded(self, refetch: Refetch) -> None:
-        """Retry at once what began to fail since the last success: its cause may be over.
+        """Retry without a pause what began to fail since the last success: its cause may be over.
 
         What failed before that has a cause of its own, and waits.
         """
@@ -348,7 +348,7 @@ def _nested(refetch: Refetch) -> TruncatedList:
 
 
 async def list_children(source: Source, refetch: Refetch) -> list[Refetch]:
-    """Mirror the children of `todo.table` under the parent `todo.id`, to the end of the list.
+    """Mirror the children of `refetch.table` under the parent `refetch.id`, to the end of the list.
 
     Returns the refetches added for children that the list does not show: most likely they are gone. Raises
     what `Source.read` raises.

@@ -138,7 +138,9 @@ async def read(
         path, params = read_path.endpoint.url(read_path.key, quote_id(read_path.key))
         request = list_of(source.stripe, read_path.endpoint, path, params, priority=BACKFILL)
         async for page in iter_pages(request):
-            found = source.extract(page.objects, {table_name(read_path.endpoint.parent): read_path.key})
+            found = source.extract(
+                page.objects, {table_name(read_path.endpoint.parent): read_path.key}
+            )
             await source.follow_all(found)
             await source.mirror.write([(found, as_of_response(page.response))], expected=expected)
         return
