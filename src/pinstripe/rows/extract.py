@@ -32,6 +32,9 @@ from pinstripe.rows.secrets import without_secrets
 Row = list[Value]
 """The values of all columns of a table, and the `TAIL`."""
 
+RowKey = tuple[str, str]
+"""(table, key) of a row."""
+
 # Objects whose content is a copy of another object at another time. Not looked into.
 _OPAQUE = frozenset({"event", "v2.core.event"})
 

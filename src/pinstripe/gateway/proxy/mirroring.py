@@ -22,6 +22,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 import structlog
@@ -45,7 +46,6 @@ from pinstripe.errors import (
 from pinstripe.gateway.proxy.accounts import AccountResolver, Credentials
 from pinstripe.gateway.proxy.objects import (
     LAG_S,
-    ObjectKey,
     ParsedResponse,
     TooLarge,
     Trust,
@@ -58,16 +58,15 @@ from pinstripe.gateway.proxy.objects import (
     unpack,
 )
 from pinstripe.gateway.proxy.request import MIRRORED, Target
-from pinstripe.gateway.proxy.response_cache import CachedRowVersions, ResponseCache, Seen
+from pinstripe.gateway.proxy.response_cache import ExpectedVersions, ResponseCache
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
-from pinstripe.rows.extract import Row, RowSet
+from pinstripe.rows.extract import Row, RowKey, RowSet
 from pinstripe.source.resolve import has_address, mark_deleted
 from pinstripe.source.source import LIVE, retrieve_endpoint
-from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, add_refetches
 
@@ -108,13 +107,13 @@ class MirrorResult:
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """The request, as far as its answer's meaning hangs on it. `seen`: row versions before it was sent."""
+    """What decides how its response is mirrored. `expected`: row versions before it was sent."""
 
     method: str
     target: Target
     headers: Sequence[tuple[str, str]] = field(repr=False)
     credentials: Credentials | None
-    seen: Seen
+    expected: Mapping[RowKey, datetime]
 
     @property
     def writes(self) -> bool:
@@ -130,7 +129,7 @@ class ResponseMirror:
         callers: AccountResolver,
         upstream: Upstream,
         *,
-        versions: CachedRowVersions,
+        versions: ExpectedVersions,
         patience_s: float,
     ) -> None:
         self.later = DeferredFetches(syncs, self._fetch_later)
@@ -290,7 +289,7 @@ class ResponseMirror:
             found,
             truth,
             lane=LIVE_LANE if asked.writes else "",
-            over=asked.seen or None,
+            over=asked.expected or None,
             effect=effect,
         )
         await self._watched(sync, durable)
@@ -391,7 +390,7 @@ async def repeat_request(
 
 
 async def fetch_again(
-    sync: OpenSync, found: RowSet, places: Iterable[ObjectKey], parents: Mapping[str, str]
+    sync: OpenSync, found: RowSet, places: Iterable[RowKey], parents: Mapping[str, str]
 ) -> bool:
     """Fetches the objects at `places` of an answer that is a hint, those that hold others first.
 
@@ -399,9 +398,9 @@ async def fetch_again(
     request at all shows is written as the answer has it. Gives whether each is a row now; of those that
     are not, it is noted what is to be requested. Raises what `Stripe.get` and `Mirror.put` raise.
     """
-    covered: set[ObjectKey] = set()
-    asked: dict[ObjectKey, Way] = {}
-    unreachable: list[ObjectKey] = []
+    covered: set[RowKey] = set()
+    asked: dict[RowKey, Way] = {}
+    unreachable: list[RowKey] = []
     requests = 0
     for place in places:
         if place in covered or place[0] not in sync.mirror.tables:
@@ -446,7 +445,7 @@ class Way:
 
 
 def ways_to(
-    sync: OpenSync, found: RowSet, place: ObjectKey, parents: Mapping[str, str]
+    sync: OpenSync, found: RowSet, place: RowKey, parents: Mapping[str, str]
 ) -> Sequence[Way]:
     """The requests that may show the object at `place`, the surest first.
 
@@ -476,7 +475,7 @@ def ways_to(
 
 
 def first_ways(
-    sync: OpenSync, found: RowSet, places: Iterable[ObjectKey], parents: Mapping[str, str]
+    sync: OpenSync, found: RowSet, places: Iterable[RowKey], parents: Mapping[str, str]
 ) -> Iterator[Way]:
     """The surest request for each object that any request shows."""
     for place in places:
@@ -489,7 +488,7 @@ def _is_plain(table: str) -> bool:
     return where is not None and not where.parent_parameter
 
 
-def _parents_in(sync: OpenSync, found: RowSet, place: ObjectKey) -> dict[str, str]:
+def _parents_in(sync: OpenSync, found: RowSet, place: RowKey) -> dict[str, str]:
     """Ids by table of the objects that the row at `place` says it belongs to."""
     table, key = place
     row = found.rows.get(table, {}).get(key)
@@ -503,7 +502,7 @@ def _parents_in(sync: OpenSync, found: RowSet, place: ObjectKey) -> dict[str, st
     }
 
 
-async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[ObjectKey]:
+async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[RowKey]:
     """Makes the request and mirrors what it shows; gives the rows. What Stripe refuses shows nothing.
 
     `key`: the object that a list is read for; to its end without one.
@@ -524,7 +523,7 @@ async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[ObjectKey]
         return set()
 
 
-async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[ObjectKey]:
+async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[RowKey]:
     endpoint = next(
         e
         for e in list_endpoints()
@@ -543,7 +542,7 @@ async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[Objec
     return {(way.table, key) for key in shown}
 
 
-async def _write_as_shown(sync: OpenSync, found: RowSet, places: Iterable[ObjectKey]) -> None:
+async def _write_as_shown(sync: OpenSync, found: RowSet, places: Iterable[RowKey]) -> None:
     """Rows of types that no request shows (a portal session): the answer is all that there will be.
 
     Their fields may stand elsewhere in our version; those that our tables know under the same name are
@@ -559,23 +558,13 @@ async def _write_as_shown(sync: OpenSync, found: RowSet, places: Iterable[Object
         await sync.mirror.put(RowSet(rows=rows), AsOf(now - _SHOWN_S, now))
 
 
-async def _not_rows(sync: OpenSync, places: Iterable[ObjectKey]) -> set[ObjectKey]:
+async def _not_rows(sync: OpenSync, places: Iterable[RowKey]) -> set[RowKey]:
     """Those that are not in their tables."""
-    keys: dict[str, list[str]] = {}
-    for table, key in places:
-        if table in sync.mirror.tables:
-            keys.setdefault(table, []).append(key)
-    missing: set[ObjectKey] = set()
-    async with sync.pool.acquire() as connection:
-        for table, wanted in keys.items():
-            rows = await connection.fetch(
-                f"SELECT id FROM {qualified(sync.schema, table)} WHERE id = ANY($1)", wanted
-            )
-            missing |= {(table, key) for key in {*wanted} - {row[0] for row in rows}}
-    return missing
+    mirrored = {place for place in places if place[0] in sync.mirror.tables}
+    return mirrored - (await sync.source.row_versions(mirrored)).keys()
 
 
-def _places_in(found: RowSet) -> set[ObjectKey]:
+def _places_in(found: RowSet) -> set[RowKey]:
     return {(name, each) for name, group in found.rows.items() for each in group}
 
 
@@ -598,7 +587,7 @@ def follow_up(sync: OpenSync, found: RowSet, truth: AsOf) -> Effect | None:
     return note
 
 
-async def fetch_one(sync: OpenSync, place: ObjectKey, *, parent: str = "") -> set[ObjectKey]:
+async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[RowKey]:
     """Retrieves one object and mirrors it; gives the rows that it held. One that is gone is flagged.
 
     `parent` is the id that stands before its own in the path. Raises Refused where the sync's key may

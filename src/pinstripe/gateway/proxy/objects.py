@@ -29,10 +29,7 @@ from pinstripe.client.response import response_of
 from pinstripe.client.transport import Answer
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
-from pinstripe.rows.extract import Extractor, RowSet
-
-ObjectKey = tuple[str, str]
-"""(table, key) of a row."""
+from pinstripe.rows.extract import Extractor, RowKey, RowSet
 
 Trust = Literal["now", "lagging", "hint"]
 """How far an answer may be taken at its word.
@@ -79,12 +76,12 @@ class ParsedResponse:
     """
 
     found: RowSet
-    top: ObjectKey | None
+    top: RowKey | None
     deleted: bool
     modes: frozenset[bool]
     whole: bool = True
 
-    def places(self) -> Iterator[ObjectKey]:
+    def places(self) -> Iterator[RowKey]:
         """All rows, the object that was answered first."""
         if self.top is not None:
             yield self.top
@@ -106,7 +103,7 @@ def is_preview(path: str) -> bool:
     return _PREVIEW.search(path) is not None
 
 
-def places_of(path: str) -> list[ObjectKey]:
+def places_of(path: str) -> list[RowKey]:
     """The objects that a path names, from the outside in.
 
     >>> places_of("/v1/invoices/in_1/pay")
@@ -114,7 +111,7 @@ def places_of(path: str) -> list[ObjectKey]:
     >>> places_of("/v1/customers/cus_1/balance_transactions/cbtxn_1")[1]
     ('customer_balance_transaction', 'cbtxn_1')
     """
-    found: list[ObjectKey] = []
+    found: list[RowKey] = []
     shape = ""
     for segment in path.split("/")[1:]:
         table = _collections().get(shape)

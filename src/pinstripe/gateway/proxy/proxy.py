@@ -54,7 +54,7 @@ from pinstripe.gateway.proxy.response import (
     send_response,
     stream_response,
 )
-from pinstripe.gateway.proxy.response_cache import CachedRowVersions
+from pinstripe.gateway.proxy.response_cache import ExpectedVersions
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 
@@ -78,7 +78,7 @@ class Proxy:
         callers: AccountResolver,
         answers: ResponseMirror,
         aftermath: AfterWrite,
-        versions: CachedRowVersions,
+        versions: ExpectedVersions,
         body_limit: int = BODY_BYTES,
         own_tokens: Sequence[bytes] = (),
         heard: Heard | None = None,
@@ -126,7 +126,6 @@ class Proxy:
     async def close(self) -> None:
         """Lets what is being mirrored end."""
         await self._aftermath.close()
-        await self._versions.close()
         await self.answers.close()
 
     async def _pass(
@@ -235,7 +234,7 @@ async def open_proxy(
     """
     async with Upstream(proxy=http_proxy) as upstream:
         callers = AccountResolver(syncs, upstream, hosts[API])
-        versions = CachedRowVersions()
+        versions = ExpectedVersions()
         answers = ResponseMirror(syncs, callers, upstream, versions=versions, patience_s=patience_s)
         aftermath = AfterWrite(ring, wait_for_request)
         proxy = Proxy(
