@@ -13,18 +13,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import msgspec
 import structlog
 
+from pinstripe.concurrency import Coalescer
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.syncs import StoredSync, SyncControl
 from pinstripe.store.heartbeats import STALE_S, WorkerHeartbeat, load_heartbeats
-from pinstripe.store.pool import Connection
 from pinstripe.store.status import SyncSummary, load_summaries
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -100,7 +100,7 @@ class StatusBoard:
         self._watchers = 0
         self._closed = False
         self._looked_at = -float("inf")
-        self._looking = asyncio.Lock()
+        self._coalescer: Coalescer[None, None] = Coalescer(self._look)
         self._looked = asyncio.Event()
         self._watched = asyncio.Event()
 
@@ -124,29 +124,27 @@ class StatusBoard:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self.look()
-            pause_s = _WATCHED_S if self._watchers else _UNWATCHED_S
-            try:
-                async with asyncio.timeout(pause_s):
-                    # Somebody who comes to watch does not wait for the slow round to end.
-                    await self._watched.wait()
-                self._watched.clear()
-            except TimeoutError:
-                pass
+        try:
+            while True:
+                await self.look()
+                pause_s = _WATCHED_S if self._watchers else _UNWATCHED_S
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        # A new watcher does not wait for the slow round to end.
+                        await self._watched.wait()
+                    self._watched.clear()
+        finally:
+            await self._coalescer.close()
 
     async def fresh(self, *, within_s: float = 1.0) -> dict[str, Live]:
         """The board, not older than that; one look for all who ask at once."""
         if self._clock() - self._looked_at > within_s:
-            async with self._looking:
-                if self._clock() - self._looked_at > within_s:
-                    await self._look()
+            await self.look()
         return self._syncs
 
     async def look(self) -> None:
         """Looks now. Trouble is noted on the board, not raised."""
-        async with self._looking:
-            await self._look()
+        await self._coalescer.get(None)
 
     async def watch(self) -> AsyncGenerator[dict[str, Live]]:
         """The board now, and again after each look; ends when the gateway does."""
@@ -171,7 +169,7 @@ class StatusBoard:
         self._closed = True
         self._looked.set()
 
-    async def _look(self) -> None:
+    async def _look(self, _: Collection[None]) -> dict[None, None]:
         standings: dict[str, SyncSummary] = {}
         processes: dict[str, tuple[WorkerHeartbeat, float]] = {}
         trouble = ""
@@ -181,7 +179,7 @@ class StatusBoard:
                 stored = await self._control.list()
             async with self._reads.connection(longest_s=_LOOK_S) as connection:
                 standings = await load_summaries(connection)
-                processes = await _processes(connection)
+                processes = await load_heartbeats(connection)
         except (PinstripeError, TimeoutError) as error:
             trouble = getattr(error, "message", "Postgres does not answer.")
             if not self.trouble:
@@ -197,6 +195,7 @@ class StatusBoard:
         self._sample(now)
         self._looked.set()
         self._looked = asyncio.Event()
+        return {None: None}
 
     def _sample(self, now: float) -> None:
         if now - self._sampled_at < _UNWATCHED_S * 0.9:
@@ -207,13 +206,6 @@ class StatusBoard:
         }
         for sync_id, live in self._syncs.items():
             self._lags[sync_id].append(LagSample(live.at, live.lag_s))
-
-
-async def _processes(connection: Connection) -> dict[str, tuple[WorkerHeartbeat, float]]:
-    """Databases that an older version made have no such table."""
-    if await connection.fetchval("SELECT to_regclass('pinstripe.process')") is None:
-        return {}
-    return await load_heartbeats(connection)
 
 
 def _live(

@@ -24,7 +24,7 @@ from pinstripe.gateway.proxy.accounts import (
     credentials_of,
     shows_one_of,
 )
-from pinstripe.gateway.proxy.after_write import AfterWrite, Ring, WaitForRequest
+from pinstripe.gateway.proxy.after_write import AfterWrite, RequestSync, WaitForRequest
 from pinstripe.gateway.proxy.mirroring import (
     ANSWER_BYTES,
     MirrorResult,
@@ -77,7 +77,7 @@ class Proxy:
         upstream: Upstream,
         callers: AccountResolver,
         answers: ResponseMirror,
-        aftermath: AfterWrite,
+        after_write: AfterWrite,
         versions: ExpectedVersions,
         body_limit: int = BODY_BYTES,
         own_tokens: Sequence[bytes] = (),
@@ -88,7 +88,7 @@ class Proxy:
         self.heard = heard
         self._hosts = hosts
         self._upstream = upstream
-        self._aftermath = aftermath
+        self._after_write = after_write
         self._body_limit = body_limit
         self._own_tokens = own_tokens
         self._versions = versions
@@ -125,7 +125,7 @@ class Proxy:
 
     async def close(self) -> None:
         """Lets what is being mirrored end."""
-        await self._aftermath.close()
+        await self._after_write.close()
         await self.answers.close()
 
     async def _pass(
@@ -154,14 +154,14 @@ class Proxy:
         except UpstreamError as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
-            self._aftermath.unanswered(sync, asked)
+            self._after_write.unanswered(sync, asked)
             return await send_bad_gateway(send, asked, error), MirrorResult("no", "stripe", sync)
-        wait_s = self._aftermath.wait_of(scope["headers"])
+        wait_s = self._after_write.wait_of(scope["headers"])
         try:
             gone = receive if not isinstance(body, Upload) or body.is_over else None
             return came.status, await self._answer(asked, came, sync, wait_s, send, receive=gone)
         except UpstreamError as error:
-            self._aftermath.unanswered(sync, asked)
+            self._after_write.unanswered(sync, asked)
             return await send_bad_gateway(send, asked, error), MirrorResult("no", "stripe", sync)
 
     async def _answer(
@@ -177,13 +177,13 @@ class Proxy:
         """`receive` tells of the caller's going, where there is nothing else left to receive."""
         if not is_json(came) or asked.method == "HEAD":
             outcome = MirrorResult("no", "no-objects", sync)
-            headers = our_headers(outcome, self._aftermath.as_of(sync))
+            headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, came, headers, receive=receive)
             return outcome
         body, whole = await came.read(ANSWER_BYTES)
         if not whole:
             outcome = MirrorResult("no", "too-large", sync)
-            headers = our_headers(outcome, self._aftermath.as_of(sync))
+            headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, came, headers, begun=body, receive=receive)
             return outcome
         if _may_hold_objects(asked, came):
@@ -193,9 +193,9 @@ class Proxy:
         if asked.writes:
             # Not sooner: the reader would write the same rows at the same moment, and the slower of the
             # two would wait for the other's commit, with the caller.
-            self._aftermath.written(outcome.sync or sync, came)
-        waited = await self._aftermath.waited(outcome.sync, asked, came, wait_s)
-        as_of = self._aftermath.as_of(outcome.sync)
+            self._after_write.written(outcome.sync or sync, came)
+        waited = await self._after_write.waited(outcome.sync, asked, came, wait_s)
+        as_of = self._after_write.as_of(outcome.sync)
         await send_response(send, came, body, our_headers(outcome, as_of, waited=waited))
         return outcome
 
@@ -219,7 +219,7 @@ async def open_proxy(
     syncs: Syncs,
     *,
     hosts: Mapping[str, str],
-    ring: Ring | None = None,
+    request_sync: RequestSync | None = None,
     wait_for_request: WaitForRequest | None = None,
     patience_s: float = PATIENCE_S,
     body_limit: int = BODY_BYTES,
@@ -229,20 +229,20 @@ async def open_proxy(
 ) -> AsyncIterator[Proxy]:
     """The proxy, open for the block. `hosts`: see `hosts_at`; `body_limit` in bytes.
 
-    `own_tokens` open our own doors and are never sent to Stripe. `ring` is called after every write of an
-    account that is synced here, `wait_for_request` for `Pinstripe-Wait`.
+    `own_tokens` open our own doors and are never sent to Stripe. `request_sync` is called after every write
+    of an account that is synced here, `wait_for_request` for `Pinstripe-Wait`.
     """
     async with Upstream(proxy=http_proxy) as upstream:
         callers = AccountResolver(syncs, upstream, hosts[API])
         versions = ExpectedVersions()
         answers = ResponseMirror(syncs, callers, upstream, versions=versions, patience_s=patience_s)
-        aftermath = AfterWrite(ring, wait_for_request)
+        after_write = AfterWrite(request_sync, wait_for_request)
         proxy = Proxy(
             hosts=hosts,
             upstream=upstream,
             callers=callers,
             answers=answers,
-            aftermath=aftermath,
+            after_write=after_write,
             versions=versions,
             body_limit=body_limit,
             own_tokens=[token.encode() for token in own_tokens if token],

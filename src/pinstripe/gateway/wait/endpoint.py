@@ -24,7 +24,7 @@ from starlette.responses import Response
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.errors import JSON, HTTPError, Problem, failure, failure_of
 from pinstripe.gateway.syncs import OpenSync, Syncs
-from pinstripe.gateway.wait.progress import Trouble, trouble_of
+from pinstripe.gateway.wait.progress import Obstacle, find_obstacle
 from pinstripe.gateway.wait.query import WaitQuery, read_query
 from pinstripe.gateway.wait.waiter import Waiter, WaitState
 
@@ -178,23 +178,23 @@ class WaitEndpoint:
     ) -> Response:
         waited_ms = self._ms(began)
         missing = [_missing(w) for w in waitings if w.what]
-        trouble: Trouble | None = None
+        obstacle: Obstacle | None = None
         as_of: datetime | None = None
         with suppress(PinstripeError, TimeoutError):
             async with asyncio.timeout(_LAST_WORD_S):
                 async with sync.pool.acquire() as connection:
-                    trouble = await trouble_of(connection, sync.schema)
+                    obstacle = await find_obstacle(connection, sync.schema)
                 as_of = await self._waits.reads(sync).as_of()
         away = next((w.error for w in waitings if w.error), "")
-        if trouble is None and away:
-            trouble = Trouble("unavailable", away, "See the logs of `pinstripe serve`.")
-        if trouble is None:
-            trouble = Trouble(
+        if obstacle is None and away:
+            obstacle = Obstacle("unavailable", away, "See the logs of `pinstripe serve`.")
+        if obstacle is None:
+            obstacle = Obstacle(
                 "timeout",
                 "The time was over before the database held what was asked for.",
                 "Ask again, or give more time: ?timeout=120.",
             )
-        problem = Problem(trouble.code, trouble.message, trouble.hint)
+        problem = Problem(obstacle.code, obstacle.message, obstacle.hint)
         return _json(504, NotInTime(False, problem, missing, _shown(as_of), waited_ms))
 
     def _ms(self, began: float) -> int:

@@ -32,10 +32,11 @@ from pinstripe.client.pagination import read_object
 from pinstripe.concurrency import Coalescer
 from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.wait.progress import PendingCount, WaitProgress
+from pinstripe.gateway.wait.progress import WaitProgress
 from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.source.resolve import refetch_row
 from pinstripe.source.source import LIVE, retrieve_endpoint
+from pinstripe.store.refetch import PendingCount
 
 _T = TypeVar("_T")
 
