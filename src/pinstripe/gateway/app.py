@@ -27,7 +27,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pinstripe.gateway.api import catalog, events, health, status, streams, syncs
-from pinstripe.gateway.api.endpoint import Call, Endpoint
+from pinstripe.gateway.api.endpoint import Call, Endpoint, Method
 from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.deps import Deps, Gateway
 from pinstripe.gateway.http.errors import JSON, HTTPError, failure
@@ -37,6 +37,7 @@ from pinstripe.gateway.http.middleware import EdgeMiddleware
 from pinstripe.gateway.live.status_board import Live
 from pinstripe.gateway.proxy.request import is_for_proxy
 from pinstripe.gateway.wait.endpoint import NotInTime, Waited
+from pinstripe.gateway.wait.query import WaitParameters
 from pinstripe.store.changes import Change
 
 _READS = frozenset(("GET", "HEAD"))
@@ -120,7 +121,18 @@ async def description(call: Call) -> Response:
     return Response(_description(), media_type=JSON)
 
 
-_LATE: dict[int, type] = {504: NotInTime}
+def _wait(method: Method) -> Endpoint:
+    return Endpoint(
+        method,
+        "/wait/{kind}/{id}",
+        wait,
+        "wait",
+        raw=True,
+        takes=WaitParameters,
+        shows=Waited,
+        also={504: NotInTime},
+    )
+
 
 # Beside these: /v1/..., /v2/... and /HOST.stripe.com/..., which are the proxy's, and the console's pages.
 ROUTES: tuple[Endpoint, ...] = (
@@ -151,8 +163,8 @@ ROUTES: tuple[Endpoint, ...] = (
         media=streams.MEDIA,
     ),
     Endpoint("GET", "/api/syncs/{id}/live", streams.live_sync, stream=Live, media=streams.MEDIA),
-    Endpoint("GET", "/wait/{kind}/{id}", wait, "wait", raw=True, shows=Waited, also=_LATE),
-    Endpoint("POST", "/wait/{kind}/{id}", wait, "wait", raw=True, shows=Waited, also=_LATE),
+    _wait("GET"),
+    _wait("POST"),
     Endpoint("POST", "/webhooks/stripe/{id}", webhook, "signature", raw=True),
     Endpoint("GET", "/healthz", health.healthz, "anyone", raw=True),
     Endpoint(

@@ -53,6 +53,8 @@ class Endpoint:
     media: str = JSON
     raw: bool = False
     """It reads the request by itself, query and all."""
+    takes: type | None = None
+    """Describes the query parameters that it parses itself."""
     shows: type | None = None
     """What stands in an answer that it encodes itself."""
     also: Mapping[int, type] = field(default_factory=dict)

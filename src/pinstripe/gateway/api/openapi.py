@@ -99,22 +99,8 @@ def _parameters(endpoint: Endpoint) -> list[Json]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PARAMETER.findall(endpoint.path)
     ]
-    if endpoint.query is not None:
-        found += query_parameters(endpoint.query)
-    if endpoint.raw and endpoint.policy == "wait":
-        found += [
-            {"name": name, "in": "query", "schema": {"type": kind}, "description": text}
-            for name, kind, text in (
-                ("request", "string", "A request id (req_...)."),
-                ("object", "string", "An object id; may be given repeatedly."),
-                ("type", "string", "The type of the objects, where their ids do not tell."),
-                ("event", "string", "An event id (evt_...)."),
-                ("timeout", "number", "Seconds, at most 300; 30 by default."),
-                ("settle", "number", "Seconds that a plain wait lets the event log settle."),
-                ("previews", "boolean", "Whether upcoming invoices are waited for too."),
-            )
-        ]
-    return found
+    query = endpoint.query or endpoint.takes
+    return found + (query_parameters(query) if query is not None else [])
 
 
 def query_parameters(kind: type) -> list[Json]:

@@ -25,7 +25,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.errors import JSON, HTTPError, Problem, failure, failure_of
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.gateway.wait.progress import Obstacle, find_obstacle
-from pinstripe.gateway.wait.query import WaitQuery, read_query
+from pinstripe.gateway.wait.query import WaitQuery, parse_query
 from pinstripe.gateway.wait.waiter import Waiter, WaitState
 
 KINDS = ("stripe",)
@@ -101,7 +101,7 @@ class WaitEndpoint:
                 )
             if sync is None:
                 raise _unknown(request.path_params["id"])
-            options = read_query(request.query_params.multi_items(), settle_s=self._settle_s)
+            options = parse_query(request.query_params.multi_items(), settle_s=self._settle_s)
             _check_tables(sync, options)
             if self.open >= _MOST_OPEN:
                 return failure(503, "too_many", f"{self.open} calls wait already.", "Try again.")
