@@ -68,16 +68,15 @@ class Instrumented:
                     if name.lower() == b"pinstripe-mirrored":
                         mirrored = value.decode("latin-1").partition(";")[0]
                 kind = "read" if scope["method"] in _READS else "write"
-                meters.proxy_s[kind].observe(time.perf_counter() - began)
+                meters.proxy_s.labels(kind).observe(time.perf_counter() - began)
             elif not message.get("more_body", False):
                 whole = True
             await send(message)
 
-        meters.proxying += 1
         try:
-            await self._proxy(scope, receive, counted)
+            with meters.proxying.track_inprogress():
+                await self._proxy(scope, receive, counted)
         finally:
-            meters.proxying -= 1
             meters.proxy_answered(scope["method"], status if whole else None, mirrored)
 
 
@@ -89,12 +88,9 @@ async def wait(call: Call) -> Response:
     token, or a Stripe key of the account.
     """
     meters = call.gateway.meters
-    meters.waiting += 1
-    try:
+    with meters.waiting.track_inprogress():
         answer = await call.gateway.parts.wait(call.request)
-    finally:
-        meters.waiting -= 1
-    meters.waits[status_class(answer.status_code)] += 1
+    meters.waits.labels(status_class(answer.status_code)).inc()
     return answer
 
 
@@ -104,7 +100,7 @@ async def webhook(call: Call) -> Response:
     The event itself is not used. By the signature in `Stripe-Signature`.
     """
     answer = await call.gateway.parts.webhook(call.request)
-    call.gateway.meters.webhooks[status_class(answer.status_code)] += 1
+    call.gateway.meters.webhooks.labels(status_class(answer.status_code)).inc()
     return answer
 
 

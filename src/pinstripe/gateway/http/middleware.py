@@ -81,7 +81,7 @@ class EdgeMiddleware:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                self._meters.api[status_class(message["status"])] += 1
+                self._meters.api.labels(status_class(message["status"])).inc()
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
