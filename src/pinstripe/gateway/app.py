@@ -1,14 +1,11 @@
-"""The whole HTTP surface of the gateway, on one screen; and the app that serves it.
+"""The whole HTTP surface of the gateway in one list, and the app that serves it.
 
-What goes to Stripe is handed to the proxy as it came, before anything of ours sees it. The rest meets, in
-this order: limits and the one error shape (`outside`), the route list, the door (`access`), the
-endpoint's own reading of query and body (`endpoint`).
+    request -> for Stripe?  yes: `Instrumented` -> proxy
+                            no:  `EdgeMiddleware` -> route -> `Auth` -> `Endpoint`
 
-What passes through the app to others (proxy, waits, webhooks), counted on the way.
-
-The proxy's requests are touched in one respect only: a browser that would show an answer as a page, or run
-it, gets none. What Stripe's hosts serve was written by strangers, and here it would stand on the console's
-own origin.
+Requests to Stripe reach the proxy untouched, with one exception: a browser that would show the response
+as a page, or run it, gets a 403. Stripe's hosts serve content of strangers, and here it would share the
+console's origin. Requests, waits and webhooks are counted on the way.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from pinstripe.gateway.http.errors import JSON, HTTPError, failure
 from pinstripe.gateway.http.metrics import MEDIA as METRICS
 from pinstripe.gateway.http.metrics import Meters, status_class
 from pinstripe.gateway.http.middleware import EdgeMiddleware
-from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.gateway.proxy.request import is_for_proxy
 from pinstripe.gateway.wait.endpoint import NotInTime, Waited
 from pinstripe.gateway.wait.query import WaitParameters
@@ -158,7 +155,9 @@ ROUTES: tuple[Endpoint, ...] = (
         stream=Change,
         media=streams.MEDIA,
     ),
-    Endpoint("GET", "/api/syncs/{id}/live", streams.live_sync, stream=Live, media=streams.MEDIA),
+    Endpoint(
+        "GET", "/api/syncs/{id}/live", streams.live_sync, stream=SyncStatus, media=streams.MEDIA
+    ),
     _wait("GET"),
     _wait("POST"),
     Endpoint("POST", "/webhooks/stripe/{id}", webhook, "signature", raw=True),

@@ -1,9 +1,8 @@
-"""What the gateway is made of: given by the service layer, and joined here.
+"""The parts of a gateway: `Deps` from outside, `Gateway` with what the API adds.
 
-`GatewayParts` is the seam. Whoever runs a gateway fills it and hands it to `app.make_app`; nothing in
-it opens a connection. `Gateway` adds what the API has of its own: reads of the database, the board of how
-each sync stands, the shared feed of changes, and the counters. It is `request.app.state.gateway` for
-every route, those of the console too.
+`Deps` is the seam: the service layer fills it and passes it to `app.make_app`; nothing in it opens a
+connection. `Gateway` adds database reads, the status board, the shared change stream and the counters. It
+is `request.app.state.gateway` for every route, including those of the console.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Answers that go on: server-sent events of what changes and of how things stand.
 
 A browser's EventSource and `curl -N` read them. A reader that comes back says how far it was
-(`Last-Event-ID`, which browsers send by themselves) and misses nothing. Comments keep the connection alive;
-a reader that does not read is waited for and costs no memory.
+(`Last-Event-ID`, which browsers send by themselves) and misses nothing. Comments keep the connection
+alive; a reader that does not read is waited for and costs no memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pinstripe.gateway.api.events import LAST_POSITION, Id, Position
 from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.store.changes import Wanted
 
 MEDIA = "text/event-stream"
@@ -37,7 +37,7 @@ _ALIVE = b": \n\n"
 class LiveBoard(msgspec.Struct, frozen=True):
     """All syncs at one moment."""
 
-    syncs: list[Live]
+    syncs: list[SyncStatus]
 
 
 class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 from pinstripe.errors import UnknownSync
 from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, SyncState
 
 SyncId = Annotated[str, Meta(pattern="^[a-z0-9-]{1,40}$")]
@@ -51,7 +51,7 @@ class Sync(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime | None
     state: SyncState
     addresses: Addresses
-    live: Live | None
+    live: SyncStatus | None
     """How it stands, as seen within the last seconds; null if it has not been looked at yet."""
 
 
@@ -121,7 +121,7 @@ async def add_sync(call: Call, body: SyncWish) -> Sync:
         paused=body.paused,
     )
     added = await call.gateway.parts.control.add(options)
-    await call.gateway.board.look()
+    await call.gateway.board.update()
     return _shown(call, added)
 
 
@@ -147,7 +147,7 @@ async def pause_sync(call: Call) -> Sync:
     """
     await find_sync(call)
     paused = await call.gateway.parts.control.pause(call.path["id"])
-    await call.gateway.board.look()
+    await call.gateway.board.update()
     return _shown(call, paused)
 
 
@@ -155,7 +155,7 @@ async def resume_sync(call: Call) -> Sync:
     """Starts a paused sync again; it goes on where it stopped."""
     await find_sync(call)
     resumed = await call.gateway.parts.control.resume(call.path["id"])
-    await call.gateway.board.look()
+    await call.gateway.board.update()
     return _shown(call, resumed)
 
 
@@ -166,7 +166,7 @@ async def remove_sync(call: Call, query: RemoveQuery) -> None:
     """
     await find_sync(call)
     await call.gateway.parts.control.remove(call.path["id"], drop_tables=query.drop_tables)
-    await call.gateway.board.look()
+    await call.gateway.board.update()
 
 
 async def find_sync(call: Call) -> StoredSync:

@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.gateway.live.status_board import Live, StatusBoard
+from pinstripe.gateway.live.status_board import StatusBoard, SyncStatus
 from pinstripe.store.status import estimate_rows
 
 MEDIA = "text/plain; version=0.0.4; charset=utf-8"
@@ -167,7 +167,7 @@ def status_class(status: int) -> str:
     return f"{status // 100}xx"
 
 
-def _statuses(syncs: Mapping[str, Live]) -> Iterator[Metric]:
+def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
     """What the database says of each sync."""
     lag = _gauge_of("lag_seconds", "How long ago the copy was surely true", "sync")
     ready = _gauge_of("sync_ready", "First copy complete, followed, nothing wrong", "sync")
@@ -192,7 +192,7 @@ def _statuses(syncs: Mapping[str, Live]) -> Iterator[Metric]:
     yield from (lag, ready, paused, to_ask, owed, held, refused, failed, restarts)
 
 
-def _processes(syncs: Mapping[str, Live]) -> Iterator[Metric]:
+def _processes(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
     """What the workers' heartbeats say."""
     asked = _counter_of("stripe_requests", "Requests to Stripe", "sync", "kind")
     limited = _counter_of("stripe_rate_limited", "Answers of 429", "sync", "kind")

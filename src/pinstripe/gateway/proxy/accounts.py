@@ -1,11 +1,11 @@
-"""Whose key a request carries: which account's tables its answer may be written to.
+"""Resolves the key of a request to an account, and so to the sync whose tables are written.
 
-Stripe is asked once per key (`GET /v1/account` with that key and the caller's own account headers), and
-only about keys that it has just accepted or that somebody waits with: a flood of invented keys costs no
-more requests than it makes by itself. Only its 200 says whose key it is. The words of an error never do:
-they repeat what the request named. A restricted key that may not read its account is known only where
-it is the very key of a sync. What is remembered is a keyed hash of the key under a secret of this
-process, and the account; never the key.
+Stripe is requested once per key (`GET /v1/account` with that key and the caller's account headers), and
+only for keys that it has just accepted or that a `/wait` call sent. Concurrent lookups are limited, so
+a flood of invented keys costs few requests. Only a 200 names the account: the text of an error repeats
+what the request named. A restricted key that may not read its account is recognized only if it is the
+very key of a sync. Remembered are the account and a keyed hash of the key under a secret of this
+process, never the key.
 """
 
 from __future__ import annotations
@@ -97,19 +97,19 @@ def shows_one_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]
     """Whether a request carries a token of ours where Stripe expects a key."""
     if not tokens:
         return False
-    shown = next((value for name, value in headers if name == b"authorization"), b"")
+    credentials = next((value for name, value in headers if name == b"authorization"), b"")
     # Sent without a scheme it would be told to Stripe all the same.
     return any(
         hmac.compare_digest(given, token)
-        for given in (_key_in(shown), shown.strip())
+        for given in (_key_in(credentials), credentials.strip())
         for token in tokens
     )
 
 
 def carries_more_than_test_key(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     """Whether a request shows credentials that are not surely a key of test mode."""
-    shown = next((value for name, value in headers if name == b"authorization"), b"")
-    return bool(shown) and _TEST.match(_key_in(shown)) is None
+    credentials = next((value for name, value in headers if name == b"authorization"), b"")
+    return bool(credentials) and _TEST.match(_key_in(credentials)) is None
 
 
 def _key_in(authorization: bytes) -> bytes:
@@ -149,28 +149,30 @@ class AccountResolver:
         self._strangers_turn = asyncio.Semaphore(_STRANGERS_AT_ONCE)
         self._strangers = 0
 
-    def known(self, shown: Credentials) -> OpenSync | None:
+    def known(self, credentials: Credentials) -> OpenSync | None:
         """The sync whose account this is, if that is known without asking."""
-        caller = self._recall(self._place(shown))
+        caller = self._recall(self._place(credentials))
         return self._sync_of(caller) if caller is not None else None
 
-    async def sync_of(self, shown: Credentials) -> OpenSync | None:
+    async def sync_of(self, credentials: Credentials) -> OpenSync | None:
         """The sync whose account this is; None where none is served here. May ask Stripe once.
 
         For keys that Stripe has just accepted. Raises Unreachable where Stripe does not answer.
         """
-        return await self._sync_of_asked(shown, self._turn)
+        return await self._sync_of_asked(credentials, self._turn)
 
-    async def _sync_of_asked(self, shown: Credentials, turn: asyncio.Semaphore) -> OpenSync | None:
-        place = self._place(shown)
+    async def _sync_of_asked(
+        self, credentials: Credentials, turn: asyncio.Semaphore
+    ) -> OpenSync | None:
+        place = self._place(credentials)
         caller = self._recall(place)
         if caller is None:
-            if not self._is_possible(shown):
+            if not self._is_possible(credentials):
                 return None
             # One question a key, however many wait for it; who waits may go without ending it.
             task = self._asking.get(place)
             if task is None:
-                task = asyncio.create_task(self._look_up(place, shown, turn))
+                task = asyncio.create_task(self._look_up(place, credentials, turn))
                 self._asking[place] = task
                 task.add_done_callback(partial(self._asked, place))
             caller = await asyncio.shield(task)
@@ -181,11 +183,11 @@ class AccountResolver:
 
         Raises Rejected where too many such keys are being asked about.
         """
-        shown = credentials_of(headers)
-        if shown is None:
+        credentials = credentials_of(headers)
+        if credentials is None:
             return False
-        if self._recall(self._place(shown)) is not None:
-            return sync is not None and self.known(shown) is sync
+        if self._recall(self._place(credentials)) is not None:
+            return sync is not None and self.known(credentials) is sync
         if self._strangers >= _MOST_STRANGERS:
             raise HTTPError(
                 429,
@@ -197,14 +199,18 @@ class AccountResolver:
         self._strangers += 1
         try:
             # Asked for a sync that is not there too: the time would tell which ones are.
-            found = await self._sync_of_asked(shown, self._strangers_turn)
+            found = await self._sync_of_asked(credentials, self._strangers_turn)
             return sync is not None and found is sync
         finally:
             self._strangers -= 1
 
-    def _place(self, shown: Credentials) -> bytes:
+    def _place(self, credentials: Credentials) -> bytes:
         told = b"\n".join(
-            (shown.key, shown.account.encode("latin-1"), shown.context.encode("latin-1"))
+            (
+                credentials.key,
+                credentials.account.encode("latin-1"),
+                credentials.context.encode("latin-1"),
+            )
         )
         return hashlib.blake2b(told, key=self._secret, digest_size=32).digest()
 
@@ -225,34 +231,36 @@ class AccountResolver:
             return None
         return self._syncs.of_account(caller.account_id, livemode=caller.livemode)
 
-    def _is_possible(self, shown: Credentials) -> bool:
+    def _is_possible(self, credentials: Credentials) -> bool:
         """Whether any sync here could be meant: else there is nothing to ask for."""
         return any(
-            sync.livemode == shown.livemode and shown.account in ("", sync.account_id)
+            sync.livemode == credentials.livemode and credentials.account in ("", sync.account_id)
             for sync in self._syncs
         )
 
-    async def _look_up(self, place: bytes, shown: Credentials, turn: asyncio.Semaphore) -> Caller:
+    async def _look_up(
+        self, place: bytes, credentials: Credentials, turn: asyncio.Semaphore
+    ) -> Caller:
         async with turn:
             self.lookups += 1
-            account_id, status = await self._ask(shown)
+            account_id, status = await self._ask(credentials)
         now = self._clock()
         # Stripe knows the key, and refuses this one read only.
-        own = self._own(shown) if status == 403 else ""
+        own = self._own(credentials) if status == 403 else ""
         known_s = KNOWN_S if account_id is not None or own else REFUSED_S
-        caller = Caller(account_id, shown.livemode, now + known_s, own)
+        caller = Caller(account_id, credentials.livemode, now + known_s, own)
         self._known[place] = caller
         while len(self._known) > MOST:
             self._known.popitem(last=False)
-        _log.info("caller.met", account=account_id, livemode=shown.livemode, status=status)
+        _log.info("caller.met", account=account_id, livemode=credentials.livemode, status=status)
         return caller
 
-    def _own(self, shown: Credentials) -> str:
+    def _own(self, credentials: Credentials) -> str:
         """The sync that reads the same account with this very key; "" if there is none."""
         for sync in self._syncs:
             stripe = sync.source.stripe
-            if (stripe.account or "") == shown.account and secrets.compare_digest(
-                stripe.key.reveal().encode(), shown.key
+            if (stripe.account or "") == credentials.account and secrets.compare_digest(
+                stripe.key.reveal().encode(), credentials.key
             ):
                 return sync.id
         return ""
@@ -262,23 +270,26 @@ class AccountResolver:
         if not task.cancelled():
             task.exception()  # Looked at, though all who waited may have gone.
 
-    async def _ask(self, shown: Credentials) -> tuple[str | None, int]:
+    async def _ask(self, credentials: Credentials) -> tuple[str | None, int]:
         """(account, HTTP status). Raises Unreachable for what may be otherwise in a moment."""
-        headers = [("authorization", f"Bearer {shown.key.decode('ascii')}"), ("accept", "*/*")]
-        if shown.context:
-            headers.append(("stripe-context", shown.context))
-        if shown.account and shown.account != shown.context.rpartition("/")[2]:
-            headers.append(("stripe-account", shown.account))
+        headers = [
+            ("authorization", f"Bearer {credentials.key.decode('ascii')}"),
+            ("accept", "*/*"),
+        ]
+        if credentials.context:
+            headers.append(("stripe-context", credentials.context))
+        if credentials.account and credentials.account != credentials.context.rpartition("/")[2]:
+            headers.append(("stripe-account", credentials.account))
         try:
-            came = await self._upstream.send("GET", self._url, headers)
-            body, whole = await came.read(_ANSWER)
+            response = await self._upstream.send("GET", self._url, headers)
+            body, whole = await response.read(_ANSWER)
         except UpstreamError as error:
             raise Unreachable(f"Whose key it is cannot be asked: {error.reason}.") from None
         if not whole:
-            came.close()
-        if came.status == 429 or came.status >= 500:
-            raise Unreachable(f"Whose key it is cannot be asked: status {came.status}.")
-        return _account_in(came.status, body, shown.account), came.status
+            response.close()
+        if response.status == 429 or response.status >= 500:
+            raise Unreachable(f"Whose key it is cannot be asked: status {response.status}.")
+        return _account_in(response.status, body, credentials.account), response.status
 
 
 def _account_in(status: int, body: bytes, wanted: str) -> str | None:

@@ -1,10 +1,8 @@
-"""What an answer of Stripe's says about which objects: places in paths, rows in bodies.
+"""Parses what a response of Stripe's says about which objects: keys in paths, rows in bodies. Pure.
 
-Pure. An answer may be an object, a list, search results, a deleted stub, or an error that holds an
-object (a declined payment's intent); whatever is nested or expanded in it is found as well. Not every
-answer is a snapshot of now, and not every object in one exists: see `Standing`.
-
-When an answer of the proxy's was true: as `client.reply` measures it, from the raw answer.
+A response may be an object, a list, search results, a deleted stub, or an error that holds an object
+(the intent of a declined payment). Nested and expanded objects are extracted as well. `Trust` says
+whether rows may be written from the response, `as_of_exchange` for which interval it is true.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Extractor, RowKey, RowSet
 
-Trust = Literal["now", "lagging", "hint"]
-"""How far an answer may be taken at its word.
+Trust = Literal["current", "stale", "refetch"]
+"""How far a response can be trusted.
 
-`now`: true at the time of the answer. `lagging`: search results, whose index runs behind. `hint`: of
-another API version, or an earlier answer replayed for an idempotency key: to be fetched again.
+`current`: true at the time of the response. `stale`: search results, whose index lags behind. `refetch`: in
+another API version, or replayed for an idempotency key; its objects are fetched again.
 """
 
 LAG_S = 3600.0
@@ -75,7 +73,7 @@ class ParsedResponse:
     `whole`: each object that was answered, nested ones aside, has a table and a key.
     """
 
-    found: RowSet
+    row_set: RowSet
     top: RowKey | None
     deleted: bool
     modes: frozenset[bool]
@@ -85,12 +83,12 @@ class ParsedResponse:
         """All rows, the object that was answered first."""
         if self.top is not None:
             yield self.top
-        for table, group in self.found.rows.items():
+        for table, group in self.row_set.rows.items():
             for key in group:
                 if (table, key) != self.top:
                     yield table, key
-        for table, key in sorted(self.found.elsewhere):
-            if key not in self.found.rows.get(table, ()):
+        for table, key in sorted(self.row_set.elsewhere):
+            if key not in self.row_set.rows.get(table, ()):
                 yield table, key
 
 
@@ -247,13 +245,15 @@ def _parameters() -> Mapping[str, tuple[str, str]]:
 
 
 def as_of_exchange(
-    came: UpstreamResponse, *, lag_s: float = 0.0, cause: Cause | None = None
+    response: UpstreamResponse, *, lag_s: float = 0.0, cause: Cause | None = None
 ) -> AsOf:
     """The interval of the objects in the answer; `lag_s` is how old they may be.
 
     For a write it holds as well: Stripe shows the object as the write left it, or as something else
     changed it before the answer was made.
     """
-    headers = {"date": came.header(b"date").decode("latin-1")}
-    response = response_of(Answer(came.status, headers, b"", came.elapsed_s, came.received_at))
-    return AsOf(response.not_before - lag_s, response.not_after, cause)
+    headers = {"date": response.header(b"date").decode("latin-1")}
+    measured = response_of(
+        Answer(response.status, headers, b"", response.elapsed_s, response.received_at)
+    )
+    return AsOf(measured.not_before - lag_s, measured.not_after, cause)

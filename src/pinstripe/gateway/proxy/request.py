@@ -1,24 +1,14 @@
-"""A request to the proxy, checked: what may be passed on to Stripe, and the body as it comes.
+"""Checks a request to the proxy: its target, its headers, its body.
 
-Pure but for the reading of bodies, which has a limit of size and of silence. The HTTP parser in front
-refuses malformed requests; what it lets through and two servers could read differently is refused
-here again.
+    /api.stripe.com/v1/customers   a host of Stripe's before the path
+    /v1/customers, /v2/...         for SDKs whose base URL is ours
 
-Where a request to the proxy goes: one of Stripe's hosts, or nowhere.
-
-    /api.stripe.com/v1/customers   put before Stripe's own address
-    /v1/customers, /v2/...         for SDKs whose base URL is set to ours
-
-Pure. The host is looked up in a table, never taken from what the caller sent, and the path behind it is
-passed on byte for byte: nothing that is decoded here is sent. What a server on the way might resolve
-into another path (`..`, a backslash) is refused instead.
-
-Which headers are the message's and which only the connection's (RFC 9110, 7.6.1).
-
-Pure. What is left out on the way to Stripe and back is what speaks of one connection, and ours: our
-headers, and the cookies of the console, which a browser sends by itself. What a `Connection` header names
-is left out too, but never what Stripe reads: a caller must not lose an idempotency key to a header that
-says so.
+The host is taken from a table, never from the request, and the path is sent byte for byte. A path that
+a server on the way might resolve into another one (`..`, a backslash) is rejected, and so is a request
+that two servers could parse differently. Hop-by-hop headers (RFC 9110, 7.6.1), our own headers and the
+console's cookies are dropped in both directions; a `Connection` header cannot drop what Stripe reads,
+such as an idempotency key. Bodies have a limit of size and of silence. Pure, apart from reading the
+body.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Requests to Stripe as the caller made them: one try, byte for byte, body and answer streamed.
+"""Sends requests to Stripe as the caller made them: one try, byte for byte, body and response streamed.
 
-Beside `client.transport` the only file that knows aiohttp. There the answers are ours to read; here
-they are somebody else's: nothing is unpacked, no header is added, dropped or put in another order but
-those of the connection itself (RFC 9110, 7.6.1). It follows no redirect and keeps no cookie. A request
-is sent once; only a GET or HEAD that met a connection which Stripe had closed meanwhile is sent again.
+Unlike `client.transport`, it neither decompresses nor changes headers, apart from those of the
+connection (RFC 9110, 7.6.1). It follows no redirect and keeps no cookie. A request is sent once; only a
+GET or HEAD on a connection that Stripe had closed meanwhile is sent again.
 """
 
 from __future__ import annotations
