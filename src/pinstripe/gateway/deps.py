@@ -23,7 +23,7 @@ from pinstripe.gateway.live.status_board import StatusBoard
 from pinstripe.gateway.syncs import SyncControl, Syncs
 from pinstripe.store.pool import Pool
 
-Answer = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 """An endpoint as Starlette knows it."""
 
 
@@ -39,8 +39,8 @@ class Deps:
     control: SyncControl
     access: Auth
     proxy: ASGIApp
-    wait: Answer
-    webhook: Answer
+    wait: Handler
+    webhook: Handler
     pool: Callable[[], Pool | None]
     database_url: Callable[[], str | None]
     public_url: str = ""

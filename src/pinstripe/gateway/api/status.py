@@ -1,4 +1,4 @@
-"""The API's answers about one sync's copy: status by table, lag, budget, what the key may not read."""
+"""The API of one sync's copy: status by table, lag, budget, and what the key may not read."""
 
 from __future__ import annotations
 

@@ -109,29 +109,29 @@ def places_of(path: str) -> list[RowKey]:
     >>> places_of("/v1/customers/cus_1/balance_transactions/cbtxn_1")[1]
     ('customer_balance_transaction', 'cbtxn_1')
     """
-    found: list[RowKey] = []
+    row_set: list[RowKey] = []
     shape = ""
     for segment in path.split("/")[1:]:
         table = _collections().get(shape)
         if table is not None and f"{shape}/{segment}" not in _fixed():
-            found.append((table, unquote(segment)))
+            row_set.append((table, unquote(segment)))
             shape += "/{}"
         else:
             shape = f"{shape}/{segment}"
-    return found
+    return row_set
 
 
 def parents_of(path: str, query: str) -> Mapping[str, str]:
     """Ids by table of what the objects in the answer hang under, as far as path and query say."""
-    found = dict(places_of(path))
+    row_set = dict(places_of(path))
     known = _parameters().get(path)
     if known is not None:
         parameter, table = known
         for pair in query.split("&"):
             name, _, value = pair.partition("=")
             if name == parameter and value:
-                found[table] = unquote_plus(value)
-    return found
+                row_set[table] = unquote_plus(value)
+    return row_set
 
 
 def collection_table(path: str) -> str | None:
@@ -185,28 +185,28 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
     alone are of no use to anybody.
     """
     try:
-        told = decode(body)
+        decoded = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable("The body is not JSON.") from error
-    found = RowSet()
-    if not isinstance(told, dict) or told.get("object") in _CREDENTIALS:
-        return ParsedResponse(found, None, deleted=False, modes=frozenset())
-    entries = told.get("data")
-    if isinstance(entries, list) and "id" not in told:
+    row_set = RowSet()
+    if not isinstance(decoded, dict) or decoded.get("object") in _CREDENTIALS:
+        return ParsedResponse(row_set, None, deleted=False, modes=frozenset())
+    entries = decoded.get("data")
+    if isinstance(entries, list) and "id" not in decoded:
         objects = [entry for entry in entries if isinstance(entry, dict)]
-        keys = [extractor.object(entry, found, parents=parents) for entry in objects]
-        return ParsedResponse(found, None, False, _modes(objects), whole=None not in keys)
-    problem = told.get("error")
+        keys = [extractor.object(entry, row_set, parents=parents) for entry in objects]
+        return ParsedResponse(row_set, None, False, _modes(objects), whole=None not in keys)
+    problem = decoded.get("error")
     # A declined payment: what the request was about, as it is now that it has been refused
     # (https://docs.stripe.com/api/errors).
     held = [v for v in problem.values() if isinstance(v, dict)] if isinstance(problem, dict) else []
     for obj in held:
-        extractor.object(obj, found, embedded=True)
-    key = extractor.object(told, found, parents=parents)
-    top = (table_name(str(told["object"])), key) if key is not None else None
+        extractor.object(obj, row_set, embedded=True)
+    key = extractor.object(decoded, row_set, parents=parents)
+    top = (table_name(str(decoded["object"])), key) if key is not None else None
     whole = key is not None or isinstance(problem, dict)
-    modes = _modes([told, *held])
-    return ParsedResponse(found, top, told.get("deleted") is True, modes, whole=whole)
+    modes = _modes([decoded, *held])
+    return ParsedResponse(row_set, top, decoded.get("deleted") is True, modes, whole=whole)
 
 
 def _modes(objects: list[StripeObject]) -> frozenset[bool]:
@@ -216,11 +216,11 @@ def _modes(objects: list[StripeObject]) -> frozenset[bool]:
 @cache
 def _collections() -> Mapping[str, str]:
     """Path under which objects are retrieved ("/v1/invoices") -> their table."""
-    found: dict[str, str] = {}
+    row_set: dict[str, str] = {}
     for where in retrieve_endpoints().values():
         shape = re.sub(r"{\w+}", "{}", where.path)
-        found[shape.removesuffix("/{}")] = table_name(where.object_type)
-    return found
+        row_set[shape.removesuffix("/{}")] = table_name(where.object_type)
+    return row_set
 
 
 @cache

@@ -28,13 +28,13 @@ Receive = Callable[[], Awaitable[Message]]
 METHODS = ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
 
 SILENCE_S = 30.0
-"""How long a caller may send nothing of a body that it has announced."""
+"""How long a caller may send nothing of an announced body."""
 
 LEAST_BYTES_S = 1024
-"""And how much must come in a second, on the whole: a body that drips holds a connection for ever."""
+"""Bytes a second on average: a slower body would hold a connection for ever."""
 
 _AT_ONCE = 256 * 1024
-"""Bodies up to this size are read before Stripe is asked; larger ones are passed on as they come."""
+"""Bodies up to this size are read before the request is sent; larger ones are streamed."""
 
 _ONE_VALUE = frozenset({b"authorization", b"stripe-account", b"stripe-context", b"stripe-version"})
 """Neither twice nor a list: servers on the way may join two headers of one name with a comma."""
@@ -47,7 +47,7 @@ _ONCE = _ONE_VALUE | {
     b"idempotency-key",
     b"transfer-encoding",
 }
-"""What would be read differently by whoever takes the first and whoever takes the last."""
+"""Of two, one server would read the first and another the last."""
 
 _DROPPED = frozenset({b"host", b"expect"})
 """`Host` is Stripe's; `Expect` is answered by the server in front."""
@@ -67,7 +67,7 @@ class ClientDisconnected(Exception):
 
 
 def checked(method: str, headers: Headers, *, body_limit: int) -> list[tuple[str, str]]:
-    """The headers for Stripe. Raises Turned."""
+    """The headers for Stripe. Raises RequestRejected."""
     if method not in METHODS:
         raise RequestRejected(
             405, f"The method {method[:20]} is not passed on; {', '.join(METHODS)} are."
@@ -122,13 +122,13 @@ def _agree(headers: dict[bytes, bytes]) -> None:
 
 
 def announced(headers: Headers) -> int | None:
-    """The length of the body, None if it is not told. Raises Turned for what is no number."""
-    told = next((value for name, value in headers if name == b"content-length"), None)
-    if told is None:
+    """The length of the body, None if it is not given. Raises RequestRejected if it is no number."""
+    value = next((value for name, value in headers if name == b"content-length"), None)
+    if value is None:
         return None
-    if not told.isdigit() or len(told) > 18:
+    if not value.isdigit() or len(value) > 18:
         raise RequestRejected(400, "The Content-Length is no number.")
-    return int(told)
+    return int(value)
 
 
 def has_body(headers: Headers) -> bool:
@@ -140,7 +140,7 @@ def has_body(headers: Headers) -> bool:
 
 
 async def body_of(headers: Headers, receive: Receive, *, limit: int) -> bytes | Upload | None:
-    """The body: whole if it is small, else as it comes. Raises Turned, HungUp."""
+    """The body: whole if it is small, else as it comes. Raises RequestRejected, HungUp."""
     if not has_body(headers):
         return None
     incoming = _parts(receive, limit, announced(headers))
@@ -288,9 +288,11 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
     wrong = _wrong(path, query)
     if wrong is not None:
         return wrong
-    told = path.decode("ascii")
+    sent_path = path.decode("ascii")
     asked = query.decode("ascii")
-    return Target(host, told, asked, f"{base}{told}?{asked}" if asked else base + told)
+    return Target(
+        host, sent_path, asked, f"{base}{sent_path}?{asked}" if asked else base + sent_path
+    )
 
 
 def _wrong(path: bytes, query: bytes) -> BadTarget | None:

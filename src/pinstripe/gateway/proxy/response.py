@@ -28,7 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 STALLED_S = 60.0
-"""How long a caller may take nothing of an answer that is passed on in pieces."""
+"""How long a caller may read nothing of a streamed response."""
 
 
 def is_json(response: UpstreamResponse) -> bool:
@@ -45,8 +45,8 @@ def our_headers(
     if outcome.sync is not None:
         headers.append((b"pinstripe-sync", outcome.sync.id.encode()))
     if as_of is not None:
-        told = as_of.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        headers.append((b"pinstripe-as-of", told.encode()))
+        text = as_of.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        headers.append((b"pinstripe-as-of", text.encode()))
     if waited is not None:
         headers.append((b"pinstripe-waited", b"yes" if waited else b"no"))
     return headers

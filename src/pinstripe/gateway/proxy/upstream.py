@@ -24,7 +24,7 @@ CONNECT_S = 10.0
 READ_S = 80.0
 """The longest silence; Stripe's own SDKs wait as long."""
 _CHUNK = 64 * 1024
-# What aiohttp would put in by itself.
+# Headers that aiohttp would add.
 _SKIPPED = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 _REPEATABLE = frozenset({"GET", "HEAD"})
 
@@ -57,7 +57,7 @@ class UpstreamResponse:
         return next((value for key, value in self.headers if key == name), b"")
 
     async def read(self, most: int) -> tuple[bytes, bool]:
-        """(body, whether that is all of it), of not much more than `most` bytes. Raises Unanswered."""
+        """(body, whether that is all of it), of not much more than `most` bytes. Raises UpstreamError."""
         parts: list[bytes] = []
         size = 0
         async for chunk in self.chunks():
@@ -68,7 +68,7 @@ class UpstreamResponse:
         return parts[0] if len(parts) == 1 else b"".join(parts), True
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """What of the body has not been read, as it comes. Raises Unanswered if it breaks off."""
+        """What of the body has not been read, as it comes. Raises UpstreamError if it breaks off."""
         content = self._response.content
         try:
             while chunk := await content.readany():
@@ -115,7 +115,7 @@ class Upstream:
             max_field_size=2**16,
             proxy=self._proxy,
         )
-        # aiohttp repeats by itself, DELETE too; here it is decided by `_REPEATABLE`.
+        # aiohttp would retry, DELETE too; here `_REPEATABLE` decides.
         self._session._retry_connection = False
         return self
 
@@ -132,9 +132,9 @@ class Upstream:
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: Body = None
     ) -> UpstreamResponse:
-        """One request; returns when the head of the answer is there. Raises Unanswered.
+        """One request; returns when the head of the answer is there. Raises UpstreamError.
 
-        `url` is sent as it is. What the body's iterator raises comes out as it is.
+        `url` is sent unchanged. What the body's iterator raises is not translated.
         """
         try:
             return await self._try(method, url, headers, body)

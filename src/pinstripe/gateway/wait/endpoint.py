@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.http.errors import JSON, HTTPError, Problem, failure, failure_of
+from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.gateway.wait.progress import Obstacle, find_obstacle
 from pinstripe.gateway.wait.query import WaitQuery, parse_query
@@ -58,7 +58,7 @@ class NotInTime(msgspec.Struct, frozen=True):
     """The time was over first."""
 
     ok: bool
-    error: Problem
+    error: ErrorDetail
     missing: list[Missing]
     as_of: str | None
     waited_ms: int
@@ -193,7 +193,7 @@ class WaitEndpoint:
                 "The time was over before the database held what was asked for.",
                 "Ask again, or give more time: ?timeout=120.",
             )
-        problem = Problem(obstacle.code, obstacle.message, obstacle.hint)
+        problem = ErrorDetail(obstacle.code, obstacle.message, obstacle.hint)
         return _json(504, NotInTime(False, problem, missing, _iso(as_of), waited_ms))
 
     def _ms(self, began: float) -> int:
