@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import cast
 
-from pinstripe.gateway.api.endpoint import Policy, Endpoint
+from pinstripe.gateway.api.endpoint import Endpoint, Policy
 from pinstripe.gateway.api.openapi import Json, describe
 from pinstripe.gateway.app import ROUTES
 from tools.docs.markdown import code, table

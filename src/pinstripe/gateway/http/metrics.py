@@ -134,10 +134,9 @@ class Metrics(Collector):
             return self._text
 
     def collect(self) -> Iterator[Metric]:
-        up = float(not self._board.trouble)
-        yield GaugeMetricFamily(
-            "pinstripe_database_up", "Whether the database answered at the last look", value=up
-        )
+        up = _gauge_of("database_up", "Whether the database answered at the last look")
+        up.add_metric([], not self._board.trouble)
+        yield up
         syncs = self._board.syncs
         yield from _statuses(syncs)
         yield from _processes(syncs)
