@@ -64,7 +64,7 @@ async def front(sim: Running, database: str, **options: Any) -> AsyncIterator[Fr
 
     async with (
         gateway_account(sim, database) as account,
-        open_proxy(account.syncs, hosts=hosts_at(sim.url), ring=ring, **options) as proxy,
+        open_proxy(account.syncs, hosts=hosts_at(sim.url), request_sync=ring, **options) as proxy,
         serving(proxy) as url,
         aiohttp.ClientSession() as client,
     ):

@@ -152,7 +152,9 @@ async def proxy(database: str, _: Path) -> Entered:
     async with running(SMALL) as sim, gateway_account(sim, database) as account:
         requester = SyncRequester(lambda: database)
         async with (
-            open_proxy(account.syncs, hosts=hosts_at(sim.url), ring=requester.request_sync) as app,
+            open_proxy(
+                account.syncs, hosts=hosts_at(sim.url), request_sync=requester.request_sync
+            ) as app,
             serving(app) as url,
             aiohttp.ClientSession(url, headers=account.bearer) as http,
         ):

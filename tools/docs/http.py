@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import cast
 
-from pinstripe.gateway.api.endpoint import Door, Endpoint
+from pinstripe.gateway.api.endpoint import Endpoint, Policy
 from pinstripe.gateway.api.openapi import Json, describe
 from pinstripe.gateway.app import ROUTES
 from tools.docs.markdown import code, table
 
-_DOORS: dict[Door, str] = {
+_DOORS: dict[Policy, str] = {
     "admin": "admin",
     "wait": "wait token, admin, or a Stripe key of the account",
     "signature": "signature",

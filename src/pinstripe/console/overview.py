@@ -18,7 +18,7 @@ from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
-from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
@@ -112,7 +112,7 @@ class Overview:
                 sent = pieces
                 yield templating.ALIVE
 
-    async def _draw(self, gateway: Gateway, live: Live) -> dict[str, str]:
+    async def _draw(self, gateway: Gateway, live: SyncStatus) -> dict[str, str]:
         """The pieces as of `live`; drawn by the first who asks."""
         drawn = self._drawn.setdefault(live.id, _Drawn())
         async with drawn.lock:
@@ -121,7 +121,7 @@ class Overview:
                 drawn.at = live.at
             return drawn.pieces
 
-    async def _draw_anew(self, gateway: Gateway, live: Live) -> dict[str, str]:
+    async def _draw_anew(self, gateway: Gateway, live: SyncStatus) -> dict[str, str]:
         rows: int | None = None
         events: list[Event] = []
         try:

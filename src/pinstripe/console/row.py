@@ -26,6 +26,7 @@ from pinstripe.gateway.syncs import StoredSync
 from pinstripe.store.changes import Wanted, changes_before, newest_position
 from pinstripe.store.ddl import BOOKKEEPING, literal, qualified, quote
 from pinstripe.store.events import EventFilter, EventLine, has_events, list_events
+from pinstripe.store.missing import load_missing
 from pinstripe.store.pool import Connection
 
 _CHANGES = 20
@@ -178,13 +179,6 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = ANY($2::text[])
 """
 
-_MISSING = """
-SELECT m."table", m.id, m.reason FROM pinstripe.missing m
-JOIN unnest($2::text[], $3::text[]) AS w ("table", id) ON w."table" = m."table" AND w.id = m.id
-  AND left(m.id, 500) = left(w.id, 500)
-WHERE m.schema = $1
-"""
-
 # Pages that show one object. For others the dashboard's own search finds the id.
 _PAGES = {
     "account": "connect/accounts",
@@ -256,16 +250,6 @@ def _count(schema: str, table: str, column: str) -> str:
         f"SELECT {literal(table)}, {literal(column)}, count(*) FROM"
         f" (SELECT FROM {qualified(schema, table)} WHERE {fits} LIMIT {_MOST + 1}) AS found"
     )
-
-
-async def load_missing(
-    connection: Connection, schema: str, wanted: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], str]:
-    """Why rows are not here: (table, id) -> reason, for those that Stripe does not have or show."""
-    if not wanted:
-        return {}
-    names, keys = [w[0] for w in wanted], [w[1] for w in wanted]
-    return {(r[0], r[1]): r[2] for r in await connection.fetch(_MISSING, schema, names, keys)}
 
 
 def dashboard_url(sync: StoredSync, table: str, key: str) -> str | None:

@@ -1,14 +1,11 @@
-"""The whole HTTP surface of the gateway, on one screen; and the app that serves it.
+"""The whole HTTP surface of the gateway in one list, and the app that serves it.
 
-What goes to Stripe is handed to the proxy as it came, before anything of ours sees it. The rest meets, in
-this order: limits and the one error shape (`outside`), the route list, the door (`access`), the
-endpoint's own reading of query and body (`endpoint`).
+    request -> for Stripe?  yes: `Instrumented` -> proxy
+                            no:  `EdgeMiddleware` -> route -> `Auth` -> `Endpoint`
 
-What passes through the app to others (proxy, waits, webhooks), counted on the way.
-
-The proxy's requests are touched in one respect only: a browser that would show an answer as a page, or run
-it, gets none. What Stripe's hosts serve was written by strangers, and here it would stand on the console's
-own origin.
+Requests to Stripe reach the proxy untouched, with one exception: a browser that would show the response
+as a page, or run it, gets a 403. Stripe's hosts serve content of strangers, and here it would share the
+console's origin. Requests, waits and webhooks are counted on the way.
 """
 
 from __future__ import annotations
@@ -27,16 +24,17 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pinstripe.gateway.api import catalog, events, health, status, streams, syncs
-from pinstripe.gateway.api.endpoint import Call, Endpoint
+from pinstripe.gateway.api.endpoint import Call, Endpoint, Method
 from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.deps import Deps, Gateway
 from pinstripe.gateway.http.errors import JSON, HTTPError, failure
 from pinstripe.gateway.http.metrics import MEDIA as METRICS
 from pinstripe.gateway.http.metrics import Meters, status_class
 from pinstripe.gateway.http.middleware import EdgeMiddleware
-from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.gateway.proxy.request import is_for_proxy
 from pinstripe.gateway.wait.endpoint import NotInTime, Waited
+from pinstripe.gateway.wait.query import WaitParameters
 from pinstripe.store.changes import Change
 
 _READS = frozenset(("GET", "HEAD"))
@@ -67,16 +65,15 @@ class Instrumented:
                     if name.lower() == b"pinstripe-mirrored":
                         mirrored = value.decode("latin-1").partition(";")[0]
                 kind = "read" if scope["method"] in _READS else "write"
-                meters.proxy_s[kind].observe(time.perf_counter() - began)
+                meters.proxy_s.labels(kind).observe(time.perf_counter() - began)
             elif not message.get("more_body", False):
                 whole = True
             await send(message)
 
-        meters.proxying += 1
         try:
-            await self._proxy(scope, receive, counted)
+            with meters.proxying.track_inprogress():
+                await self._proxy(scope, receive, counted)
         finally:
-            meters.proxying -= 1
             meters.proxy_answered(scope["method"], status if whole else None, mirrored)
 
 
@@ -88,12 +85,9 @@ async def wait(call: Call) -> Response:
     token, or a Stripe key of the account.
     """
     meters = call.gateway.meters
-    meters.waiting += 1
-    try:
+    with meters.waiting.track_inprogress():
         answer = await call.gateway.parts.wait(call.request)
-    finally:
-        meters.waiting -= 1
-    meters.waits[status_class(answer.status_code)] += 1
+    meters.waits.labels(status_class(answer.status_code)).inc()
     return answer
 
 
@@ -103,7 +97,7 @@ async def webhook(call: Call) -> Response:
     The event itself is not used. By the signature in `Stripe-Signature`.
     """
     answer = await call.gateway.parts.webhook(call.request)
-    call.gateway.meters.webhooks[status_class(answer.status_code)] += 1
+    call.gateway.meters.webhooks.labels(status_class(answer.status_code)).inc()
     return answer
 
 
@@ -120,7 +114,18 @@ async def description(call: Call) -> Response:
     return Response(_description(), media_type=JSON)
 
 
-_LATE: dict[int, type] = {504: NotInTime}
+def _wait(method: Method) -> Endpoint:
+    return Endpoint(
+        method,
+        "/wait/{kind}/{id}",
+        wait,
+        "wait",
+        raw=True,
+        takes=WaitParameters,
+        shows=Waited,
+        also={504: NotInTime},
+    )
+
 
 # Beside these: /v1/..., /v2/... and /HOST.stripe.com/..., which are the proxy's, and the console's pages.
 ROUTES: tuple[Endpoint, ...] = (
@@ -150,9 +155,11 @@ ROUTES: tuple[Endpoint, ...] = (
         stream=Change,
         media=streams.MEDIA,
     ),
-    Endpoint("GET", "/api/syncs/{id}/live", streams.live_sync, stream=Live, media=streams.MEDIA),
-    Endpoint("GET", "/wait/{kind}/{id}", wait, "wait", raw=True, shows=Waited, also=_LATE),
-    Endpoint("POST", "/wait/{kind}/{id}", wait, "wait", raw=True, shows=Waited, also=_LATE),
+    Endpoint(
+        "GET", "/api/syncs/{id}/live", streams.live_sync, stream=SyncStatus, media=streams.MEDIA
+    ),
+    _wait("GET"),
+    _wait("POST"),
     Endpoint("POST", "/webhooks/stripe/{id}", webhook, "signature", raw=True),
     Endpoint("GET", "/healthz", health.healthz, "anyone", raw=True),
     Endpoint(

@@ -1,9 +1,8 @@
-"""What the gateway is made of: given by the service layer, and joined here.
+"""The parts of a gateway: `Deps` from outside, `Gateway` with what the API adds.
 
-`GatewayParts` is the seam. Whoever runs a gateway fills it and hands it to `app.make_app`; nothing in
-it opens a connection. `Gateway` adds what the API has of its own: reads of the database, the board of how
-each sync stands, the shared feed of changes, and the counters. It is `request.app.state.gateway` for
-every route, those of the console too.
+`Deps` is the seam: the service layer fills it and passes it to `app.make_app`; nothing in it opens a
+connection. `Gateway` adds database reads, the status board, the shared change stream and the counters. It
+is `request.app.state.gateway` for every route, including those of the console.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pinstripe.gateway.live.status_board import StatusBoard
 from pinstripe.gateway.syncs import SyncControl, Syncs
 from pinstripe.store.pool import Pool
 
-Answer = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 """An endpoint as Starlette knows it."""
 
 
@@ -40,8 +39,8 @@ class Deps:
     control: SyncControl
     access: Auth
     proxy: ASGIApp
-    wait: Answer
-    webhook: Answer
+    wait: Handler
+    webhook: Handler
     pool: Callable[[], Pool | None]
     database_url: Callable[[], str | None]
     public_url: str = ""

@@ -1,15 +1,12 @@
-"""The syncs that this gateway serves: each with a door to Stripe and one to its tables.
+"""The syncs of a gateway: open ones (`OpenSync`), and the protocol that manages them (`SyncControl`).
 
-What a sync is (`pinstripe.sync`, its key, its settings) is for `store`; which process copies it, for
-`service`. Here are its open parts, for requests that name it by id or whose key belongs to its account.
-A gateway holds no lease: what it writes are answers of Stripe, which the rows' own order lets in or not.
+`Syncs` holds the open syncs, which requests name by id or by a key of their account. A gateway holds no
+lease: it writes responses of Stripe's, and the guarded upsert decides which rows they replace.
 
-Syncs as things: what the API and the console may do with them, and what they see of them.
-
-The service layer does it (`serving`); here is the protocol that it keeps, so that the gateway stands
-below it. Errors are those of `errors`: `UnknownSync` for an id that is not there, `Misconfigured` for
-what the caller must change, `Unreachable` where Postgres or Stripe is away, `WrongKey` and `Refused`
-where Stripe does not take the key. No value here holds a secret, except a `NewSync` on its way in.
+`serving` implements `SyncControl`, so that the gateway stands below it. Its errors are `UnknownSync`
+for an unknown id, `Misconfigured` for what the caller must change, `Unreachable` where Postgres or
+Stripe is down, `WrongKey` and `Refused` where Stripe rejects the key. No value here holds a secret,
+except `NewSync`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`POST /webhooks/stripe/{id}`: Stripe says that something happened, and the reader is rung.
+"""`POST /webhooks/stripe/{id}`: takes a webhook of Stripe's and requests a sync.
 
-A delivery proves itself by its signature and is then forgotten: what happened is read from the event
-list, by the one reader there is, in the one order. So copies, replays and floods do no harm, and no
-delivery can write. The answer waits for nothing, not even for Postgres.
+A delivery is checked by its signature and then dropped: the event log is the one source of events, and its
+one reader keeps their order. So duplicates, replays and floods do no harm, and no delivery can write. The
+response waits for nothing, not even for Postgres.
 
 The rules of the signature are Stripe's (https://docs.stripe.com/webhooks#verify-manually).
 """
@@ -28,9 +28,9 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 TOLERANCE_S = 300.0
 _MOST_BYTES = 1 << 20
-"""Of a delivery. Events of Stripe stay far below."""
+"""The largest delivery. Events of Stripe stay far below."""
 _PATIENCE_S = 10.0
-"""For the body to arrive: Stripe's own limit for an answer is longer."""
+"""The longest that a body may take. Stripe waits longer for a response."""
 _MOST_SIGNATURES = 32
 _SCHEME = "v1"
 _NO_SECRET = "no_webhook_secret"  # noqa: S105 (the name of a refusal)
@@ -38,7 +38,7 @@ _UNFIT = "No signature fits the payload and a secret of this sync."
 
 
 class Webhooks:
-    """The endpoint of one gateway. `count`: deliveries by outcome, "accepted" or the code of the no."""
+    """The endpoint of one gateway. `count`: deliveries by outcome, "accepted" or the code of the error."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Webhooks:
         self._now = now
 
     async def answer(self, request: Request) -> Response:
-        """The answer to one delivery."""
+        """Respond to one delivery."""
         sync_id = request.path_params["id"]
         sync = self._syncs.get(sync_id)
         try:

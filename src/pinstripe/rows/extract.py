@@ -29,7 +29,10 @@ from pinstripe.rows.secrets import without_secrets
 Row = list[Value]
 """The values of all columns of a table, and the `TAIL`."""
 
-# Objects whose content is a copy of another object at another time. Their contents are not extracted.
+RowKey = tuple[str, str]
+"""(table, key) of a row."""
+
+# Objects whose content is a copy of another object at another time. Not looked into.
 _OPAQUE = frozenset({"event", "v2.core.event"})
 
 _NOWHERE = Place()

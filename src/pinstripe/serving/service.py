@@ -189,7 +189,7 @@ async def gateway(
             open_proxy(
                 syncs,
                 hosts=hosts_at(config.stripe_url),
-                ring=requester.request_sync,
+                request_sync=requester.request_sync,
                 wait_for_request=waits.request_applied,
                 patience_s=config.mirror_patience,
                 body_limit=config.proxy_body_limit * _MB,

@@ -49,7 +49,7 @@ from pinstripe.errors import (
 from pinstripe.mirror import Mirror
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.as_of import Cause, as_of_response
-from pinstripe.rows.extract import RowSet, TruncatedList
+from pinstripe.rows.extract import RowKey, RowSet, TruncatedList
 from pinstripe.source.row_versions import RowVersions, VersionAt
 from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
 from pinstripe.store.pool import Connection, Pool
@@ -198,8 +198,15 @@ class Source:
         return found
 
     async def row_version(self, table: str, key: str) -> VersionAt:
-        """The row's version and Postgres's clock, for a later request. Concurrent calls share a query."""
+        """The version of a row before Stripe is asked, and Postgres's clock."""
         return await self._row_versions.read(table, key)
+
+    async def row_versions(
+        self, rows: Iterable[RowKey], *, patience_s: float | None = None
+    ) -> dict[RowKey, datetime]:
+        """The versions of those `rows` that are in the mirror. Raises Unreachable (see `RowVersions`)."""
+        mirrored = [row for row in rows if row[0] in self.mirror.tables]
+        return await self._row_versions.read_many(mirrored, patience_s=patience_s)
 
     def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> RowSet:
         found = RowSet()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -182,6 +183,14 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
         )
         for r in rows
     }
+
+
+async def load_as_of(connection: Connection, schema: str) -> datetime | None:
+    """Return up to which moment of Stripe's clock all events are applied; None before the first poll."""
+    as_of: datetime | None = await connection.fetchval(
+        "SELECT as_of FROM pinstripe.cursor WHERE schema = $1 AND stream = 'events'", schema
+    )
+    return as_of
 
 
 async def load_loaded(connection: Connection, schema: str) -> set[str]:

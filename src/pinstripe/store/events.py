@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
-from pinstripe.store.ddl import qualified
+from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 
 APPLIED = "pinstripe"
@@ -45,6 +46,19 @@ async def load_applied(connection: Connection, schema: str, since: float) -> dic
         datetime.fromtimestamp(since, UTC),
     )
     return {row[0]: row[1] for row in rows}
+
+
+async def which_applied(
+    connection: Connection, schema: str, column: Literal["id", "request_id"], values: Sequence[str]
+) -> set[str]:
+    """Return those of the event ids, or request ids, of which an event is applied."""
+    rows = await connection.fetch(
+        f"SELECT DISTINCT {quote(column)} FROM pinstripe.applied_event"
+        f" WHERE schema = $1 AND {quote(column)} = ANY($2::text[])",
+        schema,
+        values,
+    )
+    return {row[0] for row in rows}
 
 
 async def forget_applied(connection: Connection, schema: str, before: float) -> None:

@@ -91,7 +91,12 @@ async def save_heartbeat(connection: Connection, schema: str, state: WorkerHeart
 
 
 async def load_heartbeats(connection: Connection) -> dict[str, tuple[WorkerHeartbeat, float]]:
-    """Schema -> (state, its age in seconds). A row of another version that says less is left out."""
+    """Return schema -> (state, its age in seconds), without rows that another version wrote otherwise.
+
+    Empty in a database of an older version, which has no such table.
+    """
+    if await connection.fetchval("SELECT to_regclass('pinstripe.process')") is None:
+        return {}
     rows = await connection.fetch(
         "SELECT schema, state::text, extract(epoch FROM clock_timestamp() - at)::float8"
         " FROM pinstripe.process"

@@ -222,6 +222,9 @@ async def _as_it_is(_: asyncpg.Connection) -> None:
 
 _ASYNCPG = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
+_LOST = (ConnectionError, FileNotFoundError, TimeoutError)
+"""FileNotFoundError: a server that stops removes its Unix socket."""
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -232,7 +235,7 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except (*_ASYNCPG, ConnectionError, TimeoutError) as error:
+    except (*_ASYNCPG, *_LOST) as error:
         found = translate(error)
         if found is None:
             raise
@@ -253,7 +256,7 @@ def translate(error: Exception) -> PinstripeError | None:
     # "connection is closed", "pool is closing": InterfaceErrors that differ in their text only.
     # InternalClientError: a connection lost between Prepare and Bind; asyncpg says then that it
     # "cannot switch to state 12". (A real mix-up of ours is an InterfaceError.)
-    lost = isinstance(error, (ConnectionError, TimeoutError, asyncpg.InternalClientError))
+    lost = isinstance(error, (*_LOST, asyncpg.InternalClientError))
     if lost or "is clos" in str(error):
         found = Unreachable(
             f"The connection to Postgres broke off: {error or 'no answer in time'}.",

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pinstripe.errors import PinstripeError
 from pinstripe.rows.as_of import Cause
+from pinstripe.rows.extract import RowKey
 from pinstripe.store.pool import Connection
 
 RefetchKind = Literal[
@@ -210,3 +211,64 @@ async def complete_refetches(
         [a.refetch.id for a in ordered],
         [a.started for a in ordered],
     )
+
+
+PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")
+
+_PENDING_ATTEMPTS = 3
+"""A refetch that failed as often may fail for long. `status` shows it; a wait does not include it."""
+
+_PENDING = f"""
+SELECT clock_timestamp() AS now, p.kind, p."table", count(p.id), min(p.open_since)
+FROM (SELECT 1) AS one LEFT JOIN pinstripe.pending AS p
+  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS}
+GROUP BY p.kind, p."table"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCount:
+    """Pending refetches of one kind for one table. `since`: when the oldest was requested."""
+
+    kind: str
+    table: str
+    count: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """All pending refetches at the moment `now` of Postgres's clock."""
+
+    now: datetime
+    counts: tuple[PendingCount, ...]
+
+    def before(self, moment: datetime, *, previews: bool) -> list[PendingCount]:
+        """Those requested up to a moment. `previews`: whether previews of upcoming invoices count."""
+        return [
+            each
+            for each in self.counts
+            if each.since <= moment and (previews or each.kind not in PREVIEW_KINDS)
+        ]
+
+
+async def load_pending(connection: Connection, schema: str) -> Pending:
+    """Count the pending refetches, but for those that keep failing."""
+    rows = await connection.fetch(_PENDING, schema)
+    return Pending(rows[0][0], tuple(PendingCount(*row[1:]) for row in rows if row[1] is not None))
+
+
+async def load_open_since(
+    connection: Connection, schema: str, rows: Sequence[RowKey]
+) -> tuple[datetime, dict[RowKey, datetime]]:
+    """Return Postgres's clock, and since when each of the `rows` waits for a fetch of its object."""
+    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    found = await connection.fetch(
+        'SELECT "table", id, open_since FROM pinstripe.pending WHERE schema = $1'
+        " AND kind = 'fetch' AND (\"table\", id) IN"
+        " (SELECT * FROM unnest($2::text[], $3::text[]))",
+        schema,
+        [table for table, _ in rows],
+        [key for _, key in rows],
+    )
+    return now, {(row[0], row[1]): row[2] for row in found}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from pinstripe.store.pool import Connection, translated
 
@@ -96,3 +97,14 @@ async def last_acks(connection: Connection, schemas: Sequence[str]) -> dict[str,
             list(schemas),
         )
     return {row[0]: SyncAck(row[1], row[2]) for row in rows}
+
+
+async def load_acked_as_of(connection: Connection, schema: str) -> datetime | None:
+    """Return the later of the cursor's `as_of` and that of the latest acknowledgement."""
+    as_of: datetime | None = await connection.fetchval(
+        "SELECT greatest(max(b.as_of), max(c.as_of)) FROM pinstripe.cursor AS c"
+        " LEFT JOIN pinstripe.bell AS b USING (schema)"
+        " WHERE c.schema = $1 AND c.stream = 'events'",
+        schema,
+    )
+    return as_of

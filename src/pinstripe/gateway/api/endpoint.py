@@ -22,7 +22,7 @@ from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.errors import JSON, HTTPError
 
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
-Door = Literal["admin", "wait", "signature", "anyone"]
+Policy = Literal["admin", "wait", "signature", "anyone"]
 """Who may call: an admin; who may wait for that sync; who signs with the webhook's secret; anyone."""
 
 BODY_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ _NOTHING = type(None)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to an endpoint. `path` has the parts of the path, by name."""
+    """One request to an endpoint. `path`: the parameters of the path, by name."""
 
     gateway: Gateway
     request: Request
@@ -47,16 +47,18 @@ class Endpoint:
     method: Method
     path: str
     answer: Callable[..., Awaitable[object]]
-    policy: Door = "admin"
+    policy: Policy = "admin"
     status: int = 200
     stream: type | None = None
     media: str = JSON
     raw: bool = False
-    """It reads the request by itself, query and all."""
+    """It parses the request itself, including the query."""
+    takes: type | None = None
+    """Describes the query parameters that it parses itself."""
     shows: type | None = None
-    """What stands in an answer that it encodes itself."""
+    """The type of a response that it encodes itself."""
     also: Mapping[int, type] = field(default_factory=dict)
-    """Other statuses, where the answer is no `Failure`."""
+    """Other statuses, where the answer is no `ErrorBody`."""
 
     @cached_property
     def _hints(self) -> dict[str, type]:
@@ -72,13 +74,13 @@ class Endpoint:
 
     @property
     def gives(self) -> type | None:
-        """The type of the answer; None where it has none, or makes its bytes itself."""
+        """The returned type; None if there is none, or the function makes the response."""
         given = self._hints["return"]
         return None if given in (_NOTHING, Response) else given
 
     @property
     def shape(self) -> type | None:
-        """What stands in its answer."""
+        """The type in its response."""
         return self.shows or self.gives
 
     @property
@@ -97,7 +99,7 @@ class Endpoint:
         return " ".join(rest.split())
 
     async def __call__(self, call: Call) -> Response:
-        """Decodes what came, answers, encodes. Raises Rejected for what does not fit."""
+        """Decode the request, call the function, encode its result. Raises HTTPError for a bad request."""
         given: dict[str, object] = {}
         if self.query is not None:
             given["query"] = read_query(call.request, self.query)

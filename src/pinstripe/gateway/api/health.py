@@ -1,8 +1,8 @@
-"""For whoever runs the gateway: is it alive, is the copy ready to be read.
+"""Health endpoints: is the gateway alive, and is the copy ready to be read.
 
-`/healthz` touches nothing: it answers as long as the process does. `/readyz` says whether SQL shows what
-Stripe has; route proxy traffic by `/healthz`, since the proxy works without a database. Both are open to
-everybody, so which syncs there are and what is wrong is told to admins only.
+`/healthz` reads nothing: it responds as long as the process runs. `/readyz` says whether SQL returns what
+Stripe has. Route proxy traffic by `/healthz`, since the proxy works without a database. Both are public, so
+only admins get the ids of syncs and the reasons.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ from typing import TypeAlias, cast, get_args, get_type_hints
 
 import msgspec
 
-from pinstripe.gateway.api.endpoint import Door, Endpoint
-from pinstripe.gateway.http.errors import JSON, Failure
+from pinstripe.gateway.api.endpoint import Endpoint, Policy
+from pinstripe.gateway.http.errors import JSON, ErrorBody
 
 Json: TypeAlias = "dict[str, object]"
 
 _REF = "#/components/schemas/{name}"
-_SECURITY: dict[Door, list[Json]] = {
+_SECURITY: dict[Policy, list[Json]] = {
     "admin": [{"admin": []}],
     "wait": [{"admin": []}, {"wait": []}, {"stripe": []}],
     "signature": [{"signature": []}],
@@ -99,34 +99,20 @@ def _parameters(endpoint: Endpoint) -> list[Json]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PARAMETER.findall(endpoint.path)
     ]
-    if endpoint.query is not None:
-        found += query_parameters(endpoint.query)
-    if endpoint.raw and endpoint.policy == "wait":
-        found += [
-            {"name": name, "in": "query", "schema": {"type": kind}, "description": text}
-            for name, kind, text in (
-                ("request", "string", "A request id (req_...)."),
-                ("object", "string", "An object id; may be given repeatedly."),
-                ("type", "string", "The type of the objects, where their ids do not tell."),
-                ("event", "string", "An event id (evt_...)."),
-                ("timeout", "number", "Seconds, at most 300; 30 by default."),
-                ("settle", "number", "Seconds that a plain wait lets the event log settle."),
-                ("previews", "boolean", "Whether upcoming invoices are waited for too."),
-            )
-        ]
-    return found
+    query = endpoint.query or endpoint.takes
+    return found + (query_parameters(query) if query is not None else [])
 
 
 def query_parameters(kind: type) -> list[Json]:
     """Of a query Struct, each with what its field's docstring says."""
-    told = field_docs(kind)
+    docs = field_docs(kind)
     (_,), schemas = msgspec.json.schema_components([kind], ref_template=_REF)
     shape = cast(Json, schemas[kind.__name__])
     found: list[Json] = []
     for name, schema in cast(Json, shape["properties"]).items():
         parameter: Json = {"name": name, "in": "query", "schema": schema}
-        if name in told:
-            parameter["description"] = told[name]
+        if name in docs:
+            parameter["description"] = docs[name]
         found.append(parameter)
     return found
 
@@ -134,7 +120,7 @@ def query_parameters(kind: type) -> list[Json]:
 def _responses(endpoint: Endpoint) -> Json:
     failure: Json = {
         "description": "What is wrong, and what to do about it.",
-        "content": {JSON: {"schema": _ref(Failure)}},
+        "content": {JSON: {"schema": _ref(ErrorBody)}},
     }
     content: Json = {}
     if endpoint.stream is not None:
@@ -154,7 +140,7 @@ def _responses(endpoint: Endpoint) -> Json:
 
 
 def _kinds(endpoints: Sequence[Endpoint]) -> set[type]:
-    kinds: set[type] = {Failure}
+    kinds: set[type] = {ErrorBody}
     for endpoint in endpoints:
         named = (endpoint.shape, endpoint.body, endpoint.stream, *endpoint.also.values())
         kinds |= {kind for kind in named if kind is not None}
@@ -185,11 +171,11 @@ def _has_fields(kind: type) -> bool:
     return issubclass(kind, msgspec.Struct) or is_dataclass(kind)
 
 
-def _annotate(schema: Json, told: dict[str, str]) -> None:
+def _annotate(schema: Json, docs: dict[str, str]) -> None:
     """Puts what the class says of its fields into its schema."""
     for name, shape in cast("dict[str, Json]", schema.get("properties", {})).items():
-        if name in told:
-            shape["description"] = told[name]
+        if name in docs:
+            shape["description"] = docs[name]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The API's answers about one sync's copy: status by table, lag, budget, what the key may not read."""
+"""The API of one sync's copy: status by table, lag, budget, and what the key may not read."""
 
 from __future__ import annotations
 
@@ -230,14 +230,14 @@ async def budget(call: Call) -> Budget:
     for (day, kind), count in sorted(counts.items()):
         days.setdefault(day.isoformat(), {})[kind] = count
     live = (await call.gateway.board.fresh()).get(sync.id)
-    told = live.process if live is not None else None
+    heartbeat = live.process if live is not None else None
     return Budget(
-        account_rate=told.account_rate if told else None,
-        requests_per_s=told.requests_per_s if told else None,
-        requests=told.requests if told else None,
-        rate_limited=told.rate_limited if told else None,
-        queue_rows=told.queue_rows if told else None,
-        allowance=told.allowance if told else None,
+        account_rate=heartbeat.account_rate if heartbeat else None,
+        requests_per_s=heartbeat.requests_per_s if heartbeat else None,
+        requests=heartbeat.requests if heartbeat else None,
+        rate_limited=heartbeat.rate_limited if heartbeat else None,
+        queue_rows=heartbeat.queue_rows if heartbeat else None,
+        allowance=heartbeat.allowance if heartbeat else None,
         days=[DayCount(day, kinds) for day, kinds in days.items()],
     )
 

@@ -1,8 +1,8 @@
-"""Answers that go on: server-sent events of what changes and of how things stand.
+"""Server-sent events: the change feed, and the status of syncs.
 
-A browser's EventSource and `curl -N` read them. A reader that comes back says how far it was
-(`Last-Event-ID`, which browsers send by themselves) and misses nothing. Comments keep the connection alive;
-a reader that does not read is waited for and costs no memory.
+A browser's EventSource and `curl -N` read them. A client that reconnects sends its position
+(`Last-Event-ID`, automatic in browsers) and misses nothing. Comments keep the connection alive. A client
+that does not read costs no memory.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pinstripe.gateway.api.events import LAST_POSITION, Id, Position
 from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.store.changes import Wanted
 
 MEDIA = "text/event-stream"
 MOST_STREAMS = 500
-"""Each holds a connection open; beyond it a newcomer is told to come back later."""
+"""Open streams; beyond it a request gets a 503 with `Retry-After`."""
 
 _HEADERS = {"X-Accel-Buffering": "no"}
-"""Proxies before us must not collect what is to be seen at once."""
+"""Reverse proxies must not buffer a stream."""
 _AGAIN = b"retry: 2000\n\n"
 _ALIVE = b": \n\n"
 
@@ -37,7 +37,7 @@ _ALIVE = b": \n\n"
 class LiveBoard(msgspec.Struct, frozen=True):
     """All syncs at one moment."""
 
-    syncs: list[Live]
+    syncs: list[SyncStatus]
 
 
 class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,7 +63,7 @@ async def live(call: Call) -> Response:
 async def live_sync(call: Call) -> Response:
     """How one sync stands, now and again every second.
 
-    Entries are `event: live`, their data a Live. The stream ends when the sync is removed.
+    Entries are `event: live`, their data a SyncStatus. The stream ends when the sync is removed.
     """
     sync = await find_sync(call)
     return _stream(call.gateway, _board(call.gateway, sync.id))
@@ -118,7 +118,7 @@ async def _counted(gateway: Gateway, entries: AsyncIterator[bytes]) -> AsyncIter
             if gateway.closing:
                 return
     except PinstripeError:
-        # The reader comes back with its position; there is no status left to say why in.
+        # The client reconnects with its position; the status is already sent.
         return
     finally:
         gateway.meters.streams -= 1

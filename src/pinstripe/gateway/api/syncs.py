@@ -1,6 +1,6 @@
-"""The API's syncs: what there is, how it stands, and add, change, pause, resume, remove.
+"""The API of syncs: list, add, change, pause, resume, remove.
 
-A key comes in and never goes out: answers have its hint only (`sk_test_…1234`).
+A key comes in and never goes out: responses have its hint only (`sk_test_…1234`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 from pinstripe.errors import UnknownSync
 from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.live.status_board import Live
+from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, SyncState
 
 SyncId = Annotated[str, Meta(pattern="^[a-z0-9-]{1,40}$")]
@@ -51,8 +51,8 @@ class Sync(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime | None
     state: SyncState
     addresses: Addresses
-    live: Live | None
-    """How it stands, as seen within the last seconds; null if it has not been looked at yet."""
+    live: SyncStatus | None
+    """Its status, some seconds old at most; null before the first update of the status board."""
 
 
 class SyncList(msgspec.Struct, frozen=True):
@@ -97,12 +97,12 @@ async def list_syncs(call: Call) -> SyncList:
 
     The default first, if there is one; then by id.
     """
-    return SyncList([_shown(call, sync) for sync in await call.gateway.parts.control.list()])
+    return SyncList([_sync_of(call, sync) for sync in await call.gateway.parts.control.list()])
 
 
 async def get_sync(call: Call) -> Sync:
     """One sync, and how it stands now."""
-    return _shown(call, await find_sync(call))
+    return _sync_of(call, await find_sync(call))
 
 
 async def add_sync(call: Call, body: SyncWish) -> Sync:
@@ -121,8 +121,8 @@ async def add_sync(call: Call, body: SyncWish) -> Sync:
         paused=body.paused,
     )
     added = await call.gateway.parts.control.add(options)
-    await call.gateway.board.look()
-    return _shown(call, added)
+    await call.gateway.board.update()
+    return _sync_of(call, added)
 
 
 async def change_sync(call: Call, body: SyncPatch) -> Sync:
@@ -137,7 +137,7 @@ async def change_sync(call: Call, body: SyncPatch) -> Sync:
         settings=None if body.settings is UNSET else body.settings,
         webhook_secrets=None if secrets is UNSET else tuple(secrets),
     )
-    return _shown(call, await call.gateway.parts.control.change(call.path["id"], change))
+    return _sync_of(call, await call.gateway.parts.control.change(call.path["id"], change))
 
 
 async def pause_sync(call: Call) -> Sync:
@@ -147,16 +147,16 @@ async def pause_sync(call: Call) -> Sync:
     """
     await find_sync(call)
     paused = await call.gateway.parts.control.pause(call.path["id"])
-    await call.gateway.board.look()
-    return _shown(call, paused)
+    await call.gateway.board.update()
+    return _sync_of(call, paused)
 
 
 async def resume_sync(call: Call) -> Sync:
     """Starts a paused sync again; it goes on where it stopped."""
     await find_sync(call)
     resumed = await call.gateway.parts.control.resume(call.path["id"])
-    await call.gateway.board.look()
-    return _shown(call, resumed)
+    await call.gateway.board.update()
+    return _sync_of(call, resumed)
 
 
 async def remove_sync(call: Call, query: RemoveQuery) -> None:
@@ -166,7 +166,7 @@ async def remove_sync(call: Call, query: RemoveQuery) -> None:
     """
     await find_sync(call)
     await call.gateway.parts.control.remove(call.path["id"], drop_tables=query.drop_tables)
-    await call.gateway.board.look()
+    await call.gateway.board.update()
 
 
 async def find_sync(call: Call) -> StoredSync:
@@ -189,7 +189,7 @@ def addresses(public_url: str, sync_id: str) -> Addresses:
     )
 
 
-def _shown(call: Call, sync: StoredSync) -> Sync:
+def _sync_of(call: Call, sync: StoredSync) -> Sync:
     root = call.gateway.parts.public_url or str(call.request.base_url)
     return Sync(
         id=sync.id,

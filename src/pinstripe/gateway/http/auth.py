@@ -1,13 +1,13 @@
-"""Who may call what: an admin token, a token to wait with, or nobody but this machine.
+"""Decides who may call what: by the admin token, by the wait token, or from this machine only.
 
-Without an admin token the gateway listens on loopback only (`refuse_public`) and asks for none. Then a
-browser on this machine is the danger: a page of somebody else could point a name of its own at 127.0.0.1
-or post a form across. So `Host` must be a loopback name, and what a browser says of where a request
-comes from must be ourselves. With a token, whoever shows it is let in; a session of the console, which a
-browser sends by itself, is checked like the open gateway.
+Without an admin token the gateway listens on loopback only (`refuse_public`) and requires none. The danger
+then is a browser on this machine: a foreign page could point a name of its own at 127.0.0.1 (DNS
+rebinding) or post a form across sites. So `Host` must be a loopback name, and `Origin` and `Sec-Fetch-Site`
+must name us. A token needs no such check; a session of the console does, since browsers send its cookie
+with every request.
 
-Tokens are compared in constant time. A wrong one is answered late, and later each time; a right one
-never is.
+Tokens are compared in constant time. The response to a wrong token is delayed, longer each time; a right
+token is never delayed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import OpenSync
 
 Owns = Callable[[Sequence[tuple[bytes, bytes]], OpenSync | None], Awaitable[bool]]
-"""Whether the Stripe key in a request's headers is good for the account of a sync (`Callers.may_use`)."""
+"""Whether the Stripe key in the headers is valid for a sync's account (`AccountResolver.may_use`)."""
 
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 2.0
 _FORGIVEN_S = 60.0
 _MOST_DELAYED = 64
-"""So many wrong tokens may wait at once; what comes beyond is told to come back later."""
+"""Wrong tokens being delayed at a time; beyond it requests get a 429."""
 _PUBLIC_TOKEN = 16
 """Characters of a token that may be tried from anywhere."""
 
@@ -87,11 +87,11 @@ class Auth:
 
     @property
     def is_open(self) -> bool:
-        """No admin token is set: whoever reaches the gateway from this machine is its admin."""
+        """No admin token is set: every caller on this machine is an admin."""
         return self._admin is None
 
     def is_admin(self, request: HTTPConnection) -> bool:
-        """Whether the caller is known to be; for what shows more to an admin. Delays nothing."""
+        """Whether the caller is an admin, for responses with more detail. Never delays."""
         try:
             self._check_browser(request)
         except HTTPError:
@@ -99,7 +99,7 @@ class Auth:
         return self.is_open or _same(_token(request), self._admin) or self.session(request)
 
     async def require_admin(self, request: HTTPConnection) -> None:
-        """Returns for an admin; raises Rejected for everybody else."""
+        """Return for an admin; raises HTTPError otherwise."""
         if self._admin is None:
             self._check_host(request)
             self._check_browser(request)
@@ -113,14 +113,14 @@ class Auth:
         await self._refuse("the admin token", "PINSTRIPE_ADMIN_TOKEN", was_tried=bool(token))
 
     async def accepts(self, token: str) -> bool:
-        """For a login form: whether this is the admin token. A wrong one takes its time."""
+        """Whether this is the admin token, for a login form. Delays a wrong one."""
         if self._admin is None or _same(token, self._admin):
             return self._admin is not None
         await self._slow_down()
         return False
 
     def check_page(self, request: HTTPConnection) -> None:
-        """For pages and forms that do without a token (a login): raises Rejected across sites."""
+        """Raises HTTPError for a cross-site request; for pages and forms without a token (a login)."""
         if self._admin is None:
             self._check_host(request)
         self._check_browser(request)
@@ -146,7 +146,7 @@ class Auth:
         return False
 
     def _check_host(self, request: HTTPConnection) -> None:
-        """A name that somebody else has pointed at this machine is not ours (DNS rebinding)."""
+        """Reject a foreign name that points at this machine (DNS rebinding)."""
         host = request.headers.get("host", "")
         if is_loopback(_hostname(host)) or (self._public and host.lower() == self._public):
             return
@@ -159,7 +159,7 @@ class Auth:
         )
 
     def _check_browser(self, request: HTTPConnection) -> None:
-        """What a browser sends by itself must come from a page of ours."""
+        """Reject what a browser sends for a page that is not ours."""
         headers = request.headers
         safe = request.scope["method"] in _SAFE
         site = headers.get("sec-fetch-site", "none")
@@ -197,7 +197,7 @@ class Auth:
         )
 
     async def _slow_down(self) -> None:
-        """After a wrong token: longer with each, until there was none for a minute."""
+        """Delay after a wrong token, longer each time; reset after a minute without one."""
         now = self._clock()
         if now - self._failed_at > _FORGIVEN_S:
             self._failures = 0
@@ -220,7 +220,7 @@ class Auth:
 
 
 def _token(request: HTTPConnection) -> str:
-    """What stands in `Authorization`: a bearer token, or the user name as Stripe's own keys come."""
+    """The token in `Authorization`: a bearer token, or a user name as with Stripe's keys."""
     scheme, _, value = request.headers.get("authorization", "").strip().partition(" ")
     value = value.strip()
     if scheme.lower() == "bearer":
@@ -234,7 +234,7 @@ def _token(request: HTTPConnection) -> str:
 
 
 def _same(given: str, wanted: str | None) -> bool:
-    """In a time that does not tell how much of it is right."""
+    """Compare in constant time."""
     return bool(wanted) and hmac.compare_digest(given.encode(), str(wanted).encode())
 
 

@@ -30,7 +30,7 @@ from pinstripe.errors import (
 JSON = "application/json"
 
 
-class Problem(msgspec.Struct, frozen=True):
+class ErrorDetail(msgspec.Struct, frozen=True):
     """What is wrong."""
 
     code: str
@@ -40,10 +40,10 @@ class Problem(msgspec.Struct, frozen=True):
     """What to do about it; "" where there is nothing."""
 
 
-class Failure(msgspec.Struct, frozen=True):
+class ErrorBody(msgspec.Struct, frozen=True):
     """Every error of the gateway has this shape."""
 
-    error: Problem
+    error: ErrorDetail
 
 
 class HTTPError(Exception):
@@ -76,7 +76,7 @@ def failure(
 ) -> Response:
     """The answer that says so, in the one shape. Never to be kept by a cache."""
     return Response(
-        msgspec.json.encode(Failure(Problem(code, redact(message), redact(hint)))),
+        msgspec.json.encode(ErrorBody(ErrorDetail(code, redact(message), redact(hint)))),
         status,
         {"Cache-Control": "no-store", **(headers or {})},
         media_type=JSON,

@@ -1,7 +1,7 @@
-"""What goes round every request of our own: limits on the way in, headers and errors on the way out.
+"""Wraps every request but the proxied ones: limits on the way in, headers and errors on the way out.
 
-Below it stand Starlette's routes; above it only the dispatch to the proxy, whose answers are Stripe's and
-get none of this. Whatever goes wrong inside, the caller gets the one error shape.
+Starlette's routes are below it. Above it is only the dispatch to the proxy, whose responses are Stripe's
+and stay untouched. Whatever fails inside, the caller gets the one error shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 BODY_BYTES = 2 * 1024 * 1024
 """The largest body that anything but the proxy takes: a webhook's event, a form."""
 BODY_S = 20.0
-"""How long a body may take to come."""
+"""How long a body may take to arrive."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'",
@@ -39,11 +39,11 @@ HEADERS = {
 
 
 _ONCE = frozenset((b"authorization", b"host", b"origin", b"stripe-account", b"stripe-signature"))
-"""Headers that let somebody in: a server in front may judge the one, we the other."""
+"""Headers that grant access: of two, a server in front might check one and we the other."""
 
 
 class EdgeMiddleware:
-    """`app` with all of that round it."""
+    """An ASGI app around `app`."""
 
     def __init__(self, app: ASGIApp, meters: Meters, *, https: bool = False) -> None:
         self._app = app
@@ -63,7 +63,7 @@ class EdgeMiddleware:
         async def limited() -> Message:
             nonlocal taken, whole
             if whole:
-                return await receive()  # Nothing but the caller's hanging up.
+                return await receive()  # Only a disconnect can follow.
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -81,7 +81,7 @@ class EdgeMiddleware:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                self._meters.api[status_class(message["status"])] += 1
+                self._meters.api.labels(status_class(message["status"])).inc()
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
@@ -98,7 +98,7 @@ class EdgeMiddleware:
 
 
 def _check(scope: Scope) -> None:
-    """What no route of ours takes."""
+    """Reject what no route of ours accepts."""
     if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
         raise HTTPError(400, "bad_request", "The address holds the character NUL.")
     seen: set[bytes] = set()
@@ -127,7 +127,7 @@ def _answer(error: Exception) -> Response | None:
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_").replace("-", "_")
         return failure(error.status_code, code, f"{phrase}.", headers=error.headers)
-    # The outermost ring: a mistake of ours ends this request and no other.
+    # A bug ends this request and no other.
     _log.error("gateway.bug", error=type(error).__name__, exc_info=error)
     return failure(
         500, "internal", "The gateway made a mistake.", "Its log says more; please report it."

@@ -1,8 +1,10 @@
-"""The change feed for many readers at once: one LISTEN and one read for each change, whoever hears it.
+"""Streams the change feed to many readers: one LISTEN, and one read for each change.
 
-Each reader has a position of its own and nothing else. What came lately stands in a tail that all share,
-already encoded; a reader that has fallen behind it, or comes back with an old position, reads pages of
-the database until it has caught up. So a slow reader costs no memory, and none is ever skipped.
+    NOTIFY -> new changes read -> tail, encoded once -> all readers
+
+A reader has a position and nothing else. Recent changes are in a tail that all readers share; a reader that
+has fallen behind it, or resumes at an old position, reads pages from the database until it has caught up.
+So a slow reader costs no memory, and none skips a change.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ _PAGE = 200
 _TAIL_ENTRIES = 2000
 _TAIL_BYTES = 4 * 1024 * 1024
 _NET_S = 5.0
-"""A NOTIFY can be lost with a connection: somebody who listens looks after so long all the same."""
+"""A NOTIFY can be lost with a connection, so the feed is polled too."""
 _RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A change, with the JSON that every reader is sent."""
+    """A change, with its JSON."""
 
     change: Change
     json: bytes
@@ -42,7 +44,7 @@ class Entry:
 
 @dataclass(slots=True)
 class _Tail:
-    """The last changes of one schema: all of those behind `begin`, up to `end`."""
+    """The latest changes of one schema: all after `begin`, up to `end`."""
 
     begin: int = 0
     end: int = 0
@@ -73,7 +75,7 @@ class _Tail:
 
 
 class ChangeStream:
-    """`run` it once; without that readers live by the polling net alone."""
+    """`run` it once beside the server. Without that, readers get changes by polling only."""
 
     def __init__(self, reads: Reads, database_url: Callable[[], str | None]) -> None:
         self._reads = reads
@@ -99,7 +101,7 @@ class ChangeStream:
     async def follow(
         self, schema: str, *, after: int | None, wanted: Wanted
     ) -> AsyncGenerator[Entry | None]:
-        """Every wanted change behind `after`, or from now on; None now and then if there is none.
+        """Yield every wanted change after `after`, or from now on; None now and then if there is none.
 
         Raises Unreachable when the database is away: the reader comes back with its position.
         """
@@ -108,7 +110,7 @@ class ChangeStream:
             # From the moment of the call on, not from what others have read so far.
             position = await self.newest(schema) if after is None else after
             loop = asyncio.get_running_loop()
-            told_at = loop.time()
+            sent_at = loop.time()
             while not tail.closed:
                 grown, begin = tail.grown, tail.begin
                 if position < begin:
@@ -126,15 +128,15 @@ class ChangeStream:
                 if tail.grown is grown and position >= tail.end:
                     await wait_for(grown, _NET_S)
                 if entries:
-                    told_at = loop.time()
-                elif loop.time() - told_at >= _NET_S and not tail.closed:
+                    sent_at = loop.time()
+                elif loop.time() - sent_at >= _NET_S and not tail.closed:
                     yield None
-                    told_at = loop.time()
+                    sent_at = loop.time()
         finally:
             self._leave(schema, tail)
 
     def close(self) -> None:
-        """Ends every reader."""
+        """End every reader."""
         for tail in self._tails.values():
             tail.closed = True
             tail.add([])
@@ -170,7 +172,7 @@ class ChangeStream:
                 self._wanted.clear()
 
     async def _pump(self, schema: str, tail: _Tail) -> None:
-        """Reads each new change once. Trouble of the database is waited out."""
+        """Read each new change once. Errors of the database are retried."""
         while True:
             tail.wake.clear()
             try:

@@ -1,7 +1,7 @@
-"""Reading the database for whoever asks over HTTP: few connections, read-only, never for long.
+"""Read-only transactions for HTTP endpoints: few connections, each for a bounded time.
 
-The pool may be missing (Postgres is not there yet) or away; then each read ends in `Unreachable`
-within a bounded time, and the gateway goes on.
+While the pool is missing (Postgres has not started) or Postgres is down, a read raises `Unreachable` within
+that time, and the gateway goes on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Reads:
                 "The database is not there yet.", hint="It starts, or cannot be reached; try again."
             )
         try:
-            # Around the block too: a server that hangs does not keep its own time limit.
+            # Around the block too: a server that hangs does not enforce its statement timeout.
             async with asyncio.timeout(longest_s + 1.0), pool.transaction() as connection:
                 await connection.execute(f"{_READ_ONLY}{int(longest_s * 1000)}")
                 yield connection

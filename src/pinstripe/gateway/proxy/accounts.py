@@ -1,11 +1,11 @@
-"""Whose key a request carries: which account's tables its answer may be written to.
+"""Resolves the key of a request to an account, and so to the sync whose tables are written.
 
-Stripe is asked once per key (`GET /v1/account` with that key and the caller's own account headers), and
-only about keys that it has just accepted or that somebody waits with: a flood of invented keys costs no
-more requests than it makes by itself. Only its 200 says whose key it is. The words of an error never do:
-they repeat what the request named. A restricted key that may not read its account is known only where
-it is the very key of a sync. What is remembered is a keyed hash of the key under a secret of this
-process, and the account; never the key.
+Stripe is requested once per key (`GET /v1/account` with that key and the caller's account headers), and
+only for keys that it has just accepted or that a `/wait` call sent. Concurrent lookups are limited, so
+a flood of invented keys costs few requests. Only a 200 names the account: the text of an error repeats
+what the request named. A restricted key that may not read its account is recognized only if it is the
+very key of a sync. Remembered are the account and a keyed hash of the key under a secret of this
+process, never the key.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from pinstripe.gateway.syncs import OpenSync, Syncs
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 KNOWN_S = 600.0
-"""How long a key is known. Stripe itself judges it at every request that goes through."""
+"""How long a key is remembered. Stripe checks it at every proxied request all the same."""
 REFUSED_S = 15.0
 MOST = 10_000
 _AT_ONCE = 8
-"""Keys that Stripe has just accepted, and that are asked about at the same time."""
+"""Concurrent lookups of keys that Stripe has just accepted."""
 _STRANGERS_AT_ONCE = 4
 _MOST_STRANGERS = 32
-"""Keys that somebody waits with, which may be invented: under way, and in all. More are refused."""
+"""Keys of `/wait` calls, which may be invented: concurrent lookups, and waiting ones. More are rejected."""
 _ANSWER = 2**20
 
 _KEY = re.compile(rb"(?:sk|rk)_(live|test)_[A-Za-z0-9_]{3,255}")
@@ -50,7 +50,7 @@ _TEST = re.compile(rb"[a-z]+_test_")
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a request shows: the key, and the connected account that it acts for ("" for its own)."""
+    """The key of a request, and the connected account that it acts for ("" for its own)."""
 
     key: bytes
     livemode: bool
@@ -75,7 +75,7 @@ class Caller:
 
 
 def credentials_of(headers: Sequence[tuple[bytes, bytes]]) -> Credentials | None:
-    """What a request shows, by its headers (names in lower case); None without a secret key."""
+    """Return the credentials in the headers (names in lower case); None without a secret key."""
     authorization = account = context = b""
     for name, value in headers:
         if name == b"authorization":
@@ -97,19 +97,19 @@ def shows_one_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]
     """Whether a request carries a token of ours where Stripe expects a key."""
     if not tokens:
         return False
-    shown = next((value for name, value in headers if name == b"authorization"), b"")
-    # Sent without a scheme it would be told to Stripe all the same.
+    credentials = next((value for name, value in headers if name == b"authorization"), b"")
+    # A token without a scheme would be sent to Stripe all the same.
     return any(
         hmac.compare_digest(given, token)
-        for given in (_key_in(shown), shown.strip())
+        for given in (_key_in(credentials), credentials.strip())
         for token in tokens
     )
 
 
 def carries_more_than_test_key(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether a request shows credentials that are not surely a key of test mode."""
-    shown = next((value for name, value in headers if name == b"authorization"), b"")
-    return bool(shown) and _TEST.match(_key_in(shown)) is None
+    """Whether a request carries credentials that may not be a key of test mode."""
+    credentials = next((value for name, value in headers if name == b"authorization"), b"")
+    return bool(credentials) and _TEST.match(_key_in(credentials)) is None
 
 
 def _key_in(authorization: bytes) -> bytes:
@@ -125,7 +125,7 @@ def _key_in(authorization: bytes) -> bytes:
 
 
 class AccountResolver:
-    """The keys that this process has met, as accounts."""
+    """Accounts and syncs by key, cached."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class AccountResolver:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lookups = 0
-        """How often Stripe was asked."""
+        """Requests to Stripe so far."""
         self._syncs = syncs
         self._upstream = upstream
         self._url = f"{api_url.rstrip('/')}/v1/account"
@@ -144,35 +144,35 @@ class AccountResolver:
         self._secret = secrets.token_bytes(32)
         # Least recently used first.
         self._known: OrderedDict[bytes, Caller] = OrderedDict()
-        self._asking: dict[bytes, asyncio.Task[Caller]] = {}
-        self._turn = asyncio.Semaphore(_AT_ONCE)
-        self._strangers_turn = asyncio.Semaphore(_STRANGERS_AT_ONCE)
+        self._lookups: dict[bytes, asyncio.Task[Caller]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._strangers_slots = asyncio.Semaphore(_STRANGERS_AT_ONCE)
         self._strangers = 0
 
-    def known(self, shown: Credentials) -> OpenSync | None:
-        """The sync whose account this is, if that is known without asking."""
-        caller = self._recall(self._place(shown))
+    def known(self, credentials: Credentials) -> OpenSync | None:
+        """The sync of this account, if the cache has it."""
+        caller = self._recall(self._digest(credentials))
         return self._sync_of(caller) if caller is not None else None
 
-    async def sync_of(self, shown: Credentials) -> OpenSync | None:
-        """The sync whose account this is; None where none is served here. May ask Stripe once.
+    async def sync_of(self, credentials: Credentials) -> OpenSync | None:
+        """The sync of this account; None if none is served here. Sends Stripe at most one request.
 
         For keys that Stripe has just accepted. Raises Unreachable where Stripe does not answer.
         """
-        return await self._sync_of_asked(shown, self._turn)
+        return await self._resolve(credentials, self._slots)
 
-    async def _sync_of_asked(self, shown: Credentials, turn: asyncio.Semaphore) -> OpenSync | None:
-        place = self._place(shown)
-        caller = self._recall(place)
+    async def _resolve(self, credentials: Credentials, slots: asyncio.Semaphore) -> OpenSync | None:
+        digest = self._digest(credentials)
+        caller = self._recall(digest)
         if caller is None:
-            if not self._is_possible(shown):
+            if not self._is_possible(credentials):
                 return None
-            # One question a key, however many wait for it; who waits may go without ending it.
-            task = self._asking.get(place)
+            # One lookup per key, however many wait for it. A caller that leaves does not cancel it.
+            task = self._lookups.get(digest)
             if task is None:
-                task = asyncio.create_task(self._look_up(place, shown, turn))
-                self._asking[place] = task
-                task.add_done_callback(partial(self._asked, place))
+                task = asyncio.create_task(self._fetch_caller(digest, credentials, slots))
+                self._lookups[digest] = task
+                task.add_done_callback(partial(self._finished, digest))
             caller = await asyncio.shield(task)
         return self._sync_of(caller)
 
@@ -181,11 +181,11 @@ class AccountResolver:
 
         Raises Rejected where too many such keys are being asked about.
         """
-        shown = credentials_of(headers)
-        if shown is None:
+        credentials = credentials_of(headers)
+        if credentials is None:
             return False
-        if self._recall(self._place(shown)) is not None:
-            return sync is not None and self.known(shown) is sync
+        if self._recall(self._digest(credentials)) is not None:
+            return sync is not None and self.known(credentials) is sync
         if self._strangers >= _MOST_STRANGERS:
             raise HTTPError(
                 429,
@@ -196,26 +196,30 @@ class AccountResolver:
             )
         self._strangers += 1
         try:
-            # Asked for a sync that is not there too: the time would tell which ones are.
-            found = await self._sync_of_asked(shown, self._strangers_turn)
+            # Also for an unknown sync: the response time would reveal which ids exist.
+            found = await self._resolve(credentials, self._strangers_slots)
             return sync is not None and found is sync
         finally:
             self._strangers -= 1
 
-    def _place(self, shown: Credentials) -> bytes:
-        told = b"\n".join(
-            (shown.key, shown.account.encode("latin-1"), shown.context.encode("latin-1"))
+    def _digest(self, credentials: Credentials) -> bytes:
+        sent = b"\n".join(
+            (
+                credentials.key,
+                credentials.account.encode("latin-1"),
+                credentials.context.encode("latin-1"),
+            )
         )
-        return hashlib.blake2b(told, key=self._secret, digest_size=32).digest()
+        return hashlib.blake2b(sent, key=self._secret, digest_size=32).digest()
 
-    def _recall(self, place: bytes) -> Caller | None:
-        caller = self._known.get(place)
+    def _recall(self, digest: bytes) -> Caller | None:
+        caller = self._known.get(digest)
         if caller is None:
             return None
         if caller.until < self._clock():
-            del self._known[place]
+            del self._known[digest]
             return None
-        self._known.move_to_end(place)
+        self._known.move_to_end(digest)
         return caller
 
     def _sync_of(self, caller: Caller) -> OpenSync | None:
@@ -225,71 +229,76 @@ class AccountResolver:
             return None
         return self._syncs.of_account(caller.account_id, livemode=caller.livemode)
 
-    def _is_possible(self, shown: Credentials) -> bool:
-        """Whether any sync here could be meant: else there is nothing to ask for."""
+    def _is_possible(self, credentials: Credentials) -> bool:
+        """Whether any sync here could match; without one there is no lookup."""
         return any(
-            sync.livemode == shown.livemode and shown.account in ("", sync.account_id)
+            sync.livemode == credentials.livemode and credentials.account in ("", sync.account_id)
             for sync in self._syncs
         )
 
-    async def _look_up(self, place: bytes, shown: Credentials, turn: asyncio.Semaphore) -> Caller:
-        async with turn:
+    async def _fetch_caller(
+        self, digest: bytes, credentials: Credentials, slots: asyncio.Semaphore
+    ) -> Caller:
+        async with slots:
             self.lookups += 1
-            account_id, status = await self._ask(shown)
+            account_id, status = await self._request_account(credentials)
         now = self._clock()
-        # Stripe knows the key, and refuses this one read only.
-        own = self._own(shown) if status == 403 else ""
+        # Stripe knows the key, but it may not read its account.
+        own = self._own(credentials) if status == 403 else ""
         known_s = KNOWN_S if account_id is not None or own else REFUSED_S
-        caller = Caller(account_id, shown.livemode, now + known_s, own)
-        self._known[place] = caller
+        caller = Caller(account_id, credentials.livemode, now + known_s, own)
+        self._known[digest] = caller
         while len(self._known) > MOST:
             self._known.popitem(last=False)
-        _log.info("caller.met", account=account_id, livemode=shown.livemode, status=status)
+        _log.info("caller.met", account=account_id, livemode=credentials.livemode, status=status)
         return caller
 
-    def _own(self, shown: Credentials) -> str:
-        """The sync that reads the same account with this very key; "" if there is none."""
+    def _own(self, credentials: Credentials) -> str:
+        """The id of the sync that reads this account with the same key; "" if there is none."""
         for sync in self._syncs:
             stripe = sync.source.stripe
-            if (stripe.account or "") == shown.account and secrets.compare_digest(
-                stripe.key.reveal().encode(), shown.key
+            if (stripe.account or "") == credentials.account and secrets.compare_digest(
+                stripe.key.reveal().encode(), credentials.key
             ):
                 return sync.id
         return ""
 
-    def _asked(self, place: bytes, task: asyncio.Task[Caller]) -> None:
-        del self._asking[place]
+    def _finished(self, digest: bytes, task: asyncio.Task[Caller]) -> None:
+        del self._lookups[digest]
         if not task.cancelled():
-            task.exception()  # Looked at, though all who waited may have gone.
+            task.exception()  # Retrieve it, in case all callers have left.
 
-    async def _ask(self, shown: Credentials) -> tuple[str | None, int]:
-        """(account, HTTP status). Raises Unreachable for what may be otherwise in a moment."""
-        headers = [("authorization", f"Bearer {shown.key.decode('ascii')}"), ("accept", "*/*")]
-        if shown.context:
-            headers.append(("stripe-context", shown.context))
-        if shown.account and shown.account != shown.context.rpartition("/")[2]:
-            headers.append(("stripe-account", shown.account))
+    async def _request_account(self, credentials: Credentials) -> tuple[str | None, int]:
+        """Return (account, HTTP status). Raises Unreachable for a passing failure."""
+        headers = [
+            ("authorization", f"Bearer {credentials.key.decode('ascii')}"),
+            ("accept", "*/*"),
+        ]
+        if credentials.context:
+            headers.append(("stripe-context", credentials.context))
+        if credentials.account and credentials.account != credentials.context.rpartition("/")[2]:
+            headers.append(("stripe-account", credentials.account))
         try:
-            came = await self._upstream.send("GET", self._url, headers)
-            body, whole = await came.read(_ANSWER)
+            response = await self._upstream.send("GET", self._url, headers)
+            body, whole = await response.read(_ANSWER)
         except UpstreamError as error:
             raise Unreachable(f"Whose key it is cannot be asked: {error.reason}.") from None
         if not whole:
-            came.close()
-        if came.status == 429 or came.status >= 500:
-            raise Unreachable(f"Whose key it is cannot be asked: status {came.status}.")
-        return _account_in(came.status, body, shown.account), came.status
+            response.close()
+        if response.status == 429 or response.status >= 500:
+            raise Unreachable(f"Whose key it is cannot be asked: status {response.status}.")
+        return _account_in(response.status, body, credentials.account), response.status
 
 
 def _account_in(status: int, body: bytes, wanted: str) -> str | None:
-    """The account that a 200 is about, if it is the one that was named."""
+    """Return the account of a 200, if it is the one that the request named."""
     if status != 200:
         return None
     try:
-        told = msgspec.json.decode(body)
+        decoded = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    found = told.get("id") if isinstance(told, dict) else None
+    found = decoded.get("id") if isinstance(decoded, dict) else None
     if not isinstance(found, str) or (wanted and found != wanted):
         return None
     return found

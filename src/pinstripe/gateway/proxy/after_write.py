@@ -1,13 +1,16 @@
-"""After a write: the event reader is rung, and who asks for it waits for the write's events.
+"""After a proxied write: requests a sync, and holds the response for `Pinstripe-Wait`.
 
-What a write changed beside the object it answers with (a new subscription's invoice) comes by events.
-Rings of one sync coalesce: while one is under way, the writes that come meanwhile share the next.
+    write answered -> sync request -> worker reads the write's events -> rows
+
+What a write changed beside the object in its response (a new subscription's invoice) arrives by events.
+The sync request is not awaited, and `SyncRequester` coalesces concurrent ones. If it fails, the next
+regular poll reads the events.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from time import monotonic
 
@@ -18,62 +21,66 @@ from pinstripe.gateway.proxy.mirroring import ProxyRequest
 from pinstripe.gateway.proxy.request import Headers
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync
+from pinstripe.store.cursors import load_as_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-Ring = Callable[[OpenSync], Awaitable[object]]
+RequestSync = Callable[[OpenSync], Awaitable[object]]
 WaitForRequest = Callable[[OpenSync, str, float], Awaitable[bool]]
 """(sync, request id, timeout in seconds) -> whether the request's events are applied."""
 
 WAIT_S = 30.0
-MOST_S = 300.0
-_LOOK_S = 0.5
-"""How old the answer to "as of when" may be: it only grows, so an old one is true as well."""
+MAX_WAIT_S = 300.0
+_AS_OF_AGE_S = 0.5
+"""How old the `as_of` in a header may be. It only grows, so an older one is true as well."""
 _HUNG_S = 10.0
-
-_AS_OF = "SELECT as_of FROM pinstripe.cursor WHERE schema = $1 AND stream = 'events'"
 
 
 class AfterWrite:
-    """Rings, waits, and how far the database is true."""
+    """Sync requests after writes, waits for their events, and the `as_of` of each sync."""
 
-    def __init__(self, ring: Ring | None, wait_for_request: WaitForRequest | None) -> None:
-        self._ring = ring
+    def __init__(
+        self, request_sync: RequestSync | None, wait_for_request: WaitForRequest | None
+    ) -> None:
+        self._request_sync = request_sync
         self._wait = wait_for_request
-        self._ringing: dict[str, asyncio.Task[None]] = {}
-        self._again: set[str] = set()
         self._as_of: dict[str, datetime] = {}
-        self._looked: dict[str, float] = {}
-        self._looking: dict[str, asyncio.Task[None]] = {}
+        # Infinite while a read is running, so that there is one at a time.
+        self._read_at: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def written(self, sync: OpenSync | None, came: UpstreamResponse) -> None:
-        """A write was answered. Nothing happened where Stripe did not let it in."""
-        if came.status not in (401, 403, 404, 429):
-            self._ring_soon(sync)
+    def written(self, sync: OpenSync | None, response: UpstreamResponse) -> None:
+        """Request a sync, unless the status says that Stripe rejected the write."""
+        if response.status not in (401, 403, 404, 429):
+            self._request_soon(sync)
 
-    def unanswered(self, sync: OpenSync | None, asked: ProxyRequest) -> None:
-        """A write may have happened: its events will tell."""
-        if asked.writes:
-            self._ring_soon(sync)
+    def unanswered(self, sync: OpenSync | None, request: ProxyRequest) -> None:
+        """Request a sync: Stripe may have executed a write that got no response."""
+        if request.writes:
+            self._request_soon(sync)
 
     def wait_of(self, headers: Headers) -> float:
-        """Seconds that the request wants to be held for its events; 0 for not at all.
+        """Seconds that the caller wants the response to be held for its events; 0 for not at all.
 
         `Pinstripe-Wait: true`, or a number of seconds.
         """
-        told = next((value for name, value in headers if name == b"pinstripe-wait"), b"").lower()
-        if told in (b"true", b"yes", b"1"):
+        value = next((value for name, value in headers if name == b"pinstripe-wait"), b"").lower()
+        if value in (b"true", b"yes", b"1"):
             return WAIT_S
-        return min(float(told), MOST_S) if told.isdigit() and len(told) < 10 else 0.0
+        return min(float(value), MAX_WAIT_S) if value.isdigit() and len(value) < 10 else 0.0
 
     async def waited(
-        self, sync: OpenSync | None, asked: ProxyRequest, came: UpstreamResponse, wait_s: float
+        self,
+        sync: OpenSync | None,
+        request: ProxyRequest,
+        response: UpstreamResponse,
+        wait_s: float,
     ) -> bool | None:
-        """Holds a write until its events are applied; None where there is nothing to wait for."""
-        if not wait_s or not asked.writes or not 200 <= came.status < 300:
+        """Whether a write's events were applied within `wait_s`; None if there is nothing to wait for."""
+        if not wait_s or not request.writes or not 200 <= response.status < 300:
             return None
-        # A replayed answer speaks of the request that did the work.
-        request_id = came.header(b"original-request") or came.header(b"request-id")
+        # A replayed response names the request that did the work.
+        request_id = response.header(b"original-request") or response.header(b"request-id")
         if sync is None or self._wait is None or not request_id:
             return False
         try:
@@ -81,57 +88,47 @@ class AfterWrite:
         except PinstripeError as error:
             _log.warning("proxy.unwaited", error=error.message)
             return False
-        await self._look(sync)
+        await self._read_as_of(sync)
         return applied
 
     def as_of(self, sync: OpenSync | None) -> datetime | None:
-        """Up to when all events are applied, as seen lately; None while that is not known."""
+        """All events up to this moment are applied; None until it is first read."""
         if sync is None:
             return None
-        if monotonic() - self._looked.get(sync.id, -_LOOK_S) >= _LOOK_S:
-            self._looked[sync.id] = monotonic()
-            if sync.id not in self._looking:
-                task = asyncio.create_task(self._look(sync))
-                self._looking[sync.id] = task
-                task.add_done_callback(lambda _: self._looking.pop(sync.id, None))
+        if monotonic() - self._read_at.get(sync.id, float("-inf")) >= _AS_OF_AGE_S:
+            self._read_at[sync.id] = float("inf")
+            self._start(self._read_as_of(sync))
         return self._as_of.get(sync.id)
 
     async def close(self) -> None:
-        """Ends what is under way."""
-        tasks = [*self._ringing.values(), *self._looking.values()]
-        for task in tasks:
+        """Cancel requests and reads that are still running."""
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _look(self, sync: OpenSync) -> None:
+    async def _read_as_of(self, sync: OpenSync) -> None:
         try:
             async with sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
-                found: datetime | None = await connection.fetchval(_AS_OF, sync.schema)
+                as_of = await load_as_of(connection, sync.schema)
         except PinstripeError as error:
             _log.debug("proxy.as_of", error=error.message)
             return
-        if found is not None:
-            self._as_of[sync.id] = found
-
-    def _ring_soon(self, sync: OpenSync | None) -> None:
-        if sync is None or self._ring is None:
-            return
-        if sync.id in self._ringing:
-            self._again.add(sync.id)
-        else:
-            self._ringing[sync.id] = asyncio.create_task(self._ring_now(sync))
-
-    async def _ring_now(self, sync: OpenSync) -> None:
-        assert self._ring is not None  # noqa: S101 (`_ring_soon` looked)
-        try:
-            while True:
-                self._again.discard(sync.id)
-                try:
-                    await self._ring(sync)
-                except PinstripeError as error:
-                    # The reader looks by itself, a moment later.
-                    _log.debug("proxy.unrung", error=error.message)
-                if sync.id not in self._again:
-                    return
         finally:
-            del self._ringing[sync.id]
+            self._read_at[sync.id] = monotonic()
+        if as_of is not None:
+            self._as_of[sync.id] = as_of
+
+    def _request_soon(self, sync: OpenSync | None) -> None:
+        if sync is not None and self._request_sync is not None:
+            self._start(self._request(sync, self._request_sync))
+
+    async def _request(self, sync: OpenSync, request_sync: RequestSync) -> None:
+        try:
+            await request_sync(sync)
+        except PinstripeError as error:
+            _log.debug("proxy.unrung", error=error.message)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

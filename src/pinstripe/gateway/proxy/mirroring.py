@@ -1,19 +1,15 @@
-"""What came through the proxy is put into Postgres before it is passed on, within bounded time.
+"""Writes the objects of a proxied response to Postgres before the caller gets it, within bounded time.
 
-A Stripe success is never turned into an error here: whatever goes wrong is told as an `Outcome`, which
-the caller sees in a header, and is mended afterwards. The work runs in a task of its own, so that it
-goes on when the caller hangs up or the time is over.
+    response -> parsed -> current or stale: written from the response
+                       -> refetch: requested again in our API version, then written
 
-Answers that are only a hint: their objects are asked for again, in our version, as they are now.
+An error never turns a success of Stripe's into a failure: it becomes a `MirrorResult`, which the caller
+sees in a header, and is mended afterwards. Each response is mirrored in a task of its own, which goes
+on when the caller disconnects or the patience is over.
 
-A GET is repeated as the caller made it, with the caller's key: one request, for a list as well. After
-a write the objects are retrieved with the sync's key, within its budget.
-
-Rows whose answer could not be kept: they are fetched again when Postgres can be written to.
-
-Where an answer itself waits for a writer (`Mirror` waits out a lost connection), nothing is needed
-here. This is for what comes beyond: a full queue, a full disk. Only the requests that show them are
-remembered, a few dozen bytes each, up to a bound; what exceeds it comes by its events.
+A GET whose response cannot be written is repeated with the caller's key; after a write the objects are
+retrieved with the sync's key, within its rate limit. `DeferredFetches` remembers what could not be
+written (a full queue, a full disk) up to a bound; objects beyond it arrive by their events.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 import structlog
@@ -47,7 +44,6 @@ from pinstripe.errors import (
 from pinstripe.gateway.proxy.accounts import AccountResolver, Credentials
 from pinstripe.gateway.proxy.objects import (
     LAG_S,
-    ObjectKey,
     ParsedResponse,
     Trust,
     as_of_exchange,
@@ -58,16 +54,15 @@ from pinstripe.gateway.proxy.objects import (
     unpack,
 )
 from pinstripe.gateway.proxy.request import MIRRORED, Target
-from pinstripe.gateway.proxy.response_cache import CachedRowVersions, ResponseCache, Seen
+from pinstripe.gateway.proxy.response_cache import ExpectedVersions, ResponseCache
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
-from pinstripe.rows.extract import Row, RowSet
+from pinstripe.rows.extract import Row, RowKey, RowSet
 from pinstripe.source.resolve import has_address, mark_deleted
 from pinstripe.source.source import LIVE, retrieve_endpoint
-from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, add_refetches
 
@@ -91,15 +86,15 @@ Reason = Literal[
 ]
 
 _STUCK_S = 0.05
-"""How long is waited for a Postgres that kept an earlier answer for longer than the patience."""
+"""The patience while a commit of an earlier response is still pending."""
 
 _MOST_OPEN = 500
-"""Answers under way at once, beyond which objects are fetched later: the sync's budget is behind."""
+"""Responses being mirrored, beyond which objects are fetched later: the rate limit is the bottleneck."""
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorResult:
-    """What became of an answer's objects. `reason` is empty for "yes"."""
+    """Whether a response's objects are in Postgres. `reason` is empty for "yes"."""
 
     mirrored: Mirrored
     reason: Reason = ""
@@ -108,13 +103,13 @@ class MirrorResult:
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """The request, as far as its answer's meaning hangs on it. `seen`: row versions before it was sent."""
+    """What decides how its response is mirrored. `expected`: row versions before it was sent."""
 
     method: str
     target: Target
     headers: Sequence[tuple[str, str]] = field(repr=False)
     credentials: Credentials | None
-    seen: Seen
+    expected: Mapping[RowKey, datetime]
 
     @property
     def writes(self) -> bool:
@@ -122,22 +117,22 @@ class ProxyRequest:
 
 
 class ResponseMirror:
-    """The mirror of what is answered. `waiting`: answers whose rows are not in Postgres yet."""
+    """Mirrors responses. `waiting`: responses whose rows are not in Postgres yet."""
 
     def __init__(
         self,
         syncs: Syncs,
-        callers: AccountResolver,
+        accounts: AccountResolver,
         upstream: Upstream,
         *,
-        versions: CachedRowVersions,
+        versions: ExpectedVersions,
         patience_s: float,
     ) -> None:
         self.later = DeferredFetches(syncs, self._fetch_later)
         self._syncs = syncs
-        self._callers = callers
+        self._accounts = accounts
         self._upstream = upstream
-        self._unchanged = ResponseCache(versions)
+        self._cache = ResponseCache(versions)
         self._patience_s = patience_s
         self._open: set[asyncio.Task[MirrorResult]] = set()
         self._stuck: set[str] = set()
@@ -147,17 +142,17 @@ class ResponseMirror:
         return len(self._open) + len(self.later)
 
     async def mirror(
-        self, asked: ProxyRequest, came: UpstreamResponse, body: bytes
+        self, request: ProxyRequest, response: UpstreamResponse, body: bytes
     ) -> MirrorResult:
-        """Returns when the answer's objects are in Postgres, or the patience is over."""
-        if asked.target.host not in MIRRORED:
+        """Return when the response's objects are in Postgres, or the patience is over."""
+        if request.target.host not in MIRRORED:
             return MirrorResult("no", "host")
-        if is_preview(asked.target.path):
+        if is_preview(request.target.path):
             return MirrorResult("no", "preview")
-        if asked.credentials is None:
+        if request.credentials is None:
             return MirrorResult("no", "unknown-account")
-        sync = self._callers.known(asked.credentials)
-        task = asyncio.create_task(self._guarded(asked, came, body))
+        sync = self._accounts.known(request.credentials)
+        task = asyncio.create_task(self._mirror_or_reason(request, response, body))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
         stuck = sync is not None and (sync.mirror.trouble or sync.id in self._stuck)
@@ -165,7 +160,7 @@ class ResponseMirror:
         return task.result() if done else MirrorResult("later", "postgres", sync)
 
     async def close(self, *, grace_s: float = 5.0) -> None:
-        """Lets what is under way end, for so long."""
+        """Let running tasks end within `grace_s`, then cancel them."""
         tasks = list(self._open)
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
@@ -173,138 +168,144 @@ class ResponseMirror:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _guarded(
-        self, asked: ProxyRequest, came: UpstreamResponse, body: bytes
+    async def _mirror_or_reason(
+        self, request: ProxyRequest, response: UpstreamResponse, body: bytes
     ) -> MirrorResult:
         sync: OpenSync | None = None
         try:
-            assert asked.credentials is not None  # noqa: S101 (`mirror` looked)
-            sync = await self._callers.sync_of(asked.credentials)
+            assert request.credentials is not None  # noqa: S101 (`mirror` looked)
+            sync = await self._accounts.sync_of(request.credentials)
             if sync is None:
                 return MirrorResult("no", "unknown-account")
-            return await self._kept(sync, asked, came, body)
+            return await self._mirror_body(sync, request, response, body)
         except TooLarge:
             return MirrorResult("no", "too-large", sync)
         except Unreadable:
             return MirrorResult("no", "unreadable", sync)
         except PinstripeError as error:
-            _log.warning("proxy.unmirrored", path=asked.target.path, error=error.message)
+            _log.warning("proxy.unmirrored", path=request.target.path, error=error.message)
             return MirrorResult("later" if sync is not None else "no", "stripe", sync)
         except Exception:
-            # The outermost ring around what is ours: Stripe has answered, and that comes first.
-            _log.exception("proxy.failed", method=asked.method, path=asked.target.path)
+            # A bug of ours must not cost the caller the response that Stripe has sent.
+            _log.exception("proxy.failed", method=request.method, path=request.target.path)
             return MirrorResult("no", "internal", sync)
 
-    async def _kept(
-        self, sync: OpenSync, asked: ProxyRequest, came: UpstreamResponse, body: bytes
+    async def _mirror_body(
+        self, sync: OpenSync, request: ProxyRequest, response: UpstreamResponse, body: bytes
     ) -> MirrorResult:
-        path = asked.target.path
-        unpacked = await unpack(body, came.header(b"content-encoding"))
+        path = request.target.path
+        unpacked = await unpack(body, response.header(b"content-encoding"))
         digest = b""
-        if not asked.writes and is_ours(sync, came):
-            digest = self._unchanged.digest(sync, asked.target, unpacked)
-            if await self._unchanged.holds(sync, digest):
+        if not request.writes and is_ours(sync, response):
+            digest = self._cache.digest(sync, request.target, unpacked)
+            if await self._cache.holds(sync, digest):
                 return MirrorResult("yes", "", sync)
-        parents = parents_of(path, asked.target.query)
-        reading = read(unpacked, sync.mirror.extractor, parents)
-        if any(mode != sync.livemode for mode in reading.modes):
+        parents = parents_of(path, request.target.query)
+        parsed = read(unpacked, sync.mirror.extractor, parents)
+        if any(mode != sync.livemode for mode in parsed.modes):
             return MirrorResult("no", "other-mode", sync)
-        if not any(table in sync.mirror.tables for table in reading.found.rows):
+        if not any(table in sync.mirror.tables for table in parsed.row_set.rows):
             return MirrorResult("no", "no-objects", sync)
-        outcome = await self._mirrored(sync, asked, came, reading, digest)
-        is_wanted = reading.top is None or reading.top[0] in sync.mirror.tables
-        if outcome.mirrored == "yes" and not (reading.whole and is_wanted):
-            # What it holds are rows; what was answered has no table.
-            self._unchanged.forget(digest)
+        outcome = await self._write_parsed(sync, request, response, parsed, digest)
+        is_wanted = parsed.top is None or parsed.top[0] in sync.mirror.tables
+        if outcome.mirrored == "yes" and not (parsed.whole and is_wanted):
+            # Nested objects are rows; the object itself has no table.
+            self._cache.forget(digest)
             return MirrorResult("no", "no-objects", sync)
         return outcome
 
-    async def _mirrored(
+    async def _write_parsed(
         self,
         sync: OpenSync,
-        asked: ProxyRequest,
-        came: UpstreamResponse,
-        reading: ParsedResponse,
+        request: ProxyRequest,
+        response: UpstreamResponse,
+        parsed: ParsedResponse,
         digest: bytes,
     ) -> MirrorResult:
-        standing = trust_of(sync, asked, came, reading)
-        if standing == "hint":
-            return await self._asked_again(sync, asked, came, reading)
-        lag_s = LAG_S if standing == "lagging" else 0.0
-        cause = Cause("", came.header(b"request-id").decode("latin-1")) if asked.writes else None
-        truth = as_of_exchange(came, lag_s=lag_s, cause=cause)
+        trust = trust_of(sync, request, response, parsed)
+        if trust == "refetch":
+            return await self._refetched(sync, request, response, parsed)
+        lag_s = LAG_S if trust == "stale" else 0.0
+        cause = (
+            Cause("", response.header(b"request-id").decode("latin-1")) if request.writes else None
+        )
+        as_of = as_of_exchange(response, lag_s=lag_s, cause=cause)
         effect = None
-        if asked.writes:
-            effect = follow_up(sync, reading.found, truth)
-        elif digest and standing == "now":
-            effect = self._unchanged.effect(sync, digest, reading.found, truth)
-        outcome = await self._put(sync, asked, reading.found, truth, effect=effect)
+        if request.writes:
+            effect = follow_up(sync, parsed.row_set, as_of)
+        elif digest and trust == "current":
+            effect = self._cache.effect(sync, digest, parsed.row_set, as_of)
+        outcome = await self._put(sync, request, parsed.row_set, as_of, effect=effect)
         if effect is not None and digest and outcome.mirrored != "yes":
-            self._unchanged.forget(digest)
+            self._cache.forget(digest)
         return outcome
 
-    async def _asked_again(
-        self, sync: OpenSync, asked: ProxyRequest, came: UpstreamResponse, reading: ParsedResponse
+    async def _refetched(
+        self,
+        sync: OpenSync,
+        request: ProxyRequest,
+        response: UpstreamResponse,
+        parsed: ParsedResponse,
     ) -> MirrorResult:
-        """Objects that may not be written as they are shown."""
-        places = list(reading.places())
-        if not asked.writes:
-            again = await repeat_request(self._upstream, sync, asked.target, asked.headers)
+        """Request the objects of a response that may not be written."""
+        places = list(parsed.places())
+        if not request.writes:
+            again = await repeat_request(self._upstream, sync, request.target, request.headers)
             if again is not None:
-                outcome = await self._put(sync, asked, *again)
+                outcome = await self._put(sync, request, *again)
                 # What our version does not show at this place (a customer's sources) is fetched.
                 places = [(t, k) for t, k in places if k not in again[0].rows.get(t, {})]
                 if outcome.mirrored != "yes" or not places:
                     return outcome
-            elif reading.top is None:
+            elif parsed.top is None:
                 return MirrorResult("no", "version", sync)
-        parents = parents_of(asked.target.path, asked.target.query)
+        parents = parents_of(request.target.path, request.target.query)
         if len(self._open) > _MOST_OPEN:
-            self.later.add(sync.id, first_ways(sync, reading.found, places, parents))
+            self.later.add(sync.id, surest_ways(sync, parsed.row_set, places, parents))
             return MirrorResult("later", "version", sync)
         try:
-            whole = await fetch_again(sync, reading.found, places, parents)
+            whole = await fetch_again(sync, parsed.row_set, places, parents)
         except (Unreachable, Unwritable):
-            self.later.add(sync.id, first_ways(sync, reading.found, places, parents))
+            self.later.add(sync.id, surest_ways(sync, parsed.row_set, places, parents))
             return MirrorResult("later", "stripe", sync)
         return MirrorResult("yes", "", sync) if whole else MirrorResult("later", "version", sync)
 
     async def _put(
         self,
         sync: OpenSync,
-        asked: ProxyRequest,
-        found: RowSet,
-        truth: AsOf,
+        request: ProxyRequest,
+        row_set: RowSet,
+        as_of: AsOf,
         *,
         effect: Effect | None = None,
     ) -> MirrorResult:
-        """Writes the rows, and waits for those that are contested."""
+        """Write the rows, and wait until conflicts are resolved."""
         mirror = sync.mirror
         if mirror.queued >= QUEUE_ROWS:
-            # Postgres takes nothing, and this is all that may be held in memory.
-            self.later.add(sync.id, _retrievable(sync, asked, found))
+            # The write queue is full.
+            self.later.add(sync.id, _retrievable(sync, request, row_set))
             return MirrorResult("later", "postgres", sync)
         durable = await mirror.enqueue(
-            [(found, truth)],
-            lane=LIVE_LANE if asked.writes else "",
-            expected=asked.seen,
+            [(row_set, as_of)],
+            lane=LIVE_LANE if request.writes else "",
+            expected=request.expected,
             effect=effect,
         )
-        await self._watched(sync, durable)
+        await self._committed(sync, durable)
         if durable.cancelled():
             return MirrorResult("later", "postgres", sync)  # The sync is being closed.
         error = durable.exception()
         if isinstance(error, Drifted):
-            _log.warning("proxy.drifted", path=asked.target.path, error=error.message)
+            _log.warning("proxy.drifted", path=request.target.path, error=error.message)
             return MirrorResult("no", "internal", sync)
         if error is not None:
-            self.later.add(sync.id, _retrievable(sync, asked, found))
+            self.later.add(sync.id, _retrievable(sync, request, row_set))
             return MirrorResult("later", "postgres", sync)
-        if mirror.is_refused(found):
+        if mirror.is_refused(row_set):
             return MirrorResult(
                 "later", "postgres", sync
             )  # Without a row that Postgres refuses; it is owed.
-        conflicts = mirror.resolving(found)
+        conflicts = mirror.resolving(row_set)
         if conflicts:
             await asyncio.wait(conflicts)
             if not all(
@@ -313,8 +314,8 @@ class ResponseMirror:
                 return MirrorResult("later", "stripe", sync)
         return MirrorResult("yes", "", sync)
 
-    async def _watched(self, sync: OpenSync, durable: asyncio.Future[None]) -> None:
-        """Waits for a commit; one that takes longer than the patience marks the sync as stuck."""
+    async def _committed(self, sync: OpenSync, durable: asyncio.Future[None]) -> None:
+        """Wait for a commit; mark the sync as stuck while it takes longer than the patience."""
         done, _ = await asyncio.wait((durable,), timeout=self._patience_s)
         if done:
             return
@@ -327,38 +328,38 @@ class ResponseMirror:
     async def _fetch_later(self, sync_id: str, way: Way) -> None:
         sync = self._syncs.get(sync_id)
         if sync is not None:
-            await go(sync, way)
+            await execute(sync, way)
 
 
-def is_ours(sync: OpenSync, came: UpstreamResponse) -> bool:
-    """Whether the answer is in the version of the tables."""
-    return came.header(b"stripe-version") == sync.mirror.api_version.encode()
+def is_ours(sync: OpenSync, response: UpstreamResponse) -> bool:
+    """Whether the response is in the API version of the tables."""
+    return response.header(b"stripe-version") == sync.mirror.api_version.encode()
 
 
 def trust_of(
-    sync: OpenSync, asked: ProxyRequest, came: UpstreamResponse, reading: ParsedResponse
+    sync: OpenSync, request: ProxyRequest, response: UpstreamResponse, parsed: ParsedResponse
 ) -> Trust:
-    """How far the answer may be taken at its word."""
-    replayed = came.header(b"idempotent-replayed").lower() == b"true"
-    if replayed or not (is_ours(sync, came) or reading.deleted):
-        return "hint"
-    return "lagging" if asked.target.path.endswith("/search") else "now"
+    """Return how far the response can be trusted."""
+    replayed = response.header(b"idempotent-replayed").lower() == b"true"
+    if replayed or not (is_ours(sync, response) or parsed.deleted):
+        return "refetch"
+    return "stale" if request.target.path.endswith("/search") else "current"
 
 
-def _retrievable(sync: OpenSync, asked: ProxyRequest, found: RowSet) -> list[Way]:
-    places = [(table, key) for table, group in found.rows.items() for key in group]
-    parents = parents_of(asked.target.path, asked.target.query)
-    return list(first_ways(sync, found, places, parents))
+def _retrievable(sync: OpenSync, request: ProxyRequest, row_set: RowSet) -> list[Way]:
+    places = [(table, key) for table, group in row_set.rows.items() for key in group]
+    parents = parents_of(request.target.path, request.target.query)
+    return list(surest_ways(sync, row_set, places, parents))
 
 
 ANSWER_BYTES = 32 * 2**20
-"""The largest answer that is read whole. Stripe's pages of 100 objects have up to a few MB."""
+"""The largest response that is read whole. Stripe's pages of 100 objects have up to a few MB."""
 
 _FETCHED_AT_ONCE = 12
-"""Requests for one answer before it is passed on; what else is to be requested is noted."""
+"""Requests for one response before it is sent on; the others are queued as refetches."""
 
-_SHOWN_S = 5.0
-"""How old an answer may be that is written as it is."""
+_UNFETCHABLE_AGE_S = 5.0
+"""The age that rows get which are written from the response for lack of a request."""
 
 # Would change what is answered, or are about the first answer.
 _NOT_REPEATED = frozenset(
@@ -369,26 +370,26 @@ _NOT_REPEATED = frozenset(
 async def repeat_request(
     upstream: Upstream, sync: OpenSync, target: Target, headers: Sequence[tuple[str, str]]
 ) -> tuple[RowSet, AsOf] | None:
-    """A GET of the caller's in our version; None where Stripe does not answer that with objects."""
-    asked = [(n, v) for n, v in headers if n not in _NOT_REPEATED]
-    asked += [("stripe-version", sync.mirror.api_version), ("accept-encoding", "gzip")]
+    """Repeat the caller's GET in our API version; None if the response holds no objects."""
+    our_headers = [(n, v) for n, v in headers if n not in _NOT_REPEATED]
+    our_headers += [("stripe-version", sync.mirror.api_version), ("accept-encoding", "gzip")]
     try:
-        came = await upstream.send("GET", target.url, asked)
-        body, whole = await came.read(ANSWER_BYTES)
+        response = await upstream.send("GET", target.url, our_headers)
+        body, whole = await response.read(ANSWER_BYTES)
         if not whole:
-            came.close()
+            response.close()
             return None
-        if came.status != 200:
+        if response.status != 200:
             return None
-        unpacked = await unpack(body, came.header(b"content-encoding"))
-        reading = read(unpacked, sync.mirror.extractor, parents_of(target.path, target.query))
+        unpacked = await unpack(body, response.header(b"content-encoding"))
+        parsed = read(unpacked, sync.mirror.extractor, parents_of(target.path, target.query))
     except (UpstreamError, Unreadable):
         return None
-    return reading.found, as_of_exchange(came)
+    return parsed.row_set, as_of_exchange(response)
 
 
 async def fetch_again(
-    sync: OpenSync, found: RowSet, places: Iterable[ObjectKey], parents: Mapping[str, str]
+    sync: OpenSync, row_set: RowSet, places: Iterable[RowKey], parents: Mapping[str, str]
 ) -> bool:
     """Fetches the objects at `places` of an answer that is a hint, those that hold others first.
 
@@ -396,30 +397,30 @@ async def fetch_again(
     request at all shows is written as the answer has it. Gives whether each is a row now; of those that
     are not, it is noted what is to be requested. Raises what `StripeClient.get` and `Mirror.write` raise.
     """
-    covered: set[ObjectKey] = set()
-    asked: dict[ObjectKey, Way] = {}
-    unreachable: list[ObjectKey] = []
+    covered: set[RowKey] = set()
+    first_way: dict[RowKey, Way] = {}
+    unreachable: list[RowKey] = []
     requests = 0
     for place in places:
         if place in covered or place[0] not in sync.mirror.tables:
             continue
-        ways = ways_to(sync, found, place, parents)
+        ways = ways_to(sync, row_set, place, parents)
         if not ways:
             unreachable.append(place)
             continue
         for way in ways if requests < _FETCHED_AT_ONCE else ():
             requests += 1
-            covered |= await go(sync, way, place[1])
+            covered |= await execute(sync, way, place[1])
             if place in covered:
                 break
-        asked[place] = ways[0]
-    await _write_as_shown(sync, found, unreachable)
+        first_way[place] = ways[0]
+    await _write_unfetchable(sync, row_set, unreachable)
     # One that Stripe does not show yet is no row either: its reads may run behind its writes.
-    left = {place for place in asked if place not in covered}
-    missing = await _not_rows(sync, {*asked, *unreachable}) | left
+    left = {place for place in first_way if place not in covered}
+    missing = await _not_rows(sync, {*first_way, *unreachable}) | left
     if missing:
         now = sync.source.now()
-        ways_left = [asked[place] for place in sorted(missing) if place in asked]
+        ways_left = [first_way[place] for place in sorted(missing) if place in first_way]
         refetches = [
             Refetch(w.kind, w.table, w.key, w.parent, since=now) for w in ways_left if w.kind
         ]
@@ -443,7 +444,7 @@ class Way:
 
 
 def ways_to(
-    sync: OpenSync, found: RowSet, place: ObjectKey, parents: Mapping[str, str]
+    sync: OpenSync, row_set: RowSet, place: RowKey, parents: Mapping[str, str]
 ) -> Sequence[Way]:
     """The requests that may show the object at `place`, the surest first.
 
@@ -456,7 +457,7 @@ def ways_to(
     where = retrieve_endpoint(table)
     if where is not None and not where.parent_parameter:
         return [Way("fetch", table, key)]
-    above = {**_parents_in(sync, found, place), **dict(parents)}
+    above = {**_parents_in(sync, row_set, place), **dict(parents)}
     if where is not None:
         owner = above.get(collection_table(where.path[: where.path.index("/{")]) or "")
         return [Way("fetch", table, key, owner)] if owner else []
@@ -472,13 +473,13 @@ def ways_to(
     return ways
 
 
-def first_ways(
-    sync: OpenSync, found: RowSet, places: Iterable[ObjectKey], parents: Mapping[str, str]
+def surest_ways(
+    sync: OpenSync, row_set: RowSet, places: Iterable[RowKey], parents: Mapping[str, str]
 ) -> Iterator[Way]:
     """The surest request for each object that any request shows."""
     for place in places:
         if place[0] in sync.mirror.tables:
-            yield from ways_to(sync, found, place, parents)[:1]
+            yield from ways_to(sync, row_set, place, parents)[:1]
 
 
 def _is_plain(table: str) -> bool:
@@ -486,10 +487,10 @@ def _is_plain(table: str) -> bool:
     return where is not None and not where.parent_parameter
 
 
-def _parents_in(sync: OpenSync, found: RowSet, place: ObjectKey) -> dict[str, str]:
+def _parents_in(sync: OpenSync, row_set: RowSet, place: RowKey) -> dict[str, str]:
     """Ids by table of the objects that the row at `place` says it belongs to."""
     table, key = place
-    row = found.rows.get(table, {}).get(key)
+    row = row_set.rows.get(table, {}).get(key)
     if row is None:
         return {}
     columns = sync.mirror.tables[table].columns
@@ -500,7 +501,7 @@ def _parents_in(sync: OpenSync, found: RowSet, place: ObjectKey) -> dict[str, st
     }
 
 
-async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[ObjectKey]:
+async def execute(sync: OpenSync, way: Way, key: str | None = None) -> set[RowKey]:
     """Makes the request and mirrors what it shows; gives the rows. What Stripe refuses shows nothing.
 
     `key`: the object that a list is read for; to its end without one.
@@ -512,16 +513,16 @@ async def go(sync: OpenSync, way: Way, key: str | None = None) -> set[ObjectKey]
             response = await sync.source.stripe.get(
                 way.path, endpoint=f"GET {way.path}", priority=LIVE
             )
-            found = sync.source.extract([read_object(response, way.path)], {})
-            await sync.mirror.write([(found, as_of_response(response))])
-            return _places_in(found)
+            row_set = sync.source.extract([read_object(response, way.path)], {})
+            await sync.mirror.write([(row_set, as_of_response(response))])
+            return _places_in(row_set)
         return await fetch_one(sync, (way.table, way.key), parent=way.parent)
     except Refused as error:
         _log.info("proxy.unfetched", table=way.table, id=way.key, error=error.message)
         return set()
 
 
-async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[ObjectKey]:
+async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[RowKey]:
     endpoint = next(
         e
         for e in list_endpoints()
@@ -540,7 +541,7 @@ async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[Objec
     return {(way.table, key) for key in shown}
 
 
-async def _write_as_shown(sync: OpenSync, found: RowSet, places: Iterable[ObjectKey]) -> None:
+async def _write_unfetchable(sync: OpenSync, row_set: RowSet, places: Iterable[RowKey]) -> None:
     """Rows of types that no request shows (a portal session): the answer is all that there will be.
 
     Their fields may stand elsewhere in our version; those that our tables know under the same name are
@@ -548,46 +549,38 @@ async def _write_as_shown(sync: OpenSync, found: RowSet, places: Iterable[Object
     """
     rows: dict[str, dict[str, Row]] = {}
     for table, key in places:
-        row = found.rows.get(table, {}).get(key)
+        row = row_set.rows.get(table, {}).get(key)
         if row is not None:
             rows.setdefault(table, {})[key] = row
     if rows:
         now = sync.source.now()
-        await sync.mirror.write([(RowSet(rows=rows), AsOf(now - _SHOWN_S, now))])
+        await sync.mirror.write([(RowSet(rows=rows), AsOf(now - _UNFETCHABLE_AGE_S, now))])
 
 
-async def _not_rows(sync: OpenSync, places: Iterable[ObjectKey]) -> set[ObjectKey]:
+async def _not_rows(sync: OpenSync, places: Iterable[RowKey]) -> set[RowKey]:
     """Those that are not in their tables."""
-    keys: dict[str, list[str]] = {}
-    for table, key in places:
-        if table in sync.mirror.tables:
-            keys.setdefault(table, []).append(key)
-    missing: set[ObjectKey] = set()
-    async with sync.pool.acquire() as connection:
-        for table, wanted in keys.items():
-            rows = await connection.fetch(
-                f"SELECT id FROM {qualified(sync.schema, table)} WHERE id = ANY($1)", wanted
-            )
-            missing |= {(table, key) for key in {*wanted} - {row[0] for row in rows}}
-    return missing
+    mirrored = {place for place in places if place[0] in sync.mirror.tables}
+    return mirrored - (await sync.source.row_versions(mirrored)).keys()
 
 
-def _places_in(found: RowSet) -> set[ObjectKey]:
-    return {(name, each) for name, group in found.rows.items() for each in group}
+def _places_in(row_set: RowSet) -> set[RowKey]:
+    return {(name, each) for name, group in row_set.rows.items() for each in group}
 
 
-def follow_up(sync: OpenSync, found: RowSet, truth: AsOf) -> Effect | None:
-    """Notes what a write's answer shows in part, in the transaction that writes the rest.
+def follow_up(sync: OpenSync, row_set: RowSet, as_of: AsOf) -> Effect | None:
+    """Return an effect that queues refetches for what a write's response holds in part.
 
     Objects whose lists it cut at ten, and those that it names as they were at another time.
     """
-    owners = {(cut.parent_table, cut.parent_id) for cut in found.lists}
+    owners = {(cut.parent_table, cut.parent_id) for cut in row_set.lists}
     wanted = [p for p in sorted(owners) if p[0] and retrieve_endpoint(p[0]) is not None]
-    named = [p for p in sorted(found.elsewhere) if p[0] in sync.mirror.tables and has_address(p[0])]
+    named = [
+        p for p in sorted(row_set.elsewhere) if p[0] in sync.mirror.tables and has_address(p[0])
+    ]
     if not wanted and not named:
         return None
-    refetches = [Refetch("fetch", table, key, since=truth.hi) for table, key in wanted]
-    refetches += [Refetch("relate", table, key, since=truth.hi) for table, key in named]
+    refetches = [Refetch("fetch", table, key, since=as_of.hi) for table, key in wanted]
+    refetches += [Refetch("relate", table, key, since=as_of.hi) for table, key in named]
 
     async def note(connection: Connection) -> None:
         await add_refetches(connection, sync.schema, refetches)
@@ -595,7 +588,7 @@ def follow_up(sync: OpenSync, found: RowSet, truth: AsOf) -> Effect | None:
     return note
 
 
-async def fetch_one(sync: OpenSync, place: ObjectKey, *, parent: str = "") -> set[ObjectKey]:
+async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[RowKey]:
     """Retrieves one object and mirrors it; gives the rows that it held. One that is gone is flagged.
 
     `parent` is the id that stands before its own in the path. Raises Refused where the sync's key may
@@ -613,11 +606,11 @@ async def fetch_one(sync: OpenSync, place: ObjectKey, *, parent: str = "") -> se
         await mark_deleted(source, table, key, over=version)
         return {place}
     above = {collection_table(where.path[: where.path.index("/{")]) or "": parent} if parent else {}
-    found = source.extract([read_object(response, where.path)], above)
-    await source.follow_all(found, priority=LIVE)
+    row_set = source.extract([read_object(response, where.path)], above)
+    await source.follow_all(row_set, priority=LIVE)
     expected = {place: version} if version is not None else {}
-    await sync.mirror.write([(found, as_of_response(response))], expected=expected)
-    return _places_in(found)
+    await sync.mirror.write([(row_set, as_of_response(response))], expected=expected)
+    return _places_in(row_set)
 
 
 MOST = 100_000
@@ -629,7 +622,7 @@ Fetch = Callable[[str, Way], Awaitable[None]]
 
 
 class DeferredFetches:
-    """Requests to make, oldest first. `lost` counts those beyond the bound."""
+    """Requests to make, oldest first. `lost` counts those dropped beyond the bound."""
 
     def __init__(
         self,
@@ -669,7 +662,7 @@ class DeferredFetches:
                 await self._wake.wait()
             (sync_id, way), _ = self._ways.popitem(last=False)
             if self._syncs.get(sync_id) is None:
-                continue  # It was removed. Its tables are nobody's here.
+                continue  # The sync was removed.
             try:
                 await self._fetch(sync_id, way)
                 failures = 0
@@ -680,5 +673,5 @@ class DeferredFetches:
                 await self._sleep(backoff(_PAUSE_S, failures))
                 failures += 1
             except PinstripeError as error:
-                # Stripe says no, and would again; or the value fits no column.
+                # Stripe refuses, and would again; or the value fits no column.
                 _log.warning("proxy.unmirrored", table=way.table, error=error.message)

@@ -1,10 +1,8 @@
-"""What an answer of Stripe's says about which objects: places in paths, rows in bodies.
+"""Parses what a response of Stripe's says about which objects: keys in paths, rows in bodies. Pure.
 
-Pure. An answer may be an object, a list, search results, a deleted stub, or an error that holds an
-object (a declined payment's intent); whatever is nested or expanded in it is found as well. Not every
-answer is a snapshot of now, and not every object in one exists: see `Standing`.
-
-When an answer of the proxy's was true: as `client.reply` measures it, from the raw answer.
+A response may be an object, a list, search results, a deleted stub, or an error that holds an object
+(the intent of a declined payment). Nested and expanded objects are extracted as well. `Trust` says
+whether rows may be written from the response, `as_of_exchange` for which interval it is true.
 """
 
 from __future__ import annotations
@@ -26,16 +24,13 @@ from pinstripe.client.response import Response
 from pinstripe.client.transport import Unreadable, gunzip
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
-from pinstripe.rows.extract import Extractor, RowSet
+from pinstripe.rows.extract import Extractor, RowKey, RowSet
 
-ObjectKey = tuple[str, str]
-"""(table, key) of a row."""
+Trust = Literal["current", "stale", "refetch"]
+"""How far a response can be trusted.
 
-Trust = Literal["now", "lagging", "hint"]
-"""How far an answer may be taken at its word.
-
-`now`: true at the time of the answer. `lagging`: search results, whose index runs behind. `hint`: of
-another API version, or an earlier answer replayed for an idempotency key: to be fetched again.
+`current`: true at the time of the response. `stale`: search results, whose index lags behind. `refetch`: in
+another API version, or replayed for an idempotency key; its objects are fetched again.
 """
 
 LAG_S = 3600.0
@@ -59,22 +54,22 @@ class ParsedResponse:
     `whole`: each object that was answered, nested ones aside, has a table and a key.
     """
 
-    found: RowSet
-    top: ObjectKey | None
+    row_set: RowSet
+    top: RowKey | None
     deleted: bool
     modes: frozenset[bool]
     whole: bool = True
 
-    def places(self) -> Iterator[ObjectKey]:
+    def places(self) -> Iterator[RowKey]:
         """All rows, the object that was answered first."""
         if self.top is not None:
             yield self.top
-        for table, group in self.found.rows.items():
+        for table, group in self.row_set.rows.items():
             for key in group:
                 if (table, key) != self.top:
                     yield table, key
-        for table, key in sorted(self.found.elsewhere):
-            if key not in self.found.rows.get(table, ()):
+        for table, key in sorted(self.row_set.elsewhere):
+            if key not in self.row_set.rows.get(table, ()):
                 yield table, key
 
 
@@ -87,7 +82,7 @@ def is_preview(path: str) -> bool:
     return _PREVIEW.search(path) is not None
 
 
-def places_of(path: str) -> list[ObjectKey]:
+def places_of(path: str) -> list[RowKey]:
     """The objects that a path names, from the outside in.
 
     >>> places_of("/v1/invoices/in_1/pay")
@@ -95,29 +90,29 @@ def places_of(path: str) -> list[ObjectKey]:
     >>> places_of("/v1/customers/cus_1/balance_transactions/cbtxn_1")[1]
     ('customer_balance_transaction', 'cbtxn_1')
     """
-    found: list[ObjectKey] = []
+    row_set: list[RowKey] = []
     shape = ""
     for segment in path.split("/")[1:]:
         table = _collections().get(shape)
         if table is not None and f"{shape}/{segment}" not in _fixed():
-            found.append((table, unquote(segment)))
+            row_set.append((table, unquote(segment)))
             shape += "/{}"
         else:
             shape = f"{shape}/{segment}"
-    return found
+    return row_set
 
 
 def parents_of(path: str, query: str) -> Mapping[str, str]:
     """Ids by table of what the objects in the answer hang under, as far as path and query say."""
-    found = dict(places_of(path))
+    row_set = dict(places_of(path))
     known = _parameters().get(path)
     if known is not None:
         parameter, table = known
         for pair in query.split("&"):
             name, _, value = pair.partition("=")
             if name == parameter and value:
-                found[table] = unquote_plus(value)
-    return found
+                row_set[table] = unquote_plus(value)
+    return row_set
 
 
 def collection_table(path: str) -> str | None:
@@ -141,28 +136,28 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
     alone are of no use to anybody.
     """
     try:
-        told = decode(body)
+        decoded = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable("The body is not JSON.") from error
-    found = RowSet()
-    if not isinstance(told, dict) or told.get("object") in _CREDENTIALS:
-        return ParsedResponse(found, None, deleted=False, modes=frozenset())
-    entries = told.get("data")
-    if isinstance(entries, list) and "id" not in told:
+    row_set = RowSet()
+    if not isinstance(decoded, dict) or decoded.get("object") in _CREDENTIALS:
+        return ParsedResponse(row_set, None, deleted=False, modes=frozenset())
+    entries = decoded.get("data")
+    if isinstance(entries, list) and "id" not in decoded:
         objects = [entry for entry in entries if isinstance(entry, dict)]
-        keys = [extractor.object(entry, found, parents=parents) for entry in objects]
-        return ParsedResponse(found, None, False, _modes(objects), whole=None not in keys)
-    problem = told.get("error")
+        keys = [extractor.object(entry, row_set, parents=parents) for entry in objects]
+        return ParsedResponse(row_set, None, False, _modes(objects), whole=None not in keys)
+    problem = decoded.get("error")
     # A declined payment: what the request was about, as it is now that it has been refused
     # (https://docs.stripe.com/api/errors).
     held = [v for v in problem.values() if isinstance(v, dict)] if isinstance(problem, dict) else []
     for obj in held:
-        extractor.object(obj, found, embedded=True)
-    key = extractor.object(told, found, parents=parents)
-    top = (table_name(str(told["object"])), key) if key is not None else None
+        extractor.object(obj, row_set, embedded=True)
+    key = extractor.object(decoded, row_set, parents=parents)
+    top = (table_name(str(decoded["object"])), key) if key is not None else None
     whole = key is not None or isinstance(problem, dict)
-    modes = _modes([told, *held])
-    return ParsedResponse(found, top, told.get("deleted") is True, modes, whole=whole)
+    modes = _modes([decoded, *held])
+    return ParsedResponse(row_set, top, decoded.get("deleted") is True, modes, whole=whole)
 
 
 def _modes(objects: list[StripeObject]) -> frozenset[bool]:
@@ -172,11 +167,11 @@ def _modes(objects: list[StripeObject]) -> frozenset[bool]:
 @cache
 def _collections() -> Mapping[str, str]:
     """Path under which objects are retrieved ("/v1/invoices") -> their table."""
-    found: dict[str, str] = {}
+    row_set: dict[str, str] = {}
     for where in retrieve_endpoints().values():
         shape = re.sub(r"{\w+}", "{}", where.path)
-        found[shape.removesuffix("/{}")] = table_name(where.object_type)
-    return found
+        row_set[shape.removesuffix("/{}")] = table_name(where.object_type)
+    return row_set
 
 
 @cache
@@ -201,13 +196,13 @@ def _parameters() -> Mapping[str, tuple[str, str]]:
 
 
 def as_of_exchange(
-    came: UpstreamResponse, *, lag_s: float = 0.0, cause: Cause | None = None
+    response: UpstreamResponse, *, lag_s: float = 0.0, cause: Cause | None = None
 ) -> AsOf:
     """The interval of the objects in the answer; `lag_s` is how old they may be.
 
     For a write it holds as well: Stripe shows the object as the write left it, or as something else
     changed it before the answer was made.
     """
-    headers = {"date": came.header(b"date").decode("latin-1")}
-    response = Response(came.status, headers, b"", came.elapsed_s, came.received_at)
-    return AsOf(response.not_before - lag_s, response.not_after, cause)
+    headers = {"date": response.header(b"date").decode("latin-1")}
+    measured = Response(response.status, headers, b"", response.elapsed_s, response.received_at)
+    return AsOf(measured.not_before - lag_s, measured.not_after, cause)

@@ -1,11 +1,12 @@
-"""The proxy: Stripe's API at our address, with every object that comes through it in Postgres first.
+"""The proxy: Stripe's API at our address, with every object of a response written to Postgres first.
 
     async with open_proxy(syncs, hosts=hosts_at("https://api.stripe.com")) as proxy:
         await proxy(scope, receive, send)      # a raw ASGI application
 
-Bytes, status and headers pass through untouched, both ways. Who asks is told by the key they send, and
-it decides which account's tables are written (`callers`); what an answer holds, and whether it may be
-written as it is, is for `answers`. Headers of our own (`Pinstripe-...`) say what was done.
+    request -> target, headers -> Stripe -> mirroring -> response with `Pinstripe-...` headers
+
+Bytes, status and headers pass through untouched, both ways. The caller's key decides which account's
+tables are written (`accounts`); `mirroring` decides what is written from a response.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pinstripe.gateway.proxy.accounts import (
     credentials_of,
     shows_one_of,
 )
-from pinstripe.gateway.proxy.after_write import AfterWrite, Ring, WaitForRequest
+from pinstripe.gateway.proxy.after_write import AfterWrite, RequestSync, WaitForRequest
 from pinstripe.gateway.proxy.mirroring import (
     ANSWER_BYTES,
     MirrorResult,
@@ -54,7 +55,7 @@ from pinstripe.gateway.proxy.response import (
     send_response,
     stream_response,
 )
-from pinstripe.gateway.proxy.response_cache import CachedRowVersions
+from pinstripe.gateway.proxy.response_cache import ExpectedVersions
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 
@@ -75,20 +76,20 @@ class Proxy:
         *,
         hosts: Mapping[str, str],
         upstream: Upstream,
-        callers: AccountResolver,
-        answers: ResponseMirror,
-        aftermath: AfterWrite,
-        versions: CachedRowVersions,
+        accounts: AccountResolver,
+        mirroring: ResponseMirror,
+        after_write: AfterWrite,
+        versions: ExpectedVersions,
         body_limit: int = BODY_BYTES,
         own_tokens: Sequence[bytes] = (),
         heard: Heard | None = None,
     ) -> None:
-        self.callers = callers
-        self.answers = answers
+        self.callers = accounts
+        self.answers = mirroring
         self.heard = heard
         self._hosts = hosts
         self._upstream = upstream
-        self._aftermath = aftermath
+        self._after_write = after_write
         self._body_limit = body_limit
         self._own_tokens = own_tokens
         self._versions = versions
@@ -125,8 +126,7 @@ class Proxy:
 
     async def close(self) -> None:
         """Lets what is being mirrored end."""
-        await self._aftermath.close()
-        await self._versions.close()
+        await self._after_write.close()
         await self.answers.close()
 
     async def _pass(
@@ -141,34 +141,36 @@ class Proxy:
     ) -> tuple[int, MirrorResult]:
         """Asks Stripe and answers; gives the status and what became of the objects."""
         method: str = scope["method"]
-        shown = credentials_of(scope["headers"])
-        sync = self.callers.known(shown) if shown is not None else None
-        asked = ProxyRequest(method, target, headers, shown, {})
-        if sync is not None and asked.writes and not is_preview(target.path):
+        credentials = credentials_of(scope["headers"])
+        sync = self.callers.known(credentials) if credentials is not None else None
+        request = ProxyRequest(method, target, headers, credentials, {})
+        if sync is not None and request.writes and not is_preview(target.path):
             places = places_of(target.path)[-1:]
             if places:
-                asked = ProxyRequest(
-                    method, target, headers, shown, await self._versions.read(sync, places)
+                request = ProxyRequest(
+                    method, target, headers, credentials, await self._versions.read(sync, places)
                 )
         try:
-            came = await self._upstream.send(method, target.url, headers, body)
+            response = await self._upstream.send(method, target.url, headers, body)
         except UpstreamError as error:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
-            self._aftermath.unanswered(sync, asked)
-            return await send_bad_gateway(send, asked, error), MirrorResult("no", "stripe", sync)
-        wait_s = self._aftermath.wait_of(scope["headers"])
+            self._after_write.unanswered(sync, request)
+            return await send_bad_gateway(send, request, error), MirrorResult("no", "stripe", sync)
+        wait_s = self._after_write.wait_of(scope["headers"])
         try:
             gone = receive if not isinstance(body, Upload) or body.is_over else None
-            return came.status, await self._answer(asked, came, sync, wait_s, send, receive=gone)
+            return response.status, await self._answer(
+                request, response, sync, wait_s, send, receive=gone
+            )
         except UpstreamError as error:
-            self._aftermath.unanswered(sync, asked)
-            return await send_bad_gateway(send, asked, error), MirrorResult("no", "stripe", sync)
+            self._after_write.unanswered(sync, request)
+            return await send_bad_gateway(send, request, error), MirrorResult("no", "stripe", sync)
 
     async def _answer(
         self,
-        asked: ProxyRequest,
-        came: UpstreamResponse,
+        request: ProxyRequest,
+        response: UpstreamResponse,
         sync: OpenSync | None,
         wait_s: float,
         send: Send,
@@ -176,28 +178,28 @@ class Proxy:
         receive: Receive | None,
     ) -> MirrorResult:
         """`receive` tells of the caller's going, where there is nothing else left to receive."""
-        if not is_json(came) or asked.method == "HEAD":
+        if not is_json(response) or request.method == "HEAD":
             outcome = MirrorResult("no", "no-objects", sync)
-            headers = our_headers(outcome, self._aftermath.as_of(sync))
-            await stream_response(send, came, headers, receive=receive)
+            headers = our_headers(outcome, self._after_write.as_of(sync))
+            await stream_response(send, response, headers, receive=receive)
             return outcome
-        body, whole = await came.read(ANSWER_BYTES)
+        body, whole = await response.read(ANSWER_BYTES)
         if not whole:
             outcome = MirrorResult("no", "too-large", sync)
-            headers = our_headers(outcome, self._aftermath.as_of(sync))
-            await stream_response(send, came, headers, begun=body, receive=receive)
+            headers = our_headers(outcome, self._after_write.as_of(sync))
+            await stream_response(send, response, headers, begun=body, receive=receive)
             return outcome
-        if _may_hold_objects(asked, came):
-            outcome = await self.answers.mirror(asked, came, body)
+        if _may_hold_objects(request, response):
+            outcome = await self.answers.mirror(request, response, body)
         else:
             outcome = MirrorResult("no", "no-objects", sync)
-        if asked.writes:
+        if request.writes:
             # Not sooner: the reader would write the same rows at the same moment, and the slower of the
             # two would wait for the other's commit, with the caller.
-            self._aftermath.written(outcome.sync or sync, came)
-        waited = await self._aftermath.waited(outcome.sync, asked, came, wait_s)
-        as_of = self._aftermath.as_of(outcome.sync)
-        await send_response(send, came, body, our_headers(outcome, as_of, waited=waited))
+            self._after_write.written(outcome.sync or sync, response)
+        waited = await self._after_write.waited(outcome.sync, request, response, wait_s)
+        as_of = self._after_write.as_of(outcome.sync)
+        await send_response(send, response, body, our_headers(outcome, as_of, waited=waited))
         return outcome
 
 
@@ -208,11 +210,11 @@ def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> b
     return carries_more_than_test_key(headers)
 
 
-def _may_hold_objects(asked: ProxyRequest, came: UpstreamResponse) -> bool:
+def _may_hold_objects(request: ProxyRequest, response: UpstreamResponse) -> bool:
     """Whether an answer is worth a look: a success, or a refused write (a declined card's intent)."""
-    if 200 <= came.status < 300:
+    if 200 <= response.status < 300:
         return True
-    return asked.writes and came.status in (400, 402)
+    return request.writes and response.status in (400, 402)
 
 
 @asynccontextmanager
@@ -220,7 +222,7 @@ async def open_proxy(
     syncs: Syncs,
     *,
     hosts: Mapping[str, str],
-    ring: Ring | None = None,
+    request_sync: RequestSync | None = None,
     wait_for_request: WaitForRequest | None = None,
     patience_s: float = PATIENCE_S,
     body_limit: int = BODY_BYTES,
@@ -230,27 +232,29 @@ async def open_proxy(
 ) -> AsyncIterator[Proxy]:
     """The proxy, open for the block. `hosts`: see `hosts_at`; `body_limit` in bytes.
 
-    `own_tokens` open our own doors and are never sent to Stripe. `ring` is called after every write of an
-    account that is synced here, `wait_for_request` for `Pinstripe-Wait`.
+    `own_tokens` open our own doors and are never sent to Stripe. `request_sync` is called after every write
+    of an account that is synced here, `wait_for_request` for `Pinstripe-Wait`.
     """
     async with Upstream(proxy=http_proxy) as upstream:
-        callers = AccountResolver(syncs, upstream, hosts[API])
-        versions = CachedRowVersions()
-        answers = ResponseMirror(syncs, callers, upstream, versions=versions, patience_s=patience_s)
-        aftermath = AfterWrite(ring, wait_for_request)
+        accounts = AccountResolver(syncs, upstream, hosts[API])
+        versions = ExpectedVersions()
+        mirroring = ResponseMirror(
+            syncs, accounts, upstream, versions=versions, patience_s=patience_s
+        )
+        after_write = AfterWrite(request_sync, wait_for_request)
         proxy = Proxy(
             hosts=hosts,
             upstream=upstream,
-            callers=callers,
-            answers=answers,
-            aftermath=aftermath,
+            accounts=accounts,
+            mirroring=mirroring,
+            after_write=after_write,
             versions=versions,
             body_limit=body_limit,
             own_tokens=[token.encode() for token in own_tokens if token],
             heard=heard,
         )
         async with asyncio.TaskGroup() as group:
-            later = group.create_task(answers.later.run())
+            later = group.create_task(mirroring.later.run())
             try:
                 yield proxy
             finally:

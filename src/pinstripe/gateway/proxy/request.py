@@ -1,24 +1,14 @@
-"""A request to the proxy, checked: what may be passed on to Stripe, and the body as it comes.
+"""Checks a request to the proxy: its target, its headers, its body.
 
-Pure but for the reading of bodies, which has a limit of size and of silence. The HTTP parser in front
-refuses malformed requests; what it lets through and two servers could read differently is refused
-here again.
+    /api.stripe.com/v1/customers   a host of Stripe's before the path
+    /v1/customers, /v2/...         for SDKs whose base URL is ours
 
-Where a request to the proxy goes: one of Stripe's hosts, or nowhere.
-
-    /api.stripe.com/v1/customers   put before Stripe's own address
-    /v1/customers, /v2/...         for SDKs whose base URL is set to ours
-
-Pure. The host is looked up in a table, never taken from what the caller sent, and the path behind it is
-passed on byte for byte: nothing that is decoded here is sent. What a server on the way might resolve
-into another path (`..`, a backslash) is refused instead.
-
-Which headers are the message's and which only the connection's (RFC 9110, 7.6.1).
-
-Pure. What is left out on the way to Stripe and back is what speaks of one connection, and ours: our
-headers, and the cookies of the console, which a browser sends by itself. What a `Connection` header names
-is left out too, but never what Stripe reads: a caller must not lose an idempotency key to a header that
-says so.
+The host is taken from a table, never from the request, and the path is sent byte for byte. A path that
+a server on the way might resolve into another one (`..`, a backslash) is rejected, and so is a request
+that two servers could parse differently. Hop-by-hop headers (RFC 9110, 7.6.1), our own headers and the
+console's cookies are dropped in both directions; a `Connection` header cannot drop what Stripe reads,
+such as an idempotency key. Bodies have a limit of size and of silence. Pure, apart from reading the
+body.
 """
 
 from __future__ import annotations
@@ -38,13 +28,13 @@ Receive = Callable[[], Awaitable[Message]]
 METHODS = ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
 
 SILENCE_S = 30.0
-"""How long a caller may send nothing of a body that it has announced."""
+"""How long a caller may send nothing of an announced body."""
 
 LEAST_BYTES_S = 1024
-"""And how much must come in a second, on the whole: a body that drips holds a connection for ever."""
+"""Bytes a second on average: a slower body would hold a connection for ever."""
 
 _AT_ONCE = 256 * 1024
-"""Bodies up to this size are read before Stripe is asked; larger ones are passed on as they come."""
+"""Bodies up to this size are read before the request is sent; larger ones are streamed."""
 
 _ONE_VALUE = frozenset({b"authorization", b"stripe-account", b"stripe-context", b"stripe-version"})
 """Neither twice nor a list: servers on the way may join two headers of one name with a comma."""
@@ -57,7 +47,7 @@ _ONCE = _ONE_VALUE | {
     b"idempotency-key",
     b"transfer-encoding",
 }
-"""What would be read differently by whoever takes the first and whoever takes the last."""
+"""Of two, one server would read the first and another the last."""
 
 _DROPPED = frozenset({b"host", b"expect"})
 """`Host` is Stripe's; `Expect` is answered by the server in front."""
@@ -77,7 +67,7 @@ class ClientDisconnected(Exception):
 
 
 def checked(method: str, headers: Headers, *, body_limit: int) -> list[tuple[str, str]]:
-    """The headers for Stripe. Raises Turned."""
+    """The headers for Stripe. Raises RequestRejected."""
     if method not in METHODS:
         raise RequestRejected(
             405, f"The method {method[:20]} is not passed on; {', '.join(METHODS)} are."
@@ -132,13 +122,13 @@ def _agree(headers: dict[bytes, bytes]) -> None:
 
 
 def announced(headers: Headers) -> int | None:
-    """The length of the body, None if it is not told. Raises Turned for what is no number."""
-    told = next((value for name, value in headers if name == b"content-length"), None)
-    if told is None:
+    """The length of the body, None if it is not given. Raises RequestRejected if it is no number."""
+    value = next((value for name, value in headers if name == b"content-length"), None)
+    if value is None:
         return None
-    if not told.isdigit() or len(told) > 18:
+    if not value.isdigit() or len(value) > 18:
         raise RequestRejected(400, "The Content-Length is no number.")
-    return int(told)
+    return int(value)
 
 
 def has_body(headers: Headers) -> bool:
@@ -150,7 +140,7 @@ def has_body(headers: Headers) -> bool:
 
 
 async def body_of(headers: Headers, receive: Receive, *, limit: int) -> bytes | Upload | None:
-    """The body: whole if it is small, else as it comes. Raises Turned, HungUp."""
+    """The body: whole if it is small, else as it comes. Raises RequestRejected, HungUp."""
     if not has_body(headers):
         return None
     incoming = _parts(receive, limit, announced(headers))
@@ -298,9 +288,11 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
     wrong = _wrong(path, query)
     if wrong is not None:
         return wrong
-    told = path.decode("ascii")
+    sent_path = path.decode("ascii")
     asked = query.decode("ascii")
-    return Target(host, told, asked, f"{base}{told}?{asked}" if asked else base + told)
+    return Target(
+        host, sent_path, asked, f"{base}{sent_path}?{asked}" if asked else base + sent_path
+    )
 
 
 def _wrong(path: bytes, query: bytes) -> BadTarget | None:

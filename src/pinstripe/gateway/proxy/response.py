@@ -1,12 +1,12 @@
-"""What the caller gets: Stripe's answer with headers of ours, or an error in Stripe's own shape.
+"""Sends the caller Stripe's response with our headers, or an error in Stripe's shape.
 
     Pinstripe-Mirrored: yes | no | later      whether the objects are in Postgres
     Pinstripe-Reason: unknown-account         why not, or not yet
-    Pinstripe-Sync: default                   whose tables
+    Pinstripe-Sync: default                   the sync whose tables were written
     Pinstripe-As-Of: 2026-11-23T12:00:00Z     up to when all events are applied
     Pinstripe-Waited: yes | no                with `Pinstripe-Wait`: whether its events are applied
 
-An answer that breaks off breaks off for the caller too: it is never rounded off to a complete one.
+A response that breaks off also breaks off for the caller: it is never completed here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 STALLED_S = 60.0
-"""How long a caller may take nothing of an answer that is passed on in pieces."""
+"""How long a caller may read nothing of a streamed response."""
 
 
-def is_json(came: UpstreamResponse) -> bool:
-    return came.header(b"content-type").startswith(b"application/json")
+def is_json(response: UpstreamResponse) -> bool:
+    return response.header(b"content-type").startswith(b"application/json")
 
 
 def our_headers(
@@ -45,23 +45,23 @@ def our_headers(
     if outcome.sync is not None:
         headers.append((b"pinstripe-sync", outcome.sync.id.encode()))
     if as_of is not None:
-        told = as_of.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        headers.append((b"pinstripe-as-of", told.encode()))
+        text = as_of.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        headers.append((b"pinstripe-as-of", text.encode()))
     if waited is not None:
         headers.append((b"pinstripe-waited", b"yes" if waited else b"no"))
     return headers
 
 
-async def send_response(send: Send, came: UpstreamResponse, body: bytes, ours: Headers) -> None:
+async def send_response(send: Send, response: UpstreamResponse, body: bytes, ours: Headers) -> None:
     """The answer with the body that was read."""
-    headers = [*came.headers, *ours]
-    await send({"type": "http.response.start", "status": came.status, "headers": headers})
+    headers = [*response.headers, *ours]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def stream_response(
     send: Send,
-    came: UpstreamResponse,
+    response: UpstreamResponse,
     ours: Headers,
     *,
     begun: bytes = b"",
@@ -71,26 +71,28 @@ async def stream_response(
 
     `receive` is None while the caller's body is still on its way: it has only one reader.
     """
-    headers = [*came.headers, *ours]
+    headers = [*response.headers, *ours]
     gone = asyncio.create_task(_gone(receive)) if receive is not None else None
     try:
         async with asyncio.timeout(STALLED_S) as patience:
-            await send({"type": "http.response.start", "status": came.status, "headers": headers})
+            await send(
+                {"type": "http.response.start", "status": response.status, "headers": headers}
+            )
             if begun:
                 await send({"type": "http.response.body", "body": begun, "more_body": True})
-            async for chunk in came.chunks():
+            async for chunk in response.chunks():
                 patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
                 if gone is not None and gone.done():
-                    came.close()
+                    response.close()
                     return
             await send({"type": "http.response.body", "body": b""})
     except (UpstreamError, TimeoutError) as error:
         # The body stays without its end, and the server closes the connection: the caller sees that
         # it is not complete.
         _log.info("proxy.cut", reason=str(error) or "the caller took nothing of it")
-        came.close()
+        response.close()
     finally:
         if gone is not None:
             gone.cancel()
@@ -102,16 +104,16 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def send_bad_gateway(send: Send, asked: ProxyRequest, error: UpstreamError) -> int:
+async def send_bad_gateway(send: Send, request: ProxyRequest, error: UpstreamError) -> int:
     """502 in Stripe's shape, saying whether the write may have been done."""
     message = f"Stripe did not answer: {error.reason}."
     if not error.sent:
         message += " The request was not sent."
-    elif asked.writes:
+    elif request.writes:
         message += (
             " It may or may not have been done: repeat it with the same Idempotency-Key, or look."
         )
-    _log.warning("proxy.unanswered", method=asked.method, reason=error.reason, sent=error.sent)
+    _log.warning("proxy.unanswered", method=request.method, reason=error.reason, sent=error.sent)
     await _say(send, 502, "api_error", message)
     return 502
 

@@ -1,9 +1,8 @@
-"""Requests to Stripe as the caller made them: one try, byte for byte, body and answer streamed.
+"""Sends requests to Stripe as the caller made them: one try, byte for byte, body and response streamed.
 
-Beside `client.transport` the only file that knows aiohttp. There the answers are ours to read; here
-they are somebody else's: nothing is unpacked, no header is added, dropped or put in another order but
-those of the connection itself (RFC 9110, 7.6.1). It follows no redirect and keeps no cookie. A request
-is sent once; only a GET or HEAD that met a connection which Stripe had closed meanwhile is sent again.
+Unlike `client.transport`, it neither decompresses nor changes headers, apart from those of the
+connection (RFC 9110, 7.6.1). It follows no redirect and keeps no cookie. A request is sent once; only a
+GET or HEAD on a connection that Stripe had closed meanwhile is sent again.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class UpstreamResponse:
         return next((value for key, value in self.headers if key == name), b"")
 
     async def read(self, most: int) -> tuple[bytes, bool]:
-        """(body, whether that is all of it), of not much more than `most` bytes. Raises Unanswered."""
+        """(body, whether that is all of it), of not much more than `most` bytes. Raises UpstreamError."""
         parts: list[bytes] = []
         size = 0
         async for chunk in self.chunks():
@@ -67,7 +66,7 @@ class UpstreamResponse:
         return parts[0] if len(parts) == 1 else b"".join(parts), True
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """What of the body has not been read, as it comes. Raises Unanswered if it breaks off."""
+        """What of the body has not been read, as it comes. Raises UpstreamError if it breaks off."""
         content = self._response.content
         try:
             while chunk := await content.readany():
@@ -114,9 +113,9 @@ class Upstream:
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: Body = None
     ) -> UpstreamResponse:
-        """One request; returns when the head of the answer is there. Raises Unanswered.
+        """One request; returns when the head of the answer is there. Raises UpstreamError.
 
-        `url` is sent as it is. What the body's iterator raises comes out as it is.
+        `url` is sent unchanged. What the body's iterator raises is not translated.
         """
         try:
             return await self._try(method, url, headers, body)

@@ -1,12 +1,11 @@
-"""`GET|POST /wait/{kind}/{id}`: answers when the database holds what the caller needs to read.
+"""`GET|POST /wait/{kind}/{id}`: responds when the database holds what the caller needs to read.
 
     200 {"ok": true, "as_of": "2026-11-02T09:30:00.250Z", "waited_ms": 87}
     504 {"ok": false, "error": {...}, "missing": [...], "as_of": ..., "waited_ms": 30000}
 
-Everything that a call names has to be there; the time limit holds for all of it. What goes wrong on the
-way (no process syncs, Postgres away, the first copy not complete) may be over before the time is: so it
-is told when the time is over, with what was still missing. Only what cannot get better (an unknown id, a
-bad parameter) is told at once.
+A call waits for everything that it names, within one time limit. Transient errors (no worker, Postgres
+down, the first copy not complete) are retried until the deadline and only then reported, with what is
+missing. Errors that cannot pass (an unknown id, a bad parameter) are reported immediately.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.http.errors import JSON, HTTPError, Problem, failure, failure_of
+from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
 from pinstripe.gateway.syncs import OpenSync, Syncs
-from pinstripe.gateway.wait.progress import Trouble, trouble_of
-from pinstripe.gateway.wait.query import WaitQuery, read_query
+from pinstripe.gateway.wait.progress import Obstacle, find_obstacle
+from pinstripe.gateway.wait.query import WaitQuery, parse_query
 from pinstripe.gateway.wait.waiter import Waiter, WaitState
 
 KINDS = ("stripe",)
-_MOST_OPEN = 10_000
-_LAST_WORD_S = 2.0
-"""For finding out what was in the way, when the time is over."""
+_MAX_OPEN = 10_000
+_REASON_S = 2.0
+"""The longest that finding the obstacle may take after the deadline."""
 
 
 class Missing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -59,7 +58,7 @@ class NotInTime(msgspec.Struct, frozen=True):
     """The time was over first."""
 
     ok: bool
-    error: Problem
+    error: ErrorDetail
     missing: list[Missing]
     as_of: str | None
     waited_ms: int
@@ -78,19 +77,19 @@ class WaitEndpoint:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.open = 0
-        """How many wait now."""
+        """Calls that wait now."""
         self._syncs = syncs
-        self._waits = waits
+        self._waiter = waits
         self._settle_s = settle_s
         self._allows = allows
         self._clock = clock
 
     async def answer(self, request: Request) -> Response:
-        """The answer to one call."""
+        """Respond to one call."""
         began = self._clock()
         try:
             sync = self._sync_of(request)
-            # First of all: what there is to wait for is not for strangers.
+            # Before anything else: a stranger must not learn what exists.
             if not await self._allows(request, sync):
                 return failure(
                     401,
@@ -101,15 +100,15 @@ class WaitEndpoint:
                 )
             if sync is None:
                 raise _unknown(request.path_params["id"])
-            options = read_query(request.query_params.multi_items(), settle_s=self._settle_s)
+            options = parse_query(request.query_params.multi_items(), settle_s=self._settle_s)
             _check_tables(sync, options)
-            if self.open >= _MOST_OPEN:
+            if self.open >= _MAX_OPEN:
                 return failure(503, "too_many", f"{self.open} calls wait already.", "Try again.")
-        except HTTPError as no:
-            return no.response()
+        except HTTPError as error:
+            return error.response()
         self.open += 1
         try:
-            return await self._until_gone(request, self._wait(sync, options, began))
+            return await self._until_disconnected(request, self._wait(sync, options, began))
         finally:
             self.open -= 1
 
@@ -124,78 +123,78 @@ class WaitEndpoint:
             )
         return self._syncs.get(sync_id)
 
-    async def _until_gone(self, request: Request, work: Awaitable[Response]) -> Response:
-        """The outcome of `work`, which is dropped if the caller hangs up."""
+    async def _until_disconnected(self, request: Request, work: Awaitable[Response]) -> Response:
+        """Return the outcome of `work`, which is cancelled if the caller disconnects."""
         working = asyncio.ensure_future(work)
-        leaving = asyncio.create_task(_hung_up(request))
+        disconnected = asyncio.create_task(_disconnected(request))
         try:
-            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((working, disconnected), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
-            return Response(status_code=499)  # Nobody is there to read it.
+            return Response(status_code=499)  # The caller is gone.
         finally:
-            for task in (working, leaving):
+            for task in (working, disconnected):
                 task.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
+            await asyncio.gather(working, disconnected, return_exceptions=True)
 
     async def _wait(self, sync: OpenSync, options: WaitQuery, began: float) -> Response:
-        waitings, jobs = self._jobs(sync, options)
+        states, jobs = self._jobs(sync, options)
         try:
             async with asyncio.timeout(options.timeout_s):
                 await _all(jobs)
-                as_of = await self._waits.reads(sync).as_of()
+                as_of = await self._waiter.reads(sync).as_of()
         except TimeoutError:
-            return await self._too_late(sync, waitings, began)
+            return await self._timed_out(sync, states, began)
         except PinstripeError as error:
             return failure_of(error)
-        return _json(200, Waited(ok=True, as_of=_shown(as_of), waited_ms=self._ms(began)))
+        return _json(200, Waited(ok=True, as_of=_iso(as_of), waited_ms=self._ms(began)))
 
     def _jobs(
         self, sync: OpenSync, options: WaitQuery
     ) -> tuple[list[WaitState], list[Callable[[], Awaitable[None]]]]:
-        waitings: list[WaitState] = []
+        states: list[WaitState] = []
         jobs: list[Callable[[], Awaitable[None]]] = []
 
         def add(
             what: str, key: str, wait: Callable[..., Awaitable[None]], **more: float | str
         ) -> None:
-            waiting = WaitState(what, key, previews=options.previews)
-            waitings.append(waiting)
-            jobs.append(lambda: wait(sync, waiting, **more))
+            state = WaitState(what, key, previews=options.previews)
+            states.append(state)
+            jobs.append(lambda: wait(sync, state, **more))
 
         if options.is_plain:
-            add("poll", "", self._waits.plain, settle_s=options.settle_s)
+            add("poll", "", self._waiter.plain, settle_s=options.settle_s)
         for key in options.requests:
-            add("request", key, self._waits.request, settle_s=options.settle_s)
+            add("request", key, self._waiter.request, settle_s=options.settle_s)
         for key in options.events:
-            add("event", key, self._waits.event, settle_s=options.settle_s)
+            add("event", key, self._waiter.event, settle_s=options.settle_s)
         for table, key in options.objects:
-            add("object", key, self._waits.object, table=table)
-        return waitings, jobs
+            add("object", key, self._waiter.object, table=table)
+        return states, jobs
 
-    async def _too_late(
-        self, sync: OpenSync, waitings: Sequence[WaitState], began: float
+    async def _timed_out(
+        self, sync: OpenSync, states: Sequence[WaitState], began: float
     ) -> Response:
         waited_ms = self._ms(began)
-        missing = [_missing(w) for w in waitings if w.what]
-        trouble: Trouble | None = None
+        missing = [_missing(w) for w in states if w.what]
+        obstacle: Obstacle | None = None
         as_of: datetime | None = None
         with suppress(PinstripeError, TimeoutError):
-            async with asyncio.timeout(_LAST_WORD_S):
+            async with asyncio.timeout(_REASON_S):
                 async with sync.pool.acquire() as connection:
-                    trouble = await trouble_of(connection, sync.schema)
-                as_of = await self._waits.reads(sync).as_of()
-        away = next((w.error for w in waitings if w.error), "")
-        if trouble is None and away:
-            trouble = Trouble("unavailable", away, "See the logs of `pinstripe serve`.")
-        if trouble is None:
-            trouble = Trouble(
+                    obstacle = await find_obstacle(connection, sync.schema)
+                as_of = await self._waiter.reads(sync).as_of()
+        unreachable = next((w.error for w in states if w.error), "")
+        if obstacle is None and unreachable:
+            obstacle = Obstacle("unavailable", unreachable, "See the logs of `pinstripe serve`.")
+        if obstacle is None:
+            obstacle = Obstacle(
                 "timeout",
                 "The time was over before the database held what was asked for.",
                 "Ask again, or give more time: ?timeout=120.",
             )
-        problem = Problem(trouble.code, trouble.message, trouble.hint)
-        return _json(504, NotInTime(False, problem, missing, _shown(as_of), waited_ms))
+        problem = ErrorDetail(obstacle.code, obstacle.message, obstacle.hint)
+        return _json(504, NotInTime(False, problem, missing, _iso(as_of), waited_ms))
 
     def _ms(self, began: float) -> int:
         return round((self._clock() - began) * 1000)
@@ -211,7 +210,7 @@ def _unknown(sync_id: str) -> HTTPError:
 
 
 async def _all(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Runs them side by side; the first error ends the others."""
+    """Run them concurrently; the first error cancels the others."""
     if len(jobs) == 1:
         await jobs[0]()
         return
@@ -224,8 +223,8 @@ async def _all(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _hung_up(request: Request) -> None:
-    """Returns when the caller has hung up. A body is read and dropped: nothing is in it."""
+async def _disconnected(request: Request) -> None:
+    """Return when the caller disconnects. A body is read and dropped."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -241,14 +240,14 @@ def _check_tables(sync: OpenSync, options: WaitQuery) -> None:
         )
 
 
-def _missing(waiting: WaitState) -> Missing:
+def _missing(state: WaitState) -> Missing:
     tables: dict[str, int] = {}
-    for owed in waiting.pending if waiting.what == "pending" else ():
-        tables[owed.table] = tables.get(owed.table, 0) + owed.count
-    return Missing(waiting.what, waiting.id, tables or None, waiting.error)
+    for each in state.pending if state.what == "pending" else ():
+        tables[each.table] = tables.get(each.table, 0) + each.count
+    return Missing(state.what, state.id, tables or None, state.error)
 
 
-def _shown(moment: datetime | None) -> str | None:
+def _iso(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,29 +1,51 @@
-"""What a call to wait asks for, out of its query. Pure; raises Rejected (400) naming the parameter."""
+"""The query of `/wait`: its parameters as documented, and the checked `WaitQuery` made of them. Pure."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
+
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.prefixes import types_of
 from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.gateway.http.errors import HTTPError
+from pinstripe.rows.extract import RowKey
 from pinstripe.source.source import retrieve_endpoint
 
 TIMEOUT_S = 30.0
 LONGEST_S = 300.0
 LONGEST_SETTLE_S = 60.0
-_MOST = 100
+_MAX_NAMED = 100
 """Requests, objects and events that one call may wait for together."""
 _LONGEST_ID = 500
-_KNOWN = ("request", "object", "event", "type", "timeout", "settle", "previews")
-_ONCE = ("type", "timeout", "settle", "previews")
+_REPEATED = ("request", "event", "object")
 _WORD = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class WaitParameters(msgspec.Struct, frozen=True):
+    """The query parameters, for the description of the API. Those that name something may be repeated."""
+
+    request: str | UnsetType = UNSET
+    """A request id (req_...)."""
+    object: str | UnsetType = UNSET
+    """An object id; may be given repeatedly."""
+    type: str | UnsetType = UNSET
+    """The type of the objects, where their ids do not tell."""
+    event: str | UnsetType = UNSET
+    """An event id (evt_...)."""
+    timeout: float | UnsetType = UNSET
+    """Seconds, at most 300; 30 by default."""
+    settle: float | UnsetType = UNSET
+    """Seconds that a plain wait lets the event log settle."""
+    previews: bool | UnsetType = UNSET
+    """Whether upcoming invoices are waited for too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +54,7 @@ class WaitQuery:
 
     requests: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
-    objects: tuple[tuple[str, str], ...] = field(default=())
-    """(table, id)"""
+    objects: tuple[RowKey, ...] = ()
     timeout_s: float = TIMEOUT_S
     settle_s: float = 0.0
     previews: bool = True
@@ -43,33 +64,39 @@ class WaitQuery:
         return not (self.requests or self.events or self.objects)
 
 
-def read_query(query: Sequence[tuple[str, str]], *, settle_s: float) -> WaitQuery:
-    """The wish behind a query. `settle_s` is what holds where it says nothing of it."""
+def parse_query(query: Sequence[tuple[str, str]], *, settle_s: float) -> WaitQuery:
+    """Parse a query string's pairs. `settle_s` is the default of `settle`.
+
+    Raises HTTPError (400) that names the parameter.
+    """
     given: dict[str, list[str]] = {}
     for name, value in query:
-        if name not in _KNOWN:
+        if name not in WaitParameters.__struct_fields__:
             raise _unknown(name)
         given.setdefault(name, []).append(value)
-    for name in _ONCE:
-        if len(given.get(name, ())) > 1:
+    for name, values in given.items():
+        if len(values) > 1 and name not in _REPEATED:
             raise _bad(name, "is given more than once")
-    exact = {name: list(dict.fromkeys(given.get(name, ()))) for name in _KNOWN[:3]}
-    if sum(map(len, exact.values())) > _MOST:
-        raise _bad("object", f"and the others name more than {_MOST} things to wait for")
+    exact = {name: list(dict.fromkeys(given.get(name, ()))) for name in _REPEATED}
+    if sum(map(len, exact.values())) > _MAX_NAMED:
+        raise _bad("object", f"and the others name more than {_MAX_NAMED} things to wait for")
     type_name = given.get("type", [""])[0]
     if type_name and not exact["object"]:
         raise _bad("type", "is given without an object")
+    previews = given.get("previews", ["true"])[0]
+    if previews not in ("true", "false"):
+        raise _bad("previews", "must be true or false")
     return WaitQuery(
-        requests=tuple(_word("request", key, "req_") for key in exact["request"]),
-        events=tuple(_word("event", key, "evt_") for key in exact["event"]),
+        requests=tuple(_id("request", key, "req_") for key in exact["request"]),
+        events=tuple(_id("event", key, "evt_") for key in exact["event"]),
         objects=tuple((_table(key, type_name), key) for key in exact["object"]),
         timeout_s=_seconds(given, "timeout", TIMEOUT_S, LONGEST_S),
         settle_s=_seconds(given, "settle", settle_s, LONGEST_SETTLE_S),
-        previews=_yes(given.get("previews", ["true"])[0]),
+        previews=previews == "true",
     )
 
 
-def _word(name: str, key: str, prefix: str) -> str:
+def _id(name: str, key: str, prefix: str) -> str:
     if not key.startswith(prefix) or len(key) > _LONGEST_ID or not _WORD.fullmatch(key):
         raise _bad(name, f"is not an id that begins with {prefix}")
     return key
@@ -96,7 +123,7 @@ def _table(key: str, type_name: str) -> str:
 
 
 def _type(name: str) -> str:
-    """The name that Stripe gives the type; that of its table does as well."""
+    """Stripe's name of the type, given that or the name of its table."""
     if name in object_types():
         return name
     if name in tables():
@@ -106,7 +133,7 @@ def _type(name: str) -> str:
     raise _bad("type", "is not a type of Stripe object", hint=hint)
 
 
-def _seconds(given: dict[str, list[str]], name: str, default: float, most: float) -> float:
+def _seconds(given: dict[str, list[str]], name: str, default: float, limit: float) -> float:
     text = given.get(name, [""])[0]
     if not text:
         return default
@@ -114,26 +141,21 @@ def _seconds(given: dict[str, list[str]], name: str, default: float, most: float
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds <= most:  # not-a-number fails this too
-        raise _bad(name, f"must be a number of seconds from 0 to {most:g}")
+    if not 0 <= seconds <= limit:  # not-a-number fails this too
+        raise _bad(name, f"must be a number of seconds from 0 to {limit:g}")
     return seconds
 
 
-def _yes(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise _bad("previews", "must be true or false")
-    return text == "true"
-
-
-def _bad(name: str, what: str, *, hint: str = "") -> HTTPError:
-    return HTTPError(400, "bad_request", f"The parameter {name} {what}.", hint=hint)
+def _bad(name: str, problem: str, *, hint: str = "") -> HTTPError:
+    return HTTPError(400, "bad_request", f"The parameter {name} {problem}.", hint=hint)
 
 
 def _unknown(name: str) -> HTTPError:
-    near = get_close_matches(name, _KNOWN, n=1)
+    known = WaitParameters.__struct_fields__
+    near = get_close_matches(name, known, n=1)
     return HTTPError(
         400,
         "bad_request",
         f"There is no parameter {name[:40]!r}.",
-        hint=f"Did you mean {near[0]}?" if near else f"There are: {', '.join(_KNOWN)}.",
+        hint=f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}.",
     )

@@ -1,10 +1,11 @@
-"""Rings the process that syncs, wherever it runs, and hears that it has looked.
+"""Requests an immediate sync from the worker and waits for its acknowledgement.
 
-    ring -> Postgres (NOTIFY) -> the process that syncs looks at Stripe -> answer -> all who waited
+    request -> NOTIFY -> worker polls Stripe -> acknowledgement -> NOTIFY -> all waiters
 
-Rings of one moment are one: a thousand waiters, or a flood of webhooks, are a handful of rings a second.
-A NOTIFY says no more than that an answer's row is worth a look: any user of the database may send one.
-An answer that none brought is found a second later.
+Concurrent requests for one sync are coalesced: a thousand waiters cost at most 20 NOTIFYs a second. A
+NOTIFY carries no values, since any user of the database may send one; it only triggers a read of the
+row. A lost NOTIFY delays the acknowledgement by up to one second, since the row in `pinstripe.bell` is
+polled too.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from pinstripe.store.sync_requests import ACKS, SyncAck, last_acks, request_sync
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _SPACING_S = 0.05
-"""Between two rings of one sync: it looks more rarely than that anyway."""
-_NET_S = 1.0
+"""Between two requests for one sync. The worker polls no more often than that."""
+_POLL_S = 1.0
 _READ_SPACING_S = 0.002
-"""Between two reads of answers, however many hints come."""
+"""Between two reads of acknowledgements, however many NOTIFYs arrive."""
 
 
 class SyncRequester:
-    """One for a gateway. `run` has to run beside it."""
+    """One per gateway. `run` has to run beside it."""
 
     def __init__(self, database_url: Callable[[], str | None]) -> None:
         """`database_url` gives None while there is no database."""
         self.requests_sent: Counter[str] = Counter()
-        """Rings sent so far, by schema."""
-        self._listening = Listener(
+        """Sync requests sent so far, by schema."""
+        self._listener = Listener(
             database_url,
-            {ACKS: self._on_answer, APPLIED: self._on_applied},
+            {ACKS: self._on_ack, APPLIED: self._on_applied},
             name="pinstripe gateway",
         )
         self._coalescers: dict[str, Coalescer[float, tuple[int, int]]] = {}
-        self._answers: dict[str, SyncAck] = {}
+        self._acks: dict[str, SyncAck] = {}
         self._session = 0
         self._changed: dict[str, asyncio.Future[None]] = {}
         self._hinted: set[str] = set()
@@ -55,40 +56,40 @@ class SyncRequester:
         """Until cancelled; outlives lost connections."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._listening.run())
-                group.create_task(self._net())
-                group.create_task(self._read_answers())
+                group.create_task(self._listener.run())
+                group.create_task(self._poll_acks())
+                group.create_task(self._read_acks())
         finally:
-            await asyncio.gather(*(rope.close() for rope in self._coalescers.values()))
+            await asyncio.gather(*(coalescer.close() for coalescer in self._coalescers.values()))
 
     async def request_sync(self, sync: OpenSync, *, lookback_s: float = 0.0) -> int:
-        """Asks for a look at Stripe that begins after this call; gives the number of the ring.
+        """Request a poll of Stripe that begins after this call; return the number of the request.
 
-        `lookback_s`: how late events may be that it must not miss. Raises Unreachable.
+        `lookback_s`: how late events may be that the poll must not miss. Raises Unreachable.
         """
         return (await self._request(sync, lookback_s))[0]
 
     def request_sync_soon(self, sync: OpenSync) -> None:
-        """As `ring`, for who does not want to wait even for Postgres. Trouble is passed over."""
+        """Like `request_sync`, but fire and forget. Errors are ignored."""
         self._coalescer(sync.schema).trigger(0.0)
 
     async def acked(self, sync: OpenSync, *, lookback_s: float = 0.0) -> SyncAck:
-        """Rings, and returns when a look that began after this call is done.
+        """Request a poll, and return the acknowledgement of one that began after this call.
 
-        Waits as long as it takes: put a time limit around it. Raises Unreachable.
+        Waits without limit: the caller sets one. Raises Unreachable.
         """
         number, session = await self._request(sync, lookback_s)
         while True:
-            stirred = self.changed(sync.schema)
-            if session != self._listening.session:
+            changed = self.changed(sync.schema)
+            if session != self._listener.session:
                 number, session = await self._request(sync, lookback_s)
-            said = self._answer(sync.schema)
-            if said is not None and said.number >= number:
-                return said
-            await stirred
+            ack = self._ack(sync.schema)
+            if ack is not None and ack.number >= number:
+                return ack
+            await changed
 
     def changed(self, schema: str) -> asyncio.Future[None]:
-        """Done when something was applied or answered next. Shared; safe to give up."""
+        """Done when the next event is applied or request acknowledged. Shared; safe to cancel."""
         future = self._changed.get(schema)
         if future is None or future.done():
             future = self._changed[schema] = asyncio.get_running_loop().create_future()
@@ -98,51 +99,51 @@ class SyncRequester:
         return await self._coalescer(sync.schema).get(lookback_s)
 
     def _coalescer(self, schema: str) -> Coalescer[float, tuple[int, int]]:
-        rope = self._coalescers.get(schema)
-        if rope is None:
+        coalescer = self._coalescers.get(schema)
+        if coalescer is None:
 
-            async def pull(lookbacks: Collection[float]) -> Mapping[float, tuple[int, int]]:
-                rung = await self._send(schema, max(lookbacks))
-                return dict.fromkeys(lookbacks, rung)
+            async def send(lookbacks: Collection[float]) -> Mapping[float, tuple[int, int]]:
+                sent = await self._send(schema, max(lookbacks))
+                return dict.fromkeys(lookbacks, sent)
 
-            rope = self._coalescers[schema] = Coalescer(pull, spacing_s=_SPACING_S)
-        return rope
+            coalescer = self._coalescers[schema] = Coalescer(send, spacing_s=_SPACING_S)
+        return coalescer
 
     async def _send(self, schema: str, lookback_s: float) -> tuple[int, int]:
-        """(number, session in which it holds)."""
-        async with self._listening.connection() as connection:
+        """Return (number, session in which it holds)."""
+        async with self._listener.connection() as connection:
             number = await request_sync(connection, schema, lookback_s)
             self.requests_sent[schema] += 1
-            return number, self._listening.session
+            return number, self._listener.session
 
-    def _answer(self, schema: str) -> SyncAck | None:
-        """The latest answer of this session."""
-        return self._answers.get(schema) if self._session == self._listening.session else None
+    def _ack(self, schema: str) -> SyncAck | None:
+        """The latest acknowledgement of this session."""
+        return self._acks.get(schema) if self._session == self._listener.session else None
 
-    def _on_answer(self, payload: str) -> None:
-        if payload in self._coalescers:  # only schemas that were rung from here
+    def _on_ack(self, payload: str) -> None:
+        if payload in self._coalescers:  # only schemas that this process requested
             self._hinted.add(payload)
             self._hint.set()
 
-    async def _read_answers(self) -> None:
-        """Reads the rows that a NOTIFY spoke of: once for all that came meanwhile."""
+    async def _read_acks(self) -> None:
+        """Read the rows that NOTIFYs named, in one query for all that arrived meanwhile."""
         while True:
             await self._hint.wait()
             self._hint.clear()
             hinted, self._hinted = self._hinted, set()
             with suppress(PinstripeError):
-                async with self._listening.connection() as connection:
+                async with self._listener.connection() as connection:
                     self._take(await last_acks(connection, list(hinted)))
             await asyncio.sleep(_READ_SPACING_S)
 
-    def _take(self, answers: Mapping[str, SyncAck]) -> None:
-        if self._session != self._listening.session:
-            self._answers.clear()
-            self._session = self._listening.session
-        for schema, said in answers.items():
-            known = self._answers.get(schema)
-            if known is None or said.number > known.number:
-                self._answers[schema] = said
+    def _take(self, acks: Mapping[str, SyncAck]) -> None:
+        if self._session != self._listener.session:
+            self._acks.clear()
+            self._session = self._listener.session
+        for schema, ack in acks.items():
+            known = self._acks.get(schema)
+            if known is None or ack.number > known.number:
+                self._acks[schema] = ack
             self._notify(schema)
 
     def _on_applied(self, payload: str) -> None:
@@ -153,15 +154,15 @@ class SyncRequester:
         if future is not None and not future.done():
             future.set_result(None)
 
-    async def _net(self) -> None:
-        """Finds what no NOTIFY has brought, while somebody waits."""
+    async def _poll_acks(self) -> None:
+        """Read what a lost NOTIFY would have announced, while a caller waits."""
         while True:
-            await asyncio.sleep(_NET_S)
+            await asyncio.sleep(_POLL_S)
             waiting = list(self._changed)
             if not waiting:
                 continue
             with suppress(PinstripeError):
-                async with self._listening.connection() as connection:
+                async with self._listener.connection() as connection:
                     self._take(await last_acks(connection, waiting))
             for schema in waiting:
-                self._notify(schema)  # Whoever waits for something else looks again, too.
+                self._notify(schema)  # Waits for something else check again, too.

@@ -1,19 +1,14 @@
-"""Waits until the database holds what it should: four ways, each with its own promise.
+"""Waits until the database holds what a call needs, in four ways:
 
-    plain     a look at Stripe's event list that began after the call and the settling time is applied
-    request   an event of the request is applied, and so is a look that began the settling time later
+    plain     a poll of the event log that began after the call and the settling time is applied
+    request   an event of the request is applied, and so is a poll that began the settling time later
     event     this event is applied
     object    the object was fetched after the call, and is written
 
-Each also waits for what the events so far made us ask of Stripe (a page further, another API version,
-two states that only Stripe can tell apart): without those answers a row could still be old. Trouble with
-Postgres is waited out; who has no more time puts a limit around it.
-
-What Stripe says of one event: when it was made, and which object it speaks of.
-
-Fetches an object now and writes it; callers of the same moment share one GET.
-
-Who comes while a GET is under way gets the next one: the answer he is given began after he came.
+Each also waits for the refetches that events so far requested (a list's next page, another API version,
+a conflict): without them a row could still be old. Unreachable is retried; callers set the time limit.
+`ObjectFetches` coalesces concurrent fetches of one object into one GET that begins after all of the
+calls.
 """
 
 from __future__ import annotations
@@ -32,29 +27,30 @@ from pinstripe.client.pagination import read_object
 from pinstripe.concurrency import Coalescer
 from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.wait.progress import PendingCount, WaitProgress
+from pinstripe.gateway.wait.progress import WaitProgress
 from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.rows.event import created_of, payload
 from pinstripe.source.resolve import refetch_row
 from pinstripe.source.source import LIVE, retrieve_endpoint
+from pinstripe.store.refetch import PendingCount
 
 _T = TypeVar("_T")
 
 _PAUSES_S = (0.02, 0.03, 0.05, 0.1, 0.2, 0.25)
-"""Between two looks at what is still to be asked of Stripe."""
+"""Between two reads of the pending refetches."""
 
-_RINGS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
-"""Before a ring for what Stripe's list does not show yet: the first, the second, ..."""
+_REQUESTS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
+"""Before the first, second, ... sync request for what Stripe's list does not have yet."""
 
 _RETRY_S = 0.25
 
-_FORGOTTEN_S = 120.0
-"""An event this old that no look shows as new was applied long ago, and is not remembered."""
+_OLD_S = 120.0
+"""An older event that no poll finds new was applied long ago, and its id is no longer stored."""
 
 
 @dataclass(slots=True)
 class WaitState:
-    """What one caller waits for now, for whoever is told that the time is over.
+    """What one call waits for now, for the report when its time is over.
 
     `what`: "poll", "pending", "request", "event" or "object"; "" when it is done.
     """
@@ -62,10 +58,10 @@ class WaitState:
     what: str
     id: str = ""
     previews: bool = True
-    """Whether previews of upcoming invoices count among what was asked of Stripe."""
+    """Whether previews of upcoming invoices count as pending."""
     pending: list[PendingCount] = field(default_factory=list)
     error: str = ""
-    """What was in the way when it was last tried."""
+    """The error of the last try."""
 
 
 class Waiter:
@@ -77,175 +73,177 @@ class Waiter:
         self._requester = requester
         self._sleep = sleep
         self._reads: dict[str, tuple[OpenSync, WaitProgress]] = {}
-        self._fetching = ObjectFetches()
+        self._fetches = ObjectFetches()
 
     async def request_applied(self, sync: OpenSync, request_id: str, timeout_s: float) -> bool:
         """Whether the events of a request were applied in time; for the proxy, without previews."""
-        waiting = WaitState("request", request_id, previews=False)
+        state = WaitState("request", request_id, previews=False)
         try:
             async with asyncio.timeout(timeout_s):
-                await self.request(sync, waiting, settle_s=0.0)
+                await self.request(sync, state, settle_s=0.0)
         except (TimeoutError, PinstripeError):
             return False
         return True
 
-    async def plain(self, sync: OpenSync, waiting: WaitState, *, settle_s: float) -> None:
+    async def plain(self, sync: OpenSync, state: WaitState, *, settle_s: float) -> None:
         """Returns when all that Stripe had when the call came is in the database, as far as its event
         list shows it within the settling time.
         """
         await self._sleep(settle_s)
-        await self._look(sync, waiting, settle_s)
-        await self._work_off(sync, waiting)
+        await self._poll(sync, state, settle_s)
+        await self._drain(sync, state)
 
-    async def request(self, sync: OpenSync, waiting: WaitState, *, settle_s: float) -> None:
+    async def request(self, sync: OpenSync, state: WaitState, *, settle_s: float) -> None:
         """Returns when the events of a request are applied, as far as they show up within the settling
         time after the first of them.
         """
         reads = self.reads(sync)
-        key = waiting.id
-        await self._seen(sync, waiting, lambda: reads.has_request(key), settle_s)
+        key = state.id
+        await self._applied(sync, state, lambda: reads.has_request(key), settle_s)
         if settle_s > 0:
-            await self.plain(sync, waiting, settle_s=settle_s)
+            await self.plain(sync, state, settle_s=settle_s)
         else:
-            await self._work_off(sync, waiting)
+            await self._drain(sync, state)
 
-    async def event(self, sync: OpenSync, waiting: WaitState, *, settle_s: float) -> None:
+    async def event(self, sync: OpenSync, state: WaitState, *, settle_s: float) -> None:
         """Returns when an event is applied. Raises NotFound where Stripe does not know it."""
         reads = self.reads(sync)
-        key = waiting.id
-        if not await self._retry_while_unreachable(waiting, lambda: reads.has_event(key)):
-            carried = await self._retry_while_unreachable(waiting, lambda: fetch_event(sync, key))
-            if carried.created < sync.source.now() - _FORGOTTEN_S:
-                await self._old_event(sync, waiting, carried, settle_s)
+        key = state.id
+        if not await self._retry_while_unreachable(state, lambda: reads.has_event(key)):
+            event_object = await self._retry_while_unreachable(
+                state, lambda: fetch_event(sync, key)
+            )
+            if event_object.created < sync.source.now() - _OLD_S:
+                await self._old_event(sync, state, event_object, settle_s)
             else:
-                await self._seen(sync, waiting, lambda: reads.has_event(key), settle_s)
-        await self._work_off(sync, waiting)
+                await self._applied(sync, state, lambda: reads.has_event(key), settle_s)
+        await self._drain(sync, state)
 
-    async def object(self, sync: OpenSync, waiting: WaitState, table: str) -> None:
+    async def object(self, sync: OpenSync, state: WaitState, table: str) -> None:
         """Returns when the object is in its table as Stripe has it now, or flagged as gone there.
 
         Raises what `Fetching.fetch` raises.
         """
-        key = waiting.id
-        await self._retry_while_unreachable(waiting, lambda: self._fetching.fetch(sync, table, key))
+        key = state.id
+        await self._retry_while_unreachable(state, lambda: self._fetches.fetch(sync, table, key))
         reads = self.reads(sync)
         moment: datetime | None = None
         for pause_s in _forever(_PAUSES_S):
             now, since = await self._retry_while_unreachable(
-                waiting, lambda: reads.open_since(table, key)
+                state, lambda: reads.open_since(table, key)
             )
             moment = moment or now
             if since is None or since > moment:
                 break
             await self._sleep(pause_s)
-        waiting.what = ""
+        state.what = ""
 
     def reads(self, sync: OpenSync) -> WaitProgress:
-        """The questions to the database of this sync, shared by all who wait."""
+        """The coalesced reads of this sync, shared by all its waits."""
         known = self._reads.get(sync.id)
         if known is None or known[0] is not sync:
             known = self._reads[sync.id] = (sync, WaitProgress(sync))
         return known[1]
 
     async def close(self) -> None:
-        """Ends what is being asked for those who waited."""
-        await self._fetching.close()
+        """Cancel fetches and reads that are running."""
+        await self._fetches.close()
         for _, reads in self._reads.values():
             await reads.close()
 
-    async def _look(self, sync: OpenSync, waiting: WaitState, settle_s: float) -> None:
-        waiting.what = "poll"
+    async def _poll(self, sync: OpenSync, state: WaitState, settle_s: float) -> None:
+        state.what = "poll"
         await self._retry_while_unreachable(
-            waiting, lambda: self._requester.acked(sync, lookback_s=settle_s)
+            state, lambda: self._requester.acked(sync, lookback_s=settle_s)
         )
 
-    async def _seen(
+    async def _applied(
         self,
         sync: OpenSync,
-        waiting: WaitState,
+        state: WaitState,
         is_there: Callable[[], Awaitable[bool]],
         settle_s: float,
     ) -> None:
-        """Rings until something is applied: Stripe's list may show it a little late."""
-        pauses = _forever(_RINGS_S)
-        look: asyncio.Task[None] | None = None
+        """Request syncs until `is_there` holds: Stripe's list may have an event a little late."""
+        pauses = _forever(_REQUESTS_S)
+        polling: asyncio.Task[None] | None = None
         try:
             while True:
-                stirred = self._requester.changed(sync.schema)
-                if await self._retry_while_unreachable(waiting, is_there):
+                changed = self._requester.changed(sync.schema)
+                if await self._retry_while_unreachable(state, is_there):
                     return
-                if look is not None and look.done():
-                    look.result()
-                if look is None or look.done():
-                    look = asyncio.create_task(
-                        self._sync_requested(sync, waiting, next(pauses), settle_s)
+                if polling is not None and polling.done():
+                    polling.result()
+                if polling is None or polling.done():
+                    polling = asyncio.create_task(
+                        self._sync_requested(sync, state, next(pauses), settle_s)
                     )
-                await asyncio.wait((stirred, look), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((changed, polling), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if look is not None:
-                look.cancel()
-                await asyncio.gather(look, return_exceptions=True)
+            if polling is not None:
+                polling.cancel()
+                await asyncio.gather(polling, return_exceptions=True)
 
     async def _sync_requested(
-        self, sync: OpenSync, waiting: WaitState, pause_s: float, settle_s: float
+        self, sync: OpenSync, state: WaitState, pause_s: float, settle_s: float
     ) -> None:
         await self._sleep(pause_s)
         await self._retry_while_unreachable(
-            waiting, lambda: self._requester.acked(sync, lookback_s=settle_s)
+            state, lambda: self._requester.acked(sync, lookback_s=settle_s)
         )
 
     async def _old_event(
-        self, sync: OpenSync, waiting: WaitState, carried: CarriedObject, settle_s: float
+        self, sync: OpenSync, state: WaitState, event_object: EventObject, settle_s: float
     ) -> None:
-        """It was applied long ago, or it is very late: the object that it speaks of is fetched."""
+        """Fetch the object of an event that was applied long ago, or is very late."""
         reads = self.reads(sync)
-        key = waiting.id
-        await self._look(sync, waiting, settle_s)
-        waiting.what = "event"
-        if carried.table and not await self._retry_while_unreachable(
-            waiting, lambda: reads.has_event(key)
+        key = state.id
+        await self._poll(sync, state, settle_s)
+        state.what = "event"
+        if event_object.table and not await self._retry_while_unreachable(
+            state, lambda: reads.has_event(key)
         ):
             with suppress(NotFound):
                 await self._retry_while_unreachable(
-                    waiting, lambda: self._fetching.fetch(sync, carried.table, carried.key)
+                    state, lambda: self._fetches.fetch(sync, event_object.table, event_object.key)
                 )
 
-    async def _work_off(self, sync: OpenSync, waiting: WaitState) -> None:
-        """Returns when what the events so far made us ask of Stripe is answered."""
-        waiting.what = "pending"
+    async def _drain(self, sync: OpenSync, state: WaitState) -> None:
+        """Return when the refetches that events requested so far are done."""
+        state.what = "pending"
         reads = self.reads(sync)
         moment: datetime | None = None
         for pause_s in _forever(_PAUSES_S):
-            pending = await self._retry_while_unreachable(waiting, reads.pending)
+            pending = await self._retry_while_unreachable(state, reads.pending)
             moment = moment or pending.now
-            waiting.pending = pending.before(moment, previews=waiting.previews)
-            if not waiting.pending:
+            state.pending = pending.before(moment, previews=state.previews)
+            if not state.pending:
                 break
             await self._sleep(pause_s)
-        waiting.what = ""
+        state.what = ""
 
     async def _retry_while_unreachable(
-        self, waiting: WaitState, work: Callable[[], Awaitable[_T]]
+        self, state: WaitState, work: Callable[[], Awaitable[_T]]
     ) -> _T:
-        """Does it again while Postgres or Stripe cannot be reached."""
+        """Retry while Postgres or Stripe cannot be reached."""
         while True:
             try:
                 done = await work()
             except Unreachable as error:
-                waiting.error = error.message
+                state.error = error.message
                 await self._sleep(_RETRY_S)
             else:
-                waiting.error = ""
+                state.error = ""
                 return done
 
 
 def _forever(pauses_s: Sequence[float]) -> Iterator[float]:
-    """The pauses one after another, the last again and again."""
+    """Yield the pauses in order, and the last one for ever."""
     return chain(pauses_s, repeat(pauses_s[-1]))
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedObject:
+class EventObject:
     """`table` is "" where the object is not synced, or cannot be fetched by its id."""
 
     created: float
@@ -253,31 +251,31 @@ class CarriedObject:
     key: str
 
 
-async def fetch_event(sync: OpenSync, event_id: str) -> CarriedObject:
-    """Asks Stripe for an event. Raises NotFound where it does not know it (any more)."""
+async def fetch_event(sync: OpenSync, event_id: str) -> EventObject:
+    """Fetch an event. Raises NotFound if Stripe does not have it (any more)."""
     path = "/v1/events/{id}"
     response = await sync.source.stripe.get(
         path.replace("{id}", quote_id(event_id)), endpoint=f"GET {path}", priority=LIVE
     )
     event = read_object(response, path)
-    carried = payload(event)
-    key = carried.get("id")
-    table = table_of_object().get(str(carried.get("object")), "")
+    event_object = payload(event)
+    key = event_object.get("id")
+    table = table_of_object().get(str(event_object.get("object")), "")
     is_known = isinstance(key, str) and table in sync.source.wanted
     if not is_known or retrieve_endpoint(table) is None:
         table = ""
-    return CarriedObject(float(created_of(event)), table, str(key))
+    return EventObject(float(created_of(event)), table, str(key))
 
 
-_Place = tuple[str, str, str]
+_FetchKey = tuple[str, str, str]
 """(id of the sync, table, id of the object)"""
 
 
 class ObjectFetches:
-    """What is being fetched for callers of the gateway."""
+    """Coalesced fetches of single objects."""
 
     def __init__(self) -> None:
-        self._places: dict[_Place, Coalescer[None, None]] = {}
+        self._coalescers: dict[_FetchKey, Coalescer[None, None]] = {}
 
     async def fetch(self, sync: OpenSync, table: str, key: str) -> None:
         """Returns when the object, as Stripe has it after this call, is written; a row of an object
@@ -286,24 +284,24 @@ class ObjectFetches:
         Raises NotFound where neither Stripe nor the table has it, Misconfigured where Stripe shows no
         object of this type by its id alone.
         """
-        place = (sync.id, table, key)
-        questions = self._places.get(place)
-        if questions is None:
+        fetch_key = (sync.id, table, key)
+        coalescer = self._coalescers.get(fetch_key)
+        if coalescer is None:
 
-            async def ask(_: Collection[None]) -> Mapping[None, None]:
+            async def fetch(_: Collection[None]) -> Mapping[None, None]:
                 await _fetch(sync, table, key)
                 return {None: None}
 
-            questions = self._places[place] = Coalescer(ask)
+            coalescer = self._coalescers[fetch_key] = Coalescer(fetch)
         try:
-            await questions.get(None)
+            await coalescer.get(None)
         finally:
-            if questions.is_idle and self._places.get(place) is questions:
-                del self._places[place]
+            if coalescer.is_idle and self._coalescers.get(fetch_key) is coalescer:
+                del self._coalescers[fetch_key]
 
     async def close(self) -> None:
-        """Ends what is under way."""
-        await asyncio.gather(*(questions.close() for questions in self._places.values()))
+        """Cancel fetches that are running."""
+        await asyncio.gather(*(coalescer.close() for coalescer in self._coalescers.values()))
 
 
 async def _fetch(sync: OpenSync, table: str, key: str) -> None:

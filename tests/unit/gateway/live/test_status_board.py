@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from pinstripe.gateway.live.status_board import trouble_of
+from pinstripe.gateway.live.status_board import not_ready
 from pinstripe.gateway.syncs import StoredSync, SyncState
 from pinstripe.store.heartbeats import QuotaReport, WorkerHeartbeat
 from pinstripe.store.status import SyncSummary
@@ -56,11 +56,11 @@ TOLD = WorkerHeartbeat(
 
 
 def test_a_followed_copy_is_ready() -> None:
-    assert trouble_of(SYNC, STANDING, TOLD, database="") == ("", "")
+    assert not_ready(SYNC, STANDING, TOLD, database="") == ("", "")
 
 
 def test_a_copy_that_is_up_to_date_needs_no_word_of_its_process() -> None:
-    assert trouble_of(SYNC, STANDING, None, database="") == ("", "")
+    assert not_ready(SYNC, STANDING, None, database="") == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_a_copy_is_not_ready_while_something_is_wrong(
     database: str,
     reason: str,
 ) -> None:
-    assert trouble_of(sync, standing, told, database=database)[0] == reason
+    assert not_ready(sync, standing, told, database=database)[0] == reason
 
 
 def test_a_failed_sync_says_why() -> None:
     state = SyncState("failed", NOW, reason="The key is revoked.", remedy="Make another.")
     failed = replace(SYNC, state=state)
-    assert trouble_of(failed, STANDING, None, database="") == (
+    assert not_ready(failed, STANDING, None, database="") == (
         "The key is revoked.",
         "Make another.",
     )
@@ -105,4 +105,4 @@ def test_a_failed_sync_says_why() -> None:
 def test_an_account_that_is_looked_at_seldom_may_be_as_far_behind() -> None:
     seldom = QuotaReport(0, 0, {}, None, poll_s=60.0, slowed=True, held=False, over=False)
     told = msgspec.structs.replace(TOLD, allowance=seldom)
-    assert trouble_of(SYNC, replace(STANDING, as_of=850.0), told, database="") == ("", "")
+    assert not_ready(SYNC, replace(STANDING, as_of=850.0), told, database="") == ("", "")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.prefixes import prefixes, types_of
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.wait.query import read_query
+from pinstripe.gateway.wait.query import parse_query
 from pinstripe_simulator.account import Account, Settings
 
 _NAMES = st.sampled_from(["request", "object", "event", "type", "timeout", "settle", "previews"])
@@ -25,7 +25,7 @@ _VALUES = st.one_of(
 @given(st.lists(st.tuples(st.one_of(_NAMES, st.text(max_size=10)), _VALUES), max_size=6))
 def test_any_query_is_a_wish_or_is_refused_as_bad(query: list[tuple[str, str]]) -> None:
     try:
-        options = read_query(query, settle_s=0.25)
+        options = parse_query(query, settle_s=0.25)
     except HTTPError as no:
         refused = no
     else:
@@ -37,13 +37,13 @@ def test_any_query_is_a_wish_or_is_refused_as_bad(query: list[tuple[str, str]]) 
 
 
 def test_nothing_asked_for_is_the_plain_form() -> None:
-    options = read_query([], settle_s=0.25)
+    options = parse_query([], settle_s=0.25)
     assert options.is_plain
     assert (options.timeout_s, options.settle_s, options.previews) == (30.0, 0.25, True)
 
 
 def test_several_things_are_waited_for_together_each_once() -> None:
-    options = read_query(
+    options = parse_query(
         [("object", "cus_1"), ("object", "sub_1"), ("object", "cus_1"), ("request", "req_1")],
         settle_s=0.0,
     )
@@ -53,7 +53,7 @@ def test_several_things_are_waited_for_together_each_once() -> None:
 
 @pytest.mark.parametrize("name", ["billing_portal.configuration", "billing_portal_configuration"])
 def test_the_type_is_named_as_stripe_does_or_as_its_table(name: str) -> None:
-    options = read_query([("object", "my own"), ("type", name)], settle_s=0.0)
+    options = parse_query([("object", "my own"), ("type", name)], settle_s=0.0)
     assert options.objects == (("billing_portal_configuration", "my own"),)
 
 
