@@ -1,6 +1,6 @@
 """Records the change feed: what each transaction of the mirror changed. Off by default.
 
-    SELECT * FROM pinstripe.change WHERE schema = 'stripe' AND position > $1 ORDER BY position
+    before (rows kept, locked) -> upsert -> after (images compared) -> write, the last step
 
 Changes are written in the transaction that makes them; `store.changes` has the table and its NOTIFY.
 `changes` is {column: [before, after]} of the columns that differ, in an insert those with a value. A

@@ -1,6 +1,7 @@
 """The table `pinstripe.change`: writes, reads and trims the change feed.
 
     mirror.change_feed -> write_changes -> NOTIFY -> changes_after (pages by position)
+    SELECT * FROM pinstripe.change WHERE schema = 'stripe' AND position > $1 ORDER BY position
 
 Positions grow in the order of commits, so a reader that has read up to one never misses an earlier one.
 What counts as a change is decided by `mirror.change_feed`.
