@@ -21,8 +21,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 import aiohttp
+from tests.flows.harness.account import copying, make_schema
 from tests.flows.harness.api_service import config_of
-from tests.flows.harness.copying import copying, make_schema
 from tests.flows.harness.gateway_account import gateway_account, serving
 from tests.flows.harness.waiting import gateway, made_customer, syncing
 from tests.house.tree import ROOT, SIMULATOR
