@@ -68,7 +68,7 @@ async def test_an_added_sync_is_shown_without_its_secrets(
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("options", "told"),
     [
         (NewSync("Shop", SECRET), "id of a sync"),
         (NewSync("default", SECRET), "default"),

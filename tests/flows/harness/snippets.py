@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LANGUAGES = ("sh", "sql", "python", "js")
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
