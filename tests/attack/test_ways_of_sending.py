@@ -21,7 +21,7 @@ from pinstripe.gateway.syncs import Syncs
 from tests.attack.fronts import HAS_HAPROXY, HAS_NGINX, haproxy, nginx
 from tests.flows.harness.gateway_account import serving
 from tests.flows.harness.recording_stripe import Recorder, recording
-from tests.flows.ways_of_sending import (
+from tests.flows.harness.ways_of_sending import (
     BAD,
     DELIVERIES,
     GOOD,

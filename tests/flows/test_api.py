@@ -28,11 +28,14 @@ async def sim() -> AsyncIterator[Running]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def here(
-    sim: Running, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+    sim: Running,
+    postgres_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[ApiService]:
     directory: Path = tmp_path_factory.mktemp("service")
     async with connect(postgres_url) as admin:
-        await admin.execute("CREATE DATABASE api STRATEGY file_copy")
+        await admin.execute(f"CREATE DATABASE api TEMPLATE {migrated_template} STRATEGY file_copy")
     async with api_service(sim, postgres_url.replace("/pinstripe?", "/api?"), directory) as service:
         yield service
     async with connect(postgres_url) as admin:

@@ -23,8 +23,8 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from tests.flows.harness.account import make_schema
 from tests.flows.harness.api_service import SMALL, config_of, served
-from tests.flows.harness.copying import make_schema
 
 from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.app import ROUTES

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+from tests.flows.harness.account import make_schema
 from tests.flows.harness.api_service import ADMIN, SMALL, ApiService, config_of, served
-from tests.flows.harness.copying import make_schema
 
 from pinstripe.gateway.api.endpoint import Endpoint
 from pinstripe.gateway.app import ROUTES

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from tests.flows.truth import born_since, differences
+from tests.flows.harness.truth import born_since, differences
 
 from pinstripe.config.config import Config
 from pinstripe.errors import FellBehind

@@ -6,11 +6,14 @@ import asyncio
 from random import Random
 
 import asyncpg
+import pytest
 from tests.flows.harness.command import pinstripe, started
-from tests.flows.truth import differences
+from tests.flows.harness.truth import differences
 
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import running
+
+pytestmark = pytest.mark.migrated
 
 NOON = 1_790_000_000
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.flows.harness.live_account import Copy, open_copy, quiet
-from tests.flows.truth import differences
+from tests.flows.harness.account import Copy, open_copy, quiet
+from tests.flows.harness.truth import differences
 
 from pinstripe.store.pool import connect
 from pinstripe.store.refetch import Refetch, add_refetches, load_refetches

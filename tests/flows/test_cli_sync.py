@@ -123,7 +123,6 @@ async def test_ctrl_c_in_the_middle_of_a_sync_ends_it_with_130_and_no_traceback(
     async with running(Settings(scale=300, keys=(SECRET,))) as sim:
         sim.account.latency.fixed_s = 20.0
         async with started("sync", "--once", env=env_of(sim, database)) as process:
-            assert process.stderr is not None
             async with asyncio.timeout(20):
                 while b"Asking" not in await process.stderr.readline():
                     pass
@@ -137,7 +136,6 @@ async def test_ctrl_c_in_the_middle_of_a_sync_ends_it_with_130_and_no_traceback(
 async def test_no_child_of_the_demo_shows_the_key_in_its_command_line(tmp_path: Path) -> None:
     env = {"PINSTRIPE_DEMO_SCALE": "50", "PINSTRIPE_TABLES": "product"}
     async with started("run", env=env, cwd=str(tmp_path)) as process:
-        assert process.stdout is not None
         async with asyncio.timeout(60):
             key = (await process.stdout.readline()).decode().split()[-1]
         assert key.startswith("sk_test_")
@@ -178,7 +176,6 @@ async def test_sync_without_once_follows_what_happens_until_it_is_told_to_stop(
 ) -> None:
     async with running(Settings(scale=100, keys=(SECRET,))) as sim:
         async with started("sync", env=env_of(sim, database)) as process:
-            assert process.stderr is not None
             async with asyncio.timeout(40):
                 while b"Following" not in await process.stderr.readline():
                     pass
@@ -192,7 +189,6 @@ async def test_sync_without_once_follows_what_happens_until_it_is_told_to_stop(
 async def test_the_demo_runs_without_any_setting_and_ends_clean_on_ctrl_c(tmp_path: Path) -> None:
     env = {"PINSTRIPE_DEMO_SCALE": "200", "PINSTRIPE_TABLES": TABLES}
     async with started("run", env=env, cwd=str(tmp_path)) as process:
-        assert process.stdout is not None
         async with asyncio.timeout(60):
             first = (await process.stdout.readline()).decode()
             assert "This is the demo" in first
@@ -216,7 +212,6 @@ async def test_the_demo_runs_without_any_setting_and_ends_clean_on_ctrl_c(tmp_pa
 
 async def test_simulate_says_where_it_is_and_with_which_key() -> None:
     async with started("simulate", "--port", "0", "--scale", "50", "--json") as process:
-        assert process.stdout is not None
         async with asyncio.timeout(30):
             announced = json.loads(await process.stdout.readline())
         process.send_signal(signal.SIGTERM)

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.flows.harness.account import Copy, open_copy, quiet
 from tests.flows.harness.histories import (
     Histories,
     event_types,
@@ -24,8 +25,7 @@ from tests.flows.harness.histories import (
     lively_types,
     steps_back,
 )
-from tests.flows.harness.live_account import Copy, open_copy, quiet
-from tests.flows.truth import differences
+from tests.flows.harness.truth import differences
 
 from pinstripe.client.decode import StripeObject, decode
 from pinstripe.mirror import LIVE_LANE
@@ -35,6 +35,8 @@ from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
+
+pytestmark = pytest.mark.migrated
 
 EXAMPLES = int(os.environ.get("HISTORY_EXAMPLES", "2"))
 LATE_S = 30.0

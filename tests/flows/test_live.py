@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
-from tests.flows.harness.live_account import Copy, open_copy, quiet, until
-from tests.flows.truth import born_since, differences
+from tests.flows.harness.account import Copy, open_copy, quiet, until
+from tests.flows.harness.truth import born_since, differences
 
 from pinstripe.client.decode import decode
 from pinstripe.rows.as_of import AsOf

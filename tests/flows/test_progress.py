@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pinstripe.cli.progress import Meter
 from pinstripe.config.config import Config
 from pinstripe.service import open_service
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import Key
 from pinstripe_simulator.server import running
+
+pytestmark = pytest.mark.migrated
 
 SECRET = "rk_test_thisisarestrictedkey1234"
 

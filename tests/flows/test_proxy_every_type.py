@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 import asyncpg
 import pytest
-from tests.flows.every_type import (
+from tests.flows.harness.every_type import (
     ACCOUNT,
     OLDER,
     OURS,

@@ -10,8 +10,8 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 import pytest
+from tests.flows.harness.account import open_copy, quiet
 from tests.flows.harness.gateway_account import GatewayAccount
-from tests.flows.harness.live_account import open_copy, quiet
 from tests.flows.harness.recording_stripe import raw
 from tests.flows.test_proxy import SMALL, front
 

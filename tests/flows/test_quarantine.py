@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from tests.flows.harness.live_account import Copy, open_copy
-from tests.flows.stub_stripe import StubStripe, stub_stripe
+from tests.flows.harness.account import Copy, open_copy
+from tests.flows.harness.scripted_stripe import ScriptedStripe, scripted_stripe
 from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, try_now
 
 from pinstripe.mirror import LIVE_LANE
@@ -98,8 +98,8 @@ TABLES: dict[str, tuple[str, str]] = {
 
 
 @pytest.fixture
-async def stripe() -> AsyncIterator[StubStripe]:
-    async with stub_stripe() as stub:
+async def stripe() -> AsyncIterator[ScriptedStripe]:
+    async with scripted_stripe() as stub:
         stub.lists["/v1/products"] = [
             {"id": f"prod_{n}", "object": "product", "created": 1700000000 + n}
             for n in range(9, 0, -1)
@@ -108,7 +108,7 @@ async def stripe() -> AsyncIterator[StubStripe]:
 
 
 @pytest.fixture
-async def copy(stripe: StubStripe, database: str) -> AsyncIterator[Copy]:
+async def copy(stripe: ScriptedStripe, database: str) -> AsyncIterator[Copy]:
     async with open_copy(stripe, database, patience=BRIEF) as opened:
 
         async def mend(table: str) -> None:
@@ -134,7 +134,7 @@ async def probe(copy: Copy) -> None:
 
 @pytest.mark.parametrize("cause", ROWS)
 async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
-    cause: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    cause: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     hurt, heal = ROWS[cause]
     await pg.execute(hurt)
@@ -156,13 +156,13 @@ async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
     assert await pg.fetchval(rows) == 250
     assert (await status(pg)).quarantine == []
     await RefetchWorker(copy.source).drain()
-    assert stripe.asked[asked:] == ["/v1/customers/cus_111"]
+    assert stripe.paths()[asked:] == ["/v1/customers/cus_111"]
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
 
 
 @pytest.mark.parametrize("cause", ROWS)
 async def test_events_go_on_past_a_row_that_postgres_refuses(
-    cause: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    cause: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     await pg.execute(ROWS[cause][0])
     live = EventPoller(copy.source, RefetchWorker(copy.source), since=time.time() - 60)
@@ -177,7 +177,7 @@ async def test_events_go_on_past_a_row_that_postgres_refuses(
 
 
 async def test_a_request_for_a_row_that_is_refused_is_not_crossed_out(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     await pg.execute(ROWS["a CHECK"][0])
     live, refetches = (
@@ -189,13 +189,13 @@ async def test_a_request_for_a_row_that_is_refused_is_not_crossed_out(
     await live.poll()
     await pg.execute("UPDATE pinstripe.pending SET next_try_at = NULL")
     await refetches.drain()
-    assert "/v1/customers/cus_3" in stripe.asked
+    assert "/v1/customers/cus_3" in stripe.paths()
     assert await pg.fetchval("SELECT code FROM pinstripe.pending") == "quarantined"
 
 
 @pytest.mark.parametrize("cause", TABLES)
 async def test_a_table_that_postgres_refuses_is_named_stops_nothing_and_heals(
-    cause: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    cause: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     hurt, heal = TABLES[cause]
     await pg.execute(hurt)
@@ -228,7 +228,7 @@ async def test_a_table_that_postgres_refuses_is_named_stops_nothing_and_heals(
     ["DROP TABLE stripe.customer", "TRUNCATE stripe.customer", "DELETE FROM stripe.customer"],
 )
 async def test_a_table_that_was_dropped_or_emptied_is_read_again(
-    hand: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    hand: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
     await backfill(copy, "customer", "product")
@@ -244,7 +244,7 @@ async def test_a_table_that_was_dropped_or_emptied_is_read_again(
 
 
 async def test_a_table_that_was_emptied_while_nobody_looked_is_read_again_at_the_start(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
     await backfill(copy, "customer", "product")
@@ -254,7 +254,7 @@ async def test_a_table_that_was_emptied_while_nobody_looked_is_read_again_at_the
 
 
 async def test_ids_of_five_thousand_characters_stop_nothing(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     # As long as Stripe allows, and of a kind that no compression makes short.
     long = "".join(chr(0x4E00 + (n * 7919) % 20000) for n in range(4500))
@@ -277,7 +277,7 @@ async def test_ids_of_five_thousand_characters_stop_nothing(
 
 
 async def test_a_list_of_which_rows_were_refused_is_no_proof_that_they_are_gone(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     def subscription(quantity: int, second: int) -> dict[str, object]:
         items = [

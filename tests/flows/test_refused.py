@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from tests.flows.harness.command import Ended, pinstripe
-from tests.flows.scripted_stripe import (
+from tests.flows.harness.scripted_stripe import (
     Answer,
     Params,
     ScriptedStripe,

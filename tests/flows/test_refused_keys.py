@@ -6,9 +6,9 @@ import json
 
 import pytest
 from tests.flows.harness.command import pinstripe
+from tests.flows.harness.planting_stripe import planting
 from tests.flows.harness.recording_stripe import recording
 from tests.flows.harness.serving import served
-from tests.flows.planting_stripe import planting
 
 SECRET = "rk_test_thisisthesecretofatest123"
 LINK = "https://dashboard.stripe.com/acct_1/test/apikeys/rk_1QaBcDeFgHiJk/edit"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.flows.harness.live_account import open_copy, quiet
-from tests.flows.scripted_stripe import Object, scripted_stripe
+from tests.flows.harness.account import open_copy, quiet
+from tests.flows.harness.scripted_stripe import Object, scripted_stripe
 
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
+
+pytestmark = pytest.mark.migrated
 
 KINDS = ("plan", "coupon", "product")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import asyncpg
 from tests.flows.harness.command import pinstripe
+from tests.flows.harness.planting_stripe import WORD, Planting, planting
 from tests.flows.harness.serving import SECRET, served
-from tests.flows.planting_stripe import WORD, Planting, planting
 
 from pinstripe.catalog.endpoints import retrieve_endpoints
 from pinstripe.catalog.model import spec

@@ -243,7 +243,6 @@ async def test_run_serves_too_and_takes_another_port_where_its_own_is_taken(
             "PINSTRIPE_PORT": sim.url.rpartition(":")[2],
         }
         async with started("run", env=env, cwd=str(tmp_path)) as process:
-            assert process.stdout is not None
             async with asyncio.timeout(60):
                 while b"The proxy:" not in (line := await process.stdout.readline()):
                     assert line, "it ended"

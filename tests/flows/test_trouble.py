@@ -7,8 +7,14 @@ from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import pytest
-from tests.flows.harness.live_account import Copy, open_copy
-from tests.flows.stub_stripe import Answer, Query, StubStripe, error, stub_stripe
+from tests.flows.harness.account import Copy, open_copy
+from tests.flows.harness.scripted_stripe import (
+    Answer,
+    Params,
+    ScriptedStripe,
+    error,
+    scripted_stripe,
+)
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.retry import Patience
@@ -26,13 +32,13 @@ BRIEF = Patience(attempts=2, first_contact=2, base_s=0.001, cap_s=0.001)
 
 
 @pytest.fixture
-async def stripe() -> AsyncIterator[StubStripe]:
-    async with stub_stripe() as stub:
+async def stripe() -> AsyncIterator[ScriptedStripe]:
+    async with scripted_stripe() as stub:
         yield stub
 
 
 @pytest.fixture
-async def copy(stripe: StubStripe, database: str) -> AsyncIterator[Copy]:
+async def copy(stripe: ScriptedStripe, database: str) -> AsyncIterator[Copy]:
     async with open_copy(stripe, database, patience=BRIEF) as opened:
         yield opened
 
@@ -41,7 +47,7 @@ def customer(number: int, **fields: object) -> dict[str, object]:
     return {"id": f"cus_{number}", "object": "customer", "created": 1700000000 + number, **fields}
 
 
-def invoice(stripe: StubStripe, number: int, lines: int = 12) -> dict[str, object]:
+def invoice(stripe: ScriptedStripe, number: int, lines: int = 12) -> dict[str, object]:
     """An invoice that shows ten of its lines."""
     key = f"in_{number}"
     path = f"/v1/invoices/{key}/lines"
@@ -87,7 +93,7 @@ TROUBLES: dict[str, Answer] = {
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 async def test_trouble_crosses_no_request_out(
-    trouble: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    trouble: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(1, name="there")]
     stripe.answers["/v1/customers/cus_1"] = lambda _: TROUBLES[trouble]
@@ -119,7 +125,7 @@ ANSWERS: dict[str, Answer] = {
 
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_an_answer_that_is_understood_ends_a_request(
-    answer: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    answer: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.answers["/v1/customers/cus_1"] = lambda _: ANSWERS[answer]
     await add_refetches(pg, "stripe", [Refetch("fetch", "customer", "cus_1")])
@@ -135,7 +141,7 @@ async def test_an_answer_that_is_understood_ends_a_request(
 
 
 async def test_pauses_between_tries_grow(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.answers["/v1/customers/cus_1"] = lambda _: error(500)
     await add_refetches(pg, "stripe", [Refetch("fetch", "customer", "cus_1")])
@@ -153,32 +159,32 @@ async def test_pauses_between_tries_grow(
     assert 86_300 < pauses[-1] <= 86_400
 
 
-def _ping(stripe: StubStripe, path: str) -> Callable[[Query], Answer]:
-    def answer(_: Query) -> Answer:
-        start = 5 * (stripe.asked.count(path) % 2)
+def _ping(stripe: ScriptedStripe, path: str) -> Callable[[Params], Answer]:
+    def answer(_: Params) -> Answer:
+        start = 5 * (stripe.paths().count(path) % 2)
         page = stripe.lists[path][start : start + 5]
         return 200, {"object": "list", "data": page, "has_more": True, "url": path}
 
     return answer
 
 
-def _endless(stripe: StubStripe, path: str) -> Callable[[Query], Answer]:
-    def answer(_: Query) -> Answer:
-        line = {**stripe.lists[path][0], "id": f"il_new_{stripe.asked.count(path)}"}
+def _endless(stripe: ScriptedStripe, path: str) -> Callable[[Params], Answer]:
+    def answer(_: Params) -> Answer:
+        line = {**stripe.lists[path][0], "id": f"il_new_{stripe.paths().count(path)}"}
         return 200, {"object": "list", "data": [line], "has_more": True, "url": path}
 
     return answer
 
 
-def _empty(_: StubStripe, path: str) -> Callable[[Query], Answer]:
+def _empty(_: ScriptedStripe, path: str) -> Callable[[Params], Answer]:
     return lambda _: (200, {"object": "list", "data": [], "has_more": True, "url": path})
 
 
-def _fails(answer: Answer) -> Callable[[StubStripe, str], Callable[[Query], Answer]]:
+def _fails(answer: Answer) -> Callable[[ScriptedStripe, str], Callable[[Params], Answer]]:
     return lambda stripe, path: lambda query: answer
 
 
-NESTED: dict[str, Callable[[StubStripe, str], Callable[[Query], Answer]]] = {
+NESTED: dict[str, Callable[[ScriptedStripe, str], Callable[[Params], Answer]]] = {
     "an unknown 400": _fails(error(400, "Old `id` values cannot be used.")),
     "a 500": _fails(error(500)),
     "no list": _fails((200, {"object": "customer"})),
@@ -190,7 +196,7 @@ NESTED: dict[str, Callable[[StubStripe, str], Callable[[Query], Answer]]] = {
 
 @pytest.mark.parametrize("how", NESTED)
 async def test_one_nested_list_that_cannot_be_read_is_owed_and_stops_nothing(
-    how: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    how: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/invoices"] = [invoice(stripe, n) for n in range(120, 0, -1)]
     path = "/v1/invoices/in_60/lines"
@@ -214,7 +220,7 @@ async def test_one_nested_list_that_cannot_be_read_is_owed_and_stops_nothing(
 
 @pytest.mark.parametrize("answer", [error(500), error(400, "No."), (200, b'{"object": "list"}')])
 async def test_one_parent_that_cannot_be_read_is_owed_and_stops_nothing(
-    answer: Answer, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    answer: Answer, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(n) for n in range(9, 0, -1)]
     for n in range(1, 10):
@@ -241,7 +247,7 @@ async def test_one_parent_that_cannot_be_read_is_owed_and_stops_nothing(
 
 
 async def test_a_page_of_the_first_copy_that_met_trouble_is_requested_again(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
     left = iter(range(3))  # More than the client's own tries.
@@ -261,7 +267,7 @@ class Hands:
 
 
 async def test_a_list_without_events_that_met_trouble_or_was_refused_is_read_again(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     source, clock = only(copy, "balance_transaction"), Hands()
     txn = {"id": "txn_1", "object": "balance_transaction", "created": int(time.time())}
@@ -289,7 +295,7 @@ async def test_a_list_without_events_that_met_trouble_or_was_refused_is_read_aga
 
 @pytest.mark.parametrize("state", ["failed", "refused"])
 async def test_a_list_that_the_first_copy_could_not_read_goes_on_while_following(
-    state: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    state: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     source, clock = only(copy, "customer"), Hands()
     stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
@@ -369,7 +375,7 @@ ODD_EVENTS: dict[str, object] = {
 
 @pytest.mark.parametrize("odd", ODD_EVENTS)
 async def test_one_odd_event_stops_no_other(
-    odd: str, stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    odd: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     stripe.lists["/v1/customers"] = [customer(2), customer(1, name="before")]
     live = EventPoller(copy.source, RefetchWorker(copy.source), since=time.time() - 60)
@@ -389,7 +395,7 @@ async def test_one_odd_event_stops_no_other(
 
 
 async def test_bytes_that_are_not_utf_8_become_stand_ins(
-    stripe: StubStripe, copy: Copy, pg: asyncpg.Connection
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
     body = (
         b'{"object": "list", "has_more": false, "url": "/v1/customers", "data": ['

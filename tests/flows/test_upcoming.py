@@ -13,21 +13,16 @@ import asyncpg
 import msgspec
 import pytest
 from tests.flows.harness import nasty_server as nasty
+from tests.flows.harness.account import make_schema, open_account
 from tests.flows.harness.nasty_server import NastyServer
 
-from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
-from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import StripeClient
-from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.retry import Patience
 from pinstripe.errors import Drifted
-from pinstripe.mirror import open_mirror
 from pinstripe.rows.as_of import AsOf
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_checkpoints
-from pinstripe.store.migrate import effective_tables, migrate
-from pinstripe.store.pool import connect, open_pool
+from pinstripe.store.pool import connect
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.upcoming.fan_out import origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
@@ -114,24 +109,20 @@ async def copying(
     api_version: str = "",
     names: tuple[str, ...] = TABLES,
 ) -> AsyncIterator[Copy]:
-    version = api_version or spec().api_version
-    stripe = StripeClient(
-        ApiKey.parse(key),
-        api_version=version,
-        budget=RateLimiter(account_rate=None, endpoint_rate=None),
-        base_url=url,
-        patience=Patience(attempts=2, first_contact=2),
-    )
-    wanted = {name: tables()[name] for name in names}
-    async with connect(database) as pg, stripe:
-        await migrate(
-            pg, "stripe", wanted, sdk_version=spec().sdk_version, api_version=spec().api_version
-        )
-        effective = await effective_tables(pg, "stripe", wanted)
-        pool = await open_pool(database, min_size=1, max_size=4)
-        async with pool, open_mirror(database, "stripe", effective, api_version=version) as mirror:
-            source = Source(stripe, mirror, effective, pool)
-            yield Copy(source, Upcoming(source), pg)
+    chosen = {name: tables()[name] for name in names}
+    await make_schema(database, chosen=chosen)
+    async with (
+        open_account(
+            url,
+            key,
+            database,
+            chosen=chosen,
+            api_version=api_version,
+            patience=Patience(attempts=2, first_contact=2),
+        ) as account,
+        connect(database) as pg,
+    ):
+        yield Copy(account.source, Upcoming(account.source), pg)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncpg
 import msgspec
+import pytest
 
 from pinstripe.client.client import StripeClient
 from pinstripe.config.config import Config
@@ -14,6 +15,8 @@ from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
+
+pytestmark = pytest.mark.migrated
 
 
 class _List(msgspec.Struct):

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import asyncpg
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.flows.harness.command import pinstripe
@@ -28,6 +29,8 @@ from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import Key
 from pinstripe_simulator.replies import StripeError
 from pinstripe_simulator.server import Running, running
+
+pytestmark = pytest.mark.migrated
 
 EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "3"))
 SECRET = "rk_test_thekeyofthistest123456"

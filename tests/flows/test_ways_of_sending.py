@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from tests.flows.harness.gateway_account import serving
 from tests.flows.harness.recording_stripe import recording
-from tests.flows.ways_of_sending import (
+from tests.flows.harness.ways_of_sending import (
     BAD,
     GOOD,
     REAL_OFFERS,

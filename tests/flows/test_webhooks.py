@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from tests.flows.harness.account import until
 from tests.flows.harness.gateway_account import serving
-from tests.flows.harness.live_account import until
 from tests.flows.harness.waiting import gateway, made_customer, syncing
 
 from pinstripe.gateway.syncs import OpenSync

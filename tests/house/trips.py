@@ -21,8 +21,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 import aiohttp
+from tests.flows.harness.account import copying, make_schema
 from tests.flows.harness.api_service import config_of
-from tests.flows.harness.copying import copying, make_schema
 from tests.flows.harness.gateway_account import gateway_account, serving
 from tests.flows.harness.waiting import gateway, made_customer, syncing
 from tests.house.tree import ROOT, SIMULATOR
@@ -37,10 +37,13 @@ from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.relist import Intervals
 from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 from pinstripe_simulator.account import Settings
+from pinstripe_simulator.nastiness import preset
 from pinstripe_simulator.server import Running, running
 
 RUNS = 4
-SMALL = Settings(scale=60, future_fields=False)
+_PLAIN = Settings(nastiness=preset("calm"), future_fields=False)
+"""Refusals and stale reads would add functions to a trip by chance."""
+SMALL = replace(_PLAIN, scale=60)
 VERIFIED = (
     "customer",
     "customer_balance_transaction",
@@ -51,7 +54,7 @@ VERIFIED = (
     "event",
 )
 # One page and four: those are never written in one commit.
-FEW, MANY = Settings(scale=2000, future_fields=False), Settings(scale=8000, future_fields=False)
+FEW, MANY = replace(_PLAIN, scale=2000), replace(_PLAIN, scale=8000)
 _NEVER_S = 36_000.0
 
 Entered = frozenset[tuple[str, str]]

@@ -59,9 +59,9 @@ class Console:
 
 
 @asynccontextmanager
-async def _serve(postgres_url: str, directory: Path) -> AsyncIterator[Console]:
+async def _serve(postgres_url: str, template: str, directory: Path) -> AsyncIterator[Console]:
     async with connect(postgres_url) as admin:
-        await admin.execute("CREATE DATABASE console STRATEGY file_copy")
+        await admin.execute(f"CREATE DATABASE console TEMPLATE {template} STRATEGY file_copy")
     # The kernel says who we are on the socket; the password is there to be looked for on pages.
     database = postgres_url.replace("/pinstripe?", "/console?").replace(
         "postgres@", f"postgres:{DATABASE_PASSWORD}@"
@@ -81,7 +81,9 @@ async def _serve(postgres_url: str, directory: Path) -> AsyncIterator[Console]:
 
 
 @pytest.fixture(scope="session")
-def console(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+def console(
+    postgres_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Console]:
     ready = threading.Event()
     made: list[Console] = []
     loop = asyncio.new_event_loop()
@@ -89,7 +91,9 @@ def console(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     async def run() -> None:
         try:
-            async with _serve(postgres_url, tmp_path_factory.mktemp("console")) as console:
+            async with _serve(
+                postgres_url, migrated_template, tmp_path_factory.mktemp("console")
+            ) as console:
                 made.append(console)
                 ready.set()
                 await ending.wait()

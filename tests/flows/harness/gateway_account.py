@@ -2,7 +2,7 @@
 
     async with gateway_account(sim, database) as account, serving(app) as url: ...
 
-`account.sync` is what `open_sync` gives, in `account.syncs`; no sync process runs (see `live_account`).
+`account.sync` is what `open_sync` gives, in `account.syncs`; no sync process runs (see `account`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pinstripe.catalog.model import spec
-from pinstripe.catalog.tables import tables
+from tests.flows.harness.account import make_schema
+
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.gateway.syncs import OpenSync, Syncs, open_sync
 from pinstripe.serving.http_server import address_of, answering, listen
-from pinstripe.store.migrate import migrate
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import claim
 from pinstripe_simulator.server import Running
@@ -90,14 +89,8 @@ async def gateway_account(
 
 async def made_schema(database: str, schema: str, *, account_id: str) -> None:
     """The tables, as a sync process leaves them when it has begun."""
+    await make_schema(database, schema)
     async with connect(database) as connection:
-        await migrate(
-            connection,
-            schema,
-            tables(),
-            sdk_version=spec().sdk_version,
-            api_version=spec().api_version,
-        )
         await claim(connection, schema, account_id=account_id, livemode=False)
 
 

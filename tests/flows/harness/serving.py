@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from tests.flows.harness.command import started
+from tests.flows.harness.command import Command, started
 
 from pinstripe_simulator.server import Running
 
@@ -26,13 +26,12 @@ class Served:
     """A running service. `said` is what came on stderr so far, as far as it was read."""
 
     url: str
-    process: asyncio.subprocess.Process
+    process: Command
     http: aiohttp.ClientSession
     said: str = ""
 
     async def until(self, line: str) -> None:
         """Reads what it says until a line has `line` in it."""
-        assert self.process.stderr is not None
         async with asyncio.timeout(_PATIENCE_S):
             while True:
                 text = (await self.process.stderr.readline()).decode()
@@ -100,10 +99,8 @@ async def served(
         started("serve", "--json", "--port", port, *words, env=env, cwd=cwd) as process,
         aiohttp.ClientSession() as http,
     ):
-        assert process.stdout is not None
         async with asyncio.timeout(_PATIENCE_S):
             line = await process.stdout.readline()
         if not line:
-            assert process.stderr is not None
             raise AssertionError((await process.stderr.read()).decode())
         yield Served(json.loads(line)["url"], process, http)

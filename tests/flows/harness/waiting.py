@@ -13,8 +13,8 @@ import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
+from tests.flows.harness.account import open_copy
 from tests.flows.harness.gateway_account import GatewayAccount, gateway_account
-from tests.flows.harness.live_account import open_copy
 
 from pinstripe.client.client import StripeClient
 from pinstripe.gateway.syncs import OpenSync

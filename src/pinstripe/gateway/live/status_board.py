@@ -13,14 +13,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import msgspec
 import structlog
 
-from pinstripe.concurrency import wait_for
-from pinstripe.concurrency import Coalescer
+from pinstripe.concurrency import Coalescer, wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.syncs import StoredSync, SyncControl

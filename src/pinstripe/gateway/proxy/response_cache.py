@@ -22,7 +22,6 @@ from time import monotonic
 
 import structlog
 
-from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.proxy.request import Target
 from pinstripe.gateway.syncs import OpenSync

@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any
 
 from aiohttp import web
+from tests.flows.harness.web import answering
 from tests.unit.catalog.test_secrets import fields
 
 from pinstripe.catalog.endpoints import list_endpoints
@@ -132,14 +133,5 @@ class Planting:
 async def planting() -> AsyncIterator[Planting]:
     """The server, for the block."""
     it = Planting()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", it.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    it.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with answering(it.answer) as it.url:
         yield it
-    finally:
-        await runner.cleanup()

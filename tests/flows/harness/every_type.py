@@ -14,6 +14,7 @@ from email.utils import formatdate
 from typing import Any
 
 from aiohttp import web
+from tests.flows.harness.web import answering
 
 from pinstripe.catalog.model import Operation, object_types, spec
 from pinstripe.catalog.tables import table_of_object
@@ -140,14 +141,5 @@ def objects_in(value: object) -> Iterator[tuple[str, str]]:
 async def every_type() -> AsyncIterator[EveryType]:
     """The server, for the block."""
     it = EveryType()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", it.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    it.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with answering(it.answer) as it.url:
         yield it
-    finally:
-        await runner.cleanup()
