@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from tests.flows.harness.serving import LIVE, OTHER, SECRET
 
 from pinstripe.config.config import Config
@@ -68,7 +69,7 @@ async def test_an_added_sync_is_shown_without_its_secrets(
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("options", "told"),
     [
         (NewSync("Shop", SECRET), "id of a sync"),
         (NewSync("default", SECRET), "default"),
@@ -84,9 +85,7 @@ async def test_what_cannot_be_stored_is_refused_with_a_remedy(
     database: str, tmp_path: Path, sim: Running, options: NewSync, told: str
 ) -> None:
     async with controlled(database, tmp_path) as control:
-        options = NewSync(
-            **{**{f: getattr(options, f) for f in options.__slots__}, "stripe_url": sim.url}
-        )
+        options = replace(options, stripe_url=sim.url)
         with pytest.raises(Misconfigured, match=told) as caught:
             await control.add(options)
         assert await control.list() == []

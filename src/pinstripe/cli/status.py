@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+
+import msgspec
 
 from pinstripe.cli.summary import refused_lines
 from pinstripe.config.config import Config
@@ -28,7 +30,7 @@ async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool
         where = f'in the schema "{config.schema}"' if one_schema else "in this database"
         raise Misconfigured(f"Nothing has been synced yet {where}.", hint=_NOTHING_HINT)
     if as_json:
-        sys.stdout.write(json.dumps({"syncs": [_as_json(s) for s in found]}) + "\n")
+        sys.stdout.write(_as_json(found) + "\n")
     else:
         sys.stdout.write("\n\n".join(_as_text(s) for s in found) + "\n")
     return 0
@@ -44,30 +46,10 @@ def with_data(config: Config) -> Config:
     raise Misconfigured(f"Nothing has been synced yet in {config.data_dir}.", hint=_NOTHING_HINT)
 
 
-def _as_json(found: SchemaStatus) -> dict[str, object]:
-    tables = [
-        {
-            **asdict(t),
-            "as_of": _time(t.as_of),
-            "fresh_to": _time(t.fresh_to),
-            "next_try": _time(t.next_try),
-        }
-        for t in found.tables
-    ]
-    head = {k: v for k, v in asdict(found).items() if k != "tables"}
-    made = found.certificate
-    certificate = None
-    if made is not None:
-        started, finished = _moment(made.started_at), _moment(made.finished_at)
-        certificate = {**asdict(made), "started_at": started, "finished_at": finished}
-    return {
-        **head,
-        "followed": _time(found.followed),
-        "rows": found.rows,
-        "owed": [{**asdict(o), "next_try": _time(o.next_try)} for o in found.owed],
-        "certificate": certificate,
-        "tables": tables,
-    }
+def _as_json(statuses: list[SchemaStatus]) -> str:
+    """Times are UTC and in whole seconds, as in the text."""
+    syncs = msgspec.to_builtins(statuses, builtin_types=(datetime,))
+    return json.dumps({"syncs": syncs}, default=_time)
 
 
 def _as_text(found: SchemaStatus) -> str:
@@ -122,7 +104,7 @@ def _live_lines(found: SchemaStatus) -> list[str]:
 def _read_lines(found: SchemaStatus) -> list[str]:
     """Nothing in test mode, which has no read allowance."""
     use = found.reads
-    if use is None or use.allowed is None:
+    if use.allowed is None:
         return []
     share = use.used / use.allowed
     line = f"Reads of the last 30 days: {use.used:,} of {use.allowed:,} allowed ({share:.0%})"
@@ -140,7 +122,7 @@ def _certificate_lines(found: SchemaStatus) -> list[str]:
     states = [table.get("state") for table in made.tables.values()]
     unproven = len(states) - states.count("verified")
     return [
-        f"Verified at {_moment(made.finished_at)}: {made.differences:,} differences, "
+        f"Verified at {_time(made.finished_at)}: {made.differences:,} differences, "
         f"{made.repaired:,} repaired, {states.count('verified')} tables proven, {unproven} not or in "
         f"part; digest {made.digest[:16]}"
     ]
@@ -161,11 +143,7 @@ def _line(table: TableStatus) -> str:
     return line
 
 
-def _time(moment: float | None) -> str | None:
+def _time(moment: datetime | None) -> str | None:
     if moment is None:
         return None
-    return _moment(datetime.fromtimestamp(moment, UTC))
-
-
-def _moment(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

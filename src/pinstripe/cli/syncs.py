@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from pinstripe.cli.status import with_data
 from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
@@ -84,9 +86,9 @@ async def change(
         async with connect(vault.database_url) as connection:
             before = await get_stored(connection, sync_id)
         options = SyncChange(
-            api_key=(config.api_key or _asked_key()) if key else None,
-            settings={**before.settings, **settings} if settings else None,
-            webhook_secrets=config.webhook_secret or None,
+            api_key=(config.api_key or _asked_key()) if key else UNSET,
+            settings={**before.settings, **settings} if settings else UNSET,
+            webhook_secrets=config.webhook_secret or UNSET,
         )
         sync = await vault.change(sync_id, options)
     _say(sync, f'Changed "{sync_id}".', as_json=as_json)
@@ -97,7 +99,11 @@ async def pause(config: Config, sync_id: str, *, as_json: bool) -> int:
     """From now on no service syncs it."""
     async with _vault(config, new=False) as vault:
         await vault.pause(sync_id)
-    _say(None, f'Paused "{sync_id}". `pinstripe syncs resume {sync_id}` goes on.', as_json=as_json)
+    _say(
+        None,
+        f'Paused "{sync_id}". `pinstripe syncs resume {sync_id}` goes on.',
+        as_json=as_json,
+    )
     return 0
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
+from msgspec import structs
 
 from pinstripe.client.api_key import ApiKey
 from pinstripe.config.config import Config
@@ -143,7 +144,7 @@ class SyncRegistry:
         if entry.trouble is not None and self._supervisor is None:
             reason, remedy = entry.trouble.message, entry.trouble.hint
             state = replace(state, reason=reason, remedy=remedy)
-        return replace(
+        return structs.replace(
             entry.shown,
             state=replace(state, served=opened is not None),
             account_id=entry.shown.account_id or (opened.account_id if opened else None),
@@ -182,6 +183,7 @@ class SyncRegistry:
             stripe_account=config.stripe_account,
             settings={},
             paused=paused,
+            stored=False,
             webhook_secrets=len(config.webhook_secret),
             account_id=None,
             livemode=key.mode == "live",
@@ -208,21 +210,11 @@ class SyncRegistry:
 
 
 def shown_of(sync: SealedSync, state: SyncState) -> StoredSync:
-    """A stored sync without what is sealed."""
-    return StoredSync(
-        id=sync.id,
-        schema=sync.schema,
-        key_hint=sync.key_hint,
-        stripe_url=sync.stripe_url,
-        stripe_account=sync.stripe_account,
-        settings=sync.settings,
-        paused=sync.paused,
-        webhook_secrets=len(sync.webhook_secrets),
-        account_id=sync.account_id,
-        livemode=sync.livemode,
-        created_at=sync.created_at,
-        state=state,
-    )
+    """A stored sync without its secrets."""
+    public = {
+        n: v for n, v in structs.asdict(sync).items() if n not in ("api_key", "webhook_secrets")
+    }
+    return StoredSync(**public, stored=True, webhook_secrets=len(sync.webhook_secrets), state=state)
 
 
 class Control:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from msgspec import UNSET, structs
+
 from pinstripe.catalog.tables import tables
 from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey
@@ -93,7 +95,7 @@ class Vault:
             for other in (await load_stored(connection))[:1]:
                 # A key made now, because the old one is gone, would hide that it is gone.
                 self.config_of(other)
-            sync = replace(
+            sync = structs.replace(
                 unsealed,
                 schema=config.schema,
                 api_key=self.encryptor.seal(key.reveal()),
@@ -110,11 +112,11 @@ class Vault:
         """Stores another key, other settings or webhook secrets."""
         async with connect(self.database_url) as connection:
             sync = await get_stored(connection, sync_id)
-        if change.settings is not None:
-            sync = replace(sync, settings=_checked(change.settings))
-        if change.webhook_secrets is not None:
-            sync = replace(sync, webhook_secrets=self._sealed(change.webhook_secrets))
-        if change.api_key is not None:
+        if change.settings is not UNSET:
+            sync = structs.replace(sync, settings=_checked(change.settings))
+        if change.webhook_secrets is not UNSET:
+            sync = structs.replace(sync, webhook_secrets=self._sealed(change.webhook_secrets))
+        if change.api_key is not UNSET:
             sync = await self._rekeyed(sync, ApiKey.parse(change.api_key))
         else:
             self.config_of(sync)
@@ -160,7 +162,7 @@ class Vault:
 
     def _resealed(self, sync: SealedSync) -> SealedSync:
         what = f'what is stored of the sync "{sync.id}"'
-        return replace(
+        return structs.replace(
             sync,
             api_key=self.encryptor.reseal(sync.api_key, what=what),
             webhook_secrets=tuple(
@@ -176,7 +178,7 @@ class Vault:
                 f'This key belongs to another account or mode than the sync "{sync.id}".',
                 hint="Add a sync of its own for it: pinstripe syncs add.",
             )
-        return replace(
+        return structs.replace(
             sync,
             api_key=self.encryptor.seal(key.reveal()),
             key_hint=str(key),
