@@ -315,7 +315,7 @@ async def test_the_command_shows_key_database_and_remedies(sim: Running, databas
     ended = await check(sim, database=database)
     assert ended.code == 4, ended.text
     assert "a restricted key in test mode" in ended.out
-    assert "/v1/charges: lacks charge_read" in ended.out
+    assert "/v1/charges: missing charge_read" in ended.out
     assert "remedy: Give the restricted key the permission charge_read" in ended.out
     assert "LISTEN and NOTIFY work" in ended.out
     assert "Write, for `pinstripe webhook` only" in ended.out
@@ -356,7 +356,7 @@ async def test_without_a_database_none_is_made(sim: Running, tmp_path: Path) -> 
     restricted(sim)
     ended = await check(sim, "--tables", "customer,product", cwd=str(tmp_path))
     assert ended.code == 0, ended.text
-    assert "There is no DATABASE_URL" in ended.out
+    assert "DATABASE_URL is not set" in ended.out
     assert "Resources: 2 of 2 are readable" in ended.out
     assert is_empty(tmp_path)
 

@@ -75,8 +75,8 @@ def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
         message, remedy, code = cause.message, cause.hint, cause.exit_code
     else:
         message = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
-        message = f"Something went wrong inside Pinstripe ({message})"
-        remedy = "Please report it, with the traceback that --debug shows."
+        message = f"Internal error in Pinstripe ({message})"
+        remedy = "Please report it with the traceback shown by --debug."
         code = UNEXPECTED
     if debug:
         sys.stderr.write(redact("".join(traceback.format_exception(error))))
@@ -168,7 +168,7 @@ async def until_told(work: Coroutine[object, object, _T]) -> _T:
             os._exit(128 + number)
         told.append(number)
         told_at = loop.time()
-        sys.stderr.write("Stopping (once more to stop at once) ...\n")
+        sys.stderr.write("Stopping (press again to force) ...\n")
         sys.stderr.flush()
         task.cancel()
 

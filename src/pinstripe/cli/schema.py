@@ -99,7 +99,8 @@ def draw(config: Config, options: DiagramOptions) -> None:
         options.output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Misconfigured(
-            f"Cannot write {options.output}: {error.strerror}.", hint="Name another file: --output."
+            f"Cannot write {options.output}: {error.strerror}.",
+            hint="Choose another file with --output.",
         ) from error
     sys.stderr.write(f"{diagram.title}: {options.output}\n")
 
@@ -109,7 +110,7 @@ def _wanted(config: Config, options: DiagramOptions) -> Diagram:
     some = chosen if len(chosen) < len(tables()) else None
     if options.domain is not None and options.table is not None:
         raise Misconfigured(
-            "A diagram is of one domain or around one table.", hint="Leave out --domain or --table."
+            "A diagram shows either one domain or one table.", hint="Drop --domain or --table."
         )
     if options.domain is not None:
         return of_domain(options.domain, filled=some, detail=options.detail)
@@ -139,8 +140,8 @@ async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:
         sys.stdout.write(json.dumps(told) + "\n")
         return 0
     sys.stderr.write(
-        f'The role {reader.role} reads the schema "{config.schema}" and nothing else.\n'
-        "Its password is shown now and never again:\n"
+        f'The role {reader.role} can read the schema "{config.schema}" and nothing else.\n'
+        "Its password is shown only once:\n"
     )
     sys.stdout.write(reader.url + "\n")
     return 0
@@ -155,5 +156,5 @@ async def drop(config: Config, *, as_json: bool) -> int:
         sys.stdout.write(json.dumps({"dropped": dropped}) + "\n")
     else:
         words = "was dropped" if dropped else "does not exist"
-        sys.stdout.write(f'The reader of the schema "{config.schema}" {words}.\n')
+        sys.stdout.write(f'The read-only role for schema "{config.schema}" {words}.\n')
     return 0

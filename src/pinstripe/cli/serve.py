@@ -46,7 +46,7 @@ async def serve(config: Config, *, gateway_only: bool, as_json: bool) -> int:
         else:
             show(how_to_serve(serving.url, config))
             if config.api_key is None and not gateway_only:
-                tell("No STRIPE_API_KEY is set: only stored syncs run (pinstripe syncs add).")
+                tell("STRIPE_API_KEY is not set: only stored syncs run (`pinstripe syncs add`).")
         await asyncio.Event().wait()
     return 0
 
@@ -80,8 +80,8 @@ async def run(config: Config) -> int:
         return await _run(config, _nothing)
     async with demo_account(config) as demo:
         show(
-            "This is the demo, no key is needed: a simulated Stripe account with about "
-            f"{config.demo_scale:,} objects runs at {demo.url}; its key: {demo.key}"
+            "Running the demo, no Stripe key needed: a simulated Stripe account with about "
+            f"{config.demo_scale:,} objects runs at {demo.url}; key: {demo.key}"
         )
         return await _run(
             replace(
@@ -108,7 +108,7 @@ async def _nothing() -> None:
 async def _start_traffic(demo: Demo) -> None:
     """Lets things happen in the demo account, so that there is something to follow."""
     await start_traffic(demo, per_second=_TRAFFIC)
-    tell(f"The demo account now changes {_TRAFFIC} times a second; watch it with:")
+    tell(f"The demo account now changes {_TRAFFIC} times per second. Watch it with:")
     tell('  SELECT created, type FROM "stripe".event ORDER BY created DESC LIMIT 10;')
 
 
@@ -202,7 +202,7 @@ async def start_traffic(demo: Demo, *, per_second: float) -> None:
         if answer.status != 200:
             raise PinstripeError(
                 f"The simulator did not start its traffic (status {answer.status}).",
-                hint="`pinstripe simulate` alone shows why.",
+                hint="Run `pinstripe simulate` to see why.",
             )
 
 
@@ -220,7 +220,7 @@ def _recipe(path: Path, scale: int) -> Recipe:
     except OSError as error:
         raise Unwritable(
             f"Cannot write {path}: {error.strerror}.",
-            hint="Make room, or choose another directory with --data-dir.",
+            hint="Free up space, or choose another directory with --data-dir.",
         ) from error
     return recipe
 
@@ -251,8 +251,8 @@ async def _announced(process: asyncio.subprocess.Process) -> Announced:
         return msgspec.json.decode(line, type=Announced)
     except (TimeoutError, msgspec.MsgspecError) as error:
         raise PinstripeError(
-            "The simulator of the demo account did not start.",
-            hint="`pinstripe simulate` alone shows why.",
+            "The demo account's simulator did not start.",
+            hint="Run `pinstripe simulate` to see why.",
         ) from error
 
 

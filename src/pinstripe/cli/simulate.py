@@ -63,8 +63,8 @@ async def simulate(options: SimulateOptions) -> int:
     except* OSError as group_of_errors:
         error = group_of_errors.exceptions[0]
         raise Misconfigured(
-            f"Cannot listen at {options.host} port {options.port}: {error}.",
-            hint="Choose another --port; 0 takes a free one.",
+            f"Cannot listen on {options.host} port {options.port}: {error}.",
+            hint="Choose another --port; 0 picks a free one.",
         ) from error
     return 0
 
@@ -73,7 +73,7 @@ def _announce(url: str, key: str, *, as_json: bool) -> None:
     if as_json:
         line = json.dumps({"url": url, "key": key})
     else:
-        line = f"A simulated Stripe account answers at {url}\nIts key: {key}\n"
+        line = f"Simulated Stripe account running at {url}\nKey: {key}\n"
         line += f"  export STRIPE_API_BASE={url} STRIPE_API_KEY={key}"
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -16,7 +16,7 @@ from pinstripe.service import open_database, postgres_dir
 from pinstripe.store.pool import connect
 from pinstripe.store.status import SchemaStatus, TableStatus, read_status
 
-_NOTHING_HINT = "Bring an account in first: pinstripe sync, or pinstripe run for the demo."
+_NOTHING_HINT = "Sync an account first: pinstripe sync, or pinstripe run for the demo."
 
 
 async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool) -> int:
@@ -62,13 +62,13 @@ def _as_text(found: SchemaStatus) -> str:
         *_live_lines(found),
         *_certificate_lines(found),
         "",
-        f"  {'table':<40} {'rows':>13}  {'state':<8} {'true up to':<20} by",
+        f"  {'table':<40} {'rows':>13}  {'state':<8} {'up to date as of':<20} by",
     ]
     shown = [t for t in found.tables if t.rows or t.state in ("running", "refused", "failed")]
     lines += [_line(t) for t in sorted(shown, key=lambda t: (-t.rows, t.table))]
     empty = len(found.tables) - len(shown)
     if empty:
-        lines.append(f"  {f'{empty} more tables are empty':<40}")
+        lines.append(f"  {f'{empty} more empty tables':<40}")
     lines += refused_lines(found.refusals)
     return "\n".join(lines)
 
@@ -78,25 +78,25 @@ def _live_lines(found: SchemaStatus) -> list[str]:
     other = found.default_api_version
     if other is not None and other != found.api_version:
         lines.append(
-            f"The account's own API version is {other}: its events are hints, objects are fetched"
+            f"The account's own API version is {other}: objects are fetched instead of taken from events"
         )
     for held in found.quarantine:
         what = held.id or "the whole table"
         more = f" and {held.count - 1:,} more" if held.count > 1 else ""
         name = f" ({held.name})" if held.name else ""
         lines.append(f"QUARANTINE, {held.table}: {what}{more}: {held.reason}{name}")
-        lines += [f"  remedy: {held.remedy} It is tried again all the time."]
+        lines += [f"  remedy: {held.remedy} It is retried continuously."]
     for owed in found.owed:
         lines.append(
-            f"OWED, {owed.count:,} of {owed.table} ({owed.example}): {owed.reason}"
-            f" Next try {_time(owed.next_try)}."
+            f"FAILED REQUESTS, {owed.count:,} for {owed.table} ({owed.example}): {owed.reason}"
+            f" Next retry {_time(owed.next_try)}."
         )
         lines += [f"  remedy: {owed.remedy}"] if owed.remedy else []
     if found.to_ask:
-        lines.append(f"{found.to_ask:,} requests to Stripe are still to be made")
+        lines.append(f"{found.to_ask:,} pending requests to Stripe")
     lines += _read_lines(found)
     if found.trouble:
-        lines.append(f"NOT FOLLOWING: {found.trouble}")
+        lines.append(f"NOT SYNCING EVENTS: {found.trouble}")
         lines += [f"  remedy: {found.remedy}"] if found.remedy else []
     return lines
 
@@ -109,9 +109,9 @@ def _read_lines(found: SchemaStatus) -> list[str]:
     share = use.used / use.allowed
     line = f"Reads of the last 30 days: {use.used:,} of {use.allowed:,} allowed ({share:.0%})"
     if use.projected is not None:
-        line += f"; going on as yesterday, {use.projected:,}"
+        line += f"; projected from yesterday: {use.projected:,}"
     if use.used > use.allowed:
-        line += ". OVER THE ALLOWANCE"
+        line += ". OVER QUOTA"
     return [line]
 
 
@@ -123,8 +123,8 @@ def _certificate_lines(found: SchemaStatus) -> list[str]:
     unproven = len(states) - states.count("verified")
     return [
         f"Verified at {_time(made.finished_at)}: {made.differences:,} differences, "
-        f"{made.repaired:,} repaired, {states.count('verified')} tables proven, {unproven} not or in "
-        f"part; digest {made.digest[:16]}"
+        f"{made.repaired:,} repaired, {states.count('verified')} tables verified, {unproven} not or only "
+        f"partially; digest {made.digest[:16]}"
     ]
 
 
@@ -139,7 +139,7 @@ def _line(table: TableStatus) -> str:
     if table.remedy:
         line += f"\n      remedy: {table.remedy}"
     if table.next_try is not None:
-        line += f"\n      next try: {_time(table.next_try)}"
+        line += f"\n      next retry: {_time(table.next_try)}"
     return line
 
 

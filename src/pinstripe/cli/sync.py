@@ -98,7 +98,7 @@ async def standing_by(
 
 
 def _say(error: PinstripeError, pause_s: float) -> None:
-    tell(f"{error} Trying again in {pause_s:.0f} s." if pause_s else f"{error}")
+    tell(f"{error} Retrying in {pause_s:.0f} s." if pause_s else f"{error}")
 
 
 def _first(group: BaseExceptionGroup[PinstripeError]) -> PinstripeError:
@@ -127,7 +127,7 @@ async def follow(
         group.create_task(service.telling(follower).run())
         report(await _backfill(service, followed=True))
         follower.backfilled()
-        tell("Following Stripe's events. Ctrl-C stops.")
+        tell("Syncing Stripe's events. Press Ctrl-C to stop.")
         started()
         await show_following(follower)
 
@@ -159,9 +159,9 @@ async def show_following(follower: Follower) -> None:
         await asyncio.sleep(_LOOK_S)
         trouble = follower.trouble
         if trouble and not told:
-            complain(f"What changes now is not seen yet. {trouble}", follower.remedy)
+            complain(f"Changes are not being synced. {trouble}", follower.remedy)
         elif told and not trouble:
-            _write("Following again.\n")
+            _write("Syncing again.\n")
         told = trouble
         if trouble:
             continue
@@ -177,10 +177,9 @@ def line(follower: Follower, per_second: int) -> str:
     """How far the database is true, and what came lately."""
     seen = follower.poller.stats
     behind_s = max(follower.poller.now() - seen.as_of, 0.0)
-    asking = f", {len(follower.refetches)} to ask" if len(follower.refetches) else ""
+    asking = f", {len(follower.refetches)} pending requests" if len(follower.refetches) else ""
     return (
-        f"following: {seen.events:,} events applied ({per_second}/s), "
-        f"true up to {behind_s:.1f} s ago{asking}"
+        f"syncing: {seen.events:,} events applied ({per_second}/s), {behind_s:.1f} s behind{asking}"
     )
 
 
@@ -230,7 +229,7 @@ def _ended(error: BaseException) -> WorkerReport:
         lasting = isinstance(cause, Misconfigured | WrongKey | WrongAccount)
         return WorkerReport("ended", cause.message, cause.hint, lasting, cause.exit_code)
     reason = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
-    return WorkerReport("ended", f"Something went wrong inside Pinstripe ({reason}).", exit_code=70)
+    return WorkerReport("ended", f"Internal error in Pinstripe ({reason}).", exit_code=70)
 
 
 async def _keep_syncing(order: StartWorker, superior: ParentLink, met: Callable[[], None]) -> int:

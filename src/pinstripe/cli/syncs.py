@@ -41,7 +41,7 @@ async def list_syncs(config: Config, *, as_json: bool) -> int:
         show(json.dumps({"syncs": [_as_object(sync) for sync in found]}))
         return 0
     if not found:
-        tell("No sync is stored. `pinstripe syncs add ID` stores one.")
+        tell("No stored syncs. Add one with `pinstripe syncs add ID`.")
         return 0
     show(f"{'id':<20} {'schema':<20} {'state':<8} {'mode':<5} {'account':<24} key")
     for sync in found:
@@ -72,7 +72,7 @@ async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
     _say(
         sync,
         f'Stored "{sync.id}": {sync.account_id or "an account"} in {mode} mode, key {sync.key_hint}, '
-        f"into the schema {sync.schema}. `pinstripe serve` syncs it; one that runs does so now.",
+        f"schema {sync.schema}. `pinstripe serve` syncs it; a running service has started.",
         as_json=as_json,
     )
     return 0
@@ -101,7 +101,7 @@ async def pause(config: Config, sync_id: str, *, as_json: bool) -> int:
         await vault.pause(sync_id)
     _say(
         None,
-        f'Paused "{sync_id}". `pinstripe syncs resume {sync_id}` goes on.',
+        f'Paused "{sync_id}". Resume with `pinstripe syncs resume {sync_id}`.',
         as_json=as_json,
     )
     return 0
@@ -119,7 +119,7 @@ async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bo
     """Forgets it and its key."""
     async with _vault(config, new=False) as vault:
         await vault.remove(sync_id, drop_tables=drop_tables)
-    left = "Its tables are dropped." if drop_tables else "Its tables are left as they are."
+    left = "Its tables were dropped." if drop_tables else "Its tables were kept."
     _say(None, f'Removed "{sync_id}" and its key. {left}', as_json=as_json)
     return 0
 
@@ -150,7 +150,7 @@ async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
 def _asked_key() -> str:
     """From the terminal, unseen; or the first line of what is piped in."""
     if sys.stdin.isatty():
-        return getpass.getpass("Stripe API key (not shown): ")
+        return getpass.getpass("Stripe API key (hidden): ")
     return sys.stdin.readline().strip()
 
 

@@ -54,8 +54,8 @@ async def make(visit: PageContext) -> Response:
     except PinstripeError as error:
         return await _page(visit, None, (Message(error.message, error.hint, "bad"),), status=409)
     told = Message(
-        "This password is shown now and never again. Copy what you need of this page.",
-        "Whoever used the one before must be given the new one; sessions with it were ended.",
+        "This password is shown only once. Copy what you need from this page.",
+        "Clients that used the old password need the new one; their sessions were closed.",
         "good",
     )
     return await _page(visit, Login(reader.role, reader.password), (told,))
@@ -68,7 +68,11 @@ async def drop(visit: PageContext) -> Response:
         dropped = await drop_reader(_database_url(visit), visit.sync.schema)
     except PinstripeError as error:
         return await _page(visit, None, (Message(error.message, error.hint, "bad"),), status=409)
-    words = "The reader was removed; its sessions were ended." if dropped else "There is no reader."
+    words = (
+        "The read-only user was deleted and its sessions were closed."
+        if dropped
+        else "There is no read-only user."
+    )
     return await _page(visit, None, (Message(words, kind="good"),))
 
 
@@ -134,7 +138,7 @@ def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[st
         ("Port", "15432" if through_tunnel else str(place.port)),
         ("Database name", place.name),
         ("Username", login.role),
-        ("Password", login.password if login.known else "as shown when the reader was made"),
+        ("Password", login.password if login.known else "as shown when the user was created"),
         ("Schemas", f"Only these: {schema}"),
     ]
 
@@ -142,7 +146,7 @@ def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[st
 def _database_url(visit: PageContext) -> str:
     url = visit.gateway.parts.database_url()
     if not url:
-        raise Unreachable("The database is not there yet.", hint="Try again in some seconds.")
+        raise Unreachable("The database is not available yet.", hint="Try again in a few seconds.")
     return url
 
 
@@ -294,13 +298,13 @@ def of_database(place: DatabasePlace, login: Login, schema: str, table: str) -> 
         f"engine = create_engine({_text(_with_driver(url))})\n"
         "with engine.connect() as connection:\n"
         f"    print(connection.execute(text({_text(look)})).scalar())",
-        "Needs sqlalchemy and psycopg.",
+        "Requires sqlalchemy and psycopg.",
     )
     yield Snippet(
         "prisma",
         "Prisma",
         f'DATABASE_URL="{_prisma(place, login, schema)}"',
-        "In .env; then npx prisma db pull.",
+        "Add to .env, then run npx prisma db pull.",
     )
 
 
@@ -310,7 +314,7 @@ def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
         "curl",
         "curl",
         f"curl -i {shlex.quote(f'{gateway.base}/v1/customers')} {_KEY} -d email=ada@example.com",
-        "Pinstripe-Mirrored: yes in the answer tells that the row is there.",
+        "Pinstripe-Mirrored: yes in the response means that the row is in the database.",
     )
     base = _text(gateway.base)
     yield Snippet(
@@ -323,7 +327,7 @@ def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
         ")\n"
         'customer = client.v1.customers.create({"email": "ada@example.com"})\n'
         "print(customer.id)",
-        "Needs stripe 13 or later.",
+        "Requires stripe 13 or later.",
     )
     yield Snippet(
         "node",
@@ -334,7 +338,7 @@ def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
         "});\n"
         "stripe.customers.create({email: 'ada@example.com'})\n"
         "  .then((customer) => console.log(customer.id));",
-        "Needs the package stripe.",
+        "Requires the stripe package.",
     )
 
 
@@ -342,15 +346,15 @@ def of_wait(gateway: Gateway) -> Iterator[Snippet]:
     """Waiting, for everything or for one object."""
     yield Snippet(
         "wait-all",
-        "Everything so far",
+        "Everything up to now",
         f"curl {shlex.quote(f'{gateway.wait}?timeout=30')} {_KEY}",
-        "Answers when the database holds what Stripe had when you asked.",
+        "Returns once the database holds everything Stripe had at the time of the request.",
     )
     yield Snippet(
         "wait-object",
         "One object",
         f"curl {shlex.quote(f'{gateway.wait}?object=cus_...')} {_KEY}",
-        "The surest form: it is fetched now, and written.",
+        "The strongest guarantee: fetches the object now and writes it.",
     )
 
 
@@ -360,11 +364,12 @@ def of_webhook(gateway: Gateway, *, stored: bool) -> Iterator[Snippet]:
     sync = f" --sync {gateway.sync_id}" if stored else ""
     yield Snippet(
         "webhook-create",
-        "Let Pinstripe make the endpoint",
+        "Create the endpoint with Pinstripe",
         f"pinstripe webhook create{sync} --public-url {shlex.quote(base)}",
-        "With a key that may write webhook endpoints. Its signing secret is kept with the sync."
+        "Requires a key that can write webhook endpoints. The signing secret is stored with the "
+        "sync."
         if stored
-        else "With a key that may write webhook endpoints. It prints the setting that holds the secret.",
+        else "Requires a key that can write webhook endpoints. Prints the signing secret's setting.",
     )
 
 

@@ -35,7 +35,7 @@ WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND pg_relation_size(c.oid) > 0
 """
 _DETAILS: dict[Detail, str] = {
     "keys": "references",
-    "short": "important columns",
+    "short": "key columns",
     "full": "all columns",
 }
 
@@ -69,7 +69,7 @@ async def show(visit: PageContext) -> Response:
         return _found(visit, wanted)
     place = _place(visit)
     if (place.domain and place.domain not in DOMAINS) or (place.table and not _fits(place)):
-        return visit.not_found(f'There is no diagram of "{place.table or place.domain}".')
+        return visit.not_found(f'There is no diagram for "{place.table or place.domain}".')
     filled = await _filled(visit) if place.only_filled else None
     diagram = _diagram(place, filled)
     form = visit.text("form")
@@ -161,7 +161,7 @@ def _found(visit: PageContext, wanted: str) -> Response:
     domain = next((d for d in DOMAINS.values() if word in (d.name, d.title.lower())), None)
     if domain is not None:
         return go(path_of(visit.sync.id, "diagram", domain.name) + kept)
-    return visit.not_found(f'No table is called anything like "{wanted}".')
+    return visit.not_found(f'No table matches "{wanted}".')
 
 
 def best(wanted: str) -> str | None:

@@ -55,7 +55,7 @@ class Events:
         wanted, wrong = _filter(visit)
         async with visit.gateway.reads.connection() as connection:
             if not await has_events(connection, visit.sync.schema):
-                return visit.not_found("The event log is not copied into this schema (yet).")
+                return visit.not_found("The event log has not been synced into this schema (yet).")
             found = await list_events(connection, visit.sync.schema, wanted, limit=_PAGE + 1)
         lines = found[:_PAGE]
         query = {n: visit.text(n) for n in ("type", "object", "request", "since") if visit.text(n)}
@@ -85,7 +85,7 @@ class Events:
             there = await has_events(connection, schema)
             detail = await load_event(connection, schema, visit.named("event")) if there else None
             if detail is None:
-                return visit.not_found("There is no such event in the copy.")
+                return visit.not_found("This event is not in the database.")
             changes = await changes_of_event(connection, schema, detail.event.id)
             request = detail.event.request_id
             beside = EventFilter(request_id=request or "")
@@ -152,7 +152,9 @@ def _filter(visit: PageContext) -> tuple[EventFilter, list[Message]]:
             since = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
         except (ValueError, OverflowError):
             wrong.append(
-                Message(f'"{text}" is no time.', "Write it like 2026-01-31 14:30.", "warn")
+                Message(
+                    f'"{text}" is not a valid time.', "Use the format 2026-01-31 14:30.", "warn"
+                )
             )
     types = tuple(visit.text("type").replace(",", " ").split())
     found = EventFilter(

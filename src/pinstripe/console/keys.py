@@ -35,10 +35,10 @@ _ABILITIES = {
     "events": "Follow events",
     "previews": "Preview invoices",
     "webhooks_read": "List webhook endpoints",
-    "webhooks_write": "Make webhook endpoints",
+    "webhooks_write": "Manage webhook endpoints",
 }
 
-_WORDS = {"yes": ("yes", "good"), "no": ("no", "bad"), "unknown": ("not known", "")}
+_WORDS = {"yes": ("yes", "good"), "no": ("no", "bad"), "unknown": ("unknown", "")}
 """State of an ability -> word and colour."""
 
 _GIVEN = ("not_permitted", "refused", "failed")
@@ -86,7 +86,7 @@ class Keys:
         assert visit.sync is not None  # noqa: S101 (its route names it)
         try:
             if not visit.text("key"):
-                raise Misconfigured("No key was given.", hint="Paste the new key.")
+                raise Misconfigured("No key was entered.", hint="Enter the new key.")
             change = SyncChange(api_key=visit.text("key"))
             changed = await visit.gateway.parts.control.change(visit.sync.id, change)
         except PinstripeError as error:
@@ -261,7 +261,7 @@ class KeyChecks:
             # The outermost ring of this task: its sync may have been closed under it.
             _log.warning("examination.broken", sync=sync_id, error=type(error).__name__)
             begun.error = PinstripeError(
-                "The examination broke off.", hint="Examine the key again; the log may say more."
+                "The key check failed.", hint="Check the key again. See the log for details."
             )
         finally:
             begun.ended_at = self._now()
@@ -282,8 +282,8 @@ async def _opened(gateway: Gateway, sync_id: str) -> OpenSync:
             break
         await asyncio.sleep(_LOOK_S)
     raise PinstripeError(
-        "The key could not be examined: its tables are not there yet.",
-        hint="The overview says what keeps them. Examine the key again when the copy has begun.",
+        "The key could not be checked: its tables do not exist yet.",
+        hint="See the overview for the reason. Check the key again once the initial sync has started.",
     )
 
 

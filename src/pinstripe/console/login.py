@@ -32,7 +32,7 @@ class Login:
             access.check_page(request)
             form = await self._guard.read_form(request, session)
             if form is None:
-                told = Message("The form was too old. Please try again.", kind="warn")
+                told = Message("The form has expired. Please try again.", kind="warn")
                 return self._form(request, None, "/", told, status=403)
             wanted = local_path(str(form.get("next", "/")))
             good = await access.accepts(str(form.get("token", "")).strip())
@@ -40,9 +40,7 @@ class Login:
             told = Message(no.message, no.hint, "bad")
             return self._form(request, session, "/", told, status=no.status)
         if not good:
-            told = Message(
-                "This is not the admin token.", "It is the value of PINSTRIPE_ADMIN_TOKEN.", "bad"
-            )
+            told = Message("Wrong admin token.", "It is the value of PINSTRIPE_ADMIN_TOKEN.", "bad")
             return self._form(request, session, wanted, told, status=401)
         if session is not None:
             sessions.end(session)
@@ -57,7 +55,7 @@ class Login:
         if session is None:
             return go("/login")
         if await self._guard.read_form(request, session) is None:
-            text = "The page was too old. Load it anew, and log out then.\n"
+            text = "The page has expired. Reload it, then log out.\n"
             return Response(text, 403, HEADERS, media_type="text/plain")
         self._guard.sessions.end(session)
         response = go("/login")

@@ -83,7 +83,9 @@ class PageContext:
     def error_page(self, error: PinstripeError, *, status: int = 503) -> Response:
         """A page that says what is wrong, and what to do."""
         told = Message(error.message, error.hint, "bad")
-        return self.page("message.html", title="This did not work", messages=[told], status=status)
+        return self.page(
+            "message.html", title="Something went wrong", messages=[told], status=status
+        )
 
     def not_found(self, what: str) -> Response:
         """There is no such thing."""
@@ -166,7 +168,7 @@ class PageGuard:
             return await endpoint(visit)
         except HTTPError as no:
             told = Message(no.message, no.hint, "bad")
-            return visit.page("message.html", title="Sorry", messages=[told], status=no.status)
+            return visit.page("message.html", title="Error", messages=[told], status=no.status)
         except PinstripeError as error:
             return visit.error_page(error)
 
@@ -182,11 +184,11 @@ class PageGuard:
 
     def _stale(self, visit: PageContext) -> Response:
         told = Message(
-            "The form was not taken: it was made before you logged in, or is too large.",
-            "Go back, load the page anew, and send it again.",
+            "The form was rejected: it was loaded before you logged in, or it is too large.",
+            "Go back, reload the page and submit it again.",
             "warn",
         )
-        return visit.page("message.html", title="Once more, please", messages=[told], status=403)
+        return visit.page("message.html", title="Please try again", messages=[told], status=403)
 
 
 def go(path: str) -> Response:

@@ -186,7 +186,7 @@ async def _read(
     except asyncpg.DataError as error:
         # A value that its type allows and Postgres does not: a year after 294276.
         raise Misconfigured(
-            f"Postgres does not take a value: {error}.", hint="Correct the filter."
+            f"Postgres rejected a value: {error}.", hint="Correct the filter."
         ) from error
     return [_line(shape, wanted, query, record) for record in records]
 
@@ -320,7 +320,7 @@ def _address(query: list[tuple[str, str]]) -> str:
 
 def _took_too_long(wanted: Wanted) -> Message:
     return Message(
-        f"Postgres did not find the rows within {_LONGEST_S:.0f} s and was stopped.",
+        f"The query took longer than {_LONGEST_S:.0f} s and was canceled.",
         "Filter by an indexed column too, or sort by one of the filter's columns: "
         "a filter without an index reads row after row."
         if wanted.filters

@@ -116,7 +116,7 @@ def condition(shape: Shape, one: Filter, values: list[object]) -> str:
         raise Misconfigured(f'There is no comparison "{one.operator}".')
     if column.type in ("jsonb", "text[]", "boolean") and one.operator in ("gt", "lt"):
         raise Misconfigured(
-            f"{column.name} is {column.type}, which has no order.", hint="Ask what it contains."
+            f"{column.name} is {column.type}, which has no order.", hint='Use "contains" instead.'
         )
     if column.type == "text[]":
         within = f"{_parameter(values, one.value)} = ANY({name})"
@@ -157,8 +157,8 @@ def typed(column: ShownColumn, text: str) -> object:
                 return text
     except (ValueError, KeyError, OverflowError, InvalidOperation) as error:
         raise Misconfigured(
-            f'"{text[:80]}" is no value for {column.name}, which is {column.type}.',
-            hint=f"Write it like {_EXAMPLES[column.type]}.",
+            f'"{text[:80]}" is not a valid value for {column.name}, which is {column.type}.',
+            hint=f"Use the format {_EXAMPLES[column.type]}.",
         ) from error
 
 

@@ -76,7 +76,7 @@ class Sql:
         if chosen:
             return await _page(visit, chosen)
         if not statement.strip():
-            return await _page(visit, "", messages=[Message("There is no statement yet.")])
+            return await _page(visit, "", messages=[Message("Enter a statement.")])
         try:
             result = await _unless_gone(visit.request, self._result(visit, statement))
         except Failed as failed:
@@ -119,7 +119,7 @@ class Sql:
                     return await sql_run.run(connection, statement)
         except TimeoutError as error:
             raise Unreachable(
-                "Postgres did not answer in time.", hint="Others may be using the box; try again."
+                "Postgres did not respond in time.", hint="Other queries may be running. Try again."
             ) from error
 
     async def _lines(self, visit: PageContext, statement: str) -> AsyncGenerator[str, None]:
@@ -298,7 +298,7 @@ ORDER BY i.created
 LIMIT 100""",
     ),
     Example(
-        "Customers who pay most",
+        "Top customers by payments",
         ("charge", "customer"),
         """SELECT c.id, c.name, ch.currency, sum(ch.amount) AS paid_minor
 FROM charge ch
@@ -309,7 +309,7 @@ ORDER BY 4 DESC
 LIMIT 20""",
     ),
     Example(
-        "What happened in the last hour",
+        "Events in the last hour",
         ("event",),
         """SELECT type, count(*) AS events, max(created) AS newest
 FROM event
@@ -318,7 +318,7 @@ GROUP BY 1
 ORDER BY 2 DESC""",
     ),
     Example(
-        "Prices of each product",
+        "Prices by product",
         ("product", "price"),
         """SELECT p.name, pr.id, pr.unit_amount, pr.currency, pr.recurring_interval, pr.active
 FROM product p

@@ -132,15 +132,17 @@ async def chunks(connection: asyncpg.Connection, statement: str) -> AsyncGenerat
         await transaction.start()
         prepared = await connection.prepare(statement)
         if prepared.get_parameters():
-            raise Failed("The statement has parameters ($1).", hint="Write the values into it.")
+            raise Failed(
+                "The statement has parameters ($1).", hint="Replace them with literal values."
+            )
         columns = tuple(
             ResultColumn(a.name, _TYPES.get(a.type.name, a.type.name))
             for a in prepared.get_attributes()
         )
         if not columns:
             raise Failed(
-                "The statement returns no rows, so it was not run.",
-                hint="The box only reads: SELECT, WITH, VALUES, TABLE, EXPLAIN, SHOW.",
+                "The statement returns no rows and was not run.",
+                hint="Only statements that read are allowed: SELECT, WITH, VALUES, TABLE, EXPLAIN, SHOW.",
             )
         cursor = await prepared.cursor()
         records = await cursor.fetch(_CHUNK)
@@ -153,7 +155,7 @@ async def chunks(connection: asyncpg.Connection, statement: str) -> AsyncGenerat
     except (asyncpg.UnsupportedClientFeatureError, ValueError, OverflowError) as error:
         # A value that the driver cannot hold: a year before Christ, a type of an extension.
         raise Failed(
-            f"A value cannot be shown: {error}.", hint="Cast the column to text: column::text."
+            f"A value cannot be displayed: {error}.", hint="Cast the column to text: column::text."
         ) from error
 
     # What was read is not rolled back here: the session ends with the block that opened it.
@@ -164,8 +166,10 @@ def _failed(error: asyncpg.PostgresError, statement: str) -> Failed:
     said = str(getattr(error, "message", None) or error)
     hints = [str(h) for h in (getattr(error, "detail", None), getattr(error, "hint", None)) if h]
     if code == "57014":
-        said = f"The statement took longer than it may ({STATEMENT_S} s here) and was stopped."
-        hints = ["Ask for less: a shorter time, fewer rows, a condition on an indexed column."]
+        said = f"The statement took longer than {STATEMENT_S} s and was canceled."
+        hints = [
+            "Narrow the query: a shorter period, fewer rows, or a condition on an indexed column."
+        ]
     if code == "42601" and "multiple commands" in said:
         hints = ["Run one statement at a time."]
     position = str(getattr(error, "position", None) or "")
@@ -282,7 +286,7 @@ class Readers:
 
 async def _renewed(place: Place) -> str:
     if not place.database_url:
-        raise Unreachable("The database is not there yet.", hint="Try again in some seconds.")
+        raise Unreachable("The database is not available yet.", hint="Try again in a few seconds.")
     reader = await renew_reader(place.database_url, place.schema, purpose="console", limits=_LIMITS)
     return reader.url
 
@@ -294,6 +298,6 @@ async def _open(url: str) -> asyncpg.Connection:
 async def _check_reads_only(connection: asyncpg.Connection, schema: str) -> None:
     if await connection.fetchval(_MAY_WRITE, schema, quote(schema)):
         raise Misconfigured(
-            "The user of PINSTRIPE_READER_URL may write, so the SQL box does not use it.",
-            hint="Name a role that may only read: `pinstripe reader create` makes one.",
+            "The role in PINSTRIPE_READER_URL can write, so the SQL page does not use it.",
+            hint="Use a read-only role: `pinstripe reader create` creates one.",
         )

@@ -76,7 +76,7 @@ class Stored:
         if visit.text("typed") != visit.sync.id:
             told = Message(
                 f"{visit.sync.id} was not removed.",
-                "Type its name to confirm that it goes.",
+                "Type its ID to confirm.",
                 "warn",
             )
             return visit.page("stored.html", messages=[told], status=400, given={})

@@ -41,21 +41,21 @@ WHERE n.nspname = $1 AND c.relkind IN ('r', 'p')
 """As of the last ANALYZE; asking for each file of 150 tables with their indexes takes tens of ms."""
 
 KNOWN_BY = {
-    "events": "by events",
-    "newest": "by its newest rows",
-    "due": "by what was due",
-    "pass": "by a full pass",
-    "backfill": "by its first copy",
+    "events": "via events",
+    "newest": "via polling",
+    "due": "via refetch",
+    "pass": "via full refresh",
+    "backfill": "via initial sync",
     "": "",
 }
 """What tells that a table is true up to a moment, in words."""
 
 _STATES = {
-    "done": "copied",
-    "running": "running",
-    "refused": "refused",
+    "done": "synced",
+    "running": "syncing",
+    "refused": "unavailable",
     "failed": "failed",
-    "found": "found",
+    "found": "nested",
 }
 
 
@@ -147,7 +147,7 @@ def _grouped(lines: Iterable[TableLine]) -> list[tuple[Domain, list[TableLine]]]
 
 def _unknown(name: str) -> str:
     if name in tables():
-        return f'The table "{name}" is not in this schema: the sync was told to leave it out.'
+        return f'The table "{name}" is not in this schema: the sync excludes it.'
     return f'There is no table "{name}".'
 
 
@@ -254,7 +254,7 @@ def _about(table: Table, known: Mapping[str, Column], name: str) -> str:
         return describe_column(table, known[name])
     if name in BOOKKEEPING:
         return f"{BOOKKEEPING[name][1]}."
-    return "Not of the catalog's."
+    return "Not in the catalog."
 
 
 def referring(shape: Shape) -> list[tuple[str, str]]:

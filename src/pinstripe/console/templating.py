@@ -96,6 +96,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.filters.update(
+            activity=activity,
             number=number,
             span=span,
             size=size,
@@ -183,6 +184,19 @@ STATES = {
     "stopped": "bad",
 }
 """State -> the colour of its badge."""
+
+
+ACTIVITIES = {
+    "backfilling": "initial sync",
+    "following": "syncing",
+    "elsewhere": "synced elsewhere",
+}
+"""Activity of a sync in the API -> label, where they differ."""
+
+
+def activity(name: str) -> str:
+    """The label of an activity."""
+    return ACTIVITIES.get(name, name)
 
 
 def number(value: float | None) -> str:
@@ -274,7 +288,7 @@ def mode_badge(livemode: bool | None) -> Markup:
 def sparkline(values: list[float], *, ceiling: float | None = None) -> Markup:
     """A line of the values, oldest first, as SVG that stretches to its place."""
     if len(values) < 2:
-        return Markup('<p class="faint small">Not enough measured yet.</p>')
+        return Markup('<p class="faint small">Not enough data yet.</p>')
     top = max(*values, ceiling or 0.0) or 1.0
     points = [
         f"{n * 100 / (len(values) - 1):.2f},{29 - 27 * min(v, top) / top:.2f}"
@@ -312,7 +326,7 @@ def stream(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Response:
     """The answer that goes on. Raises Rejected where too many are open."""
     if gateway.meters.streams >= MOST_STREAMS:
         raise HTTPError(
-            503, "too_many_streams", f"{MOST_STREAMS} pages are open.", hint="Close some."
+            503, "too_many_streams", f"{MOST_STREAMS} pages are open.", hint="Close some of them."
         )
     headers = {**HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_counted(gateway, pieces), media_type=MEDIA, headers=headers)

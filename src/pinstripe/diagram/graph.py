@@ -54,7 +54,7 @@ def overview(*, filled: frozenset[str] | None = None) -> Diagram:
         if {source, target} <= here
     )
     total = len(only_filled(tables(), filled))
-    about = f"{total} tables in {len(boxes)} domains; a line is drawn where one refers to another."
+    about = f"{total} tables in {len(boxes)} domains. Lines show references."
     return Diagram("All domains", about, tuple(boxes), links)
 
 
@@ -103,8 +103,8 @@ def around(name: str, *, filled: frozenset[str] | None = None, detail: Detail = 
             else [Link(box.name, name)]
         )
     about = (
-        f"{describe_table(table)} It refers to {_tables_said(len(outward))}; "
-        f"{_tables_said(len(inward))} more refer to it."
+        f"{describe_table(table)} It references {_tables_said(len(outward))}; "
+        f"{_tables_said(len(inward))} more reference it."
     )
     return Diagram(name, about, (main, *beside), tuple(links))
 

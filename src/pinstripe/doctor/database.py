@@ -143,14 +143,14 @@ def _of_server(facts: _Facts) -> Iterator[Finding]:
             "version",
             "problem",
             f"Pinstripe needs Postgres {MINIMUM_VERSION} or newer; this is {facts.version}.",
-            "Use a newer server, or none: without DATABASE_URL Pinstripe brings its own.",
+            "Use a newer server, or unset DATABASE_URL to use Pinstripe's own.",
             _WRONG,
         )
     if facts.standby:
         yield Finding(
             "primary",
             "problem",
-            "This server is a standby: it can only be read.",
+            "This server is a read-only standby.",
             "Connect to the primary.",
             _UNWRITABLE,
         )
@@ -158,17 +158,17 @@ def _of_server(facts: _Facts) -> Iterator[Finding]:
         yield Finding(
             "primary",
             "problem",
-            "The database is read-only for us: default_transaction_read_only is on.",
-            "Switch it off for the server, the database or the user.",
+            "The database is read-only for this user: default_transaction_read_only is on.",
+            "Turn it off for the server, the database or the user.",
             _UNWRITABLE,
         )
     else:
-        yield Finding("primary", "ok", "a primary, and writable")
+        yield Finding("primary", "ok", "primary, writable")
     if facts.encoding != "UTF8":
         yield Finding(
             "encoding",
             "problem",
-            f"The database's encoding is {facts.encoding}: not every text of Stripe's fits in.",
+            f"The database's encoding is {facts.encoding}: it cannot hold all of Stripe's text.",
             "Create a database WITH ENCODING 'UTF8' TEMPLATE template0.",
             _WRONG,
         )
@@ -176,7 +176,7 @@ def _of_server(facts: _Facts) -> Iterator[Finding]:
         yield Finding(
             "connections",
             "warning",
-            f"Only {facts.free} connections are free; a sync with its gateway takes up to "
+            f"Only {facts.free} connections are free; a sync with its gateway uses up to "
             f"{_CONNECTIONS}.",
             "Raise max_connections or the limit of the user, or close other connections.",
         )
@@ -209,7 +209,7 @@ def _of_clock(clock: ClockDifference) -> Iterator[Finding]:
             "clock",
             "warning",
             f"The server's clock is {abs(clock.ahead_s):,.0f} s {way} ours.",
-            "Set both clocks, best by NTP.",
+            "Synchronize both clocks, preferably with NTP.",
         )
 
 
@@ -292,9 +292,9 @@ def _temporary() -> _Trial:
     return _Trial(
         "temporary tables",
         (f"CREATE TEMP TABLE {name} (a int) ON COMMIT DELETE ROWS",),
-        "temporary tables can be made",
-        "Temporary tables cannot be made",
-        "GRANT TEMPORARY ON DATABASE ... TO our user.",
+        "temporary tables can be created",
+        "Temporary tables cannot be created",
+        "GRANT TEMPORARY ON DATABASE ... TO the user.",
     )
 
 
@@ -303,9 +303,9 @@ def _new_schema(missing: list[str]) -> _Trial:
     return _Trial(
         "schemas",
         (f"CREATE SCHEMA {name}", *_filling(f"{name}.trial")),
-        f"schemas and tables can be made ({' and '.join(missing)} will be)",
-        f"The schemas {' and '.join(missing)} cannot be made",
-        f"GRANT CREATE ON DATABASE ... TO our user. {_HOWTO}",
+        f"schemas and tables can be created ({' and '.join(missing)} will be)",
+        f"The schemas {' and '.join(missing)} cannot be created",
+        f"GRANT CREATE ON DATABASE ... TO the user. {_HOWTO}",
     )
 
 
@@ -313,9 +313,9 @@ def _table_in(schema: str) -> _Trial:
     return _Trial(
         f"tables in {schema}",
         _filling(f"{quote(schema)}.{_unused()}"),
-        f'tables can be made and written in "{schema}"',
-        f'Tables cannot be made or written in the schema "{schema}"',
-        f"GRANT CREATE, USAGE ON SCHEMA {quote(schema)} TO our user. {_HOWTO}",
+        f'tables can be created and written in "{schema}"',
+        f'Tables cannot be created or written in the schema "{schema}"',
+        f"GRANT CREATE, USAGE ON SCHEMA {quote(schema)} TO the user. {_HOWTO}",
     )
 
 
@@ -385,11 +385,11 @@ async def _try_pooler(connection: asyncpg.Connection, other: asyncpg.Connection)
         return Finding(
             "sessions",
             "problem",
-            "A connection pooler in transaction mode stands between: sessions do not last.",
+            "There is a connection pooler in transaction mode: sessions do not persist.",
             _REMEDY,
             _WRONG,
         )
-    return Finding("sessions", "ok", "sessions last: no pooler in transaction mode")
+    return Finding("sessions", "ok", "sessions persist: no pooler in transaction mode")
 
 
 async def _try_notices(connection: asyncpg.Connection, other: asyncpg.Connection) -> Finding:
@@ -413,6 +413,6 @@ async def _try_notices(connection: asyncpg.Connection, other: asyncpg.Connection
             "notices",
             "warning",
             f"LISTEN and NOTIFY do not work: {error.message}",
-            f"{_REMEDY} Without notices waits and the console fall back on polling.",
+            f"{_REMEDY} Without notifications, waits and the console fall back to polling.",
         )
     return Finding("notices", "ok", "LISTEN and NOTIFY work")

@@ -199,23 +199,23 @@ def _of_key(key: ApiKey) -> Iterator[Finding]:
         yield Finding(
             "key",
             "note",
-            "This is a secret key: it may do everything, and Pinstripe only reads.",
-            "Use a restricted key with read permissions: see the recipe.",
+            "This is a secret key with full access, but Pinstripe only reads.",
+            "Use a restricted key with read permissions, as listed below.",
         )
 
 
 def _of_version(default: str | None) -> Iterator[Finding]:
     if default is None:
         yield Finding(
-            "version", "note", "The account's own API version could not be asked for.", ""
+            "version", "note", "The account's own API version could not be determined.", ""
         )
     elif default != spec().api_version:
         yield Finding(
             "version",
             "note",
-            f"The account's own API version is {default}, ours {spec().api_version}: its events are "
-            "taken as hints, and the objects are fetched.",
-            "Nothing to do; following costs one more request for each changed object.",
+            f"The account's own API version is {default}, Pinstripe's is {spec().api_version}: its events "
+            "are used as hints only, and the objects are fetched.",
+            "No action needed; syncing costs one more request for each changed object.",
         )
 
 
@@ -228,8 +228,8 @@ def _of_clock(clock: ClockDifference) -> Iterator[Finding]:
             "clock",
             "warning",
             f"This machine's clock is {abs(clock.ahead_s):,.0f} s {way} Stripe's: signatures of "
-            "webhooks will look too old.",
-            "Set the clock, best by NTP.",
+            "webhooks will appear too old.",
+            "Synchronize the clock, preferably with NTP.",
         )
 
 
@@ -252,7 +252,7 @@ def _of_resources(resources: Sequence[Resource]) -> Iterator[Finding]:
             "note",
             f"{len(unused)} resources belong to products that the account has not enabled; their "
             "tables stay empty.",
-            "Nothing to do unless you use them.",
+            "No action needed unless you use them.",
         )
 
 
@@ -261,7 +261,7 @@ def _of_abilities(abilities: Iterable[Ability], wanted: Collection[str]) -> Iter
         if ability.state != "no":
             continue
         if ability.name == "events":
-            words = f"Changes cannot be followed: {ability.how}"
+            words = f"Changes cannot be synced: {ability.how}"
             yield Finding("events", "problem", words, ability.remedy, _UNREADABLE)
         elif ability.name == "previews" and any(t.startswith("upcoming_") for t in wanted):
             words = f"The tables of upcoming invoices stay empty: {ability.how}"
@@ -276,8 +276,9 @@ def _of_allowance(key: ApiKey) -> Iterator[Finding]:
         yield Finding(
             "allowance",
             "note",
-            "Stripe allows 500 reads for each transaction over 30 days, and 10,000 a month at least; "
-            "Pinstripe counts its own and looks less often before they run out.",
+            "Stripe allows 500 reads for each transaction over 30 days, and 10,000 a month at "
+            "least; "
+            "Pinstripe counts its own and polls less often before they run out.",
             "See the how-to on rate limits.",
         )
 

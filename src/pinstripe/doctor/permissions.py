@@ -151,7 +151,7 @@ async def _under(asker: Prober, endpoint: ListEndpoint, parent: Tried | None) ->
     said = await asker.get(path, [*_limit(endpoint), *params], endpoint=endpoint.name)
     if said.state == "refused" and not isinstance(said.error, WrongKey):
         # Stripe let the key in and minds this one parent: gone meanwhile, or of another kind.
-        words = f"Readable as far as one can tell: of {parent_id} {said.message}"
+        words = f"Probably readable; for {parent_id}: {said.message}"
         return _tried(endpoint, replace(said, state="readable", message=words, remedy=""))
     return _tried(endpoint, said)
 
@@ -159,10 +159,10 @@ async def _under(asker: Prober, endpoint: ListEndpoint, parent: Tried | None) ->
 def _why_not(endpoint: ListEndpoint, parent: Tried | None) -> str:
     what = endpoint.parent
     if parent is None:
-        return f"not tried: it takes the id of a {what}, and no list shows any"
+        return f"not checked: it needs the id of a {what}, and no list contains one"
     if parent.resource.state == "readable":
-        return f"not tried: there is no {what} yet"
-    return f"not tried: {parent.resource.path}, which it hangs under, cannot be read"
+        return f"not checked: there is no {what} yet"
+    return f"not checked: its parent {parent.resource.path} cannot be read"
 
 
 def _tried(endpoint: ListEndpoint, said: ProbeResult) -> Tried:
@@ -230,7 +230,7 @@ async def _reading(asker: Prober, lists: _Lists, path: str, name: AbilityName) -
         said = await asker.get(path, [("limit", "1")], endpoint=f"GET {path}")
         known = resource_in("", path, (), said)
     if known.state == "readable":
-        return Ability(name, "yes", f"GET {path} was answered")
+        return Ability(name, "yes", f"GET {path} succeeded")
     return _lacking(name, known)
 
 
@@ -239,19 +239,19 @@ async def _previews(asker: Prober, lists: _Lists) -> Ability:
     subscription = lists.first_id("/v1/subscriptions")
     params = [("subscription", subscription)] if subscription else []
     said = await asker.post(_PREVIEW, params, endpoint=f"POST {_PREVIEW}")
-    of = f"of {subscription}" if subscription else "of nothing, there being no subscription"
+    of = f"of {subscription}" if subscription else "without a subscription, as there is none"
     return _judged("previews", said, f"a preview {of}, which changes nothing")
 
 
 async def _try_write(asker: Prober) -> Ability:
     said = await asker.post(WEBHOOKS, [], endpoint=f"POST {WEBHOOKS}")
-    return _judged("webhooks_write", said, "an endpoint without an address, which Stripe refuses")
+    return _judged("webhooks_write", said, "an endpoint without a URL, which Stripe rejects")
 
 
 def _judged(name: AbilityName, said: ProbeResult, tried: str) -> Ability:
     """A refusal for the parameters means that the key was let in."""
     if said.state in ("readable", "refused"):
-        return Ability(name, "yes", f"asked for {tried}: the key was let in")
+        return Ability(name, "yes", f"tried {tried}: permission granted")
     return _lacking(name, resource_in("", "", (), said))
 
 
@@ -274,9 +274,9 @@ def _no(state: ResourceState) -> AbilityState:
 
 def _write_untried(key: ApiKey) -> Ability:
     if key.kind == "standard":
-        return Ability("webhooks_write", "yes", "not tried: a secret key may do everything")
+        return Ability("webhooks_write", "yes", "not checked: a secret key has full access")
     return Ability(
         "webhooks_write",
         "unknown",
-        "not tried: --try-writes does, with a request that changes nothing",
+        "not checked: use --try-writes, which sends a request that changes nothing",
     )

@@ -200,7 +200,7 @@ class SyncRegistry:
             if base.api_key is not None and sync.schema == base.schema:
                 raise Misconfigured(
                     f'The schema "{sync.schema}" is that of the sync that flags and environment '
-                    "describe.",
+                    "configure.",
                     hint="Remove this sync, or start the service without STRIPE_API_KEY.",
                 )
             config = self.vault.config_of(sync)
@@ -277,6 +277,6 @@ class Control:
 
 def _not_stored() -> Misconfigured:
     return Misconfigured(
-        f'The sync "{DEFAULT_ID}" is described by flags and environment, not stored.',
-        hint="Change STRIPE_API_KEY and the other settings of the service, and start it again.",
+        f'The sync "{DEFAULT_ID}" is configured by flags and environment, not stored.',
+        hint="Change STRIPE_API_KEY and the other settings of the service, then restart it.",
     )

@@ -161,7 +161,7 @@ def _listening(config: Config, tell: Callable[[str], None], *, other_port: bool)
         if not other_port:
             raise
     sock = listen(config.host, 0)
-    tell(f"Port {config.port} is taken; the gateway answers at {address_of(sock)}.")
+    tell(f"Port {config.port} is in use; the gateway listens on {address_of(sock)}.")
     return sock
 
 

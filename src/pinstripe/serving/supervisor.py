@@ -323,7 +323,7 @@ class _Keeper:
         try:
             process = await self._start(StartWorker(job.config, job.shown))
         except OSError as error:
-            reason = f"No process could be started: {error.strerror}"
+            reason = f"No worker could be started: {error.strerror}"
         else:
             self.state = replace(self.state, pid=process.pid)
             if await self._lived(process):
@@ -370,7 +370,7 @@ class _Keeper:
             pause_s = _LASTING_S if last.lasting else pause_s
             self._show("failed" if last.lasting else "waiting", reason, last.remedy)
         else:
-            self._show("waiting", reason, "It is started again; its log lines may tell more.")
+            self._show("waiting", reason, "It is being restarted; see its log lines for details.")
         _log.error("sync.ended", sync=self._name, reason=redact(reason), again_s=pause_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
@@ -388,5 +388,5 @@ class _Keeper:
 
 def _told_by(code: int) -> str:
     if code < 0:
-        return f"Its process was killed by signal {-code}."
-    return f"Its process ended by itself (exit code {code})."
+        return f"Its worker was killed by signal {-code}."
+    return f"Its worker exited with code {code}."

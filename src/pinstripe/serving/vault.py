@@ -176,7 +176,7 @@ class Vault:
         if other or account.livemode != sync.livemode:
             raise Misconfigured(
                 f'This key belongs to another account or mode than the sync "{sync.id}".',
-                hint="Add a sync of its own for it: pinstripe syncs add.",
+                hint="Add a separate sync for it with `pinstripe syncs add`.",
             )
         return structs.replace(
             sync,
