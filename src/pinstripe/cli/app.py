@@ -1,13 +1,7 @@
-"""Every command: its name, its flags, what it starts.
+"""Every command: its name, its flags, and the function it calls.
 
-Commands import what they run only when they run, so that `pinstripe version` and `--help` are quick
-and a sync never loads the simulator.
-
-The commands about the account at Stripe: its key, its webhook endpoints.
-
-The commands of the service: `serve`, and `syncs` for what it runs.
-
-The commands about the tables: their statements, their list, their diagram, who may read them.
+Commands import their code only when they run, so `pinstripe version` and `--help` are fast and a sync
+never loads the simulator.
 """
 
 from __future__ import annotations
@@ -267,7 +261,7 @@ def rekey(config: Config, *, json: Json = False) -> None:
 
 
 def _pairs(words: list[str] | None) -> dict[str, str]:
-    """NAME=VALUE as a table; what is no name of a setting is refused where it is stored."""
+    """Return NAME=VALUE pairs as a dict. Unknown names are rejected when they are stored."""
     pairs = (word.partition("=") for word in words or [])
     return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
 
@@ -404,7 +398,7 @@ _NASTINESS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; gives the exit code."""
+    """Run one command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     debug = "--debug" in words or bool(os.environ.get("PINSTRIPE_DEBUG"))
@@ -421,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read us (`| head`) has seen enough. Keep the interpreter from flushing into it.
+        # The reader (`| head`) closed the pipe. Keep the interpreter from flushing into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, BaseExceptionGroup) as error:

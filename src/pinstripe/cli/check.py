@@ -1,6 +1,7 @@
-"""`pinstripe check`: what the key is and may do, and whether the database will do. Writes nothing.
+"""`pinstripe check`: checks the key and the database, and prints facts, findings and permissions.
 
-The findings of `pinstripe check` for people: facts first, then what to mend, then the recipe.
+Writes nothing. For people the output is facts first, then problems with their remedies, then the
+permissions that a restricted key needs.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Check(msgspec.Struct, frozen=True):
 
 
 async def check(config: Config, *, writes: bool, as_json: bool) -> int:
-    """Gives the exit code: 0 all fine, 2 wrong key or setting, 3 unreachable, 5 the database cannot be
-    written to, 4 something cannot be read.
+    """Return the exit code: 0 all checks passed, 2 wrong key or setting, 3 unreachable, 5 the database
+    cannot be written to, 4 something cannot be read.
     """
     wanted = config.choose_tables(tables())
     findings: list[Finding] = []
@@ -108,7 +109,7 @@ class _Progress:
 
 @asynccontextmanager
 async def _url(config: Config) -> AsyncIterator[str | None]:
-    """The database's address; None where there is none yet. Looking must not make one."""
+    """Return the database URL; None if there is no database yet. A check must not create one."""
     if config.database_url is not None:
         yield config.database_url
     elif (postgres_dir(config) / "cluster").exists():
@@ -254,7 +255,7 @@ def _database(database: DatabaseReport) -> Iterator[str]:
 
 
 def _said(title: str, findings: Iterable[Finding]) -> list[str]:
-    """What is said in the same words of several things is said once."""
+    """Merge findings with the same message and remedy."""
     by_words: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         by_words.setdefault((finding.message, finding.remedy), []).append(finding.about)

@@ -1,8 +1,7 @@
-"""What a person sees while a sync runs: lists, rows, rates, what was refused, how long it may take.
+"""Progress of a sync on the terminal: lists, rows, rates, refusals and time left.
 
-`Meter` takes samples of a `Backfill` and makes plain lines of them; `showing` keeps those lines on a
-terminal up to date, or prints one of them now and then where there is none. Everything goes to
-stderr, so that stdout is for results.
+`Meter` samples a `Backfill` and formats plain lines. `showing` keeps them up to date on a terminal, or
+prints one now and then without a terminal. Everything goes to stderr; stdout is for results.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""`pinstripe schema`: the tables that a sync makes, without any database.
+"""`pinstripe schema`: DDL, tables and diagrams from the catalog, without a database.
 
-`pinstripe schema erd`: a diagram of the catalog, without any database.
-
-`pinstripe reader`: the role that only reads, made, given a new password, and dropped.
+Also `pinstripe reader`, which creates, rotates and drops the read-only role.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from pinstripe.store.roles import ReadOnlyRole, drop_reader
 
 
 def print_ddl(config: Config) -> None:
-    """The statements that make the schema."""
+    """Print the DDL of the schema."""
     known = tables()
     chosen = [known[name] for name in config.choose_tables(known)]
     sys.stdout.write(create_all(config.schema, chosen))
@@ -79,7 +77,7 @@ def _described(table: Table) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class DiagramOptions:
-    """What is to be drawn, how, and where to."""
+    """Content, format and output of a diagram."""
 
     domain: str | None
     table: str | None
@@ -131,7 +129,7 @@ Make = Callable[[str, str], Awaitable[ReadOnlyRole]]
 
 
 async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:
-    """Makes or rotates the role and shows, this once, how to connect as it."""
+    """Create or rotate the role, and print its URL once."""
     config = with_data(config)
     async with open_database(config) as database:
         reader = await make_reader(database.url, config.schema)

@@ -1,4 +1,4 @@
-"""`pinstripe simulate`: a Stripe of one's own on a port of this machine."""
+"""`pinstripe simulate`: serves a simulated Stripe account on a local port."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NastinessName = Literal["stripe", "calm"]
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """What to simulate, and how to say where."""
+    """Options of the simulator."""
 
     host: str
     port: int
@@ -80,7 +80,7 @@ def _announce(url: str, key: str, *, as_json: bool) -> None:
 
 
 async def _stdin_ended() -> None:
-    """Returns when whoever holds the other end is gone."""
+    """Return when the parent process has closed stdin."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin

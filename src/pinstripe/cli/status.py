@@ -1,4 +1,4 @@
-"""`pinstripe status`: how the copy stands, from the database alone."""
+"""`pinstripe status`: the status of every synced schema, from the database alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool
 
 
 def with_data(config: Config) -> Config:
-    """Where data is: the data directory, else the demo's in it. Asking must not make a database."""
+    """Return a config whose data directory has data: the given one, else the demo's. Creates no
+    database.
+    """
     if config.database_url is not None:
         return config
     for candidate in (config, replace(config, data_dir=config.data_dir / "demo")):

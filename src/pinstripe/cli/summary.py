@@ -1,4 +1,4 @@
-"""The end of a backfill, for people and as JSON; and how to look at what it brought."""
+"""The summary of a backfill, as text and as JSON, and how to connect to the result."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ async def summarise(service: Service, outcome: BackfillResult) -> Ending:
 
 
 def _trouble(title: str, tables: list[TableSummary]) -> list[str]:
-    """Tables with the same reason stand together: a product that is not enabled has many."""
+    """Group tables by reason: a product that is not enabled has many."""
     if not tables:
         return []
     by_reason: dict[tuple[str, str], list[str]] = {}
@@ -248,7 +248,7 @@ def how_to_serve(url: str, config: Config) -> str:
 
 
 def psql_command(database: Database) -> str:
-    """As pasted into a shell. A password is never shown: it stays in the environment, or is asked."""
+    """Return a shell command without the password, which comes from the environment or a prompt."""
     if database.server is None:
         if os.environ.get("DATABASE_URL", "").strip() == database.url:
             return 'psql "$DATABASE_URL"'

@@ -1,4 +1,4 @@
-"""`pinstripe syncs`: stored syncs, by hand. A running service notices each change at once."""
+"""`pinstripe syncs`: manages stored syncs. A running service applies each change immediately."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SyncOptions:
 
 
 async def list_syncs(config: Config, *, as_json: bool) -> int:
-    """Prints what is stored; nothing of it is secret."""
+    """Print the stored syncs, without secrets."""
     async with _vault(config, new=False) as vault, connect(vault.database_url) as connection:
         found = await load_stored(connection)
     if as_json:
@@ -53,7 +53,7 @@ async def list_syncs(config: Config, *, as_json: bool) -> int:
 
 
 async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
-    """Stores a sync. Its key comes from the environment, or is asked for."""
+    """Store a sync. Its key is read from the environment or a prompt."""
     key = config.api_key or _asked_key()
     async with _vault(config, new=True) as vault:
         sync = await vault.add(
@@ -125,7 +125,7 @@ async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bo
 
 
 async def rekey(config: Config, *, as_json: bool) -> int:
-    """Encrypts every stored key anew."""
+    """Re-encrypt every stored key."""
     async with _vault(config, new=False) as vault:
         count = await vault.rekey()
         where = "the new key in " + str(config.data_dir / FILE)
@@ -136,7 +136,7 @@ async def rekey(config: Config, *, as_json: bool) -> int:
 
 @asynccontextmanager
 async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
-    """Where syncs are stored. With `new` a database is made where there is none."""
+    """Open the vault. With `new`, create a database if there is none."""
     try:
         config = with_data(config)
     except Misconfigured:
@@ -148,7 +148,7 @@ async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
 
 
 def _asked_key() -> str:
-    """From the terminal, unseen; or the first line of what is piped in."""
+    """Read the key from the terminal without echo, or the first line of stdin."""
     if sys.stdin.isatty():
         return getpass.getpass("Stripe API key (hidden): ")
     return sys.stdin.readline().strip()

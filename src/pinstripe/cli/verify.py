@@ -1,4 +1,4 @@
-"""`pinstripe verify`: proves the copy against Stripe, says where it is wrong, and mends it if told to."""
+"""`pinstripe verify`: compares the copy with Stripe, reports differences, and repairs them on request."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TELL_S = 5.0
 
 
 async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: bool) -> int:
-    """Gives the exit code: 0 where all that was compared is proven, 6 where something differs, 4 where
-    something is neither.
+    """Return the exit code: 0 if everything compared is verified, 6 if something differs, 4 if something
+    is neither.
     """
     config = with_data(config)
     if config.database_url is not None:
@@ -75,7 +75,9 @@ async def _tell_phases(run: Verify, stripe: StripeClient) -> None:
 
 
 async def _check_synced(url: str, schema: str) -> None:
-    """A look must not make the tables that it finds empty."""
+    """Raises Misconfigured if nothing was synced: verify must not create the tables that it would find
+    empty.
+    """
     async with connect(url) as connection:
         known = {sync.schema for sync in await load_syncs(connection)}
     if schema not in known:
@@ -135,7 +137,7 @@ def _difference_object(found: Difference) -> dict[str, object]:
 
 
 def as_text(report: Report, *, ids: int) -> str:
-    """For people: a line for each table that has something to say, with up to `ids` ids a kind."""
+    """Return the report as text: a line for each table with findings, with up to `ids` ids of each kind."""
     tables = report.tables.values()
     proven = [t for t in tables if t.state == "verified"]
     seconds = (report.finished_at - report.started_at).total_seconds()
@@ -192,7 +194,7 @@ def _wrong(table: TableReport, ids: int) -> list[str]:
 
 
 def _unproven(tables: list[TableReport]) -> list[str]:
-    """Tables with the same reason stand together."""
+    """Group tables by reason."""
     if not tables:
         return []
     by_reason: dict[tuple[str, str, str], list[str]] = {}

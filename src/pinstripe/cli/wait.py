@@ -1,4 +1,4 @@
-"""`pinstripe wait`: asks the running gateway to say when the database holds what it should."""
+"""`pinstripe wait`: waits, through the running gateway, until the database is up to date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Json: TypeAlias = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class WaitOptions:
-    """What the command line asks for. `url` is "" for the gateway of the settings."""
+    """Options of the command. `url` is "" for the gateway of the settings."""
 
     sync_id: str
     requests: Sequence[str]
@@ -47,7 +47,7 @@ class WaitOptions:
 
 
 async def wait(config: Config, options: WaitOptions, *, as_json: bool) -> int:
-    """Gives the exit code: 0 when all is there, 1 when the time was over first."""
+    """Return the exit code: 0 if everything is there, 1 if it timed out."""
     base = (options.url or config.public_url or _own_url(config)).rstrip("/")
     parts = urlsplit(base)
     if parts.scheme not in ("http", "https") or not parts.hostname:

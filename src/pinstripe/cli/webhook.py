@@ -1,4 +1,4 @@
-"""`pinstripe webhook`: the endpoint at Stripe that calls the gateway, made, listed and removed."""
+"""`pinstripe webhook`: creates, lists and deletes the webhook endpoint that notifies the gateway."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Door:
 
 
 async def create(config: Config, sync_id: str, *, url: str | None, as_json: bool) -> int:
-    """Makes the endpoint of a sync, or finds it; a new one's secret is stored, or shown this once."""
+    """Create the endpoint of a sync, or find it. A new secret is stored, or printed once."""
     address = url or _address(config, sync_id)
     async with _opened(config, sync_id) as door:
         check_url(address, door.key)
@@ -149,7 +149,7 @@ async def _of_stored(config: Config, sync_id: str) -> Config:
 
 
 async def _store(config: Config, sync_id: str, made: Created) -> bool:
-    """Keeps the secret with the sync. If that fails it must be shown: Stripe will not tell it again."""
+    """Store the secret with the sync. If that fails, print it: Stripe does not return it again."""
     try:
         async with _vault(config) as vault:
             async with connect(vault.database_url) as connection:

@@ -1,17 +1,10 @@
-"""Connect: the addresses of the database and of the gateway, and what to paste to use them.
+"""Connect: the URLs of the database and the gateway, with commands and code to paste.
 
-The database is shown as the reader sees it, a role that may read the tables of this schema and nothing
-else. Its password is on the one page that answers the button, and nowhere after that. What the service's
-own login is no page tells.
+The database URL is that of the read-only user of this schema. Its password is in one response only, the
+one that answers the button; the service's own login is on no page. The gateway's URL is `public_url` if
+it is set, else the one that the browser used to reach the page.
 
-Where things are, as somebody who connects has to write it: the gateway, and the database. Pure.
-
-The gateway's address is `public_url` where somebody has set it to one that others can use; else the one
-that the browser has used to reach the page. Of the database's address the login is never shown.
-
-What to paste: commands and lines of code that connect to the database and to the gateway. Pure.
-
-Each works as it stands, with the password filled in where it is known; tests run them literally.
+The snippets are pure functions of these URLs. Tests run each one literally.
 """
 
 from __future__ import annotations
@@ -46,7 +39,7 @@ async def show(visit: PageContext) -> Response:
 
 
 async def make(visit: PageContext) -> Response:
-    """Makes the reader, or gives it a new password: shown in this answer only."""
+    """Create the read-only user or reset its password, which only this response shows."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     url = _database_url(visit)
     try:
@@ -62,7 +55,7 @@ async def make(visit: PageContext) -> Response:
 
 
 async def drop(visit: PageContext) -> Response:
-    """Takes the role away."""
+    """Delete the read-only user."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
         dropped = await drop_reader(_database_url(visit), visit.sync.schema)
@@ -120,7 +113,7 @@ async def _look(visit: PageContext, schema: str) -> tuple[str | None, str]:
     except Unreachable:
         return None, _LIKED[0]
     except PinstripeError:
-        # A role of that name which is not ours: the button says what to do about it.
+        # Another role has that name: the button's response says what to do.
         return None, _LIKED[0]
 
 
@@ -130,7 +123,7 @@ async def _some_table(connection: Connection, schema: str) -> str:
 
 
 def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[str, str]]:
-    """As Metabase asks for them; others use the same words."""
+    """Return the fields in Metabase's terms, which other tools share."""
     through_tunnel = place.reach == "socket"
     return [
         ("Database type", "PostgreSQL"),
@@ -156,7 +149,7 @@ PASSWORD = "PASSWORD"  # noqa: S105 (it is none)
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A role and its password; `PASSWORD` if it is not to be shown."""
+    """A role and its password; `PASSWORD` as a placeholder if it is not known."""
 
     role: str
     password: str
@@ -205,7 +198,7 @@ class Gateway:
 
 
 def gateway_at(public_url: str, reached: str, sync_id: str) -> Gateway:
-    """`reached`: scheme and host of the request that asks.
+    """`reached`: scheme and host of the current request.
 
     >>> gateway_at("https://pin.example/", "http://10.0.0.7:8377", "default").wait
     'https://pin.example/wait/stripe/default'
@@ -249,7 +242,7 @@ class DatabasePlace:
 
 
 def database_at(url: str) -> DatabasePlace:
-    """What a database URL says of where the server is.
+    """Return where the server of a database URL is.
 
     >>> place = database_at("postgresql://me@/billing?host=/run/pg&port=5433")
     >>> place.reach, place.socket, place.name
@@ -278,7 +271,7 @@ _KEY = '-u "$STRIPE_API_KEY:"'
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """`name` is its element's id. `told` says what it needs or does."""
+    """`name` is the id of its element. `told` is the hint below it."""
 
     name: str
     title: str
@@ -389,7 +382,7 @@ def _with_driver(url: str) -> str:
 
 
 def _prisma(place: DatabasePlace, login: Login, schema: str) -> str:
-    """Prisma wants a host even for a socket, and the schema in the URL."""
+    """Prisma requires a host even for a socket, and the schema in the URL."""
     who = f"{quote(login.role, safe='')}:{quote(login.password, safe='')}"
     query = f"schema={quote(schema, safe='')}"
     if place.sslmode:

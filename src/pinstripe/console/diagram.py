@@ -1,8 +1,8 @@
-"""The diagram: domains first, then the tables of one, then a table with its neighbours.
+"""The diagram: all domains, the tables of one, or one table with its neighbours.
 
-The catalog says what is drawn; the database only which tables have rows. Laying out takes a while the
-first time, so it is done beside the loop, and kept. Everything is links: it works without JavaScript,
-which adds zoom and panning (`static/diagram.js`).
+The catalog says what is drawn; the database says only which tables have rows. The first layout of a
+diagram takes a while, so it runs in a thread and is cached. The page works without JavaScript, which
+adds zoom and panning (`static/diagram.js`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def show(visit: PageContext) -> Response:
         place=place,
         domain=DOMAINS.get(place.domain),
         diagram=diagram,
-        # Every text in it is escaped where it is made.
+        # Its text is escaped where the SVG is built.
         svg=Markup(to_svg(drawing, links, styled=False)),  # noqa: S704
         mermaid=to_mermaid(diagram),
         details=_DETAILS,
@@ -106,7 +106,7 @@ async def style(_: Request) -> Response:
 
 @cache
 def style_address() -> str:
-    """It changes with what is behind it, so that browsers may keep it."""
+    """Return the style sheet's URL, which changes with its content so that browsers can cache it."""
     return f"/static/diagram.css?v={sha256(stylesheet().encode()).hexdigest()[:10]}"
 
 
@@ -136,7 +136,7 @@ def _diagram(place: Place, filled: frozenset[str] | None) -> Diagram:
 
 
 async def _filled(visit: PageContext) -> frozenset[str] | None:
-    """The tables that have rows; None where nobody can tell now: then all are drawn."""
+    """Return the tables with rows; None if the database is unreachable: then all are drawn."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
         async with visit.gateway.reads.connection() as connection:
@@ -165,7 +165,7 @@ def _found(visit: PageContext, wanted: str) -> Response:
 
 
 def best(wanted: str) -> str | None:
-    """The table that somebody means: the name itself, else the shortest that holds it.
+    """Return the table of that name, else the shortest name that contains it.
 
     >>> best("Invoice"), best("payment intent"), best("nonsense")
     ('invoice', 'payment_intent', None)
@@ -179,7 +179,7 @@ def _file(
     text: str, name: str, kind: Literal["text/plain; charset=utf-8", "image/svg+xml"]
 ) -> Response:
     headers = {
-        # A file for itself: its style stands in it, and nothing else may run or load.
+        # A standalone file: it contains its style, and nothing else may run or load.
         **HEADERS,
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
         "Cache-Control": "no-store",

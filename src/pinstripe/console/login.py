@@ -1,4 +1,4 @@
-"""In and out by the admin token. The token itself is never kept: a session stands for it."""
+"""Log in and out with the admin token, which is never kept: a session replaces it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Login:
         self._guard = guard
 
     async def show(self, request: Request) -> Response:
-        """The form; where no token is asked for, straight on."""
+        """Return the form, or a redirect if no token is required."""
         wanted = local_path(request.query_params.get("next", "/"))
         if self._guard.access.is_open or self._guard.access.session(request):
             return go(wanted)
@@ -70,7 +70,7 @@ class Login:
         *messages: Message,
         status: int = 200,
     ) -> Response:
-        # Even this form carries a token: nobody is to be logged in unawares.
+        # This form carries a token too, against login CSRF.
         asking = session or self._guard.sessions.begin(logged_in=False)
         page = self._guard.pages.page(
             "login.html",

@@ -1,17 +1,15 @@
-"""Pages: a template, what it shows, and the headers that keep it to itself.
+"""Templates, their filters, security headers, and live updates of open pages.
 
-Everything that a template writes is escaped; scripts and styles come from our own files only, which the
-content security policy holds a browser to. No page is kept by caches, since rows are on it.
+Everything a template writes is escaped. The content security policy allows scripts and styles from our
+own files only. No page is cached, since it contains rows.
 
-How the console writes numbers, times and states: filters of the templates. Pure.
+Live updates are server-sent events that `static/console.js` applies:
 
-Pieces of pages, sent to those that are open: what `static/console.js` puts in its place.
+    event: replace   {"id": ..., "html": ...}              replaces the element's content
+    event: prepend   {"id": ..., "html": ..., "keep": n}   adds before it; keeps its first n children
+    event: end                                             no more updates
 
-    event: replace   {"id": ..., "html": ...}              in the place of the element's content
-    event: prepend   {"id": ..., "html": ..., "keep": n}   before it; of its children the first n stay
-    event: end                                             nothing will follow
-
-A stream ends when the gateway does; the browser comes back by itself.
+A stream ends when the gateway stops; the browser then reconnects.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # Not "no-referrer": then browsers send forms with `Origin: null`, which is nobody.
+    # Not "no-referrer": then browsers send forms with `Origin: null`, which we reject.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -74,7 +72,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to be told on top of a page. `kind`: "good", "warn", "bad" or ""."""
+    """A notice at the top of a page. `kind`: "good", "warn", "bad" or ""."""
 
     text: str
     hint: str = ""
@@ -130,7 +128,7 @@ class Pages:
         status: int = 200,
         **shown: object,
     ) -> HTMLResponse:
-        """A whole page. `shown` are the template's own names."""
+        """Return a whole page. `shown` are the template's variables."""
         token = session.csrf if session is not None else ""
         html = self._environment.get_template(template).render(
             session=session,
@@ -145,7 +143,7 @@ class Pages:
         return HTMLResponse(html, status_code=status, headers=kept)
 
     def piece(self, template: str, **shown: object) -> str:
-        """A part of a page, as it is sent to pages that are open."""
+        """Return a fragment, as sent to open pages."""
         return self._environment.get_template(template).render(**shown)
 
 
@@ -244,7 +242,7 @@ def size(count: int) -> str:
 
 
 def moment(value: datetime | float | None) -> Markup:
-    """A `<time>` that the browser can tell in the reader's zone."""
+    """Return a `<time>` in UTC, with local time on hover."""
     if value is None:
         return Markup('<span class="faint">–</span>')
     at = value if isinstance(value, datetime) else datetime.fromtimestamp(value, UTC)
@@ -255,7 +253,7 @@ def moment(value: datetime | float | None) -> Markup:
 
 
 def clock(value: datetime) -> Markup:
-    """The time of the day alone, for what has just happened; the day stands behind it."""
+    """Return the time of day, with the date on hover."""
     at = value.astimezone(UTC)
     return Markup('<time datetime="{}">{}</time>').format(
         at.isoformat(timespec="milliseconds"), at.strftime("%H:%M:%S")
@@ -341,6 +339,6 @@ async def _counted(gateway: Gateway, pieces: AsyncIterator[bytes]) -> AsyncItera
             if gateway.closing:
                 return
     except PinstripeError:
-        return  # The browser comes back, and then sees a page that says what is wrong.
+        return  # The browser reconnects and gets a page with the error.
     finally:
         gateway.meters.streams -= 1

@@ -1,18 +1,13 @@
-"""The examination of a database: whether a sync could live there, tried rather than read off catalogs.
+"""Checks whether a sync can run in a database, by trying it in transactions that are rolled back.
 
     report = await examine_database(url, "stripe", owner=("acct_...", False))
 
-What is tried happens in transactions that are rolled back: nothing stays behind.
+Catalogs show rights; only trying shows a full disk, an event trigger, or a server that is read-only for
+another reason.
 
-What our user may do in a database: tried, in a transaction that is rolled back.
-
-Catalogs tell of rights; only trying tells of a full disk, an event trigger, or a server that is read-only
-for a reason of its own.
-
-Whether a session is one: settings, locks, prepared statements and LISTEN must outlive a transaction.
-
-A pooler in transaction mode (pgbouncer and its kin) gives each transaction whichever server is free. It
-shows when another client takes the server that we had.
+Sessions are checked too: settings, locks, prepared statements and LISTEN must outlive a transaction. A
+pooler in transaction mode (pgbouncer) gives each transaction any free server, which shows when another
+client takes ours.
 """
 
 from __future__ import annotations
@@ -65,7 +60,7 @@ _FACTS = """
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the server tells of itself."""
+    """Facts that the server reports."""
 
     version: str
     major: int
@@ -87,7 +82,7 @@ async def examine_database(
     owner: tuple[str | None, bool] | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> DatabaseReport:
-    """Never raises for what the database is or refuses: that is a finding.
+    """Return a report; what the database is or rejects is a finding, not an error.
 
     `owner` is (account, live mode) of the key, if it is known: whose schema it should be.
     """
@@ -217,7 +212,7 @@ _BOOKKEEPING = "pinstripe"
 
 _HOWTO = "See the how-to on your own Postgres."
 
-# Only tables of our names: what others keep beside them is theirs.
+# Only tables with our names: others in the schema are not ours.
 _STANDING = """
     SELECT n.nspname AS schema,
            count(c.oid) FILTER (WHERE NOT pg_has_role(c.relowner, 'USAGE')) AS of_others,
@@ -371,7 +366,7 @@ async def try_sessions(connection: asyncpg.Connection, url: str) -> list[Finding
 
 
 async def _try_pooler(connection: asyncpg.Connection, other: asyncpg.Connection) -> Finding:
-    """We mark our session, the other holds a server by a transaction, and we look for our mark."""
+    """Mark our session, let another session hold a server with a transaction, and check for our mark."""
     mark = secrets.token_hex(8)
     server = await connection.fetchval(
         f"SELECT pg_backend_pid() FROM set_config('{_MARK}', $1, false)", mark

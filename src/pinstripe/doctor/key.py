@@ -1,19 +1,12 @@
-"""The examination of a key: what it is, whose, and what it may do.
+"""Checks a Stripe key: whose it is, what it can do, and which permissions it lacks.
 
     report = await examine(stripe, tables())
 
-About a hundred small requests within the budget of `stripe`; nothing is written, at Stripe or anywhere.
+Sends about 100 small requests within the rate limit of `stripe` and writes nothing.
 
-What the answers about a key mean: each as a finding with its remedy.
-
-A product that the account does not use is no problem; a permission that the key lacks is one, because a
-table stays empty.
-
-The least that a restricted key needs: read on what the tables come from, write on webhooks for those
-who let Pinstripe manage them.
-
-Permissions are named only where Stripe has named them, in a refusal: their names do not follow from the
-paths.
+Each result becomes a finding with a remedy. A product that the account does not use is no problem. A
+missing permission is one, because a table stays empty. Permissions are named only if Stripe named them
+in a refusal: their names do not follow from the paths.
 """
 
 from __future__ import annotations
@@ -51,7 +44,7 @@ Tell = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """For who does not want to be told."""
+    """Ignore progress."""
 
 
 async def examine(
@@ -183,7 +176,7 @@ def key_findings(
     default_version: str | None,
     clock: ClockDifference,
 ) -> tuple[Finding, ...]:
-    """In the order in which they are told."""
+    """Return the findings in the order in which they are printed."""
     return (
         *_of_key(key),
         *_of_version(default_version),
@@ -236,7 +229,7 @@ def _of_clock(clock: ClockDifference) -> Iterator[Finding]:
 def _of_resources(resources: Sequence[Resource]) -> Iterator[Finding]:
     for resource in resources:
         if resource.path == EVENTS and resource.state != "failed":
-            continue  # Told with what it means: nothing can be followed.
+            continue  # Reported with its consequence: changes cannot be synced.
         if resource.state in ("not_permitted", "refused", "failed"):
             yield Finding(
                 resource.path,
@@ -313,7 +306,7 @@ def recipe_for(key: ApiKey, resources: Iterable[Resource], abilities: Iterable[A
 
 
 def label(path: str) -> str:
-    """A resource as people say it.
+    """Return the readable name of a resource.
 
     >>> label("/v1/issuing/cards"), label("/v1/customers/{customer}/balance_transactions")
     ('issuing cards', 'customers: balance transactions')

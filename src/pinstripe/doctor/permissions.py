@@ -1,11 +1,8 @@
-"""Which resources a key may read: one object asked of each list that the tables need.
+"""What a key can do: read each list that the tables need, and use events, previews and webhooks.
 
-Lists that hang under a parent are asked under one parent, where a list before them has shown one.
-
-What a sync does beyond reading lists: follow events, preview invoices, manage webhooks.
-
-Whether a key may write webhook endpoints is not tried unasked, though the try changes nothing: Stripe
-looks at the permission first, and refuses an endpoint without an address after that.
+Each list is requested with a limit of one object. A list under a parent is requested for one parent, if
+an earlier list returned one. Writing webhook endpoints is tested only on request, although the test
+changes nothing: Stripe checks the permission first and then rejects an endpoint without a URL.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What there is to ask: each path once."""
+    """The requests to send: each path once."""
 
     singletons: tuple[tuple[str, str], ...]
     """(table, path)."""
@@ -49,7 +46,7 @@ class Plan:
 
     @property
     def requests(self) -> int:
-        """At most; a list without a parent to ask for costs none."""
+        """The maximum; a list without a parent costs none."""
         return len(self.singletons) + len(self.lists) + len(self.under_parents)
 
 
@@ -82,7 +79,7 @@ def plan_for(tables: Collection[str]) -> Plan:
 
 
 async def try_resources(asker: Prober, plan: Plan, account: Tried) -> list[Tried]:
-    """Asks for all of `plan`; `account` was asked before."""
+    """Request everything in `plan`; `account` was requested before."""
     async with asyncio.TaskGroup() as group:
         alone = [group.create_task(_single(asker, *each)) for each in plan.singletons]
         lists = [group.create_task(_list(asker, endpoint)) for endpoint in plan.lists]
@@ -102,7 +99,7 @@ async def try_resources(asker: Prober, plan: Plan, account: Tried) -> list[Tried
 
 
 def resource_of(path: str, tables: tuple[str, ...], said: ProbeResult) -> Resource:
-    """What Stripe said of `path`."""
+    """Return Stripe's result for `path`."""
     product = domain_by_table()[tables[0]].title
     return resource_in(product, path, tables, said)
 
@@ -150,7 +147,7 @@ async def _under(asker: Prober, endpoint: ListEndpoint, parent: Tried | None) ->
     path, params = endpoint.url(parent_id, quote_id(parent_id))
     said = await asker.get(path, [*_limit(endpoint), *params], endpoint=endpoint.name)
     if said.state == "refused" and not isinstance(said.error, WrongKey):
-        # Stripe let the key in and minds this one parent: gone meanwhile, or of another kind.
+        # Permission granted, but this parent was rejected: deleted meanwhile, or of another type.
         words = f"Probably readable; for {parent_id}: {said.message}"
         return _tried(endpoint, replace(said, state="readable", message=words, remedy=""))
     return _tried(endpoint, said)
@@ -197,7 +194,7 @@ _PREVIEW = "/v1/invoices/create_preview"
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """What the lists have shown, by path."""
+    """Results of the lists, by path."""
 
     tried: dict[str, Tried]
 
@@ -235,7 +232,7 @@ async def _reading(asker: Prober, lists: _Lists, path: str, name: AbilityName) -
 
 
 async def _previews(asker: Prober, lists: _Lists) -> Ability:
-    """With a subscription where there is one: Stripe may say that nothing is due, which is a yes."""
+    """Preview with a subscription if there is one. "Nothing is due" counts as permission granted."""
     subscription = lists.first_id("/v1/subscriptions")
     params = [("subscription", subscription)] if subscription else []
     said = await asker.post(_PREVIEW, params, endpoint=f"POST {_PREVIEW}")
@@ -268,7 +265,7 @@ def _lacking(name: AbilityName, known: Resource) -> Ability:
 
 
 def _no(state: ResourceState) -> AbilityState:
-    """What broke on the way tells nothing of the key."""
+    """A failed request proves nothing about the key."""
     return "unknown" if state == "failed" else "no"
 
 

@@ -1,13 +1,11 @@
-"""All syncs of this service, and what is wanted of each: read from the database, told to who does it.
+"""All syncs of this service: read from the database, applied to the supervisor and the gateway.
 
-The default comes from flags and environment, the others are stored. Whoever changes one tells so
-(`store.stored_syncs.CHANNEL`); the roster reads all of them again then, and every few seconds anyway. While
-Postgres is away, what was read last stays wanted.
+The default sync comes from flags and environment, the others are stored. Every change is announced on
+`store.syncs.CHANNEL`; the registry then reads all of them again, and every five seconds anyway. While
+Postgres is unreachable, the last known syncs keep running.
 
-What the API and the console do with syncs (`gateway.control.SyncControl`), done.
-
-Each change is stored first and then carried out; this service does so before it answers, others as soon
-as they hear of it.
+`Control` implements `gateway.syncs.SyncControl`. It stores each change first and applies it before it
+returns; other services apply it when they are notified.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ _BEGIN_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One sync: what is shown of it, and what is wanted. `config` is None where `trouble` says why."""
+    """One sync: its public view and its config. `config` is None if `trouble` says why."""
 
     shown: StoredSync
     config: Config | None
@@ -54,7 +52,7 @@ class _Entry:
 
 
 class SyncRegistry:
-    """Who is on it. `supervisor` is None where another service syncs."""
+    """`supervisor` is None if another service syncs."""
 
     def __init__(
         self,
@@ -65,7 +63,7 @@ class SyncRegistry:
         talks: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`talks`: the default's process shows on the terminal what it does."""
+        """`talks`: the default's worker prints progress on the terminal."""
         self.vault = vault
         self._syncs = syncs
         self._supervisor = supervisor
@@ -76,7 +74,7 @@ class SyncRegistry:
         self._reading = asyncio.Lock()
 
     async def begin(self) -> None:
-        """Wants what is stored, if Postgres tells at once; else the default, until it does."""
+        """Start the stored syncs if Postgres responds in time; else the default alone, until it does."""
         try:
             async with asyncio.timeout(_BEGIN_S):
                 await self.read()
@@ -84,7 +82,7 @@ class SyncRegistry:
             await self._want([], default_paused=False)
 
     def stir(self) -> None:
-        """A process has made its schema: it can be opened now."""
+        """Retry opening syncs: a worker has created its schema."""
         self._opener.stir()
 
     async def run(self) -> None:
@@ -100,7 +98,7 @@ class SyncRegistry:
                         async with connect(self.vault.database_url) as connection:
                             await ensure_bookkeeping(connection)
                         prepared = True
-                    # First the line, then the look: what comes in between rings.
+                    # LISTEN first, then read: a change in between triggers another read.
                     await line.connection()
                     await self.read()
                     trouble = ""
@@ -121,7 +119,7 @@ class SyncRegistry:
         )
 
     async def read(self) -> None:
-        """Reads all syncs and sees to it that they are as is wanted. Raises Unreachable."""
+        """Read all syncs and apply them. Raises Unreachable."""
         async with self._reading:
             async with connect(self.vault.database_url) as connection:
                 stored = await load_stored(connection)
@@ -129,11 +127,11 @@ class SyncRegistry:
             await self._want(stored, default_paused=paused)
 
     def all(self) -> list[StoredSync]:
-        """As they stand now: the default first, then by id."""
+        """Return all syncs with their current state: the default first, then by id."""
         return [self._now(entry) for entry in self._entries.values()]
 
     def get(self, sync_id: str) -> StoredSync | None:
-        """As it stands now."""
+        """Return the sync with its current state."""
         entry = self._entries.get(sync_id)
         return None if entry is None else self._now(entry)
 
@@ -262,7 +260,7 @@ class Control:
     async def remove(self, sync_id: str, *, drop_tables: bool) -> None:
         if sync_id == DEFAULT_ID:
             raise _not_stored()
-        # Its process ends on the notice, which comes before the tables are dropped.
+        # Its worker ends on the notification, which precedes the drop.
         await self._vault.remove(sync_id, drop_tables=drop_tables)
         await self._roster.read()
 

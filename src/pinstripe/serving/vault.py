@@ -1,8 +1,8 @@
-"""What may be done with stored syncs: add, change, remove, and encrypt their keys anew.
+"""Adds, changes and removes stored syncs, and encrypts their keys.
 
-The command line and the gateway do it through here; neither needs a running service. A key is shown to
-Stripe before it is stored, so that what is stored was good once; it goes into the database encrypted and
-never comes out again but for the process that syncs.
+The command line and the gateway both use it; neither needs a running service. A key is verified with
+Stripe before it is stored. It is stored encrypted and decrypted only for the worker and the gateway
+that use it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SYNC_SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Vault:
-    """Where stored syncs are and how they are sealed. `base` has the settings of the service."""
+    """The stored syncs and their encryption. `base` has the settings of the service."""
 
     database_url: str
     encryptor: Encryptor
@@ -69,7 +69,7 @@ class Vault:
         return tuple(self.encryptor.open(sealed, what=what) for sealed in sync.webhook_secrets)
 
     async def add(self, options: NewSync) -> SealedSync:
-        """Asks Stripe for the account behind the key, and stores the sync."""
+        """Verify the key with Stripe, and store the sync."""
         unsealed = SealedSync(
             id=check_id(options.id),
             schema=options.schema or options.id.replace("-", "_"),
@@ -93,7 +93,7 @@ class Vault:
                 connection, config.schema, account_id=account.id, livemode=account.livemode
             )
             for other in (await load_stored(connection))[:1]:
-                # A key made now, because the old one is gone, would hide that it is gone.
+                # If the old encryption key is lost, creating one now would hide it.
                 self.config_of(other)
             sync = structs.replace(
                 unsealed,
@@ -142,7 +142,9 @@ class Vault:
             await drop_copy(self.database_url, sync.schema)
 
     async def rekey(self) -> int:
-        """Encrypts all keys under the newest one; of a file, under a new one. Gives how many syncs."""
+        """Encrypt all keys with the newest encryption key, or with a new one if it is in a file. Return
+        the number of syncs.
+        """
         async with connect(self.database_url) as connection:
             syncs = await load_stored(connection)
             if self.encryptor.in_file and syncs:
@@ -210,7 +212,7 @@ class Vault:
 
 
 def _checked(settings: Mapping[str, str]) -> dict[str, str]:
-    """Without those that say nothing. Raises Misconfigured for one that a sync does not have."""
+    """Return the settings without empty ones. Raises Misconfigured for one that a sync does not have."""
     for name in settings:
         if name not in SYNC_SETTINGS:
             raise Misconfigured(
