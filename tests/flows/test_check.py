@@ -110,7 +110,7 @@ async def test_what_a_restricted_key_lacks_is_named_as_stripe_names_it(sim: Runn
 async def test_a_permission_for_events_is_told_with_what_it_means(sim: Running) -> None:
     restricted(sim, "event_read")
     (problem,) = problems(await examined(sim))
-    assert "cannot be followed" in problem.message
+    assert "cannot be synced" in problem.message
     assert "event_read" in problem.remedy
 
 
