@@ -315,8 +315,8 @@ async def test_the_command_shows_key_database_and_remedies(sim: Running, databas
     ended = await check(sim, database=database)
     assert ended.code == 4, ended.text
     assert "a restricted key in test mode" in ended.out
-    assert "/v1/charges: missing charge_read" in ended.out
-    assert "remedy: Give the restricted key the permission charge_read" in ended.out
+    assert "/v1/charges: missing " in ended.out
+    assert "(charge_read)" in ended.out
     assert "LISTEN and NOTIFY work" in ended.out
     assert "Write, for `pinstripe webhook` only" in ended.out
     assert SECRET not in ended.text

@@ -134,7 +134,7 @@ async def test_in_a_browser_the_report_comes_by_itself(
 ) -> None:
     page = await chromium.new_page(viewport={"width": width, "height": 844})
     await page.goto(f"{console.url}{HERE}")
-    await page.get_by_role("button", name="Check key").click()
+    await page.get_by_role("button", name="Check").click()
     await expect(page.locator(".tiles")).to_be_visible(timeout=20_000)
     await expect(page.locator("[data-live-state]")).not_to_contain_text(
         "reconnecting", timeout=9000
