@@ -29,11 +29,11 @@ async def test_the_command_waits_and_says_what_came_of_it(database: str) -> None
         late = await pinstripe("wait", "--timeout", "0.2", "--url", url)
         assert late.code == 1
         assert "No process syncs" in late.err
-        assert "a look at Stripe's events" in late.err
+        assert "a poll of Stripe's events" in late.err
 
         wrong = await pinstripe("wait", "--object", "gold", "--url", url)
         assert wrong.code == 2
         assert "type" in wrong.err
     away = await pinstripe("wait", "--url", url)
     assert away.code == 3
-    assert "does not answer" in away.err
+    assert "does not respond" in away.err

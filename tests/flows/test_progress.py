@@ -33,10 +33,10 @@ async def test_a_run_is_shown_in_25_lines_with_rates_and_what_was_refused(databa
             await service.backfill.run()
             after = meter.lines()
             later = meter.line()
-    assert before[0].startswith("looking where the last run stopped, 0 rows")
+    assert before[0].startswith("loading checkpoints, 0 rows")
     assert after[0].startswith("done, ")
     assert "rows/s" in after[0]
     assert len(after) <= 25
     assert any(line.split()[0] == "charge" and "charge_read" in line for line in after)
-    assert any("more done" in line for line in after)
+    assert any("more complete" in line for line in after)
     assert "requests/s" in later

@@ -20,7 +20,7 @@ async def test_a_reader_is_made_given_a_new_password_and_dropped(
     assert made.code == 0, made.text
     url = made.out.strip()
     assert url.startswith("postgresql://pinstripe_reader_")
-    assert "shown now and never again" in made.err
+    assert "shown only once" in made.err
     async with connect(url) as connection:
         assert await connection.fetchval("SELECT count(*) FROM stripe.customer") == 0
 

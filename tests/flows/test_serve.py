@@ -244,7 +244,7 @@ async def test_run_serves_too_and_takes_another_port_where_its_own_is_taken(
         }
         async with started("run", env=env, cwd=str(tmp_path)) as process:
             async with asyncio.timeout(60):
-                while b"The proxy:" not in (line := await process.stdout.readline()):
+                while b"Proxy:" not in (line := await process.stdout.readline()):
                     assert line, "it ended"
                 url = line.decode().split("base URL of an SDK: ")[1].strip().rstrip(")")
                 async with aiohttp.ClientSession() as http, http.get(f"{url}/healthz") as answer:

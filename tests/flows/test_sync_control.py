@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from cryptography.fernet import Fernet
+from msgspec.structs import replace
 from tests.flows.harness.serving import LIVE, OTHER, SECRET
 
 from pinstripe.config.config import Config
@@ -86,9 +87,7 @@ async def test_what_cannot_be_stored_is_refused_with_a_remedy(
     database: str, tmp_path: Path, sim: Running, options: NewSync, told: str
 ) -> None:
     async with controlled(database, tmp_path) as control:
-        options = NewSync(
-            **{**{f: getattr(options, f) for f in options.__slots__}, "stripe_url": sim.url}
-        )
+        options = replace(options, stripe_url=sim.url)
         with pytest.raises(Misconfigured, match=told) as caught:
             await control.add(options)
         assert await control.list() == []

@@ -71,10 +71,10 @@ async def test_each_request_is_counted_once(meter: Meter, pg: asyncpg.Connection
     await allowance.flush()
     meter.requests["GET /v1/events"] += 1
     meter.requests["GET /v1/charges/{charge}"] += 3
-    assert allowance.status()["used"] == 11  # what is not saved yet is counted too
+    assert allowance.status().used == 11  # what is not saved yet is counted too
     await allowance.flush()
     assert await stored(pg) == {"events": 6, "list": 2, "retrieve": 3}
-    assert allowance.status()["by_kind"] == {"events": 6, "list": 2, "retrieve": 3}
+    assert allowance.status().by_kind == {"events": 6, "list": 2, "retrieve": 3}
 
 
 async def test_counts_of_other_processes_and_earlier_days_count_for_thirty_days(
@@ -87,10 +87,10 @@ async def test_counts_of_other_processes_and_earlier_days_count_for_thirty_days(
     meter.requests.clear()
     second = meter.allowance()
     await second.flush()
-    assert second.status()["used"] == 7
+    assert second.status().used == 7
     meter.now += _DAY_S
     await second.flush()
-    assert second.status()["used"] == 0
+    assert second.status().used == 0
 
 
 async def test_status_reads_the_use_from_the_database_and_projects_a_whole_day(
@@ -127,7 +127,7 @@ async def test_a_quiet_live_account_is_read_slowly_and_a_wake_up_fades(meter: Me
     await allowance.flush()
     slow_s = allowance.poll_interval_s()
     assert 200 < slow_s < 300  # 9,500 looks in 30 days
-    assert allowance.status()["slowed"]
+    assert allowance.status().slowed
     allowance.wake()
     looks = 0
     while (pause_s := allowance.poll_interval_s()) < allowance.plan().look_s:
@@ -143,9 +143,8 @@ async def test_what_is_read_besides_leaves_less_for_looks(meter: Meter) -> None:
     alone_s = allowance.poll_interval_s()
     allowance.demand = lambda: QuotaDemand(heads=0.7, passes=400.0)
     assert allowance.poll_interval_s() == pytest.approx(2 * alone_s, rel=0.01)
-    status = allowance.status()
-    assert status["stretch"] > 100
-    assert status["pass_s"] > 86400
+    assert allowance.plan().stretch > 100
+    assert allowance.plan().pass_s > 86400
 
 
 async def test_test_mode_and_a_held_rate_are_never_slowed(meter: Meter) -> None:
@@ -155,11 +154,11 @@ async def test_test_mode_and_a_held_rate_are_never_slowed(meter: Meter) -> None:
         assert allowance.poll_interval_s() == 0.5
     held = meter.allowance(hold=True)
     await held.flush()
-    assert held.status()["held"]
-    assert held.status()["over"]
+    assert held.status().held
+    assert held.status().over
     test_mode = meter.allowance(livemode=False)
     await test_mode.flush()
-    assert not test_mode.status()["over"]
+    assert not test_mode.status().over
 
 
 async def test_transactions_raise_the_allowance_and_are_counted_once_an_hour(
@@ -167,14 +166,14 @@ async def test_transactions_raise_the_allowance_and_are_counted_once_an_hour(
 ) -> None:
     allowance = meter.allowance()
     await allowance.flush()
-    assert allowance.status()["allowed"] == 10_000
+    assert allowance.status().allowed == 10_000
     await charges(pg, 12_000)
     await allowance.flush()
-    assert allowance.status()["transactions"] == 0
+    assert allowance.status().transactions == 0
     meter.now += 3600
     await allowance.flush()
-    assert allowance.status()["transactions"] == 12_000
-    assert allowance.status()["allowed"] == 6_000_000
+    assert allowance.status().transactions == 12_000
+    assert allowance.status().allowed == 6_000_000
     assert allowance.poll_interval_s() == 0.5
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
@@ -69,7 +69,7 @@ async def test_id_and_schema_are_taken_once(
     kept: asyncpg.Connection, other: dict[str, str], taken: str
 ) -> None:
     await insert_stored(kept, SHOP)
-    second = SealedSync(**{**{f: getattr(SHOP, f) for f in SHOP.__slots__}, **other})
+    second = replace(SHOP, **other)
     with pytest.raises(Misconfigured, match=f'{taken} "shop"'):
         await insert_stored(kept, second)
 

@@ -1,13 +1,7 @@
-"""Every command: its name, its flags, what it starts.
+"""Every command: its name, its flags, and the function it calls.
 
-Commands import what they run only when they run, so that `pinstripe version` and `--help` are quick
-and a sync never loads the simulator.
-
-The commands about the account at Stripe: its key, its webhook endpoints.
-
-The commands of the service: `serve`, and `syncs` for what it runs.
-
-The commands about the tables: their statements, their list, their diagram, who may read them.
+Commands import their code only when they run, so `pinstripe version` and `--help` are fast and a sync
+never loads the simulator.
 """
 
 from __future__ import annotations
@@ -25,21 +19,29 @@ from pinstripe.cli.runtime import BAD_USAGE, Exit, complain, execute, report
 from pinstripe.config.config import Config
 
 webhook = App(
-    name="webhook", sort_key=9, help="The webhook endpoint at Stripe that rings the gateway."
+    name="webhook",
+    sort_key=9,
+    help="Manage the webhook endpoint at Stripe that notifies the gateway.",
 )
 
 Json = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
 
-Sync = Annotated[str, Parameter(name="--sync", help="The sync; default is that of the settings.")]
+Sync = Annotated[
+    str,
+    Parameter(
+        name="--sync", help='The sync\'s ID; "default" is the one described by the settings.'
+    ),
+]
 
 _WRITES = (
-    "Try whether webhook endpoints can be written, with a request that Stripe refuses for want of an "
-    "address: it changes nothing."
+    "Also test whether webhook endpoints can be created, with a request that Stripe rejects "
+    "because it has "
+    "no URL. Changes nothing."
 )
 
-_URL = "The whole address of the endpoint, instead of one under the public address of the gateway."
+_URL = "Full URL of the endpoint, instead of one under the gateway's public URL."
 
-_ENDPOINT = "The endpoint (we_...); not needed where the sync has one only."
+_ENDPOINT = "The endpoint's ID (we_...); optional if the sync has only one."
 
 _STRIPE = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit")
 
@@ -53,11 +55,11 @@ def check(
     try_writes: Annotated[bool, Parameter(negative="", help=_WRITES)] = False,
     json: Json = False,
 ) -> None:
-    """Examine the key and the database: what can be read, what is missing, and the remedy.
+    """Check the key and the database: what can be read, what is missing, and how to fix it.
 
-    Asks about a hundred small questions and writes nothing. Exit code 0: all fine; 2: the key or a setting
-    is wrong; 3: Stripe or Postgres cannot be reached; 4: something cannot be read; 5: the database cannot
-    be written to.
+    Sends about 100 small requests to Stripe and writes nothing. Exit code 0: all checks passed; 2: the key
+    or a setting is wrong; 3: Stripe or Postgres cannot be reached; 4: something cannot be read; 5: the
+    database cannot be written to.
     """
     from pinstripe.cli import check as commands
 
@@ -73,10 +75,10 @@ def create(
     sync: Sync = "default",
     json: Json = False,
 ) -> None:
-    """Make the endpoint at Stripe for all events, unless it is there.
+    """Create the endpoint at Stripe for all events, unless it exists.
 
-    Its signing secret is shown once, as the setting that the gateway needs; of a stored sync it is kept,
-    encrypted, with the sync.
+    Prints its signing secret once, as the setting that the gateway needs. For a stored sync, the secret is
+    stored with the sync, encrypted, and not printed.
     """
     from pinstripe.cli import webhook as commands
 
@@ -86,7 +88,7 @@ def create(
 @webhook.command(name="list", sort_key=2)
 @with_settings(*_STRIPE, *_STORED)
 def list_endpoints(config: Config, *, sync: Sync = "default", json: Json = False) -> None:
-    """List the endpoints of the account, those of Pinstripe first."""
+    """List the account's webhook endpoints, Pinstripe's first."""
     from pinstripe.cli import webhook as commands
 
     execute(config, commands.show(config, sync, as_json=json), stopped=130)
@@ -102,39 +104,41 @@ def delete(
     sync: Sync = "default",
     json: Json = False,
 ) -> None:
-    """Remove an endpoint at Stripe."""
+    """Delete an endpoint at Stripe."""
     from pinstripe.cli import webhook as commands
 
     execute(config, commands.delete(config, sync, endpoint=endpoint, as_json=json), stopped=130)
 
 
-syncs = App(name="syncs", sort_key=2, help="Syncs that are stored, for `pinstripe serve` to run.")
+syncs = App(name="syncs", sort_key=2, help="Manage stored syncs, which `pinstripe serve` runs.")
 
-Id = Annotated[str, Parameter(help="The sync's name in addresses: small letters, digits, hyphens.")]
+Id = Annotated[
+    str, Parameter(help="The sync's ID, used in URLs: lowercase letters, digits, hyphens.")
+]
 
 Setting = Annotated[
     list[str] | None,
     Parameter(
         name="--set",
         negative="",
-        help="A setting of this sync, as NAME=VALUE: tables, rate_limit, endpoint_rate_limit, "
-        "poll_interval, event_window, hold_poll_rate, changes, change_days. Can be given several times.",
+        help="A setting for this sync, as NAME=VALUE: tables, rate_limit, endpoint_rate_limit, "
+        "poll_interval, event_window, hold_poll_rate, changes, change_days. Repeatable.",
     ),
 ]
 
 _SYNC_STRIPE = ("api_key", "stripe_url", "stripe_account", "webhook_secret")
 
-_ALONE = "Serve without syncing: `pinstripe sync`, or another service, does that elsewhere."
+_ALONE = "Serve without syncing, while `pinstripe sync` or another service syncs elsewhere."
 
-_SCHEMA = "The schema of its tables; by default the id, with _ for -."
+_SCHEMA = "Postgres schema for its tables. Defaults to the ID with - replaced by _."
 
-_PAUSED = "Do not sync it yet."
+_PAUSED = "Store it paused."
 
-_KEY = "Store another key of the same account; it comes from STRIPE_API_KEY or stdin."
+_KEY = "Replace the key with another one of the same account, read from STRIPE_API_KEY or stdin."
 
-_DROP = "Drop its tables too, once its process has ended."
+_DROP = "Also drop its tables, once its worker has stopped."
 
-_WHERE = "Print the address as one line of JSON to stdout, for programs."
+_WHERE = "Print the gateway's URL as one line of JSON to stdout."
 
 
 @with_settings(*ACCOUNT, *DATABASE, *LIVE, *GATEWAY)
@@ -144,10 +148,10 @@ def serve(
     gateway_only: Annotated[bool, Parameter(negative="", help=_ALONE)] = False,
     json: Annotated[bool, Parameter(negative="", help=_WHERE)] = False,
 ) -> None:
-    """Sync and answer: the proxy, waits, webhooks, the API and the console, at one port.
+    """Sync, and serve the proxy, waits, webhooks, the API and the console on one port.
 
-    Each sync runs in a process of its own, which is started again if it dies. The sync that flags and
-    environment describe is called "default"; `pinstripe syncs` stores more of them.
+    Each sync runs in its own worker process, which is restarted if it dies. The sync configured by flags
+    and environment is called "default"; add more with `pinstripe syncs`.
     """
     from pinstripe.cli import serve as commands
 
@@ -156,7 +160,7 @@ def serve(
 
 @with_settings()
 def sync_worker(config: Config) -> None:
-    """Sync for a service, which gives the order on stdin."""
+    """Run one sync for a service, which sends the start message on stdin."""
     from pinstripe.cli import sync
 
     execute(config, sync.worker(), stopped=0)
@@ -165,7 +169,7 @@ def sync_worker(config: Config) -> None:
 @syncs.command(name="list", sort_key=1)
 @with_settings(*_STORED)
 def list_syncs(config: Config, *, json: Json = False) -> None:
-    """Show what is stored. No key is among it."""
+    """List stored syncs. Keys are not shown."""
     from pinstripe.cli import syncs as commands
 
     execute(config, commands.list_syncs(config, as_json=json), stopped=130)
@@ -183,10 +187,10 @@ def add(
     paused: Annotated[bool, Parameter(negative="", help=_PAUSED)] = False,
     json: Json = False,
 ) -> None:
-    """Store a sync: an account, or a mode of it, with its key encrypted.
+    """Add a sync: an account in one mode. Its key is stored encrypted.
 
-    The key comes from STRIPE_API_KEY, else it is asked for (or read from stdin). Stripe is asked whose it
-    is before anything is stored.
+    The key is read from STRIPE_API_KEY, a prompt, or stdin, and verified with Stripe before anything is
+    stored.
     """
     from pinstripe.cli import syncs as commands
 
@@ -205,7 +209,7 @@ def change(
     set_: Setting = None,
     json: Json = False,
 ) -> None:
-    """Store another key, other settings or webhook secrets; the sync starts anew with them."""
+    """Change the key, settings or webhook secrets of a sync, and restart it."""
     from pinstripe.cli import syncs as commands
 
     work = commands.change(config, sync_id, _pairs(set_), key=key, as_json=json)
@@ -215,7 +219,7 @@ def change(
 @syncs.command(sort_key=4)
 @with_settings(*_STORED, "schema")
 def pause(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
-    """Let no service sync it until `resume`. Writes through the proxy are still mirrored."""
+    """Pause a sync until `resume`. Writes through the proxy are still mirrored."""
     from pinstripe.cli import syncs as commands
 
     execute(config, commands.pause(config, sync_id, as_json=json), stopped=130)
@@ -224,7 +228,7 @@ def pause(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
 @syncs.command(sort_key=5)
 @with_settings(*_STORED, "schema")
 def resume(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
-    """Go on where it was paused."""
+    """Resume a paused sync where it stopped."""
     from pinstripe.cli import syncs as commands
 
     execute(config, commands.resume(config, sync_id, as_json=json), stopped=130)
@@ -240,7 +244,7 @@ def remove(
     drop_tables: Annotated[bool, Parameter(negative="", help=_DROP)] = False,
     json: Json = False,
 ) -> None:
-    """Forget a sync and its key. Its tables stay."""
+    """Remove a sync and its key. Its tables are kept unless --drop-tables is given."""
     from pinstripe.cli import syncs as commands
 
     work = commands.remove(config, sync_id, drop_tables=drop_tables, as_json=json)
@@ -250,41 +254,39 @@ def remove(
 @syncs.command(sort_key=7)
 @with_settings(*_STORED)
 def rekey(config: Config, *, json: Json = False) -> None:
-    """Encrypt all stored keys anew: under the first key of PINSTRIPE_SECRET_KEY, else a new one."""
+    """Re-encrypt all stored keys with the first key in PINSTRIPE_SECRET_KEY, or else a new key."""
     from pinstripe.cli import syncs as commands
 
     execute(config, commands.rekey(config, as_json=json), stopped=130)
 
 
 def _pairs(words: list[str] | None) -> dict[str, str]:
-    """NAME=VALUE as a table; what is no name of a setting is refused where it is stored."""
+    """Return NAME=VALUE pairs as a dict. Unknown names are rejected when they are stored."""
     pairs = (word.partition("=") for word in words or [])
     return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
 
 
-schema = App(name="schema", sort_key=5, help="The tables that a sync makes; needs no database.")
-
-reader = App(
-    name="reader", sort_key=10, help="A Postgres role that reads the tables and nothing else."
+schema = App(
+    name="schema", sort_key=5, help="Show the tables that a sync creates. Needs no database."
 )
+
+reader = App(name="reader", sort_key=10, help="Manage the read-only Postgres role for the tables.")
 
 _DOMAIN = "Show the tables of one domain (core, billing, connect, ...)."
 
-_AROUND = "Show one table, what it refers to and what refers to it."
+_AROUND = "Show one table, the tables it references and the tables that reference it."
 
-_DETAIL = (
-    "Which columns: key and references (keys), a few important ones too (short), or all (full)."
-)
+_DETAIL = "Columns to show: key and references (keys), key columns (short), or all (full)."
 
-_OUTPUT = "The file to write; without it the diagram goes to stdout."
+_OUTPUT = "Output file; stdout by default."
 
-_FORMAT = "The format; without it the ending of --output decides, and SVG where there is none."
+_FORMAT = "Output format; by default taken from the --output extension, else SVG."
 
 
 @schema.command(sort_key=1)
 @with_settings("schema", "tables")
 def ddl(config: Config) -> None:
-    """Print the statements that make the tables, as a script."""
+    """Print the DDL that creates the tables, as an SQL script."""
     from pinstripe.cli import schema as commands
 
     commands.print_ddl(config)
@@ -294,12 +296,12 @@ def ddl(config: Config) -> None:
 @with_settings("schema", "tables")
 def list_tables(
     config: Config,
-    table: Annotated[str | None, Parameter(help="The table whose columns to show.")] = None,
+    table: Annotated[str | None, Parameter(help="A table, to list its columns.")] = None,
     /,
     *,
     json: Json = False,
 ) -> None:
-    """List the tables; with the name of one, its columns."""
+    """List the tables, or the columns of one table."""
     from pinstripe.cli import schema as commands
 
     if table is None:
@@ -319,9 +321,9 @@ def erd(
     format: Annotated[Literal["svg", "mermaid"] | None, Parameter(help=_FORMAT)] = None,
     output: Annotated[Path | None, Parameter(help=_OUTPUT)] = None,
 ) -> None:
-    """Draw the entity-relationship diagram, as SVG or for Mermaid.
+    """Draw the entity-relationship diagram as SVG or Mermaid.
 
-    Without flags it shows the domains and how they refer to each other; with --tables, those tables.
+    Without flags it shows the domains and the references between them; with --tables, those tables.
     """
     from pinstripe.cli import schema
 
@@ -334,10 +336,10 @@ def erd(
 @reader.command(name="create", sort_key=1)
 @with_settings(*DATABASE)
 def create_reader(config: Config, *, json: Json = False) -> None:
-    """Make the role, and show once the address to connect to with it.
+    """Create the read-only role, and print its connection URL once.
 
-    It may read every table of the schema, those that come later too, and nothing else. Where the user
-    of the database may not make roles, the statements for an administrator are shown.
+    It can read every table in the schema, including future ones, and nothing else. If the database user
+    cannot create roles, the statements for an administrator are printed.
     """
     from pinstripe.cli import schema as commands
     from pinstripe.store.roles import create_reader
@@ -348,7 +350,7 @@ def create_reader(config: Config, *, json: Json = False) -> None:
 @reader.command(sort_key=2)
 @with_settings(*DATABASE)
 def rotate(config: Config, *, json: Json = False) -> None:
-    """Give the role a new password, and end the sessions that used the old one."""
+    """Reset the role's password, and close the sessions that used the old one."""
     from pinstripe.cli import schema as commands
     from pinstripe.store.roles import rotate_reader
 
@@ -372,31 +374,31 @@ app = App(
 )
 
 _ONCE = (
-    "End when everything that the key may read is in the database (exit code 0); "
-    "exit code 4 tells that some of it is not."
+    "Exit once everything the key can read is in the database (exit code 0). "
+    "Exit code 4: some of it is not."
 )
 
-_SUMMARY = "Print a summary as one line of JSON to stdout; what is for people goes to stderr."
+_SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr."
 
-_REPAIR = "Bring what differs from Stripe again, and look whether that has helped."
+_REPAIR = "Fetch what differs again, and check the result."
 
-_EVERY = "Ask for every row that no list shows one by one, instead of a sample."
+_EVERY = "Check every row that appears in no list, instead of a sample."
 
-_SAMPLE = "Rows of a table that no list shows (only referred to, hidden) to ask for one by one."
+_SAMPLE = "Rows per table that appear in no list (referenced only, or hidden) to check one by one."
 
-_UNTIL = "When the first objects end, in Unix seconds; 0 is the last midnight, UTC."
+_UNTIL = "Creation time of the newest initial object, in Unix seconds; 0 means last midnight, UTC."
 
-_SETTLE = "How long Stripe's event list may settle first; the gateway's setting by default."
+_SETTLE = "Seconds to let Stripe's event list settle first; the gateway's setting by default."
 
-_LIMITS = "Stripe's rate limits: of live mode, of test mode, or none."
+_LIMITS = "Rate limits to apply: Stripe's for live mode, for test mode, or off."
 
 _NASTINESS = (
-    "As hard to copy as Stripe is (the default), or calm; PINSTRIPE_SIMULATOR_NASTINESS sets it."
+    "Behave as awkwardly as Stripe (default), or calm. [env: PINSTRIPE_SIMULATOR_NASTINESS]"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; gives the exit code."""
+    """Run one command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     debug = "--debug" in words or bool(os.environ.get("PINSTRIPE_DEBUG"))
@@ -406,13 +408,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code
     except CycloptsError as error:
         complain(
-            str(error).rstrip(), "`pinstripe --help`, or --help after a command, shows all flags."
+            str(error).rstrip(),
+            "Run `pinstripe --help`, or a command with --help, to see all flags.",
         )
         return BAD_USAGE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read us (`| head`) has seen enough. Keep the interpreter from flushing into it.
+        # The reader (`| head`) closed the pipe. Keep the interpreter from flushing into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, BaseExceptionGroup) as error:
@@ -425,9 +428,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config) -> None:
     """Sync the account and serve it; without a key, a demo account.
 
-    With STRIPE_API_KEY set it brings that account into Postgres, shows how to connect, and follows
-    what changes until Ctrl-C. Without it, a simulated account is synced instead. It does what `serve`
-    does, and shows progress.
+    With STRIPE_API_KEY set, it syncs that account into Postgres, shows how to connect, and keeps syncing
+    until Ctrl-C. Without a key, it syncs a simulated account instead. Does what `serve` does, and shows
+    progress.
     """
     from pinstripe.cli import serve as commands
 
@@ -437,7 +440,7 @@ def run(config: Config) -> None:
 @app.command(sort_key=1)
 @with_settings("schema", "data_dir", *LIVE, *GATEWAY, "demo_scale")
 def demo(config: Config) -> None:
-    """Show a demo account, in a Postgres of its own, whatever key or database the environment names."""
+    """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
     from pinstripe.cli import serve as commands
 
     execute(config, commands.demo(config), stopped=0)
@@ -451,7 +454,7 @@ def sync(
     once: Annotated[bool, Parameter(negative="", help=_ONCE)] = False,
     json: Annotated[bool, Parameter(negative="", help=_SUMMARY)] = False,
 ) -> None:
-    """Bring the account into Postgres, then follow what changes."""
+    """Sync the account into Postgres, then keep it up to date."""
     from pinstripe.cli import sync as commands
 
     execute(config, commands.sync(config, once=once, as_json=json), stopped=130 if once else 0)
@@ -462,12 +465,12 @@ def sync(
 def status(
     config: Config,
     *,
-    exact: Annotated[bool, Parameter(negative="", help="Count large tables too.")] = False,
+    exact: Annotated[bool, Parameter(negative="", help="Count large tables exactly too.")] = False,
     json: Json = False,
 ) -> None:
-    """Show how each table stands: rows, state, how far it is known to be true.
+    """Show the status of each table: rows, state, and how up to date it is.
 
-    Reads the database only. Shows every synced schema, or the one that --schema names.
+    Reads the database only. Shows every synced schema, or the one given by --schema.
     """
     from pinstripe.cli import status
 
@@ -484,14 +487,14 @@ def verify(
     repair: Annotated[bool, Parameter(negative="", help=_REPAIR)] = False,
     every: Annotated[bool, Parameter(name="--all", negative="", help=_EVERY)] = False,
     sample: Annotated[int, Parameter(help=_SAMPLE)] = 200,
-    ids: Annotated[int, Parameter(help="Ids to print for each kind of difference.")] = 10,
+    ids: Annotated[int, Parameter(help="IDs to print for each kind of difference.")] = 10,
     json: Annotated[bool, Parameter(negative="", help=_SUMMARY)] = False,
 ) -> None:
-    """Prove the copy: read every list again and compare it with the rows.
+    """Verify the copy: read every list again and compare it with the rows.
 
-    Says for each table which rows are missing, stale, extra or wrongly deleted. What changes while it
-    looks is left out, and counted. Exit code 0: no differences (or all repaired); 6: some remain; 4: none,
-    but not everything is proven.
+    Reports missing, stale, extra and wrongly deleted rows for each table. Rows that change during the run
+    are left out and counted. Exit code 0: no differences (or all repaired); 6: some remain; 4: none, but
+    not everything could be verified.
     """
     from pinstripe.cli import verify as commands
     from pinstripe.sync.verify.verify import VerifyOptions
@@ -505,25 +508,28 @@ def verify(
 def wait(
     config: Config,
     *,
-    id: Annotated[str, Parameter(help="The id of the sync.")] = "default",
+    id: Annotated[str, Parameter(help="The sync's ID.")] = "default",
     request: Annotated[
-        tuple[str, ...], Parameter(negative="", help="Requests (req_...) whose events to wait for.")
+        tuple[str, ...],
+        Parameter(negative="", help="Request IDs (req_...) whose events to wait for."),
     ] = (),
     object: Annotated[
-        tuple[str, ...], Parameter(negative="", help="Objects to fetch now and write, by id.")
+        tuple[str, ...], Parameter(negative="", help="Object IDs to fetch and write now.")
     ] = (),
     event: Annotated[
-        tuple[str, ...], Parameter(negative="", help="Events (evt_...) to wait for.")
+        tuple[str, ...], Parameter(negative="", help="Event IDs (evt_...) to wait for.")
     ] = (),
-    type: Annotated[str, Parameter(help="The objects' type, where the id does not tell it.")] = "",
-    timeout: Annotated[float, Parameter(help="Seconds to wait at most.")] = 30.0,
+    type: Annotated[str, Parameter(help="The objects' type, if the IDs do not imply it.")] = "",
+    timeout: Annotated[float, Parameter(help="Maximum seconds to wait.")] = 30.0,
     settle: Annotated[float | None, Parameter(help=_SETTLE)] = None,
-    url: Annotated[str, Parameter(help="The gateway; by default that of the settings.")] = "",
+    url: Annotated[
+        str, Parameter(help="The gateway's URL; taken from the settings by default.")
+    ] = "",
     json: Json = False,
 ) -> None:
-    """Wait until the database holds what Stripe has now; asks the running gateway.
+    """Wait until the database holds what Stripe has now, using the running gateway.
 
-    Exit code 0: it does; 1: the time was over first, and what was missing is said.
+    Exit code 0: it does; 1: timed out, and what is missing is printed.
     """
     from pinstripe.cli import wait as commands
 
@@ -551,20 +557,22 @@ app.command(sync_worker, name="sync-worker", show=False)
 def simulate(
     config: Config,
     *,
-    host: Annotated[str, Parameter(help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="0 takes a free one.")] = 12111,
-    scale: Annotated[int, Parameter(help="About how many objects the account has.")] = 2000,
-    seed: Annotated[int, Parameter(help="The same seed makes the same account.")] = 1,
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")] = 12111,
+    scale: Annotated[int, Parameter(help="Approximate number of objects in the account.")] = 2000,
+    seed: Annotated[
+        int, Parameter(help="Random seed; the same seed creates the same account.")
+    ] = 1,
     until: Annotated[int, Parameter(help=_UNTIL)] = 0,
-    latency_ms: Annotated[float, Parameter(help="How long each answer is held back.")] = 0.0,
+    latency_ms: Annotated[float, Parameter(help="Delay of each response, in milliseconds.")] = 0.0,
     limits: Annotated[Literal["live", "test", "off"], Parameter(help=_LIMITS)] = "off",
     nastiness: Annotated[Literal["stripe", "calm"] | None, Parameter(help=_NASTINESS)] = None,
     json: Json = False,
     while_stdin: Annotated[bool, Parameter(negative="", show=False)] = False,
 ) -> None:
-    """Serve a simulated Stripe account, to try things on and to test against.
+    """Serve a simulated Stripe account, for trying things out and for tests.
 
-    Its key is printed; PINSTRIPE_SIMULATOR_KEY sets it.
+    Prints its key. Set PINSTRIPE_SIMULATOR_KEY to choose it.
     """
     from pinstripe.cli import simulate as commands
 

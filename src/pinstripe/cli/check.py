@@ -1,6 +1,7 @@
-"""`pinstripe check`: what the key is and may do, and whether the database will do. Writes nothing.
+"""`pinstripe check`: checks the key and the database, and prints facts, findings and permissions.
 
-The findings of `pinstripe check` for people: facts first, then what to mend, then the recipe.
+Writes nothing. For people the output is facts first, then problems with their remedies, then the
+permissions that a restricted key needs.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Check(msgspec.Struct, frozen=True):
 
 
 async def check(config: Config, *, writes: bool, as_json: bool) -> int:
-    """Gives the exit code: 0 all fine, 2 wrong key or setting, 3 unreachable, 5 the database cannot be
-    written to, 4 something cannot be read.
+    """Return the exit code: 0 all checks passed, 2 wrong key or setting, 3 unreachable, 5 the database
+    cannot be written to, 4 something cannot be read.
     """
     wanted = config.choose_tables(tables())
     findings: list[Finding] = []
@@ -62,7 +63,7 @@ async def check(config: Config, *, writes: bool, as_json: bool) -> int:
             if url is None:
                 findings.append(_no_database(config))
             else:
-                _tell(f"Looking at the database, schema {config.schema}")
+                _tell(f"Checking the database, schema {config.schema}")
                 database = await examine_database(url, config.schema, owner=owner)
     except PinstripeError as error:
         findings.append(_told("database", error))
@@ -81,7 +82,7 @@ async def check(config: Config, *, writes: bool, as_json: bool) -> int:
 
 async def _examine_key(config: Config, wanted: list[str], *, writes: bool) -> KeyReport:
     key = api_key(config)
-    _tell(f"Asking {config.stripe_url} what {key} may read")
+    _tell(f"Checking what {key} can read at {config.stripe_url}")
     async with StripeClient(
         key,
         api_version=spec().api_version,
@@ -108,7 +109,7 @@ class _Progress:
 
 @asynccontextmanager
 async def _url(config: Config) -> AsyncIterator[str | None]:
-    """The database's address; None where there is none yet. Looking must not make one."""
+    """Return the database URL; None if there is no database yet. A check must not create one."""
     if config.database_url is not None:
         yield config.database_url
     elif (postgres_dir(config) / "cluster").exists():
@@ -122,9 +123,8 @@ def _no_database(config: Config) -> Finding:
     return Finding(
         "database",
         "note",
-        "There is no DATABASE_URL: a sync will run a Postgres of its own in "
-        f"{postgres_dir(config)}.",
-        "Set DATABASE_URL to use, and examine, a server of yours.",
+        f"DATABASE_URL is not set: a sync will run its own Postgres in {postgres_dir(config)}.",
+        "Set DATABASE_URL to use and check your own server.",
     )
 
 
@@ -146,7 +146,7 @@ _NAMES = {
     "webhooks_write": "manage webhooks",
 }
 
-_WORDS = {"yes": "yes", "no": "NO", "unknown": "not known"}
+_WORDS = {"yes": "yes", "no": "NO", "unknown": "unknown"}
 
 _MARKS = {"ok": "ok", "note": "note", "warning": "warn", "problem": "BAD"}
 
@@ -165,13 +165,13 @@ def as_text(
         lines += [*_key(key), "", *_resources(key.resources), ""]
     if database is not None:
         lines += [*_database(database), ""]
-    lines += _said("To mend", (f for f in everything if f.state == "problem"))
-    lines += _said("Worth a look", (f for f in everything if f.state == "warning"))
-    lines += _said("Good to know", (f for f in everything if f.state == "note"))
+    lines += _said("Problems", (f for f in everything if f.state == "problem"))
+    lines += _said("Warnings", (f for f in everything if f.state == "warning"))
+    lines += _said("Notes", (f for f in everything if f.state == "note"))
     if key is not None:
         lines += [*_recipe(key.recipe), ""]
     bad = sum(f.state == "problem" for f in everything)
-    lines.append(f"{bad} to mend." if bad else "All fine.")
+    lines.append(f"{bad} to fix." if bad else "All checks passed.")
     return harmless(redact("\n".join(lines)))
 
 
@@ -183,20 +183,20 @@ def harmless(text: str) -> str:
 def _key(key: KeyReport) -> Iterator[str]:
     yield f"{key.key}: a {_kind(key)} key in {key.mode} mode"
     name = f" ({key.account_name})" if key.account_name else ""
-    yield _fact("account", f"{key.account_id or 'not told'}{name}")
+    yield _fact("account", f"{key.account_id or 'unknown'}{name}")
     own = key.default_api_version
-    yield _fact("API version", f"{key.api_version}; the account's own: {own or 'not told'}")
+    yield _fact("API version", f"{key.api_version}; the account's own: {own or 'unknown'}")
     if key.clock_ahead_s is None:
-        yield _fact("Stripe's clock", "not told")
+        yield _fact("Stripe's clock", "unknown")
     else:
         way = "ahead of" if key.clock_ahead_s >= 0 else "behind"
-        within = f"known to {key.clock_within_s:.1f} s"
+        within = f"accurate to {key.clock_within_s:.1f} s"
         yield _fact("Stripe's clock", f"{abs(key.clock_ahead_s):.1f} s {way} ours, {within}")
     way_there = [key.network.base_url]
     way_there += [f"through the proxy {key.network.proxy}"] if key.network.proxy else []
     way_there += [key.network.tls] if key.network.tls else []
     if key.network.certificate_issuer:
-        way_there.append(f"certificate by {key.network.certificate_issuer}")
+        way_there.append(f"certificate issued by {key.network.certificate_issuer}")
     yield _fact("network", ", ".join(way_there))
     yield _fact("this check", f"{key.requests} requests")
     for ability in key.abilities:
@@ -210,7 +210,7 @@ def _kind(key: KeyReport) -> str:
 def _able(ability: Ability) -> str:
     if ability.permission:
         lacking = _named(ability.permission, ability.permission_title)
-        return f"{_WORDS[ability.state]}: lacks {lacking}"
+        return f"{_WORDS[ability.state]}: missing {lacking}"
     return f"{_WORDS[ability.state]}: {ability.how}"
 
 
@@ -235,8 +235,8 @@ def _resources(resources: Sequence[Resource]) -> Iterator[str]:
 def _why(resource: Resource) -> str:
     if resource.state == "not_permitted":
         if not resource.permission:
-            return "lacks a permission that Stripe does not name"
-        return f"lacks {_named(resource.permission, resource.permission_title)}"
+            return "missing a permission that Stripe does not name"
+        return f"missing {_named(resource.permission, resource.permission_title)}"
     return resource.message
 
 
@@ -255,7 +255,7 @@ def _database(database: DatabaseReport) -> Iterator[str]:
 
 
 def _said(title: str, findings: Iterable[Finding]) -> list[str]:
-    """What is said in the same words of several things is said once."""
+    """Merge findings with the same message and remedy."""
     by_words: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         by_words.setdefault((finding.message, finding.remedy), []).append(finding.about)
@@ -269,15 +269,15 @@ def _said(title: str, findings: Iterable[Finding]) -> list[str]:
 
 
 def _recipe(recipe: Recipe) -> Iterator[str]:
-    yield f"The least that a restricted key needs (make one at {recipe.create_at}):"
+    yield f"Minimum permissions for a restricted key (create one at {recipe.create_at}):"
     yield from _permissions("Read", recipe.read)
     yield from _permissions("Write, for `pinstripe webhook` only", recipe.write)
     if recipe.lacking:
-        yield from _wrapped(f"  This key lacks: {', '.join(recipe.lacking)}", "    ")
+        yield from _wrapped(f"  This key is missing: {', '.join(recipe.lacking)}", "    ")
     if recipe.lacking_unnamed:
-        yield from _wrapped(f"  It also may not read: {', '.join(recipe.lacking_unnamed)}", "    ")
+        yield from _wrapped(f"  It also cannot read: {', '.join(recipe.lacking_unnamed)}", "    ")
     if recipe.lacking or recipe.lacking_unnamed:
-        yield f"  Add what is missing at {recipe.edit_at}"
+        yield f"  Add missing permissions at {recipe.edit_at}"
 
 
 def _permissions(verb: str, by_product: dict[str, tuple[str, ...]]) -> Iterator[str]:

@@ -60,7 +60,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        # What cyclopts reads instead of the signature above.
+        # cyclopts reads this instead of the signature above.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
 

@@ -1,8 +1,7 @@
-"""What a person sees while a sync runs: lists, rows, rates, what was refused, how long it may take.
+"""Progress of a sync on the terminal: lists, rows, rates, refusals and time left.
 
-`Meter` takes samples of a `Backfill` and makes plain lines of them; `showing` keeps those lines on a
-terminal up to date, or prints one of them now and then where there is none. Everything goes to
-stderr, so that stdout is for results.
+`Meter` samples a `Backfill` and formats plain lines. `showing` keeps them up to date on a terminal, or
+prints one now and then without a terminal. Everything goes to stderr; stdout is for results.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ _REFUSED_LINES = 4
 _WIDTH = 100
 
 _PHASES = {
-    "starting": "looking where the last run stopped",
+    "starting": "loading checkpoints",
     "lists": "reading lists",
-    "events": "applying what changed meanwhile",
-    "references": "fetching what rows refer to",
+    "events": "catching up on events",
+    "references": "fetching referenced objects",
     "done": "done",
 }
 
@@ -64,13 +63,13 @@ class Meter:
         found = [self._overall(tables)]
         mirror = self._service.source.mirror
         if mirror.trouble:
-            found.append(f"  Postgres: {mirror.trouble} Trying again.")
+            found.append(f"  Postgres: {mirror.trouble} Retrying.")
         running = sorted((t for t in tables if t.running), key=_by_size)
         done = sorted((t for t in tables if not t.running and not t.refused), key=_by_size)
         found += [self._table(t) for t in running[:_RUNNING_LINES]]
-        found += _rest("more to do", running[_RUNNING_LINES:])
+        found += _rest("more pending", running[_RUNNING_LINES:])
         found += [self._table(t) for t in done[:_DONE_LINES] if t.rows]
-        found += _rest("more done", done[_DONE_LINES:])
+        found += _rest("more complete", done[_DONE_LINES:])
         found += _refused([t for t in tables if t.refused])
         return found
 
@@ -103,7 +102,7 @@ class Meter:
         if limited := stripe.rate_limited.total():
             parts.append(f"{limited:,} x 429")
         if contested := self._service.source.mirror.conflicts:
-            parts.append(f"{contested:,} asked twice")
+            parts.append(f"{contested:,} conflicts")
         if backfill.phase == "lists" and span_s > 1 and requests_rate > 0:
             left = left_s(backfill.works, self._service.budget, requests_rate)
             parts.append(f"about {_duration(left)} left")
@@ -116,11 +115,11 @@ class Meter:
         rate = f"{gained / span_s:,.0f} rows/s" if line.running and span_s > 0 else ""
         state = "done"
         if line.failed:
-            state = "failed, see the summary"
+            state = "failed, see summary"
         elif line.running and line.remaining > 0:
-            state = f"about {line.remaining:,.0f} requests to do"
+            state = f"about {line.remaining:,.0f} requests left"
         elif line.running:
-            state = "to do"
+            state = "pending"
         return f"  {line.table:<40} {line.rows:>12,} rows  {rate:>14}  {state}"
 
 
@@ -138,7 +137,7 @@ def _rest(what: str, lines: Sequence[TableTally]) -> list[str]:
 def _refused(lines: Sequence[TableTally]) -> list[str]:
     found = [f"  {line.table:<40} not read: {line.refused}" for line in lines[:_REFUSED_LINES]]
     if len(lines) > _REFUSED_LINES:
-        found.append(f"  {len(lines) - _REFUSED_LINES} more not read; the summary says why")
+        found.append(f"  {len(lines) - _REFUSED_LINES} more not read; see summary")
     return found
 
 

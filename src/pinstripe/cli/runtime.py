@@ -1,16 +1,12 @@
-"""How a command runs: logs, loop, signals, and the exit code at its end.
+"""How a command runs: event loop, logs, signals, errors, exit code, and memory settings.
 
-Every error as one message with its remedy, and the exit code that goes with it.
+An error is printed as one message with its remedy and mapped to its exit code. Log lines go to stderr,
+one line each, without secrets. The first Ctrl-C or SIGTERM shuts down in order, the second one
+immediately.
 
-Where log lines go and how they look: stderr, one line each, without secrets.
-
-Ctrl-C and SIGTERM: the first ends the work in order, the second at once.
-
-How Python's and C's allocators are set for a process that reads pages for hours.
-
-Decoded pages are hundreds of thousands of small objects a second, none of them in a cycle, in bodies of
-hundreds of KB. With the defaults the cycle collector takes an eighth of all CPU looking at them, and
-freed bodies leave holes that grow the process by tens of MB.
+Decoded pages are hundreds of thousands of small acyclic objects a second, in bodies of hundreds of KB.
+With default settings the cycle collector takes an eighth of all CPU to scan them, and freed bodies
+leave holes that grow the process by tens of MB; so collector and allocators are tuned for it.
 """
 
 from __future__ import annotations
@@ -69,14 +65,14 @@ BAD_USAGE = 2
 
 
 def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Prints `error` to stderr, with `as_json` to stdout too; gives the exit code."""
+    """Print `error` to stderr, with `as_json` to stdout too, and return the exit code."""
     cause = root_cause(error)
     if isinstance(cause, PinstripeError):
         message, remedy, code = cause.message, cause.hint, cause.exit_code
     else:
         message = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
-        message = f"Something went wrong inside Pinstripe ({message})"
-        remedy = "Please report it, with the traceback that --debug shows."
+        message = f"Internal error in Pinstripe ({message})"
+        remedy = "Please report it with the traceback shown by --debug."
         code = UNEXPECTED
     if debug:
         sys.stderr.write(redact("".join(traceback.format_exception(error))))
@@ -96,7 +92,7 @@ def complain(message: str, remedy: str) -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Out of a group of errors the first of ours, else the first; any other error as it is."""
+    """Return the first PinstripeError in a group, else its first error; any other error unchanged."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     causes = [root_cause(inner) for inner in error.exceptions]
@@ -145,7 +141,7 @@ _SAME_S = 0.5
 
 
 class Stopped(Exception):
-    """The user told us to stop. `number` is the signal."""
+    """The user stopped the command. `number` is the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by signal {number}")
@@ -153,7 +149,7 @@ class Stopped(Exception):
 
 
 async def until_told(work: Coroutine[object, object, _T]) -> _T:
-    """What `work` gives. Raises Stopped when it was cut short by a signal, after it has cleaned up."""
+    """Return the result of `work`. Raises Stopped, after cleanup, if a signal cancelled it."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     told: list[int] = []
@@ -164,16 +160,16 @@ async def until_told(work: Coroutine[object, object, _T]) -> _T:
         if told and loop.time() - told_at < _SAME_S:
             return
         if told:
-            # What runs beside us (Postgres, the simulator) sees us go and ends by itself.
+            # Child processes (Postgres, the simulator) detect our exit and end.
             os._exit(128 + number)
         told.append(number)
         told_at = loop.time()
-        sys.stderr.write("Stopping (once more to stop at once) ...\n")
+        sys.stderr.write("Stopping (press again to force) ...\n")
         sys.stderr.flush()
         task.cancel()
 
     for number in _SIGNALS:
-        # nohup ignores SIGHUP, and means it; a shell ignores SIGINT for `&` without being asked.
+        # nohup ignores SIGHUP on purpose; a shell ignores SIGINT for `&` by default.
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, tell, number)
     try:
@@ -213,6 +209,6 @@ def set_allocators() -> None:
 
 
 def freeze_loaded() -> None:
-    """What is loaded now stays for good: the collector need not look at it again."""
+    """Exclude everything loaded so far from garbage collection."""
     gc.collect()
     gc.freeze()

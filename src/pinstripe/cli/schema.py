@@ -1,8 +1,6 @@
-"""`pinstripe schema`: the tables that a sync makes, without any database.
+"""`pinstripe schema`: DDL, tables and diagrams from the catalog, without a database.
 
-`pinstripe schema erd`: a diagram of the catalog, without any database.
-
-`pinstripe reader`: the role that only reads, made, given a new password, and dropped.
+Also `pinstripe reader`, which creates, rotates and drops the read-only role.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from pinstripe.store.roles import ReadOnlyRole, drop_reader
 
 
 def print_ddl(config: Config) -> None:
-    """The statements that make the schema."""
+    """Print the DDL of the schema."""
     known = tables()
     chosen = [known[name] for name in config.choose_tables(known)]
     sys.stdout.write(create_all(config.schema, chosen))
@@ -79,7 +77,7 @@ def _described(table: Table) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class DiagramOptions:
-    """What is to be drawn, how, and where to."""
+    """Content, format and output of a diagram."""
 
     domain: str | None
     table: str | None
@@ -99,7 +97,8 @@ def draw(config: Config, options: DiagramOptions) -> None:
         options.output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Misconfigured(
-            f"Cannot write {options.output}: {error.strerror}.", hint="Name another file: --output."
+            f"Cannot write {options.output}: {error.strerror}.",
+            hint="Choose another file with --output.",
         ) from error
     sys.stderr.write(f"{diagram.title}: {options.output}\n")
 
@@ -109,7 +108,7 @@ def _wanted(config: Config, options: DiagramOptions) -> Diagram:
     some = chosen if len(chosen) < len(tables()) else None
     if options.domain is not None and options.table is not None:
         raise Misconfigured(
-            "A diagram is of one domain or around one table.", hint="Leave out --domain or --table."
+            "A diagram shows either one domain or one table.", hint="Drop --domain or --table."
         )
     if options.domain is not None:
         return of_domain(options.domain, filled=some, detail=options.detail)
@@ -130,7 +129,7 @@ Make = Callable[[str, str], Awaitable[ReadOnlyRole]]
 
 
 async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:
-    """Makes or rotates the role and shows, this once, how to connect as it."""
+    """Create or rotate the role, and print its URL once."""
     config = with_data(config)
     async with open_database(config) as database:
         reader = await make_reader(database.url, config.schema)
@@ -139,8 +138,8 @@ async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:
         sys.stdout.write(json.dumps(told) + "\n")
         return 0
     sys.stderr.write(
-        f'The role {reader.role} reads the schema "{config.schema}" and nothing else.\n'
-        "Its password is shown now and never again:\n"
+        f'The role {reader.role} can read the schema "{config.schema}" and nothing else.\n'
+        "Its password is shown only once:\n"
     )
     sys.stdout.write(reader.url + "\n")
     return 0
@@ -155,5 +154,5 @@ async def drop(config: Config, *, as_json: bool) -> int:
         sys.stdout.write(json.dumps({"dropped": dropped}) + "\n")
     else:
         words = "was dropped" if dropped else "does not exist"
-        sys.stdout.write(f'The reader of the schema "{config.schema}" {words}.\n')
+        sys.stdout.write(f'The read-only role for schema "{config.schema}" {words}.\n')
     return 0

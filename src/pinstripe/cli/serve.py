@@ -1,12 +1,8 @@
-"""`pinstripe serve`: sync and gateway together, for as long as it is let.
+"""`pinstripe serve`: syncs and gateway together; `run` and `demo`: the same on a terminal.
 
-`pinstripe run`: the service for a person at a terminal; without a key it shows the demo account.
-
-The demo account: a simulated Stripe in a process of its own, and where its copy goes.
-
-The account is made anew at each start, the same down to the byte: what it is made from stands in
-`DATA_DIR/demo/account.json`. Its database is beside that, so that the demo never stands in the way
-of a real account.
+Without a key, `run` serves the demo account: a simulated Stripe in its own process. The account is
+generated again at each start, byte for byte the same, from `DATA_DIR/demo/account.json`. Its database
+is beside that file, so the demo never touches the data of a real account.
 """
 
 from __future__ import annotations
@@ -37,7 +33,7 @@ from pinstripe.store.syncs import DEFAULT_ID
 
 
 async def serve(config: Config, *, gateway_only: bool, as_json: bool) -> int:
-    """Ends when it is cancelled. With `as_json` the first line on stdout says where it answers."""
+    """Run until cancelled. With `as_json` the first line on stdout has the URL."""
     tell_change = _teller()
     manner = ServeOptions(syncs=not gateway_only)
     async with open_serving(config, manner, tell_change, tell) as serving:
@@ -46,13 +42,13 @@ async def serve(config: Config, *, gateway_only: bool, as_json: bool) -> int:
         else:
             show(how_to_serve(serving.url, config))
             if config.api_key is None and not gateway_only:
-                tell("No STRIPE_API_KEY is set: only stored syncs run (pinstripe syncs add).")
+                tell("STRIPE_API_KEY is not set: only stored syncs run (`pinstripe syncs add`).")
         await asyncio.Event().wait()
     return 0
 
 
 class _Teller:
-    """A line for each change that an operator would tell a colleague."""
+    """Prints a line for each change of state that an operator would report."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[str, str]] = {}
@@ -80,8 +76,8 @@ async def run(config: Config) -> int:
         return await _run(config, _nothing)
     async with demo_account(config) as demo:
         show(
-            "This is the demo, no key is needed: a simulated Stripe account with about "
-            f"{config.demo_scale:,} objects runs at {demo.url}; its key: {demo.key}"
+            "Running the demo, no Stripe key needed: a simulated Stripe account with about "
+            f"{config.demo_scale:,} objects runs at {demo.url}; key: {demo.key}"
         )
         return await _run(
             replace(
@@ -102,13 +98,13 @@ async def demo(config: Config) -> int:
 
 
 async def _nothing() -> None:
-    """What happens when following begins, if nobody wants anything to."""
+    """Do nothing when following begins."""
 
 
 async def _start_traffic(demo: Demo) -> None:
     """Lets things happen in the demo account, so that there is something to follow."""
     await start_traffic(demo, per_second=_TRAFFIC)
-    tell(f"The demo account now changes {_TRAFFIC} times a second; watch it with:")
+    tell(f"The demo account now changes {_TRAFFIC} times per second. Watch it with:")
     tell('  SELECT created, type FROM "stripe".event ORDER BY created DESC LIMIT 10;')
 
 
@@ -153,7 +149,7 @@ _DAY_S = 86_400
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """What the account is made from."""
+    """The parameters of the simulated account."""
 
     key: str
     scale: int
@@ -191,7 +187,7 @@ async def demo_account(config: Config) -> AsyncIterator[Demo]:
 
 
 async def start_traffic(demo: Demo, *, per_second: float) -> None:
-    """Makes the simulated account change by itself from now on."""
+    """Start traffic in the simulated account."""
     import aiohttp
 
     url = f"{demo.url}/_simulator/traffic"
@@ -202,7 +198,7 @@ async def start_traffic(demo: Demo, *, per_second: float) -> None:
         if answer.status != 200:
             raise PinstripeError(
                 f"The simulator did not start its traffic (status {answer.status}).",
-                hint="`pinstripe simulate` alone shows why.",
+                hint="Run `pinstripe simulate` to see why.",
             )
 
 
@@ -220,7 +216,7 @@ def _recipe(path: Path, scale: int) -> Recipe:
     except OSError as error:
         raise Unwritable(
             f"Cannot write {path}: {error.strerror}.",
-            hint="Make room, or choose another directory with --data-dir.",
+            hint="Free up space, or choose another directory with --data-dir.",
         ) from error
     return recipe
 
@@ -232,10 +228,10 @@ async def _start(recipe: Recipe) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *argv,
-        # Its end tells the simulator that we are gone, however we went.
+        # EOF on it ends the simulator, however this process ends.
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        # The key goes by the environment: everyone can read a command line.
+        # The key is passed in the environment: other users can read a command line.
         # A demo shows the copy, not how it survives stale reads and clocks that disagree.
         env={**os.environ, KEY_VARIABLE: recipe.key, NASTINESS_VARIABLE: "calm"},
         # Ctrl-C in the terminal is for us; the simulator must answer until we are done.
@@ -251,8 +247,8 @@ async def _announced(process: asyncio.subprocess.Process) -> Announced:
         return msgspec.json.decode(line, type=Announced)
     except (TimeoutError, msgspec.MsgspecError) as error:
         raise PinstripeError(
-            "The simulator of the demo account did not start.",
-            hint="`pinstripe simulate` alone shows why.",
+            "The demo account's simulator did not start.",
+            hint="Run `pinstripe simulate` to see why.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`pinstripe simulate`: a Stripe of one's own on a port of this machine."""
+"""`pinstripe simulate`: serves a simulated Stripe account on a local port."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NastinessName = Literal["stripe", "calm"]
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """What to simulate, and how to say where."""
+    """Options of the simulator."""
 
     host: str
     port: int
@@ -63,8 +63,8 @@ async def simulate(options: SimulateOptions) -> int:
     except* OSError as group_of_errors:
         error = group_of_errors.exceptions[0]
         raise Misconfigured(
-            f"Cannot listen at {options.host} port {options.port}: {error}.",
-            hint="Choose another --port; 0 takes a free one.",
+            f"Cannot listen on {options.host} port {options.port}: {error}.",
+            hint="Choose another --port; 0 picks a free one.",
         ) from error
     return 0
 
@@ -73,14 +73,14 @@ def _announce(url: str, key: str, *, as_json: bool) -> None:
     if as_json:
         line = json.dumps({"url": url, "key": key})
     else:
-        line = f"A simulated Stripe account answers at {url}\nIts key: {key}\n"
+        line = f"Simulated Stripe account running at {url}\nKey: {key}\n"
         line += f"  export STRIPE_API_BASE={url} STRIPE_API_KEY={key}"
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 async def _stdin_ended() -> None:
-    """Returns when whoever holds the other end is gone."""
+    """Return when the parent process has closed stdin."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin

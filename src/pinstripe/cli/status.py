@@ -1,11 +1,13 @@
-"""`pinstripe status`: how the copy stands, from the database alone."""
+"""`pinstripe status`: the status of every synced schema, from the database alone."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+
+import msgspec
 
 from pinstripe.cli.summary import refused_lines
 from pinstripe.config.config import Config
@@ -14,7 +16,7 @@ from pinstripe.service import open_database, postgres_dir
 from pinstripe.store.pool import connect
 from pinstripe.store.status import SchemaStatus, TableStatus, read_status
 
-_NOTHING_HINT = "Bring an account in first: pinstripe sync, or pinstripe run for the demo."
+_NOTHING_HINT = "Sync an account first: pinstripe sync, or pinstripe run for the demo."
 
 
 async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool) -> int:
@@ -28,14 +30,16 @@ async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool
         where = f'in the schema "{config.schema}"' if one_schema else "in this database"
         raise Misconfigured(f"Nothing has been synced yet {where}.", hint=_NOTHING_HINT)
     if as_json:
-        sys.stdout.write(json.dumps({"syncs": [_as_json(s) for s in found]}) + "\n")
+        sys.stdout.write(_as_json(found) + "\n")
     else:
         sys.stdout.write("\n\n".join(_as_text(s) for s in found) + "\n")
     return 0
 
 
 def with_data(config: Config) -> Config:
-    """Where data is: the data directory, else the demo's in it. Asking must not make a database."""
+    """Return a config whose data directory has data: the given one, else the demo's. Creates no
+    database.
+    """
     if config.database_url is not None:
         return config
     for candidate in (config, replace(config, data_dir=config.data_dir / "demo")):
@@ -44,30 +48,10 @@ def with_data(config: Config) -> Config:
     raise Misconfigured(f"Nothing has been synced yet in {config.data_dir}.", hint=_NOTHING_HINT)
 
 
-def _as_json(found: SchemaStatus) -> dict[str, object]:
-    tables = [
-        {
-            **asdict(t),
-            "as_of": _time(t.as_of),
-            "fresh_to": _time(t.fresh_to),
-            "next_try": _time(t.next_try),
-        }
-        for t in found.tables
-    ]
-    head = {k: v for k, v in asdict(found).items() if k != "tables"}
-    made = found.certificate
-    certificate = None
-    if made is not None:
-        started, finished = _moment(made.started_at), _moment(made.finished_at)
-        certificate = {**asdict(made), "started_at": started, "finished_at": finished}
-    return {
-        **head,
-        "followed": _time(found.followed),
-        "rows": found.rows,
-        "owed": [{**asdict(o), "next_try": _time(o.next_try)} for o in found.owed],
-        "certificate": certificate,
-        "tables": tables,
-    }
+def _as_json(statuses: list[SchemaStatus]) -> str:
+    """Times are UTC and in whole seconds, as in the text."""
+    syncs = msgspec.to_builtins(statuses, builtin_types=(datetime,))
+    return json.dumps({"syncs": syncs}, default=_time)
 
 
 def _as_text(found: SchemaStatus) -> str:
@@ -80,13 +64,13 @@ def _as_text(found: SchemaStatus) -> str:
         *_live_lines(found),
         *_certificate_lines(found),
         "",
-        f"  {'table':<40} {'rows':>13}  {'state':<8} {'true up to':<20} by",
+        f"  {'table':<40} {'rows':>13}  {'state':<8} {'up to date as of':<20} by",
     ]
     shown = [t for t in found.tables if t.rows or t.state in ("running", "refused", "failed")]
     lines += [_line(t) for t in sorted(shown, key=lambda t: (-t.rows, t.table))]
     empty = len(found.tables) - len(shown)
     if empty:
-        lines.append(f"  {f'{empty} more tables are empty':<40}")
+        lines.append(f"  {f'{empty} more empty tables':<40}")
     lines += refused_lines(found.refusals)
     return "\n".join(lines)
 
@@ -96,25 +80,25 @@ def _live_lines(found: SchemaStatus) -> list[str]:
     other = found.default_api_version
     if other is not None and other != found.api_version:
         lines.append(
-            f"The account's own API version is {other}: its events are hints, objects are fetched"
+            f"The account's own API version is {other}: objects are fetched instead of taken from events"
         )
     for held in found.quarantine:
         what = held.id or "the whole table"
         more = f" and {held.count - 1:,} more" if held.count > 1 else ""
         name = f" ({held.name})" if held.name else ""
         lines.append(f"QUARANTINE, {held.table}: {what}{more}: {held.reason}{name}")
-        lines += [f"  remedy: {held.remedy} It is tried again all the time."]
+        lines += [f"  remedy: {held.remedy} It is retried continuously."]
     for owed in found.owed:
         lines.append(
-            f"OWED, {owed.count:,} of {owed.table} ({owed.example}): {owed.reason}"
-            f" Next try {_time(owed.next_try)}."
+            f"FAILED REQUESTS, {owed.count:,} for {owed.table} ({owed.example}): {owed.reason}"
+            f" Next retry {_time(owed.next_try)}."
         )
         lines += [f"  remedy: {owed.remedy}"] if owed.remedy else []
     if found.to_ask:
-        lines.append(f"{found.to_ask:,} requests to Stripe are still to be made")
+        lines.append(f"{found.to_ask:,} pending requests to Stripe")
     lines += _read_lines(found)
     if found.trouble:
-        lines.append(f"NOT FOLLOWING: {found.trouble}")
+        lines.append(f"NOT SYNCING EVENTS: {found.trouble}")
         lines += [f"  remedy: {found.remedy}"] if found.remedy else []
     return lines
 
@@ -122,14 +106,14 @@ def _live_lines(found: SchemaStatus) -> list[str]:
 def _read_lines(found: SchemaStatus) -> list[str]:
     """Nothing in test mode, which has no read allowance."""
     use = found.reads
-    if use is None or use.allowed is None:
+    if use.allowed is None:
         return []
     share = use.used / use.allowed
     line = f"Reads of the last 30 days: {use.used:,} of {use.allowed:,} allowed ({share:.0%})"
     if use.projected is not None:
-        line += f"; going on as yesterday, {use.projected:,}"
+        line += f"; projected from yesterday: {use.projected:,}"
     if use.used > use.allowed:
-        line += ". OVER THE ALLOWANCE"
+        line += ". OVER QUOTA"
     return [line]
 
 
@@ -140,9 +124,9 @@ def _certificate_lines(found: SchemaStatus) -> list[str]:
     states = [table.get("state") for table in made.tables.values()]
     unproven = len(states) - states.count("verified")
     return [
-        f"Verified at {_moment(made.finished_at)}: {made.differences:,} differences, "
-        f"{made.repaired:,} repaired, {states.count('verified')} tables proven, {unproven} not or in "
-        f"part; digest {made.digest[:16]}"
+        f"Verified at {_time(made.finished_at)}: {made.differences:,} differences, "
+        f"{made.repaired:,} repaired, {states.count('verified')} tables verified, {unproven} not or only "
+        f"partially; digest {made.digest[:16]}"
     ]
 
 
@@ -157,15 +141,11 @@ def _line(table: TableStatus) -> str:
     if table.remedy:
         line += f"\n      remedy: {table.remedy}"
     if table.next_try is not None:
-        line += f"\n      next try: {_time(table.next_try)}"
+        line += f"\n      next retry: {_time(table.next_try)}"
     return line
 
 
-def _time(moment: float | None) -> str | None:
+def _time(moment: datetime | None) -> str | None:
     if moment is None:
         return None
-    return _moment(datetime.fromtimestamp(moment, UTC))
-
-
-def _moment(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The end of a backfill, for people and as JSON; and how to look at what it brought."""
+"""The summary of a backfill, as text and as JSON, and how to connect to the result."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Ending:
                 line["remedy"] = error.hint
             elif table.table in unasked:
                 line["status"] = "unasked"
-                line["reason"] = "Nothing was asked that shows them: no list of Stripe's does."
+                line["reason"] = "Stripe has no list of them, and no synced table contains them."
                 line["remedy"] = (
                     f"Sync one of these too: {', '.join(sorted(unasked[table.table]))}."
                 )
@@ -158,7 +158,7 @@ class Ending:
             f"{made['rows']:,} rows in {len(filled)} tables",
             f"{made['seconds']:,.1f} s, {made['requests']:,} requests, {rate:,.0f} rows/s; "
             f"{made['events']:,} events applied, {made['fetched']:,} objects fetched by reference, "
-            f"{made['missing']:,} that Stripe does not have",
+            f"{made['missing']:,} not found at Stripe",
             "",
         ]
         lines += [f"  {t['table']:<40} {t['rows']:>12,} rows" for t in filled[:_SHOWN]]
@@ -167,9 +167,9 @@ class Ending:
             lines.append(f"  {f'{len(rest)} more tables':<40} {rows:>12,} rows")
         lines += _trouble("Failed", [t for t in shown if t["status"] in ("failed", "running")])
         lines += _trouble(
-            "Not read, or not to the end", [t for t in shown if t["status"] == "refused"]
+            "Not read, or only partially", [t for t in shown if t["status"] == "refused"]
         )
-        lines += _trouble("Never asked for", [t for t in shown if t["status"] == "unasked"])
+        lines += _trouble("Not requested", [t for t in shown if t["status"] == "unasked"])
         lines += refused_lines(self.status.refusals)
         for held in self.status.quarantine:
             what = held.id or "the whole table"
@@ -181,7 +181,7 @@ class Ending:
         for owed in self.status.owed:
             lines += [
                 "",
-                f"Owed, {owed.count:,} of {owed.table} ({owed.example}): {redact(owed.reason)}",
+                f"Failed requests, {owed.count:,} for {owed.table} ({owed.example}): {redact(owed.reason)}",
             ]
             lines += [f"    remedy: {redact(owed.remedy)}"] if owed.remedy else []
         if made["note"]:
@@ -197,7 +197,7 @@ async def summarise(service: Service, outcome: BackfillResult) -> Ending:
 
 
 def _trouble(title: str, tables: list[TableSummary]) -> list[str]:
-    """Tables with the same reason stand together: a product that is not enabled has many."""
+    """Group tables by reason: a product that is not enabled has many."""
     if not tables:
         return []
     by_reason: dict[tuple[str, str], list[str]] = {}
@@ -215,7 +215,7 @@ def refused_lines(refusals: Sequence[Refusal]) -> list[str]:
     """What Stripe refuses beside whole tables."""
     if not refusals:
         return []
-    lines = ["", "Left out, as Stripe refuses it:"]
+    lines = ["", "Left out because Stripe rejects the request:"]
     for refused in refusals:
         what = f"without {refused.what}" if refused.what != LIST else "read by parent instead"
         lines.append(f"  {refused.endpoint}, {what}: {redact(refused.reason)}")
@@ -240,15 +240,15 @@ def how_to_serve(url: str, config: Config) -> str:
     base = config.public_url or url
     return "\n".join(
         [
-            f"The console:  {base}/",
-            f"The proxy:    {base}/api.stripe.com/v1/...  (or as the base URL of an SDK: {base})",
-            f"To wait:      curl {base}/wait/stripe/{DEFAULT_ID}",
+            f"Console:  {base}/",
+            f"Proxy:    {base}/api.stripe.com/v1/...  (or as SDK base URL: {base})",
+            f"Wait:     curl {base}/wait/stripe/{DEFAULT_ID}",
         ]
     )
 
 
 def psql_command(database: Database) -> str:
-    """As pasted into a shell. A password is never shown: it stays in the environment, or is asked."""
+    """Return a shell command without the password, which comes from the environment or a prompt."""
     if database.server is None:
         if os.environ.get("DATABASE_URL", "").strip() == database.url:
             return 'psql "$DATABASE_URL"'

@@ -1,11 +1,10 @@
-"""`pinstripe sync`: brings the account in, says what came, stays with it.
+"""`pinstripe sync`: backfills an account, prints a summary, and keeps following it.
 
-What a person sees while the account is followed: one line, renewed; and troubles as they come and go.
+While it follows, one status line is kept up to date, and problems are printed when they start and end.
 
-`pinstripe sync-worker`: what a service runs for each of its syncs. Not for people.
-
-It takes its settings from the service that started it, reports to it, and ends when that one goes
-(`serving.wire`). What it does is what `pinstripe sync` does; it shows it only where it was told to.
+`pinstripe sync-worker` is the same for a service: it reads its settings from the service, reports to
+it, and ends when the service does (`serving.supervisor`). It prints progress only if the service asks
+for it.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 async def sync(config: Config, *, once: bool, as_json: bool) -> int:
-    """Gives the exit code. Without `once` it returns only when it is cancelled."""
+    """Return the exit code. Without `once`, run until cancelled."""
 
     def report(ending: Ending) -> None:
         if as_json:
@@ -73,10 +72,10 @@ async def standing_by(
     say: Callable[[PinstripeError, float], None] | None = None,
     met: bool = False,
 ) -> int:
-    """Runs `stay`, and again from the start when it lost its lease, the event log, Postgres or Stripe.
+    """Run `stay`; restart it when it loses its lease, the event log, Postgres or Stripe.
 
-    What cannot be reached at the very first is an error, unless `met`: a wrong address does not mend
-    itself. `say` gets what was lost, and how long the pause is before the next try.
+    An unreachable server on the first try is an error, unless `met`: a wrong URL does not fix itself.
+    `say` is called with the error and the pause before the next try.
     """
     say = say or _say
 
@@ -99,7 +98,7 @@ async def standing_by(
 
 
 def _say(error: PinstripeError, pause_s: float) -> None:
-    tell(f"{error} Trying again in {pause_s:.0f} s." if pause_s else f"{error}")
+    tell(f"{error} Retrying in {pause_s:.0f} s." if pause_s else f"{error}")
 
 
 async def _backfill(service: Service, *, followed: bool = False) -> Ending:
@@ -114,14 +113,14 @@ async def follow(
     report: Callable[[Ending], None],
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Backfills and follows at once, for people; returns only when it is cancelled."""
+    """Backfill and follow concurrently, with progress, until cancelled."""
     follower = await service.follow()
     async with asyncio.TaskGroup() as group:
         group.create_task(follower.run())
         group.create_task(service.telling(follower).run())
         report(await _backfill(service, followed=True))
         follower.backfilled()
-        tell("Following Stripe's events. Ctrl-C stops.")
+        tell("Syncing Stripe's events. Press Ctrl-C to stop.")
         started()
         await show_following(follower)
 
@@ -153,9 +152,9 @@ async def show_following(follower: Follower) -> None:
         await asyncio.sleep(_LOOK_S)
         trouble = follower.trouble
         if trouble and not told:
-            complain(f"What changes now is not seen yet. {trouble}", follower.remedy)
+            complain(f"Changes are not being synced. {trouble}", follower.remedy)
         elif told and not trouble:
-            _write("Following again.\n")
+            _write("Syncing again.\n")
         told = trouble
         if trouble:
             continue
@@ -171,10 +170,9 @@ def line(follower: Follower, per_second: int) -> str:
     """How far the database is true, and what came lately."""
     seen = follower.poller.stats
     behind_s = max(follower.poller.now() - seen.as_of, 0.0)
-    asking = f", {len(follower.refetches)} to ask" if len(follower.refetches) else ""
+    asking = f", {len(follower.refetches)} pending requests" if len(follower.refetches) else ""
     return (
-        f"following: {seen.events:,} events applied ({per_second}/s), "
-        f"true up to {behind_s:.1f} s ago{asking}"
+        f"syncing: {seen.events:,} events applied ({per_second}/s), {behind_s:.1f} s behind{asking}"
     )
 
 
@@ -187,7 +185,7 @@ _REPORT_S = 0.5
 
 
 async def worker() -> int:
-    """Gives the exit code; 0 where the service wanted it to end."""
+    """Return the exit code; 0 if the service ended it."""
     superior = await ParentLink.on_stdin()
     order = await superior.order()
     configure(order.config)
@@ -207,7 +205,7 @@ async def _work(order: StartWorker, superior: ParentLink) -> int:
         superior.report(WorkerReport("waiting", error.message, error.hint))
 
     try:
-        # A person who waits at the terminal is told at once that an address is wrong.
+        # On a terminal, a wrong URL is reported immediately.
         return await standing_by(
             partial(_keep_syncing, order, superior), say=lost, met=not order.shown
         )
@@ -224,7 +222,7 @@ def _ended(error: BaseException) -> WorkerReport:
         lasting = isinstance(cause, Misconfigured | WrongKey | WrongAccount)
         return WorkerReport("ended", cause.message, cause.hint, lasting, cause.exit_code)
     reason = redact(f"{type(cause).__name__}: {cause}".splitlines()[0])
-    return WorkerReport("ended", f"Something went wrong inside Pinstripe ({reason}).", exit_code=70)
+    return WorkerReport("ended", f"Internal error in Pinstripe ({reason}).", exit_code=70)
 
 
 async def _keep_syncing(order: StartWorker, superior: ParentLink, met: Callable[[], None]) -> int:

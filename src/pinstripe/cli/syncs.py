@@ -1,4 +1,4 @@
-"""`pinstripe syncs`: stored syncs, by hand. A running service notices each change at once."""
+"""`pinstripe syncs`: manages stored syncs. A running service applies each change immediately."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+
+from msgspec import UNSET
 
 from pinstripe.cli.status import with_data
 from pinstripe.cli.sync import show, tell
@@ -32,14 +34,14 @@ class SyncOptions:
 
 
 async def list_syncs(config: Config, *, as_json: bool) -> int:
-    """Prints what is stored; nothing of it is secret."""
+    """Print the stored syncs, without secrets."""
     async with _vault(config, new=False) as vault, connect(vault.database_url) as connection:
         found = await load_stored(connection)
     if as_json:
         show(json.dumps({"syncs": [_as_object(sync) for sync in found]}))
         return 0
     if not found:
-        tell("No sync is stored. `pinstripe syncs add ID` stores one.")
+        tell("No stored syncs. Add one with `pinstripe syncs add ID`.")
         return 0
     show(f"{'id':<20} {'schema':<20} {'state':<8} {'mode':<5} {'account':<24} key")
     for sync in found:
@@ -51,7 +53,7 @@ async def list_syncs(config: Config, *, as_json: bool) -> int:
 
 
 async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
-    """Stores a sync. Its key comes from the environment, or is asked for."""
+    """Store a sync. Its key is read from the environment or a prompt."""
     key = config.api_key or _asked_key()
     async with _vault(config, new=True) as vault:
         sync = await vault.add(
@@ -70,7 +72,7 @@ async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
     _say(
         sync,
         f'Stored "{sync.id}": {sync.account_id or "an account"} in {mode} mode, key {sync.key_hint}, '
-        f"into the schema {sync.schema}. `pinstripe serve` syncs it; one that runs does so now.",
+        f"schema {sync.schema}. `pinstripe serve` syncs it; a running service has started.",
         as_json=as_json,
     )
     return 0
@@ -84,9 +86,9 @@ async def change(
         async with connect(vault.database_url) as connection:
             before = await get_stored(connection, sync_id)
         options = SyncChange(
-            api_key=(config.api_key or _asked_key()) if key else None,
-            settings={**before.settings, **settings} if settings else None,
-            webhook_secrets=config.webhook_secret or None,
+            api_key=(config.api_key or _asked_key()) if key else UNSET,
+            settings={**before.settings, **settings} if settings else UNSET,
+            webhook_secrets=config.webhook_secret or UNSET,
         )
         sync = await vault.change(sync_id, options)
     _say(sync, f'Changed "{sync_id}".', as_json=as_json)
@@ -97,7 +99,11 @@ async def pause(config: Config, sync_id: str, *, as_json: bool) -> int:
     """From now on no service syncs it."""
     async with _vault(config, new=False) as vault:
         await vault.pause(sync_id)
-    _say(None, f'Paused "{sync_id}". `pinstripe syncs resume {sync_id}` goes on.', as_json=as_json)
+    _say(
+        None,
+        f'Paused "{sync_id}". Resume with `pinstripe syncs resume {sync_id}`.',
+        as_json=as_json,
+    )
     return 0
 
 
@@ -113,13 +119,13 @@ async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bo
     """Forgets it and its key."""
     async with _vault(config, new=False) as vault:
         await vault.remove(sync_id, drop_tables=drop_tables)
-    left = "Its tables are dropped." if drop_tables else "Its tables are left as they are."
+    left = "Its tables were dropped." if drop_tables else "Its tables were kept."
     _say(None, f'Removed "{sync_id}" and its key. {left}', as_json=as_json)
     return 0
 
 
 async def rekey(config: Config, *, as_json: bool) -> int:
-    """Encrypts every stored key anew."""
+    """Re-encrypt every stored key."""
     async with _vault(config, new=False) as vault:
         count = await vault.rekey()
         where = "the new key in " + str(config.data_dir / FILE)
@@ -130,7 +136,7 @@ async def rekey(config: Config, *, as_json: bool) -> int:
 
 @asynccontextmanager
 async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
-    """Where syncs are stored. With `new` a database is made where there is none."""
+    """Open the vault. With `new`, create a database if there is none."""
     try:
         config = with_data(config)
     except Misconfigured:
@@ -142,9 +148,9 @@ async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
 
 
 def _asked_key() -> str:
-    """From the terminal, unseen; or the first line of what is piped in."""
+    """Read the key from the terminal without echo, or the first line of stdin."""
     if sys.stdin.isatty():
-        return getpass.getpass("Stripe API key (not shown): ")
+        return getpass.getpass("Stripe API key (hidden): ")
     return sys.stdin.readline().strip()
 
 

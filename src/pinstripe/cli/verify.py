@@ -1,4 +1,4 @@
-"""`pinstripe verify`: proves the copy against Stripe, says where it is wrong, and mends it if told to."""
+"""`pinstripe verify`: compares the copy with Stripe, reports differences, and repairs them on request."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TELL_S = 5.0
 
 
 async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: bool) -> int:
-    """Gives the exit code: 0 where all that was compared is proven, 6 where something differs, 4 where
-    something is neither.
+    """Return the exit code: 0 if everything compared is verified, 6 if something differs, 4 if something
+    is neither.
     """
     config = with_data(config)
     if config.database_url is not None:
@@ -56,7 +56,7 @@ async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: b
         return DIFFERENT
     if report.unproven:
         names = ", ".join(t.table for t in report.unproven)
-        complain(f"Nothing differs, but not all is proven: {names}.", _remedy(report))
+        complain(f"No differences, but not everything could be verified: {names}.", _remedy(report))
         return INCOMPLETE
     return 0
 
@@ -64,7 +64,7 @@ async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: b
 def _remedy(report: Report) -> str:
     if report.failed or report.left_out:
         return "Verify again in a few minutes."
-    return "See above what is not proven, and why."
+    return "See above for what could not be verified, and why."
 
 
 async def _tell_phases(run: Verify, stripe: StripeClient) -> None:
@@ -75,13 +75,15 @@ async def _tell_phases(run: Verify, stripe: StripeClient) -> None:
 
 
 async def _check_synced(url: str, schema: str) -> None:
-    """A look must not make the tables that it finds empty."""
+    """Raises Misconfigured if nothing was synced: verify must not create the tables that it would find
+    empty.
+    """
     async with connect(url) as connection:
         known = {sync.schema for sync in await load_syncs(connection)}
     if schema not in known:
         raise Misconfigured(
             f'Nothing has been synced yet in the schema "{schema}".',
-            hint="Bring an account in first: pinstripe sync.",
+            hint="Sync an account first: pinstripe sync.",
         )
 
 
@@ -135,7 +137,7 @@ def _difference_object(found: Difference) -> dict[str, object]:
 
 
 def as_text(report: Report, *, ids: int) -> str:
-    """For people: a line for each table that has something to say, with up to `ids` ids a kind."""
+    """Return the report as text: a line for each table with findings, with up to `ids` ids of each kind."""
     tables = report.tables.values()
     proven = [t for t in tables if t.state == "verified"]
     seconds = (report.finished_at - report.started_at).total_seconds()
@@ -143,7 +145,7 @@ def as_text(report: Report, *, ids: int) -> str:
     repaired = f", {report.repaired:,} repaired" if report.repaired else ""
     lines = [
         f"{head}{repaired}: schema {report.schema}, {sum(t.rows for t in tables):,} rows, "
-        f"{len(proven)} of {len(tables)} tables proven",
+        f"{len(proven)} of {len(tables)} tables verified",
         f"{seconds:,.1f} s, {report.requests:,} requests; digest {report.digest}",
     ]
     wrong = [t for t in tables if t.differences or t.repaired]
@@ -158,16 +160,16 @@ def as_text(report: Report, *, ids: int) -> str:
         counts = ", ".join(f"{t.table} {t.moving:,}" for t in tables if t.moving)
         lines += [
             "",
-            f"{report.left_out:,} rows changed while they were looked at, or an event since {since} tells "
-            f"of them: they differ and were left out ({counts}).",
+            f"{report.left_out:,} rows changed during verification or have an event since {since}: "
+            f"they differ and were left out ({counts}).",
         ]
     elif report.margin_s:
-        lines += ["", f"Rows that an event since {since} tells of would be left out; none differs."]
+        lines += ["", f"Rows with an event since {since} are left out; none differ."]
     partial = sum(t.partial for t in tables)
     if partial:
         lines += [
             "",
-            f"{partial:,} rows lack what Stripe gives on request only; --repair fills them.",
+            f"{partial:,} rows lack columns that Stripe returns only on request; --repair fills them.",
         ]
     return "\n".join(lines)
 
@@ -187,23 +189,23 @@ def _wrong(table: TableReport, ids: int) -> list[str]:
         if len(same) > ids:
             lines.append(f"      {len(same) - ids:,} more {kind.replace('_', ' ')}")
     if table.more:
-        lines.append(f"      {table.more:,} more, not looked at one by one")
+        lines.append(f"      {table.more:,} more, not checked one by one")
     return lines
 
 
 def _unproven(tables: list[TableReport]) -> list[str]:
-    """Tables with the same reason stand together."""
+    """Group tables by reason."""
     if not tables:
         return []
     by_reason: dict[tuple[str, str, str], list[str]] = {}
     for table in tables:
         name = table.table if not table.unchecked else f"{table.table} ({table.unchecked:,} rows)"
         by_reason.setdefault((table.state, table.reason, table.remedy), []).append(name)
-    lines = ["", "Not proven:"]
+    lines = ["", "Not verified:"]
     for (state, reason, remedy), names in by_reason.items():
-        why = reason or "Stripe shows none of these rows"
+        why = reason or "Stripe lists none of these rows"
         lines.append(
-            f"  {', '.join(names)}: {'in part; ' if state == 'partly' else ''}{redact(why)}"
+            f"  {', '.join(names)}: {'partial; ' if state == 'partly' else ''}{redact(why)}"
         )
         if remedy:
             lines.append(f"    remedy: {redact(remedy)}")

@@ -1,4 +1,4 @@
-"""`pinstripe wait`: asks the running gateway to say when the database holds what it should."""
+"""`pinstripe wait`: waits, through the running gateway, until the database is up to date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Json: TypeAlias = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class WaitOptions:
-    """What the command line asks for. `url` is "" for the gateway of the settings."""
+    """Options of the command. `url` is "" for the gateway of the settings."""
 
     sync_id: str
     requests: Sequence[str]
@@ -47,12 +47,12 @@ class WaitOptions:
 
 
 async def wait(config: Config, options: WaitOptions, *, as_json: bool) -> int:
-    """Gives the exit code: 0 when all is there, 1 when the time was over first."""
+    """Return the exit code: 0 if everything is there, 1 if it timed out."""
     base = (options.url or config.public_url or _own_url(config)).rstrip("/")
     parts = urlsplit(base)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Misconfigured(
-            f"{redact(base)!r} is not the address of a gateway.", hint="As http://127.0.0.1:8377."
+            f"{redact(base)!r} is not a gateway URL.", hint="Use a URL like http://127.0.0.1:8377."
         )
     status, body = await _ask(base, options, _token(config, base))
     if status not in (200, 504) or "ok" not in body:
@@ -60,7 +60,9 @@ async def wait(config: Config, options: WaitOptions, *, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps(body) + "\n")
     elif status == 200:
-        sys.stdout.write(f"The database is true as of {body['as_of']} ({body['waited_ms']} ms).\n")
+        sys.stdout.write(
+            f"The database is up to date as of {body['as_of']} ({body['waited_ms']} ms).\n"
+        )
     if status == 200:
         return 0
     if not as_json:
@@ -99,8 +101,8 @@ async def _ask(base: str, options: WaitOptions, token: str | None) -> tuple[int,
             status = answer.status
     except (TimeoutError, aiohttp.ClientError) as error:
         raise Unreachable(
-            f"The gateway at {redact(base)} does not answer.",
-            hint="Does `pinstripe serve` run, and is this its address? See --url.",
+            f"The gateway at {redact(base)} does not respond.",
+            hint="Is `pinstripe serve` running at this URL? See --url.",
         ) from error
     try:
         found = json.loads(body)
@@ -111,7 +113,9 @@ async def _ask(base: str, options: WaitOptions, token: str | None) -> tuple[int,
 
 def _trouble(status: int, body: _Json, base: str) -> Misconfigured | Unreachable:
     message, hint = _problem(body)
-    message = message or f"What answers at {redact(base)} ({status}) is no gateway of Pinstripe."
+    message = (
+        message or f"The server at {redact(base)} (status {status}) is not a Pinstripe gateway."
+    )
     return (Unreachable if status >= 500 else Misconfigured)(message, hint=hint)
 
 
@@ -126,8 +130,8 @@ def _missing(body: _Json) -> str:
     said: list[str] = []
     missing = body.get("missing")
     for entry in missing if isinstance(missing, list) else []:
-        words = {"poll": "a look at Stripe's events", "pending": "answers of Stripe for"}
+        words = {"poll": "a poll of Stripe's events", "pending": "Stripe's response for"}
         what = words.get(entry.get("what"), str(entry.get("what")))
         tables = ", ".join(f"{name} ({n})" for name, n in (entry.get("tables") or {}).items())
         said.append(" ".join(w for w in (what, str(entry.get("id", "")), tables) if w))
-    return "; ".join(said) or "nothing that is known"
+    return "; ".join(said) or "nothing known"

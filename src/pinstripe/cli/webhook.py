@@ -1,4 +1,4 @@
-"""`pinstripe webhook`: the endpoint at Stripe that calls the gateway, made, listed and removed."""
+"""`pinstripe webhook`: creates, lists and deletes the webhook endpoint that notifies the gateway."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Door:
 
 
 async def create(config: Config, sync_id: str, *, url: str | None, as_json: bool) -> int:
-    """Makes the endpoint of a sync, or finds it; a new one's secret is stored, or shown this once."""
+    """Create the endpoint of a sync, or find it. A new secret is stored, or printed once."""
     address = url or _address(config, sync_id)
     async with _opened(config, sync_id) as door:
         check_url(address, door.key)
@@ -77,9 +77,9 @@ async def show(config: Config, sync_id: str, *, as_json: bool) -> int:
         sys.stdout.write(json.dumps({"endpoints": [_as_object(e) for e in found]}) + "\n")
         return 0
     if not found:
-        sys.stdout.write("The account has no webhook endpoint.\n")
+        sys.stdout.write("The account has no webhook endpoints.\n")
         return 0
-    lines = [f"{'endpoint':<28} {'status':<9} {'sync':<12} {'API version':<20} address"]
+    lines = [f"{'endpoint':<28} {'status':<9} {'sync':<12} {'API version':<20} URL"]
     lines += [
         f"{e.id:<28} {e.status:<9} {e.sync_id or '-':<12} {e.api_version or '(account)':<20} {e.url}"
         for e in found
@@ -96,7 +96,7 @@ async def delete(config: Config, sync_id: str, *, endpoint: str | None, as_json:
     if as_json:
         sys.stdout.write(json.dumps({"deleted": chosen}) + "\n")
     else:
-        sys.stdout.write(f"Removed {chosen}. Its signing secret is worthless now.\n")
+        sys.stdout.write(f"Deleted {chosen}. Its signing secret is no longer valid.\n")
     return 0
 
 
@@ -106,21 +106,20 @@ async def _only(stripe: StripeClient, sync_id: str) -> str:
         return ours[0].id
     if not ours:
         raise Misconfigured(
-            f'The sync "{sync_id}" has no webhook endpoint that Pinstripe made.',
-            hint="Name the endpoint (we_...); pinstripe webhook list shows all.",
+            f'The sync "{sync_id}" has no webhook endpoint created by Pinstripe.',
+            hint="Give the endpoint's ID (we_...); `pinstripe webhook list` lists all.",
         )
     raise Misconfigured(
         f'The sync "{sync_id}" has {len(ours)} webhook endpoints: {", ".join(e.id for e in ours)}.',
-        hint="Name the one to remove.",
+        hint="Give the ID of the one to delete.",
     )
 
 
 def _address(config: Config, sync_id: str) -> str:
     if config.public_url is None:
         raise Misconfigured(
-            "Where does Stripe reach the gateway?",
-            hint="Give the public address of the gateway as --public-url, or the whole address of the "
-            "endpoint as --url.",
+            "The gateway's public URL is not known.",
+            hint="Set --public-url to the gateway's public URL, or --url to the endpoint's full URL.",
         )
     return f"{config.public_url.rstrip('/')}/webhooks/stripe/{sync_id}"
 
@@ -150,7 +149,7 @@ async def _of_stored(config: Config, sync_id: str) -> Config:
 
 
 async def _store(config: Config, sync_id: str, made: Created) -> bool:
-    """Keeps the secret with the sync. If that fails it must be shown: Stripe will not tell it again."""
+    """Store the secret with the sync. If that fails, print it: Stripe does not return it again."""
     try:
         async with _vault(config) as vault:
             async with connect(vault.database_url) as connection:
@@ -164,23 +163,25 @@ async def _store(config: Config, sync_id: str, made: Created) -> bool:
 
 def _created(made: Created, sync_id: str, *, stored: bool) -> list[str]:
     endpoint = made.endpoint
-    lines = [f"{'Found' if made.existed else 'Made'} {endpoint.id} at {endpoint.url}"]
+    lines = [f"{'Found' if made.existed else 'Created'} {endpoint.id} at {endpoint.url}"]
     if made.changed:
         lines.append(f"It was {' and '.join(made.changed)}.")
     if endpoint.api_version not in (None, spec().api_version):
-        lines.append(f"It speaks API version {endpoint.api_version}; a webhook only rings here.")
+        lines.append(f"It uses API version {endpoint.api_version}; a webhook only triggers a poll.")
     if made.existed:
-        lines.append("Nothing was made. Stripe shows a signing secret only once; if it is lost:")
-        lines.append(f"  pinstripe webhook delete {endpoint.id}, then create again")
+        lines.append(
+            "Nothing was created. Stripe shows a signing secret only once. If you lost it:"
+        )
+        lines.append(f"  pinstripe webhook delete {endpoint.id}, then create it again")
     elif stored:
-        lines.append(f'Its signing secret is kept, encrypted, with the sync "{sync_id}".')
+        lines.append(f'Its signing secret is stored, encrypted, with the sync "{sync_id}".')
     else:
-        lines.append("Its signing secret, shown this once; give it to the gateway:")
+        lines.append("Its signing secret, shown only once; set it for the gateway:")
         lines.append(f"  {_SETTING}={made.secret}")
     if is_local(endpoint.url):
-        lines.append("Note: this address is this machine's own; Stripe cannot reach it.")
+        lines.append("Note: this is a local URL; Stripe cannot reach it.")
     lines += [
-        f"Note: {e.id} rings for the same sync at {e.url}; remove it if that address is given up."
+        f"Note: {e.id} notifies the same sync at {e.url}; delete it if that URL is no longer used."
         for e in made.others
     ]
     return lines

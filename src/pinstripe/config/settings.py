@@ -38,7 +38,7 @@ SETTINGS: tuple[Setting, ...] = (
         "STRIPE_API_KEY",
         "",
         "key",
-        "The account's secret or restricted key (sk_..., rk_...). Better in the environment than as a "
+        "The account's secret or restricted key (sk_..., rk_...). Prefer the environment to the "
         "flag: other users of the machine can see flags.",
         secret=True,
     ),
@@ -47,62 +47,62 @@ SETTINGS: tuple[Setting, ...] = (
         "DATABASE_URL",
         "",
         "URL",
-        "Postgres to write to, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Without it "
-        "Pinstripe runs a Postgres of its own in the data directory.",
+        "Postgres to write to, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Without it, "
+        "Pinstripe runs its own Postgres in the data directory.",
         secret=True,
     ),
-    Setting("stripe_url", "STRIPE_API_BASE", STRIPE_URL, "URL", "Where Stripe's API is."),
+    Setting("stripe_url", "STRIPE_API_BASE", STRIPE_URL, "URL", "Base URL of Stripe's API."),
     Setting(
         "stripe_account",
         "STRIPE_ACCOUNT",
         "",
         "id",
-        "A connected account (acct_...) to sync instead of the key's own: sent as Stripe-Account.",
+        "A connected account (acct_...) to sync instead of the key's own; sent as Stripe-Account.",
     ),
-    Setting("schema", "PINSTRIPE_SCHEMA", "stripe", "name", "The Postgres schema of the tables."),
+    Setting("schema", "PINSTRIPE_SCHEMA", "stripe", "name", "Postgres schema for the tables."),
     Setting(
         "tables",
         "PINSTRIPE_TABLES",
         "",
         "names",
-        "Tables to sync, separated by commas; all by default. A leading - leaves a table out, "
-        "* stands for any letters: charge,issuing_* or -event. `pinstripe schema tables` lists them.",
+        "Tables to sync, comma-separated; all by default. Prefix with - to exclude, * matches "
+        "anything: charge,issuing_* or -event. `pinstripe schema tables` lists them.",
     ),
     Setting(
         "rate_limit",
         "PINSTRIPE_RATE_LIMIT",
         "default",
         "requests/s",
-        "Requests a second to the account, up to 100. By default half of what Stripe allows: 50 with "
-        "a live key, 12.5 with a test key. none: no limit, for simulators only.",
+        "Requests per second to the account, up to 100. Default: half of Stripe's limit, 50 with"
+        " a live key, 12.5 with a test key. none: no limit, for simulators only.",
     ),
     Setting(
         "endpoint_rate_limit",
         "PINSTRIPE_ENDPOINT_RATE_LIMIT",
         "default",
         "requests/s",
-        "Requests a second to each endpoint, up to 25. By default 12.5, half of what Stripe allows.",
+        "Requests per second to each endpoint, up to 25. Default: 12.5, half of Stripe's limit.",
     ),
     Setting(
         "poll_interval",
         "PINSTRIPE_POLL_INTERVAL",
         "0.5",
         "seconds",
-        "How often the event log is looked at while following.",
+        "How often to poll the event log.",
     ),
     Setting(
         "event_window",
         "PINSTRIPE_EVENT_WINDOW",
         "600",
         "seconds",
-        "How far back the event log is read again, for events that show up late.",
+        "How far back to re-read the event log for late events.",
     ),
     Setting(
         "hold_poll_rate",
         "PINSTRIPE_HOLD_POLL_RATE",
         "",
         "",
-        "Keep the poll interval even where it would use up the read allowance of a live account.",
+        "Keep the poll interval even if it would exhaust the read quota of a live account.",
         switch=True,
     ),
     Setting(
@@ -110,8 +110,7 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_CHANGES",
         "",
         "",
-        "Keep the change feed: every change of a row, with columns before and after, in "
-        "pinstripe.change.",
+        "Record the change feed: every row change, with old and new values, in pinstripe.change.",
         switch=True,
     ),
     Setting(
@@ -119,37 +118,36 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_CHANGE_DAYS",
         "7",
         "days",
-        "How long entries of the change feed are kept.",
+        "How long to keep change feed entries.",
     ),
     Setting(
         "data_dir",
         "PINSTRIPE_DATA_DIR",
         ".pinstripe",
         "directory",
-        "Where Pinstripe's own Postgres keeps its data, if there is no database URL, and where secret.key "
-        "is.",
+        "Directory for secret.key, and for Pinstripe's own Postgres if no database URL is set.",
     ),
     Setting(
         "demo_scale",
         "PINSTRIPE_DEMO_SCALE",
         "20000",
         "objects",
-        "About how many objects the demo account has (`pinstripe run` without a key).",
+        "Approximate number of objects in the demo account (`pinstripe run` without a key).",
     ),
     Setting(
         "host",
         "PINSTRIPE_HOST",
         "127.0.0.1",
         "address",
-        "Where the gateway listens. Beyond this machine only with an admin token.",
+        "Address the gateway listens on. Non-local addresses require an admin token.",
     ),
-    Setting("port", "PINSTRIPE_PORT", "8377", "port", "The gateway's port; 0 takes a free one."),
+    Setting("port", "PINSTRIPE_PORT", "8377", "port", "The gateway's port; 0 picks a free one."),
     Setting(
         "public_url",
         "PINSTRIPE_PUBLIC_URL",
         "",
         "URL",
-        "Where others reach the gateway, if not at its host and port: shown in pages and used for "
+        "Public URL of the gateway, if it is not its host and port. Used in the console and for "
         "webhook endpoints.",
     ),
     Setting(
@@ -157,8 +155,8 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_ADMIN_TOKEN",
         "",
         "token",
-        "Lets its bearer use the console and the API. Without one the gateway listens on this machine "
-        "only and asks for none.",
+        "Token for the console and the API. Without it, the gateway listens on this machine only"
+        " and requires no login.",
         secret=True,
     ),
     Setting(
@@ -166,8 +164,8 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_READER_URL",
         "",
         "URL",
-        "The database as a role that may only read: the console's SQL box uses it. Without it Pinstripe "
-        "makes such a role when the box is first used, which needs CREATEROLE.",
+        "Database URL with a read-only role, for the console's SQL page. Without it, Pinstripe "
+        "creates such a role on first use, which needs CREATEROLE.",
         secret=True,
     ),
     Setting(
@@ -175,7 +173,7 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_WAIT_TOKEN",
         "",
         "token",
-        "Lets its bearer wait, and nothing else. The account's own Stripe key does so too.",
+        "Token that allows waiting and nothing else. The account's own Stripe key works too.",
         secret=True,
     ),
     Setting(
@@ -183,16 +181,16 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_WAIT_SETTLE",
         "0.25",
         "seconds",
-        "How long a plain wait lets Stripe's event log settle before it looks: events may show up a "
-        "little later than the change they tell of.",
+        "How long a plain wait lets Stripe's event log settle before polling it: events can "
+        "appear a little after their change.",
     ),
     Setting(
         "webhook_secret",
         "PINSTRIPE_WEBHOOK_SECRET",
         "",
         "secrets",
-        "The signing secret of the webhook endpoint (whsec_...); several, separated by commas, while "
-        "one replaces another.",
+        "Signing secret of the webhook endpoint (whsec_...). Comma-separate several while "
+        "rotating.",
         secret=True,
     ),
     Setting(
@@ -200,16 +198,16 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_WEBHOOK_TOLERANCE",
         "300",
         "seconds",
-        "How old the signature of a webhook may be.",
+        "Maximum age of a webhook signature.",
     ),
     Setting(
         "secret_key",
         "PINSTRIPE_SECRET_KEY",
         "",
         "keys",
-        "What the keys of stored syncs are encrypted with: 32 bytes in base64; several, separated by "
-        "commas, while the first replaces the others. By default the file secret.key in the data "
-        "directory, made when it is first needed.",
+        "Encryption key for the Stripe keys of stored syncs: 32 bytes in base64. Comma-separate "
+        "several while rotating, newest first. By default, the file secret.key in the data "
+        "directory, created on first use.",
         secret=True,
     ),
     Setting(
@@ -217,15 +215,15 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_MIRROR_PATIENCE",
         "2",
         "seconds",
-        "How long the proxy holds Stripe's answer back for Postgres to take it, at most. After that it "
-        "passes it on, and mirrors it later.",
+        "Longest time the proxy holds Stripe's response until Postgres has stored it. After that"
+        " it is forwarded and mirrored later.",
     ),
     Setting(
         "proxy_body_limit",
         "PINSTRIPE_PROXY_BODY_LIMIT",
         "32",
         "MB",
-        "The largest request body that the proxy passes on.",
+        "Largest request body that the proxy forwards.",
     ),
     Setting(
         "log_level",

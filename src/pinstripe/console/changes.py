@@ -1,4 +1,4 @@
-"""The change feed: which rows changed, in which columns, because of what."""
+"""The change feed: which rows changed, in which columns, and which event or request caused it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Changes:
         self._pages = pages
 
     async def show(self, visit: PageContext) -> Response:
-        """A page of the feed, newest first; the first one goes on by itself."""
+        """Return a page of the feed, newest first. The first page is updated live."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted = _wanted(visit)
         before = visit.text("before")
@@ -49,7 +49,7 @@ class Changes:
         )
 
     async def live(self, visit: PageContext) -> Response:
-        """What is new in the feed."""
+        """Stream new changes."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         pieces = self._news(visit.gateway, visit.sync.id, visit.sync.schema, _wanted(visit))
         return templating.stream(visit.gateway, pieces)

@@ -1,17 +1,10 @@
-"""Connect: the addresses of the database and of the gateway, and what to paste to use them.
+"""Connect: the URLs of the database and the gateway, with commands and code to paste.
 
-The database is shown as the reader sees it, a role that may read the tables of this schema and nothing
-else. Its password is on the one page that answers the button, and nowhere after that. What the service's
-own login is no page tells.
+The database URL is that of the read-only user of this schema. Its password is in one response only, the
+one that answers the button; the service's own login is on no page. The gateway's URL is `public_url` if
+it is set, else the one that the browser used to reach the page.
 
-Where things are, as somebody who connects has to write it: the gateway, and the database. Pure.
-
-The gateway's address is `public_url` where somebody has set it to one that others can use; else the one
-that the browser has used to reach the page. Of the database's address the login is never shown.
-
-What to paste: commands and lines of code that connect to the database and to the gateway. Pure.
-
-Each works as it stands, with the password filled in where it is known; tests run them literally.
+The snippets are pure functions of these URLs. Tests run each one literally.
 """
 
 from __future__ import annotations
@@ -46,7 +39,7 @@ async def show(visit: PageContext) -> Response:
 
 
 async def make(visit: PageContext) -> Response:
-    """Makes the reader, or gives it a new password: shown in this answer only."""
+    """Create the read-only user or reset its password, which only this response shows."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     url = _database_url(visit)
     try:
@@ -54,21 +47,25 @@ async def make(visit: PageContext) -> Response:
     except PinstripeError as error:
         return await _page(visit, None, (Message(error.message, error.hint, "bad"),), status=409)
     told = Message(
-        "This password is shown now and never again. Copy what you need of this page.",
-        "Whoever used the one before must be given the new one; sessions with it were ended.",
+        "This password is shown only once. Copy what you need from this page.",
+        "Clients that used the old password need the new one; their sessions were closed.",
         "good",
     )
     return await _page(visit, Login(reader.role, reader.password), (told,))
 
 
 async def drop(visit: PageContext) -> Response:
-    """Takes the role away."""
+    """Delete the read-only user."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
         dropped = await drop_reader(_database_url(visit), visit.sync.schema)
     except PinstripeError as error:
         return await _page(visit, None, (Message(error.message, error.hint, "bad"),), status=409)
-    words = "The reader was removed; its sessions were ended." if dropped else "There is no reader."
+    words = (
+        "The read-only user was deleted and its sessions were closed."
+        if dropped
+        else "There is no read-only user."
+    )
     return await _page(visit, None, (Message(words, kind="good"),))
 
 
@@ -116,7 +113,7 @@ async def _look(visit: PageContext, schema: str) -> tuple[str | None, str]:
     except Unreachable:
         return None, _LIKED[0]
     except PinstripeError:
-        # A role of that name which is not ours: the button says what to do about it.
+        # Another role has that name: the button's response says what to do.
         return None, _LIKED[0]
 
 
@@ -126,7 +123,7 @@ async def _some_table(connection: Connection, schema: str) -> str:
 
 
 def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[str, str]]:
-    """As Metabase asks for them; others use the same words."""
+    """Return the fields in Metabase's terms, which other tools share."""
     through_tunnel = place.reach == "socket"
     return [
         ("Database type", "PostgreSQL"),
@@ -134,7 +131,7 @@ def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[st
         ("Port", "15432" if through_tunnel else str(place.port)),
         ("Database name", place.name),
         ("Username", login.role),
-        ("Password", login.password if login.known else "as shown when the reader was made"),
+        ("Password", login.password if login.known else "as shown when the user was created"),
         ("Schemas", f"Only these: {schema}"),
     ]
 
@@ -142,7 +139,7 @@ def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[st
 def _database_url(visit: PageContext) -> str:
     url = visit.gateway.parts.database_url()
     if not url:
-        raise Unreachable("The database is not there yet.", hint="Try again in some seconds.")
+        raise Unreachable("The database is not available yet.", hint="Try again in a few seconds.")
     return url
 
 
@@ -152,7 +149,7 @@ PASSWORD = "PASSWORD"  # noqa: S105 (it is none)
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A role and its password; `PASSWORD` if it is not to be shown."""
+    """A role and its password; `PASSWORD` as a placeholder if it is not known."""
 
     role: str
     password: str
@@ -201,7 +198,7 @@ class Gateway:
 
 
 def gateway_at(public_url: str, reached: str, sync_id: str) -> Gateway:
-    """`reached`: scheme and host of the request that asks.
+    """`reached`: scheme and host of the current request.
 
     >>> gateway_at("https://pin.example/", "http://10.0.0.7:8377", "default").wait
     'https://pin.example/wait/stripe/default'
@@ -245,7 +242,7 @@ class DatabasePlace:
 
 
 def database_at(url: str) -> DatabasePlace:
-    """What a database URL says of where the server is.
+    """Return where the server of a database URL is.
 
     >>> place = database_at("postgresql://me@/billing?host=/run/pg&port=5433")
     >>> place.reach, place.socket, place.name
@@ -274,7 +271,7 @@ _KEY = '-u "$STRIPE_API_KEY:"'
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """`name` is its element's id. `told` says what it needs or does."""
+    """`name` is the id of its element. `told` is the hint below it."""
 
     name: str
     title: str
@@ -294,13 +291,13 @@ def of_database(place: DatabasePlace, login: Login, schema: str, table: str) -> 
         f"engine = create_engine({_text(_with_driver(url))})\n"
         "with engine.connect() as connection:\n"
         f"    print(connection.execute(text({_text(look)})).scalar())",
-        "Needs sqlalchemy and psycopg.",
+        "Requires sqlalchemy and psycopg.",
     )
     yield Snippet(
         "prisma",
         "Prisma",
         f'DATABASE_URL="{_prisma(place, login, schema)}"',
-        "In .env; then npx prisma db pull.",
+        "Add to .env, then run npx prisma db pull.",
     )
 
 
@@ -310,7 +307,7 @@ def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
         "curl",
         "curl",
         f"curl -i {shlex.quote(f'{gateway.base}/v1/customers')} {_KEY} -d email=ada@example.com",
-        "Pinstripe-Mirrored: yes in the answer tells that the row is there.",
+        "Pinstripe-Mirrored: yes in the response means that the row is in the database.",
     )
     base = _text(gateway.base)
     yield Snippet(
@@ -323,7 +320,7 @@ def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
         ")\n"
         'customer = client.v1.customers.create({"email": "ada@example.com"})\n'
         "print(customer.id)",
-        "Needs stripe 13 or later.",
+        "Requires stripe 13 or later.",
     )
     yield Snippet(
         "node",
@@ -334,7 +331,7 @@ def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
         "});\n"
         "stripe.customers.create({email: 'ada@example.com'})\n"
         "  .then((customer) => console.log(customer.id));",
-        "Needs the package stripe.",
+        "Requires the stripe package.",
     )
 
 
@@ -342,15 +339,15 @@ def of_wait(gateway: Gateway) -> Iterator[Snippet]:
     """Waiting, for everything or for one object."""
     yield Snippet(
         "wait-all",
-        "Everything so far",
+        "Everything up to now",
         f"curl {shlex.quote(f'{gateway.wait}?timeout=30')} {_KEY}",
-        "Answers when the database holds what Stripe had when you asked.",
+        "Returns once the database holds everything Stripe had at the time of the request.",
     )
     yield Snippet(
         "wait-object",
         "One object",
         f"curl {shlex.quote(f'{gateway.wait}?object=cus_...')} {_KEY}",
-        "The surest form: it is fetched now, and written.",
+        "The strongest guarantee: fetches the object now and writes it.",
     )
 
 
@@ -360,11 +357,12 @@ def of_webhook(gateway: Gateway, *, stored: bool) -> Iterator[Snippet]:
     sync = f" --sync {gateway.sync_id}" if stored else ""
     yield Snippet(
         "webhook-create",
-        "Let Pinstripe make the endpoint",
+        "Create the endpoint with Pinstripe",
         f"pinstripe webhook create{sync} --public-url {shlex.quote(base)}",
-        "With a key that may write webhook endpoints. Its signing secret is kept with the sync."
+        "Requires a key that can write webhook endpoints. The signing secret is stored with the "
+        "sync."
         if stored
-        else "With a key that may write webhook endpoints. It prints the setting that holds the secret.",
+        else "Requires a key that can write webhook endpoints. Prints the signing secret's setting.",
     )
 
 
@@ -384,7 +382,7 @@ def _with_driver(url: str) -> str:
 
 
 def _prisma(place: DatabasePlace, login: Login, schema: str) -> str:
-    """Prisma wants a host even for a socket, and the schema in the URL."""
+    """Prisma requires a host even for a socket, and the schema in the URL."""
     who = f"{quote(login.role, safe='')}:{quote(login.password, safe='')}"
     query = f"schema={quote(schema, safe='')}"
     if place.sslmode:

@@ -1,8 +1,8 @@
-"""The diagram: domains first, then the tables of one, then a table with its neighbours.
+"""The diagram: all domains, the tables of one, or one table with its neighbours.
 
-The catalog says what is drawn; the database only which tables have rows. Laying out takes a while the
-first time, so it is done beside the loop, and kept. Everything is links: it works without JavaScript,
-which adds zoom and panning (`static/diagram.js`).
+The catalog says what is drawn; the database says only which tables have rows. The first layout of a
+diagram takes a while, so it runs in a thread and is cached. The page works without JavaScript, which
+adds zoom and panning (`static/diagram.js`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND pg_relation_size(c.oid) > 0
 """
 _DETAILS: dict[Detail, str] = {
     "keys": "references",
-    "short": "important columns",
+    "short": "key columns",
     "full": "all columns",
 }
 
@@ -69,7 +69,7 @@ async def show(visit: PageContext) -> Response:
         return _found(visit, wanted)
     place = _place(visit)
     if (place.domain and place.domain not in DOMAINS) or (place.table and not _fits(place)):
-        return visit.not_found(f'There is no diagram of "{place.table or place.domain}".')
+        return visit.not_found(f'There is no diagram for "{place.table or place.domain}".')
     filled = await _filled(visit) if place.only_filled else None
     diagram = _diagram(place, filled)
     form = visit.text("form")
@@ -87,7 +87,7 @@ async def show(visit: PageContext) -> Response:
         place=place,
         domain=DOMAINS.get(place.domain),
         diagram=diagram,
-        # Every text in it is escaped where it is made.
+        # Its text is escaped where the SVG is built.
         svg=Markup(to_svg(drawing, links, styled=False)),  # noqa: S704
         mermaid=to_mermaid(diagram),
         details=_DETAILS,
@@ -106,7 +106,7 @@ async def style(_: Request) -> Response:
 
 @cache
 def style_address() -> str:
-    """It changes with what is behind it, so that browsers may keep it."""
+    """Return the style sheet's URL, which changes with its content so that browsers can cache it."""
     return f"/static/diagram.css?v={sha256(stylesheet().encode()).hexdigest()[:10]}"
 
 
@@ -136,7 +136,7 @@ def _diagram(place: Place, filled: frozenset[str] | None) -> Diagram:
 
 
 async def _filled(visit: PageContext) -> frozenset[str] | None:
-    """The tables that have rows; None where nobody can tell now: then all are drawn."""
+    """Return the tables with rows; None if the database is unreachable: then all are drawn."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
         async with visit.gateway.reads.connection() as connection:
@@ -161,11 +161,11 @@ def _found(visit: PageContext, wanted: str) -> Response:
     domain = next((d for d in DOMAINS.values() if word in (d.name, d.title.lower())), None)
     if domain is not None:
         return go(path_of(visit.sync.id, "diagram", domain.name) + kept)
-    return visit.not_found(f'No table is called anything like "{wanted}".')
+    return visit.not_found(f'No table matches "{wanted}".')
 
 
 def best(wanted: str) -> str | None:
-    """The table that somebody means: the name itself, else the shortest that holds it.
+    """Return the table of that name, else the shortest name that contains it.
 
     >>> best("Invoice"), best("payment intent"), best("nonsense")
     ('invoice', 'payment_intent', None)
@@ -179,7 +179,7 @@ def _file(
     text: str, name: str, kind: Literal["text/plain; charset=utf-8", "image/svg+xml"]
 ) -> Response:
     headers = {
-        # A file for itself: its style stands in it, and nothing else may run or load.
+        # A standalone file: it contains its style, and nothing else may run or load.
         **HEADERS,
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
         "Cache-Control": "no-store",

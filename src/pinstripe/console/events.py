@@ -1,4 +1,4 @@
-"""The events: a live list with filters, and one event with what it says and what it did."""
+"""Events: a live list with filters, and the page of one event with its payload and its effects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MISSING = "(absent)"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field that the event says has changed. `before` and `after` are JSON."""
+    """One changed field of the event. `before` and `after` are JSON."""
 
     name: str
     before: str
@@ -36,7 +36,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a filter showed at one look of the board."""
+    """The events of a filter at one refresh of the status board."""
 
     at: datetime
     lines: list[EventLine]
@@ -50,12 +50,12 @@ class Events:
         self._looks: dict[tuple[str, EventFilter], _Look] = {}
 
     async def show(self, visit: PageContext) -> Response:
-        """A page of the list; the first one goes on by itself."""
+        """Return a page of the list. The first page is updated live."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted, wrong = _filter(visit)
         async with visit.gateway.reads.connection() as connection:
             if not await has_events(connection, visit.sync.schema):
-                return visit.not_found("The event log is not copied into this schema (yet).")
+                return visit.not_found("The event log has not been synced into this schema (yet).")
             found = await list_events(connection, visit.sync.schema, wanted, limit=_PAGE + 1)
         lines = found[:_PAGE]
         query = {n: visit.text(n) for n in ("type", "object", "request", "since") if visit.text(n)}
@@ -72,7 +72,7 @@ class Events:
         )
 
     async def live(self, visit: PageContext) -> Response:
-        """What is new in the list."""
+        """Stream new events."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted, _ = _filter(visit)
         return templating.stream(visit.gateway, self._news(visit.gateway, visit.sync.id, wanted))
@@ -85,7 +85,7 @@ class Events:
             there = await has_events(connection, schema)
             detail = await load_event(connection, schema, visit.named("event")) if there else None
             if detail is None:
-                return visit.not_found("There is no such event in the copy.")
+                return visit.not_found("This event is not in the database.")
             changes = await changes_of_event(connection, schema, detail.event.id)
             request = detail.event.request_id
             beside = EventFilter(request_id=request or "")
@@ -130,7 +130,7 @@ class Events:
     async def _look(
         self, gateway: Gateway, sync_id: str, schema: str, at: datetime, wanted: EventFilter
     ) -> list[EventLine]:
-        """The newest events of a filter, read once for all who have the same page open."""
+        """Read the newest events of a filter, once for all clients with the same page open."""
         place = (sync_id, wanted)
         seen = self._looks.get(place)
         if seen is None or seen.at != at:
@@ -152,7 +152,9 @@ def _filter(visit: PageContext) -> tuple[EventFilter, list[Message]]:
             since = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
         except (ValueError, OverflowError):
             wrong.append(
-                Message(f'"{text}" is no time.', "Write it like 2026-01-31 14:30.", "warn")
+                Message(
+                    f'"{text}" is not a valid time.', "Use the format 2026-01-31 14:30.", "warn"
+                )
             )
     types = tuple(visit.text("type").replace(",", " ").split())
     found = EventFilter(
@@ -175,7 +177,7 @@ def _pretty(value: object) -> str:
 
 
 def _differences(obj: dict[str, object], previous: dict[str, object]) -> list[Difference]:
-    """What `previous_attributes` says of fields, beside what they are now."""
+    """Return the fields in `previous_attributes` with their old and new values."""
     return [
         Difference(name, _short(before), _short(obj[name]) if name in obj else _MISSING)
         for name, before in previous.items()

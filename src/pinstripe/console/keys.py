@@ -1,12 +1,9 @@
-"""Keys: what a sync's key may read, what it lacks, and how to make a better one.
+"""Keys: what a sync's key can read, what it lacks, and how to create a better one.
 
-The key itself is on no page. An examination is begun by a button (a hundred requests are not to be spent
-by a link) or by the first run, shows how far it is, and is kept with its time.
-
-Examinations of keys: at most one at a time for each sync, its progress, and its last report.
-
-About a hundred small requests within the sync's own budget. What came of it is kept in memory with its
-time, until the next one or until the sync has another key; a restart forgets it.
+The key itself is on no page. A key check sends about 100 small requests within the sync's own rate
+limit, so only a button or the first run starts it, never a link. At most one check runs for each sync.
+Its progress and its last report are kept in memory until the next check or until the sync gets another
+key; a restart drops them.
 """
 
 from __future__ import annotations
@@ -35,10 +32,10 @@ _ABILITIES = {
     "events": "Follow events",
     "previews": "Preview invoices",
     "webhooks_read": "List webhook endpoints",
-    "webhooks_write": "Make webhook endpoints",
+    "webhooks_write": "Manage webhook endpoints",
 }
 
-_WORDS = {"yes": ("yes", "good"), "no": ("no", "bad"), "unknown": ("not known", "")}
+_WORDS = {"yes": ("yes", "good"), "no": ("no", "bad"), "unknown": ("unknown", "")}
 """State of an ability -> word and colour."""
 
 _GIVEN = ("not_permitted", "refused", "failed")
@@ -46,7 +43,7 @@ _GIVEN = ("not_permitted", "refused", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """The resources of one product. `wrong`: those that stay empty for want of something."""
+    """The resources of one product. `wrong`: those whose tables stay empty."""
 
     name: str
     resources: tuple[Resource, ...]
@@ -82,11 +79,11 @@ class Keys:
         return visit.redirect("keys")
 
     async def change(self, visit: PageContext) -> Response:
-        """Another key for the same account; it is examined at once."""
+        """Replace the key with another one of the same account, and check it."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         try:
             if not visit.text("key"):
-                raise Misconfigured("No key was given.", hint="Paste the new key.")
+                raise Misconfigured("No key was entered.", hint="Enter the new key.")
             change = SyncChange(api_key=visit.text("key"))
             changed = await visit.gateway.parts.control.change(visit.sync.id, change)
         except PinstripeError as error:
@@ -95,9 +92,9 @@ class Keys:
         return visit.redirect("keys")
 
     async def live(self, visit: PageContext) -> Response:
-        """The examination to its end; 204 tells the browser not to come back.
+        """Stream the check until it ends; 204 stops the browser from reconnecting.
 
-        It may have ended since the page was made: then the report comes all the same.
+        If it ended after the page was rendered, the report is still sent.
         """
         assert visit.sync is not None  # noqa: S101 (its route names it)
         found = self._checks.of(visit.sync)
@@ -159,7 +156,7 @@ def _products(resources: Iterable[Resource]) -> Iterable[Product]:
 
 
 def _others(report: KeyReport) -> list[Message]:
-    """What stands neither in the products nor among the abilities."""
+    """Return the findings that neither products nor capabilities show."""
     paths = {r.path for r in report.resources} | {"events", "previews", "webhooks"}
     kinds = {"problem": "bad", "warning": "warn", "note": "", "ok": "good"}
     return [
@@ -185,14 +182,14 @@ _TELL_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Webhooks:
-    """The endpoints at Stripe that call this sync; None where the key may not tell."""
+    """The endpoints at Stripe that notify this sync; None if the key cannot list them."""
 
     endpoints: tuple[Endpoint, ...] | None
 
 
 @dataclass(slots=True)
 class KeyCheck:
-    """One, under way or over. `of` tells keys apart; `done` and `total` count requests."""
+    """A key check, running or finished. `of` identifies the key; `done` and `total` count requests."""
 
     of: str
     done: int = 0
@@ -258,10 +255,10 @@ class KeyChecks:
         except PinstripeError as error:
             begun.error = error
         except Exception as error:
-            # The outermost ring of this task: its sync may have been closed under it.
+            # The top of this task: the sync may have been closed meanwhile.
             _log.warning("examination.broken", sync=sync_id, error=type(error).__name__)
             begun.error = PinstripeError(
-                "The examination broke off.", hint="Examine the key again; the log may say more."
+                "The key check failed.", hint="Check the key again. See the log for details."
             )
         finally:
             begun.ended_at = self._now()
@@ -273,7 +270,7 @@ def _mark(sync: StoredSync) -> str:
 
 
 async def _opened(gateway: Gateway, sync_id: str) -> OpenSync:
-    """The sync, as soon as it is open."""
+    """Return the sync once it is open."""
     for _ in range(int(_OPENS_WITHIN_S / _LOOK_S)):
         opened = gateway.parts.syncs.get(sync_id)
         if opened is not None:
@@ -282,8 +279,8 @@ async def _opened(gateway: Gateway, sync_id: str) -> OpenSync:
             break
         await asyncio.sleep(_LOOK_S)
     raise PinstripeError(
-        "The key could not be examined: its tables are not there yet.",
-        hint="The overview says what keeps them. Examine the key again when the copy has begun.",
+        "The key could not be checked: its tables do not exist yet.",
+        hint="See the overview for the reason. Check the key again once the initial sync has started.",
     )
 
 

@@ -1,4 +1,4 @@
-"""In and out by the admin token. The token itself is never kept: a session stands for it."""
+"""Log in and out with the admin token, which is never kept: a session replaces it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Login:
         self._guard = guard
 
     async def show(self, request: Request) -> Response:
-        """The form; where no token is asked for, straight on."""
+        """Return the form, or a redirect if no token is required."""
         wanted = local_path(request.query_params.get("next", "/"))
         if self._guard.access.is_open or self._guard.access.session(request):
             return go(wanted)
@@ -32,7 +32,7 @@ class Login:
             access.check_page(request)
             form = await self._guard.read_form(request, session)
             if form is None:
-                told = Message("The form was too old. Please try again.", kind="warn")
+                told = Message("The form has expired. Please try again.", kind="warn")
                 return self._form(request, None, "/", told, status=403)
             wanted = local_path(str(form.get("next", "/")))
             good = await access.accepts(str(form.get("token", "")).strip())
@@ -40,9 +40,7 @@ class Login:
             told = Message(no.message, no.hint, "bad")
             return self._form(request, session, "/", told, status=no.status)
         if not good:
-            told = Message(
-                "This is not the admin token.", "It is the value of PINSTRIPE_ADMIN_TOKEN.", "bad"
-            )
+            told = Message("Wrong admin token.", "It is the value of PINSTRIPE_ADMIN_TOKEN.", "bad")
             return self._form(request, session, wanted, told, status=401)
         if session is not None:
             sessions.end(session)
@@ -57,7 +55,7 @@ class Login:
         if session is None:
             return go("/login")
         if await self._guard.read_form(request, session) is None:
-            text = "The page was too old. Load it anew, and log out then.\n"
+            text = "The page has expired. Reload it, then log out.\n"
             return Response(text, 403, HEADERS, media_type="text/plain")
         self._guard.sessions.end(session)
         response = go("/login")
@@ -72,7 +70,7 @@ class Login:
         *messages: Message,
         status: int = 200,
     ) -> Response:
-        # Even this form carries a token: nobody is to be logged in unawares.
+        # This form carries a token too, against login CSRF.
         asking = session or self._guard.sessions.begin(logged_in=False)
         page = self._guard.pages.page(
             "login.html",

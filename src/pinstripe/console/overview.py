@@ -1,7 +1,8 @@
-"""The overview: how each sync stands, kept up to date while the page is open.
+"""The overview: the status of each sync, live while the page is open.
 
-What changes is drawn once for each look of the board and sent to all who watch: fifty open pages cost
-one query and one drawing a second. Totals of rows are Postgres's own estimates; nothing is counted.
+Pieces of the page are rendered once for each refresh of the status board and sent to every open page:
+fifty open pages cost one query and one rendering a second. Totals of rows are Postgres's estimates;
+nothing is counted.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Refused:
 
 @dataclass(slots=True)
 class _Drawn:
-    """The pieces of one sync's page, as of one look."""
+    """The rendered pieces of one sync's page, as of one refresh."""
 
     at: object = None
     pieces: dict[str, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class Overview:
             async with visit.gateway.reads.connection() as connection:
                 refused = await _refused(connection, live.schema)
         except PinstripeError:
-            pass  # What is wrong stands in the pieces.
+            pass  # The pieces show the error.
         return visit.page("overview.html", pieces=pieces, refused=refused)
 
     async def live(self, visit: PageContext) -> Response:
@@ -129,7 +130,7 @@ class Overview:
                 rows = await connection.fetchval(_ROWS, live.schema)
                 events = await _newest(connection, live.schema)
         except PinstripeError:
-            pass  # The board says so.
+            pass  # The board reports it.
         samples = gateway.board.lags(live.id)
         shown: dict[str, object] = {
             "live": live,
@@ -149,7 +150,7 @@ async def _newest(connection: Connection, schema: str) -> list[Event]:
         return []
     rows = await connection.fetch(
         f"SELECT id, type, created FROM {qualified(schema, 'event')}"
-        # Every event has a time; saying so lets the partial index be used.
+        # Every event has `created`; the condition lets Postgres use the partial index.
         " WHERE created IS NOT NULL ORDER BY created DESC, id DESC LIMIT $1",
         _NEWEST,
     )

@@ -1,8 +1,8 @@
-"""One visit to a page: who comes, which sync it is about, and the page that is made for it.
+"""The context of one request for a page: session, sync, and the response.
 
-Every endpoint of the console goes through `Visitors`: it lets in whom `gateway.access` lets in, sends
-the others to the login, checks the token of each form before the endpoint sees it, and finds the sync
-that the address names.
+Every endpoint of the console is called through `PageGuard`. It admits callers by the policy of
+`gateway.http.auth`, redirects others to the login page, checks the token of each form before the
+endpoint runs, and finds the sync that the path names.
 """
 
 from __future__ import annotations
@@ -81,9 +81,11 @@ class PageContext:
         return go(path_of(self.sync.id if self.sync is not None else "", section, *more))
 
     def error_page(self, error: PinstripeError, *, status: int = 503) -> Response:
-        """A page that says what is wrong, and what to do."""
+        """Return a page with the error and its remedy."""
         told = Message(error.message, error.hint, "bad")
-        return self.page("message.html", title="This did not work", messages=[told], status=status)
+        return self.page(
+            "message.html", title="Something went wrong", messages=[told], status=status
+        )
 
     def not_found(self, what: str) -> Response:
         """There is no such thing."""
@@ -109,7 +111,7 @@ class PageGuard:
         return session is not None and session.logged_in
 
     def __call__(self, endpoint: Endpoint, section: str = "") -> Wrapped:
-        """`endpoint` as Starlette wants it. The path parameter `sync`, if there is one, names the sync."""
+        """Return `endpoint` as a Starlette endpoint. The path parameter `sync`, if any, names the sync."""
 
         async def wrapped(request: Request) -> Response:
             gateway: Gateway = request.app.state.gateway
@@ -135,7 +137,7 @@ class PageGuard:
         return request.url.scheme == "https" or gateway.parts.public_url.startswith("https:")
 
     async def read_form(self, request: Request, session: Session | None) -> FormData | None:
-        """The form of a POST; None if it was not made for this session, or is too large."""
+        """Return the form of a POST; None if its token is not of this session, or if it is too large."""
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or int(length) > _FORM_BYTES:
             return None
@@ -166,7 +168,7 @@ class PageGuard:
             return await endpoint(visit)
         except HTTPError as no:
             told = Message(no.message, no.hint, "bad")
-            return visit.page("message.html", title="Sorry", messages=[told], status=no.status)
+            return visit.page("message.html", title="Error", messages=[told], status=no.status)
         except PinstripeError as error:
             return visit.error_page(error)
 
@@ -182,11 +184,11 @@ class PageGuard:
 
     def _stale(self, visit: PageContext) -> Response:
         told = Message(
-            "The form was not taken: it was made before you logged in, or is too large.",
-            "Go back, load the page anew, and send it again.",
+            "The form was rejected: it was loaded before you logged in, or it is too large.",
+            "Go back, reload the page and submit it again.",
             "warn",
         )
-        return visit.page("message.html", title="Once more, please", messages=[told], status=403)
+        return visit.page("message.html", title="Please try again", messages=[told], status=403)
 
 
 def go(path: str) -> Response:

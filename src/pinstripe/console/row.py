@@ -1,9 +1,7 @@
-"""One row: every column, since when it is true, what it refers to and what refers to it, what changed.
+"""One row: its columns, freshness, references in both directions, events and changes.
 
-Where a row leads: to what refers to it here, and to the same object at Stripe.
-
-Counting stops behind ten: the page says that there are some, and the list of them is a link. Only
-columns with an index are asked, and those of small tables, so that the page stays quick.
+References to the row are counted up to ten; the page links to the full list. Only indexed columns and small
+tables are counted, so that the page stays fast.
 """
 
 from __future__ import annotations
@@ -124,7 +122,7 @@ async def _inward(
 
 
 async def _events(visit: PageContext, shape: Shape, key: str) -> list[EventLine] | None:
-    """The newest that tell of the row; None where looking for them took too long."""
+    """Return the newest events of the row; None if the query took too long."""
     if shape.table.virtual or "event" not in shape.here:
         return []
     try:
@@ -226,7 +224,9 @@ class Inward:
 async def load_inward(
     connection: Connection, shape: Shape, key: str
 ) -> tuple[list[Inward], list[tuple[str, str]]]:
-    """(what refers to the row, (table, column) that were not asked as it would take long)."""
+    """Return (references to the row, (table, column) pairs that were not queried because it would be
+    slow).
+    """
     candidates = referring(shape)
     if not candidates:
         return [], []
@@ -253,9 +253,9 @@ def _count(schema: str, table: str, column: str) -> str:
 
 
 def dashboard_url(sync: StoredSync, table: str, key: str) -> str | None:
-    """The object in Stripe's dashboard; None for an account that is not at Stripe.
+    """Return the object's URL in Stripe's dashboard; None for a simulated account.
 
-    The account in the path lets the dashboard change to it by itself.
+    The account in the path makes the dashboard switch to it.
     """
     host = urlsplit(sync.stripe_url).hostname or ""
     if sync.stripe_url and host != "stripe.com" and not host.endswith(".stripe.com"):

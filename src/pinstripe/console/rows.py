@@ -1,9 +1,9 @@
 """Rows of one table: newest first, with filters on any column, paged by key.
 
-Few columns at first, those that people look for; all of them by a switch. A filter on a column without
-an index may have to read the whole table: it is stopped after some seconds, and the page says so.
+A few key columns are shown at first; a link shows all. A filter on a column without an index may read
+the whole table, so the query is canceled after some seconds and the page gives the reason.
 
-How a value of a row is written on a page: what it is, where it leads, what stands beside it. Pure.
+Formatting of a value (text, link, unit) is pure.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _references(
 
 
 def _json(column: ShownColumn, text: str, *, whole: bool) -> Cell:
-    """In full as it is read best; in a list as it stands."""
+    """Return indented JSON for a single row, compact JSON for a list."""
     if whole:
         text = msgspec.json.format(text, indent=2)
     return _text(column, "json", text, whole=whole)
@@ -184,9 +184,9 @@ async def _read(
     try:
         records = await connection.fetch(query.text, *query.values)
     except asyncpg.DataError as error:
-        # A value that its type allows and Postgres does not: a year after 294276.
+        # Valid for its Python type but not for Postgres: a year after 294276.
         raise Misconfigured(
-            f"Postgres does not take a value: {error}.", hint="Correct the filter."
+            f"Postgres rejected a value: {error}.", hint="Correct the filter."
         ) from error
     return [_line(shape, wanted, query, record) for record in records]
 
@@ -237,7 +237,7 @@ def _page(
 
 
 def _wanted(visit: PageContext, shape: Shape) -> Wanted:
-    """What the address asks for; what it does not say is chosen for the table."""
+    """Return the query of the URL, with defaults for the table."""
     query = visit.request.query_params
     given = zip(query.getlist("column"), query.getlist("is"), query.getlist("value"), strict=False)
     filters = tuple(Filter(c, o, v.strip()) for c, o, v in given if c)[:_MOST_FILTERS]
@@ -258,7 +258,7 @@ def _wanted(visit: PageContext, shape: Shape) -> Wanted:
 
 
 def _usual_sort(shape: Shape, filters: Sequence[Filter]) -> str:
-    """Newest first, where that has an index and the filter does not ask for those without a date."""
+    """Return newest first, if that is indexed and the filter does not select rows without a date."""
     created = shape.columns.get("created")
     if created is None or not created.indexed:
         return shape.key
@@ -274,9 +274,9 @@ def _sorts(shape: Shape) -> list[str]:
 
 
 def first_columns(shape: Shape, filters: Sequence[Filter] = ()) -> tuple[str, ...]:
-    """The few that people look for: the key, what the row is about, whom it refers to, when.
+    """Return the key columns: key, title, references, times.
 
-    What is filtered by is always among them. A currency stands beside its amount.
+    Filtered columns are always included. A currency follows its amount.
     """
     there = shape.columns
     money = [c.name for c in there.values() if c.name in IMPORTANT and c.is_money]
@@ -320,7 +320,7 @@ def _address(query: list[tuple[str, str]]) -> str:
 
 def _took_too_long(wanted: Wanted) -> Message:
     return Message(
-        f"Postgres did not find the rows within {_LONGEST_S:.0f} s and was stopped.",
+        f"The query took longer than {_LONGEST_S:.0f} s and was canceled.",
         "Filter by an indexed column too, or sort by one of the filter's columns: "
         "a filter without an index reads row after row."
         if wanted.filters

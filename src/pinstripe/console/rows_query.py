@@ -1,8 +1,8 @@
-"""The SQL of a page of rows: filters, order, and where the page begins. Pure.
+"""The SQL of one page of rows: filters, order, and start position. Pure.
 
-Identifiers come from the table's own columns and are quoted; what a person typed is always a parameter,
-read as the column's type first, so that a wrong value is told in words and never reaches Postgres. Pages
-go by key: each begins behind the last row of the one before, whatever was written meanwhile.
+Identifiers come from the table's own columns and are quoted. User input is always a parameter and is
+parsed as the column's type first, so an invalid value is reported without reaching Postgres. Paging is
+by key: each page starts after the last row of the previous one, whatever was written in between.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SORTABLE = frozenset({"text", "bigint", "integer", "smallint", "numeric", "times
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One condition as it was asked for. `value` is text, whatever the column is."""
+    """One condition of the request. `value` is text, whatever the column's type."""
 
     column: str
     operator: str
@@ -81,7 +81,7 @@ def page_query(shape: Shape, wanted: Wanted) -> Query:
     way, beyond = ("DESC", "<") if wanted.falling else ("ASC", ">")
     by_key = wanted.sort == shape.key
     if not by_key:
-        # Its index has no nulls, and is used only where the query has none either.
+        # Its index excludes nulls, so Postgres uses it only if the query does too.
         conditions.append(f"{sort} IS NOT NULL")
     if any(wanted.after):
         value, last = wanted.after
@@ -116,7 +116,7 @@ def condition(shape: Shape, one: Filter, values: list[object]) -> str:
         raise Misconfigured(f'There is no comparison "{one.operator}".')
     if column.type in ("jsonb", "text[]", "boolean") and one.operator in ("gt", "lt"):
         raise Misconfigured(
-            f"{column.name} is {column.type}, which has no order.", hint="Ask what it contains."
+            f"{column.name} is {column.type}, which has no order.", hint='Use "contains" instead.'
         )
     if column.type == "text[]":
         within = f"{_parameter(values, one.value)} = ANY({name})"
@@ -133,7 +133,9 @@ def condition(shape: Shape, one: Filter, values: list[object]) -> str:
 
 
 def typed(column: ShownColumn, text: str) -> object:
-    """`text` as the driver wants a value of the column; Misconfigured with an example if it is none."""
+    """Return `text` as a driver value for the column. Raises Misconfigured with an example if it is
+    invalid.
+    """
     text = text.replace("\0", "")
     try:
         match column.type:
@@ -157,8 +159,8 @@ def typed(column: ShownColumn, text: str) -> object:
                 return text
     except (ValueError, KeyError, OverflowError, InvalidOperation) as error:
         raise Misconfigured(
-            f'"{text[:80]}" is no value for {column.name}, which is {column.type}.',
-            hint=f"Write it like {_EXAMPLES[column.type]}.",
+            f'"{text[:80]}" is not a valid value for {column.name}, which is {column.type}.',
+            hint=f"Use the format {_EXAMPLES[column.type]}.",
         ) from error
 
 
@@ -188,7 +190,7 @@ def _contains(column: ShownColumn, text: str, values: list[object]) -> str:
 
 
 def _pattern(text: str) -> str:
-    """As LIKE wants it, with nothing special in it.
+    """Return a LIKE pattern that matches `text` literally.
 
     >>> _pattern("50%_off")
     '%50\\\\%\\\\_off%'
@@ -219,7 +221,7 @@ def _parameter(values: list[object], value: object) -> str:
 
 
 def _needed(shape: Shape, wanted: Wanted) -> tuple[str, ...]:
-    """The columns to read: those shown, the key, and what tells their currency and type."""
+    """Return the columns to read: visible ones, the key, and their currency and type columns."""
     names = [shape.key, *wanted.columns]
     for name in wanted.columns:
         column = shape.columns[name]

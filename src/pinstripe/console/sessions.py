@@ -1,9 +1,9 @@
-"""Who looks at the console: sessions in a cookie, and the token that each form carries.
+"""Sessions of the console: a cookie, and the token that each form carries.
 
 A session is a random name kept in this process; the cookie holds nothing else. It is HttpOnly and
-SameSite=Strict, so no other site's page can use it; the forms' token holds where a browser knows no
-SameSite. Where the service asks for no admin token everybody who reaches it is let in, but forms need
-their token all the same.
+SameSite=Strict, so no other site's page can use it. The form token protects browsers without SameSite.
+If the service requires no admin token, every caller that reaches it is admitted, but forms still need
+their token.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Sessions:
         self._open.pop(session.name, None)
 
     def is_genuine(self, session: Session | None, token: object) -> bool:
-        """Whether a form was made for this session."""
+        """Return whether a form's token is of this session."""
         return (
             session is not None
             and isinstance(token, str)

@@ -1,11 +1,8 @@
-"""The SQL box: a statement that reads, its rows, and the same as CSV.
+"""The SQL page: runs one statement that reads, and shows its rows or returns them as CSV.
 
-A statement comes in a form and stays there: no address and no log holds it. Whoever goes away while it
-runs ends it.
-
-A result as CSV, a chunk at a time, safe to open in a spreadsheet. Pure but for the rows' source.
-
-Statements to begin with: each is whole, quick, and says something about an account.
+A statement is sent in a form, so no URL and no log contains it. It is canceled when the client
+disconnects. CSV is written in chunks and is safe to open in a spreadsheet. The examples offered are
+complete, fast statements whose tables all exist.
 """
 
 from __future__ import annotations
@@ -76,7 +73,7 @@ class Sql:
         if chosen:
             return await _page(visit, chosen)
         if not statement.strip():
-            return await _page(visit, "", messages=[Message("There is no statement yet.")])
+            return await _page(visit, "", messages=[Message("Enter a statement.")])
         try:
             result = await _unless_gone(visit.request, self._result(visit, statement))
         except Failed as failed:
@@ -92,7 +89,7 @@ class Sql:
         statement = _statement(visit)
         lines = self._lines(visit, statement)
         try:
-            # The first lines: what is wrong with a statement shows by then.
+            # Fetch the first lines before the response starts, so that errors can be reported.
             first = await _unless_gone(visit.request, anext(lines))
         except Failed as failed:
             return await _page(visit, statement, failed=failed)
@@ -119,7 +116,7 @@ class Sql:
                     return await sql_run.run(connection, statement)
         except TimeoutError as error:
             raise Unreachable(
-                "Postgres did not answer in time.", hint="Others may be using the box; try again."
+                "Postgres did not respond in time.", hint="Other queries may be running. Try again."
             ) from error
 
     async def _lines(self, visit: PageContext, statement: str) -> AsyncGenerator[str, None]:
@@ -152,7 +149,7 @@ async def _page(
     return visit.page(
         "sql.html",
         messages=messages or (),
-        # A statement that is wrong is an answer of the box like any other.
+        # An invalid statement is a normal result of this page.
         status=503 if trouble is not None else 200,
         statement=statement,
         result=result,
@@ -168,7 +165,7 @@ async def _page(
 
 
 def _reference(value: str, here: set[str]) -> Reference | None:
-    """Where an id in a result leads, if its prefix tells and the table is here."""
+    """Return the table of an id in a result, if its prefix is known and the table exists."""
     if "_" not in value or len(value) > _ID or not value.isascii():
         return None
     found = {table_of_object().get(kind) for kind in types_of(value)} & here
@@ -180,7 +177,7 @@ def _statement(visit: PageContext) -> str:
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
-    """What `work` gives; None, and `work` cancelled, if the caller hangs up before."""
+    """Return the result of `work`; cancel it and return None if the client disconnects."""
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_hung_up(request))
     try:
@@ -215,7 +212,7 @@ MOST_ROWS = 100_000
 
 _SPECIAL = re.compile(r'[,"\r\n]|^\s|\s$')
 
-# What a spreadsheet takes for a formula, and numbers, which it may.
+# Text that a spreadsheet reads as a formula; and numbers, which are allowed.
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -240,7 +237,7 @@ def _header(columns: Sequence[ResultColumn]) -> str:
 
 
 def line(values: Sequence[str | None]) -> str:
-    r"""One record. Null is nothing, an empty text is "".
+    r"""Return one record. Null is empty, an empty text is "".
 
     >>> line(["a", None, "", 'say "x", y', "=1+1", "-5"])
     'a,,"","say ""x"", y",\'=1+1,-5\r\n'
@@ -298,7 +295,7 @@ ORDER BY i.created
 LIMIT 100""",
     ),
     Example(
-        "Customers who pay most",
+        "Top customers by payments",
         ("charge", "customer"),
         """SELECT c.id, c.name, ch.currency, sum(ch.amount) AS paid_minor
 FROM charge ch
@@ -309,7 +306,7 @@ ORDER BY 4 DESC
 LIMIT 20""",
     ),
     Example(
-        "What happened in the last hour",
+        "Events in the last hour",
         ("event",),
         """SELECT type, count(*) AS events, max(created) AS newest
 FROM event
@@ -318,7 +315,7 @@ GROUP BY 1
 ORDER BY 2 DESC""",
     ),
     Example(
-        "Prices of each product",
+        "Prices by product",
         ("product", "price"),
         """SELECT p.name, pr.id, pr.unit_amount, pr.currency, pr.recurring_interval, pr.active
 FROM product p
@@ -330,5 +327,5 @@ LIMIT 200""",
 
 
 def examples(here: Container[str]) -> list[Example]:
-    """Those whose tables are all there."""
+    """Return the examples whose tables all exist."""
     return [e for e in EXAMPLES if all(t in here for t in e.tables)]

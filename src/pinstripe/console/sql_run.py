@@ -1,14 +1,12 @@
-"""Running what somebody typed: one statement that reads, for a while, up to so many rows.
+"""Runs one statement typed by a user: read-only, with a time limit and a row limit.
 
-The extended protocol takes one statement only; it runs in a read-only transaction that is rolled back,
-as a role that may write nothing. A statement that returns no rows is not run at all: COPY, DO, SET and
-their kin have no place here.
+The extended protocol accepts one statement only. It runs in a read-only transaction that is rolled
+back, as a role that can read one schema and nothing else. A statement that returns no rows is not run
+at all, which excludes COPY, DO and SET.
 
-Connections for what people type: as a role that may read one schema and nothing else.
-
-Never our own connection with fewer rights for a while: whoever may run a statement there could take them
-back. The role is made when it is first needed, with a password that only this process knows; where our
-user may not make roles, `PINSTRIPE_READER_URL` names one that an administrator made.
+The session is never our own connection with reduced rights: a statement could restore them. The role is
+created on first use, with a password that only this process knows. If our user cannot create roles,
+`PINSTRIPE_READER_URL` names one that an administrator created.
 """
 
 from __future__ import annotations
@@ -132,15 +130,17 @@ async def chunks(connection: asyncpg.Connection, statement: str) -> AsyncGenerat
         await transaction.start()
         prepared = await connection.prepare(statement)
         if prepared.get_parameters():
-            raise Failed("The statement has parameters ($1).", hint="Write the values into it.")
+            raise Failed(
+                "The statement has parameters ($1).", hint="Replace them with literal values."
+            )
         columns = tuple(
             ResultColumn(a.name, _TYPES.get(a.type.name, a.type.name))
             for a in prepared.get_attributes()
         )
         if not columns:
             raise Failed(
-                "The statement returns no rows, so it was not run.",
-                hint="The box only reads: SELECT, WITH, VALUES, TABLE, EXPLAIN, SHOW.",
+                "The statement returns no rows and was not run.",
+                hint="Only statements that read are allowed: SELECT, WITH, VALUES, TABLE, EXPLAIN, SHOW.",
             )
         cursor = await prepared.cursor()
         records = await cursor.fetch(_CHUNK)
@@ -151,12 +151,12 @@ async def chunks(connection: asyncpg.Connection, statement: str) -> AsyncGenerat
     except asyncpg.PostgresError as error:
         raise _failed(error, statement) from error
     except (asyncpg.UnsupportedClientFeatureError, ValueError, OverflowError) as error:
-        # A value that the driver cannot hold: a year before Christ, a type of an extension.
+        # A value that the driver cannot represent: a year BC, a type of an extension.
         raise Failed(
-            f"A value cannot be shown: {error}.", hint="Cast the column to text: column::text."
+            f"A value cannot be displayed: {error}.", hint="Cast the column to text: column::text."
         ) from error
 
-    # What was read is not rolled back here: the session ends with the block that opened it.
+    # No rollback here: the session ends with the block that opened it.
 
 
 def _failed(error: asyncpg.PostgresError, statement: str) -> Failed:
@@ -164,8 +164,10 @@ def _failed(error: asyncpg.PostgresError, statement: str) -> Failed:
     said = str(getattr(error, "message", None) or error)
     hints = [str(h) for h in (getattr(error, "detail", None), getattr(error, "hint", None)) if h]
     if code == "57014":
-        said = f"The statement took longer than it may ({STATEMENT_S} s here) and was stopped."
-        hints = ["Ask for less: a shorter time, fewer rows, a condition on an indexed column."]
+        said = f"The statement took longer than {STATEMENT_S} s and was canceled."
+        hints = [
+            "Narrow the query: a shorter period, fewer rows, or a condition on an indexed column."
+        ]
     if code == "42601" and "multiple commands" in said:
         hints = ["Run one statement at a time."]
     position = str(getattr(error, "position", None) or "")
@@ -224,7 +226,9 @@ FROM pg_roles WHERE rolname = current_user
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What is to be read. `database_url` is our own; `reader_url` a role made by others, "" for none."""
+    """The schema to read. `database_url` is our own login; `reader_url` a role created by others, ""
+    for none.
+    """
 
     schema: str
     database_url: str | None = field(repr=False)
@@ -243,9 +247,9 @@ class Readers:
     async def connection(
         self, place: Place, *, statement_s: int
     ) -> AsyncIterator[asyncpg.Connection]:
-        """A session of its own, whose every statement ends after `statement_s`.
+        """Open a session whose statements are limited to `statement_s`.
 
-        Raises Misconfigured where there is no role to be had, with what to do about it in the hint.
+        Raises Misconfigured, with the remedy in its hint, if no role is available.
         """
         async with self._places:
             connection = await self._connect(place)
@@ -271,7 +275,7 @@ class Readers:
             try:
                 return await _open(known)
             except PinstripeError as error:
-                # Another process has made a password of its own, or somebody dropped the role.
+                # Another process reset the password, or the role was dropped.
                 if sqlstate(error) not in _LOGIN_REFUSED:
                     raise
         async with self._making:
@@ -282,7 +286,7 @@ class Readers:
 
 async def _renewed(place: Place) -> str:
     if not place.database_url:
-        raise Unreachable("The database is not there yet.", hint="Try again in some seconds.")
+        raise Unreachable("The database is not available yet.", hint="Try again in a few seconds.")
     reader = await renew_reader(place.database_url, place.schema, purpose="console", limits=_LIMITS)
     return reader.url
 
@@ -294,6 +298,6 @@ async def _open(url: str) -> asyncpg.Connection:
 async def _check_reads_only(connection: asyncpg.Connection, schema: str) -> None:
     if await connection.fetchval(_MAY_WRITE, schema, quote(schema)):
         raise Misconfigured(
-            "The user of PINSTRIPE_READER_URL may write, so the SQL box does not use it.",
-            hint="Name a role that may only read: `pinstripe reader create` makes one.",
+            "The role in PINSTRIPE_READER_URL can write, so the SQL page does not use it.",
+            hint="Use a read-only role: `pinstripe reader create` creates one.",
         )

@@ -1,7 +1,7 @@
-"""Syncs as things: the list, what a new one needs, and pausing, resuming, removing.
+"""The list of syncs, the form that adds one, and pause, resume and remove.
 
-`/welcome` is the same form for a service that has none yet. A key that is given here goes to
-`SyncControl` and nowhere else: no page ever shows it again, not even in a form that was refused.
+`/welcome` is the same form for a service without syncs. A key is passed to `SyncControl` and nowhere
+else: no page shows it again, not even a form that was rejected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Stored:
         return visit.page("welcome.html", given={})
 
     async def add(self, visit: PageContext) -> Response:
-        """Asks Stripe whose key it is, and begins. What is wrong is told above the same form."""
+        """Verify the key with Stripe and start the sync. Errors are shown above the same form."""
         first = not visit.syncs
         given = {n: visit.text(n) for n in ("id", "schema", "account", "tables", "stripe_url")}
         options = NewSync(
@@ -76,7 +76,7 @@ class Stored:
         if visit.text("typed") != visit.sync.id:
             told = Message(
                 f"{visit.sync.id} was not removed.",
-                "Type its name to confirm that it goes.",
+                "Type its ID to confirm.",
                 "warn",
             )
             return visit.page("stored.html", messages=[told], status=400, given={})

@@ -1,11 +1,8 @@
-"""Tables: all of them by domain, and one with its columns.
+"""All tables by domain, and one table with its columns and references.
 
-Rows are counted where that takes no time and estimated elsewhere; what is estimated is marked `~`.
-
-One table as it stands in the database: its columns, which of them are indexed, what refers to what.
-
-The catalog knows what the columns mean, the database which there are: a schema may have been made from
-an older catalog, and its owner may have added columns. Pages show what is there.
+Rows are counted if that is fast and estimated otherwise; estimates are marked `~`. The catalog says
+what columns mean, the database which of them exist: the schema may come from an older catalog, and its
+owner may have added columns. Pages show what exists.
 """
 
 from __future__ import annotations
@@ -41,21 +38,21 @@ WHERE n.nspname = $1 AND c.relkind IN ('r', 'p')
 """As of the last ANALYZE; asking for each file of 150 tables with their indexes takes tens of ms."""
 
 KNOWN_BY = {
-    "events": "by events",
-    "newest": "by its newest rows",
-    "due": "by what was due",
-    "pass": "by a full pass",
-    "backfill": "by its first copy",
+    "events": "via events",
+    "newest": "via polling",
+    "due": "via refetch",
+    "pass": "via full refresh",
+    "backfill": "via initial sync",
     "": "",
 }
-"""What tells that a table is true up to a moment, in words."""
+"""Evidence of a table's freshness -> label."""
 
 _STATES = {
-    "done": "copied",
-    "running": "running",
-    "refused": "refused",
+    "done": "synced",
+    "running": "syncing",
+    "refused": "unavailable",
     "failed": "failed",
-    "found": "found",
+    "found": "nested",
 }
 
 
@@ -100,7 +97,7 @@ async def show(visit: PageContext) -> Response:
 
 
 async def one(visit: PageContext) -> Response:
-    """One table: how it stands, its columns, and what refers to it."""
+    """Return the page of one table: status, columns, and references to it."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     schema, name = visit.sync.schema, visit.named("table")
     async with visit.gateway.reads.connection() as connection:
@@ -138,7 +135,7 @@ def _lines(statuses: Iterable[TableStatus], sizes: dict[str, int]) -> list[Table
 
 
 def _grouped(lines: Iterable[TableLine]) -> list[tuple[Domain, list[TableLine]]]:
-    """By domain, in the order in which people look for them; domains without a line are left out."""
+    """Group by domain, in the order of the navigation, without empty domains."""
     groups: dict[str, list[TableLine]] = {name: [] for name in DOMAINS}
     for line in lines:
         groups[domain_by_table()[line.name].name].append(line)
@@ -147,7 +144,7 @@ def _grouped(lines: Iterable[TableLine]) -> list[tuple[Domain, list[TableLine]]]
 
 def _unknown(name: str) -> str:
     if name in tables():
-        return f'The table "{name}" is not in this schema: the sync was told to leave it out.'
+        return f'The table "{name}" is not in this schema: the sync excludes it.'
     return f'There is no table "{name}".'
 
 
@@ -209,19 +206,19 @@ class Shape:
         return self.table.key[-1]
 
     def currency_of(self, column: ShownColumn) -> str | None:
-        """The column that says in which currency an amount is."""
+        """Return the currency column of an amount."""
         if not column.is_money or column.known is None:
             return None
         beside = "_".join((*column.known.path[:-1], "currency"))
         return next((n for n in (beside, "currency") if n in self.columns), None)
 
     def kind_of(self, column: ShownColumn) -> str | None:
-        """The column that says of which type the object is that a reference names."""
+        """Return the column with the object type of a reference."""
         beside = column.name.removesuffix("_id") + "_object"
         return beside if len(column.references) > 1 and beside in self.columns else None
 
     def target(self, column: ShownColumn, key: str, kind: object = None) -> str | None:
-        """The table in which the row of this id is; None where nothing tells, or it is not here."""
+        """Return the table of the row with this id; None if unknown or not in this schema."""
         if len(column.references) == 1:
             found: str | None = column.references[0]
         elif isinstance(kind, str):
@@ -254,7 +251,7 @@ def _about(table: Table, known: Mapping[str, Column], name: str) -> str:
         return describe_column(table, known[name])
     if name in BOOKKEEPING:
         return f"{BOOKKEEPING[name][1]}."
-    return "Not of the catalog's."
+    return "Not in the catalog."
 
 
 def referring(shape: Shape) -> list[tuple[str, str]]:

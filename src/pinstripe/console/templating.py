@@ -1,17 +1,15 @@
-"""Pages: a template, what it shows, and the headers that keep it to itself.
+"""Templates, their filters, security headers, and live updates of open pages.
 
-Everything that a template writes is escaped; scripts and styles come from our own files only, which the
-content security policy holds a browser to. No page is kept by caches, since rows are on it.
+Everything a template writes is escaped. The content security policy allows scripts and styles from our
+own files only. No page is cached, since it contains rows.
 
-How the console writes numbers, times and states: filters of the templates. Pure.
+Live updates are server-sent events that `static/console.js` applies:
 
-Pieces of pages, sent to those that are open: what `static/console.js` puts in its place.
+    event: replace   {"id": ..., "html": ...}              replaces the element's content
+    event: prepend   {"id": ..., "html": ..., "keep": n}   adds before it; keeps its first n children
+    event: end                                             no more updates
 
-    event: replace   {"id": ..., "html": ...}              in the place of the element's content
-    event: prepend   {"id": ..., "html": ..., "keep": n}   before it; of its children the first n stay
-    event: end                                             nothing will follow
-
-A stream ends when the gateway does; the browser comes back by itself.
+A stream ends when the gateway stops; the browser then reconnects.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # Not "no-referrer": then browsers send forms with `Origin: null`, which is nobody.
+    # Not "no-referrer": then browsers send forms with `Origin: null`, which we reject.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -74,7 +72,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to be told on top of a page. `kind`: "good", "warn", "bad" or ""."""
+    """A notice at the top of a page. `kind`: "good", "warn", "bad" or ""."""
 
     text: str
     hint: str = ""
@@ -96,6 +94,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.filters.update(
+            activity=activity,
             number=number,
             span=span,
             size=size,
@@ -129,7 +128,7 @@ class Pages:
         status: int = 200,
         **shown: object,
     ) -> HTMLResponse:
-        """A whole page. `shown` are the template's own names."""
+        """Return a whole page. `shown` are the template's variables."""
         token = session.csrf if session is not None else ""
         html = self._environment.get_template(template).render(
             session=session,
@@ -144,7 +143,7 @@ class Pages:
         return HTMLResponse(html, status_code=status, headers=kept)
 
     def piece(self, template: str, **shown: object) -> str:
-        """A part of a page, as it is sent to pages that are open."""
+        """Return a fragment, as sent to open pages."""
         return self._environment.get_template(template).render(**shown)
 
 
@@ -183,6 +182,19 @@ STATES = {
     "stopped": "bad",
 }
 """State -> the colour of its badge."""
+
+
+ACTIVITIES = {
+    "backfilling": "initial sync",
+    "following": "syncing",
+    "elsewhere": "synced elsewhere",
+}
+"""Activity of a sync in the API -> label, where they differ."""
+
+
+def activity(name: str) -> str:
+    """The label of an activity."""
+    return ACTIVITIES.get(name, name)
 
 
 def number(value: float | None) -> str:
@@ -230,7 +242,7 @@ def size(count: int) -> str:
 
 
 def moment(value: datetime | float | None) -> Markup:
-    """A `<time>` that the browser can tell in the reader's zone."""
+    """Return a `<time>` in UTC, with local time on hover."""
     if value is None:
         return Markup('<span class="faint">–</span>')
     at = value if isinstance(value, datetime) else datetime.fromtimestamp(value, UTC)
@@ -241,7 +253,7 @@ def moment(value: datetime | float | None) -> Markup:
 
 
 def clock(value: datetime) -> Markup:
-    """The time of the day alone, for what has just happened; the day stands behind it."""
+    """Return the time of day, with the date on hover."""
     at = value.astimezone(UTC)
     return Markup('<time datetime="{}">{}</time>').format(
         at.isoformat(timespec="milliseconds"), at.strftime("%H:%M:%S")
@@ -274,7 +286,7 @@ def mode_badge(livemode: bool | None) -> Markup:
 def sparkline(values: list[float], *, ceiling: float | None = None) -> Markup:
     """A line of the values, oldest first, as SVG that stretches to its place."""
     if len(values) < 2:
-        return Markup('<p class="faint small">Not enough measured yet.</p>')
+        return Markup('<p class="faint small">Not enough data yet.</p>')
     top = max(*values, ceiling or 0.0) or 1.0
     points = [
         f"{n * 100 / (len(values) - 1):.2f},{29 - 27 * min(v, top) / top:.2f}"
@@ -312,7 +324,7 @@ def stream(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Response:
     """The answer that goes on. Raises Rejected where too many are open."""
     if gateway.meters.streams >= MOST_STREAMS:
         raise HTTPError(
-            503, "too_many_streams", f"{MOST_STREAMS} pages are open.", hint="Close some."
+            503, "too_many_streams", f"{MOST_STREAMS} pages are open.", hint="Close some of them."
         )
     headers = {**HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_counted(gateway, pieces), media_type=MEDIA, headers=headers)
@@ -327,6 +339,6 @@ async def _counted(gateway: Gateway, pieces: AsyncIterator[bytes]) -> AsyncItera
             if gateway.closing:
                 return
     except PinstripeError:
-        return  # The browser comes back, and then sees a page that says what is wrong.
+        return  # The browser reconnects and gets a page with the error.
     finally:
         gateway.meters.streams -= 1

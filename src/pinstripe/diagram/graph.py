@@ -1,18 +1,12 @@
-"""What each diagram shows: the domains, the tables of one, a table and its neighbours.
+"""What a diagram contains: the domains, the tables of one, or a table and its neighbours.
 
-`filled` narrows any of them to the tables that have rows: a set of names from whoever knows.
-Tables that nearly everything refers to (accounts, applications, files, test clocks) would draw lines
-across every picture and tell nothing; they are named in the row instead, and so is whatever stands in
-another domain.
+`filled` narrows it to the tables with rows. Tables that nearly all others reference (accounts,
+applications, files, test clocks) would draw lines across every picture, so they are named in the row
+instead, as are tables of other domains.
 
-What a diagram holds, before anyone knows where it will stand.
-
-Values, hashable: a `Diagram` is the key under which its drawing is kept.
-
-Which columns of a table a diagram shows, as rows of its box.
-
-A table has up to two hundred columns; a person can read about twelve. The key and the references
-come first, then the few columns that most people look for, and the rest is a number at the foot.
+A table has up to 200 columns, and a box can show about twelve: the key and the references first, then
+the few columns used most, and a count of the rest. Values are hashable: a `Diagram` is the cache key of
+its drawing.
 """
 
 from __future__ import annotations
@@ -54,7 +48,7 @@ def overview(*, filled: frozenset[str] | None = None) -> Diagram:
         if {source, target} <= here
     )
     total = len(only_filled(tables(), filled))
-    about = f"{total} tables in {len(boxes)} domains; a line is drawn where one refers to another."
+    about = f"{total} tables in {len(boxes)} domains. Lines show references."
     return Diagram("All domains", about, tuple(boxes), links)
 
 
@@ -80,7 +74,7 @@ def of_tables(names: Iterable[str], *, detail: Detail = "short") -> Diagram:
 
 
 def around(name: str, *, filled: frozenset[str] | None = None, detail: Detail = "short") -> Diagram:
-    """One table: what it refers to on its right, what refers to it on its left.
+    """Return one table, with references from it on the right and references to it on the left.
 
     The table itself is shown whether or not it has rows.
     """
@@ -103,8 +97,8 @@ def around(name: str, *, filled: frozenset[str] | None = None, detail: Detail = 
             else [Link(box.name, name)]
         )
     about = (
-        f"{describe_table(table)} It refers to {_tables_said(len(outward))}; "
-        f"{_tables_said(len(inward))} more refer to it."
+        f"{describe_table(table)} It references {_tables_said(len(outward))}; "
+        f"{_tables_said(len(inward))} more reference it."
     )
     return Diagram(name, about, (main, *beside), tuple(links))
 
@@ -133,7 +127,7 @@ def _tables(
         for box in boxes
         for i, row in enumerate(box.rows)
         for target in row.references
-        # A table that refers to itself says so in the row.
+        # A reference to the table itself is named in the row.
         if target in drawn and target != box.name
     )
     return boxes, links
@@ -257,7 +251,7 @@ class Diagram:
         return next(b for b in self.boxes if b.name == name)
 
 
-# What people look for first, in this order; a short diagram shows the first few that a table has.
+# The most used columns, in this order; a short diagram shows the first few that a table has.
 IMPORTANT = (
     "status",
     "type",

@@ -1,14 +1,11 @@
-"""Where boxes and lines go. The only module that knows the layout library, `graphlay`.
+"""Positions of boxes and lines. The only module that imports the layout library, `graphlay`.
 
-A line leaves the side of a box at the row of the reference and arrives at the side of another, at its
-key. The library is deterministic: the same diagram gives the same drawing, always. Of a few ways to lay
-it out, the one that is easiest to follow is taken, and kept.
+A line leaves the side of a box at the row of the reference and arrives at the key of another. The
+library is deterministic. Several layouts are computed, and the easiest to follow is kept.
 
-How large a box is, and where in it its rows stand. Plain arithmetic, in pixels; sizes are even
-numbers, so that middles are whole and lines run straight.
-
-Text is in a monospaced font, so that its width is known without the reader's machine: fonts of that
-kind are 0.55 to 0.61 of their size wide, and the widest is taken.
+Sizes are in pixels and even, so that middles are whole numbers and lines run straight. Text is
+monospaced, so its width is known without the browser: such fonts are 0.55 to 0.61 of their size wide,
+and the widest is assumed.
 """
 
 from __future__ import annotations
@@ -256,7 +253,7 @@ def landing(box: Box) -> int | None:
 
 
 def label_size(link: Link) -> tuple[float, float]:
-    """The room for the number on a line that stands for several references."""
+    """Return the size of the label of a line that bundles several references."""
     return text_width(str(link.count), TEXT_SIZE) + 6, TEXT_SIZE + 3
 
 

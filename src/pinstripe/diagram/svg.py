@@ -1,13 +1,12 @@
-"""A drawing as SVG: selectable text, a title for whoever listens, links for whoever uses the keyboard.
+"""A drawing as SVG: selectable text, a title for screen readers, links for the keyboard.
 
-The result works alone as a file, or stands in a page (`styled=False`; the page serves
-`theme.stylesheet`). Nothing in it runs, and everything that is text is escaped.
+The result works alone as a file, or in a page (`styled=False`). Nothing in it runs, and all text is
+escaped.
 
-How a diagram looks: one style sheet, light and dark, with a colour for each domain.
-
-The style sheet is inside a file that stands alone. A page that shows diagrams serves `stylesheet()`
-itself, because a strict content security policy does not let it stand in the page. There a script may
-give the drawing the class `pointing` and the lines of one table (`data-from`, `data-to`) the class `near`.
+The style sheet has light and dark colours, with one hue for each domain. A file contains it. A page
+serves `stylesheet()` from its own URL, because a strict content security policy forbids inline styles.
+A script may set the class `pointing` on the drawing and `near` on the lines of one table (`data-from`,
+`data-to`).
 """
 
 from __future__ import annotations

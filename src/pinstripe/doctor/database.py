@@ -1,18 +1,13 @@
-"""The examination of a database: whether a sync could live there, tried rather than read off catalogs.
+"""Checks whether a sync can run in a database, by trying it in transactions that are rolled back.
 
     report = await examine_database(url, "stripe", owner=("acct_...", False))
 
-What is tried happens in transactions that are rolled back: nothing stays behind.
+Catalogs show rights; only trying shows a full disk, an event trigger, or a server that is read-only for
+another reason.
 
-What our user may do in a database: tried, in a transaction that is rolled back.
-
-Catalogs tell of rights; only trying tells of a full disk, an event trigger, or a server that is read-only
-for a reason of its own.
-
-Whether a session is one: settings, locks, prepared statements and LISTEN must outlive a transaction.
-
-A pooler in transaction mode (pgbouncer and its kin) gives each transaction whichever server is free. It
-shows when another client takes the server that we had.
+Sessions are checked too: settings, locks, prepared statements and LISTEN must outlive a transaction. A
+pooler in transaction mode (pgbouncer) gives each transaction any free server, which shows when another
+client takes ours.
 """
 
 from __future__ import annotations
@@ -65,7 +60,7 @@ _FACTS = """
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the server tells of itself."""
+    """Facts that the server reports."""
 
     version: str
     major: int
@@ -87,7 +82,7 @@ async def examine_database(
     owner: tuple[str | None, bool] | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> DatabaseReport:
-    """Never raises for what the database is or refuses: that is a finding.
+    """Return a report; what the database is or rejects is a finding, not an error.
 
     `owner` is (account, live mode) of the key, if it is known: whose schema it should be.
     """
@@ -143,14 +138,14 @@ def _of_server(facts: _Facts) -> Iterator[Finding]:
             "version",
             "problem",
             f"Pinstripe needs Postgres {MINIMUM_VERSION} or newer; this is {facts.version}.",
-            "Use a newer server, or none: without DATABASE_URL Pinstripe brings its own.",
+            "Use a newer server, or unset DATABASE_URL to use Pinstripe's own.",
             _WRONG,
         )
     if facts.standby:
         yield Finding(
             "primary",
             "problem",
-            "This server is a standby: it can only be read.",
+            "This server is a read-only standby.",
             "Connect to the primary.",
             _UNWRITABLE,
         )
@@ -158,17 +153,17 @@ def _of_server(facts: _Facts) -> Iterator[Finding]:
         yield Finding(
             "primary",
             "problem",
-            "The database is read-only for us: default_transaction_read_only is on.",
-            "Switch it off for the server, the database or the user.",
+            "The database is read-only for this user: default_transaction_read_only is on.",
+            "Turn it off for the server, the database or the user.",
             _UNWRITABLE,
         )
     else:
-        yield Finding("primary", "ok", "a primary, and writable")
+        yield Finding("primary", "ok", "primary, writable")
     if facts.encoding != "UTF8":
         yield Finding(
             "encoding",
             "problem",
-            f"The database's encoding is {facts.encoding}: not every text of Stripe's fits in.",
+            f"The database's encoding is {facts.encoding}: it cannot hold all of Stripe's text.",
             "Create a database WITH ENCODING 'UTF8' TEMPLATE template0.",
             _WRONG,
         )
@@ -176,7 +171,7 @@ def _of_server(facts: _Facts) -> Iterator[Finding]:
         yield Finding(
             "connections",
             "warning",
-            f"Only {facts.free} connections are free; a sync with its gateway takes up to "
+            f"Only {facts.free} connections are free; a sync with its gateway uses up to "
             f"{_CONNECTIONS}.",
             "Raise max_connections or the limit of the user, or close other connections.",
         )
@@ -209,7 +204,7 @@ def _of_clock(clock: ClockDifference) -> Iterator[Finding]:
             "clock",
             "warning",
             f"The server's clock is {abs(clock.ahead_s):,.0f} s {way} ours.",
-            "Set both clocks, best by NTP.",
+            "Synchronize both clocks, preferably with NTP.",
         )
 
 
@@ -217,7 +212,7 @@ _BOOKKEEPING = "pinstripe"
 
 _HOWTO = "See the how-to on your own Postgres."
 
-# Only tables of our names: what others keep beside them is theirs.
+# Only tables with our names: others in the schema are not ours.
 _STANDING = """
     SELECT n.nspname AS schema,
            count(c.oid) FILTER (WHERE NOT pg_has_role(c.relowner, 'USAGE')) AS of_others,
@@ -292,9 +287,9 @@ def _temporary() -> _Trial:
     return _Trial(
         "temporary tables",
         (f"CREATE TEMP TABLE {name} (a int) ON COMMIT DELETE ROWS",),
-        "temporary tables can be made",
-        "Temporary tables cannot be made",
-        "GRANT TEMPORARY ON DATABASE ... TO our user.",
+        "temporary tables can be created",
+        "Temporary tables cannot be created",
+        "GRANT TEMPORARY ON DATABASE ... TO the user.",
     )
 
 
@@ -303,9 +298,9 @@ def _new_schema(missing: list[str]) -> _Trial:
     return _Trial(
         "schemas",
         (f"CREATE SCHEMA {name}", *_filling(f"{name}.trial")),
-        f"schemas and tables can be made ({' and '.join(missing)} will be)",
-        f"The schemas {' and '.join(missing)} cannot be made",
-        f"GRANT CREATE ON DATABASE ... TO our user. {_HOWTO}",
+        f"schemas and tables can be created ({' and '.join(missing)} will be)",
+        f"The schemas {' and '.join(missing)} cannot be created",
+        f"GRANT CREATE ON DATABASE ... TO the user. {_HOWTO}",
     )
 
 
@@ -313,9 +308,9 @@ def _table_in(schema: str) -> _Trial:
     return _Trial(
         f"tables in {schema}",
         _filling(f"{quote(schema)}.{_unused()}"),
-        f'tables can be made and written in "{schema}"',
-        f'Tables cannot be made or written in the schema "{schema}"',
-        f"GRANT CREATE, USAGE ON SCHEMA {quote(schema)} TO our user. {_HOWTO}",
+        f'tables can be created and written in "{schema}"',
+        f'Tables cannot be created or written in the schema "{schema}"',
+        f"GRANT CREATE, USAGE ON SCHEMA {quote(schema)} TO the user. {_HOWTO}",
     )
 
 
@@ -371,7 +366,7 @@ async def try_sessions(connection: asyncpg.Connection, url: str) -> list[Finding
 
 
 async def _try_pooler(connection: asyncpg.Connection, other: asyncpg.Connection) -> Finding:
-    """We mark our session, the other holds a server by a transaction, and we look for our mark."""
+    """Mark our session, let another session hold a server with a transaction, and check for our mark."""
     mark = secrets.token_hex(8)
     server = await connection.fetchval(
         f"SELECT pg_backend_pid() FROM set_config('{_MARK}', $1, false)", mark
@@ -385,11 +380,11 @@ async def _try_pooler(connection: asyncpg.Connection, other: asyncpg.Connection)
         return Finding(
             "sessions",
             "problem",
-            "A connection pooler in transaction mode stands between: sessions do not last.",
+            "There is a connection pooler in transaction mode: sessions do not persist.",
             _REMEDY,
             _WRONG,
         )
-    return Finding("sessions", "ok", "sessions last: no pooler in transaction mode")
+    return Finding("sessions", "ok", "sessions persist: no pooler in transaction mode")
 
 
 async def _try_notices(connection: asyncpg.Connection, other: asyncpg.Connection) -> Finding:
@@ -413,6 +408,6 @@ async def _try_notices(connection: asyncpg.Connection, other: asyncpg.Connection
             "notices",
             "warning",
             f"LISTEN and NOTIFY do not work: {error.message}",
-            f"{_REMEDY} Without notices waits and the console fall back on polling.",
+            f"{_REMEDY} Without notifications, waits and the console fall back to polling.",
         )
     return Finding("notices", "ok", "LISTEN and NOTIFY work")

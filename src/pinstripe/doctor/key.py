@@ -1,19 +1,12 @@
-"""The examination of a key: what it is, whose, and what it may do.
+"""Checks a Stripe key: whose it is, what it can do, and which permissions it lacks.
 
     report = await examine(stripe, tables())
 
-About a hundred small requests within the budget of `stripe`; nothing is written, at Stripe or anywhere.
+Sends about 100 small requests within the rate limit of `stripe` and writes nothing.
 
-What the answers about a key mean: each as a finding with its remedy.
-
-A product that the account does not use is no problem; a permission that the key lacks is one, because a
-table stays empty.
-
-The least that a restricted key needs: read on what the tables come from, write on webhooks for those
-who let Pinstripe manage them.
-
-Permissions are named only where Stripe has named them, in a refusal: their names do not follow from the
-paths.
+Each result becomes a finding with a remedy. A product that the account does not use is no problem. A
+missing permission is one, because a table stays empty. Permissions are named only if Stripe named them
+in a refusal: their names do not follow from the paths.
 """
 
 from __future__ import annotations
@@ -51,7 +44,7 @@ Tell = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """For who does not want to be told."""
+    """Ignore progress."""
 
 
 async def examine(
@@ -183,7 +176,7 @@ def key_findings(
     default_version: str | None,
     clock: ClockDifference,
 ) -> tuple[Finding, ...]:
-    """In the order in which they are told."""
+    """Return the findings in the order in which they are printed."""
     return (
         *_of_key(key),
         *_of_version(default_version),
@@ -199,23 +192,23 @@ def _of_key(key: ApiKey) -> Iterator[Finding]:
         yield Finding(
             "key",
             "note",
-            "This is a secret key: it may do everything, and Pinstripe only reads.",
-            "Use a restricted key with read permissions: see the recipe.",
+            "This is a secret key with full access, but Pinstripe only reads.",
+            "Use a restricted key with read permissions, as listed below.",
         )
 
 
 def _of_version(default: str | None) -> Iterator[Finding]:
     if default is None:
         yield Finding(
-            "version", "note", "The account's own API version could not be asked for.", ""
+            "version", "note", "The account's own API version could not be determined.", ""
         )
     elif default != spec().api_version:
         yield Finding(
             "version",
             "note",
-            f"The account's own API version is {default}, ours {spec().api_version}: its events are "
-            "taken as hints, and the objects are fetched.",
-            "Nothing to do; following costs one more request for each changed object.",
+            f"The account's own API version is {default}, Pinstripe's is {spec().api_version}: its events "
+            "are used as hints only, and the objects are fetched.",
+            "No action needed; syncing costs one more request for each changed object.",
         )
 
 
@@ -228,15 +221,15 @@ def _of_clock(clock: ClockDifference) -> Iterator[Finding]:
             "clock",
             "warning",
             f"This machine's clock is {abs(clock.ahead_s):,.0f} s {way} Stripe's: signatures of "
-            "webhooks will look too old.",
-            "Set the clock, best by NTP.",
+            "webhooks will appear too old.",
+            "Synchronize the clock, preferably with NTP.",
         )
 
 
 def _of_resources(resources: Sequence[Resource]) -> Iterator[Finding]:
     for resource in resources:
         if resource.path == EVENTS and resource.state != "failed":
-            continue  # Told with what it means: nothing can be followed.
+            continue  # Reported with its consequence: changes cannot be synced.
         if resource.state in ("not_permitted", "refused", "failed"):
             yield Finding(
                 resource.path,
@@ -252,7 +245,7 @@ def _of_resources(resources: Sequence[Resource]) -> Iterator[Finding]:
             "note",
             f"{len(unused)} resources belong to products that the account has not enabled; their "
             "tables stay empty.",
-            "Nothing to do unless you use them.",
+            "No action needed unless you use them.",
         )
 
 
@@ -261,7 +254,7 @@ def _of_abilities(abilities: Iterable[Ability], wanted: Collection[str]) -> Iter
         if ability.state != "no":
             continue
         if ability.name == "events":
-            words = f"Changes cannot be followed: {ability.how}"
+            words = f"Changes cannot be synced: {ability.how}"
             yield Finding("events", "problem", words, ability.remedy, _UNREADABLE)
         elif ability.name == "previews" and any(t.startswith("upcoming_") for t in wanted):
             words = f"The tables of upcoming invoices stay empty: {ability.how}"
@@ -276,8 +269,9 @@ def _of_allowance(key: ApiKey) -> Iterator[Finding]:
         yield Finding(
             "allowance",
             "note",
-            "Stripe allows 500 reads for each transaction over 30 days, and 10,000 a month at least; "
-            "Pinstripe counts its own and looks less often before they run out.",
+            "Stripe allows 500 reads for each transaction over 30 days, and 10,000 a month at "
+            "least; "
+            "Pinstripe counts its own and polls less often before they run out.",
             "See the how-to on rate limits.",
         )
 
@@ -312,7 +306,7 @@ def recipe_for(key: ApiKey, resources: Iterable[Resource], abilities: Iterable[A
 
 
 def label(path: str) -> str:
-    """A resource as people say it.
+    """Return the readable name of a resource.
 
     >>> label("/v1/issuing/cards"), label("/v1/customers/{customer}/balance_transactions")
     ('issuing cards', 'customers: balance transactions')

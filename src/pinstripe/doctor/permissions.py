@@ -1,11 +1,8 @@
-"""Which resources a key may read: one object asked of each list that the tables need.
+"""What a key can do: read each list that the tables need, and use events, previews and webhooks.
 
-Lists that hang under a parent are asked under one parent, where a list before them has shown one.
-
-What a sync does beyond reading lists: follow events, preview invoices, manage webhooks.
-
-Whether a key may write webhook endpoints is not tried unasked, though the try changes nothing: Stripe
-looks at the permission first, and refuses an endpoint without an address after that.
+Each list is requested with a limit of one object. A list under a parent is requested for one parent, if
+an earlier list returned one. Writing webhook endpoints is tested only on request, although the test
+changes nothing: Stripe checks the permission first and then rejects an endpoint without a URL.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What there is to ask: each path once."""
+    """The requests to send: each path once."""
 
     singletons: tuple[tuple[str, str], ...]
     """(table, path)."""
@@ -49,7 +46,7 @@ class Plan:
 
     @property
     def requests(self) -> int:
-        """At most; a list without a parent to ask for costs none."""
+        """The maximum; a list without a parent costs none."""
         return len(self.singletons) + len(self.lists) + len(self.under_parents)
 
 
@@ -82,7 +79,7 @@ def plan_for(tables: Collection[str]) -> Plan:
 
 
 async def try_resources(asker: Prober, plan: Plan, account: Tried) -> list[Tried]:
-    """Asks for all of `plan`; `account` was asked before."""
+    """Request everything in `plan`; `account` was requested before."""
     async with asyncio.TaskGroup() as group:
         alone = [group.create_task(_single(asker, *each)) for each in plan.singletons]
         lists = [group.create_task(_list(asker, endpoint)) for endpoint in plan.lists]
@@ -102,7 +99,7 @@ async def try_resources(asker: Prober, plan: Plan, account: Tried) -> list[Tried
 
 
 def resource_of(path: str, tables: tuple[str, ...], said: ProbeResult) -> Resource:
-    """What Stripe said of `path`."""
+    """Return Stripe's result for `path`."""
     product = domain_by_table()[tables[0]].title
     return resource_in(product, path, tables, said)
 
@@ -150,8 +147,8 @@ async def _under(asker: Prober, endpoint: ListEndpoint, parent: Tried | None) ->
     path, params = endpoint.url(parent_id, quote_id(parent_id))
     said = await asker.get(path, [*_limit(endpoint), *params], endpoint=endpoint.name)
     if said.state == "refused" and not isinstance(said.error, WrongKey):
-        # Stripe let the key in and minds this one parent: gone meanwhile, or of another kind.
-        words = f"Readable as far as one can tell: of {parent_id} {said.message}"
+        # Permission granted, but this parent was rejected: deleted meanwhile, or of another type.
+        words = f"Probably readable; for {parent_id}: {said.message}"
         return _tried(endpoint, replace(said, state="readable", message=words, remedy=""))
     return _tried(endpoint, said)
 
@@ -159,10 +156,10 @@ async def _under(asker: Prober, endpoint: ListEndpoint, parent: Tried | None) ->
 def _why_not(endpoint: ListEndpoint, parent: Tried | None) -> str:
     what = endpoint.parent
     if parent is None:
-        return f"not tried: it takes the id of a {what}, and no list shows any"
+        return f"not checked: it needs the id of a {what}, and no list contains one"
     if parent.resource.state == "readable":
-        return f"not tried: there is no {what} yet"
-    return f"not tried: {parent.resource.path}, which it hangs under, cannot be read"
+        return f"not checked: there is no {what} yet"
+    return f"not checked: its parent {parent.resource.path} cannot be read"
 
 
 def _tried(endpoint: ListEndpoint, said: ProbeResult) -> Tried:
@@ -197,7 +194,7 @@ _PREVIEW = "/v1/invoices/create_preview"
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """What the lists have shown, by path."""
+    """Results of the lists, by path."""
 
     tried: dict[str, Tried]
 
@@ -230,28 +227,28 @@ async def _reading(asker: Prober, lists: _Lists, path: str, name: AbilityName) -
         said = await asker.get(path, [("limit", "1")], endpoint=f"GET {path}")
         known = resource_in("", path, (), said)
     if known.state == "readable":
-        return Ability(name, "yes", f"GET {path} was answered")
+        return Ability(name, "yes", f"GET {path} succeeded")
     return _lacking(name, known)
 
 
 async def _previews(asker: Prober, lists: _Lists) -> Ability:
-    """With a subscription where there is one: Stripe may say that nothing is due, which is a yes."""
+    """Preview with a subscription if there is one. "Nothing is due" counts as permission granted."""
     subscription = lists.first_id("/v1/subscriptions")
     params = [("subscription", subscription)] if subscription else []
     said = await asker.post(_PREVIEW, params, endpoint=f"POST {_PREVIEW}")
-    of = f"of {subscription}" if subscription else "of nothing, there being no subscription"
+    of = f"of {subscription}" if subscription else "without a subscription, as there is none"
     return _judged("previews", said, f"a preview {of}, which changes nothing")
 
 
 async def _try_write(asker: Prober) -> Ability:
     said = await asker.post(WEBHOOKS, [], endpoint=f"POST {WEBHOOKS}")
-    return _judged("webhooks_write", said, "an endpoint without an address, which Stripe refuses")
+    return _judged("webhooks_write", said, "an endpoint without a URL, which Stripe rejects")
 
 
 def _judged(name: AbilityName, said: ProbeResult, tried: str) -> Ability:
     """A refusal for the parameters means that the key was let in."""
     if said.state in ("readable", "refused"):
-        return Ability(name, "yes", f"asked for {tried}: the key was let in")
+        return Ability(name, "yes", f"tried {tried}: permission granted")
     return _lacking(name, resource_in("", "", (), said))
 
 
@@ -268,15 +265,15 @@ def _lacking(name: AbilityName, known: Resource) -> Ability:
 
 
 def _no(state: ResourceState) -> AbilityState:
-    """What broke on the way tells nothing of the key."""
+    """A failed request proves nothing about the key."""
     return "unknown" if state == "failed" else "no"
 
 
 def _write_untried(key: ApiKey) -> Ability:
     if key.kind == "standard":
-        return Ability("webhooks_write", "yes", "not tried: a secret key may do everything")
+        return Ability("webhooks_write", "yes", "not checked: a secret key has full access")
     return Ability(
         "webhooks_write",
         "unknown",
-        "not tried: --try-writes does, with a request that changes nothing",
+        "not checked: use --try-writes, which sends a request that changes nothing",
     )

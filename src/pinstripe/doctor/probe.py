@@ -1,18 +1,13 @@
-"""One small request, and what Stripe made of it: the doctor's only way to ask.
+"""Sends one small request to Stripe and returns the result as a value.
 
-An answer that is no is a finding here, not an error. What ends an examination (a key that Stripe does
-not know) is for the caller to see, who knows which request was the first.
+A refusal is a result here, not an error. Errors that end a check (an unknown key) are left to the
+caller, which knows which request was the first.
 
-How far another clock is ahead of ours, from answers that each say a little.
+`ClockDifference` narrows down how far Stripe's clock is ahead. Each response has its time in whole
+seconds and was made between request and response: one gives the difference to a second or so, the
+intersection of a hundred is narrow.
 
-Every answer of Stripe's carries its time in whole seconds; it was made between our asking and our
-having it. One answer tells the difference to a second and its own way; the common part of a hundred of
-them is narrow.
-
-The way to Stripe: through which proxy, under which TLS.
-
-The client checks certificates and says when one is not trusted; here is only told what was agreed on.
-Nothing is sent but the handshake.
+`look_at` reports the proxy and the TLS certificate on the way to Stripe, from the handshake alone.
 """
 
 from __future__ import annotations
@@ -61,12 +56,12 @@ class ClockDifference:
 
     @property
     def ahead_s(self) -> float:
-        """The middle of what is possible."""
+        """The middle of the possible range."""
         return (self.least + self.most) / 2
 
     @property
     def within_s(self) -> float:
-        """How far off `ahead_s` may be. Servers that disagree among themselves make it 0, not less."""
+        """The error bound of `ahead_s`; 0 if Stripe's servers disagree among themselves."""
         return max(0.0, (self.most - self.least) / 2)
 
 
@@ -88,7 +83,9 @@ class ProbeResult:
 
 @dataclass(slots=True)
 class Prober:
-    """Asks, counts, and reads Stripe's clock off every answer. `heard` is called after each."""
+    """Sends requests, counts them, and reads Stripe's clock from every response. Calls `heard` after
+    each.
+    """
 
     stripe: StripeClient
     heard: Callable[[], None] = lambda: None
@@ -140,7 +137,7 @@ _HANDSHAKE_S = 5.0
 
 
 async def look_at(base_url: str) -> Network:
-    """Of a way through a proxy only the proxy is told: the handshake is behind it."""
+    """Through a proxy, only the proxy is reported: the handshake is behind it."""
     parts = urlsplit(base_url)
     proxy = redact(proxy_for(base_url) or "")
     if parts.scheme != "https" or proxy or parts.hostname is None:

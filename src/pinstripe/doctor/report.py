@@ -1,6 +1,6 @@
-"""What the doctor finds, as values: for a page, for JSON, for an exit code.
+"""Results of the doctor, as values for a page, JSON and the exit code.
 
-Nothing here holds a secret: a key appears as its hint, an address without password.
+Nothing here holds a secret: a key is its hint, a URL has no password.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORST_FIRST = (2, 3, 5, 4)
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at. `exit_code` is what `pinstripe check` ends with where it is a problem."""
+    """The result of one check. `exit_code` is that of `pinstripe check` if it is a problem."""
 
     about: str
     state: State
@@ -54,7 +54,7 @@ class Resource(msgspec.Struct, frozen=True):
 
 
 class Ability(msgspec.Struct, frozen=True):
-    """Something beyond reading a list. `how` tells how it is known."""
+    """A capability beyond reading a list. `how` is the evidence."""
 
     name: AbilityName
     state: AbilityState
@@ -115,7 +115,7 @@ class KeyReport(msgspec.Struct, frozen=True):
 
 
 class DatabaseReport(msgspec.Struct, frozen=True):
-    """What a database is and lets us do. Facts are None where it could not be asked."""
+    """Facts about a database and what our user can do there. None if it could not be reached."""
 
     place: str
     """Host, port and database."""

@@ -16,7 +16,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, Protocol, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, tables
@@ -30,7 +33,7 @@ from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import Pool, connect, open_pool
-from pinstripe.store.syncs import DEFAULT_ID, Sync, load_syncs, load_table_names
+from pinstripe.store.syncs import Sync, load_syncs, load_table_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +170,8 @@ class SyncState:
     """Whether its tables are open to the proxy and to waits."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSync:
-    """One sync, without its secrets. `settings` has what differs from the defaults, by name."""
+class StoredSync(msgspec.Struct, frozen=True, kw_only=True):
+    """One sync, without its secrets."""
 
     id: str
     schema: str
@@ -178,44 +180,53 @@ class StoredSync:
     stripe_url: str
     stripe_account: str | None
     settings: Mapping[str, str]
+    """Settings that differ from the defaults, by name."""
     paused: bool
+    stored: bool
+    """False for `default`, which flags and environment describe: it cannot be changed or removed here."""
     webhook_secrets: int
     """How many signing secrets it has."""
     account_id: str | None
     livemode: bool | None
     created_at: datetime | None
-    """None for the default, which is not stored."""
+    """Null for the default, which is not stored."""
     state: SyncState
 
-    @property
-    def stored(self) -> bool:
-        return self.id != DEFAULT_ID
+
+SyncId = Annotated[str, Meta(pattern="^[a-z0-9-]{1,40}$")]
+Secret = Annotated[str, Meta(min_length=1, max_length=1000)]
+Secrets = Annotated[tuple[Secret, ...], Meta(max_length=10)]
+Settings = Annotated[Mapping[str, str], Meta(max_length=100)]
 
 
-@dataclass(frozen=True, slots=True)
-class NewSync:
-    """The wish for a sync. `settings` as on the command line, by name: {"tables": "-event"}."""
+class NewSync(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A sync to be added. Only decoding checks the limits below; the vault checks what matters."""
 
-    id: str
-    api_key: str = field(repr=False)
-    schema: str | None = None
-    """The id, with _ for -, if None."""
-    stripe_url: str = ""
-    """Stripe itself if ""."""
-    stripe_account: str | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
-    webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
+    id: SyncId
+    api_key: Secret
+    schema: Annotated[str, Meta(min_length=1, max_length=63)] | None = None
+    """The Postgres schema of its tables; by default the id, with _ for -."""
+    stripe_url: Annotated[str, Meta(max_length=500)] = ""
+    stripe_account: Annotated[str, Meta(max_length=100)] | None = None
+    settings: Settings = {}
+    """As on the command line, by name: {"tables": "-event"}."""
+    webhook_secrets: Secrets = ()
     paused: bool = False
 
+    def __repr__(self) -> str:
+        return f"NewSync({self.id!r})"  # No secret in a traceback or a log line.
 
-@dataclass(frozen=True, slots=True)
-class SyncChange:
-    """What of a stored sync is to change; None leaves it."""
 
-    api_key: str | None = field(default=None, repr=False)
-    settings: Mapping[str, str] | None = None
-    """All of them, anew."""
-    webhook_secrets: tuple[str, ...] | None = field(default=None, repr=False)
+class SyncChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Changes to a stored sync; what is not set stays."""
+
+    api_key: Secret | UnsetType = UNSET
+    settings: Settings | UnsetType = UNSET
+    """Replaces all settings."""
+    webhook_secrets: Secrets | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        return "SyncChange(...)"
 
 
 class SyncControl(Protocol):

@@ -1,13 +1,11 @@
-"""Opens syncs to the gateway: as soon as their tables are there, again when something of them changes.
+"""Opens syncs for the gateway once their tables exist, and again when the tables change.
 
-A sync may be wanted long before it can be opened: Postgres is away, or its process has not made the schema
-yet. Until then the gateway passes requests for it through and says so.
+A sync may be configured before it can be opened: Postgres is unreachable, or its worker has not created
+the schema. Until then the gateway forwards requests for it and says so in a header.
 
-How the process that syncs and the gateway share what Stripe allows one account.
-
-Both ask Stripe with the same key, and neither sees the other's requests. The gateway gets half of the
-configured rate on top of it, where that stays within what Stripe allows; where it would not, a fifth,
-taken from the process that syncs.
+`rate_shares` splits the account's rate limit between worker and gateway, which use the same key and do
+not see each other's requests. The gateway gets half of the configured rate on top of it if that stays
+within Stripe's limit, else a fifth of it, taken from the worker.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The HTTP server: uvicorn on one port, with bounds on what a caller may cost before any route sees it.
+"""The HTTP server: uvicorn on one port, with limits that apply before any route is called.
 
     async with listening(app, "127.0.0.1", 8377) as url: ...
 
-A head has a size and a time in which it must be complete; a connection that idles is closed; so many
-connections are taken and no more. No access log: addresses and paths of a billing system are no log lines.
-Leaving the block ends what is under way in order, and after some seconds anyway.
+A request head has a size limit and a time limit, idle connections are closed, and the number of
+connections is bounded (docs/decisions/023-http-server.md). There is no access log: paths of a billing
+system do not belong in one. Leaving the block lets running requests finish, for some seconds at most.
 """
 
 from __future__ import annotations

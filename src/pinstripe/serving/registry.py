@@ -1,13 +1,11 @@
-"""All syncs of this service, and what is wanted of each: read from the database, told to who does it.
+"""All syncs of this service: read from the database, applied to the supervisor and the gateway.
 
-The default comes from flags and environment, the others are stored. Whoever changes one tells so
-(`store.stored_syncs.CHANNEL`); the roster reads all of them again then, and every few seconds anyway. While
-Postgres is away, what was read last stays wanted.
+The default sync comes from flags and environment, the others are stored. Every change is announced on
+`store.syncs.CHANNEL`; the registry then reads all of them again, and every five seconds anyway. While
+Postgres is unreachable, the last known syncs keep running.
 
-What the API and the console do with syncs (`gateway.control.SyncControl`), done.
-
-Each change is stored first and then carried out; this service does so before it answers, others as soon
-as they hear of it.
+`Control` implements `gateway.syncs.SyncControl`. It stores each change first and applies it before it
+returns; other services apply it when they are notified.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
+from msgspec import structs
 
 from pinstripe.client.api_key import ApiKey
 from pinstripe.config.config import Config
@@ -44,7 +43,7 @@ _BEGIN_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One sync: what is shown of it, and what is wanted. `config` is None where `trouble` says why."""
+    """One sync: its public view and its config. `config` is None if `trouble` says why."""
 
     shown: StoredSync
     config: Config | None
@@ -53,7 +52,7 @@ class _Entry:
 
 
 class SyncRegistry:
-    """Who is on it. `supervisor` is None where another service syncs."""
+    """`supervisor` is None if another service syncs."""
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class SyncRegistry:
         talks: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`talks`: the default's process shows on the terminal what it does."""
+        """`talks`: the default's worker prints progress on the terminal."""
         self.vault = vault
         self._syncs = syncs
         self._supervisor = supervisor
@@ -75,7 +74,7 @@ class SyncRegistry:
         self._reading = asyncio.Lock()
 
     async def begin(self) -> None:
-        """Wants what is stored, if Postgres tells at once; else the default, until it does."""
+        """Start the stored syncs if Postgres responds in time; else the default alone, until it does."""
         try:
             async with asyncio.timeout(_BEGIN_S):
                 await self.read()
@@ -83,7 +82,7 @@ class SyncRegistry:
             await self._want([], default_paused=False)
 
     def stir(self) -> None:
-        """A process has made its schema: it can be opened now."""
+        """Retry opening syncs: a worker has created its schema."""
         self._opener.stir()
 
     async def run(self) -> None:
@@ -124,7 +123,7 @@ class SyncRegistry:
         )
 
     async def read(self) -> None:
-        """Reads all syncs and sees to it that they are as is wanted. Raises Unreachable."""
+        """Read all syncs and apply them. Raises Unreachable."""
         async with self._reading:
             async with connect(self.vault.database_url) as connection:
                 stored = await load_stored(connection)
@@ -132,11 +131,11 @@ class SyncRegistry:
             await self._want(stored, default_paused=paused)
 
     def all(self) -> list[StoredSync]:
-        """As they stand now: the default first, then by id."""
+        """Return all syncs with their current state: the default first, then by id."""
         return [self._now(entry) for entry in self._entries.values()]
 
     def get(self, sync_id: str) -> StoredSync | None:
-        """As it stands now."""
+        """Return the sync with its current state."""
         entry = self._entries.get(sync_id)
         return None if entry is None else self._now(entry)
 
@@ -147,7 +146,7 @@ class SyncRegistry:
         if entry.trouble is not None and self._supervisor is None:
             reason, remedy = entry.trouble.message, entry.trouble.hint
             state = replace(state, reason=reason, remedy=remedy)
-        return replace(
+        return structs.replace(
             entry.shown,
             state=replace(state, served=opened is not None),
             account_id=entry.shown.account_id or (opened.account_id if opened else None),
@@ -186,6 +185,7 @@ class SyncRegistry:
             stripe_account=config.stripe_account,
             settings={},
             paused=paused,
+            stored=False,
             webhook_secrets=len(config.webhook_secret),
             account_id=None,
             livemode=key.mode == "live",
@@ -202,7 +202,7 @@ class SyncRegistry:
             if base.api_key is not None and sync.schema == base.schema:
                 raise Misconfigured(
                     f'The schema "{sync.schema}" is that of the sync that flags and environment '
-                    "describe.",
+                    "configure.",
                     hint="Remove this sync, or start the service without STRIPE_API_KEY.",
                 )
             config = self.vault.config_of(sync)
@@ -212,21 +212,11 @@ class SyncRegistry:
 
 
 def shown_of(sync: SealedSync, state: SyncState) -> StoredSync:
-    """A stored sync without what is sealed."""
-    return StoredSync(
-        id=sync.id,
-        schema=sync.schema,
-        key_hint=sync.key_hint,
-        stripe_url=sync.stripe_url,
-        stripe_account=sync.stripe_account,
-        settings=sync.settings,
-        paused=sync.paused,
-        webhook_secrets=len(sync.webhook_secrets),
-        account_id=sync.account_id,
-        livemode=sync.livemode,
-        created_at=sync.created_at,
-        state=state,
-    )
+    """A stored sync without its secrets."""
+    public = {
+        n: v for n, v in structs.asdict(sync).items() if n not in ("api_key", "webhook_secrets")
+    }
+    return StoredSync(**public, stored=True, webhook_secrets=len(sync.webhook_secrets), state=state)
 
 
 class Control:
@@ -274,7 +264,7 @@ class Control:
     async def remove(self, sync_id: str, *, drop_tables: bool) -> None:
         if sync_id == DEFAULT_ID:
             raise _not_stored()
-        # Its process ends on the notice, which comes before the tables are dropped.
+        # Its worker ends on the notification, which precedes the drop.
         await self._vault.remove(sync_id, drop_tables=drop_tables)
         await self._roster.read()
 
@@ -289,6 +279,6 @@ class Control:
 
 def _not_stored() -> Misconfigured:
     return Misconfigured(
-        f'The sync "{DEFAULT_ID}" is described by flags and environment, not stored.',
-        hint="Change STRIPE_API_KEY and the other settings of the service, and start it again.",
+        f'The sync "{DEFAULT_ID}" is configured by flags and environment, not stored.',
+        hint="Change STRIPE_API_KEY and the other settings of the service, then restart it.",
     )

@@ -1,20 +1,15 @@
-"""The service: gateway and syncs, from one socket that listens to an orderly end.
+"""The service: gateway and workers on one port, from start to shutdown.
 
-    async with open_serving(config, Manner(), heard, tell) as serving:
+    async with open_serving(config, ServeOptions(), ...) as serving:
         print(serving.url)
 
-In this order: the port (taken: an error before anything else is touched), Postgres if it is our own,
-the processes that sync, the gateway. A Postgres of the user's may be away: the gateway answers all the same
-and opens each sync when it can. The end goes the other way round, in some seconds.
+It starts in this order: the port (in use: an error before anything else is touched), Postgres if it is
+our own, the workers, the gateway. A Postgres of the user's may be unreachable: the gateway answers all
+the same and opens each sync when it can. Shutdown goes the other way round and takes some seconds at
+most.
 
-The gateway, put together: each part with the seams that the others give it.
-
-    async with gateway(config, syncs, control, url) as app: ...
-
-The parts know nothing of each other; here the proxy gets its bell, waits their access, and the app all of
-them. What runs beside (a bell that listens, a pool that is opened when it can be) ends with the block.
-
-The gateway's own connections to the database, for the API and the console; made when it can be.
+`gateway` wires the parts of the gateway, which do not import each other. Its background tasks (a
+listener, the pool of the API and the console) end with the block.
 """
 
 from __future__ import annotations
@@ -57,7 +52,7 @@ from pinstripe.store.pool import Pool, check_server, check_sessions, connect, op
 _FILES = 16_384
 
 _UNFIT_S = 3.0
-"""How long the start may take to look at a Postgres of the user's, which may be away."""
+"""How long the start may take to check a Postgres of the user's, which may be unreachable."""
 
 Heard = Callable[[str, WorkerReport], None]
 """Gets what the process of a sync reports, with the sync's id."""
@@ -126,7 +121,7 @@ async def open_serving(
 
 @asynccontextmanager
 async def _database(config: Config, tell: Callable[[str], None]) -> AsyncIterator[Database]:
-    """Our own Postgres, started; the user's as it is, which may be away."""
+    """Start our own Postgres, or return the user's, which may be unreachable."""
     if config.database_url is not None:
         await _refuse_unfit(config.database_url)
         yield Database(config.database_url, None, "")
@@ -143,10 +138,10 @@ async def _refuse_unfit(url: str) -> None:
             async with connect(url) as connection:
                 await check_server(connection)
     except Misconfigured as error:
-        if error.fault is None:  # a password or a database may come to be right
+        if error.fault is None:  # a wrong password or database may be fixed later
             raise
     except (PinstripeError, TimeoutError):
-        return  # away, for now
+        return  # unreachable for now
 
 
 def _allow_many_connections() -> None:
@@ -164,7 +159,7 @@ def _listening(config: Config, tell: Callable[[str], None], *, other_port: bool)
         if not other_port:
             raise
     sock = listen(config.host, 0)
-    tell(f"Port {config.port} is taken; the gateway answers at {address_of(sock)}.")
+    tell(f"Port {config.port} is in use; the gateway listens on {address_of(sock)}.")
     return sock
 
 

@@ -1,19 +1,15 @@
-"""Keeps a process for each sync: starts it, starts it again when it dies, ends it when it is not wanted.
+"""Runs one worker process for each sync: starts it, restarts it when it dies, stops it when it is
+removed.
 
-Which syncs there are is told by `want`, as often as it changes. A process that dies comes back after a
-pause that grows; one whose settings or key are no good is tried again when those change, and now and then
-in case the trouble was Stripe's. How each stands: `state`.
+`Supervisor.want` sets the syncs. A worker that dies is restarted after a growing pause. One whose
+settings or key are wrong is retried when those change, and now and then in case the cause was at
+Stripe. `state` returns the current state of each.
 
-One process that syncs, as the service sees it: started, listened to, ended.
-
-It runs the code of `pinstripe sync` in an interpreter of its own, so that the decoding of a large page
-never delays a request to the gateway, and its death is its own.
-
-What a service and the processes that sync say to each other, over a pair of sockets.
-
-The child's end is its stdin. The first line is the order, from above: all settings, key included, which
-so stand in no command line and in no environment. Then the child reports, a line for each change. When
-the service goes, however it goes, the child reads the end and ends too.
+A worker runs the code of `pinstripe sync` in its own interpreter, so that decoding a large page never
+delays a request to the gateway. It talks to the service over a socket pair on its stdin: the first line
+is `StartWorker` with all settings, key included, which therefore appear in no command line and no
+environment. Then the worker sends a `WorkerReport` for each change. When the service ends, however it
+ends, the worker reads EOF and ends too.
 """
 
 from __future__ import annotations
@@ -64,7 +60,7 @@ class SyncProcess:
             while line := await self.reader.readline():
                 yield decode_report(line)
         except (ConnectionError, msgspec.MsgspecError, ValueError):
-            return  # It broke off in the middle of a line.
+            return  # It died in the middle of a line.
 
     async def ended(self) -> int:
         """The exit code; negative: the signal that killed it."""
@@ -121,14 +117,14 @@ _LINE_BYTES = 1024 * 1024
 
 
 class StartWorker(msgspec.Struct, frozen=True):
-    """What to sync. `shown`: with progress and summary on the terminal."""
+    """The start message. `shown`: print progress and summary on the terminal."""
 
     config: Config
     shown: bool = False
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
-    """How it stands. `lasting`: it will be so until settings or key are changed."""
+    """A state message. `lasting`: it will not change until settings or key do."""
 
     activity: Literal["starting", "backfilling", "following", "waiting", "ended"]
     reason: str = ""
@@ -175,7 +171,7 @@ class ParentLink:
         return decode_order(await self._reader.readline())
 
     def report(self, report: WorkerReport) -> None:
-        """Tells the service, if it is news."""
+        """Send the state to the service, if it changed."""
         if report != self._told:
             self._told = report
             self._writer.write(encode(report))
@@ -214,7 +210,7 @@ _LASTING_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What is wanted of one sync. `trouble`: why it cannot be started at all."""
+    """The worker of one sync. `trouble`: why it cannot be started at all."""
 
     config: Config
     paused: bool = False
@@ -242,7 +238,7 @@ class Supervisor:
         self._keepers: dict[str, tuple[_Keeper, asyncio.Task[None]]] = {}
 
     def state(self, sync_id: str) -> SyncState | None:
-        """How its process stands; None for a sync that is not wanted."""
+        """Return the state of its worker; None for an unknown sync."""
         found = self._keepers.get(sync_id)
         return None if found is None else found[0].state
 
@@ -262,7 +258,7 @@ class Supervisor:
         await _ended([task for _, task in gone])
 
     async def close(self) -> None:
-        """Ends all processes, at once and in order."""
+        """Stop all workers concurrently and in order."""
         await self.want({})
 
 
@@ -324,7 +320,7 @@ class _Keeper:
         try:
             process = await self._start(StartWorker(job.config, job.shown))
         except OSError as error:
-            reason = f"No process could be started: {error.strerror}"
+            reason = f"No worker could be started: {error.strerror}"
         else:
             self.state = replace(self.state, pid=process.pid)
             if await self._lived(process):
@@ -371,7 +367,7 @@ class _Keeper:
             pause_s = _LASTING_S if last.lasting else pause_s
             self._show("failed" if last.lasting else "waiting", reason, last.remedy)
         else:
-            self._show("waiting", reason, "It is started again; its log lines may tell more.")
+            self._show("waiting", reason, "It is being restarted; see its log lines for details.")
         _log.error("sync.ended", sync=self._name, reason=redact(reason), again_s=pause_s)
         if await wait_for(self._changed, pause_s):
             self._deaths = 0
@@ -386,5 +382,5 @@ class _Keeper:
 
 def _told_by(code: int) -> str:
     if code < 0:
-        return f"Its process was killed by signal {-code}."
-    return f"Its process ended by itself (exit code {code})."
+        return f"Its worker was killed by signal {-code}."
+    return f"Its worker exited with code {code}."

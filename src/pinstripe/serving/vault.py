@@ -1,8 +1,8 @@
-"""What may be done with stored syncs: add, change, remove, and encrypt their keys anew.
+"""Adds, changes and removes stored syncs, and encrypts their keys.
 
-The command line and the gateway do it through here; neither needs a running service. A key is shown to
-Stripe before it is stored, so that what is stored was good once; it goes into the database encrypted and
-never comes out again but for the process that syncs.
+The command line and the gateway both use it; neither needs a running service. A key is verified with
+Stripe before it is stored. It is stored encrypted and decrypted only for the worker and the gateway
+that use it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
+
+from msgspec import UNSET, structs
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.account import Account, meet
@@ -51,7 +53,7 @@ SYNC_SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Vault:
-    """Where stored syncs are and how they are sealed. `base` has the settings of the service."""
+    """The stored syncs and their encryption. `base` has the settings of the service."""
 
     database_url: str
     encryptor: Encryptor
@@ -73,7 +75,7 @@ class Vault:
         return self.encryptor.open(sync.api_key, bound=_bound(sync, "key"), what=what)
 
     async def add(self, options: NewSync) -> SealedSync:
-        """Asks Stripe for the account behind the key, and stores the sync."""
+        """Verify the key with Stripe, and store the sync."""
         unsealed = SealedSync(
             id=check_id(options.id),
             schema=options.schema or options.id.replace("-", "_"),
@@ -97,9 +99,9 @@ class Vault:
                 connection, config.schema, account_id=account.id, livemode=account.livemode
             )
             for other in (await load_stored(connection))[:1]:
-                # A key made now, because the old one is gone, would hide that it is gone.
+                # If the old encryption key is lost, creating one now would hide it.
                 self.config_of(other)
-            known = replace(
+            known = structs.replace(
                 unsealed,
                 schema=config.schema,
                 key_hint=str(key),
@@ -116,9 +118,9 @@ class Vault:
         """Stores another key, other settings or webhook secrets."""
         async with connect(self.database_url) as connection:
             sync = await get_stored(connection, sync_id)
-        if change.settings is not None:
-            sync = replace(sync, settings=_checked(change.settings))
-        if change.api_key is not None:
+        if change.settings is not UNSET:
+            sync = structs.replace(sync, settings=_checked(change.settings))
+        if change.api_key is not UNSET:
             key = ApiKey.parse(change.api_key)
             known = await self._with_key(sync, key)
             if known.account_id != sync.account_id:  # What is sealed is bound to the account.
@@ -126,7 +128,7 @@ class Vault:
             sync = self._with_sealed_key(known, key.reveal())
         else:
             self.config_of(sync)
-        if change.webhook_secrets is not None:
+        if change.webhook_secrets is not UNSET:
             sync = self._with_secrets(sync, change.webhook_secrets)
         async with connect(self.database_url) as connection:
             await update_stored(connection, sync)
@@ -150,7 +152,9 @@ class Vault:
             await drop_copy(self.database_url, sync.schema)
 
     async def rekey(self) -> int:
-        """Encrypts all keys under the newest one; of a file, under a new one. Gives how many syncs."""
+        """Encrypt all keys with the newest encryption key, or with a new one if it is in a file. Return
+        the number of syncs.
+        """
         async with connect(self.database_url) as connection:
             syncs = await load_stored(connection)
             if self.encryptor.in_file and syncs:
@@ -192,7 +196,7 @@ class Vault:
             what = f'what is stored of the sync "{sync.id}"'
             return self.encryptor.bind(sealed, bound=_bound(sync, purpose), what=what)
 
-        return replace(
+        return structs.replace(
             sync,
             api_key=bind(sync.api_key, "key"),
             webhook_secrets=tuple(bind(each, "webhook secret") for each in sync.webhook_secrets),
@@ -204,18 +208,18 @@ class Vault:
         if other or account.livemode != sync.livemode:
             raise Misconfigured(
                 f'This key belongs to another account or mode than the sync "{sync.id}".',
-                hint="Add a sync of its own for it: pinstripe syncs add.",
+                hint="Add a separate sync for it with `pinstripe syncs add`.",
             )
-        return replace(sync, key_hint=str(key), account_id=sync.account_id or account.id)
+        return structs.replace(sync, key_hint=str(key), account_id=sync.account_id or account.id)
 
     def _with_sealed_key(self, sync: SealedSync, key: str) -> SealedSync:
-        return replace(sync, api_key=self.encryptor.seal(key, bound=_bound(sync, "key")))
+        return structs.replace(sync, api_key=self.encryptor.seal(key, bound=_bound(sync, "key")))
 
     def _with_secrets(self, sync: SealedSync, secrets: tuple[str, ...]) -> SealedSync:
         bound = _bound(sync, "webhook secret")
         checked = webhook_secrets(",".join(secrets), "The webhook secret")
         sealed = tuple(self.encryptor.seal(secret, bound=bound) for secret in checked)
-        return replace(sync, webhook_secrets=sealed)
+        return structs.replace(sync, webhook_secrets=sealed)
 
     def _config(self, sync: SealedSync, key: str) -> Config:
         words: dict[str, str | bool | None] = {
@@ -238,7 +242,7 @@ class Vault:
 
 
 def _checked(settings: Mapping[str, str]) -> dict[str, str]:
-    """Without those that say nothing. Raises Misconfigured for one that a sync does not have."""
+    """Return the settings without empty ones. Raises Misconfigured for one that a sync does not have."""
     for name in settings:
         if name not in SYNC_SETTINGS:
             raise Misconfigured(

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
+
+import msgspec
+from msgspec import structs
 
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import tables
@@ -27,7 +31,7 @@ from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.read_quota import ReadUse, load_read_use
 from pinstripe.store.refusals import Refusal, load_refusals
-from pinstripe.store.syncs import load_syncs
+from pinstripe.store.syncs import Sync, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate
 
 TableState = Literal["done", "running", "refused", "failed", "found"]
@@ -39,35 +43,36 @@ _COUNTED_BYTES = 16 * 1024 * 1024
 """Tables up to this size are counted even if an estimate would do: it takes milliseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableStatus:
-    """`requests` and `seconds` are sums over its lists; `as_of` is a second on Stripe's clock."""
+class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One table of the copy. `requests` and `seconds` are sums over its lists."""
 
     table: str
     rows: int
     exact: bool
+    """False: the number of rows is Postgres's estimate."""
     state: TableState
     reason: str = ""
     remedy: str = ""
     requests: int = 0
     seconds: float = 0.0
-    as_of: float | None = None
-    fresh_to: float | None = None
+    as_of: datetime | None = None
+    """Start of its backfill, on Stripe's clock."""
+    fresh_to: datetime | None = None
+    """All changes up to this moment of Stripe's clock are applied."""
     fresh_by: str = ""
-    """What tells so: "events", "newest", "due", "pass", or "backfill"."""
+    """The evidence for it: events, newest, due, pass or backfill."""
     code: str = ""
-    """What `reason` says, for programs."""
+    """`reason` for programs: not_permitted, not_enabled, unreachable, left_out, ..."""
     permission: str = ""
     """The permission that the key lacks, as Stripe names it."""
-    next_try: float | None = None
-    """When a list that was refused or failed is tried again, Unix seconds."""
+    next_try: datetime | None = None
+    """When a list that was refused or failed is retried."""
     owed: int = 0
-    """Requests for single objects and lists of this table that met trouble and are tried again."""
+    """Failed requests for single objects and lists; they are retried until they succeed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owed:
-    """Requests that met trouble: they stay owed until they are answered. `example` names one of them."""
+class FailedRequests(msgspec.Struct, frozen=True):
+    """Requests of one table that failed for the same reason. They are retried until they succeed."""
 
     table: str
     kind: str
@@ -76,66 +81,60 @@ class Owed:
     remedy: str
     count: int
     attempts: int
+    """The highest number of attempts of any of them."""
     example: str
-    next_try: float
+    """The id of one of them."""
+    next_try: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """What Postgres refuses to hold: rows, or the whole table if `id` is "". `id` names one of `count`.
-
-    `name`: of the constraint, index or column, as far as Postgres gives it.
-    """
+class QuarantinedRows(msgspec.Struct, frozen=True):
+    """Rows of one table that Postgres rejects for the same reason, or the whole table."""
 
     table: str
     id: str
+    """One of the rows; empty if it is the whole table."""
     sqlstate: str
     name: str
+    """Constraint, index or column, if Postgres reports it."""
     reason: str
     remedy: str
     count: int
     tries: int
 
 
-@dataclass(frozen=True, slots=True)
-class SchemaStatus:
-    """One synced schema. `followed`: the second up to which all events are applied.
-
-    `certificate`: of the last verification, if there was one. `trouble`: why following does not go on,
-    "" if it does. `to_ask`: requests to Stripe that events have made necessary and that are still open.
-    """
+class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One synced schema."""
 
     schema: str
     account_id: str | None
     livemode: bool | None
     api_version: str
-    followed: float | None
+    followed: datetime | None
+    """All events up to this moment are applied."""
     missing: int
+    """References to objects that Stripe does not have, or does not show to this key."""
     tables: list[TableStatus]
-    certificate: Certificate | None = None
-    trouble: str = ""
-    remedy: str = ""
-    to_ask: int = 0
-    refusals: Sequence[Refusal] = ()
-    """What Stripe refuses beside whole tables: properties, and lists that are read by parent instead."""
-    owed: list[Owed] = field(default_factory=list)
-    """Of those the ones that met trouble, by table and reason."""
-    quarantine: list[Quarantined] = field(default_factory=list)
-    """What Postgres refuses to hold, by table and reason."""
-    reads: ReadUse | None = None
-    """Use of Stripe's read allowance."""
-    default_api_version: str | None = None
-    """In which events are rendered: the account's own, as the newest event shows it."""
-
-    @property
-    def rows(self) -> int:
-        return sum(table.rows for table in self.tables)
+    certificate: Certificate | None
+    """Of the last `pinstripe verify`."""
+    trouble: str
+    """Why events are not being applied; "" if they are."""
+    remedy: str
+    to_ask: int
+    """Requests to Stripe that events have made necessary and that are still pending."""
+    refusals: Sequence[Refusal]
+    """What Stripe refuses besides whole tables: properties, and lists that are read by parent instead."""
+    owed: list[FailedRequests]
+    quarantine: list[QuarantinedRows]
+    reads: ReadUse
+    default_api_version: str | None
+    """The account's own API version, in which Stripe renders its events."""
+    rows: int
 
 
 _OWED = """
 SELECT "table", kind, code, (array_agg(reason ORDER BY next_try_at))[1],
   coalesce((array_agg(remedy ORDER BY next_try_at))[1], ''), count(*), max(attempts), min(left(id, 500)),
-  extract(epoch FROM min(next_try_at))::float8
+  min(next_try_at)
 FROM pinstripe.pending WHERE schema = $1 AND code <> 'quarantined'
 GROUP BY "table", kind, code ORDER BY "table", kind, code LIMIT 200
 """
@@ -160,64 +159,58 @@ async def read_status(
     Tables of more than `counted_bytes` are estimated unless `exact`.
     """
     return [
-        await _schema(
-            connection,
-            sync.schema,
-            counted_bytes=sys.maxsize if exact else counted_bytes,
-            known=(sync.account_id, sync.livemode, sync.api_version),
-        )
+        await _schema(connection, sync, counted_bytes=sys.maxsize if exact else counted_bytes)
         for sync in await load_syncs(connection)
         if schema in (None, sync.schema)
     ]
 
 
-async def _schema(
-    connection: Connection,
-    schema: str,
-    *,
-    counted_bytes: int,
-    known: tuple[str | None, bool | None, str],
-) -> SchemaStatus:
-    cursors = await load_checkpoints(connection, schema)
-    followed = cursors.get(FOLLOWED)
+async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> SchemaStatus:
+    schema = sync.schema
+    cursors = dict(await load_checkpoints(connection, schema))
+    followed = cursors.pop(FOLLOWED, None)
+    followed_to = followed.as_of if followed is not None else None
     with translated():
         rows = await _rows(connection, schema, counted_bytes)
         missing = await connection.fetchval(
             "SELECT count(*) FROM pinstripe.missing WHERE schema = $1", schema
         )
-        to_ask = await connection.fetchval(
+        pending = await connection.fetchval(
             "SELECT count(*) FROM pinstripe.pending WHERE schema = $1", schema
         )
-        owed = [Owed(*row) for row in await connection.fetch(_OWED, schema)]
-        held = [Quarantined(*row) for row in await connection.fetch(_QUARANTINE, schema)]
-        fresh = await load_freshness(connection, schema)
-        refusals = await load_refusals(connection, schema, is_due=True)
-        default_version = await _default_version(connection, schema, rows)
-        reads = await load_read_use(connection, schema, livemode=known[1])
-    by_table = _by_table(c for c in cursors.values() if c.stream != FOLLOWED)
+        failed = [FailedRequests(*row) for row in await connection.fetch(_OWED, schema)]
+        held = [QuarantinedRows(*row) for row in await connection.fetch(_QUARANTINE, schema)]
+    fresh = await load_freshness(connection, schema)
+    by_table = _by_table(cursors.values())
     return SchemaStatus(
-        schema,
-        *known,
-        followed=followed.as_of if followed is not None else None,
+        schema=schema,
+        account_id=sync.account_id,
+        livemode=sync.livemode,
+        api_version=sync.api_version,
+        followed=_moment(followed_to),
         missing=missing,
         certificate=await load_certificate(connection, schema),
         trouble=followed.reason if followed is not None else "",
         remedy=followed.remedy if followed is not None else "",
-        to_ask=to_ask,
-        owed=owed,
+        to_ask=pending,
+        refusals=await load_refusals(connection, schema, is_due=True),
+        owed=failed,
         quarantine=held,
-        default_api_version=default_version,
-        reads=reads,
-        refusals=refusals,
+        reads=await load_read_use(connection, schema, livemode=sync.livemode),
+        default_api_version=await _default_version(connection, schema, rows),
+        rows=sum(count for count, _ in rows.values()),
         tables=[
-            _with_freshness(
-                _without_quarantined(
-                    _table(name, count, is_exact, by_table.get(name, []), owed), held
+            _without_quarantined(
+                _table(
+                    name,
+                    *rows[name],
+                    by_table.get(name, []),
+                    owed=sum(f.count for f in failed if f.table == name),
+                    known=_known(name, followed_to, [f for f in fresh if f.table == name]),
                 ),
-                followed.as_of if followed is not None else None,
-                [f for f in fresh if f.table == name],
+                held,
             )
-            for name, (count, is_exact) in rows.items()
+            for name in rows
         ],
     )
 
@@ -239,65 +232,71 @@ async def _default_version(
     return newest
 
 
-def _with_freshness(
-    table: TableStatus, followed: float | None, fresh: Sequence[Freshness]
-) -> TableStatus:
-    """Return `table` with how far it is known to be true, by the furthest of its sources."""
+def _known(
+    table: str, followed: float | None, fresh: Sequence[Freshness]
+) -> list[tuple[float, str]]:
+    """(second, evidence): how far the table is known to be true, its backfill aside."""
     known: list[tuple[float, str]] = [(f.known_to, f.how) for f in fresh]
-    if table.as_of is not None:
-        known.append((table.as_of, "backfill"))
-    named = tables()[table.table].object_type
-    if followed is not None and (named == "event" or named in with_events()):
+    object_type = tables()[table].object_type
+    if followed is not None and (object_type == "event" or object_type in with_events()):
         known.append((followed, "events"))
-    if not known:
-        return table
-    fresh_to, fresh_by = max(known)
-    return replace(table, fresh_to=fresh_to, fresh_by=fresh_by)
+    return known
 
 
 def _by_table(cursors: Iterable[Checkpoint]) -> Mapping[str, list[Checkpoint]]:
-    found: dict[str, list[Checkpoint]] = {}
+    by_table: dict[str, list[Checkpoint]] = {}
     for cursor in cursors:
         position = cursor.position
         if isinstance(position, dict) and isinstance(position.get("table"), str):
-            found.setdefault(position["table"], []).append(cursor)
-    return found
+            by_table.setdefault(position["table"], []).append(cursor)
+    return by_table
 
 
-def _without_quarantined(table: TableStatus, held: Sequence[Quarantined]) -> TableStatus:
+def _without_quarantined(table: TableStatus, held: Sequence[QuarantinedRows]) -> TableStatus:
     """The status, failed if Postgres refuses the table as a whole, or each row that came."""
     for refused in held:
         if refused.table == table.table and (not refused.id or not table.rows):
-            return replace(table, state="failed", reason=refused.reason, remedy=refused.remedy)
+            return structs.replace(
+                table, state="failed", reason=refused.reason, remedy=refused.remedy
+            )
     return table
 
 
 def _table(
-    name: str, rows: int, exact: bool, cursors: list[Checkpoint], owed: Sequence[Owed]
+    name: str,
+    rows: int,
+    exact: bool,
+    cursors: list[Checkpoint],
+    *,
+    owed: int,
+    known: list[tuple[float, str]],
 ) -> TableStatus:
-    count = sum(o.count for o in owed if o.table == name)
-    if not cursors:
-        return TableStatus(name, rows, exact, "found", owed=count)
-    # Child lists whose parents the user left out with --tables: no fault, but a gap to be named.
+    moments = [c.as_of for c in cursors if c.as_of is not None]
+    as_of = min(moments, default=None)
+    if as_of is not None:
+        known = [*known, (as_of, "backfill")]
+    fresh_to, fresh_by = max(known, default=(None, ""))
+    # Lists under parents that the user left out with --tables: no fault, but a gap to be named.
     left_out = [c for c in cursors if c.code == LEFT_OUT]
     counted = [c for c in cursors if c not in left_out] or left_out
-    worst = min(counted, key=lambda c: _WORST_FIRST.index(c.state))
+    worst = min(counted, key=lambda c: _WORST_FIRST.index(c.state), default=None)
     gap = f"Without the lists under a parent: {left_out[0].reason}" if left_out else ""
-    moments = [c.as_of for c in cursors if c.as_of is not None]
     return TableStatus(
-        name,
-        rows,
-        exact,
-        worst.state,
-        reason=worst.reason or gap,
-        remedy=worst.remedy,
+        table=name,
+        rows=rows,
+        exact=exact,
+        state=worst.state if worst else "found",
+        reason=(worst.reason if worst else "") or gap,
+        remedy=worst.remedy if worst else "",
         requests=sum(c.requests for c in cursors),
-        seconds=sum(c.seconds for c in cursors),
-        as_of=min(moments, default=None),
-        code=worst.code or (LEFT_OUT if gap else ""),
-        permission=worst.permission,
-        next_try=worst.next_try,
-        owed=count,
+        seconds=sum((c.seconds for c in cursors), 0.0),
+        as_of=_moment(as_of),
+        fresh_to=_moment(fresh_to),
+        fresh_by=fresh_by,
+        code=(worst.code if worst else "") or (LEFT_OUT if gap else ""),
+        permission=worst.permission if worst else "",
+        next_try=_moment(worst.next_try) if worst else None,
+        owed=owed,
     )
 
 
@@ -410,3 +409,7 @@ async def estimate_rows(
     for schema, table, rows in await connection.fetch(_ESTIMATES, list(schemas)):
         found[schema][table] = rows
     return found
+
+
+def _moment(second: float | None) -> datetime | None:
+    return None if second is None else datetime.fromtimestamp(second, UTC)

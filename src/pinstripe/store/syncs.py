@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
@@ -117,15 +117,14 @@ FROM pinstripe.stored_sync s
 _NOTIFY = f"SELECT pg_notify('{CHANNEL}', '')"
 
 
-@dataclass(frozen=True, slots=True)
-class SealedSync:
-    """A stored sync. `settings`: values as the user wrote them, by the name of the setting."""
+class SealedSync(msgspec.Struct, frozen=True, kw_only=True):
+    """One row. `settings` has the text that a user writes, by the name of the setting."""
 
     id: str
     schema: str
-    api_key: bytes = field(repr=False)
+    api_key: bytes
     key_hint: str
-    webhook_secrets: tuple[bytes, ...] = field(repr=False)
+    webhook_secrets: tuple[bytes, ...]
     stripe_url: str
     stripe_account: str | None
     settings: Mapping[str, str]
@@ -133,6 +132,9 @@ class SealedSync:
     livemode: bool
     created_at: datetime | None = None
     paused: bool = False
+
+    def __repr__(self) -> str:
+        return f"SealedSync({self.id!r})"
 
 
 def check_id(sync_id: str) -> str:

@@ -26,7 +26,7 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import QUEUE_ROWS
 from pinstripe.source.source import Source
-from pinstripe.store.heartbeats import QuotaReport, TableProgress, WorkerHeartbeat, save_heartbeat
+from pinstripe.store.heartbeats import TableProgress, WorkerHeartbeat, save_heartbeat
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.backfill.scheduler import ListReader
 from pinstripe.sync.follower import Follower
@@ -83,6 +83,7 @@ class HeartbeatWriter:
 
     def state(self) -> WorkerHeartbeat:
         source, seen = self._source, self._follower.poller.stats
+        quota = self._follower.read_quota
         phase = self._backfill.phase
         tables = tally(self._backfill.works) if phase != "done" else []
         last, now = self._last, self._sample(tables)
@@ -114,7 +115,7 @@ class HeartbeatWriter:
             cpu_s=round(time.process_time(), 2),
             left_s=None if left is None else round(left, 1),
             tables=[_progress(t, last, span_s) for t in tables],
-            allowance=self._spent(),
+            allowance=quota.status() if quota is not None else None,
             trouble=source.mirror.trouble or self._follower.trouble,
             remedy=self._follower.remedy,
         )
@@ -125,21 +126,6 @@ class HeartbeatWriter:
             self._source.mirror.written.total(),
             self._source.stripe.requests.total(),
             {t.table: t.rows for t in tables},
-        )
-
-    def _spent(self) -> QuotaReport | None:
-        if self._follower.read_quota is None:
-            return None
-        told = self._follower.read_quota.status()
-        return QuotaReport(
-            used=told["used"],
-            allowed=told["allowed"],
-            by_kind=told["by_kind"],
-            transactions=told["transactions"],
-            poll_s=told["poll_s"],
-            slowed=told["slowed"],
-            held=told["held"],
-            over=told["over"],
         )
 
 

@@ -21,11 +21,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from statistics import median
-from typing import Literal, TypedDict
+from typing import Literal
 
 import structlog
 
 from pinstripe.errors import PinstripeError
+from pinstripe.store.heartbeats import QuotaReport
 from pinstripe.store.pool import Pool
 from pinstripe.store.read_quota import (
     DAYS,
@@ -51,22 +52,6 @@ _COUNT_S = 3600.0
 _LAST_S = 2.0
 
 ReadKind = Literal["events", "list", "retrieve"]
-
-
-class QuotaStatus(TypedDict):
-    """What `pinstripe status` shows. Requests are ours of the last 30 days."""
-
-    used: int
-    by_kind: dict[str, int]
-    allowed: int
-    transactions: int | None
-    transactions_are: str
-    poll_s: float
-    stretch: float
-    pass_s: float
-    slowed: bool
-    held: bool
-    over: bool
 
 
 def kind_of(endpoint: str) -> ReadKind | None:
@@ -142,20 +127,18 @@ class ReadQuota:
             longest_s=self._longest_s,
         )
 
-    def status(self) -> QuotaStatus:
+    def status(self) -> QuotaReport:
+        """The use of the allowance, requests not yet saved included."""
         by_kind: Counter[str] = self._unflushed()
         for (_, kind), count in self._days.items():
             by_kind[kind] += count
         used, most = sum(by_kind.values()), allowed(self.transactions)
-        return QuotaStatus(
+        return QuotaReport(
             used=used,
             by_kind=dict(by_kind),
             allowed=most,
             transactions=self.transactions,
-            transactions_are="an estimate: succeeded charges and refunds, and transfers, in the copy",
             poll_s=self.poll_interval_s(),
-            stretch=self.plan().stretch,
-            pass_s=self.plan().pass_s,
             slowed=self.poll_interval_s() > self._poll_s,
             held=self._held,
             over=not self._is_unlimited() and used > most,

@@ -66,14 +66,14 @@ async def test_the_reader_is_shown_once_rotated_and_removed(console: Console) ->
         later = (await http.get(HERE)).text
         assert password[1] not in later
         assert snippet(later, "database-url") == url.replace(password[1], PASSWORD)
-        assert "New password" in later
+        assert "Reset password" in later
 
         second = await pressed(http, "reader")
         assert snippet(second.text, "database-url") != url
         assert password[1] not in second.text
 
-        assert "The reader was removed" in (await pressed(http, "remove")).text
-        assert "Make the reader" in (await http.get(HERE)).text
+        assert "The read-only user was deleted" in (await pressed(http, "remove")).text
+        assert "Create read-only user" in (await http.get(HERE)).text
 
 
 @pytest.mark.skipif(shutil.which("psql") is None, reason="needs psql")
@@ -128,7 +128,7 @@ async def test_the_node_snippet_writes_a_row(console: Console) -> None:
 async def test_the_page_says_where_the_database_listens_and_what_to_do(console: Console) -> None:
     async with console.client() as http:
         page = (await http.get(HERE)).text
-    assert "listens on a socket only" in page
+    assert "listens on a Unix socket only" in page
     assert snippet(page, "tunnel").startswith("ssh -N -L 15432:/")
     assert snippet(page, "webhook-url") == f"{console.url}/webhooks/stripe/default"
     assert snippet(page, "proxy-prefix") == f"{console.url}/api.stripe.com"

@@ -50,7 +50,7 @@ async def empty_service(console: Console, directory: Path) -> AsyncIterator[ApiS
 async def report(http: httpx.AsyncClient, path: str) -> str:
     """The page, as soon as the examination is over."""
     async with asyncio.timeout(30):
-        while "Examining the key" in (page := (await http.get(path)).text):
+        while "Checking key" in (page := (await http.get(path)).text):
             assert '<meta http-equiv="refresh"' in page
             await asyncio.sleep(0.1)
     return page
@@ -62,8 +62,8 @@ async def test_a_key_is_examined_on_demand_and_the_report_is_kept(console: Conso
         begun = await http.post(f"{HERE}/examine", data={"csrf": token_in(page)})
         assert (begun.status_code, begun.headers["location"]) == (303, HERE)
         page = await report(http, HERE)
-        assert "The key may read everything that this sync wants." in page
-        assert "Examine again" in page
+        assert "The key can read everything this sync needs." in page
+        assert "Check again" in page
         assert re.search(r"Billing.*?(\d+) of \1", page, re.DOTALL)
         over = await http.get(f"{HERE}/live")
         # A page that was made just before the end gets the report all the same, and no more.
@@ -91,8 +91,8 @@ async def test_the_first_run_takes_a_key_and_examines_it_at_once(
         taken = await http.post("/syncs", data=form)
         assert (taken.status_code, taken.headers["location"]) == (303, "/syncs/shop/keys?new=1")
         page = (await http.get(taken.headers["location"])).text
-        assert "The key was taken" in page
-        assert "Examining the key" in page
+        assert "Key accepted" in page
+        assert "Checking key" in page
         assert 'data-live="/syncs/shop/keys/live"' in page
         assert 'href="/syncs/shop"' in page
         assert LIMITED not in page
@@ -134,7 +134,7 @@ async def test_in_a_browser_the_report_comes_by_itself(
 ) -> None:
     page = await chromium.new_page(viewport={"width": width, "height": 844})
     await page.goto(f"{console.url}{HERE}")
-    await page.get_by_role("button", name="Examine").click()
+    await page.get_by_role("button", name="Check").click()
     await expect(page.locator(".tiles")).to_be_visible(timeout=20_000)
     await expect(page.locator("[data-live-state]")).not_to_contain_text(
         "reconnecting", timeout=9000

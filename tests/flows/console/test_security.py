@@ -128,7 +128,7 @@ async def test_a_wrong_token_is_answered_late_and_opens_nothing(
     answer = await log_in(stranger, "not-the-token")
     assert time.monotonic() - began >= 0.1
     assert answer.status_code == 401
-    assert "This is not the admin token." in answer.text
+    assert "Wrong admin token." in answer.text
     assert "not-the-token" not in answer.text
     assert (await stranger.get("/")).status_code == 303
 

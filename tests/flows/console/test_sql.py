@@ -39,7 +39,7 @@ async def test_a_result_is_typed_and_linked(console: Console) -> None:
 async def test_more_rows_than_are_shown_are_said_to_be(console: Console) -> None:
     html = (await said(console, "SELECT g FROM generate_series(1, 5000) AS g")).text
     assert "1,000 rows" in html
-    assert "cut: there are more" in html
+    assert "truncated" in html
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ async def test_a_role_that_an_administrator_named_is_used(console: Console) -> N
 
 async def test_a_named_role_that_may_write_is_not_used(console: Console) -> None:
     place = Place(console.schema, console.database, console.database)
-    with pytest.raises(Misconfigured, match="may write"):
+    with pytest.raises(Misconfigured, match="can write"):
         async with Readers().connection(place, statement_s=5):
             pass
 

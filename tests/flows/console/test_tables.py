@@ -174,7 +174,7 @@ async def test_a_row_links_both_ways_and_tells_its_changes(console: Console) -> 
     assert "= 12.50 USD" in other
     assert f"invoice_item/rows?column=customer_id&amp;is=eq&amp;value={made['id']}" in customer
     assert re.search(r"<strong>name</strong>.*Before.*After", customer)
-    assert "How true it is" in customer
+    assert "Freshness" in customer
 
 
 async def test_a_column_that_somebody_added_is_shown(console: Console) -> None:

@@ -163,9 +163,9 @@ def _demo(printed: str, data_dir: Path) -> Demo:
 
     psql, database = shlex.split(told(r"Connect with:\n(.*)\n"))
     return Demo(
-        gateway=told(r"The console:  (http\S+)/"),
+        gateway=told(r"Console:  (http\S+)/"),
         stripe=told(r"objects runs at (http[^;]+);"),
-        key=told(r"its key: (\S+)"),
+        key=told(r"; key: (\S+)"),
         database=database,
         psql=Path(psql),
         data_dir=data_dir,

@@ -56,7 +56,7 @@ def test_it_writes_mermaid_where_that_is_asked_or_the_ending_says_so(
     [
         (["--domain", "shop"], "There are: core, "),
         (["--table", "custom"], "Did you mean customer"),
-        (["--domain", "tax", "--table", "charge"], "one domain or around one table"),
+        (["--domain", "tax", "--table", "charge"], "either one domain or one table"),
         (["--output", "/nowhere/at/all.svg"], "Cannot write /nowhere/at/all.svg"),
     ],
 )

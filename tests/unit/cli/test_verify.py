@@ -29,7 +29,7 @@ def report(*tables: TableReport) -> Report:
 def test_a_proven_copy_takes_two_lines() -> None:
     text = as_text(report(TableReport("charge", rows=5, listed=5)), ids=10)
     assert text.splitlines() == [
-        "No differences: schema stripe, 5 rows, 1 of 1 tables proven",
+        "No differences: schema stripe, 5 rows, 1 of 1 tables verified",
         "2.0 s, 3 requests; digest abc",
     ]
 
@@ -57,7 +57,7 @@ def test_tables_that_are_not_proven_stand_together_by_reason_with_the_remedy() -
         ),
         ids=10,
     )
-    assert "1 of 3 tables proven" in text
+    assert "1 of 3 tables verified" in text
     assert "charge (7 rows), refund: No permission." in text
     assert text.count("remedy: Add it.") == 1
 
@@ -88,10 +88,10 @@ def test_what_is_left_out_is_counted_and_dated() -> None:
     assert since.timestamp() == made.since - 120
     assert f"{since:%H:%M:%S} UTC" in as_text(made, ids=1)
     nothing = replace(report(TableReport("price")), margin_s=120)
-    assert "would be left out; none differs" in as_text(nothing, ids=1)
+    assert "are left out; none differ" in as_text(nothing, ids=1)
 
 
 def test_what_changed_meanwhile_and_what_lacks_detail_is_told() -> None:
     text = as_text(report(TableReport("price", moving=2, partial=3)), ids=10)
-    assert "2 rows changed while they were looked at" in text
-    assert "3 rows lack what Stripe gives on request only" in text
+    assert "2 rows changed during verification" in text
+    assert "3 rows lack columns that Stripe returns only on request" in text

@@ -106,7 +106,7 @@ document.addEventListener("click", (event) => {
   const root = button.closest("[data-live]") ?? document.querySelector("[data-live]");
   const paused = root.dataset.paused !== "yes";
   root.dataset.paused = paused ? "yes" : "no";
-  button.textContent = paused ? "Go on" : "Pause";
+  button.textContent = paused ? "Resume" : "Pause";
   button.setAttribute("aria-pressed", String(paused));
 });
 

@@ -48,7 +48,7 @@ function show() {
   }
   list.dataset.word = wanted;
   const found = fitting(wanted);
-  about.textContent = found.length ? `With “${wanted}”:` : `Nothing with “${wanted}”.`;
+  about.textContent = found.length ? `Matches for “${wanted}”:` : `No matches for “${wanted}”.`;
   list.replaceChildren(...found.map(([name, table]) => {
     const item = document.createElement("li");
     const button = document.createElement("button");

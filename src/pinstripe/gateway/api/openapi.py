@@ -180,11 +180,12 @@ def _annotate(schema: Json, docs: dict[str, str]) -> None:
 
 @cache
 def field_docs(kind: type) -> dict[str, str]:
-    """Field -> the text that stands below it in the class, on one line."""
+    """Field -> its docstring, the text below it in the class, on one line. Inherited fields too."""
+    base = kind.__base__
+    found = dict(field_docs(base)) if base not in (None, object, msgspec.Struct) else {}
     [body] = [
         n for n in ast.parse(dedent(inspect.getsource(kind))).body if isinstance(n, ast.ClassDef)
     ]
-    found: dict[str, str] = {}
     for line, after in pairwise(body.body):
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             match after:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from msgspec.structs import asdict
 
 from pinstripe.client.api_errors import permission_of
 from pinstripe.gateway.api.endpoint import Call
@@ -14,7 +15,7 @@ from pinstripe.gateway.live.status_board import LagSample
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.heartbeats import QuotaReport, TableProgress
 from pinstripe.store.read_quota import load_requests
-from pinstripe.store.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.status import FailedRequests, QuarantinedRows, TableStatus, read_status
 from pinstripe.store.verifications import Certificate
 
 _DAYS = 30
@@ -47,36 +48,6 @@ class TableStanding(msgspec.Struct, frozen=True, kw_only=True):
     """Requests for single objects and lists that met trouble; they are tried again until answered."""
 
 
-class OwedRequests(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests of one table that met the same trouble."""
-
-    table: str
-    kind: str
-    code: str
-    reason: str
-    remedy: str
-    count: int
-    attempts: int
-    """The most tries of any of them."""
-    example: str
-    next_try: datetime | None
-
-
-class QuarantinedRows(msgspec.Struct, frozen=True, kw_only=True):
-    """What Postgres refuses to hold: rows of one table, or the table."""
-
-    table: str
-    id: str
-    """One of the rows; empty if it is the whole table."""
-    sqlstate: str
-    name: str
-    """Of the constraint, index or column, as far as Postgres gives it."""
-    reason: str
-    remedy: str
-    count: int
-    tries: int
-
-
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """How the copy stands."""
 
@@ -100,7 +71,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Of the first copy; null if its process says nothing."""
     left_s: float | None
     tables: list[TableStanding]
-    owed: list[OwedRequests] = []
+    owed: list[FailedRequests] = []
     """Requests to Stripe that met trouble. They stay owed, and are tried again after growing pauses."""
     quarantine: list[QuarantinedRows] = []
     """Rows and tables that Postgres refuses to hold. They are tried again all the time."""
@@ -201,12 +172,13 @@ async def status(call: Call, query: StatusQuery) -> Status:
     ]
     if query.table and not tables:
         raise HTTPError(404, "unknown_table", f"There is no table {query.table!r} in this copy.")
-    return _status(
-        found[0],
-        tables,
-        phase=process.phase if process is not None else None,
-        left_s=process.left_s if process is not None else None,
-    )
+    shown = {
+        **asdict(found[0]),
+        "tables": tables,
+        "phase": process.phase if process is not None else None,
+        "left_s": process.left_s if process is not None else None,
+    }
+    return msgspec.convert(shown, Status)
 
 
 async def lag(call: Call) -> Lag:
@@ -275,71 +247,8 @@ def _refusal(found: Checkpoint) -> Refusal:
 
 
 def _table(found: TableStatus, progress: TableProgress | None) -> TableStanding:
-    return TableStanding(
-        table=found.table,
-        rows=found.rows,
-        exact=found.exact,
-        state=found.state,
-        reason=found.reason,
-        remedy=found.remedy,
-        requests=found.requests,
-        seconds=round(found.seconds, 3),
-        fresh_to=_moment(found.fresh_to),
-        fresh_by=found.fresh_by,
-        progress=progress,
-        code=found.code,
-        next_try=_moment(found.next_try),
-        owed=found.owed,
-    )
-
-
-def _status(
-    found: SchemaStatus, tables: list[TableStanding], *, phase: str | None, left_s: float | None
-) -> Status:
-    return Status(
-        schema=found.schema,
-        account_id=found.account_id,
-        livemode=found.livemode,
-        api_version=found.api_version,
-        default_api_version=found.default_api_version,
-        rows=found.rows,
-        followed=_moment(found.followed),
-        trouble=found.trouble,
-        remedy=found.remedy,
-        to_ask=found.to_ask,
-        missing=found.missing,
-        certificate=found.certificate,
-        phase=phase,
-        left_s=left_s,
-        tables=tables,
-        owed=[
-            OwedRequests(
-                table=o.table,
-                kind=o.kind,
-                code=o.code,
-                reason=o.reason,
-                remedy=o.remedy,
-                count=o.count,
-                attempts=o.attempts,
-                example=o.example,
-                next_try=_moment(o.next_try),
-            )
-            for o in found.owed
-        ],
-        quarantine=[
-            QuarantinedRows(
-                table=q.table,
-                id=q.id,
-                sqlstate=q.sqlstate,
-                name=q.name,
-                reason=q.reason,
-                remedy=q.remedy,
-                count=q.count,
-                tries=q.tries,
-            )
-            for q in found.quarantine
-        ],
-    )
+    shown = {**asdict(found), "seconds": round(found.seconds, 3), "progress": progress}
+    return msgspec.convert(shown, TableStanding)
 
 
 def _moment(second: float | None) -> datetime | None:

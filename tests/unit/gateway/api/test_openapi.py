@@ -11,8 +11,9 @@ import pytest
 
 from pinstripe.gateway.api.endpoint import Endpoint
 from pinstripe.gateway.api.openapi import describe, field_docs
-from pinstripe.gateway.api.syncs import Sync, SyncWish
+from pinstripe.gateway.api.syncs import Sync
 from pinstripe.gateway.app import ROUTES
+from pinstripe.gateway.syncs import NewSync
 
 DOCUMENT: Any = json.loads(msgspec.json.encode(describe(ROUTES)))
 
@@ -42,7 +43,7 @@ def test_every_type_says_what_it_is() -> None:
 
 
 def test_what_a_class_says_of_its_fields_is_in_the_description() -> None:
-    assert "by default the id" in field_docs(SyncWish)["schema"]
+    assert "by default the id" in field_docs(NewSync)["schema"]
     assert DOCUMENT["components"]["schemas"]["Sync"]["properties"]["live"]["description"]
 
 

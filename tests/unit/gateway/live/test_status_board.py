@@ -22,6 +22,7 @@ SYNC = StoredSync(
     stripe_account=None,
     settings={},
     paused=False,
+    stored=False,
     webhook_secrets=0,
     account_id=None,
     livemode=False,
@@ -67,7 +68,7 @@ def test_a_copy_that_is_up_to_date_needs_no_word_of_its_process() -> None:
     ("sync", "standing", "told", "database", "reason"),
     [
         (SYNC, STANDING, TOLD, "It is away.", "It is away."),
-        (replace(SYNC, paused=True), STANDING, TOLD, "", "Paused."),
+        (msgspec.structs.replace(SYNC, paused=True), STANDING, TOLD, "", "Paused."),
         (SYNC, None, None, "", "The first copy has not begun."),
         (SYNC, replace(STANDING, as_of=None), TOLD, "", "The first copy has not begun."),
         (SYNC, replace(STANDING, trouble="No key."), TOLD, "", "No key."),
@@ -95,7 +96,7 @@ def test_a_copy_is_not_ready_while_something_is_wrong(
 
 def test_a_failed_sync_says_why() -> None:
     state = SyncState("failed", NOW, reason="The key is revoked.", remedy="Make another.")
-    failed = replace(SYNC, state=state)
+    failed = msgspec.structs.replace(SYNC, state=state)
     assert not_ready(failed, STANDING, None, database="") == (
         "The key is revoked.",
         "Make another.",
