@@ -181,6 +181,13 @@ class BadParameter(Refused):
     is_answer = True
 
 
+class MissingParent(Refused):
+    """400: Stripe lists these objects only under a parent ("Missing required param: customer.")."""
+
+    slug = "missing_parent"
+    is_answer = True
+
+
 class WrongKey(Refused):
     """401: the key is unknown, expired or revoked."""
 

@@ -199,7 +199,7 @@ async def test_a_table_that_nothing_was_asked_for_is_named_and_not_complete(
     line = next(t for t in json.loads(ended.out)["tables"] if t["table"] == "line_item")
     assert line["status"] == "unasked"
     assert "invoice" in line["remedy"]
-    assert "Never asked for" in ended.err
+    assert "Not requested" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.webhook_endpoints import (
-    Endpoint,
+    WebhookEndpoint,
     check_url,
     create_endpoint,
     delete_endpoint,
@@ -52,7 +52,7 @@ async def stripe(sim: Running) -> AsyncIterator[StripeClient]:
         yield found
 
 
-async def ours(stripe: StripeClient) -> list[Endpoint]:
+async def ours(stripe: StripeClient) -> list[WebhookEndpoint]:
     """Those that a test made; the account begins with some of others."""
     return [e for e in await list_endpoints(stripe) if "hooks.example.com" in e.url]
 

@@ -18,17 +18,17 @@ from tests.house.figures import (
 )
 
 # What is being built beside the moves still adds to these two; in the end 175 and 35,200.
-MODULES, LINES = 190, 43_500
+MODULES, LINES = 190, 42_700
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
     "pinstripe/console": 18,  # One a page.
-    "pinstripe/store": 25,  # One a table of the bookkeeping.
+    "pinstripe/store": 26,  # One a table of the bookkeeping.
     "pinstripe/cli": 16,  # One a command.
 }
 ONLY_CHILDREN = 40
-DOUBLED_NAMES = 51  # In the end 15.
-SQL_OUTSIDE = 17  # In the end none.
+DOUBLED_NAMES = 15
+SQL_OUTSIDE = 0
 # These read what Stripe says where it gives nothing but words, or codes that begin and end alike.
 # `client/api_errors.py` turns Stripe's words into classes: there it is the work.
 STRIPES_WORDS_IN = "src/pinstripe/client/api_errors.py:"

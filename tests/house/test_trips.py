@@ -12,10 +12,10 @@ from tests.house.trips import TRIPS
 
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
-    "backfill": (31, 178),
-    "event": (49, 273),
-    "proxy": (31, 136),
-    "verify": (45, 317),
+    "backfill": (32, 175),
+    "event": (50, 281),
+    "proxy": (36, 148),
+    "verify": (46, 324),
 }
 
 

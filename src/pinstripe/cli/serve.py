@@ -148,7 +148,7 @@ _STOP_S = 5.0
 _DAY_S = 86_400
 
 
-class Recipe(msgspec.Struct, frozen=True):
+class DemoRecipe(msgspec.Struct, frozen=True):
     """The parameters of the simulated account."""
 
     key: str
@@ -202,15 +202,15 @@ async def start_traffic(demo: Demo, *, per_second: float) -> None:
             )
 
 
-def _recipe(path: Path, scale: int) -> Recipe:
+def _recipe(path: Path, scale: int) -> DemoRecipe:
     """The recipe of the last time; a new one if there is none or the scale is another."""
     try:
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
-            saved = msgspec.json.decode(path.read_bytes(), type=Recipe)
+            saved = msgspec.json.decode(path.read_bytes(), type=DemoRecipe)
             if saved.scale == scale:
                 return saved
         until = int(time.time()) // _DAY_S * _DAY_S
-        recipe = Recipe(key=f"sk_test_{secrets.token_hex(16)}", scale=scale, until=until)
+        recipe = DemoRecipe(key=f"sk_test_{secrets.token_hex(16)}", scale=scale, until=until)
         make_private(path.parent)
         path.write_bytes(msgspec.json.encode(recipe))
     except OSError as error:
@@ -221,7 +221,7 @@ def _recipe(path: Path, scale: int) -> Recipe:
     return recipe
 
 
-async def _start(recipe: Recipe) -> asyncio.subprocess.Process:
+async def _start(recipe: DemoRecipe) -> asyncio.subprocess.Process:
     argv = ["-m", "pinstripe", "simulate", "--json", "--while-stdin", "--port", "0"]
     argv += ["--scale", str(recipe.scale), "--seed", str(recipe.seed)]
     argv += ["--until", str(recipe.until)]

@@ -17,7 +17,7 @@ from pinstripe.config.config import Config
 from pinstripe.errors import redact
 from pinstripe.service import Database, Service
 from pinstripe.store.database_url import split_url, url_with_login
-from pinstripe.store.refusals import LIST, Refusal
+from pinstripe.store.refusals import LIST, RememberedRefusal
 from pinstripe.store.status import SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import DEFAULT_ID
 from pinstripe.sync.backfill.backfill import BackfillResult
@@ -211,7 +211,7 @@ def _trouble(title: str, tables: list[TableSummary]) -> list[str]:
     return lines
 
 
-def refused_lines(refusals: Sequence[Refusal]) -> list[str]:
+def refused_lines(refusals: Sequence[RememberedRefusal]) -> list[str]:
     """What Stripe refuses beside whole tables."""
     if not refusals:
         return []

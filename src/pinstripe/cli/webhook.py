@@ -17,7 +17,7 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.webhook_endpoints import (
     Created,
-    Endpoint,
+    WebhookEndpoint,
     check_url,
     create_endpoint,
     delete_endpoint,
@@ -187,6 +187,6 @@ def _created(made: Created, sync_id: str, *, stored: bool) -> list[str]:
     return lines
 
 
-def _as_object(endpoint: Endpoint) -> dict[str, object]:
+def _as_object(endpoint: WebhookEndpoint) -> dict[str, object]:
     shown: dict[str, object] = msgspec.to_builtins(endpoint)
     return {**shown, "sync": endpoint.sync_id}

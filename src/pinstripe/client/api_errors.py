@@ -16,6 +16,7 @@ import msgspec
 from pinstripe.client.api_key import ApiKey
 from pinstripe.errors import (
     BadParameter,
+    MissingParent,
     NotEnabled,
     NotExpandable,
     NotFound,
@@ -48,6 +49,10 @@ _NOT_ENABLED = re.compile(
 # of too many levels: "You cannot expand more than 4 levels of a property (...)".
 _EXPAND = re.compile(
     r"\bcannot\b[^.(]*\bexpand(?:ed)?\b[^(]*(?:\((?P<names>[^)]*)\))?", re.IGNORECASE
+)
+# Of lists that the SDK types as free ("Missing required param: customer."; wordings differ by list).
+_WANTS_CUSTOMER = re.compile(
+    r"\b(?:missing|must|required?|requires|provide|specify|without)\b.*\bcustomer\b", re.IGNORECASE
 )
 _UNKNOWN_PATH = "unrecognized request url"
 
@@ -222,6 +227,8 @@ def _kind(status: int, error: _Error, account: str | None) -> type[Refused]:
         return NotEnabled
     if code == "resource_missing":
         return NotFound
+    if status == 400 and (error.param == "customer" or _WANTS_CUSTOMER.search(message)):
+        return MissingParent
     if status == 400 and code.startswith("parameter_"):
         return BadParameter  # https://docs.stripe.com/error-codes
     if status in (400, 404) and _NOT_ENABLED.search(message):

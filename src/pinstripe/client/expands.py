@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pinstripe.client.response import Response
 from pinstripe.errors import NotEnabled, NotExpandable, NotPermitted, Refused
 
-Params = Sequence[tuple[str, str]]
-Ask = Callable[[Params], Awaitable[Response]]
+ExpandParams = Sequence[tuple[str, str]]
+Ask = Callable[[ExpandParams], Awaitable[Response]]
 """Makes the request with the given parameters."""
 
 
@@ -50,12 +50,12 @@ class Expands:
         for found in known:
             self.refused[found.endpoint].add(found.value)
 
-    def allowed(self, endpoint: str, params: Params) -> Params:
+    def allowed(self, endpoint: str, params: ExpandParams) -> ExpandParams:
         """`params` without the properties that are known to be refused."""
         known = self.refused.get(endpoint)
         return [p for p in params if not (_is_expand(p) and p[1] in known)] if known else params
 
-    async def ask(self, endpoint: str, params: Params, ask: Ask) -> Response:
+    async def ask(self, endpoint: str, params: ExpandParams, ask: Ask) -> Response:
         """Makes the request, without the properties that Stripe refuses to expand.
 
         Raises what `ask` raises if the request itself is refused.
@@ -72,7 +72,7 @@ class Expands:
                     if self.allowed(endpoint, params) == asked:  # Else another call did.
                         await self._find_out(endpoint, asked, error, ask)
 
-    async def _find_out(self, endpoint: str, asked: Params, error: Refused, ask: Ask) -> None:
+    async def _find_out(self, endpoint: str, asked: ExpandParams, error: Refused, ask: Ask) -> None:
         """Finds the refused properties: at least one, or raises `error`."""
         expands = [value for _, value in filter(_is_expand, asked)]
         named = error.properties if isinstance(error, NotExpandable) else ()
@@ -90,7 +90,7 @@ class Expands:
             await self.on_refused(RefusedExpand(endpoint, value, said.message, said.hint))
 
     async def _one_by_one(
-        self, rest: Params, expands: Sequence[str], ask: Ask
+        self, rest: ExpandParams, expands: Sequence[str], ask: Ask
     ) -> dict[str, Refused]:
         guilty: dict[str, Refused] = {}
         for value in expands:

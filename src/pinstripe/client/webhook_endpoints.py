@@ -33,7 +33,7 @@ _MOST = 16
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class WebhookEndpoint(msgspec.Struct, frozen=True):
     """One endpoint as Stripe shows it. `api_version` None: it follows the account's own."""
 
     id: str
@@ -57,10 +57,10 @@ class Created(msgspec.Struct, frozen=True):
     `changed`: what was set right on one that was there. `others`: of the same sync, elsewhere.
     """
 
-    endpoint: Endpoint
+    endpoint: WebhookEndpoint
     existed: bool
     changed: tuple[str, ...] = ()
-    others: tuple[Endpoint, ...] = ()
+    others: tuple[WebhookEndpoint, ...] = ()
     secret: str = ""
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ class Created(msgspec.Struct, frozen=True):
 
 
 class _Page(msgspec.Struct):
-    data: list[Endpoint]
+    data: list[WebhookEndpoint]
 
 
 class _Secret(msgspec.Struct):
@@ -113,9 +113,9 @@ def is_local(url: str) -> bool:
     return urlsplit(url).hostname in _THIS_MACHINE
 
 
-async def list_endpoints(stripe: StripeClient) -> list[Endpoint]:
+async def list_endpoints(stripe: StripeClient) -> list[WebhookEndpoint]:
     """All endpoints of the account, ours and others'. Raises what `StripeClient.get` raises."""
-    found: list[Endpoint] = []
+    found: list[WebhookEndpoint] = []
     async for page in iter_pages(list_at(stripe, _PATH, endpoint=f"GET {_PATH}")):
         found += _read(page.response, _Page).data
     return found
@@ -148,7 +148,9 @@ async def create_endpoint(stripe: StripeClient, url: str, *, sync_id: str) -> Cr
         if type(error) is Refused and len(known) >= _MOST:
             error.hint = "An account may have about 16: remove one with pinstripe webhook delete."
         raise
-    return Created(_read(response, Endpoint), False, (), others, _read(response, _Secret).secret)
+    return Created(
+        _read(response, WebhookEndpoint), False, (), others, _read(response, _Secret).secret
+    )
 
 
 async def delete_endpoint(stripe: StripeClient, endpoint_id: str) -> None:
@@ -157,8 +159,8 @@ async def delete_endpoint(stripe: StripeClient, endpoint_id: str) -> None:
 
 
 async def _set_right(
-    stripe: StripeClient, endpoint: Endpoint, sync_id: str
-) -> tuple[Endpoint, tuple[str, ...]]:
+    stripe: StripeClient, endpoint: WebhookEndpoint, sync_id: str
+) -> tuple[WebhookEndpoint, tuple[str, ...]]:
     params: list[tuple[str, str]] = []
     changed: list[str] = []
     if endpoint.status != "enabled":
@@ -173,7 +175,7 @@ async def _set_right(
         params.append((f"metadata[{_MARK}]", sync_id))
     path = f"{_PATH}/{quote_id(endpoint.id)}"
     response = await stripe.post(path, params, endpoint=f"POST {_ONE}", repeatable=True)
-    return _read(response, Endpoint), tuple(changed)
+    return _read(response, WebhookEndpoint), tuple(changed)
 
 
 def _read(response: Response, kind: type[_Body]) -> _Body:

@@ -13,7 +13,7 @@ from pinstripe.console.events import columns_of
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import Pages, path_of
 from pinstripe.gateway.deps import Gateway
-from pinstripe.store.changes import Wanted, changes_before
+from pinstripe.store.changes import ChangeFilter, changes_before
 
 _PAGE = 50
 _KEPT = 200
@@ -55,7 +55,7 @@ class Changes:
         return templating.stream(visit.gateway, pieces)
 
     async def _news(
-        self, gateway: Gateway, sync_id: str, schema: str, wanted: Wanted
+        self, gateway: Gateway, sync_id: str, schema: str, wanted: ChangeFilter
     ) -> AsyncIterator[bytes]:
         async with aclosing(gateway.feed.follow(schema, after=None, wanted=wanted)) as entries:
             async for entry in entries:
@@ -70,5 +70,5 @@ class Changes:
                 yield templating.prepend("changes", html, keep=_KEPT)
 
 
-def _wanted(visit: PageContext) -> Wanted:
-    return Wanted(visit.text("table").replace("\0", ""), visit.text("id").replace("\0", ""))
+def _wanted(visit: PageContext) -> ChangeFilter:
+    return ChangeFilter(visit.text("table").replace("\0", ""), visit.text("id").replace("\0", ""))

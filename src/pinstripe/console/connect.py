@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from pinstripe.client.api_key import is_loopback
 from pinstripe.console.page_context import PageContext
-from pinstripe.console.templating import Message
+from pinstripe.console.templating import Notice
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.database_url import pairs, split_url
 from pinstripe.store.ddl import qualified
@@ -45,13 +45,13 @@ async def make(visit: PageContext) -> Response:
     try:
         reader = await renew_reader(url, visit.sync.schema)
     except PinstripeError as error:
-        return await _page(visit, None, (Message(error.message, error.hint, "bad"),), status=409)
-    told = Message(
+        return await _page(visit, None, (Notice(error.message, error.hint, "bad"),), status=409)
+    told = Notice(
         "This password is shown only once. Copy what you need from this page.",
         "Clients that used the old password need the new one; their sessions were closed.",
         "good",
     )
-    return await _page(visit, Login(reader.role, reader.password), (told,))
+    return await _page(visit, DatabaseLogin(reader.role, reader.password), (told,))
 
 
 async def drop(visit: PageContext) -> Response:
@@ -60,16 +60,16 @@ async def drop(visit: PageContext) -> Response:
     try:
         dropped = await drop_reader(_database_url(visit), visit.sync.schema)
     except PinstripeError as error:
-        return await _page(visit, None, (Message(error.message, error.hint, "bad"),), status=409)
+        return await _page(visit, None, (Notice(error.message, error.hint, "bad"),), status=409)
     words = (
         "The read-only user was deleted and its sessions were closed."
         if dropped
         else "There is no read-only user."
     )
-    return await _page(visit, None, (Message(words, kind="good"),))
+    return await _page(visit, None, (Notice(words, kind="good"),))
 
 
-def gateway_of(visit: PageContext) -> Gateway:
+def gateway_of(visit: PageContext) -> GatewayAddress:
     """The addresses of the sync that the visit is about."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     request = visit.request
@@ -78,13 +78,17 @@ def gateway_of(visit: PageContext) -> Gateway:
 
 
 async def _page(
-    visit: PageContext, login: Login | None, messages: tuple[Message, ...], *, status: int = 200
+    visit: PageContext,
+    login: DatabaseLogin | None,
+    messages: tuple[Notice, ...],
+    *,
+    status: int = 200,
 ) -> Response:
     sync = visit.sync
     assert sync is not None  # noqa: S101 (its route names it)
     place = database_at(_database_url(visit))
     role, table = await _look(visit, sync.schema)
-    login = login or Login(role or role_name(place.name, sync.schema), PASSWORD)
+    login = login or DatabaseLogin(role or role_name(place.name, sync.schema), PASSWORD)
     gateway = gateway_of(visit)
     return visit.page(
         "connect.html",
@@ -122,7 +126,7 @@ async def _some_table(connection: Connection, schema: str) -> str:
     return next((name for name in (*_LIKED, *there) if name in there), _LIKED[0])
 
 
-def _bi_fields(place: DatabasePlace, login: Login, schema: str) -> list[tuple[str, str]]:
+def _bi_fields(place: DatabasePlace, login: DatabaseLogin, schema: str) -> list[tuple[str, str]]:
     """Return the fields in Metabase's terms, which other tools share."""
     through_tunnel = place.reach == "socket"
     return [
@@ -148,7 +152,7 @@ PASSWORD = "PASSWORD"  # noqa: S105 (it is none)
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class DatabaseLogin:
     """A role and its password; `PASSWORD` as a placeholder if it is not known."""
 
     role: str
@@ -160,7 +164,7 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
+class GatewayAddress:
     """The gateway's addresses for one sync. `base` has no slash at its end."""
 
     base: str
@@ -197,7 +201,7 @@ class Gateway:
         return urlsplit(self.base).scheme
 
 
-def gateway_at(public_url: str, reached: str, sync_id: str) -> Gateway:
+def gateway_at(public_url: str, reached: str, sync_id: str) -> GatewayAddress:
     """`reached`: scheme and host of the current request.
 
     >>> gateway_at("https://pin.example/", "http://10.0.0.7:8377", "default").wait
@@ -207,7 +211,7 @@ def gateway_at(public_url: str, reached: str, sync_id: str) -> Gateway:
     """
     host = urlsplit(public_url).hostname or ""
     says_nothing = not host or is_loopback(host) or _is_wildcard(host)
-    return Gateway((reached if says_nothing else public_url).rstrip("/"), sync_id)
+    return GatewayAddress((reached if says_nothing else public_url).rstrip("/"), sync_id)
 
 
 def _is_wildcard(host: str) -> bool:
@@ -231,7 +235,7 @@ class DatabasePlace:
     def __repr__(self) -> str:
         return f"DatabasePlace({self.reach}, {self.host}:{self.port}/{self.name})"
 
-    def url(self, login: Login) -> str:
+    def url(self, login: DatabaseLogin) -> str:
         """As psql and libpq take it."""
         return url_as(self._url, login.role, login.password)
 
@@ -279,7 +283,9 @@ class Snippet:
     told: str = ""
 
 
-def of_database(place: DatabasePlace, login: Login, schema: str, table: str) -> Iterator[Snippet]:
+def of_database(
+    place: DatabasePlace, login: DatabaseLogin, schema: str, table: str
+) -> Iterator[Snippet]:
     """Reading with SQL. `table` is one that there is."""
     url = place.url(login)
     look = f"SELECT count(*) FROM {qualified(schema, table)}"
@@ -301,7 +307,7 @@ def of_database(place: DatabasePlace, login: Login, schema: str, table: str) -> 
     )
 
 
-def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
+def of_proxy(gateway: GatewayAddress) -> Iterator[Snippet]:
     """Writing through the proxy. Each needs STRIPE_API_KEY in the environment."""
     yield Snippet(
         "curl",
@@ -335,7 +341,7 @@ def of_proxy(gateway: Gateway) -> Iterator[Snippet]:
     )
 
 
-def of_wait(gateway: Gateway) -> Iterator[Snippet]:
+def of_wait(gateway: GatewayAddress) -> Iterator[Snippet]:
     """Waiting, for everything or for one object."""
     yield Snippet(
         "wait-all",
@@ -351,7 +357,7 @@ def of_wait(gateway: Gateway) -> Iterator[Snippet]:
     )
 
 
-def of_webhook(gateway: Gateway, *, stored: bool) -> Iterator[Snippet]:
+def of_webhook(gateway: GatewayAddress, *, stored: bool) -> Iterator[Snippet]:
     """Making the endpoint at Stripe."""
     base = "https://..." if gateway.is_local else gateway.base
     sync = f" --sync {gateway.sync_id}" if stored else ""
@@ -381,7 +387,7 @@ def _with_driver(url: str) -> str:
     return "postgresql+psycopg" + url[url.index(":") :]
 
 
-def _prisma(place: DatabasePlace, login: Login, schema: str) -> str:
+def _prisma(place: DatabasePlace, login: DatabaseLogin, schema: str) -> str:
     """Prisma requires a host even for a socket, and the schema in the URL."""
     who = f"{quote(login.role, safe='')}:{quote(login.password, safe='')}"
     query = f"schema={quote(schema, safe='')}"

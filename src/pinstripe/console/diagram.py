@@ -41,7 +41,7 @@ _DETAILS: dict[Detail, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DiagramView:
     """Which diagram: of all ("", ""), of a domain, or around a table; and how much of it."""
 
     domain: str
@@ -110,11 +110,11 @@ def style_address() -> str:
     return f"/static/diagram.css?v={sha256(stylesheet().encode()).hexdigest()[:10]}"
 
 
-def _place(visit: PageContext) -> Place:
+def _place(visit: PageContext) -> DiagramView:
     names = visit.request.path_params
     asked = visit.text("detail")
     detail: Detail = next((d for d in _DETAILS if d == asked), "short")
-    return Place(
+    return DiagramView(
         str(names.get("domain", "")),
         str(names.get("table", "")),
         detail,
@@ -122,12 +122,12 @@ def _place(visit: PageContext) -> Place:
     )
 
 
-def _fits(place: Place) -> bool:
+def _fits(place: DiagramView) -> bool:
     domain = domain_by_table().get(place.table)
     return domain is not None and domain.name == place.domain
 
 
-def _diagram(place: Place, filled: frozenset[str] | None) -> Diagram:
+def _diagram(place: DiagramView, filled: frozenset[str] | None) -> Diagram:
     if place.table:
         return around(place.table, filled=filled, detail=place.detail)
     if place.domain:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.console import templating
 from pinstripe.console.page_context import PageContext
-from pinstripe.console.templating import Message, Pages, path_of
+from pinstripe.console.templating import Notice, Pages, path_of
 from pinstripe.gateway.deps import Gateway
 from pinstripe.store.changes import Change, changes_of_event
 from pinstripe.store.events import EventFilter, EventLine, has_events, list_events, load_event
@@ -26,7 +26,7 @@ _MISSING = "(absent)"
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class FieldChange:
     """One changed field of the event. `before` and `after` are JSON."""
 
     name: str
@@ -142,19 +142,17 @@ class Events:
         return seen.lines
 
 
-def _filter(visit: PageContext) -> tuple[EventFilter, list[Message]]:
+def _filter(visit: PageContext) -> tuple[EventFilter, list[Notice]]:
     """The filter that the query describes, and what of it cannot be understood."""
     since: int | None = None
-    wrong: list[Message] = []
+    wrong: list[Notice] = []
     if text := visit.text("since"):
         try:
             at = datetime.fromisoformat(text)
             since = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
         except (ValueError, OverflowError):
             wrong.append(
-                Message(
-                    f'"{text}" is not a valid time.', "Use the format 2026-01-31 14:30.", "warn"
-                )
+                Notice(f'"{text}" is not a valid time.', "Use the format 2026-01-31 14:30.", "warn")
             )
     types = tuple(visit.text("type").replace(",", " ").split())
     found = EventFilter(
@@ -176,18 +174,18 @@ def _pretty(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
-def _differences(obj: dict[str, object], previous: dict[str, object]) -> list[Difference]:
+def _differences(obj: dict[str, object], previous: dict[str, object]) -> list[FieldChange]:
     """Return the fields in `previous_attributes` with their old and new values."""
     return [
-        Difference(name, _short(before), _short(obj[name]) if name in obj else _MISSING)
+        FieldChange(name, _short(before), _short(obj[name]) if name in obj else _MISSING)
         for name, before in previous.items()
     ]
 
 
-def columns_of(change: Change) -> list[Difference]:
+def columns_of(change: Change) -> list[FieldChange]:
     """The columns of an entry of the change feed, before and after."""
     columns = msgspec.json.decode(change.changes, type=dict[str, tuple[object, object]])
-    return [Difference(name, _short(b), _short(a)) for name, (b, a) in columns.items()]
+    return [FieldChange(name, _short(b), _short(a)) for name, (b, a) in columns.items()]
 
 
 def _short(value: object) -> str:

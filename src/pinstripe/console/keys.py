@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 import structlog
 from starlette.responses import Response
 
-from pinstripe.client.webhook_endpoints import Endpoint, list_endpoints
+from pinstripe.client.webhook_endpoints import WebhookEndpoint, list_endpoints
 from pinstripe.console import templating
 from pinstripe.console.connect import gateway_of, of_webhook
 from pinstripe.console.page_context import PageContext
-from pinstripe.console.templating import HEADERS, Message, Pages, path_of
+from pinstripe.console.templating import HEADERS, Notice, Pages, path_of
 from pinstripe.doctor.key import examine
 from pinstripe.doctor.report import KeyReport, Resource
 from pinstripe.errors import Misconfigured, NotPermitted, PinstripeError
@@ -87,7 +87,7 @@ class Keys:
             change = SyncChange(api_key=visit.text("key"))
             changed = await visit.gateway.parts.control.change(visit.sync.id, change)
         except PinstripeError as error:
-            return self._page(visit, Message(error.message, error.hint, "bad"), status=400)
+            return self._page(visit, Notice(error.message, error.hint, "bad"), status=400)
         self._checks.begin(visit.gateway, changed)
         return visit.redirect("keys")
 
@@ -112,7 +112,7 @@ class Keys:
         html = self._pages.piece("keys_report.html", **_shown(visit, found))
         return templating.replace("report", html)
 
-    def _page(self, visit: PageContext, *messages: Message, status: int = 200) -> Response:
+    def _page(self, visit: PageContext, *messages: Notice, status: int = 200) -> Response:
         assert visit.sync is not None  # noqa: S101 (its route names it)
         return visit.page(
             "keys.html",
@@ -155,14 +155,12 @@ def _products(resources: Iterable[Resource]) -> Iterable[Product]:
     return (Product(name, tuple(found)) for name, found in by_name.items())
 
 
-def _others(report: KeyReport) -> list[Message]:
+def _others(report: KeyReport) -> list[Notice]:
     """Return the findings that neither products nor capabilities show."""
     paths = {r.path for r in report.resources} | {"events", "previews", "webhooks"}
     kinds = {"problem": "bad", "warning": "warn", "note": "", "ok": "good"}
     return [
-        Message(f.message, f.remedy, kinds[f.state])
-        for f in report.findings
-        if f.about not in paths
+        Notice(f.message, f.remedy, kinds[f.state]) for f in report.findings if f.about not in paths
     ]
 
 
@@ -181,10 +179,10 @@ _TELL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Webhooks:
+class WebhookList:
     """The endpoints at Stripe that notify this sync; None if the key cannot list them."""
 
-    endpoints: tuple[Endpoint, ...] | None
+    endpoints: tuple[WebhookEndpoint, ...] | None
 
 
 @dataclass(slots=True)
@@ -195,7 +193,7 @@ class KeyCheck:
     done: int = 0
     total: int = 0
     report: KeyReport | None = None
-    webhooks: Webhooks = field(default_factory=lambda: Webhooks(None))
+    webhooks: WebhookList = field(default_factory=lambda: WebhookList(None))
     error: PinstripeError | None = None
     ended_at: datetime | None = None
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
@@ -251,7 +249,7 @@ class KeyChecks:
             opened = await _opened(gateway, sync_id)
             stripe = opened.source.stripe
             begun.report = await examine(stripe, list(opened.mirror.tables), tell=begun.tell)
-            begun.webhooks = Webhooks(await _endpoints(opened, sync_id))
+            begun.webhooks = WebhookList(await _endpoints(opened, sync_id))
         except PinstripeError as error:
             begun.error = error
         except Exception as error:
@@ -284,7 +282,7 @@ async def _opened(gateway: Gateway, sync_id: str) -> OpenSync:
     )
 
 
-async def _endpoints(opened: OpenSync, sync_id: str) -> tuple[Endpoint, ...] | None:
+async def _endpoints(opened: OpenSync, sync_id: str) -> tuple[WebhookEndpoint, ...] | None:
     """Those of ours, and those that call an address of this sync."""
     try:
         known = await list_endpoints(opened.source.stripe)

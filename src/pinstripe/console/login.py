@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from pinstripe.console.page_context import PageGuard, go, local_path
 from pinstripe.console.sessions import Session, drop_cookie, set_cookie
-from pinstripe.console.templating import HEADERS, Message
+from pinstripe.console.templating import HEADERS, Notice
 from pinstripe.gateway.http.errors import HTTPError
 
 
@@ -32,15 +32,15 @@ class Login:
             access.check_page(request)
             form = await self._guard.read_form(request, session)
             if form is None:
-                told = Message("The form has expired. Please try again.", kind="warn")
+                told = Notice("The form has expired. Please try again.", kind="warn")
                 return self._form(request, None, "/", told, status=403)
             wanted = local_path(str(form.get("next", "/")))
             good = await access.accepts(str(form.get("token", "")).strip())
         except HTTPError as no:
-            told = Message(no.message, no.hint, "bad")
+            told = Notice(no.message, no.hint, "bad")
             return self._form(request, session, "/", told, status=no.status)
         if not good:
-            told = Message("Wrong admin token.", "It is the value of PINSTRIPE_ADMIN_TOKEN.", "bad")
+            told = Notice("Wrong admin token.", "It is the value of PINSTRIPE_ADMIN_TOKEN.", "bad")
             return self._form(request, session, wanted, told, status=401)
         if session is not None:
             sessions.end(session)
@@ -67,7 +67,7 @@ class Login:
         request: Request,
         session: Session | None,
         wanted: str,
-        *messages: Message,
+        *messages: Notice,
         status: int = 200,
     ) -> Response:
         # This form carries a token too, against login CSRF.

@@ -43,7 +43,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedTable:
     """A list that cannot be read, in Stripe's words."""
 
     table: str
@@ -86,7 +86,7 @@ class Overview:
         board = await visit.gateway.board.fresh()
         live = board[visit.sync.id]
         pieces = await self._draw(visit.gateway, live)
-        refused: list[Refused] = []
+        refused: list[RefusedTable] = []
         try:
             async with visit.gateway.reads.connection() as connection:
                 refused = await _refused(connection, live.schema)
@@ -157,10 +157,10 @@ async def _newest(connection: Connection, schema: str) -> list[Event]:
     return [Event(*row) for row in rows]
 
 
-async def _refused(connection: Connection, schema: str) -> list[Refused]:
+async def _refused(connection: Connection, schema: str) -> list[RefusedTable]:
     cursors = await load_checkpoints(connection, schema)
     found = [
-        Refused(
+        RefusedTable(
             str(c.position.get("table", "")) if isinstance(c.position, dict) else "",
             c.state,
             c.reason,

@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 
 from pinstripe.console.sessions import Session, Sessions, set_cookie
-from pinstripe.console.templating import HEADERS, Message, Pages, path_of
+from pinstripe.console.templating import HEADERS, Notice, Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.auth import Auth
@@ -60,7 +60,7 @@ class PageContext:
         self,
         template: str,
         *,
-        messages: Sequence[Message] = (),
+        messages: Sequence[Notice] = (),
         status: int = 200,
         **shown: object,
     ) -> Response:
@@ -82,18 +82,18 @@ class PageContext:
 
     def error_page(self, error: PinstripeError, *, status: int = 503) -> Response:
         """Return a page with the error and its remedy."""
-        told = Message(error.message, error.hint, "bad")
+        told = Notice(error.message, error.hint, "bad")
         return self.page(
             "message.html", title="Something went wrong", messages=[told], status=status
         )
 
     def not_found(self, what: str) -> Response:
         """There is no such thing."""
-        told = Message(what, kind="warn")
+        told = Notice(what, kind="warn")
         return self.page("message.html", title="Not found", messages=[told], status=404)
 
 
-Endpoint = Callable[[PageContext], Awaitable[Response]]
+PageEndpoint = Callable[[PageContext], Awaitable[Response]]
 Wrapped = Callable[[Request], Awaitable[Response]]
 
 
@@ -110,7 +110,7 @@ class PageGuard:
         session = self.sessions.of(request)
         return session is not None and session.logged_in
 
-    def __call__(self, endpoint: Endpoint, section: str = "") -> Wrapped:
+    def __call__(self, endpoint: PageEndpoint, section: str = "") -> Wrapped:
         """Return `endpoint` as a Starlette endpoint. The path parameter `sync`, if any, names the sync."""
 
         async def wrapped(request: Request) -> Response:
@@ -146,7 +146,7 @@ class PageGuard:
 
     async def _answer(
         self,
-        endpoint: Endpoint,
+        endpoint: PageEndpoint,
         request: Request,
         gateway: Gateway,
         session: Session,
@@ -167,7 +167,7 @@ class PageGuard:
                     return visit.not_found(f'There is no sync "{wanted}".')
             return await endpoint(visit)
         except HTTPError as no:
-            told = Message(no.message, no.hint, "bad")
+            told = Notice(no.message, no.hint, "bad")
             return visit.page("message.html", title="Error", messages=[told], status=no.status)
         except PinstripeError as error:
             return visit.error_page(error)
@@ -183,7 +183,7 @@ class PageGuard:
         return Response(text, no.status, HEADERS, media_type="text/plain")
 
     def _stale(self, visit: PageContext) -> Response:
-        told = Message(
+        told = Notice(
             "The form was rejected: it was loaded before you logged in, or it is too large.",
             "Go back, reload the page and submit it again.",
             "warn",

@@ -21,7 +21,7 @@ from pinstripe.console.rows import cell
 from pinstripe.console.tables import Shape, load_indexed, load_shape, referring
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.syncs import StoredSync
-from pinstripe.store.changes import Wanted, changes_before, newest_position
+from pinstripe.store.changes import ChangeFilter, changes_before, newest_position
 from pinstripe.store.ddl import BOOKKEEPING, literal, qualified, quote
 from pinstripe.store.events import EventFilter, EventLine, has_events, list_events
 from pinstripe.store.missing import load_missing
@@ -68,7 +68,7 @@ async def show(visit: PageContext) -> Response:
         cells = [cell(shape, column, values, whole=True) for column in shape.columns]
         pointed = [(r.table, r.id) for c in cells for r in c.references if r.table is not None]
         missing = await load_missing(connection, sync.schema, pointed)
-        wanted = Wanted(name, key)
+        wanted = ChangeFilter(name, key)
         changes = await changes_before(
             connection, sync.schema, _LAST, wanted=wanted, limit=_CHANGES
         )

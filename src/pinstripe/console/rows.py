@@ -21,14 +21,14 @@ from starlette.responses import Response
 
 from pinstripe.catalog.descriptions import describe_table
 from pinstripe.console.page_context import PageContext
-from pinstripe.console.rows_query import OPERATORS, SORTABLE, Filter, Query, Wanted, page_query
+from pinstripe.console.rows_query import OPERATORS, SORTABLE, Filter, Query, RowsRequest, page_query
 from pinstripe.console.tables import Shape, ShownColumn, load_shape
-from pinstripe.console.templating import Message
+from pinstripe.console.templating import Notice
 from pinstripe.diagram.graph import EVERYWHERE, IMPORTANT
 from pinstripe.errors import Misconfigured, Unreachable
 from pinstripe.store.pool import Connection, sqlstate
 
-Kind = Literal["null", "text", "number", "money", "time", "flag", "json"]
+CellKind = Literal["null", "text", "number", "money", "time", "flag", "json"]
 
 _SHORT = 160
 
@@ -54,7 +54,7 @@ class Cell:
     """One value. `beside` is the currency of an amount, `decimal` the amount in its main unit."""
 
     column: ShownColumn
-    kind: Kind
+    kind: CellKind
     text: str = ""
     references: tuple[Reference, ...] = ()
     beside: str = ""
@@ -126,7 +126,7 @@ def _json(column: ShownColumn, text: str, *, whole: bool) -> Cell:
     return _text(column, "json", text, whole=whole)
 
 
-def _text(column: ShownColumn, kind: Kind, text: str, *, whole: bool) -> Cell:
+def _text(column: ShownColumn, kind: CellKind, text: str, *, whole: bool) -> Cell:
     cut = len(text) > _SHORT and not whole
     return Cell(column, kind, text[:_SHORT] if cut else text, cut=cut)
 
@@ -164,13 +164,13 @@ async def show(visit: PageContext) -> Response:
         return visit.not_found(f'There is no table "{name}" in this schema.')
     wanted = _wanted(visit, shape)
     lines: list[TableRow] = []
-    wrong: list[Message] = []
+    wrong: list[Notice] = []
     try:
         query = page_query(shape, wanted)
         async with visit.gateway.reads.connection(longest_s=_LONGEST_S) as connection:
             lines = await _read(connection, shape, wanted, query)
     except Misconfigured as error:
-        wrong.append(Message(error.message, error.hint, "warn"))
+        wrong.append(Notice(error.message, error.hint, "warn"))
     except Unreachable as error:
         if sqlstate(error.__cause__ or error) != _TOO_LONG:
             raise
@@ -179,7 +179,7 @@ async def show(visit: PageContext) -> Response:
 
 
 async def _read(
-    connection: Connection, shape: Shape, wanted: Wanted, query: Query
+    connection: Connection, shape: Shape, wanted: RowsRequest, query: Query
 ) -> list[TableRow]:
     try:
         records = await connection.fetch(query.text, *query.values)
@@ -191,7 +191,7 @@ async def _read(
     return [_line(shape, wanted, query, record) for record in records]
 
 
-def _line(shape: Shape, wanted: Wanted, query: Query, record: asyncpg.Record) -> TableRow:
+def _line(shape: Shape, wanted: RowsRequest, query: Query, record: asyncpg.Record) -> TableRow:
     values = dict(zip(query.names, record, strict=False))
     key = str(values[shape.key])
     return TableRow(
@@ -204,9 +204,9 @@ def _line(shape: Shape, wanted: Wanted, query: Query, record: asyncpg.Record) ->
 def _page(
     visit: PageContext,
     shape: Shape,
-    wanted: Wanted,
+    wanted: RowsRequest,
     found: Sequence[TableRow],
-    wrong: list[Message],
+    wrong: list[Notice],
 ) -> Response:
     lines = found[:_PAGE]
     kept = _kept(visit, shape, wanted)
@@ -236,7 +236,7 @@ def _page(
     )
 
 
-def _wanted(visit: PageContext, shape: Shape) -> Wanted:
+def _wanted(visit: PageContext, shape: Shape) -> RowsRequest:
     """Return the query of the URL, with defaults for the table."""
     query = visit.request.query_params
     given = zip(query.getlist("column"), query.getlist("is"), query.getlist("value"), strict=False)
@@ -244,7 +244,7 @@ def _wanted(visit: PageContext, shape: Shape) -> Wanted:
     asked, _, way = visit.text("sort").partition(".")
     sort = asked if asked in _sorts(shape) else _usual_sort(shape, filters)
     every = visit.text("columns") == "all"
-    return Wanted(
+    return RowsRequest(
         columns=tuple(shape.columns) if every else first_columns(shape, filters),
         filters=filters,
         sort=sort,
@@ -300,7 +300,7 @@ def _by_interest(column: ShownColumn) -> int:
     return _ABOUT.index(target) if target in _ABOUT else len(_ABOUT)
 
 
-def _kept(visit: PageContext, shape: Shape, wanted: Wanted) -> list[tuple[str, str]]:
+def _kept(visit: PageContext, shape: Shape, wanted: RowsRequest) -> list[tuple[str, str]]:
     """The query of this page, without where it begins."""
     query = [pair for one in wanted.filters for pair in _as_query(one)]
     if visit.text("sort") and wanted.sort in shape.columns:
@@ -318,8 +318,8 @@ def _address(query: list[tuple[str, str]]) -> str:
     return f"?{urlencode(query)}"
 
 
-def _took_too_long(wanted: Wanted) -> Message:
-    return Message(
+def _took_too_long(wanted: RowsRequest) -> Notice:
+    return Notice(
         f"The query took longer than {_LONGEST_S:.0f} s and was canceled.",
         "Filter by an indexed column too, or sort by one of the filter's columns: "
         "a filter without an index reads row after row."

@@ -49,7 +49,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RowsRequest:
     """A page of rows. `sort` is a column; ("", "") `after` begins at the top.
 
     `after`: (value of the sort column as text, key) of the last row of the page before.
@@ -72,7 +72,7 @@ class Query:
     names: tuple[str, ...]
 
 
-def page_query(shape: Shape, wanted: Wanted) -> Query:
+def page_query(shape: Shape, wanted: RowsRequest) -> Query:
     """Raises Misconfigured where a filter does not fit its column."""
     values: list[object] = []
     conditions = [condition(shape, f, values) for f in wanted.filters]
@@ -220,7 +220,7 @@ def _parameter(values: list[object], value: object) -> str:
     return f"${len(values)}"
 
 
-def _needed(shape: Shape, wanted: Wanted) -> tuple[str, ...]:
+def _needed(shape: Shape, wanted: RowsRequest) -> tuple[str, ...]:
     """Return the columns to read: visible ones, the key, and their currency and type columns."""
     names = [shape.key, *wanted.columns]
     for name in wanted.columns:

@@ -24,8 +24,8 @@ from pinstripe.catalog.tables import table_of_object
 from pinstripe.console import sql_run
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.rows import Reference
-from pinstripe.console.sql_run import Failed, Place, Readers, Result, ResultColumn, chunks
-from pinstripe.console.templating import HEADERS, Message
+from pinstripe.console.sql_run import Failed, Readers, Result, ResultColumn, SqlTarget, chunks
+from pinstripe.console.templating import HEADERS, Notice
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.pool import translated
 from pinstripe.store.syncs import load_table_names
@@ -73,7 +73,7 @@ class Sql:
         if chosen:
             return await _page(visit, chosen)
         if not statement.strip():
-            return await _page(visit, "", messages=[Message("Enter a statement.")])
+            return await _page(visit, "", messages=[Notice("Enter a statement.")])
         try:
             result = await _unless_gone(visit.request, self._result(visit, statement))
         except Failed as failed:
@@ -128,17 +128,17 @@ class Sql:
                         yield text
 
 
-def _place(visit: PageContext) -> Place:
+def _place(visit: PageContext) -> SqlTarget:
     assert visit.sync is not None  # noqa: S101 (its route names it)
     parts = visit.gateway.parts
-    return Place(visit.sync.schema, parts.database_url(), parts.reader_url)
+    return SqlTarget(visit.sync.schema, parts.database_url(), parts.reader_url)
 
 
 async def _page(
     visit: PageContext,
     statement: str,
     *,
-    messages: list[Message] | None = None,
+    messages: list[Notice] | None = None,
     result: Result | None = None,
     failed: Failed | None = None,
     trouble: PinstripeError | None = None,

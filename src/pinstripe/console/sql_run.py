@@ -225,7 +225,7 @@ FROM pg_roles WHERE rolname = current_user
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SqlTarget:
     """The schema to read. `database_url` is our own login; `reader_url` a role created by others, ""
     for none.
     """
@@ -245,7 +245,7 @@ class Readers:
 
     @asynccontextmanager
     async def connection(
-        self, place: Place, *, statement_s: int
+        self, place: SqlTarget, *, statement_s: int
     ) -> AsyncIterator[asyncpg.Connection]:
         """Open a session whose statements are limited to `statement_s`.
 
@@ -267,7 +267,7 @@ class Readers:
             finally:
                 await close_quietly(connection)
 
-    async def _connect(self, place: Place) -> asyncpg.Connection:
+    async def _connect(self, place: SqlTarget) -> asyncpg.Connection:
         if place.reader_url:
             return await _open(place.reader_url)
         known = self._urls.get(place.schema)
@@ -284,7 +284,7 @@ class Readers:
             return await _open(self._urls[place.schema])
 
 
-async def _renewed(place: Place) -> str:
+async def _renewed(place: SqlTarget) -> str:
     if not place.database_url:
         raise Unreachable("The database is not available yet.", hint="Try again in a few seconds.")
     reader = await renew_reader(place.database_url, place.schema, purpose="console", limits=_LIMITS)

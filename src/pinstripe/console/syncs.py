@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from pinstripe.console.keys import KeyChecks
 from pinstripe.console.page_context import PageContext, go
-from pinstripe.console.templating import Message
+from pinstripe.console.templating import Notice
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import NewSync
 
@@ -30,7 +30,7 @@ class Stored:
         """All syncs, and the form for one more."""
         done, name = visit.text("done"), visit.text("id")
         known = done in _STEPS and _ID.fullmatch(name)
-        told = [Message(f"{name} was {_STEPS[done]}.", kind="good")] if known else []
+        told = [Notice(f"{name} was {_STEPS[done]}.", kind="good")] if known else []
         return visit.page("stored.html", messages=told, given={})
 
     async def welcome(self, visit: PageContext) -> Response:
@@ -54,7 +54,7 @@ class Stored:
         try:
             sync = await visit.gateway.parts.control.add(options)
         except PinstripeError as error:
-            told = Message(error.message, error.hint, "bad")
+            told = Notice(error.message, error.hint, "bad")
             page = "welcome.html" if first else "stored.html"
             return visit.page(page, messages=[told], status=400, given=given)
         self._examinations.begin(visit.gateway, sync)
@@ -74,7 +74,7 @@ class Stored:
         """Only with its name typed: with its tables, rows are gone for good."""
         assert visit.sync is not None  # noqa: S101 (its route names it)
         if visit.text("typed") != visit.sync.id:
-            told = Message(
+            told = Notice(
                 f"{visit.sync.id} was not removed.",
                 "Type its ID to confirm.",
                 "warn",

@@ -71,7 +71,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class Notice:
     """A notice at the top of a page. `kind`: "good", "warn", "bad" or ""."""
 
     text: str
@@ -124,7 +124,7 @@ class Pages:
         section: str,
         sync: StoredSync | None,
         syncs: Sequence[StoredSync],
-        messages: Sequence[Message] = (),
+        messages: Sequence[Notice] = (),
         status: int = 200,
         **shown: object,
     ) -> HTMLResponse:

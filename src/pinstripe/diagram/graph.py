@@ -39,7 +39,7 @@ def overview(*, filled: frozenset[str] | None = None) -> Diagram:
         if shown:
             domain = DOMAINS[name]
             note = f"{len(shown)} table{'s' if len(shown) != 1 else ''}"
-            rows = (Row(note, "", "column"),)
+            rows = (DiagramRow(note, "", "column"),)
             boxes.append(Box(name, domain.title, "domain", name, domain.about, rows))
     here = {b.name for b in boxes}
     links = tuple(
@@ -150,11 +150,11 @@ def _neighbour(table: Table, of: str) -> Box:
 
 def _grouped(names: Iterable[str], target: str) -> Iterator[Box]:
     """One box a domain, with a row for each table and column that refers to `target`."""
-    groups: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, list[DiagramRow]] = defaultdict(list)
     for name in names:
         for row in _rows_to(name, target):
             group = groups[domain_by_table()[name].name]
-            group.append(Row(f"{name}.{row.name}", "", "table", (target,)))
+            group.append(DiagramRow(f"{name}.{row.name}", "", "table", (target,)))
     for domain in DOMAINS.values():
         if domain.name in groups:
             rows = tuple(groups[domain.name])
@@ -162,7 +162,7 @@ def _grouped(names: Iterable[str], target: str) -> Iterator[Box]:
             yield Box(name, domain.title, "group", domain.name, domain.about, rows)
 
 
-def _rows_to(name: str, target: str) -> list[Row]:
+def _rows_to(name: str, target: str) -> list[DiagramRow]:
     return [r for r in rows_of(tables()[name], "keys") if target in r.references]
 
 
@@ -201,7 +201,7 @@ Detail = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DiagramRow:
     """One line in a box. `note` stands at its right: the type, or what it refers to.
 
     `name` is a column; of a row of kind "table" it is a table and its column, and `note` is empty.
@@ -223,7 +223,7 @@ class Box:
     kind: BoxKind
     domain: str
     about: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[DiagramRow, ...] = ()
     hidden: int = 0
     main: bool = False
 
@@ -273,7 +273,7 @@ IMPORTANT = (
 _MOST_IMPORTANT = 4
 
 
-def rows_of(table: Table, detail: Detail) -> tuple[Row, ...]:
+def rows_of(table: Table, detail: Detail) -> tuple[DiagramRow, ...]:
     """The rows for `table`: key, references, and what `detail` asks for, in this order."""
     if detail == "full":
         return tuple(row_of(table, c) for c in table.columns)
@@ -285,13 +285,13 @@ def rows_of(table: Table, detail: Detail) -> tuple[Row, ...]:
     return tuple(row_of(table, c) for c in chosen)
 
 
-def row_of(table: Table, column: Column) -> Row:
+def row_of(table: Table, column: Column) -> DiagramRow:
     """One column as a row; what it refers to stands where the type would."""
     note = target_note(column.references) if column.references else column.type
     kind: RowKind = "reference" if column.references else "column"
     if column.name in table.key:
         kind = "key"
-    return Row(column.name, note, kind, column.references)
+    return DiagramRow(column.name, note, kind, column.references)
 
 
 def target_note(references: tuple[str, ...]) -> str:

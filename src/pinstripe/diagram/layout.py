@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 import graphlay
 
-from pinstripe.diagram.graph import Box, Diagram, Link, Row
+from pinstripe.diagram.graph import Box, Diagram, DiagramRow, Link
 
 Point: TypeAlias = tuple[float, float]
 
@@ -257,11 +257,11 @@ def label_size(link: Link) -> tuple[float, float]:
     return text_width(str(link.count), TEXT_SIZE) + 6, TEXT_SIZE + 3
 
 
-def name_text(row: Row) -> str:
+def name_text(row: DiagramRow) -> str:
     return shortened(row.name, 60 if row.kind == "table" else _LONGEST_NAME)
 
 
-def note_text(row: Row) -> str:
+def note_text(row: DiagramRow) -> str:
     return shortened(row.note, _LONGEST_NOTE)
 
 
@@ -285,7 +285,7 @@ def text_width(text: str, size: float) -> float:
     return len(text) * size * _WIDTH_PER_SIZE
 
 
-def _row_width(row: Row) -> float:
+def _row_width(row: DiagramRow) -> float:
     name, note = name_text(row), note_text(row)
     gap = GAP if note else 0.0
     return 2 * PAD + MARK + text_width(name, TEXT_SIZE) + gap + text_width(note, TEXT_SIZE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pinstripe.catalog.tables import tables
-from pinstripe.diagram.graph import Box, Diagram, Link, Row
+from pinstripe.diagram.graph import Box, Diagram, DiagramRow, Link
 
 _KEYS = {"key": " PK", "reference": " FK", "column": "", "table": " FK"}
 
@@ -34,7 +34,7 @@ def _entity(box: Box) -> Iterator[str]:
     yield "    }"
 
 
-def _attribute(box: Box, row: Row) -> str:
+def _attribute(box: Box, row: DiagramRow) -> str:
     if row.kind == "table":
         table, _, column = row.name.partition(".")
         return f"{table} {column} FK"

@@ -18,7 +18,7 @@ from html import escape
 from itertools import pairwise
 
 from pinstripe.catalog.domains import DOMAINS, domain_by_table
-from pinstripe.diagram.graph import Row
+from pinstripe.diagram.graph import DiagramRow
 from pinstripe.diagram.layout import (
     HEAD,
     MARK,
@@ -103,7 +103,7 @@ def _card(placed: Placed, links: Links) -> Iterator[str]:
         yield f'<text class="more" x="{_n(PAD + MARK)}" y="{_n(y)}">{more_text(box)}</text>'
 
 
-def _row(row: Row, y: str, width: float, links: Links) -> Iterator[str]:
+def _row(row: DiagramRow, y: str, width: float, links: Links) -> Iterator[str]:
     if _MARKS[row.kind]:
         yield f'<text class="mark" x="{PAD:g}" y="{y}">{_MARKS[row.kind]}</text>'
     shortened = row.name != name_text(row)

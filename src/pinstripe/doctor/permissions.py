@@ -36,7 +36,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProbePlan:
     """The requests to send: each path once."""
 
     singletons: tuple[tuple[str, str], ...]
@@ -50,7 +50,7 @@ class Plan:
         return len(self.singletons) + len(self.lists) + len(self.under_parents)
 
 
-def plan_for(tables: Collection[str]) -> Plan:
+def plan_for(tables: Collection[str]) -> ProbePlan:
     """The lists that `tables` are filled from, and those that show their parents."""
     paths: dict[str, ListEndpoint] = {}
     for endpoint in list_endpoints():
@@ -67,7 +67,7 @@ def plan_for(tables: Collection[str]) -> Plan:
         if not endpoint.parent and parents & set(endpoint.objects)
     }
     chosen = {**wanted, **showing}
-    return Plan(
+    return ProbePlan(
         singletons=tuple(
             (table_name(name), path)
             for name, path in singleton_paths().items()
@@ -78,7 +78,7 @@ def plan_for(tables: Collection[str]) -> Plan:
     )
 
 
-async def try_resources(asker: Prober, plan: Plan, account: Tried) -> list[Tried]:
+async def try_resources(asker: Prober, plan: ProbePlan, account: Tried) -> list[Tried]:
     """Request everything in `plan`; `account` was requested before."""
     async with asyncio.TaskGroup() as group:
         alone = [group.create_task(_single(asker, *each)) for each in plan.singletons]

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-State = Literal["ok", "note", "warning", "problem"]
+FindingState = Literal["ok", "note", "warning", "problem"]
 ResourceState = Literal[
     "readable",
     "not_permitted",  # 403: the key lacks a permission
@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True):
     """The result of one check. `exit_code` is that of `pinstripe check` if it is a problem."""
 
     about: str
-    state: State
+    state: FindingState
     message: str
     remedy: str = ""
     exit_code: int = 0

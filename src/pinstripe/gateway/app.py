@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pinstripe.gateway.api import catalog, events, health, status, streams, syncs
-from pinstripe.gateway.api.endpoint import Call, Endpoint, Method
+from pinstripe.gateway.api.endpoint import Call, Endpoint, HttpMethod
 from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.deps import Deps, Gateway
 from pinstripe.gateway.http.errors import JSON, HTTPError, failure
@@ -114,7 +114,7 @@ async def description(call: Call) -> Response:
     return Response(_description(), media_type=JSON)
 
 
-def _wait(method: Method) -> Endpoint:
+def _wait(method: HttpMethod) -> Endpoint:
     return Endpoint(
         method,
         "/wait/{kind}/{id}",

@@ -30,7 +30,7 @@ from pinstripe.mirror.quarantine import (
     HeldTable,
     Parted,
     Quarantine,
-    Refused,
+    RefusedRow,
     note_parted,
     owe_rows,
     probe,
@@ -388,7 +388,7 @@ class Mirror:
         batch.effects.append(note)
         return True
 
-    async def _owe(self, left_out: Sequence[Refused], connection: Connection) -> None:
+    async def _owe(self, left_out: Sequence[RefusedRow], connection: Connection) -> None:
         """Queue refetches of the rows left out, and note the tables whose lists have to be read again."""
         await owe_rows(connection, self.schema, left_out)
         entries = [(t, "", h.why, True) for t, h in self.quarantine.tables.items() if h.relist]

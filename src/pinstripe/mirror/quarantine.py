@@ -47,7 +47,7 @@ TOO_LARGE = Why(
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedRow:
     """A row that was left out of a commit, with its interval in the tail."""
 
     table: str
@@ -67,9 +67,9 @@ class Parted:
     """What a batch was written without. `tables`: those that refused every row."""
 
     conflicts: list[Conflict] = field(default_factory=list)
-    rows: list[Refused] = field(default_factory=list)
+    rows: list[RefusedRow] = field(default_factory=list)
     tables: dict[str, Why] = field(default_factory=dict)
-    left_out: list[Refused] = field(default_factory=list)
+    left_out: list[RefusedRow] = field(default_factory=list)
     """The rows of those tables."""
     owners: list[tuple[str, str]] = field(default_factory=list)
     """(table, key) of parents whose orphans could not be removed."""
@@ -80,13 +80,13 @@ def size_of(row: Row) -> int:
     return sum(len(value) for value in row if isinstance(value, str))
 
 
-def take_too_large(batch: Batch) -> list[Refused]:
+def take_too_large(batch: Batch) -> list[RefusedRow]:
     """Take the rows out of the batch that are too large for Postgres, and return them."""
-    found: list[Refused] = []
+    found: list[RefusedRow] = []
     for one_round in batch.rounds:
         for table, group in one_round.items():
             for key in [k for k, row in group.items() if size_of(row) > LARGEST_BYTES]:
-                found.append(Refused(table, key, group.pop(key), TOO_LARGE))
+                found.append(RefusedRow(table, key, group.pop(key), TOO_LARGE))
     return found
 
 
@@ -95,7 +95,7 @@ class HeldTable:
     """A table that refuses every row. `samples`: rows to retry; `owed`: keys of rows left out."""
 
     why: Why
-    samples: deque[Refused] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+    samples: deque[RefusedRow] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     owed: set[str] = field(default_factory=set)
     relist: bool = False
 
@@ -110,7 +110,7 @@ class Quarantine:
 
     def __init__(self) -> None:
         self.tables: dict[str, HeldTable] = {}
-        self.rows: dict[Place, Refused] = {}
+        self.rows: dict[Place, RefusedRow] = {}
         self.places: set[Place] = set()
         """All refused rows, kept in memory or not."""
         self.healed: set[Place] = set()
@@ -148,22 +148,22 @@ class Quarantine:
             return tables
         return {name: table for name, table in tables.items() if name not in self.tables}
 
-    def left_out_of(self, jobs: Iterable[Job]) -> list[Refused]:
+    def left_out_of(self, jobs: Iterable[Job]) -> list[RefusedRow]:
         """Return the rows of these jobs in refused tables that are not owed yet."""
         if not self.tables:
             return []
-        new: list[Refused] = []
+        new: list[RefusedRow] = []
         for job in jobs:
             for row_set, as_of in job.parts:
                 for table, key, row in _rows_of(row_set, self.tables):
                     row[-5], row[-4] = as_of.lo, as_of.hi
-                    refused = Refused(table, key, row, self.tables[table].why, as_of.cause)
+                    refused = RefusedRow(table, key, row, self.tables[table].why, as_of.cause)
                     # A refetch that this commit completes has to be queued again.
                     if self._leave_out(refused) or job.completed:
                         new.append(refused)
         return new
 
-    def _leave_out(self, row: Refused) -> bool:
+    def _leave_out(self, row: RefusedRow) -> bool:
         """Return whether the row is newly owed one by one."""
         held = self.tables[row.table]
         if row.can_be_held:
@@ -184,7 +184,7 @@ class Quarantine:
             for table, group in one_round.items():
                 self.healed |= {(table, key) for key in group if (table, key) in self.places}
 
-    def to_probe(self) -> list[Refused]:
+    def to_probe(self) -> list[RefusedRow]:
         """Return rows to retry now; the next call returns others, if there are many."""
         chosen = list(self.rows)[:_PROBED]
         for place in chosen:  # To the end of the line.
@@ -211,7 +211,7 @@ class Quarantine:
         )
 
 
-def probe(rows: Iterable[Refused], api_version: str, tables: Mapping[str, Table]) -> Batch:
+def probe(rows: Iterable[RefusedRow], api_version: str, tables: Mapping[str, Table]) -> Batch:
     """Return a batch that retries refused rows."""
     batch = Batch(api_version, tables)
     for row in rows:
@@ -233,7 +233,7 @@ async def note_parted(connection: Connection, schema: str, parted: Parted) -> No
         )
 
 
-async def owe_rows(connection: Connection, schema: str, rows: Iterable[Refused]) -> None:
+async def owe_rows(connection: Connection, schema: str, rows: Iterable[RefusedRow]) -> None:
     """Queue a refetch for each of these rows, due once Postgres accepts it."""
     entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else _UNHELD_S) for r in rows]
     await owe_fetches(connection, schema, entries)

@@ -24,7 +24,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.mirror.batch import Batch, Conflict, refetch_for
 from pinstripe.mirror.change_feed import Causes, Recorder, delete_rows
 from pinstripe.mirror.orphans import find_orphans, gone, tombstones
-from pinstripe.mirror.quarantine import Parted, Refused, note_parted
+from pinstripe.mirror.quarantine import Parted, RefusedRow, note_parted
 from pinstripe.mirror.upsert import (
     STAGE_EXTRA,
     complete,
@@ -81,14 +81,14 @@ class _Tally:
     """The results of one table so far."""
 
     conflicts: list[Conflict] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
     written: int = 0
 
     def refuse(self, of: _Round, group: Mapping[str, Row], error: PinstripeError) -> None:
         """Note the one row of the group as refused. Raises _TableRefused after `_HOPELESS` of them."""
         for key, row in group.items():
             cause = of.causes.get((of.table, key))
-            self.refused.append(Refused(of.table, key, row, why(error), cause))
+            self.refused.append(RefusedRow(of.table, key, row, why(error), cause))
         if not self.written and len(self.refused) >= _HOPELESS:
             raise _TableRefused(error)
 
@@ -346,7 +346,7 @@ class Writer:
             reason = why(refused.error)
             parted.tables[name] = reason
             parted.left_out += [
-                Refused(name, key, row, reason, causes.get((name, key)))
+                RefusedRow(name, key, row, reason, causes.get((name, key)))
                 for one_round, causes in zip(batch.rounds, batch.causes, strict=True)
                 for key, row in one_round.get(name, {}).items()
             ]

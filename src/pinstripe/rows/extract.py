@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pinstripe.catalog.embedded import Place, places_in
+from pinstripe.catalog.embedded import EmbeddedPlace, places_in
 from pinstripe.catalog.model import ObjectType, object_types
 from pinstripe.catalog.prefixes import source_type
 from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
@@ -35,7 +35,7 @@ RowKey = tuple[str, str]
 # Objects whose content is a copy of another object at another time. Not looked into.
 _OPAQUE = frozenset({"event", "v2.core.event"})
 
-_NOWHERE = Place()
+_NOWHERE = EmbeddedPlace()
 """For a place that is not known to hold the present state of an object."""
 
 _encode = msgspec.json.Encoder().encode
@@ -200,7 +200,9 @@ class Extractor:
             row[layout.width] = _encode({key: kept[key] for key in extra}).decode()
         return row
 
-    def _nested(self, value: Value, table: str, key: str, place: Place, found: RowSet) -> None:
+    def _nested(
+        self, value: Value, table: str, key: str, place: EmbeddedPlace, found: RowSet
+    ) -> None:
         """Finds objects at any depth of `value`, which stands at `place` of the row `key` of `table`."""
         if type(value) is list:
             for item in value:

@@ -54,7 +54,7 @@ _FILES = 16_384
 _UNFIT_S = 3.0
 """How long the start may take to check a Postgres of the user's, which may be unreachable."""
 
-Heard = Callable[[str, WorkerReport], None]
+OnReport = Callable[[str, WorkerReport], None]
 """Gets what the process of a sync reports, with the sync's id."""
 
 
@@ -81,7 +81,7 @@ class Serving:
 
 @asynccontextmanager
 async def open_serving(
-    config: Config, manner: ServeOptions, heard: Heard, tell: Callable[[str], None]
+    config: Config, manner: ServeOptions, heard: OnReport, tell: Callable[[str], None]
 ) -> AsyncIterator[Serving]:
     """The service for the block. A part of it that dies takes the block down."""
     if config.api_key is not None:

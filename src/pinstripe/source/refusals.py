@@ -8,7 +8,7 @@ from pinstripe.client.expands import RefusedExpand
 from pinstripe.source.source import Source
 from pinstripe.store.refusals import (
     LIST,
-    Refusal,
+    RememberedRefusal,
     drop_due_refusals,
     load_refusals,
     note_refusal,
@@ -26,7 +26,7 @@ async def remember_refusals(source: Source, *, leads: bool) -> None:
 
     async def note(refused: RefusedExpand) -> None:
         _log.warning("expand.refused", endpoint=refused.endpoint, property=refused.value)
-        found = Refusal(refused.endpoint, refused.value, refused.reason, refused.remedy)
+        found = RememberedRefusal(refused.endpoint, refused.value, refused.reason, refused.remedy)
         async with source.transaction() as connection:
             await note_refusal(connection, schema, found)
 
@@ -47,5 +47,5 @@ async def note_by_parent(source: Source, endpoint: str, reason: str, remedy: str
     _log.warning("list.by_parent", endpoint=endpoint, reason=reason)
     async with source.transaction() as connection:
         await note_refusal(
-            connection, source.mirror.schema, Refusal(endpoint, LIST, reason, remedy)
+            connection, source.mirror.schema, RememberedRefusal(endpoint, LIST, reason, remedy)
         )

@@ -41,7 +41,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ChangeFilter:
     """Which changes: of one table, of one row, or all ("")."""
 
     table: str = ""
@@ -111,7 +111,7 @@ async def trim(connection: Connection, schema: str, keep: timedelta) -> int:
 
 
 async def changes_after(
-    connection: Connection, schema: str, position: int, *, wanted: Wanted, limit: int
+    connection: Connection, schema: str, position: int, *, wanted: ChangeFilter, limit: int
 ) -> list[Change]:
     """Return changes after `position`, oldest first."""
     return await _page(
@@ -120,7 +120,7 @@ async def changes_after(
 
 
 async def changes_before(
-    connection: Connection, schema: str, position: int, *, wanted: Wanted, limit: int
+    connection: Connection, schema: str, position: int, *, wanted: ChangeFilter, limit: int
 ) -> list[Change]:
     """Return changes before `position`, newest first."""
     ordered = f"< $4 ORDER BY position DESC LIMIT {limit}"
@@ -147,7 +147,7 @@ async def newest_position(connection: Connection, schema: str) -> int:
 
 
 async def _page(
-    connection: Connection, schema: str, position: int, wanted: Wanted, rest: str
+    connection: Connection, schema: str, position: int, wanted: ChangeFilter, rest: str
 ) -> list[Change]:
     return await _fetch(
         connection,

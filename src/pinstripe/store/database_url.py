@@ -200,7 +200,7 @@ class UrlParts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class DatabaseTarget:
     """Where to connect to and how, for `asyncpg.connect`."""
 
     hosts: list[str] | None
@@ -271,7 +271,7 @@ def url_with_login(url: str, user: str, password: str | None) -> str:
     return f"postgresql://{login}{'@' if login else ''}{parts.hosts}/{parts.path}{query}"
 
 
-def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Target:
+def read_url(url: str, environ: Mapping[str, str] = os.environ) -> DatabaseTarget:
     """What `url` asks for. Raises Misconfigured, which names the parameter and never a value."""
     values = _of_url(url)
     service = values.pop("service", None) or _variable(environ, "PGSERVICE")
@@ -284,7 +284,7 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Target:
         _check(name, value)
     hosts, ports, names = _addresses(values)
     sockets = bool(hosts) and all(host.startswith("/") for host in hosts)
-    return Target(
+    return DatabaseTarget(
         hosts=hosts or None,
         ports=ports,
         user=_text(values, "user"),

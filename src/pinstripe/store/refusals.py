@@ -21,7 +21,7 @@ LIST = "list"
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RememberedRefusal:
     """`endpoint` is "GET /v1/…" as Stripe names the operation, `what` is `LIST` or a property."""
 
     endpoint: str
@@ -32,7 +32,7 @@ class Refusal:
 
 async def load_refusals(
     connection: Connection, schema: str, *, is_due: bool = False
-) -> Sequence[Refusal]:
+) -> Sequence[RememberedRefusal]:
     """Return the refusals that hold; with `is_due` also those that are due for another request."""
     with translated():
         rows = await connection.fetch(
@@ -41,10 +41,10 @@ async def load_refusals(
             schema,
             is_due,
         )
-    return [Refusal(*row) for row in rows]
+    return [RememberedRefusal(*row) for row in rows]
 
 
-async def note_refusal(connection: Connection, schema: str, refused: Refusal) -> None:
+async def note_refusal(connection: Connection, schema: str, refused: RememberedRefusal) -> None:
     """Note a refusal, for `AGAIN` from now on."""
     with translated():
         await connection.execute(

@@ -16,7 +16,7 @@ import struct
 import asyncpg
 
 from pinstripe.errors import Misconfigured
-from pinstripe.store.database_url import Target, read_url
+from pinstripe.store.database_url import DatabaseTarget, read_url
 from pinstripe.store.sqlstates import POOLER_HINT
 
 CONNECT_S = 15.0
@@ -99,7 +99,7 @@ async def open_session(
 
 
 async def _connect(
-    target: Target,
+    target: DatabaseTarget,
     application_name: str,
     *,
     statement_cache_size: int = 100,
@@ -159,7 +159,7 @@ async def check_sessions(url: str) -> None:
         await _close(connection)
 
 
-async def _check_pooler(connection: asyncpg.Connection, target: Target) -> None:
+async def _check_pooler(connection: asyncpg.Connection, target: DatabaseTarget) -> None:
     """Whether each transaction gets whichever server is free. Sets nothing.
 
     Another client takes a server for a transaction: it is ours, or we get another than before. pgbouncer
@@ -204,7 +204,7 @@ async def _server(connection: asyncpg.Connection) -> int:
     return 0
 
 
-def _set_socket(connection: asyncpg.Connection, target: Target) -> None:
+def _set_socket(connection: asyncpg.Connection, target: DatabaseTarget) -> None:
     """Keepalives, as the URL wants them; the peer of a socket once more, now that it is the one in use."""
     transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]
     sock = transport.get_extra_info("socket")
@@ -217,7 +217,7 @@ def _set_socket(connection: asyncpg.Connection, target: Target) -> None:
         _check_peer(sock, target.requirepeer)
 
 
-def _check_peer_of(target: Target) -> None:
+def _check_peer_of(target: DatabaseTarget) -> None:
     """Before anything is said: whose process listens at each socket that can be reached."""
     for host, port in zip(target.hosts or [], target.ports or [], strict=True):
         if host.startswith("/"):

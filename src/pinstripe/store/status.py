@@ -30,7 +30,7 @@ from pinstripe.store.cursors import (
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.read_quota import ReadUse, load_read_use
-from pinstripe.store.refusals import Refusal, load_refusals
+from pinstripe.store.refusals import RememberedRefusal, load_refusals
 from pinstripe.store.syncs import Sync, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate
 
@@ -121,7 +121,7 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str
     to_ask: int
     """Requests to Stripe that events have made necessary and that are still pending."""
-    refusals: Sequence[Refusal]
+    refusals: Sequence[RememberedRefusal]
     """What Stripe refuses besides whole tables: properties, and lists that are read by parent instead."""
     owed: list[FailedRequests]
     quarantine: list[QuarantinedRows]

@@ -26,8 +26,8 @@ TLS_PARAMETERS = frozenset(
     )
 )
 
-Mode = Literal["disable", "allow", "prefer", "no-verify", "require", "verify-ca", "verify-full"]
-_MODES: tuple[Mode, ...] = (
+SslMode = Literal["disable", "allow", "prefer", "no-verify", "require", "verify-ca", "verify-full"]
+_MODES: tuple[SslMode, ...] = (
     "disable",
     "allow",
     "prefer",
@@ -123,7 +123,7 @@ def _wrong(name: str, remedy: str) -> Misconfigured:
     return Misconfigured(f"Of the database URL, {name} cannot be met.", hint=remedy)
 
 
-def _mode(values: Mapping[str, str]) -> Mode:
+def _mode(values: Mapping[str, str]) -> SslMode:
     """`sslmode`, or what other programs write for it: libpq's own old words, and node-postgres's `ssl`."""
     text = values.get("sslmode", "")
     also = values.get("ssl", "").lower()
@@ -141,7 +141,7 @@ def _mode(values: Mapping[str, str]) -> Mode:
     )
 
 
-def _negotiates_directly(values: Mapping[str, str], mode: Mode) -> bool:
+def _negotiates_directly(values: Mapping[str, str], mode: SslMode) -> bool:
     text = values.get("sslnegotiation", "postgres") or "postgres"
     if text not in ("postgres", "direct"):
         raise _wrong("sslnegotiation", "It is postgres or direct.")
@@ -152,7 +152,7 @@ def _negotiates_directly(values: Mapping[str, str], mode: Mode) -> bool:
     return text == "direct"
 
 
-def _dsn(values: Mapping[str, str], mode: Mode) -> str:
+def _dsn(values: Mapping[str, str], mode: SslMode) -> str:
     """The driver itself falls back to a session without TLS; it takes files from a URL only."""
     names = (
         "sslcert",
@@ -166,7 +166,7 @@ def _dsn(values: Mapping[str, str], mode: Mode) -> str:
 
 
 def _context(
-    values: Mapping[str, str], mode: Mode, roots: str, names: Mapping[str, str]
+    values: Mapping[str, str], mode: SslMode, roots: str, names: Mapping[str, str]
 ) -> ssl.SSLContext:
     context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.names = names
@@ -191,7 +191,7 @@ def _context(
     return context
 
 
-def _trust(context: ssl.SSLContext, values: Mapping[str, str], mode: Mode, roots: str) -> None:
+def _trust(context: ssl.SSLContext, values: Mapping[str, str], mode: SslMode, roots: str) -> None:
     """The roots. As in libpq, `require` verifies too where there is a file of them."""
     if roots == _SYSTEM:
         context.load_default_certs()

@@ -11,9 +11,9 @@ import shlex
 import pytest
 
 from pinstripe.console import connect
-from pinstripe.console.connect import PASSWORD, Login, database_at, gateway_at
+from pinstripe.console.connect import PASSWORD, DatabaseLogin, database_at, gateway_at
 
-LOGIN = Login("reader", "a'b c$d")
+LOGIN = DatabaseLogin("reader", "a'b c$d")
 
 
 def texts(pieces: object) -> dict[str, str]:
@@ -36,12 +36,12 @@ def test_a_password_with_quotes_stays_one_word_of_the_shell() -> None:
 
 def test_prisma_gets_the_schema_and_a_host_even_for_a_socket() -> None:
     socket = database_at("postgresql://me@/b?host=/run/my pg&port=5433")
-    found = texts(connect.of_database(socket, Login("r", "p"), "shop", "customer"))
+    found = texts(connect.of_database(socket, DatabaseLogin("r", "p"), "shop", "customer"))
     assert found["prisma"] == (
         'DATABASE_URL="postgresql://r:p@localhost:5433/b?host=/run/my%20pg&schema=shop"'
     )
     network = database_at("postgresql://me@[::1]/b?sslmode=require")
-    found = texts(connect.of_database(network, Login("r", "p"), "shop", "customer"))
+    found = texts(connect.of_database(network, DatabaseLogin("r", "p"), "shop", "customer"))
     assert found["prisma"] == (
         'DATABASE_URL="postgresql://r:p@[::1]:5432/b?schema=shop&sslmode=require"'
     )
@@ -62,7 +62,7 @@ def test_the_webhook_command_names_a_stored_sync_only() -> None:
     assert "--sync" not in default.text
 
 
-CREDENTIALS = Login("reader", "p w")
+CREDENTIALS = DatabaseLogin("reader", "p w")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_services_own_login_is_neither_shown_nor_passed_on() -> None:
 
 
 def test_a_password_that_is_not_known_says_so() -> None:
-    assert not Login("reader", PASSWORD).known
+    assert not DatabaseLogin("reader", PASSWORD).known
     assert CREDENTIALS.known
 
 

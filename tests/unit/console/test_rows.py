@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pinstripe.catalog.tables import tables
 from pinstripe.console.rows import Reference, cell
-from pinstripe.console.rows_query import Filter, Wanted, page_query
+from pinstripe.console.rows_query import Filter, RowsRequest, page_query
 from pinstripe.console.tables import Shape, ShownColumn
 
 
@@ -44,7 +44,7 @@ def test_long_text_is_cut_in_a_list_and_whole_on_its_own_page() -> None:
 
 
 def test_a_page_begins_behind_the_last_row_and_holds_values_as_parameters() -> None:
-    wanted = Wanted(
+    wanted = RowsRequest(
         columns=("id", "amount"),
         filters=(Filter("status", "eq", "'; DROP TABLE x; --"),),
         sort="created",

@@ -9,7 +9,7 @@ import pytest
 
 from pinstripe.catalog.domains import DOMAINS
 from pinstripe.catalog.tables import tables
-from pinstripe.diagram.graph import Box, Diagram, Row, around, of_domain, overview
+from pinstripe.diagram.graph import Box, Diagram, DiagramRow, around, of_domain, overview
 from pinstripe.diagram.layout import draw
 from pinstripe.diagram.svg import Links, stylesheet, to_svg
 
@@ -72,7 +72,7 @@ def test_every_column_name_is_text_that_can_be_searched() -> None:
 
 def test_hostile_names_are_only_text() -> None:
     evil = '"><script>alert(1)</script>&'
-    row = Row(evil, "text", "key")
+    row = DiagramRow(evil, "text", "key")
     box = Box("customer", evil, "table", "core", evil, (row,))
     text = to_svg(draw(Diagram(evil, evil, (box,), ())), LINKS)
     assert "<script" not in text

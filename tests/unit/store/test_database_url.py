@@ -10,7 +10,7 @@ import pytest
 
 from pinstripe.config.config import database_url
 from pinstripe.errors import Misconfigured
-from pinstripe.store.database_url import Target, read_url, split_url, url_with_login
+from pinstripe.store.database_url import DatabaseTarget, read_url, split_url, url_with_login
 from pinstripe.store.pool import place_of
 
 BASE = "postgresql://me:secret@db.example.com:6432/billing"
@@ -71,7 +71,7 @@ LIBPQ = [
 ]
 
 
-def read(query: str = "", **environ: str) -> Target:
+def read(query: str = "", **environ: str) -> DatabaseTarget:
     return read_url(f"{BASE}?{query}", environ)
 
 

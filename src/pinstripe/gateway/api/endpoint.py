@@ -21,7 +21,7 @@ from starlette.responses import Response
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.errors import JSON, HTTPError
 
-Method = Literal["GET", "POST", "PATCH", "DELETE"]
+HttpMethod = Literal["GET", "POST", "PATCH", "DELETE"]
 Policy = Literal["admin", "wait", "signature", "anyone"]
 """Who may call: an admin; who may wait for that sync; who signs with the webhook's secret; anyone."""
 
@@ -44,7 +44,7 @@ class Call:
 class Endpoint:
     """`stream` is the type of the entries of an answer that goes on (server-sent events)."""
 
-    method: Method
+    method: HttpMethod
     path: str
     answer: Callable[..., Awaitable[object]]
     policy: Policy = "admin"

@@ -15,7 +15,7 @@ from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import StoredSync
-from pinstripe.store.changes import Change, Wanted, changes_after, changes_before
+from pinstripe.store.changes import Change, ChangeFilter, changes_after, changes_before
 from pinstripe.store.events import (
     EventDetail,
     EventFilter,
@@ -127,7 +127,7 @@ async def changes(call: Call, query: ChangesQuery) -> ChangePage:
     sync = await find_sync(call)
     if query.after is not None and query.before is not None:
         raise HTTPError(400, "bad_request", "Give either after or before, not both.")
-    wanted = Wanted(query.table, query.id)
+    wanted = ChangeFilter(query.table, query.id)
     async with call.gateway.reads.connection() as connection:
         if query.after is not None:
             found = await changes_after(

@@ -22,7 +22,7 @@ from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import SyncStatus
-from pinstripe.store.changes import Wanted
+from pinstripe.store.changes import ChangeFilter
 
 MEDIA = "text/event-stream"
 MOST_STREAMS = 500
@@ -83,7 +83,7 @@ async def change_stream(call: Call, query: StreamQuery) -> Response:
         raise HTTPError(
             400, "bad_request", f"There is no position {after} yet: the last one is {newest}."
         )
-    wanted = Wanted(query.table, query.id)
+    wanted = ChangeFilter(query.table, query.id)
     return _stream(
         call.gateway,
         _changes(call.gateway, sync.schema, newest if after is None else after, wanted),
@@ -135,7 +135,7 @@ async def _board(gateway: Gateway, sync_id: str | None) -> AsyncIterator[bytes]:
 
 
 async def _changes(
-    gateway: Gateway, schema: str, after: int, wanted: Wanted
+    gateway: Gateway, schema: str, after: int, wanted: ChangeFilter
 ) -> AsyncIterator[bytes]:
     yield _AGAIN + b"event: position\nid: %d\ndata: %d\n\n" % (after, after)
     async with aclosing(gateway.feed.follow(schema, after=after, wanted=wanted)) as entries:

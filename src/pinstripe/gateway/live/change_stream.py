@@ -21,7 +21,7 @@ import structlog
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
-from pinstripe.store.changes import CHANNEL, Change, Wanted, changes_after, newest_position
+from pinstripe.store.changes import CHANNEL, Change, ChangeFilter, changes_after, newest_position
 from pinstripe.store.listener import Listener
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -99,7 +99,7 @@ class ChangeStream:
                 listening.cancel()
 
     async def follow(
-        self, schema: str, *, after: int | None, wanted: Wanted
+        self, schema: str, *, after: int | None, wanted: ChangeFilter
     ) -> AsyncGenerator[Entry | None]:
         """Yield every wanted change after `after`, or from now on; None now and then if there is none.
 
@@ -146,7 +146,7 @@ class ChangeStream:
         async with self._reads.connection() as connection:
             return await newest_position(connection, schema)
 
-    async def _page(self, schema: str, position: int, wanted: Wanted) -> list[Entry]:
+    async def _page(self, schema: str, position: int, wanted: ChangeFilter) -> list[Entry]:
         async with self._reads.connection() as connection:
             found = await changes_after(connection, schema, position, wanted=wanted, limit=_PAGE)
         return [Entry(change, msgspec.json.encode(change)) for change in found]
@@ -176,7 +176,7 @@ class ChangeStream:
         while True:
             tail.wake.clear()
             try:
-                while entries := await self._page(schema, tail.end, Wanted()):
+                while entries := await self._page(schema, tail.end, ChangeFilter()):
                     tail.add(entries)
             except PinstripeError as error:
                 _log.info("feed.trouble", error=error.message)

@@ -54,7 +54,7 @@ from pinstripe.gateway.proxy.objects import (
     unpack,
 )
 from pinstripe.gateway.proxy.request import MIRRORED, Target
-from pinstripe.gateway.proxy.response_cache import ExpectedVersions, ResponseCache
+from pinstripe.gateway.proxy.response_cache import PatientVersions, ResponseCache
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
@@ -125,7 +125,7 @@ class ResponseMirror:
         accounts: AccountResolver,
         upstream: Upstream,
         *,
-        versions: ExpectedVersions,
+        versions: PatientVersions,
         patience_s: float,
     ) -> None:
         self.later = DeferredFetches(syncs, self._fetch_later)

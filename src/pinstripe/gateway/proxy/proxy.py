@@ -55,7 +55,7 @@ from pinstripe.gateway.proxy.response import (
     send_response,
     stream_response,
 )
-from pinstripe.gateway.proxy.response_cache import ExpectedVersions
+from pinstripe.gateway.proxy.response_cache import PatientVersions
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 
@@ -64,7 +64,7 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 BODY_BYTES = 32 * 2**20
 PATIENCE_S = 2.0
 
-Heard = Callable[[str, int, MirrorResult, float], None]
+OnExchange = Callable[[str, int, MirrorResult, float], None]
 """(method, status, outcome, seconds in all) of a request that was answered: for metrics."""
 
 
@@ -79,10 +79,10 @@ class Proxy:
         accounts: AccountResolver,
         mirroring: ResponseMirror,
         after_write: AfterWrite,
-        versions: ExpectedVersions,
+        versions: PatientVersions,
         body_limit: int = BODY_BYTES,
         own_tokens: Sequence[bytes] = (),
-        heard: Heard | None = None,
+        heard: OnExchange | None = None,
     ) -> None:
         self.callers = accounts
         self.answers = mirroring
@@ -228,7 +228,7 @@ async def open_proxy(
     body_limit: int = BODY_BYTES,
     own_tokens: Sequence[str | None] = (),
     http_proxy: str | None = None,
-    heard: Heard | None = None,
+    heard: OnExchange | None = None,
 ) -> AsyncIterator[Proxy]:
     """The proxy, open for the block. `hosts`: see `hosts_at`; `body_limit` in bytes.
 
@@ -237,7 +237,7 @@ async def open_proxy(
     """
     async with Upstream(proxy=http_proxy) as upstream:
         accounts = AccountResolver(syncs, upstream, hosts[API])
-        versions = ExpectedVersions()
+        versions = PatientVersions()
         mirroring = ResponseMirror(
             syncs, accounts, upstream, versions=versions, patience_s=patience_s
         )

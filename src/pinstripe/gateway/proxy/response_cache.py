@@ -43,7 +43,7 @@ _PAUSE_S = 1.0
 """How long no version is read after a read took longer than the patience."""
 
 
-class ExpectedVersions:
+class PatientVersions:
     """Reads row versions if Postgres answers fast. A request goes without them otherwise."""
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
@@ -74,7 +74,7 @@ class ResponseCache:
     """The versions of the rows of recent responses, by a digest of request and response."""
 
     def __init__(
-        self, versions: ExpectedVersions, *, clock: Callable[[], float] = monotonic
+        self, versions: PatientVersions, *, clock: Callable[[], float] = monotonic
     ) -> None:
         self._versions = versions
         self._clock = clock

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pinstripe.encryption import OWN_DIRECTORY
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable, Unwritable
-from pinstripe.store.embedded.data_dir import NOBODY, Account, Home, give
+from pinstripe.store.embedded.data_dir import NOBODY, Home, OsAccount, give
 from pinstripe.store.embedded.process import Binaries, is_server_process
 
 _HERE = "/proc/self/cwd"
@@ -50,7 +50,7 @@ def major_of(cluster: Path) -> int | None:
         ) from error
 
 
-def address(directory: Path, account: Account | None, *, major: int) -> str:
+def address(directory: Path, account: OsAccount | None, *, major: int) -> str:
     """What the server, started in `directory`, calls it.
 
     A directory above it may be closed to the server's user (/root is 0700, and a checkout under it
@@ -74,7 +74,7 @@ def address(directory: Path, account: Account | None, *, major: int) -> str:
     return _HERE
 
 
-def _is_reachable(directory: Path, account: Account) -> bool:
+def _is_reachable(directory: Path, account: OsAccount) -> bool:
     """Whether that user may pass all that is above it."""
     tried = subprocess.run(  # noqa: S603 (our own argv)
         ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(directory)],
@@ -88,7 +88,7 @@ def _is_reachable(directory: Path, account: Account) -> bool:
     return tried.returncode == 0
 
 
-def new_directory(home: Home, account: Account | None) -> Path:
+def new_directory(home: Home, account: OsAccount | None) -> Path:
     """An empty directory for `initdb`, where there is room for what it writes.
 
     On a full disk `initdb` could not even log why it failed.
@@ -136,7 +136,7 @@ class Listen:
 
 
 def configure(
-    home: Home, account: Account | None, *, major: int, listen: Listen, fsync: bool
+    home: Home, account: OsAccount | None, *, major: int, listen: Listen, fsync: bool
 ) -> None:
     """Write the configuration files into the cluster."""
     server_socket_dir = str(listen.socket_dir)
@@ -171,7 +171,7 @@ def configure(
         Path(new).replace(home.cluster / name)
 
 
-def _user_names(account: Account | None) -> list[str]:
+def _user_names(account: OsAccount | None) -> list[str]:
     """The machine's users who may connect through the socket: we, who made the cluster, and root.
 
     Root may become any of them anyway, and may want to look (`sudo pinstripe status`). Not `nobody`,

@@ -35,7 +35,7 @@ _SOCKET_DIR_BYTES = 85
 
 
 @dataclass(frozen=True)
-class Account:
+class OsAccount:
     """The user that the server runs as, where that is not us."""
 
     uid: int
@@ -97,7 +97,7 @@ class Home:
         except OSError as error:
             raise io_error(error, self.data_dir) from error
 
-    def account(self) -> Account | None:
+    def account(self) -> OsAccount | None:
         """The user to run the server as; None: as ourselves.
 
         A cluster that a normal user made keeps its owner when root starts it, so that the user can
@@ -113,10 +113,10 @@ class Home:
         if self.cluster.exists():
             owner = self.cluster.stat()
             if owner.st_uid != 0:
-                return Account(owner.st_uid, owner.st_gid)
-        return Account(NOBODY, NOBODY)
+                return OsAccount(owner.st_uid, owner.st_gid)
+        return OsAccount(NOBODY, NOBODY)
 
-    def socket_dir(self, account: Account | None) -> Path:
+    def socket_dir(self, account: OsAccount | None) -> Path:
         """A directory of mode 0700, short enough for a socket, that the server's user owns."""
         path = self.data_dir / "run"
         # A comma separates hosts in a Postgres URL, and no quoting helps.
@@ -204,7 +204,7 @@ class Home:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
-def give(path: Path, account: Account | None) -> None:
+def give(path: Path, account: OsAccount | None) -> None:
     """Makes `path`, which must be ours, the server's."""
     if account is None:
         return

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import Misconfigured
-from pinstripe.store.embedded.data_dir import Account
+from pinstripe.store.embedded.data_dir import OsAccount
 
 _LAUNCH = """
 exec 3>&1 1>/dev/null 4<&0 0</dev/null
@@ -60,7 +60,7 @@ class Process:
         self,
         argv: list[str],
         *,
-        account: Account | None,
+        account: OsAccount | None,
         cwd: Path,
         lock: int,
         log: int,
@@ -232,7 +232,7 @@ def _inspect(bin_dir: Path) -> Binaries | None:
     return Binaries(bin_dir, match[1]) if match else None
 
 
-def _version_line(bin_dir: Path, account: Account | None) -> str | None:
+def _version_line(bin_dir: Path, account: OsAccount | None) -> str | None:
     """What `postgres --version` prints when `account` runs it; None if it cannot."""
     try:
         answer = subprocess.run(  # noqa: S603 (our own argv)
@@ -251,7 +251,7 @@ def _version_line(bin_dir: Path, account: Account | None) -> str | None:
 
 
 def within_reach(
-    binaries: Binaries, account: Account | None, *, caches: tuple[Path, ...] = _CACHES
+    binaries: Binaries, account: OsAccount | None, *, caches: tuple[Path, ...] = _CACHES
 ) -> Binaries:
     """`binaries`, or a copy of them, so that `account` can run them."""
     if account is None or _version_line(binaries.bin_dir, account) is not None:

@@ -28,7 +28,7 @@ import structlog
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable, Unwritable
 from pinstripe.store.embedded import cluster
-from pinstripe.store.embedded.data_dir import Account, Home, ServerState, io_error
+from pinstripe.store.embedded.data_dir import Home, OsAccount, ServerState, io_error
 from pinstripe.store.embedded.process import (
     Binaries,
     Process,
@@ -212,7 +212,7 @@ class OwnServer:
         self._tcp_port = tcp_port
         self._fsync = fsync
         self._restart_pause_s = restart_pause_s
-        self._account: Account | None = None
+        self._account: OsAccount | None = None
         self._process: Process | None = None
         self._socket_dir: Path | None = None
         self.supervisor: asyncio.Task[None] | None = None

@@ -9,7 +9,6 @@ events since the last one, and lists again only what has no events.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import structlog
 from pinstripe.catalog.endpoints import by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
+from pinstripe.errors import MissingParent, NotEnabled, NotPermitted, PinstripeError
 from pinstripe.source.refusals import note_by_parent
 from pinstripe.source.source import Source, checkpoints
 from pinstripe.store.cursors import FOLLOWED, LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
@@ -35,8 +34,6 @@ from pinstripe.sync.refetch.worker import RefetchWorker
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _INDEXED_AT_ONCE = 3
-_WANTS_PARENT = re.compile(r"\(400\).*\bcustomer\b", re.DOTALL)
-"""Stripe refuses a list for want of a `customer` ("Missing required param: customer.")."""
 
 
 @dataclass(slots=True)
@@ -152,7 +149,7 @@ class Backfill:
             other = None if work.endpoint.parent else by_parent(work.endpoint)
             if other is None or table_name(other.parent) not in self._source.wanted:
                 continue
-            if not _WANTS_PARENT.search(work.reason):
+            if work.code != MissingParent.slug:
                 continue
             await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
             self.works.remove(work)

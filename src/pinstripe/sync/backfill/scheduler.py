@@ -39,6 +39,7 @@ class ListReader(Protocol):
     """The table of what it lists."""
     state: State
     reason: str
+    code: str
     remedy: str
     rows: int
     in_flight: int
