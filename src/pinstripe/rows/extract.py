@@ -222,7 +222,8 @@ class Extractor:
             found.elsewhere.add((known, str(key_of(str(name), value))))
         else:
             for step, item in value.items():
-                if type(item) in (dict, list):
+                # Metadata is the user's, whatever it looks like.
+                if type(item) in (dict, list) and step != "metadata":
                     self._nested(item, table, key, place.inside.get(step, _NOWHERE), found)
 
     def _list(self, value: Value, table: str, key: str, found: RowSet) -> None:

@@ -342,3 +342,17 @@ def test_what_another_object_holds_is_no_proof_that_it_was_not_deleted() -> None
     assert "deleted" in shape(
         extract({**item, "plan": {**plan, "deleted": True}}), "plan", "plan_1"
     )
+
+
+def test_metadata_that_looks_like_an_object_is_none() -> None:
+    found = RowSet()
+    metadata = {"id": "not_an_id", "object": "customer", "deleted": "true"}
+    session = {
+        "id": "cs_1",
+        "object": "checkout.session",
+        "metadata": metadata,
+        "invoice_creation": {"enabled": True, "invoice_data": {"metadata": metadata}},
+    }
+    Extractor().object(session, found)
+    assert set(found.rows) == {"checkout_session"}
+    assert found.elsewhere == set()

@@ -78,7 +78,7 @@ async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Ref
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
-    todo_of = {refetch.id: refetch for refetch in refetches}
+    refetch_of = {refetch.id: refetch for refetch in refetches}
     shown: set[str] = set()
     pages = 0
     request = list_of(source.stripe, endpoint, endpoint.path, window, priority=LIVE)
@@ -86,9 +86,9 @@ async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Ref
         pages += 1
         source.observe_clock(page.response)
         # Of the others events tell: what this page says of them may be older, and would be contested.
-        mine = {str(o["id"]): o for o in page.objects if o.get("id") in todo_of}
+        mine = {str(o["id"]): o for o in page.objects if o.get("id") in refetch_of}
         if mine:
-            await _put(source, batch, mine, page.response, todo_of)
+            await _put(source, batch, mine, page.response, refetch_of)
         shown |= mine.keys()
         if pages == batch.pages:
             break
@@ -100,19 +100,19 @@ async def _put(
     batch: BatchFetch,
     objects: Mapping[str, StripeObject],
     response: Response,
-    todo_of: Mapping[str, Refetch],
+    refetch_of: Mapping[str, Refetch],
 ) -> None:
     table = table_name(batch.endpoint.objects[0])
     parts: list[Part] = []
     for key, obj in objects.items():
-        found, cause = RowSet(), todo_of[key].cause
+        found, cause = RowSet(), refetch_of[key].cause
         source.mirror.extractor.object(obj, found)
         await source.follow_all(found, priority=LIVE, cause=cause)
         parts.append((found, as_of_response(response, cause)))
     await source.mirror.write(
         parts,
         expected={(table, key): batch.versions[key] for key in objects},
-        completed=[RefetchDone(todo_of[key], batch.at) for key in objects],
+        completed=[RefetchDone(refetch_of[key], batch.at) for key in objects],
     )
 
 
