@@ -191,7 +191,7 @@ async def test_the_demo_runs_without_any_setting_and_ends_clean_on_ctrl_c(tmp_pa
     async with started("run", env=env, cwd=str(tmp_path)) as process:
         async with asyncio.timeout(60):
             first = (await process.stdout.readline()).decode()
-            assert "This is the demo" in first
+            assert "Running the demo" in first
             while b"psql" not in (line := await process.stdout.readline()):
                 assert line, "the demo ended"
             while b"SELECT" not in (query := await process.stdout.readline()):

@@ -246,14 +246,14 @@ async def test_run_serves_too_and_takes_another_port_where_its_own_is_taken(
             async with asyncio.timeout(60):
                 while b"Proxy:" not in (line := await process.stdout.readline()):
                     assert line, "it ended"
-                url = line.decode().split("base URL of an SDK: ")[1].strip().rstrip(")")
+                url = line.decode().split("SDK base URL: ")[1].strip().rstrip(")")
                 async with aiohttp.ClientSession() as http, http.get(f"{url}/healthz") as answer:
                     assert answer.status == 200
             process.send_signal(signal.SIGINT)
             async with asyncio.timeout(20):
                 _, err = await process.communicate()
     assert process.returncode == 0, err.decode()
-    assert "is taken" in err.decode()
+    assert "is in use" in err.decode()
 
 
 def _words_of(pid: int) -> str:

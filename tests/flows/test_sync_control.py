@@ -18,7 +18,7 @@ from pinstripe.errors import Misconfigured, UnknownSync, WrongKey
 from pinstripe.gateway.syncs import NewSync, SyncChange, Syncs
 from pinstripe.serving.registry import Control, SyncRegistry
 from pinstripe.serving.vault import Vault
-from pinstripe.store.syncs import get_stored
+from pinstripe.store.syncs import get_stored, load_stored
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
 
@@ -173,10 +173,10 @@ async def test_what_earlier_versions_stored_is_bound_but_not_beside_a_strange_ad
     older = Fernet(secret_key).encrypt(SECRET.encode())
     await pg.execute("UPDATE pinstripe.stored_sync SET api_key = $1", older)
     await pg.execute("UPDATE pinstripe.stored_sync SET stripe_url = 'https://evil.example'")
-    assert await vault.bind() == 0
+    await vault.bind(pg, await load_stored(pg))
     with pytest.raises(Misconfigured, match="does not open"):
         vault.config_of(await get_stored(pg, "shop"))
     await pg.execute("UPDATE pinstripe.stored_sync SET stripe_url = $1", sim.url)
-    assert await vault.bind() == 1
+    (bound,) = await vault.bind(pg, await load_stored(pg))
+    assert vault.config_of(bound).api_key == SECRET
     assert vault.config_of(await get_stored(pg, "shop")).api_key == SECRET
-    assert await vault.bind() == 0

@@ -120,7 +120,7 @@ async def follow(
         group.create_task(service.telling(follower).run())
         report(await _backfill(service, followed=True))
         follower.backfilled()
-        tell("Syncing Stripe's events. Press Ctrl-C to stop.")
+        tell("Following Stripe's events. Press Ctrl-C to stop.")
         started()
         await show_following(follower)
 
@@ -154,7 +154,7 @@ async def show_following(follower: Follower) -> None:
         if trouble and not told:
             complain(f"Changes are not being synced. {trouble}", follower.remedy)
         elif told and not trouble:
-            _write("Syncing again.\n")
+            _write("Following again.\n")
         told = trouble
         if trouble:
             continue
@@ -171,9 +171,7 @@ def line(follower: Follower, per_second: int) -> str:
     seen = follower.poller.stats
     behind_s = max(follower.poller.now() - seen.as_of, 0.0)
     asking = f", {len(follower.refetches)} pending requests" if len(follower.refetches) else ""
-    return (
-        f"syncing: {seen.events:,} events applied ({per_second}/s), {behind_s:.1f} s behind{asking}"
-    )
+    return f"following: {seen.events:,} events applied ({per_second}/s), {behind_s:.1f} s behind{asking}"
 
 
 def _write(text: str) -> None:

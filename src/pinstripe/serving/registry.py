@@ -126,7 +126,7 @@ class SyncRegistry:
         """Read all syncs and apply them. Raises Unreachable."""
         async with self._reading:
             async with connect(self.vault.database_url) as connection:
-                stored = await load_stored(connection)
+                stored = await self.vault.bind(connection, await load_stored(connection))
                 paused = await is_paused(connection, self.vault.base.schema)
             await self._want(stored, default_paused=paused)
 

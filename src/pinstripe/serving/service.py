@@ -96,8 +96,6 @@ async def open_serving(
         syncs = Syncs()
         vault = Vault(database.url, Encryptor(config.secret_key, config.data_dir / FILE), config)
 
-        await vault.bind()
-
         def stirred(sync_id: str, report: WorkerReport) -> None:
             if report.activity == "backfilling":
                 registry.stir()

@@ -7,7 +7,8 @@ that use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -172,24 +173,22 @@ class Vault:
             return self.base.schema
         return (await get_stored(connection, sync_id)).schema
 
-    async def bind(self) -> int:
-        """Binds what earlier versions stored to its row. Gives how many syncs.
+    async def bind(self, connection: Connection, syncs: Sequence[SealedSync]) -> list[SealedSync]:
+        """Return the syncs, with what earlier versions stored now bound to its row.
 
         Their ciphertexts opened in any row. So one is bound only where it stands beside Stripe's own
         address or this machine's: elsewhere it may have been copied to have the key sent there, and the
         sync needs its key again (`pinstripe syncs change`) or an order of the owner's (`rekey`).
         """
-        async with connect(self.database_url) as connection:
-            syncs = [
-                sync
-                for sync in await load_stored(connection)
-                if not self.encryptor.is_bound(sync.api_key)
-                and (sync.stripe_url == STRIPE_URL or is_loopback(_host(sync.stripe_url)))
-            ]
-            async with connection.transaction():
-                for sync in syncs:
-                    await update_stored(connection, self._resealed(sync))
-        return len(syncs)
+        found = []
+        for sync in syncs:
+            is_known = sync.stripe_url == STRIPE_URL or is_loopback(_host(sync.stripe_url))
+            if is_known and not self.encryptor.is_bound(sync.api_key):
+                with suppress(Misconfigured):  # Its key is gone: said where the sync is opened.
+                    sync = self._resealed(sync)  # noqa: PLW2901
+                    await update_stored(connection, sync)
+            found.append(sync)
+        return found
 
     def _resealed(self, sync: SealedSync) -> SealedSync:
         def bind(sealed: bytes, purpose: str) -> bytes:

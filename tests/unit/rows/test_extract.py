@@ -346,8 +346,8 @@ def test_what_another_object_holds_is_no_proof_that_it_was_not_deleted() -> None
 
 def test_metadata_that_looks_like_an_object_is_none() -> None:
     found = RowSet()
-    metadata = {"id": "not_an_id", "object": "customer", "deleted": "true"}
-    session = {
+    metadata: object = {"id": "not_an_id", "object": "customer", "deleted": "true"}
+    session: dict[str, object] = {
         "id": "cs_1",
         "object": "checkout.session",
         "metadata": metadata,
