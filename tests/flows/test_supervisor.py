@@ -110,7 +110,7 @@ async def test_a_process_that_dies_is_started_again_and_counted() -> None:
 
 async def test_the_way_of_its_death_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "PAUSES_S", (600.0,))
-    for schema, told in (("dies", "exit code 7"), ("killed", "signal 9"), ("garbled", "code 1")):
+    for schema, told in (("dies", "code 7"), ("killed", "signal 9"), ("garbled", "code 1")):
         async with supervised() as (found, _):
             await found.want({"one": job(schema)})
             state = await until(found, "waiting")
