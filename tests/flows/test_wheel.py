@@ -11,7 +11,7 @@ import pytest
 from tests.flows.harness.snippets import clean_environment, demo
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "src" / "pinstripe"
+SOURCE = ROOT / "src"
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     there = {
-        p.relative_to(PACKAGE.parent).as_posix()
-        for p in PACKAGE.rglob("*")
+        p.relative_to(SOURCE).as_posix()
+        for p in SOURCE.rglob("*")
         if p.is_file() and "__pycache__" not in p.parts
     }
     assert held == there
