@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from playwright.async_api import Browser, Page, Request, expect
 from tests.flows.console.conftest import Console
 from tests.flows.console.test_tables_in_browser import watched
@@ -61,7 +59,9 @@ async def test_a_list_that_was_hidden_shows_what_came_meanwhile(
         async with console.client() as http:
             waited = await http.get("/wait/stripe/default", params={"object": str(made["id"])})
             assert waited.json()["ok"] is True, waited.text
-            await asyncio.sleep(1.0)  # Its event comes after it.
+            # Its event comes after it.
+            waited = await http.get("/wait/stripe/default")
+            assert waited.json()["ok"] is True, waited.text
         async with page.expect_navigation():
             await page.evaluate(SEEN, True)
         await expect(page.locator("body")).to_contain_text(str(made["id"]), timeout=20_000)
