@@ -150,7 +150,7 @@ def _printed(process: subprocess.Popen[str], said: Path) -> str:
     printed = ""
     for line in process.stdout:
         printed += line
-        if line.startswith("To wait:"):
+        if line.startswith("Wait:"):
             return printed
     raise AssertionError(f"it ended: {printed}{said.read_text()}")
 
