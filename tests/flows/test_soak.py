@@ -78,7 +78,7 @@ class Sync:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "tests.flows.skewed",
+            "tests.flows.harness.skewed",
             str(self.skew),
             "sync",
             env=self.environment,
