@@ -2,8 +2,8 @@
 
     at the start    empty, and noted in `pinstripe.filled`: `forget_emptied`, before the backfill
                     empty, though a cursor says that rows came: `with_rows`, by the backfill's plan
-    while running   gone, or less than half of what was listed: `find_lost` -> quarantine
-                    -> `to_relist` -> `relisted`
+    while running   gone, or not half of what there was: `find_lost` -> quarantine -> `to_relist`
+                    -> `relisted`
 
 A cursor says that a list was read to its end, whatever became of the rows. So the tables that have rows are
 noted at the end of each backfill. Each way reads the same lists again: those of the table and those of
@@ -34,21 +34,15 @@ EMPTIED = Why(
     "The table was emptied by somebody else.",
     "Pinstripe reads its lists again by itself.",
 )
-_SUSPECT = """
-SELECT t.name, c.oid IS NULL, e.rows
+_SIZES = """
+SELECT t.name, c.oid IS NULL, coalesce(pg_stat_get_live_tuples(c.oid), 0),
+  (SELECT coalesce(max(k.rows), 0)::bigint FROM pinstripe.cursor k
+   WHERE k.schema = $1 AND k.position ->> 'table' = t.name AND k.state = 'done')
 FROM unnest($2::text[]) AS t (name)
 LEFT JOIN pg_class c ON c.oid = to_regclass(format('%I.%I', $1::text, t.name))
-CROSS JOIN LATERAL (
-  SELECT coalesce(max(k.rows), 0)::bigint AS rows FROM pinstripe.cursor k
-  WHERE k.schema = $1 AND k.position ->> 'table' = t.name AND k.state = 'done') e
-WHERE c.oid IS NULL OR (c.relkind = 'r' AND e.rows > 0
-  AND (pg_relation_size(c.oid) = 0 OR pg_stat_get_live_tuples(c.oid) * 2 < e.rows))
+WHERE c.oid IS NULL OR c.relkind = 'r'
 """
-"""Tables that are gone, or of whose rows Postgres's statistics count less than half of those listed.
-
-Stripe takes no row away: what is deleted there stays, flagged. Events go on writing rows of a table that
-was just emptied, so that it may not be empty when this is run.
-"""
+"""Whether each table is gone, how many rows Postgres's statistics count, and how many were listed."""
 _SHRINKING = frozenset({"entitlements_active_entitlement"})
 """Rows that are removed when they end: only an empty table is suspect."""
 
@@ -135,20 +129,24 @@ async def to_relist(connection: Connection, schema: str) -> list[str]:
 
 
 async def find_lost(
-    connection: Connection, schema: str, tables: Iterable[str]
+    connection: Connection, schema: str, tables: Iterable[str], counted: dict[str, int]
 ) -> list[tuple[str, bool]]:
     """Return (table, whether it is gone) of those that were dropped, or that lost most of their rows.
 
-    A count takes milliseconds, and only of tables that look as if they had lost rows.
+    Stripe takes no row away: what is deleted there stays, flagged. So half of what was listed, or of what
+    `counted` has from the last call, is too few, though events may go on writing rows meanwhile.
+    `counted` is updated. A count takes milliseconds, and only of tables that look too small.
     """
     found: list[tuple[str, bool]] = []
-    for name, is_gone, listed in await connection.fetch(_SUSPECT, schema, sorted(tables)):
-        # After a crash the statistics are empty: count, but no further than it takes.
-        most = 1 if name in _SHRINKING else (listed + 1) // 2
-        if (
-            is_gone
-            or await connection.fetchval(_COUNT.format(qualified(schema, name)), most) < most
-        ):
+    for name, is_gone, estimate, listed in await connection.fetch(_SIZES, schema, sorted(tables)):
+        expected = max(listed, counted.get(name, 0))
+        # Statistics are empty after a crash: count, but no further than it takes.
+        least = min(expected, 1) if name in _SHRINKING else (expected + 1) // 2
+        rows = estimate
+        if not is_gone and estimate < least:
+            rows = await connection.fetchval(_COUNT.format(qualified(schema, name)), least)
+        counted[name] = rows
+        if is_gone or rows < least:
             found.append((name, is_gone))
     return found
 
