@@ -306,13 +306,6 @@ def sqlstate(error: BaseException) -> str:
     return ""
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same work, tried again, may succeed without anyone doing something."""
-    if isinstance(error, PinstripeError):
-        return isinstance(error, Unreachable)
-    return isinstance(error, Exception) and isinstance(translate(error), Unreachable)
-
-
 def _by_code(error: asyncpg.PostgresError) -> PinstripeError:
     remedy = _remedy(error)
     hint = _OF_A_FUNCTION if _in_function(error) and remedy.scope == "table" else remedy.hint
