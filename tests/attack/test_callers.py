@@ -22,7 +22,7 @@ from tests.flows.harness.serving import SECRET, Served, env_of, served
 
 MOST_MB = 250
 """Beyond what the service held before."""
-LONGEST_S = 2.0
+LONGEST_S = 4.0
 
 
 def memory_mb(service: Served) -> float:
@@ -50,7 +50,7 @@ async def crowd(service: Served, number: int, said: bytes) -> AsyncIterator[None
 
 
 async def heavy_sql(service: Served) -> None:
-    async with aiohttp.ClientSession() as browser:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
         page = f"{service.url}/syncs/default/sql"
         async with browser.get(page) as answer:
             token = re.search(r'name="csrf" value="([^"]+)"', await answer.text())
