@@ -158,7 +158,7 @@ def _unnamed(objects: Objects, table: Table, params: Params) -> list[int] | None
     if owner is None:
         raise missing(there.kind.name, value, param=field, status=400)
     mine = Even(table.base, there.base).back(owner) if owner < there.base else range(0)
-    return sorted(mine, reverse=True)
+    return sorted({*mine, *table.by_value.get(("", value), ())}, reverse=True)
 
 
 def _entries(objects: Objects, table: Table, params: Params) -> list[int] | None:
