@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pinstripe_simulator.account import Account
 from pinstripe_simulator.events import Cause, difference
 from pinstripe_simulator.ledger import Ledger
+from pinstripe_simulator.lists import shared_out
 from pinstripe_simulator.objects import INSIDE
 from pinstripe_simulator.replies import StripeError
 from pinstripe_simulator.table import StripeObject, Table
@@ -54,10 +55,16 @@ class Members:
     def of(self, kind: MemberKind, position: int) -> list[int]:
         """Positions of the members, newest first."""
         if kind.child.kind.name == _ENTITLEMENT:
-            owner = kind.owner.id_at(position)
-            mine = kind.child.by_value.get(("", owner), ())
-            return [p for p in reversed(mine) if not kind.child.gone(p)]
+            found = shared_out(kind.child, kind.owner, position)
+            return [p for p in found if not kind.child.gone(p)]
         return self._world.objects.children(kind.owner, position, kind.child, kind.back)
+
+    def told(self, kind: MemberKind) -> bool:
+        """Whether events tell of every change of such a set."""
+        by_owner = bool(self._owner_event(kind))
+        return by_owner or bool(
+            self._event(kind, "created") and (self._event(kind, "deleted") or not kind.may_go)
+        )
 
     def change(
         self,
@@ -96,6 +103,8 @@ class Members:
             for f, (_, target) in child.links.items()
             if target == kind.owner.name and f in fields
         }
+        if kind.owner.kind.name in fields:
+            values[kind.owner.kind.name] = id
         if kind.back:
             values[kind.back] = id
         event = "" if silent else self._event(kind, "created")
@@ -111,9 +120,9 @@ class Members:
 
     def _event(self, kind: MemberKind, verb: str) -> str:
         """The event that tells of the member itself; "" if Stripe has none."""
-        if kind.owner.kind.name == "customer" and kind.child.kind.name == "bank_account":
-            return f"customer.source.{verb}"
-        return self._account.events.name(kind.child.kind.name, verb)
+        verbs = ("created", "paid", "updated") if verb == "created" else (verb,)
+        names = (self._account.events.name(kind.child.kind.name, v) for v in verbs)
+        return next(filter(None, names), "")
 
     def _tell_owner(
         self, kind: MemberKind, position: int, before: StripeObject, ledger: Ledger
@@ -124,17 +133,20 @@ class Members:
         if kind.child.kind.name == _CREDIT:
             ledger.change(before, {"balance": int(before.get("balance") or 0) - 100}, event="")
         after = self._world.objects.load(kind.owner, position)
-        if self._account.events.name(kind.owner.kind.name, "updated"):
-            ledger.tell("updated", after, previous=difference(before, after))
-        elif other := self._other_event(kind.owner.kind.name):
-            ledger.tell(
-                other, after
-            )  # Where there is none, nobody is told (items of a value list).
+        event = self._owner_event(kind)
+        if event.endswith(".updated"):
+            ledger.tell(event, after, previous=difference(before, after))
+        elif event:  # Where there is none, nobody is told (items of a value list).
+            ledger.tell(event, after)
 
-    def _other_event(self, name: str) -> str:
-        """An event of the type that is neither an update nor an end; "" if there is none."""
+    def _owner_event(self, kind: MemberKind) -> str:
+        """The owner's update, or else an event of it that is no end; "" if there is none."""
+        if kind.child.kind.name == _ENTITLEMENT:
+            return f"{_SUMMARY}.updated"
+        name = kind.owner.kind.name
         found = (e.name for e in self._account.spec.events if name in e.carries)
-        return next((e for e in found if not e.endswith((".deleted", ".created"))), "")
+        other = next((e for e in found if not e.endswith((".deleted", ".created"))), "")
+        return self._account.events.name(name, "updated") or other
 
     def _summary(self, kind: MemberKind, position: int) -> StripeObject:
         objects, owner = self._world.objects, kind.owner.id_at(position)
