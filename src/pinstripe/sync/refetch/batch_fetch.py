@@ -102,16 +102,15 @@ async def _put(
     response: Response,
     refetch_of: Mapping[str, Refetch],
 ) -> None:
-    table = table_name(batch.endpoint.objects[0])
     parts: list[Part] = []
     for key, obj in objects.items():
         found, cause = RowSet(), refetch_of[key].cause
         source.mirror.extractor.object(obj, found)
-        await source.follow_all(found, priority=LIVE, cause=cause)
-        parts.append((found, as_of_response(response, cause)))
+        as_of = as_of_response(response, cause, started=batch.at)
+        await source.follow_all(found, priority=LIVE, as_of=as_of)
+        parts.append((found, as_of))
     await source.mirror.write(
         parts,
-        expected={(table, key): batch.versions[key] for key in objects},
         completed=[RefetchDone(refetch_of[key], batch.at) for key in objects],
     )
 

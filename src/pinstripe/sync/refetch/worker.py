@@ -13,26 +13,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
-from pinstripe.catalog.tables import table_name
-from pinstripe.client.client import quote_id
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
-from pinstripe.mirror.orphans import may_go, not_in_list
+from pinstripe.mirror.orphans import list_field
 from pinstripe.rows.extract import TruncatedList
-from pinstripe.source.resolve import can_be_fetched, complete, refetch_row
+from pinstripe.source.resolve import complete, read_children, refetch_row
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.cursors import BESIDE, ended_by
 from pinstripe.store.refetch import (
     Noted,
     Refetch,
     RefetchDone,
-    add_refetches,
     load_refetches,
     note_trouble,
 )
@@ -293,9 +288,9 @@ class RefetchWorker:
             if refetch.kind in self._upcoming:
                 await self._upcoming[refetch.kind](refetch.id)
             elif refetch.kind == "children":
-                self.add(await list_children(self._source, refetch))
+                await read_children(source, refetch, started)
             elif refetch.kind == "nested":
-                await source.follow(_nested(refetch), priority=LIVE, cause=refetch.cause)
+                await _follow(source, refetch, started)
             elif is_row:
                 await self._fetch(refetch, version, answer)
         except PinstripeError as error:
@@ -322,7 +317,7 @@ class RefetchWorker:
             self._source,
             refetch.table,
             refetch.id,
-            over=version,
+            started=answer.started,
             parent=refetch.parent,
             cause=refetch.cause,
             answers=[answer],
@@ -341,49 +336,11 @@ class RefetchWorker:
         return status == "pending"
 
 
-def _nested(refetch: Refetch) -> TruncatedList:
+async def _follow(source: Source, refetch: Refetch, started: datetime) -> None:
     """Read the nested list that a refetch names, from its start."""
     table, _, key = refetch.parent.partition(" ")
-    return TruncatedList(refetch.id, table, key, refetch.table, "", 0)
-
-
-async def list_children(source: Source, refetch: Refetch) -> list[Refetch]:
-    """Mirror the children of `refetch.table` under the parent `refetch.id`, to the end of the list.
-
-    Returns the refetches added for children that the list does not show: most likely they are gone. Raises
-    what `Source.read` raises.
-    """
-    endpoint = _endpoint(refetch.table, refetch.parent)
-    if endpoint is None:
-        return []
-    path, params = endpoint.url(refetch.id, quote_id(refetch.id))
-    parent = table_name(endpoint.parent)
-    shown: set[str] = set()
-    try:
-        await source.read(
-            endpoint,
-            path,
-            params,
-            parents={parent: refetch.id},
-            priority=LIVE,
-            cause=refetch.cause,
-            shown=shown,
-        )
-    except NotFound:
-        return []  # The parent was deleted meanwhile, and its list with it.
-    child = source.wanted.get(refetch.table)
-    if child is None or not may_go(child, parent) or not can_be_fetched(refetch.table):
-        return []
-    schema = source.mirror.schema
-    async with source.transaction() as connection:
-        keys = await not_in_list(connection, schema, child, (parent, refetch.id), shown)
-        left = [replace(refetch, kind="fetch", id=key, parent=refetch.id) for key in keys]
-        await add_refetches(connection, schema, left)
-    return left
-
-
-def _endpoint(table: str, parent: str) -> ListEndpoint | None:
-    for endpoint in list_endpoints():
-        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
-            return endpoint
-    return None
+    field = list_field(table, refetch.table)
+    truncated = TruncatedList(refetch.id, table, key, refetch.table, "", 0, field)
+    await source.follow(
+        truncated, priority=LIVE, cause=refetch.cause, known_until=started - source.replica_lag
+    )
