@@ -140,6 +140,9 @@ async def mark_deleted(
     without a row is left without.
     """
     known = source.wanted[table]
+    for answer in answers:
+        if not source.is_past(answer.refetch.since):  # It may not have been made yet.
+            answer.lag_s = source.stripe.margins.replica_lag_s
     if not (known.deletable or table in ENTRIES_GO):
         return
     if await source.version(table, key) is None:

@@ -55,10 +55,12 @@ from pinstripe.errors import (
 )
 from pinstripe.mirror import Mirror, Part
 from pinstripe.mirror.batch import Effect
+from pinstripe.mirror.upsert import EVENT_S
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.extract import MemberSet, RowKey, RowSet, TruncatedList
 from pinstripe.source.row_versions import RowVersions, VersionAt
 from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
+from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch, RefetchDone, add_refetches, note_trouble
 
@@ -191,6 +193,13 @@ class Source:
         """The present on Stripe's clock, Unix seconds, to about a second."""
         return time.time() + self.clock_ahead_s
 
+    def is_past(self, since: float) -> bool:
+        """Whether a response to a request from now on is surely of a later moment than the event of this
+        second.
+        """
+        margins = self.stripe.margins
+        return self.now() - margins.clock_s - margins.replica_lag_s >= since + EVENT_S + 1.0
+
     def observe_clock(self, response: Response) -> None:
         """Sets `clock_ahead_s` from a response."""
         self.clock_ahead_s = response.not_after - 0.5 - time.time()
@@ -208,6 +217,27 @@ class Source:
     async def row_version(self, table: str, key: str) -> VersionAt:
         """The version of a row before Stripe is asked, and Postgres's clock."""
         return await self._row_versions.read(table, key)
+
+    async def row_state(
+        self, table: str, key: str, *, since: float
+    ) -> tuple[datetime, datetime | None, bool]:
+        """Postgres's clock; the version of a row, None if there is none; and whether it holds what an event
+        since then said: a response is compared with that then. `table`: "" for no row.
+        """
+        known = self.wanted.get(table)
+        if known is None:
+            return await self.database_time(), None, False
+        async with self.pool.acquire() as connection:
+            row = await connection.fetchrow(
+                "SELECT clock_timestamp(), _synced_at, _as_of >= to_timestamp($2)"
+                f" AND _as_of_latest <= _as_of + make_interval(secs => {EVENT_S})"
+                f" FROM (SELECT) AS one LEFT JOIN {qualified(self.mirror.schema, table)} t"
+                f" ON t.{quote(known.key[0])} = $1",
+                key,
+                since,
+            )
+        assert row is not None  # noqa: S101 (one row is joined)
+        return row[0], row[1], bool(row[2]) and since > 0
 
     async def row_versions(
         self, rows: Iterable[RowKey], *, patience_s: float | None = None
