@@ -26,6 +26,7 @@ from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, proxy_for
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import Margins
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
@@ -222,6 +223,7 @@ def stripe_for(config: Config, key: ApiKey, budget: RateLimiter) -> StripeClient
         base_url=config.stripe_url,
         account=config.stripe_account,
         proxy=proxy_for(config.stripe_url),
+        margins=Margins(config.clock_margin, config.replica_lag),
     )
 
 

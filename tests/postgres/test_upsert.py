@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from datetime import datetime
 from random import Random
 
 import asyncpg
@@ -15,6 +14,7 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, Snapshot, Writing, at, m
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import Drifted
 from pinstripe.mirror.batch import Batch
+from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 
@@ -52,34 +52,77 @@ async def test_a_surely_older_snapshot_is_dropped(w: Writing) -> None:
     assert await w.place("customer", "cus_1") == before
 
 
-@pytest.mark.parametrize(
-    ("lo", "hi", "expected"),
-    [(5.5, 7, (5.5, 7)), (4, 7, (5, 7)), (5.5, 5.8, (5.5, 6)), (4.5, 6, (5, 6))],
-)
-async def test_an_overlapping_snapshot_of_the_same_content_only_tells_more_of_when(
-    w: Writing, lo: float, hi: float, expected: tuple[float, float]
+@pytest.mark.parametrize(("lo", "hi"), [(5.5, 7), (4, 7), (5.5, 5.8), (4.5, 6), (8, 9)])
+async def test_a_snapshot_of_the_same_content_touches_no_row(
+    w: Writing, lo: float, hi: float
 ) -> None:
     await w.put((customer(name="same", balance=3), 5, 6))
+    before = await w.place("customer", "cus_1")
     assert await w.put((customer(name="same", balance=3), lo, hi)) == []
-    row = await w.row("customer", "cus_1")
-    assert (row["_as_of"], row["_as_of_latest"]) == (at(expected[0]), at(expected[1]))
+    assert await w.place("customer", "cus_1") == before
+
+
+async def test_the_state_between_two_that_are_alike_never_wins_when_it_comes_late(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    await w.put((customer(name="same"), 8, 9))
+    # Stripe had "between" at 4, and "same" again at 8.
+    assert await w.put((customer(name="between"), 4, 5)) == []
+    assert await name_of(w) == "same"
+    # What overlaps with the moment when the row was last seen is for one GET to decide.
+    assert len(await w.put((customer(name="next"), 8.5, 9.5))) == 1
+    assert await name_of(w) == "same"
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    await w.put((customer(name="next"), 8.7, 9.7), known_until=now)
+    assert await name_of(w) == "next"
+    assert await w.put((customer(name="last"), 9.7, 10.7)) == []
+    assert await name_of(w) == "last"
+
+
+async def test_an_answer_over_a_version_that_was_seen_again_since_does_not_win_by_it(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    before = await w.pg.fetchval("SELECT clock_timestamp()")
+    # The answer that shows "between" was requested first and arrives last.
+    await w.put((customer(name="same"), 8, 9))
+    assert await w.put((customer(name="between"), 4, 5), known_until=before) == []
+    assert await name_of(w) == "same"
+    conflicts = await w.put((customer(name="between"), 7.5, 8.5), known_until=before)
+    assert [(c.table, c.key) for c in conflicts] == [("customer", "cus_1")]
+    assert await name_of(w) == "same"
+
+
+async def test_an_answer_requested_after_the_row_was_last_seen_wins_over_that(w: Writing) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    await w.put((customer(name="same"), 8, 9))
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    assert await w.put((customer(name="next"), 8.5, 9.5), known_until=now) == []
+    assert await name_of(w) == "next"
+
+
+async def test_the_same_content_in_another_api_version_is_written(w: Writing) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    await w.pg.execute("UPDATE stripe.customer SET _api_version = '2020-08-27'")
+    await w.put((customer(name="same"), 3, 4))
+    assert (await w.row("customer", "cus_1"))["_api_version"] == VERSION
 
 
 async def test_an_overlapping_snapshot_of_other_content_is_contested_and_not_written(
     w: Writing,
 ) -> None:
     await w.put((customer(name="one"), 5, 6))
-    version = (await w.row("customer", "cus_1"))["_synced_at"]
     conflicts = await w.put((customer(name="two"), 5.5, 6.5))
-    assert [(c.table, c.key, c.version) for c in conflicts] == [("customer", "cus_1", version)]
+    assert [(c.table, c.key) for c in conflicts] == [("customer", "cus_1")]
     assert await name_of(w) == "one"
 
 
 async def test_what_was_asked_for_after_the_row_was_seen_wins_over_it(w: Writing) -> None:
     await w.put((customer(name="one"), 5, 6))
-    [contest] = await w.put((customer(name="two"), 5.5, 6.5))
-    over = {("customer", "cus_1"): contest.version}
-    assert await w.put((customer(name="three"), 5.6, 6.6), over=over) == []
+    assert len(await w.put((customer(name="two"), 5.5, 6.5))) == 1
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    assert await w.put((customer(name="three"), 5.6, 6.6), known_until=now) == []
     row = await w.row("customer", "cus_1")
     assert row["name"] == "three"
     assert row["_as_of_latest"] == at(6.6)
@@ -87,9 +130,10 @@ async def test_what_was_asked_for_after_the_row_was_seen_wins_over_it(w: Writing
 
 async def test_an_answer_over_a_version_that_has_passed_is_contested_again(w: Writing) -> None:
     await w.put((customer(name="one"), 5, 6))
-    version: datetime = (await w.row("customer", "cus_1"))["_synced_at"]
-    await w.put((customer(name="one"), 5.5, 6.5))
-    conflicts = await w.put((customer(name="two"), 5.6, 6.6), over={("customer", "cus_1"): version})
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    await w.put((customer(name="other"), 6, 7))
+    await w.put((customer(name="one"), 7, 8))
+    conflicts = await w.put((customer(name="two"), 7.6, 8.6), known_until=now)
     assert [c.key for c in conflicts] == ["cus_1"]
     assert await name_of(w) == "one"
 
@@ -162,7 +206,7 @@ async def test_a_key_that_comes_twice_with_other_content_is_decided_in_the_batch
     a, b, c = (customer(name=n) for n in "abc")
     assert await w.put((a, 0, 1), (b, 2, 3), (c, 1, 2), (b, 2.5, 3.5)) == []
     row = await w.row("customer", "cus_1")
-    assert (row["name"], row["_as_of"], row["_as_of_latest"]) == ("b", at(2.5), at(3.5))
+    assert (row["name"], row["_as_of"], row["_as_of_latest"]) == ("b", at(2), at(3))
     conflicts = await w.put((a, 5, 6), (b, 5.5, 6.5))
     assert [c.key for c in conflicts] == ["cus_1"]
 
@@ -228,14 +272,18 @@ async def test_two_writers_on_the_same_rows_never_wait_in_a_circle(
 
 
 class History:
-    """One object whose content changes at known moments, and snapshots that know them roughly."""
+    """One object whose content changes at known moments, and snapshots that know them roughly.
+
+    In most histories it changes back to what it was.
+    """
 
     def __init__(self, dice: Random) -> None:
         self.changes = sorted(dice.uniform(0, 20) for _ in range(dice.randint(1, 5)))
         self.snapshots: list[tuple[float, float, int, float]] = []
+        states = dice.choice([2, 2, 3, 99])
         for _ in range(dice.randint(2, 10)):
             true_at = dice.uniform(0, 20)
-            content = sum(change <= true_at for change in self.changes)
+            content = sum(change <= true_at for change in self.changes) % states
             lo = true_at - dice.choice([0.0, 0.1, 1.0, 3.0]) * dice.random()
             hi = true_at + 0.01 + dice.choice([0.1, 1.0, 3.0]) * dice.random()
             self.snapshots.append((lo, hi, content, true_at))
@@ -279,7 +327,7 @@ async def test_stages_do_not_keep_what_a_rolled_back_batch_left(w: Writing) -> N
     batch = Batch(VERSION, w.writer._tables)
     found = RowSet()
     w.extractor.object(customer(name="lost"), found)
-    batch.add(found, T0, T0 + 1)
+    batch.add(found, AsOf(T0, T0 + 1))
 
     async def fail(_: object) -> None:
         raise asyncio.CancelledError

@@ -4,15 +4,21 @@ Rows come by COPY into a stage (a temp table with plain types). One statement in
 shape updates the others: a column that an object does not have keeps its value. Times are compared in
 the WHERE of `update` and nowhere else:
 
+    same content    nothing is written; that the row is still true is a confirmation (`unwritten`)
     surely newer    the snapshot's earliest moment is not before the row's latest: written
     surely older    the snapshot's latest moment is not after the row's earliest: dropped
-    overlapping     same content: the interval moves forward; other content: left alone, and found
-                    again by `contested`, for one GET to decide
+    overlapping     left alone, and found again by `unwritten`, for one GET to decide
 
-Two refinements. A snapshot requested after the row was read is newer whatever the clocks say: it names
-that version (`_over`, the row's `_synced_at`) and is written if the row still has it. And a row is
-partial until a snapshot had the columns that Stripe returns on request only: any snapshot that has them
-fills them (`complete`).
+Confirmations count as if they stood in the row: before a snapshot of other content is compared, `widen`
+moves the row's interval forward to the latest of them (docs/decisions/025-confirmations.md). So a row
+that changed and changed back keeps its content when the state in between arrives late.
+
+Refinements. A snapshot is newer, whatever the clocks say, than a row that was written before Stripe can
+have made it (`_known`, on Postgres's clock: when the request began, less how far a replica may be behind).
+An event is newer than a row that holds exactly what the event changed (`chained`). A row is partial until
+a snapshot had the columns that Stripe returns on request only: any snapshot that has them fills them
+(`complete`). A row of another API version gets nulls where a whole object of ours says nothing. And an
+upcoming invoice is written at each preview, since its `_as_of` says how old the preview is.
 """
 
 from __future__ import annotations
@@ -20,11 +26,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pinstripe.catalog.tables import Column, Table
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.confirmations import key_hash, of_keys
+from pinstripe.store.ddl import literal, qualified, quote
 
-STAGE_EXTRA = ("_extra", "_lo", "_hi", "_over", "_partial", "_shape")
+STAGE_EXTRA = ("_extra", "_lo", "_hi", "_known", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
-seconds, `_over` the `_synced_at` of the row that this one is known to be newer than."""
+seconds; what was written until `_known`, on Postgres's clock, is older than the snapshot."""
+
+EVENT_S = 1.0
+"""The interval of an event is the second of its `created`; that of a response is longer."""
+
+FLEETING = frozenset(
+    {
+        ("event", "pending_webhooks"),  # Counts down while webhooks are delivered.
+        ("terminal_reader", "last_seen_at"),  # Every few seconds, as long as the reader is on.
+        ("terminal_reader", "status"),
+    }
+)
+"""(table, column) that change at Stripe without an event, and often: no reason to request the object."""
 
 
 def stage_name(table: str) -> str:
@@ -44,7 +63,7 @@ def create_stage(table: Table) -> str:
     """
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
     columns += ["_extra text", "_lo double precision", "_hi double precision"]
-    columns += ["_over timestamptz", "_partial boolean", "_shape int"]
+    columns += ["_known timestamptz", "_partial boolean", "_shape int"]
     return f"CREATE TEMP TABLE IF NOT EXISTS {stage(table.name)} ({', '.join(columns)})"
 
 
@@ -89,23 +108,91 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
     """
     columns = _content(table, shape)
     sets = [f"{quote(c.name)} = {from_stage(c)}" for c in columns]
+    extra, version, gains = extra_after(columns), "t._api_version", "false"
+    if _is_whole(table, shape):
+        # In another version the same names may have meant something else.
+        sets += [
+            f"{quote(c.name)} = CASE WHEN {_OF_OTHER_VERSION} THEN NULL ELSE t.{quote(c.name)} END"
+            for c in _unsaid(table, shape)
+        ]
+        extra = f"CASE WHEN {_OF_OTHER_VERSION} THEN s._extra::jsonb ELSE {extra} END"
+        version, gains = "$1::text", _OF_OTHER_VERSION
+    lo = "greatest(t._as_of, to_timestamp(s._lo))"
+    hi = "greatest(t._as_of_latest, to_timestamp(s._hi))"
+    is_later = "(to_timestamp(s._lo) >= t._as_of_latest OR t._synced_at <= s._known)"
+    if any(c.on_request for c in table.columns):
+        completes = "t._partial AND s._partial IS NULL"
+        gains += f" OR ({completes})"
+        # What an event said is known to its second: the response that completes it is not.
+        stays = f"({completes} AND {is_later} IS NOT TRUE)"
+        lo = f"CASE WHEN {stays} THEN t._as_of ELSE {lo} END"
+        hi = f"CASE WHEN {stays} THEN t._as_of_latest ELSE {hi} END"
+    if table.virtual and table.object_type == "invoice":
+        gains = "true"
     sets += [
-        "_as_of = greatest(t._as_of, to_timestamp(s._lo))",
-        "_as_of_latest = greatest(t._as_of_latest, to_timestamp(s._hi))",
+        f"_as_of = {lo}",
+        f"_as_of_latest = {hi}",
         "_synced_at = clock_timestamp()",
         "_partial = t._partial AND s._partial",
-        "_api_version = $1::text",
-        f"_extra = {extra_after(columns)}",
+        f"_api_version = coalesce({version}, $1::text)",
+        f"_extra = {extra}",
     ]
+    same = _same(columns)
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
         f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
-        f"  to_timestamp(s._lo) >= t._as_of_latest\n"
-        f"  OR s._over = t._synced_at\n"
-        f"  OR (to_timestamp(s._hi) > t._as_of\n"
-        f"      AND (to_timestamp(s._lo) > t._as_of OR to_timestamp(s._hi) > t._as_of_latest\n"
-        f"           OR (t._partial AND s._partial IS NULL))\n"
-        f"      AND {_same(columns)}))"
+        f"  ({is_later} AND ({gains} OR NOT {same}))\n"
+        f"  OR (to_timestamp(s._hi) > t._as_of AND ({gains}) AND {same}))"
+    )
+
+
+_OF_OTHER_VERSION = "t._api_version IS DISTINCT FROM $1::text"
+
+
+def _is_whole(table: Table, shape: Sequence[str]) -> bool:
+    """Whether a shape is that of a whole object, and not of the stub that a deletion leaves."""
+    return bool({*shape} - {*table.key, "object", "livemode", "deleted"})
+
+
+def _unsaid(table: Table, shape: Sequence[str]) -> list[Column]:
+    """Return the columns of which a whole object of this shape says that they are null: it always says
+    the others.
+    """
+    kept = ("parent", "deleted")
+    return [
+        c
+        for c in table.columns
+        if c.name not in shape
+        and not c.on_request
+        and c.read not in kept
+        and c.name not in table.key
+    ]
+
+
+def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
+    """Move the intervals of rows that staged rows of one shape differ from to their last confirmation.
+
+    $1: the number of the shape; $2: the schema; $3: the second after which confirmations count.
+    `_synced_at` moves too: a snapshot that is newer than the version before is not known to be newer.
+    A response that may be older than an event does not count against it: if it showed what came after the
+    event, another event will say so.
+    """
+    key = key_text(table, "s")
+    joined = f"{stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}"
+    keys = ", ".join(f"s.{quote(k)}" for k in table.key)
+    confirmed = of_keys("$2::text", literal(table.name), "to_timestamp($3::float8)")
+    return (
+        f"UPDATE {qualified(schema, table.name)} AS t SET _as_of = greatest(t._as_of, s.lo),\n"
+        f"_as_of_latest = greatest(t._as_of_latest, s.hi), _synced_at = clock_timestamp()\n"
+        f"FROM (SELECT {keys}, max(c.as_of) AS lo, max(c.as_of_latest) AS hi FROM {joined}\n"
+        f"  JOIN ({confirmed}) c ON c.key = {key_hash(key)}\n"
+        f"  WHERE s._shape = $1::int AND c.as_of_latest > to_timestamp(s._lo)\n"
+        f"  AND (s._hi - s._lo > {EVENT_S} OR c.as_of >= to_timestamp(s._hi)\n"
+        f"    OR c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))\n"
+        f"  AND (c.as_of > t._as_of OR c.as_of_latest > t._as_of_latest)\n"
+        f"  AND (t._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE\n"
+        f"  AND NOT {_same(_content(table, shape))} GROUP BY {keys}) s\n"
+        f"WHERE {_join(table)}"
     )
 
 
@@ -126,19 +213,44 @@ def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
     )
 
 
-def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Select the staged rows in conflict. Run after `update`, before the commit.
+def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
+    """Select the staged rows that were not written though they are not older than the row.
 
-    $1: the number of the shape. Returns (key, the row's `_synced_at`).
+    Run after `update`, before the commit. $1: the number of the shape. Returns (key, the row's
+    `_synced_at`, whether the content is the same, the key's hash, `_lo`, `_hi`): rows that are in conflict,
+    and rows that are confirmed.
+    """
+    key = key_text(table, "t")
+    columns = _content(table, shape)
+    lasting = [c for c in columns if (table.name, c.name) not in FLEETING]
+    passing = f"NOT {_same(lasting)}" if len(lasting) < len(columns) else "true"
+    return (
+        f"SELECT * FROM (SELECT {key}, t._synced_at, {_same(columns)} AS same,\n"
+        f"  {key_hash(key)}, s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
+        f"  FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
+        f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of OFFSET 0) f\n"
+        f"WHERE CASE WHEN same\n"
+        f"  THEN to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest\n"
+        f"  ELSE lasting AND to_timestamp(_lo) < _as_of_latest END"
+    )
+
+
+def chained(schema: str, table: Table, shape: Sequence[str]) -> str:
+    """Select (key, `_synced_at`) of the rows that hold the same as the stage in the columns of one shape.
+
+    $1: the number of the shape.
     """
     keys = ", ".join(f"t.{quote(k)}" for k in table.key)
     return (
-        f"SELECT {keys}, t._synced_at "
-        f"FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t "
-        f"ON {_join(table)}\n"
-        f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
-        f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(_content(table, shape))}"
+        f"SELECT {keys}, t._synced_at FROM {stage(table.name)} s "
+        f"JOIN {qualified(schema, table.name)} t ON {_join(table)} "
+        f"WHERE s._shape = $1::int AND {_same(_content(table, shape))}"
     )
+
+
+def key_text(table: Table, alias: str) -> str:
+    """Return the SQL of a row's key as one text, as the change feed and confirmations have it."""
+    return " || '/' || ".join(f"{alias}.{quote(k)}" for k in table.key)
 
 
 def _content(table: Table, shape: Sequence[str]) -> list[Column]:

@@ -20,7 +20,7 @@ from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import Response
+from pinstripe.client.response import Margins, Response
 from pinstripe.client.transport import Unreadable, gunzip
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
@@ -196,13 +196,21 @@ def _parameters() -> Mapping[str, tuple[str, str]]:
 
 
 def as_of_exchange(
-    response: UpstreamResponse, *, lag_s: float = 0.0, cause: Cause | None = None
+    response: UpstreamResponse,
+    margins: Margins,
+    *,
+    writes: bool = False,
+    lag_s: float = 0.0,
+    cause: Cause | None = None,
 ) -> AsOf:
-    """The interval of the objects in the answer; `lag_s` is how old they may be.
+    """The interval of the objects in the answer; `lag_s` is how much older than others they may be.
 
-    For a write it holds as well: Stripe shows the object as the write left it, or as something else
-    changed it before the answer was made.
+    Of a write, Stripe shows the object as the write left it, or as something else changed it before
+    the answer was made.
     """
     headers = {"date": response.header(b"date").decode("latin-1")}
-    measured = Response(response.status, headers, b"", response.elapsed_s, response.received_at)
-    return AsOf(measured.not_before - lag_s, measured.not_after, cause)
+    measured = Response(
+        response.status, headers, b"", response.elapsed_s, response.received_at, margins
+    )
+    lo, hi = measured.write_interval() if writes else measured.read_interval()
+    return AsOf(lo - lag_s, hi, cause)
