@@ -45,12 +45,13 @@ async def complete(source: Source, answer: RefetchDone) -> None:
 async def resolve(source: Source, row: Conflict) -> bool:
     """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
     answer = RefetchDone(refetch_for(row), await source.database_time())
+    answered = True
     if row.parent_table:
         await _read_set(source, row, answer)
-        return True
-    answered = await refetch_row(
-        source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
-    )
+    else:
+        answered = await refetch_row(
+            source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
+        )
     await complete(source, answer)
     return answered
 

@@ -201,8 +201,9 @@ class Source:
         return self.now() - margins.clock_s - margins.replica_lag_s >= since + EVENT_S + 1.0
 
     def observe_clock(self, response: Response) -> None:
-        """Sets `clock_ahead_s` from a response."""
-        self.clock_ahead_s = response.not_after - 0.5 - time.time()
+        """Sets `clock_ahead_s` from a response that says when it was made."""
+        if "date" in response.headers:
+            self.clock_ahead_s = response.not_after - 0.5 - time.time()
 
     async def version(self, table: str, key: str) -> datetime | None:
         """`_synced_at` of a row, None if there is none. A response to a later request is newer."""

@@ -71,7 +71,8 @@ WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) =
 """
 
 # A refetch that was queued again since `started` stays, open since then. One that was queued less than
-# `lag` before is made once more, when no replica can be behind what queued it. Rows are locked in the order
+# `lag` before is made once more, `lag` later: no replica can be behind what queued it then, nor behind what
+# this response has shown. Rows are locked in the order
 # of `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
@@ -87,12 +88,11 @@ WITH done AS MATERIALIZED (
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
     AND left(p.id, 500) = left(d.id, 500) AND p.asked_at > d.started AND p.open_since <= d.started
 ), again AS (
-  UPDATE pinstripe.pending p SET code = 'recheck', next_try_at = p.asked_at + d.lag FROM done d
+  UPDATE pinstripe.pending p SET code = 'recheck', next_try_at = clock_timestamp() + d.lag FROM done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
     AND left(p.id, 500) = left(d.id, 500) AND p.asked_at <= d.started
     AND p.asked_at + d.lag > d.started
-  RETURNING p.kind, p."table", p.id,
-    extract(epoch FROM p.asked_at + d.lag - clock_timestamp())::float8 AS pause
+  RETURNING p.kind, p."table", p.id, extract(epoch FROM d.lag)::float8 AS pause
 ), gone AS (
   DELETE FROM pinstripe.pending p USING done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
@@ -249,7 +249,7 @@ async def complete_refetches(
         [a.started for a in ordered],
         [a.lag_s for a in ordered],
     )
-    pauses = {(row[0], row[1], row[2]): max(row[3], 0.0) for row in again}
+    pauses = {(row[0], row[1], row[2]): row[3] for row in again}
     for answer in ordered:
         answer.again_s = pauses.get(answer.refetch.key)
 

@@ -110,6 +110,8 @@ class Relist:
         self.refreshing = ""
         self._stopped: dict[str, _Stopped] = {}
         """By stream, those of the cursors and the `_newest` of lists."""
+        self._counted: dict[str, int] = {}
+        """Rows of each table at the last watch."""
         self._source = source
         self._since = since
         self._refetches = refetches
@@ -193,7 +195,7 @@ class Relist:
         """
         mirror = self._source.mirror
         async with self._source.transaction() as connection:
-            lost = await find_lost(connection, mirror.schema, self._source.wanted)
+            lost = await find_lost(connection, mirror.schema, self._source.wanted, self._counted)
             found = [(table, GONE if is_gone else EMPTIED) for table, is_gone in lost]
             await note_refused(connection, mirror.schema, [(t, "", why, True) for t, why in found])
             relist = await to_relist(connection, mirror.schema)

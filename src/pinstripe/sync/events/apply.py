@@ -27,7 +27,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.event import cause_of, created_of, payload, previous_attributes, request_of
-from pinstripe.rows.extract import Row, RowSet, key_of
+from pinstripe.rows.extract import MemberSet, Row, RowSet, key_of
 from pinstripe.source.resolve import can_be_fetched, has_address
 from pinstripe.source.source import Source, parent_of
 from pinstripe.store.refetch import Refetch
@@ -79,10 +79,14 @@ class EventApplier:
             ):
                 # No row of its own (an alert that was triggered), but what it holds may have one.
                 found, second = RowSet(), created_of(event)
-                extractor.object(obj, found)
+                asked = from_summary(event, wanted)
+                if not asked:
+                    extractor.object(obj, found)
+                elif event.get("api_version") == self._source.mirror.api_version:
+                    asked = self._summarised(obj, asked, found)
                 cause = cause_of(event)
                 parts.append((found, AsOf(float(second), second + 1.0, cause=cause)))
-                refetches += from_summary(event, wanted)
+                refetches += asked
         if self._more is not None and events:
             try:
                 refetches += await self._more(events)
@@ -92,6 +96,25 @@ class EventApplier:
                 # A table through which previews are found is gone; the next refill requests all of them.
                 _log.warning("applying.no_previews", error=error.message)
         return parts, refetches
+
+    def _summarised(self, obj: StripeObject, asked: list[Refetch], found: RowSet) -> list[Refetch]:
+        """Add what a summary shows of its owner's list; return the requests that it leaves: `asked`, unless
+        it shows the whole list.
+        """
+        child, owner = asked[0].table, asked[0].id
+        parent = table_name(asked[0].parent)
+        for value in obj.values():
+            entries = value.get("data") if isinstance(value, dict) else None
+            if not isinstance(value, dict) or not isinstance(entries, list):
+                continue
+            extractor = self._source.mirror.extractor
+            shown = [e for e in entries if isinstance(e, dict)]
+            keys = [extractor.object(e, found, parents={parent: owner}) for e in shown]
+            members = frozenset(key for key in keys if key is not None)
+            if value.get("has_more") is False and len(members) == len(entries):
+                found.sets.append(MemberSet(parent, owner, "", members, (child,)))
+                return []
+        return asked
 
     def _note_befores(self, change: ObjectChange, found: RowSet) -> None:
         """Have the rows made that the object had before, if the mirror needs them."""

@@ -318,12 +318,11 @@ class RefetchWorker:
         is_sure = is_sure or source.is_past(refetch.since)
         lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
         answer = RefetchDone(refetch, started, lag_s)
-        if lag_s and version is not None and refetch.key not in self._put_off:
+        is_recent = version is not None and version + source.replica_lag > started
+        if lag_s and is_recent and refetch.key not in self._put_off:
             # A replica that is behind would contradict what was written a moment ago.
-            left_s = (version - started).total_seconds() + lag_s
-            if left_s > 0:
-                self._put_off.add(refetch.key)
-                return left_s
+            self._put_off.add(refetch.key)
+            return lag_s
         try:
             if refetch.kind in self._upcoming:
                 await self._upcoming[refetch.kind](refetch.id)
