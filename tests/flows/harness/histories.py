@@ -235,7 +235,9 @@ class Histories:
                 under = table.parent[1]
                 holders = list(world.truth(under))
                 parent = str(dice.choice(holders)["id"])
-            made = self._ledger(dice).make(name, {}, parent=parent, under=under, event="")
+            fields = world.routes.fields[name]
+            values = {f: parent for f in (under.rpartition(".")[2],) if parent and f in fields}
+            made = self._ledger(dice).make(name, values, parent=parent, under=under, event="")
             self._tell(dice.choice(births), made, dice, None)
             return made
         return self._some(name, dice, table)

@@ -22,11 +22,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
-from tests.flows.harness.virtual_time import virtual_loop
+from tests.flows.harness.virtual_time import POSTGRES_CLOCK, virtual_loop
 
 if TYPE_CHECKING:
     from tests.flows.harness.histories import Histories
@@ -270,7 +271,30 @@ async def _pausing(pauses: Iterator[float], dice: Random) -> None:
         await asyncio.sleep(pause_s * dice.choice((0.2, 1.0)))
 
 
-async def _account(url: str, seed: int, rounds: int, chances: Chances) -> dict[str, Any]:
+async def make_template(url: str) -> None:
+    """The database that those of accounts are copied from: all tables, and Postgres on our clock."""
+    from pinstripe.catalog.model import spec
+    from pinstripe.catalog.tables import tables
+    from pinstripe.store.migrate import migrate
+    from pinstripe.store.pool import connect
+
+    async with connect(url) as admin:
+        await admin.execute("DROP DATABASE IF EXISTS virtual WITH (FORCE)")
+        await admin.execute("CREATE DATABASE virtual STRATEGY file_copy")
+    async with connect(urlsplit(url)._replace(path="/virtual").geturl()) as connection:
+        await connection.execute(POSTGRES_CLOCK)
+        await migrate(
+            connection,
+            "stripe",
+            tables(),
+            sdk_version=spec().sdk_version,
+            api_version=spec().api_version,
+        )
+
+
+async def _account(
+    url: str, seed: int, rounds: int, chances: Chances, clock: Path
+) -> dict[str, Any]:
     """One account from its first copy on."""
     from tests.flows.harness.histories import Histories
 
@@ -283,7 +307,8 @@ async def _account(url: str, seed: int, rounds: int, chances: Chances) -> dict[s
     name = f"random_{seed}"
     async with connect(url) as admin:
         await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY file_copy")
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE virtual STRATEGY file_copy")
+        await admin.execute(f"ALTER DATABASE {name} SET virtual.clock = '{clock}'")
     parts = urlsplit(url)
     database = parts._replace(path=f"/{name}").geturl()
     settings = Settings(
@@ -324,14 +349,14 @@ async def _account(url: str, seed: int, rounds: int, chances: Chances) -> dict[s
     return told
 
 
-async def _run(given: argparse.Namespace, chances: Chances) -> int:
+async def _run(given: argparse.Namespace, chances: Chances, clock: Path) -> int:
     wrong = 0
     at_once = asyncio.Semaphore(given.at_once)
 
     async def one(seed: int) -> None:
         nonlocal wrong
         async with at_once:
-            told = await _account(given.url, seed, given.rounds, chances)
+            told = await _account(given.url, seed, given.rounds, chances, clock)
         wrong += bool(told["wrong"])
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
@@ -344,7 +369,7 @@ async def _run(given: argparse.Namespace, chances: Chances) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url", help="of a server that has a database `migrated` with all tables")
+    parser.add_argument("url", help="of a server with a database `virtual`: `make_template`")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--accounts", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
@@ -355,9 +380,13 @@ def main() -> int:
     # A history has faults by the hundred; what counts is its end.
     logging.disable(logging.CRITICAL)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    loop, _ = virtual_loop({urlsplit(given.url).port or 5432})
+    loop, clock = virtual_loop({urlsplit(given.url).port or 5432})
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(_run(given, Chances(**left_out)))
+    with TemporaryDirectory(prefix="pinstripe-clock-") as directory:
+        path = Path(directory) / "clock"
+        clock.tell(path)
+        path.parent.chmod(0o755)  # Our own Postgres may run as another user.
+        return loop.run_until_complete(_run(given, Chances(**left_out), path))
 
 
 if __name__ == "__main__":

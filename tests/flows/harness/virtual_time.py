@@ -7,21 +7,36 @@ All clocks of the process (`time.time`, `time.monotonic`, `time.perf_counter`, t
 which stands still while code runs, while Postgres works and while a thread does. When all of them wait,
 it jumps to the next timer. So a margin of six seconds is waited for in no time, a busy machine makes
 nothing late, and the same seed draws the same history. The simulator must run in the same loop: its
-`Date` and `created` come from this clock. Postgres keeps its own, which nothing here compares.
+`Date` and `created` come from this clock. Postgres shows it too, in databases that `POSTGRES_CLOCK` was
+run in: the product compares moments of Postgres's clock with the margin of a replica.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 import selectors
 import socket
 import time
 from asyncio import selector_events
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
-_TICK_S = 0.00005
+_TICK_S = 0.001
 """What one turn of the loop takes, so that no two moments are the same."""
+
+POSTGRES_CLOCK = """
+ALTER FUNCTION pg_catalog.clock_timestamp() RENAME TO real_clock_timestamp;
+CREATE FUNCTION pg_catalog.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql AS $$
+  SELECT pg_catalog.to_timestamp(split_part(f, ' ', 1)::float8 + least(0.0009, greatest(0,
+    extract(epoch FROM pg_catalog.real_clock_timestamp()) - split_part(f, ' ', 2)::float8)))
+  FROM pg_catalog.pg_read_file(current_setting('virtual.clock'), 0, 40) AS f
+$$;
+"""
+"""Postgres reads the file of the database's setting `virtual.clock`: the moment, and when (really) it was
+written; between two turns of the loop it moves on within the tick, so that no two versions are alike.
+"""
 _MOST_S = 0.2
 """Real seconds between two looks while Postgres works."""
 _PATIENCE = 5
@@ -34,6 +49,21 @@ class VirtualClock:
     def __init__(self) -> None:
         self.elapsed_s = 0.0
         self._time, self._monotonic = time.time(), time.monotonic()
+        self._really = time.time
+        self._told: mmap.mmap | None = None
+
+    def tell(self, path: Path) -> None:
+        """From now on the file shows the clock, for Postgres."""
+        path.write_bytes(b" " * 40)
+        with path.open("r+b") as file:
+            self._told = mmap.mmap(file.fileno(), 40)
+        self.advance(0.0)
+
+    def advance(self, seconds: float) -> None:
+        self.elapsed_s += seconds
+        if self._told is not None:
+            shown = f"{self._time + self.elapsed_s:.6f} {self._really():.6f}"
+            self._told[:40] = shown.ljust(40).encode()
 
     def bend(self) -> None:
         """From now on. Whoever has imported a clock by name before keeps the real one."""
@@ -51,7 +81,7 @@ class _Selector(selectors.EpollSelector):
         """Connections to Postgres that owe an answer, and threads."""
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        self._clock.elapsed_s += _TICK_S
+        self._clock.advance(_TICK_S)
         if timeout is not None and timeout <= 0:
             return cast("list[Any]", super().select(0))
         waited = 0
@@ -61,7 +91,7 @@ class _Selector(selectors.EpollSelector):
                 return cast("list[Any]", found)
             waited += 1
             if timeout is not None and (not self.at_work or waited >= _PATIENCE):
-                self._clock.elapsed_s += timeout
+                self._clock.advance(timeout)
                 return []
 
 
