@@ -212,9 +212,14 @@ def as_of_exchange(
     Of a write, Stripe shows the object as the write left it, or as something else changed it before
     the answer was made.
     """
-    headers = {"date": response.header(b"date").decode("latin-1")}
-    measured = Response(
-        response.status, headers, b"", response.elapsed_s, response.received_at, margins
-    )
+    measured = measured_response(response, margins)
     lo, hi = measured.write_interval() if writes else measured.read_interval()
     return AsOf(lo - lag_s, hi, cause)
+
+
+def measured_response(response: UpstreamResponse, margins: Margins) -> Response:
+    """The times of the answer."""
+    headers = {"date": response.header(b"date").decode("latin-1")}
+    return Response(
+        response.status, headers, b"", response.elapsed_s, response.received_at, margins
+    )
