@@ -30,6 +30,7 @@ from pinstripe.client.response import Margins
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.mirror.orphans import parents_of
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
@@ -86,10 +87,15 @@ class Service:
         mirror = self.source.mirror
         async with self.source.transaction() as connection:
             await note_filled(connection, mirror.schema, mirror.tables)
-        if outcome.complete:
-            async with self.source.transaction() as connection:
-                await mark_loaded(connection, mirror.schema, sorted(mirror.loading))
-        mirror.loading &= outcome.unfinished
+            # One list that fails leaves only its own tables open, and those that its objects hold.
+            open_tables = outcome.unfinished
+            open_tables |= {
+                table
+                for table in mirror.loading
+                if any(parent in outcome.unfinished for parent, _ in parents_of(table))
+            }
+            await mark_loaded(connection, mirror.schema, sorted(mirror.loading - open_tables))
+        mirror.loading &= open_tables
         return outcome
 
     async def follow(self) -> Follower:

@@ -199,20 +199,19 @@ async def test_a_removed_line_stays_away_whatever_page_comes_late(database: str)
 async def test_entries_of_a_list_by_parent_that_are_gone_are_removed(
     database: str, later_s: int
 ) -> None:
-    def entitled(*ids: str) -> None:
-        f.stripe.lists["/v1/entitlements/active_entitlements"] = [
-            {"id": i, "object": "entitlements.active_entitlement", "lookup_key": i} for i in ids
-        ]
+    def entitled(*ids: str) -> Object:
+        data = [{"id": i, "object": "entitlements.active_entitlement"} for i in ids]
+        whole = {"object": "list", "data": data, "has_more": False, "url": "/x"}
+        f.stripe.answers["/v1/entitlements/active_entitlements"] = lambda _: (200, whole)
+        return whole
 
     async with following(database) as f:
         now = int(time.time())
         for ids, second in ((("ent_1", "ent_2"), now), (("ent_2",), now + later_s)):
-            entitled(*ids)
-            data = f.stripe.lists["/v1/entitlements/active_entitlements"]
             summary = {
                 "object": "entitlements.active_entitlement_summary",
                 "customer": "cus_1",
-                "entitlements": {"object": "list", "data": data, "has_more": False, "url": "/x"},
+                "entitlements": entitled(*ids),
             }
             f.stripe.event(
                 "entitlements.active_entitlement_summary.updated", summary, created=second

@@ -380,3 +380,36 @@ async def test_a_deleted_plan_that_a_later_subscription_still_holds_stays_delete
         # Its own address tells whether it lives.
         await w.put((plan, 20, 21))
         assert (await w.row("plan", "plan_1"))["deleted"] is False
+
+
+async def test_a_row_of_another_version_keeps_no_value_that_ours_does_not_send(w: Writing) -> None:
+    await w.put((customer(name="N", phone="old", colour="red"), 0, 1))
+    await w.pg.execute(f"UPDATE {SCHEMA}.customer SET _api_version = '2020-08-27'")
+    await w.put((customer(name="N"), 5, 6))
+    row = await w.row("customer", "cus_1")
+    assert (row["name"], row["phone"], row["_extra"]) == ("N", None, None)
+    assert row["_api_version"] == VERSION
+
+
+async def test_the_stub_of_a_deletion_leaves_a_row_of_another_version_its_content(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="N", phone="old"), 0, 1))
+    await w.pg.execute(f"UPDATE {SCHEMA}.customer SET _api_version = '2020-08-27'")
+    await w.put((customer(deleted=True), 5, 6))
+    row = await w.row("customer", "cus_1")
+    assert (row["deleted"], row["name"], row["phone"]) == (True, "N", "old")
+    assert row["_api_version"] == "2020-08-27"
+
+
+async def test_an_event_is_not_older_than_a_response_that_may_have_come_before_it(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="one"), 0, 1))
+    # The row was seen in a response of [2, 12), and an event of 5 changes it.
+    assert await w.put((customer(name="one"), 2, 12)) == []
+    assert await w.put((customer(name="two"), 5, 6)) == []
+    assert await name_of(w) == "two"
+    # A response of [4, 14) that shows the old state decides nothing.
+    assert len(await w.put((customer(name="one"), 4, 14))) == 1
+    assert await name_of(w) == "two"

@@ -61,8 +61,9 @@ class Doubt:
     parent_id: str
 
 
-ENTRIES_GO = frozenset({"entitlements_active_entitlement", "item", "line_item"})
-"""Not deletable at Stripe, but removed: when a subscription ends, when a draft quote or invoice changes."""
+ENTRIES_GO = frozenset({"entitlements_active_entitlement", "line_item"})
+"""Not deletable at Stripe, but removed when a subscription ends or a draft invoice changes. (The items of a
+draft quote are replaced too, but share their table with those that it computes.)"""
 
 
 def children_of(told: MemberSet) -> tuple[str, ...]:

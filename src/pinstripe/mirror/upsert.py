@@ -113,7 +113,7 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         # In another version the same names may have meant something else.
         sets += [
             f"{quote(c.name)} = CASE WHEN {_OF_OTHER_VERSION} THEN NULL ELSE t.{quote(c.name)} END"
-            for c in _unsaid(table, shape)
+            for c in unsaid(table, shape)
         ]
         extra = f"CASE WHEN {_OF_OTHER_VERSION} THEN s._extra::jsonb ELSE {extra} END"
         version, gains = "$1::text", _OF_OTHER_VERSION
@@ -154,10 +154,12 @@ def _is_whole(table: Table, shape: Sequence[str]) -> bool:
     return bool({*shape} - {*table.key, "object", "livemode", "deleted"})
 
 
-def _unsaid(table: Table, shape: Sequence[str]) -> list[Column]:
-    """Return the columns of which a whole object of this shape says that they are null: it always says
-    the others.
+def unsaid(table: Table, shape: Sequence[str]) -> list[Column]:
+    """Return the columns of which an object of this shape says, by silence, that they are null: a whole
+    object always has the others. None for the stub that a deletion leaves.
     """
+    if not _is_whole(table, shape):
+        return []
     kept = ("parent", "deleted")
     return [
         c

@@ -30,6 +30,7 @@ from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import LIVE, Source, retrieve_endpoint
+from pinstripe.store.clocks import note_contradiction
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, RefetchDone, complete_refetches
@@ -45,13 +46,17 @@ async def complete(source: Source, answer: RefetchDone) -> None:
 async def resolve(source: Source, row: Conflict) -> bool:
     """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
     answer = RefetchDone(refetch_for(row), await source.database_time())
-    answered = True
     if row.parent_table:
         await _read_set(source, row, answer)
-    else:
-        answered = await refetch_row(
-            source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
-        )
+        await complete(source, answer)
+        return True
+    before = await source.version(row.table, row.key)
+    answered = await refetch_row(
+        source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
+    )
+    is_stale = before == await source.version(row.table, row.key)
+    async with source.transaction() as connection:
+        await note_contradiction(connection, source.mirror.schema, is_stale=is_stale)
     await complete(source, answer)
     return answered
 

@@ -59,6 +59,7 @@ from pinstripe.mirror.upsert import EVENT_S
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.extract import MemberSet, RowKey, RowSet, TruncatedList
 from pinstripe.source.row_versions import RowVersions, VersionAt
+from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
@@ -232,10 +233,15 @@ class Source:
             row = await connection.fetchrow(
                 "SELECT clock_timestamp(), _synced_at, _as_of >= to_timestamp($2)"
                 f" AND _as_of_latest <= _as_of + make_interval(secs => {EVENT_S})"
+                f" OR EXISTS (SELECT FROM ({of_keys('$3', '$4', 'to_timestamp($2)')}) c"
+                f" WHERE c.key = {key_hash('$1')} AND c.as_of >= to_timestamp($2)"
+                f" AND c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))"
                 f" FROM (SELECT) AS one LEFT JOIN {qualified(self.mirror.schema, table)} t"
                 f" ON t.{quote(known.key[0])} = $1",
                 key,
                 since,
+                self.mirror.schema,
+                table,
             )
         assert row is not None  # noqa: S101 (one row is joined)
         return row[0], row[1], bool(row[2]) and since > 0

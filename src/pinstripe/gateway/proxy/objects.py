@@ -43,6 +43,8 @@ _PREVIEW = re.compile(r"/(?:create_)?preview(?:/|$)|/upcoming(?:/|$)|/upcoming_i
 UNPACKED_BYTES = 16 * 2**20
 """The largest answer that is read into rows. Stripe's pages of 100 objects have up to a few MB."""
 
+_STUB = frozenset({"deleted", "id", "livemode", "object"})
+
 _CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
 """Types that are a key and its dates, and live for minutes. See `read`."""
 
@@ -157,7 +159,9 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
     top = (table_name(str(decoded["object"])), key) if key is not None else None
     whole = key is not None or isinstance(problem, dict)
     modes = _modes([decoded, *held])
-    return ParsedResponse(row_set, top, decoded.get("deleted") is True, modes, whole=whole)
+    # A stub says the same in any API version; a whole object that is marked as deleted does not.
+    deleted = decoded.get("deleted") is True and set(decoded) <= _STUB
+    return ParsedResponse(row_set, top, deleted, modes, whole=whole)
 
 
 def _modes(objects: list[StripeObject]) -> frozenset[bool]:
@@ -208,9 +212,14 @@ def as_of_exchange(
     Of a write, Stripe shows the object as the write left it, or as something else changed it before
     the answer was made.
     """
-    headers = {"date": response.header(b"date").decode("latin-1")}
-    measured = Response(
-        response.status, headers, b"", response.elapsed_s, response.received_at, margins
-    )
+    measured = measured_response(response, margins)
     lo, hi = measured.write_interval() if writes else measured.read_interval()
     return AsOf(lo - lag_s, hi, cause)
+
+
+def measured_response(response: UpstreamResponse, margins: Margins) -> Response:
+    """The times of the answer."""
+    headers = {"date": response.header(b"date").decode("latin-1")}
+    return Response(
+        response.status, headers, b"", response.elapsed_s, response.received_at, margins
+    )

@@ -83,7 +83,7 @@ class EventApplier:
                 if not asked:
                     extractor.object(obj, found)
                 elif event.get("api_version") == self._source.mirror.api_version:
-                    asked = self._summarised(obj, asked, found)
+                    self._summarised(obj, asked[0], found)
                 cause = cause_of(event)
                 parts.append((found, AsOf(float(second), second + 1.0, cause=cause)))
                 refetches += asked
@@ -97,24 +97,18 @@ class EventApplier:
                 _log.warning("applying.no_previews", error=error.message)
         return parts, refetches
 
-    def _summarised(self, obj: StripeObject, asked: list[Refetch], found: RowSet) -> list[Refetch]:
-        """Add what a summary shows of its owner's list; return the requests that it leaves: `asked`, unless
-        it shows the whole list.
-        """
-        child, owner = asked[0].table, asked[0].id
-        parent = table_name(asked[0].parent)
+    def _summarised(self, obj: StripeObject, asked: Refetch, found: RowSet) -> None:
+        """Add what a summary shows of its owner's list, which `asked` reads to its end."""
+        parent, extractor = table_name(asked.parent), self._source.mirror.extractor
         for value in obj.values():
             entries = value.get("data") if isinstance(value, dict) else None
             if not isinstance(value, dict) or not isinstance(entries, list):
                 continue
-            extractor = self._source.mirror.extractor
             shown = [e for e in entries if isinstance(e, dict)]
-            keys = [extractor.object(e, found, parents={parent: owner}) for e in shown]
+            keys = [extractor.object(e, found, parents={parent: asked.id}) for e in shown]
             members = frozenset(key for key in keys if key is not None)
             if value.get("has_more") is False and len(members) == len(entries):
-                found.sets.append(MemberSet(parent, owner, "", members, (child,)))
-                return []
-        return asked
+                found.sets.append(MemberSet(parent, asked.id, "", members, (asked.table,)))
 
     def _note_befores(self, change: ObjectChange, found: RowSet) -> None:
         """Have the rows made that the object had before, if the mirror needs them."""
