@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -332,6 +333,8 @@ async def _account(
             while done < rounds and not wrong:
                 wrong = await here.round()
                 done += not wrong
+        except* Exception as group:
+            wrong = {"crash": "".join(format_exception(group))[-1500:]}
         finally:
             await sync.cut()
         told = {
