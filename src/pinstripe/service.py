@@ -26,9 +26,11 @@ from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, proxy_for
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import Margins
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.mirror.orphans import parents_of
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
@@ -85,10 +87,15 @@ class Service:
         mirror = self.source.mirror
         async with self.source.transaction() as connection:
             await note_filled(connection, mirror.schema, mirror.tables)
-        if outcome.complete:
-            async with self.source.transaction() as connection:
-                await mark_loaded(connection, mirror.schema, sorted(mirror.loading))
-        mirror.loading &= outcome.unfinished
+            # One list that fails leaves only its own tables open, and those that its objects hold.
+            open_tables = outcome.unfinished
+            open_tables |= {
+                table
+                for table in mirror.loading
+                if any(parent in outcome.unfinished for parent, _ in parents_of(table))
+            }
+            await mark_loaded(connection, mirror.schema, sorted(mirror.loading - open_tables))
+        mirror.loading &= open_tables
         return outcome
 
     async def follow(self) -> Follower:
@@ -222,6 +229,7 @@ def stripe_for(config: Config, key: ApiKey, budget: RateLimiter) -> StripeClient
         base_url=config.stripe_url,
         account=config.stripe_account,
         proxy=proxy_for(config.stripe_url),
+        margins=Margins(config.clock_margin, config.replica_lag),
     )
 
 

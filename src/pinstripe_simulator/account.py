@@ -92,7 +92,7 @@ class Account:
             livemode=made.livemode,
             api_version=self.api_version,
         )
-        self.world = World(self.spec, plan, self.clock.seconds)
+        self.world = World(self.spec, plan, self.clock)
         self.expander = Expander(self.world, refused=lambda: self.nastiness.refused_expands)
         self.doors = Doors(
             self.id,

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from email.utils import formatdate
+from random import Random
 from time import monotonic
 from typing import Any
 from urllib.parse import unquote
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 Scope = dict[str, Any]
 _SQUEEZE_FROM = 400
 """Bytes from which a body is worth compressing."""
+_PREVIEW = "/v1/invoices/create_preview"
+"""A POST that writes nothing; no page of Stripe's says that it reads what was just written."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class App:
         settle(account)
         if method == "POST" and request.idempotency_key:
             return self._once(request, f"{path}?{sorted(given.items())}")
-        if operation.method == "GET":
+        if operation.method == "GET" or operation.path == _PREVIEW:
             return self._read(request)
         return _reply(request)
 
@@ -216,7 +219,7 @@ class App:
         account = self.account
         skew = account.nastiness.skew_s
         # The clock of the machine that answers, which is not the one that stamps objects.
-        date = account.clock.now() + (account.dice.uniform(-skew, skew) if skew else 0.0)
+        date = account.clock.now() + (_off(account.dice, skew) if skew else 0.0)
         reply.headers |= {
             "Date": formatdate(date, usegmt=True),
             "Vary": "Accept-Encoding",
@@ -231,6 +234,11 @@ class App:
         if "gzip" in headers.get("accept-encoding", "") and len(reply.body) >= _SQUEEZE_FROM:
             reply.body = igzip_lib.compress(reply.body, 0, flag=igzip_lib.COMP_GZIP)
             reply.headers["Content-Encoding"] = "gzip"
+
+
+def _off(dice: Random, most_s: float) -> float:
+    """How wrong a `Date` is: as far as it can be in half of the cases, else anything within."""
+    return most_s * (dice.choice((-1.0, 1.0)) if dice.random() < 0.5 else dice.uniform(-1.0, 1.0))
 
 
 def _echoed(headers: dict[str, str]) -> dict[str, str]:

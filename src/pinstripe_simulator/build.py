@@ -201,12 +201,17 @@ class _Builder:
         for field, kind in self._routes.fields[parent].items():
             if kind.kind != "list" or not kind.targets:
                 continue
-            for name in (*kind.targets, *(f"{t}@{parent}" for t in kind.targets)):
-                child = self._tables.get(name)
-                back = self._way_back(child, parent) if child is not None else None
-                if back is not None:
-                    table.lists[field] = (name, back)
-                    break
+            names = (*kind.targets, *(f"{t}@{parent}" for t in kind.targets))
+            ways = {
+                name: back
+                for name in names
+                if (child := self._tables.get(name)) is not None
+                and (back := self._way_back(child, parent)) is not None
+            }
+            # Of several types (a customer's sources) the one that the list at its own address has.
+            name = next((n for n, back in ways.items() if not back), next(iter(ways), ""))
+            if name:
+                table.lists[field] = (name, ways[name])
 
     @staticmethod
     def _way_back(child: Table, parent: str) -> str | None:

@@ -250,7 +250,19 @@ def _coupon(s: Sample, v: int) -> None:
     s["valid"] = v % 3 != 2
 
 
+def _unattached(s: Sample, v: int) -> None:
+    """The sources that a customer has are cards; a bank account here is one of an account."""
+    if "customer" in s:
+        s["customer"] = None
+
+
+def _person(s: Sample, v: int) -> None:
+    s["account"] = hole("ref:account")
+
+
 FIXES: Mapping[str, Callable[[Sample, int], None]] = {
+    "bank_account": _unattached,
+    "source": _unattached,
     "balance_transaction": _balance_transaction,
     "charge": _charge,
     "coupon": _coupon,
@@ -261,6 +273,7 @@ FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "payment_intent": _payment_intent,
     "payment_method": _payment_method,
     "payout": _with_entry,
+    "person": _person,
     "price": _price,
     "product": _product,
     "refund": _refund,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from random import Random
 from typing import Any
 
 import msgspec
@@ -17,10 +19,11 @@ from pinstripe.errors import PinstripeError
 from pinstripe_simulator import nastiness
 from pinstripe_simulator.account import Account
 from pinstripe_simulator.auth import Key
-from pinstripe_simulator.events import STRIPE_ITSELF
+from pinstripe_simulator.events import STRIPE_ITSELF, Cause
 from pinstripe_simulator.faults import Fault
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.limits import PRESETS
+from pinstripe_simulator.members import Members
 from pinstripe_simulator.mutate import Mutator
 from pinstripe_simulator.replies import Reply, StripeError
 from pinstripe_simulator.table import StripeObject
@@ -46,6 +49,9 @@ _ADDRESSES = [
     "traffic",
     "delete",
     "edit",
+    "members",
+    "recreate",
+    "pending_update",
     "search_lag",
     "nastiness",
     "webhooks",
@@ -59,6 +65,8 @@ class Control:
     def __init__(self, account: Account) -> None:
         self.account = account
         self.mutator = Mutator(account, account.settings.seed)
+        self.sets = Members(account)
+        self._dice = Random(f"{account.settings.seed}/control")  # noqa: S311 - a dice, not a secret
         self._traffic: asyncio.Task[None] | None = None
 
     # --- reading -----------------------------------------------------------------------------
@@ -192,20 +200,89 @@ class Control:
             self.mutator.one()
             await asyncio.sleep(1 / per_second)
 
-    def delete(self, type: str, id: str = "", silent: bool = False) -> str:
-        """Delete an object, a random one by default; its id."""
+    def delete(self, type: str, id: str = "", silent: bool = False, version: str = "") -> str:
+        """Delete an object, a random one by default; its id. `version`: of its event."""
         found = self._pick(type, id)
-        self._ledger().delete(found, event="" if silent else "deleted")
+        with self._events_in(version):
+            self._ledger().delete(found, event="" if silent else "deleted")
         return str(found["id"])
 
     def edit(
-        self, type: str, id: str = "", changes: dict[str, Any] | None = None, silent: bool = True
+        self,
+        type: str,
+        id: str = "",
+        changes: dict[str, Any] | None = None,
+        silent: bool = True,
+        version: str = "",
     ) -> str:
-        """Change an object, without an event by default; its id."""
+        """Change an object, without an event by default; its id. `version`: of its event."""
         found = self._pick(type, id)
         made = changes or {"metadata": {"edited": str(self.account.clock.now())}}
-        self._ledger().change(found, made, event="" if silent else "updated")
+        with self._events_in(version):
+            self._ledger().change(found, made, event="" if silent else "updated")
         return str(found["id"])
+
+    def recreate(
+        self, type: str, id: str = "", changes: dict[str, Any] | None = None, version: str = ""
+    ) -> str:
+        """Delete an object and make another under its id in the same second, as scripts do to change
+        a price; its id. `version`: of the event of the deletion.
+        """
+        found = self._pick(type, id)
+        ledger = self._ledger()
+        with self._events_in(version):
+            ledger.delete(found)
+        kept = {k: v for k, v in found.items() if k not in ("id", "object", "created")}
+        ledger.make(type, {**kept, **(changes or {})}, id=str(found["id"]))
+        return str(found["id"])
+
+    def members(
+        self, owner: str, child: str, id: str = "", add: int = 0, remove: int = 0
+    ) -> dict[str, list[str]]:
+        """Add to and take out of the set of an object, a random one by default; the ids. A kind of set is
+        named by both types, as `subscription` and `subscription_item`.
+        """
+        sets = self.sets
+        kind = sets.kinds[f"{owner}/{child}"]
+        key = id or str(self.mutator.deeds.any(owner)["id"])
+        position = kind.owner.position(key)
+        if position is None:
+            raise ValueError(f"no {owner} {key}")
+        going = self._dice.sample(there := sets.of(kind, position), min(remove, len(there)))
+        removed = [kind.child.id_at(p) for p in going]
+        cause = Cause(self.account.request_id())
+        added = sets.change(kind, position, add=add, remove=going, cause=cause)
+        return {"owner": [key], "added": added, "removed": removed}
+
+    def pending_update(self, id: str = "", changes: dict[str, Any] | None = None) -> str:
+        """Give a subscription an update that is not paid for: items as they would be, one of them of
+        none that exists (https://docs.stripe.com/billing/subscriptions/pending-updates); its id.
+        """
+        found = self._pick("subscription", id)
+        items = [i | {"quantity": 77, **(changes or {})} for i in found["items"]["data"]]
+        items += [i | {"id": f"{i['id']}would"} for i in items[:1]]
+        field = next(
+            f
+            for f in self.account.world.routes.objects["subscription"].fields
+            if f.name == "pending_update"
+        )
+        pending: dict[str, Any] = {f.name: None for f in field.fields}
+        pending |= {
+            "expires_at": self.account.clock.seconds() + 82_800,
+            "subscription_items": items,
+        }
+        self._ledger().change(found, {"pending_update": pending})
+        return str(found["id"])
+
+    @contextmanager
+    def _events_in(self, version: str) -> Iterator[None]:
+        """Events of the block are rendered in `version`; "" leaves the account's default."""
+        usual = self.account.api_version
+        self.account.api_version = version or usual
+        try:
+            yield
+        finally:
+            self.account.api_version = usual
 
     def _pick(self, type: str, id: str) -> StripeObject:
         return self._ledger().get(type, id) if id else self.mutator.deeds.any(type)

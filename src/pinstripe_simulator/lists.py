@@ -157,8 +157,13 @@ def _unnamed(objects: Objects, table: Table, params: Params) -> list[int] | None
     owner = there.position(value)
     if owner is None:
         raise missing(there.kind.name, value, param=field, status=400)
+    return shared_out(table, there, owner)
+
+
+def shared_out(table: Table, there: Table, owner: int) -> list[int]:
+    """Positions in `table`, newest first, of what the owner at a position of `there` has."""
     mine = Even(table.base, there.base).back(owner) if owner < there.base else range(0)
-    return sorted(mine, reverse=True)
+    return sorted({*mine, *table.by_value.get(("", there.id_at(owner)), ())}, reverse=True)
 
 
 def _entries(objects: Objects, table: Table, params: Params) -> list[int] | None:

@@ -39,8 +39,11 @@ class Nastiness:
     """What the simulated Stripe does to its callers. Shares are from 0 to 1, times in seconds.
 
     `stale_share`, `stale_s`: this share of the reads shows the account as it was up to `stale_s`
-    ago, as a replica that is behind would; the event list has its own knob (`late_events`).
-    `skew_s`: `Date` differs from the clock that stamps objects and events by up to this much.
+    ago, as a replica that is behind would: retrieves, lists, nested lists and their next pages, each
+    for itself, and previews of invoices, which write nothing. The event list has its own knob
+    (`late_events`).
+    `skew_s`: `Date` differs from the clock that stamps objects and events by up to this much either
+    way, each response for itself; half of them by all of it.
     `settle_s`: how long a charge captured as `automatic_async` has no balance transaction.
     `lists_by_customer`: paths of lists that are refused without `customer`.
     `refused_expands`: properties (`type.path`) whose expansion is refused, with a 400.
@@ -51,7 +54,7 @@ class Nastiness:
 
     stale_share: float = 0.002
     stale_s: float = 3.0
-    skew_s: float = 2.0
+    skew_s: float = 3.0
     settle_s: int = 2
     lists_by_customer: frozenset[str] = _BY_CUSTOMER
     refused_expands: frozenset[str] = _NOT_EXPANDED

@@ -142,7 +142,7 @@ class Objects:
         return [p for p in every if self._belongs(child, p, field, id)]
 
     def _belongs(self, child: Table, position: int, field: str, id: str) -> bool:
-        if child.gone(position):
+        if child.gone(position) or position >= child.total:  # Not there yet, to a stale read.
             return False
         if not field:
             return True

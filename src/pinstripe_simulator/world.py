@@ -7,10 +7,11 @@ lists, nested lists, filters and the truth that tests compare with all see the s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pinstripe.catalog.model import Spec
 from pinstripe_simulator.build import Plan, build_tables
+from pinstripe_simulator.clock import Clock
 from pinstripe_simulator.objects import Objects
 from pinstripe_simulator.replica import History
 from pinstripe_simulator.routes import Routes
@@ -18,14 +19,14 @@ from pinstripe_simulator.table import StripeObject, Table
 
 
 class World:
-    """All tables of one account. `now` gives Unix seconds on Stripe's clock."""
+    """All tables of one account. `clock` gives Unix seconds on Stripe's side of the wire."""
 
-    def __init__(self, spec: Spec, plan: Plan, now: Callable[[], int]) -> None:
+    def __init__(self, spec: Spec, plan: Plan, clock: Clock) -> None:
         self.routes = Routes(spec)
         self.plan = plan
-        self.now = now
+        self.now = now = clock.seconds
         self.tables = build_tables(self.routes, plan)
-        self.history = History()
+        self.history = History(clock.now)
         for table in self.tables.values():
             table.history = self.history
         self.objects = Objects(self.tables, self.routes, now)

@@ -8,6 +8,7 @@ import pytest
 from tests.flows.harness.account import open_copy, quiet
 from tests.flows.harness.scripted_stripe import Object, scripted_stripe
 
+from pinstripe.client.response import Margins
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
@@ -30,7 +31,7 @@ async def test_what_was_deleted_and_made_within_one_second_is_as_stripe_has_it(
     async with scripted_stripe() as stripe:
         path = f"/v1/{kind}s"
         stripe.lists[path] = [made(1)]
-        async with open_copy(stripe, database) as copy:
+        async with open_copy(stripe, database, margins=Margins()) as copy:
             response = await copy.source.stripe.get(f"{path}/gold", endpoint="x")
             found = RowSet()
             copy.mirror.extractor.object(made(1), found)

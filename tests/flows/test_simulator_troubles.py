@@ -34,7 +34,7 @@ async def http(sim: Running) -> AsyncIterator[aiohttp.ClientSession]:
 def test_stripes_own_nastiness_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PINSTRIPE_SIMULATOR_NASTINESS")
     assert default_nastiness() == Settings().nastiness == STRIPE
-    assert (STRIPE.stale_s, STRIPE.skew_s) == (3.0, 2.0)
+    assert (STRIPE.stale_s, STRIPE.skew_s) == (3.0, 3.0)
     assert 0 < STRIPE.stale_share < 0.01
 
 

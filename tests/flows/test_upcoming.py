@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count as counting
@@ -224,7 +224,7 @@ async def test_a_row_is_what_stripe_previews_column_by_column(copy: Copy, sim: R
     assert (row["customer_id"], row["id"], row["_extra"]) == (owner, None, None)
     (row,) = await copy.pg.fetch("SELECT * FROM stripe.upcoming_customer_invoice")
     assert (row["total"], row["_extra"], row["deleted"]) == (1234, None, False)
-    assert abs(row["_as_of"].timestamp() - response.not_before) < 5
+    assert abs(row["_as_of"].timestamp() - response.not_before) < 10
 
 
 async def test_a_fill_owes_the_owners_that_met_trouble_and_asks_for_nobody_twice(
@@ -595,9 +595,9 @@ async def test_an_older_preview_overwrites_neither_the_row_nor_the_lines_of_a_ne
     copy: Copy, older: int, newer: int
 ) -> None:
     place = UpcomingRow("stripe", copy.source.mirror.tables, "subscription", "sub_1")
-    nothing: Mapping[tuple[str, str], Any] = {}
-    assert await copy.upcoming.write(place, preview_of(200, newer, NOON + 60), nothing)
-    assert not await copy.upcoming.write(place, preview_of(100, older, NOON), nothing)
+    before = await copy.pg.fetchval("SELECT clock_timestamp()")
+    assert await copy.upcoming.write(place, preview_of(200, newer, NOON + 60), before)
+    assert not await copy.upcoming.write(place, preview_of(100, older, NOON), before)
     assert await copy.totals("subscription") == {"sub_1": 200}
     assert [amount for _, amount in await copy.lines("sub_1")] == [200 + n for n in range(newer)]
 
@@ -607,11 +607,11 @@ async def test_what_was_asked_for_after_the_row_was_seen_is_newer_in_the_same_se
 ) -> None:
     place = UpcomingRow("stripe", copy.source.mirror.tables, "subscription", "sub_1")
     for total, lines in ((100, 3), (200, 5), (300, 1)):
-        seen = await place.versions(copy.pg)
+        seen = await copy.pg.fetchval("SELECT clock_timestamp()")
         assert await copy.upcoming.write(place, preview_of(total, lines, NOON), seen)
         assert await copy.totals("subscription") == {"sub_1": total}
         assert len(await copy.lines("sub_1")) == lines
-    seen = await place.versions(copy.pg)
+    seen = await copy.pg.fetchval("SELECT clock_timestamp()")
     assert await copy.upcoming.write(place, None, seen)
     assert await copy.rows(f"SELECT id FROM stripe.{LINES}") == []
     assert await copy.totals("subscription") == {}
@@ -619,7 +619,7 @@ async def test_what_was_asked_for_after_the_row_was_seen_is_newer_in_the_same_se
 
 async def test_nothing_upcoming_does_not_remove_a_preview_that_came_after_it(copy: Copy) -> None:
     place = UpcomingRow("stripe", copy.source.mirror.tables, "customer", "cus_1")
-    before = await place.versions(copy.pg)
+    before = await copy.pg.fetchval("SELECT clock_timestamp()")
     await copy.upcoming.write(place, preview_of(200, 2, NOON), before)
     assert not await copy.upcoming.write(place, None, before)
     assert await copy.totals("customer") == {"cus_1": 200}

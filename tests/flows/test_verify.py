@@ -358,12 +358,13 @@ async def _looked(
     kinds = [n for n in lively_types() if table_of_object()[n] in CHANGING and n != "event"]
     earlier, later = Histories(sim), Histories(sim)
     for _ in range(drifts):
-        earlier.life(dice.choice(kinds), dice, 1)
+        list(earlier.life(dice.choice(kinds), dice, 1))
     sim.control.clock(step_s=600.0)
 
     async def change() -> None:
         while True:
-            later.life(dice.choice(kinds), dice, dice.randrange(1, 3))
+            for step_s in later.life(dice.choice(kinds), dice, dice.randrange(1, 3)):
+                sim.control.clock(step_s=step_s)
             await asyncio.sleep(0.05)
 
     changing = asyncio.create_task(change())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import asyncpg
 import pytest
@@ -236,10 +236,9 @@ async def test_contested_rows_are_settled_one_get_at_a_time(
     async def settle(row: Conflict) -> bool:
         asked.append(row.key)
         await answer.wait()
-        over = {(row.table, row.key): row.version}
-        await mirror.write(
-            [(customers(mirror, row.key, name="settled"), during(5, 6))], expected=over
-        )
+        now = await pg.fetchval("SELECT clock_timestamp()")
+        as_of = replace(during(5, 6), known_until=now)
+        await mirror.write([(customers(mirror, row.key, name="settled"), as_of)])
         return True
 
     mirror.resolve = settle

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from datetime import datetime
 from random import Random
 
 import asyncpg
@@ -14,7 +13,8 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, Snapshot, Writing, at, m
 
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import Drifted
-from pinstripe.mirror.batch import READ_AT, Batch
+from pinstripe.mirror.batch import Batch
+from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 
@@ -71,9 +71,10 @@ async def test_the_state_between_two_that_are_alike_never_wins_when_it_comes_lat
     assert await w.put((customer(name="between"), 4, 5)) == []
     assert await name_of(w) == "same"
     # What overlaps with the moment when the row was last seen is for one GET to decide.
-    [contest] = await w.put((customer(name="next"), 8.5, 9.5))
+    assert len(await w.put((customer(name="next"), 8.5, 9.5))) == 1
     assert await name_of(w) == "same"
-    await w.put((customer(name="next"), 8.7, 9.7), over={("customer", "cus_1"): contest.version})
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    await w.put((customer(name="next"), 8.7, 9.7), known_until=now)
     assert await name_of(w) == "next"
     assert await w.put((customer(name="last"), 9.7, 10.7)) == []
     assert await name_of(w) == "last"
@@ -83,14 +84,12 @@ async def test_an_answer_over_a_version_that_was_seen_again_since_does_not_win_b
     w: Writing,
 ) -> None:
     await w.put((customer(name="same"), 1, 2))
-    version = (await w.row("customer", "cus_1"))["_synced_at"]
-    read_at = await w.pg.fetchval("SELECT clock_timestamp()")
-    over = {READ_AT: read_at, ("customer", "cus_1"): version}
+    before = await w.pg.fetchval("SELECT clock_timestamp()")
     # The answer that shows "between" was requested first and arrives last.
     await w.put((customer(name="same"), 8, 9))
-    assert await w.put((customer(name="between"), 4, 5), over=over) == []
+    assert await w.put((customer(name="between"), 4, 5), known_until=before) == []
     assert await name_of(w) == "same"
-    conflicts = await w.put((customer(name="between"), 7.5, 8.5), over=over)
+    conflicts = await w.put((customer(name="between"), 7.5, 8.5), known_until=before)
     assert [(c.table, c.key) for c in conflicts] == [("customer", "cus_1")]
     assert await name_of(w) == "same"
 
@@ -98,12 +97,8 @@ async def test_an_answer_over_a_version_that_was_seen_again_since_does_not_win_b
 async def test_an_answer_requested_after_the_row_was_last_seen_wins_over_that(w: Writing) -> None:
     await w.put((customer(name="same"), 1, 2))
     await w.put((customer(name="same"), 8, 9))
-    version = (await w.row("customer", "cus_1"))["_synced_at"]
-    over = {
-        READ_AT: await w.pg.fetchval("SELECT clock_timestamp()"),
-        ("customer", "cus_1"): version,
-    }
-    assert await w.put((customer(name="next"), 8.5, 9.5), over=over) == []
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    assert await w.put((customer(name="next"), 8.5, 9.5), known_until=now) == []
     assert await name_of(w) == "next"
 
 
@@ -118,17 +113,16 @@ async def test_an_overlapping_snapshot_of_other_content_is_contested_and_not_wri
     w: Writing,
 ) -> None:
     await w.put((customer(name="one"), 5, 6))
-    version = (await w.row("customer", "cus_1"))["_synced_at"]
     conflicts = await w.put((customer(name="two"), 5.5, 6.5))
-    assert [(c.table, c.key, c.version) for c in conflicts] == [("customer", "cus_1", version)]
+    assert [(c.table, c.key) for c in conflicts] == [("customer", "cus_1")]
     assert await name_of(w) == "one"
 
 
 async def test_what_was_asked_for_after_the_row_was_seen_wins_over_it(w: Writing) -> None:
     await w.put((customer(name="one"), 5, 6))
-    [contest] = await w.put((customer(name="two"), 5.5, 6.5))
-    over = {("customer", "cus_1"): contest.version}
-    assert await w.put((customer(name="three"), 5.6, 6.6), over=over) == []
+    assert len(await w.put((customer(name="two"), 5.5, 6.5))) == 1
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    assert await w.put((customer(name="three"), 5.6, 6.6), known_until=now) == []
     row = await w.row("customer", "cus_1")
     assert row["name"] == "three"
     assert row["_as_of_latest"] == at(6.6)
@@ -136,9 +130,10 @@ async def test_what_was_asked_for_after_the_row_was_seen_wins_over_it(w: Writing
 
 async def test_an_answer_over_a_version_that_has_passed_is_contested_again(w: Writing) -> None:
     await w.put((customer(name="one"), 5, 6))
-    version: datetime = (await w.row("customer", "cus_1"))["_synced_at"]
-    await w.put((customer(name="one"), 5.5, 6.5))
-    conflicts = await w.put((customer(name="two"), 5.6, 6.6), over={("customer", "cus_1"): version})
+    now = await w.pg.fetchval("SELECT clock_timestamp()")
+    await w.put((customer(name="other"), 6, 7))
+    await w.put((customer(name="one"), 7, 8))
+    conflicts = await w.put((customer(name="two"), 7.6, 8.6), known_until=now)
     assert [c.key for c in conflicts] == ["cus_1"]
     assert await name_of(w) == "one"
 
@@ -332,7 +327,7 @@ async def test_stages_do_not_keep_what_a_rolled_back_batch_left(w: Writing) -> N
     batch = Batch(VERSION, w.writer._tables)
     found = RowSet()
     w.extractor.object(customer(name="lost"), found)
-    batch.add(found, T0, T0 + 1)
+    batch.add(found, AsOf(T0, T0 + 1))
 
     async def fail(_: object) -> None:
         raise asyncio.CancelledError
@@ -385,3 +380,36 @@ async def test_a_deleted_plan_that_a_later_subscription_still_holds_stays_delete
         # Its own address tells whether it lives.
         await w.put((plan, 20, 21))
         assert (await w.row("plan", "plan_1"))["deleted"] is False
+
+
+async def test_a_row_of_another_version_keeps_no_value_that_ours_does_not_send(w: Writing) -> None:
+    await w.put((customer(name="N", phone="old", colour="red"), 0, 1))
+    await w.pg.execute(f"UPDATE {SCHEMA}.customer SET _api_version = '2020-08-27'")
+    await w.put((customer(name="N"), 5, 6))
+    row = await w.row("customer", "cus_1")
+    assert (row["name"], row["phone"], row["_extra"]) == ("N", None, None)
+    assert row["_api_version"] == VERSION
+
+
+async def test_the_stub_of_a_deletion_leaves_a_row_of_another_version_its_content(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="N", phone="old"), 0, 1))
+    await w.pg.execute(f"UPDATE {SCHEMA}.customer SET _api_version = '2020-08-27'")
+    await w.put((customer(deleted=True), 5, 6))
+    row = await w.row("customer", "cus_1")
+    assert (row["deleted"], row["name"], row["phone"]) == (True, "N", "old")
+    assert row["_api_version"] == "2020-08-27"
+
+
+async def test_an_event_is_not_older_than_a_response_that_may_have_come_before_it(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="one"), 0, 1))
+    # The row was seen in a response of [2, 12), and an event of 5 changes it.
+    assert await w.put((customer(name="one"), 2, 12)) == []
+    assert await w.put((customer(name="two"), 5, 6)) == []
+    assert await name_of(w) == "two"
+    # A response of [4, 14) that shows the old state decides nothing.
+    assert len(await w.put((customer(name="one"), 4, 14))) == 1
+    assert await name_of(w) == "two"

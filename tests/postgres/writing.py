@@ -13,6 +13,7 @@ from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.writer import Writer
+from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.migrate import migrate
@@ -49,14 +50,14 @@ class Writing:
         self,
         *snapshots: Snapshot,
         checkpoints: Sequence[Checkpoint] = (),
-        over: Mapping[tuple[str, str], datetime] | None = None,
+        known_until: datetime | None = None,
     ) -> list[Conflict]:
-        """Writes the snapshots in one batch."""
+        """Writes the snapshots in one batch. `known_until`: see `AsOf`."""
         batch = Batch(VERSION, self.writer._tables, checkpoints=list(checkpoints))
         for obj, lo, hi in snapshots:
             found = RowSet()
             self.extractor.object(obj, found)
-            batch.add(found, T0 + lo, T0 + hi, over or {})
+            batch.add(found, AsOf(T0 + lo, T0 + hi, known_until=known_until))
         return await self.writer.write(batch)
 
     async def row(self, table: str, key: str) -> asyncpg.Record:

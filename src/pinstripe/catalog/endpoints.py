@@ -13,7 +13,7 @@ from functools import cache
 
 from pinstripe.catalog.model import Field, Operation, Spec, object_types, spec
 from pinstripe.catalog.relations import NOT_LISTS, parent_of, parent_parameter
-from pinstripe.catalog.tables import NOT_EXPANDED, has_table
+from pinstripe.catalog.tables import NOT_EXPANDED, has_table, table_name
 
 Param = tuple[str, str]
 
@@ -271,3 +271,11 @@ def singleton_paths() -> Mapping[str, str]:
         "balance_settings": "/v1/balance_settings",
         "tax.settings": "/v1/tax/settings",
     }
+
+
+def child_list(table: str, parent: str) -> ListEndpoint | None:
+    """Return the list of a table's objects under one object of the type `parent`; None if there is none."""
+    for endpoint in list_endpoints():
+        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
+            return endpoint
+    return None

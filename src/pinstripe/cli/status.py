@@ -82,6 +82,13 @@ def _live_lines(found: SchemaStatus) -> list[str]:
         lines.append(
             f"The account's own API version is {other}: objects are fetched instead of taken from events"
         )
+    told = found.clocks
+    if told.writes or told.contradictions:
+        lines.append(
+            f"Stripe's clocks, last 30 days: Date up to {told.date_ahead_s:g} s ahead of created and "
+            f"{told.date_behind_s:g} s behind ({told.writes:,} writes); {told.stale:,} of "
+            f"{told.contradictions:,} contradictions were stale reads"
+        )
     for held in found.quarantine:
         what = held.id or "the whole table"
         more = f" and {held.count - 1:,} more" if held.count > 1 else ""

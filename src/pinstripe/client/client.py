@@ -30,7 +30,7 @@ from pinstripe.client.api_errors import read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
 from pinstripe.client.expands import Expands
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.client.response import Response, is_whole_object
+from pinstripe.client.response import Margins, Response, is_whole_object
 from pinstripe.client.transport import Broken, Timeouts, Wire
 from pinstripe.errors import PinstripeError, Unreachable
 
@@ -85,6 +85,7 @@ class StripeClient:
         timeouts: Timeouts | None = None,
         proxy: str | None = None,
         patience: retry.Patience | None = None,
+        margins: Margins = Margins(),  # noqa: B008 (frozen)
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         luck: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -96,6 +97,7 @@ class StripeClient:
         self.expands = Expands()
         self.api_version = api_version
         self.account = account
+        self.margins = margins
         self._version = {"Stripe-Version": api_version}
         self.key = key
         self.base_url = checked_base(base_url, key)
@@ -111,6 +113,7 @@ class StripeClient:
             proxy=proxy,
             clock=clock,
             wall_clock=wall_clock,
+            margins=margins,
         )
 
     def __repr__(self) -> str:
@@ -288,7 +291,7 @@ class StripeClient:
             request_id=response.request_id,
             key=self.key,
             account=self.account,
-            said_at=(response.not_before, response.not_after),
+            said_at=response.read_interval(),
         )
 
     def _gave_up(self, call: _Call, reason: str, tries: int, *, ran: bool) -> Unreachable:

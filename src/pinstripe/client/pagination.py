@@ -12,7 +12,7 @@ caller wants that. The event log reader and the backfill request pages in an ord
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, cast
 
 import msgspec
@@ -34,13 +34,17 @@ _MAX_RESTARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a list. `after` is the next page's cursor: the last id, or in v2 that page's address."""
+    """One page of a list. `after` is the next page's cursor: the last id, or in v2 that page's address.
+
+    `is_first`: the list began, or began again, with it.
+    """
 
     path: str
     response: Response = field(repr=False)
     objects: list[StripeObject] = field(repr=False)
     has_more: bool
     after: str | None
+    is_first: bool = False
 
 
 RequestPage = Callable[[str | None], Awaitable[ListPage]]
@@ -101,7 +105,7 @@ async def iter_pages(
                 ) from error
             cursor, passed = None, {None}
             continue
-        yield page
+        yield replace(page, is_first=cursor is None)
         if not page.has_more:
             return
         cursor = page.after

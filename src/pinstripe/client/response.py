@@ -2,8 +2,9 @@
 
     transport -> Response -> client (is it Stripe's, and whole?) -> rows, with `not_before` and `not_after`
 
-The interval is on STRIPE's clock, the only one that all responses and events share. It is measured here;
-`rows.as_of` carries it on, and the guarded upsert of `mirror` is the only place that compares it.
+The interval is on the clock of `event.created`, the one that events have. It is measured here, with margins
+for what a `Date` does not say; `rows.as_of` carries it on, and the guarded upsert of `mirror` is the only
+place that compares it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,19 @@ _LOCAL_CLOCK_MARGIN_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
+class Margins:
+    """How far what a response shows may be from its `Date`. Seconds; the settings of the same names.
+
+    `clock_s`: between `Date` and `event.created`, either way. `replica_lag_s`: how old the state that a
+    read shows may be. Stripe documents neither; these are guesses on the safe side, and both are
+    measured (`store.clocks`).
+    """
+
+    clock_s: float = 3.0
+    replica_lag_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """A complete HTTP response. From `StripeClient` it is Stripe's own, and one whole JSON object."""
 
@@ -33,6 +47,7 @@ class Response:
     """From just before sending until the headers were there."""
     received_at: float
     """When the headers were there, by the local clock, Unix seconds."""
+    margins: Margins = Margins()
 
     @property
     def request_id(self) -> str:
@@ -57,6 +72,15 @@ class Response:
         """Unix seconds. Stripe made it before the end of its `Date`, which is cut to the whole second."""
         said_at = http_time(self.headers.get("date"))
         return self.received_at + _LOCAL_CLOCK_MARGIN_S if said_at is None else said_at + 1.0
+
+    def read_interval(self) -> tuple[float, float]:
+        """[lo, hi): when what it shows was so, by the clock of `event.created`; of a read."""
+        return self.write_interval()[0] - self.margins.replica_lag_s, self.write_interval()[1]
+
+    def write_interval(self) -> tuple[float, float]:
+        """[lo, hi) of a write: it is answered from where it was made, so no replica is behind."""
+        clock_s = self.margins.clock_s
+        return self.not_before - clock_s, self.not_after + clock_s
 
 
 _any_json = msgspec.json.Decoder(msgspec.Raw)

@@ -23,7 +23,7 @@ import aiohttp
 import yarl
 from isal import isal_zlib
 
-from pinstripe.client.response import Response
+from pinstripe.client.response import Margins, Response
 
 # For every session: three to four times faster than zlib.
 aiohttp.set_zlib_backend(isal_zlib)
@@ -77,7 +77,9 @@ class Wire:
         proxy: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        margins: Margins = Margins(),  # noqa: B008 (frozen)
     ) -> None:
+        self._margins = margins
         self._headers = dict(headers)
         self._timeouts = timeouts
         self._proxy = proxy
@@ -123,7 +125,7 @@ class Wire:
             whole = await gunzip(packed, encoding, max_bytes=_MAX_BODY)
         except Unreadable as error:
             return Broken(str(error), sent=True)
-        return Response(status, lower, whole, elapsed_s, received_at)
+        return Response(status, lower, whole, elapsed_s, received_at, self._margins)
 
 
 def open_session(

@@ -270,6 +270,8 @@ class Config:
     data_dir: Path = Path(".pinstripe")
     poll_interval: float = 0.5
     event_window: float = 600.0
+    replica_lag: float = 3.0
+    clock_margin: float = 3.0
     hold_poll_rate: bool = False
     changes: bool = False
     change_days: float = 7.0
@@ -335,6 +337,8 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         data_dir=Path(values["data_dir"][0]).expanduser(),
         poll_interval=number_of(*values["poll_interval"], unit="seconds", least=0.1, most=3600.0),
         event_window=number_of(*values["event_window"], unit="seconds", least=10.0, most=86400.0),
+        replica_lag=number_of(*values["replica_lag"], unit="seconds", least=0.0, most=300.0),
+        clock_margin=number_of(*values["clock_margin"], unit="seconds", least=0.0, most=300.0),
         hold_poll_rate=switch(*values["hold_poll_rate"]),
         changes=switch(*values["changes"]),
         change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),

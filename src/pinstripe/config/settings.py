@@ -98,6 +98,21 @@ SETTINGS: tuple[Setting, ...] = (
         "How far back to re-read the event log for late events.",
     ),
     Setting(
+        "replica_lag",
+        "PINSTRIPE_REPLICA_LAG",
+        "3",
+        "seconds",
+        "How old the state that Stripe shows in a response may be. A response that contradicts a "
+        "newer row is asked for again after this time.",
+    ),
+    Setting(
+        "clock_margin",
+        "PINSTRIPE_CLOCK_MARGIN",
+        "3",
+        "seconds",
+        "How far the Date of a response and the created of an event may be apart, either way.",
+    ),
+    Setting(
         "hold_poll_rate",
         "PINSTRIPE_HOLD_POLL_RATE",
         "",

@@ -26,6 +26,7 @@ from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import Margins
 from pinstripe.errors import Misconfigured
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.refusals import remember_refusals
@@ -98,6 +99,7 @@ async def open_sync(
     proxy: str | None = None,
     changes: bool = False,
     writers: int = 2,
+    margins: Margins = Margins(),  # noqa: B008 (frozen)
 ) -> AsyncIterator[OpenSync]:
     """The parts of a sync whose schema is there already, open for the block.
 
@@ -112,6 +114,7 @@ async def open_sync(
             base_url=stripe_url,
             account=stripe_account,
             proxy=proxy,
+            margins=margins,
         ) as stripe,
         await open_pool(
             database_url, min_size=1, max_size=8, application_name="pinstripe gateway"

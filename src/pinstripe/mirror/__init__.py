@@ -5,7 +5,6 @@ from pinstripe.mirror.queue import (
     BATCH_ROWS,
     LIVE_LANE,
     QUEUE_ROWS,
-    ExpectedVersions,
     Part,
     Progress,
 )
@@ -14,7 +13,6 @@ __all__ = [
     "BATCH_ROWS",
     "LIVE_LANE",
     "QUEUE_ROWS",
-    "ExpectedVersions",
     "Mirror",
     "Part",
     "Progress",

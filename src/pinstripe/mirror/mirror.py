@@ -4,9 +4,9 @@
 
 Pages, events, proxied responses and previews all pass here. Rows and the checkpoint that covers them
 commit in one transaction, and waiting jobs are written as one batch (`queue`). If two snapshots of an
-object overlap in time and differ, the row is in conflict: the object is fetched again, and that response
-wins because it was requested after both. Rows or tables that Postgres refuses are left out, named and
-owed (`quarantine`), and never stop the rest.
+object overlap in time and differ, the row is in conflict: the object is fetched again, after the time that
+a replica of Stripe's may be behind, and that response wins because Stripe made it after both. Rows or
+tables that Postgres refuses are left out, named and owed (`quarantine`), and never stop the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pinstripe.mirror.quarantine import (
     probe,
     take_too_large,
 )
-from pinstripe.mirror.queue import LIVE_LANE, ExpectedVersions, Job, Part, Progress, Queue, steps_of
+from pinstripe.mirror.queue import LIVE_LANE, Job, Part, Progress, Queue, steps_of
 from pinstripe.mirror.writer import Writer
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.pool import Connection
@@ -61,18 +61,21 @@ class Sink(Protocol):
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Resolve = Callable[[Conflict], Awaitable[bool]]
-"""Fetches the object and replaces that version of the row; returns False if Stripe is unreachable."""
+"""Fetches the object, or the set, and replaces the row; returns False if nothing at Stripe shows it."""
 
 
 class ConflictQueue:
-    """Resolves conflicting rows, one fetch at a time for each row. `count`: conflicts so far.
+    """Resolves conflicts, one request at a time for each row or set. `count`: conflicts so far.
 
-    Conflicts of a row that arrive during its fetch share the next one.
+    Each waits `pause_s` first, so that no replica can be behind what it is about; conflicts that arrive
+    meanwhile share the request, and those that arrive during it the next one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.resolve: Resolve | None = None
         self.count = 0
+        self.pause_s = 0.0
+        self._sleep = sleep
         self._open: dict[tuple[str, str], Conflict] = {}
         self._resolving: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
@@ -110,7 +113,9 @@ class ConflictQueue:
         table, key = place
         decided = True
         try:
-            while (conflict := self._open.pop(place, None)) is not None:
+            while place in self._open:
+                await self._sleep(self.pause_s)
+                conflict = self._open.pop(place)
                 decided = False
                 if self.resolve is None:
                     _log.warning("mirror.contested", table=table, id=key)
@@ -166,7 +171,7 @@ class Mirror:
         self._prober = prober
         self._sinks = sinks
         self._queue = Queue(len(sinks))
-        self._conflicts = ConflictQueue()
+        self._conflicts = ConflictQueue(sleep)
         self._broken: dict[int, PinstripeError] = {}
 
     @property
@@ -177,6 +182,10 @@ class Mirror:
     @resolve.setter
     def resolve(self, resolve: Resolve) -> None:
         self._conflicts.resolve = resolve
+
+    def settle_after(self, pause_s: float) -> None:
+        """Set how long after a conflict it is resolved: how far Stripe's replicas may be behind."""
+        self._conflicts.pause_s = pause_s
 
     @property
     def conflicts(self) -> int:
@@ -195,7 +204,6 @@ class Mirror:
         lane: str = "",
         progress: Progress | None = None,
         step: object = None,
-        expected: ExpectedVersions | None = None,
         effect: Effect | None = None,
         completed: Sequence[RefetchDone] = (),
     ) -> None:
@@ -209,7 +217,6 @@ class Mirror:
             lane=lane,
             progress=progress,
             step=step,
-            expected=expected,
             effect=effect,
             completed=completed,
         )
@@ -222,24 +229,20 @@ class Mirror:
         lane: str = "",
         progress: Progress | None = None,
         step: object = None,
-        expected: ExpectedVersions | None = None,
         effect: Effect | None = None,
         completed: Sequence[RefetchDone] = (),
     ) -> asyncio.Future[None]:
         """As `write`, but returns once there is room in the queue: the future is done after the commit.
 
         Jobs of one `lane` commit in the order of the calls; after one fails, later steps of its
-        `progress` fail too. `progress` is saved with `step` applied. `expected`: versions of rows read
-        before the snapshot was requested. `effect` runs in the transaction, which also removes the
-        `completed` refetches from their queue. `LIVE_LANE` does not wait for room.
+        `progress` fail too. `progress` is saved with `step` applied. `effect` runs in the transaction,
+        which also removes the `completed` refetches from their queue. `LIVE_LANE` does not wait for room.
         """
         rows = sum(row_set.count() for row_set, _ in parts)
         if rows and lane != LIVE_LANE:
             await self._queue.room(rows)
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.add(
-            Job(parts, progress, step, durable, rows, lane, expected or {}, effect, completed)
-        )
+        self._queue.add(Job(parts, progress, step, durable, rows, lane, effect, completed))
         return durable
 
     def resolving(self, row_set: RowSet) -> list[asyncio.Task[bool]]:
@@ -323,7 +326,7 @@ class Mirror:
         batch = Batch(self.api_version, tables=tables, loading=self.loading)
         for job in jobs:
             for row_set, as_of in job.parts:
-                batch.add(row_set, as_of.lo, as_of.hi, job.expected, cause=as_of.cause)
+                batch.add(row_set, as_of)
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.completed = [answer for job in jobs for answer in job.completed]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]

@@ -1,46 +1,82 @@
-"""Orphans: rows that a complete nested list no longer contains, such as a removed subscription item.
+"""Sets: what the complete list of a parent says of rows that it does not show, such as a removed item.
 
-All entries of a complete list were just written or confirmed, so they are known to be as new as the
-snapshot. A row of the same parent that is surely older is gone. Rows of tables that have `deleted` are
-flagged; others (lines of draft invoices) are deleted, since Stripe keeps nothing of them either.
+    a member that the set does not show:  surely older than the set -> gone
+                                          surely newer              -> stays
+                                          neither                   -> the set is requested once more
+    a row that is new, of a parent whose set was noted (`store.member_sets`) and did not have it:
+                                          surely older than the set -> not inserted
+                                          neither                   -> the set is requested once more
+
+A set comes from a list inside an object, from such a list that was followed to its end, or from a list by
+parent. Rows of tables that have `deleted` are flagged; others (lines of draft invoices) are deleted, since
+Stripe keeps nothing of them either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 
+from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.tables import Table, object_type_of, table_name, tables
-from pinstripe.mirror.upsert import key_text
+from pinstripe.mirror.upsert import EVENT_S, key_text, stage
 from pinstripe.rows.as_of import Cause
-from pinstripe.rows.extract import Row
+from pinstripe.rows.extract import MemberSet, Row
 from pinstripe.rows.layout import TAIL, Shapes
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.ddl import literal, qualified, quote
+from pinstripe.store.member_sets import newer_than
 from pinstripe.store.pool import Connection
 
 
 @dataclass(frozen=True, slots=True)
-class CompleteList:
-    """A list whose end was reached, in a snapshot of [lo, hi). `cause`: what made Stripe change it."""
+class SetFact:
+    """The members in one child table of one parent's list, as a snapshot of [lo, hi) showed them.
 
+    `cause`, `known_until`: see `AsOf`.
+    """
+
+    child: str
+    parent: str
+    parent_id: str
+    members: frozenset[str]
     lo: float
     hi: float
     cause: Cause | None = None
+    known_until: datetime | None = None
+
+    @property
+    def is_of_event(self) -> bool:
+        return self.hi - self.lo <= EVENT_S
 
 
-Parents = dict[str, CompleteList]
-"""By the id of the parent whose list it is."""
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A set that has to be requested once more: of the child table, the parent's table and its id."""
+
+    child: str
+    parent: str
+    parent_id: str
+
 
 ENTRIES_GO = frozenset({"entitlements_active_entitlement", "line_item"})
-"""Not deletable at Stripe, but removed when a subscription ends or a draft invoice changes."""
+"""Not deletable at Stripe, but removed when a subscription ends or a draft invoice changes. (The items of a
+draft quote are replaced too, but share their table with those that it computes.)"""
+
+
+def children_of(told: MemberSet) -> tuple[str, ...]:
+    """Return the tables whose rows this list can lose; none if lists of the parent share their rows."""
+    if not told.field:
+        return tuple(
+            c for c in told.children if c in tables() and may_go(tables()[c], told.parent_table)
+        )
+    return _nested_children(told.parent_table, told.field)
 
 
 @cache
-def children_of(place: str) -> tuple[str, ...]:
-    """Return the tables whose rows the list at "table.field" can lose; none if lists share their rows."""
-    table, _, name = place.partition(".")
+def _nested_children(table: str, name: str) -> tuple[str, ...]:
     fields = object_type_of(tables()[table]).fields
     lists = [f for f in fields if f.kind == "list"]
     found: list[str] = []
@@ -51,6 +87,37 @@ def children_of(place: str) -> tuple[str, ...]:
             if child in tables() and not shared and may_go(tables()[child], table):
                 found.append(child)
     return tuple(found)
+
+
+@cache
+def list_field(parent: str, child: str) -> str:
+    """Return the field of a parent's objects that lists the rows of `child`; "" if none or several do."""
+    known = tables().get(parent)
+    fields = object_type_of(known).fields if known is not None else ()
+    named = [f.name for f in fields if f.kind == "list" and child in map(table_name, f.targets)]
+    return named[0] if len(named) == 1 else ""
+
+
+@cache
+def parents_of(child: str) -> tuple[tuple[str, str], ...]:
+    """Return (table, column of `child`) of the parents whose lists can lose rows of `child`."""
+    listed = {
+        table.name
+        for table in tables().values()
+        for field in object_type_of(table).fields
+        if field.kind == "list" and child in _nested_children(table.name, field.name)
+    }
+    listed |= {
+        table_name(endpoint.parent)
+        for endpoint in list_endpoints()
+        if endpoint.parent and child in map(table_name, endpoint.objects)
+    }
+    known = tables()[child]
+    return tuple(
+        (parent, column)
+        for parent in sorted(listed)
+        if may_go(known, parent) and (column := parent_column(known, parent)) is not None
+    )
 
 
 def may_go(child: Table, parent: str) -> bool:
@@ -66,68 +133,73 @@ def parent_column(child: Table, parent: str) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-async def find_orphans(
-    connection: Connection, schema: str, lists: Sequence[tuple[Table, str, Parents]]
-) -> list[tuple[Table, Mapping[str, CompleteList]]]:
-    """Return the orphans of each child table that has any: key -> the list that proves it.
-
-    `lists`: child tables, each with its parent's table and the parents whose lists were complete.
-    """
-    texts: list[str] = []
-    values: list[object] = []
-    for child, parent, owners in lists:
-        column = parent_column(child, parent)
-        if column is None:
-            continue
-        alive = " AND c.deleted IS NOT TRUE" if _flag(child) >= 0 else ""
-        at = len(values)
-        texts.append(
-            f"SELECT '{child.name}', '{parent}', c.{quote(child.key[0])}, c.{quote(column)} "
-            f"FROM {qualified(schema, child.name)} c "
-            f"JOIN unnest(${at + 1}::text[], ${at + 2}::float8[]) AS p (id, lo) "
-            f"ON c.{quote(column)} = p.id WHERE c._as_of_latest <= to_timestamp(p.lo){alive} "
-            f"AND NOT EXISTS (SELECT FROM ("
-            f"{of_keys(literal(schema), literal(child.name), f'to_timestamp(${at + 3}::float8)')}"
-            f") k WHERE k.key = {key_hash(key_text(child, 'c'))} "
-            f"AND k.as_of_latest > to_timestamp(p.lo))"
-        )
-        moments = [proof.lo for proof in owners.values()]
-        values += [list(owners), moments, min(moments)]
-    if not texts:
-        return []
-    gone: dict[tuple[str, str], dict[str, CompleteList]] = {}
-    owners_of = {(child.name, parent): owners for child, parent, owners in lists}
-    for child_name, parent, key, owner in await connection.fetch(
-        " UNION ALL ".join(texts), *values
-    ):
-        gone.setdefault((child_name, parent), {})[key] = owners_of[child_name, parent][owner]
-    return [(c, gone[c.name, parent]) for c, parent, _ in lists if (c.name, parent) in gone]
-
-
-async def not_in_list(
-    connection: Connection, schema: str, child: Table, owner: tuple[str, str], listed: Set[str]
-) -> list[str]:
-    """Return the keys of a parent's rows (its table, its key) that are not among `listed`.
-
-    They may still exist: the list may be older than they are.
-    """
-    column = parent_column(child, owner[0])
-    if column is None:
-        return []
+async def find_unlisted(
+    connection: Connection, schema: str, child: Table, parent: str, facts: Sequence[SetFact]
+) -> tuple[dict[str, SetFact], list[SetFact]]:
+    """Return the rows that are gone (key -> the set that proves it), and the sets that are in doubt."""
+    column = parent_column(child, parent)
+    if column is None or not facts:
+        return {}, []
     alive = " AND c.deleted IS NOT TRUE" if _flag(child) >= 0 else ""
     key = f"c.{quote(child.key[0])}"
+    seen_since = of_keys(literal(schema), literal(child.name), "to_timestamp($8::float8)")
     rows = await connection.fetch(
-        f"SELECT {key} FROM {qualified(schema, child.name)} c "
-        f"WHERE c.{quote(column)} = $1 AND {key} <> ALL ($2::text[]){alive} ORDER BY 1",
-        owner[1],
-        list(listed),
+        # What was not written since the set was made known is older than it; so is what was true before
+        # it, unless a later snapshot has shown it.
+        f"SELECT {key}, p.n, (c._synced_at <= p.known OR c._as_of_latest <= to_timestamp(p.lo))"
+        f" AND NOT EXISTS (SELECT FROM ({seen_since}) k WHERE k.key = {key_hash(key_text(child, 'c'))}"
+        "   AND k.as_of_latest > to_timestamp(p.lo) AND (k.noted_at <= p.known) IS NOT TRUE) "
+        "FROM unnest($1::int[], $2::text[], $3::float8[], $4::float8[], $5::timestamptz[])"
+        f" AS p (n, id, lo, hi, known) JOIN {qualified(schema, child.name)} c ON c.{quote(column)} = p.id "
+        f"WHERE (c._as_of < to_timestamp(p.hi) OR c._synced_at <= p.known){alive} AND NOT EXISTS ("
+        f"SELECT FROM unnest($6::int[], $7::text[]) AS m (n, id) WHERE m.n = p.n AND m.id = {key})",
+        list(range(len(facts))),
+        [f.parent_id for f in facts],
+        [f.lo for f in facts],
+        [f.hi for f in facts],
+        [f.known_until for f in facts],
+        [n for n, f in enumerate(facts) for _ in f.members],
+        [key for f in facts for key in f.members],
+        min(f.lo for f in facts),
     )
-    return [row[0] for row in rows]
+    gone: dict[str, SetFact] = {}
+    doubted: dict[int, SetFact] = {}
+    for found, number, is_gone in rows:
+        if is_gone:
+            gone[found] = facts[number]
+        else:
+            doubted[number] = facts[number]
+    return gone, [f for f in doubted.values() if f.parent_id]
 
 
-def tombstones(
-    child: Table, shapes: Shapes, keys: Mapping[str, CompleteList]
-) -> dict[str, Row] | None:
+async def find_removed(
+    connection: Connection, schema: str, child: Table
+) -> tuple[list[str], list[Doubt]]:
+    """Return the staged rows of `child` that must not be inserted, and the sets that are in doubt.
+
+    A response that may be older than the set is not believed; an event is, until the set is known.
+    """
+    texts = [
+        f"SELECT s.{quote(child.key[0])}, to_timestamp(s._hi) <= m.as_of, "
+        f"s._hi - s._lo <= {EVENT_S}, '{parent}', s.{quote(column)} FROM {stage(child.name)} s "
+        f"JOIN {newer_than(schema, child.name, f's.{quote(column)}')} "
+        f"WHERE NOT EXISTS (SELECT FROM {qualified(schema, child.name)} t "
+        f"WHERE t.{quote(child.key[0])} = s.{quote(child.key[0])})"
+        for parent, column in parents_of(child.name)
+    ]
+    left_out: list[str] = []
+    doubts: dict[Doubt, None] = {}
+    for key, is_older, is_of_event, parent, parent_id in await connection.fetch(
+        " UNION ALL ".join(texts)
+    ):
+        if is_older or not is_of_event:
+            left_out.append(key)
+        if not is_older:
+            doubts[Doubt(child.name, parent, parent_id)] = None
+    return left_out, list(doubts)
+
+
+def tombstones(child: Table, shapes: Shapes, keys: Mapping[str, SetFact]) -> dict[str, Row] | None:
     """Return rows that flag these keys as deleted; None if the table has no `deleted`."""
     at = _flag(child)
     if at < 0:
@@ -137,7 +209,7 @@ def tombstones(
     for key, proof in keys.items():
         row: Row = [None] * (len(child.columns) + TAIL)
         row[0], row[at], row[-2], row[-1] = key, True, True, shape
-        row[-5], row[-4] = proof.lo, proof.hi
+        row[-5], row[-4], row[-3] = proof.lo, proof.hi, proof.known_until
         found[key] = row
     return found
 

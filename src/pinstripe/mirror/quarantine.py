@@ -17,7 +17,7 @@ from pinstripe.catalog.tables import Table
 from pinstripe.errors import DatabaseFault
 from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.queue import Job
-from pinstripe.rows.as_of import Cause
+from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import Why, note_refused, owe_fetches
@@ -156,7 +156,7 @@ class Quarantine:
         for job in jobs:
             for row_set, as_of in job.parts:
                 for table, key, row in _rows_of(row_set, self.tables):
-                    row[-5], row[-4] = as_of.lo, as_of.hi
+                    row[-5], row[-4], row[-3] = as_of.lo, as_of.hi, as_of.known_until
                     refused = RefusedRow(table, key, row, self.tables[table].why, as_of.cause)
                     # A refetch that this commit completes has to be queued again.
                     if self._leave_out(refused) or job.completed:
@@ -216,7 +216,7 @@ def probe(rows: Iterable[RefusedRow], api_version: str, tables: Mapping[str, Tab
     batch = Batch(api_version, tables)
     for row in rows:
         row_set = RowSet(rows={row.table: {row.key: list(row.row)}})
-        batch.add(row_set, row.row[-5], row.row[-4], cause=row.cause)
+        batch.add(row_set, AsOf(row.row[-5], row.row[-4], row.cause, row.row[-3]))
     return batch
 
 

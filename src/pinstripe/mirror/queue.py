@@ -8,9 +8,8 @@ list, say) computes its cursor once some steps are durable, and is notified of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Protocol
 
 from pinstripe.mirror.batch import Effect
@@ -21,9 +20,6 @@ from pinstripe.store.refetch import RefetchDone
 
 Part = tuple[RowSet, AsOf]
 """Rows and when they were true."""
-
-ExpectedVersions = Mapping[tuple[str, str], datetime]
-"""Versions (`_synced_at`) of rows by table and key; `batch.READ_AT` may hold when they were read."""
 
 
 class Progress(Protocol):
@@ -57,7 +53,6 @@ class Job:
     durable: asyncio.Future[None]
     rows: int
     lane: str
-    expected: ExpectedVersions
     effect: Effect | None
     completed: Sequence[RefetchDone]
 

@@ -13,11 +13,12 @@ Confirmations count as if they stood in the row: before a snapshot of other cont
 moves the row's interval forward to the latest of them (docs/decisions/025-confirmations.md). So a row
 that changed and changed back keeps its content when the state in between arrives late.
 
-Three refinements. A snapshot requested after the row was read is newer whatever the clocks say: it names
-that version (`_over`, the row's `_synced_at`) and is written if the row still has it. A row is
-partial until a snapshot had the columns that Stripe returns on request only: any snapshot that has them
-fills them (`complete`). And an upcoming invoice is written at each preview, since its `_as_of` says how
-old the preview is.
+Refinements. A snapshot is newer, whatever the clocks say, than a row that was written before Stripe can
+have made it (`_known`, on Postgres's clock: when the request began, less how far a replica may be behind).
+An event is newer than a row that holds exactly what the event changed (`chained`). A row is partial until
+a snapshot had the columns that Stripe returns on request only: any snapshot that has them fills them
+(`complete`). A row of another API version gets nulls where a whole object of ours says nothing. And an
+upcoming invoice is written at each preview, since its `_as_of` says how old the preview is.
 """
 
 from __future__ import annotations
@@ -28,9 +29,21 @@ from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.ddl import literal, qualified, quote
 
-STAGE_EXTRA = ("_extra", "_lo", "_hi", "_over", "_partial", "_shape")
+STAGE_EXTRA = ("_extra", "_lo", "_hi", "_known", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
-seconds, `_over` the `_synced_at` of the row that this one is known to be newer than."""
+seconds; what was written until `_known`, on Postgres's clock, is older than the snapshot."""
+
+EVENT_S = 1.0
+"""The interval of an event is the second of its `created`; that of a response is longer."""
+
+FLEETING = frozenset(
+    {
+        ("event", "pending_webhooks"),  # Counts down while webhooks are delivered.
+        ("terminal_reader", "last_seen_at"),  # Every few seconds, as long as the reader is on.
+        ("terminal_reader", "status"),
+    }
+)
+"""(table, column) that change at Stripe without an event, and often: no reason to request the object."""
 
 
 def stage_name(table: str) -> str:
@@ -50,7 +63,7 @@ def create_stage(table: Table) -> str:
     """
     columns = [f"{quote(c.name)} {stage_type(c)}" for c in table.columns]
     columns += ["_extra text", "_lo double precision", "_hi double precision"]
-    columns += ["_over timestamptz", "_partial boolean", "_shape int"]
+    columns += ["_known timestamptz", "_partial boolean", "_shape int"]
     return f"CREATE TEMP TABLE IF NOT EXISTS {stage(table.name)} ({', '.join(columns)})"
 
 
@@ -95,33 +108,76 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
     """
     columns = _content(table, shape)
     sets = [f"{quote(c.name)} = {from_stage(c)}" for c in columns]
-    sets += [
-        "_as_of = greatest(t._as_of, to_timestamp(s._lo))",
-        "_as_of_latest = greatest(t._as_of_latest, to_timestamp(s._hi))",
-        "_synced_at = clock_timestamp()",
-        "_partial = t._partial AND s._partial",
-        "_api_version = $1::text",
-        f"_extra = {extra_after(columns)}",
-    ]
-    same = _same(columns)
-    gains = "t._api_version IS DISTINCT FROM $1::text OR (t._partial AND s._partial IS NULL)"
+    extra, version, gains = extra_after(columns), "t._api_version", "false"
+    if _is_whole(table, shape):
+        # In another version the same names may have meant something else.
+        sets += [
+            f"{quote(c.name)} = CASE WHEN {_OF_OTHER_VERSION} THEN NULL ELSE t.{quote(c.name)} END"
+            for c in unsaid(table, shape)
+        ]
+        extra = f"CASE WHEN {_OF_OTHER_VERSION} THEN s._extra::jsonb ELSE {extra} END"
+        version, gains = "$1::text", _OF_OTHER_VERSION
+    lo = "greatest(t._as_of, to_timestamp(s._lo))"
+    hi = "greatest(t._as_of_latest, to_timestamp(s._hi))"
+    is_later = "(to_timestamp(s._lo) >= t._as_of_latest OR t._synced_at <= s._known)"
+    if any(c.on_request for c in table.columns):
+        completes = "t._partial AND s._partial IS NULL"
+        gains += f" OR ({completes})"
+        # What an event said is known to its second: the response that completes it is not.
+        stays = f"({completes} AND {is_later} IS NOT TRUE)"
+        lo = f"CASE WHEN {stays} THEN t._as_of ELSE {lo} END"
+        hi = f"CASE WHEN {stays} THEN t._as_of_latest ELSE {hi} END"
     if table.virtual and table.object_type == "invoice":
         gains = "true"
+    sets += [
+        f"_as_of = {lo}",
+        f"_as_of_latest = {hi}",
+        "_synced_at = clock_timestamp()",
+        "_partial = t._partial AND s._partial",
+        f"_api_version = coalesce({version}, $1::text)",
+        f"_extra = {extra}",
+    ]
+    same = _same(columns)
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
         f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
-        f"  ((to_timestamp(s._lo) >= t._as_of_latest OR s._over = t._synced_at)\n"
-        f"    AND ({gains} OR NOT {same}))\n"
+        f"  ({is_later} AND ({gains} OR NOT {same}))\n"
         f"  OR (to_timestamp(s._hi) > t._as_of AND ({gains}) AND {same}))"
     )
+
+
+_OF_OTHER_VERSION = "t._api_version IS DISTINCT FROM $1::text"
+
+
+def _is_whole(table: Table, shape: Sequence[str]) -> bool:
+    """Whether a shape is that of a whole object, and not of the stub that a deletion leaves."""
+    return bool({*shape} - {*table.key, "object", "livemode", "deleted"})
+
+
+def unsaid(table: Table, shape: Sequence[str]) -> list[Column]:
+    """Return the columns of which an object of this shape says, by silence, that they are null: a whole
+    object always has the others. None for the stub that a deletion leaves.
+    """
+    if not _is_whole(table, shape):
+        return []
+    kept = ("parent", "deleted")
+    return [
+        c
+        for c in table.columns
+        if c.name not in shape
+        and not c.on_request
+        and c.read not in kept
+        and c.name not in table.key
+    ]
 
 
 def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
     """Move the intervals of rows that staged rows of one shape differ from to their last confirmation.
 
-    $1: the number of the shape; $2: the schema; $3: the second after which confirmations count; $4 and $5:
-    keys of staged rows that name a version, and when it was read: earlier confirmations are older than
-    they are. `_synced_at` moves too: a snapshot requested over the version before is not known to be newer.
+    $1: the number of the shape; $2: the schema; $3: the second after which confirmations count.
+    `_synced_at` moves too: a snapshot that is newer than the version before is not known to be newer.
+    A response that may be older than an event does not count against it: if it showed what came after the
+    event, another event will say so.
     """
     key = key_text(table, "s")
     joined = f"{stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}"
@@ -132,10 +188,11 @@ def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"_as_of_latest = greatest(t._as_of_latest, s.hi), _synced_at = clock_timestamp()\n"
         f"FROM (SELECT {keys}, max(c.as_of) AS lo, max(c.as_of_latest) AS hi FROM {joined}\n"
         f"  JOIN ({confirmed}) c ON c.key = {key_hash(key)}\n"
-        f"  LEFT JOIN unnest($4::text[], $5::timestamptz[]) AS r (key, at) ON r.key = {key}\n"
         f"  WHERE s._shape = $1::int AND c.as_of_latest > to_timestamp(s._lo)\n"
+        f"  AND (s._hi - s._lo > {EVENT_S} OR c.as_of >= to_timestamp(s._hi)\n"
+        f"    OR c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))\n"
         f"  AND (c.as_of > t._as_of OR c.as_of_latest > t._as_of_latest)\n"
-        f"  AND (s._over = t._synced_at AND c.noted_at <= r.at) IS NOT TRUE\n"
+        f"  AND (t._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE\n"
         f"  AND NOT {_same(_content(table, shape))} GROUP BY {keys}) s\n"
         f"WHERE {_join(table)}"
     )
@@ -166,14 +223,30 @@ def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     and rows that are confirmed.
     """
     key = key_text(table, "t")
+    columns = _content(table, shape)
+    lasting = [c for c in columns if (table.name, c.name) not in FLEETING]
+    passing = f"NOT {_same(lasting)}" if len(lasting) < len(columns) else "true"
     return (
-        f"SELECT * FROM (SELECT {key}, t._synced_at, {_same(_content(table, shape))} AS same,\n"
-        f"  {key_hash(key)}, s._lo, s._hi, t._as_of, t._as_of_latest\n"
+        f"SELECT * FROM (SELECT {key}, t._synced_at, {_same(columns)} AS same,\n"
+        f"  {key_hash(key)}, s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
         f"  FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
         f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of OFFSET 0) f\n"
         f"WHERE CASE WHEN same\n"
         f"  THEN to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest\n"
-        f"  ELSE to_timestamp(_lo) < _as_of_latest END"
+        f"  ELSE lasting AND to_timestamp(_lo) < _as_of_latest END"
+    )
+
+
+def chained(schema: str, table: Table, shape: Sequence[str]) -> str:
+    """Select (key, `_synced_at`) of the rows that hold the same as the stage in the columns of one shape.
+
+    $1: the number of the shape.
+    """
+    keys = ", ".join(f"t.{quote(k)}" for k in table.key)
+    return (
+        f"SELECT {keys}, t._synced_at FROM {stage(table.name)} s "
+        f"JOIN {qualified(schema, table.name)} t ON {_join(table)} "
+        f"WHERE s._shape = $1::int AND {_same(_content(table, shape))}"
     )
 
 

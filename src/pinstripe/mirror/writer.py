@@ -1,6 +1,6 @@
 """Writes batches of rows: COPY into a stage, one guarded upsert per table and shape, one commit.
 
-    Batch -> COPY into stages -> insert, widen, update, complete -> conflicts, confirmations
+    Batch -> COPY into stages -> insert, widen, update, complete -> conflicts, confirmations -> sets
           -> refetches, checkpoints, effects -> COMMIT
 
 A `Writer` owns one session (`StageTables`). Rows of many tables and the checkpoints that cover them become
@@ -23,12 +23,22 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import PinstripeError
-from pinstripe.mirror.batch import Batch, Conflict, refetch_for
+from pinstripe.mirror.batch import Batch, Befores, Conflict, doubt, refetch_for
 from pinstripe.mirror.change_feed import Causes, Recorder, delete_rows
-from pinstripe.mirror.orphans import find_orphans, gone, tombstones
+from pinstripe.mirror.orphans import (
+    Doubt,
+    SetFact,
+    find_removed,
+    find_unlisted,
+    gone,
+    parents_of,
+    tombstones,
+)
 from pinstripe.mirror.quarantine import Parted, RefusedRow, note_parted
 from pinstripe.mirror.upsert import (
+    EVENT_S,
     STAGE_EXTRA,
+    chained,
     complete,
     create_stage,
     insert,
@@ -38,9 +48,9 @@ from pinstripe.mirror.upsert import (
     update,
     widen,
 )
-from pinstripe.rows.extract import Row
+from pinstripe.rows.extract import Row, RowKey
 from pinstripe.rows.layout import Shapes
-from pinstripe.store import confirmations
+from pinstripe.store import confirmations, member_sets
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
@@ -53,9 +63,9 @@ _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
 _HOPELESS = 16
 """After this many rows refused one by one and none written, the table counts as refusing."""
-_LO = -5
-_EXPECTED = -3
-"""Place of the version that a row expects to replace: the row exists then, and an update finds it."""
+_LO, _HI, _KNOWN = -5, -4, -3
+"""Places of a row's interval, and of the moment (Postgres's clock) until which Stripe knew what we wrote:
+such a row is most likely there, and an update finds it."""
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "widen", "update", "complete" or "unwritten"."""
@@ -260,7 +270,7 @@ class Writer:
         self.failed_at = ""
         """The table at which the last write failed; "" if it failed elsewhere."""
         self._at = ""
-        self._read_at: Mapping[tuple[str, str], datetime] = {}
+        self._befores: Mapping[RowKey, Befores] = {}
         self._pid = 0
 
     async def __aenter__(self) -> Self:
@@ -286,7 +296,7 @@ class Writer:
         parted = Parted()
         async with self._transaction(batch, parted) as connection:
             parted.conflicts = await self._rounds(connection, batch)
-            await self._remove_orphans(connection, batch)
+            parted.conflicts += await self._apply_sets(connection, batch.sets)
         return parted.conflicts
 
     async def write_apart(self, batch: Batch) -> Parted:
@@ -298,18 +308,19 @@ class Writer:
         async with self._transaction(batch, parted) as connection:
             for table in sorted({name for one_round in batch.rounds for name in one_round}):
                 await self._table_apart(connection, table, batch, parted)
-            await self._remove_orphans_apart(connection, batch, parted)
+            await self._apply_sets_apart(connection, batch, parted)
         return parted
 
     @asynccontextmanager
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
-        self._at, self._read_at = "", batch.read_at
+        self._at, self._befores = "", batch.befores
         try:
             await self._stages.connection()
             async with naming_holders(self._url, self._pid):
                 with self._recorder.transaction() if self._recorder else nullcontext():
                     async with self._stages.transaction() as connection:
+                        await self._lock_sets(connection, batch)
                         yield connection
                         self._at = ""
                         await self._finish(connection, batch, parted)
@@ -406,26 +417,26 @@ class Writer:
         for half in (keys[:middle], keys[middle:]):
             await self._half(connection, of, half, tally)
 
-    async def _remove_orphans_apart(
+    async def _apply_sets_apart(
         self, connection: asyncpg.Connection, batch: Batch, parted: Parted
     ) -> None:
-        """Like `_remove_orphans`, child by child. The parent of a refused row is owed a refetch instead."""
+        """Like `_apply_sets`, child by child. The parent of a refused row is owed a refetch instead."""
         without = {row.table for row in parted.rows} | set(parted.tables)
-        for place in sorted(batch.complete_lists):
-            child, parent = place
+        for child in sorted({fact.child for fact in batch.sets}):
+            facts = [fact for fact in batch.sets if fact.child == child]
             if child in without:
-                parted.owners += [(parent, key) for key in batch.complete_lists[place]]
+                parted.owners += [(fact.parent, fact.parent_id) for fact in facts]
                 continue
             mark = await self._save(connection)
             try:
                 with translated():
-                    await self._remove_orphans(connection, batch, only=place)
+                    parted.conflicts += await self._apply_sets(connection, facts)
             except PinstripeError as error:
                 if error.fault is None or error.fault.scope not in ("row", "table"):
                     raise
                 await self._go_back(connection, mark)
                 parted.tables[child] = why(error)
-                parted.owners += [(parent, key) for key in batch.complete_lists[place]]
+                parted.owners += [(fact.parent, fact.parent_id) for fact in facts]
             else:
                 await connection.execute("RELEASE SAVEPOINT apart")
 
@@ -441,29 +452,39 @@ class Writer:
         if self._recorder is not None:
             self._recorder.go_back(mark[1])
 
-    async def _remove_orphans(
-        self,
-        connection: asyncpg.Connection,
-        batch: Batch,
-        *,
-        only: tuple[str, str] | None = None,
-    ) -> None:
-        """Flag or delete the rows that a complete list no longer has; `only`: one (child, parent)."""
-        places = sorted(batch.complete_lists) if only is None else [only]
-        if not places:
-            return
-        self._at = places[0][0]
-        lists = [(self._tables[c], parent, batch.complete_lists[c, parent]) for c, parent in places]
-        for table, keys in await find_orphans(connection, self._schema, lists):
-            child = table.name
+    async def _lock_sets(self, connection: asyncpg.Connection, batch: Batch) -> None:
+        """Order this transaction with those that note sets, or insert rows that sets may exclude."""
+        notes = any(fact.is_of_event or fact.cause is not None for fact in batch.sets)
+        inserts = any(parents_of(table) for one_round in batch.rounds for table in one_round)
+        if notes or inserts:
+            await member_sets.lock(connection, self._schema, notes=notes)
+
+    async def _apply_sets(
+        self, connection: asyncpg.Connection, facts: Sequence[SetFact]
+    ) -> list[Conflict]:
+        """Flag or delete the rows that complete lists no longer have; return the sets in doubt."""
+        conflicts: list[Conflict] = []
+        noted = [fact for fact in facts if fact.is_of_event]
+        for child, parent in sorted({(fact.child, fact.parent) for fact in facts}):
+            self._at, table = child, self._tables[child]
+            mine = [fact for fact in facts if (fact.child, fact.parent) == (child, parent)]
+            keys, doubted = await find_unlisted(connection, self._schema, table, parent, mine)
+            conflicts += map(doubt, doubted)
+            if not keys:
+                continue
+            noted += keys.values()
             flags = tombstones(table, self._shapes, keys)
             if flags is not None:
                 causes = {(child, key): proof.cause for key, proof in keys.items() if proof.cause}
-                await self._upsert(connection, child, flags, batch.api_version, causes)
+                await self._upsert(connection, child, flags, "", causes)
                 continue
             for cause in sorted({proof.cause for proof in keys.values()}, key=str):
-                mine = [key for key, proof in keys.items() if proof.cause == cause]
-                await delete_rows(connection, self._schema, table, gone(table), mine, cause=cause)
+                dead = [key for key, proof in keys.items() if proof.cause == cause]
+                await delete_rows(connection, self._schema, table, gone(table), dead, cause=cause)
+        if noted:
+            sets = [(fact.child, fact.parent_id, fact.lo, fact.hi) for fact in noted]
+            await member_sets.note(connection, self._schema, sets)
+        return conflicts
 
     async def _upsert(
         self,
@@ -473,15 +494,52 @@ class Writer:
         version: str,
         causes: Causes,
     ) -> list[Conflict]:
+        """Write rows of one table from the stage; return the conflicts, rows and sets."""
         table = self._tables[name]
         self._at = name
+        await self._fill(connection, table, group)
+        doubts: list[Doubt] = []
+        if parents_of(name):
+            left_out, doubts = await find_removed(connection, self._schema, table)
+            if left_out:
+                group = {key: row for key, row in group.items() if key not in set(left_out)}
+                await self._fill(connection, table, group)
+        found: list[str] = []
+        if group:  # Else all of it was older than a set that does not have it.
+            found = await self._write_stage(connection, table, group, version, causes)
+        if found:
+            replaced = await self._chained(connection, table, group, found)
+            again = {key: [*group[key]] for key in replaced}
+            for key, at in replaced.items():
+                again[key][_KNOWN] = at
+            if again:
+                await self._fill(connection, table, again)
+                await self._write_stage(connection, table, again, version, causes)
+            found = [key for key in found if key not in again]
+        conflicts = [Conflict(name, key, causes.get((name, key))) for key in found]
+        return [*conflicts, *map(doubt, doubts)]
+
+    async def _fill(
+        self, connection: asyncpg.Connection, table: Table, group: Mapping[str, Row]
+    ) -> None:
         await self._stages.fill(connection, table, [group[key] for key in sorted(group)])
+
+    async def _write_stage(
+        self,
+        connection: asyncpg.Connection,
+        table: Table,
+        group: Mapping[str, Row],
+        version: str,
+        causes: Causes,
+    ) -> list[str]:
+        """Write the rows of the stage, which are those of `group`; return the keys in conflict."""
+        name = table.name
         recorder = self._recorder_for(name, group, causes)
         known = await recorder.before(connection, table) if recorder else 0
         shapes = sorted({row[-1] for row in group.values()})
         left = len(group)
         is_widened = False
-        if recorder is None and all(row[_EXPECTED] is not None for row in group.values()):
+        if recorder is None and all(row[_KNOWN] is not None for row in group.values()):
             is_widened = True
             await self._widen(connection, name, shapes, group)
             left -= await self._update(connection, name, shapes, version)
@@ -500,13 +558,39 @@ class Writer:
         if recorder:
             await recorder.after(connection, table, causes)
             await recorder.forget(connection, known)
-        return [Conflict(name, key, at, causes.get((name, key))) for key, at in found]
+        return found
+
+    async def _chained(
+        self,
+        connection: asyncpg.Connection,
+        table: Table,
+        group: Mapping[str, Row],
+        conflicts: Sequence[str],
+    ) -> dict[str, datetime]:
+        """Return those of the rows in conflict, with their versions, that hold what an object had right
+        before an event of the stage: the event is what came next.
+        """
+        befores = {
+            key: rows
+            for key in conflicts
+            if (make := self._befores.get((table.name, key))) is not None
+            and group[key][_HI] - group[key][_LO] <= EVENT_S
+            and (rows := make())
+        }
+        found: dict[str, datetime] = {}
+        for number in range(max(map(len, befores.values()), default=0)):
+            stage = [r[number] for k, r in befores.items() if number < len(r) and k not in found]
+            await self._stages.fill(connection, table, stage)
+            for shape in sorted({row[-1] for row in stage}):
+                text = chained(self._schema, table, self._shapes.columns(shape))
+                found |= {row[0]: row[-1] for row in await connection.fetch(text, shape)}
+        return found
 
     async def _unwritten(
         self, connection: asyncpg.Connection, name: str, shapes: Sequence[int]
-    ) -> list[tuple[str, datetime]]:
-        """Note the rows that the stage confirms; return those in conflict, with their versions."""
-        conflicts: list[tuple[str, datetime]] = []
+    ) -> list[str]:
+        """Note the rows that the stage confirms; return those in conflict."""
+        conflicts: list[str] = []
         confirmed: dict[tuple[float, float], list[int]] = {}
         for shape in shapes:
             for row in await self._stages.fetch(
@@ -515,7 +599,7 @@ class Writer:
                 if row[2]:
                     confirmed.setdefault((row[4], row[5]), []).append(row[3])
                 else:
-                    conflicts.append((row[0], row[1]))
+                    conflicts.append(row[0])
         found = [Confirmation(name, lo, hi, keys) for (lo, hi), keys in confirmed.items()]
         if found:
             await confirmations.note(connection, self._schema, found)
@@ -532,10 +616,8 @@ class Writer:
         since = min(row[_LO] for row in group.values())
         if not await confirmations.is_any(connection, self._schema, name, since):
             return
-        read = {k: at for k in group if (at := self._read_at.get((name, k))) is not None}
         for shape in shapes:
-            values = (shape, self._schema, since, list(read), list(read.values()))
-            await self._run(connection, ("widen", name, shape), *values)
+            await self._run(connection, ("widen", name, shape), shape, self._schema, since)
 
     async def _update(
         self, connection: asyncpg.Connection, name: str, shapes: Sequence[int], version: str

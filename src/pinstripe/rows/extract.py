@@ -12,7 +12,7 @@ in which the rows are true is the caller's to know (`mirror`). Only compiled lay
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -43,7 +43,11 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class TruncatedList:
-    """A nested list with more pages: `GET url?starting_after=last_id` is the next."""
+    """A nested list with more pages: `GET url?starting_after=last_id` is the next.
+
+    `field`: the list's field of the parent, `shown`: the ids of its first page; both empty if the list read
+    to its end will not be a `MemberSet`.
+    """
 
     url: str
     parent_table: str
@@ -51,23 +55,41 @@ class TruncatedList:
     child_table: str
     last_id: str
     count: int
+    field: str = ""
+    shown: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSet:
+    """All entries of one list of a parent: `members` are the ids of all that it shows.
+
+    `field`: the list's field of the parent; "" for a list by parent, of objects of the tables `children`.
+    """
+
+    parent_table: str
+    parent_id: str
+    field: str
+    members: frozenset[str]
+    children: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class RowSet:
     """The result of an extraction. `rows`: table -> key -> row.
 
-    `whole` names lists inside objects that were shown to their end: ("table.field", key).
-    `again` are rows of a key that is in `rows` already, with other columns. `elsewhere` names the objects
-    (table, key) that are not shown as they are now: they have no row here. `unknown` counts objects of
-    types that have no table, `drift` (table, field) that the catalog does not know.
+    `sets` are the lists that were shown to their end. `variants` are rows of a key that is in `rows`
+    already, with other columns. `elsewhere` names the objects (table, key) that are not shown as they are
+    now: they have no row here. `befores` make the rows that an object of an event had before it.
+    `unknown` counts objects of types that have no table, `drift` (table, field) that the catalog does not
+    know.
     """
 
     rows: dict[str, dict[str, Row]] = field(default_factory=dict)
-    complete_lists: list[tuple[str, str]] = field(default_factory=list)
+    sets: list[MemberSet] = field(default_factory=list)
     variants: list[tuple[str, str, Row]] = field(default_factory=list)
     elsewhere: set[tuple[str, str]] = field(default_factory=set)
     lists: list[TruncatedList] = field(default_factory=list)
+    befores: dict[RowKey, Callable[[], list[Row]]] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
     drift: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -161,10 +183,10 @@ class Extractor:
         if nested:
             object_name = str(obj.get("object"))
             if object_name not in _OPAQUE:
-                whole = [s for s, value in nested if s in plan.lists and _is_whole(value)]
-                found.complete_lists += [(f"{table}.{step_key}", key) for step_key in whole]
                 for step_key, value in nested:
                     self._nested(value, table, key, plan.places.get(step_key, _NOWHERE), found)
+                    if step_key in plan.lists:
+                        _note_members(value, (table, key, step_key), found)
         return row
 
     def _generic(
@@ -273,14 +295,22 @@ def _nothing(_: Value) -> str | None:
     return None
 
 
-def _is_whole(value: Value) -> bool:
-    """Whether a list inside an object shows all its entries, by id (payloads may leave ids out)."""
-    return (
-        type(value) is dict
-        and value.get("has_more") is False
-        and type(value.get("data")) is list
-        and all(type(e) is dict and type(e.get("id")) is str for e in value["data"])
-    )
+def _note_members(value: Value, place: tuple[str, str, str], found: RowSet) -> None:
+    """Note the entries of a list inside an object, if all have ids (payloads may leave ids out)."""
+    table, key, step = place
+    data = value.get("data") if type(value) is dict else None
+    if type(data) is not list:
+        return
+    ids = frozenset(e["id"] for e in data if type(e) is dict and type(e.get("id")) is str)
+    if len(ids) < len(data):
+        return
+    if value.get("has_more") is False:
+        found.sets.append(MemberSet(table, key, step, ids))
+        return
+    for cut in reversed(found.lists):
+        if (cut.parent_table, cut.parent_id, cut.url) == (table, key, value.get("url")):
+            cut.field, cut.shown = step, ids
+            return
 
 
 def key_of(name: str, obj: StripeObject) -> str | None:

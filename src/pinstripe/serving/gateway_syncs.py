@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from pinstripe.client.api_key import ApiKey, proxy_for
+from pinstripe.client.response import Margins
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, Rate
 from pinstripe.errors import PinstripeError
@@ -105,6 +106,7 @@ class SyncOpener:
             webhook_secrets=options.webhook_secrets,
             proxy=proxy_for(config.stripe_url),
             changes=config.changes,
+            margins=Margins(config.clock_margin, config.replica_lag),
         ) as opened:
             self._syncs.add(opened)
             _log.info("gateway.open", sync=name, schema=config.schema)

@@ -11,13 +11,15 @@ reserves). If two of their states share a second, the order of the event log dec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timedelta
 from math import ceil, floor
 
-from pinstripe.catalog.endpoints import singleton_paths
+from pinstripe.catalog.endpoints import child_list, singleton_paths
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
-from pinstripe.catalog.tables import tables
+from pinstripe.catalog.tables import table_name, tables
+from pinstripe.client.client import quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, list_at, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
@@ -28,9 +30,10 @@ from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import LIVE, Source, retrieve_endpoint
+from pinstripe.store.clocks import note_contradiction
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import RefetchDone, complete_refetches
+from pinstripe.store.refetch import Refetch, RefetchDone, complete_refetches
 
 
 async def complete(source: Source, answer: RefetchDone) -> None:
@@ -43,11 +46,55 @@ async def complete(source: Source, answer: RefetchDone) -> None:
 async def resolve(source: Source, row: Conflict) -> bool:
     """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
     answer = RefetchDone(refetch_for(row), await source.database_time())
+    if row.parent_table:
+        await _read_set(source, row, answer)
+        await complete(source, answer)
+        return True
+    before = await source.version(row.table, row.key)
     answered = await refetch_row(
-        source, row.table, row.key, over=row.version, cause=row.cause, answers=[answer]
+        source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
     )
+    is_stale = before == await source.version(row.table, row.key)
+    async with source.transaction() as connection:
+        await note_contradiction(connection, source.mirror.schema, is_stale=is_stale)
     await complete(source, answer)
     return answered
+
+
+async def _read_set(source: Source, row: Conflict, answer: RefetchDone) -> None:
+    """Reads all that a parent has, by the list under it, or else with the parent itself."""
+    if answer.refetch.kind == "children":
+        await read_children(source, answer.refetch, answer.started)
+    else:
+        await refetch_row(
+            source,
+            row.parent_table,
+            row.key,
+            started=answer.started,
+            cause=row.cause,
+            answers=[answer],
+        )
+
+
+async def read_children(source: Source, refetch: Refetch, started: datetime) -> None:
+    """Mirrors the children of `refetch.table` under the parent `refetch.id`, to the end of the list.
+
+    `started`: a moment before, on Postgres's clock. Raises what `Source.read` raises.
+    """
+    endpoint = child_list(refetch.table, refetch.parent)
+    if endpoint is None:
+        return
+    path, params = endpoint.url(refetch.id, quote_id(refetch.id))
+    with suppress(NotFound):  # The parent was deleted meanwhile, and its list with it.
+        await source.read(
+            endpoint,
+            path,
+            params,
+            parents={table_name(endpoint.parent): refetch.id},
+            priority=LIVE,
+            cause=refetch.cause,
+            known_until=started - source.replica_lag,
+        )
 
 
 async def refetch_row(
@@ -55,27 +102,32 @@ async def refetch_row(
     table: str,
     key: str,
     *,
-    over: datetime | None,
+    started: datetime,
     parent: str = "",
     cause: Cause | None = None,
     answers: Sequence[RefetchDone] = (),
 ) -> bool:
-    """Replaces this version of the row by what Stripe has now, or marks the row as deleted.
+    """Replaces the row by what Stripe has now, or marks the row as deleted.
 
-    Returns False if nothing at Stripe shows the object. `parent`: the id it is retrieved under, if known.
-    `answers`: refetches that the commit completes.
+    Returns False if nothing at Stripe shows the object. `started`: a moment before, on Postgres's clock:
+    what was known a while before that is replaced whatever the clocks say. `parent`: the id it is
+    retrieved under, if known. `answers`: refetches that the commit completes.
     """
     try:
         if _singleton_path(table):
-            await _read_singleton(source, table, key, over=over, cause=cause, answers=answers)
+            await _read_singleton(source, table, started=started, cause=cause, answers=answers)
             return True
         parent = parent or await _parent(source, table, key)
-        if await source.fetch(table, key, parent=parent, over=over, cause=cause, answers=answers):
+        if await source.fetch(
+            table, key, parent=parent, started=started, cause=cause, answers=answers
+        ):
             return True
     except NotFound as gone:
-        await mark_deleted(source, table, key, over=over, gone=gone, cause=cause, answers=answers)
+        await mark_deleted(
+            source, table, key, started=started, gone=gone, cause=cause, answers=answers
+        )
         return True
-    return over is not None and await resolve_from_events(source, table, key, over)
+    return await resolve_from_events(source, table, key, started)
 
 
 async def mark_deleted(
@@ -83,25 +135,32 @@ async def mark_deleted(
     table: str,
     key: str,
     *,
-    over: datetime | None,
+    started: datetime,
     gone: NotFound | None = None,
     cause: Cause | None = None,
     answers: Sequence[RefetchDone] = (),
 ) -> None:
     """Marks the row of an object that Stripe does not have (any more) as deleted, or removes it.
 
-    `over`: the row's version before the request. `gone`: Stripe's response.
+    `started`: a moment before the request, on Postgres's clock. `gone`: Stripe's response. An object
+    without a row is left without.
     """
     known = source.wanted[table]
-    if over is None or not (known.deletable or table in ENTRIES_GO):
+    for answer in answers:
+        if not source.is_past(answer.refetch.since):  # It may not have been made yet.
+            answer.lag_s = source.stripe.margins.replica_lag_s
+    if not (known.deletable or table in ENTRIES_GO):
+        return
+    if await source.version(table, key) is None:
         return
     found = RowSet()
+    known_until = started - timedelta(seconds=source.stripe.margins.replica_lag_s)
     if not known.deletable:
 
         async def remove(connection: Connection) -> None:
-            unchanged = f"t.{quote(known.key[0])} = $1 AND t._synced_at = $2"
+            older = f"t.{quote(known.key[0])} = $1 AND t._synced_at <= $2"
             schema = source.mirror.schema
-            await delete_rows(connection, schema, known, unchanged, key, over, cause=cause)
+            await delete_rows(connection, schema, known, older, key, known_until, cause=cause)
 
         await source.mirror.write([], effect=remove, completed=answers)
         return
@@ -109,8 +168,8 @@ async def mark_deleted(
     # By Stripe's time if the response has one: our clock may be behind.
     said_at = gone.said_at if gone is not None else None
     lo, hi = said_at or (source.now() - 1.0, source.now())
-    parts = [(found, AsOf(lo, hi, cause))]
-    await source.mirror.write(parts, expected={(table, key): over}, completed=answers)
+    parts = [(found, AsOf(lo, hi, cause, known_until))]
+    await source.mirror.write(parts, completed=answers)
 
 
 def can_be_fetched(table: str) -> bool:
@@ -135,9 +194,8 @@ def _singleton_path(table: str) -> str:
 async def _read_singleton(
     source: Source,
     table: str,
-    key: str,
     *,
-    over: datetime | None,
+    started: datetime,
     cause: Cause | None,
     answers: Sequence[RefetchDone],
 ) -> None:
@@ -146,9 +204,8 @@ async def _read_singleton(
     source.observe_clock(response)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, path), found)
-    expected = {(table, key): over} if over is not None else {}
-    parts = [(found, as_of_response(response, cause))]
-    await source.mirror.write(parts, expected=expected, completed=answers)
+    parts = [(found, as_of_response(response, cause, started=started))]
+    await source.mirror.write(parts, completed=answers)
 
 
 async def _parent(source: Source, table: str, key: str) -> str:
@@ -175,10 +232,10 @@ _MOST_TYPES = 20
 """Event types that one request may name (https://docs.stripe.com/api/events/list)."""
 
 
-async def resolve_from_events(source: Source, table: str, key: str, over: datetime) -> bool:
-    """Replaces this version of the row by the newest event of its interval.
+async def resolve_from_events(source: Source, table: str, key: str, started: datetime) -> bool:
+    """Replaces the row, as it was at `started`, by the newest event of its interval.
 
-    Returns False if no event carries the object.
+    Returns False if no event carries the object, or there is no row.
     """
     known = source.wanted[table]
     async with source.pool.acquire() as connection:
@@ -201,8 +258,8 @@ async def resolve_from_events(source: Source, table: str, key: str, over: dateti
     found = RowSet()
     source.mirror.extractor.object(obj, found)
     second = float(created_of(event))
-    as_of = AsOf(second, second + 1.0, cause_of(event))
-    await source.mirror.write([(found, as_of)], expected={(table, key): over})
+    # The order of the list decides within a second, and nothing older than this event is in the list.
+    await source.mirror.write([(found, AsOf(second, second + 1.0, cause_of(event), started))])
     return True
 
 

@@ -16,8 +16,8 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import cache
 
 import structlog
@@ -30,10 +30,17 @@ from pinstripe.catalog.endpoints import (
     retrieve_endpoints,
 )
 from pinstripe.catalog.model import spec
-from pinstripe.catalog.tables import Table, tables
+from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.client.client import StripeClient, quote_id
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.pagination import iter_pages, list_at, list_of, read_object, split_url
+from pinstripe.client.pagination import (
+    ListPage,
+    iter_pages,
+    list_at,
+    list_of,
+    read_object,
+    split_url,
+)
 from pinstripe.client.response import Response
 from pinstripe.concurrency import for_each
 from pinstripe.errors import (
@@ -46,12 +53,15 @@ from pinstripe.errors import (
     Refused,
     WrongKey,
 )
-from pinstripe.mirror import Mirror
+from pinstripe.mirror import Mirror, Part
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import Cause, as_of_response
-from pinstripe.rows.extract import RowKey, RowSet, TruncatedList
+from pinstripe.mirror.upsert import EVENT_S
+from pinstripe.rows.as_of import AsOf, Cause, as_of_response
+from pinstripe.rows.extract import MemberSet, RowKey, RowSet, TruncatedList
 from pinstripe.source.row_versions import RowVersions, VersionAt
+from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
+from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch, RefetchDone, add_refetches, note_trouble
 
@@ -157,6 +167,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self._row_versions = RowVersions(self.pool, self.mirror.schema, self.wanted)
+        self.mirror.settle_after(self.stripe.margins.replica_lag_s)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -183,9 +194,17 @@ class Source:
         """The present on Stripe's clock, Unix seconds, to about a second."""
         return time.time() + self.clock_ahead_s
 
+    def is_past(self, since: float) -> bool:
+        """Whether a response to a request from now on is surely of a later moment than the event of this
+        second.
+        """
+        margins = self.stripe.margins
+        return self.now() - margins.clock_s - margins.replica_lag_s >= since + EVENT_S + 1.0
+
     def observe_clock(self, response: Response) -> None:
-        """Sets `clock_ahead_s` from a response."""
-        self.clock_ahead_s = response.not_after - 0.5 - time.time()
+        """Sets `clock_ahead_s` from a response that says when it was made."""
+        if "date" in response.headers:
+            self.clock_ahead_s = response.not_after - 0.5 - time.time()
 
     async def version(self, table: str, key: str) -> datetime | None:
         """`_synced_at` of a row, None if there is none. A response to a later request is newer."""
@@ -201,12 +220,49 @@ class Source:
         """The version of a row before Stripe is asked, and Postgres's clock."""
         return await self._row_versions.read(table, key)
 
+    async def row_state(
+        self, table: str, key: str, *, since: float
+    ) -> tuple[datetime, datetime | None, bool]:
+        """Postgres's clock; the version of a row, None if there is none; and whether it holds what an event
+        since then said: a response is compared with that then. `table`: "" for no row.
+        """
+        known = self.wanted.get(table)
+        if known is None:
+            return await self.database_time(), None, False
+        async with self.pool.acquire() as connection:
+            row = await connection.fetchrow(
+                "SELECT clock_timestamp(), _synced_at, _as_of >= to_timestamp($2)"
+                f" AND _as_of_latest <= _as_of + make_interval(secs => {EVENT_S})"
+                f" OR EXISTS (SELECT FROM ({of_keys('$3', '$4', 'to_timestamp($2)')}) c"
+                f" WHERE c.key = {key_hash('$1')} AND c.as_of >= to_timestamp($2)"
+                f" AND c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))"
+                f" FROM (SELECT) AS one LEFT JOIN {qualified(self.mirror.schema, table)} t"
+                f" ON t.{quote(known.key[0])} = $1",
+                key,
+                since,
+                self.mirror.schema,
+                table,
+            )
+        assert row is not None  # noqa: S101 (one row is joined)
+        return row[0], row[1], bool(row[2]) and since > 0
+
     async def row_versions(
         self, rows: Iterable[RowKey], *, patience_s: float | None = None
     ) -> dict[RowKey, datetime]:
         """The versions of those `rows` that are in the mirror. Raises Unreachable (see `RowVersions`)."""
         mirrored = [row for row in rows if row[0] in self.mirror.tables]
         return await self._row_versions.read_many(mirrored, patience_s=patience_s)
+
+    async def known_until(self) -> datetime:
+        """The moment on Postgres's clock such that the response to a request from now on shows whatever
+        was written until then.
+        """
+        return await self.database_time() - self.replica_lag
+
+    @property
+    def replica_lag(self) -> timedelta:
+        """How old the state that a response shows may be."""
+        return timedelta(seconds=self.stripe.margins.replica_lag_s)
 
     def extract(self, objects: list[dict[str, object]], parents: Mapping[str, str]) -> RowSet:
         found = RowSet()
@@ -215,22 +271,31 @@ class Source:
         return found
 
     async def follow(
-        self, truncated: TruncatedList, *, priority: int = BACKFILL, cause: Cause | None = None
+        self,
+        truncated: TruncatedList,
+        *,
+        priority: int = BACKFILL,
+        as_of: AsOf | None = None,
+        cause: Cause | None = None,
+        known_until: datetime | None = None,
     ) -> int:
         """Reads a nested list to its end; returns the number of requests.
 
-        Raises what `StripeClient.get` raises, and Drifted if the list does not come to an end.
+        `as_of`: that of the object around it, which showed the first entries; without it `cause` and
+        `known_until` of what is read. Raises what `StripeClient.get` raises, and Drifted if the list does
+        not come to an end.
         """
         path, fixed = split_url(truncated.url)
         fixed += [("expand[]", f"data.{item}") for item in _expand_of(truncated.child_table)]
         request = list_at(self.stripe, path, fixed, endpoint=endpoint_of(path), priority=priority)
         requests = 0
+        members = Members.of(truncated, as_of, cause=cause, known_until=known_until)
         async for page in iter_pages(
             request, after=truncated.last_id or None, on_lost_cursor="restart"
         ):
             requests += 1
             found = self.extract(page.objects, {truncated.parent_table: truncated.parent_id})
-            await self.mirror.write([(found, as_of_response(page.response, cause))])
+            await self.mirror.write([(found, members.add(page)), *members.parts(page)])
             if page.has_more and requests >= _MAX_PAGES:
                 raise Drifted(
                     f"The list {path} does not come to an end after {requests} pages.",
@@ -249,13 +314,16 @@ class Source:
         enough: Callable[[Sequence[StripeObject]], Awaitable[bool]] | None = None,
         cause: Cause | None = None,
         shown: set[str] | None = None,
+        known_until: datetime | None = None,
     ) -> float:
         """Mirrors a list from its top, to its end or until a page is `enough`.
 
         Returns when the first page was true, on Stripe's clock. The ids of all pages are added to `shown`.
+        `known_until`: see `AsOf`. A list under one parent that is read to its end says what the parent has.
         A cursor object that was deleted meanwhile restarts the list. Raises what `StripeClient.get` raises.
         """
         began = 0.0
+        members = Members.under(endpoint, parents or {}, cause=cause, known_until=known_until)
         request = list_of(self.stripe, endpoint, path, params, priority=priority)
         async for page in iter_pages(request, on_lost_cursor="restart"):
             self.observe_clock(page.response)
@@ -263,34 +331,34 @@ class Source:
             if shown is not None:
                 shown.update(str(obj.get("id")) for obj in page.objects)
             found = self.extract(page.objects, parents or {})
-            await self.follow_all(found, priority=priority, cause=cause)
-            await self.mirror.write([(found, as_of_response(page.response, cause))])
+            as_of = members.add(page)
+            await self.follow_all(found, priority=priority, as_of=as_of)
+            await self.mirror.write([(found, as_of), *members.parts(page)])
             if page.has_more and enough is not None and await enough(page.objects):
                 break
         return began
 
-    async def follow_all(
-        self, found: RowSet, *, priority: int = BACKFILL, cause: Cause | None = None
-    ) -> int:
-        """Reads every truncated nested list in `found` to its end; returns the number of requests."""
+    async def follow_all(self, found: RowSet, *, as_of: AsOf, priority: int = BACKFILL) -> int:
+        """Reads every truncated nested list in `found` to its end; returns the number of requests.
+
+        `as_of`: that of `found`.
+        """
         requests = 0
 
         async def follow(truncated: TruncatedList) -> None:
             nonlocal requests
-            requests += await self._follow_one(truncated, priority, cause)
+            requests += await self._follow_one(truncated, priority, as_of)
 
         wanted = [truncated for truncated in found.lists if self._is_wanted(truncated)]
         await for_each(wanted, follow, limit=_FOLLOWED_AT_ONCE)
         return requests
 
-    async def _follow_one(
-        self, truncated: TruncatedList, priority: int, cause: Cause | None
-    ) -> int:
+    async def _follow_one(self, truncated: TruncatedList, priority: int, as_of: AsOf) -> int:
         name = endpoint_of(truncated.url.partition("?")[0])
         if name in self.unreadable_lists:
             return 0
         try:
-            return await self.follow(truncated, priority=priority, cause=cause)
+            return await self.follow(truncated, priority=priority, as_of=as_of)
         except NotFound:
             return 0  # The parent is gone, and an event reports that.
         except (NotPermitted, NotEnabled) as error:
@@ -303,7 +371,7 @@ class Source:
         except PinstripeError as error:
             if error.fault is not None:
                 raise  # Postgres failed, not Stripe.
-            await self._owe_nested(truncated, error, cause)
+            await self._owe_nested(truncated, error, as_of.cause)
             return 0
 
     async def _owe_nested(
@@ -333,15 +401,15 @@ class Source:
         key: str,
         *,
         parent: str = "",
-        over: datetime | None = None,
+        started: datetime | None = None,
         priority: int = LIVE,
         cause: Cause | None = None,
         answers: Sequence[RefetchDone] = (),
     ) -> bool:
         """Fetches one object and mirrors it; returns False if Stripe cannot retrieve this type by id.
 
-        `over`: the row's version before the request. `cause`: what led to it. `answers`: refetches that the
-        commit completes. Raises NotFound if Stripe does not have the object (any more).
+        `started`: a moment before the request, on Postgres's clock. `cause`: what led to it. `answers`:
+        refetches that the commit completes. Raises NotFound if Stripe does not have the object (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
@@ -349,10 +417,9 @@ class Source:
         response = await self.get_object(where, key, parent, priority)
         found = RowSet()
         self.mirror.extractor.object(read_object(response, where.path), found)
-        await self.follow_all(found, priority=priority, cause=cause)
-        expected = {(table, key): over} if over is not None else {}
-        parts = [(found, as_of_response(response, cause))]
-        await self.mirror.write(parts, expected=expected, completed=answers)
+        as_of = as_of_response(response, cause, started=started)
+        await self.follow_all(found, priority=priority, as_of=as_of)
+        await self.mirror.write([(found, as_of)], completed=answers)
         return True
 
     async def get_object(
@@ -367,6 +434,72 @@ class Source:
 
     def _is_wanted(self, truncated: TruncatedList) -> bool:
         return truncated.child_table == "" or truncated.child_table in self.wanted
+
+
+@dataclass(slots=True)
+class Members:
+    """Gathers what one list shows, page after page: at its end, all that its parent has.
+
+    `whole` becomes false where the list cannot say that: an entry without an id, or a list of no parent.
+    """
+
+    place: MemberSet
+    whole: bool
+    cause: Cause | None = None
+    known_until: datetime | None = None
+    as_of: AsOf | None = None
+    ids: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(
+        cls,
+        truncated: TruncatedList,
+        as_of: AsOf | None,
+        *,
+        cause: Cause | None = None,
+        known_until: datetime | None = None,
+    ) -> Members:
+        """Of a nested list, whose first entries were shown at `as_of`; None if it is read from its top."""
+        place = MemberSet(
+            truncated.parent_table, truncated.parent_id, truncated.field, truncated.shown
+        )
+        if as_of is not None:
+            cause, known_until = as_of.cause, as_of.known_until
+        ids = set(truncated.shown)
+        return cls(place, bool(truncated.field), cause, known_until, as_of, ids)
+
+    @classmethod
+    def under(
+        cls,
+        endpoint: ListEndpoint,
+        parents: Mapping[str, str],
+        *,
+        cause: Cause | None = None,
+        known_until: datetime | None = None,
+    ) -> Members:
+        """Of the list under a parent, the only one of `parents` (table -> id)."""
+        table, key = next(iter(parents.items()), ("", ""))
+        children = tuple(table_name(name) for name in endpoint.objects)
+        place = MemberSet(table, key, "", frozenset(), children)
+        return cls(place, bool(endpoint.parent) and len(parents) == 1, cause, known_until)
+
+    def add(self, page: ListPage) -> AsOf:
+        """Add the entries of a page; return its interval."""
+        mine = replace(as_of_response(page.response, self.cause), known_until=self.known_until)
+        if page.is_first:
+            self.ids.clear()
+            self.as_of = None
+        self.as_of = mine if self.as_of is None else self.as_of.union(mine)
+        found = {str(o["id"]) for o in page.objects if isinstance(o.get("id"), str)}
+        self.whole = self.whole and len(found) == len(page.objects)
+        self.ids |= found
+        return mine
+
+    def parts(self, page: ListPage) -> list[Part]:
+        """After the last page: the set, to be written with it."""
+        if page.has_more or not self.whole or self.as_of is None:
+            return []
+        return [(RowSet(sets=[replace(self.place, members=frozenset(self.ids))]), self.as_of)]
 
 
 def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:

@@ -61,7 +61,7 @@ FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::te
 ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET
   parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
   request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp(),
-  next_try_at = NULL
+  next_try_at = NULL, code = nullif(p.code, 'recheck')
 """
 
 _TROUBLED = """
@@ -70,12 +70,15 @@ UPDATE pinstripe.pending SET attempts = attempts + 1, code = $5, reason = $6, re
 WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) = left($4, 500)
 """
 
-# A refetch that was queued again since `started` stays, open since then. Rows are locked in the order of
-# `_ADD`, so two writers never deadlock.
+# A refetch that was queued again since `started` stays, open since then. One that was queued less than
+# `lag` before is made once more, `lag` later: no replica can be behind what queued it then, nor behind what
+# this response has shown. Rows are locked in the order
+# of `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
-  SELECT p.kind, p."table", p.id, u.started
-  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS u (kind, tab, id, started)
+  SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[])
+    AS u (kind, tab, id, started, lag)
   JOIN pinstripe.pending p
     ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
     AND left(p.id, 500) = left(u.id, 500)
@@ -84,10 +87,18 @@ WITH done AS MATERIALIZED (
   UPDATE pinstripe.pending p SET open_since = p.asked_at FROM done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
     AND left(p.id, 500) = left(d.id, 500) AND p.asked_at > d.started AND p.open_since <= d.started
+), again AS (
+  UPDATE pinstripe.pending p SET code = 'recheck', next_try_at = clock_timestamp() + d.lag FROM done d
+  WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
+    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at <= d.started
+    AND p.asked_at + d.lag > d.started
+  RETURNING p.kind, p."table", p.id, extract(epoch FROM d.lag)::float8 AS pause
+), gone AS (
+  DELETE FROM pinstripe.pending p USING done d
+  WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
+    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at + d.lag <= d.started
 )
-DELETE FROM pinstripe.pending p USING done d
-WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
-  AND left(p.id, 500) = left(d.id, 500) AND p.asked_at <= d.started
+SELECT kind, "table", id, pause FROM again
 """
 
 
@@ -95,11 +106,16 @@ WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.i
 class RefetchDone:
     """Proof that a refetch is done: the rows of this commit are its response.
 
-    `started`: a moment before the request, on Postgres's clock. `is_noted`: the commit is done.
+    `started`: a moment before the request, on Postgres's clock. `lag_s`: how far the response may be behind
+    what queued the refetch; 0 if its content proves that it is not. `again_s`: in so many seconds it is to
+    be made once more, because it was queued less than `lag_s` before; None if it is not. `is_noted`: the
+    commit is done.
     """
 
     refetch: Refetch
     started: datetime
+    lag_s: float = 0.0
+    again_s: float | None = None
     is_noted: bool = False
 
 
@@ -218,18 +234,24 @@ async def note_trouble(
 async def complete_refetches(
     connection: Connection, schema: str, completed: Sequence[RefetchDone]
 ) -> None:
-    """Remove completed refetches, except those that were queued again since their request."""
+    """Remove completed refetches, except those that were queued again since their request, and those that
+    are to be made once more (`RefetchDone.again_s`).
+    """
     if not completed:
         return
     ordered = sorted(completed, key=lambda a: a.refetch.key)
-    await connection.execute(
+    again = await connection.fetch(
         _DONE,
         schema,
         [a.refetch.kind for a in ordered],
         [a.refetch.table for a in ordered],
         [a.refetch.id for a in ordered],
         [a.started for a in ordered],
+        [a.lag_s for a in ordered],
     )
+    pauses = {(row[0], row[1], row[2]): row[3] for row in again}
+    for answer in ordered:
+        answer.again_s = pauses.get(answer.refetch.key)
 
 
 PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")
@@ -240,7 +262,7 @@ _PENDING_ATTEMPTS = 3
 _PENDING = f"""
 SELECT clock_timestamp() AS now, p.kind, p."table", count(p.id), min(p.open_since)
 FROM (SELECT 1) AS one LEFT JOIN pinstripe.pending AS p
-  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS}
+  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS} AND p.code IS DISTINCT FROM 'recheck'
 GROUP BY p.kind, p."table"
 """
 
@@ -284,7 +306,7 @@ async def load_open_since(
     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     found = await connection.fetch(
         'SELECT "table", id, open_since FROM pinstripe.pending WHERE schema = $1'
-        " AND kind = 'fetch' AND (\"table\", id) IN"
+        " AND kind = 'fetch' AND code IS DISTINCT FROM 'recheck' AND (\"table\", id) IN"
         " (SELECT * FROM unnest($2::text[], $3::text[]))",
         schema,
         [table for table, _ in rows],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -19,6 +19,7 @@ from msgspec import structs
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import tables
 from pinstripe.errors import PinstripeError
+from pinstripe.store.clocks import Clocks, load_clocks
 from pinstripe.store.cursors import (
     FOLLOWED,
     LEFT_OUT,
@@ -129,13 +130,15 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     default_api_version: str | None
     """The account's own API version, in which Stripe renders its events."""
     rows: int
+    clocks: Clocks = Clocks()
+    """How far Stripe's clocks were apart, and how often a read was stale."""
 
 
 _OWED = """
 SELECT "table", kind, code, (array_agg(reason ORDER BY next_try_at))[1],
   coalesce((array_agg(remedy ORDER BY next_try_at))[1], ''), count(*), max(attempts), min(left(id, 500)),
   min(next_try_at)
-FROM pinstripe.pending WHERE schema = $1 AND code <> 'quarantined'
+FROM pinstripe.pending WHERE schema = $1 AND code NOT IN ('quarantined', 'recheck')
 GROUP BY "table", kind, code ORDER BY "table", kind, code LIMIT 200
 """
 
@@ -199,6 +202,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         reads=await load_read_use(connection, schema, livemode=sync.livemode),
         default_api_version=await _default_version(connection, schema, rows),
         rows=sum(count for count, _ in rows.values()),
+        clocks=(await load_clocks(connection)).get(schema, Clocks()),
         tables=[
             _without_quarantined(
                 _table(
@@ -362,6 +366,7 @@ class SyncSummary:
     """Rows and tables that Postgres refuses to hold."""
     partly_refused: int = 0
     """Properties that Stripe does not expand, and lists that it only answers by parent."""
+    clocks: Clocks = Clocks()  # noqa: RUF009 (frozen)
 
     @property
     def lag_s(self) -> float | None:
@@ -384,7 +389,7 @@ CROSS JOIN LATERAL (
   FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events') l
 CROSS JOIN LATERAL (
   SELECT count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
-         count(*) FILTER (WHERE code <> 'quarantined') AS owed
+         count(*) FILTER (WHERE code NOT IN ('quarantined', 'recheck')) AS owed
   FROM pinstripe.pending p WHERE p.schema = s.schema) p
 """
 
@@ -401,7 +406,9 @@ async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
     """Return schema -> its summary; empty if Pinstripe never wrote here."""
     if await connection.fetchval("SELECT to_regclass('pinstripe.quarantine')") is None:
         return {}
-    return {row[0]: SyncSummary(*row) for row in await connection.fetch(_SUMMARIES)}
+    clocks = await load_clocks(connection)
+    found = [SyncSummary(*row) for row in await connection.fetch(_SUMMARIES)]
+    return {s.schema: replace(s, clocks=clocks.get(s.schema, s.clocks)) for s in found}
 
 
 async def estimate_rows(

@@ -32,6 +32,7 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.concurrency import backoff
 from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import BACKFILL, Source
+from pinstripe.store import member_sets
 from pinstripe.store.confirmations import forget as forget_confirmations
 from pinstripe.store.cursors import (
     BESIDE,
@@ -220,12 +221,13 @@ class Relist:
                 await relisted(connection, self._source.mirror.schema, table)
 
     async def _trim(self) -> None:
-        """Drop confirmations that neither a pass nor an older snapshot needs any more."""
+        """Drop confirmations and sets that neither a pass nor an older snapshot needs any more."""
         now = self._source.now()
         counted = [*self._shown_at.values(), now if self._passing is None else self._passing]
         async with self._source.transaction() as connection:
             schema = self._source.mirror.schema
             await forget_confirmations(connection, schema, now=now, passes_since=min(counted))
+            await member_sets.forget(connection, schema, self._source.mirror.loading)
 
     def _is_refused(self, stream: str) -> bool:
         return stream in self._stopped and self._stopped[stream].is_refused

@@ -161,6 +161,26 @@ CREATE TABLE IF NOT EXISTS pinstripe.confirmation (
 );
 CREATE INDEX IF NOT EXISTS confirmation_place_idx
   ON pinstripe.confirmation (schema, "table", as_of_latest);
+CREATE TABLE IF NOT EXISTS pinstripe.member_set (
+  schema       text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  child        text NOT NULL,
+  parent_id    text NOT NULL,
+  as_of        timestamptz NOT NULL,
+  as_of_latest timestamptz NOT NULL,
+  noted_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX IF NOT EXISTS member_set_place_idx
+  ON pinstripe.member_set (schema, child, left(parent_id, 500), hashtextextended(parent_id, 0));
+CREATE TABLE IF NOT EXISTS pinstripe.clock (
+  schema         text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  day            date NOT NULL,
+  writes         bigint NOT NULL DEFAULT 0,
+  ahead_s        double precision NOT NULL DEFAULT 0,
+  behind_s       double precision NOT NULL DEFAULT 0,
+  contradictions bigint NOT NULL DEFAULT 0,
+  stale          bigint NOT NULL DEFAULT 0,
+  PRIMARY KEY (schema, day)
+);
 CREATE TABLE IF NOT EXISTS pinstripe.copied (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table" text NOT NULL,

@@ -23,6 +23,7 @@ from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import Margins
 from pinstripe.client.retry import Patience
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.resolve import resolve
@@ -34,6 +35,8 @@ from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe_simulator.server import Running
 
+SMALL = Margins(clock_s=0.0, replica_lag_s=0.2)
+"""For a simulator whose clocks agree: what is in doubt is settled in a moment."""
 _SHORT = Patience(attempts=12, base_s=0.005, cap_s=0.02, limited_cap_s=0.02)
 
 
@@ -80,6 +83,7 @@ async def open_account(
     api_version: str = "",
     budget: RateLimiter | None = None,
     patience: Patience | None = None,
+    margins: Margins = SMALL,
 ) -> AsyncIterator[Copy]:
     """What a sync has of an account, into a schema that exists; nothing is copied yet."""
     budget = budget or RateLimiter(account_rate=None, endpoint_rate=None)
@@ -93,6 +97,7 @@ async def open_account(
             budget=budget,
             base_url=stripe_url,
             patience=patience,
+            margins=margins,
         ) as stripe,
         await open_pool(url, min_size=1, max_size=6) as pool,
         open_mirror(url, schema, effective, api_version=version) as mirror,
@@ -104,11 +109,15 @@ async def open_account(
 
 @asynccontextmanager
 async def open_copy(
-    sim: Running | ScriptedStripe, url: str, *, patience: Patience | None = None
+    sim: Running | ScriptedStripe,
+    url: str,
+    *,
+    patience: Patience | None = None,
+    margins: Margins = SMALL,
 ) -> AsyncIterator[Copy]:
     """A copy of `sim` into tables made here."""
     await make_schema(url)
-    async with open_account(sim.url, sim.key, url, patience=patience) as copy:
+    async with open_account(sim.url, sim.key, url, patience=patience, margins=margins) as copy:
         yield copy
 
 

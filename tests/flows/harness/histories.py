@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
-from pinstripe.catalog.model import object_types, spec
+from pinstripe.catalog.embedded import NOT_PRESENT
+from pinstripe.catalog.model import Field, object_types, spec
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.store.pool import Connection
 from pinstripe_simulator.events import Cause, difference
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.server import Running
-from pinstripe_simulator.table import StripeObject
+from pinstripe_simulator.table import StripeObject, Table
 from pinstripe_simulator.values import HOSTILE
 
 _BIRTHS = ("created", "opened", "attached", "succeeded")
@@ -33,6 +34,20 @@ SINGLE = frozenset({"balance", "balance_settings", "tax.settings"})
 WITHOUT_ROWS = frozenset(
     {"billing.alert_triggered", "entitlements.active_entitlement_summary", "cash_balance"}
 )
+
+# Their lists want parameters that nothing tells, or hold something for three retired types only; the
+# items of a payment link never change in number, and those of an intent's amount no event names.
+_NOT_ASKED = frozenset(
+    {
+        "billing.meter/billing.meter_event_summary",
+        "financial_connections.account/financial_connections.account_owner",
+        "payment_intent/payment_intent_amount_details_line_item",
+        "payment_link/item",
+        "source/source_transaction",
+    }
+)
+# Of some events while the account's own version is the newest (docs: each event keeps its version).
+OLD = "2024-06-20"
 
 _numbers = itertools.count(1)
 
@@ -74,6 +89,40 @@ def mark_field(name: str) -> str:
     return next((f for f in whole if f in fields and f in columns), "")
 
 
+@cache
+def places_of_others() -> tuple[str, ...]:
+    """Where an object stands inside another as it was or would be, and both have rows and ids."""
+    return tuple(
+        place
+        for place in NOT_PRESENT
+        if (at := embedding(place)).name in with_events() and at.target in table_of_object()
+    )
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Objects of the type `target` inside those of `name`, at a path of (field, whether it holds many)."""
+
+    name: str
+    path: tuple[tuple[str, bool], ...]
+    target: str
+
+
+@cache
+def embedding(place: str) -> Embedding:
+    """What a place such as "subscription.pending_update.subscription_items" means."""
+    name = max((n for n in object_types() if place.startswith(f"{n}.")), key=len)
+    fields: Sequence[Field] = object_types()[name].fields
+    path: list[tuple[str, bool]] = []
+    targets: Sequence[str] = ()
+    for step in place.removeprefix(f"{name}.").split("."):
+        found = next(f for f in fields if f.name == step)
+        path.append((step, found.kind == "array"))
+        inner = found.items if found.items is not None else found
+        fields, targets = inner.fields, inner.targets
+    return Embedding(name, tuple(path), targets[0] if targets else "")
+
+
 @dataclass
 class Histories:
     """Makes things happen. `marks`: (table, id, mark) -> the second in which the object was so."""
@@ -81,18 +130,99 @@ class Histories:
     sim: Running
     marks: dict[tuple[str, str, str], int] = field(default_factory=dict)
     touched: dict[str, set[str]] = field(default_factory=dict)
+    owners: dict[str, set[str]] = field(default_factory=dict)
+    """Kind of set -> ids of the owners whose sets have changed."""
     happened: set[str] = field(default_factory=set)
     _number: int = 0
     """Of the last mark. No two of one run are the same, whoever makes them."""
 
-    def life(self, name: str, dice: Random, steps: int) -> None:
-        """`steps` events of one object, some of them in the same second."""
+    def life(self, name: str, dice: Random, steps: int) -> Iterator[float]:
+        """`steps` events of one object, some of them in the same second; the seconds between them."""
         found = self._object(name, dice)
         for _ in range(steps):
             found = self._step(name, found, dice)
             if not found:
                 return
-            self.sim.control.clock(step_s=dice.choice((0, 0, 1, 2)))
+            yield dice.choice((0, 0, 1, 2))
+
+    def recreated(self, name: str, dice: Random) -> None:
+        """Delete an object, and make another under its id in the same second."""
+        found = self._some(name, dice)
+        if not found:
+            return
+        self._number = next(_numbers)
+        mark = mark_field(name)
+        changes = {mark: self._mark(mark, found, dice)} if mark else {}
+        version = OLD if dice.random() < 0.3 else ""
+        self.sim.control.recreate(name, str(found["id"]), changes, version)
+        self._touch(name, str(found["id"]))
+
+    def set_kinds(self) -> list[str]:
+        """Every kind of set whose changes are told of and whose members can be asked for."""
+        sets = self.sim.control.sets
+        return sorted(
+            n for n, kind in sets.kinds.items() if sets.told(kind) and n not in _NOT_ASKED
+        )
+
+    def churn(self, name: str, dice: Random) -> Iterator[float]:
+        """Members of one set come and go, one of them within a second; the seconds between."""
+        sets, kind = self.sim.control.sets, self.sim.control.sets.kinds[name]
+        owner = self._some(kind.owner.kind.name, dice, kind.owner)
+        if not owner:
+            return
+        position = kind.owner.position(str(owner["id"]))
+        assert position is not None
+        most = dice.choice((1, 2, 12)) if dice.random() < 0.9 else dice.choice((110, 250))
+        self.owners.setdefault(name, set()).add(str(owner["id"]))
+        self._touch(kind.owner.kind.name, str(owner["id"]))
+        for _ in range(dice.randrange(1, 4)):
+            there = sets.of(kind, position)
+            add, going = dice.randrange(0, most + 1), []
+            if kind.may_go:
+                going = dice.sample(there, dice.randrange(0, len(there) + 1))
+                going = going if dice.random() < 0.5 else going[:2]
+            made = sets.change(kind, position, add=add, remove=going, cause=self._cause(dice))
+            if made and kind.may_go and dice.random() < 0.5:
+                short = [p for p in map(kind.child.position, made[:2]) if p is not None]
+                sets.change(kind, position, remove=short, cause=self._cause(dice))
+            for at in going:
+                self._touch(kind.child.kind.name, kind.child.id_at(at))
+            for key in made:
+                self._touch(kind.child.kind.name, key)
+            yield dice.choice((0, 0.3, 1, 2))
+
+    def stand_in(self, place: str, dice: Random) -> None:
+        """Put into an object another as it never was, at a place where none stands as it is."""
+        at = embedding(place)
+        name, target = at.name, at.target
+        found, other = self._some(name, dice), self._some(target, dice)
+        if not found or not other:
+            return
+        mark = mark_field(target)
+        self._number = next(_numbers)
+        past = {**other, **({mark: self._mark(mark, other, dice)} if mark else {})}
+        ghost = {**past, "id": f"{other['id']}would"}
+        value: object = dice.choice((past, ghost))
+        for step, many in reversed(at.path):
+            value = {step: [value] if many else value}
+        changes = event_types(name)
+        assert isinstance(value, dict)
+        after = self._ledger(dice).change(found, value, event="")
+        chosen = [e for e in changes if not _kills(name, e) and not e.endswith(".created")]
+        if chosen:
+            self._tell(dice.choice(chosen), after, dice, None)
+        self._touch(target, str(other["id"]))
+        self._touch(target, str(ghost["id"]))
+
+    def _some(self, name: str, dice: Random, table: Table | None = None) -> StripeObject:
+        """A living object of the type; {} if there is none."""
+        world = self.sim.account.world
+        table = table or dice.choice(world.tables_of(name))
+        living = [p for p in range(table.total) if not table.gone(p)]
+        return world.objects.load(table, dice.choice(living)) if living else {}
+
+    def _touch(self, name: str, key: str) -> None:
+        self.touched.setdefault(name, set()).add(key)
 
     def _object(self, name: str, dice: Random) -> StripeObject:
         """A new one, or one that has been there."""
@@ -105,11 +235,12 @@ class Histories:
                 under = table.parent[1]
                 holders = list(world.truth(under))
                 parent = str(dice.choice(holders)["id"])
-            made = self._ledger(dice).make(name, {}, parent=parent, under=under, event="")
+            fields = world.routes.fields[name]
+            values = {f: parent for f in (under.rpartition(".")[2],) if parent and f in fields}
+            made = self._ledger(dice).make(name, values, parent=parent, under=under, event="")
             self._tell(dice.choice(births), made, dice, None)
             return made
-        living = [p for p in range(table.total) if not table.gone(p)]
-        return world.objects.load(table, dice.choice(living)) if living else {}
+        return self._some(name, dice, table)
 
     def _step(self, name: str, found: StripeObject, dice: Random) -> StripeObject:
         if not found:
@@ -149,7 +280,7 @@ class Histories:
         assert told is not None, event
         self.happened.add(event)
         name, key = str(found["object"]), str(found["id"])
-        self.touched.setdefault(name, set()).add(key)
+        self._touch(name, key)
         mark = mark_field(name)
         if mark:
             shown = _shown(found.get(mark))

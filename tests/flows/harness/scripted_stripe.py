@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -51,6 +52,8 @@ class ScriptedStripe:
     hooks: list[Hook] = field(default_factory=list)
     answers: dict[str, Callable[[Params], Answer | None]] = field(default_factory=dict)
     asked: list[tuple[str, Params]] = field(default_factory=list)
+    date_ahead_s: float | None = None
+    """How far `Date` is ahead of our clock; None sends none."""
 
     def event(self, kind: str, obj: object, **more: object) -> None:
         """Puts an event on top of the log; `more` are fields of it."""
@@ -101,9 +104,12 @@ class ScriptedStripe:
                         await reader.readexactly(int(line.partition(":")[2]))
                 status, body = self.answer(parts.path, parse_qsl(parts.query))
                 raw = body if isinstance(body, bytes) else json.dumps(body, indent=2).encode()
+                date = ""
+                if self.date_ahead_s is not None:
+                    date = f"Date: {formatdate(time.time() + self.date_ahead_s, usegmt=True)}\r\n"
                 retry = "Stripe-Should-Retry: false\r\n" if status >= 500 else ""
                 writer.write(
-                    f"HTTP/1.1 {status} Whatever\r\nContent-Type: application/json\r\n{retry}"
+                    f"HTTP/1.1 {status} Whatever\r\nContent-Type: application/json\r\n{retry}{date}"
                     f"Request-Id: req_{len(self.asked)}\r\nStripe-Version: {VERSION}\r\n"
                     f"Content-Length: {len(raw)}\r\n\r\n".encode()
                     + raw

@@ -12,6 +12,7 @@ from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import LagSample
+from pinstripe.store.clocks import Clocks
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.heartbeats import QuotaReport, TableProgress
 from pinstripe.store.read_quota import load_requests
@@ -78,6 +79,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Rows and tables that Postgres refuses to hold. They are tried again all the time."""
     refusals: list[RememberedRefusal] = []
     """Properties that Stripe does not expand, and lists that it only answers by parent."""
+    clocks: Clocks = Clocks()
+    """How far Stripe's clocks were apart, and how often a read was stale."""
 
 
 class StatusQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -180,6 +180,10 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
     )
     failed = _gauge_of("lists_failed", "Lists that met trouble and are tried again", "sync")
     restarts = _counter_of("process_restarts", "Restarts of the sync's process", "sync")
+    ahead = _gauge_of("date_ahead_seconds", "Most that Date was ahead of created", "sync")
+    behind = _gauge_of("date_behind_seconds", "Most that Date was behind created", "sync")
+    doubted = _gauge_of("contradictions", "Snapshots in doubt, of the last 30 days", "sync")
+    stale = _gauge_of("stale_reads", "Those of them that showed an older state", "sync")
     for sync_id, live in syncs.items():
         if live.lag_s is not None:
             lag.add_metric([sync_id], live.lag_s)
@@ -192,7 +196,12 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
         partly.add_metric([sync_id], live.partly_refused)
         failed.add_metric([sync_id], live.failed)
         restarts.add_metric([sync_id], live.restarts)
+        ahead.add_metric([sync_id], live.clocks.date_ahead_s)
+        behind.add_metric([sync_id], live.clocks.date_behind_s)
+        doubted.add_metric([sync_id], live.clocks.contradictions)
+        stale.add_metric([sync_id], live.clocks.stale)
     yield from (lag, ready, paused, to_ask, owed, held, refused, partly, failed, restarts)
+    yield from (ahead, behind, doubted, stale)
 
 
 def _processes(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:

@@ -23,6 +23,7 @@ from pinstripe.concurrency import Coalescer, wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.syncs import StoredSync, SyncControl
+from pinstripe.store.clocks import Clocks
 from pinstripe.store.heartbeats import STALE_S, WorkerHeartbeat, load_heartbeats
 from pinstripe.store.status import SyncSummary, load_summaries
 
@@ -75,6 +76,8 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Properties that Stripe does not expand, and lists that it only answers by parent."""
     failed: int
     """Lists that failed and are retried."""
+    clocks: Clocks
+    """How far Stripe's clocks were apart, and how often a read was stale."""
     paused: bool
     served: bool
     pid: int | None
@@ -233,6 +236,7 @@ def _status_of(
         to_ask=summary.to_ask if summary is not None else 0,
         quarantined=summary.quarantined if summary is not None else 0,
         partly_refused=summary.partly_refused if summary is not None else 0,
+        clocks=summary.clocks if summary is not None else Clocks(),
         owed=summary.owed if summary is not None else 0,
         refused=summary.refused if summary is not None else 0,
         failed=summary.failed if summary is not None else 0,

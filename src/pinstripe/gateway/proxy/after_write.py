@@ -10,17 +10,21 @@ regular poll reads the events.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from time import monotonic
 
 import structlog
 
+from pinstripe.client.response import Margins
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.proxy.mirroring import ProxyRequest
+from pinstripe.gateway.proxy.objects import measured_response
 from pinstripe.gateway.proxy.request import Headers
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync
+from pinstripe.store.clocks import Write, note_writes
 from pinstripe.store.cursors import load_as_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -34,6 +38,10 @@ MAX_WAIT_S = 300.0
 _AS_OF_AGE_S = 0.5
 """How old the `as_of` in a header may be. It only grows, so an older one is true as well."""
 _HUNG_S = 10.0
+_MEASURE_S = 30.0
+"""How often the clocks of writes and their events are compared."""
+_MOST_WRITES = 1000
+"""Writes that are compared each time, of a busy proxy."""
 
 
 class AfterWrite:
@@ -48,11 +56,22 @@ class AfterWrite:
         # Infinite while a read is running, so that there is one at a time.
         self._read_at: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writes: dict[str, deque[Write]] = {}
+        self._measured_at: dict[str, float] = {}
 
     def written(self, sync: OpenSync | None, response: UpstreamResponse) -> None:
         """Request a sync, unless the status says that Stripe rejected the write."""
         if response.status not in (401, 403, 404, 429):
             self._request_soon(sync)
+        request_id = response.header(b"request-id").decode("latin-1")
+        if sync is not None and request_id and 200 <= response.status < 300:
+            measured = measured_response(response, Margins(0.0, 0.0))
+            lo, hi = measured.write_interval()
+            writes = self._writes.setdefault(sync.id, deque(maxlen=_MOST_WRITES))
+            writes.append(Write(request_id, lo, hi))
+            if monotonic() - self._measured_at.get(sync.id, float("-inf")) >= _MEASURE_S:
+                self._measured_at[sync.id] = monotonic()
+                self._start(self._measure(sync, writes))
 
     def unanswered(self, sync: OpenSync | None, request: ProxyRequest) -> None:
         """Request a sync: Stripe may have executed a write that got no response."""
@@ -99,6 +118,17 @@ class AfterWrite:
             self._read_at[sync.id] = float("inf")
             self._start(self._read_as_of(sync))
         return self._as_of.get(sync.id)
+
+    async def _measure(self, sync: OpenSync, writes: deque[Write]) -> None:
+        """Compare the writes of a while with their events, once those are applied."""
+        await asyncio.sleep(_MEASURE_S)
+        mine = list(writes)
+        writes.clear()
+        try:
+            async with sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
+                await note_writes(connection, sync.schema, mine)
+        except (PinstripeError, TimeoutError) as error:
+            _log.debug("proxy.unmeasured", error=str(error))
 
     async def close(self) -> None:
         """Cancel requests and reads that are still running."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -103,13 +103,17 @@ class MirrorResult:
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """What decides how its response is mirrored. `expected`: row versions before it was sent."""
+    """What decides how its response is mirrored.
+
+    `known_until`: of a write, a moment before it was sent, on Postgres's clock: what we had written until
+    then is older.
+    """
 
     method: str
     target: Target
     headers: Sequence[tuple[str, str]] = field(repr=False)
     credentials: Credentials | None
-    expected: Mapping[RowKey, datetime]
+    known_until: datetime | None = None
 
     @property
     def writes(self) -> bool:
@@ -229,7 +233,14 @@ class ResponseMirror:
         cause = (
             Cause("", response.header(b"request-id").decode("latin-1")) if request.writes else None
         )
-        as_of = as_of_exchange(response, lag_s=lag_s, cause=cause)
+        as_of = as_of_exchange(
+            response,
+            sync.source.stripe.margins,
+            writes=request.writes,
+            lag_s=lag_s,
+            cause=cause,
+        )
+        as_of = replace(as_of, known_until=request.known_until)
         effect = None
         if request.writes:
             effect = follow_up(sync, parsed.row_set, as_of)
@@ -288,7 +299,6 @@ class ResponseMirror:
         durable = await mirror.enqueue(
             [(row_set, as_of)],
             lane=LIVE_LANE if request.writes else "",
-            expected=request.expected,
             effect=effect,
         )
         await self._committed(sync, durable)
@@ -385,7 +395,7 @@ async def repeat_request(
         parsed = read(unpacked, sync.mirror.extractor, parents_of(target.path, target.query))
     except (UpstreamError, Unreadable):
         return None
-    return parsed.row_set, as_of_exchange(response)
+    return parsed.row_set, as_of_exchange(response, sync.source.stripe.margins)
 
 
 async def fetch_again(
@@ -599,17 +609,17 @@ async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[R
     if where is None or (where.parent_parameter and not parent):
         return set()
     source = sync.source
-    version = await source.version(table, key)
+    started = await source.database_time()
     try:
         response = await source.get_object(where, key, parent, LIVE)
     except NotFound:
-        await mark_deleted(source, table, key, over=version)
+        await mark_deleted(source, table, key, started=started)
         return {place}
     above = {collection_table(where.path[: where.path.index("/{")]) or "": parent} if parent else {}
     row_set = source.extract([read_object(response, where.path)], above)
-    await source.follow_all(row_set, priority=LIVE)
-    expected = {place: version} if version is not None else {}
-    await sync.mirror.write([(row_set, as_of_response(response))], expected=expected)
+    as_of = as_of_response(response, started=started)
+    await source.follow_all(row_set, priority=LIVE, as_of=as_of)
+    await sync.mirror.write([(row_set, as_of)])
     return _places_in(row_set)
 
 

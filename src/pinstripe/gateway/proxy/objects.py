@@ -20,7 +20,7 @@ from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import Response
+from pinstripe.client.response import Margins, Response
 from pinstripe.client.transport import Unreadable, gunzip
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
@@ -42,6 +42,8 @@ _PREVIEW = re.compile(r"/(?:create_)?preview(?:/|$)|/upcoming(?:/|$)|/upcoming_i
 
 UNPACKED_BYTES = 16 * 2**20
 """The largest answer that is read into rows. Stripe's pages of 100 objects have up to a few MB."""
+
+_STUB = frozenset({"deleted", "id", "livemode", "object"})
 
 _CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
 """Types that are a key and its dates, and live for minutes. See `read`."""
@@ -157,7 +159,9 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
     top = (table_name(str(decoded["object"])), key) if key is not None else None
     whole = key is not None or isinstance(problem, dict)
     modes = _modes([decoded, *held])
-    return ParsedResponse(row_set, top, decoded.get("deleted") is True, modes, whole=whole)
+    # A stub says the same in any API version; a whole object that is marked as deleted does not.
+    deleted = decoded.get("deleted") is True and set(decoded) <= _STUB
+    return ParsedResponse(row_set, top, deleted, modes, whole=whole)
 
 
 def _modes(objects: list[StripeObject]) -> frozenset[bool]:
@@ -196,13 +200,26 @@ def _parameters() -> Mapping[str, tuple[str, str]]:
 
 
 def as_of_exchange(
-    response: UpstreamResponse, *, lag_s: float = 0.0, cause: Cause | None = None
+    response: UpstreamResponse,
+    margins: Margins,
+    *,
+    writes: bool = False,
+    lag_s: float = 0.0,
+    cause: Cause | None = None,
 ) -> AsOf:
-    """The interval of the objects in the answer; `lag_s` is how old they may be.
+    """The interval of the objects in the answer; `lag_s` is how much older than others they may be.
 
-    For a write it holds as well: Stripe shows the object as the write left it, or as something else
-    changed it before the answer was made.
+    Of a write, Stripe shows the object as the write left it, or as something else changed it before
+    the answer was made.
     """
+    measured = measured_response(response, margins)
+    lo, hi = measured.write_interval() if writes else measured.read_interval()
+    return AsOf(lo - lag_s, hi, cause)
+
+
+def measured_response(response: UpstreamResponse, margins: Margins) -> Response:
+    """The times of the answer."""
     headers = {"date": response.header(b"date").decode("latin-1")}
-    measured = Response(response.status, headers, b"", response.elapsed_s, response.received_at)
-    return AsOf(measured.not_before - lag_s, measured.not_after, cause)
+    return Response(
+        response.status, headers, b"", response.elapsed_s, response.received_at, margins
+    )

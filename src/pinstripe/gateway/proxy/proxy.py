@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import structlog
@@ -143,13 +144,10 @@ class Proxy:
         method: str = scope["method"]
         credentials = credentials_of(scope["headers"])
         sync = self.callers.known(credentials) if credentials is not None else None
-        request = ProxyRequest(method, target, headers, credentials, {})
-        if sync is not None and request.writes and not is_preview(target.path):
-            places = places_of(target.path)[-1:]
-            if places:
-                request = ProxyRequest(
-                    method, target, headers, credentials, await self._versions.read(sync, places)
-                )
+        request = ProxyRequest(method, target, headers, credentials)
+        changes = request.writes and not is_preview(target.path) and places_of(target.path)
+        if sync is not None and changes:
+            request = replace(request, known_until=await self._versions.now(sync))
         try:
             response = await self._upstream.send(method, target.url, headers, body)
         except UpstreamError as error:

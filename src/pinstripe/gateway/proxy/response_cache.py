@@ -7,12 +7,13 @@ same bytes come back and those versions still match, one SELECT replaces the wri
 only if this transaction wrote the row and merged nothing newer (`xmin`, `_as_of`), or confirmed it. It
 expires after 10 s, so that what is known of a row does not lag far behind.
 
-`ExpectedVersions` reads versions for this, and before a write is sent to Stripe: Stripe's clock counts
-seconds, and only the version shows which of two writes within one second is newer.
+`PatientVersions` reads versions for this, and Postgres's clock before a write is sent to Stripe: Stripe's
+clock counts seconds, and only ours shows which of two writes within one second is newer.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ _PAUSE_S = 1.0
 
 
 class PatientVersions:
-    """Reads row versions if Postgres answers fast. A request goes without them otherwise."""
+    """Reads row versions, and Postgres's clock, if Postgres answers fast. Requests go without otherwise."""
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -53,14 +54,31 @@ class PatientVersions:
 
     async def read(self, sync: OpenSync, rows: Iterable[RowKey]) -> dict[RowKey, datetime]:
         """The versions of those `rows` that exist; empty if Postgres is slow or unreachable."""
-        if sync.mirror.trouble or self._clock() < self._not_before:
+        if self._is_slow(sync):
             return {}
         try:
             return await sync.source.row_versions(rows, patience_s=_PATIENCE_S)
         except PinstripeError as error:
-            _log.debug("proxy.unseen", error=error.message)
-            self._not_before = self._clock() + _PAUSE_S
+            self._note(error)
             return {}
+
+    async def now(self, sync: OpenSync) -> datetime | None:
+        """Postgres's clock; None if Postgres is slow or unreachable."""
+        if self._is_slow(sync):
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await sync.source.database_time()
+        except (PinstripeError, TimeoutError) as error:
+            self._note(error)
+            return None
+
+    def _is_slow(self, sync: OpenSync) -> bool:
+        return bool(sync.mirror.trouble) or self._clock() < self._not_before
+
+    def _note(self, error: Exception) -> None:
+        _log.debug("proxy.unseen", error=str(error))
+        self._not_before = self._clock() + _PAUSE_S
 
 
 @dataclass(slots=True)

@@ -305,8 +305,8 @@ class ObjectFetches:
 
 
 async def _fetch(sync: OpenSync, table: str, key: str) -> None:
-    version = await sync.source.version(table, key)
-    if not await refetch_row(sync.source, table, key, over=version):
+    started, version = await sync.source.row_version(table, key)
+    if not await refetch_row(sync.source, table, key, started=started):
         raise Misconfigured(
             f"Stripe shows no {sync.source.wanted[table].object_type} by its id alone.",
             hint="Wait for the request or the event that changed it, or without parameters.",

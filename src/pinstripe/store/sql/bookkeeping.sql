@@ -202,6 +202,32 @@ CREATE TABLE IF NOT EXISTS pinstripe.confirmation (
 CREATE INDEX IF NOT EXISTS confirmation_place_idx
   ON pinstripe.confirmation (schema, "table", as_of_latest);
 
+-- When the list of a parent was last known whole: `child` is the table of what it lists. A row that it did
+-- not have is not inserted from an older page. See store/member_sets.py.
+CREATE TABLE IF NOT EXISTS pinstripe.member_set (
+  schema       text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  child        text NOT NULL,
+  parent_id    text NOT NULL,
+  as_of        timestamptz NOT NULL,
+  as_of_latest timestamptz NOT NULL,
+  noted_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX IF NOT EXISTS member_set_place_idx
+  ON pinstripe.member_set (schema, child, left(parent_id, 500), hashtextextended(parent_id, 0));
+
+-- By day: how far `Date` and `created` of proxied writes were apart, and how often a snapshot that contradicted a
+-- row was stale. See store/clocks.py.
+CREATE TABLE IF NOT EXISTS pinstripe.clock (
+  schema         text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  day            date NOT NULL,
+  writes         bigint NOT NULL DEFAULT 0,
+  ahead_s        double precision NOT NULL DEFAULT 0,
+  behind_s       double precision NOT NULL DEFAULT 0,
+  contradictions bigint NOT NULL DEFAULT 0,
+  stale          bigint NOT NULL DEFAULT 0,
+  PRIMARY KEY (schema, day)
+);
+
 -- Tables whose initial load is done: every later write is in the change feed.
 CREATE TABLE IF NOT EXISTS pinstripe.copied (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,

@@ -36,8 +36,7 @@ from pinstripe.errors import (
     WrongKey,
 )
 from pinstripe.mirror import Part
-from pinstripe.rows.as_of import as_of_response
-from pinstripe.source.source import BACKFILL, Source
+from pinstripe.source.source import BACKFILL, Members, Source
 from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State, permission_of
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Pool
@@ -246,21 +245,23 @@ class ChildListStream:
                 await stripe.get(where, params, endpoint=name, priority=BACKFILL), path
             )
 
+        members = Members.under(self.endpoint, {self.parent_table: parent})
         try:
             async for page in iter_pages(request, on_lost_cursor="restart"):
-                await self._take(parent, page)
+                await self._take(parent, page, members)
         except NotFound:
             await self._step(parent)  # The parent was deleted meanwhile, and its list with it.
 
-    async def _take(self, parent: str, page: ListPage) -> None:
+    async def _take(self, parent: str, page: ListPage, members: Members) -> None:
         found = self._source.extract(page.objects, {self.parent_table: parent})
-        self.requests += await self._source.follow_all(found)
+        as_of = members.add(page)
+        self.requests += await self._source.follow_all(found, as_of=as_of)
         self.rows += len(page.objects)
-        part = (found, as_of_response(page.response))
+        parts = [(found, as_of), *members.parts(page)]
         if page.has_more:
-            await self._source.mirror.write([part])
+            await self._source.mirror.write(parts)
         else:
-            await self._step(parent, [part])
+            await self._step(parent, parts)
 
     async def _step(self, parent: str, parts: Sequence[Part] = ()) -> None:
         lane = self.endpoint.stream

@@ -239,7 +239,7 @@ class ListStream:
         self._submitted[claimed.number] = mine
         try:
             # Nested lists must be written before a cursor vouches for this page.
-            self.requests += await self._follow(rows)
+            self.requests += await self._follow(rows, as_of)
             if before is not None:
                 await before
             # Room is taken last: a task that is cancelled while it waits must not hold any.
@@ -259,14 +259,14 @@ class ListStream:
             if step.done and self._submitted.get(claimed.number) is mine:
                 del self._submitted[claimed.number]
 
-    async def _follow(self, rows: RowSet) -> int:
+    async def _follow(self, rows: RowSet, as_of: AsOf) -> int:
         """Read the nested lists of a page to their end; return how many requests that took."""
         if not rows.lists:
             return 0
         self._nests = True
         self._following += 1
         try:
-            return await self._source.follow_all(rows)
+            return await self._source.follow_all(rows, as_of=as_of)
         finally:
             self._following -= 1
 

@@ -228,8 +228,9 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
             response = await source.stripe.get(path, endpoint=f"GET {path}", priority=BACKFILL)
             found = RowSet()
             source.mirror.extractor.object(read_object(response, path), found)
-            await source.follow_all(found)
-            await source.mirror.write([(found, as_of_response(response))])
+            as_of = as_of_response(response)
+            await source.follow_all(found, as_of=as_of)
+            await source.mirror.write([(found, as_of)])
         except (WrongKey, LostLease, Unwritable):
             raise
         except PinstripeError as error:

@@ -12,7 +12,7 @@ decides which types there are and which have a table; nothing here knows an even
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import cache
 
 import structlog
@@ -26,8 +26,8 @@ from pinstripe.client.decode import StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
 from pinstripe.rows.as_of import AsOf, Cause
-from pinstripe.rows.event import cause_of, created_of, payload, request_of
-from pinstripe.rows.extract import RowSet, key_of
+from pinstripe.rows.event import cause_of, created_of, payload, previous_attributes, request_of
+from pinstripe.rows.extract import MemberSet, Row, RowSet, key_of
 from pinstripe.source.resolve import can_be_fetched, has_address
 from pinstripe.source.source import Source, parent_of
 from pinstripe.store.refetch import Refetch
@@ -48,10 +48,10 @@ class EventApplier:
         self._table_of = table_of_object()
 
     async def plan(
-        self, events: Sequence[StripeObject], listed_at: AsOf
+        self, events: Sequence[StripeObject], listed_at: AsOf, *, late: Collection[str] = ()
     ) -> tuple[list[Part], list[Refetch]]:
         """Return what to write and what to fetch. `events` newest first; `listed_at`: when the list showed
-        them.
+        them; `late`: ids of those that it showed behind applied ones.
         """
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         log = RowSet()
@@ -64,6 +64,8 @@ class EventApplier:
             written, asked = self._state(change, found)
             refetches += self._mentioned(change, found)
             if written:
+                if change.event_id not in late:
+                    self._note_befores(change, found)
                 cause = Cause(change.event_id, change.request_id)
                 truth_then = AsOf(float(change.created), change.created + 1.0, cause=cause)
                 parts.append((found, truth_then))
@@ -77,10 +79,14 @@ class EventApplier:
             ):
                 # No row of its own (an alert that was triggered), but what it holds may have one.
                 found, second = RowSet(), created_of(event)
-                extractor.object(obj, found)
+                asked = from_summary(event, wanted)
+                if not asked:
+                    extractor.object(obj, found)
+                elif event.get("api_version") == self._source.mirror.api_version:
+                    self._summarised(obj, asked[0], found)
                 cause = cause_of(event)
                 parts.append((found, AsOf(float(second), second + 1.0, cause=cause)))
-                refetches += from_summary(event, wanted)
+                refetches += asked
         if self._more is not None and events:
             try:
                 refetches += await self._more(events)
@@ -90,6 +96,36 @@ class EventApplier:
                 # A table through which previews are found is gone; the next refill requests all of them.
                 _log.warning("applying.no_previews", error=error.message)
         return parts, refetches
+
+    def _summarised(self, obj: StripeObject, asked: Refetch, found: RowSet) -> None:
+        """Add what a summary shows of its owner's list, which `asked` reads to its end."""
+        parent, extractor = table_name(asked.parent), self._source.mirror.extractor
+        for value in obj.values():
+            entries = value.get("data") if isinstance(value, dict) else None
+            if not isinstance(value, dict) or not isinstance(entries, list):
+                continue
+            shown = [e for e in entries if isinstance(e, dict)]
+            keys = [extractor.object(e, found, parents={parent: asked.id}) for e in shown]
+            members = frozenset(key for key in keys if key is not None)
+            if value.get("has_more") is False and len(members) == len(entries):
+                found.sets.append(MemberSet(parent, asked.id, "", members, (asked.table,)))
+
+    def _note_befores(self, change: ObjectChange, found: RowSet) -> None:
+        """Have the rows made that the object had before, if the mirror needs them."""
+        table = self._table_of.get(change.name)
+        if table is None or not (previous_attributes(change.events[0]) or change.deleted):
+            return
+        extractor = self._source.mirror.extractor
+
+        def befores() -> list[Row]:
+            rows: list[Row] = []
+            for obj in change.befores():
+                before = RowSet()
+                key = extractor.object(obj, before)
+                rows += [before.rows[table][key]] if key == change.key else []
+            return rows
+
+        found.befores[table, change.key] = befores
 
     def _mentioned(self, change: ObjectChange, found: RowSet) -> list[Refetch]:
         """Return fetches of what the change names and shows as of another time, unless it has a row."""

@@ -27,7 +27,7 @@ class ObjectChange:
     `is_ordered`: `object` is the newest state that they show. `is_foreign_version`: it was rendered in
     another API version than ours, or an event resembles a deletion that is not reviewed. `deleted`: it is
     gone. `is_creation`: one of the events reports its creation. `previous`: the values before, of all that
-    changed.
+    changed. `events`: all of them, newest first.
     """
 
     name: str
@@ -41,6 +41,23 @@ class ObjectChange:
     request_id: str
     is_creation: bool
     previous: StripeObject
+    events: Sequence[StripeObject] = ()
+
+    def befores(self) -> list[StripeObject]:
+        """Return what the object was right before its last changes, the latest first, as far as the chain
+        of `previous_attributes` tells.
+
+        A row that holds one of these is older than `object`, whatever the clocks say.
+        """
+        found: list[StripeObject] = []
+        for event in self.events:
+            after, previous = payload(event), previous_attributes(event)
+            if found and _plain(after) != _plain(found[-1]):
+                break
+            if not previous and not is_deletion(event):
+                break
+            found.append(_undone(after, previous))
+        return found
 
     def refetch(self, kind: RefetchKind, table: str, key: str, *, parent: str = "") -> Refetch:
         """Return a refetch whose cause is this change."""
@@ -85,6 +102,7 @@ def _change(name: str, key: str, found: list[StripeObject], api_version: str) ->
         request_id=request_of(last),
         is_creation=any(_is_creation(e) for e in found),
         previous={k: v for e in found for k, v in previous_attributes(e).items()},
+        events=found,
     )
 
 

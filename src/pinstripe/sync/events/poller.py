@@ -285,7 +285,8 @@ class EventPoller:
     async def _commit(
         self, events: Sequence[StripeObject], listed_at: AsOf, as_of: float | None
     ) -> None:
-        parts, refetches = await self._applier.plan(events, listed_at)
+        late = self._applied.late(events)
+        parts, refetches = await self._applier.plan(events, listed_at, late=late)
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
         position = max(as_of, self.stats.as_of) if as_of is not None else None

@@ -88,6 +88,7 @@ class EventLogReader:
         listed_at: AsOf | None = None
         last: str | None = None
         passed: set[str] = set()
+        is_below = False
         began: float | None = None
 
         def asked(after: str | None, limit: int) -> asyncio.Task[Response]:
@@ -112,7 +113,8 @@ class EventLogReader:
                 passed |= self._applied.unanchored(page.ids)
                 page_as_of = as_of_response(response)
                 listed_at = listed_at.union(page_as_of) if listed_at and gathered else page_as_of
-                gathered += self._applied.fresh(events)
+                gathered += self._applied.fresh(events, is_below=is_below)
+                is_below = is_below or self._applied.has_any(page.ids)
                 is_ripe = len(gathered) >= _MOST_EVENTS or self._applied.is_reached(page.ids)
                 if is_last or (gathered and is_ripe):
                     await apply(gathered, listed_at, as_of=began if is_last else None)
@@ -145,6 +147,8 @@ class AppliedEvents:
         self._created: dict[str, int] = {}
         self._unanchored: set[str] = set()
         self._shown: OrderedDict[str, None] = OrderedDict()
+        self._late: set[str] = set()
+        """Those that the list showed behind applied ones, until they are applied themselves."""
 
     def load(self, created: Mapping[str, int]) -> None:
         """Load what an earlier run applied. All of it is unanchored: how that run ended is not known."""
@@ -163,13 +167,32 @@ class AppliedEvents:
         """Return those that are unanchored."""
         return self._unanchored.intersection(key for key in keys if key is not None)
 
-    def fresh(self, events: Sequence[StripeObject]) -> list[StripeObject]:
-        """Return those that are not applied yet."""
-        return [event for event in events if event.get("id") not in self._created]
+    def has_any(self, keys: Iterable[str | None]) -> bool:
+        """Whether one of these is applied."""
+        return any(key in self._created for key in keys)
+
+    def fresh(
+        self, events: Sequence[StripeObject], *, is_below: bool = False
+    ) -> list[StripeObject]:
+        """Return those that are not applied yet. `is_below`: they stand behind some that are."""
+        found: list[StripeObject] = []
+        for event in events:
+            if event.get("id") in self._created:
+                is_below = True
+                continue
+            found.append(event)
+            if is_below:
+                self._late.add(str(event.get("id")))
+        return found
+
+    def late(self, events: Sequence[StripeObject]) -> set[str]:
+        """Return the ids of those that the list showed behind applied ones."""
+        return self._late.intersection(str(event.get("id")) for event in events)
 
     def add(self, created: Mapping[str, int], *, unanchored: bool) -> None:
         """Add applied events. `unanchored`: the read that applied them goes on below them."""
         self._created.update(created)
+        self._late.difference_update(created)
         if unanchored:
             self._unanchored.update(created)
 

@@ -18,7 +18,7 @@ from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, iter_pages, list_of
 from pinstripe.client.response import Response
 from pinstripe.mirror import Part
-from pinstripe.mirror.batch import READ_AT
+from pinstripe.mirror.upsert import EVENT_S
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
@@ -34,14 +34,15 @@ _PAGES = 4
 class BatchFetch:
     """Rows to fetch with some `pages` of `endpoint`: all were created in the seconds [first, last].
 
-    `versions`: of each row by key, as of the moment `at` of Postgres's clock.
+    `told`: by key of each row the second of the event that it holds, -inf if it holds none; as of the
+    moment `at` of Postgres's clock.
     """
 
     endpoint: ListEndpoint
     first: int
     last: int
     pages: int
-    versions: Mapping[str, datetime]
+    told: Mapping[str, float]
     at: datetime
 
 
@@ -65,22 +66,25 @@ async def find_batch(
     for pages in range(_PAGES, 0, -1):
         mine = [row for row in rows[: pages * PAGE] if row[0] == refetch.id or row[0] in waiting]
         if len(mine) >= LEAST * pages:
-            versions = {row[0]: row[2] for row in mine}
+            told = {row[0]: row[2] for row in mine}
             return BatchFetch(
-                _lists()[refetch.table], mine[0][1], mine[-1][1], pages, versions, rows[0][3]
+                _lists()[refetch.table], mine[0][1], mine[-1][1], pages, told, rows[0][3]
             )
     return None
 
 
-async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Refetch]) -> set[str]:
-    """Mirror the pages and complete the refetches that they answer; return the keys that they showed.
+async def fetch_batch(
+    source: Source, batch: BatchFetch, refetches: Sequence[Refetch]
+) -> Mapping[str, float | None]:
+    """Mirror the pages and complete the refetches that they answer; return the keys that they showed, each
+    with the seconds after which it is to be fetched once more (`RefetchDone.again_s`).
 
     `refetches`: those of the rows in the batch. Raises what `StripeClient.get` and the mirror raise.
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
     refetch_of = {refetch.id: refetch for refetch in refetches}
-    shown: set[str] = set()
+    shown: dict[str, float | None] = {}
     pages = 0
     request = list_of(source.stripe, endpoint, endpoint.path, window, priority=LIVE)
     async for page in iter_pages(request):
@@ -89,8 +93,7 @@ async def fetch_batch(source: Source, batch: BatchFetch, refetches: Sequence[Ref
         # Of the others events tell: what this page says of them may be older, and would be contested.
         mine = {str(o["id"]): o for o in page.objects if o.get("id") in refetch_of}
         if mine:
-            await _put(source, batch, mine, page.response, refetch_of)
-        shown |= mine.keys()
+            shown |= await _put(source, batch, mine, page.response, refetch_of)
         if pages == batch.pages:
             break
     return shown
@@ -102,19 +105,22 @@ async def _put(
     objects: Mapping[str, StripeObject],
     response: Response,
     refetch_of: Mapping[str, Refetch],
-) -> None:
-    table = table_name(batch.endpoint.objects[0])
+) -> dict[str, float | None]:
     parts: list[Part] = []
     for key, obj in objects.items():
         found, cause = RowSet(), refetch_of[key].cause
         source.mirror.extractor.object(obj, found)
-        await source.follow_all(found, priority=LIVE, cause=cause)
-        parts.append((found, as_of_response(response, cause)))
-    await source.mirror.write(
-        parts,
-        expected={READ_AT: batch.at} | {(table, key): batch.versions[key] for key in objects},
-        completed=[RefetchDone(refetch_of[key], batch.at) for key in objects],
-    )
+        as_of = as_of_response(response, cause, started=batch.at)
+        await source.follow_all(found, priority=LIVE, as_of=as_of)
+        parts.append((found, as_of))
+    completed = [_done(source, batch, refetch_of[key]) for key in objects]
+    await source.mirror.write(parts, completed=completed)
+    return {answer.refetch.id: answer.again_s for answer in completed}
+
+
+def _done(source: Source, batch: BatchFetch, refetch: Refetch) -> RefetchDone:
+    is_sure = source.is_past(refetch.since) or batch.told[refetch.id] >= refetch.since > 0
+    return RefetchDone(refetch, batch.at, 0.0 if is_sure else source.replica_lag.total_seconds())
 
 
 @cache
@@ -134,12 +140,14 @@ def _lists() -> Mapping[str, ListEndpoint]:
 
 
 def _neighbours(schema: str, table: Table) -> str:
-    """The row $1 and those created with it and next, $2 in all: (key, second, version, Postgres's
-    clock).
+    """The row $1 and those created with it and next, $2 in all: (key, second, that of the event that it
+    holds, Postgres's clock).
     """
     key, name = quote(table.key[0]), qualified(schema, table.name)
     return (
-        f"SELECT {key}, floor(extract(epoch FROM created))::bigint, _synced_at, clock_timestamp() "
+        f"SELECT {key}, floor(extract(epoch FROM created))::bigint, "
+        f"CASE WHEN _as_of_latest <= _as_of + make_interval(secs => {EVENT_S}) "
+        "THEN extract(epoch FROM _as_of)::float8 ELSE '-infinity' END, clock_timestamp() "
         f"FROM {name} WHERE created >= (SELECT created FROM {name} WHERE {key} = $1) "
         f"ORDER BY created, {key} <> $1 LIMIT $2"
     )

@@ -13,26 +13,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
-from pinstripe.catalog.tables import table_name
-from pinstripe.client.client import quote_id
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
-from pinstripe.mirror.orphans import may_go, not_in_list
+from pinstripe.mirror.orphans import list_field
 from pinstripe.rows.extract import TruncatedList
-from pinstripe.source.resolve import can_be_fetched, complete, refetch_row
+from pinstripe.source.resolve import complete, read_children, refetch_row
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.cursors import BESIDE, ended_by
+from pinstripe.store.ddl import qualified
 from pinstripe.store.refetch import (
     Noted,
     Refetch,
     RefetchDone,
-    add_refetches,
     load_refetches,
     note_trouble,
 )
@@ -62,6 +58,9 @@ _HOLD_S = 3.0
 
 _HELD_S = 0.05
 
+_LATER_S = 0.02
+"""Beyond the moment from which a response is sure: clocks are read a little apart."""
+
 
 class RefetchWorker:
     """The queue and its workers. `upcoming` refreshes previews: kind -> function of the owner's id."""
@@ -87,6 +86,10 @@ class RefetchWorker:
         self._attempts: dict[tuple[str, str, str], int] = {}
         self._failing_since: dict[tuple[str, str, str], float] = {}
         self._succeeded_at = float("-inf")
+        self._again: set[tuple[str, str, str]] = set()
+        """Refetches that were answered, and are to be made once more."""
+        self._put_off: set[tuple[str, str, str]] = set()
+        """Refetches that have waited until no replica can be behind the row."""
         self._noted = asyncio.Event()
 
     def __len__(self) -> int:
@@ -124,7 +127,7 @@ class RefetchWorker:
                 continue
             ours = [noted for noted in left if noted.refetch.key not in self._queue]
             # Conflicts are resolved by the mirror; only what is left of them is loaded here.
-            old = now - timedelta(seconds=_CONTEST_S)
+            old = now - self._source.replica_lag - timedelta(seconds=_CONTEST_S)
             self._take(n for n in ours if n.refetch.since or n.attempts or n.asked_at <= old)
             soon = any(not n.refetch.since and not n.attempts and n.asked_at > old for n in ours)
             await self._sleep(_SPACING_S)
@@ -140,7 +143,7 @@ class RefetchWorker:
             return
         workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
         try:
-            idle = asyncio.create_task(self._queue.at_rest())
+            idle = asyncio.create_task(self._at_rest())
             await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (idle, *workers):
@@ -150,6 +153,13 @@ class RefetchWorker:
         for end in ended:
             if isinstance(end, Exception):
                 raise end
+
+    async def _at_rest(self) -> None:
+        """Return when nothing is left but failed ones that wait for their next try."""
+        await self._queue.at_rest()
+        while any(key in self._queue for key in self._again):
+            await self._sleep(_LATER_S)
+            await self._queue.at_rest()
 
     async def _load(self) -> None:
         async with self._source.pool.acquire() as connection:
@@ -192,7 +202,9 @@ class RefetchWorker:
                 continue
             pause_s: float | None = 0.0
             try:
-                pause_s = None if await self._do_with_others(refetch) else await self._do(refetch)
+                is_done, pause_s = await self._do_with_others(refetch)
+                if not is_done:
+                    pause_s = await self._do(refetch)
             finally:
                 self._end(refetch, pause_s)
 
@@ -217,20 +229,22 @@ class RefetchWorker:
         last, self._succeeded_at = self._succeeded_at, self._clock()
         self._queue.wake([place for place, at in self._failing_since.items() if at > last])
 
-    async def _do_with_others(self, refetch: Refetch) -> bool:
-        """Whether one page of a list answered it, and others that wait."""
+    async def _do_with_others(self, refetch: Refetch) -> tuple[bool, float | None]:
+        """Whether one page of a list answered it, and others that wait; and after how many seconds it is to
+        be fetched once more.
+        """
         if refetch.kind != "fetch" or refetch.table in self._singly or not can_batch(refetch.table):
-            return False
+            return False, None
         waiting = self._queue.waiting(refetch.table)
         if len(waiting) + 1 < LEAST:
-            return False
+            return False, None
         others: list[Refetch] = []
-        shown: set[str] = set()
+        shown: Mapping[str, float | None] = {}
         try:
             with self._queue.holding(refetch.table):
                 batch = await find_batch(self._source, refetch, waiting)
                 if batch is not None:
-                    others = self._queue.take(refetch.table, batch.versions)
+                    others = self._queue.take(refetch.table, batch.told)
                     shown = await fetch_batch(self._source, batch, [refetch, *others])
         except LostLease:
             raise
@@ -241,18 +255,30 @@ class RefetchWorker:
             _log.info("todos.singly", table=refetch.table, error=error.message)
         finally:
             for other in others:
-                self._end(other, None if other.id in shown else 0.0)
-        return refetch.id in shown
+                is_shown = other.id in shown
+                self._end(other, self._once_more(other, shown[other.id]) if is_shown else 0.0)
+        if refetch.id not in shown:
+            return False, None
+        return True, self._once_more(refetch, shown[refetch.id])
 
     async def _do(self, refetch: Refetch) -> float | None:
         """Make the request; return the seconds until the next try, None if it is done."""
         try:
-            await self._answer(refetch)
+            pause_s = await self._answer(refetch)
         except LostLease:
             raise
         except PinstripeError as error:
             return await self._troubled(refetch, error)
-        return None
+        return self._once_more(refetch, pause_s)
+
+    def _once_more(self, refetch: Refetch, pause_s: float | None) -> float | None:
+        """Note whether a refetch that was answered is to be made once more; return the pause."""
+        if pause_s is None:
+            self._again.discard(refetch.key)
+            self._put_off.discard(refetch.key)
+            return None
+        self._again.add(refetch.key)
+        return pause_s + _LATER_S
 
     async def _troubled(self, refetch: Refetch, error: PinstripeError) -> float:
         """It stays pending: save the reason, and return the pause until the next try."""
@@ -279,30 +305,44 @@ class RefetchWorker:
             _log.debug("todo.untold", error=untold.message)  # Postgres itself is unreachable.
         return pause_s
 
-    async def _answer(self, refetch: Refetch) -> None:
-        """Make the request and complete the refetch. Raises errors that are no answer."""
+    async def _answer(self, refetch: Refetch) -> float | None:
+        """Make the request and complete the refetch. Raises errors that are no answer.
+
+        Returns after how many seconds it is to be made once more; None if it is done.
+        """
         source = self._source
         is_row = refetch.kind in ("fetch", "relate") and refetch.table in source.wanted
-        version: datetime | None = None
-        if is_row:
-            started, version = await source.row_version(refetch.table, refetch.id)
-        else:
-            started = await source.database_time()
-        answer = RefetchDone(refetch, started)
+        started, version, is_told = await source.row_state(
+            refetch.table if is_row else "", refetch.id, since=refetch.since
+        )
+        is_sure = is_told or refetch.kind == "relate" or refetch.kind in self._upcoming
+        is_sure = is_sure or source.is_past(refetch.since)
+        lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
+        answer = RefetchDone(refetch, started, lag_s)
+        is_recent = version is not None and version + source.replica_lag > started
+        if lag_s and is_recent and refetch.key not in self._put_off:
+            self._put_off.add(refetch.key)
+            if await self._is_disordered(refetch):
+                # A replica that is behind would contradict what was written a moment ago. (A hint is
+                # followed at once: nothing else says what the object is now.)
+                return lag_s
         try:
             if refetch.kind in self._upcoming:
                 await self._upcoming[refetch.kind](refetch.id)
             elif refetch.kind == "children":
-                self.add(await list_children(self._source, refetch))
+                await read_children(source, refetch, started)
             elif refetch.kind == "nested":
-                await source.follow(_nested(refetch), priority=LIVE, cause=refetch.cause)
+                await _follow(source, refetch, started)
             elif is_row:
                 await self._fetch(refetch, version, answer)
         except PinstripeError as error:
             if not error.is_answer:
                 raise
             await self._refused_for(refetch, error)
+            if isinstance(error, NotFound) and not source.is_past(refetch.since):
+                answer.lag_s = source.replica_lag.total_seconds()
         await complete(source, answer)
+        return answer.again_s
 
     async def _refused_for(self, refetch: Refetch, error: PinstripeError) -> None:
         """Stripe refuses it, and would again. A deleted object is no refusal; others are logged once a
@@ -322,11 +362,23 @@ class RefetchWorker:
             self._source,
             refetch.table,
             refetch.id,
-            over=version,
+            started=answer.started,
             parent=refetch.parent,
             cause=refetch.cause,
             answers=[answer],
         )
+
+    async def _is_disordered(self, refetch: Refetch) -> bool:
+        """Whether an event of our own API version asks for it, so that it is the order that is unknown."""
+        mirror = self._source.mirror
+        if "event" not in mirror.tables or not refetch.event_id:
+            return False
+        async with self._source.pool.acquire() as connection:
+            version: str | None = await connection.fetchval(
+                f"SELECT api_version FROM {qualified(mirror.schema, 'event')} WHERE id = $1",
+                refetch.event_id,
+            )
+        return version == mirror.api_version
 
     async def _may_move(self, refetch: Refetch) -> bool:
         """Whether a related object that has a row may have changed: a balance transaction, once."""
@@ -341,49 +393,11 @@ class RefetchWorker:
         return status == "pending"
 
 
-def _nested(refetch: Refetch) -> TruncatedList:
+async def _follow(source: Source, refetch: Refetch, started: datetime) -> None:
     """Read the nested list that a refetch names, from its start."""
     table, _, key = refetch.parent.partition(" ")
-    return TruncatedList(refetch.id, table, key, refetch.table, "", 0)
-
-
-async def list_children(source: Source, refetch: Refetch) -> list[Refetch]:
-    """Mirror the children of `refetch.table` under the parent `refetch.id`, to the end of the list.
-
-    Returns the refetches added for children that the list does not show: most likely they are gone. Raises
-    what `Source.read` raises.
-    """
-    endpoint = _endpoint(refetch.table, refetch.parent)
-    if endpoint is None:
-        return []
-    path, params = endpoint.url(refetch.id, quote_id(refetch.id))
-    parent = table_name(endpoint.parent)
-    shown: set[str] = set()
-    try:
-        await source.read(
-            endpoint,
-            path,
-            params,
-            parents={parent: refetch.id},
-            priority=LIVE,
-            cause=refetch.cause,
-            shown=shown,
-        )
-    except NotFound:
-        return []  # The parent was deleted meanwhile, and its list with it.
-    child = source.wanted.get(refetch.table)
-    if child is None or not may_go(child, parent) or not can_be_fetched(refetch.table):
-        return []
-    schema = source.mirror.schema
-    async with source.transaction() as connection:
-        keys = await not_in_list(connection, schema, child, (parent, refetch.id), shown)
-        left = [replace(refetch, kind="fetch", id=key, parent=refetch.id) for key in keys]
-        await add_refetches(connection, schema, left)
-    return left
-
-
-def _endpoint(table: str, parent: str) -> ListEndpoint | None:
-    for endpoint in list_endpoints():
-        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
-            return endpoint
-    return None
+    field = list_field(table, refetch.table)
+    truncated = TruncatedList(refetch.id, table, key, refetch.table, "", 0, field)
+    await source.follow(
+        truncated, priority=LIVE, cause=refetch.cause, known_until=started - source.replica_lag
+    )

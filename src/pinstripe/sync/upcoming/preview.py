@@ -205,22 +205,6 @@ class UpcomingRow:
     def _is_line(self) -> str:
         return f"{quote(f'upcoming_{self.owner}_id')} = $1"
 
-    async def versions(self, connection: Connection) -> dict[tuple[str, str], datetime]:
-        """Return `_synced_at` of the row and its lines. A preview requested from now on is newer than
-        these.
-        """
-        found: dict[tuple[str, str], datetime] = {}
-        row = await connection.fetchval(f"SELECT _synced_at FROM {self._row}", self.owner_id)
-        if row is not None:
-            found[self.table, self.owner_id] = row
-        if LINES in self.tables:
-            lines = await connection.fetch(
-                f"SELECT id, _synced_at FROM {qualified(self.schema, LINES)} WHERE {self._is_line}",
-                self.owner_id,
-            )
-            found |= {(LINES, key): version for key, version in lines}
-        return found
-
     async def settle_lines(self, connection: Connection, keys: Collection[str]) -> bool:
         """Delete lines that are not the row's own, after the upsert of a preview with lines of these keys.
 
@@ -248,20 +232,19 @@ class UpcomingRow:
             self.owner_id,
         )
 
-    async def remove(self, connection: Connection, seen: datetime | None) -> bool:
-        """Nothing is upcoming: delete row and lines, if the row is still the version that was read.
+    async def remove(self, connection: Connection, before: datetime) -> bool:
+        """Nothing is upcoming: delete row and lines, unless the row was written since `before`.
 
-        False if it is another one, written since the request.
+        False if it was.
         """
-        if seen is not None:
-            await delete_rows(
-                connection,
-                self.schema,
-                self.tables[self.table],
-                f"{self._is_row} AND _synced_at = $2",
-                self.owner_id,
-                seen,
-            )
+        await delete_rows(
+            connection,
+            self.schema,
+            self.tables[self.table],
+            f"{self._is_row} AND _synced_at <= $2",
+            self.owner_id,
+            before,
+        )
         if await connection.fetchval(f"SELECT true FROM {self._row}", self.owner_id):
             return False
         await self._delete_lines(connection, "true")

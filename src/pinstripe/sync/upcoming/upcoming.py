@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
@@ -157,9 +157,9 @@ class Upcoming:
         async with self._turn(owner, owner_id):
             for _ in range(_TRIES):
                 async with self.source.pool.acquire() as connection:
-                    expected = await row.versions(connection)
+                    before: datetime = await connection.fetchval("SELECT clock_timestamp()")
                 preview = await self._request(owner, owner_id, priority)
-                if await self.write(row, preview, expected):
+                if await self.write(row, preview, before):
                     return preview
         raise Unreachable(
             f"The upcoming invoice of {owner_id} is refreshed by another process all the time.",
@@ -170,9 +170,9 @@ class Upcoming:
         self,
         row: UpcomingRow,
         preview: Preview | None,
-        expected: Mapping[tuple[str, str], datetime],
+        before: datetime,
     ) -> bool:
-        """Replace row and lines, if they still have the versions `expected` before the request.
+        """Replace row and lines, unless they were written since `before`, a moment before the request.
 
         False if the row was replaced meanwhile by a preview that is not certainly older.
         """
@@ -181,13 +181,13 @@ class Upcoming:
         found, as_of = RowSet(), AsOf(0.0, 0.0)
         if preview is not None:
             found = preview_rows(preview, row.owner, row.owner_id, mirror.extractor)
-            as_of = preview.as_of
+            as_of = replace(preview.as_of, known_until=before)
         keys = list(found.rows.get(LINES, ()))
 
         async def effect(connection: Connection) -> None:
             nonlocal won
             if preview is None:
-                won = await row.remove(connection, expected.get((row.table, row.owner_id)))
+                won = await row.remove(connection, before)
             else:
                 won = await row.settle_lines(connection, keys)
                 if won:
@@ -195,9 +195,7 @@ class Upcoming:
                     await row.note_unread(connection, is_unread=is_unread)
 
         lane = f"{row.table} {row.owner_id}"
-        await self.source.mirror.write(
-            [(found, as_of)], lane=lane, expected=expected, effect=effect
-        )
+        await self.source.mirror.write([(found, as_of)], lane=lane, effect=effect)
         return won
 
     async def _request(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:

@@ -23,7 +23,7 @@ import asyncpg
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.quarantine import Parted
-from pinstripe.mirror.upsert import extra_after, from_stage, same_values, stage
+from pinstripe.mirror.upsert import FLEETING, extra_after, from_stage, same_values, stage, unsaid
 from pinstripe.mirror.writer import StageTables
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
@@ -32,13 +32,6 @@ from pinstripe.store.pool import translated
 
 MOST = 20_000
 """Differences that are kept for each table; beyond it only their number is."""
-
-# Values that change at Stripe without an event and mean nothing to a copy.
-_FLEETING = {
-    ("event", "pending_webhooks"),  # Counts down while webhooks are delivered.
-    ("terminal_reader", "last_seen_at"),  # Every few seconds, as long as the reader is on.
-    ("terminal_reader", "status"),
-}
 
 _SEEN = "pg_temp.seen"
 
@@ -83,7 +76,9 @@ class Comparer:
         async with self._stages.transaction() as connection:
             for one_round in batch.rounds:
                 for table in sorted(one_round):
-                    await self._compare(connection, self._tables[table], one_round[table])
+                    await self._compare(
+                        connection, self._tables[table], one_round[table], batch.api_version
+                    )
         return []
 
     async def write_apart(self, batch: Batch) -> Parted:
@@ -98,7 +93,11 @@ class Comparer:
         )
 
     async def _compare(
-        self, connection: asyncpg.Connection, table: Table, group: Mapping[str, Row]
+        self,
+        connection: asyncpg.Connection,
+        table: Table,
+        group: Mapping[str, Row],
+        version: str,
     ) -> None:
         # A row of an earlier time cannot be compared with the present.
         rows = {key: row for key, row in group.items() if row[-4] > self._since}
@@ -109,7 +108,7 @@ class Comparer:
         for shape in sorted({row[-1] for row in rows.values()}):
             text = differing(self._schema, table, self._shapes.columns(shape))
             different: dict[str, Difference] = {}
-            for record in await connection.fetch(text, shape):
+            for record in await connection.fetch(text, shape, version):
                 found = difference(table, rows[record[0]], record)
                 different[found.key] = found
             self._take(table.name, (k for k in rows if rows[k][-1] == shape), different)
@@ -182,22 +181,27 @@ class Comparer:
 
 
 def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Select staged rows of one shape that the table lacks or holds with other content. $1: the shape.
+    """Select staged rows of one shape that the table lacks or holds with other content. $1: the shape; $2:
+    their API version. In a row of another version, what a whole object says nothing of must be null.
 
     Returns (key, the row's `_synced_at`, always, on_request, is_partial, undeleted): the names of differing
     columns, those that Stripe always returns and those on request; whether the row is partial; whether it
     is flagged deleted and the object is not.
     """
     columns = [c for c in map(table.column, shape) if c.name not in table.key]
-    columns = [c for c in columns if (table.name, c.name) not in _FLEETING]
+    columns = [c for c in columns if (table.name, c.name) not in FLEETING]
     always = [c for c in columns if not c.on_request]
     on_request = [c for c in columns if c.on_request]
     key = quote(table.key[0])
     undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if table.deletable else "false"
     extra = f"t._extra IS DISTINCT FROM {extra_after(columns)}"
     same = f" OR NOT {same_values(columns)}" if columns else ""
+    left = [f"t.{quote(c.name)} IS NOT NULL" for c in unsaid(table, shape)]
+    stale = f"(t._api_version <> $2::text AND ({' OR '.join(left) or 'false'}))"
+    same += f" OR {stale}"
+    names = f"{_names(always, extra)} || CASE WHEN {stale} THEN ARRAY['_api_version'] END"
     return (
-        f"SELECT s.{key}, t._synced_at, {_names(always, extra)}, {_names(on_request, 'false')}, "
+        f"SELECT s.{key}, t._synced_at, {names}, {_names(on_request, 'false')}, "
         f"t._partial IS TRUE, {undeleted}\n"
         f"FROM {stage(table.name)} s "
         f"LEFT JOIN {qualified(schema, table.name)} t ON t.{key} = s.{key}\n"

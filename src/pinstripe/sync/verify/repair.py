@@ -75,12 +75,12 @@ class Repairs:
 
     async def _mend(self, found: Difference) -> None:
         path, source = path_to(found), self._source
-        expected = {found.place: found.version} if found.version is not None else {}
+        known_until = await source.known_until()
         try:
             if found.kind == "extra" and not found.shown:
                 await self._take_out(found)
             elif path is not None:
-                await read(source, path, expected=expected)
+                await read(source, path, known_until=known_until)
         except NotFound:
             await self._take_out(found)
         except (WrongKey, Unwritable):
@@ -92,7 +92,8 @@ class Repairs:
         """Flag or delete the row of an object that Stripe does not have."""
         table, path = self._source.wanted[found.table], path_to(found)
         if table.deletable:
-            await mark_deleted(self._source, found.table, found.key, over=found.version)
+            started = await self._source.database_time()
+            await mark_deleted(self._source, found.table, found.key, started=started)
             return
         if path is None or path.key == found.key:
             return

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cache
 
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
@@ -17,10 +18,9 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import iter_pages, list_of, read_object
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.mirror import ExpectedVersions
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
-from pinstripe.source.source import BACKFILL, Source, retrieve_endpoint
+from pinstripe.source.source import BACKFILL, Members, Source, retrieve_endpoint
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import read_singletons
@@ -130,19 +130,20 @@ def path_to(found: Difference) -> ReadPath | None:
     return None
 
 
-async def read(
-    source: Source, read_path: ReadPath, *, expected: ExpectedVersions | None = None
-) -> None:
-    """Read what the path leads to into the mirror. Raises NotFound if Stripe does not have it."""
+async def read(source: Source, read_path: ReadPath, *, known_until: datetime | None = None) -> None:
+    """Read what the path leads to into the mirror. Raises NotFound if Stripe does not have it.
+
+    `known_until`: see `AsOf`.
+    """
     if read_path.endpoint is not None:
         path, params = read_path.endpoint.url(read_path.key, quote_id(read_path.key))
         request = list_of(source.stripe, read_path.endpoint, path, params, priority=BACKFILL)
+        above = {table_name(read_path.endpoint.parent): read_path.key}
+        members = Members.under(read_path.endpoint, above, known_until=known_until)
         async for page in iter_pages(request):
-            found = source.extract(
-                page.objects, {table_name(read_path.endpoint.parent): read_path.key}
-            )
-            await source.follow_all(found)
-            await source.mirror.write([(found, as_of_response(page.response))], expected=expected)
+            found, as_of = source.extract(page.objects, above), members.add(page)
+            await source.follow_all(found, as_of=as_of)
+            await source.mirror.write([(found, as_of), *members.parts(page)])
         return
     if not read_path.key:
         await read_singletons(source)
@@ -152,8 +153,9 @@ async def read(
     response = await source.get_object(where, read_path.key, read_path.parent, BACKFILL)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, where.path), found)
-    await source.follow_all(found)
-    await source.mirror.write([(found, as_of_response(response))], expected=expected)
+    as_of = replace(as_of_response(response), known_until=known_until)
+    await source.follow_all(found, as_of=as_of)
+    await source.mirror.write([(found, as_of)])
 
 
 def holds(table: str, place: RowKey) -> bool:

@@ -152,3 +152,17 @@ def test_the_request_is_known_in_old_and_new_form() -> None:
     old = event(8, {})
     old["request"] = "req_old"
     assert only([old]).request_id == "req_old"
+
+
+def test_what_an_object_was_before_its_changes_is_told_as_far_as_they_chain() -> None:
+    def updated(before: str, after: str) -> dict[str, Any]:
+        data = {
+            "object": {"id": "cus_1", "object": "customer", "name": after},
+            "previous_attributes": {"name": before},
+        }
+        return {"id": f"evt_{after}", "type": "customer.updated", "created": 5, "data": data}
+
+    [change] = changes(
+        [updated("b", "c"), updated("a", "b"), updated("x", "y")], spec().api_version
+    )
+    assert [obj["name"] for obj in change.befores()] == ["b", "a"]

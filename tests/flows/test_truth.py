@@ -1,0 +1,318 @@
+"""Clocks that differ, replicas that are behind, lists that lose members: rows end as Stripe has them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import asyncpg
+import pytest
+from tests.flows.harness.account import Copy, open_copy, quiet
+from tests.flows.harness.scripted_stripe import Object, ScriptedStripe, scripted_stripe
+
+from pinstripe.client.pagination import list_at
+from pinstripe.client.response import Margins
+from pinstripe.rows.as_of import AsOf, Cause, as_of_response
+from pinstripe.rows.extract import RowSet
+from pinstripe.store.pool import connect
+from pinstripe.sync.events.poller import EventPoller
+from pinstripe.sync.refetch.worker import RefetchWorker
+
+pytestmark = pytest.mark.migrated
+
+LAG_S = 0.4
+MARGINS = Margins(clock_s=3.0, replica_lag_s=LAG_S)
+
+
+@dataclass
+class Following:
+    """A copy that follows a scripted Stripe, poll by poll."""
+
+    stripe: ScriptedStripe
+    copy: Copy
+    live: EventPoller
+    refetches: RefetchWorker
+    pg: asyncpg.Connection
+
+    async def poll(self) -> None:
+        """Apply what is new; what it makes necessary waits."""
+        await self.live.read_lookback(time.time() - 3600)
+
+    async def settle(self) -> None:
+        """Return when nothing is pending."""
+        for _ in range(3):
+            await self.refetches.work_off()
+            await quiet(self.copy, self.refetches)
+        assert await self.pg.fetch("SELECT * FROM pinstripe.pending") == []
+
+    async def page(self, path: str) -> tuple[list[Object], AsOf]:
+        """A page of a list as it is now, for a reader that is slow to write it."""
+        page = await list_at(self.copy.source.stripe, path, endpoint="x")(None)
+        return [dict(obj) for obj in page.objects], as_of_response(page.response)
+
+    async def write(self, objects: Sequence[Object], as_of: AsOf) -> None:
+        found = RowSet()
+        for obj in objects:
+            self.copy.mirror.extractor.object(obj, found)
+        await self.copy.mirror.write([(found, as_of)])
+
+    async def alive(self, table: str) -> list[str]:
+        dead = "deleted IS TRUE" if table != "line_item" else "false"
+        rows = await self.pg.fetch(f"SELECT id FROM stripe.{table} WHERE NOT ({dead}) ORDER BY id")
+        return [row[0] for row in rows]
+
+    async def name(self) -> str:
+        found: str = await self.pg.fetchval("SELECT name FROM stripe.customer")
+        return found
+
+
+@asynccontextmanager
+async def following(database: str, *, date_ahead_s: float = 0.0) -> AsyncIterator[Following]:
+    async with scripted_stripe() as stripe:
+        stripe.date_ahead_s = date_ahead_s
+        async with (
+            open_copy(stripe, database, margins=MARGINS) as copy,
+            connect(database) as connection,
+        ):
+            live, refetches = copy.live(time.time() - 60)
+            yield Following(stripe, copy, live, refetches, connection)
+
+
+def subscription(items: Sequence[str], *, status: str = "active") -> Object:
+    """As Stripe shows it: ten items and the address of the others."""
+    url = "/v1/subscription_items?subscription=sub_1"
+    data = [
+        {"id": i, "object": "subscription_item", "subscription": "sub_1", "metadata": {}}
+        for i in items
+    ]
+    shown = {"object": "list", "data": data[:10], "has_more": len(data) > 10, "url": url}
+    return {"id": "sub_1", "object": "subscription", "status": status, "items": shown, "created": 1}
+
+
+def invoice(lines: Sequence[str], *, total: int = 0) -> Object:
+    url = "/v1/invoices/in_1/lines"
+    data = [{"id": i, "object": "line_item", "invoice": "in_1", "metadata": {}} for i in lines]
+    shown = {"object": "list", "data": data[:10], "has_more": len(data) > 10, "url": url}
+    return {"id": "in_1", "object": "invoice", "total": total, "lines": shown, "created": 1}
+
+
+def customer(name: str) -> Object:
+    return {"id": "cus_1", "object": "customer", "name": name, "metadata": {}, "created": 1}
+
+
+def have_items(stripe: ScriptedStripe, items: Sequence[str]) -> None:
+    """From now on the subscription has these items."""
+    whole = subscription(items)
+    stripe.lists["/v1/subscriptions"] = [whole]
+    stripe.lists["/v1/subscription_items"] = [
+        {"id": i, "object": "subscription_item", "subscription": "sub_1", "metadata": {}}
+        for i in items
+    ]
+
+
+async def test_an_item_removed_from_more_than_ten_is_flagged(database: str) -> None:
+    items = [f"si_{n:02}" for n in range(24)]
+    async with following(database) as f:
+        have_items(f.stripe, items)
+        await f.copy.source.fetch("subscription", "sub_1")
+        assert await f.alive("subscription_item") == items
+        have_items(f.stripe, items[:17] + items[18:])
+        f.stripe.event("customer.subscription.updated", f.stripe.lists["/v1/subscriptions"][0])
+        await f.poll()
+        await f.settle()
+        assert await f.alive("subscription_item") == items[:17] + items[18:]
+
+
+async def test_an_item_added_and_removed_within_one_second_and_two_polls_is_flagged(
+    database: str,
+) -> None:
+    async with following(database) as f:
+        now = int(time.time())
+        before = subscription(["si_1"], status="trialing")["items"]
+        have_items(f.stripe, ["si_1", "si_2"])
+        f.stripe.event("customer.subscription.created", subscription(["si_1", "si_2"]), created=now)
+        await f.poll()
+        have_items(f.stripe, ["si_1"])
+        f.stripe.event(
+            "customer.subscription.updated",
+            subscription(["si_1"]),
+            created=now,
+            data={
+                "object": subscription(["si_1"]),
+                "previous_attributes": {"items": {"data": before["data"]}},
+            },
+        )
+        await f.poll()
+        await f.settle()
+        assert await f.alive("subscription_item") == ["si_1"]
+
+
+@pytest.mark.parametrize("loading", [True, False])
+async def test_a_slow_page_brings_back_no_item_that_an_event_left_out(
+    database: str, loading: bool
+) -> None:
+    async with following(database) as f:
+        have_items(f.stripe, ["si_1", "si_2"])
+        page, as_of = await f.page("/v1/subscriptions")
+        if loading:
+            f.copy.mirror.loading |= {"subscription", "subscription_item"}
+        have_items(f.stripe, ["si_1"])
+        f.stripe.event("customer.subscription.updated", subscription(["si_1"]))
+        await f.poll()
+        await f.write(page, as_of)
+        await f.settle()
+        assert await f.alive("subscription_item") == ["si_1"]
+
+
+async def test_a_slow_page_that_is_surely_older_costs_no_request(database: str) -> None:
+    async with following(database) as f:
+        f.stripe.lists["/v1/invoices"] = [invoice(["il_1"], total=1)]
+        f.stripe.event("invoice.updated", invoice(["il_1"], total=1))
+        await f.poll()
+        await f.settle()
+        f.stripe.asked.clear()
+        old = AsOf(time.time() - 60, time.time() - 50)
+        await f.write([invoice(["il_1", "il_2"])], old)
+        await f.settle()
+        assert await f.alive("line_item") == ["il_1"]
+        assert f.stripe.paths() == []
+
+
+async def test_a_removed_line_stays_away_whatever_page_comes_late(database: str) -> None:
+    async with following(database) as f:
+        f.stripe.lists["/v1/invoices"] = [invoice(["il_1", "il_2"], total=2)]
+        await f.copy.source.fetch("invoice", "in_1")
+        page, as_of = await f.page("/v1/invoices")
+        f.stripe.lists["/v1/invoices"] = [invoice(["il_1"], total=1)]
+        f.stripe.event("invoice.updated", invoice(["il_1"], total=1))
+        await f.poll()
+        await f.settle()
+        assert await f.alive("line_item") == ["il_1"]
+        await f.write(page, as_of)
+        await f.settle()
+        assert await f.alive("line_item") == ["il_1"]
+
+
+@pytest.mark.parametrize("later_s", [0, 1])
+async def test_entries_of_a_list_by_parent_that_are_gone_are_removed(
+    database: str, later_s: int
+) -> None:
+    def entitled(*ids: str) -> Object:
+        data = [{"id": i, "object": "entitlements.active_entitlement"} for i in ids]
+        whole = {"object": "list", "data": data, "has_more": False, "url": "/x"}
+        f.stripe.answers["/v1/entitlements/active_entitlements"] = lambda _: (200, whole)
+        return whole
+
+    async with following(database) as f:
+        now = int(time.time())
+        for ids, second in ((("ent_1", "ent_2"), now), (("ent_2",), now + later_s)):
+            summary = {
+                "object": "entitlements.active_entitlement_summary",
+                "customer": "cus_1",
+                "entitlements": entitled(*ids),
+            }
+            f.stripe.event(
+                "entitlements.active_entitlement_summary.updated", summary, created=second
+            )
+            await f.poll()
+            await f.settle()
+        rows = await f.pg.fetch(
+            "SELECT id, customer_id FROM stripe.entitlements_active_entitlement"
+        )
+        assert [tuple(row) for row in rows] == [("ent_2", "cus_1")]
+
+
+async def test_a_replica_that_is_behind_overwrites_nothing_and_is_asked_again(
+    database: str,
+) -> None:
+    async with following(database) as f:
+        await f.write([customer("one")], AsOf(time.time() - 90, time.time() - 80))
+        f.stripe.lists["/v1/customers"] = [customer("two")]
+        f.stripe.event("customer.updated", customer("two"))
+        await f.poll()
+        assert await f.name() == "two"
+        await f.settle()
+        f.stripe.asked.clear()
+        stale = replace(as_of_now(), cause=Cause("evt_x", ""))
+        await f.write([customer("one")], stale)
+        assert await f.name() == "two"
+        await f.settle()
+        assert await f.name() == "two"
+        assert f.stripe.paths() == ["/v1/customers/cus_1"]
+
+
+async def test_a_hint_that_a_replica_answers_too_early_is_asked_again(database: str) -> None:
+    async with following(database) as f:
+        await f.write([customer("one")], AsOf(time.time() - 90, time.time() - 80))
+        await f.pg.execute("UPDATE stripe.customer SET _synced_at = now() - interval '1 hour'")
+        answers = iter(("one", "two"))
+        f.stripe.answers["/v1/customers/cus_1"] = lambda _: (200, customer(next(answers, "two")))
+        f.stripe.event("customer.updated", customer("two"), api_version="2019-12-03")
+        await f.poll()
+        await f.settle()
+        assert await f.name() == "two"
+        assert f.stripe.paths().count("/v1/customers/cus_1") == 2
+
+
+@pytest.mark.parametrize("date_ahead_s", [-3.0, 2.0, 3.0])
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_date_that_is_not_the_clock_of_events_drops_no_update(
+    database: str, date_ahead_s: float, told: bool
+) -> None:
+    async with following(database, date_ahead_s=date_ahead_s) as f:
+        f.stripe.lists["/v1/customers"] = [customer("one")]
+        await f.copy.source.fetch("customer", "cus_1")
+        f.stripe.lists["/v1/customers"] = [customer("two")]
+        previous = {"name": "one"} if told else None
+        data = {"object": customer("two"), "previous_attributes": previous}
+        f.stripe.event("customer.updated", customer("two"), data=data)
+        f.stripe.asked.clear()
+        await f.poll()
+        if told:
+            # The event says what it changed, and that is what the row holds: no request is needed.
+            assert await f.name() == "two"
+            assert f.stripe.paths() == ["/v1/events"]
+        await f.settle()
+        assert await f.name() == "two"
+
+
+async def test_events_of_one_second_in_two_polls_are_ordered_by_what_they_changed(
+    database: str,
+) -> None:
+    async with following(database) as f:
+        now = int(time.time())
+        f.stripe.lists["/v1/customers"] = [customer("three")]
+        f.stripe.event("customer.created", customer("one"), created=now)
+        await f.poll()
+        for before, after in (("one", "two"), ("two", "three")):
+            data = {"object": customer(after), "previous_attributes": {"name": before}}
+            f.stripe.event("customer.updated", customer(after), created=now, data=data)
+            await f.poll()
+            assert await f.name() == after
+        assert set(f.stripe.paths()) == {"/v1/events"}
+
+
+async def test_an_event_that_comes_late_within_a_second_undoes_nothing(database: str) -> None:
+    """It changed "one" to "two", and a later one, which came first, "two" back to "one"."""
+    async with following(database) as f:
+        now = int(time.time())
+        f.stripe.lists["/v1/customers"] = [customer("one")]
+        await f.write([customer("one")], AsOf(time.time() - 90, time.time() - 80))
+        back = {"object": customer("one"), "previous_attributes": {"name": "two"}}
+        f.stripe.event("customer.updated", customer("one"), created=now, data=back)
+        await f.poll()
+        there = {"object": customer("two"), "previous_attributes": {"name": "one"}}
+        f.stripe.event("customer.updated", customer("two"), created=now, data=there)
+        f.stripe.events.reverse()
+        await f.poll()
+        assert await f.name() == "one"
+        await f.settle()
+        assert await f.name() == "one"
+
+
+def as_of_now() -> AsOf:
+    """The interval of a read that is answered now."""
+    now = time.time()
+    return AsOf(now - 1 - MARGINS.clock_s - MARGINS.replica_lag_s, now + 1 + MARGINS.clock_s)
