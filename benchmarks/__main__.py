@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import backfill, console, gateway, gateway_waits, live, naive
+from benchmarks import backfill, catch_up, console, gateway, gateway_waits, live, naive
 from benchmarks.figures import Figure, table
 from pinstripe.errors import PinstripeError
 
@@ -36,6 +36,7 @@ def _benches(objects: int) -> Mapping[str, Bench]:
         "memory": lambda: backfill.memory(objects),
         "naive": lambda: naive.naive(objects),
         "live": lambda: live.live(objects // 10),
+        "catch-up": lambda: catch_up.catch_up(objects * 10),
         "gateway": lambda: gateway.gateway(objects // 10),
         "waits": lambda: gateway_waits.waits(objects // 10),
         "console": lambda: console.console(objects * 10),

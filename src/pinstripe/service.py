@@ -46,6 +46,7 @@ from pinstripe.store.migrate import (
     reserve,
 )
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
+from pinstripe.store.retention import Retention
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import PollIntervals
@@ -118,7 +119,10 @@ class Service:
                 poll_s=self.config.poll_interval,
                 hold=self.config.hold_poll_rate,
             ),
-            keep_changes=timedelta(days=self.config.change_days) if self.config.changes else None,
+            retention=Retention(
+                timedelta(days=self.config.change_days),
+                timedelta(days=self.config.event_days) if self.config.event_days else None,
+            ),
         )
 
     def telling(self, follower: Follower) -> HeartbeatWriter:

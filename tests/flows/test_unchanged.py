@@ -149,3 +149,17 @@ async def test_the_event_list_is_followed_and_never_read_again(
         await relist.run_due()
     assert "/v1/customers" in stripe.paths()
     assert "/v1/events" not in stripe.paths()
+
+
+async def test_a_start_of_a_complete_account_reads_no_event_that_it_has(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    relist = await copied(copy, pg)
+    stripe.asked.clear()
+    await Backfill(relist._source, copy.source.pool, copy.budget, now=time.time()).run()
+    begins = [dict(params).get("created[gte]", "0") for p, params in stripe.asked if p == _EVENTS]
+    assert begins
+    assert min(map(int, begins)) > time.time() - 3600
+
+
+_EVENTS = "/v1/events"

@@ -19,8 +19,9 @@ from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import RowSet
-from pinstripe.store.changes import CHANNEL, trim
+from pinstripe.store.changes import CHANNEL
 from pinstripe.store.pool import Connection
+from pinstripe.store.retention import Retention
 
 _NAMES = ("customer", "charge", "price", "event", "upcoming_customer_invoice")
 
@@ -283,8 +284,8 @@ async def test_old_entries_are_dropped(mirror: Mirror, pg: asyncpg.Connection) -
     await put(mirror, 0, customer("cus_1"))
     await pg.execute("UPDATE pinstripe.change SET at = at - interval '2 days'")
     await put(mirror, 0, customer("cus_2"))
-    assert await trim(pg, "other", timedelta(days=1)) == 0
-    assert await trim(pg, SCHEMA, timedelta(days=1)) == 1
+    assert await Retention(timedelta(days=1)).trim(pg, "other") == 0
+    assert await Retention(timedelta(days=1)).trim(pg, SCHEMA) == 1
     assert [e[1] for e in await feed(pg)] == ["cus_2"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.postgres.writing import VERSION, make_schema, writing
 
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.errors import Drifted, Misconfigured
+from pinstripe.errors import Drifted, Misconfigured, PinstripeError
 from pinstripe.store.cursors import Checkpoint, load_checkpoints, save_checkpoints
 from pinstripe.store.migrate import (
     Migration,
@@ -326,6 +326,64 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(pg: asyncpg.Co
     with pytest.raises(Drifted):
         await to(pg, newer())
     assert await anatomy(pg, "s") == before
+
+
+async def test_no_reader_waits_for_a_second_while_a_migration_waits_for_another(
+    pg: asyncpg.Connection, database: str
+) -> None:
+    await to(pg, older())
+
+    async def later() -> Migration:
+        async with connect(database) as connection:
+            return await to(connection, newer())
+
+    async with connect(database) as slow, connect(database) as quick:
+        await quick.execute("SET lock_timeout = '1s'")  # What waits longer fails.
+        async with slow.transaction():
+            await slow.fetch("SELECT id FROM s.customer")
+            migration = asyncio.create_task(later())
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::regclass"
+            for _ in range(2):
+                while not await pg.fetchval(waiting, "s.customer"):  # noqa: ASYNC110 (nothing tells)
+                    await asyncio.sleep(0.01)
+                await quick.fetch("SELECT id FROM s.customer")
+        assert ("customer", "balance") in (await migration).added
+
+
+async def test_a_migration_that_dies_while_it_fills_goes_on_at_the_next_start(
+    pg: asyncpg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstripe.store.migrate._FILL_ROWS", 2)
+    await to(pg, older())
+    people = [{"id": f"cus_{n}", "object": "customer", **_PERSON} for n in range(9)]
+    async with writing(database, "customer", schema="s", effective=older()) as w:
+        await w.put(*((person, 0, 1) for person in people))
+    # The row in the middle ends the session, when some pages have been committed.
+    await pg.execute(
+        "CREATE FUNCTION s.no() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN new; END $$;"
+        "CREATE TRIGGER no BEFORE UPDATE ON s.customer FOR EACH ROW"
+        " WHEN (old.id = 'cus_5') EXECUTE FUNCTION s.no()"
+    )
+    with pytest.raises((PinstripeError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        async with connect(database) as killed:
+            await to(killed, newer())
+    assert await pg.fetchval("SELECT count(*) FROM s.customer WHERE balance = 7") == 4
+    await pg.execute("DROP TRIGGER no ON s.customer")
+    done = await to(pg, newer())
+    rows = await pg.fetch("SELECT balance, delinquent, _extra FROM s.customer")
+    assert [tuple(row) for row in rows] == [(7, False, None)] * 9
+    assert done.relist == []
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.filling") == 0
+
+
+_PERSON: Mapping[str, object] = {
+    "balance": 7,
+    "created": 1_700_000_000,
+    "preferred_locales": ["de"],
+    "delinquent": False,
+    "deleted": False,
+}
 
 
 async def test_a_second_schema_is_not_disturbed(pg: asyncpg.Connection) -> None:

@@ -122,7 +122,7 @@ SettingOption = Annotated[
         name="--set",
         negative="",
         help="A setting for this sync, as NAME=VALUE: tables, rate_limit, endpoint_rate_limit, "
-        "poll_interval, event_window, hold_poll_rate, changes, change_days. Repeatable.",
+        "poll_interval, event_window, hold_poll_rate, changes, change_days, event_days. Repeatable.",
     ),
 ]
 

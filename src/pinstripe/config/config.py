@@ -69,6 +69,11 @@ def number_of(text: str, where: str, *, unit: str, least: float, most: float) ->
     return number
 
 
+def event_days(text: str, where: str) -> float:
+    """Days; 0 is for ever. Fewer than Stripe keeps them itself would delete what its list still shows."""
+    return 0.0 if text == "0" else number_of(text, where, unit="days", least=31.0, most=36500.0)
+
+
 def database_url(text: str, where: str) -> str | None:
     if not text:
         return None
@@ -275,6 +280,7 @@ class Config:
     hold_poll_rate: bool = False
     changes: bool = False
     change_days: float = 7.0
+    event_days: float = 0.0
     demo_scale: int = 20_000
     host: str = "127.0.0.1"
     port: int = 8377
@@ -342,6 +348,7 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         hold_poll_rate=switch(*values["hold_poll_rate"]),
         changes=switch(*values["changes"]),
         change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
+        event_days=event_days(*values["event_days"]),
         demo_scale=count(*values["demo_scale"]),
         **_of_the_gateway(values),
         log_level=one_of(*values["log_level"], allowed=_LEVELS),

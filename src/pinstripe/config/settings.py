@@ -136,6 +136,13 @@ SETTINGS: tuple[Setting, ...] = (
         "How long to keep change feed entries.",
     ),
     Setting(
+        "event_days",
+        "PINSTRIPE_EVENT_DAYS",
+        "0",
+        "days",
+        "How long to keep rows of the table `event`: 0 for ever, or at least 31.",
+    ),
+    Setting(
         "data_dir",
         "PINSTRIPE_DATA_DIR",
         ".pinstripe",

@@ -1,4 +1,4 @@
-"""The table `pinstripe.change`: writes, reads and trims the change feed.
+"""The table `pinstripe.change`: writes and reads the change feed; `retention` trims it.
 
     mirror.change_feed -> write_changes -> NOTIFY -> changes_after (pages by position)
     SELECT * FROM pinstripe.change WHERE schema = 'stripe' AND position > $1 ORDER BY position
@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from pinstripe.store.locks import lock_row
-from pinstripe.store.pool import Connection, translated
+from pinstripe.store.pool import Connection
 
 CHANNEL = "pinstripe_change"
 """NOTIFY channel; the payload is `schema position`, of the last change of a transaction."""
 ChangeKind = Literal["insert", "update", "delete"]
-_TRIM_ROWS = 10_000
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -75,11 +74,6 @@ WITH written AS (
   RETURNING position)
 SELECT pg_notify('{CHANNEL}', $1 || ' ' || max(position)) FROM written
 """
-_TRIM = """
-DELETE FROM pinstripe.change WHERE position IN (
-  SELECT position FROM pinstripe.change
-  WHERE schema = $1 AND at < clock_timestamp() - $2::interval ORDER BY position LIMIT $3)
-"""
 
 
 async def write_changes(connection: Connection, schema: str, changes: Sequence[NewChange]) -> None:
@@ -96,18 +90,6 @@ async def write_changes(connection: Connection, schema: str, changes: Sequence[N
         [c.event_id for c in changes],
         [c.request_id for c in changes],
     )
-
-
-async def trim(connection: Connection, schema: str, keep: timedelta) -> int:
-    """Delete changes older than `keep`, some at a time; return their number."""
-    dropped = 0
-    with translated():
-        while True:
-            status = await connection.execute(_TRIM, schema, keep, _TRIM_ROWS)
-            count = int(status.rpartition(" ")[2])
-            dropped += count
-            if count < _TRIM_ROWS:
-                return dropped
 
 
 async def changes_after(

@@ -6,7 +6,7 @@ but comments, quoted with `literal`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from pinstripe.catalog.descriptions import describe_table
 from pinstripe.catalog.tables import Column, SqlType, Table
@@ -99,6 +99,21 @@ def indexes(schema: str, table: Table) -> Iterator[tuple[str, str]]:
                 f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {qualified(schema, table.name)}{kind} "
                 f"({quote(column.name)}){where};",
             )
+
+    for label, kind, expression in _ASKED_FOR.get(table.name, ()):
+        name = quote(index_name(table.name, label))
+        on = f"{qualified(schema, table.name)}{kind} ({expression}) WHERE {expression} IS NOT NULL"
+        yield index_name(table.name, label), f"CREATE INDEX IF NOT EXISTS {name} ON {on};"
+
+
+_ASKED_FOR: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "event": (
+        ("object_id", " USING spgist", "(data_object ->> 'id')"),
+        ("request_id", "", "request_id"),
+    ),
+}
+"""Further indexes, (label, method, expression): what the console and the API filter the event log by. Ids
+of objects may be long."""
 
 
 def replaced_indexes(schema: str, table: Table) -> Iterator[str]:

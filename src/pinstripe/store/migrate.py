@@ -2,11 +2,13 @@
 
     reserve -> lease -> migrate -> backfill -> create_indexes ... drop_copy
 
-A migration is one transaction. New columns of existing tables are filled from `_extra`, which keeps the
-fields that an older catalog did not know; lists of tables that cannot be filled so are read again. Only
-the holder of the lease migrates, because a standby may run another version. Indexes are built after the
-first backfill, alone or beside writers. `drop_copy` takes the lease first and drops tables of the catalog
-only: views and tables of the user stay, and the schema with them.
+New tables come in one transaction, new columns in one for each table: that takes a lock which readers wait
+for, for some milliseconds. The columns are then filled, page by page, from `_extra`, which keeps the
+fields that an older catalog did not know; lists of tables that cannot be filled so are read again. A
+migration that is killed goes on at the next start (`pinstripe.filling`). Only the holder of the lease
+migrates, because a standby may run another version. Indexes are built after the first backfill, alone or
+beside writers. `drop_copy` takes the lease first and drops tables of the catalog only: views and tables of
+the user stay, and the schema with them.
 """
 
 from __future__ import annotations
@@ -33,8 +35,14 @@ from pinstripe.store.syncs import load_syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-_LOCK_S = 2
+_LOCK_MS = 500
 """How long DDL waits for a lock: later sessions queue behind it, readers too."""
+
+_TURN_S = 60
+"""How long a migration waits for another one: nobody queues behind that lock but migrations."""
+
+_FILL_ROWS = 2000
+"""Rows filled in one transaction: their locks are held for some tens of milliseconds."""
 
 _TRIES = 30
 
@@ -80,7 +88,7 @@ async def _make_locks(connection: Connection) -> None:
 async def _patiently(
     connection: Connection, schema: str
 ) -> AsyncIterator[AbstractAsyncContextManager[None]]:
-    """Yield transactions for DDL until one gets its locks. Each waits `_LOCK_S` only, so that an idle
+    """Yield transactions for DDL until one gets its locks. Each waits `_LOCK_MS` only, so that an idle
     transaction of another session delays us and not every reader.
     """
     for attempt in range(_TRIES):
@@ -100,18 +108,21 @@ class _Done:
 async def _migrating(
     connection: Connection, schema: str, done: _Done, *, last: bool
 ) -> AsyncIterator[None]:
+    is_begun = False
     try:
         with translated():
             async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_S}s'")
+                await connection.execute(f"SET LOCAL lock_timeout = '{_TURN_S}s'")
                 await lock_row(connection, "migration")
+                await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_MS}ms'")
+                is_begun = True
                 yield
         done.done = True
     except Unreachable as error:
         if error.fault is None or error.fault.sqlstate != "55P03":
             raise
         holders = await holders_in(connection, ["pinstripe", schema])
-        if last:
+        if last or not is_begun:
             raise held_by(error, holders) from error
         _log.warning("migrate.waits", schema=schema, held_by=holders)
 
@@ -131,17 +142,25 @@ async def migrate(
         async with attempt:
             existing = await _columns(connection, schema)
             _refuse_foreign(schema, tables, existing)
+            _refuse_new_key(schema, tables, existing)
             await _create_schema(connection, schema)
             missing = [t for name, t in tables.items() if name not in existing]
             await _create(connection, schema, missing)
             done.created = [t.name for t in missing]
-            for name, table in tables.items():
-                if name in existing:
-                    await _extend(connection, schema, table, existing[name], done)
             await _register(connection, schema, sdk_version, api_version)
             # A table that was dropped is empty now, whatever its cursors say.
-            await forget_streams(connection, schema, [*done.relist, *done.created])
-            now = await _columns(connection, schema)
+            await forget_streams(connection, schema, done.created)
+    for name, table in tables.items():
+        if any(c.name not in existing.get(name, ()) for c in table.columns if name in existing):
+            await _extend(connection, schema, table, done)
+    done.retyped = [
+        (name, c.name)
+        for name, table in tables.items()
+        for c in table.columns
+        if existing.get(name, {}).get(c.name, c.type) != c.type
+    ]
+    await _fill(connection, schema, tables, done)
+    now = await _columns(connection, schema)
     searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
     await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
     return done
@@ -214,60 +233,116 @@ async def _create(connection: Connection, schema: str, missing: Iterable[Table])
         await connection.execute("\n".join(statements))
 
 
-async def _extend(
-    connection: Connection,
-    schema: str,
-    table: Table,
-    existing: Mapping[str, str],
-    done: Migration,
+def _refuse_new_key(
+    schema: str, tables: Mapping[str, Table], existing: Mapping[str, Mapping[str, str]]
 ) -> None:
-    added = [c for c in table.columns if c.name not in existing]
-    done.retyped += [
-        (table.name, c.name) for c in table.columns if existing.get(c.name, c.type) != c.type
-    ]
-    if not added:
-        return
-    if any(c.name in table.key for c in added):
-        raise Drifted(
-            f'The key of "{schema}"."{table.name}" differs from the catalog.',
-            hint="Choose another schema with --schema and sync anew.",
-        )
-    for column in added:
-        await connection.execute(ddl.add_column(schema, table, column))
-    for statement in ddl.comments(schema, table, only=[c.name for c in added]):
-        await connection.execute(statement)
-    filled = await _fill(connection, schema, table, added)
+    for name, table in tables.items():
+        if name in existing and not set(table.key) <= set(existing[name]):
+            raise Drifted(
+                f'The key of "{schema}"."{name}" differs from the catalog.',
+                hint="Choose another schema with --schema and sync anew.",
+            )
+
+
+async def _extend(connection: Connection, schema: str, table: Table, done: Migration) -> None:
+    """Add the columns that the table lacks, and note in the same transaction that they are to be filled."""
+    async for attempt in _patiently(connection, schema):
+        async with attempt:
+            existing = (await _columns(connection, schema)).get(table.name, {})
+            added = [c for c in table.columns if c.name not in existing]
+            for column in added:
+                await connection.execute(ddl.add_column(schema, table, column))
+            for statement in ddl.comments(schema, table, only=[c.name for c in added]):
+                await connection.execute(statement)
+            if added:
+                await connection.execute(_NOTE_ADDED, schema, table.name, [c.name for c in added])
     done.added += [(table.name, c.name) for c in added]
-    holds_rows = f"SELECT EXISTS (SELECT FROM {ddl.qualified(schema, table.name)})"
-    if not filled and await connection.fetchval(holds_rows):
-        done.relist.append(table.name)
 
 
-async def _fill(connection: Connection, schema: str, table: Table, added: Iterable[Column]) -> bool:
-    """Moves what waited in `_extra` into the new columns; True if every row had something for each.
+_NOTE_ADDED = """
+INSERT INTO pinstripe.filling AS f (schema, "table", columns) VALUES ($1, $2, $3)
+ON CONFLICT (schema, "table") DO UPDATE SET columns = f.columns || EXCLUDED.columns, after = ''
+"""
+
+
+async def _fill(
+    connection: Connection, schema: str, tables: Mapping[str, Table], done: Migration
+) -> None:
+    """Fill the columns that this migration added, and those that an earlier one left."""
+    with translated():
+        rows = await connection.fetch(
+            'SELECT "table" FROM pinstripe.filling WHERE schema = $1 ORDER BY 1', schema
+        )
+    for table in (tables[row[0]] for row in rows if row[0] in tables):
+        while await _fill_page(connection, schema, table, done):
+            pass
+
+
+async def _fill_page(connection: Connection, schema: str, table: Table, done: Migration) -> bool:
+    """Fill the next rows by key; False after the last. The position moves in the same transaction."""
+    name, key = ddl.qualified(schema, table.name), ddl.quote(table.key[0])
+    place = (schema, table.name)
+    with translated():
+        async with connection.transaction():
+            found = await connection.fetchrow(
+                "SELECT columns, after, is_lacking FROM pinstripe.filling"
+                ' WHERE schema = $1 AND "table" = $2 FOR UPDATE',
+                *place,
+            )
+            if found is None:
+                return False
+            page = await connection.fetchrow(
+                f"SELECT max(k.key), count(*) FROM (SELECT {key} AS key FROM {name} "
+                f"WHERE {key} > $1 ORDER BY {key} LIMIT {_FILL_ROWS}) k",
+                found[1],
+            )
+            if page is None or page[0] is None:
+                await connection.execute(
+                    'DELETE FROM pinstripe.filling WHERE schema = $1 AND "table" = $2', *place
+                )
+                if found[2]:
+                    await forget_streams(connection, schema, [table.name])
+                    done.relist.append(table.name)
+                return False
+            columns = [c for c in table.columns if c.name in found[0]]
+            rows = f"{key} > {ddl.literal(found[1])} AND {key} <= {ddl.literal(page[0])}"
+            fewest = await _move_all(connection, name, columns, rows)
+            await connection.execute(
+                "UPDATE pinstripe.filling SET after = $3, is_lacking = is_lacking OR $4"
+                ' WHERE schema = $1 AND "table" = $2',
+                *place,
+                page[0],
+                fewest < page[1],
+            )
+            return True
+
+
+async def _move_all(connection: Connection, name: str, columns: Iterable[Column], rows: str) -> int:
+    """Move what waited in `_extra` of these rows into the columns; the least that one field moved.
 
     A value of another type than the column's stays where it is.
     """
-    name = ddl.qualified(schema, table.name)
     by_path: dict[tuple[str, ...], list[Column]] = {}
-    for column in added:
+    for column in columns:
         by_path.setdefault(column.path, []).append(column)
-    rows = await connection.fetchval(f"SELECT count(*) FROM {name}")
-    found_all = True
-    for path, columns in by_path.items():
-        moved = await _move(connection, name, path, columns) if path else 0
-        found_all = found_all and moved == rows
+    moved = [
+        await _move(connection, name, path, group, rows) if path else 0
+        for path, group in by_path.items()
+    ]
     for top in sorted({path[0] for path in by_path if len(path) > 1}):
         key = ddl.literal(top)
         await connection.execute(
-            f"UPDATE {name} SET _extra = _extra - {key} WHERE _extra -> {key} = '{{}}'::jsonb"
+            f"UPDATE {name} SET _extra = _extra - {key} "
+            f"WHERE {rows} AND _extra -> {key} = '{{}}'::jsonb"
         )
-    await connection.execute(f"UPDATE {name} SET _extra = NULL WHERE _extra = '{{}}'::jsonb")
-    return found_all
+    await connection.execute(
+        f"UPDATE {name} SET _extra = NULL WHERE {rows} AND _extra = '{{}}'::jsonb"
+    )
+    return min(moved, default=0)
 
 
 async def _move(
-    connection: Connection, name: str, path: tuple[str, ...], columns: Iterable[Column]
+    connection: Connection, name: str, path: tuple[str, ...], columns: Iterable[Column], rows: str
 ) -> int:
     """Fill the columns that read one field; return the number of rows that had it."""
     place = "ARRAY[" + ", ".join(ddl.literal(p) for p in path) + "]::text[]"
@@ -278,7 +353,7 @@ async def _move(
             async with connection.transaction():
                 status = await connection.execute(
                     f"UPDATE {name} SET {sets}, _extra = _extra #- {place} "
-                    f"WHERE _extra #> {place} IS NOT NULL AND {fits}"
+                    f"WHERE {rows} AND _extra #> {place} IS NOT NULL AND {fits}"
                 )
     except Drifted:
         return 0  # A date that is none, a number without measure: all stay where they are.

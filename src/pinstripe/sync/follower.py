@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 
 import structlog
 
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.source.source import Source
-from pinstripe.store.changes import trim
+from pinstripe.store.retention import Retention
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.read_quota import ReadQuota
@@ -45,15 +44,15 @@ class Follower:
         intervals: Intervals | None = None,
         previews: bool = True,
         read_quota: ReadQuota | None = None,
-        keep_changes: timedelta | None = None,
+        retention: Retention | None = None,
     ) -> None:
         """`since`: the second on Stripe's clock up to which all events are applied.
 
-        `keep_changes`: how long entries of the change feed are kept; None if it is off.
+        `retention`: what is deleted once it is old; None: nothing.
         """
         self.read_quota = read_quota
         self._source = source
-        self._keep_changes = keep_changes
+        self._retention = retention
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
         self.refetches = RefetchWorker(source, upcoming=refreshers)
@@ -115,14 +114,17 @@ class Follower:
             group.create_task(self._later())
             if self.read_quota is not None:
                 group.create_task(self.read_quota.run())
-            if self._keep_changes is not None:
-                group.create_task(self._trim(self._keep_changes))
+            if self._retention is not None:
+                group.create_task(self._trim(self._retention))
 
-    async def _trim(self, keep: timedelta) -> None:
-        """Drop old entries of the change feed, once an hour."""
+    async def _trim(self, retention: Retention) -> None:
+        """Delete what is too old, once an hour."""
         while True:
-            async with self._source.transaction() as connection:
-                await trim(connection, self._source.mirror.schema, keep)
+            try:
+                async with self._source.pool.acquire() as connection:
+                    await retention.trim(connection, self._source.mirror.schema)
+            except PinstripeError as error:
+                _log.warning("retention.trouble", error=error.message)
             await asyncio.sleep(_TRIM_S)
 
     async def _later(self) -> None:

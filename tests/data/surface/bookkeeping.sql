@@ -224,6 +224,14 @@ CREATE TABLE IF NOT EXISTS pinstripe.refusal (
   next_try_at timestamptz NOT NULL,
   PRIMARY KEY (schema, endpoint, what)
 );
+CREATE TABLE IF NOT EXISTS pinstripe.filling (
+  schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"    text NOT NULL,
+  columns    text[] NOT NULL,
+  after      text NOT NULL DEFAULT '',
+  is_lacking boolean NOT NULL DEFAULT false,
+  PRIMARY KEY (schema, "table")
+);
 CREATE TABLE IF NOT EXISTS pinstripe.filled (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table" text NOT NULL,

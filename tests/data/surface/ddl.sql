@@ -1620,6 +1620,8 @@ CREATE TABLE "stripe"."event" (
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "event_account_id_idx" ON "stripe"."event" ("account_id") WHERE "account_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "event_created_idx" ON "stripe"."event" ("created") WHERE "created" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "event_object_id_idx" ON "stripe"."event" USING spgist ((data_object ->> 'id')) WHERE (data_object ->> 'id') IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "event_request_id_idx" ON "stripe"."event" (request_id) WHERE request_id IS NOT NULL;
 CREATE TABLE "stripe"."exchange_rate" (
   "id" text NOT NULL,
   "object" text,

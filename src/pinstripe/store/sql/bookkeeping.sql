@@ -280,6 +280,17 @@ CREATE TABLE IF NOT EXISTS pinstripe.refusal (
   PRIMARY KEY (schema, endpoint, what)
 );
 
+-- Columns that a migration added and has not filled in all rows: those after the key `after` are to come.
+-- `is_lacking`: some rows had no value for them, so the lists of the table are read again.
+CREATE TABLE IF NOT EXISTS pinstripe.filling (
+  schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"    text NOT NULL,
+  columns    text[] NOT NULL,
+  after      text NOT NULL DEFAULT '',
+  is_lacking boolean NOT NULL DEFAULT false,
+  PRIMARY KEY (schema, "table")
+);
+
 -- Tables that had rows after the last backfill: one that is empty at the next start was emptied or dropped.
 CREATE TABLE IF NOT EXISTS pinstripe.filled (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,

@@ -221,7 +221,7 @@ class Backfill:
         """Apply the events since the lists were begun."""
         live = EventPoller(self._source, RefetchWorker(self._source), since=float(since))
         try:
-            await live.read_lookback(since - LATE_S)
+            await live.catch_up(LATE_S)
         except (NotPermitted, NotEnabled) as error:
             self.note = f"Changes made during the backfill are not seen: {error.message}"
             await self._source.save([ended_by(error, FOLLOWED)])

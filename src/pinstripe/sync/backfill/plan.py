@@ -33,7 +33,7 @@ from pinstripe.store.quarantine import reopen
 from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
 from pinstripe.sync.backfill.list_stream import ListStream, created_since
 from pinstripe.sync.backfill.scheduler import ListReader
-from pinstripe.sync.events.reader import RETENTION_S
+from pinstripe.sync.events.reader import EVENTS, REACH_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class BackfillPlanner:
         since, note = self._now, ""
         if last is not None and last.as_of is not None:
             since = int(last.as_of)
-            if self._now - since > RETENTION_S - 86400:
+            if self._now - since > REACH_S:
                 saved, since = await self._begin_resync(), self._now
         resync = saved.get(_FULL_RESYNC)
         resync_since = resync.as_of if resync is not None and resync.state == "running" else None
@@ -200,7 +200,8 @@ class BackfillPlanner:
     ) -> bool:
         """Whether a list that is done may have changed without an event."""
         stale = complete or self._now - (cursor.as_of or 0) > _SOON_S
-        unheard = not set(endpoint.objects) <= with_events()
+        # An event never changes, and whoever follows the log, or catches up, writes each.
+        unheard = endpoint.path != EVENTS and not set(endpoint.objects) <= with_events()
         return cursor.state == "done" and stale and unheard
 
     def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:

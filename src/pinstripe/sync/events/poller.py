@@ -6,7 +6,9 @@ The list is eventually consistent: an event can appear behind newer ones. So new
 as a poll finds them, and lookback windows are read again beside the polls for what came late. Such a window
 is many pages on a busy account, and new events do not wait for it. Each event is applied once, by its id.
 The `as_of` of the stream `events` is the second on Stripe's clock up to which everything the list showed is
-applied. What an event leaves is decided in `apply`; which objects are fetched again, in `refetch.worker`.
+applied. After an absence it moves slice by slice from old to new, so that neither memory nor what a kill
+repeats grows with the absence. What an event leaves is decided in `apply`; which objects are fetched
+again, in `refetch.worker`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pinstripe.store.events import add_applied, forget_applied, load_applied, no
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import add_refetches
 from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
-from pinstripe.sync.events.reader import RETENTION_S, AppliedEvents, EventLogReader
+from pinstripe.sync.events.reader import REACH_S, AppliedEvents, EventLogReader
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.refetch.worker import RefetchWorker
 
@@ -39,11 +41,18 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _TROUBLE_PAUSE_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
-_TOO_LONG_S = RETENTION_S - 86400 + 60.0
+_TOO_LONG_S = REACH_S + 60.0
 """A minute more than the planner's limit: a start for this reason does a full resync."""
 
 _LOOK = 20
 """Events in the first poll: usually none is new, and a page of a hundred is half a megabyte."""
+
+_FAR_S = 1800.0
+"""From so far behind, events are caught up slice by slice. What is nearer fits into memory."""
+_SLICE_EVENTS = 8000
+"""Events wanted in a slice: their ids are in memory, and a process that is killed reads them again."""
+_SLICE_GROWTH = 4.0
+"""Bounds how much wider or narrower the next slice is, since events are not spread evenly."""
 
 _SPACING_S = 0.1
 
@@ -130,6 +139,7 @@ class EventPoller:
             started = self._clock()
             self._wake.clear()  # A request from now on needs a poll that begins after it.
             try:
+                await self._read_slices()
                 await self._poll_once()
             except FellBehind:
                 raise
@@ -154,7 +164,7 @@ class EventPoller:
         rest_s = every_s
         while True:
             await asyncio.sleep(max(rest_s, every_s, _POLLS_A_SWEEP * self._poll_s()))
-            if self.stats.trouble or self._is_slow():
+            if self.stats.trouble or self._is_slow() or self._is_far_behind():
                 continue
             started = self._clock()
             try:
@@ -202,14 +212,14 @@ class EventPoller:
 
     async def _begin(self) -> None:
         """Read everything since the position; a complete lookback."""
-        since = self.stats.as_of - self._intervals.window_s
         while True:
+            since = self.stats.as_of - self._intervals.window_s
             try:
                 async with self._source.pool.acquire() as connection:
                     applied = await load_applied(connection, self._source.mirror.schema, since)
                 self._applied.load(applied)
                 began = self._source.now()
-                await self.read_lookback(since)
+                await self.catch_up(self._intervals.window_s)
                 self._lookback = LookbackWindows(began)
             except PinstripeError as error:
                 await self._troubled(error)
@@ -236,6 +246,37 @@ class EventPoller:
         back_to = self.stats.as_of - self._intervals.window_s
         limit = PAGE if self._is_busy else _LOOK
         self._is_busy = await self._reader.top(back_to, limit=limit, apply=self.apply)
+
+    async def catch_up(self, late_s: float) -> None:
+        """Apply all since the position, with what was up to `late_s` late. Raises FellBehind."""
+        await self._read_slices()
+        await self.read_lookback(self.stats.as_of - late_s)
+
+    def _is_far_behind(self) -> bool:
+        far_s = max(_FAR_S, 3 * self._poll_s(), 3 * self._intervals.window_s)
+        return self._source.now() - self.stats.as_of > far_s
+
+    async def _read_slices(self) -> None:
+        """While the position is far behind: apply the next slice, and move the position to its end.
+
+        Returns when it is no longer far behind.
+        """
+        since = int(self.stats.as_of - self._intervals.window_s)
+        wide = 2 * self._intervals.window_s
+        while self._is_far_behind():
+            self._check_reach(self._source.now())
+            until = int(min(since + wide, self._source.now() - self._intervals.window_s))
+            before = self.stats.events
+            await self._reader.slice(since, until, self.apply)
+            found = self.stats.events - before
+            growth = _SLICE_EVENTS / max(found, 1)
+            wide = max(wide * min(max(growth, 1 / _SLICE_GROWTH), _SLICE_GROWTH), 1.0)
+            since = until
+            if until > self.stats.as_of:
+                async with self._applying:
+                    await self._commit((), AsOf(until, until), float(until))
+                    self.stats.as_of = float(until)
+            await self._forget(until - 2 * self._intervals.window_s)
 
     async def read_lookback(self, since: float, *, priority: int = FOLLOW) -> None:
         """Apply what is new in the whole list since then."""
@@ -265,12 +306,8 @@ class EventPoller:
         goes on.
         """
         self.stats.polls += 1
-        if as_of is not None and as_of - self.stats.as_of > _TOO_LONG_S:
-            # Only the planner lists everything again in such a way that a crash meanwhile loses nothing.
-            raise FellBehind(
-                "Stripe's event log no longer reaches back to where this sync stands.",
-                hint="It begins again by itself, and lists everything anew.",
-            )
+        if as_of is not None:
+            self._check_reach(as_of)
         async with self._applying:  # A poll and a lookback may have read the same event.
             events = self._applied.fresh(events)
             if as_of is None and len(events) >= _MANY:
@@ -281,6 +318,15 @@ class EventPoller:
             if as_of is not None:
                 self.stats.as_of = max(self.stats.as_of, as_of)
                 self._refetches.resume()
+
+    def _check_reach(self, now: float) -> None:
+        """Raise FellBehind if Stripe may have dropped events after the position."""
+        if now - self.stats.as_of > _TOO_LONG_S:
+            # Only the planner lists everything again in such a way that a crash meanwhile loses nothing.
+            raise FellBehind(
+                "Stripe's event log no longer reaches back to where this sync stands.",
+                hint="It begins again by itself, and lists everything anew.",
+            )
 
     async def _commit(
         self, events: Sequence[StripeObject], listed_at: AsOf, as_of: float | None
@@ -311,9 +357,10 @@ class EventPoller:
     def _is_due(self, as_of: float | None) -> bool:
         return as_of is not None and self._clock() - self._saved_at >= _AT_REST_S
 
-    async def _forget(self) -> None:
+    async def _forget(self, before: float | None = None) -> None:
         """Drop the ids of events that no window reaches any more."""
-        before = self._source.now() - 2 * self._intervals.window_s
+        if before is None:
+            before = self._source.now() - 2 * self._intervals.window_s
         self._applied.forget(before)
         async with self._source.transaction() as connection:
             await forget_applied(connection, self._source.mirror.schema, before)
