@@ -27,7 +27,7 @@ from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
-from pinstripe.source.source import LIVE, Source, retrieve_endpoint
+from pinstripe.source.source import CONTESTED, Source, retrieve_endpoint
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import RefetchDone, complete_refetches
@@ -59,6 +59,7 @@ async def refetch_row(
     parent: str = "",
     cause: Cause | None = None,
     answers: Sequence[RefetchDone] = (),
+    priority: int = CONTESTED,
 ) -> bool:
     """Replaces this version of the row by what Stripe has now, or marks the row as deleted.
 
@@ -70,7 +71,9 @@ async def refetch_row(
             await _read_singleton(source, table, key, over=over, cause=cause, answers=answers)
             return True
         parent = parent or await _parent(source, table, key)
-        if await source.fetch(table, key, parent=parent, over=over, cause=cause, answers=answers):
+        if await source.fetch(
+            table, key, parent=parent, over=over, priority=priority, cause=cause, answers=answers
+        ):
             return True
     except NotFound as gone:
         await mark_deleted(source, table, key, over=over, gone=gone, cause=cause, answers=answers)
@@ -142,7 +145,7 @@ async def _read_singleton(
     answers: Sequence[RefetchDone],
 ) -> None:
     path = _singleton_path(table)
-    response = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
+    response = await source.stripe.get(path, endpoint=f"GET {path}", priority=CONTESTED)
     source.observe_clock(response)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, path), found)
@@ -212,7 +215,7 @@ async def _newest(
     """The newest event of the object in this time, by Stripe's order."""
     params = [("created[gte]", str(since)), ("created[lte]", str(until))]
     params += [("types[]", name) for name in _types(source.wanted[table].object_type)]
-    request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=LIVE)
+    request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=CONTESTED)
     async for page in iter_pages(request):
         for event in page.objects:
             obj = payload(event)

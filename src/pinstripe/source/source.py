@@ -34,6 +34,7 @@ from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.client import StripeClient, quote_id
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, list_at, list_of, read_object, split_url
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import Response
 from pinstripe.concurrency import for_each
 from pinstripe.errors import (
@@ -113,13 +114,16 @@ def _stream(name: str) -> str:
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-FOLLOW = 0
+FOLLOW = WorkClass.EVENTS
 """Priority of the event log: before everything else."""
 
-LIVE = 4
-"""Priority of refetches that events cause."""
+CONTESTED = WorkClass.CONTESTED
+"""Priority of rows whose present state only Stripe knows."""
 
-BACKFILL = 10
+LIVE = WorkClass.RELATED
+"""Priority of what events make necessary besides."""
+
+BACKFILL = WorkClass.SCANS
 
 REFERENCES = 20
 

@@ -1,7 +1,9 @@
 """Works off the refetch queue (`pinstripe.pending`): coalesced, within the rate limit, durable.
 
-One request at a time for each key; a refetch added meanwhile is made once more afterwards. Objects of one
-type that were created at about the same time are one request together (`batch_fetch`).
+One request at a time for each key; a refetch added meanwhile is made once more afterwards. Each class of
+work has workers of its own. Objects of one type that were created at about the same time are one request
+together (`batch_fetch`): while events come thick, what they cause besides rows in doubt is gathered for up
+to two seconds.
 
 Only an answer of Stripe completes a refetch (`errors.PinstripeError.is_answer`). After any other error (a
 5xx, a 4xx that is not understood, a truncated body, an unreachable Postgres) the refetch stays pending with
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -21,6 +24,7 @@ import structlog
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
 from pinstripe.mirror.orphans import may_go, not_in_list
@@ -37,13 +41,16 @@ from pinstripe.store.refetch import (
     note_trouble,
 )
 from pinstripe.sync.refetch.batch_fetch import LEAST, can_batch, fetch_batch, find_batch
-from pinstripe.sync.refetch.queue import RefetchQueue
+from pinstripe.sync.refetch.queue import RefetchKey, RefetchQueue
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Refresh = Callable[[str], Awaitable[None]]
 
 _WORKERS = 8
+"""For each class of work: at 12.5 requests/s of an endpoint enough for answers that take 640 ms."""
+
+_CLASSES = (WorkClass.CONTESTED, WorkClass.RELATED, WorkClass.PREVIEWS, WorkClass.SCANS)
 
 PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0)
 """After each failed try: in the end 30 GETs a month, of a quota of 10,000 at least."""
@@ -56,6 +63,16 @@ _LOOK_S = 60.0
 _CONTEST_S = 2.0
 
 _SPACING_S = 0.2
+
+_MOST_GATHER_S = 2.0
+_WAITED_GATHER_S = 0.25
+"""While a caller waits for what it wrote."""
+_WAITED_S = 5.0
+_RATE_S = 2.0
+"""The time over which refetches are counted."""
+_GATHERED = 20.0
+"""At so many refetches a second they are gathered for a second, at others in proportion: each gathering has
+about this many, or all that two seconds bring."""
 
 _HOLD_S = 3.0
 """The longest that a stretch of events pauses refetches."""
@@ -88,6 +105,11 @@ class RefetchWorker:
         self._failing_since: dict[tuple[str, str, str], float] = {}
         self._succeeded_at = float("-inf")
         self._noted = asyncio.Event()
+        self._added: deque[tuple[float, int]] = deque()
+        """When events added refetches, and how many."""
+        self._waited_until = float("-inf")
+        self._alone: set[RefetchKey] = set()
+        """Refetches that a list page did not answer."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -98,14 +120,21 @@ class RefetchWorker:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._load_new())
-                for _ in range(_WORKERS):
-                    group.create_task(self._work())
+                for work in _CLASSES:
+                    for _ in range(_WORKERS):
+                        group.create_task(self._work(work))
         finally:
             self._queue.close()
 
     def poll_now(self) -> None:
         """Another process may have added refetches to the database."""
         self._noted.set()
+
+    def on_wait(self) -> None:
+        """A caller waits for what it wrote: gather no longer than it takes to read the events of it."""
+        self._waited_until = self._clock() + _WAITED_S
+        self._queue.end_gathering()
+        self.poll_now()
 
     async def _load_new(self) -> None:
         """Load refetches that others added, and conflicts that could not be resolved."""
@@ -138,7 +167,10 @@ class RefetchWorker:
         """Work off what has been loaded, and return; what fails stays pending."""
         if not self._queue:
             return
-        workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
+        self._queue.end_gathering()
+        workers = [
+            asyncio.create_task(self._work(work)) for work in _CLASSES for _ in range(_WORKERS)
+        ]
         try:
             idle = asyncio.create_task(self._queue.at_rest())
             await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
@@ -171,6 +203,21 @@ class RefetchWorker:
         """Load what has been added to the database."""
         self._queue.add(refetches)
 
+    def gather(self, refetches: Sequence[Refetch]) -> None:
+        """Like `add`, for what events cause: if they come thick, it waits for more of its kind."""
+        now = self._clock()
+        while self._added and self._added[0][0] < now - _RATE_S:
+            self._added.popleft()
+        rate = sum(count for _, count in self._added) / _RATE_S
+        if refetches:
+            self._added.append((now, len(refetches)))
+        most_s = _WAITED_GATHER_S if now < self._waited_until else _MOST_GATHER_S
+        self._queue.add(refetches, gather_s=min(rate / _GATHERED, most_s))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many refetches are open, by the name of their class of work."""
+        return self._queue.counts()
+
     async def idle(self) -> None:
         """Return when nothing is left to do."""
         await self._queue.idle()
@@ -183,9 +230,9 @@ class RefetchWorker:
         """The stretch of events has come to its end."""
         self._paused_until = 0.0
 
-    async def _work(self) -> None:
+    async def _work(self, work: WorkClass) -> None:
         while True:
-            refetch = await self._queue.next()
+            refetch = await self._queue.next(work)
             if self._paused_until > self._clock():
                 self._queue.put_back(refetch.key)
                 await asyncio.sleep(_HELD_S)
@@ -213,16 +260,19 @@ class RefetchWorker:
         """
         self._attempts.pop(refetch.key, None)
         self._failing_since.pop(refetch.key, None)
+        self._alone.discard(refetch.key)
         self.trouble = ""
         last, self._succeeded_at = self._succeeded_at, self._clock()
         self._queue.wake([place for place, at in self._failing_since.items() if at > last])
 
     async def _do_with_others(self, refetch: Refetch) -> bool:
         """Whether one page of a list answered it, and others that wait."""
-        if refetch.kind != "fetch" or refetch.table in self._singly or not can_batch(refetch.table):
+        if refetch.kind not in ("fetch", "relate") or refetch.key in self._alone:
+            return False
+        if refetch.table in self._singly or not can_batch(refetch.table):
             return False
         waiting = self._queue.waiting(refetch.table)
-        if len(waiting) + 1 < LEAST:
+        if len(waiting) + 1 < LEAST or refetch.table not in self._source.wanted:
             return False
         others: list[Refetch] = []
         shown: set[str] = set()
@@ -240,6 +290,7 @@ class RefetchWorker:
                 self._singly.add(refetch.table)
             _log.info("todos.singly", table=refetch.table, error=error.message)
         finally:
+            self._alone.update(other.key for other in others if other.id not in shown)
             for other in others:
                 self._end(other, None if other.id in shown else 0.0)
         return refetch.id in shown
@@ -295,7 +346,9 @@ class RefetchWorker:
             elif refetch.kind == "children":
                 self.add(await list_children(self._source, refetch))
             elif refetch.kind == "nested":
-                await source.follow(_nested(refetch), priority=LIVE, cause=refetch.cause)
+                await source.follow(
+                    _nested(refetch), priority=refetch.work_class, cause=refetch.cause
+                )
             elif is_row:
                 await self._fetch(refetch, version, answer)
         except PinstripeError as error:
@@ -326,6 +379,7 @@ class RefetchWorker:
             parent=refetch.parent,
             cause=refetch.cause,
             answers=[answer],
+            priority=refetch.work_class,
         )
 
     async def _may_move(self, refetch: Refetch) -> bool:
