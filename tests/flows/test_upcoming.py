@@ -149,10 +149,11 @@ def customer(sim: Running, **params: object) -> str:
     return str(post(sim, "/v1/customers", {"email": "a@example.com", **params})["id"])
 
 
-def price(sim: Running, amount: int, interval: str = "month") -> str:
+def price(sim: Running, amount: int, interval: str = "month", *, usage: str = "licensed") -> str:
     product = post(sim, "/v1/products", {"name": "A thing"})["id"]
     params = {"product": product, "unit_amount": amount, "currency": "usd"}
-    return str(post(sim, "/v1/prices", params | {"recurring": {"interval": interval}})["id"])
+    recurring = {"interval": interval, "usage_type": usage}
+    return str(post(sim, "/v1/prices", params | {"recurring": recurring})["id"])
 
 
 def subscribe(sim: Running, owner: str, *prices: str, **params: object) -> str:
@@ -248,9 +249,20 @@ async def test_a_fill_owes_the_owners_that_met_trouble_and_asks_for_nobody_twice
     assert copy.upcoming.requests == requests
 
 
-async def test_old_previews_are_asked_for_anew_and_young_ones_are_not(
+async def aged(copy: Copy, hours: float) -> None:
+    """As if so much time had passed since all previews."""
+    for table in ("upcoming_customer_invoice", "upcoming_subscription_invoice"):
+        await copy.pg.execute(
+            f"UPDATE stripe.{table} SET _as_of = _as_of - $1 * interval '1 hour',"
+            " _as_of_latest = _as_of_latest - $1 * interval '1 hour'",
+            hours,
+        )
+
+
+async def test_old_previews_of_metered_usage_are_asked_for_anew_and_others_are_not(
     copy: Copy, sim: Running
 ) -> None:
+    metered = subscribe(sim, customer(sim), price(sim, 500, usage="metered"))
     for _ in range(3):
         subscribe(sim, customer(sim), price(sim, 500))
     await fill(copy, sim)
@@ -258,18 +270,53 @@ async def test_old_previews_are_asked_for_anew_and_young_ones_are_not(
     assert copy.upcoming.filling.oldest_s() == 3600.0
     await copy.upcoming.filling.refill()
     assert copy.upcoming.requests == whole
-    for table in ("upcoming_customer_invoice", "upcoming_subscription_invoice"):
-        await copy.pg.execute(
-            f"UPDATE stripe.{table} SET _as_of = _as_of - interval '1 hour',"
-            " _as_of_latest = _as_of_latest - interval '1 hour'"
-        )
+    await aged(copy, 1)
     await copy.upcoming.filling.refill()
-    assert copy.upcoming.requests == 2 * whole
-    old = await copy.pg.fetchval(
-        "SELECT count(*) FROM stripe.upcoming_subscription_invoice"
-        " WHERE _as_of < now() - interval '30 minutes'"
+    assert copy.upcoming.requests == whole + 1
+    fresh = await copy.rows(
+        "SELECT subscription_id FROM stripe.upcoming_subscription_invoice"
+        " WHERE _as_of > now() - interval '30 minutes'"
     )
-    assert old == 0
+    assert fresh == [(metered,)]
+    await aged(copy, 30 * 24)
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == whole + 1 + 4
+
+
+async def test_a_moment_that_passes_without_an_event_refreshes_a_preview_once(
+    copy: Copy, sim: Running
+) -> None:
+    """The end of a period, a trial or a discount, and whether anything was upcoming before it or not."""
+    keys = [subscribe(sim, customer(sim), price(sim, 500)) for _ in range(5)]
+    await fill(copy, sim)
+    whole = copy.upcoming.requests
+    await aged(copy, 2)
+    past = "now() - interval '1 hour'"
+    await copy.pg.execute(
+        f"UPDATE stripe.subscription_item SET current_period_end = {past} WHERE subscription_id = $1",
+        keys[0],
+    )
+    await copy.pg.execute(
+        f"UPDATE stripe.subscription SET trial_end = {past} WHERE id = $1", keys[1]
+    )
+    await copy.take([{"id": "di_1", "object": "discount", "subscription": keys[2], "end": 1}])
+    await copy.pg.execute(f'UPDATE stripe.discount SET "end" = {past}')
+    await copy.pg.execute(
+        f"UPDATE stripe.subscription SET pause_collection_resumes_at = {past} WHERE id = $1",
+        keys[3],
+    )
+    await copy.pg.execute(
+        "DELETE FROM stripe.upcoming_subscription_invoice WHERE subscription_id = $1", keys[3]
+    )
+    await copy.pg.execute(
+        "UPDATE pinstripe.cursor SET position = position || jsonb_build_object('refilled',"
+        " extract(epoch FROM now()) - 7200) WHERE stream = 'upcoming_subscription_invoice'"
+    )
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == whole + 4
+    assert sorted(await copy.totals("subscription")) == sorted(keys)
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == whole + 4
 
 
 async def test_test_clocks_are_included(copy: Copy, sim: Running) -> None:

@@ -57,8 +57,8 @@ class RefetchQueue:
         self._again: set[RefetchKey] = set()
         self._whole: dict[str, dict[str, RefetchKey]] = {}
         """By table: the ids that wait for one object to be fetched."""
-        self._held: dict[str, list[RefetchKey]] = {}
-        """By table in which many are being fetched together: what came to its turn meanwhile."""
+        self._held: dict[tuple[str, WorkClass], list[RefetchKey]] = {}
+        """By table and class in which many are being fetched together: what came to its turn meanwhile."""
         self._later: dict[RefetchKey, asyncio.TimerHandle] = {}
         """Failed refetches, until their next try."""
         self._gathering: dict[RefetchKey, None] = {}
@@ -144,8 +144,8 @@ class RefetchQueue:
             ):
                 continue
             kind, table, _ = place
-            if kind in _WHOLE_ROWS and table in self._held:
-                self._held[table].append(place)
+            if kind in _WHOLE_ROWS and (table, work) in self._held:
+                self._held[table, work].append(place)
                 continue
             return self._take(place)
 
@@ -159,13 +159,14 @@ class RefetchQueue:
         return [self._take(waiting[key]) for key in sorted(waiting.keys() & set(keys))]
 
     @contextmanager
-    def holding(self, table: str) -> Iterator[None]:
-        """Within the block no other row of the table gets its turn: most are fetched in the batch."""
-        self._held[table] = []
+    def holding(self, table: str, work: WorkClass = WorkClass.CONTESTED) -> Iterator[None]:
+        """Within the block no other row of the table gets its turn in this class: most are in the batch."""
+        held = self._held.setdefault((table, work), [])
         try:
             yield
         finally:
-            for place in self._held.pop(table):
+            self._held.pop((table, work), None)
+            for place in held:
                 if place in self._refetches and place not in self._running:
                     self._enqueue(place)
 

@@ -277,7 +277,7 @@ class RefetchWorker:
         others: list[Refetch] = []
         shown: set[str] = set()
         try:
-            with self._queue.holding(refetch.table):
+            with self._queue.holding(refetch.table, refetch.work_class):
                 batch = await find_batch(self._source, refetch, waiting)
                 if batch is not None:
                     others = self._queue.take(refetch.table, batch.versions)
@@ -383,7 +383,11 @@ class RefetchWorker:
         )
 
     async def _may_move(self, refetch: Refetch) -> bool:
-        """Whether a related object that has a row may have changed: a balance transaction, once."""
+        """Whether a related object that has a row may have changed: a balance transaction, once, and an
+        invoice item when an invoice takes it up.
+        """
+        if refetch.table == "invoice_item":
+            return await self._is_taken_up(refetch)
         if refetch.table != "balance_transaction":
             return False
         async with self._source.pool.acquire() as connection:
@@ -393,6 +397,15 @@ class RefetchWorker:
                 refetch.id,
             )
         return status == "pending"
+
+    async def _is_taken_up(self, refetch: Refetch) -> bool:
+        """Whether the row of an invoice item does not name the invoice that shows it (its parent)."""
+        async with self._source.pool.acquire() as connection:
+            found: str | None = await connection.fetchval(
+                f'SELECT invoice_id FROM "{self._source.mirror.schema}".invoice_item WHERE id = $1',
+                refetch.id,
+            )
+        return found != refetch.parent
 
 
 def _nested(refetch: Refetch) -> TruncatedList:

@@ -123,7 +123,7 @@ class Upcoming:
             replace(made[kind, key], parent=customer_of.get(key, key))
             for kind, key in sorted(made)
             # The preview of a subscription brings that of its customer, where it is the same one.
-            if kind == _SUBSCRIPTION or not self._is_derived or key not in customer_of.values()
+            if kind == _SUBSCRIPTION or not self.is_derived or key not in customer_of.values()
         ]
 
     async def _customers_of(self, subscriptions: Sequence[str]) -> dict[str, str]:
@@ -139,7 +139,7 @@ class Upcoming:
         return {row[0]: row[1] for row in rows}
 
     @property
-    def _is_derived(self) -> bool:
+    def is_derived(self) -> bool:
         """Whether the invoice of a customer is that of one of their subscriptions, and both are synced."""
         both = all(table in self.tables() for table in TABLE_OF.values())
         return both and not has_rollup(self.source.mirror.api_version)
@@ -185,7 +185,7 @@ class Upcoming:
 
     async def _refresh(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         """Request the preview, write the rows that it is the preview of, and return it."""
-        if not self._is_derived:
+        if not self.is_derived:
             request = partial(self._request, owner, owner_id, priority)
             return await self._replace(owner, owner_id, request)
         if owner == "subscription":
