@@ -49,6 +49,19 @@ async def test_a_head_without_end_is_cut_off() -> None:
     assert b"head_too_large" in answer
 
 
+async def test_a_refusal_is_read_by_a_caller_who_goes_on_sending() -> None:
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    async with asyncio.timeout(20), answering(Starlette(routes=[Route("/", _hello)]), sock):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n")
+        for _ in range(64):
+            writer.write(b"x" * 65536)
+            await asyncio.sleep(0)
+        assert b"no_tunnel" in await reader.read()
+        writer.close()
+
+
 async def test_a_long_head_and_many_requests_on_one_connection_are_fine() -> None:
     async with connected(app()) as (reader, writer):
         for _ in range(20):

@@ -41,6 +41,8 @@ _SHARE = 0.9
 them: 4,000 requests that wait are no reason to refuse the next address."""
 _FREED = 64
 """Connections that are closed at a time, so that a flood does not cost a search for each of its own."""
+_LINGER_S = 1.0
+"""How long what a caller sends after a refusal is read and dropped."""
 _END_S = 4.0
 """How long requests that are under way may take when the service ends."""
 _CUT_S = 1.0
@@ -248,9 +250,21 @@ class _Guarded(HttpToolsProtocol):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
-            if cycle is None or cycle.response_complete or not cycle.response_started:
+            if answer and (cycle is None or cycle.response_complete or not cycle.response_started):
                 self.transport.write(answer)
-            self.transport.close()
+                self._linger()
+            else:
+                self.transport.close()
+
+    def _linger(self) -> None:
+        """Close our side, and drop for a while what the caller still sends.
+
+        A close with unread bytes resets the connection, and the caller never sees the answer
+        (RFC 9112, 9.6).
+        """
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _await_head(self) -> None:
         self._deadline = self.loop.call_later(_HEAD_S, self._late)
