@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -30,6 +30,7 @@ from pinstripe.store.cursors import (
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.read_quota import ReadUse, load_read_use
+from pinstripe.store.refetch import class_name, count_by_class
 from pinstripe.store.refusals import RememberedRefusal, load_refusals
 from pinstripe.store.syncs import Sync, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate
@@ -121,6 +122,8 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str
     to_ask: int
     """Requests to Stripe that events have made necessary and that are still pending."""
+    to_ask_by_class: dict[str, int]
+    """The same by class of work: contested, related, previews, scans."""
     refusals: Sequence[RememberedRefusal]
     """What Stripe refuses besides whole tables: properties, and lists that are read by parent instead."""
     owed: list[FailedRequests]
@@ -175,9 +178,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         missing = await connection.fetchval(
             "SELECT count(*) FROM pinstripe.missing WHERE schema = $1", schema
         )
-        pending = await connection.fetchval(
-            "SELECT count(*) FROM pinstripe.pending WHERE schema = $1", schema
-        )
+        pending = await count_by_class(connection, schema)
         failed = [FailedRequests(*row) for row in await connection.fetch(_OWED, schema)]
         held = [QuarantinedRows(*row) for row in await connection.fetch(_QUARANTINE, schema)]
     fresh = await load_freshness(connection, schema)
@@ -192,7 +193,8 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         certificate=await load_certificate(connection, schema),
         trouble=followed.reason if followed is not None else "",
         remedy=followed.remedy if followed is not None else "",
-        to_ask=pending,
+        to_ask=sum(pending.values()),
+        to_ask_by_class=pending,
         refusals=await load_refusals(connection, schema, is_due=True),
         owed=failed,
         quarantine=held,
@@ -362,6 +364,8 @@ class SyncSummary:
     """Rows and tables that Postgres refuses to hold."""
     partly_refused: int = 0
     """Properties that Stripe does not expand, and lists that it only answers by parent."""
+    by_class: Mapping[str, int] = field(default_factory=dict)
+    """`to_ask` by class of work."""
 
     @property
     def lag_s(self) -> float | None:
@@ -374,7 +378,7 @@ SELECT s.schema, extract(epoch FROM clock_timestamp())::float8,
        extract(epoch FROM c.as_of)::float8, coalesce(c.reason, ''), coalesce(c.remedy, ''),
        l.running, l.failed, l.refused, p.open, p.since, p.owed,
        (SELECT count(*) FROM pinstripe.quarantine q WHERE q.schema = s.schema),
-       (SELECT count(*) FROM pinstripe.refusal r WHERE r.schema = s.schema)
+       (SELECT count(*) FROM pinstripe.refusal r WHERE r.schema = s.schema), p.priorities
 FROM pinstripe.sync s
 LEFT JOIN pinstripe.cursor c ON c.schema = s.schema AND c.stream = 'events'
 CROSS JOIN LATERAL (
@@ -383,9 +387,11 @@ CROSS JOIN LATERAL (
          count(*) FILTER (WHERE state = 'refused') AS refused
   FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events') l
 CROSS JOIN LATERAL (
-  SELECT count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
-         count(*) FILTER (WHERE code <> 'quarantined') AS owed
-  FROM pinstripe.pending p WHERE p.schema = s.schema) p
+  SELECT coalesce(sum(g.open), 0)::bigint AS open, min(g.since) AS since,
+         coalesce(sum(g.owed), 0)::bigint AS owed, array_agg(ARRAY[g.priority, g.open]) AS priorities
+  FROM (SELECT priority::bigint, count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
+               count(*) FILTER (WHERE code <> 'quarantined') AS owed
+        FROM pinstripe.pending p WHERE p.schema = s.schema GROUP BY 1) g) p
 """
 
 # Without an ANALYZE only the statistics have a count; after a crash only reltuples does.
@@ -401,7 +407,13 @@ async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
     """Return schema -> its summary; empty if Pinstripe never wrote here."""
     if await connection.fetchval("SELECT to_regclass('pinstripe.quarantine')") is None:
         return {}
-    return {row[0]: SyncSummary(*row) for row in await connection.fetch(_SUMMARIES)}
+    return {
+        row[0]: replace(
+            SyncSummary(*row[:-1]),
+            by_class={class_name(work): count for work, count in row[-1] or ()},
+        )
+        for row in await connection.fetch(_SUMMARIES)
+    }
 
 
 async def estimate_rows(

@@ -121,8 +121,10 @@ def test_events_of_an_odd_shape_affect_nobody(odd: dict[str, object]) -> None:
     assert not affected(odd)
 
 
-LINE = {"parent": {"type": "subscription_item_details", "subscription_item_details": {}}}
-ITEM = {
+LINE: dict[str, object] = {
+    "parent": {"type": "subscription_item_details", "subscription_item_details": {}}
+}
+ITEM: dict[str, object] = {
     "parent": {
         "type": "invoice_item_details",
         "invoice_item_details": {"invoice_item": "ii_1"},
@@ -160,7 +162,10 @@ def of_lines(*lines: dict[str, object], has_more: bool = False) -> dict[str, obj
 def test_an_event_concerns_previews_if_it_changes_what_they_show(
     name: str, obj: dict[str, object], changed: dict[str, object], *, concerns: bool
 ) -> None:
-    made = {"type": name, "data": {"object": obj, "previous_attributes": changed}}
+    made: dict[str, object] = {
+        "type": name,
+        "data": {"object": obj, "previous_attributes": changed},
+    }
     assert bool(affected(made)) == concerns
 
 
