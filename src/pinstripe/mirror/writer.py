@@ -507,16 +507,16 @@ class Writer:
     ) -> list[tuple[str, datetime]]:
         """Note the rows that the stage confirms; return those in conflict, with their versions."""
         conflicts: list[tuple[str, datetime]] = []
-        confirmed: dict[tuple[float, float], list[int]] = {}
+        found: list[Confirmation] = []
         for shape in shapes:
-            for row in await self._stages.fetch(
-                connection, ("unwritten", name, shape), self._text, shape
+            wanted = ("unwritten", name, shape)
+            for key, version, keys, lo, hi in await self._stages.fetch(
+                connection, wanted, self._text, shape
             ):
-                if row[2]:
-                    confirmed.setdefault((row[4], row[5]), []).append(row[3])
+                if keys is None:
+                    conflicts.append((key, version))
                 else:
-                    conflicts.append((row[0], row[1]))
-        found = [Confirmation(name, lo, hi, keys) for (lo, hi), keys in confirmed.items()]
+                    found.append(Confirmation(name, lo, hi, keys))
         if found:
             await confirmations.note(connection, self._schema, found)
         return conflicts
