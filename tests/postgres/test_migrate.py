@@ -21,6 +21,7 @@ from pinstripe.store.migrate import (
     migrate,
 )
 from pinstripe.store.pool import connect
+from pinstripe.store.status import read_status
 
 _NAMES = (
     "charge",
@@ -423,3 +424,16 @@ async def test_indexes_beside_writers_are_the_same_and_an_invalid_one_is_made_an
         f"SELECT indisvalid FROM pg_index WHERE indexrelid = 'two.\"{name}\"'::regclass"
     )
     assert valid
+
+
+@pytest.mark.parametrize(
+    "older", ["DROP TABLE pinstripe.freshness", "ALTER TABLE pinstripe.pending DROP COLUMN code"]
+)
+async def test_the_status_of_what_only_an_older_version_wrote_says_what_to_do(
+    pg: asyncpg.Connection, older: str
+) -> None:
+    await to(pg, newer())
+    await pg.execute(older)
+    with pytest.raises(Misconfigured, match="older version") as caught:
+        await read_status(pg, schema="s")
+    assert "pinstripe sync" in caught.value.hint

@@ -219,21 +219,23 @@ def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     """Select the staged rows that were not written though they are not older than the row.
 
     Run after `update`, before the commit. $1: the number of the shape. Returns (key, the row's
-    `_synced_at`, whether the content is the same, the key's hash, `_lo`, `_hi`): rows that are in conflict,
-    and rows that are confirmed.
+    `_synced_at`) of each row that is in conflict, and (null, null, the hashes of the keys, `_lo`, `_hi`)
+    of the confirmed rows of each snapshot.
     """
     key = key_text(table, "t")
     columns = _content(table, shape)
     lasting = [c for c in columns if (table.name, c.name) not in FLEETING]
     passing = f"NOT {_same(lasting)}" if len(lasting) < len(columns) else "true"
     return (
-        f"SELECT * FROM (SELECT {key}, t._synced_at, {_same(columns)} AS same,\n"
-        f"  {key_hash(key)}, s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
+        f"WITH found AS MATERIALIZED (\n"
+        f"  SELECT {key} AS key, t._synced_at, {_same(columns)} AS same,\n"
+        f"  s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
         f"  FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
-        f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of OFFSET 0) f\n"
-        f"WHERE CASE WHEN same\n"
-        f"  THEN to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest\n"
-        f"  ELSE lasting AND to_timestamp(_lo) < _as_of_latest END"
+        f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of)\n"
+        f"SELECT key, _synced_at, null::bigint[], _lo, _hi FROM found\n"
+        f"WHERE NOT same AND lasting AND to_timestamp(_lo) < _as_of_latest\n"
+        f"UNION ALL SELECT null, null, array_agg({key_hash('key')}), _lo, _hi FROM found WHERE same\n"
+        f"AND (to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest) GROUP BY _lo, _hi"
     )
 
 

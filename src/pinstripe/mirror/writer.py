@@ -591,16 +591,16 @@ class Writer:
     ) -> list[str]:
         """Note the rows that the stage confirms; return those in conflict."""
         conflicts: list[str] = []
-        confirmed: dict[tuple[float, float], list[int]] = {}
+        found: list[Confirmation] = []
         for shape in shapes:
-            for row in await self._stages.fetch(
-                connection, ("unwritten", name, shape), self._text, shape
+            wanted = ("unwritten", name, shape)
+            for key, _, keys, lo, hi in await self._stages.fetch(
+                connection, wanted, self._text, shape
             ):
-                if row[2]:
-                    confirmed.setdefault((row[4], row[5]), []).append(row[3])
+                if keys is None:
+                    conflicts.append(key)
                 else:
-                    conflicts.append(row[0])
-        found = [Confirmation(name, lo, hi, keys) for (lo, hi), keys in confirmed.items()]
+                    found.append(Confirmation(name, lo, hi, keys))
         if found:
             await confirmations.note(connection, self._schema, found)
         return conflicts

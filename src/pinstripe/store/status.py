@@ -18,7 +18,7 @@ from msgspec import structs
 
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import tables
-from pinstripe.errors import PinstripeError
+from pinstripe.errors import Drifted, Misconfigured, PinstripeError
 from pinstripe.store.clocks import Clocks, load_clocks
 from pinstripe.store.cursors import (
     FOLLOWED,
@@ -162,13 +162,29 @@ async def read_status(
 ) -> list[SchemaStatus]:
     """Every synced schema, or only `schema`; empty if there is none.
 
-    Tables of more than `counted_bytes` are estimated unless `exact`.
+    Tables of more than `counted_bytes` are estimated unless `exact`. Raises Misconfigured if only an older
+    version ever wrote here.
     """
-    return [
-        await _schema(connection, sync, counted_bytes=sys.maxsize if exact else counted_bytes)
-        for sync in await load_syncs(connection)
-        if schema in (None, sync.schema)
-    ]
+    counted_bytes = sys.maxsize if exact else counted_bytes
+    try:
+        with translated():
+            return [
+                await _schema(connection, sync, counted_bytes=counted_bytes)
+                for sync in await load_syncs(connection)
+                if schema in (None, sync.schema)
+            ]
+    except Drifted as error:
+        if error.fault is None or error.fault.sqlstate not in _OLDER:
+            raise
+        raise Misconfigured(
+            "The bookkeeping in this database is that of an older version of Pinstripe.",
+            hint="Start `pinstripe sync` of this version once: it brings the bookkeeping up to date and "
+            "keeps all rows. Until then the version that wrote it shows its status.",
+        ) from error
+
+
+_OLDER = ("42P01", "42703")
+"""SQLSTATEs of a table and of a column that does not exist."""
 
 
 async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> SchemaStatus:

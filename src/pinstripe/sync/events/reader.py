@@ -130,9 +130,8 @@ class EventLogReader:
                 began = response.not_before if began is None else began
                 page = read_ids(response, EVENTS)
                 # Hardly ever is anything new: only then are the events themselves decoded.
-                events = (
-                    [] if self._has_all(page) else _sensible(read_list(response, EVENTS).objects)
-                )
+                shown = () if self._has_all(page) else read_list(response, EVENTS).objects
+                events = _sensible(shown)
                 # A list that goes on from where it began would never end.
                 is_last = over(page, events) or not page.has_more or page.after in (None, last)
                 last = page.after

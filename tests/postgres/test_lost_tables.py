@@ -1,0 +1,37 @@
+"""Tables that another role emptied are found while Pinstripe runs."""
+
+from __future__ import annotations
+
+import asyncpg
+from tests.postgres.writing import SCHEMA, make_schema
+
+from pinstripe.store.cursors import Checkpoint, save_checkpoints
+from pinstripe.store.lost_tables import find_lost
+
+_NAMES = ("customer", "product")
+
+
+async def flushed(pg: asyncpg.Connection, statement: str) -> None:
+    """Run the statement, and have Postgres's statistics know of it."""
+    await pg.execute(statement)
+    await pg.execute("SELECT pg_stat_force_next_flush()")
+
+
+async def test_a_table_whose_rows_were_all_deleted_is_found_before_it_is_vacuumed(
+    pg: asyncpg.Connection, database: str
+) -> None:
+    await make_schema(database, _NAMES)
+    for name in _NAMES:
+        # Autovacuum would truncate the table, which is found in any case.
+        await pg.execute(f"ALTER TABLE stripe.{name} SET (autovacuum_enabled = off)")
+        await flushed(
+            pg,
+            f"INSERT INTO stripe.{name} (id, _as_of, _as_of_latest, _synced_at)"
+            " SELECT 'x_' || n, now(), now(), now() FROM generate_series(1, 500) n",
+        )
+        done = Checkpoint(f"/v1/{name}s", "done", {"table": name}, rows=500)
+        await save_checkpoints(pg, SCHEMA, [done])
+    assert await find_lost(pg, SCHEMA, _NAMES, {}) == []
+    await flushed(pg, "DELETE FROM stripe.product WHERE id <> 'x_7'")
+    await flushed(pg, "DELETE FROM stripe.customer")
+    assert await find_lost(pg, SCHEMA, _NAMES, {}) == [("customer", False)]
