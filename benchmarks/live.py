@@ -57,7 +57,7 @@ async def live(objects: int) -> AsyncIterator[Figure]:
         async with _syncing(at, database, *_UNLIMITED) as process:
             await asyncio.to_thread(_summary, process)
             async with _arrivals(database) as arrivals:
-                for figure in _lag("lag", await _lags(at, arrivals)):
+                async for figure in _in_proportion(at, database, arrivals):
                     yield figure
                 rates: list[float] = []
                 for _ in range(_BURSTS):
@@ -77,6 +77,32 @@ async def live(objects: int) -> AsyncIterator[Figure]:
             await _following(database)
             for figure in _lag("lag beside a backfill", await _lags(at, arrivals)):
                 yield figure
+
+
+async def _in_proportion(at: Stage, database: str, arrivals: Arrivals) -> AsyncIterator[Figure]:
+    """The lag, how many requests an event costs, and how long they go on after the last event."""
+    async with connect(database) as reader:
+        await _settled(reader)
+        await at.simulator.control("reset_counters")
+        lags = await _lags(at, arrivals)
+        started = time.monotonic()
+        await _settled(reader)
+    took_s = time.monotonic() - started
+    for figure in _lag("lag", lags):
+        yield figure
+    # Each change was looked up in the list by us, and the list was read once before.
+    ours = int(_MEASURED_S * CHANGES_PER_S) + 1
+    requests = (await at.state())["requests"] - ours
+    yield Figure("live", "requests for each event", requests / len(lags), "", 0.5)
+    yield Figure("live", "settled after the last event", took_s, "s", 10)
+
+
+async def _settled(reader: asyncpg.Connection) -> None:
+    """Returns when no request that events made necessary is open, but for those that met trouble."""
+    statement = "SELECT count(*) FROM pinstripe.pending WHERE attempts = 0"
+    async with asyncio.timeout(_PATIENCE_S):
+        while await reader.fetchval(statement):  # noqa: ASYNC110 (it is another process that ends it)
+            await asyncio.sleep(0.2)
 
 
 def _lag(what: str, lags: list[float]) -> list[Figure]:

@@ -8,7 +8,7 @@ nothing. `sync.refetch` works the queue off.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -40,7 +40,7 @@ class Refetch:
     since: float = 0.0
     request_id: str = ""
     event_id: str = ""
-    work: WorkClass | None = None
+    work: WorkClass | None = field(default=None, compare=False)
     """The class of work, where it is not that of the kind (`_CLASS_OF`)."""
 
     @property
