@@ -250,6 +250,11 @@ def _coupon(s: Sample, v: int) -> None:
     s["valid"] = v % 3 != 2
 
 
+def _setup_intent(s: Sample, _: int) -> None:
+    # Null only where there is none (https://docs.stripe.com/api/setup_intents/object).
+    s["latest_attempt"] = hole("ref:latest_attempt")
+
+
 FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "balance_transaction": _balance_transaction,
     "charge": _charge,
@@ -263,6 +268,7 @@ FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "payout": _with_entry,
     "price": _price,
     "product": _product,
+    "setup_intent": _setup_intent,
     "refund": _refund,
     "review": _review,
     "subscription": _subscription,
