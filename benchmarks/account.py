@@ -1,9 +1,9 @@
-"""The account that is measured, and how few requests can read it.
+"""The accounts that are measured, and how few requests can read them.
 
-A business that sells to guests: many payments, few saved customers and subscriptions. Stripe has lists
-that cost one request for each customer (their balances), each setup intent and each tax transaction,
-however few objects they hold. At 25 requests a second they decide how long an account with many
-customers takes, whoever reads it; here they are a third of all requests, and count as necessary.
+By default a business that sells to guests: many payments, few saved customers and subscriptions. `SHAPES`
+has two more: many customers with little each, and a few with very much. Stripe has lists that cost one
+request for each customer (their balances), each setup intent and each tax transaction, however few objects
+they hold. Necessary are those that hold something.
 """
 
 from __future__ import annotations
@@ -43,6 +43,41 @@ _MIX: Mapping[str, int] = {
     "promotion_code": 50,
     "coupon": 20,
 }
+_CUSTOMERS: Mapping[str, int] = {
+    "balance_transaction": 24_000,
+    "charge": 24_000,
+    "payment_intent": 24_000,
+    "payment_method": 12_000,
+    "event": 10_000,
+    "invoice": 24_000,
+    "invoice_payment": 24_000,
+    "subscription": 12_000,
+    "customer": 12_000,
+    "setup_intent": 100,
+    "setup_attempt": 100,
+    "refund": 1_000,
+    "price": 50,
+    "product": 20,
+}
+
+_FEW: Mapping[str, int] = {
+    "balance_transaction": 40_000,
+    "charge": 40_000,
+    "payment_intent": 40_000,
+    "payment_method": 40,
+    "event": 10_000,
+    "invoice": 25_000,
+    "invoice_payment": 25_000,
+    "subscription": 200,
+    "customer": 20,
+    "refund": 2_000,
+    "price": 200,
+    "product": 100,
+}
+
+SHAPES: Mapping[str, Mapping[str, int]] = {"guests": _MIX, "customers": _CUSTOMERS, "few": _FEW}
+"""Counts by type of about 200,000 objects, lines and items included."""
+
 _WHOLE = 200_000
 
 # Nested lists that come inside their parent and are followed from there: (child, parent).
@@ -53,9 +88,9 @@ _FOLLOWED = {
 }
 
 
-def mix(objects: int) -> dict[str, int]:
+def mix(objects: int, shape: str = "guests") -> dict[str, int]:
     """Counts by type of an account with about so many objects."""
-    return {name: max(1, round(count * objects / _WHOLE)) for name, count in _MIX.items()}
+    return {name: max(1, round(count * objects / _WHOLE)) for name, count in SHAPES[shape].items()}
 
 
 def necessary_pages(counts: Mapping[str, int]) -> dict[str, int]:

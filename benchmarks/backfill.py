@@ -3,8 +3,9 @@
 `limits`: what the limits allow is the largest of three times. All necessary requests at the account's
 rate; the busiest endpoint's at the endpoint's rate; the longest list that Stripe lets nobody read but
 page after page (payment methods have no `created` filter), at the latency of an answer. Necessary are
-the pages of `account.necessary_pages`, one list for each parent where Stripe has them only there, the
-one-off reads (singletons, references that no list shows), each counted as the simulator saw it.
+the pages of `account.necessary_pages`, one list for each parent that has children where Stripe has them
+only there, the one-off reads (singletons, references that no list shows), each counted as the simulator saw
+it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.account import mix, necessary_pages
+from benchmarks.account import SHAPES, mix, necessary_pages
 from benchmarks.figures import Figure
 from benchmarks.stage import Run, Stage, stage, sync_once
 from pinstripe.catalog.endpoints import list_endpoints
@@ -36,24 +37,32 @@ class Needed:
 
 
 async def limits(objects: int) -> AsyncIterator[Figure]:
-    """Speed and requests under Stripe's limits, with answers that take 150 ms."""
-    async with stage(mix(objects)) as at:
+    """Speed and requests under Stripe's limits, with answers that take 150 ms, of each shape of account."""
+    for shape in SHAPES:
+        async for figure in _limits(objects, shape):
+            yield figure
+
+
+async def _limits(objects: int, shape: str) -> AsyncIterator[Figure]:
+    bench = f"limits, {shape}"
+    async with stage(mix(objects, shape)) as at:
         await at.simulator.control("latency", fixed_s=LATENCY_S)
         await at.simulator.control("limits", preset="live", slack=_SLACK)
         given = ("--rate-limit", str(ACCOUNT_RATE), "--endpoint-rate-limit", str(ENDPOINT_RATE))
         run = await sync_once(at, *given)
         needed = _needed(await at.counts(), run)
-    yield Figure("limits", "objects", run.rows, "")
-    yield Figure("limits", "time of the backfill", run.backfill_s, "s")
-    yield Figure("limits", "what the limits allow", needed.seconds, "s")
-    reached = needed.seconds / run.backfill_s
-    yield Figure("limits", "share of what the limits allow", reached, "", 0.90, "more")
+    yield Figure(bench, "objects", run.rows, "")
+    yield Figure(bench, "time of the backfill", run.backfill_s, "s")
+    yield Figure(bench, "what the limits allow", needed.seconds, "s")
+    reached = run.backfill_s / needed.seconds
+    yield Figure(bench, "time for what the limits allow", reached, "", 1.05)
     wasted = run.requests / needed.requests
-    yield Figure("limits", "requests for each necessary one", wasted, "", 1.05)
-    refused = run.summary["rate_limited"]
-    yield Figure("limits", "requests that were refused (429)", refused, "")
+    yield Figure(bench, "requests for each necessary one", wasted, "", 1.02)
+    refused = run.summary["rate_limited"] / run.requests
+    yield Figure(bench, "share of requests that were refused (429)", refused, "", 0.005)
+    yield Figure(bench, "lists left to the scan", run.summary["scan_owed"], "")
     most = run.state["most_per_second"]
-    yield Figure("limits", "most requests that arrived within a second", most, "")
+    yield Figure(bench, "most requests that arrived within a second", most, "")
 
 
 async def throughput(objects: int, *, runs: int = 3) -> AsyncIterator[Figure]:
@@ -109,10 +118,11 @@ def _needed(counts: Mapping[str, int], run: Run) -> Needed:
 
 
 def _under_parents(counts: Mapping[str, int]) -> dict[str, int]:
-    """One request for each parent, by endpoint; none of these lists fills a page here."""
+    """One request for each parent that can have children, by endpoint; no list fills a page here."""
     found: dict[str, int] = {}
     for endpoint in list_endpoints():
         if endpoint.parent:
-            parents = counts.get(endpoint.parent, 0)
+            children = sum(counts.get(name, 0) for name in endpoint.objects)
+            parents = min(counts.get(endpoint.parent, 0), children)
             found[endpoint.name] = found.get(endpoint.name, 0) + parents
     return found

@@ -82,9 +82,14 @@ class Service:
     source: Source
     backfill: Backfill
 
-    async def backfilled(self, *, followed: bool) -> BackfillResult:
-        """Runs the backfill to its end, and marks the tables that it completed as loaded."""
-        outcome = await self.backfill.run(followed=followed)
+    async def backfilled(
+        self, *, followed: bool, on_ready: Callable[[], None] = lambda: None
+    ) -> BackfillResult:
+        """Runs the backfill to its end, and marks the tables that it completed as loaded.
+
+        `on_ready` is called as soon as only the events decide whether the copy is current.
+        """
+        outcome = await self.backfill.run(followed=followed, on_ready=on_ready)
         mirror = self.source.mirror
         async with self.source.transaction() as connection:
             await note_filled(connection, mirror.schema, mirror.tables)
@@ -101,7 +106,7 @@ class Service:
 
     async def follow(self) -> Follower:
         """Returns the follower, not running yet. Its events begin before the first list is read."""
-        since = await self.backfill.prepare()
+        since = await self.backfill.prepare(followed=True)
         return Follower(
             self.source,
             self.budget,
@@ -167,9 +172,12 @@ async def open_service(
             )
         )
         source = await _joined(stripe, mirror, pool, held)
+        source.since = config.since_by_table(known)
         # After days on standby the sync begins now, and not when the account was first read.
         now = account.now + time.monotonic() - met_at
-        backfill = Backfill(source, bulk, budget, now=now, account_created=account.birth)
+        backfill = Backfill(
+            source, bulk, budget, now=now, account_created=account.birth, deep=config.deep
+        )
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
 
 

@@ -260,6 +260,11 @@ def _person(s: Sample, v: int) -> None:
     s["account"] = hole("ref:account")
 
 
+def _setup_intent(s: Sample, _: int) -> None:
+    # Null only where there is none (https://docs.stripe.com/api/setup_intents/object).
+    s["latest_attempt"] = hole("ref:latest_attempt")
+
+
 FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "bank_account": _unattached,
     "source": _unattached,
@@ -276,6 +281,7 @@ FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "person": _person,
     "price": _price,
     "product": _product,
+    "setup_intent": _setup_intent,
     "refund": _refund,
     "review": _review,
     "subscription": _subscription,

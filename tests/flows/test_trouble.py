@@ -223,7 +223,7 @@ async def test_one_nested_list_that_cannot_be_read_is_owed_and_stops_nothing(
 async def test_one_parent_that_cannot_be_read_is_owed_and_stops_nothing(
     answer: Answer, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
-    stripe.lists["/v1/customers"] = [customer(n) for n in range(9, 0, -1)]
+    stripe.lists["/v1/customers"] = [{**customer(n), "balance": 1} for n in range(9, 0, -1)]
     for n in range(1, 10):
         key = f"cbtxn_{n}"
         stripe.lists[f"/v1/customers/cus_{n}/balance_transactions"] = [

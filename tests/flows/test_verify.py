@@ -61,6 +61,7 @@ async def copied(
             tables=tables,
             rate_limit="none",
             endpoint_rate_limit="none",
+            deep=True,
         )
         async with open_service(config) as service:
             outcome = await service.backfill.run()

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sync.read_quota", "sync.refetch", "sync.upcoming", "gateway.syncs"),
     ("sync.events", "gateway.live"),
     ("sync.backfill", "gateway.http"),
+    ("sync.scan",),
     ("sync.relist", "sync.verify", "gateway.proxy"),
     ("sync.follower", "gateway.deps", "gateway.wait"),
     ("sync.heartbeat", "gateway.api", "gateway.webhooks"),

@@ -18,8 +18,7 @@ from tests.house.figures import (
 )
 
 # What is being built beside the moves still adds to these two; in the end 175 and 35,200.
-# Classes of work, gathering and refills by need are 600 lines.
-MODULES, LINES = 190, 43_400
+MODULES, LINES = 192, 43_500
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {

@@ -12,10 +12,10 @@ from tests.house.trips import TRIPS
 
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
-    "backfill": (32, 175),
-    "event": (50, 290),  # Refetches have a class, an owner and a gathering.
+    "backfill": (34, 185),
+    "event": (50, 284),
     "proxy": (36, 148),
-    "verify": (46, 324),
+    "verify": (46, 330),
 }
 
 

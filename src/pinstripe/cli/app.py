@@ -121,8 +121,9 @@ SettingOption = Annotated[
     Parameter(
         name="--set",
         negative="",
-        help="A setting for this sync, as NAME=VALUE: tables, rate_limit, endpoint_rate_limit, "
-        "poll_interval, event_window, hold_poll_rate, changes, change_days, event_days. Repeatable.",
+        help="A setting for this sync, as NAME=VALUE: tables, since, deep, rate_limit, "
+        "endpoint_rate_limit, poll_interval, event_window, hold_poll_rate, changes, change_days, "
+        "event_days. Repeatable.",
     ),
 ]
 

@@ -33,6 +33,7 @@ _PHASES = {
     "lists": "reading lists",
     "events": "catching up on events",
     "references": "fetching referenced objects",
+    "indexes": "building indexes",
     "done": "done",
 }
 

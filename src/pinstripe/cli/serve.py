@@ -87,6 +87,7 @@ async def run(config: Config) -> int:
                 data_dir=demo.data_dir,
                 rate_limit="none",
                 endpoint_rate_limit="none",
+                deep=True,  # Requests to the simulator cost nothing, and a demo should have it all.
             ),
             partial(_start_traffic, demo),
         )

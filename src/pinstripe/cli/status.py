@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -14,7 +15,7 @@ from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database, postgres_dir
 from pinstripe.store.pool import connect
-from pinstripe.store.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 
 _NOTHING_HINT = "Sync an account first: pinstripe sync, or pinstripe run for the demo."
 
@@ -104,10 +105,27 @@ def _live_lines(found: SchemaStatus) -> list[str]:
     if found.to_ask:
         by_class = ", ".join(f"{name} {n:,}" for name, n in found.to_ask_by_class.items())
         lines.append(f"{found.to_ask:,} pending requests to Stripe: {by_class}")
+    lines += scan_lines(found.scan)
     lines += _read_lines(found)
     if found.trouble:
         lines.append(f"NOT SYNCING EVENTS: {found.trouble}")
         lines += [f"  remedy: {found.remedy}"] if found.remedy else []
+    return lines
+
+
+def scan_lines(scan: Sequence[ScanProgress]) -> list[str]:
+    """How far the slow scan of lists by parent is; what it owes first."""
+    lines: list[str] = []
+    for one in sorted(scan, key=lambda s: (-s.owed, s.table)):
+        if one.rounds and one.left_s is None:
+            continue
+        line = f"Scan of {one.table}: {one.done:,} of {one.of:,} {one.parent} rows read"
+        if one.left_s is not None:
+            line += f", {timedelta(seconds=round(one.left_s))} left at its pace"
+        lines.append(f"{line}; round {one.rounds + 1}")
+    if scan and not lines:
+        oldest = min((s.as_of for s in scan if s.as_of is not None), default=None)
+        lines.append(f"All lists by parent are read; the oldest round began {_time(oldest)}")
     return lines
 
 
@@ -144,6 +162,8 @@ def _line(table: TableStatus) -> str:
         f"  {table.table:<40} {rows:>13}  {table.state:<8} {_time(table.fresh_to) or '':<20} "
         f"{table.fresh_by}".rstrip()
     )
+    if table.since is not None:
+        line += f"\n      since {table.since:%Y-%m-%d}; older ones only where rows refer to them"
     if table.reason:
         line += f"\n      {table.reason}"
     if table.remedy:

@@ -53,6 +53,8 @@ class Summary(TypedDict):
     fetched: int
     missing: int
     owed: int
+    scan_owed: int
+    """Lists by parent that no sign has shown and that the slow scan is still to read."""
     note: str
     tables: list[TableSummary]
 
@@ -142,6 +144,7 @@ class Ending:
             fetched=sum(references.fetched.values()) if references else 0,
             missing=sum(references.missing.values()) if references else 0,
             owed=sum(owed.count for owed in self.status.owed),
+            scan_owed=sum(scan.owed for scan in self.status.scan),
             note=redact(service.backfill.note),
             tables=shown,
         )
@@ -184,15 +187,24 @@ class Ending:
                 f"Failed requests, {owed.count:,} for {owed.table} ({owed.example}): {redact(owed.reason)}",
             ]
             lines += [f"    remedy: {redact(owed.remedy)}"] if owed.remedy else []
+        if made["scan_owed"]:
+            owed_by = sorted((s for s in self.status.scan if s.owed), key=lambda s: -s.owed)
+            named = ", ".join(f"{s.table} of {s.owed:,} {s.parent}" for s in owed_by)
+            lines += [
+                "",
+                f"Left to the slow scan: {made['scan_owed']:,} lists by parent of which no row shows that "
+                f"they hold anything ({named}). A sync that goes on reads them by and by; `--deep` reads "
+                "them now.",
+            ]
         if made["note"]:
             lines += ["", f"Note: {made['note']}"]
         return "\n".join(lines)
 
 
-async def summarise(service: Service, outcome: BackfillResult) -> Ending:
-    """Counts what the database holds now."""
+async def summarise(service: Service, outcome: BackfillResult, *, exact: bool) -> Ending:
+    """Counts what the database holds now, large tables only if `exact`."""
     async with service.pool.acquire() as connection:
-        found = await read_status(connection, schema=service.config.schema, exact=True)
+        found = await read_status(connection, schema=service.config.schema, exact=exact)
     return Ending(service, outcome, found[0])
 
 

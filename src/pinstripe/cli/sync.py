@@ -101,11 +101,17 @@ def _say(error: PinstripeError, pause_s: float) -> None:
     tell(f"{error} Retrying in {pause_s:.0f} s." if pause_s else f"{error}")
 
 
-async def _backfill(service: Service, *, followed: bool = False) -> Ending:
+async def _backfill(service: Service, follower: Follower | None = None) -> Ending:
     freeze_loaded()
+    on_ready = follower.backfilled if follower is not None else _nothing
     async with showing(service):
-        outcome = await service.backfilled(followed=followed)
-    return await summarise(service, outcome)
+        outcome = await service.backfilled(followed=follower is not None, on_ready=on_ready)
+    # Nothing counts whole tables beside a sync that goes on.
+    return await summarise(service, outcome, exact=follower is None)
+
+
+def _nothing() -> None:
+    """A run that ends does not wait for the moment at which it is ready."""
 
 
 async def follow(
@@ -118,8 +124,7 @@ async def follow(
     async with asyncio.TaskGroup() as group:
         group.create_task(follower.run())
         group.create_task(service.telling(follower).run())
-        report(await _backfill(service, followed=True))
-        follower.backfilled()
+        report(await _backfill(service, follower))
         tell("Following Stripe's events. Press Ctrl-C to stop.")
         started()
         await show_following(follower)
@@ -250,8 +255,7 @@ async def _follow(service: Service, superior: ParentLink) -> None:
         group.create_task(follower.run())
         group.create_task(service.telling(follower).run())
         freeze_loaded()
-        await service.backfilled(followed=True)
-        follower.backfilled()
+        await service.backfilled(followed=True, on_ready=follower.backfilled)
         await _report(follower, superior)
 
 

@@ -7,11 +7,12 @@ a class endpoints take turns, each in order of arrival. One timer is armed for t
 request could go; nothing polls. The limiter slows down on each 429; `retry` decides whether and when to try
 again.
 
-`Pace` is the generic cell rate algorithm: one number, the time at which the next request is due at an even
-rate, and an allowance for being early. In any window of `w` seconds it lets at most `rate * (w + burst_s) +
-1` through, and in no second more than the rate: the allowance only recovers what a stalled process did not
-send. `Slots` bounds the concurrent requests. Both shrink when Stripe says so (`cut`) and recover step by
-step. Neither waits nor reads a clock: `now` is an argument, in seconds.
+`GcraRate` is the generic cell rate algorithm: one number, the time at which the next request is due at an
+even rate, and an allowance for being early. In any window of `w` seconds it lets at most `rate * (w +
+burst_s) + 1` through, and in no second more than the rate: the allowance only recovers what a stalled
+process did not send, and at no more than twice the rate, since Stripe's bucket may hold less than a
+second's worth. `ConcurrencyLimit` bounds the concurrent requests. Both shrink when Stripe says so (`cut`)
+and recover step by step. Neither waits nor reads a clock: `now` is an argument, in seconds.
 """
 
 from __future__ import annotations
@@ -41,18 +42,21 @@ class WorkClass(IntEnum):
 # One overload answers every request in flight with a 429; they count as one.
 _CUT_AT_MOST_EVERY_S = 1.0
 
-# One 429 may be chance (another program's burst); if another follows, the load is too high.
 _CUT_TO = 0.8
-
-_CUT_TO_IN_A_STORM = 0.5
-
-_STORM_S = 5.0
 
 _SLOWEST_SHARE = 0.05
 
-# Back to all in 10 s after a chance, in 25 s after half: slow enough not to swing, fast enough for a
-# backfill.
+# Back in 3 s to a little less than what was refused. From there on Stripe is tried out slowly: where
+# another program takes half, each try costs some 429s, and this keeps them to one of 280 answers. After a
+# while without one the load may be over.
+_BACK_IN_S = 3.0
+_BACK_TO = 0.97
+_TRIED_OUT_S = 30.0
+_TRYING_SHARE_PER_S = 0.001
 _RECOVERY_SHARE_PER_S = 0.02
+
+# Between two requests at least this part of the even distance: a burst is not a rate.
+_CLOSEST = 0.5
 
 # Without a rate of our own there is nothing to halve: only hold back for a moment.
 _UNLIMITED_PAUSE_S = 0.25
@@ -84,6 +88,8 @@ class GcraRate:
         self._paused_until = -math.inf
         self._cut_rate = math.inf
         self._cut_at = -math.inf
+        self._refused_rate = math.inf
+        """In force at the last `cut`."""
         self._era = 0
         self._taken: deque[float] = deque(maxlen=None if rate is None else max(math.ceil(rate), 2))
 
@@ -91,8 +97,14 @@ class GcraRate:
         """The rate in force: the one set, or less while a `cut` wears off."""
         if self._set_rate is None or self._cut_rate == math.inf:
             return self._set_rate
-        recovered = self._cut_rate + (now - self._cut_at) * self._set_rate * _RECOVERY_SHARE_PER_S
-        return min(self._set_rate, recovered)
+        since_s = now - self._cut_at
+        back_to = self._refused_rate * _BACK_TO
+        if since_s < _BACK_IN_S:
+            return self._cut_rate + (back_to - self._cut_rate) * since_s / _BACK_IN_S
+        trying_s = min(since_s - _BACK_IN_S, _TRIED_OUT_S)
+        later_s = since_s - _BACK_IN_S - trying_s
+        share = trying_s * _TRYING_SHARE_PER_S + later_s * _RECOVERY_SHARE_PER_S
+        return min(self._set_rate, back_to + self._set_rate * share)
 
     def interval_s(self, now: float) -> float:
         """Seconds between two requests at an even rate."""
@@ -104,6 +116,8 @@ class GcraRate:
         at = max(self._due - self._burst_s, self._paused_until)
         if len(self._taken) == self._taken.maxlen:
             at = max(at, self._taken[0] + _WINDOW_S)
+        if self._set_rate is not None and self._taken:
+            at = max(at, self._taken[-1] + _CLOSEST / self._set_rate)
         return at
 
     def is_ready(self, now: float) -> bool:
@@ -137,7 +151,7 @@ class GcraRate:
         self._paused_until = max(self._paused_until, until)
 
     def cut(self, now: float) -> None:
-        """Takes a fifth off the rate, or half if it was cut just before; it grows back evenly.
+        """Takes a fifth off the rate. It comes back, fast at first and then carefully.
 
         Never below a twentieth of the one set.
         """
@@ -148,8 +162,8 @@ class GcraRate:
         if rate is None or self._set_rate is None:
             self.pause(now + _UNLIMITED_PAUSE_S)
             return
-        share = _CUT_TO_IN_A_STORM if since_s < _STORM_S else _CUT_TO
-        self._cut_rate = max(rate * share, self._set_rate * _SLOWEST_SHARE)
+        self._refused_rate = rate
+        self._cut_rate = max(rate * _CUT_TO, self._set_rate * _SLOWEST_SHARE)
         self._cut_at = now
 
 
@@ -223,6 +237,10 @@ class _Lane:
     def add(self, waiter: _Waiter, priority: int) -> None:
         self.waiting.setdefault(priority, deque()).append(waiter)
         self.length += 1
+
+    def before(self, priority: int) -> int:
+        """How many requests go before a new one of this priority."""
+        return sum(len(queue) for known, queue in self.waiting.items() if known <= priority)
 
     def remove(self, waiter: _Waiter, priority: int) -> None:
         queue = self.waiting.get(priority)
@@ -331,20 +349,21 @@ class RateLimiter:
                 self._dispatch()
             raise
 
-    def ready_in(self, endpoint: str) -> float:
+    def ready_in(self, endpoint: str, *, priority: int = 0) -> float:
         """Seconds until `acquire` would not wait, 0 for now; reserves nothing.
 
-        Counts those who wait already, but not those whose own endpoint holds them back: a long queue
-        for one endpoint leaves the account's rate to the others. Where it is a slot that is missing,
+        Counts those who wait already and go first, but not those whose own endpoint holds them back: a
+        long queue for one endpoint leaves the account's rate to the others. Where a slot is missing,
         the answer is a guess.
         """
         now = self._clock()
-        queued = sum(_next_in(lane, now) for lane in self._waiting.values())
+        queued = sum(_next_in(lane, now, priority) for lane in self._waiting.values())
         at = self._account.ready_at() + queued * self._account.interval_s(now)
         lane = self._lanes.get(endpoint)
         slot_free = self._slots.is_free(now)
         if lane is not None:
-            at = max(at, lane.pace.ready_at() + lane.length * lane.pace.interval_s(now))
+            length = lane.before(priority)
+            at = max(at, lane.pace.ready_at() + length * lane.pace.interval_s(now))
             slot_free = slot_free and lane.slots.is_free(now)
         return max(0.0 if slot_free else _SLOT_GUESS_S, at - now)
 
@@ -466,8 +485,9 @@ class RateLimiter:
         self._dispatch()
 
 
-def _next_in(lane: _Lane, now: float) -> int:
-    """How many waiters of a lane may go before all others."""
+def _next_in(lane: _Lane, now: float, priority: int) -> int:
+    """How many waiters of a lane may go before all others of this priority."""
+    length = lane.before(priority)
     if lane.pace.rate(now) is None:
-        return lane.length
-    return min(lane.length, 1) if lane.pace.is_ready(now) else 0
+        return length
+    return min(length, 1) if lane.pace.is_ready(now) else 0

@@ -15,6 +15,7 @@ from base64 import urlsafe_b64decode
 from binascii import Error as NotBase64
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -141,6 +142,26 @@ def schema(text: str, where: str) -> str:
 
 def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip().lower() for word in text.split(",") if word.strip())
+
+
+def dates(text: str, where: str) -> tuple[tuple[str, int], ...]:
+    """(table, Unix second) of each; the table is "" for a date that holds for all.
+
+    >>> dates("2025-01-01,event=2026-06-01", "--since")
+    (('', 1735689600), ('event', 1780272000))
+    """
+    found: dict[str, int] = {}
+    for word in words(text):
+        table, _, day = word.rpartition("=")
+        try:
+            moment = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
+        except ValueError:
+            raise Misconfigured(
+                f"{where} has {redact(word)!r}: a date is written as 2026-01-31.",
+                hint="One date for all tables, or table=date, comma-separated. Days begin at 0:00 UTC.",
+            ) from None
+        found[table] = int(moment.timestamp())
+    return tuple(found.items())
 
 
 def whole_number(text: str, where: str, *, least: int, most: int, unit: str = "") -> int:
@@ -270,6 +291,9 @@ class Config:
     stripe_account: str | None = None
     schema: str = "stripe"
     tables: tuple[str, ...] = ()
+    since: tuple[tuple[str, int], ...] = ()
+    """(table, Unix second) from which objects are copied; the table is "" for all others."""
+    deep: bool = False
     rate_limit: Rate = "default"
     endpoint_rate_limit: Rate = "default"
     data_dir: Path = Path(".pinstripe")
@@ -324,6 +348,17 @@ class Config:
             )
         return chosen
 
+    def since_by_table(self, known: Collection[str]) -> Mapping[str, int]:
+        """Table -> Unix second from which it is copied; only tables that have one.
+
+        Raises Misconfigured, naming what is like an unknown table.
+        """
+        chosen = dict(self.since)
+        of_all = chosen.pop("", None)
+        for name in chosen.keys() - set(known):
+            raise _unknown_table(name, known)
+        return {**(dict.fromkeys(known, of_all) if of_all is not None else {}), **chosen}
+
 
 def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str, str]) -> Config:
     """The settings in force: `given` by name (None: not given), else `environment`, else defaults.
@@ -338,6 +373,8 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         stripe_account=account(*values["stripe_account"]),
         schema=schema(*values["schema"]),
         tables=words(values["tables"][0]),
+        since=dates(*values["since"]),
+        deep=switch(*values["deep"]),
         rate_limit=rate(*values["rate_limit"], ceiling=ACCOUNT_CEILING),
         endpoint_rate_limit=rate(*values["endpoint_rate_limit"], ceiling=ENDPOINT_CEILING),
         data_dir=Path(values["data_dir"][0]).expanduser(),

@@ -69,6 +69,23 @@ SETTINGS: tuple[Setting, ...] = (
         "anything: charge,issuing_* or -event. `pinstripe schema tables` lists them.",
     ),
     Setting(
+        "since",
+        "PINSTRIPE_SINCE",
+        "",
+        "dates",
+        "Copy only objects created since this date: 2026-01-31, or by table, comma-separated: "
+        "2025-01-01,event=2026-06-01. Older ones come only where rows refer to them.",
+    ),
+    Setting(
+        "deep",
+        "PINSTRIPE_DEEP",
+        "",
+        "",
+        "Read lists that Stripe has only by parent (a customer's balance transactions) under every "
+        "parent before the first copy counts as complete, instead of only where a row shows a sign.",
+        switch=True,
+    ),
+    Setting(
         "rate_limit",
         "PINSTRIPE_RATE_LIMIT",
         "default",

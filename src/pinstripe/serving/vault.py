@@ -41,6 +41,8 @@ from pinstripe.store.syncs import (
 
 SYNC_SETTINGS = (
     "tables",
+    "since",
+    "deep",
     "rate_limit",
     "endpoint_rate_limit",
     "poll_interval",

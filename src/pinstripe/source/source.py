@@ -94,15 +94,19 @@ def checkpoints(gaps: UnreadableLists) -> list[Checkpoint]:
     ]
 
 
+_PROBED_AT_ONCE = 8
+
+
 async def closed_gaps(
     stripe: StripeClient, saved: Iterable[Checkpoint], *, priority: int
 ) -> Mapping[str, str]:
     """Stream -> table around it, of the gaps of earlier runs that can be read now. Raises WrongKey."""
     found: dict[str, str] = {}
-    for cursor in saved:
+
+    async def probe(cursor: Checkpoint) -> None:
         position = cursor.position
         if not isinstance(position, dict) or "probe" not in position:
-            continue
+            return
         path, fixed = split_url(str(position["probe"]))
         try:
             await stripe.get(
@@ -113,8 +117,10 @@ async def closed_gaps(
         except PinstripeError as error:
             if isinstance(error, WrongKey):
                 raise
-            continue  # Still refused, or unreachable: the next run retries.
+            return  # Still refused, or unreachable: the next run retries.
         found[cursor.stream] = str(position["inside"])
+
+    await for_each(list(saved), probe, limit=_PROBED_AT_ONCE)
     return found
 
 
@@ -136,6 +142,9 @@ LIVE = WorkClass.RELATED
 BACKFILL = WorkClass.SCANS
 
 REFERENCES = 20
+
+SCAN = 30
+"""Of the slow scan, and of lists that are read again: what nobody waits for."""
 
 _FOLLOWED_AT_ONCE = 6
 """Nested lists of one page that are read concurrently."""
@@ -167,6 +176,8 @@ class Source:
     """Names of endpoints that Stripe refuses without a parent."""
     unread: dict[str, PinstripeError] = field(default_factory=dict)
     notes_owed: bool = True
+    since: Mapping[str, int] = field(default_factory=dict)
+    """By table, the Unix second of the oldest objects that are listed; older ones come by reference."""
     _row_versions: RowVersions = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

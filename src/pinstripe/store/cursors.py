@@ -25,6 +25,12 @@ State = Literal["running", "done", "refused", "failed"]
 BESIDE = ("single requests: ", "newest of ")
 """Prefixes of streams that note a failed request beside the lists; dropped once it succeeds."""
 
+SCAN_OF = "scan of "
+"""Prefix of the streams of the slow scan; the list by parent follows."""
+
+READY = "ready"
+"""The stream that says that the first copy was complete once: from then on the events alone count."""
+
 LEFT_OUT = "left_out"
 """Code of a child list whose parents are not synced: the user's choice, no fault, but a gap."""
 

@@ -49,7 +49,7 @@ class WorkerHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     started_at: datetime
     phase: str
-    """Of the first copy: "starting", "lists", "events", "references", "done"."""
+    """Of the first copy: "starting", "lists", "events", "references", "indexes", "done"."""
     rows: int
     rows_per_s: float
     requests: dict[str, int]

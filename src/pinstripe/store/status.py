@@ -16,13 +16,16 @@ from typing import Literal
 import msgspec
 from msgspec import structs
 
+from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.relations import with_events
-from pinstripe.catalog.tables import tables
+from pinstripe.catalog.tables import table_name, tables
 from pinstripe.errors import Drifted, Misconfigured, PinstripeError
 from pinstripe.store.clocks import Clocks, load_clocks
 from pinstripe.store.cursors import (
     FOLLOWED,
     LEFT_OUT,
+    READY,
+    SCAN_OF,
     Checkpoint,
     Freshness,
     load_checkpoints,
@@ -71,6 +74,10 @@ class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
     """When a list that was refused or failed is retried."""
     owed: int = 0
     """Failed requests for single objects and lists; they are retried until they succeed."""
+    since: datetime | None = None
+    """The start date: older objects are here only where rows refer to them."""
+    ready: bool = False
+    """Its lists are read, or were refused; only events decide whether it is current."""
 
 
 class FailedRequests(msgspec.Struct, frozen=True):
@@ -87,6 +94,27 @@ class FailedRequests(msgspec.Struct, frozen=True):
     example: str
     """The id of one of them."""
     next_try: datetime | None
+
+
+class ScanProgress(msgspec.Struct, frozen=True):
+    """The slow scan of one list by parent. `of` parents are to be read in this round, `done` are."""
+
+    table: str
+    parent: str
+    """The table of the parents."""
+    done: int
+    of: int
+    rounds: int
+    """Rounds over all parents that are complete; 0: the copy owes what no sign, event or scan has shown."""
+    left_s: float | None
+    """Until the round is complete, at the scan's pace; None before it begins and between rounds."""
+    as_of: datetime | None
+    """When the last complete round began, on Stripe's clock."""
+
+    @property
+    def owed(self) -> int:
+        """Parents under which nobody has looked yet."""
+        return 0 if self.rounds else max(self.of - self.done, 0)
 
 
 class QuarantinedRows(msgspec.Struct, frozen=True):
@@ -129,6 +157,10 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What Stripe refuses besides whole tables: properties, and lists that are read by parent instead."""
     owed: list[FailedRequests]
     quarantine: list[QuarantinedRows]
+    scan: list[ScanProgress]
+    """The lists by parent that have parents."""
+    ready: bool
+    """The first copy was complete once: a wait is held up by nothing but the events."""
     reads: ReadUse
     default_api_version: str | None
     """The account's own API version, in which Stripe renders its events."""
@@ -191,6 +223,8 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
     schema = sync.schema
     cursors = dict(await load_checkpoints(connection, schema))
     followed = cursors.pop(FOLLOWED, None)
+    scans = {s: cursors.pop(s) for s in list(cursors) if s.startswith(SCAN_OF)}
+    is_ready = cursors.pop(READY, None) is not None
     followed_to = followed.as_of if followed is not None else None
     with translated():
         rows = await _rows(connection, schema, counted_bytes)
@@ -217,6 +251,8 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         refusals=await load_refusals(connection, schema, is_due=True),
         owed=failed,
         quarantine=held,
+        scan=_scan(cursors, scans, {table: count for table, (count, _) in rows.items()}),
+        ready=is_ready,
         reads=await load_read_use(connection, schema, livemode=sync.livemode),
         default_api_version=await _default_version(connection, schema, rows),
         rows=sum(count for count, _ in rows.values()),
@@ -227,6 +263,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
                     name,
                     *rows[name],
                     by_table.get(name, []),
+                    is_ready=is_ready,
                     owed=sum(f.count for f in failed if f.table == name),
                     known=_known(name, followed_to, [f for f in fresh if f.table == name]),
                 ),
@@ -235,6 +272,46 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
             for name in rows
         ],
     )
+
+
+def _scan(
+    cursors: Mapping[str, Checkpoint], scans: Mapping[str, Checkpoint], rows: Mapping[str, int]
+) -> list[ScanProgress]:
+    """The progress of each list by parent that was read where a row showed a sign."""
+    if_any = {
+        (table_name(name), table_name(e.parent)): e.only_if_any
+        for e in list_endpoints()
+        for name in e.objects
+        if e.parent and e.only_if_any
+    }
+    found: list[tuple[ScanProgress, float]] = []
+    for stream, cursor in sorted(cursors.items()):
+        copied = cursor.position if isinstance(cursor.position, dict) else {}
+        scanned = scans.get(SCAN_OF + stream)
+        if "parent" not in copied or (scanned is None and cursor.state != "done"):
+            continue
+        table, parent = str(copied["table"]), str(copied["parent"])
+        here = scanned.position if scanned and isinstance(scanned.position, dict) else {}
+        of = int(here.get("of") or rows.get(parent, 0))
+        if not of or rows.get(if_any.get((table, parent), parent), 0) == 0:
+            continue
+        done, rounds = int(here.get("done", 0)), int(here.get("rounds", 0))
+        if scanned is None and "read" not in copied:
+            done, rounds = of, 1  # The first copy was deep.
+        as_of = scanned.as_of if scanned is not None else cursor.as_of
+        per_s = float(here.get("per_s", 0.0)) if not here.get("ended") else 0.0
+        shown = ScanProgress(
+            table, parent, done, of, rounds, None, _moment(as_of) if rounds else None
+        )
+        found.append((shown, per_s))
+    # The lists take turns: one is through when each of the others had as many turns as it needs.
+    lefts = [max(s.of - s.done, 0) if per_s else 0 for s, per_s in found]
+    return [
+        structs.replace(shown, left_s=round(sum(min(n, left) for n in lefts) / per_s, 1))
+        if per_s
+        else shown
+        for (shown, per_s), left in zip(found, lefts, strict=True)
+    ]
 
 
 async def _default_version(
@@ -290,6 +367,7 @@ def _table(
     exact: bool,
     cursors: list[Checkpoint],
     *,
+    is_ready: bool,
     owed: int,
     known: list[tuple[float, str]],
 ) -> TableStatus:
@@ -302,6 +380,8 @@ def _table(
     left_out = [c for c in cursors if c.code == LEFT_OUT]
     counted = [c for c in cursors if c not in left_out] or left_out
     worst = min(counted, key=lambda c: _WORST_FIRST.index(c.state), default=None)
+    # What others hold is there when they are.
+    is_read = worst.state in ("done", "refused") if worst is not None else is_ready
     gap = f"Without the lists under a parent: {left_out[0].reason}" if left_out else ""
     return TableStatus(
         table=name,
@@ -319,7 +399,15 @@ def _table(
         permission=worst.permission if worst else "",
         next_try=_moment(worst.next_try) if worst else None,
         owed=owed,
+        ready=is_read,
+        since=_moment(max((_since(c) for c in cursors), default=0.0) or None),
     )
+
+
+def _since(cursor: Checkpoint) -> float:
+    """The start date in the position of a list; 0 if it has none."""
+    position = cursor.position if isinstance(cursor.position, dict) else {}
+    return float(position.get("since") or 0.0)
 
 
 async def _rows(

@@ -4,6 +4,9 @@
     due            balance transactions on their day: they turn `available` without an event
     full refresh   every list to its end, once a day, each at its own time: finds silent edits, and rows
                    that are no longer listed
+    scan           the same for lists by parent, parent after parent (`scan`)
+
+Each newest page is a task of its own and keeps its pace, whatever the others read.
 
 Newest pages keep their own pace beside full refreshes. Intervals stretch with the read quota; a full
 refresh is made once a month in any case. Rows that it does not find are fetched, and flagged if Stripe does
@@ -39,6 +42,7 @@ from pinstripe.store.cursors import (
     BESIDE,
     LEFT_OUT,
     PARENT_INCOMPLETE,
+    SCAN_OF,
     Checkpoint,
     drop_checkpoints,
     ended_by,
@@ -58,6 +62,7 @@ from pinstripe.sync.backfill.references import queue_missing, read_singletons
 from pinstripe.sync.backfill.scheduler import Scheduler
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
 from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker
+from pinstripe.sync.scan import Scan
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -131,6 +136,7 @@ class Relist:
         self._due_at = self._watched_at = self._trimmed_at = -float("inf")
         self._passing: float | None = None
         """On Stripe's clock: when the pass under way began."""
+        self.scan = Scan(source, budget, round_s=self._pass_s, ended=self._scanned)
         streams = [stream_of(e) for e in self._endpoints()]
         self._cost = dict.fromkeys(streams, 1.0)
         """GETs of a full refresh of each list, as of the last one."""
@@ -149,8 +155,10 @@ class Relist:
     async def run(self) -> None:
         """Run until cancelled. A list that cannot be read is left out, and reported in its cursor."""
         await self._guard("passes", None, self._remember())
+        endpoints = self._endpoints()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._run_passes_on())
+            group.create_task(self.scan.run([e for e in endpoints if e.parent]))
             while True:
                 # Each at its own pace: neither a full refresh nor a list that hangs holds the others up.
                 for head in self._due_heads():
@@ -163,7 +171,7 @@ class Relist:
             await asyncio.sleep(self._intervals.tick_s)
 
     async def run_due(self) -> None:
-        """Do what is due now."""
+        """Do what is due now, but for the scan."""
         await asyncio.gather(*self._due_heads())
         await self._run_due_passes()
 
@@ -204,7 +212,7 @@ class Relist:
             self._reading.discard(stream)
 
     async def _run_due_passes(self) -> None:
-        now, plan = self._clock(), self._plan()
+        now = self._clock()
         if now - self._watched_at >= _WATCH_S:
             self._watched_at = now
             await self._guard(_WATCH, None, self._watch())
@@ -214,17 +222,30 @@ class Relist:
         for stream in [s for s, stopped in self._stopped.items() if stopped.next_at <= now]:
             if await self._again(stream):
                 return
-        pass_s = self._intervals.pass_s * plan.pass_s / DAY_S
         for endpoint in self._endpoints():
             if endpoint.path == _EVENTS:
                 continue  # Its objects never change, and the poller reads every new one.
             stream = stream_of(endpoint)
             age_s = now - self._passed_at[stream]
-            if age_s >= pass_s * self._first.get(stream, 1.0) and stream not in self._stopped:
+            is_due = age_s >= self._pass_s() * self._first.get(stream, 1.0)
+            if is_due and not endpoint.parent and stream not in self._stopped:
                 self._passed_at[stream] = now
                 self._first.pop(stream, None)
                 await self._guard(f"{stream} to its end", None, self.full_refresh([endpoint]))
                 return  # One a turn: missing tables are looked for between two full refreshes.
+
+    def _pass_s(self) -> float:
+        """Return the seconds between two full refreshes of a list, as the read quota allows."""
+        return self._intervals.pass_s * self._plan().pass_s / DAY_S
+
+    async def _scanned(self, endpoint: ListEndpoint, began: float) -> None:
+        """A list by parent was read under all parents; `began`: when, on Stripe's clock."""
+        self._shown_at[stream_of(endpoint)] = began
+        for table in self._tables_of(endpoint):
+            await self._check_missing(table)
+            lists = [e for e in self._endpoints() if table in map(table_name, e.objects)]
+            if lists == [endpoint]:  # Else it says nothing of what the others list.
+                await self._note(endpoint, "pass", began)
 
     async def _watch(self) -> None:
         """Create and read again tables that were dropped or emptied, and read again those in quarantine
@@ -321,7 +342,9 @@ class Relist:
         if saved is not None and saved.state == "refused":
             saved = None
         table, now, source = self._table_of(endpoint), self._source.now(), self._source
-        work = open_list(endpoint, table, source, source.pool, now=now, saved=saved)
+        work = open_list(
+            endpoint, table, source, source.pool, now=now, saved=saved, is_complete=lambda _: True
+        )
         self.refreshing = endpoint.path
         try:
             await Scheduler(self._budget, max_in_flight=4).run([work], more=lambda: ())
@@ -356,6 +379,8 @@ class Relist:
             cursors = await load_checkpoints(connection, schema)
             fresh = await load_freshness(connection, schema)
         for cursor in cursors.values():
+            if cursor.stream.startswith(SCAN_OF):
+                continue
             if cursor.state in ("refused", "failed") and cursor.code != LEFT_OUT:
                 usual_s = _REFUSED_S if cursor.state == "refused" else PAUSES_S[_FIRST_PAUSE]
                 left_s = usual_s if cursor.next_try is None else cursor.next_try - time.time()
@@ -367,6 +392,9 @@ class Relist:
             stream = stream_of(endpoint)
             if stream in cursors:
                 self._cost[stream] = max(float(cursors[stream].requests), 1.0)
+            scanned = cursors.get(SCAN_OF + stream)
+            if scanned is not None and isinstance(scanned.position, dict):
+                self._cost[stream] = max(float(scanned.position.get("of") or 0), 1.0)
             known_to = [passed.get(table_name(name), 0.0) for name in endpoint.objects]
             if min(known_to) > 0 and self._passed_at[stream] > 0:
                 self._passed_at[stream] = now - max(stripes - min(known_to), 0.0)
@@ -391,8 +419,10 @@ class Relist:
         return other or endpoint
 
     def _table_of(self, endpoint: ListEndpoint) -> str:
-        names = map(table_name, endpoint.objects)
-        return next(n for n in names if n in self._source.wanted)
+        return self._tables_of(endpoint)[0]
+
+    def _tables_of(self, endpoint: ListEndpoint) -> list[str]:
+        return [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
 
     async def _guard(self, stream: str, table: str | None, work: Awaitable[None]) -> None:
         """Await the work; save its error as a stream of `table` while it lasts."""
@@ -490,7 +520,7 @@ class Relist:
 
     async def _note(self, endpoint: ListEndpoint, how: str, known_to: float) -> None:
         """Save up to when the tables of this list are known to be complete, and by which read."""
-        names = [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
+        names = self._tables_of(endpoint)
         async with self._source.transaction() as connection:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
 

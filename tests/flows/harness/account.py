@@ -130,14 +130,20 @@ async def copying(
     key: str = "",
     chosen: Mapping[str, Table] | None = None,
     budget: RateLimiter | None = None,
+    deep: bool = True,
 ) -> AsyncIterator[Backfill]:
-    """A backfill, ready to run, into a schema that exists. Waits for retries are short."""
+    """A backfill, ready to run, into a schema that exists. Waits for retries are short.
+
+    `deep`: it reads lists by parent under all parents, as the scan would in its time.
+    """
     async with open_account(
         sim.url, key or sim.key, url, schema=schema, chosen=chosen, budget=budget, patience=_SHORT
     ) as copy:
         birth = sim.account.world.plan.start - 86_400
         now = sim.account.clock.now()
-        yield Backfill(copy.source, copy.pool, copy.budget, now=now, account_created=birth)
+        yield Backfill(
+            copy.source, copy.pool, copy.budget, now=now, account_created=birth, deep=deep
+        )
 
 
 async def copy(url: str, sim: Running, *, schema: str = "stripe", key: str = "") -> BackfillResult:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.client.fake_time import FakeTime, run
 
-from pinstripe.client.rate_limit import Permit, RateLimiter, WorkClass
+from pinstripe.client.rate_limit import GcraRate, Permit, RateLimiter, WorkClass
 
 
 def budget_of(
@@ -284,8 +284,8 @@ async def test_ready_in_reserves_nothing_and_counts_those_who_wait() -> None:
 async def test_ready_in_is_not_now_while_every_slot_is_taken() -> None:
     budget = budget_of(FakeTime(), max_concurrency=1)
     with await budget.acquire("charges"):
-        assert budget.ready_in("refunds") > 0
-    assert budget.ready_in("refunds") == 0
+        assert budget.ready_in("refunds") > 0.005
+    assert budget.ready_in("refunds") == pytest.approx(0.005)  # No closer than half the distance.
 
 
 async def test_a_429_takes_a_fifth_off_the_rate_of_what_it_names_and_it_grows_back() -> None:
@@ -297,23 +297,29 @@ async def test_a_429_takes_a_fifth_off_the_rate_of_what_it_names_and_it_grows_ba
     assert budget.rate() == 100.0
     budget.on_rate_limited("charges", "global-rate", None)
     assert budget.rate() == pytest.approx(80.0)
-    time.now += 5
-    assert budget.rate() == pytest.approx(90.0)
+    time.now += 3
+    assert budget.rate() == pytest.approx(97.0)
     time.now += 100
     assert (budget.rate(), budget.rate("charges")) == (100.0, 25.0)
 
 
-async def test_a_storm_of_429s_halves_the_rate() -> None:
-    time = FakeTime()
-    budget = budget_of(time)
-    budget.on_rate_limited("charges", "global-rate", None)
-    time.now += 2
-    assert budget.rate() == pytest.approx(84.0)
-    budget.on_rate_limited("charges", "global-rate", None)
-    assert budget.rate() == pytest.approx(42.0)
-    time.now += 20
-    budget.on_rate_limited("charges", "global-rate", None)
-    assert budget.rate() == pytest.approx(82.0 * 0.8)
+def test_where_another_program_takes_half_few_requests_are_refused() -> None:
+    allowed, now, last, level, sent, refused = 50.0, 0.0, 0.0, 0.0, 0, 0
+    pace = GcraRate(100.0, burst_s=0.05)
+    while now < 600.0:
+        now = max(now, pace.ready_at())
+        pace.take(now)
+        sent += 1
+        # Stripe's bucket, which the other program leaves half; what is refused takes nothing from it.
+        level = max(level - (now - last) * allowed, 0.0)
+        last = now
+        if level + 1.0 > allowed / 2:
+            refused += 1
+            pace.cut(now)
+        else:
+            level += 1.0
+    assert refused / sent < 0.005
+    assert sent - refused > 0.93 * allowed * 600.0
 
 
 async def test_a_volley_of_429s_counts_once() -> None:

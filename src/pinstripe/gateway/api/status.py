@@ -13,11 +13,17 @@ from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import LagSample
 from pinstripe.store.clocks import Clocks
-from pinstripe.store.cursors import Checkpoint, load_checkpoints
+from pinstripe.store.cursors import READY, SCAN_OF, Checkpoint, load_checkpoints
 from pinstripe.store.heartbeats import QuotaReport, TableProgress
 from pinstripe.store.read_quota import load_requests
 from pinstripe.store.refusals import RememberedRefusal
-from pinstripe.store.status import FailedRequests, QuarantinedRows, TableStatus, read_status
+from pinstripe.store.status import (
+    FailedRequests,
+    QuarantinedRows,
+    ScanProgress,
+    TableStatus,
+    read_status,
+)
 from pinstripe.store.verifications import Certificate
 
 _DAYS = 30
@@ -48,6 +54,10 @@ class TableStanding(msgspec.Struct, frozen=True, kw_only=True):
     """When a list that was refused or failed is tried again."""
     owed: int = 0
     """Requests for single objects and lists that met trouble; they are tried again until answered."""
+    since: datetime | None = None
+    """The start date: older objects are here only where rows refer to them."""
+    ready: bool = False
+    """Its lists are read, or were refused; only events decide whether it is current."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +93,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Properties that Stripe does not expand, and lists that it only answers by parent."""
     clocks: Clocks = Clocks()
     """How far Stripe's clocks were apart, and how often a read was stale."""
+    ready: bool = False
+    """The first copy was complete once: a wait is held up by nothing but the events."""
+    scan: list[ScanProgress] = []
+    """The slow scan of lists that Stripe has only by parent."""
 
 
 class StatusQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -230,10 +244,11 @@ async def permissions(call: Call) -> Permissions:
     sync = await find_sync(call)
     async with call.gateway.reads.connection() as connection:
         cursors = await load_checkpoints(connection, sync.schema)
-    refused = [c for c in cursors.values() if c.state == "refused" or c.permission]
+    lists = [c for s, c in cursors.items() if s != READY and not s.startswith(SCAN_OF)]
+    refused = [c for c in lists if c.state == "refused" or c.permission]
     return Permissions(
         sync.key_hint,
-        len(cursors) - len(refused),
+        len(lists) - len(refused),
         [_refusal(c) for c in sorted(refused, key=lambda c: c.stream)],
     )
 

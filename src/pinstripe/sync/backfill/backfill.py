@@ -1,9 +1,10 @@
-"""Loads an account: every list to its end, then the events meanwhile, then objects only referred to.
+"""Loads an account: its lists to their end, with the objects that they refer to, then the events meanwhile.
 
-    lists -> events since the start -> indexes and references
+    lists, references -> events since the start -> the last references -> READY -> indexes
 
-Resumable at any moment: each list resumes from its cursor. A second run over a complete copy applies the
-events since the last one, and lists again only what has no events.
+Resumable at any moment: each list resumes from its cursor. Ready means that the copy is complete and the
+events are current; from then on, restarts included, the events alone decide. A second run over a complete
+copy applies the events since the last one, and lists again only what has no events.
 """
 
 from __future__ import annotations
@@ -15,13 +16,21 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from pinstripe.catalog.carriers import holders
 from pinstripe.catalog.endpoints import by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import MissingParent, NotEnabled, NotPermitted, PinstripeError
 from pinstripe.source.refusals import note_by_parent
 from pinstripe.source.source import Source, checkpoints
-from pinstripe.store.cursors import FOLLOWED, LEFT_OUT, PARENT_INCOMPLETE, Checkpoint, ended_by
+from pinstripe.store.cursors import (
+    FOLLOWED,
+    LEFT_OUT,
+    PARENT_INCOMPLETE,
+    READY,
+    Checkpoint,
+    ended_by,
+)
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.sync.backfill.plan import BackfillPlanner, full_resync_done
@@ -68,46 +77,60 @@ class Backfill:
         *,
         now: float,
         account_created: int = 0,
+        deep: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`now` is the present on Stripe's clock; nothing is older than the second `account_created`."""
+        """`now` is the present on Stripe's clock; nothing is older than the second `account_created`.
+
+        `deep`: read lists by parent under every parent, not only where a row shows a sign.
+        """
         self.phase = "starting"
         self.works: list[ListReader] = []
         self.note = ""
         self._source = source
         self._pool = pool
         self._scheduler = Scheduler(budget)
-        self._planner = BackfillPlanner(source, pool, now=int(now), account_created=account_created)
+        self._planner = BackfillPlanner(
+            source,
+            pool,
+            now=int(now),
+            account_created=account_created,
+            is_complete=self._is_complete_table,
+            deep=deep,
+        )
+        self._references = References(source, pool, self._is_complete_table)
         self._clock = clock
         self._schema = source.mirror.schema
         self._pending: list[ListReader] = []
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
         self._resync_since: float | None = None
+        self._was_ready = False
 
-    async def prepare(self) -> int:
+    async def prepare(self, *, followed: bool = False) -> int:
         """Read the cursors; return the second from which events count, saved before any list is read.
 
         The poller begins there. `run` calls this if it has not been called.
         """
         if self._since is None:
-            self._since = await self._prepare()
+            self._since = await self._prepare(followed=followed)
         return self._since
 
-    async def run(self, *, followed: bool = False) -> BackfillResult:
+    async def run(
+        self, *, followed: bool = False, on_ready: Callable[[], None] = lambda: None
+    ) -> BackfillResult:
         """Return when all that can be read is written. Raises errors that end the whole run.
 
-        `followed`: a poller applies the events since `prepare` meanwhile, so the run does not.
+        `followed`: a poller applies the events since `prepare` meanwhile, so the run does not. `on_ready`
+        is called as soon as only the events decide whether the copy is current.
         """
         started = self._clock()
         outcome = BackfillResult()
-        since = await self.prepare()
-        self.phase = "lists"
-        self._refused = await read_singletons(self._source)
-        await self._scheduler.run(
-            [w for w in self.works if not w.endpoint.parent], more=self._ready_parents
-        )
-        await self._go_by_parent()
+        since = await self.prepare(followed=followed)
+        if self._was_ready:
+            on_ready()
+        self.phase, rows = "lists", sum(w.rows for w in self.works)
+        await self._read_lists()
         await self._source.mirror.wait_resolved()
         await self._save_ends()
         self.phase = "events"
@@ -121,22 +144,48 @@ class Backfill:
         if self._resync_since is not None:
             await self._queue_missing(self._resync_since)
         self.phase = "references"
-        # Indexes load Postgres, references load Stripe: neither waits for the other.
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._index(beside_writers=followed))
-            fetching = group.create_task(References(self._source, self._pool).run())
-        outcome.references = fetching.result()
-        await self._source.mirror.wait_resolved()
-        self.phase = "done"
+        if not self._was_ready or sum(w.rows for w in self.works) > rows:
+            outcome.references = await self._references.run()
+            await self._source.mirror.wait_resolved()
         await self._source.save(checkpoints(self._source.unreadable_lists))
         outcome.streams = self._ends()
+        if outcome.complete:
+            await self._source.save([Checkpoint(READY, "done", as_of=float(since))])
+        on_ready()
+        self.phase = "indexes"
+        await self._index(beside_writers=followed)
+        self.phase = "done"
         outcome.seconds = self._clock() - started
         outcome.requests = self._source.stripe.requests.total()
         return outcome
 
-    async def _prepare(self) -> int:
+    async def _read_lists(self) -> None:
+        """Read all lists, and what their rows refer to meanwhile."""
+        done = asyncio.Event()
+        referred: asyncio.Task[None] | None = None
+        if not self._was_ready:
+            referred = asyncio.create_task(self._references.run_beside(done))
+        singletons = asyncio.create_task(read_singletons(self._source))
+        try:
+            plain = [w for w in self.works if not w.endpoint.parent]
+            await self._scheduler.run(plain, more=self._ready_parents)
+            await self._go_by_parent()
+            done.set()
+            self._refused = await singletons
+            if referred is not None:
+                await referred
+        finally:
+            beside = [singletons, *([referred] if referred is not None else [])]
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    async def _prepare(self, *, followed: bool) -> int:
         """Plan the works; return the second from which events count."""
-        plan = await self._planner.plan()
+        plan = await self._planner.plan(followed=followed)
+        self._was_ready = plan.is_ready
+        if plan.is_ready:
+            self._references.skip_written()
         self.works, self.note = list(plan.works), plan.note
         self._resync_since = plan.resync_since
         self._pending = [work for work in self.works if work.endpoint.parent]
@@ -204,6 +253,14 @@ class Backfill:
             # Only found inside others (a source in a customer): after all plain lists.
             return all(w.finished for w in self.works if not w.endpoint.parent)
         return all(w.finished for w in makers)
+
+    def _is_complete_table(self, table: str) -> bool:
+        """Whether no unfinished list can bring another row of this table, itself or inside another."""
+        names = {table} if self._bring(table) else holders().get(table, frozenset())
+        return all(work.finished for name in names for work in self._bring(name))
+
+    def _bring(self, table: str) -> list[ListReader]:
+        return [w for w in self.works if table in map(table_name, w.endpoint.objects)]
 
     def _makers(self, parent: str) -> list[ListReader]:
         return [w for w in self.works if parent in w.endpoint.objects]

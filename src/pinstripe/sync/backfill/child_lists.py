@@ -1,8 +1,11 @@
 """Reads lists by parent: one list for each row of the parent's table, in the order of its key.
 
-The position is the last parent up to which all lists are durable:
+The first copy reads only parents with a sign that they have children (`catalog.signs`), in passes: one as
+soon as the tables of some signs are complete, over the parents that no earlier pass has read. The scan and
+`--deep` read all parents in one pass. The position is the tables whose signs are read, those of this pass,
+and the last parent up to which all lists are durable:
 
-    {"table": "setup_attempt", "parent": "setup_intent", "after": "seti_…"}
+    {"table": "setup_attempt", "parent": "setup_intent", "read": [], "reading": [...], "after": "seti_…"}
 
 Parents are read from the database, so they must be complete before this starts. Stripe may refuse the list
 of one parent (the persons of a Standard account) and return the others. A missing permission concerns every
@@ -22,6 +25,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint
+from pinstripe.catalog.signs import Sign, signs_of
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import ListPage, iter_pages, list_request, read_list
@@ -38,13 +42,16 @@ from pinstripe.errors import (
 from pinstripe.mirror import Part
 from pinstripe.source.source import BACKFILL, Members, Source
 from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State, permission_of
-from pinstripe.store.ddl import qualified
-from pinstripe.store.pool import Pool
+from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _CHUNK = 1000
+
+_SIGNED_CHUNK = 10_000
+"""Each of these queries reads the tables of the signs: the fewer, the better."""
 
 _WINDOW = 4 * _CHUNK
 """Parents between the first that is not done and the last that was begun: a slow one must not let the
@@ -66,9 +73,16 @@ class ChildListStream:
         *,
         now: float,
         saved: Checkpoint | None = None,
+        passes: Passes | None = None,
+        stream: str = "",
+        priority: int = BACKFILL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`passes`: which parents are read; all by default. `stream`: the name of its cursor."""
         self.endpoint, self.table = endpoint, table
+        self.stream = stream or stream_of(endpoint)
+        self.passes = passes or Passes(endpoint, source)
+        self._priority = priority
         self.state: State = "done" if saved is not None and saved.state == "done" else "running"
         self.reason = self.remedy = self.code = self.permission = self.note = ""
         self.rows = saved.rows if saved else 0
@@ -77,12 +91,11 @@ class ChildListStream:
         self.as_of = (saved.as_of if saved else None) or now
         self.in_flight = 0
         self.has_children = False
-        self.total: int | None = None
         self._expand = endpoint.expand
         self._source = source
         self._pool = pool
         self._clock = clock
-        self._after = _saved_after(saved)
+        self._after = self.passes.resume(saved)
         self._read_to = self._after
         self._waiting: deque[str] = deque()
         self._order: deque[str] = deque()
@@ -92,7 +105,7 @@ class ChildListStream:
         """Parents whose list has failed once."""
         self._troubles = 0
         self._not_before = float("-inf")
-        self._done = 0
+        self._done, self.total = _counted(saved) if self._after else (0, None)
         self._loading = False
         self._exhausted = False
 
@@ -119,7 +132,7 @@ class ChildListStream:
         if self.state != "running":
             return None
         if not self._waiting:
-            if self._loading or self._exhausted or len(self._order) >= _WINDOW:
+            if self._loading or len(self._order) >= _WINDOW or not self._may_load():
                 return None
             self._loading = True
             self.in_flight += 1
@@ -130,16 +143,26 @@ class ChildListStream:
         self.in_flight += 1
         return lambda: asyncio.create_task(self._run(parent))
 
+    def _may_load(self) -> bool:
+        """Whether this pass has more parents, or the next one may begin: never beside this one."""
+        if not self._exhausted:
+            return self.passes.is_begun or self.passes.begin()
+        if self._order or self.in_flight or not self.passes.begin():
+            return False
+        self._after = self._read_to = ""
+        self._exhausted = False
+        return True
+
     async def _load(self) -> None:
         """Load the next parents from the database."""
         try:
             ids = await self._parents()
             self._waiting.extend(ids)
             self._order.extend(ids)
-            self._exhausted = len(ids) < _CHUNK
             if ids:
                 self._read_to = ids[-1]
-            elif not self._order:
+            self._exhausted = len(ids) < self.passes.chunk
+            if not ids and not self._order and self.passes.is_last:
                 await self._finish()
         except PinstripeError as error:
             if error.fault is None or error.fault.scope != "table":
@@ -152,30 +175,18 @@ class ChildListStream:
         await self._judge()
 
     async def _parents(self) -> list[str]:
-        schema = self._source.mirror.schema
-        table = qualified(schema, self.parent_table)
-        condition = f" AND ({self.endpoint.only_when})" if self.endpoint.only_when else ""
-        # A deleted parent has no list any more.
-        gone = "" if not self._has_deleted() else " AND deleted IS NOT TRUE"
         async with self._pool.acquire() as connection:
             if self.endpoint.only_if_any:
-                other = qualified(schema, self.endpoint.only_if_any)
+                other = qualified(self._source.mirror.schema, self.endpoint.only_if_any)
                 if not await connection.fetchval(f"SELECT EXISTS (SELECT FROM {other})"):
                     self.note = f"Not asked: {self.endpoint.only_if_any} has no rows"
                     return []
-            if self.total is None:
-                self.total = await connection.fetchval(
-                    f"SELECT count(*) FROM {table} WHERE true{gone}{condition}"
-                )
-            rows = await connection.fetch(
-                f"SELECT id FROM {table} WHERE id > $1{gone}{condition} ORDER BY id LIMIT {_CHUNK}",
-                self._read_to,
-            )
-        return [row[0] for row in rows]
-
-    def _has_deleted(self) -> bool:
-        table = self._source.mirror.tables.get(self.parent_table)
-        return table is not None and any(c.name == "deleted" for c in table.columns)
+            ids = await self.passes.parents(connection, self._read_to)
+            if not self._read_to:
+                more = len(ids) == self.passes.chunk
+                count = await self.passes.count(connection) if more else len(ids)
+                self.total = (self.total or 0) + count
+        return ids
 
     async def _run(self, parent: str) -> None:
         started = self._clock()
@@ -236,16 +247,21 @@ class ChildListStream:
     async def _list(self, parent: str, expand: Sequence[str]) -> None:
         """Mirrors all pages under one parent; the last one makes the step."""
         path, fixed = self.endpoint.url(parent, quote_id(parent))
+        since = self._source.since.get(self.table)
+        if since is not None and self.endpoint.created:
+            fixed = (*fixed, ("created[gte]", str(since)))
 
         async def request(after: str | None) -> ListPage:
             where, params = list_request(self.endpoint, path, fixed, after=after, expand=expand)
             self.requests += 1
             stripe, name = self._source.stripe, self.endpoint.name
             return read_list(
-                await stripe.get(where, params, endpoint=name, priority=BACKFILL), path
+                await stripe.get(where, params, endpoint=name, priority=self._priority), path
             )
 
         members = Members.under(self.endpoint, {self.parent_table: parent})
+        if since is not None:
+            members.whole = False  # What is older is not listed.
         try:
             async for page in iter_pages(request, on_lost_cursor="restart"):
                 await self._take(parent, page, members)
@@ -255,7 +271,7 @@ class ChildListStream:
     async def _take(self, parent: str, page: ListPage, members: Members) -> None:
         found = self._source.extract(page.objects, {self.parent_table: parent})
         as_of = members.add(page)
-        self.requests += await self._source.follow_all(found, as_of=as_of)
+        self.requests += await self._source.follow_all(found, as_of=as_of, priority=self._priority)
         self.rows += len(page.objects)
         parts = [(found, as_of), *members.parts(page)]
         if page.has_more:
@@ -264,11 +280,10 @@ class ChildListStream:
             await self._step(parent, parts)
 
     async def _step(self, parent: str, parts: Sequence[Part] = ()) -> None:
-        lane = self.endpoint.stream
-        await self._source.mirror.write(parts, lane=lane, progress=self, step=parent)
+        await self._source.mirror.write(parts, lane=self.stream, progress=self, step=parent)
 
     async def _finish(self) -> None:
-        """There are no parents: write nothing but the cursor."""
+        """The last pass has no parents: write nothing but the cursor."""
         await self._step("")
 
     def end(self, state: State, reason: str, *, code: str, remedy: str = "") -> None:
@@ -286,8 +301,10 @@ class ChildListStream:
 
     def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
         durable = self._durable | {str(step) for step in steps}
-        after, left = self._frontier(durable)
-        return self._checkpoint(after, "done" if self._exhausted and not left else self.state)
+        after, passed = self._frontier(durable)
+        left = len(self._order) - passed
+        is_done = self._exhausted and not left and self.passes.is_last
+        return self._checkpoint(after, self._done + passed, "done" if is_done else self.state)
 
     def commit(self, steps: Sequence[object]) -> None:
         self._durable |= {str(step) for step in steps}
@@ -295,28 +312,37 @@ class ChildListStream:
             self._after = self._order.popleft()
             self._durable.discard(self._after)
             self._done += 1
-        if self._exhausted and not self._order and self.state == "running":
+        is_done = self._exhausted and not self._order and self.passes.is_last
+        if is_done and self.state == "running":
             self.state = "done"
 
     def final(self) -> Checkpoint:
-        return self._checkpoint(self._after, self.state)
+        return self._checkpoint(self._after, self._done, self.state)
 
     def _frontier(self, durable: set[str]) -> tuple[str, int]:
+        """The last parent up to which all are durable, and how many of `_order` these are."""
         after = self._after
         for position, parent in enumerate(self._order):
             if parent not in durable:
-                return after, len(self._order) - position
+                return after, position
             after = parent
-        return after, 0
+        return after, len(self._order)
 
-    def _checkpoint(self, after: str, state: State) -> Checkpoint:
+    def _checkpoint(self, after: str, done: int, state: State) -> Checkpoint:
         left_out = self._refused.words(self.parent_table)
         code = UNEXPANDED if self.note and self._expand != self.endpoint.expand else ""
         code = code or (SOME_REFUSED if left_out and not self.note else "")
         return Checkpoint(
-            stream=stream_of(self.endpoint),
+            stream=self.stream,
             state=state,
-            position={"table": self.table, "parent": self.parent_table, "after": after},
+            position={
+                "table": self.table,
+                "parent": self.parent_table,
+                **self.passes.position(),
+                "after": after,
+                "done": done,
+                "of": self.total or 0,
+            },
             reason=self.reason or self.note or left_out,
             remedy=self.remedy,
             code=self.code or code,
@@ -333,14 +359,140 @@ def stream_of(endpoint: ListEndpoint) -> str:
     return f"{endpoint.stream} by {endpoint.parent}" if endpoint.parent else endpoint.stream
 
 
+def is_whole(cursor: Checkpoint) -> bool:
+    """Whether a list by parent was read under every parent, as of its cursor."""
+    position = cursor.position
+    return cursor.state == "done" and isinstance(position, dict) and "read" not in position
+
+
 def _left_out_before(saved: Checkpoint | None) -> str:
     """Return what an earlier run reported of the parents that it left out."""
     return saved.reason if saved is not None and saved.code == SOME_REFUSED else ""
 
 
-def _saved_after(saved: Checkpoint | None) -> str:
+def _counted(saved: Checkpoint | None) -> tuple[int, int | None]:
+    """How many parents a saved position has passed, and of how many; None if it does not say."""
     position = saved.position if saved is not None else None
-    return str(position.get("after", "")) if isinstance(position, dict) else ""
+    if not isinstance(position, dict):
+        return 0, None
+    return int(position.get("done", 0)), position.get("of")
+
+
+class Passes:
+    """Which parents of a list are read: all of them, in one pass."""
+
+    chunk = _CHUNK
+
+    def __init__(self, endpoint: ListEndpoint, source: Source) -> None:
+        self._endpoint = endpoint
+        self._source = source
+        self.is_begun = True
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no pass comes after this one."""
+        return True
+
+    def resume(self, saved: Checkpoint | None) -> str:
+        """Go on where a saved position stands; return the last parent that is read."""
+        position = saved.position if saved is not None else None
+        if not isinstance(position, dict) or "read" in position:
+            return ""  # It went by signs: what it passed over is to be read now.
+        return str(position.get("after", ""))
+
+    def begin(self) -> bool:
+        """Begin the next pass, unless there is none or it must wait."""
+        return False
+
+    def position(self) -> dict[str, object]:
+        """What the cursor keeps beside the last parent."""
+        return {}
+
+    async def parents(self, connection: Connection, after: str) -> list[str]:
+        """Return the next parents of this pass, in order."""
+        statement = (
+            f"SELECT p.id FROM {self._from()} AND p.id > $1 ORDER BY p.id LIMIT {self.chunk}"
+        )
+        return [row[0] for row in await connection.fetch(statement, after)]
+
+    async def count(self, connection: Connection) -> int:
+        """Return how many parents this pass has."""
+        count: int = await connection.fetchval(f"SELECT pg_catalog.count(*) FROM {self._from()}")
+        return count
+
+    def _from(self) -> str:
+        """The parents as `p`, with a WHERE."""
+        parent = table_name(self._endpoint.parent)
+        known = self._source.mirror.tables.get(parent)
+        conditions = [f"({self._endpoint.only_when or 'true'})"]
+        if known is not None and any(c.name == "deleted" for c in known.columns):
+            conditions.append("p.deleted IS NOT TRUE")  # It has no list any more.
+        return f"{qualified(self._source.mirror.schema, parent)} p WHERE {' AND '.join(conditions)}"
+
+
+class SignedPasses(Passes):
+    """Only parents with a sign. `is_complete`: whether all rows of a table are there."""
+
+    chunk = _SIGNED_CHUNK
+
+    def __init__(
+        self, endpoint: ListEndpoint, source: Source, is_complete: Callable[[str], bool]
+    ) -> None:
+        super().__init__(endpoint, source)
+        self._is_complete = is_complete
+        # Where no table is synced that could show a sign, each parent may have children.
+        self._signs = [s for s in signs_of(endpoint) if s.table in source.wanted] or [
+            Sign(table_name(endpoint.parent), "id")
+        ]
+        self._read: list[str] = []
+        self._reading: list[str] = []
+        self.is_begun = False
+
+    @property
+    def is_last(self) -> bool:
+        return not self._left() and self.is_begun
+
+    def resume(self, saved: Checkpoint | None) -> str:
+        position = saved.position if saved is not None else None
+        if not isinstance(position, dict) or not position.get("reading"):
+            return ""
+        known = {sign.table for sign in self._signs}
+        self._read = [t for t in position.get("read", ()) if t in known]
+        self._reading = [t for t in position["reading"] if t in known]
+        self.is_begun = bool(self._reading)
+        return str(position.get("after", "")) if self._reading else ""
+
+    def begin(self) -> bool:
+        ready = [t for t in self._left() if self._is_complete(t)]
+        if not ready and (self._left() or self.is_begun):
+            return False
+        self._read += self._reading
+        self._reading = ready
+        self.is_begun = True
+        return True
+
+    def position(self) -> dict[str, object]:
+        return {"read": self._read, "reading": self._reading}
+
+    def _left(self) -> list[str]:
+        begun = {*self._read, *self._reading}
+        return sorted({sign.table for sign in self._signs} - begun)
+
+    def _from(self) -> str:
+        shown = f"p.id IN ({self._shown_by(self._reading)})"
+        earlier = f"SELECT FROM ({self._shown_by(self._read)}) AS s (id) WHERE s.id = p.id"
+        return f"{super()._from()} AND {shown} AND NOT EXISTS ({earlier})"
+
+    def _shown_by(self, names: Sequence[str]) -> str:
+        """The SELECT of the parents that rows of these tables show."""
+        schema = self._source.mirror.schema
+        parts = [
+            f"SELECT t.{quote(sign.column)} FROM {qualified(schema, sign.table)} t"
+            f" WHERE t.{quote(sign.column)} IS NOT NULL AND ({sign.when})"
+            for sign in self._signs
+            if sign.table in names
+        ]
+        return " UNION ALL ".join(parts) or "SELECT NULL::text WHERE false"
 
 
 _ENOUGH = 5

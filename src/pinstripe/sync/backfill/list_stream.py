@@ -4,6 +4,8 @@ The position is what is not durable yet (`slices`), as JSON:
 
     {"table": "charge", "ceiling": 1790000000, "todo": [[gte, lt, after, low], ...]}
 
+With a start date `since` stands there too: nothing older is listed, until it is set to an earlier one.
+
 The next page is requested as soon as a page is decoded, before it is durable. Within a slice pages are
 handed to the mirror strictly one after the other, since a cursor vouches for every page before it.
 
@@ -62,11 +64,16 @@ class ListStream:
 
         Raises Drifted if the position of `saved` cannot be read.
         """
-        position = read_position(saved) if saved else _position(table, ceiling, [WHOLE])
+        self.since = source.since.get(table)
+        """Nothing older is listed."""
+        position = _begun(table, ceiling, self.since)
+        if saved:
+            position = _reaching_back(read_position(saved), self.since)
         self.endpoint, self.table = endpoint, table
         self.ceiling = int(position.get("ceiling", 0))
         self.slices = SliceSet.load(endpoint, position["todo"], account_created)
-        self.state: State = "done" if saved is not None and saved.state == "done" else "running"
+        is_done = saved is not None and saved.state == "done" and not position.get("is_extended")
+        self.state: State = "done" if is_done else "running"
         self.reason = self.remedy = self.code = self.permission = self.note = ""
         self.expand = endpoint.expand
         self.rows = saved.rows if saved else 0
@@ -136,7 +143,7 @@ class ListStream:
         return Checkpoint(
             stream=self.endpoint.stream,
             state=state,
-            position=_position(self.table, self.ceiling, todo.values()),
+            position=_position(self.table, self.ceiling, todo.values(), self.since),
             reason=self.reason or self.note,
             remedy=self.remedy,
             code=self.code or (UNEXPANDED if self.note else ""),
@@ -273,12 +280,31 @@ class ListStream:
 
 def created_since(done: Checkpoint, table: str, since: int, *, ceiling: int) -> Checkpoint:
     """The cursor that reads again what was created since then, of a list that is done."""
-    position = _position(table, ceiling, [(since, None, None, None)])
+    before = done.position.get("since") if isinstance(done.position, dict) else None
+    position = _position(table, ceiling, [(since, None, None, None)], before)
     return replace(done, state="running", position=position, as_of=None)
 
 
-def _position(table: str, ceiling: int, todo: Iterable[Bounds]) -> dict[str, Any]:
-    return {"table": table, "ceiling": ceiling, "todo": list(todo)}
+def _position(
+    table: str, ceiling: int, todo: Iterable[Bounds], since: int | None
+) -> dict[str, Any]:
+    limited = {} if since is None else {"since": since}
+    return {"table": table, "ceiling": ceiling, **limited, "todo": list(todo)}
+
+
+def _begun(table: str, ceiling: int, since: int | None) -> dict[str, Any]:
+    """The position of a list of which nothing is read yet."""
+    whole = WHOLE if since is None else (since, None, None, None)
+    return _position(table, ceiling, [whole], since)
+
+
+def _reaching_back(position: dict[str, Any], since: int | None) -> dict[str, Any]:
+    """The position with what was left out, if the start date is earlier than it was."""
+    before = position.get("since")
+    if before is None or (since is not None and since >= before):
+        return position
+    older: Bounds = (since, before, None, None)
+    return {**position, "todo": [*position["todo"], older], "is_extended": True}
 
 
 def read_position(saved: Checkpoint) -> dict[str, Any]:

@@ -1,36 +1,41 @@
 """Plans a run: saved cursors become list readers.
 
 A list that was interrupted resumes from its cursor. One that was read to its end is left alone if events
-report its changes, and read again if they do not: only its young part, if its objects no longer change with
-age. If the event log no longer reaches back to the last run, everything is listed again (a full resync).
+report its changes. If they do not, `relist` reads it in a process that follows; a single run reads it
+again: only its young part, if its objects no longer change with age. Lists by parent are read where a row
+shows a sign (`catalog.signs`), or under all parents if the run is deep. If the event log no longer reaches
+back to the last run, everything is listed again (a full resync).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
 from pinstripe.catalog.relations import with_events
+from pinstripe.catalog.signs import signs_of
 from pinstripe.catalog.tables import table_name
 from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, Source, closed_gaps
 from pinstripe.store.cursors import (
     BESIDE,
     FOLLOWED,
+    READY,
+    SCAN_OF,
     Checkpoint,
     drop_checkpoints,
-    followed,
     forget_checkpoints,
     load_checkpoints,
     save_checkpoints,
 )
+from pinstripe.store.cursors import followed as followed_to
 from pinstripe.store.lost_tables import forget_streams, with_rows
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
-from pinstripe.sync.backfill.child_lists import ChildListStream, stream_of
+from pinstripe.sync.backfill.child_lists import ChildListStream, SignedPasses, is_whole, stream_of
 from pinstripe.sync.backfill.list_stream import ListStream, created_since
 from pinstripe.sync.backfill.scheduler import ListReader
 from pinstripe.sync.events.reader import EVENTS, REACH_S
@@ -64,19 +69,36 @@ class BackfillPlan:
     since: int
     note: str = ""
     resync_since: float | None = None
+    is_ready: bool = False
+    """The first copy was complete once."""
 
 
 class BackfillPlanner:
     """Plans one run. `now` is the present on Stripe's clock, `account_created` as in `SliceSet`."""
 
-    def __init__(self, source: Source, pool: Pool, *, now: int, account_created: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        pool: Pool,
+        *,
+        now: int,
+        account_created: int,
+        is_complete: Callable[[str], bool],
+        deep: bool = False,
+    ) -> None:
+        """`is_complete`: whether no list can bring more rows of a table. `deep`: read all parents."""
         self._source = source
         self._pool = pool
         self._now = now
         self._account_created = account_created
+        self._is_complete = None if deep else is_complete
+        self._is_relisted = False
 
-    async def plan(self) -> BackfillPlan:
-        """Return the plan. If events count from now on, that is saved before any list is read."""
+    async def plan(self, *, followed: bool) -> BackfillPlan:
+        """Return the plan. If events count from now on, that is saved before any list is read.
+
+        `followed`: lists without events are read again by somebody else.
+        """
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
         saved = await self._without_lost(saved)
@@ -101,11 +123,13 @@ class BackfillPlanner:
         complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
         if complete and last is not None and last.state == "refused":
             saved = {}  # Nothing reports what changed since.
+        is_ready = READY in saved
+        self._is_relisted = followed and is_ready
         works = self._works(endpoints, saved, complete=complete)
         if last is None or since == self._now:
             # The position is saved before the first list is read.
-            await self._source.save([followed(since)])
-        return BackfillPlan(works, since, note, resync_since)
+            await self._source.save([followed_to(since)])
+        return BackfillPlan(works, since, note, resync_since, is_ready)
 
     async def _without_notes(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
         """Forget what an earlier process could not read beside the lists: this one tries it again."""
@@ -138,7 +162,10 @@ class BackfillPlanner:
         """Forget every position, in one commit with the new one: the next run must not trust the old
         ones.
         """
-        begun = [followed(self._now), Checkpoint(_FULL_RESYNC, "running", as_of=float(self._now))]
+        begun = [
+            followed_to(self._now),
+            Checkpoint(_FULL_RESYNC, "running", as_of=float(self._now)),
+        ]
         async with self._source.transaction() as connection:
             await forget_checkpoints(connection, self._source.mirror.schema)
             await save_checkpoints(connection, self._source.mirror.schema, begun)
@@ -155,6 +182,7 @@ class BackfillPlanner:
             now=self._now,
             account_created=self._account_created,
             saved=saved,
+            is_complete=self._is_complete,
         )
 
     def tail(self, endpoint: ListEndpoint, done: Checkpoint, since: int) -> ListReader:
@@ -178,27 +206,52 @@ class BackfillPlanner:
         """`complete`: everything was read before, so events report what changed, except for types
         without events.
         """
-        works = [self._work(e, saved.get(stream_of(e)), complete=complete) for e in endpoints]
-        parents = {w.endpoint.parent for w in works if w.endpoint.parent}
+        works = [self._work(e, saved, complete=complete) for e in endpoints]
+        parents = {table_name(w.endpoint.parent) for w in works if w.endpoint.parent}
+        signs = {s.table for w in works if w.endpoint.parent for s in signs_of(w.endpoint)}
         for work in works:
-            work.has_children = not parents.isdisjoint(work.endpoint.objects)
+            names = set(map(table_name, work.endpoint.objects))
+            work.has_children = not names.isdisjoint(parents | signs)
         return works
 
     def _work(
-        self, endpoint: ListEndpoint, cursor: Checkpoint | None, *, complete: bool
+        self, endpoint: ListEndpoint, saved: Mapping[str, Checkpoint], *, complete: bool
     ) -> ListReader:
+        cursor = saved.get(stream_of(endpoint))
         if cursor is not None and cursor.state == "refused":
             cursor = None
+        if cursor is not None and endpoint.parent in with_events():
+            return self.read(endpoint, cursor if self._is_enough(cursor, saved) else None)
         if cursor is not None and self._is_to_be_read_again(endpoint, cursor, complete=complete):
             if endpoint.created and not endpoint.parent and cursor.as_of is not None:
-                return self.tail(endpoint, cursor, int(cursor.as_of) - _SETTLED_S)
+                table = table_name(self._wanted_objects(endpoint)[0])
+                oldest = self._source.since.get(table, 0)
+                return self.tail(endpoint, cursor, max(int(cursor.as_of) - _SETTLED_S, oldest))
             cursor = None
         return self.read(endpoint, cursor)
+
+    def _is_enough(self, cursor: Checkpoint, saved: Mapping[str, Checkpoint]) -> bool:
+        """Whether a list by parent was read under all parents that this run wants.
+
+        Events name those that have changed since, and the scan finds the others.
+        """
+        scanned = saved.get(SCAN_OF + cursor.stream)
+        rounds = (
+            scanned.position.get("rounds") if scanned and isinstance(scanned.position, dict) else 0
+        )
+        return (
+            self._is_complete is not None
+            or cursor.state != "done"
+            or is_whole(cursor)
+            or bool(rounds)
+        )
 
     def _is_to_be_read_again(
         self, endpoint: ListEndpoint, cursor: Checkpoint, *, complete: bool
     ) -> bool:
         """Whether a list that is done may have changed without an event."""
+        if self._is_relisted:
+            return False
         stale = complete or self._now - (cursor.as_of or 0) > _SOON_S
         # An event never changes, and whoever follows the log, or catches up, writes each.
         unheard = endpoint.path != EVENTS and not set(endpoint.objects) <= with_events()
@@ -217,10 +270,15 @@ def open_list(
     now: float,
     account_created: int = 0,
     saved: Checkpoint | None = None,
+    is_complete: Callable[[str], bool] | None = None,
 ) -> ListReader:
-    """Return the reader of one list, from `saved` on; `now` is the present on Stripe's clock."""
+    """Return the reader of one list, from `saved` on; `now` is the present on Stripe's clock.
+
+    `is_complete`: read only parents with a sign, as soon as the tables of the signs are complete.
+    """
     if endpoint.parent:
-        return ChildListStream(endpoint, table, source, pool, now=now, saved=saved)
+        passes = SignedPasses(endpoint, source, is_complete) if is_complete else None
+        return ChildListStream(endpoint, table, source, pool, now=now, saved=saved, passes=passes)
     return ListStream(
         endpoint, table, source, ceiling=int(now), account_created=account_created, saved=saved
     )

@@ -1,8 +1,9 @@
 """Fetches what the lists did not return: referred objects, singletons, missing rows.
 
 Lists hide deleted customers, closed reviews, inline prices, mandates and sources, while rows refer to them.
-Each is fetched once, so that joins hold. What Stripe does not have is remembered in `pinstripe.missing` and
-not requested again; what fails is queued in `pinstripe.pending`, and the rest goes on.
+Each is fetched once, so that joins hold, products by up to a hundred a request. What Stripe does not have
+is remembered in `pinstripe.missing` and not requested again; what fails is queued in `pinstripe.pending`,
+and the rest goes on. Fetches begin while lists are read, for targets whose own lists are complete.
 
 Singletons are the objects that an account has one of: its own record, its balance, its settings.
 
@@ -13,15 +14,15 @@ while no worker ran, or never listed. Each is fetched by its id, and flagged if 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import structlog
 
-from pinstripe.catalog.endpoints import singleton_paths
+from pinstripe.catalog.endpoints import list_endpoints, singleton_paths
 from pinstripe.catalog.tables import Column, Table, table_name
-from pinstripe.client.pagination import read_object
-from pinstripe.concurrency import for_each
+from pinstripe.client.pagination import PAGE, read_object
+from pinstripe.concurrency import for_each, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
 from pinstripe.mirror.upsert import key_text
 from pinstripe.rows.as_of import as_of_response
@@ -49,6 +50,12 @@ _WORKERS = 16
 _QUERIES = 3
 """Concurrent queries for missing targets: fewer than the pool has connections."""
 
+_NEVER = -1
+
+_GROWTH = 1.5
+_BESIDE_S = 1.0
+"""Between two rounds while lists are read."""
+
 _ROUNDS = 6
 """Fetched objects refer to more; no test or account has needed more rounds."""
 
@@ -68,29 +75,66 @@ class Fetched:
 class References:
     """Finds references without a target row and fetches their targets."""
 
-    def __init__(self, source: Source, pool: Pool) -> None:
+    def __init__(self, source: Source, pool: Pool, is_complete: Callable[[str], bool]) -> None:
+        """`is_complete`: whether no list can bring more rows of a table."""
         self._source = source
         self._pool = pool
         self._schema = source.mirror.schema
+        self._is_complete = is_complete
         self.result = Fetched()
         self._workers = asyncio.Semaphore(_WORKERS)
         self._queries = asyncio.Semaphore(_QUERIES)
-        self._changed: set[str] | None = None
-        """Tables that may hold new references; None: all."""
+        self._read: dict[tuple[str, str], int] = {}
+        """By target and table that refers to it: rows written when its references were last read."""
+        self._growth = _GROWTH
+        self._singly = False
+        """Whether Stripe refuses the list of products by their ids."""
+
+    def skip_written(self) -> None:
+        """Read only tables in which this process writes rows: the references of the others are known."""
+        for target in self._targets():
+            for table in self._referring(target):
+                self._read[target, table] = 0
+
+    async def run_beside(self, lists_done: asyncio.Event) -> None:
+        """Fetch targets while lists are read; return soon after the lists are done."""
+        while not lists_done.is_set():
+            await self._round()
+            await wait_for(lists_done, _BESIDE_S)
 
     async def run(self) -> Fetched:
         """Return when no reference is left that Stripe could resolve."""
-        written = self._source.mirror.written
+        self._growth = 1.0
         for _ in range(_ROUNDS):
-            before = written.copy()
-            async with asyncio.TaskGroup() as group:
-                # Tables run concurrently: each endpoint has a rate of its own.
-                fills = [group.create_task(self._fill(t)) for t in sorted(self._targets())]
-            if not any(fill.result() for fill in fills):
+            if not await self._round():
                 break
-            # Only rows written since can refer to something new.
-            self._changed = {t for t, rows in written.items() if rows != before[t]}
         return self.result
+
+    async def _round(self) -> int:
+        """Fetch what is referred to now; return how many objects. Tables run concurrently: each endpoint
+        has a rate of its own.
+        """
+        async with asyncio.TaskGroup() as group:
+            fills = [
+                group.create_task(self._fill(target, tables))
+                for target in sorted(self._targets())
+                if self._is_complete(target) and (tables := self._changed(target))
+            ]
+        return sum(fill.result() for fill in fills)
+
+    def _changed(self, target: str) -> set[str]:
+        """Return the tables to read for new references: each costs a scan, so it must have grown by half
+        since the last one, or be complete.
+        """
+        written = self._source.mirror.written
+        changed: set[str] = set()
+        for table in self._referring(target):
+            before, now = self._read.get((target, table), _NEVER), written[table]
+            grown = now > max(before, 0) * self._growth
+            if before == _NEVER or (now > before and (grown or self._is_complete(table))):
+                self._read[target, table] = now
+                changed.add(table)
+        return changed
 
     def _targets(self) -> Iterator[str]:
         """Yield tables whose objects can be retrieved by their id alone."""
@@ -99,11 +143,14 @@ class References:
             if where is not None and not where.parent_parameter:
                 yield name
 
-    async def _fill(self, target: str) -> int:
-        """Fetch every object that is referred to in `target` and has no row."""
+    def _referring(self, target: str) -> set[str]:
+        return {table.name for table, _ in self._columns(target)}
+
+    async def _fill(self, target: str, tables: Collection[str]) -> int:
+        """Fetch every object of `target` to which these tables refer and that has no row."""
         count, last = 0, ""
         while target not in self.result.refused:
-            ids = await self._dangling(target, last)
+            ids = await self._dangling(target, tables, last)
             if not ids:
                 break
             await self._fetch_all(target, ids)
@@ -113,11 +160,12 @@ class References:
                 break
         return count
 
-    async def _dangling(self, target: str, last: str) -> list[str]:
+    async def _dangling(self, target: str, tables: Collection[str], last: str) -> list[str]:
         """Return up to a chunk of ids that rows refer to and `target` lacks, in order, after `last`."""
         parts = [
             _references(self._schema, table, column, target)
             for table, column in self._columns(target)
+            if table.name in tables
         ]
         if not parts:
             return []
@@ -143,19 +191,46 @@ class References:
         for table in self._source.wanted.values():
             if table.virtual or table.name not in self._source.mirror.tables:
                 continue
-            if self._changed is not None and table.name not in self._changed:
-                continue
             for column in table.columns:
                 if target in column.references and column.name not in table.key:
                     yield table, column
 
     async def _fetch_all(self, target: str, ids: list[str]) -> None:
+        if target == "product":
+            ids = await self._fetch_products(ids)
+
         async def fetch(key: str) -> None:
             async with self._workers:
                 if target not in self.result.refused:
                     await self._fetch(target, key)
 
         await for_each(ids, fetch, limit=_WORKERS)
+
+    async def _fetch_products(self, ids: list[str]) -> list[str]:
+        """Fetch products by up to a hundred a request; return those that must be fetched one by one.
+
+        It is the only list that takes ids (https://docs.stripe.com/api/products/list#list_products-ids).
+        """
+        endpoint = next(e for e in list_endpoints() if e.path == "/v1/products")
+        shown: set[str] = set()
+        for some in (ids[n : n + PAGE] for n in range(0, len(ids), PAGE)):
+            if self._singly or len(some) == 1:
+                break
+            # With ids Stripe takes no cursor: nothing follows this page.
+            params = [("ids[]", key) for key in some]
+            try:
+                await self._source.read(
+                    endpoint, endpoint.path, params, priority=REFERENCES, enough=_first, shown=shown
+                )
+            except (WrongKey, LostLease):
+                raise
+            except PinstripeError as error:
+                if error.fault is not None:
+                    raise
+                self._singly = error.is_answer
+        for _ in shown:
+            self.result.count(self.result.fetched, "product")
+        return [key for key in ids if key not in shown]
 
     async def _fetch(self, target: str, key: str) -> None:
         try:
@@ -194,6 +269,11 @@ class References:
             await note_missing(connection, self._schema, target, key, reason)
 
 
+async def _first(_: object) -> bool:
+    """The first page is enough."""
+    return True
+
+
 def _references(schema: str, table: Table, column: Column, target: str) -> str:
     """Return the SELECT of the ids in one column that (may) refer to `target`."""
     name = quote(column.name)
@@ -220,10 +300,9 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
     Refused by an answer of Stripe; failed after any other error, to be retried.
     """
     refused: list[Checkpoint] = []
-    for name, path in singleton_paths().items():
+
+    async def read(name: str, path: str) -> None:
         table = table_name(name)
-        if table not in source.wanted or only not in ("", path):
-            continue
         try:
             response = await source.stripe.get(path, endpoint=f"GET {path}", priority=BACKFILL)
             found = RowSet()
@@ -235,6 +314,13 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
             raise
         except PinstripeError as error:
             refused.append(ended_by(error, path, {"table": table}))
+
+    chosen = [
+        (name, path)
+        for name, path in singleton_paths().items()
+        if table_name(name) in source.wanted and only in ("", path)
+    ]
+    await for_each(chosen, lambda one: read(*one), limit=len(chosen) or 1)
     return refused
 
 
@@ -255,6 +341,9 @@ async def queue_missing(
         if not can_be_fetched(table):
             continue
         alive = " AND deleted IS NOT TRUE" if known.deletable else ""
+        if table in source.since and any(c.name == "created" for c in known.columns):
+            # Older ones came by reference, and no list shows them.
+            alive += f" AND created >= pg_catalog.to_timestamp({int(source.since[table])})"
         async with source.transaction() as connection:
             rows = await connection.fetch(
                 f"SELECT t.{quote(known.key[0])} FROM {qualified(source.mirror.schema, table)} t "

@@ -16,6 +16,7 @@ from typing import Protocol
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.concurrency import wait_for
+from pinstripe.source.source import BACKFILL
 from pinstripe.store.cursors import Checkpoint, State
 
 MAX_IN_FLIGHT = 64
@@ -115,7 +116,7 @@ class Scheduler:
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
             places = limit + (_RESERVED if work.urgent else 0)
             while len(self._tasks) < places and work.in_flight < most:
-                wait_s = self._budget.ready_in(name)
+                wait_s = self._budget.ready_in(name, priority=BACKFILL)
                 # Urgent lists queue: on a busy account they would never find the rate limit free.
                 if wait_s > 0 and not (work.urgent and work.in_flight == 0):
                     soonest = wait_s if soonest is None else min(soonest, wait_s)

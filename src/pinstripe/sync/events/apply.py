@@ -21,7 +21,7 @@ import structlog
 from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import object_types
-from pinstripe.catalog.relations import with_events
+from pinstripe.catalog.relations import announced, with_events
 from pinstripe.catalog.tables import Table, table_name, table_of_object, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
@@ -336,11 +336,15 @@ def _summaries() -> Mapping[str, tuple[str, str]]:
 
 @cache
 def _eventless_targets() -> frozenset[str]:
-    """Return the tables whose objects have no events and can be retrieved by their id alone."""
+    """Return the tables whose objects can be retrieved by their id alone, and appear without an event or a
+    list that shows them (a mandate has an event only when it changes).
+    """
+    listed = {name for endpoint in list_endpoints() for name in endpoint.objects}
     return frozenset(
         table_name(name)
         for name, where in retrieve_endpoints().items()
-        if name not in with_events() and not where.parent_parameter
+        if not where.parent_parameter
+        and (name not in with_events() or (name not in announced() and name not in listed))
     )
 
 

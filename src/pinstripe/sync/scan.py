@@ -1,0 +1,193 @@
+"""The slow scan: reads lists by parent under every parent, endlessly, behind everything else.
+
+The first copy reads a list by parent only where a row shows a sign that it holds something
+(`catalog.signs`), and events name parents that change. What neither finds, the scan finds: it goes through
+all parents in the order of their ids, again and again. Its position is a cursor of its own for each list,
+so that a restart goes on where it was:
+
+    {"table": "setup_attempt", "parent": "setup_intent", "after": "seti_…", "done": 310, "of": 5000,
+     "began": 1795000000.5, "rounds": 0, "per_s": 10.0}
+
+All lists share one pace, a fifth of the account's rate, and take turns: a list of a few parents does not
+wait for one of a million. The next round of a list begins a day after the last began, later if the read
+quota demands it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import structlog
+
+from pinstripe.catalog.endpoints import ListEndpoint
+from pinstripe.catalog.tables import table_name
+from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.errors import LostLease, PinstripeError
+from pinstripe.source.source import SCAN, Source
+from pinstripe.store.cursors import SCAN_OF, Checkpoint, State, load_checkpoints
+from pinstripe.sync.backfill.child_lists import ChildListStream, is_whole, stream_of
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_SHARE = 0.2
+"""Of the account's rate: the rest is left to what somebody waits for."""
+
+_UNLIMITED_PER_S = 50.0
+
+_AT_ONCE = 4
+"""Requests of one list under way: at 20/s enough for answers that take 200 ms."""
+
+_AGAIN_S = {"refused": 86400.0, "failed": 3600.0}
+"""Until a list is tried again that ended otherwise than by its last parent."""
+
+_LOOK_S = 0.05
+
+
+class Scan:
+    """The scan of one account. `round_s` returns the seconds from the begin of one round to the next.
+
+    `ended` is called with a list and the second, on Stripe's clock, when the round that is done began.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        budget: RateLimiter,
+        *,
+        round_s: Callable[[], float],
+        ended: Callable[[ListEndpoint, float], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._budget = budget
+        self._round_s = round_s
+        self._ended = ended
+        self._clock = clock
+        self._turns = asyncio.Lock()
+        self._next_at = 0.0
+
+    def per_s(self) -> float:
+        """Return the pace: requests a second, of all lists together."""
+        rate = self._budget.rate()
+        return _UNLIMITED_PER_S if rate is None else rate * _SHARE
+
+    async def run(self, endpoints: Sequence[ListEndpoint]) -> None:
+        """Scan these lists until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for endpoint in endpoints:
+                group.create_task(self._scan(endpoint))
+
+    async def _scan(self, endpoint: ListEndpoint) -> None:
+        while True:
+            try:
+                saved, wait_s = await self._last(endpoint)
+                await asyncio.sleep(max(wait_s, 0.0))
+                pause_s = await self.round(endpoint, saved)
+            except LostLease:
+                raise
+            except PinstripeError as error:
+                _log.warning("scan.trouble", stream=stream_of(endpoint), error=error.message)
+                pause_s = _AGAIN_S["failed"]
+            await asyncio.sleep(pause_s)
+
+    async def _last(self, endpoint: ListEndpoint) -> tuple[Checkpoint | None, float]:
+        """Return the position, and the seconds until the next round; 0 if one is under way."""
+        async with self._source.pool.acquire() as connection:
+            cursors = await load_checkpoints(connection, self._source.mirror.schema)
+        saved = cursors.get(SCAN_OF + stream_of(endpoint))
+        if saved is None:
+            copied = cursors.get(stream_of(endpoint))
+            if copied is None or not is_whole(copied) or copied.as_of is None:
+                return None, 0.0
+            # The first copy has read every parent.
+            return None, copied.as_of + self._round_s() - self._source.now()
+        position = saved.position if isinstance(saved.position, dict) else {}
+        if saved.state == "done" and position.get("ended"):
+            began = float(position.get("began", 0.0))
+            anew = {**position, "after": "", "done": 0, "of": None}
+            wait_s = began + self._round_s() - self._source.now()
+            return replace(saved, position=anew), wait_s
+        return saved, 0.0
+
+    async def round(self, endpoint: ListEndpoint, saved: Checkpoint | None) -> float:
+        """Read what is left of a round; return the seconds until the next one begins."""
+        began = self._source.now()
+        position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
+        if position.get("after"):
+            began = float(position.get("began", began))
+        work = _ScanStream(endpoint, self._source, saved, began=began, per_s=self.per_s)
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while not work.finished:
+                await self._turn()
+                start = work.claim() if len(tasks) < _AT_ONCE else None
+                if start is not None:
+                    tasks.add(start())
+                elif tasks:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(_LOOK_S)
+                for task in [t for t in tasks if t.done()]:
+                    tasks.discard(task)
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._source.save([work.final()])
+        if work.state == "done":
+            await self._ended(endpoint, began)
+            return max(began + self._round_s() - self._source.now(), 0.0)
+        return _AGAIN_S[work.state]
+
+    async def _turn(self) -> None:
+        """Wait for the next moment at which one of the lists may send a request."""
+        async with self._turns:  # First come, first served: the lists take turns.
+            await asyncio.sleep(max(self._next_at - self._clock(), 0.0))
+            self._next_at = max(self._next_at, self._clock()) + 1.0 / self.per_s()
+
+
+class _ScanStream(ChildListStream):
+    """One round of one list. Its cursor counts as done all the time: nothing waits for it."""
+
+    def __init__(
+        self,
+        endpoint: ListEndpoint,
+        source: Source,
+        saved: Checkpoint | None,
+        *,
+        began: float,
+        per_s: Callable[[], float],
+    ) -> None:
+        table = next(t for t in map(table_name, endpoint.objects) if t in source.wanted)
+        super().__init__(
+            endpoint,
+            table,
+            source,
+            source.pool,
+            now=began,
+            saved=None if saved is None else replace(saved, state="running"),
+            stream=SCAN_OF + stream_of(endpoint),
+            priority=SCAN,
+        )
+        position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
+        self._rounds = int(position.get("rounds", 0))
+        self._began = self.as_of = began
+        self._per_s = per_s
+
+    def _checkpoint(self, after: str, done: int, state: State) -> Checkpoint:
+        plain = super()._checkpoint(after, done, state)
+        assert isinstance(plain.position, dict)  # noqa: S101 (as `ChildListStream` makes it)
+        position = {
+            **plain.position,
+            "began": self._began,
+            "rounds": self._rounds + (state == "done"),
+            "ended": state == "done",
+            "per_s": self._per_s(),
+        }
+        as_of = self._began if state == "done" else None
+        shown: State = "done" if state == "running" else state
+        return replace(plain, position=position, state=shown, as_of=as_of)

@@ -1,0 +1,221 @@
+"""Lists by parent: the first copy reads those with a sign, the scan the rest; ready waits for no list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from tests.flows.harness.account import Copy, copying, make_schema, open_account, until
+from tests.flows.harness.truth import differences
+
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
+from pinstripe.catalog.tables import tables
+from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.store.cursors import SCAN_OF, load_checkpoints
+from pinstripe.store.status import read_status
+from pinstripe.sync.backfill.child_lists import stream_of
+from pinstripe.sync.refetch.worker import RefetchWorker
+from pinstripe.sync.relist import Intervals, Relist
+from pinstripe.sync.scan import Scan
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
+
+pytestmark = pytest.mark.migrated
+
+NOON = 1_790_000_000
+BALANCES = "GET /v1/customers/{customer}/balance_transactions"
+SIGNED = (
+    "SELECT count(*) FROM stripe.customer c WHERE c.deleted IS NOT TRUE AND (c.balance <> 0"
+    " OR EXISTS (SELECT FROM stripe.invoice i WHERE i.customer_id = c.id"
+    " AND (i.starting_balance <> 0 OR i.ending_balance <> 0))"
+    " OR EXISTS (SELECT FROM stripe.credit_note n WHERE n.customer_id = c.id"
+    " AND n.customer_balance_transaction_id IS NOT NULL))"
+)
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[Running]:
+    async with running(Settings(scale=600, until=NOON, connected=False)) as started:
+        yield started
+
+
+def fast() -> RateLimiter:
+    """A budget of which the scan's fifth costs a test no time."""
+    return RateLimiter(account_rate=20_000.0, endpoint_rate=None)
+
+
+def scan_of(copy: Copy) -> Scan:
+    async def ended(_: ListEndpoint, __: float) -> None:
+        """Nobody notes it here."""
+
+    return Scan(copy.source, copy.budget, round_s=lambda: 86_400.0, ended=ended)
+
+
+async def test_the_first_copy_reads_lists_by_parent_where_a_row_shows_a_sign(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    await make_schema(database)
+    async with copying(database, sim, deep=False) as backfill:
+        outcome = await backfill.run()
+        asked = backfill._source.stripe.requests[BALANCES]
+    assert outcome.complete
+    assert asked == await pg.fetchval(SIGNED)
+    alive = await pg.fetchval("SELECT count(*) FROM stripe.customer WHERE deleted IS NOT TRUE")
+    assert 0 < asked < alive
+    found = (await read_status(pg, schema="stripe"))[0]
+    assert found.ready
+    assert all(table.ready for table in found.tables)
+    balances = next(s for s in found.scan if s.table == "customer_balance_transaction")
+    assert (balances.owed, balances.rounds) == (balances.of, 0)
+    # A second run goes by the events: no list by parent is read again.
+    async with copying(database, sim, deep=False) as backfill:
+        await backfill.run()
+        assert not backfill._source.stripe.requests[BALANCES]
+
+
+async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    await make_schema(database)
+    async with copying(database, sim, deep=False) as backfill:
+        await backfill.run()
+    balances = next(e for e in list_endpoints() if e.name == BALANCES)
+    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
+        task = asyncio.create_task(scan_of(copy).round(balances, None))
+        await until(lambda: copy.source.stripe.requests[BALANCES] >= 12)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        asked = copy.source.stripe.requests[BALANCES]
+    saved = (await load_checkpoints(pg, "stripe"))[SCAN_OF + stream_of(balances)]
+    assert isinstance(saved.position, dict)
+    done = saved.position["done"]
+    assert 0 < done <= asked
+    shown = (await read_status(pg, schema="stripe"))[0].scan
+    here = next(s for s in shown if s.table == "customer_balance_transaction")
+    assert (here.done, here.owed) == (done, here.of - done)
+    assert here.left_s is not None
+    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
+        scan = scan_of(copy)
+        await scan.round(balances, saved)
+        assert copy.source.stripe.requests[BALANCES] == here.of - done
+        for endpoint in list_endpoints():
+            if endpoint.parent and endpoint is not balances:
+                await scan.round(endpoint, None)
+    assert await differences(database, sim) == {}
+    found = (await read_status(pg, schema="stripe"))[0]
+    assert {s.rounds for s in found.scan} == {1}
+    assert not sum(s.owed for s in found.scan)
+
+
+async def test_a_deep_run_reads_what_an_earlier_one_has_left_to_the_scan(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    await make_schema(database)
+    async with copying(database, sim, deep=False) as backfill:
+        await backfill.run()
+    async with copying(database, sim, deep=True) as backfill:
+        await backfill.run()
+    assert await differences(database, sim) == {}
+    assert {s.rounds for s in (await read_status(pg, schema="stripe"))[0].scan} == {1}
+    # Once read, they are read no more.
+    async with copying(database, sim, deep=True) as backfill:
+        await backfill.run()
+        assert not backfill._source.stripe.requests[BALANCES]
+
+
+async def test_a_restart_of_a_complete_copy_is_ready_before_it_reads_any_list(
+    database: str, sim: Running
+) -> None:
+    await make_schema(database)
+    async with copying(database, sim, deep=False) as backfill:
+        await backfill.run()
+    async with copying(database, sim, deep=False) as backfill:
+        requests = backfill._source.stripe.requests
+        before_ready: list[int] = []
+        await backfill.run(followed=True, on_ready=lambda: before_ready.append(requests.total()))
+        assert before_ready[0] == 0
+        again = [name for name, count in requests.items() if count and name != "GET /v1/events"]
+    # `relist` reads lists at their own pace; only singletons and refused lists are tried again here.
+    assert not [name for name in again if name.startswith("GET /v1/c")], again
+
+
+async def test_a_first_copy_is_not_ready_before_its_lists_are_read(
+    database: str, sim: Running
+) -> None:
+    await make_schema(database)
+    async with copying(database, sim, deep=False) as backfill:
+        rows: list[int] = []
+        written = backfill._source.mirror.written
+        await backfill.run(followed=True, on_ready=lambda: rows.append(written.total()))
+        assert rows == [written.total()]
+
+
+async def test_with_a_start_date_older_objects_come_only_where_rows_refer_to_them(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    await make_schema(database)
+    since = NOON - 120 * 86_400
+
+    async def older(table: str) -> int:
+        found: int = await pg.fetchval(
+            f"SELECT count(*) FROM stripe.{table} WHERE created < to_timestamp($1)", since
+        )
+        return found
+
+    async with copying(database, sim, deep=False) as backfill:
+        backfill._source.since = dict.fromkeys(backfill._source.wanted, since)
+        assert (await backfill.run()).complete
+    some = await pg.fetchval("SELECT count(*) FROM stripe.charge")
+    assert some
+    unreferred = await pg.fetchval(
+        "SELECT count(*) FROM stripe.customer u WHERE created < to_timestamp($1)"
+        " AND NOT EXISTS (SELECT FROM stripe.charge c WHERE c.customer_id = u.id)"
+        " AND NOT EXISTS (SELECT FROM stripe.invoice i WHERE i.customer_id = u.id)"
+        " AND NOT EXISTS (SELECT FROM stripe.payment_method p WHERE p.customer_id = u.id)"
+        " AND NOT EXISTS (SELECT FROM stripe.subscription s WHERE s.customer_id = u.id)"
+        " AND NOT EXISTS (SELECT FROM stripe.payment_intent s WHERE s.customer_id = u.id)"
+        " AND test_clock_id IS NULL",
+        since,
+    )
+    assert not unreferred
+    assert not await pg.fetchval(
+        "SELECT count(*) FROM stripe.charge c LEFT JOIN stripe.customer u ON u.id = c.customer_id"
+        " WHERE c.customer_id IS NOT NULL AND u.id IS NULL AND c.customer_id NOT IN"
+        " (SELECT id FROM pinstripe.missing WHERE \"table\" = 'customer')"
+    )
+    status = {t.table: t for t in (await read_status(pg, schema="stripe"))[0].tables}
+    since_of_charges = status["charge"].since
+    assert since_of_charges is not None
+    assert since_of_charges.timestamp() == since
+    before = await older("charge")
+    # An earlier date reads what was left out, and nothing twice.
+    async with copying(database, sim, deep=False) as backfill:
+        assert (await backfill.run()).complete
+        assert backfill._source.stripe.requests["GET /v1/charges"] < 10
+    assert await older("charge") > before
+    listed = await pg.fetchval("SELECT count(*) FROM stripe.charge")
+    assert listed == sim.account.world.counts()["charge"]
+
+
+async def test_newest_pages_keep_their_pace_while_a_list_is_read_to_its_end(
+    database: str, sim: Running
+) -> None:
+    chosen = {name: tables()[name] for name in ("balance_transaction", "coupon")}
+    await make_schema(database, chosen=chosen)
+    # Stripe does not answer for this list, of which no newest page is read.
+    sim.control.fault(kind="hang", path="/v1/coupons", seconds=300.0)
+    async with open_account(sim.url, sim.key, database, chosen=chosen) as copy:
+        intervals = Intervals(head_s=0.05, tick_s=0.01, pass_s=0.1)
+        relist = Relist(copy.source, RefetchWorker(copy.source), copy.budget, intervals=intervals)
+        task = asyncio.create_task(relist.run())
+        try:
+            requests = copy.source.stripe.requests
+            await until(lambda: requests["GET /v1/coupons"] > 0, timeout_s=120)
+            assert relist.refreshing == "/v1/coupons"
+            seen = requests["GET /v1/balance_transactions"]
+            await until(lambda: requests["GET /v1/balance_transactions"] >= seen + 5, timeout_s=60)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
