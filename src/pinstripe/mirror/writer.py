@@ -504,7 +504,9 @@ class Writer:
             if left_out:
                 group = {key: row for key, row in group.items() if key not in set(left_out)}
                 await self._fill(connection, table, group)
-        found = await self._write_stage(connection, table, group, version, causes)
+        found: list[str] = []
+        if group:  # Else all of it was older than a set that does not have it.
+            found = await self._write_stage(connection, table, group, version, causes)
         if found:
             replaced = await self._chained(connection, table, group, found)
             again = {key: [*group[key]] for key in replaced}

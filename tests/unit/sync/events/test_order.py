@@ -162,5 +162,7 @@ def test_what_an_object_was_before_its_changes_is_told_as_far_as_they_chain() ->
         }
         return {"id": f"evt_{after}", "type": "customer.updated", "created": 5, "data": data}
 
-    [change] = changes([updated("b", "c"), updated("a", "b"), updated("x", "y")], spec().api_version)
+    [change] = changes(
+        [updated("b", "c"), updated("a", "b"), updated("x", "y")], spec().api_version
+    )
     assert [obj["name"] for obj in change.befores()] == ["b", "a"]
