@@ -149,10 +149,11 @@ def customer(sim: Running, **params: object) -> str:
     return str(post(sim, "/v1/customers", {"email": "a@example.com", **params})["id"])
 
 
-def price(sim: Running, amount: int, interval: str = "month") -> str:
+def price(sim: Running, amount: int, interval: str = "month", *, usage: str = "licensed") -> str:
     product = post(sim, "/v1/products", {"name": "A thing"})["id"]
     params = {"product": product, "unit_amount": amount, "currency": "usd"}
-    return str(post(sim, "/v1/prices", params | {"recurring": {"interval": interval}})["id"])
+    recurring = {"interval": interval, "usage_type": usage}
+    return str(post(sim, "/v1/prices", params | {"recurring": recurring})["id"])
 
 
 def subscribe(sim: Running, owner: str, *prices: str, **params: object) -> str:
@@ -248,9 +249,20 @@ async def test_a_fill_owes_the_owners_that_met_trouble_and_asks_for_nobody_twice
     assert copy.upcoming.requests == requests
 
 
-async def test_old_previews_are_asked_for_anew_and_young_ones_are_not(
+async def aged(copy: Copy, hours: float) -> None:
+    """As if so much time had passed since all previews."""
+    for table in ("upcoming_customer_invoice", "upcoming_subscription_invoice"):
+        await copy.pg.execute(
+            f"UPDATE stripe.{table} SET _as_of = _as_of - $1 * interval '1 hour',"
+            " _as_of_latest = _as_of_latest - $1 * interval '1 hour'",
+            hours,
+        )
+
+
+async def test_old_previews_of_metered_usage_are_asked_for_anew_and_others_are_not(
     copy: Copy, sim: Running
 ) -> None:
+    metered = subscribe(sim, customer(sim), price(sim, 500, usage="metered"))
     for _ in range(3):
         subscribe(sim, customer(sim), price(sim, 500))
     await fill(copy, sim)
@@ -258,18 +270,53 @@ async def test_old_previews_are_asked_for_anew_and_young_ones_are_not(
     assert copy.upcoming.filling.oldest_s() == 3600.0
     await copy.upcoming.filling.refill()
     assert copy.upcoming.requests == whole
-    for table in ("upcoming_customer_invoice", "upcoming_subscription_invoice"):
-        await copy.pg.execute(
-            f"UPDATE stripe.{table} SET _as_of = _as_of - interval '1 hour',"
-            " _as_of_latest = _as_of_latest - interval '1 hour'"
-        )
+    await aged(copy, 1)
     await copy.upcoming.filling.refill()
-    assert copy.upcoming.requests == 2 * whole
-    old = await copy.pg.fetchval(
-        "SELECT count(*) FROM stripe.upcoming_subscription_invoice"
-        " WHERE _as_of < now() - interval '30 minutes'"
+    assert copy.upcoming.requests == whole + 1
+    fresh = await copy.rows(
+        "SELECT subscription_id FROM stripe.upcoming_subscription_invoice"
+        " WHERE _as_of > now() - interval '30 minutes'"
     )
-    assert old == 0
+    assert fresh == [(metered,)]
+    await aged(copy, 30 * 24)
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == whole + 1 + 4
+
+
+async def test_a_moment_that_passes_without_an_event_refreshes_a_preview_once(
+    copy: Copy, sim: Running
+) -> None:
+    """The end of a period, a trial or a discount, and whether anything was upcoming before it or not."""
+    keys = [subscribe(sim, customer(sim), price(sim, 500)) for _ in range(5)]
+    await fill(copy, sim)
+    whole = copy.upcoming.requests
+    await aged(copy, 2)
+    past = "now() - interval '1 hour'"
+    await copy.pg.execute(
+        f"UPDATE stripe.subscription_item SET current_period_end = {past} WHERE subscription_id = $1",
+        keys[0],
+    )
+    await copy.pg.execute(
+        f"UPDATE stripe.subscription SET trial_end = {past} WHERE id = $1", keys[1]
+    )
+    await copy.take([{"id": "di_1", "object": "discount", "subscription": keys[2], "end": 1}])
+    await copy.pg.execute(f'UPDATE stripe.discount SET "end" = {past}')
+    await copy.pg.execute(
+        f"UPDATE stripe.subscription SET pause_collection_resumes_at = {past} WHERE id = $1",
+        keys[3],
+    )
+    await copy.pg.execute(
+        "DELETE FROM stripe.upcoming_subscription_invoice WHERE subscription_id = $1", keys[3]
+    )
+    await copy.pg.execute(
+        "UPDATE pinstripe.cursor SET position = position || jsonb_build_object('refilled',"
+        " extract(epoch FROM now()) - 7200) WHERE stream = 'upcoming_subscription_invoice'"
+    )
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == whole + 4
+    assert sorted(await copy.totals("subscription")) == sorted(keys)
+    await copy.upcoming.filling.refill()
+    assert copy.upcoming.requests == whole + 4
 
 
 async def test_test_clocks_are_included(copy: Copy, sim: Running) -> None:
@@ -297,8 +344,9 @@ class Shop:
     other: str
 
     @property
-    def both(self) -> list[tuple[str, str]]:
-        return [("customer", self.customer), ("subscription", self.subscription)]
+    def first(self) -> list[tuple[str, str]]:
+        """The one refresh that serves the rows of subscription and customer."""
+        return [("subscription", self.subscription)]
 
 
 @pytest.fixture
@@ -331,7 +379,7 @@ async def test_a_changed_subscription_refreshes_it_and_its_customer(
     path = f"/v1/subscriptions/{shop.subscription}"
     item = sim.control.truth("subscription_item")[-2]["id"]
     caused = await happened(copy, sim, path, {"items": [{"id": item, "quantity": 3}]})
-    assert caused == shop.both
+    assert caused == shop.first
     assert (await copy.totals("subscription"))[shop.subscription] == 3000
     assert (await copy.totals("customer"))[shop.customer] == 3000
 
@@ -340,11 +388,11 @@ async def test_an_invoice_item_goes_into_the_preview_and_out_of_it_again(
     copy: Copy, sim: Running, shop: Shop
 ) -> None:
     params = {"customer": shop.customer, "amount": 25, "currency": "usd"}
-    assert await happened(copy, sim, "/v1/invoiceitems", params) == shop.both
+    assert await happened(copy, sim, "/v1/invoiceitems", params) == shop.first
     assert (await copy.totals("customer"))[shop.customer] == 1025
     assert [amount for _, amount in await copy.lines(shop.subscription)] == [1000, 25]
     item = sim.control.truth("invoiceitem")[-1]["id"]
-    assert await happened(copy, sim, f"/v1/invoiceitems/{item}", method="DELETE") == shop.both
+    assert await happened(copy, sim, f"/v1/invoiceitems/{item}", method="DELETE") == shop.first
     assert (await copy.totals("customer"))[shop.customer] == 1000
     assert [amount for _, amount in await copy.lines(shop.subscription)] == [1000]
 
@@ -361,7 +409,7 @@ async def test_an_item_for_a_customer_without_subscription_is_previewed_at_once(
 async def test_a_changed_customer_refreshes_all_subscriptions_but_only_if_there_are_any(
     copy: Copy, sim: Running, shop: Shop
 ) -> None:
-    assert await happened(copy, sim, f"/v1/customers/{shop.customer}", {"name": "B"}) == shop.both
+    assert await happened(copy, sim, f"/v1/customers/{shop.customer}", {"name": "B"}) == shop.first
     fresh = customer(sim)
     assert await happened(copy, sim, f"/v1/customers/{fresh}", {"name": "B"}) == []
 
@@ -374,18 +422,24 @@ def edit() -> Params:
     return {"metadata": {"edit": str(next(_edits))}}
 
 
+def rename() -> Params:
+    """A change of what previews show."""
+    return {"name": f"Renamed {next(_edits)}"}
+
+
 async def test_a_price_a_product_and_a_tax_rate_lead_to_the_subscriptions_that_have_them(
     copy: Copy, sim: Running, shop: Shop
 ) -> None:
-    assert await happened(copy, sim, f"/v1/prices/{shop.price}", edit()) == shop.both
-    assert await happened(copy, sim, f"/v1/products/{shop.product}", edit()) == shop.both
+    assert await happened(copy, sim, f"/v1/prices/{shop.price}", edit()) == shop.first
+    assert await happened(copy, sim, f"/v1/products/{shop.product}", rename()) == shop.first
+    assert await happened(copy, sim, f"/v1/products/{shop.product}", edit()) == []
     rate = {"display_name": "VAT", "percentage": 19, "inclusive": False}
     tax = post(sim, "/v1/tax_rates", rate)
     path = f"/v1/tax_rates/{tax['id']}"
     assert await happened(copy, sim, path, edit()) == []
     sim.control.edit("subscription", shop.subscription, {"default_tax_rates": [tax]})
     await copy_all(copy, sim)
-    assert await happened(copy, sim, path, edit()) == shop.both
+    assert await happened(copy, sim, path, edit()) == shop.first
 
 
 async def test_a_coupon_leads_to_its_discounts_and_to_discounts_that_are_not_known(
@@ -393,7 +447,7 @@ async def test_a_coupon_leads_to_its_discounts_and_to_discounts_that_are_not_kno
 ) -> None:
     coupon = post(sim, "/v1/coupons", {"percent_off": 10, "duration": "forever"})["id"]
     path = f"/v1/coupons/{coupon}"
-    assert await happened(copy, sim, path, edit()) == []
+    assert await happened(copy, sim, path, rename()) == []
     discount = {
         "id": "di_1",
         "object": "discount",
@@ -403,25 +457,25 @@ async def test_a_coupon_leads_to_its_discounts_and_to_discounts_that_are_not_kno
         "promotion_code": "promo_1",
     }
     await copy.take([discount])
-    assert await happened(copy, sim, path, edit()) == shop.both
+    assert await happened(copy, sim, path, rename()) == shop.first
     promotion: Object = {"type": "promotion_code.updated", "data": {"object": {"id": "promo_1"}}}
-    assert len(await copy.upcoming.refetches([promotion])) == 2
+    assert len(await copy.upcoming.refetches([promotion])) == 1
     on_item = {"id": "di_2", "object": "discount", "customer": None, "subscription": None}
     coupon_of = {"source": {"type": "coupon", "coupon": "other"}}
     item = sim.control.truth("subscription_item")[-1]["id"]
     await copy.take([on_item | coupon_of | {"subscription_item": item}])
     other: Object = {"type": "coupon.deleted", "data": {"object": {"id": "other"}}}
-    assert [refetch.id for refetch in await copy.upcoming.refetches([other])][1:] == [shop.other]
+    assert [refetch.id for refetch in await copy.upcoming.refetches([other])] == [shop.other]
     sim.control.edit("subscription", shop.other, {"discounts": ["di_unseen"]})
     await copy_all(copy, sim)
-    assert ("subscription", shop.other) in await happened(copy, sim, path, edit())
+    assert ("subscription", shop.other) in await happened(copy, sim, path, rename())
 
 
 async def test_a_cancelled_subscription_has_nothing_upcoming(
     copy: Copy, sim: Running, shop: Shop
 ) -> None:
     path = f"/v1/subscriptions/{shop.subscription}"
-    assert await happened(copy, sim, path, method="DELETE") == shop.both
+    assert await happened(copy, sim, path, method="DELETE") == shop.first
     assert list(await copy.totals("subscription")) == [shop.other]
     assert shop.customer not in await copy.totals("customer")
     assert await copy.lines(shop.customer) == await copy.lines(shop.subscription) == []
@@ -447,14 +501,67 @@ async def test_a_paid_invoice_refreshes_and_todos_name_the_newest_event_and_its_
     post(sim, f"/v1/invoices/{invoice}/finalize")
     events = events_since(sim, mark)
     refetches = await copy.upcoming.refetches(events)
-    assert [(t.kind, t.table, t.id) for t in refetches] == [
-        ("upcoming_customer", "upcoming_customer_invoice", shop.customer),
-        ("upcoming_subscription", "upcoming_subscription_invoice", shop.subscription),
+    assert [(t.kind, t.table, t.id, t.parent) for t in refetches] == [
+        (
+            "upcoming_subscription",
+            "upcoming_subscription_invoice",
+            shop.subscription,
+            shop.customer,
+        ),
     ]
     newest = next(e for e in events if e["type"].startswith("invoice.") and e["request"]["id"])
     assert {t.request_id for t in refetches} == {newest["request"]["id"]}
     assert {t.since for t in refetches} == {float(newest["created"])}
     assert item["id"]
+
+
+async def test_a_product_that_many_subscribe_to_costs_a_request_for_each_subscription(
+    copy: Copy, sim: Running
+) -> None:
+    """Also where a customer has several, and the one that invoices first has nothing upcoming."""
+    monthly, yearly = price(sim, 1000), price(sim, 9000, "year")
+    product = next(p["product"] for p in sim.control.truth("price") if p["id"] == monthly)
+    owners = [customer(sim) for _ in range(12)]
+    subscriptions = {subscribe(sim, owner, monthly): owner for owner in owners}
+    for owner in owners[:3]:
+        subscribe(sim, owner, yearly)
+        subscriptions[subscribe(sim, owner, monthly)] = owner
+    ending = subscribe(sim, owners[4], yearly, cancel_at_period_end=True)
+    await fill(copy, sim)
+    before = copy.upcoming.requests
+    caused = await happened(copy, sim, f"/v1/products/{product}", rename())
+    assert sorted(caused) == sorted(("subscription", key) for key in subscriptions)
+    assert copy.upcoming.requests - before == len(subscriptions)
+    assert ending not in await copy.totals("subscription")
+    # Each customer's row is as new as that of the subscription which it is the preview of.
+    old = await copy.rows(
+        "SELECT c.customer_id FROM stripe.upcoming_customer_invoice c"
+        " JOIN stripe.upcoming_subscription_invoice s ON s.subscription_id"
+        " = c.parent_subscription_details ->> 'subscription'"
+        " WHERE c._as_of IS DISTINCT FROM s._as_of OR c.total IS DISTINCT FROM s.total"
+    )
+    assert old == []
+    assert len(await copy.totals("customer")) == len(owners)
+
+
+async def test_the_customers_preview_is_that_of_whichever_subscription_is_first_now(
+    copy: Copy, sim: Running
+) -> None:
+    owner = customer(sim)
+    yearly = subscribe(sim, owner, price(sim, 9000, "year"))
+    monthly = subscribe(sim, owner, price(sim, 1000))
+    await fill(copy, sim)
+    assert await copy.totals("customer") == {owner: 1000}
+    path = f"/v1/subscriptions/{monthly}"
+    assert await happened(copy, sim, path, method="DELETE") == [("subscription", monthly)]
+    assert await copy.totals("customer") == {owner: 9000}
+    assert await copy.totals("subscription") == {yearly: 9000}
+    later = subscribe(sim, owner, price(sim, 500))
+    mark = sim.control.events()
+    await copy.take(list(sim.control.truth("subscription")))
+    post(sim, f"/v1/subscriptions/{later}", edit())
+    await copy.apply(events_since(sim, mark))
+    assert await copy.totals("customer") == {owner: 500}
 
 
 async def test_events_that_change_no_invoice_ask_for_nothing(copy: Copy, shop: Shop) -> None:
@@ -504,7 +611,6 @@ async def test_everyone_with_automatic_tax_is_affected_by_the_tax_settings(
         sim.control.edit("subscription", made, {"automatic_tax": {"enabled": enabled}})
     await copy_all(copy, sim)
     assert [refetch.id for refetch in await copy.upcoming.refetches([event])] == [
-        shop.customer,
         shop.subscription,
     ]
 

@@ -102,7 +102,8 @@ def _live_lines(found: SchemaStatus) -> list[str]:
         )
         lines += [f"  remedy: {owed.remedy}"] if owed.remedy else []
     if found.to_ask:
-        lines.append(f"{found.to_ask:,} pending requests to Stripe")
+        by_class = ", ".join(f"{name} {n:,}" for name, n in found.to_ask_by_class.items())
+        lines.append(f"{found.to_ask:,} pending requests to Stripe: {by_class}")
     lines += _read_lines(found)
     if found.trouble:
         lines.append(f"NOT SYNCING EVENTS: {found.trouble}")

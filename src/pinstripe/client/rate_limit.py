@@ -1,8 +1,9 @@
 """The rate limiter of one account: every request to Stripe waits for a permit of it.
 
 Stripe allows an account a number of requests a second, each endpoint fewer, and a number of concurrent
-ones. The user's production traffic draws on the same limits. Permits go out by priority; within one
-priority endpoints take turns, each in order of arrival. One timer is armed for the next moment at which a
+ones. The user's production traffic draws on the same limits. Permits go out by class of work
+(`WorkClass`): nothing waits behind a lower class, but for the share that keeps the lower ones alive. Within
+a class endpoints take turns, each in order of arrival. One timer is armed for the next moment at which a
 request could go; nothing polls. The limiter slows down on each 429; `retry` decides whether and when to try
 again.
 
@@ -22,7 +23,20 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import TracebackType
+
+
+class WorkClass(IntEnum):
+    """What a request is for; the lower value goes first. `docs/concepts/live.md` has what belongs where."""
+
+    EVENTS = 0
+    CONTESTED = 2
+    RELATED = 4
+    HEADS = 6
+    PREVIEWS = 8
+    SCANS = 10
+
 
 # One overload answers every request in flight with a 429; they count as one.
 _CUT_AT_MOST_EVERY_S = 1.0
@@ -176,9 +190,13 @@ DEFAULT_BURST_S = 0.05
 # Stripe publishes no number; 100 requests/s of 0.5 s each need 50.
 DEFAULT_CONCURRENCY = 60
 
-# Every so many permits the longest waiter goes first, whatever its priority: no one starves, and
-# the urgent ones lose an eighth at most.
-_OLDEST_EVERY = 8
+# Every so many permits the class goes first that has had none for the longest time: no class starves,
+# however many requests of an earlier one wait, and that one loses an eighth at most.
+_SHARE_EVERY = 8
+
+# Requests under way that only events and contested rows may add: scans whose answers hang must not take
+# all places.
+_RESERVED_SLOTS = 8
 
 # How long a slot stays taken is unknown; a scheduler should check again soon.
 _SLOT_GUESS_S = 0.02
@@ -287,11 +305,15 @@ class RateLimiter:
         self._waiting: dict[str, _Lane] = {}
         self._arrivals = 0
         self._grants = 0
+        self._last_grant: dict[int, int] = {}
+        """By class: the number of its last permit."""
         self._alarm: asyncio.Task[None] | None = None
         self._alarm_at = 0.0
 
     async def acquire(self, endpoint: str, *, priority: int = 0) -> Permit:
-        """Waits until both rates and a slot allow one more request. The lower `priority` goes first."""
+        """Waits until both rates and a slot allow one more request. The lower `priority` (`WorkClass`)
+        goes first.
+        """
         lane = self._lane(endpoint)
         self._arrivals += 1
         waiter = _Waiter(self._arrivals, asyncio.get_running_loop().create_future())
@@ -370,31 +392,40 @@ class RateLimiter:
             waiter = lane.waiting[priority][0]
             lane.remove(waiter, priority)
             if not waiter.granted.done():  # done: cancelled, its task has not run yet
-                self._grant(lane, waiter, now)
+                self._grant(lane, waiter, priority, now)
         for endpoint in [name for name, lane in self._waiting.items() if not lane.length]:
             del self._waiting[endpoint]
         self._arm(now)
 
     def _choose(self, now: float) -> tuple[_Lane, int] | None:
-        """Within a priority the endpoints take turns: a long queue keeps no other one below its
+        """Within a class the endpoints take turns: a long queue keeps no other one below its
         rate, and the account's rate is not left over when the others have run dry.
         """
-        oldest_first = self._grants % _OLDEST_EVERY == _OLDEST_EVERY - 1
+        is_share = self._grants % _SHARE_EVERY == _SHARE_EVERY - 1
         best: tuple[int, int, int] | None = None
         choice: tuple[_Lane, int] | None = None
+        lowest = self._lowest_with_a_slot(now)
         for lane in self._waiting.values():
             if not (lane.length and lane.pace.is_ready(now) and lane.slots.is_free(now)):
                 continue
             for priority, queue in lane.waiting.items():
-                number = queue[0].number
-                rank = (0, 0, number) if oldest_first else (priority, lane.last_grant, number)
+                if priority > lowest:
+                    continue
+                first = self._last_grant.get(priority, 0) if is_share else priority
+                rank = (first, lane.last_grant, queue[0].number)
                 if best is None or rank < best:
                     best, choice = rank, (lane, priority)
         return choice
 
-    def _grant(self, lane: _Lane, waiter: _Waiter, now: float) -> None:
+    def _lowest_with_a_slot(self, now: float) -> float:
+        """The lowest class of which a request may start: the last slots are for contested rows."""
+        limit = self._slots.limit(now)
+        is_reserved = limit > 2 * _RESERVED_SLOTS and self._slots.used >= limit - _RESERVED_SLOTS
+        return WorkClass.CONTESTED if is_reserved else math.inf
+
+    def _grant(self, lane: _Lane, waiter: _Waiter, priority: int, now: float) -> None:
         self._grants += 1
-        lane.last_grant = self._grants
+        lane.last_grant = self._last_grant[priority] = self._grants
         self._slots.used += 1
         lane.slots.used += 1
         tickets = (self._account.take(now), lane.pace.take(now))
@@ -402,11 +433,14 @@ class RateLimiter:
 
     def _arm(self, now: float) -> None:
         """Arms one timer for the next moment that time decides; a freed slot calls `_dispatch` itself."""
+        lowest = self._lowest_with_a_slot(now)
         at = min(
             (
                 lane.pace.ready_at()
                 for lane in self._waiting.values()
-                if lane.slots.is_free(now) and self._slots.is_free(now)
+                if lane.slots.is_free(now)
+                and self._slots.is_free(now)
+                and min(lane.waiting, default=math.inf) <= lowest
             ),
             default=None,
         )

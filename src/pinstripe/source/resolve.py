@@ -29,7 +29,7 @@ from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
-from pinstripe.source.source import LIVE, Source, retrieve_endpoint
+from pinstripe.source.source import CONTESTED, Source, retrieve_endpoint
 from pinstripe.store.clocks import note_contradiction
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
@@ -91,7 +91,7 @@ async def read_children(source: Source, refetch: Refetch, started: datetime) -> 
             path,
             params,
             parents={table_name(endpoint.parent): refetch.id},
-            priority=LIVE,
+            priority=refetch.work_class,
             cause=refetch.cause,
             known_until=started - source.replica_lag,
         )
@@ -106,6 +106,7 @@ async def refetch_row(
     parent: str = "",
     cause: Cause | None = None,
     answers: Sequence[RefetchDone] = (),
+    priority: int = CONTESTED,
 ) -> bool:
     """Replaces the row by what Stripe has now, or marks the row as deleted.
 
@@ -119,7 +120,13 @@ async def refetch_row(
             return True
         parent = parent or await _parent(source, table, key)
         if await source.fetch(
-            table, key, parent=parent, started=started, cause=cause, answers=answers
+            table,
+            key,
+            parent=parent,
+            started=started,
+            priority=priority,
+            cause=cause,
+            answers=answers,
         ):
             return True
     except NotFound as gone:
@@ -200,7 +207,7 @@ async def _read_singleton(
     answers: Sequence[RefetchDone],
 ) -> None:
     path = _singleton_path(table)
-    response = await source.stripe.get(path, endpoint=f"GET {path}", priority=LIVE)
+    response = await source.stripe.get(path, endpoint=f"GET {path}", priority=CONTESTED)
     source.observe_clock(response)
     found = RowSet()
     source.mirror.extractor.object(read_object(response, path), found)
@@ -269,7 +276,7 @@ async def _newest(
     """The newest event of the object in this time, by Stripe's order."""
     params = [("created[gte]", str(since)), ("created[lte]", str(until))]
     params += [("types[]", name) for name in _types(source.wanted[table].object_type)]
-    request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=LIVE)
+    request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=CONTESTED)
     async for page in iter_pages(request):
         for event in page.objects:
             obj = payload(event)

@@ -41,6 +41,7 @@ from pinstripe.client.pagination import (
     read_object,
     split_url,
 )
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import Response
 from pinstripe.concurrency import for_each
 from pinstripe.errors import (
@@ -123,13 +124,16 @@ def _stream(name: str) -> str:
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-FOLLOW = 0
+FOLLOW = WorkClass.EVENTS
 """Priority of the event log: before everything else."""
 
-LIVE = 4
-"""Priority of refetches that events cause."""
+CONTESTED = WorkClass.CONTESTED
+"""Priority of rows whose present state only Stripe knows."""
 
-BACKFILL = 10
+LIVE = WorkClass.RELATED
+"""Priority of what events make necessary besides."""
+
+BACKFILL = WorkClass.SCANS
 
 REFERENCES = 20
 

@@ -7,11 +7,12 @@ nothing. `sync.refetch` works the queue off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError
 from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import RowKey
@@ -39,6 +40,18 @@ class Refetch:
     since: float = 0.0
     request_id: str = ""
     event_id: str = ""
+    work: WorkClass | None = field(default=None, compare=False)
+    """The class of work, where it is not that of the kind (`_CLASS_OF`)."""
+
+    @property
+    def work_class(self) -> WorkClass:
+        return _CLASS_OF[self.kind] if self.work is None else self.work
+
+    @property
+    def owner(self) -> str:
+        """Whose work it is, for turns within a class: the customer or other parent, else the table."""
+        owner = self.id if self.kind == "children" else self.parent
+        return owner or self.table
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -51,15 +64,25 @@ class Refetch:
         return Cause(self.event_id, self.request_id) if known else None
 
 
+_CLASS_OF: Mapping[RefetchKind, WorkClass] = {
+    "fetch": WorkClass.CONTESTED,
+    "relate": WorkClass.RELATED,
+    "children": WorkClass.RELATED,
+    "nested": WorkClass.RELATED,
+    "upcoming_customer": WorkClass.PREVIEWS,
+    "upcoming_subscription": WorkClass.PREVIEWS,
+}
+
 _ADD = """
 INSERT INTO pinstripe.pending AS p
-  (schema, kind, "table", id, parent, since, request_id, event_id)
+  (schema, kind, "table", id, parent, since, request_id, event_id, priority)
 SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nullif(u.request, ''),
-  nullif(u.event, '')
-FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[])
-  AS u (kind, tab, id, parent, since, request, event)
+  nullif(u.event, ''), u.priority
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[],
+  $9::smallint[]) AS u (kind, tab, id, parent, since, request, event, priority)
 ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET
   parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
+  priority = least(p.priority, EXCLUDED.priority),
   request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp(),
   next_try_at = NULL, code = nullif(p.code, 'recheck')
 """
@@ -119,9 +142,19 @@ class RefetchDone:
     is_noted: bool = False
 
 
+def urgent(refetches: Iterable[Refetch]) -> dict[tuple[str, str, str], Refetch]:
+    """Return the last refetch of each key, in the most urgent class that any of them has."""
+    found: dict[tuple[str, str, str], Refetch] = {}
+    for refetch in refetches:
+        known = found.get(refetch.key, refetch)
+        is_lower = known.work_class < refetch.work_class
+        found[refetch.key] = replace(refetch, work=known.work_class) if is_lower else refetch
+    return found
+
+
 async def add_refetches(connection: Connection, schema: str, refetches: Sequence[Refetch]) -> None:
     """Queue refetches; one that is queued already becomes due again."""
-    latest = {refetch.key: refetch for refetch in refetches}
+    latest = urgent(refetches)
     if not latest:
         return
     ordered = [latest[place] for place in sorted(latest)]
@@ -135,6 +168,7 @@ async def add_refetches(connection: Connection, schema: str, refetches: Sequence
         [t.since for t in ordered],
         [t.request_id for t in ordered],
         [t.event_id for t in ordered],
+        [int(t.work_class) for t in ordered],
     )
 
 
@@ -159,7 +193,7 @@ async def load_refetches(
     """
     rows = await connection.fetch(
         "SELECT kind, \"table\", id, coalesce(parent, ''), extract(epoch FROM since)::float8,"
-        " coalesce(request_id, ''), coalesce(event_id, ''), asked_at, attempts,"
+        " coalesce(request_id, ''), coalesce(event_id, ''), priority, asked_at, attempts,"
         " greatest(coalesce(extract(epoch FROM next_try_at - clock_timestamp())::float8, 0), 0)"
         " FROM pinstripe.pending WHERE schema = $1"
         " AND extract(epoch FROM clock_timestamp() - coalesce(next_try_at, asked_at))::float8 < $2"
@@ -167,7 +201,10 @@ async def load_refetches(
         schema,
         last_s,
     )
-    return [Noted(Refetch(*row[:7]), *row[7:]) for row in rows]
+    return [
+        Noted(replace(Refetch(*row[:7]), work=WorkClass(row[7])), row[8], row[9], row[10])
+        for row in rows
+    ]
 
 
 async def load_waiting(connection: Connection, schema: str) -> list[tuple[str, str, str]]:
@@ -297,6 +334,24 @@ async def load_pending(connection: Connection, schema: str) -> Pending:
     """Count the pending refetches, but for those that keep failing."""
     rows = await connection.fetch(_PENDING, schema)
     return Pending(rows[0][0], tuple(PendingCount(*row[1:]) for row in rows if row[1] is not None))
+
+
+async def count_by_class(connection: Connection, schema: str) -> dict[str, int]:
+    """Count all pending refetches by the name of their class of work, the most urgent first."""
+    rows = await connection.fetch(
+        "SELECT priority, count(*) FROM pinstripe.pending WHERE schema = $1 GROUP BY 1 ORDER BY 1",
+        schema,
+    )
+    return {class_name(row[0]): row[1] for row in rows}
+
+
+def class_name(priority: int) -> str:
+    """Return the name of a class of work.
+
+    >>> class_name(2)
+    'contested'
+    """
+    return WorkClass(priority).name.lower()
 
 
 async def load_open_since(

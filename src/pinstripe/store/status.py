@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -31,6 +31,7 @@ from pinstripe.store.cursors import (
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.read_quota import ReadUse, load_read_use
+from pinstripe.store.refetch import class_name, count_by_class
 from pinstripe.store.refusals import RememberedRefusal, load_refusals
 from pinstripe.store.syncs import Sync, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate
@@ -122,6 +123,8 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str
     to_ask: int
     """Requests to Stripe that events have made necessary and that are still pending."""
+    to_ask_by_class: dict[str, int]
+    """The same by class of work: contested, related, previews, scans."""
     refusals: Sequence[RememberedRefusal]
     """What Stripe refuses besides whole tables: properties, and lists that are read by parent instead."""
     owed: list[FailedRequests]
@@ -178,9 +181,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         missing = await connection.fetchval(
             "SELECT count(*) FROM pinstripe.missing WHERE schema = $1", schema
         )
-        pending = await connection.fetchval(
-            "SELECT count(*) FROM pinstripe.pending WHERE schema = $1", schema
-        )
+        pending = await count_by_class(connection, schema)
         failed = [FailedRequests(*row) for row in await connection.fetch(_OWED, schema)]
         held = [QuarantinedRows(*row) for row in await connection.fetch(_QUARANTINE, schema)]
     fresh = await load_freshness(connection, schema)
@@ -195,7 +196,8 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         certificate=await load_certificate(connection, schema),
         trouble=followed.reason if followed is not None else "",
         remedy=followed.remedy if followed is not None else "",
-        to_ask=pending,
+        to_ask=sum(pending.values()),
+        to_ask_by_class=pending,
         refusals=await load_refusals(connection, schema, is_due=True),
         owed=failed,
         quarantine=held,
@@ -367,6 +369,8 @@ class SyncSummary:
     partly_refused: int = 0
     """Properties that Stripe does not expand, and lists that it only answers by parent."""
     clocks: Clocks = Clocks()  # noqa: RUF009 (frozen)
+    by_class: Mapping[str, int] = field(default_factory=dict)
+    """`to_ask` by class of work."""
 
     @property
     def lag_s(self) -> float | None:
@@ -379,7 +383,7 @@ SELECT s.schema, extract(epoch FROM clock_timestamp())::float8,
        extract(epoch FROM c.as_of)::float8, coalesce(c.reason, ''), coalesce(c.remedy, ''),
        l.running, l.failed, l.refused, p.open, p.since, p.owed,
        (SELECT count(*) FROM pinstripe.quarantine q WHERE q.schema = s.schema),
-       (SELECT count(*) FROM pinstripe.refusal r WHERE r.schema = s.schema)
+       (SELECT count(*) FROM pinstripe.refusal r WHERE r.schema = s.schema), p.priorities
 FROM pinstripe.sync s
 LEFT JOIN pinstripe.cursor c ON c.schema = s.schema AND c.stream = 'events'
 CROSS JOIN LATERAL (
@@ -388,9 +392,11 @@ CROSS JOIN LATERAL (
          count(*) FILTER (WHERE state = 'refused') AS refused
   FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events') l
 CROSS JOIN LATERAL (
-  SELECT count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
-         count(*) FILTER (WHERE code NOT IN ('quarantined', 'recheck')) AS owed
-  FROM pinstripe.pending p WHERE p.schema = s.schema) p
+  SELECT coalesce(sum(g.open), 0)::bigint AS open, min(g.since) AS since,
+         coalesce(sum(g.owed), 0)::bigint AS owed, array_agg(ARRAY[g.priority, g.open]) AS priorities
+  FROM (SELECT priority::bigint, count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
+               count(*) FILTER (WHERE code NOT IN ('quarantined', 'recheck')) AS owed
+        FROM pinstripe.pending p WHERE p.schema = s.schema GROUP BY 1) g) p
 """
 
 # Without an ANALYZE only the statistics have a count; after a crash only reltuples does.
@@ -407,8 +413,14 @@ async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
     if await connection.fetchval("SELECT to_regclass('pinstripe.quarantine')") is None:
         return {}
     clocks = await load_clocks(connection)
-    found = [SyncSummary(*row) for row in await connection.fetch(_SUMMARIES)]
-    return {s.schema: replace(s, clocks=clocks.get(s.schema, s.clocks)) for s in found}
+    return {
+        row[0]: replace(
+            SyncSummary(*row[:-1]),
+            clocks=clocks.get(row[0], Clocks()),
+            by_class={class_name(work): count for work, count in row[-1] or ()},
+        )
+        for row in await connection.fetch(_SUMMARIES)
+    }
 
 
 async def estimate_rows(

@@ -104,7 +104,7 @@ class Follower:
 
     def _on_request(self) -> None:
         self.poller.poll_now()
-        self.refetches.poll_now()
+        self.refetches.on_wait()
 
     async def run(self) -> None:
         """Run until cancelled. A part that fails ends the others."""

@@ -5,8 +5,9 @@
     full refresh   every list to its end, once a day, each at its own time: finds silent edits, and rows
                    that are no longer listed
 
-Intervals stretch with the read quota; a full refresh is made once a month in any case. Rows that it does
-not find are fetched, and flagged if Stripe does not have them.
+Newest pages keep their own pace beside full refreshes. Intervals stretch with the read quota; a full
+refresh is made once a month in any case. Rows that it does not find are fetched, and flagged if Stripe does
+not have them.
 
 It also resumes what the backfill left: a list that failed is retried for ever, after pauses that grow to a
 day; one that Stripe refuses is requested again once a day. Both have a row in `pinstripe.cursor` with the
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -28,10 +29,10 @@ from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject
-from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.rate_limit import RateLimiter, WorkClass
 from pinstripe.concurrency import backoff
 from pinstripe.errors import LostLease, PinstripeError
-from pinstripe.source.source import BACKFILL, Source
+from pinstripe.source.source import Source
 from pinstripe.store import member_sets
 from pinstripe.store.confirmations import forget as forget_confirmations
 from pinstripe.store.cursors import (
@@ -122,6 +123,8 @@ class Relist:
         self._clock = clock
         now = clock()
         self._head_at: dict[str, float] = {}
+        self._reading: set[str] = set()
+        """Streams of newest pages that are being read."""
         self._shown_at: dict[str, float] = {}
         """On Stripe's clock: when the last read of each list to its end began."""
         self._head_from: dict[str, float] = {}
@@ -146,35 +149,68 @@ class Relist:
     async def run(self) -> None:
         """Run until cancelled. A list that cannot be read is left out, and reported in its cursor."""
         await self._guard("passes", None, self._remember())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_passes_on())
+            while True:
+                # Each at its own pace: neither a full refresh nor a list that hangs holds the others up.
+                for head in self._due_heads():
+                    group.create_task(head)
+                await asyncio.sleep(self._intervals.tick_s)
+
+    async def _run_passes_on(self) -> None:
         while True:
-            await self.run_due()
+            await self._run_due_passes()
             await asyncio.sleep(self._intervals.tick_s)
 
     async def run_due(self) -> None:
         """Do what is due now."""
+        await asyncio.gather(*self._due_heads())
+        await self._run_due_passes()
+
+    def _due_heads(self) -> list[Coroutine[None, None, None]]:
+        """Return the reads of newest pages that are due and not in progress."""
         now, plan = self._clock(), self._plan()
+        found: list[Coroutine[None, None, None]] = []
         for endpoint in self._endpoints():
-            stream = stream_of(endpoint)
-            if (
-                not needs_head(endpoint)
-                or self._is_refused(stream)
-                or not self._may(_newest(stream))
-            ):
-                continue
+            stream = _newest(stream_of(endpoint))
             age_s = now - self._head_at.get(stream, -float("inf"))
-            if age_s >= self._usual_s(endpoint) * plan.stretch:
+            if (
+                needs_head(endpoint)
+                and age_s >= self._usual_s(endpoint) * plan.stretch
+                and not self._is_refused(stream_of(endpoint))
+                and self._may(stream)
+                and stream not in self._reading
+            ):
                 self._head_at[stream] = now
-                table = self._table_of(endpoint)
-                await self._guard(_newest(stream), table, self._poll_newest(endpoint))
+                found.append(self._read_head(stream, endpoint))
+        if (
+            now - self._due_at >= self._intervals.due_s * plan.stretch
+            and self._may(_DUE)
+            and _DUE not in self._reading
+        ):
+            self._due_at = now
+            found.append(self._read_head(_DUE, None))
+        return found
+
+    async def _read_head(self, stream: str, endpoint: ListEndpoint | None) -> None:
+        """Read the newest page of a list; without one, balance transactions that are due."""
+        self._reading.add(stream)
+        try:
+            if endpoint is None:
+                await self._guard(stream, "balance_transaction", self._due())
+            else:
+                await self._guard(stream, self._table_of(endpoint), self._poll_newest(endpoint))
+        finally:
+            self._reading.discard(stream)
+
+    async def _run_due_passes(self) -> None:
+        now, plan = self._clock(), self._plan()
         if now - self._watched_at >= _WATCH_S:
             self._watched_at = now
             await self._guard(_WATCH, None, self._watch())
         if now - self._trimmed_at >= _TRIM_S:
             self._trimmed_at = now
             await self._guard(_TRIM, None, self._trim())
-        if now - self._due_at >= self._intervals.due_s * plan.stretch and self._may(_DUE):
-            self._due_at = now
-            await self._guard(_DUE, "balance_transaction", self._due())
         for stream in [s for s, stopped in self._stopped.items() if stopped.next_at <= now]:
             if await self._again(stream):
                 return
@@ -188,7 +224,7 @@ class Relist:
                 self._passed_at[stream] = now
                 self._first.pop(stream, None)
                 await self._guard(f"{stream} to its end", None, self.full_refresh([endpoint]))
-                return  # One a turn: newest pages are read between two full refreshes.
+                return  # One a turn: missing tables are looked for between two full refreshes.
 
     async def _watch(self) -> None:
         """Create and read again tables that were dropped or emptied, and read again those in quarantine
@@ -393,7 +429,7 @@ class Relist:
             endpoint,
             endpoint.path,
             params,
-            priority=BACKFILL,
+            priority=WorkClass.HEADS,
             enough=None if endpoint.created else enough,
         )
         self._head_from[stream_of(endpoint)] = began
@@ -414,7 +450,7 @@ class Relist:
             return
         endpoint = next(e for e in list_endpoints() if e.path == "/v1/balance_transactions")
         window = [("created[gte]", str(row[0])), ("created[lt]", str(row[1] + 1))]
-        began = await self._source.read(endpoint, endpoint.path, window)
+        began = await self._source.read(endpoint, endpoint.path, window, priority=WorkClass.HEADS)
         await self._note(endpoint, "due", began)
 
     async def full_refresh(self, endpoints: Sequence[ListEndpoint]) -> None:

@@ -85,13 +85,18 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   remedy      text,
   next_try_at timestamptz,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-  open_since timestamptz NOT NULL DEFAULT clock_timestamp()
+  open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+  priority   smallint NOT NULL DEFAULT 4
 );
 DO $$
 BEGIN
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
                  AND attname = 'open_since') THEN
     ALTER TABLE pinstripe.pending ADD COLUMN open_since timestamptz NOT NULL DEFAULT clock_timestamp();
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'priority') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN priority smallint NOT NULL DEFAULT 4;
   END IF;
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
                  AND attname = 'event_id') THEN

@@ -10,13 +10,14 @@ import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.client.fake_time import FakeTime, run
 
-from pinstripe.client.rate_limit import Permit, RateLimiter
+from pinstripe.client.rate_limit import Permit, RateLimiter, WorkClass
 
 
 def budget_of(
@@ -416,3 +417,61 @@ async def test_an_unused_permit_given_back_soon_does_not_count() -> None:
     budget = budget_of(FakeTime(), burst_s=0.0, endpoint_rate=1.0)
     (await budget.acquire("charges")).give_back()
     assert budget.ready_in("charges") == 0.0
+
+
+async def test_no_class_waits_behind_a_lower_one_and_none_starves() -> None:
+    """Four floods that never end, on the default budget of a live account: each has its share, and what
+    comes in an earlier class is served next but one.
+    """
+    time = FakeTime()
+    budget = budget_of(time, account_rate=50.0, endpoint_rate=12.5)
+    served: dict[WorkClass, list[float]] = defaultdict(list)
+    until = time.now + 60.0
+
+    async def flood(work: WorkClass, endpoint: str) -> None:
+        while time.now < until:
+            with await budget.acquire(endpoint, priority=work):
+                served[work].append(time.now)
+
+    async def contested() -> None:
+        for _ in range(10):
+            await time.sleep(5.0)
+            asked = time.now
+            with await budget.acquire("a", priority=WorkClass.CONTESTED):
+                served[WorkClass.CONTESTED].append(time.now - asked)
+
+    floods = [
+        flood(work, endpoint)
+        for work in (WorkClass.RELATED, WorkClass.HEADS, WorkClass.PREVIEWS, WorkClass.SCANS)
+        for endpoint in "abcdef"
+        for _ in range(30)
+    ]
+
+    async def all_of_it() -> None:
+        await asyncio.gather(contested(), *floods)
+
+    await time.drive(all_of_it())
+    # One permit of its endpoint is 80 ms; one may be the share of another class.
+    assert max(served[WorkClass.CONTESTED]) <= 0.2
+    for work in (WorkClass.HEADS, WorkClass.PREVIEWS, WorkClass.SCANS):
+        gaps = [b - a for a, b in pairwise(served[work])]
+        assert max(gaps) < 2.0
+    assert len(served[WorkClass.RELATED]) > 0.8 * 50 * 60
+
+
+async def test_answers_that_hang_leave_slots_to_contested_rows() -> None:
+    time = FakeTime()
+    budget = budget_of(time, account_rate=None, endpoint_rate=None, max_concurrency=60)
+    scans = [
+        asyncio.ensure_future(budget.acquire("a", priority=WorkClass.SCANS)) for _ in range(100)
+    ]
+    await time.settle()
+    assert sum(scan.done() for scan in scans) == 52
+    permit = await asyncio.wait_for(budget.acquire("a", priority=WorkClass.CONTESTED), 1)
+    permit.release()
+    (await scans[0]).release()
+    await time.settle()
+    assert sum(scan.done() for scan in scans) == 53
+    for scan in scans:
+        scan.cancel()
+    await asyncio.gather(*scans, return_exceptions=True)

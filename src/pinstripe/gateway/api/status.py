@@ -65,6 +65,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str
     remedy: str
     to_ask: int
+    to_ask_by_class: dict[str, int]
+    """The same by class of work: contested, related, previews, scans."""
     missing: int
     """References to objects that Stripe does not have, or does not show to this key."""
     certificate: Certificate | None

@@ -172,6 +172,12 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
     ready = _gauge_of("sync_ready", "First copy complete, followed, nothing wrong", "sync")
     paused = _gauge_of("sync_paused", "Paused by its user", "sync")
     to_ask = _gauge_of("open_requests", "Requests to Stripe that events made necessary", "sync")
+    by_class = _gauge_of(
+        "open_requests_by_class",
+        "The same by class of work, the most urgent first",
+        "sync",
+        "class",
+    )
     owed = _gauge_of("owed_requests", "Requests to Stripe that met trouble and stay owed", "sync")
     held = _gauge_of("quarantined", "Rows and tables that Postgres refuses to hold", "sync")
     refused = _gauge_of("lists_refused", "Lists that Stripe refuses", "sync")
@@ -190,6 +196,8 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
         ready.add_metric([sync_id], live.ready)
         paused.add_metric([sync_id], live.paused)
         to_ask.add_metric([sync_id], live.to_ask)
+        for name, count in live.to_ask_by_class.items():
+            by_class.add_metric([sync_id, name], count)
         owed.add_metric([sync_id], live.owed)
         held.add_metric([sync_id], live.quarantined)
         refused.add_metric([sync_id], live.refused)
@@ -200,7 +208,7 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
         behind.add_metric([sync_id], live.clocks.date_behind_s)
         doubted.add_metric([sync_id], live.clocks.contradictions)
         stale.add_metric([sync_id], live.clocks.stale)
-    yield from (lag, ready, paused, to_ask, owed, held, refused, partly, failed, restarts)
+    yield from (lag, ready, paused, to_ask, by_class, owed, held, refused, partly, failed, restarts)
     yield from (ahead, behind, doubted, stale)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -66,6 +66,8 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How long ago that is."""
     to_ask: int
     """Pending requests to Stripe that events made necessary."""
+    to_ask_by_class: Mapping[str, int]
+    """The same by class of work: contested, related, previews, scans."""
     owed: int
     """Those of them that failed."""
     quarantined: int
@@ -234,6 +236,7 @@ def _status_of(
         as_of=None if as_of is None else datetime.fromtimestamp(as_of, UTC),
         lag_s=None if lag_s is None else round(lag_s, 3),
         to_ask=summary.to_ask if summary is not None else 0,
+        to_ask_by_class=summary.by_class if summary is not None else {},
         quarantined=summary.quarantined if summary is not None else 0,
         partly_refused=summary.partly_refused if summary is not None else 0,
         clocks=summary.clocks if summary is not None else Clocks(),

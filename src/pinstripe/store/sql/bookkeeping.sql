@@ -107,13 +107,19 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- Since when it is open. Queueing it again moves `asked_at`; a response that was requested before then
   -- completes the older one only, and moves this column to `asked_at`.
-  open_since timestamptz NOT NULL DEFAULT clock_timestamp()
+  open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+  -- The class of work: the priority of its requests (`WorkClass`), 4 (related) where it is not known.
+  priority   smallint NOT NULL DEFAULT 4
 );
 DO $$
 BEGIN  -- Only if it is missing: ALTER TABLE waits for every reader.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
                  AND attname = 'open_since') THEN
     ALTER TABLE pinstripe.pending ADD COLUMN open_since timestamptz NOT NULL DEFAULT clock_timestamp();
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
+                 AND attname = 'priority') THEN
+    ALTER TABLE pinstripe.pending ADD COLUMN priority smallint NOT NULL DEFAULT 4;
   END IF;
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.pending'::regclass
                  AND attname = 'event_id') THEN

@@ -186,7 +186,7 @@ class References:
 
     async def _owe(self, target: str, key: str, error: PinstripeError) -> None:
         _log.warning("references.owed", table=target, error=error.message)
-        await self._source.owe(Refetch("fetch", target, key), error)
+        await self._source.owe(Refetch("fetch", target, key, work=BACKFILL), error)
 
     async def _remember(self, target: str, key: str, reason: str) -> None:
         self.result.count(self.result.missing, target)
@@ -267,7 +267,9 @@ async def queue_missing(
                 source.mirror.schema,
                 table,
             )
-            refetches = [Refetch("fetch", table, row[0], since=since) for row in rows]
+            refetches = [
+                Refetch("fetch", table, row[0], since=since, work=BACKFILL) for row in rows
+            ]
             await add_refetches(connection, source.mirror.schema, refetches)
         found += refetches
     return found

@@ -13,6 +13,7 @@ decides which types there are and which have a table; nothing here knows an even
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import structlog
@@ -23,6 +24,7 @@ from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import Table, table_name, table_of_object, tables
 from pinstripe.client.decode import StripeObject
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
 from pinstripe.rows.as_of import AsOf, Cause
@@ -140,7 +142,7 @@ class EventApplier:
         table = self._table_of.get(change.name)
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         parent = parent_of(change.object)
-        fetch = [change.refetch("fetch", table or "", change.key, parent=parent)]
+        fetch = change.refetch("fetch", table or "", change.key, parent=parent)
         if table is None:
             # Of a type that is still unknown, or one without a table: what it holds may have one.
             extractor.object(change.object, found)
@@ -148,7 +150,7 @@ class EventApplier:
         if table not in wanted:
             return False, []
         if (change.is_foreign_version or not change.is_ordered) and can_be_fetched(table):
-            return False, fetch
+            return False, [fetch]
         if change.deleted and wanted[table].deletable:
             # In another version the payload is only reliable about which object is gone.
             stub = {"id": change.key, "object": change.name}
@@ -157,12 +159,48 @@ class EventApplier:
             )
             return True, []
         extractor.object(change.object, found)
-        return True, fetch if found.lists else []
+        # The row stands; only the rest of a list that is cut is missing.
+        return True, [replace(fetch, work=WorkClass.RELATED)] if found.lists else []
 
 
 # Child lists that change only if the event of the parent names one of these fields. Without this table
 # every event of a customer would cost a request.
 _ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
+
+# Child lists that are empty while their parent names no such object.
+_EMPTY_WITHOUT = {"setup_attempt": "latest_attempt"}
+
+# Properties of which nothing depends that only `expand[]` shows, by type: an event that names no other as
+# changed needs no fetch. Of the other types any may (docs/decisions/025).
+_NOT_ON_REQUEST: Mapping[str, frozenset[str]] = {
+    "customer": frozenset(
+        {
+            "delinquent",
+            "description",
+            "email",
+            "invoice_prefix",
+            "metadata",
+            "name",
+            "next_invoice_sequence",
+            "phone",
+            "preferred_locales",
+        }
+    ),
+    "invoice": frozenset(
+        {
+            "attempt_count",
+            "attempted",
+            "auto_advance",
+            "custom_fields",
+            "description",
+            "due_date",
+            "footer",
+            "metadata",
+            "next_payment_attempt",
+            "webhooks_delivered_at",
+        }
+    ),
+}
 
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
@@ -175,7 +213,11 @@ def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
         for target, key in _references(table, change.object)
         if target in wanted
     ]
-    found += [change.refetch("fetch", "invoice_item", key) for key in _pulled_in(change)]
+    found += [
+        change.refetch("relate", "invoice_item", key, parent=change.key)
+        for key in _pulled_in(change)
+        if "invoice_item" in wanted
+    ]
     for child in _children(change.name):
         if child in wanted and _may_have_changed(child, change):
             found.append(change.refetch("children", child, change.key, parent=change.name))
@@ -183,9 +225,13 @@ def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
     if where is not None and where.expand and any(c.on_request for c in table.columns):
         # Payloads leave out what Stripe returns on request only. Where nothing is expanded (as for a
         # person's fields) a fetch would return no more.
-        found.append(change.refetch("fetch", table.name, change.key))
-    elif where is not None and any(_names(change, path) for path in _unaddressed(change.name)):
-        found.append(change.refetch("fetch", table.name, change.key))
+        is_owed = not change.previous.keys() <= _NOT_ON_REQUEST.get(change.name, frozenset())
+        is_owed = is_owed or change.is_creation or not change.previous
+    else:
+        is_owed = where is not None and any(_names(change, p) for p in _unaddressed(change.name))
+    if is_owed:
+        fetch = change.refetch("fetch", table.name, change.key, parent=parent_of(change.object))
+        found.append(replace(fetch, work=WorkClass.RELATED))
     return found
 
 
@@ -230,6 +276,8 @@ def from_summary(event: StripeObject, wanted: Mapping[str, Table]) -> list[Refet
 
 def _may_have_changed(child: str, change: ObjectChange) -> bool:
     """Whether the list under the parent can differ from what it was before this event."""
+    if child in _EMPTY_WITHOUT and change.object.get(_EMPTY_WITHOUT[child], "") is None:
+        return False
     field = _ONLY_IF_CHANGED.get(child)
     if field is None:
         return True

@@ -306,7 +306,7 @@ class EventPoller:
         since = self.stats.as_of - self._intervals.window_s
         seconds = [created for _, created, _ in applied]
         self.stats.applied(seconds, since=since, ended=as_of is not None)
-        self._refetches.add(refetches)
+        self._refetches.gather(refetches)
 
     def _is_due(self, as_of: float | None) -> bool:
         return as_of is not None and self._clock() - self._saved_at >= _AT_REST_S

@@ -1,13 +1,15 @@
 """Fetches many objects of one type by pages of their list: one page answers for up to a hundred of them.
 
-A thousand invoices of one night, or an import of customers, would each be a request, and Stripe limits
-requests a second. Objects queued together were mostly created together, and a list can be requested for a
-span of time. Objects that the list does not show (deleted or hidden) are fetched by their id.
+A thousand invoices of one night, or the balance transactions of a busy second, would each be a request,
+and Stripe limits requests a second. Objects queued together were mostly created together, and a list can be
+requested for a span of time. Objects that the list does not show (deleted or hidden) are fetched by their
+id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -21,28 +23,35 @@ from pinstripe.mirror import Part
 from pinstripe.mirror.upsert import EVENT_S
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
-from pinstripe.source.source import LIVE, Source
+from pinstripe.source.source import Source
 from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, RefetchDone
 
-LEAST = 8
-"""Wanted objects a page that make a list worthwhile: it also shows others."""
+LEAST = 2
+"""Wanted objects that make one page worthwhile: it is one request instead of two."""
+_LEAST_OF_MORE = 8
+"""Wanted objects a page that make several pages worthwhile: they also show others."""
 _PAGES = 4
+_MOST = 1000
+"""Waiting objects that are considered together."""
+_BEFORE_S, _AFTER_S = 5, 1
+"""An object without a row was created about when the event that names it was: seconds around that."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFetch:
-    """Rows to fetch with some `pages` of `endpoint`: all were created in the seconds [first, last].
+    """Objects to fetch with some `pages` of `endpoint`: all were created in the seconds [first, last].
 
-    `told`: by key of each row the second of the event that it holds, -inf if it holds none; as of the
-    moment `at` of Postgres's clock.
+    `told`: by id of each object the second of the event that its row holds, -inf if it holds none, None if
+    there is no row; as of the moment `at` of Postgres's clock.
     """
 
     endpoint: ListEndpoint
     first: int
     last: int
     pages: int
-    told: Mapping[str, float]
+    told: Mapping[str, float | None]
     at: datetime
 
 
@@ -52,41 +61,113 @@ def can_batch(table: str) -> bool:
 
 
 async def find_batch(
-    source: Source, refetch: Refetch, waiting: Collection[str]
+    source: Source, refetch: Refetch, waiting: Mapping[str, Refetch]
 ) -> BatchFetch | None:
-    """Return what can be fetched together with the row of `refetch`; None if that is not worthwhile.
+    """Return what can be fetched together with the object of `refetch`; None if that is not worthwhile.
 
-    `waiting`: keys of the same table that are queued too.
+    `waiting`: refetches of the same table that are queued too, by id.
     """
     table = source.wanted[refetch.table]
-    statement = _neighbours(source.mirror.schema, table)
+    wanted = {refetch.id: refetch} | dict(list(waiting.items())[:_MOST])
     async with source.pool.acquire() as connection:
-        rows = await connection.fetch(statement, refetch.id, _PAGES * PAGE)
-    # As many pages as are cheaper than single requests.
+        found, at = await _wanted(connection, source.mirror.schema, table, wanted)
+        if refetch.id not in found or len(found) < LEAST:
+            return None
+        mine = found[refetch.id][0]
+        rows = await connection.fetch(
+            _neighbours(source.mirror.schema, table), float(mine), _PAGES * PAGE
+        )
+    near = _Near.of([row[0] for row in rows], mine)
     for pages in range(_PAGES, 0, -1):
-        mine = [row for row in rows[: pages * PAGE] if row[0] == refetch.id or row[0] in waiting]
-        if len(mine) >= LEAST * pages:
-            told = {row[0]: row[2] for row in mine}
-            return BatchFetch(
-                _lists()[refetch.table], mine[0][1], mine[-1][1], pages, told, rows[0][3]
-            )
+        first, last, count = _window(sorted(s for s, _ in found.values()), mine, near, pages)
+        if count >= (LEAST if pages == 1 else _LEAST_OF_MORE * pages):
+            inside = {k: v for k, (s, v) in found.items() if first <= s <= last}
+            if None in inside.values():
+                first, last = first - _BEFORE_S, last + _AFTER_S
+            return BatchFetch(_lists()[table.name], first, last, pages, inside, at)
     return None
+
+
+async def _wanted(
+    connection: Connection, schema: str, table: Table, refetches: Mapping[str, Refetch]
+) -> tuple[dict[str, tuple[int, float | None]], datetime]:
+    """Return id -> (second of its creation, second of the event that its row holds), and Postgres's clock.
+
+    Without objects that have their row and need no more, and those of which no time is known.
+    """
+    key, name = quote(table.key[0]), qualified(schema, table.name)
+    rows = await connection.fetch(
+        "SELECT u.id, floor(extract(epoch FROM t.created))::bigint, "
+        f"CASE WHEN t._as_of_latest <= t._as_of + make_interval(secs => {EVENT_S}) "
+        "THEN extract(epoch FROM t._as_of)::float8 WHEN t._as_of IS NOT NULL THEN '-infinity' END, "
+        "clock_timestamp() "
+        f"FROM unnest($1::text[]) AS u (id) LEFT JOIN {name} t ON t.{key} = u.id",
+        list(refetches),
+    )
+    found: dict[str, tuple[int, float | None]] = {}
+    for row in rows:
+        refetch = refetches[row[0]]
+        second = row[1] if row[2] is not None else int(refetch.since)
+        if second and (row[2] is None or refetch.kind == "fetch"):
+            found[row[0]] = (second, row[2])
+    return found, rows[0][3]
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """The seconds, in order, in which the rows between `lowest` and `highest` were created."""
+
+    seconds: Sequence[int]
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[int], mine: int) -> _Near:
+        """`seconds`: those of up to `_PAGES` pages before the second `mine`, and as many after."""
+        ordered, limit = sorted(seconds), _PAGES * PAGE
+        before = bisect_left(ordered, mine)
+        is_cut_before, is_cut_after = before == limit, len(ordered) - before == limit
+        lowest = ordered[0] if is_cut_before else float("-inf")
+        return cls(ordered, lowest, ordered[-1] if is_cut_after else float("inf"))
+
+    def count(self, first: int, last: int) -> float:
+        """Return how many rows were created in these seconds; infinite if that is not known."""
+        if first < self.lowest or last > self.highest:
+            return float("inf")
+        return bisect_right(self.seconds, last) - bisect_left(self.seconds, first)
+
+
+def _window(wanted: Sequence[int], mine: int, near: _Near, pages: int) -> tuple[int, int, int]:
+    """Return (first, last, count): the seconds around `mine` in which most are wanted, and how many.
+
+    `wanted`: seconds of creation of the wanted objects, in order. Not more rows than so many `pages` hold.
+    """
+    best, most = (mine, mine, 1), pages * PAGE
+    end = at = bisect_left(wanted, mine)
+    for start in range(at + 1):
+        while end + 1 < len(wanted) and near.count(wanted[start], wanted[end + 1]) <= most:
+            end += 1
+        fits = near.count(wanted[start], wanted[end]) <= most
+        if fits and end - start + 1 > best[2]:
+            best = (wanted[start], wanted[end], end - start + 1)
+    return best
 
 
 async def fetch_batch(
     source: Source, batch: BatchFetch, refetches: Sequence[Refetch]
 ) -> Mapping[str, float | None]:
-    """Mirror the pages and complete the refetches that they answer; return the keys that they showed, each
+    """Mirror the pages and complete the refetches that they answer; return the ids that they showed, each
     with the seconds after which it is to be fetched once more (`RefetchDone.again_s`).
 
-    `refetches`: those of the rows in the batch. Raises what `StripeClient.get` and the mirror raise.
+    `refetches`: those of the objects in the batch. Raises what `StripeClient.get` and the mirror raise.
     """
     endpoint = batch.endpoint
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
     refetch_of = {refetch.id: refetch for refetch in refetches}
+    priority = min(refetch.work_class for refetch in refetches)
     shown: dict[str, float | None] = {}
     pages = 0
-    request = list_of(source.stripe, endpoint, endpoint.path, window, priority=LIVE)
+    request = list_of(source.stripe, endpoint, endpoint.path, window, priority=priority)
     async for page in iter_pages(request):
         pages += 1
         source.observe_clock(page.response)
@@ -94,7 +175,7 @@ async def fetch_batch(
         mine = {str(o["id"]): o for o in page.objects if o.get("id") in refetch_of}
         if mine:
             shown |= await _put(source, batch, mine, page.response, refetch_of)
-        if pages == batch.pages:
+        if pages == batch.pages or len(shown) == len(refetch_of):
             break
     return shown
 
@@ -111,7 +192,7 @@ async def _put(
         found, cause = RowSet(), refetch_of[key].cause
         source.mirror.extractor.object(obj, found)
         as_of = as_of_response(response, cause, started=batch.at)
-        await source.follow_all(found, priority=LIVE, as_of=as_of)
+        await source.follow_all(found, priority=refetch_of[key].work_class, as_of=as_of)
         parts.append((found, as_of))
     completed = [_done(source, batch, refetch_of[key]) for key in objects]
     await source.mirror.write(parts, completed=completed)
@@ -119,7 +200,9 @@ async def _put(
 
 
 def _done(source: Source, batch: BatchFetch, refetch: Refetch) -> RefetchDone:
-    is_sure = source.is_past(refetch.since) or batch.told[refetch.id] >= refetch.since > 0
+    told = batch.told[refetch.id]
+    is_told = told is not None and told >= refetch.since > 0
+    is_sure = is_told or refetch.kind == "relate" or source.is_past(refetch.since)
     return RefetchDone(refetch, batch.at, 0.0 if is_sure else source.replica_lag.total_seconds())
 
 
@@ -140,14 +223,10 @@ def _lists() -> Mapping[str, ListEndpoint]:
 
 
 def _neighbours(schema: str, table: Table) -> str:
-    """The row $1 and those created with it and next, $2 in all: (key, second, that of the event that it
-    holds, Postgres's clock).
-    """
-    key, name = quote(table.key[0]), qualified(schema, table.name)
+    """The seconds in which the rows around the second $1 were created: $2 before it, and $2 after."""
+    second, name = "floor(extract(epoch FROM created))::bigint", qualified(schema, table.name)
     return (
-        f"SELECT {key}, floor(extract(epoch FROM created))::bigint, "
-        f"CASE WHEN _as_of_latest <= _as_of + make_interval(secs => {EVENT_S}) "
-        "THEN extract(epoch FROM _as_of)::float8 ELSE '-infinity' END, clock_timestamp() "
-        f"FROM {name} WHERE created >= (SELECT created FROM {name} WHERE {key} = $1) "
-        f"ORDER BY created, {key} <> $1 LIMIT $2"
+        f"(SELECT {second} FROM {name} WHERE created < to_timestamp($1) ORDER BY created DESC LIMIT $2)"
+        f" UNION ALL (SELECT {second} FROM {name} WHERE created >= to_timestamp($1) "
+        "ORDER BY created LIMIT $2)"
     )

@@ -1,30 +1,69 @@
-"""The refetches of one process in memory: waiting, in progress, and to be made once more."""
+"""The refetches of one process in memory: waiting, in progress, and to be made once more.
+
+Each class of work (`WorkClass`) has a queue of its own, so nothing waits behind a lower class. Within a
+class the owners of the refetches take turns: the 100,000 invoices of one customer delay nobody else's. What
+events cause besides rows in doubt may gather for a moment first, so that many of them become one request.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-from pinstripe.store.refetch import Refetch
+from pinstripe.client.rate_limit import WorkClass
+from pinstripe.store.refetch import Refetch, class_name
 
 RefetchKey = tuple[str, str, str]
 
+_WHOLE_ROWS = frozenset({"fetch", "relate"})
+"""The kinds that ask for one object: many of a table may be one page of its list."""
 
-class RefetchQueue:
-    """First come, first served; one request at a time for each key."""
+
+class _Turns:
+    """Keys by owner; the owners take turns, and each is served in order of arrival."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[RefetchKey] = asyncio.Queue()
+        self._owners: OrderedDict[str, deque[RefetchKey]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, item: tuple[str, RefetchKey]) -> None:
+        owner, place = item
+        self._owners.setdefault(owner, deque()).append(place)
+        self._count += 1
+
+    def popleft(self) -> RefetchKey:
+        owner, places = self._owners.popitem(last=False)
+        place = places.popleft()
+        if places:
+            self._owners[owner] = places
+        self._count -= 1
+        return place
+
+
+class RefetchQueue:
+    """By class, and within a class by owner in turns; one request at a time for each key."""
+
+    def __init__(self) -> None:
+        self._turns: dict[WorkClass, _Turns] = {work: _Turns() for work in WorkClass}
+        self._filled: dict[WorkClass, asyncio.Event] = {work: asyncio.Event() for work in WorkClass}
         self._refetches: dict[RefetchKey, Refetch] = {}
         self._running: set[RefetchKey] = set()
         self._again: set[RefetchKey] = set()
-        self._fetches: dict[str, set[str]] = {}
-        """By table: keys that wait for a fetch."""
-        self._held: dict[str, list[RefetchKey]] = {}
-        """By table in which many are being fetched together: what came to its turn meanwhile."""
+        self._whole: dict[str, dict[str, RefetchKey]] = {}
+        """By table: the ids that wait for one object to be fetched."""
+        self._held: dict[tuple[str, WorkClass], list[RefetchKey]] = {}
+        """By table and class in which many are being fetched together: what came to its turn meanwhile."""
         self._later: dict[RefetchKey, asyncio.TimerHandle] = {}
         """Failed refetches, until their next try."""
+        self._gathering: dict[RefetchKey, None] = {}
+        """Those that wait for more of their kind; a timer ends that."""
+        self._gathered_at: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._at_rest = asyncio.Event()
@@ -36,51 +75,100 @@ class RefetchQueue:
     def __contains__(self, place: RefetchKey) -> bool:
         return place in self._refetches
 
-    def add(self, refetches: Sequence[Refetch]) -> None:
-        """Add refetches. One that waits already is there once; one in progress is made again."""
+    def counts(self) -> dict[str, int]:
+        """Return how many there are by the name of their class."""
+        found: dict[str, int] = {}
+        for refetch in self._refetches.values():
+            name = class_name(refetch.work_class)
+            found[name] = found.get(name, 0) + 1
+        return found
+
+    def add(self, refetches: Sequence[Refetch], *, gather_s: float = 0.0) -> None:
+        """Add refetches. One that waits already is there once; one in progress is made again.
+
+        `gather_s`: those of lower classes than contested rows wait so long for more of them. A wait that
+        runs is not prolonged.
+        """
         for refetch in refetches:
-            place = refetch.key
-            known = place in self._refetches
-            self._refetches[place] = refetch
-            if place in self._running:
-                self._again.add(place)
-            elif not known:
-                self._wait(place)
-            else:
-                self.wake([place])
+            self._add(refetch, gathers=gather_s > 0 and refetch.work_class > WorkClass.CONTESTED)
+        if self._gathering and self._gathered_at is None:
+            loop = asyncio.get_running_loop()
+            self._gathered_at = loop.call_later(gather_s, self.end_gathering)
         self._note()
 
-    async def next(self) -> Refetch:
-        """Wait for the next refetch. Bring it back with `done` or `put_back`."""
+    def _add(self, refetch: Refetch, *, gathers: bool) -> None:
+        place = refetch.key
+        known = self._refetches.get(place)
+        is_raised = known is not None and refetch.work_class < known.work_class
+        if known is not None and known.work_class < refetch.work_class:
+            refetch = replace(refetch, work=known.work_class)
+        self._refetches[place] = refetch
+        if place in self._running:
+            self._again.add(place)
+        elif known is None and gathers:
+            self._gathering[place] = None
+            self._remember(place)
+        elif known is None or is_raised:
+            self._gathering.pop(place, None)
+            timer = self._later.pop(place, None)
+            if timer is not None:
+                timer.cancel()
+            self._wait(place)
+        else:
+            self.wake([place])
+
+    def end_gathering(self) -> None:
+        """Let those that wait for more have their turn."""
+        if self._gathered_at is not None:
+            self._gathered_at.cancel()
+            self._gathered_at = None
+        gathered, self._gathering = self._gathering, {}
+        for place in gathered:
+            self._enqueue(place)
+
+    async def next(self, work: WorkClass = WorkClass.CONTESTED) -> Refetch:
+        """Wait for the next refetch of this class. Bring it back with `done` or `put_back`."""
+        turns, filled = self._turns[work], self._filled[work]
         while True:
-            place = await self._queue.get()
+            if not turns:
+                filled.clear()
+                await filled.wait()
+                continue
+            place = turns.popleft()
             # Others of a batch may have been completed, or be in progress, since they were queued.
-            if place not in self._refetches or place in self._running or place in self._later:
+            if (
+                place not in self._refetches
+                or place in self._running
+                or place in self._later
+                or place in self._gathering
+            ):
                 continue
             kind, table, _ = place
-            if kind == "fetch" and table in self._held:
-                self._held[table].append(place)
+            if kind in _WHOLE_ROWS and (table, work) in self._held:
+                self._held[table, work].append(place)
                 continue
             return self._take(place)
 
-    def waiting(self, table: str) -> Set[str]:
-        """Return the keys of the table's rows that wait for a fetch."""
-        return self._fetches.get(table, frozenset())
+    def waiting(self, table: str) -> dict[str, Refetch]:
+        """Return the refetches of the table's objects that have their turn or wait for it, by id."""
+        return {key: self._refetches[place] for key, place in self._whole.get(table, {}).items()}
 
     def take(self, table: str, keys: Collection[str]) -> list[Refetch]:
-        """Take those of these keys that wait for a fetch."""
-        mine = sorted(self.waiting(table) & set(keys))
-        return [self._take(("fetch", table, key)) for key in mine]
+        """Take those of these ids that wait for a fetch."""
+        waiting = self._whole.get(table, {})
+        return [self._take(waiting[key]) for key in sorted(waiting.keys() & set(keys))]
 
     @contextmanager
-    def holding(self, table: str) -> Iterator[None]:
-        """Within the block no other row of the table gets its turn: most are fetched in the batch."""
-        self._held[table] = []
+    def holding(self, table: str, work: WorkClass = WorkClass.CONTESTED) -> Iterator[None]:
+        """Within the block no other row of the table gets its turn in this class: most are in the batch."""
+        held = self._held.setdefault((table, work), [])
         try:
             yield
         finally:
-            for place in self._held.pop(table):
-                self._queue.put_nowait(place)
+            self._held.pop((table, work), None)
+            for place in held:
+                if place in self._refetches and place not in self._running:
+                    self._enqueue(place)
 
     def done(self, place: RefetchKey) -> None:
         """Complete it. If it was added again meanwhile, it waits again."""
@@ -113,9 +201,8 @@ class RefetchQueue:
         """It waits for its next try, after a pause."""
         refetch = self._refetches.get(place)
         if refetch is not None and place not in self._running:
-            kind, table, key = place
-            if kind == "fetch":
-                self._fetches[table].discard(key)
+            self._gathering.pop(place, None)
+            self._forget(place)
             self.later(refetch, pause_s)
 
     def wake(self, places: Iterable[RefetchKey]) -> None:
@@ -132,6 +219,7 @@ class RefetchQueue:
         for timer in self._later.values():
             timer.cancel()
         self._later.clear()
+        self.end_gathering()
 
     async def idle(self) -> None:
         """Return when nothing is left."""
@@ -150,14 +238,29 @@ class RefetchQueue:
                 event.clear()
 
     def _wait(self, place: RefetchKey) -> None:
+        self._remember(place)
+        self._enqueue(place)
+
+    def _remember(self, place: RefetchKey) -> None:
+        """It may be taken with others of its table."""
         kind, table, key = place
-        if kind == "fetch":
-            self._fetches.setdefault(table, set()).add(key)
-        self._queue.put_nowait(place)
+        if kind in _WHOLE_ROWS:
+            self._whole.setdefault(table, {}).setdefault(key, place)
+
+    def _enqueue(self, place: RefetchKey) -> None:
+        refetch = self._refetches[place]
+        self._turns[refetch.work_class].append((refetch.owner, place))
+        self._filled[refetch.work_class].set()
+
+    def _forget(self, place: RefetchKey) -> None:
+        """It is no longer among those that may be taken with others."""
+        kind, table, key = place
+        waiting = self._whole.get(table, {})
+        if kind in _WHOLE_ROWS and waiting.get(key) == place:
+            del waiting[key]
 
     def _take(self, place: RefetchKey) -> Refetch:
-        kind, table, key = place
-        if kind == "fetch":
-            self._fetches[table].discard(key)
+        self._gathering.pop(place, None)
+        self._forget(place)
         self._running.add(place)
         return self._refetches[place]

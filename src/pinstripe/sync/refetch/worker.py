@@ -1,7 +1,9 @@
 """Works off the refetch queue (`pinstripe.pending`): coalesced, within the rate limit, durable.
 
-One request at a time for each key; a refetch added meanwhile is made once more afterwards. Objects of one
-type that were created at about the same time are one request together (`batch_fetch`).
+One request at a time for each key; a refetch added meanwhile is made once more afterwards. Each class of
+work has workers of its own. Objects of one type that were created at about the same time are one request
+together (`batch_fetch`): while events come thick, what they cause besides rows in doubt is gathered for up
+to two seconds.
 
 Only an answer of Stripe completes a refetch (`errors.PinstripeError.is_answer`). After any other error (a
 5xx, a 4xx that is not understood, a truncated body, an unreachable Postgres) the refetch stays pending with
@@ -12,17 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
 
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
 from pinstripe.mirror.orphans import list_field
 from pinstripe.rows.extract import TruncatedList
 from pinstripe.source.resolve import complete, read_children, refetch_row
-from pinstripe.source.source import LIVE, Source
+from pinstripe.source.source import Source
 from pinstripe.store.cursors import BESIDE, ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.refetch import (
@@ -33,13 +37,16 @@ from pinstripe.store.refetch import (
     note_trouble,
 )
 from pinstripe.sync.refetch.batch_fetch import LEAST, can_batch, fetch_batch, find_batch
-from pinstripe.sync.refetch.queue import RefetchQueue
+from pinstripe.sync.refetch.queue import RefetchKey, RefetchQueue
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Refresh = Callable[[str], Awaitable[None]]
 
 _WORKERS = 8
+"""For each class of work: at 12.5 requests/s of an endpoint enough for answers that take 640 ms."""
+
+_CLASSES = (WorkClass.CONTESTED, WorkClass.RELATED, WorkClass.PREVIEWS, WorkClass.SCANS)
 
 PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0)
 """After each failed try: in the end 30 GETs a month, of a quota of 10,000 at least."""
@@ -52,6 +59,16 @@ _LOOK_S = 60.0
 _CONTEST_S = 2.0
 
 _SPACING_S = 0.2
+
+_MOST_GATHER_S = 2.0
+_WAITED_GATHER_S = 0.25
+"""While a caller waits for what it wrote."""
+_WAITED_S = 5.0
+_RATE_S = 2.0
+"""The time over which refetches are counted."""
+_GATHERED = 20.0
+"""At so many refetches a second they are gathered for a second, at others in proportion: each gathering has
+about this many, or all that two seconds bring."""
 
 _HOLD_S = 3.0
 """The longest that a stretch of events pauses refetches."""
@@ -91,6 +108,11 @@ class RefetchWorker:
         self._put_off: set[tuple[str, str, str]] = set()
         """Refetches that have waited until no replica can be behind the row."""
         self._noted = asyncio.Event()
+        self._added: deque[tuple[float, int]] = deque()
+        """When events added refetches, and how many."""
+        self._waited_until = float("-inf")
+        self._alone: set[RefetchKey] = set()
+        """Refetches that a list page did not answer."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -101,14 +123,21 @@ class RefetchWorker:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._load_new())
-                for _ in range(_WORKERS):
-                    group.create_task(self._work())
+                for work in _CLASSES:
+                    for _ in range(_WORKERS):
+                        group.create_task(self._work(work))
         finally:
             self._queue.close()
 
     def poll_now(self) -> None:
         """Another process may have added refetches to the database."""
         self._noted.set()
+
+    def on_wait(self) -> None:
+        """A caller waits for what it wrote: gather no longer than it takes to read the events of it."""
+        self._waited_until = self._clock() + _WAITED_S
+        self._queue.end_gathering()
+        self.poll_now()
 
     async def _load_new(self) -> None:
         """Load refetches that others added, and conflicts that could not be resolved."""
@@ -141,7 +170,10 @@ class RefetchWorker:
         """Work off what has been loaded, and return; what fails stays pending."""
         if not self._queue:
             return
-        workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
+        self._queue.end_gathering()
+        workers = [
+            asyncio.create_task(self._work(work)) for work in _CLASSES for _ in range(_WORKERS)
+        ]
         try:
             idle = asyncio.create_task(self._at_rest())
             await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
@@ -181,6 +213,21 @@ class RefetchWorker:
         """Load what has been added to the database."""
         self._queue.add(refetches)
 
+    def gather(self, refetches: Sequence[Refetch]) -> None:
+        """Like `add`, for what events cause: if they come thick, it waits for more of its kind."""
+        now = self._clock()
+        while self._added and self._added[0][0] < now - _RATE_S:
+            self._added.popleft()
+        rate = sum(count for _, count in self._added) / _RATE_S
+        if refetches:
+            self._added.append((now, len(refetches)))
+        most_s = _WAITED_GATHER_S if now < self._waited_until else _MOST_GATHER_S
+        self._queue.add(refetches, gather_s=min(rate / _GATHERED, most_s))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many refetches are open, by the name of their class of work."""
+        return self._queue.counts()
+
     async def idle(self) -> None:
         """Return when nothing is left to do."""
         await self._queue.idle()
@@ -193,9 +240,9 @@ class RefetchWorker:
         """The stretch of events has come to its end."""
         self._paused_until = 0.0
 
-    async def _work(self) -> None:
+    async def _work(self, work: WorkClass) -> None:
         while True:
-            refetch = await self._queue.next()
+            refetch = await self._queue.next(work)
             if self._paused_until > self._clock():
                 self._queue.put_back(refetch.key)
                 await asyncio.sleep(_HELD_S)
@@ -225,6 +272,7 @@ class RefetchWorker:
         """
         self._attempts.pop(refetch.key, None)
         self._failing_since.pop(refetch.key, None)
+        self._alone.discard(refetch.key)
         self.trouble = ""
         last, self._succeeded_at = self._succeeded_at, self._clock()
         self._queue.wake([place for place, at in self._failing_since.items() if at > last])
@@ -233,15 +281,17 @@ class RefetchWorker:
         """Whether one page of a list answered it, and others that wait; and after how many seconds it is to
         be fetched once more.
         """
-        if refetch.kind != "fetch" or refetch.table in self._singly or not can_batch(refetch.table):
+        if refetch.kind not in ("fetch", "relate") or refetch.key in self._alone:
+            return False, None
+        if refetch.table in self._singly or not can_batch(refetch.table):
             return False, None
         waiting = self._queue.waiting(refetch.table)
-        if len(waiting) + 1 < LEAST:
+        if len(waiting) + 1 < LEAST or refetch.table not in self._source.wanted:
             return False, None
         others: list[Refetch] = []
         shown: Mapping[str, float | None] = {}
         try:
-            with self._queue.holding(refetch.table):
+            with self._queue.holding(refetch.table, refetch.work_class):
                 batch = await find_batch(self._source, refetch, waiting)
                 if batch is not None:
                     others = self._queue.take(refetch.table, batch.told)
@@ -254,6 +304,7 @@ class RefetchWorker:
                 self._singly.add(refetch.table)
             _log.info("todos.singly", table=refetch.table, error=error.message)
         finally:
+            self._alone.update(other.key for other in others if other.id not in shown)
             for other in others:
                 is_shown = other.id in shown
                 self._end(other, self._once_more(other, shown[other.id]) if is_shown else 0.0)
@@ -366,6 +417,7 @@ class RefetchWorker:
             parent=refetch.parent,
             cause=refetch.cause,
             answers=[answer],
+            priority=refetch.work_class,
         )
 
     async def _is_disordered(self, refetch: Refetch) -> bool:
@@ -381,7 +433,11 @@ class RefetchWorker:
         return version == mirror.api_version
 
     async def _may_move(self, refetch: Refetch) -> bool:
-        """Whether a related object that has a row may have changed: a balance transaction, once."""
+        """Whether a related object that has a row may have changed: a balance transaction, once, and an
+        invoice item when an invoice takes it up.
+        """
+        if refetch.table == "invoice_item":
+            return await self._is_taken_up(refetch)
         if refetch.table != "balance_transaction":
             return False
         async with self._source.pool.acquire() as connection:
@@ -392,6 +448,15 @@ class RefetchWorker:
             )
         return status == "pending"
 
+    async def _is_taken_up(self, refetch: Refetch) -> bool:
+        """Whether the row of an invoice item does not name the invoice that shows it (its parent)."""
+        async with self._source.pool.acquire() as connection:
+            found: str | None = await connection.fetchval(
+                f'SELECT invoice_id FROM "{self._source.mirror.schema}".invoice_item WHERE id = $1',
+                refetch.id,
+            )
+        return found != refetch.parent
+
 
 async def _follow(source: Source, refetch: Refetch, started: datetime) -> None:
     """Read the nested list that a refetch names, from its start."""
@@ -399,5 +464,8 @@ async def _follow(source: Source, refetch: Refetch, started: datetime) -> None:
     field = list_field(table, refetch.table)
     truncated = TruncatedList(refetch.id, table, key, refetch.table, "", 0, field)
     await source.follow(
-        truncated, priority=LIVE, cause=refetch.cause, known_until=started - source.replica_lag
+        truncated,
+        priority=refetch.work_class,
+        cause=refetch.cause,
+        known_until=started - source.replica_lag,
     )

@@ -11,7 +11,7 @@ transaction. When to request a preview is up to `upcoming`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -204,6 +204,26 @@ class UpcomingRow:
     @property
     def _is_line(self) -> str:
         return f"{quote(f'upcoming_{self.owner}_id')} = $1"
+
+    async def first_previewed(
+        self, connection: Connection, subscriptions: Sequence[str]
+    ) -> str | None:
+        """Return the first of the subscriptions that has a preview; None if none has."""
+        found: str | None = await connection.fetchval(
+            "SELECT u.id FROM unnest($1::text[]) WITH ORDINALITY AS u (id, place)"
+            f" JOIN {qualified(self.schema, TABLE_OF['subscription'])} p ON p.subscription_id = u.id"
+            " ORDER BY u.place LIMIT 1",
+            subscriptions,
+        )
+        return found
+
+    async def shown(self, connection: Connection) -> str | None:
+        """Return the subscription whose preview the row is, "" if of none; None if there is no row."""
+        found: str | None = await connection.fetchval(
+            "SELECT coalesce(parent_subscription_details ->> 'subscription', '') FROM " + self._row,
+            self.owner_id,
+        )
+        return found
 
     async def settle_lines(self, connection: Connection, keys: Collection[str]) -> bool:
         """Delete lines that are not the row's own, after the upsert of a preview with lines of these keys.

@@ -6,6 +6,7 @@ one state, replaced in one transaction, and an older preview never replaces a ne
 
 From basil on Stripe no longer computes the upcoming invoice of a customer. It is then the preview of the
 customer's subscription whose period ends first, which includes pending invoice items as the invoice will.
+So one request serves both rows, and a refresh of another subscription leaves the customer's row alone.
 Without a subscription it consists of the pending items alone, if Stripe previews them.
 
 The caller decides when to refresh: `refresh_*` returns when a response requested after the call is written.
@@ -14,14 +15,16 @@ The caller decides when to refresh: `refresh_*` returns when a response requeste
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from pinstripe.client.decode import StripeObject
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, WrongKey
 from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.event import created_of, request_of
@@ -47,10 +50,14 @@ from pinstripe.sync.upcoming.rules import Affected, OwnerKey, OwnerKind, affecte
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-PREVIEWS = 5
-"""After the event log, before the backfill: a change of one product may need thousands."""
+PREVIEWS = WorkClass.PREVIEWS
+"""After all that rows need, before scans: a change of one product may need thousands."""
 _TRIES = 5
 """More than one is needed only if another process refreshes the same owner at the same moment."""
+
+_Request = Callable[[], Awaitable[Preview | None]]
+
+_SUBSCRIPTION: OwnerKind = "upcoming_subscription"
 
 _OWNER_OF: Mapping[OwnerKind, Owner] = {
     "upcoming_customer": "customer",
@@ -101,13 +108,41 @@ class Upcoming:
         async with self.source.pool.acquire() as connection:
             behind = await origins(connection, whole, schema=mirror.schema, tables=mirror.tables)
         made: dict[OwnerKey, Refetch] = {}
+        customer_of: dict[str, str] = {}
         # Newest first, as in the list: the newest event of an owner stays.
         for event, one in reversed(by_event):
+            customer_of |= _named_together(one.owners)
             for kind, key in set(one.owners).union(*(behind.get(t, ()) for t in one.through)):
                 table = TABLE_OF[_OWNER_OF[kind]]
                 if table in synced:
                     made[kind, key] = _refetch(kind, table, key, event)
-        return [made[owner] for owner in sorted(made)]
+        customer_of |= await self._customers_of(
+            [key for kind, key in made if kind == _SUBSCRIPTION]
+        )
+        return [
+            replace(made[kind, key], parent=customer_of.get(key, key))
+            for kind, key in sorted(made)
+            # The preview of a subscription brings that of its customer, where it is the same one.
+            if kind == _SUBSCRIPTION or not self.is_derived or key not in customer_of.values()
+        ]
+
+    async def _customers_of(self, subscriptions: Sequence[str]) -> dict[str, str]:
+        """Return subscription -> customer, of those that have rows."""
+        if not subscriptions:
+            return {}
+        async with self.source.pool.acquire() as connection:
+            rows = await connection.fetch(
+                f"SELECT id, customer_id FROM {qualified(self.source.mirror.schema, 'subscription')}"
+                " WHERE id = ANY($1::text[]) AND customer_id IS NOT NULL",
+                subscriptions,
+            )
+        return {row[0]: row[1] for row in rows}
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the invoice of a customer is that of one of their subscriptions, and both are synced."""
+        both = all(table in self.tables() for table in TABLE_OF.values())
+        return both and not has_rollup(self.source.mirror.api_version)
 
     def refreshers(self) -> Mapping[str, Callable[[str], Awaitable[None]]]:
         """Refreshes by kind of refetch. For `RefetchWorker(upcoming=...)`."""
@@ -132,7 +167,7 @@ class Upcoming:
         await self.refresh("subscription", subscription_id)
 
     async def refresh_customer(self, customer_id: str) -> None:
-        """Like `refresh_subscription`. The subscription that invoices first is refreshed too."""
+        """Like `refresh_subscription`; by the subscription that invoices first, which is refreshed too."""
         await self.refresh("customer", customer_id)
 
     async def refresh(self, owner: Owner, owner_id: str, *, priority: int = PREVIEWS) -> None:
@@ -149,22 +184,107 @@ class Upcoming:
             raise preview.unread
 
     async def _refresh(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
-        """Request the preview, write it if the table is synced, and return it."""
+        """Request the preview, write the rows that it is the preview of, and return it."""
+        if not self.is_derived:
+            request = partial(self._request, owner, owner_id, priority)
+            return await self._replace(owner, owner_id, request)
+        if owner == "subscription":
+            preview, other = await self._refresh_both(owner_id, priority)
+            for _ in range(_TRIES):
+                if other:
+                    _, other = await self._refresh_both(other, priority)
+            return preview
+        subscriptions, _ = await self._due(owner_id)
+        for subscription_id in subscriptions:
+            preview, _ = await self._refresh_both(subscription_id, priority)
+            if preview is not None:
+                return preview
+        return await self._replace(
+            "customer", owner_id, partial(self._items_alone, owner_id, priority)
+        )
+
+    async def _refresh_both(
+        self, subscription_id: str, priority: int
+    ) -> tuple[Preview | None, str]:
+        """Replace the row of a subscription by a new preview, and that of its customer if it is that one.
+
+        Returns the preview, and the subscription whose preview the customer's row has to be instead, if it
+        is not. The turn of the subscription is held throughout: an older preview never replaces a newer one
+        in the customer's row.
+        """
+
+        async def request() -> Preview | None:
+            if await self._has_ended(subscription_id):
+                return None
+            return await self._preview("subscription", subscription_id, priority)
+
+        mirror = self.source.mirror
+        async with self._turn("subscription", subscription_id):
+            row = UpcomingRow(mirror.schema, mirror.tables, "subscription", subscription_id)
+            preview = await self._replace_in_turn(row, request)
+            return preview, await self._derive(subscription_id, preview, priority)
+
+    async def _has_ended(self, subscription_id: str) -> bool:
+        """Whether the subscription never invoices again: that state is final."""
+        async with self.source.pool.acquire() as connection:
+            found: bool | None = await connection.fetchval(
+                f"SELECT NOT ({ALIVE}) FROM {qualified(self.source.mirror.schema, 'subscription')} s"
+                " WHERE s.id = $1",
+                subscription_id,
+            )
+        return bool(found)
+
+    async def _replace(self, owner: Owner, owner_id: str, request: _Request) -> Preview | None:
+        """Make the request, and replace the row by its response, if the table is synced."""
         mirror = self.source.mirror
         row = UpcomingRow(mirror.schema, mirror.tables, owner, owner_id)
         if row.table not in mirror.tables:
-            return await self._request(owner, owner_id, priority)
+            return await request()
         async with self._turn(owner, owner_id):
-            for _ in range(_TRIES):
-                async with self.source.pool.acquire() as connection:
-                    before: datetime = await connection.fetchval("SELECT clock_timestamp()")
-                preview = await self._request(owner, owner_id, priority)
-                if await self.write(row, preview, before):
-                    return preview
+            return await self._replace_in_turn(row, request)
+
+    async def _replace_in_turn(self, row: UpcomingRow, request: _Request) -> Preview | None:
+        for _ in range(_TRIES):
+            async with self.source.pool.acquire() as connection:
+                before: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            preview = await request()
+            if await self.write(row, preview, before):
+                return preview
         raise Unreachable(
-            f"The upcoming invoice of {owner_id} is refreshed by another process all the time.",
+            f"The upcoming invoice of {row.owner_id} is refreshed by another process all the time.",
             hint="It is tried again; see that one process syncs this schema.",
         )
+
+    async def _derive(self, subscription_id: str, preview: Preview | None, priority: int) -> str:
+        """Replace the customer's row after a subscription was previewed, if it is that preview, or was.
+
+        Returns the subscription whose preview it has to be instead, if any. A request is made for items
+        alone.
+        """
+        customer_id = (await self._customers_of([subscription_id])).get(subscription_id, "")
+        if not customer_id and preview is not None:
+            customer_id = str(preview.invoice.get("customer") or "")
+        if not customer_id:
+            return ""
+        mirror = self.source.mirror
+        row = UpcomingRow(mirror.schema, mirror.tables, "customer", customer_id)
+        async with self._turn("customer", customer_id):
+            subscriptions, is_pending = await self._due(customer_id)
+            async with self.source.pool.acquire() as connection:
+                first = await row.first_previewed(connection, subscriptions)
+                shown = await row.shown(connection)
+            if first is not None and first != subscription_id:
+                return first if first != shown else ""
+            if first is not None and preview is not None:
+
+                async def known() -> Preview:
+                    return preview
+
+                await self._replace_in_turn(row, known)
+            elif shown is not None or is_pending:
+                request = partial(self._items_alone, customer_id, priority)
+                await self._replace_in_turn(row, request)
+            return ""
 
     async def write(
         self,
@@ -201,20 +321,23 @@ class Upcoming:
     async def _request(self, owner: Owner, owner_id: str, priority: int) -> Preview | None:
         if owner == "subscription":
             return await self._preview(owner, owner_id, priority)
-        return await self._first_of(owner_id, priority)
-
-    async def _first_of(self, customer_id: str, priority: int) -> Preview | None:
-        """Return what the customer is invoiced next, over all subscriptions."""
-        subscriptions, pending = await self._due(customer_id)
+        subscriptions, pending = await self._due(owner_id)
         if has_rollup(self.source.mirror.api_version):
             if not subscriptions and not pending:
                 return None
-            return await self._preview("customer", customer_id, priority)
+            return await self._preview("customer", owner_id, priority)
         for subscription_id in subscriptions:
-            preview = await self._refresh("subscription", subscription_id, priority)
+            preview = await self._preview("subscription", subscription_id, priority)
             if preview is not None:
                 return preview
-        return await self._preview("customer", customer_id, priority) if pending else None
+        return await self._items_alone(owner_id, priority)
+
+    async def _items_alone(self, customer_id: str, priority: int) -> Preview | None:
+        """Return the preview of a customer's pending items, without a subscription; None if none is
+        pending.
+        """
+        _, is_pending = await self._due(customer_id)
+        return await self._preview("customer", customer_id, priority) if is_pending else None
 
     async def _due(self, customer_id: str) -> tuple[list[str], bool]:
         """Return subscriptions that may invoice, in the order in which they would, and whether items are
@@ -275,6 +398,13 @@ class Upcoming:
             turn.users -= 1
             if not turn.users:
                 del self._turns[owner, owner_id]
+
+
+def _named_together(owners: Collection[OwnerKey]) -> dict[str, str]:
+    """Return subscription -> customer, where an event names both."""
+    customers = [key for kind, key in owners if kind != _SUBSCRIPTION]
+    subscriptions = [key for kind, key in owners if kind == _SUBSCRIPTION]
+    return dict.fromkeys(subscriptions, customers[0]) if len(customers) == 1 else {}
 
 
 def _refetch(kind: OwnerKind, table: str, key: str, event: StripeObject) -> Refetch:

@@ -6,6 +6,7 @@ import pytest
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.sync.events.apply import from_summary, related
 from pinstripe.sync.events.order import changes
 
@@ -38,9 +39,40 @@ def test_a_history_of_the_balance_is_read_where_there_may_be_more_of_it(
     (change,) = changes(events, VERSION)
     asked = {(t.kind, t.table, t.id) for t in related(change, tables())}
     assert (("children", "customer_balance_transaction", "cus_1") in asked) is listed
-    # What Stripe gives on request only is asked for each time; what sums itself up in an event is not.
-    assert ("fetch", "customer", "cus_1") in asked
+    # What sums itself up in an event is not asked for.
     assert not any(table == "entitlements_active_entitlement" for _, table, _ in asked)
+
+
+@pytest.mark.parametrize(
+    ("events", "fetched"),
+    [
+        ([event("created", 0)], True),
+        ([event("updated", 0, name="Ada", metadata={"a": "b"})], False),
+        ([event("updated", 0, name="Ada", address=None)], True),
+        ([event("updated", 0, something_new=1)], True),
+        ([event("updated", 0)], True),
+        ([event("updated", 0, name="Ada"), event("created", 0)], True),
+    ],
+)
+def test_what_stripe_shows_on_request_only_is_fetched_where_the_change_can_concern_it(
+    events: list[StripeObject], fetched: bool
+) -> None:
+    (change,) = changes(events, VERSION)
+    found = [t for t in related(change, tables()) if t.kind == "fetch"]
+    assert [(t.table, t.id) for t in found] == ([("customer", "cus_1")] if fetched else [])
+    # The row stands already: that is no row in doubt.
+    assert {t.work_class for t in found} <= {WorkClass.RELATED}
+
+
+@pytest.mark.parametrize(("attempt", "listed"), [(None, False), ("setatt_1", True)])
+def test_the_attempts_of_a_setup_are_listed_once_there_is_one(
+    attempt: str | None, listed: bool
+) -> None:
+    setup = {"id": "seti_1", "object": "setup_intent", "latest_attempt": attempt}
+    made = {**event("x", 0), "type": "setup_intent.created", "data": {"object": setup}}
+    (change,) = changes([made], VERSION)
+    asked = [(t.kind, t.table) for t in related(change, tables())]
+    assert (("children", "setup_attempt") in asked) is listed
 
 
 def test_a_summary_has_the_list_of_its_owner_read() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.store.refetch import Refetch
 from pinstripe.sync.refetch.queue import RefetchQueue
 
@@ -50,7 +52,7 @@ async def test_what_was_taken_by_another_does_not_come_to_its_turn() -> None:
     line.add([fetch("a"), fetch("b"), fetch("c"), fetch("d", "price")])
     assert (await line.next()).id == "a"
     with line.holding("customer"):
-        assert line.waiting("customer") == {"b", "c"}
+        assert set(line.waiting("customer")) == {"b", "c"}
         assert (await line.next()).table == "price"  # Other tables go on.
         assert [t.id for t in line.take("customer", ["c", "z"])] == ["c"]
         assert await nothing_next(line)  # b is held, c is taken.
@@ -71,3 +73,53 @@ async def test_what_is_put_back_or_added_while_it_is_held_has_its_turn_afterward
     line.put_back(fetch("a").key)
     assert sorted([(await line.next()).id for _ in range(3)]) == ["a", "b", "c"]
     assert await nothing_next(line)
+
+
+async def test_owners_take_turns_however_much_one_of_them_has() -> None:
+    line = RefetchQueue()
+    line.add([Refetch("fetch", "invoice", f"in_{n}", "cus_1") for n in range(1000)])
+    line.add([Refetch("fetch", "invoice", "in_a", "cus_2"), fetch("cus_3")])
+    assert {(await line.next()).id for _ in range(3)} == {"in_0", "in_a", "cus_3"}
+    assert [(await line.next()).id for _ in range(2)] == ["in_1", "in_2"]
+
+
+async def test_each_class_has_a_queue_of_its_own() -> None:
+    line = RefetchQueue()
+    line.add([replace(fetch(f"s{n}"), work=WorkClass.SCANS) for n in range(100)])
+    line.add([Refetch("upcoming_subscription", "upcoming_subscription_invoice", "sub_1")])
+    line.add([fetch("a"), Refetch("relate", "balance_transaction", "txn_1")])
+    assert line.counts() == {"scans": 100, "previews": 1, "contested": 1, "related": 1}
+    assert (await line.next(WorkClass.CONTESTED)).id == "a"
+    assert (await line.next(WorkClass.RELATED)).id == "txn_1"
+    assert (await line.next(WorkClass.PREVIEWS)).id == "sub_1"
+    assert (await line.next(WorkClass.SCANS)).id == "s0"
+
+
+async def test_what_a_higher_class_needs_too_goes_with_that() -> None:
+    line = RefetchQueue()
+    line.add([replace(fetch(f"s{n}"), work=WorkClass.SCANS) for n in range(100)])
+    line.add([fetch("s99")])
+    assert (await line.next(WorkClass.CONTESTED)).id == "s99"
+    line.add([replace(fetch("s98"), work=WorkClass.SCANS)])
+    assert line.counts() == {"scans": 99, "contested": 1}
+    with line.holding("customer", WorkClass.SCANS):  # Holds up nothing of a higher class.
+        line.add([fetch("b")])
+        assert (await line.next(WorkClass.CONTESTED)).id == "b"
+
+
+async def test_what_gathers_has_its_turn_together_and_rows_in_doubt_do_not_gather() -> None:
+    line = RefetchQueue()
+    related = [Refetch("relate", "balance_transaction", f"txn_{n}") for n in range(3)]
+    line.add([related[0], fetch("a")], gather_s=3600)
+    line.add(related[1:], gather_s=3600)
+    assert (await line.next()).id == "a"
+    turn = asyncio.create_task(line.next(WorkClass.RELATED))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not turn.done()
+    assert set(line.waiting("balance_transaction")) == {"txn_0", "txn_1", "txn_2"}
+    line.end_gathering()
+    assert (await turn).id == "txn_0"
+    # Those that are taken along with it do not come to a turn of their own.
+    assert len(line.take("balance_transaction", ["txn_1"])) == 1
+    assert (await line.next(WorkClass.RELATED)).id == "txn_2"

@@ -121,6 +121,54 @@ def test_events_of_an_odd_shape_affect_nobody(odd: dict[str, object]) -> None:
     assert not affected(odd)
 
 
+LINE: dict[str, object] = {
+    "parent": {"type": "subscription_item_details", "subscription_item_details": {}}
+}
+ITEM: dict[str, object] = {
+    "parent": {
+        "type": "invoice_item_details",
+        "invoice_item_details": {"invoice_item": "ii_1"},
+        "subscription_item_details": None,
+    }
+}
+
+
+def of_lines(*lines: dict[str, object], has_more: bool = False) -> dict[str, object]:
+    return {**NEW_INVOICE, "lines": {"data": list(lines), "has_more": has_more}}
+
+
+@pytest.mark.parametrize(
+    ("name", "obj", "changed", "concerns"),
+    [
+        ("invoice.paid", of_lines(LINE), {}, False),
+        ("invoice.created", of_lines(LINE), {}, True),  # Of its subscription.
+        ("invoice.paid", of_lines(LINE, ITEM), {}, True),
+        ("invoice.paid", of_lines({"type": "invoiceitem", "invoice_item": "ii_1"}), {}, True),
+        ("invoice.paid", of_lines(LINE, has_more=True), {}, True),
+        ("invoice.paid", {**of_lines(LINE), "starting_balance": -500}, {}, True),
+        ("invoice.paid", {**of_lines(LINE), "discounts": ["di_1"]}, {}, True),
+        ("invoice.updated", of_lines(ITEM), {"metadata": {}, "attempted": False}, False),
+        ("invoice.updated", of_lines(ITEM), {"metadata": {}, "lines": {}}, True),
+        ("invoice.overpaid", of_lines(LINE), {}, True),
+        ("customer.updated", {"id": "cus_1"}, {"metadata": {"a": "b"}}, False),
+        ("customer.updated", {"id": "cus_1"}, {"metadata": {}, "name": "x"}, True),
+        ("customer.updated", {"id": "cus_1"}, {"something_new": 1}, True),
+        ("customer.updated", {"id": "cus_1"}, {"balance": 0, "delinquent": True}, True),
+        ("product.updated", {"id": "prod_1"}, {"images": [], "updated": 1}, False),
+        ("product.updated", {"id": "prod_1"}, {"name": "x", "updated": 1}, True),
+        ("coupon.updated", {"id": "c"}, {"times_redeemed": 3}, False),
+    ],
+)
+def test_an_event_concerns_previews_if_it_changes_what_they_show(
+    name: str, obj: dict[str, object], changed: dict[str, object], *, concerns: bool
+) -> None:
+    made: dict[str, object] = {
+        "type": name,
+        "data": {"object": obj, "previous_attributes": changed},
+    }
+    assert bool(affected(made)) == concerns
+
+
 def test_kinds_follow_from_what_is_named() -> None:
     found = affected(event("customer.subscription.created", id="a", customer="b"))
     assert found.owners == {("upcoming_subscription", "a"), ("upcoming_customer", "b")}
