@@ -12,10 +12,11 @@ from tests.house.trips import TRIPS
 
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
-    "backfill": (32, 175),
-    "event": (50, 281),
-    "proxy": (36, 148),
-    "verify": (46, 324),
+    # Each of them looks for erasures before it commits (store/erasures.py, rows/personal.py).
+    "backfill": (34, 180),
+    "event": (52, 286),
+    "proxy": (38, 153),
+    "verify": (48, 329),
 }
 
 

@@ -22,7 +22,7 @@ from pinstripe.concurrency import backoff, wait_for
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, Rate
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import Syncs, open_sync
-from pinstripe.service import budget_for
+from pinstripe.service import budget_for, personal_of
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import load_table_names
 
@@ -105,6 +105,7 @@ class SyncOpener:
             webhook_secrets=options.webhook_secrets,
             proxy=proxy_for(config.stripe_url),
             changes=config.changes,
+            personal=personal_of(config),
         ) as opened:
             self._syncs.add(opened)
             _log.info("gateway.open", sync=name, schema=config.schema)

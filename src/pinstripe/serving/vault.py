@@ -41,6 +41,10 @@ from pinstripe.store.syncs import (
 
 SYNC_SETTINGS = (
     "tables",
+    "personal_data",
+    "columns",
+    "erase_deleted_after",
+    "verify_every",
     "rate_limit",
     "endpoint_rate_limit",
     "poll_interval",
