@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, PERSONAL, with_settings
 from pinstripe.cli.runtime import BAD_USAGE, Exit, complain, execute, report
 from pinstripe.config.config import Config
+from pinstripe.config.settings import SETTINGS
 
 webhook = App(
     name="webhook",
@@ -530,6 +531,22 @@ def erase(
 
     work = commands.erase(config, customer, dry_run=dry_run, scrubs=scrub, as_json=json)
     execute(config, work, stopped=130)
+
+
+@app.command(name="support-bundle", sort_key=9)
+@with_settings(*(s.name for s in SETTINGS))
+def support_bundle(
+    config: Config,
+    *,
+    output: Annotated[Path | None, Parameter(help="Output file (.tar.gz).")] = None,
+) -> None:
+    """Write one archive for a bug report: versions, settings, states and counts.
+
+    It holds no key, no URL, no row, no text of Stripe's and no id of an object.
+    """
+    from pinstripe.cli import support as commands
+
+    execute(config, commands.support_bundle(config, output=output), stopped=130)
 
 
 @app.command(sort_key=5)

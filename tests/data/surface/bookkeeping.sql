@@ -20,6 +20,13 @@ BEGIN
     ALTER TABLE pinstripe.sync ADD COLUMN personal jsonb, ADD COLUMN erasures bigint NOT NULL DEFAULT 0;
   END IF;
 END $$;
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'verify_at') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN verify_at timestamptz, ADD COLUMN verify_note text;
+  END IF;
+END $$;
 CREATE TABLE IF NOT EXISTS pinstripe.erasure (
   schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   customer_id text NOT NULL,
