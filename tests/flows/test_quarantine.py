@@ -225,17 +225,31 @@ async def test_a_table_that_postgres_refuses_is_named_stops_nothing_and_heals(
 
 @pytest.mark.parametrize(
     "hand",
-    ["DROP TABLE stripe.customer", "TRUNCATE stripe.customer", "DELETE FROM stripe.customer"],
+    [
+        "DROP TABLE stripe.customer",
+        "TRUNCATE stripe.customer",
+        "DELETE FROM stripe.customer",
+        "DELETE FROM stripe.customer WHERE id > 'cus_2'",
+        # Events go on writing after it.
+        "CREATE TABLE c AS SELECT * FROM stripe.customer LIMIT 9; TRUNCATE stripe.customer;"
+        "INSERT INTO stripe.customer SELECT * FROM c",
+    ],
 )
+@pytest.mark.parametrize("listed", [150, 10], ids=["listed", "by events"])
 async def test_a_table_that_was_dropped_or_emptied_is_read_again(
-    hand: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+    listed: int, hand: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:
-    stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(listed, 0, -1)]
     await backfill(copy, "customer", "product")
-    await pg.execute(hand)
-    if hand.startswith("DELETE"):
-        await pg.execute("VACUUM stripe.customer")
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(150, 0, -1)]
+    for n in range(listed + 1, 151):
+        stripe.event("customer.created", customer(n))
+    await EventPoller(copy.source, RefetchWorker(copy.source), since=time.time() - 60).poll()
     relist = Relist(only(copy, "customer", "product"), RefetchWorker(copy.source), copy.budget)
+    await pg.execute("ANALYZE stripe.customer")
+    await relist._watch()
+    await pg.execute(hand)
+    await pg.execute("SELECT pg_stat_force_next_flush()")
     await relist._watch()
     await probe(copy)
     await relist._watch()

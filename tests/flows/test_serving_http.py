@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -46,6 +47,19 @@ async def test_a_head_without_end_is_cut_off() -> None:
             answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 431 ")
     assert b"head_too_large" in answer
+
+
+async def test_a_refusal_is_read_by_a_caller_who_goes_on_sending() -> None:
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    async with asyncio.timeout(20), answering(Starlette(routes=[Route("/", _hello)]), sock):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n")
+        for _ in range(64):
+            writer.write(b"x" * 65536)
+            await asyncio.sleep(0)
+        assert b"no_tunnel" in await reader.read()
+        writer.close()
 
 
 async def test_a_long_head_and_many_requests_on_one_connection_are_fine() -> None:
@@ -153,6 +167,44 @@ async def test_idle_connections_of_one_address_shut_nobody_out(
         assert (await busy[0].readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
         for _, writer in (busy, *crowd):
             writer.close()
+
+
+async def test_requests_that_wait_leave_places_for_other_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_server, "_CONNECTIONS", 20)
+    began, go_on = 0, asyncio.Event()
+
+    async def slow(_: Request) -> Response:
+        nonlocal began
+        began += 1
+        await go_on.wait()
+        return PlainTextResponse("done")
+
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    routes = [Route("/", _hello), Route("/slow", slow)]
+    async with asyncio.timeout(20), answering(Starlette(routes=routes), sock):
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(18)]
+        for _, writer in crowd:
+            writer.write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+        while began < len(crowd):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        reader, refused = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        for address in ("127.0.0.2", "127.0.0.3"):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, local_addr=(address, 0)
+            )
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+        go_on.set()
+        for reader, writer in crowd:
+            assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+        refused.close()
 
 
 async def test_two_cannot_listen_on_one_port() -> None:

@@ -186,11 +186,11 @@ async def test_whatever_breaks_the_copy_ends_as_stripe_is() -> None:
         await soak.simulator.control("clear_faults")
         if soak.sync.process is None or soak.sync.process.returncode is not None:
             await soak.sync.start()
-        events = await _caught_up(soak)
-        differences, output = await _verify(soak, "--tables", ",".join(told_of()))
+        events = await caught_up(soak)
+        differences, output = await verified(soak, "--tables", ",".join(told_of()))
         # Edits that no event tells of, a pass finds, or whoever looks.
-        await _verify(soak, "--repair")
-        left, all_output = await _verify(soak)
+        await verified(soak, "--repair")
+        left, all_output = await verified(soak)
         sys.stdout.write(
             f"\n{SECONDS:.0f} s: {sum(soak.injected.values())} faults {dict(soak.injected)}, "
             f"{events} events, {soak.sync.starts} starts, {differences} differences in "
@@ -210,7 +210,7 @@ SELECT (SELECT extract(epoch FROM as_of) FROM pinstripe.cursor WHERE stream = 'e
 """
 
 
-async def _caught_up(soak: Soak) -> int:
+async def caught_up(soak: Soak) -> int:
     """Waits until all events are applied and nothing is left to ask; gives the number of events."""
     start = float((await soak.simulator.control("state"))["now"])
     row: asyncpg.Record | None = None
@@ -233,7 +233,7 @@ async def _caught_up(soak: Soak) -> int:
     raise AssertionError(f"never caught up with {start}: {row}, the sync ended with {ended}")
 
 
-async def _verify(soak: Soak, *words: str) -> tuple[int, str]:
+async def verified(soak: Soak, *words: str) -> tuple[int, str]:
     """How many differences it found, and what it said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

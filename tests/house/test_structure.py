@@ -18,7 +18,7 @@ from tests.house.figures import (
 )
 
 # What is being built beside the moves still adds to these two; in the end 175 and 35,200.
-MODULES, LINES = 196, 44_200
+MODULES, LINES = 196, 44_500
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {

@@ -17,7 +17,7 @@ from pinstripe.errors import (
     Unreachable,
     Unwritable,
 )
-from pinstripe.store.pool import connect, is_transient, sqlstate, translated
+from pinstripe.store.pool import connect, sqlstate, translated
 from pinstripe.store.sqlstates import REMEDIES
 
 SECRET = "jane@example.com"
@@ -79,7 +79,7 @@ async def test_every_code_has_its_remedy(
 ) -> None:
     error = await refused(pg, f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
     assert type(error) is kind
-    assert is_transient(error) is (scope == "passing")
+    assert isinstance(error, Unreachable) is (scope == "passing")
     assert sqlstate(error) == code
     assert error.fault == DatabaseFault(code, scope)
     assert hint in error.hint

@@ -14,7 +14,7 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, Snapshot, Writing, at, m
 
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import Drifted
-from pinstripe.mirror.batch import Batch
+from pinstripe.mirror.batch import READ_AT, Batch
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 
@@ -52,17 +52,66 @@ async def test_a_surely_older_snapshot_is_dropped(w: Writing) -> None:
     assert await w.place("customer", "cus_1") == before
 
 
-@pytest.mark.parametrize(
-    ("lo", "hi", "expected"),
-    [(5.5, 7, (5.5, 7)), (4, 7, (5, 7)), (5.5, 5.8, (5.5, 6)), (4.5, 6, (5, 6))],
-)
-async def test_an_overlapping_snapshot_of_the_same_content_only_tells_more_of_when(
-    w: Writing, lo: float, hi: float, expected: tuple[float, float]
+@pytest.mark.parametrize(("lo", "hi"), [(5.5, 7), (4, 7), (5.5, 5.8), (4.5, 6), (8, 9)])
+async def test_a_snapshot_of_the_same_content_touches_no_row(
+    w: Writing, lo: float, hi: float
 ) -> None:
     await w.put((customer(name="same", balance=3), 5, 6))
+    before = await w.place("customer", "cus_1")
     assert await w.put((customer(name="same", balance=3), lo, hi)) == []
-    row = await w.row("customer", "cus_1")
-    assert (row["_as_of"], row["_as_of_latest"]) == (at(expected[0]), at(expected[1]))
+    assert await w.place("customer", "cus_1") == before
+
+
+async def test_the_state_between_two_that_are_alike_never_wins_when_it_comes_late(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    await w.put((customer(name="same"), 8, 9))
+    # Stripe had "between" at 4, and "same" again at 8.
+    assert await w.put((customer(name="between"), 4, 5)) == []
+    assert await name_of(w) == "same"
+    # What overlaps with the moment when the row was last seen is for one GET to decide.
+    [contest] = await w.put((customer(name="next"), 8.5, 9.5))
+    assert await name_of(w) == "same"
+    await w.put((customer(name="next"), 8.7, 9.7), over={("customer", "cus_1"): contest.version})
+    assert await name_of(w) == "next"
+    assert await w.put((customer(name="last"), 9.7, 10.7)) == []
+    assert await name_of(w) == "last"
+
+
+async def test_an_answer_over_a_version_that_was_seen_again_since_does_not_win_by_it(
+    w: Writing,
+) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    version = (await w.row("customer", "cus_1"))["_synced_at"]
+    read_at = await w.pg.fetchval("SELECT clock_timestamp()")
+    over = {READ_AT: read_at, ("customer", "cus_1"): version}
+    # The answer that shows "between" was requested first and arrives last.
+    await w.put((customer(name="same"), 8, 9))
+    assert await w.put((customer(name="between"), 4, 5), over=over) == []
+    assert await name_of(w) == "same"
+    conflicts = await w.put((customer(name="between"), 7.5, 8.5), over=over)
+    assert [(c.table, c.key) for c in conflicts] == [("customer", "cus_1")]
+    assert await name_of(w) == "same"
+
+
+async def test_an_answer_requested_after_the_row_was_last_seen_wins_over_that(w: Writing) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    await w.put((customer(name="same"), 8, 9))
+    version = (await w.row("customer", "cus_1"))["_synced_at"]
+    over = {
+        READ_AT: await w.pg.fetchval("SELECT clock_timestamp()"),
+        ("customer", "cus_1"): version,
+    }
+    assert await w.put((customer(name="next"), 8.5, 9.5), over=over) == []
+    assert await name_of(w) == "next"
+
+
+async def test_the_same_content_in_another_api_version_is_written(w: Writing) -> None:
+    await w.put((customer(name="same"), 1, 2))
+    await w.pg.execute("UPDATE stripe.customer SET _api_version = '2020-08-27'")
+    await w.put((customer(name="same"), 3, 4))
+    assert (await w.row("customer", "cus_1"))["_api_version"] == VERSION
 
 
 async def test_an_overlapping_snapshot_of_other_content_is_contested_and_not_written(
@@ -162,7 +211,7 @@ async def test_a_key_that_comes_twice_with_other_content_is_decided_in_the_batch
     a, b, c = (customer(name=n) for n in "abc")
     assert await w.put((a, 0, 1), (b, 2, 3), (c, 1, 2), (b, 2.5, 3.5)) == []
     row = await w.row("customer", "cus_1")
-    assert (row["name"], row["_as_of"], row["_as_of_latest"]) == ("b", at(2.5), at(3.5))
+    assert (row["name"], row["_as_of"], row["_as_of_latest"]) == ("b", at(2), at(3))
     conflicts = await w.put((a, 5, 6), (b, 5.5, 6.5))
     assert [c.key for c in conflicts] == ["cus_1"]
 
@@ -228,14 +277,18 @@ async def test_two_writers_on_the_same_rows_never_wait_in_a_circle(
 
 
 class History:
-    """One object whose content changes at known moments, and snapshots that know them roughly."""
+    """One object whose content changes at known moments, and snapshots that know them roughly.
+
+    In most histories it changes back to what it was.
+    """
 
     def __init__(self, dice: Random) -> None:
         self.changes = sorted(dice.uniform(0, 20) for _ in range(dice.randint(1, 5)))
         self.snapshots: list[tuple[float, float, int, float]] = []
+        states = dice.choice([2, 2, 3, 99])
         for _ in range(dice.randint(2, 10)):
             true_at = dice.uniform(0, 20)
-            content = sum(change <= true_at for change in self.changes)
+            content = sum(change <= true_at for change in self.changes) % states
             lo = true_at - dice.choice([0.0, 0.1, 1.0, 3.0]) * dice.random()
             hi = true_at + 0.01 + dice.choice([0.1, 1.0, 3.0]) * dice.random()
             self.snapshots.append((lo, hi, content, true_at))

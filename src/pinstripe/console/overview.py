@@ -8,7 +8,7 @@ nothing is counted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
+from pinstripe.store.refusals import RememberedRefusal, load_refusals
 
 _NEWEST = 8
 
@@ -87,12 +88,14 @@ class Overview:
         live = board[visit.sync.id]
         pieces = await self._draw(visit.gateway, live)
         refused: list[RefusedTable] = []
+        partly: Sequence[RememberedRefusal] = ()
         try:
             async with visit.gateway.reads.connection() as connection:
                 refused = await _refused(connection, live.schema)
+                partly = await load_refusals(connection, live.schema, is_due=True)
         except PinstripeError:
             pass  # The pieces show the error.
-        return visit.page("overview.html", pieces=pieces, refused=refused)
+        return visit.page("overview.html", pieces=pieces, refused=refused, partly=partly)
 
     async def live(self, visit: PageContext) -> Response:
         """The stream of pieces that have changed."""

@@ -24,8 +24,8 @@ from pinstripe.gateway.syncs import StoredSync
 from pinstripe.store.changes import ChangeFilter, changes_before, newest_position
 from pinstripe.store.ddl import BOOKKEEPING, literal, qualified, quote
 from pinstripe.store.events import EventFilter, EventLine, has_events, list_events
-from pinstripe.store.missing import load_missing
 from pinstripe.store.pool import Connection
+from pinstripe.store.refetch import load_missing
 
 _CHANGES = 20
 

@@ -12,14 +12,14 @@ created on first use, with a password that only this process knows. If our user 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import date, datetime
-from decimal import Decimal
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
 from pinstripe.store.ddl import quote
@@ -30,10 +30,14 @@ STATEMENT_S = 10
 
 MOST_ROWS = 1000
 
-_MOST_CHARS = 4_000_000
+_MOST_CHARS = 1_000_000
 """Of one result on a page; a browser has trouble with more."""
 
-_CHUNK = 200
+_ROW_BYTES = 1_000_000
+"""Of one row. A wider one arrives with its long values cut, each with its length behind it."""
+
+_CHUNK = 32
+"""Rows in memory at a time: with `_ROW_BYTES`, some 32 MB at most, whatever a statement returns."""
 
 _TYPES = {
     "int2": "smallint",
@@ -123,40 +127,77 @@ async def run(connection: asyncpg.Connection, statement: str) -> Result:
 async def chunks(connection: asyncpg.Connection, statement: str) -> AsyncGenerator[Chunk, None]:
     """All rows, some at a time; one chunk without rows if there are none.
 
-    Rows come from a cursor of the server's: neither side holds all of them. Raises Failed.
+    Values become text on the server, which also cuts what is too long: a row of 1 GB never crosses the
+    connection. Rows come from a cursor of the server's: neither side holds all of them. Raises Failed.
     """
-    transaction = connection.transaction(readonly=True)
     try:
-        await transaction.start()
-        prepared = await connection.prepare(statement)
-        if prepared.get_parameters():
-            raise Failed(
-                "The statement has parameters ($1).", hint="Replace them with literal values."
-            )
-        columns = tuple(
-            ResultColumn(a.name, _TYPES.get(a.type.name, a.type.name))
-            for a in prepared.get_attributes()
-        )
-        if not columns:
-            raise Failed(
-                "The statement returns no rows and was not run.",
-                hint="Only statements that read are allowed: SELECT, WITH, VALUES, TABLE, EXPLAIN, SHOW.",
-            )
+        columns, prepared = await _prepared(connection, statement)
+        await connection.transaction(readonly=True).start()
         cursor = await prepared.cursor()
         records = await cursor.fetch(_CHUNK)
-        yield Chunk(columns, _texts(records))
+        yield Chunk(columns, _rows(records))
         while len(records) == _CHUNK:
             records = await cursor.fetch(_CHUNK)
-            yield Chunk(columns, _texts(records))
+            yield Chunk(columns, _rows(records))
     except asyncpg.PostgresError as error:
         raise _failed(error, statement) from error
-    except (asyncpg.UnsupportedClientFeatureError, ValueError, OverflowError) as error:
-        # A value that the driver cannot represent: a year BC, a type of an extension.
-        raise Failed(
-            f"A value cannot be displayed: {error}.", hint="Cast the column to text: column::text."
-        ) from error
 
     # No rollback here: the session ends with the block that opened it.
+
+
+async def _prepared(
+    connection: asyncpg.Connection, statement: str
+) -> tuple[tuple[ResultColumn, ...], PreparedStatement]:
+    """Return the columns of a statement, and what returns their values as bounded text."""
+    # The statement by itself first: its errors have the user's own positions.
+    prepared = await connection.prepare(statement)
+    if prepared.get_parameters():
+        raise Failed("The statement has parameters ($1).", hint="Replace them with literal values.")
+    columns = tuple(
+        ResultColumn(a.name, _TYPES.get(a.type.name, a.type.name))
+        for a in prepared.get_attributes()
+    )
+    if not columns:
+        raise Failed(
+            "The statement returns no rows and was not run.",
+            hint="Only statements that read are allowed: SELECT, WITH, VALUES, TABLE, EXPLAIN, SHOW.",
+        )
+    if _NO_SUBQUERY.match(statement):
+        return columns, prepared
+    # A semicolon that ends the statement cannot stand in a subquery.
+    ended = _END.sub("", statement)
+    for text in dict.fromkeys((statement, ended)):
+        with suppress(asyncpg.PostgresSyntaxError):
+            return columns, await connection.prepare(_bounded(text, len(columns)))
+    raise Failed(
+        "The statement cannot be read as a query.",
+        hint="Only statements that read are allowed: SELECT, WITH, VALUES, TABLE, EXPLAIN, SHOW.",
+    )
+
+
+_NO_SUBQUERY = re.compile(r"(\s|--[^\n]*\n|/\*.*?\*/)*(explain|show)\b", re.IGNORECASE | re.DOTALL)
+"""Their results are short texts, and they cannot stand within another statement."""
+
+_END = re.compile(r";(\s|;|--[^\n]*(\n|\Z)|/\*.*?\*/)*\Z", re.DOTALL)
+
+
+def _bounded(statement: str, width: int) -> str:
+    """Return a query for the rows of `statement` as text; long values of rows that are too wide are cut."""
+    names = [f"c{n}" for n in range(width)]
+    most = _ROW_BYTES // 4 // width
+    texts = ", ".join(f"(q.{n})::pg_catalog.text AS {n}" for n in names)
+    total = " + ".join(f"coalesce(pg_catalog.octet_length({n}), 0)" for n in names)
+    shown = ", ".join(
+        f"CASE WHEN total <= {_ROW_BYTES} OR pg_catalog.octet_length({n}) <= {most} THEN {n} "
+        f"ELSE pg_catalog.left({n}, {most}) || "
+        f"pg_catalog.format('... (%s bytes)', pg_catalog.octet_length({n})) END"
+        for n in names
+    )
+    # OFFSET 0 keeps the planner from computing each text twice.
+    return (
+        f"SELECT {shown} FROM (SELECT *, {total} AS total FROM (SELECT {texts} FROM (\n{statement}\n)"
+        f" AS q ({', '.join(names)}) OFFSET 0) AS t OFFSET 0) AS u"
+    )
 
 
 def _failed(error: asyncpg.PostgresError, statement: str) -> Failed:
@@ -180,33 +221,8 @@ def _failed(error: asyncpg.PostgresError, statement: str) -> Failed:
     )
 
 
-def _texts(records: Sequence[asyncpg.Record]) -> list[tuple[str | None, ...]]:
-    return [tuple(text_of(value) for value in record) for record in records]
-
-
-def text_of(value: object) -> str | None:
-    """A value much as psql shows it.
-
-    >>> text_of(True), text_of([1, None]), text_of(b"a"), text_of(Decimal("1E+3"))
-    ('true', '{1,NULL}', '\\\\x61', '1000')
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Decimal):
-        return f"{value:f}"
-    if isinstance(value, datetime):
-        return value.isoformat(sep=" ")
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return f"\\x{value.hex()}"
-    if isinstance(value, list):
-        return "{" + ",".join("NULL" if v is None else text_of(v) or "" for v in value) + "}"
-    if isinstance(value, asyncpg.Record):
-        return "(" + ",".join(text_of(v) or "" for v in value.values()) + ")"
-    return str(value)
+def _rows(records: Sequence[asyncpg.Record]) -> list[tuple[str | None, ...]]:
+    return [tuple(record) for record in records]
 
 
 _AT_ONCE = 5

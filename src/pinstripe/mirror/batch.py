@@ -19,6 +19,9 @@ Effect = Callable[[Connection], Awaitable[None]]
 
 _NONE: Mapping[tuple[str, str], datetime] = {}
 
+READ_AT = ("", "")
+"""The key under which expected versions may hold when, on Postgres's clock, they were read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -64,6 +67,8 @@ class Batch:
     effects: list[Effect] = field(default_factory=list)
     completed: list[RefetchDone] = field(default_factory=list)
     causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
+    read_at: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    """When the versions that rows expect were read, on Postgres's clock, as far as known."""
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -78,7 +83,7 @@ class Batch:
     ) -> None:
         """Add rows that were true at a moment in [lo, hi), Unix seconds on Stripe's clock.
 
-        `expected`: versions of rows (table, key) read before the snapshot was requested.
+        `expected`: versions of rows (table, key) read before the snapshot was requested, and `READ_AT`.
         `cause`: the reason that the change feed names.
         """
         for place, key in row_set.complete_lists:
@@ -86,6 +91,8 @@ class Batch:
                 if child in self.tables and child not in self.loading:
                     parents = self.complete_lists.setdefault((child, place.partition(".")[0]), {})
                     parents[key] = CompleteList(lo, hi, cause)
+        if READ_AT in expected:
+            self.read_at |= dict.fromkeys(expected, expected[READ_AT])
         for table, group in row_set.rows.items():
             if table in self.tables:
                 for key, row in group.items():

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 
 from pinstripe.catalog.tables import Table
-from pinstripe.mirror.upsert import stage
+from pinstripe.mirror.upsert import key_text, stage
 from pinstripe.rows.as_of import Cause
 from pinstripe.store.changes import ChangeKind, NewChange, write_changes
 from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
@@ -235,7 +235,7 @@ def _removal() -> str:
 
 
 def _key(table: Table) -> str:
-    return " || '/' || ".join(f"t.{quote(k)}" for k in table.key)
+    return key_text(table, "t")
 
 
 def _join(table: Table) -> str:

@@ -1,8 +1,8 @@
 """Orphans: rows that a complete nested list no longer contains, such as a removed subscription item.
 
-All entries of a complete list were just written, so they are as new as the snapshot. A row of the same
-parent that is surely older is gone. Rows of tables that have `deleted` are flagged; others (lines of draft
-invoices) are deleted, since Stripe keeps nothing of them either.
+All entries of a complete list were just written or confirmed, so they are known to be as new as the
+snapshot. A row of the same parent that is surely older is gone. Rows of tables that have `deleted` are
+flagged; others (lines of draft invoices) are deleted, since Stripe keeps nothing of them either.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from pinstripe.catalog.tables import Table, object_type_of, table_name, tables
+from pinstripe.mirror.upsert import key_text
 from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import TAIL, Shapes
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.confirmations import key_hash, of_keys
+from pinstripe.store.ddl import literal, qualified, quote
 from pinstripe.store.pool import Connection
 
 
@@ -72,7 +74,7 @@ async def find_orphans(
     `lists`: child tables, each with its parent's table and the parents whose lists were complete.
     """
     texts: list[str] = []
-    values: list[list[object]] = []
+    values: list[object] = []
     for child, parent, owners in lists:
         column = parent_column(child, parent)
         if column is None:
@@ -83,9 +85,14 @@ async def find_orphans(
             f"SELECT '{child.name}', '{parent}', c.{quote(child.key[0])}, c.{quote(column)} "
             f"FROM {qualified(schema, child.name)} c "
             f"JOIN unnest(${at + 1}::text[], ${at + 2}::float8[]) AS p (id, lo) "
-            f"ON c.{quote(column)} = p.id WHERE c._as_of_latest <= to_timestamp(p.lo){alive}"
+            f"ON c.{quote(column)} = p.id WHERE c._as_of_latest <= to_timestamp(p.lo){alive} "
+            f"AND NOT EXISTS (SELECT FROM ("
+            f"{of_keys(literal(schema), literal(child.name), f'to_timestamp(${at + 3}::float8)')}"
+            f") k WHERE k.key = {key_hash(key_text(child, 'c'))} "
+            f"AND k.as_of_latest > to_timestamp(p.lo))"
         )
-        values += [list(owners), [proof.lo for proof in owners.values()]]
+        moments = [proof.lo for proof in owners.values()]
+        values += [list(owners), moments, min(moments)]
     if not texts:
         return []
     gone: dict[tuple[str, str], dict[str, CompleteList]] = {}

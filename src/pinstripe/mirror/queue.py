@@ -23,7 +23,7 @@ Part = tuple[RowSet, AsOf]
 """Rows and when they were true."""
 
 ExpectedVersions = Mapping[tuple[str, str], datetime]
-"""Versions (`_synced_at`) of rows by table and key."""
+"""Versions (`_synced_at`) of rows by table and key; `batch.READ_AT` may hold when they were read."""
 
 
 class Progress(Protocol):

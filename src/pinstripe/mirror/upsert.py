@@ -4,15 +4,20 @@ Rows come by COPY into a stage (a temp table with plain types). One statement in
 shape updates the others: a column that an object does not have keeps its value. Times are compared in
 the WHERE of `update` and nowhere else:
 
+    same content    nothing is written; that the row is still true is a confirmation (`unwritten`)
     surely newer    the snapshot's earliest moment is not before the row's latest: written
     surely older    the snapshot's latest moment is not after the row's earliest: dropped
-    overlapping     same content: the interval moves forward; other content: left alone, and found
-                    again by `contested`, for one GET to decide
+    overlapping     left alone, and found again by `unwritten`, for one GET to decide
 
-Two refinements. A snapshot requested after the row was read is newer whatever the clocks say: it names
-that version (`_over`, the row's `_synced_at`) and is written if the row still has it. And a row is
+Confirmations count as if they stood in the row: before a snapshot of other content is compared, `widen`
+moves the row's interval forward to the latest of them (docs/decisions/025-confirmations.md). So a row
+that changed and changed back keeps its content when the state in between arrives late.
+
+Three refinements. A snapshot requested after the row was read is newer whatever the clocks say: it names
+that version (`_over`, the row's `_synced_at`) and is written if the row still has it. A row is
 partial until a snapshot had the columns that Stripe returns on request only: any snapshot that has them
-fills them (`complete`).
+fills them (`complete`). And an upcoming invoice is written at each preview, since its `_as_of` says how
+old the preview is.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pinstripe.catalog.tables import Column, Table
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.confirmations import key_hash, of_keys
+from pinstripe.store.ddl import literal, qualified, quote
 
 STAGE_EXTRA = ("_extra", "_lo", "_hi", "_over", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
@@ -97,15 +103,41 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         "_api_version = $1::text",
         f"_extra = {extra_after(columns)}",
     ]
+    same = _same(columns)
+    gains = "t._api_version IS DISTINCT FROM $1::text OR (t._partial AND s._partial IS NULL)"
+    if table.virtual and table.object_type == "invoice":
+        gains = "true"
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
         f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
-        f"  to_timestamp(s._lo) >= t._as_of_latest\n"
-        f"  OR s._over = t._synced_at\n"
-        f"  OR (to_timestamp(s._hi) > t._as_of\n"
-        f"      AND (to_timestamp(s._lo) > t._as_of OR to_timestamp(s._hi) > t._as_of_latest\n"
-        f"           OR (t._partial AND s._partial IS NULL))\n"
-        f"      AND {_same(columns)}))"
+        f"  ((to_timestamp(s._lo) >= t._as_of_latest OR s._over = t._synced_at)\n"
+        f"    AND ({gains} OR NOT {same}))\n"
+        f"  OR (to_timestamp(s._hi) > t._as_of AND ({gains}) AND {same}))"
+    )
+
+
+def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
+    """Move the intervals of rows that staged rows of one shape differ from to their last confirmation.
+
+    $1: the number of the shape; $2: the schema; $3: the second after which confirmations count; $4 and $5:
+    keys of staged rows that name a version, and when it was read: earlier confirmations are older than
+    they are. `_synced_at` moves too: a snapshot requested over the version before is not known to be newer.
+    """
+    key = key_text(table, "s")
+    joined = f"{stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}"
+    keys = ", ".join(f"s.{quote(k)}" for k in table.key)
+    confirmed = of_keys("$2::text", literal(table.name), "to_timestamp($3::float8)")
+    return (
+        f"UPDATE {qualified(schema, table.name)} AS t SET _as_of = greatest(t._as_of, s.lo),\n"
+        f"_as_of_latest = greatest(t._as_of_latest, s.hi), _synced_at = clock_timestamp()\n"
+        f"FROM (SELECT {keys}, max(c.as_of) AS lo, max(c.as_of_latest) AS hi FROM {joined}\n"
+        f"  JOIN ({confirmed}) c ON c.key = {key_hash(key)}\n"
+        f"  LEFT JOIN unnest($4::text[], $5::timestamptz[]) AS r (key, at) ON r.key = {key}\n"
+        f"  WHERE s._shape = $1::int AND c.as_of_latest > to_timestamp(s._lo)\n"
+        f"  AND (c.as_of > t._as_of OR c.as_of_latest > t._as_of_latest)\n"
+        f"  AND (s._over = t._synced_at AND c.noted_at <= r.at) IS NOT TRUE\n"
+        f"  AND NOT {_same(_content(table, shape))} GROUP BY {keys}) s\n"
+        f"WHERE {_join(table)}"
     )
 
 
@@ -126,19 +158,28 @@ def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
     )
 
 
-def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
-    """Select the staged rows in conflict. Run after `update`, before the commit.
+def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
+    """Select the staged rows that were not written though they are not older than the row.
 
-    $1: the number of the shape. Returns (key, the row's `_synced_at`).
+    Run after `update`, before the commit. $1: the number of the shape. Returns (key, the row's
+    `_synced_at`, whether the content is the same, the key's hash, `_lo`, `_hi`): rows that are in conflict,
+    and rows that are confirmed.
     """
-    keys = ", ".join(f"t.{quote(k)}" for k in table.key)
+    key = key_text(table, "t")
     return (
-        f"SELECT {keys}, t._synced_at "
-        f"FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t "
-        f"ON {_join(table)}\n"
-        f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
-        f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(_content(table, shape))}"
+        f"SELECT * FROM (SELECT {key}, t._synced_at, {_same(_content(table, shape))} AS same,\n"
+        f"  {key_hash(key)}, s._lo, s._hi, t._as_of, t._as_of_latest\n"
+        f"  FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
+        f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of OFFSET 0) f\n"
+        f"WHERE CASE WHEN same\n"
+        f"  THEN to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest\n"
+        f"  ELSE to_timestamp(_lo) < _as_of_latest END"
     )
+
+
+def key_text(table: Table, alias: str) -> str:
+    """Return the SQL of a row's key as one text, as the change feed and confirmations have it."""
+    return " || '/' || ".join(f"{alias}.{quote(k)}" for k in table.key)
 
 
 def _content(table: Table, shape: Sequence[str]) -> list[Column]:

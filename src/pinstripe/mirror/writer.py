@@ -1,6 +1,7 @@
 """Writes batches of rows: COPY into a stage, one guarded upsert per table and shape, one commit.
 
-    Batch -> COPY into stages -> insert, update, complete -> refetches, checkpoints, effects -> COMMIT
+    Batch -> COPY into stages -> insert, widen, update, complete -> conflicts, confirmations
+          -> refetches, checkpoints, effects -> COMMIT
 
 A `Writer` owns one session (`StageTables`). Rows of many tables and the checkpoints that cover them become
 visible in one transaction or not at all. All writers take tables and keys in one order, so two of them
@@ -13,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
@@ -28,15 +30,18 @@ from pinstripe.mirror.quarantine import Parted, RefusedRow, note_parted
 from pinstripe.mirror.upsert import (
     STAGE_EXTRA,
     complete,
-    contested,
     create_stage,
     insert,
     stage,
     stage_name,
+    unwritten,
     update,
+    widen,
 )
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
+from pinstripe.store import confirmations
+from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
@@ -48,11 +53,12 @@ _MOST_STATEMENTS = 256
 _DEAD_ROWS = 3000
 _HOPELESS = 16
 """After this many rows refused one by one and none written, the table counts as refusing."""
+_LO = -5
 _EXPECTED = -3
 """Place of the version that a row expects to replace: the row exists then, and an update finds it."""
 
 _Statement = tuple[str, str, int]
-"""(kind, table, shape): "insert" (shape -1), "update" or "complete"."""
+"""(kind, table, shape): "insert" (shape -1), "widen", "update", "complete" or "unwritten"."""
 _StageMark = tuple[OrderedDict[str, int], dict[str, int]]
 _Mark = tuple[_StageMark, int]
 """The stages, and how much is recorded, at a savepoint."""
@@ -189,14 +195,24 @@ class StageTables:
         *values: object,
     ) -> int:
         """Run a statement, prepared once; return the number of rows that it wrote."""
+        await self.fetch(connection, wanted, text, *values)
+        return int((self._statements[wanted].get_statusmsg() or "0").rpartition(" ")[2])
+
+    async def fetch(
+        self,
+        connection: asyncpg.Connection,
+        wanted: _Statement,
+        text: Callable[[_Statement], str],
+        *values: object,
+    ) -> list[asyncpg.Record]:
+        """Run a statement, prepared once; return the rows that it returns."""
         statement = self._statements.get(wanted)
         if statement is None:
             statement = self._statements[wanted] = await connection.prepare(text(wanted))
             if len(self._statements) > _MOST_STATEMENTS:
                 self._statements.popitem(last=False)
         self._statements.move_to_end(wanted)
-        await statement.fetch(*values)
-        return int((statement.get_statusmsg() or "0").rpartition(" ")[2])
+        return await statement.fetch(*values)
 
     def mark(self) -> _StageMark:
         """Return what `go_back` needs after a rollback to a savepoint made now."""
@@ -244,6 +260,7 @@ class Writer:
         self.failed_at = ""
         """The table at which the last write failed; "" if it failed elsewhere."""
         self._at = ""
+        self._read_at: Mapping[tuple[str, str], datetime] = {}
         self._pid = 0
 
     async def __aenter__(self) -> Self:
@@ -287,7 +304,7 @@ class Writer:
     @asynccontextmanager
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
-        self._at = ""
+        self._at, self._read_at = "", batch.read_at
         try:
             await self._stages.connection()
             async with naming_holders(self._url, self._pid):
@@ -463,26 +480,62 @@ class Writer:
         known = await recorder.before(connection, table) if recorder else 0
         shapes = sorted({row[-1] for row in group.values()})
         left = len(group)
+        is_widened = False
         if recorder is None and all(row[_EXPECTED] is not None for row in group.values()):
+            is_widened = True
+            await self._widen(connection, name, shapes, group)
             left -= await self._update(connection, name, shapes, version)
         if left:
             left -= await self._run(connection, ("insert", name, -1), version)
         if recorder and known < left:
             known += await recorder.raced(connection, table)
-        found: list[Conflict] = []
         if left:
+            if not is_widened:
+                await self._widen(connection, name, shapes, group)
             left -= await self._update(connection, name, shapes, version)
         for shape in shapes if left else ():
             if complete(self._schema, table, self._shapes.columns(shape)) is not None:
                 left -= await self._run(connection, ("complete", name, shape), shape)
-        for shape in shapes if left else ():
-            text = contested(self._schema, table, self._shapes.columns(shape))
-            rows = await connection.fetch(text, shape)
-            found += [Conflict(name, row[0], row[-1], causes.get((name, row[0]))) for row in rows]
+        found = await self._unwritten(connection, name, shapes) if left else []
         if recorder:
             await recorder.after(connection, table, causes)
             await recorder.forget(connection, known)
-        return found
+        return [Conflict(name, key, at, causes.get((name, key))) for key, at in found]
+
+    async def _unwritten(
+        self, connection: asyncpg.Connection, name: str, shapes: Sequence[int]
+    ) -> list[tuple[str, datetime]]:
+        """Note the rows that the stage confirms; return those in conflict, with their versions."""
+        conflicts: list[tuple[str, datetime]] = []
+        confirmed: dict[tuple[float, float], list[int]] = {}
+        for shape in shapes:
+            for row in await self._stages.fetch(
+                connection, ("unwritten", name, shape), self._text, shape
+            ):
+                if row[2]:
+                    confirmed.setdefault((row[4], row[5]), []).append(row[3])
+                else:
+                    conflicts.append((row[0], row[1]))
+        found = [Confirmation(name, lo, hi, keys) for (lo, hi), keys in confirmed.items()]
+        if found:
+            await confirmations.note(connection, self._schema, found)
+        return conflicts
+
+    async def _widen(
+        self,
+        connection: asyncpg.Connection,
+        name: str,
+        shapes: Sequence[int],
+        group: Mapping[str, Row],
+    ) -> None:
+        """Have rows that were confirmed lately, and that the stage differs from, say so."""
+        since = min(row[_LO] for row in group.values())
+        if not await confirmations.is_any(connection, self._schema, name, since):
+            return
+        read = {k: at for k in group if (at := self._read_at.get((name, k))) is not None}
+        for shape in shapes:
+            values = (shape, self._schema, since, list(read), list(read.values()))
+            await self._run(connection, ("widen", name, shape), *values)
 
     async def _update(
         self, connection: asyncpg.Connection, name: str, shapes: Sequence[int], version: str
@@ -507,4 +560,8 @@ class Writer:
         columns = self._shapes.columns(shape)
         if kind == "update":
             return update(self._schema, table, columns)
+        if kind == "widen":
+            return widen(self._schema, table, columns)
+        if kind == "unwritten":
+            return unwritten(self._schema, table, columns)
         return complete(self._schema, table, columns) or ""

@@ -16,8 +16,10 @@ import json
 import re
 import socket
 from asyncio import Transport
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import httptools
 import uvicorn
@@ -34,8 +36,13 @@ _KEEP_ALIVE_S = 75
 """Longer than the pools of HTTP clients keep an idle connection (60 s), so that they close it first."""
 _CONNECTIONS = 4000
 """At the same time. Beyond it room is made: see `_make_room`."""
+_SHARE = 0.9
+"""Of the places that others leave free, one address takes at most this share, whatever it does with
+them: 4,000 requests that wait are no reason to refuse the next address."""
 _FREED = 64
 """Connections that are closed at a time, so that a flood does not cost a search for each of its own."""
+_LINGER_S = 1.0
+"""How long what a caller sends after a refusal is read and dropped."""
 _END_S = 4.0
 """How long requests that are under way may take when the service ends."""
 _CUT_S = 1.0
@@ -97,23 +104,35 @@ class _Guarded(HttpToolsProtocol):
     _keeps_alive = False
     _deadline: asyncio.TimerHandle | None = None
 
+    _held: ClassVar[Counter[str]] = Counter()
+    """Connections by address, of all servers in this process."""
+    _network = ""
+
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > _CONNECTIONS and not self._make_room():
+        self._network = _network(self.client)
+        self._held[self._network] += 1
+        held = self._held[self._network]
+        others = len(self.connections) - held
+        too_many = held > max(1, _SHARE * (_CONNECTIONS - others))
+        is_full = too_many or len(self.connections) > _CONNECTIONS
+        if is_full and not self._make_room(self._network if too_many else None):
             transport.abort()
             return
         self._await_head()
 
-    def _make_room(self) -> bool:
-        """Closes idle connections of the address that has the most; False if there are none.
+    def _make_room(self, network: str | None) -> bool:
+        """Closes idle connections of `network`, else of the one that has the most; False if there are none.
 
         So nobody who fills the house shuts others out. Behind a server in front all come from one
         address, and that server opens a connection anew that was closed while it idled.
         """
         idle: dict[str, list[_Guarded]] = {}
         for other in self.connections:
-            if isinstance(other, _Guarded) and other is not self and other.is_idle:
-                idle.setdefault(_network(other.client), []).append(other)
+            if not isinstance(other, _Guarded) or other is self:
+                continue
+            if other.is_idle and network in (None, other._network):
+                idle.setdefault(other._network, []).append(other)
         if not idle:
             return False
         for other in max(idle.values(), key=len)[:_FREED]:
@@ -129,6 +148,9 @@ class _Guarded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._held[self._network] -= 1
+        if not self._held[self._network]:
+            del self._held[self._network]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -228,9 +250,21 @@ class _Guarded(HttpToolsProtocol):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
-            if cycle is None or cycle.response_complete or not cycle.response_started:
+            if answer and (cycle is None or cycle.response_complete or not cycle.response_started):
                 self.transport.write(answer)
-            self.transport.close()
+                self._linger()
+            else:
+                self.transport.close()
+
+    def _linger(self) -> None:
+        """Close our side, and drop for a while what the caller still sends.
+
+        A close with unread bytes resets the connection, and the caller never sees the answer
+        (RFC 9112, 9.6).
+        """
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _await_head(self) -> None:
         self._deadline = self.loop.call_later(_HEAD_S, self._late)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pinstripe.catalog.tables import Table
 from pinstripe.concurrency import Coalescer
 from pinstripe.errors import Unreachable
+from pinstripe.mirror.batch import READ_AT
 from pinstripe.rows.extract import RowKey
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
@@ -50,7 +51,7 @@ class RowVersions:
     async def read_many(
         self, rows: Collection[RowKey], *, patience_s: float | None = None
     ) -> dict[RowKey, datetime]:
-        """The versions of those `rows` that exist, read after this call.
+        """The versions of those `rows` that exist, read after this call; `READ_AT`: when.
 
         Raises Unreachable, also where Postgres takes longer than `patience_s`.
         """
@@ -58,10 +59,10 @@ class RowVersions:
             return {}
         try:
             async with asyncio.timeout(patience_s):
-                _, versions = await self._coalescer.get(tuple(rows))
+                at, versions = await self._coalescer.get(tuple(rows))
         except TimeoutError:
             raise Unreachable(f"Postgres takes longer than {patience_s} s.") from None
-        return {row: versions[row] for row in rows if row in versions}
+        return {READ_AT: at} | {row: versions[row] for row in rows if row in versions}
 
     async def _query(
         self, calls: Collection[tuple[RowKey, ...]]
@@ -79,5 +80,5 @@ class RowVersions:
         async with self._pool.acquire() as connection, asyncio.timeout(_HUNG_S):
             found = await connection.fetch(" UNION ALL ".join(texts), *map(list, keys.values()))
         versions = {(row[0], row[1]): row[2] for row in found}
-        now = versions.pop(("", ""))
+        now = versions.pop(READ_AT)
         return dict.fromkeys(calls, (now, versions))

@@ -14,7 +14,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.transaction import Transaction
 
 from pinstripe.errors import DatabaseFault, Misconfigured, PinstripeError, Unreachable, Unwritable
 from pinstripe.store import session
@@ -55,6 +56,14 @@ class ServerFacts:
     database: str
 
 
+_RELEASE_S = 2.0
+"""How long a block waits at its end for a server that hangs; then the connection is terminated.
+
+asyncpg cancels a statement through a second connection and waits without a limit until both have
+answered. A server that hangs, or a pooler without a free place, answered after 60 s or never.
+"""
+
+
 class Pool:
     """Connections that are ready. A thin coat over asyncpg's pool that translates its errors."""
 
@@ -78,14 +87,26 @@ class Pool:
     async def acquire(self) -> AsyncIterator[Connection]:
         """A connection for the block, and `translated()` around it: keep other I/O outside."""
         with translated():
-            async with self._pool.acquire() as connection:
+            connection = await self._pool.acquire()
+            try:
                 yield connection
+            finally:
+                # A statement that was cancelled is waited for, but not for ever: see `_RELEASE_S`.
+                with suppress(TimeoutError):
+                    await self._pool.release(connection, timeout=_RELEASE_S)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """As `acquire`, in one transaction: committed at the block's end, rolled back on error."""
-        async with self.acquire() as connection, connection.transaction():
-            yield connection
+        async with self.acquire() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except BaseException:
+                await _roll_back(connection, transaction)
+                raise
+            await transaction.commit()
 
     def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of the pool for a long block, such as one that listens. See `connect`."""
@@ -214,6 +235,16 @@ async def check_server(connection: Connection) -> ServerFacts:
     )
 
 
+async def _roll_back(connection: Connection, transaction: Transaction) -> None:
+    """Roll back, or end a connection that does not answer: Postgres rolls back then."""
+    try:
+        async with asyncio.timeout(_RELEASE_S):
+            await transaction.rollback()
+    except (*_ASYNCPG, *_LOST):
+        # The error that ends the block is the one to report.
+        connection.terminate()
+
+
 async def _as_it_is(_: asyncpg.Connection) -> None:
     """What was open is rolled back by now. Nothing else is to be undone: who listens, or changes its
     session otherwise, has a connection of its own. (A RESET for each use costs as much as a small read.)
@@ -273,13 +304,6 @@ def sqlstate(error: BaseException) -> str:
         if isinstance(candidate, asyncpg.PostgresError):
             return candidate.sqlstate or ""
     return ""
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same work, tried again, may succeed without anyone doing something."""
-    if isinstance(error, PinstripeError):
-        return isinstance(error, Unreachable)
-    return isinstance(error, Exception) and isinstance(translate(error), Unreachable)
 
 
 def _by_code(error: asyncpg.PostgresError) -> PinstripeError:

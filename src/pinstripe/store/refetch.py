@@ -172,6 +172,25 @@ NEITHER_MISSING_NOR_PENDING = (
 """SQL: the object `r.id` of table $3 in schema $2 is neither known to be missing nor to be fetched."""
 
 
+_LOAD_MISSING = """
+SELECT m."table", m.id, m.reason FROM pinstripe.missing m
+JOIN unnest($2::text[], $3::text[]) AS w ("table", id) ON w."table" = m."table" AND w.id = m.id
+  AND left(m.id, 500) = left(w.id, 500)
+WHERE m.schema = $1
+"""
+
+
+async def load_missing(
+    connection: Connection, schema: str, rows: Sequence[RowKey]
+) -> dict[RowKey, str]:
+    """Return why Stripe does not have, or does not show, those of the `rows` that are missing."""
+    if not rows:
+        return {}
+    names, keys = [row[0] for row in rows], [row[1] for row in rows]
+    found = await connection.fetch(_LOAD_MISSING, schema, names, keys)
+    return {(r[0], r[1]): r[2] for r in found}
+
+
 async def note_missing(
     connection: Connection, schema: str, table: str, key: str, reason: str
 ) -> None:

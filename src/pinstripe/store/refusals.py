@@ -22,11 +22,14 @@ LIST = "list"
 
 @dataclass(frozen=True, slots=True)
 class RememberedRefusal:
-    """`endpoint` is "GET /v1/…" as Stripe names the operation, `what` is `LIST` or a property."""
+    """What Stripe refuses beside whole tables. It is requested again after a week."""
 
     endpoint: str
+    """As Stripe names the operation: GET /v1/payment_methods."""
     what: str
+    """A property that cannot be expanded; or `list`, which is read by parent instead."""
     reason: str
+    """In Stripe's words."""
     remedy: str = ""
 
 

@@ -366,6 +366,8 @@ class SyncSummary:
     """Those of them that met trouble."""
     quarantined: int = 0
     """Rows and tables that Postgres refuses to hold."""
+    partly_refused: int = 0
+    """Properties that Stripe does not expand, and lists that it only answers by parent."""
 
     @property
     def lag_s(self) -> float | None:
@@ -377,7 +379,8 @@ _SUMMARIES = """
 SELECT s.schema, extract(epoch FROM clock_timestamp())::float8,
        extract(epoch FROM c.as_of)::float8, coalesce(c.reason, ''), coalesce(c.remedy, ''),
        l.running, l.failed, l.refused, p.open, p.since, p.owed,
-       (SELECT count(*) FROM pinstripe.quarantine q WHERE q.schema = s.schema)
+       (SELECT count(*) FROM pinstripe.quarantine q WHERE q.schema = s.schema),
+       (SELECT count(*) FROM pinstripe.refusal r WHERE r.schema = s.schema)
 FROM pinstripe.sync s
 LEFT JOIN pinstripe.cursor c ON c.schema = s.schema AND c.stream = 'events'
 CROSS JOIN LATERAL (

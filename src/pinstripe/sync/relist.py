@@ -32,6 +32,7 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.concurrency import backoff
 from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import BACKFILL, Source
+from pinstripe.store.confirmations import forget as forget_confirmations
 from pinstripe.store.cursors import (
     BESIDE,
     LEFT_OUT,
@@ -62,6 +63,8 @@ _OVERLAP_S = 120
 _WHOLE_PAGES = 4.0
 _WATCH_S = 20.0
 """How often the database's catalog is checked for missing tables: one query of a millisecond."""
+_TRIM_S = 600.0
+"""How often confirmations are dropped that are of no more use."""
 _REFUSED_S = DAY_S
 """After this time a list that Stripe refused is requested again."""
 _FIRST_PAUSE = 3
@@ -107,6 +110,8 @@ class Relist:
         self.refreshing = ""
         self._stopped: dict[str, _Stopped] = {}
         """By stream, those of the cursors and the `_newest` of lists."""
+        self._counted: dict[str, int] = {}
+        """Rows of each table at the last watch."""
         self._source = source
         self._since = since
         self._refetches = refetches
@@ -119,7 +124,9 @@ class Relist:
         self._shown_at: dict[str, float] = {}
         """On Stripe's clock: when the last read of each list to its end began."""
         self._head_from: dict[str, float] = {}
-        self._due_at = self._watched_at = -float("inf")
+        self._due_at = self._watched_at = self._trimmed_at = -float("inf")
+        self._passing: float | None = None
+        """On Stripe's clock: when the pass under way began."""
         streams = [stream_of(e) for e in self._endpoints()]
         self._cost = dict.fromkeys(streams, 1.0)
         """GETs of a full refresh of each list, as of the last one."""
@@ -131,7 +138,7 @@ class Relist:
         """Return what all of this takes if nothing slows it."""
         endpoints = [e for e in self._endpoints() if not self._is_refused(stream_of(e))]
         heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
-        passes = sum(self._cost[stream_of(e)] for e in endpoints)
+        passes = sum(self._cost[stream_of(e)] for e in endpoints if e.path != _EVENTS)
         usual = DAY_S / self._intervals.pass_s
         return QuotaDemand(heads + 1 / self._intervals.due_s, passes * usual)
 
@@ -161,6 +168,9 @@ class Relist:
         if now - self._watched_at >= _WATCH_S:
             self._watched_at = now
             await self._guard(_WATCH, None, self._watch())
+        if now - self._trimmed_at >= _TRIM_S:
+            self._trimmed_at = now
+            await self._guard(_TRIM, None, self._trim())
         if now - self._due_at >= self._intervals.due_s * plan.stretch and self._may(_DUE):
             self._due_at = now
             await self._guard(_DUE, "balance_transaction", self._due())
@@ -169,6 +179,8 @@ class Relist:
                 return
         pass_s = self._intervals.pass_s * plan.pass_s / DAY_S
         for endpoint in self._endpoints():
+            if endpoint.path == _EVENTS:
+                continue  # Its objects never change, and the poller reads every new one.
             stream = stream_of(endpoint)
             age_s = now - self._passed_at[stream]
             if age_s >= pass_s * self._first.get(stream, 1.0) and stream not in self._stopped:
@@ -183,7 +195,7 @@ class Relist:
         """
         mirror = self._source.mirror
         async with self._source.transaction() as connection:
-            lost = await find_lost(connection, mirror.schema, self._source.wanted)
+            lost = await find_lost(connection, mirror.schema, self._source.wanted, self._counted)
             found = [(table, GONE if is_gone else EMPTIED) for table, is_gone in lost]
             await note_refused(connection, mirror.schema, [(t, "", why, True) for t, why in found])
             relist = await to_relist(connection, mirror.schema)
@@ -206,6 +218,14 @@ class Relist:
         if all(end is None or end.is_refused for end in ends):
             async with self._source.transaction() as connection:
                 await relisted(connection, self._source.mirror.schema, table)
+
+    async def _trim(self) -> None:
+        """Drop confirmations that neither a pass nor an older snapshot needs any more."""
+        now = self._source.now()
+        counted = [*self._shown_at.values(), now if self._passing is None else self._passing]
+        async with self._source.transaction() as connection:
+            schema = self._source.mirror.schema
+            await forget_confirmations(connection, schema, now=now, passes_since=min(counted))
 
     def _is_refused(self, stream: str) -> bool:
         return stream in self._stopped and self._stopped[stream].is_refused
@@ -397,7 +417,7 @@ class Relist:
 
     async def full_refresh(self, endpoints: Sequence[ListEndpoint]) -> None:
         """Read these lists to their end, then check the rows that they did not return."""
-        began = self._source.now()
+        began = self._passing = self._source.now()
         self.refreshing = ", ".join(e.path for e in endpoints)
         source = self._source
         works = [
@@ -418,6 +438,7 @@ class Relist:
         for table in {table_name(o) for e in endpoints for o in e.objects}:
             if table in self._source.wanted:
                 await self._check_missing(table)
+        self._passing = None
         for endpoint in endpoints:
             await self._note(endpoint, "pass", began)
 
@@ -436,6 +457,8 @@ class Relist:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
 
 
+_EVENTS = "/v1/events"
+_TRIM = "confirmations"
 _WATCH = "tables that were dropped or emptied"
 _DUE = "balance transactions that are due"
 
@@ -447,7 +470,7 @@ def _newest(stream: str) -> str:
 
 def needs_head(endpoint: ListEndpoint) -> bool:
     """Whether new objects of this list appear without an event, and its newest page can be read alone."""
-    if endpoint.parent or endpoint.path == "/v1/events":
+    if endpoint.parent or endpoint.path == _EVENTS:
         return False
     dated = all(
         any(f.name == "created" for f in object_types()[name].fields) for name in endpoint.objects

@@ -181,6 +181,16 @@ CREATE TABLE IF NOT EXISTS pinstripe.freshness (
   updated_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (schema, "table", how)
 );
+CREATE TABLE IF NOT EXISTS pinstripe.confirmation (
+  schema       text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"      text NOT NULL,
+  as_of        timestamptz NOT NULL,
+  as_of_latest timestamptz NOT NULL,
+  keys         bigint[] NOT NULL,
+  noted_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS confirmation_place_idx
+  ON pinstripe.confirmation (schema, "table", as_of_latest);
 CREATE TABLE IF NOT EXISTS pinstripe.copied (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   "table" text NOT NULL,

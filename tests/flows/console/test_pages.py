@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.flows.console.conftest import Console
 
+from pinstripe.store.pool import connect
+from pinstripe.store.refusals import RememberedRefusal, note_refusal
+
 SECTIONS = ("", "/events", "/changes", "/connect", "/keys")
 
 
@@ -15,3 +18,31 @@ async def test_every_section_answers_with_a_page(console: Console, section: str)
     assert answer.status_code == 200
     assert answer.text.startswith("<!doctype html>")
     assert 'aria-current="page"' in answer.text
+
+
+async def test_what_stripe_refuses_in_part_is_shown_everywhere(console: Console) -> None:
+    refusal = RememberedRefusal(
+        "GET /v1/customers", "data.cash_balance", "This property cannot be expanded."
+    )
+    async with connect(console.database) as connection:
+        await note_refusal(connection, console.schema, refusal)
+    try:
+        async with console.client() as http:
+            page = (await http.get("/syncs/default")).text
+            status = (await http.get("/api/syncs/default/status")).json()
+            metrics = await http.get("/metrics")
+            while 'requests_refused{sync="default"} 1.0' not in metrics.text:
+                metrics = await http.get("/metrics")  # The board is a second old at most.
+    finally:
+        async with connect(console.database) as connection:
+            await connection.execute("DELETE FROM pinstripe.refusal")
+    assert "Refused in part" in page
+    assert "This property cannot be expanded." in page
+    assert status["refusals"] == [
+        {
+            "endpoint": "GET /v1/customers",
+            "what": "data.cash_balance",
+            "reason": "This property cannot be expanded.",
+            "remedy": "",
+        }
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import re
 
 import httpx
@@ -30,16 +31,16 @@ async def said(console: Console, statement: str, path: str = SQL) -> httpx.Respo
 
 
 async def test_a_result_is_typed_and_linked(console: Console) -> None:
-    html = (await said(console, "SELECT id, amount FROM charge ORDER BY created LIMIT 2")).text
-    assert "2 rows" in html
-    assert "bigint" in html
-    assert 'href="/syncs/default/tables/charge/rows/ch_' in html
+    page = (await said(console, "SELECT id, amount FROM charge ORDER BY created LIMIT 2")).text
+    assert "2 rows" in page
+    assert "bigint" in page
+    assert 'href="/syncs/default/tables/charge/rows/ch_' in page
 
 
 async def test_more_rows_than_are_shown_are_said_to_be(console: Console) -> None:
-    html = (await said(console, "SELECT g FROM generate_series(1, 5000) AS g")).text
-    assert "1,000 rows" in html
-    assert "truncated" in html
+    page = (await said(console, "SELECT g FROM generate_series(1, 5000) AS g")).text
+    assert "1,000 rows" in page
+    assert "truncated" in page
 
 
 @pytest.mark.parametrize(
@@ -64,22 +65,22 @@ async def test_more_rows_than_are_shown_are_said_to_be(console: Console) -> None
 async def test_the_box_only_reads_and_only_its_schema(console: Console, statement: str) -> None:
     async with connect(console.database) as connection:
         before = await connection.fetchval("SELECT count(*) FROM stripe.charge")
-    html = (await said(console, statement)).text
-    assert 'class="notice bad"' in html
-    assert 'aria-label="Result"' not in html
+    page = (await said(console, statement)).text
+    assert 'class="notice bad"' in page
+    assert 'aria-label="Result"' not in page
     async with connect(console.database) as connection:
         assert await connection.fetchval("SELECT count(*) FROM stripe.charge") >= before
 
 
 async def test_it_is_a_role_of_its_own(console: Console) -> None:
-    html = (await said(console, "SELECT session_user, current_user")).text
-    assert html.count("pinstripe_console_console_stripe") == 2
+    page = (await said(console, "SELECT session_user, current_user")).text
+    assert page.count("pinstripe_console_console_stripe") == 2
 
 
 async def test_an_error_points_at_its_place(console: Console) -> None:
-    html = (await said(console, "SELECT *\nFROM chargee")).text
-    assert "line 2, character 6" in html
-    assert "relation &#34;chargee&#34; does not exist" in html
+    page = (await said(console, "SELECT *\nFROM chargee")).text
+    assert "line 2, character 6" in page
+    assert "relation &#34;chargee&#34; does not exist" in page
 
 
 async def test_a_download_is_complete_and_safe_in_a_spreadsheet(console: Console) -> None:
@@ -91,6 +92,46 @@ async def test_a_download_is_complete_and_safe_in_a_spreadsheet(console: Console
     assert len(lines) == 1 + 3000 + 1
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT repeat('x', 10000000) FROM generate_series(1, 200)",
+        "SELECT array_agg(g) FROM generate_series(1, 2000000) AS g",
+        "SELECT jsonb_build_object('a', repeat('é', 5000000)), g FROM generate_series(1, 50) AS g",
+    ],
+    ids=["texts", "array", "jsonb"],
+)
+async def test_a_large_value_arrives_cut_with_its_length(console: Console, statement: str) -> None:
+    answer = await said(console, statement)
+    assert 'aria-label="Result"' in answer.text
+    assert len(answer.content) < 12_000_000
+    lines = (await said(console, f"{statement} LIMIT 1", f"{SQL}/csv")).text
+    assert "bytes)" in lines
+    assert len(lines) < 1_100_000
+
+
+@pytest.mark.parametrize(
+    ("statement", "value"),
+    [
+        ("SELECT 1 AS n; -- done", "1"),
+        ("SELECT ';--x' AS n", ";--x"),
+        ("VALUES (true);", "true"),
+        ("(SELECT 7)", "7"),
+        ("SELECT 1 AS n, 1 AS n", "1"),
+        ("SELECT '4000-01-01 BC'::date", "4000-01-01 BC"),
+        ("SELECT ROW(1, 'a b')", '(1,"a b")'),
+        ("/* what */ EXPLAIN SELECT 1", "Result"),
+        ("SHOW server_encoding", "UTF8"),
+        ("SELECT pg_sleep(0)::text || 'slept'", "slept"),
+        ("SELECT NULL::record, pg_sleep(0)", "NULL"),
+    ],
+)
+async def test_every_form_of_query_is_read(console: Console, statement: str, value: str) -> None:
+    page = (await said(console, statement)).text
+    assert 'aria-label="Result"' in page, page
+    assert html.escape(value, quote=True).replace("&quot;", "&#34;") in page or value == "NULL"
+
+
 async def test_a_download_that_fails_is_a_page(console: Console) -> None:
     answer = await said(console, "SELECT nothing", f"{SQL}/csv")
     assert answer.headers["content-type"].startswith("text/html")
@@ -100,12 +141,15 @@ async def test_a_download_that_fails_is_a_page(console: Console) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.title)
 async def test_every_example_runs(console: Console, example: object) -> None:
     statement = getattr(example, "statement", "")
-    html = (await said(console, statement)).text
-    assert 'aria-label="Result"' in html
+    page = (await said(console, statement)).text
+    assert 'aria-label="Result"' in page
 
 
 async def test_whoever_goes_away_ends_the_statement(console: Console) -> None:
-    running = "SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'"
+    running = (
+        "SELECT count(*) FROM pg_stat_activity WHERE strpos(query, $1) > 0 AND state = 'active' "
+        "AND pid <> pg_backend_pid()"
+    )
     statement = "SELECT pg_sleep(9) AS gone_away"
     task = asyncio.create_task(said(console, statement))
     async with connect(console.database) as connection, asyncio.timeout(8):

@@ -15,6 +15,7 @@ from pinstripe.gateway.live.status_board import LagSample
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.heartbeats import QuotaReport, TableProgress
 from pinstripe.store.read_quota import load_requests
+from pinstripe.store.refusals import RememberedRefusal
 from pinstripe.store.status import FailedRequests, QuarantinedRows, TableStatus, read_status
 from pinstripe.store.verifications import Certificate
 
@@ -75,6 +76,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Requests to Stripe that met trouble. They stay owed, and are tried again after growing pauses."""
     quarantine: list[QuarantinedRows] = []
     """Rows and tables that Postgres refuses to hold. They are tried again all the time."""
+    refusals: list[RememberedRefusal] = []
+    """Properties that Stripe does not expand, and lists that it only answers by parent."""
 
 
 class StatusQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -185,6 +185,9 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
     owed = _gauge_of("owed_requests", "Requests to Stripe that met trouble and stay owed", "sync")
     held = _gauge_of("quarantined", "Rows and tables that Postgres refuses to hold", "sync")
     refused = _gauge_of("lists_refused", "Lists that Stripe refuses", "sync")
+    partly = _gauge_of(
+        "requests_refused", "Properties that Stripe does not expand, lists read by parent", "sync"
+    )
     failed = _gauge_of("lists_failed", "Lists that met trouble and are tried again", "sync")
     restarts = _counter_of("process_restarts", "Restarts of the sync's process", "sync")
     for sync_id, live in syncs.items():
@@ -196,9 +199,10 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
         owed.add_metric([sync_id], live.owed)
         held.add_metric([sync_id], live.quarantined)
         refused.add_metric([sync_id], live.refused)
+        partly.add_metric([sync_id], live.partly_refused)
         failed.add_metric([sync_id], live.failed)
         restarts.add_metric([sync_id], live.restarts)
-    yield from (lag, ready, paused, to_ask, owed, held, refused, failed, restarts)
+    yield from (lag, ready, paused, to_ask, owed, held, refused, partly, failed, restarts)
 
 
 def _processes(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:

@@ -71,6 +71,8 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Rows and tables that Postgres refuses to hold."""
     refused: int
     """Lists that Stripe refuses."""
+    partly_refused: int
+    """Properties that Stripe does not expand, and lists that it only answers by parent."""
     failed: int
     """Lists that failed and are retried."""
     paused: bool
@@ -230,6 +232,7 @@ def _status_of(
         lag_s=None if lag_s is None else round(lag_s, 3),
         to_ask=summary.to_ask if summary is not None else 0,
         quarantined=summary.quarantined if summary is not None else 0,
+        partly_refused=summary.partly_refused if summary is not None else 0,
         owed=summary.owed if summary is not None else 0,
         refused=summary.refused if summary is not None else 0,
         failed=summary.failed if summary is not None else 0,

@@ -2,10 +2,10 @@
 
     response -> digest -> versions remembered for it == versions in Postgres -> no write
 
-From the second identical response on, the `_synced_at` of every row that it wrote is remembered. While the
+From the second identical response on, the `_synced_at` of every row that it shows is remembered. While the
 same bytes come back and those versions still match, one SELECT replaces the write. A version is remembered
-only if this transaction wrote the row and merged nothing newer (`xmin`, `_as_of`). It expires after 10 s,
-so that a row's interval does not lag far behind what is known.
+only if this transaction wrote the row and merged nothing newer (`xmin`, `_as_of`), or confirmed it. It
+expires after 10 s, so that what is known of a row does not lag far behind.
 
 `ExpectedVersions` reads versions for this, and before a write is sent to Stripe: Stripe's clock counts
 seconds, and only the version shows which of two writes within one second is newer.
@@ -28,6 +28,7 @@ from pinstripe.gateway.syncs import OpenSync
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowKey, RowSet
+from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 
@@ -92,7 +93,8 @@ class ResponseCache:
         memory = self._memories.get(digest)
         if memory is None or not memory.rows or memory.until < self._clock():
             return False
-        if await self._versions.read(sync, memory.rows) != memory.rows:
+        versions = await self._versions.read(sync, memory.rows)
+        if {place: versions.get(place) for place in memory.rows} != memory.rows:
             del self._memories[digest]
             return False
         return True
@@ -114,10 +116,15 @@ class ResponseCache:
             rows: dict[RowKey, datetime] = {}
             for table, keys in tables.items():
                 written = await connection.fetch(
-                    f"SELECT id, _synced_at FROM {qualified(sync.schema, table)} WHERE id = ANY($1)"
-                    " AND xmin = pg_current_xact_id()::xid AND _as_of = to_timestamp($2::float8)",
+                    f"SELECT t.id, t._synced_at FROM {qualified(sync.schema, table)} t"
+                    " WHERE t.id = ANY($1) AND ((t.xmin = pg_current_xact_id()::xid"
+                    " AND t._as_of = to_timestamp($2::float8)) OR EXISTS (SELECT FROM"
+                    f" ({of_keys('$3', '$4', 'to_timestamp($2::float8)')}) c"
+                    f" WHERE c.key = {key_hash('t.id')} AND c.as_of = to_timestamp($2::float8)))",
                     keys,
                     as_of.lo,
+                    sync.schema,
+                    table,
                 )
                 rows |= {(table, row[0]): row[1] for row in written}
             is_complete = len(rows) == sum(map(len, tables.values()))

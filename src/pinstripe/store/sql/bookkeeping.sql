@@ -227,6 +227,19 @@ CREATE TABLE IF NOT EXISTS pinstripe.freshness (
   PRIMARY KEY (schema, "table", how)
 );
 
+-- Snapshots that showed rows as they are, so that nothing was written: which rows (`keys`: hashes), and when.
+-- See store/confirmations.py.
+CREATE TABLE IF NOT EXISTS pinstripe.confirmation (
+  schema       text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table"      text NOT NULL,
+  as_of        timestamptz NOT NULL,
+  as_of_latest timestamptz NOT NULL,
+  keys         bigint[] NOT NULL,
+  noted_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS confirmation_place_idx
+  ON pinstripe.confirmation (schema, "table", as_of_latest);
+
 -- Tables whose initial load is done: every later write is in the change feed.
 CREATE TABLE IF NOT EXISTS pinstripe.copied (
   schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,

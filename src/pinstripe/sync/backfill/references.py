@@ -23,10 +23,12 @@ from pinstripe.catalog.tables import Column, Table, table_name
 from pinstripe.client.pagination import read_object
 from pinstripe.concurrency import for_each
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
+from pinstripe.mirror.upsert import key_text
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, REFERENCES, Source, retrieve_endpoint
+from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.cursors import Checkpoint, ended_by
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
@@ -242,7 +244,7 @@ _KEPT = frozenset({"event", "v2_core_event"})
 async def queue_missing(
     source: Source, tables: Iterable[str], since: float, *, most: int | None = None
 ) -> list[Refetch]:
-    """Queue a fetch of each row of these tables that is older than `since`; return the refetches.
+    """Queue a fetch of each row that no snapshot has shown since then; return the refetches.
 
     `since`: Unix seconds on Stripe's clock. `most`: the oldest so many of each table.
     """
@@ -254,10 +256,15 @@ async def queue_missing(
         alive = " AND deleted IS NOT TRUE" if known.deletable else ""
         async with source.transaction() as connection:
             rows = await connection.fetch(
-                f"SELECT {quote(known.key[0])} FROM {qualified(source.mirror.schema, table)} "
-                f"WHERE _as_of_latest < to_timestamp($1){alive} ORDER BY _as_of_latest LIMIT $2",
+                f"SELECT t.{quote(known.key[0])} FROM {qualified(source.mirror.schema, table)} t "
+                f"WHERE _as_of_latest < to_timestamp($1){alive} AND NOT EXISTS (SELECT FROM"
+                f" ({of_keys('$3', '$4', 'to_timestamp($1)')}) c"
+                f" WHERE c.key = {key_hash(key_text(known, 't'))})"
+                " ORDER BY _as_of_latest LIMIT $2",
                 since,
                 most,
+                source.mirror.schema,
+                table,
             )
             refetches = [Refetch("fetch", table, row[0], since=since) for row in rows]
             await add_refetches(connection, source.mirror.schema, refetches)

@@ -18,6 +18,7 @@ from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, iter_pages, list_of
 from pinstripe.client.response import Response
 from pinstripe.mirror import Part
+from pinstripe.mirror.batch import READ_AT
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import LIVE, Source
@@ -111,7 +112,7 @@ async def _put(
         parts.append((found, as_of_response(response, cause)))
     await source.mirror.write(
         parts,
-        expected={(table, key): batch.versions[key] for key in objects},
+        expected={READ_AT: batch.at} | {(table, key): batch.versions[key] for key in objects},
         completed=[RefetchDone(refetch_of[key], batch.at) for key in objects],
     )
 

@@ -233,9 +233,9 @@ class UpcomingRow:
             await self._delete_lines(connection, "id <> ALL ($2::text[])", list(keys))
         else:
             # Lines of this preview that the newer one does not have were inserted by the same transaction.
-            await self._delete_lines(
-                connection, f"_as_of_latest <= (SELECT _as_of FROM {self._row})"
-            )
+            mine = "xmin = pg_current_xact_id()::xid"
+            older = f"_as_of_latest <= (SELECT _as_of FROM {self._row})"
+            await self._delete_lines(connection, f"{mine} AND {older}")
         return bool(won)
 
     async def note_unread(self, connection: Connection, *, is_unread: bool) -> None:
