@@ -212,6 +212,16 @@ class Encryptor:
         )
 
 
+def hash_key(given: str | None, directory: Path) -> bytes:
+    """The key of the hashes of personal data: `given`, else that of `hash.key`, made on first use.
+
+    A file of its own: to replace `secret.key` must not change what is stored.
+    """
+    key = Encryptor((given,) if given else (), directory / "hash.key")._keys(make=True)[0]
+    derive = HKDF(SHA256(), 32, salt=None, info=b"pinstripe personal data 1")
+    return derive.derive(base64.urlsafe_b64decode(key))
+
+
 def _new_key() -> str:
     return Fernet.generate_key().decode()
 

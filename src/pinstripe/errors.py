@@ -109,6 +109,12 @@ class UnknownSync(Misconfigured):
     """There is no sync of this id."""
 
 
+class ErasedMeanwhile(PinstripeError):
+    """A customer was erased while a batch was made: nothing of it is written before that is respected."""
+
+    slug = "erased_meanwhile"
+
+
 class Unreachable(PinstripeError):
     """Stripe or Postgres cannot be reached, or the connection broke. A later retry may succeed."""
 

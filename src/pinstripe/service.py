@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from pinstripe.catalog.model import spec
+from pinstripe.catalog.personal import Policy
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, proxy_for
@@ -28,14 +29,17 @@ from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
+from pinstripe.encryption import hash_key
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.mirror.orphans import parents_of
+from pinstripe.rows.personal import Personal
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_loaded, mark_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
+from pinstripe.store.erasures import load_erased
 from pinstripe.store.leases import Held, Lease, leading
 from pinstripe.store.lost_tables import forget_emptied, note_filled
 from pinstripe.store.migrate import (
@@ -45,6 +49,7 @@ from pinstripe.store.migrate import (
     migrate,
     reserve,
 )
+from pinstripe.store.personal import apply_policy, stored_policy, with_key
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.retention import Retention
 from pinstripe.store.syncs import check_owner, claim
@@ -53,6 +58,7 @@ from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.follower import Follower
 from pinstripe.sync.heartbeat import HeartbeatWriter
 from pinstripe.sync.read_quota import ReadQuota
+from pinstripe.sync.upkeep import erase_deleted, verify_on_schedule
 
 _BURST_S = 0.25
 """A stall of the process up to this long (a large batch, a busy machine) costs no request."""
@@ -107,7 +113,7 @@ class Service:
     async def follow(self) -> Follower:
         """Returns the follower, not running yet. Its events begin before the first list is read."""
         since = await self.backfill.prepare(followed=True)
-        return Follower(
+        follower = Follower(
             self.source,
             self.budget,
             since=float(since),
@@ -129,6 +135,21 @@ class Service:
                 timedelta(days=self.config.event_days) if self.config.event_days else None,
             ),
         )
+        follower.besides.append(
+            partial(
+                verify_on_schedule,
+                self.source,
+                self.budget,
+                self.database.url,
+                every=self.config.verify_every,
+                livemode=self.account.livemode,
+                account_created=self.account.birth,
+            )
+        )
+        after_days = self.config.erase_deleted_after
+        if after_days is not None:
+            follower.besides.append(partial(erase_deleted, self.source, after_days=after_days))
+        return follower
 
     def telling(self, follower: Follower) -> HeartbeatWriter:
         """Returns the writer of this worker's heartbeat; run it beside the follower."""
@@ -147,6 +168,7 @@ async def open_service(
     key = api_key(config)
     known = tables()
     wanted = {name: known[name] for name in config.choose_tables(known)}
+    personal = personal_of(config)
     budget = budget_for(config, key)
     async with contextlib.AsyncExitStack() as stack:
         stripe = await stack.enter_async_context(stripe_for(config, key, budget))
@@ -159,6 +181,8 @@ async def open_service(
         held = await stack.enter_async_context(leading(lease, tell)) if leads else None
         effective = await _tables(database.url, config, account, wanted, leads=leads)
         if leads:
+            async with connect(database.url) as connection:
+                await apply_policy(connection, config.schema, effective, personal)
             await _read_emptied(database.url, config.schema, effective, tell)
         pool, bulk = await stack.enter_async_context(_pools(database.url, lease.session_name))
         mirror = await stack.enter_async_context(
@@ -169,6 +193,7 @@ async def open_service(
                 api_version=spec().api_version,
                 changes=config.changes,
                 session_name=lease.session_name,
+                personal=personal if leads else await _stored(database.url, config),
             )
         )
         source = await _joined(stripe, mirror, pool, held)
@@ -192,10 +217,31 @@ def api_key(config: Config) -> ApiKey:
     return ApiKey.parse(config.api_key)
 
 
+def personal_of(config: Config) -> Personal | None:
+    """What the settings make of personal data; None where all is kept."""
+    policy = Policy.parse(personal_data=config.personal_data, columns=config.columns)
+    if policy.keeps_all:
+        return None
+    key = hash_key(config.hash_key, config.data_dir) if policy.hashes else b""
+    return Personal(policy, key)
+
+
+async def _stored(url: str, config: Config) -> Personal | None:
+    """What was made of personal data in the rows that are there, whatever the settings of this process."""
+    async with connect(url) as connection:
+        policy = await stored_policy(connection, config.schema)
+    if policy.policy().keeps_all:
+        return None
+    key = hash_key(config.hash_key, config.data_dir) if policy.key else b""
+    return with_key(policy, config.schema, key)
+
+
 async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
     """Connects client and mirror; writes are fenced if this process leads."""
     source = Source(stripe, mirror, mirror.tables, pool)
     await remember_refusals(source, leads=held is not None)
+    async with pool.acquire() as connection:
+        await load_erased(connection, mirror.schema, mirror.extractor.erased)
     if held is not None:
         mirror.always.append(held.check)
         source.fence = held.check

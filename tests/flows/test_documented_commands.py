@@ -30,7 +30,7 @@ _SPAN = re.compile(r"`([^`\n]+)`")
 # As a command: at the start, behind a pipe, a bracket, another command, a path.
 _COMMAND = re.compile(r"(?:^|[|;&(=]\s*|\s|/)pinstripe ((?:'[^']*'|\"[^\"]*\"|[^|;&)>#\n'\"])+)")
 _COMMANDS = (
-    "run serve sync verify status check wait simulate demo",
+    "run serve sync verify erase status check wait simulate demo",
     "syncs add,syncs change,syncs list,syncs remove,schema tables,schema ddl,schema erd,"
     "webhook create,reader create",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -51,6 +53,69 @@ def test_the_wheel_runs_with_the_locked_requirements(wheel: Path, tmp_path: Path
                 check=True,
                 timeout=30,
             )
+
+
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_one_line_runs_the_demo_in_an_empty_home(minor: int, wheel: Path, tmp_path: Path) -> None:
+    """As `uvx pinstripe demo`, with the newest dependencies that the index has."""
+    if minor != sys.version_info.minor and not os.environ.get("ALL_PYTHONS"):
+        pytest.skip("each other Python downloads all dependencies anew: set ALL_PYTHONS")
+    python = _interpreter(minor)
+    if python is None:
+        pytest.skip(f"there is no Python 3.{minor} here")
+    uvx = Path(sys.executable).parent / "uvx"
+    run = tmp_path / "run"
+    home = tmp_path / "home"
+    home.mkdir()
+    # `demo` calls it as a Python: without "-m".
+    run.write_text(
+        f"#!/bin/sh\nshift\nexport HOME={home}\n"
+        f'exec {uvx} --quiet --cache-dir {_cache()} --python {python} --from {wheel} "$@"\n'
+    )
+    run.chmod(0o755)
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    with demo(data_dir, run) as running:
+        assert int(running.ask("SELECT count(*) FROM stripe.customer"))
+
+
+def test_the_demo_starts_without_the_library_that_draws_and_the_page_says_so(
+    tmp_path: Path,
+) -> None:
+    hiding = tmp_path / "hiding"
+    hiding.mkdir()
+    (hiding / "graphlay.py").write_text("raise ImportError\n")
+    run = tmp_path / "run"
+    run.write_text(f'#!/bin/sh\nPYTHONPATH={hiding} exec {sys.executable} "$@"\n')
+    run.chmod(0o755)
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    with demo(data_dir, run) as running:
+        page = subprocess.run(
+            ["curl", "--silent", running.gateway + "/syncs/default/diagram"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        ).stdout
+    assert "graphlay, is not installed" in page
+    assert "pip install graphlay" in page
+
+
+def _interpreter(minor: int) -> str | None:
+    """The path of a Python 3.minor that works, on PATH or of pyenv."""
+    found = shutil.which(f"python3.{minor}")
+    others = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
+    for path in [*map(str, others), *([found] if found else [])]:
+        if subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
+
+
+def _cache() -> str:
+    words: list[str | Path] = [Path(sys.executable).parent / "uv", "cache", "dir"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def _uv(*words: str | Path) -> None:

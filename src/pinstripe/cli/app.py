@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, with_settings
+from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, PERSONAL, with_settings
 from pinstripe.cli.runtime import BAD_USAGE, Exit, complain, execute, report
 from pinstripe.config.config import Config
+from pinstripe.config.settings import SETTINGS
 
 webhook = App(
     name="webhook",
@@ -142,7 +143,7 @@ _DROP = "Also drop its tables, once its worker has stopped."
 _WHERE = "Print the gateway's URL as one line of JSON to stdout."
 
 
-@with_settings(*ACCOUNT, *DATABASE, *LIVE, *GATEWAY)
+@with_settings(*ACCOUNT, *PERSONAL, *DATABASE, *LIVE, *GATEWAY)
 def serve(
     config: Config,
     *,
@@ -385,6 +386,13 @@ _REPAIR = "Fetch what differs again, and check the result."
 
 _EVERY = "Check every row that appears in no list, instead of a sample."
 
+_DRY_RUN = "Only count the rows that belong to the customer."
+
+_SCRUB = (
+    "Afterwards rewrite the files of the tables (VACUUM FULL, which locks each table meanwhile), so that "
+    "no old version of a row remains in them."
+)
+
 _SAMPLE = "Rows per table that appear in no list (referenced only, or hidden) to check one by one."
 
 _UNTIL = "Creation time of the newest initial object, in Unix seconds; 0 means last midnight, UTC."
@@ -425,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @app.command(sort_key=1)
-@with_settings(*ACCOUNT, *DATABASE, *LIVE, *GATEWAY, "demo_scale")
+@with_settings(*ACCOUNT, *PERSONAL, *DATABASE, *LIVE, *GATEWAY, "demo_scale")
 def run(config: Config) -> None:
     """Sync the account and serve it; without a key, a demo account.
 
@@ -439,7 +447,7 @@ def run(config: Config) -> None:
 
 
 @app.command(sort_key=1)
-@with_settings("schema", "data_dir", *LIVE, *GATEWAY, "demo_scale")
+@with_settings("schema", "data_dir", *PERSONAL, *LIVE, *GATEWAY, "demo_scale")
 def demo(config: Config) -> None:
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
     from pinstripe.cli import serve as commands
@@ -448,7 +456,7 @@ def demo(config: Config) -> None:
 
 
 @app.command(sort_key=2)
-@with_settings(*ACCOUNT, *DATABASE, *LIVE)
+@with_settings(*ACCOUNT, *PERSONAL, *DATABASE, *LIVE)
 def sync(
     config: Config,
     *,
@@ -481,7 +489,7 @@ def status(
 
 
 @app.command(sort_key=4)
-@with_settings(*ACCOUNT, *DATABASE)
+@with_settings(*ACCOUNT, "hash_key", *DATABASE)
 def verify(
     config: Config,
     *,
@@ -502,6 +510,44 @@ def verify(
 
     options = VerifyOptions(repair=repair, unlisted=None if every else sample)
     execute(config, commands.verify(config, options, ids=ids, as_json=json), stopped=130)
+
+
+@app.command(sort_key=4)
+@with_settings(*DATABASE)
+def erase(
+    config: Config,
+    customer: Annotated[str, Parameter(help="The customer's ID (cus_...).")],
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help=_DRY_RUN)] = False,
+    scrub: Annotated[bool, Parameter(negative="", help=_SCRUB)] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Erase the personal data of a customer from the copy, for good. Changes nothing at Stripe.
+
+    Empties names, addresses, texts and numbers in every row of the customer, in events and in the change
+    feed. Amounts, dates, states and ids stay. What Stripe shows of the customer later is not stored again.
+    """
+    from pinstripe.cli import erase as commands
+
+    work = commands.erase(config, customer, dry_run=dry_run, scrubs=scrub, as_json=json)
+    execute(config, work, stopped=130)
+
+
+@app.command(name="support-bundle", sort_key=9)
+@with_settings(*(s.name for s in SETTINGS))
+def support_bundle(
+    config: Config,
+    *,
+    output: Annotated[Path | None, Parameter(help="Output file (.tar.gz).")] = None,
+) -> None:
+    """Write one archive for a bug report: versions, settings, states and counts.
+
+    It holds no key, no URL, no row, no text of Stripe's and no id of an object.
+    """
+    from pinstripe.cli import support as commands
+
+    execute(config, commands.support_bundle(config, output=output), stopped=130)
 
 
 @app.command(sort_key=5)

@@ -22,6 +22,7 @@ from pinstripe.config.settings import SETTINGS, Setting
 _GROUP = Group("Settings", sort_key=10)
 
 ACCOUNT = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit", "tables")
+PERSONAL = ("personal_data", "columns", "hash_key")
 DATABASE = ("database_url", "schema", "data_dir")
 LIVE = (
     "since",
@@ -32,6 +33,8 @@ LIVE = (
     "changes",
     "change_days",
     "event_days",
+    "erase_deleted_after",
+    "verify_every",
 )
 GATEWAY = (
     "host",
@@ -49,7 +52,7 @@ GATEWAY = (
 )
 OUTPUT = ("log_level", "log_json", "debug")
 
-_MAY_BEGIN_WITH_A_HYPHEN = frozenset({"tables", "admin_token", "wait_token"})
+_MAY_BEGIN_WITH_A_HYPHEN = frozenset({"tables", "columns", "admin_token", "wait_token"})
 """`--tables '-event'` leaves a table out; a token is made of any characters."""
 
 

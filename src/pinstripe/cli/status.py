@@ -144,15 +144,20 @@ def _read_lines(found: SchemaStatus) -> list[str]:
 
 
 def _certificate_lines(found: SchemaStatus) -> list[str]:
-    made = found.certificate
+    made, due = found.certificate, found.next_verification
+    plan = [f"Next verification at {_time(due)}"] if due is not None else []
+    plan += (
+        [f"No scheduled verification. {found.verification_note}"] if found.verification_note else []
+    )
     if made is None:
-        return []
+        return plan
     states = [table.get("state") for table in made.tables.values()]
     unproven = len(states) - states.count("verified")
     return [
         f"Verified at {_time(made.finished_at)}: {made.differences:,} differences, "
         f"{made.repaired:,} repaired, {states.count('verified')} tables verified, {unproven} not or only "
-        f"partially; digest {made.digest[:16]}"
+        f"partially; digest {made.digest[:16]}",
+        *plan,
     ]
 
 

@@ -15,7 +15,7 @@ from base64 import urlsafe_b64decode
 from binascii import Error as NotBase64
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -248,6 +248,22 @@ def secret_key(text: str, where: str) -> str:
     return key
 
 
+def _every(text: str, where: str) -> timedelta | None:
+    if text.lower() in ("off", "never", "no"):
+        return None
+    found = re.fullmatch(r"([0-9]{1,5})([hd])", text.lower())
+    if found is None or int(found[1]) == 0:
+        raise Misconfigured(
+            f"{where} is {redact(text)!r}.", hint="Write hours or days, like 24h or 7d, or off."
+        )
+    number = int(found[1])
+    return timedelta(hours=number) if found[2] == "h" else timedelta(days=number)
+
+
+def _days(text: str, where: str) -> float | None:
+    return number_of(text, where, unit="days", least=0.0, most=3650.0) if text else None
+
+
 def count(text: str, where: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise Misconfigured(
@@ -294,6 +310,11 @@ class Config:
     since: tuple[tuple[str, int], ...] = ()
     """(table, Unix second) from which objects are copied; the table is "" for all others."""
     deep: bool = False
+    personal_data: tuple[str, ...] = ("keep",)
+    columns: tuple[str, ...] = ()
+    hash_key: str | None = field(default=None, repr=False)
+    erase_deleted_after: float | None = None
+    verify_every: timedelta | None = timedelta(days=7)
     rate_limit: Rate = "default"
     endpoint_rate_limit: Rate = "default"
     data_dir: Path = Path(".pinstripe")
@@ -375,6 +396,11 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         tables=words(values["tables"][0]),
         since=dates(*values["since"]),
         deep=switch(*values["deep"]),
+        personal_data=words(values["personal_data"][0]),
+        columns=words(values["columns"][0]),
+        hash_key=secret_key(*values["hash_key"]) if values["hash_key"][0] else None,
+        verify_every=_every(*values["verify_every"]),
+        erase_deleted_after=_days(*values["erase_deleted_after"]),
         rate_limit=rate(*values["rate_limit"], ceiling=ACCOUNT_CEILING),
         endpoint_rate_limit=rate(*values["endpoint_rate_limit"], ceiling=ENDPOINT_CEILING),
         data_dir=Path(values["data_dir"][0]).expanduser(),

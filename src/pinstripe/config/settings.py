@@ -86,6 +86,38 @@ SETTINGS: tuple[Setting, ...] = (
         switch=True,
     ),
     Setting(
+        "personal_data",
+        "PINSTRIPE_PERSONAL_DATA",
+        "keep",
+        "actions",
+        "What to do with names, emails, addresses and other personal data: keep, hash or drop. Add "
+        "exceptions by kind, comma-separated: drop,keep:text,hash:email.",
+    ),
+    Setting(
+        "columns",
+        "PINSTRIPE_COLUMNS",
+        "",
+        "columns",
+        "Columns to treat otherwise, comma-separated: -customer.email leaves one out, "
+        "hash:customer.phone hashes it, keep:charge.metadata keeps it. * matches anything.",
+    ),
+    Setting(
+        "hash_key",
+        "PINSTRIPE_HASH_KEY",
+        "",
+        "key",
+        "Key of the hashes: 32 bytes in base64. By default, the file hash.key in the data directory, "
+        "created on first use.",
+        secret=True,
+    ),
+    Setting(
+        "erase_deleted_after",
+        "PINSTRIPE_ERASE_DELETED_AFTER",
+        "",
+        "days",
+        "Erase the personal data of a customer this many days after their deletion. Off by default.",
+    ),
+    Setting(
         "rate_limit",
         "PINSTRIPE_RATE_LIMIT",
         "default",
@@ -136,6 +168,14 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "Keep the poll interval even if it would exhaust the read quota of a live account.",
         switch=True,
+    ),
+    Setting(
+        "verify_every",
+        "PINSTRIPE_VERIFY_EVERY",
+        "7d",
+        "time",
+        "How often to verify the copy while it is followed: hours (24h), days (7d) or off. Skipped, and "
+        "said in status, where it would take more than half of the read allowance.",
     ),
     Setting(
         "changes",

@@ -16,9 +16,13 @@ from functools import lru_cache
 from math import ceil
 from typing import Final, TypeAlias
 
-import graphlay
-
 from pinstripe.diagram.graph import Box, Diagram, DiagramRow, Link
+from pinstripe.errors import Misconfigured
+
+try:
+    import graphlay
+except ImportError:  # No wheel for this platform: all but the drawing works.
+    graphlay = None  # type: ignore[assignment]
 
 Point: TypeAlias = tuple[float, float]
 
@@ -119,6 +123,11 @@ def _draw(diagram: Diagram, options: Options, against: frozenset[int]) -> Drawin
     joined = {name for link in diagram.links for name in (link.source, link.target)}
     together = [box for box in diagram.boxes if box.name in joined]
     alone = [box for box in diagram.boxes if box.name not in joined]
+    if graphlay is None:
+        raise Misconfigured(
+            "The diagram cannot be drawn: the library that lays it out, graphlay, is not installed.",
+            hint="Install it (pip install graphlay) and restart; everything else works without it.",
+        )
     laid = graphlay.layout(_graph(together, diagram.links, against), options=options)
     dx, dy = MARGIN - laid.bounds["min"]["x"], MARGIN - laid.bounds["min"]["y"]
     placed = [

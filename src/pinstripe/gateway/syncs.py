@@ -29,10 +29,12 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
 from pinstripe.errors import Misconfigured
 from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.rows.personal import Personal
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
+from pinstripe.store.personal import check_policy
 from pinstripe.store.pool import Pool, connect, open_pool
 from pinstripe.store.syncs import Sync, load_syncs, load_table_names
 
@@ -100,12 +102,15 @@ async def open_sync(
     changes: bool = False,
     writers: int = 2,
     margins: Margins = Margins(),  # noqa: B008 (frozen)
+    personal: Personal | None = None,
 ) -> AsyncIterator[OpenSync]:
     """The parts of a sync whose schema is there already, open for the block.
 
     Raises Misconfigured while no process has made the schema; Unreachable where Postgres is away.
     """
     known, effective = await _there(database_url, schema)
+    async with connect(database_url) as connection:
+        await check_policy(connection, schema, personal)
     async with (
         StripeClient(
             key,
@@ -127,6 +132,7 @@ async def open_sync(
             writers=writers,
             changes=changes,
             session_name="pinstripe gateway",
+            personal=personal,
         ) as mirror,
     ):
         source = Source(stripe, mirror, mirror.tables, pool)

@@ -22,7 +22,7 @@ import structlog
 
 from pinstripe.catalog.tables import Table
 from pinstripe.concurrency import backoff
-from pinstripe.errors import LostLease, PinstripeError, Unreachable
+from pinstripe.errors import ErasedMeanwhile, LostLease, PinstripeError, Unreachable
 from pinstripe.mirror.batch import Batch, Conflict, Effect
 from pinstripe.mirror.change_feed import Recorder
 from pinstripe.mirror.quarantine import (
@@ -39,6 +39,8 @@ from pinstripe.mirror.quarantine import (
 from pinstripe.mirror.queue import LIVE_LANE, Job, Part, Progress, Queue, steps_of
 from pinstripe.mirror.writer import Writer
 from pinstripe.rows.extract import Extractor, RowSet
+from pinstripe.rows.personal import Personal
+from pinstripe.store.erasures import check_erasures, note_erased
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import Why, note_refused, release
 from pinstripe.store.refetch import RefetchDone
@@ -324,6 +326,7 @@ class Mirror:
         left_out = self.quarantine.left_out_of(jobs)
         tables = self.quarantine.open_tables(self.tables)
         batch = Batch(self.api_version, tables=tables, loading=self.loading)
+        erased = self._forget_erased(jobs)
         for job in jobs:
             for row_set, as_of in job.parts:
                 batch.add(row_set, as_of)
@@ -332,7 +335,21 @@ class Mirror:
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         if left_out or self.quarantine.tables:
             batch.effects.append(partial(self._owe, left_out))
+        if erased:
+            batch.effects.append(partial(note_erased, schema=self.schema, places=erased))
         return batch
+
+    def _forget_erased(self, jobs: Sequence[Job]) -> list[tuple[str, str]]:
+        """Erase the rows of erased customers; return those that were not known to be theirs."""
+        erased = self.extractor.erased
+        if not erased.ids:
+            return []
+        places = [place for job in jobs for row_set, _ in job.parts for place in row_set.places()]
+        return [
+            (name, key)
+            for name, key, row in places
+            if name in self.tables and erased.forget(self.tables[name], key, row)
+        ]
 
     async def _commit(self, sink: Sink, jobs: list[Job]) -> list[Conflict]:
         steps = steps_of(jobs)
@@ -347,6 +364,9 @@ class Mirror:
                     conflicts = parted.conflicts
                 else:
                     conflicts = await sink.write(batch)
+            except ErasedMeanwhile:
+                batch = self._batch_of(jobs, steps)
+                continue
             except Unreachable as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
@@ -428,6 +448,8 @@ class Mirror:
         for table, held in list(self.quarantine.tables.items()):
             await self._probe_table(sink, table, held)
         rows = [r for r in self.quarantine.to_probe() if r.table not in self.quarantine.tables]
+        for left in rows:
+            self.extractor.erased.forget(self.tables[left.table], left.key, left.row)
         if rows:
             batch = probe(rows, self.api_version, self.quarantine.open_tables(self.tables))
             batch.effects = list(self.always)
@@ -453,6 +475,8 @@ class Mirror:
             await self._release(sink, {table: None})
             return
         if held.samples:
+            for sample in held.samples:
+                self.extractor.erased.forget(self.tables[table], sample.key, sample.row)
             batch = probe(held.samples, self.api_version, self.tables)
             batch.effects = list(self.always)
             parted = await sink.write_apart(batch)
@@ -498,13 +522,14 @@ async def open_mirror(
     session_name: str = "pinstripe",
     sink: Sink | None = None,
     extractor: Extractor | None = None,
+    personal: Personal | None = None,
 ) -> AsyncIterator[Mirror]:
     """A mirror whose writers run for the block. Leaving it does not wait for jobs: await your writes.
 
     `changes`: whether the writers record the change feed; `session_name`: see `Lease`. `sink` takes the
-    place of the writers; `extractor` is shared with another mirror.
+    place of the writers; `extractor` is shared with another mirror. `personal`: see `Extractor`.
     """
-    extractor = extractor or Extractor(tables)
+    extractor = extractor or Extractor(tables, personal=personal)
     loading: set[str] = set()
 
     def writer() -> Sink:
@@ -523,5 +548,6 @@ async def open_mirror(
         loading=loading,
         prober=writer if sink is None else None,
     )
+    mirror.always.append(partial(check_erasures, schema=schema, erased=extractor.erased))
     async with mirror._running():
         yield mirror

@@ -12,7 +12,7 @@ in which the rows are true is the caller's to know (`mirror`). Only compiled lay
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,6 +24,7 @@ from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.rows.converters import Value
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
+from pinstripe.rows.personal import Erased, Personal
 from pinstripe.rows.secrets import without_secrets
 
 Row = list[Value]
@@ -99,6 +100,13 @@ class RowSet:
         if earlier is not row and earlier[-1] != row[-1]:
             self.variants.append((table, key, row))
 
+    def places(self) -> Iterator[tuple[str, str, Row]]:
+        """(table, key, row) of all rows."""
+        for table, group in self.rows.items():
+            for key, row in group.items():
+                yield table, key, row
+        yield from self.variants
+
     def count(self) -> int:
         return sum(map(len, self.rows.values())) + len(self.variants)
 
@@ -106,10 +114,16 @@ class RowSet:
 class Extractor:
     """Compiled layouts for every table. One per process is enough; it is not bound to an account."""
 
-    def __init__(self, effective: Mapping[str, Table] | None = None) -> None:
-        """`effective`: the tables as the database has them, if that differs."""
+    def __init__(
+        self, effective: Mapping[str, Table] | None = None, *, personal: Personal | None = None
+    ) -> None:
+        """`effective`: the tables as the database has them, if that differs. `personal`: what becomes of
+        personal data; without it all is kept.
+        """
         types = object_types()
         self.shapes = Shapes()
+        self.erased = Erased()
+        self._personal = personal
         self._tables = {**tables(), **(effective or {})}
         self._table_of = table_of_object()
         self._plans: dict[str, Plan] = {}
@@ -180,6 +194,8 @@ class Extractor:
             source_at, object_at, type_at = layout.source
             if row[object_at] is None and row[source_at] is not None:
                 row[object_at] = source_type(row[source_at], row[type_at])
+        if self._personal is not None:
+            self._personal.clean(plan.table, row)
         if nested:
             object_name = str(obj.get("object"))
             if object_name not in _OPAQUE:

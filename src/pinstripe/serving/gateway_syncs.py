@@ -23,7 +23,7 @@ from pinstripe.concurrency import backoff, wait_for
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, Rate
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import Syncs, open_sync
-from pinstripe.service import budget_for
+from pinstripe.service import budget_for, personal_of
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import load_table_names
 
@@ -107,6 +107,7 @@ class SyncOpener:
             proxy=proxy_for(config.stripe_url),
             changes=config.changes,
             margins=Margins(config.clock_margin, config.replica_lag),
+            personal=personal_of(config),
         ) as opened:
             self._syncs.add(opened)
             _log.info("gateway.open", sync=name, schema=config.schema)

@@ -37,7 +37,7 @@ from pinstripe.store.read_quota import ReadUse, load_read_use
 from pinstripe.store.refetch import class_name, count_by_class
 from pinstripe.store.refusals import RememberedRefusal, load_refusals
 from pinstripe.store.syncs import Sync, load_syncs
-from pinstripe.store.verifications import Certificate, load_certificate
+from pinstripe.store.verifications import Certificate, load_certificate, load_plan
 
 TableState = Literal["done", "running", "refused", "failed", "found"]
 """As of its lists; `found`: no list of its own, its rows come inside or by reference of others."""
@@ -145,7 +145,11 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """References to objects that Stripe does not have, or does not show to this key."""
     tables: list[TableStatus]
     certificate: Certificate | None
-    """Of the last `pinstripe verify`."""
+    """Of the last verification."""
+    next_verification: datetime | None
+    """When the service verifies next; null without a schedule."""
+    verification_note: str
+    """Why there is no schedule."""
     trouble: str
     """Why events are not being applied; "" if they are."""
     remedy: str
@@ -225,7 +229,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
     followed = cursors.pop(FOLLOWED, None)
     scans = {s: cursors.pop(s) for s in list(cursors) if s.startswith(SCAN_OF)}
     is_ready = cursors.pop(READY, None) is not None
-    followed_to = followed.as_of if followed is not None else None
+    followed_to = followed.as_of if followed else None
     with translated():
         rows = await _rows(connection, schema, counted_bytes)
         missing = await connection.fetchval(
@@ -234,8 +238,8 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         pending = await count_by_class(connection, schema)
         failed = [FailedRequests(*row) for row in await connection.fetch(_OWED, schema)]
         held = [QuarantinedRows(*row) for row in await connection.fetch(_QUARANTINE, schema)]
-    fresh = await load_freshness(connection, schema)
-    by_table = _by_table(cursors.values())
+    fresh, by_table = await load_freshness(connection, schema), _by_table(cursors.values())
+    plan = await load_plan(connection, schema)
     return SchemaStatus(
         schema=schema,
         account_id=sync.account_id,
@@ -244,8 +248,10 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         followed=_moment(followed_to),
         missing=missing,
         certificate=await load_certificate(connection, schema),
-        trouble=followed.reason if followed is not None else "",
-        remedy=followed.remedy if followed is not None else "",
+        next_verification=plan[0],
+        verification_note=plan[1],
+        trouble=followed.reason if followed else "",
+        remedy=followed.remedy if followed else "",
         to_ask=sum(pending.values()),
         to_ask_by_class=pending,
         refusals=await load_refusals(connection, schema, is_due=True),

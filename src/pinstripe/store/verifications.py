@@ -12,9 +12,9 @@ not be verified are not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 
 import msgspec
@@ -75,6 +75,57 @@ async def save_certificate(connection: Connection, schema: str, made: Certificat
             made.repaired,
             made.digest,
         )
+
+
+async def next_verification(connection: Connection, schema: str, every: timedelta) -> datetime:
+    """When a verification is due: `every` after the last one, or after the sync was created."""
+    with translated():
+        due: datetime = await connection.fetchval(
+            "SELECT greatest(s.created_at, max(c.finished_at)) + $2::interval FROM pinstripe.sync s"
+            " LEFT JOIN pinstripe.certificate c ON c.schema = s.schema"
+            " WHERE s.schema = $1 GROUP BY s.created_at",
+            schema,
+            every,
+        )
+    return due
+
+
+async def plan_verification(
+    connection: Connection, schema: str, due: datetime | None, note: str
+) -> None:
+    """Store when the next verification is due, or why there is none, for `status`."""
+    with translated():
+        await connection.execute(
+            "UPDATE pinstripe.sync SET verify_at = $2, verify_note = $3 WHERE schema = $1"
+            " AND (verify_at, verify_note) IS DISTINCT FROM ($2, $3)",
+            schema,
+            due,
+            note,
+        )
+
+
+async def load_plan(connection: Connection, schema: str) -> tuple[datetime | None, str]:
+    """(when the next verification is due, why there is none)."""
+    with translated():
+        row = await connection.fetchrow(
+            "SELECT verify_at, coalesce(verify_note, '') FROM pinstripe.sync WHERE schema = $1",
+            schema,
+        )
+    return (None, "") if row is None else (row[0], row[1])
+
+
+async def load_verified(
+    connection: Connection, schemas: Sequence[str]
+) -> dict[str, tuple[float, int]]:
+    """Schema -> (age in seconds, differences that remain) of its newest verification."""
+    with translated():
+        rows = await connection.fetch(
+            "SELECT DISTINCT ON (schema) schema,"
+            " extract(epoch FROM clock_timestamp() - finished_at)::double precision, differences"
+            " FROM pinstripe.certificate WHERE schema = ANY($1::text[]) ORDER BY schema, id DESC",
+            list(schemas),
+        )
+    return {row[0]: (row[1], row[2]) for row in rows}
 
 
 async def load_certificate(connection: Connection, schema: str) -> Certificate | None:

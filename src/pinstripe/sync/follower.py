@@ -27,6 +27,10 @@ _RETRY_S = 30.0
 _TRIM_S = 3600.0
 
 
+async def _run(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
 def _nothing() -> None:
     """The default for `awake`: sync requests change no pause."""
 
@@ -53,6 +57,7 @@ class Follower:
         self.read_quota = read_quota
         self._source = source
         self._retention = retention
+        self.besides: list[Callable[[], Awaitable[None]]] = []  # `upkeep`, after the backfill.
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
         self.refetches = RefetchWorker(source, upcoming=refreshers)
@@ -132,6 +137,8 @@ class Follower:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._fill())
             group.create_task(self.relist.run())
+            for work in self.besides:
+                group.create_task(_run(work))
 
     async def _fill(self) -> None:
         """Request the preview of every owner once. Later, events refresh them, and old ones are

@@ -13,6 +13,36 @@ BEGIN
     ALTER TABLE pinstripe.sync ADD COLUMN secret_rule text;
   END IF;
 END $$;
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'erasures') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN personal jsonb, ADD COLUMN erasures bigint NOT NULL DEFAULT 0;
+  END IF;
+END $$;
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'verify_at') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN verify_at timestamptz, ADD COLUMN verify_note text;
+  END IF;
+END $$;
+CREATE TABLE IF NOT EXISTS pinstripe.erasure (
+  schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  customer_id text NOT NULL,
+  reason      text NOT NULL,
+  due_at      timestamptz NOT NULL,
+  erased_at   timestamptz,
+  rows        jsonb,
+  PRIMARY KEY (schema, customer_id)
+);
+CREATE TABLE IF NOT EXISTS pinstripe.erased (
+  schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table" text NOT NULL,
+  id      text NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS erased_place_idx
+  ON pinstripe.erased (schema, "table", left(id, 500), hashtextextended(id, 0));
 CREATE TABLE IF NOT EXISTS pinstripe.cursor (
   schema     text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   stream     text NOT NULL,

@@ -32,6 +32,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.live.status_board import StatusBoard, SyncStatus
 from pinstripe.store.status import estimate_rows
+from pinstripe.store.verifications import load_verified
 
 MEDIA = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -120,6 +121,7 @@ class Metrics(Collector):
         self._text = b""
         self._made_at = -float("inf")
         self._rows: Rows = {}
+        self._verified: Mapping[str, tuple[float, int]] = {}
         self._rows_at = -float("inf")
 
     async def text(self) -> bytes:
@@ -140,6 +142,13 @@ class Metrics(Collector):
         syncs = self._board.syncs
         yield from _statuses(syncs)
         yield from _processes(syncs)
+        age = _gauge_of("verified_age_seconds", "Since the last verification ended", "sync")
+        drift = _gauge_of("verified_differences", "Differences that it left", "sync")
+        for sync_id, live in syncs.items():
+            if live.schema in self._verified:
+                age.add_metric([sync_id], self._verified[live.schema][0])
+                drift.add_metric([sync_id], self._verified[live.schema][1])
+        yield from (age, drift)
         family = _gauge_of("rows", "Rows of a table, estimated", "sync", "table")
         for sync_id, live in syncs.items():
             for table, count in self._rows.get(live.schema, {}).items():
@@ -152,6 +161,7 @@ class Metrics(Collector):
         try:
             async with self._reads.connection(longest_s=_ROWS_S) as connection:
                 self._rows = await estimate_rows(connection, schemas)
+                self._verified = await load_verified(connection, schemas)
         except PinstripeError:
             return
         self._rows_at = self._clock()

@@ -283,6 +283,8 @@ _FIXED = (
     "# is a longer recovery after a crash, some seconds.",
     "max_wal_size = 2GB",
     "checkpoint_timeout = 15min",
+    "# A recycled file keeps what was in it, and an erasure has to reach the WAL too.",
+    "wal_recycle = off",
     "# Building indexes at the end of a backfill.",
     "maintenance_work_mem = 128MB",
     "# The upserts are short: compiling them costs more than they take.",

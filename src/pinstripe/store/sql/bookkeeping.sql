@@ -17,6 +17,44 @@ BEGIN  -- The rule by which secrets were removed from older rows. See store/forg
   END IF;
 END $$;
 
+DO $$
+BEGIN  -- `personal`: the policy on personal data that the rows follow (store/personal.py). `erasures`: how many
+  -- there were; every writer compares it before it commits (store/erasures.py).
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'erasures') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN personal jsonb, ADD COLUMN erasures bigint NOT NULL DEFAULT 0;
+  END IF;
+END $$;
+
+DO $$
+BEGIN  -- When the next verification is due, or why there is none.
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'verify_at') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN verify_at timestamptz, ADD COLUMN verify_note text;
+  END IF;
+END $$;
+
+-- Erasures of customers: the certificate of each that is done (`rows`: erased rows by table), and those that
+-- fall due some time after Stripe deleted the customer.
+CREATE TABLE IF NOT EXISTS pinstripe.erasure (
+  schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  customer_id text NOT NULL,
+  reason      text NOT NULL,
+  due_at      timestamptz NOT NULL,
+  erased_at   timestamptz,
+  rows        jsonb,
+  PRIMARY KEY (schema, customer_id)
+);
+
+-- The objects of erased customers: no later snapshot writes personal data of theirs.
+CREATE TABLE IF NOT EXISTS pinstripe.erased (
+  schema  text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  "table" text NOT NULL,
+  id      text NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS erased_place_idx
+  ON pinstripe.erased (schema, "table", left(id, 500), hashtextextended(id, 0));
+
 -- How far each stream has been read. `position` is replaced in the transaction that writes the rows which
 -- it covers, so after a crash both agree.
 CREATE TABLE IF NOT EXISTS pinstripe.cursor (

@@ -1,0 +1,54 @@
+"""`pinstripe erase`: removes the personal data of one customer from the copy."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pinstripe.cli.status import with_data
+from pinstripe.config.config import Config
+from pinstripe.errors import Misconfigured
+from pinstripe.service import open_database
+from pinstripe.store import erasures
+from pinstripe.store.migrate import ensure_bookkeeping
+from pinstripe.store.pool import connect
+from pinstripe.store.syncs import load_syncs
+
+
+async def erase(
+    config: Config, customer: str, *, dry_run: bool, scrubs: bool, as_json: bool
+) -> int:
+    """Erase, or with `dry_run` count; print the rows by table."""
+    if not customer.strip() or customer != customer.strip():
+        raise Misconfigured(
+            "That is no id of a customer.", hint="Give one as Stripe shows it: cus_..."
+        )
+    config = with_data(config)
+    async with open_database(config) as database, connect(database.url) as connection:
+        if config.schema not in {sync.schema for sync in await load_syncs(connection)}:
+            raise Misconfigured(
+                f'Nothing has been synced yet in the schema "{config.schema}".',
+                hint="Name the schema with --schema; `pinstripe status` shows all.",
+            )
+        await ensure_bookkeeping(connection)
+        if dry_run:
+            found = await erasures.find_objects(connection, config.schema, customer)
+            rows = {table: len(keys) for table, keys in sorted(found.items())}
+        else:
+            made = await erasures.erase(connection, config.schema, customer, reason="requested")
+            rows = dict(made.rows)
+            if scrubs:
+                await erasures.scrub(connection, config.schema, rows)
+    if as_json:
+        sys.stdout.write(json.dumps({"customer": customer, "erased": not dry_run, "rows": rows}))
+        sys.stdout.write("\n")
+        return 0
+    verb = "Would look at" if dry_run else "Erased personal data in"
+    sys.stdout.write(f"{verb} {sum(rows.values()):,} rows of {customer}\n")
+    for table, count in rows.items():
+        sys.stdout.write(f"  {table:<40} {count:>8,}\n")
+    if not dry_run:
+        sys.stdout.write(
+            "Backups, standbys and the write-ahead log still hold what they held before.\n"
+        )
+    return 0

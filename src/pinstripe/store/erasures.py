@@ -1,0 +1,361 @@
+"""Erases the personal data of a customer: rows, events, the change feed; and remembers that it is so.
+
+    erase -> note the objects -> wait for open transactions -> clean rows, events, feed -> certificate
+
+The objects of a customer are found by references, in both directions: what refers to the customer or to
+one of their objects (a refund to a charge), and what only they refer to (the card of a charge). They are
+noted first, in `pinstripe.erased`, and every writer looks at the count of erasures before it commits
+(`check_erasures`). So a snapshot that was fetched earlier, or comes years later, brings nothing back.
+
+Out of reach: dead rows until VACUUM, the WAL, standbys and backups; see `scrub`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from pinstripe.catalog.personal import review
+from pinstripe.catalog.tables import Column, Table, table_of_object
+from pinstripe.errors import ErasedMeanwhile, Misconfigured, Unreachable
+from pinstripe.rows.personal import ERASER, LOGS, NOBODYS, Erased
+from pinstripe.store.changes import NewChange, write_changes
+from pinstripe.store.ddl import literal, qualified, quote
+from pinstripe.store.personal import existing_tables, rewrite, rewrite_feed
+from pinstripe.store.pool import Connection, translated
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_IDS = 1000
+_WAIT_S = 60.0
+_OWNED = frozenset(
+    {
+        "bank_account",
+        "card",
+        "charge",
+        "checkout_session",
+        "confirmation_token",
+        "discount",
+        "dispute",
+        "file",
+        "identity_verification_report",
+        "identity_verification_session",
+        "invoice",
+        "mandate",
+        "payment_attempt_record",
+        "payment_intent",
+        "payment_method",
+        "payment_record",
+        "quote",
+        "refund",
+        "setup_attempt",
+        "setup_intent",
+        "source",
+        "subscription",
+        "subscription_schedule",
+        "tax_id",
+    }
+)
+"""Tables whose rows belong to one customer, so that what a customer's row refers to there is theirs too:
+the card of a single payment names no customer itself."""
+_NAMED_IN_TEXT = frozenset({"related_customer"})
+"""Texts that hold the id of a customer under another name than the object's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """The certificate. `rows`: rows that were erased, by table, with "event" and "change" among them."""
+
+    customer: str
+    objects: int
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+async def check_erasures(connection: Connection, *, schema: str, erased: Erased) -> None:
+    """For `Mirror.always`: raises ErasedMeanwhile after loading erasures that `erased` does not know."""
+    version = await connection.fetchval(
+        "SELECT erasures FROM pinstripe.sync WHERE schema = $1", schema
+    )
+    if (version or 0) != erased.version:
+        await load_erased(connection, schema, erased)
+        raise ErasedMeanwhile("A customer was erased meanwhile.")
+
+
+async def load_erased(connection: Connection, schema: str, erased: Erased) -> None:
+    """Load the ids of all erased objects."""
+    with translated():
+        version = await connection.fetchval(
+            "SELECT erasures FROM pinstripe.sync WHERE schema = $1", schema
+        )
+        rows = await connection.fetch("SELECT id FROM pinstripe.erased WHERE schema = $1", schema)
+    erased.ids.update(row[0] for row in rows)
+    erased.version = version or 0
+
+
+async def note_erased(
+    connection: Connection, *, schema: str, places: Sequence[tuple[str, str]]
+) -> None:
+    """Remember rows as belonging to an erased customer. Part of the caller's transaction."""
+    await connection.execute(
+        'INSERT INTO pinstripe.erased (schema, "table", id)'
+        " SELECT $1, u.t, u.i FROM unnest($2::text[], $3::text[]) AS u (t, i) ON CONFLICT DO NOTHING",
+        schema,
+        [table for table, _ in places],
+        [key for _, key in places],
+    )
+
+
+async def find_objects(connection: Connection, schema: str, customer: str) -> dict[str, set[str]]:
+    """The rows of a customer, table -> keys, events left out. Reads only."""
+    tables = {
+        name: table
+        for name, table in (await existing_tables(connection, schema)).items()
+        if table.object_type not in review().types.names and name not in LOGS | NOBODYS
+    }
+    found: dict[str, set[str]] = {"customer": {customer}}
+    fresh = {customer: "customer"}
+    while fresh:
+        more: dict[str, str] = {}
+        ids = sorted(fresh)
+        for table in tables.values():
+            for key in await _referring(connection, schema, table, ids):
+                more.setdefault(key, table.name)
+        for name, key in await _referred(connection, schema, tables, fresh):
+            more.setdefault(key, name)
+        fresh = {k: t for k, t in more.items() if k not in found.get(t, ())}
+        for key, name in fresh.items():
+            found.setdefault(name, set()).add(key)
+    return found
+
+
+async def erase(connection: Connection, schema: str, customer: str, *, reason: str) -> Erasure:
+    """Erase a customer. To repeat it is harmless, and finds what came since.
+
+    Raises Misconfigured if the schema knows no such customer, Unreachable if another session keeps a
+    transaction open: what it writes could not be seen.
+    """
+    found = await find_objects(connection, schema, customer)
+    tables = await existing_tables(connection, schema)
+    await _check_known(connection, schema, tables, found, customer)
+    places = [(table, key) for table, keys in found.items() for key in keys]
+    with translated():
+        async with connection.transaction():
+            await note_erased(connection, schema=schema, places=places)
+            await connection.execute(
+                "UPDATE pinstripe.sync SET erasures = erasures + 1 WHERE schema = $1", schema
+            )
+            noted = await connection.fetchval("SELECT pg_current_xact_id()::text::numeric::text")
+    await _wait_for_writers(connection, noted)
+    # What a writer committed meanwhile.
+    for name, keys in (await find_objects(connection, schema, customer)).items():
+        found.setdefault(name, set()).update(keys)
+    with translated():
+        await note_erased(
+            connection, schema=schema, places=[(t, k) for t, keys in found.items() for k in keys]
+        )
+        rows = await _clean(connection, schema, tables, found)
+        await connection.execute(
+            "INSERT INTO pinstripe.erasure (schema, customer_id, reason, due_at, erased_at, rows)"
+            " VALUES ($1, $2, $3, clock_timestamp(), clock_timestamp(), $4::jsonb)"
+            " ON CONFLICT (schema, customer_id) DO UPDATE SET erased_at = clock_timestamp(),"
+            " rows = excluded.rows",
+            schema,
+            customer,
+            reason,
+            json.dumps(rows),
+        )
+    count = sum(map(len, found.values()))
+    _log.info("erasure.done", schema=schema, customer=customer, objects=count)
+    return Erasure(customer, count, rows)
+
+
+async def schedule_deleted(connection: Connection, schema: str, *, after_days: float) -> list[str]:
+    """Note the customers that Stripe has deleted; return those whose erasure is due now."""
+    with translated():
+        await connection.execute(
+            "INSERT INTO pinstripe.erasure (schema, customer_id, reason, due_at)"
+            " SELECT $1, id, 'deleted', _as_of + make_interval(secs => $2 * 86400.0)"
+            f" FROM {qualified(schema, 'customer')} WHERE deleted"
+            " ON CONFLICT (schema, customer_id) DO NOTHING",
+            schema,
+            after_days,
+        )
+        rows = await connection.fetch(
+            "SELECT customer_id FROM pinstripe.erasure WHERE schema = $1 AND erased_at IS NULL"
+            " AND due_at <= clock_timestamp() ORDER BY due_at",
+            schema,
+        )
+    return [row[0] for row in rows]
+
+
+async def erased_at(connection: Connection, schema: str, customer: str) -> datetime | None:
+    """When a customer was erased; None if they were not."""
+    with translated():
+        found: datetime | None = await connection.fetchval(
+            "SELECT erased_at FROM pinstripe.erasure WHERE schema = $1 AND customer_id = $2",
+            schema,
+            customer,
+        )
+    return found
+
+
+async def scrub(connection: Connection, schema: str, tables: Iterable[str]) -> None:
+    """Rewrite the files of these tables and of the statistics, so that none holds an old version of a row.
+
+    VACUUM FULL locks each table while it runs. ANALYZE first: the planner's samples hold values.
+    """
+    there = await existing_tables(connection, schema)
+    names = [qualified(schema, name) for name in sorted(set(tables) & set(there))]
+    books = ["pinstripe.change", "pinstripe.erased"]
+    with translated():
+        for name in (*names, *books):
+            await connection.execute(f"ANALYZE {name}")
+            await connection.execute(f"VACUUM FULL {name}")
+        if await connection.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+            await connection.execute("VACUUM FULL pg_catalog.pg_statistic")
+            await connection.execute("SELECT pg_switch_wal()")
+            await connection.execute("CHECKPOINT")
+
+
+async def _check_known(
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    found: Mapping[str, set[str]],
+    customer: str,
+) -> None:
+    there = "customer" in tables and await connection.fetchval(
+        f"SELECT EXISTS (SELECT FROM {qualified(schema, 'customer')} WHERE id = $1)", customer
+    )
+    if not there and sum(map(len, found.values())) == 1:
+        raise Misconfigured(
+            f'The schema "{schema}" has no customer of this id, and no row that refers to one.',
+            hint="Give the id of a customer (cus_...), and the schema with --schema.",
+        )
+
+
+def _links(table: Table) -> Iterator[Column]:
+    """Columns that hold ids of other objects."""
+    for column in table.columns:
+        if column.references or column.read in ("id", "ids"):
+            yield column
+        elif column.read == "text" and len(column.path) > 0:
+            name = column.path[-1]
+            if name in _NAMED_IN_TEXT or name in table_of_object():
+                yield column
+
+
+async def _referring(
+    connection: Connection, schema: str, table: Table, ids: Sequence[str]
+) -> set[str]:
+    """Keys of the rows that refer to one of these ids."""
+    texts = [quote(c.name) for c in _links(table) if c.type == "text" and c.name not in table.key]
+    lists = [quote(c.name) for c in _links(table) if c.type == "text[]"]
+    keyed = [quote(c.name) for c in _links(table) if c.name in table.key]
+    tests = [f"{name} = ANY($1)" for name in (*texts, *keyed)] + [f"{n} && $1" for n in lists]
+    if not tests:
+        return set()
+    found: set[str] = set()
+    for at in range(0, len(ids), _IDS):
+        rows = await connection.fetch(
+            f"SELECT {quote(table.key[0])} FROM {qualified(schema, table.name)} "
+            f"WHERE {' OR '.join(tests)}",
+            list(ids[at : at + _IDS]),
+        )
+        found |= {row[0] for row in rows}
+    return found
+
+
+async def _referred(
+    connection: Connection, schema: str, tables: Mapping[str, Table], fresh: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """(table, key) of what these rows refer to in tables whose rows belong to one customer."""
+    found: list[tuple[str, str]] = []
+    for table in tables.values():
+        keys = [key for key, name in fresh.items() if name == table.name]
+        links = [(c, t) for c in table.columns for t in c.references if t in _OWNED and t in tables]
+        for column, target in links if keys else ():
+            one = quote(column.name)
+            value = f"unnest({one})" if column.type == "text[]" else one
+            # Only of rows that are there: a polymorphic reference names several tables.
+            rows = await connection.fetch(
+                f"SELECT r.id FROM (SELECT {value} AS id FROM {qualified(schema, table.name)}"
+                f" WHERE {quote(table.key[0])} = ANY($1)) r JOIN {qualified(schema, target)} o"
+                f" ON o.{quote(tables[target].key[0])} = r.id",
+                keys,
+            )
+            found += [(target, row[0]) for row in rows]
+    return found
+
+
+async def _wait_for_writers(connection: Connection, noted: str) -> None:
+    """Wait for the transactions that began before the erasure was noted."""
+    until = asyncio.get_running_loop().time() + _WAIT_S
+    while not await connection.fetchval(
+        "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::numeric > $1::text::numeric", noted
+    ):
+        if asyncio.get_running_loop().time() > until:
+            raise Unreachable(
+                "A transaction that began before the erasure is still open.",
+                hint="End it (see pg_stat_activity), and erase again: nothing but the note of the "
+                "erasure is written.",
+            )
+        await asyncio.sleep(0.05)
+
+
+async def _clean(
+    connection: Connection, schema: str, tables: Mapping[str, Table], found: Mapping[str, set[str]]
+) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    feeds = bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pinstripe.change)"))
+    for name, keys in found.items():
+        if name not in tables:
+            continue
+        ordered = sorted(keys)
+        for at in range(0, len(ordered), _IDS):
+            some = ordered[at : at + _IDS]
+            async with connection.transaction():
+                changed = await rewrite(
+                    connection,
+                    schema,
+                    tables[name],
+                    ERASER,
+                    where=f"{quote(tables[name].key[0])} = ANY({_array(some)})",
+                )
+                counts[name] += len(changed)
+                counts["change"] += await rewrite_feed(
+                    connection, schema, tables[name], ERASER, keys=some
+                )
+                if feeds and changed and name not in LOGS:
+                    await write_changes(connection, schema, [_change(name, c) for c in changed])
+    ids = sorted({key for keys in found.values() for key in keys})
+    for name in LOGS & set(tables):
+        for at in range(0, len(ids), _IDS):
+            patterns = [f'%"{_like(key)}"%' for key in ids[at : at + _IDS]]
+            where = f"to_jsonb(t)::text LIKE ANY({_array(patterns)})"
+            async with connection.transaction():
+                counts[name] += len(
+                    await rewrite(connection, schema, tables[name], ERASER, where=where)
+                )
+    return {name: count for name, count in sorted(counts.items()) if count}
+
+
+def _change(table: str, changed: tuple[str, Sequence[str]]) -> NewChange:
+    """The feed's entry: the columns that are empty now. What they held is nowhere any more."""
+    key, columns = changed
+    gone = json.dumps({column: [None, None] for column in columns})
+    return NewChange(table, key, "update", gone, "", "")
+
+
+def _array(values: Sequence[str]) -> str:
+    return f"ARRAY[{', '.join(map(literal, values))}]::text[]"
+
+
+def _like(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

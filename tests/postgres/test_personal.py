@@ -1,0 +1,182 @@
+"""Erasing a customer beside writers that know nothing of it, and policies that change."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+
+import asyncpg
+import pytest
+from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
+
+from pinstripe.catalog.personal import Policy
+from pinstripe.catalog.tables import tables
+from pinstripe.errors import Misconfigured
+from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
+from pinstripe.rows.personal import Personal
+from pinstripe.store.erasures import erase, find_objects, schedule_deleted
+from pinstripe.store.personal import apply_policy, check_policy
+from pinstripe.store.pool import connect
+
+NAMES = ("account", "customer", "charge", "event", "payment_method", "product", "refund")
+CHOSEN = {name: tables()[name] for name in NAMES}
+
+
+def opened(url: str, *, changes: bool = False) -> AbstractAsyncContextManager[Mirror]:
+    return open_mirror(url, SCHEMA, CHOSEN, api_version=VERSION, changes=changes)
+
+
+async def put(mirror: Mirror, at: float, *objects: Mapping[str, object]) -> None:
+    found = RowSet()
+    for obj in objects:
+        mirror.extractor.object(dict(obj), found)
+    await mirror.write([(found, AsOf(T0 + at, T0 + at + 1))])
+
+
+def anna(**fields: object) -> dict[str, object]:
+    return {"id": "cus_1", "object": "customer", "name": "Anna", "balance": 1, **fields}
+
+
+OBJECTS: tuple[dict[str, object], ...] = (
+    anna(),
+    {"id": "cus_2", "object": "customer", "name": "Bert"},
+    {"id": "ch_1", "object": "charge", "customer": "cus_1", "payment_method": "pm_1",
+     "billing_details": {"name": "Anna"}, "amount": 5},
+    {"id": "pm_1", "object": "payment_method", "billing_details": {"name": "Anna"}},
+    {"id": "re_1", "object": "refund", "charge": "ch_1", "description": "for Anna"},
+    {"id": "ch_2", "object": "charge", "customer": "cus_2", "description": "for Bert"},
+    {"id": "prod_1", "object": "product", "name": "Anna's tea", "metadata": {"by": "cus_1"}},
+    {"id": "evt_1", "object": "event", "type": "refund.updated", "created": 1,
+     "data": {"object": {"id": "re_1", "object": "refund", "description": "for Anna"}}},
+)  # fmt: skip
+
+
+async def everything(pg: asyncpg.Connection) -> str:
+    tables_there = await pg.fetch(
+        "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+        " WHERE schemaname IN ('stripe', 'pinstripe')"
+    )
+    rows = [await pg.fetch(f"SELECT t::text FROM {name[0]} t") for name in tables_there]
+    return "\n".join(row[0] for group in rows for row in group)
+
+
+async def test_an_erasure_reaches_what_refers_to_the_customer_and_what_only_they_refer_to(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_schema(database, NAMES)
+    async with opened(database, changes=True) as mirror:
+        await put(mirror, 0, *OBJECTS)
+        await put(mirror, 5, anna(name="Anna B", balance=2))
+    async with connect(database) as connection:
+        made = await erase(connection, SCHEMA, "cus_1", reason="requested")
+    assert {t: n for t, n in made.rows.items() if t != "change"} == {
+        "charge": 1,
+        "customer": 1,
+        "event": 1,
+        "payment_method": 1,
+        "refund": 1,
+    }
+    text = await everything(pg)
+    assert "Anna" not in text.replace("Anna's tea", "")
+    assert "Bert" in text
+    assert await pg.fetchval("SELECT amount FROM stripe.charge WHERE id = 'ch_1'") == 5
+    last = await pg.fetchval(
+        "SELECT changes::text FROM pinstripe.change WHERE id = 'cus_1' ORDER BY position DESC LIMIT 1"
+    )
+    assert json.loads(last) == {"name": [None, None]}
+    assert await pg.fetchval("SELECT rows ->> 'refund' FROM pinstripe.erasure") == "1"
+
+
+async def test_a_writer_that_was_there_before_brings_nothing_back(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_schema(database, NAMES)
+    async with opened(database, changes=True) as mirror:
+        await put(mirror, 0, *OBJECTS)
+        async with connect(database) as connection:
+            await erase(connection, SCHEMA, "cus_1", reason="requested")
+        await put(mirror, 9, anna(balance=7), {**OBJECTS[2], "id": "ch_9"}, *OBJECTS[3:5])
+        # Nor what refers to an object that came after the erasure.
+        await put(
+            mirror, 9, {"id": "re_9", "object": "refund", "charge": "ch_9", "description": "Anna"}
+        )
+    assert "Anna" not in (await everything(pg)).replace("Anna's tea", "")
+    assert await pg.fetchval("SELECT balance FROM stripe.customer WHERE id = 'cus_1'") == 7
+    assert await pg.fetchval("SELECT count(*) FROM stripe.refund") == 2
+
+
+async def test_an_erasure_waits_for_transactions_that_began_before_it(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """A writer that looked for erasures before there was one, and commits after."""
+    await make_schema(database, NAMES)
+    async with opened(database) as mirror:
+        await put(mirror, 0, *OBJECTS)
+    early = pg.transaction()
+    await early.start()
+    await pg.execute("UPDATE stripe.charge SET description = 'Anna again' WHERE id = 'ch_1'")
+    async with connect(database) as connection, connect(database) as other:
+        erasing = asyncio.create_task(erase(connection, SCHEMA, "cus_1", reason="requested"))
+        noted = "SELECT erasures FROM pinstripe.sync"
+        while await other.fetchval(noted) != 1:  # noqa: ASYNC110 (another session)
+            await asyncio.sleep(0.01)
+        assert not erasing.done()
+        await early.commit()
+        await erasing
+    assert "Anna" not in (await everything(pg)).replace("Anna's tea", "")
+
+
+async def test_an_unknown_customer_is_refused_and_a_deleted_one_falls_due(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_schema(database, NAMES)
+    async with opened(database) as mirror:
+        await put(mirror, 0, *OBJECTS)
+        await put(mirror, 5, {"id": "cus_1", "object": "customer", "deleted": True})
+    async with connect(database) as connection:
+        with pytest.raises(Misconfigured):
+            await erase(connection, SCHEMA, "cus_nobody", reason="requested")
+        assert await find_objects(connection, SCHEMA, "cus_2") == {
+            "customer": {"cus_2"},
+            "charge": {"ch_2"},
+        }
+        assert await schedule_deleted(connection, SCHEMA, after_days=36500) == []
+        await pg.execute("UPDATE pinstripe.erasure SET due_at = now()")
+        assert await schedule_deleted(connection, SCHEMA, after_days=36500) == ["cus_1"]
+        await erase(connection, SCHEMA, "cus_1", reason="deleted")
+        assert await schedule_deleted(connection, SCHEMA, after_days=0) == []
+
+
+async def test_a_stricter_policy_rewrites_the_rows_and_a_looser_one_reads_the_lists_again(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_schema(database, NAMES)
+    async with opened(database, changes=True) as mirror:
+        await put(mirror, 0, *OBJECTS)
+    await pg.execute(
+        "INSERT INTO pinstripe.cursor (schema, stream, state, position)"
+        " VALUES ('stripe', 'list charge', 'done', '{\"table\": \"charge\"}')"
+    )
+    hashing = Personal(Policy.everything("hash"), b"k" * 32)
+    dropping = Personal(Policy.everything("drop"))
+    async with connect(database) as connection:
+        assert await apply_policy(connection, SCHEMA, CHOSEN, hashing) > 5
+        hashed = await pg.fetchval("SELECT name FROM stripe.customer WHERE id = 'cus_1'")
+        assert hashed == hashing.hashed("Anna")
+        assert "Anna" not in (await everything(pg)).replace("Anna's tea", "")
+        with pytest.raises(Misconfigured, match="another key"):
+            await apply_policy(
+                connection, SCHEMA, CHOSEN, Personal(Policy.everything("hash"), b"x" * 32)
+            )
+        with pytest.raises(Misconfigured, match="another policy"):
+            await check_policy(connection, SCHEMA, None)
+        await apply_policy(connection, SCHEMA, CHOSEN, dropping)
+        assert await pg.fetchval("SELECT count(name) FROM stripe.customer") == 0
+        assert await pg.fetchval("SELECT count(*) FROM pinstripe.cursor") == 1
+        assert await apply_policy(connection, SCHEMA, CHOSEN, dropping) == 0
+        await apply_policy(connection, SCHEMA, CHOSEN, None)
+        assert await pg.fetchval("SELECT count(*) FROM pinstripe.cursor") == 0
