@@ -273,6 +273,7 @@ class Config:
     hold_poll_rate: bool = False
     changes: bool = False
     change_days: float = 7.0
+    no_metrics: bool = False
     demo_scale: int = 20_000
     host: str = "127.0.0.1"
     port: int = 8377
@@ -338,6 +339,7 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         hold_poll_rate=switch(*values["hold_poll_rate"]),
         changes=switch(*values["changes"]),
         change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
+        no_metrics=switch(*values["no_metrics"]),
         demo_scale=count(*values["demo_scale"]),
         **_of_the_gateway(values),
         log_level=one_of(*values["log_level"], allowed=_LEVELS),

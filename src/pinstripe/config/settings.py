@@ -121,6 +121,14 @@ SETTINGS: tuple[Setting, ...] = (
         "How long to keep change feed entries.",
     ),
     Setting(
+        "no_metrics",
+        "PINSTRIPE_NO_METRICS",
+        "",
+        "",
+        "Do not create the schema `metrics`, whose views compute revenue, churn and payouts.",
+        switch=True,
+    ),
+    Setting(
         "data_dir",
         "PINSTRIPE_DATA_DIR",
         ".pinstripe",

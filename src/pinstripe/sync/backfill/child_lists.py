@@ -39,7 +39,7 @@ from pinstripe.mirror import Part
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State, permission_of
-from pinstripe.store.ddl import qualified
+from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Pool
 from pinstripe.store.refetch import Refetch
 
@@ -155,7 +155,8 @@ class ChildListStream:
     async def _parents(self) -> list[str]:
         schema = self._source.mirror.schema
         table = qualified(schema, self.parent_table)
-        condition = f" AND ({self.endpoint.only_when})" if self.endpoint.only_when else ""
+        only_when = self.endpoint.only_when.replace("{schema}", quote(schema))
+        condition = f" AND ({only_when})" if only_when else ""
         # A deleted parent has no list any more.
         gone = "" if not self._has_deleted() else " AND deleted IS NOT TRUE"
         async with self._pool.acquire() as connection:

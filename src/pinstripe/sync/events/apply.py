@@ -21,7 +21,7 @@ from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import with_events
-from pinstripe.catalog.tables import Table, table_name, table_of_object, tables
+from pinstripe.catalog.tables import PAYOUT_LINES, Table, table_name, table_of_object, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
@@ -128,6 +128,9 @@ class EventApplier:
 # every event of a customer would cost a request.
 _ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
 
+# Stripe refuses the lists of parents in which this field is not true.
+_ONLY_IF_TRUE = {PAYOUT_LINES: "automatic"}
+
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
     """Return the refetches that follow from one change."""
@@ -194,6 +197,9 @@ def from_summary(event: StripeObject, wanted: Mapping[str, Table]) -> list[Refet
 
 def _may_have_changed(child: str, change: ObjectChange) -> bool:
     """Whether the list under the parent can differ from what it was before this event."""
+    condition = _ONLY_IF_TRUE.get(child)
+    if condition is not None and not change.object.get(condition):
+        return False
     field = _ONLY_IF_CHANGED.get(child)
     if field is None:
         return True
