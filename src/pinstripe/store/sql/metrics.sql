@@ -52,8 +52,9 @@ WHERE p.recurring_interval IS NOT NULL AND p.recurring_interval_count > 0
 --  amount_off numeric: A fixed amount off each invoice
 --  currency text: Currency of the fixed amount
 --  products text[]: The products that it is limited to; null for all
+--  ends timestamptz: When it runs out
 SELECT d.id, CASE WHEN c.percent_off IS NULL THEN 1 ELSE 1 - c.percent_off / 100 END,
-       coalesce(c.amount_off, 0), c.currency, c.applies_to_products
+       coalesce(c.amount_off, 0), c.currency, nullif(c.applies_to_products, '{}'), d."end"
 FROM {stripe}.discount AS d
 JOIN {stripe}.coupon AS c ON c.id = d.source_coupon_id
 CROSS JOIN {metrics}.settings AS setting
@@ -93,9 +94,13 @@ WITH raw AS (
             AS one (parent)
     ) AS details (subscription, proration, credits)
     WHERE i.status = 'paid'
-       OR i.status = 'open' AND setting.past_due
+       -- A subscription whose first invoice was never paid has never been active.
+       OR i.status = 'open' AND setting.past_due AND (
+           i.billing_reason IS DISTINCT FROM 'subscription_create'
+           OR i.collection_method = 'send_invoice')
        OR i.status = 'uncollectible' AND setting.unpaid
        OR i.status IN ('draft', 'void') AND setting.paused
+       OR details.proration
   UNION ALL
     SELECT w.id, w.amount, w.currency, w.period_start, w.period_end, w.quantity, NULL,
            coalesce(w.discounts, '{}'), NULL, w.pricing_unit_amount_decimal,
@@ -117,12 +122,13 @@ SELECT r.id, s.id, s.customer_id, r.currency, r.product_id, r.period_start,
                    r.quantity, price.transform_quantity_divide_by, price.transform_quantity_round, setting.quantities) END,
                CASE WHEN NOT r.proration THEN r.amount END,
                {metrics}._tiered(price.tiers, price.tiers_mode, r.quantity)
-           ) / p.months * CASE WHEN setting.without_inclusive_tax
-                   THEN {metrics}._without_tax(r.amount, r.discount_amounts, r.taxes) ELSE 1 END
+           ) / p.months * CASE
+                   WHEN setting.without_inclusive_tax AND r.taxes @> '[{"tax_behavior": "inclusive"}]' THEN {metrics}._without_tax(r.amount, r.discount_amounts, r.taxes) ELSE 1 END
        END,
-       r.discounts || ARRAY(
-           SELECT each ->> 'discount' FROM pg_catalog.jsonb_array_elements(r.discount_amounts) AS each
-           WHERE NOT (each ->> 'discount' = ANY (r.discounts)))
+       CASE WHEN r.discount_amounts IS NULL OR r.discount_amounts = '[]' THEN r.discounts
+            ELSE r.discounts || ARRAY(
+                SELECT each ->> 'discount' FROM pg_catalog.jsonb_array_elements(r.discount_amounts) AS each
+                WHERE NOT (each ->> 'discount' = ANY (r.discounts))) END
 FROM raw AS r
 JOIN {stripe}.subscription AS s ON s.id = r.subscription_id
 JOIN {metrics}._price AS p ON p.price_id = r.price_id
@@ -170,7 +176,10 @@ LEFT JOIN LATERAL (
 WHERE (s.status = 'active' OR s.status = 'past_due' AND setting.past_due
        OR s.status = 'unpaid' AND setting.unpaid OR s.status = 'trialing' AND setting.trialing
        OR s.status = 'paused' AND setting.paused)
-  AND (s.pause_collection_behavior IS NULL OR setting.paused)
+  -- What was billed ahead counts to its end, however collection goes on.
+  AND (s.pause_collection_behavior IS NULL OR setting.paused OR EXISTS (
+      SELECT FROM {stripe}.invoice AS last
+      WHERE last.id = s.latest_invoice_id AND last.status IN ('paid', 'open')))
 
 --@ subscription_mrr: Each subscription that counts now, with its monthly recurring revenue.
 --  subscription_id text: References subscription.id
@@ -178,22 +187,28 @@ WHERE (s.status = 'active' OR s.status = 'past_due' AND setting.past_due
 --  currency text: Three letters, lower case
 --  mrr bigint: Monthly recurring revenue after discounts
 --  before_discounts bigint: The same before discounts
-WITH worth AS (
+WITH item AS MATERIALIZED (
+    SELECT pg_catalog.row_number() OVER () AS place, i.* FROM {metrics}._item AS i
+), off AS (
+    SELECT i.place, {metrics}._product(d.factor) AS factor
+    FROM item AS i
+    CROSS JOIN LATERAL pg_catalog.unnest(i.discounts) AS one (id)
+    JOIN {metrics}._coupon AS d ON d.discount_id = one.id
+    WHERE pg_catalog.cardinality(i.discounts) > 0
+      AND (d.ends IS NULL OR d.ends > pg_catalog.now())
+      AND (d.products IS NULL OR i.product_id = ANY (d.products))
+    GROUP BY 1
+), worth AS (
     SELECT i.subscription_id, i.customer_id, i.currency, i.months, i.monthly,
            i.monthly * coalesce(off.factor, 1) AS net, i.discounts
-    FROM {metrics}._item AS i
-    LEFT JOIN LATERAL (
-        SELECT {metrics}._product(d.factor) FROM {metrics}._coupon AS d
-        WHERE d.discount_id = ANY (i.discounts) AND pg_catalog.cardinality(i.discounts) > 0
-          AND (d.products IS NULL OR i.product_id = ANY (d.products))
-    ) AS off (factor) ON pg_catalog.cardinality(i.discounts) > 0
+    FROM item AS i LEFT JOIN off ON off.place = i.place
 ), fixed AS (
     SELECT each.subscription_id, pg_catalog.sum(d.amount_off / each.months) AS monthly
     FROM (SELECT w.subscription_id, w.currency, one.id, pg_catalog.min(w.months) AS months
           FROM worth AS w CROSS JOIN LATERAL pg_catalog.unnest(w.discounts) AS one (id)
           GROUP BY 1, 2, 3) AS each
     JOIN {metrics}._coupon AS d ON d.discount_id = each.id AND d.currency = each.currency
-    WHERE d.amount_off > 0
+    WHERE d.amount_off > 0 AND (d.ends IS NULL OR d.ends > pg_catalog.now())
     GROUP BY 1
 )
 SELECT w.subscription_id, w.customer_id, w.currency,
@@ -210,53 +225,69 @@ GROUP BY 1, 2, 3, f.monthly
 --  mrr bigint: Monthly recurring revenue after discounts; rows of 0 are left out
 WITH line AS MATERIALIZED (
     SELECT * FROM {metrics}._line
-), own AS (
-    -- A correction has no discounts of its own on it: those of the line that it corrects count.
+), base AS (
+    SELECT DISTINCT ON (l.line_id) l.line_id, b.discounts
+    FROM line AS l
+    JOIN line AS b ON b.subscription_id = l.subscription_id AND NOT b.is_proration
+        AND b.starts <= l.starts AND b.ends >= l.ends
+    WHERE l.is_proration
+    ORDER BY l.line_id, b.starts DESC
+), own AS MATERIALIZED (
+    -- A correction has no discounts of its own on it: those of the line that it corrects count. It counts
+    -- if that line counts, whatever became of the invoice that it stands on itself.
     SELECT l.line_id, l.subscription_id, l.customer_id, l.currency, l.product_id, l.starts, l.ends,
            l.months, l.monthly,
            CASE WHEN l.is_proration AND pg_catalog.cardinality(l.discounts) = 0
-                THEN coalesce(base.discounts, '{}') ELSE l.discounts END AS discounts
-    FROM line AS l
-    LEFT JOIN LATERAL (
-        SELECT b.discounts FROM line AS b
-        WHERE l.is_proration AND b.subscription_id = l.subscription_id AND NOT b.is_proration
-          AND b.starts <= l.starts AND b.ends >= l.ends
-        ORDER BY b.starts DESC LIMIT 1
-    ) AS base ON l.is_proration
-), net AS MATERIALIZED (
-    SELECT o.subscription_id, o.customer_id, o.currency, o.starts, o.ends, o.months, o.discounts,
-           o.monthly * coalesce(off.factor, 1) AS monthly
+                THEN base.discounts ELSE l.discounts END AS discounts
+    FROM line AS l LEFT JOIN base ON base.line_id = l.line_id
+    WHERE NOT l.is_proration OR base.line_id IS NOT NULL
+), off AS (
+    SELECT o.line_id, {metrics}._product(d.factor) AS factor
     FROM own AS o
-    LEFT JOIN LATERAL (
-        SELECT {metrics}._product(d.factor) FROM {metrics}._coupon AS d
-        WHERE d.discount_id = ANY (o.discounts)
-          AND (d.products IS NULL OR o.product_id = ANY (d.products))
-    ) AS off (factor) ON pg_catalog.cardinality(o.discounts) > 0
-), month AS MATERIALIZED (
-    SELECT * FROM {metrics}._month
+    CROSS JOIN LATERAL pg_catalog.unnest(o.discounts) AS one (id)
+    JOIN {metrics}._coupon AS d ON d.discount_id = one.id
+    WHERE pg_catalog.cardinality(o.discounts) > 0
+      AND (d.products IS NULL OR o.product_id = ANY (d.products))
+    GROUP BY 1
+), net AS MATERIALIZED (
+    -- A line holds at the ends of the months from the one in which it starts to the one before it ends.
+    SELECT o.subscription_id, o.customer_id, o.currency, o.months, o.discounts,
+           o.monthly * coalesce(off.factor, 1) AS monthly,
+           (12 * pg_catalog.date_part('year', span.first) + pg_catalog.date_part('month', span.first))::integer - 1
+               AS first,
+           (12 * pg_catalog.date_part('year', span.last) + pg_catalog.date_part('month', span.last))::integer - 2
+               AS last
+    FROM own AS o
+    LEFT JOIN off ON off.line_id = o.line_id
+    CROSS JOIN {metrics}.settings AS setting
+    CROSS JOIN LATERAL (
+        SELECT o.starts AT TIME ZONE setting.time_zone,
+               least(o.ends, present.at) AT TIME ZONE setting.time_zone
+        FROM (SELECT pg_catalog.now()) AS present (at)
+    ) AS span (first, last)
 ), past AS (
     SELECT m.month, n.subscription_id, n.customer_id, n.currency, pg_catalog.sum(n.monthly) AS monthly
-    FROM net AS n JOIN month AS m ON n.starts < m.at AND m.at <= n.ends AND NOT m.is_open
+    FROM net AS n CROSS JOIN LATERAL pg_catalog.generate_series(n.first, n.last) AS m (month)
     GROUP BY 1, 2, 3, 4
 ), fixed AS (
-    SELECT each.month, each.subscription_id, pg_catalog.sum(d.amount_off / each.months) AS monthly
-    FROM (SELECT m.month, n.subscription_id, n.currency, one.id, pg_catalog.min(n.months) AS months
+    SELECT each.month, each.subscription_id, pg_catalog.sum(each.amount_off / each.months) AS monthly
+    FROM (SELECT m.month, n.subscription_id, d.discount_id, d.amount_off, pg_catalog.min(n.months) AS months
           FROM net AS n
-          JOIN month AS m ON n.starts < m.at AND m.at <= n.ends AND NOT m.is_open
           CROSS JOIN LATERAL pg_catalog.unnest(n.discounts) AS one (id)
+          JOIN {metrics}._coupon AS d
+            ON d.discount_id = one.id AND d.currency = n.currency AND d.amount_off > 0
+          CROSS JOIN LATERAL pg_catalog.generate_series(n.first, n.last) AS m (month)
           GROUP BY 1, 2, 3, 4) AS each
-    JOIN {metrics}._coupon AS d ON d.discount_id = each.id AND d.currency = each.currency
-    WHERE d.amount_off > 0
     GROUP BY 1, 2
 )
-SELECT p.month, p.subscription_id, p.customer_id, p.currency,
+SELECT pg_catalog.make_date(p.month / 12, p.month % 12 + 1, 1), p.subscription_id, p.customer_id, p.currency,
        pg_catalog.round(p.monthly - coalesce(f.monthly, 0))::bigint
 FROM past AS p
 LEFT JOIN fixed AS f ON f.month = p.month AND f.subscription_id = p.subscription_id
 WHERE pg_catalog.round(p.monthly - coalesce(f.monthly, 0)) > 0
 UNION ALL
 SELECT m.month, s.subscription_id, s.customer_id, s.currency, s.mrr
-FROM {metrics}.subscription_mrr AS s JOIN month AS m ON m.is_open
+FROM {metrics}.subscription_mrr AS s JOIN {metrics}._month AS m ON m.is_open
 WHERE s.mrr > 0
 
 --@ mrr: Monthly recurring revenue now, in each currency.
@@ -364,19 +395,24 @@ FROM {metrics}.mrr_movement AS m
 --  mrr_per_customer bigint: Monthly recurring revenue of one on average
 --  customer_churn numeric: Share of customers lost a month, over the finished months that the settings name
 --  lifetime_value bigint: mrr_per_customer / customer_churn; null while nobody has left
-WITH lost AS (
+WITH movement AS MATERIALIZED (
+    SELECT m.*, here.is_open, here.at
+    FROM {metrics}.mrr_movement AS m JOIN {metrics}._month AS here ON here.month = m.month
+), lost AS (
     SELECT m.currency, pg_catalog.sum(m.churned_customers)::numeric
         / nullif(pg_catalog.sum(m.starting_customers), 0) AS share
-    FROM {metrics}.mrr_movement AS m
-    JOIN {metrics}._month AS here ON here.month = m.month AND NOT here.is_open
-    CROSS JOIN {metrics}.settings AS setting
-    WHERE here.at > pg_catalog.now() - (setting.lifetime_months + 1) * interval '1 month'
+    FROM movement AS m CROSS JOIN {metrics}.settings AS setting
+    WHERE NOT m.is_open AND m.at > pg_catalog.now() - (setting.lifetime_months + 1) * interval '1 month'
     GROUP BY 1
+), present AS (
+    SELECT m.currency, m.ending, m.starting_customers + m.new_customers + m.reactivated_customers
+        - m.churned_customers AS customers
+    FROM movement AS m WHERE m.is_open AND m.ending > 0
 )
-SELECT n.currency, n.customers, pg_catalog.round(n.mrr::numeric / n.customers)::bigint,
+SELECT n.currency, n.customers, pg_catalog.round(n.ending::numeric / n.customers)::bigint,
        pg_catalog.round(l.share, 6),
-       pg_catalog.round(n.mrr::numeric / n.customers / nullif(l.share, 0))::bigint
-FROM {metrics}.mrr AS n LEFT JOIN lost AS l ON l.currency = n.currency
+       pg_catalog.round(n.ending::numeric / n.customers / nullif(l.share, 0))::bigint
+FROM present AS n LEFT JOIN lost AS l ON l.currency = n.currency
 
 --@ cohort: Of the customers who began to pay in the same month, how many still pay, and how much.
 --  cohort date: First day of the month in which they began
