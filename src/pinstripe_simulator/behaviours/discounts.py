@@ -37,11 +37,19 @@ def apply_coupons(
 
 
 def coupons_of(ledger: Ledger, subscription: StripeObject) -> list[tuple[str, StripeObject]]:
-    """(discount, coupon) of what still runs."""
+    """(discount, coupon) of what still runs. A coupon that was deleted takes nothing off any more."""
+    world = ledger.world
     ids = [d if isinstance(d, str) else d["id"] for d in subscription.get("discounts") or ()]
-    found = [d for d in (ledger.world.get("discount", id) for id in ids) if d is not None]
-    running = [d for d in found if not d["end"] or int(d["end"]) > ledger.now()]
-    return [(str(d["id"]), ledger.get("coupon", d["source"]["coupon"])) for d in running]
+    found: list[tuple[str, StripeObject]] = []
+    for id in ids:
+        discount = world.get("discount", str(id))
+        source = (discount or {}).get("source") or {}
+        coupon = world.get("coupon", str(source.get("coupon")))
+        if discount is None or coupon is None:
+            continue
+        if not discount.get("end") or int(discount["end"]) > ledger.now():
+            found.append((str(id), coupon))
+    return found
 
 
 def take_off(

@@ -28,15 +28,16 @@ def prorate(
     """The items for a subscription item that was `before` and is `after` from now on (None: not there)."""
     item = before or after or {}
     now = ledger.now()
-    start, end = int(item["current_period_start"]), int(item["current_period_end"])
+    start = int(item.get("current_period_start") or now)
+    end = int(item.get("current_period_end") or now)
     share = Fraction(max(end - now, 0), max(end - start, 1))
     if not share or subscription["status"] == "trialing":
         return
     for part, sign in ((before, -1), (after, 1)):
         if part is None:
             continue
-        quantity = int(part["quantity"])
-        whole = discounted(int(part["price"]["unit_amount"]) * quantity, part["price"])
+        quantity = int(part.get("quantity") or 0)
+        whole = discounted(int(part["price"].get("unit_amount") or 0) * quantity, part["price"])
         amount = sign * round(whole * share)
         _wait(ledger, subscription, part, amount=amount, period={"start": now, "end": end})
 
@@ -51,7 +52,10 @@ def _wait(
 ) -> None:
     price, credit = item["price"], amount < 0
     line = line_values(
-        amount=amount, currency=price["currency"], price=price, quantity=int(item["quantity"])
+        amount=amount,
+        currency=price["currency"],
+        price=price,
+        quantity=int(item.get("quantity") or 0),
     )
     details = {"subscription": subscription["id"], "subscription_item": item["id"]}
     credited = {"invoice": subscription["latest_invoice"], "invoice_line_items": []}
@@ -84,16 +88,23 @@ def waiting(ledger: Ledger, subscription: StripeObject) -> list[StripeObject]:
         item
         for item in found
         if item.get("invoice") is None
-        and item["proration"]
-        and item["parent"]["subscription_details"]["subscription"] == subscription["id"]
+        and item.get("proration")
+        and _subscription_of(item) == subscription["id"]
     ]
+
+
+def _subscription_of(item: StripeObject) -> object:
+    parent = item.get("parent") or {}
+    return (parent.get("subscription_details") or {}).get("subscription")
 
 
 def line_of(item: StripeObject) -> Line:
     """The invoice line that the item becomes."""
     of = item["parent"]["subscription_details"]
     details = {"invoice_item": item["id"], "proration": True, **of}
-    details["proration_details"] = {"credited_items": item["proration_details"]["credited_items"]}
+    details["proration_details"] = {
+        "credited_items": (item.get("proration_details") or {}).get("credited_items")
+    }
     return {
         **{k: item[k] for k in ("amount", "currency", "description", "period", "pricing")},
         "quantity": item["quantity"],

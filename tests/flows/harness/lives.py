@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from fractions import Fraction
 from random import Random
+from typing import Any
 
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.behaviours import cycle
@@ -33,7 +34,12 @@ EMPTY = Settings(
     ),
 )
 _DAY_S = 86_400
-_MONTHS = {"day": Fraction(12, 365), "week": Fraction(84, 365), "month": 1, "year": 12}
+_MONTHS: dict[str, Fraction] = {
+    "day": Fraction(12, 365),
+    "week": Fraction(84, 365),
+    "month": Fraction(1),
+    "year": Fraction(12),
+}
 _PRICES = (
     ("usd", 1999, "month", 1),
     ("usd", 4900, "month", 1),
@@ -97,6 +103,7 @@ class Lives:
                 recurring=recurring,
             )
             self._prices.append(made)
+        terms: StripeObject
         for terms in (
             {"percent_off": 25, "duration": "forever"},
             {"percent_off": 33.3, "duration": "forever"},
@@ -105,7 +112,8 @@ class Lives:
             {"amount_off": 501, "currency": "usd", "duration": "forever"},
             {"percent_off": 50, "duration": "once"},
         ):
-            self._coupons.append(str(self._post("/v1/coupons", **terms)["id"]))
+            made = self.sim.control.mutator.deeds.post("/v1/coupons", terms)
+            self._coupons.append(str(made["id"]))
 
     def _begin(self) -> None:
         customer = self._post("/v1/customers", payment_method="pm_card_visa")["id"]
@@ -137,7 +145,7 @@ class Lives:
         item = items_of(self.ledger(), found)[0]
         length = int(item["current_period_end"]) - int(item["current_period_start"])
         later = int(item["current_period_start"]) + int(1.5 * length)
-        phase = {"start_date": later, "end_date": later + 100 * length}
+        phase: StripeObject = {"start_date": later, "end_date": later + 100 * length}
         phase["items"] = [{"price": item["price"]["id"], "quantity": 7}]
         made = self.ledger().make(
             "subscription_schedule",
@@ -262,7 +270,7 @@ class Lives:
         total, months = Fraction(0), []
         for item in items_of(ledger, one):
             recurring = item["price"]["recurring"]
-            length = Fraction(_MONTHS[recurring["interval"]]) * recurring["interval_count"]
+            length = _MONTHS[recurring["interval"]] * int(recurring["interval_count"])
             months.append(length)
             total += Fraction(int(item["price"]["unit_amount"]) * int(item["quantity"])) / length
         for id in one["discounts"] or ():
@@ -278,10 +286,10 @@ class Lives:
     def ledger(self) -> Ledger:
         return Ledger(self.sim.account.world, self.sim.account.events, STRIPE_ITSELF)
 
-    def _post(self, path: str, *, method: str = "POST", **params: object) -> StripeObject:
+    def _post(self, path: str, *, method: str = "POST", **params: Any) -> StripeObject:
         return self.sim.control.mutator.deeds.post(path, dict(params), method=method)
 
-    def _update(self, one: StripeObject, item: StripeObject, **more: object) -> None:
+    def _update(self, one: StripeObject, item: StripeObject, **more: Any) -> None:
         self._post(f"/v1/subscriptions/{one['id']}", items=[item], **more)
 
     def _subscriptions(self) -> list[StripeObject]:
