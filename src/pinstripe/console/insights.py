@@ -26,9 +26,10 @@ from pinstripe.gateway.deps import Gateway
 from pinstripe.store.ddl import literal
 from pinstripe.store.ddl import quote as quote_name
 from pinstripe.store.metrics import metrics_schema
-from pinstripe.store.pool import translated
+from pinstripe.store.pool import sqlstate, translated
 
 _LONGEST_S = 5.0
+_UNDEFINED_TABLE = "42P01"
 _CODE = re.compile(r"[a-z]{3}")
 
 # https://docs.stripe.com/currencies#zero-decimal and #three-decimal
@@ -254,16 +255,11 @@ async def _answer(gateway: Gateway, panel: Panel, sync_id: str, currency: str) -
 
 def _reason(error: PinstripeError) -> str:
     """Why a panel is empty, for someone who reads the page and not the log."""
-    missing = re.search(r'relation "([^"]+)" does not exist', error.message)
-    if missing is not None:
-        name = missing[1]
-        if name.startswith("metrics.") or "_metrics." in name:
-            return (
-                "The views are not there: PINSTRIPE_NO_METRICS is set, or the database's user may not"
-                " create schemas. The log of the sync says which (metrics.left_out)."
-            )
+    if sqlstate(error) == _UNDEFINED_TABLE:
         return (
-            f"The table {name} is not synced: the key may not read it, or --tables leaves it out."
+            "What this reads is not synced (the key may not read it, or --tables leaves it out), or the"
+            " views were left out (PINSTRIPE_NO_METRICS, metrics.left_out in the log)."
+            f" {error.message}"
         )
     if isinstance(error, Unreachable):
         return f"{error.message} {error.hint}"
