@@ -264,6 +264,7 @@ async def _mend(source: Source, table: str) -> None:
             wanted,
             sdk_version=spec().sdk_version,
             api_version=spec().api_version,
+            metrics=False,
         )
         await create_indexes_beside(connection, schema, wanted[table])
 
@@ -383,6 +384,7 @@ async def _tables(
             wanted,
             sdk_version=spec().sdk_version,
             api_version=spec().api_version,
+            metrics=not config.no_metrics,
         )
         await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
         return await effective_tables(connection, config.schema, wanted)

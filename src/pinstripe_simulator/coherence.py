@@ -212,7 +212,15 @@ def _balance_transaction(s: Sample, v: int) -> None:
     s |= {"amount": hole("entry-amount"), "fee": hole("fee"), "net": hole("net")}
     s |= {"source": hole("source"), "type": hole("entry-type"), "status": hole("entry-status")}
     s |= {"reporting_category": hole("entry-type"), "exchange_rate": None}
-    s |= {"available_on": hole("t+172800")}
+    s |= {"available_on": hole("t+172800"), "currency": "usd"}
+
+
+def _payout(s: Sample, v: int) -> None:
+    _with_entry(s, v)
+    s |= {"amount": hole("amount"), "currency": "usd", "status": "paid"}
+    s |= {"automatic": hole("automatic"), "reconciliation_status": hole("reconciled")}
+    s |= {"failure_balance_transaction": None, "failure_code": None, "failure_message": None}
+    s |= {"original_payout": None, "reversed_by": None, "arrival_date": hole("t+172800")}
 
 
 def _price(s: Sample, v: int) -> None:
@@ -277,7 +285,7 @@ FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "line_item": _line_item,
     "payment_intent": _payment_intent,
     "payment_method": _payment_method,
-    "payout": _with_entry,
+    "payout": _payout,
     "person": _person,
     "price": _price,
     "product": _product,

@@ -232,6 +232,18 @@ class Deeds:
         self.post("/v1/payouts", {"amount": amount, "currency": "usd"})
         cycle.payout_arrives(self.ledger(), self.any("payout"))
 
+    def pay_out(self) -> None:
+        """An automatic payout of what is available; an older one is reconciled, and may fail."""
+        table = self._account.world.tables["payout"]
+        for position in range(table.base, table.total):
+            found = self._account.world.objects.load(table, position)
+            if found["reconciliation_status"] == "in_progress":
+                money_out.reconcile(self.ledger(), found)
+                arrived = cycle.payout_arrives(self.ledger(), found)
+                if self._dice.random() < 0.2:
+                    money_out.payout_fails(self.ledger(), arrived)
+        money_out.pay_out(self.ledger(), self._dice.choice(("usd", "usd", "eur", "jpy")))
+
     def transfer(self) -> None:
         destination = self.any("account")["id"]
         params = {"amount": 900, "currency": "usd", "destination": destination}

@@ -17,6 +17,9 @@ from pinstripe_simulator.template import Filler
 _AVAILABLE_AFTER_S = 172_800
 _AMOUNT_FROM = {"charge": "payment_intent", "refund": "charge"}
 _TABLE = "balance_transaction"
+_TURN = len(coherence.PATTERN)
+_BY_HAND = 8
+"""Every eighth payout from the start, beginning with the first, was not automatic."""
 
 
 class Entries:
@@ -28,6 +31,8 @@ class Entries:
         counts = {name: tables[name].base for name in coherence.SOURCES}
         self._links = Interleaved(coherence.PATTERN, counts, tables[_TABLE].base)
         self._last: tuple[int, tuple[str, int] | None] = (-1, None)
+        self.paid_out: dict[str, str] = {}
+        """Balance transaction -> the automatic payout that paid it out, of those that are not computed."""
 
     def fillers(self) -> Mapping[str, Callable[[Table], Filler]]:
         """Holes that hold money or name balance transactions."""
@@ -40,10 +45,36 @@ class Entries:
             "source": lambda t: lambda i, c: self._source_id(i),
             "entry-type": lambda t: lambda i, c: b'"%b"' % self._type(i).encode(),
             "entry-status": lambda t: lambda i, c: b'"%b"' % self.status(c).encode(),
+            "automatic": lambda t: lambda i, c: b"true" if self.is_automatic(i) else b"false",
+            "reconciled": lambda t: (
+                lambda i, c: b'"completed"' if self.is_automatic(i) else b'"not_applicable"'
+            ),
         }
 
+    def is_automatic(self, payout: int) -> bool:
+        """Of the payouts from the start: the first, a few others, and those without lines are by hand."""
+        return payout % _BY_HAND != 0 and payout * _TURN <= self._tables[_TABLE].base
+
+    def lines(self, payout: int) -> list[int]:
+        """What an automatic payout from the start paid out: the hundred entries before the hundred of its
+        own, but for the payout among them; and its own entry, which Stripe lists too
+        (seen in an answer that https://github.com/airbytehq/airbyte/pull/46499 quotes).
+        """
+        own = self._links.entry("payout", payout)
+        paid = range((payout - 1) * _TURN, payout * _TURN)
+        lines = [entry for entry in paid if self._type(entry) != "payout"]
+        return lines if own is None else [*lines, own]
+
+    def first_unpaid(self) -> int:
+        """From this entry on no payout from the start has paid anything out."""
+        turns = min(self._tables["payout"].base - 1, self._tables[_TABLE].base // _TURN)
+        return max(0, turns) * _TURN
+
     def amount(self, table: Table, index: int) -> int:
-        """A refund has its charge's amount, a charge its payment intent's."""
+        """A refund has its charge's amount, a charge its payment intent's, a payout what it pays out."""
+        if table.name == "payout" and self.is_automatic(index):
+            own = self._links.entry("payout", index)
+            return sum(self._net(entry) for entry in self.lines(index) if entry != own)
         while (field := _AMOUNT_FROM.get(table.kind.name)) is not None:
             relation, target = table.links[field]
             at = relation.to(index)

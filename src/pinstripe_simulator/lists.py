@@ -167,8 +167,10 @@ def shared_out(table: Table, there: Table, owner: int) -> list[int]:
 
 
 def _entries(objects: Objects, table: Table, params: Params) -> list[int] | None:
-    """Balance transactions of one source. Of a payout, the simulator books the payout's alone."""
-    source = params.get("source") or params.get("payout")
+    """Balance transactions of one source, or of one automatic payout."""
+    if isinstance(payout := params.get("payout"), str):
+        return _paid_out(objects, table, payout)
+    source = params.get("source")
     if not isinstance(source, str):
         return None
     found = set(table.by_value.get(("source", source), ()))
@@ -176,6 +178,23 @@ def _entries(objects: Objects, table: Table, params: Params) -> list[int] | None
     if entry is not None:
         found.add(entry)
     return sorted(found, reverse=True)
+
+
+def _paid_out(objects: Objects, table: Table, payout: str) -> list[int]:
+    """What the payout paid out, and its own balance transaction."""
+    payouts = objects.table("payout")
+    at = payouts.position(payout)
+    if at is None:
+        raise missing("payout", payout, param="payout", status=400)
+    if not objects.load(payouts, at)["automatic"]:
+        # Stripe's words, as quoted in https://github.com/proudcity/wp-proudcity/issues/993.
+        raise refused(
+            "Balance transaction history can only be filtered on automatic transfers, not manual."
+        )
+    if at < payouts.base:
+        return sorted(objects.entries.lines(at), reverse=True)
+    ids = [line for line, by in objects.entries.paid_out.items() if by == payout]
+    return sorted((p for p in map(table.position, ids) if p is not None), reverse=True)
 
 
 def page_text(objects: Objects, page: Page, url: str) -> bytes:

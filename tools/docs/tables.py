@@ -18,7 +18,14 @@ from pinstripe.catalog.endpoints import (
 )
 from pinstripe.catalog.model import object_types, spec
 from pinstripe.catalog.relations import embedded_lists, with_events
-from pinstripe.catalog.tables import SINGLETONS, Column, Table, table_of_object, tables
+from pinstripe.catalog.tables import (
+    PAYOUT_LINES,
+    SINGLETONS,
+    Column,
+    Table,
+    table_of_object,
+    tables,
+)
 from pinstripe.store.ddl import BOOKKEEPING
 from pinstripe.sync.relist import needs_head
 from tools.docs.markdown import code, table
@@ -95,6 +102,9 @@ def _section(t: Table, page: str) -> str:
 
 def _filled(t: Table) -> Iterator[str]:
     """How rows get into the table, one sentence each."""
+    if t.name == PAYOUT_LINES:
+        yield f"Listed for each automatic payout: {code('GET /v1/balance_transactions?payout=')}."
+        return
     if t.virtual:
         yield "Previews of what Stripe would invoice next."
         return
@@ -146,6 +156,8 @@ def _carries(child: str, parent: str) -> bool:
 
 
 def _fresh(t: Table) -> str:
+    if t.name == PAYOUT_LINES:
+        return "listing it again after an event of its `payout`."
     if t.virtual:
         return "a new preview whenever an event says that the next invoice may have changed."
     if t.object_type == _EVENT_LOG:

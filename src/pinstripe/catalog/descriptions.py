@@ -241,6 +241,7 @@ WORDS: dict[str, str] = {
     "payment_method_domain": "A web domain on which wallets may be shown.",
     "payment_record": "A payment that was processed anywhere, with its outcome.",
     "payout": "Money sent from the balance to a bank account or card.",
+    "payout_balance_transaction": "Which balance transactions each automatic payout has paid out.",
     "person": "A person behind an account: owner, director, representative.",
     "plan": "A recurring price in its older form.",
     "price": "How much a product costs, once or for each period.",

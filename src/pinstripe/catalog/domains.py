@@ -41,7 +41,8 @@ DOMAINS: Mapping[str, Domain] = {
             "Customers, the balance and what moves it, events and files.",
             "reserve v2.core.event v2.core.event_destination",
             """
-            customer balance balance_settings balance_transaction payout exchange_rate
+            customer balance balance_settings balance_transaction payout
+            payout_balance_transaction exchange_rate
             reserve_transaction event webhook_endpoint file file_link ephemeral_key
             """,
         ),

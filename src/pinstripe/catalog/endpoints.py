@@ -13,7 +13,7 @@ from functools import cache
 
 from pinstripe.catalog.model import Field, Operation, Spec, object_types, spec
 from pinstripe.catalog.relations import NOT_LISTS, parent_of, parent_parameter
-from pinstripe.catalog.tables import NOT_EXPANDED, has_table, table_name
+from pinstripe.catalog.tables import NOT_EXPANDED, PAYOUT_LINES, has_table, table_name
 
 Param = tuple[str, str]
 
@@ -86,6 +86,14 @@ _ONLY_WHEN: dict[str, str] = {
     " 'multibanco')",  # Only receivers have transactions.
 }
 
+# Stripe refuses the list of a manual payout. Of a payout that was reconciled and has lain in the bank for a
+# month nothing changes any more (https://docs.stripe.com/payouts/reconciliation): one copy is enough.
+_PAYOUT_HAS_LINES = (
+    "automatic AND NOT (reconciliation_status = 'completed' AND status = 'paid'"
+    " AND arrival_date < pg_catalog.now() - interval '31 days' AND EXISTS (SELECT FROM"
+    " {schema}.payout_balance_transaction AS line WHERE line.payout_id = p.id))"
+)
+
 # Lists that can have entries only if this other table has rows.
 _ONLY_IF_ANY: dict[str, str] = {
     "/v1/entitlements/active_entitlements": "entitlements_feature",
@@ -98,8 +106,9 @@ class ListEndpoint:
     """One way to list objects. `name` (method and path template) is Stripe's unit of rate limiting.
 
     `parent` is the parent's `object` name where the list hangs under one, `parameter` the path or
-    query parameter that takes its id, `only_when` a SQL condition on the parent's row and
-    `only_if_any` a table that must have rows for the children to exist at all.
+    query parameter that takes its id, `only_when` a SQL condition on the parent's row `p` (`{schema}`
+    stands for the schema of the tables) and `only_if_any` a table that must have rows for the children to
+    exist at all.
     """
 
     path: str
@@ -144,6 +153,18 @@ class RetrieveEndpoint:
         return f"GET {self.path}"
 
 
+_LINES_OF_A_PAYOUT = ListEndpoint(
+    path="/v1/balance_transactions",
+    objects=(PAYOUT_LINES,),
+    version=1,
+    created=False,
+    takes_limit=True,
+    parent="payout",
+    parameter="payout",
+    only_when=_PAYOUT_HAS_LINES,
+)
+
+
 def by_parent(endpoint: ListEndpoint) -> ListEndpoint | None:
     """The variant by parent of a list that Stripe refuses without one; None if there is none."""
     parent = _BY_PARENT.get(endpoint.path)
@@ -168,6 +189,8 @@ def build_list_endpoints(catalog: Spec) -> tuple[ListEndpoint, ...]:
         if not set(operation.returns) & with_table:
             continue
         found += _endpoints(operation, with_table)
+        if operation.path == "/v1/balance_transactions":
+            found.append(_LINES_OF_A_PAYOUT)
     return tuple(found)
 
 

@@ -73,6 +73,9 @@ _SIGNS: Mapping[tuple[str, str], tuple[Sign, ...]] = {
         _on("customer", "cash_balance_available::text ~ '[1-9]'"),
         Sign("charge", "customer_id", "payment_method_details_type = 'customer_balance'"),
     ),
+    # Always, of the automatic payouts that `only_when` leaves: each is the sum of its balance transactions
+    # (https://docs.stripe.com/api/balance_transactions/list#balance_transaction_list-payout).
+    ("/v1/balance_transactions", "payout"): (_on("payout", "true"),),
     # A customer is entitled to the features of the products of active subscriptions
     # (https://docs.stripe.com/billing/entitlements).
     ("/v1/entitlements/active_entitlements", "customer"): (

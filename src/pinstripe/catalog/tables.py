@@ -80,6 +80,10 @@ NOT_EXPANDED = frozenset(
 # Objects without an id, one per account (or customer), that have a table nevertheless.
 SINGLETONS = {"balance": "", "balance_settings": "", "tax.settings": "", "cash_balance": "customer"}
 
+PAYOUT_LINES = "payout_balance_transaction"
+"""The table of which payout has paid out a balance transaction. No object of Stripe's says it, only the
+list of balance transactions under a payout (https://docs.stripe.com/payouts/reconciliation)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -147,7 +151,7 @@ def build_tables(catalog: Spec) -> dict[str, Table]:
         if object_type.name in with_table:
             table = _table(object_type, types, with_table, relations.get(object_type.name, ()))
             found[table.name] = table
-    found.update({t.name: t for t in _upcoming(found)})
+    found.update({t.name: t for t in (*_upcoming(found), *_payout_lines(found))})
     return dict(sorted(found.items()))
 
 
@@ -286,6 +290,14 @@ def _upcoming(found: Mapping[str, Table]) -> Iterator[Table]:
     )
     columns = (*(replace(c) for c in line.columns), *owners)
     yield Table("upcoming_invoice_line_item", "line_item", columns, virtual=True)
+
+
+def _payout_lines(found: Mapping[str, Table]) -> Iterator[Table]:
+    """The link from payouts to the balance transactions that they pay out: each is paid out once."""
+    if {"payout", "balance_transaction"} <= found.keys():
+        line = Column("balance_transaction_id", "text", ("id",), ("balance_transaction",))
+        payout = Column("payout_id", "parent", (), ("payout",))
+        yield Table(PAYOUT_LINES, "balance_transaction", (line, payout), (line.name,), virtual=True)
 
 
 def object_type_of(table: Table) -> ObjectType:

@@ -35,6 +35,7 @@ LIVE = (
     "event_days",
     "erase_deleted_after",
     "verify_every",
+    "no_metrics",
 )
 GATEWAY = (
     "host",

@@ -326,6 +326,7 @@ class Config:
     changes: bool = False
     change_days: float = 7.0
     event_days: float = 0.0
+    no_metrics: bool = False
     demo_scale: int = 20_000
     host: str = "127.0.0.1"
     port: int = 8377
@@ -412,6 +413,7 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         changes=switch(*values["changes"]),
         change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
         event_days=event_days(*values["event_days"]),
+        no_metrics=switch(*values["no_metrics"]),
         demo_scale=count(*values["demo_scale"]),
         **_of_the_gateway(values),
         log_level=one_of(*values["log_level"], allowed=_LEVELS),

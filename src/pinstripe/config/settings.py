@@ -200,6 +200,14 @@ SETTINGS: tuple[Setting, ...] = (
         "How long to keep rows of the table `event`: 0 for ever, or at least 31.",
     ),
     Setting(
+        "no_metrics",
+        "PINSTRIPE_NO_METRICS",
+        "",
+        "",
+        "Do not create the schema `metrics`, whose views compute revenue, churn and payouts.",
+        switch=True,
+    ),
+    Setting(
         "data_dir",
         "PINSTRIPE_DATA_DIR",
         ".pinstripe",

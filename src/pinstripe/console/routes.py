@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from pinstripe.console import connect, diagram, row, rows, tables
+from pinstripe.console import connect, diagram, insights, row, rows, tables
 from pinstripe.console.changes import Changes
 from pinstripe.console.events import Events
 from pinstripe.console.keys import KeyChecks, Keys
@@ -42,6 +42,7 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/syncs/{sync}/remove", let_in(stored.remove, "syncs"), methods=["POST"]),
         Route("/syncs/{sync}", let_in(overview.show)),
         Route("/syncs/{sync}/live", let_in(overview.live)),
+        Route("/syncs/{sync}/insights", let_in(insights.show, "insights")),
         Route("/syncs/{sync}/events", let_in(events.show, "events")),
         Route("/syncs/{sync}/events/live", let_in(events.live)),
         Route("/syncs/{sync}/events/{event}", let_in(events.one, "events")),

@@ -42,6 +42,7 @@ STATIC = HERE / "static"
 
 SECTIONS = (
     ("", "Overview"),
+    ("insights", "Insights"),
     ("tables", "Tables"),
     ("sql", "SQL"),
     ("diagram", "Diagram"),

@@ -20,7 +20,7 @@ import msgspec
 from pinstripe.catalog.embedded import EmbeddedPlace, places_in
 from pinstripe.catalog.model import ObjectType, object_types
 from pinstripe.catalog.prefixes import source_type
-from pinstripe.catalog.tables import SINGLETONS, Table, table_of_object, tables
+from pinstripe.catalog.tables import PAYOUT_LINES, SINGLETONS, Table, table_of_object, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.rows.converters import Value
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
@@ -120,14 +120,13 @@ class Extractor:
         """`effective`: the tables as the database has them, if that differs. `personal`: what becomes of
         personal data; without it all is kept.
         """
-        types = object_types()
         self.shapes = Shapes()
         self.erased = Erased()
         self._personal = personal
         self._tables = {**tables(), **(effective or {})}
         self._table_of = table_of_object()
         self._plans: dict[str, Plan] = {}
-        self._types: Mapping[str, ObjectType] = types
+        self._types: Mapping[str, ObjectType] = object_types()
 
     def object(
         self,
@@ -156,12 +155,14 @@ class Extractor:
             return None
         row = self._row(table, obj, key, parents or {}, found, embedded=embedded)
         found.add(table, key, row)
+        if parents and name == "balance_transaction" and "payout" in parents:
+            self.virtual(PAYOUT_LINES, {"id": key}, key, found, parents=parents)
         return key
 
     def virtual(
         self, table: str, obj: StripeObject, key: str, found: RowSet, *, parents: Mapping[str, str]
     ) -> None:
-        """The row of a virtual table (`upcoming_*`): the object's values under a key of ours."""
+        """The row of a table that Stripe has no object for: the object's values under a key of ours."""
         found.add(table, key, self._row(table, obj, key, parents, found))
 
     def _row(

@@ -30,6 +30,7 @@ from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
+from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
 from pinstripe.store.syncs import load_syncs
 
@@ -134,8 +135,12 @@ async def migrate(
     *,
     sdk_version: str,
     api_version: str,
+    metrics: bool = True,
 ) -> Migration:
-    """Make `schema` hold all `tables`. Raises Misconfigured if it has tables of another owner."""
+    """Make `schema` hold all `tables`, and the schema beside it the views of `store.metrics`.
+
+    Raises Misconfigured if it has tables of another owner.
+    """
     await ensure_bookkeeping(connection)
     async for attempt in _patiently(connection, schema):
         done = Migration()
@@ -163,6 +168,8 @@ async def migrate(
     now = await _columns(connection, schema)
     searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
     await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
+    if metrics:
+        await ensure_metrics(connection, schema)
     return done
 
 
@@ -528,6 +535,7 @@ async def drop_copy(database_url: str, schema: str) -> None:
 
 
 async def _drop(connection: Connection, schema: str) -> None:
+    await drop_metrics(connection, schema)
     try:
         async with connection.transaction():
             ours = await connection.fetch(

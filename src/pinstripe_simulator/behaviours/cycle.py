@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinstripe_simulator.answers import Request
-from pinstripe_simulator.behaviours import invoices
+from pinstripe_simulator.behaviours import invoices, prorations
 from pinstripe_simulator.behaviours.generic import target
 from pinstripe_simulator.behaviours.subscriptions import (
     end_subscription,
@@ -33,24 +33,55 @@ def renew(ledger: Ledger, found: StripeObject) -> StripeObject:
             "current_period_end": period_end(start, recurring),
         }
         ledger.change(item, changes, event="")
+    _enter_phase(ledger, found)
     customer = ledger.get("customer", found["customer"], param="customer")
+    pulled_in = prorations.waiting(ledger, found)
     invoice = invoices.make_invoice(
         ledger,
         customer,
-        lines_of(ledger, found),
+        [*map(prorations.line_of, pulled_in), *lines_of(ledger, found)],
         currency=str(found["currency"]),
         reason="subscription_cycle",
         subscription=found["id"],
         default_payment_method=found.get("default_payment_method"),
     )
-    invoice = invoices.finalize(ledger, invoice)
-    if invoice["status"] != "paid":
-        invoice = invoices.pay(ledger, invoice)
-    status = "active" if invoice["status"] == "paid" else "past_due"
+    for item in pulled_in:
+        ledger.change(item, {"invoice": invoice["id"]}, event="")
+    if found.get("pause_collection"):
+        invoice = _not_collected(ledger, invoice, found["pause_collection"]["behavior"])
+        status = "active"
+    else:
+        invoice = invoices.finalize(ledger, invoice)
+        if invoice["status"] != "paid":
+            invoice = invoices.pay(ledger, invoice)
+        status = "active" if invoice["status"] == "paid" else "past_due"
     moved = {"latest_invoice": invoice["id"], "status": status}
     after = ledger.change(found, moved, event="")
     ledger.tell("updated", after, previous=difference(found, after))
     return after
+
+
+def _not_collected(ledger: Ledger, invoice: StripeObject, behavior: str) -> StripeObject:
+    """What becomes of an invoice while payment collection is paused
+    (https://docs.stripe.com/billing/subscriptions/pause-payment).
+    """
+    status = {"void": "void", "mark_uncollectible": "uncollectible"}.get(behavior, "draft")
+    if status == "draft":
+        return invoice
+    moved = dict(invoice["status_transitions"]) | {"finalized_at": ledger.now()}
+    return ledger.change(invoice, {"status": status, "status_transitions": moved})
+
+
+def _enter_phase(ledger: Ledger, found: StripeObject) -> None:
+    """Moves the items to what the schedule says of the period that begins, without prorations."""
+    schedule = ledger.world.get("subscription_schedule", str(found.get("schedule")))
+    items = items_of(ledger, found)
+    for phase in schedule["phases"] if schedule is not None else ():
+        start = int(items[0]["current_period_start"])
+        if phase["start_date"] <= start < phase["end_date"]:
+            for item, planned in zip(items, phase["items"], strict=False):
+                changes = {"price": planned["price"], "quantity": planned.get("quantity", 1)}
+                ledger.change(item, changes, event="")
 
 
 def announce_upcoming(ledger: Ledger, found: StripeObject) -> None:

@@ -32,6 +32,8 @@ def line_values(
         "quantity": quantity,
         "discountable": True,
         "discounts": [],
+        "discount_amounts": [],
+        "taxes": [],
         **more,
     }
 
@@ -47,7 +49,7 @@ def make_invoice(
     **more: object,
 ) -> StripeObject:
     """A draft invoice with its lines."""
-    total = sum(int(line["amount"]) for line in lines)
+    total = sum(int(line["amount"]) - _off(line) for line in lines)
     parent: StripeObject | None = None
     if subscription:
         details = {"metadata": {}, "subscription": subscription}
@@ -79,6 +81,10 @@ def make_invoice(
     made = ledger.get("invoice", made["id"])
     ledger.tell("created", made)
     return made
+
+
+def _off(line: Line) -> int:
+    return sum(int(each["amount"]) for each in line.get("discount_amounts") or ())
 
 
 def add_line(ledger: Ledger, invoice_id: str, line: Line) -> StripeObject:

@@ -17,10 +17,71 @@ def create_payout(request: Request, ledger: Ledger) -> StripeObject:
         status="pending",
         arrival_date=ledger.now() + 2 * 86_400,
         type="bank_account",
+        automatic=False,
+        reconciliation_status="not_applicable",
         method=request.params.get("method") or "standard",
     )
     entry = _book_out(ledger, made, "payout")
     return ledger.change(made, {"balance_transaction": entry["id"]})
+
+
+def pay_out(ledger: Ledger, currency: str) -> StripeObject:
+    """The automatic payout of all that is available in one currency; it is reconciled a little later.
+
+    Entries of payouts themselves are no lines of another; that a payout failed is one. Source:
+    https://docs.stripe.com/payouts/reconciliation
+    """
+    table, entries = ledger.table("balance_transaction"), ledger.world.objects.entries
+    lines = [
+        line
+        for position in range(entries.first_unpaid(), table.total)
+        if not table.gone(position) and table.id_at(position) not in entries.paid_out
+        for line in [ledger.world.objects.load(table, position)]
+        if line["currency"] == currency
+        and line["status"] == "available"
+        and line["type"] != "payout"
+    ]
+    amount = sum(int(line["net"]) for line in lines)
+    if amount <= 0:
+        raise refused("There is nothing to pay out.")
+    values: StripeObject = {"amount": amount, "currency": currency, "automatic": True}
+    values |= {
+        "status": "in_transit",
+        "reconciliation_status": "in_progress",
+        "type": "bank_account",
+    }
+    values |= {"arrival_date": ledger.now() + 2 * 86_400, "method": "standard", "metadata": {}}
+    values |= {"failure_balance_transaction": None, "failure_code": None, "failure_message": None}
+    made = ledger.make("payout", values, event="")
+    entry = _book_out(ledger, made, "payout")
+    made = ledger.change(made, {"balance_transaction": entry["id"]}, event="")
+    ledger.tell("created", made)
+    for line in [*lines, entry]:
+        entries.paid_out[str(line["id"])] = str(made["id"])
+    return made
+
+
+def reconcile(ledger: Ledger, payout: StripeObject) -> StripeObject:
+    """Stripe has put together what the payout holds."""
+    changed = ledger.change(payout, {"reconciliation_status": "completed"}, event="")
+    ledger.tell("reconciliation_completed", changed)
+    return changed
+
+
+def payout_fails(ledger: Ledger, payout: StripeObject) -> StripeObject:
+    """The bank sends the money back; a paid payout can still fail.
+
+    Sources: https://docs.stripe.com/payouts, and
+    https://docs.stripe.com/reports/balance-transaction-types for `payout_failure`.
+    """
+    amount, currency = int(payout["amount"]), str(payout["currency"])
+    entry = book(ledger, "payout_failure", amount, currency, source=str(payout["id"]))
+    changes = {"status": "failed", "failure_balance_transaction": entry["id"]}
+    changes |= {"failure_code": "account_closed"}
+    changes |= {"failure_message": "The bank account has been closed"}
+    changed = ledger.change(payout, changes, event="")
+    ledger.tell("failed", changed)
+    return changed
 
 
 def cancel_payout(request: Request, ledger: Ledger) -> StripeObject:

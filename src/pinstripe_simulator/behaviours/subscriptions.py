@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pinstripe_simulator.answers import Request
-from pinstripe_simulator.behaviours import invoices, payments
+from pinstripe_simulator.behaviours import discounts, invoices, payments, prorations
 from pinstripe_simulator.behaviours.generic import create, taken_over, target
 from pinstripe_simulator.behaviours.prices import make_price
 from pinstripe_simulator.events import difference
@@ -66,7 +66,14 @@ def create_subscription(request: Request, ledger: Ledger) -> StripeObject:
         end = trial or period_end(now, price["recurring"])
         _add_item(ledger, made["id"], item, price, (now, end))
     made = ledger.get("subscription", made["id"])
+    if given := _coupons_given(params):
+        made = discounts.apply_coupons(ledger, made, given)
     return _first_invoice(ledger, made, customer, behavior=behavior, method=method)
+
+
+def _coupons_given(params: dict[str, Any]) -> list[dict[str, Any]]:
+    given = params.get("discounts")
+    return [d for d in given if isinstance(d, dict)] if isinstance(given, list) else []
 
 
 def _first_invoice(
@@ -80,7 +87,8 @@ def _first_invoice(
     trialing = made["status"] == "trialing"
     lines = lines_of(ledger, made)
     if trialing:
-        lines = [line | {"amount": 0, "subtotal": 0} for line in lines]
+        free = {"amount": 0, "subtotal": 0, "discount_amounts": [], "discounts": []}
+        lines = [line | free for line in lines]
     invoice = invoices.make_invoice(
         ledger,
         customer,
@@ -195,7 +203,7 @@ def lines_of(ledger: Ledger, subscription: StripeObject) -> list[dict[str, Any]]
                 subscription=subscription["id"],
             )
         )
-    return lines
+    return discounts.take_off(discounts.coupons_of(ledger, subscription), lines)
 
 
 def update_subscription(request: Request, ledger: Ledger) -> StripeObject:
@@ -213,21 +221,46 @@ def update_subscription(request: Request, ledger: Ledger) -> StripeObject:
         changes["billing_cycle_anchor"] = ledger.now()
     if params.get("trial_end") == "now":
         changes |= {"trial_end": ledger.now(), "status": "active"}
+    before = {str(i["id"]): i for i in items_of(ledger, found)}
     for number, item in enumerate(wanted):
         _update_item(ledger, found, item, number)
+    if wanted and params.get("proration_behavior") != "none":
+        _prorate(ledger, found, before)
+    if params.get("discounts") is not None:
+        discounts.apply_coupons(ledger, found, _coupons_given(params))
+        changes["discounts"] = ledger.get("subscription", found["id"])["discounts"]
     # The object as it was is in `found`; its items may have changed under it.
     after = ledger.change(found, changes, event="")
     ledger.tell("updated", after, previous=difference(found, after))
     return after
 
 
+def _prorate(ledger: Ledger, found: StripeObject, before: dict[str, StripeObject]) -> None:
+    coupons = discounts.coupons_of(ledger, found)
+
+    def discounted(amount: int, price: StripeObject) -> int:
+        line = invoices.line_values(
+            amount=amount, currency=str(price["currency"]), price=price, quantity=1
+        )
+        taken = discounts.take_off(coupons, [line])[0]["discount_amounts"]
+        return amount - sum(int(each["amount"]) for each in taken)
+
+    after = {str(i["id"]): i for i in items_of(ledger, found)}
+    for id in dict.fromkeys((*before, *after)):
+        old, new = before.get(id), after.get(id)
+        if old is None or new is None or _costs(old) != _costs(new):
+            prorations.prorate(ledger, found, old, new, discounted)
+
+
+def _costs(item: StripeObject) -> tuple[object, object]:
+    return item["price"]["id"], item["quantity"]
+
+
 def _update_item(ledger: Ledger, found: StripeObject, item: dict[str, Any], number: int) -> None:
     id = item.get("id")
     if id is None:
         price = _price(ledger, item, number)
-        now = ledger.now()
-        end = period_end(now, price["recurring"])
-        _add_item(ledger, found["id"], item, price, (now, end))
+        _add_item(ledger, found["id"], item, price, _period_beside(ledger, found, price))
         return
     old = ledger.get("subscription_item", id, param=f"items[{number}][id]")
     if item.get("deleted"):
@@ -239,6 +272,14 @@ def _update_item(ledger: Ledger, found: StripeObject, item: dict[str, Any], numb
     if item.get("quantity") is not None:
         changes["quantity"] = int(item["quantity"])
     ledger.change(old, changes, event="")
+
+
+def _period_beside(ledger: Ledger, found: StripeObject, price: StripeObject) -> tuple[int, int]:
+    """Items share one billing period (https://docs.stripe.com/billing/subscriptions/multiple-products)."""
+    for other in items_of(ledger, found):
+        if other.get("current_period_start") and other.get("current_period_end"):
+            return int(other["current_period_start"]), int(other["current_period_end"])
+    return ledger.now(), period_end(ledger.now(), price["recurring"])
 
 
 def _period_end_of(found: StripeObject) -> int | None:
@@ -268,9 +309,7 @@ def create_item(request: Request, ledger: Ledger) -> StripeObject:
     params = request.params
     found = ledger.get("subscription", params["subscription"], param="subscription")
     price = _price(ledger, params, 0)
-    now = ledger.now()
-    period = (now, period_end(now, price["recurring"]))
-    made = _add_item(ledger, found["id"], params, price, period)
+    made = _add_item(ledger, found["id"], params, price, _period_beside(ledger, found, price))
     _tell_of_items(ledger, found)
     return made
 

@@ -3561,6 +3561,18 @@ CREATE INDEX IF NOT EXISTS "payout_destination_id_idx" ON "stripe"."payout" ("de
 CREATE INDEX IF NOT EXISTS "payout_failure_balance_transaction_id_idx" ON "stripe"."payout" ("failure_balance_transaction_id") WHERE "failure_balance_transaction_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "payout_original_payout_id_idx" ON "stripe"."payout" ("original_payout_id") WHERE "original_payout_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "payout_reversed_by_id_idx" ON "stripe"."payout" ("reversed_by_id") WHERE "reversed_by_id" IS NOT NULL;
+CREATE TABLE "stripe"."payout_balance_transaction" (
+  "balance_transaction_id" text NOT NULL,
+  "payout_id" text,
+  "_as_of" timestamptz NOT NULL,
+  "_as_of_latest" timestamptz NOT NULL,
+  "_synced_at" timestamptz NOT NULL,
+  "_partial" boolean,
+  "_api_version" text,
+  "_extra" jsonb,
+  PRIMARY KEY ("balance_transaction_id")
+) WITH (fillfactor = 90);
+CREATE INDEX IF NOT EXISTS "payout_balance_transaction_payout_id_idx" ON "stripe"."payout_balance_transaction" ("payout_id") WHERE "payout_id" IS NOT NULL;
 CREATE TABLE "stripe"."person" (
   "id" text NOT NULL,
   "account_id" text,

@@ -424,7 +424,9 @@ class Passes:
         """The parents as `p`, with a WHERE."""
         parent = table_name(self._endpoint.parent)
         known = self._source.mirror.tables.get(parent)
-        conditions = [f"({self._endpoint.only_when or 'true'})"]
+        schema = quote(self._source.mirror.schema)
+        only_when = self._endpoint.only_when.replace("{schema}", schema)
+        conditions = [f"({only_when or 'true'})"]
         if known is not None and any(c.name == "deleted" for c in known.columns):
             conditions.append("p.deleted IS NOT TRUE")  # It has no list any more.
         return f"{qualified(self._source.mirror.schema, parent)} p WHERE {' AND '.join(conditions)}"

@@ -22,7 +22,7 @@ from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced, with_events
-from pinstripe.catalog.tables import Table, table_name, table_of_object, tables
+from pinstripe.catalog.tables import PAYOUT_LINES, Table, table_name, table_of_object, tables
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError
@@ -202,6 +202,9 @@ _NOT_ON_REQUEST: Mapping[str, frozenset[str]] = {
     ),
 }
 
+# Stripe refuses the lists of parents in which this field is not true.
+_ONLY_IF_TRUE = {PAYOUT_LINES: "automatic"}
+
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
     """Return the refetches that follow from one change."""
@@ -277,6 +280,9 @@ def from_summary(event: StripeObject, wanted: Mapping[str, Table]) -> list[Refet
 def _may_have_changed(child: str, change: ObjectChange) -> bool:
     """Whether the list under the parent can differ from what it was before this event."""
     if child in _EMPTY_WITHOUT and change.object.get(_EMPTY_WITHOUT[child], "") is None:
+        return False
+    condition = _ONLY_IF_TRUE.get(child)
+    if condition is not None and not change.object.get(condition):
         return False
     field = _ONLY_IF_CHANGED.get(child)
     if field is None:

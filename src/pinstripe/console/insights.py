@@ -1,0 +1,341 @@
+"""The insights: revenue, payments and payouts of one currency on one page, each with the SQL behind it.
+
+Everything is read from the views of `metrics` (docs/concepts/metrics.md) by the very statements that the
+page links to; the SQL page runs them as they are. A panel whose tables are not synced says so, the others
+go on. Charts are SVG made here, of classes that the stylesheet colours: the libraries that were tried
+write style and script elements, which the page's policy forbids, or fixed colours (decision 025).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from urllib.parse import quote
+
+import asyncpg
+from markupsafe import Markup
+from starlette.responses import Response
+
+from pinstripe.console.page_context import PageContext
+from pinstripe.console.templating import path_of
+from pinstripe.errors import PinstripeError, Unreachable
+from pinstripe.gateway.deps import Gateway
+from pinstripe.store.ddl import literal
+from pinstripe.store.ddl import quote as quote_name
+from pinstripe.store.metrics import metrics_schema
+from pinstripe.store.pool import sqlstate, translated
+
+_LONGEST_S = 5.0
+_UNDEFINED_TABLE = "42P01"
+_CODE = re.compile(r"[a-z]{3}")
+
+# https://docs.stripe.com/currencies#zero-decimal and #three-decimal
+_NO_DECIMALS = frozenset(
+    (
+        *("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga"),
+        *("pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"),
+    )
+)
+_THREE_DECIMALS = frozenset(["bhd", "jod", "kwd", "omr", "tnd"])
+
+_CURRENCIES = """SELECT currency, sum(weight) AS weight FROM (
+  SELECT currency, mrr AS weight FROM {mrr}
+  UNION ALL SELECT currency, 0 FROM {payment_by_day} GROUP BY 1
+  UNION ALL SELECT currency, 0 FROM {payout_statement} GROUP BY 1
+) AS each WHERE currency IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One colour of a chart: what it is, the class that colours it, a value for each label."""
+
+    name: str
+    colour: str
+    values: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One question, the statement that answers it, and how its rows become a chart (None: a table alone).
+
+    `money`: columns that hold amounts. `empty`: what it means that there are no rows.
+    """
+
+    title: str
+    sql: str
+    money: frozenset[str] = frozenset()
+    series: tuple[tuple[str, str], ...] = ()
+    empty: str = "Nothing yet."
+    newest_first: bool = False
+    """Whether the table turns the order of the chart round."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """A panel with its rows, or with the reason why it has none."""
+
+    panel: Panel
+    link: str
+    columns: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    numbers: frozenset[str] = frozenset()
+    chart: Markup | None = None
+    problem: str = ""
+
+
+async def show(visit: PageContext) -> Response:
+    """The page, in the currency of `?currency=` or the one with the most revenue."""
+    assert visit.sync is not None  # noqa: S101 (its route names it)
+    metrics = metrics_schema(visit.sync.schema)
+    problem = ""
+    try:
+        found = await _rows(visit.gateway, _named(_CURRENCIES, metrics))
+        currencies = [str(row[0]) for row in found]
+    except PinstripeError as error:
+        currencies, problem = [], _reason(error)
+    wanted = visit.text("currency")
+    currency = wanted if _CODE.fullmatch(wanted) else next(iter(currencies), "usd")
+    answers = [
+        await _answer(visit.gateway, panel, visit.sync.id, currency)
+        for panel in panels(metrics, currency)
+    ]
+    return visit.page(
+        "insights.html",
+        currency=currency,
+        currencies=currencies,
+        metrics=metrics,
+        now=answers[0],
+        answers=answers[1:],
+        problem=problem,
+    )
+
+
+def panels(metrics: str, currency: str) -> list[Panel]:
+    """The panels of the page, each a complete statement. The first is the row of numbers on top."""
+
+    def panel(title: str, sql: str, money: str = "", **more: object) -> Panel:
+        told = _named(sql, metrics).replace("{currency}", literal(currency))
+        return Panel(title, told, frozenset(money.split()), **more)  # type: ignore[arg-type]
+
+    return [
+        panel("Now", _NOW, "mrr arr mrr_per_customer lifetime_value"),
+        panel(
+            "Monthly recurring revenue",
+            _MRR,
+            "mrr",
+            series=(("mrr", "blue"),),
+            newest_first=True,
+            empty="No subscription has brought revenue in this currency.",
+        ),
+        panel(
+            "What changed it",
+            _MOVEMENT,
+            "starting new expansion reactivation contraction churn ending",
+            series=(
+                ("new", "good"),
+                ("expansion", "blue"),
+                ("reactivation", "soft"),
+                ("contraction", "warn"),
+                ("churn", "bad"),
+            ),
+            newest_first=True,
+        ),
+        panel(
+            "Payments by day",
+            _PAYMENTS,
+            "amount failed_amount",
+            series=(("amount", "good"), ("failed_amount", "bad")),
+            newest_first=True,
+            empty="No payment in the last 30 days.",
+        ),
+        panel("Failed payments", _FAILED, "amount", empty="None in the last 30 days."),
+        panel(
+            "Upcoming invoices",
+            _UPCOMING,
+            "amount_due",
+            series=(("amount_due", "blue"),),
+            empty="None in the next 30 days.",
+        ),
+        panel("Payouts", _PAYOUTS, "amount lines_total difference", empty="No payout yet."),
+        panel("Not paid out yet", _NOT_PAID_OUT, "amount", empty="Nothing waits."),
+    ]
+
+
+_NOW = """SELECT m.mrr, m.arr, m.subscriptions, m.customers, l.mrr_per_customer, l.lifetime_value
+FROM {mrr} AS m LEFT JOIN {lifetime_value} AS l USING (currency)
+WHERE m.currency = {currency}"""
+
+_MRR = """SELECT month, mrr, subscriptions, customers
+FROM {mrr_by_month}
+WHERE currency = {currency} AND month > now() - interval '13 months'
+ORDER BY month"""
+
+_MOVEMENT = """SELECT month, starting, new, expansion, reactivation, contraction, churn, ending
+FROM {mrr_movement}
+WHERE currency = {currency} AND month > now() - interval '13 months'
+ORDER BY month"""
+
+_PAYMENTS = """SELECT day::date, coalesce(payments, 0) AS payments, coalesce(amount, 0) AS amount,
+  coalesce(failed, 0) AS failed, coalesce(failed_amount, 0) AS failed_amount
+FROM generate_series(current_date - 29, current_date, interval '1 day') AS day
+LEFT JOIN {payment_by_day} AS p ON p.day = day::date AND p.currency = {currency}
+ORDER BY 1"""
+
+_FAILED = """SELECT created, charge_id, customer_id, amount, failure_code, failure_message
+FROM {failed_payment}
+WHERE currency = {currency} AND created > now() - interval '30 days'
+ORDER BY created DESC LIMIT 20"""
+
+_UPCOMING = """SELECT at::date AS day, count(*) AS invoices, sum(amount_due)::bigint AS amount_due
+FROM {upcoming_invoice}
+WHERE currency = {currency} AND at BETWEEN now() AND now() + interval '30 days'
+GROUP BY 1 ORDER BY 1"""
+
+_PAYOUTS = """SELECT created, payout_id, status, amount, lines, lines_total, difference, state, explanation
+FROM {payout_statement}
+WHERE currency = {currency}
+ORDER BY created DESC LIMIT 12"""
+
+_NOT_PAID_OUT = """SELECT reason, amount, transactions, until, explanation
+FROM {not_paid_out}
+WHERE currency = {currency}
+ORDER BY reason"""
+
+
+def _named(sql: str, metrics: str) -> str:
+    """The statement with the names of the views; `{currency}` stays."""
+    plain = re.fullmatch(r"[a-z_][a-z0-9_]*", metrics)
+    prefix = metrics if plain else quote_name(metrics)
+    return re.sub(r"\{(?!currency\})(\w+)\}", rf"{prefix}.\1", sql)
+
+
+async def _rows(gateway: Gateway, sql: str) -> list[asyncpg.Record]:
+    async with gateway.reads.connection(longest_s=_LONGEST_S) as connection:
+        with translated():
+            rows: list[asyncpg.Record] = await connection.fetch(sql)
+    return rows
+
+
+async def _answer(gateway: Gateway, panel: Panel, sync_id: str, currency: str) -> Answer:
+    made = Answer(panel, f"{path_of(sync_id, 'sql')}#sql={quote(panel.sql)}")
+    try:
+        rows = await _rows(gateway, panel.sql)
+    except PinstripeError as error:
+        made.problem = _reason(error)
+        return made
+    if not rows:
+        return made
+    made.columns = tuple(rows[0].keys())
+    made.numbers = (
+        frozenset(name for name in made.columns if isinstance(rows[0][name], (int, Decimal)))
+        | panel.money
+    )
+    made.rows = [
+        tuple(_text(row[name], currency if name in panel.money else "") for name in made.columns)
+        for row in rows
+    ]
+    if panel.series:
+        series = [
+            Series(name.replace("_", " "), colour, [int(row[name] or 0) for row in rows])
+            for name, colour in panel.series
+        ]
+        made.chart = bars(
+            panel.title,
+            [row[0].strftime("%b %Y" if "month" in row.keys() else "%-d %b") for row in rows],  # noqa: SIM118
+            series,
+            lambda amount: money(amount, currency),
+        )
+    if panel.newest_first:
+        made.rows.reverse()
+    return made
+
+
+def _reason(error: PinstripeError) -> str:
+    """Why a panel is empty, for someone who reads the page and not the log."""
+    if sqlstate(error) == _UNDEFINED_TABLE:
+        return (
+            "What this reads is not synced (the key may not read it, or --tables leaves it out), or the"
+            " views were left out (PINSTRIPE_NO_METRICS, metrics.left_out in the log)."
+            f" {error.message}"
+        )
+    if isinstance(error, Unreachable):
+        return f"{error.message} {error.hint}"
+    return error.message
+
+
+def money(amount: int, currency: str) -> str:
+    """An amount in the smallest unit, as people write it.
+
+    >>> money(123456, "usd"), money(-5, "usd"), money(1500, "jpy"), money(12345, "kwd")
+    ('1,234.56', '-0.05', '1,500', '12.345')
+    """
+    digits = 0 if currency in _NO_DECIMALS else 3 if currency in _THREE_DECIMALS else 2
+    return f"{Decimal(amount).scaleb(-digits):,.{digits}f}"
+
+
+def _text(value: object, currency: str) -> str:
+    if value is None:
+        return "–"
+    if currency and isinstance(value, int):
+        return money(value, currency)
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M")
+    if isinstance(value, date):
+        return value.isoformat()
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+_WIDE, _HIGH, _LEFT, _TOP, _BOTTOM = 640, 220, 84, 10, 24
+
+
+def bars(
+    title: str, labels: Sequence[str], series: Sequence[Series], told: Callable[[int], str]
+) -> Markup:
+    """A chart of stacked bars, those below zero downwards, as SVG. `told` writes an amount."""
+    ups = [sum(max(s.values[n], 0) for s in series) for n in range(len(labels))]
+    downs = [sum(min(s.values[n], 0) for s in series) for n in range(len(labels))]
+    top, low = max([*ups, 0]), min([*downs, 0])
+    scale = (_HIGH - _TOP - _BOTTOM) / ((top - low) or 1)
+    zero = _TOP + top * scale
+    step = (_WIDE - _LEFT) / max(len(labels), 1)
+    parts = [
+        Markup('<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, _WIDE, y, y)
+        for y in sorted({_TOP, zero, _HIGH - _BOTTOM})
+    ]
+    for n, label in enumerate(labels):
+        up, down = zero, zero
+        for one in series:
+            high = abs(one.values[n]) * scale
+            if not one.values[n]:
+                continue
+            y = up - high if one.values[n] > 0 else down
+            up, down = (y, down) if one.values[n] > 0 else (up, down + high)
+            parts.append(
+                Markup(
+                    '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+                    "<title>{}: {} {}</title></rect>"
+                ).format(
+                    one.colour, _LEFT + n * step + step * 0.12, y, step * 0.76, max(high, 0.5),
+                    label, one.name, told(one.values[n]),
+                )
+            )  # fmt: skip
+    marks = {_TOP: top, zero: 0} | ({_HIGH - _BOTTOM: low} if low else {})
+    parts += [
+        Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(_LEFT - 8, y + 4, told(v))
+        for y, v in marks.items()
+    ]
+    every = max(1, len(labels) // 5)
+    parts += [
+        Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>').format(
+            _LEFT + (n + 0.5) * step, _HIGH - 6, labels[n]
+        )
+        for n in range(0, len(labels), every)
+    ]
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    ).format(
+        _WIDE, _HIGH, f"{title}: the numbers are in the table beside it", Markup("").join(parts)
+    )
