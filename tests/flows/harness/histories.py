@@ -132,6 +132,8 @@ class Histories:
     touched: dict[str, set[str]] = field(default_factory=dict)
     owners: dict[str, set[str]] = field(default_factory=dict)
     """Kind of set -> ids of the owners whose sets have changed."""
+    remade: set[tuple[str, str]] = field(default_factory=set)
+    """(table, id) of what was deleted and made again."""
     happened: set[str] = field(default_factory=set)
     _number: int = 0
     """Of the last mark. No two of one run are the same, whoever makes them."""
@@ -155,6 +157,7 @@ class Histories:
         changes = {mark: self._mark(mark, found, dice)} if mark else {}
         version = OLD if dice.random() < 0.3 else ""
         self.sim.control.recreate(name, str(found["id"]), changes, version)
+        self.remade.add((table_of_object()[name], str(found["id"])))
         self._touch(name, str(found["id"]))
 
     def set_kinds(self) -> list[str]:
@@ -317,7 +320,9 @@ async def keep_journal(connection: Connection, names: Sequence[str]) -> None:
 
 
 async def steps_back(connection: Connection, made: Histories) -> list[str]:
-    """Where a row went to a state that was surely older than the one before, or rose from the dead."""
+    """Where a row went to a state that was surely older than the one before, or rose from the dead though
+    nobody had made it again.
+    """
     found: list[str] = []
     last: dict[tuple[str, str], tuple[int, bool]] = {}
     for tab, key, mark, dead in await connection.fetch(
@@ -330,7 +335,7 @@ async def steps_back(connection: Connection, made: Histories) -> list[str]:
         now = made.marks.get((tab, key, str(shown)), second)
         if now < second:
             found.append(f"{tab} {key}: from second {second} to {now} ({mark})")
-        if was_dead and not dead:
+        if was_dead and not dead and (tab, key) not in made.remade:
             found.append(f"{tab} {key}: rose from the dead")
         last[tab, key] = (max(now, second), dead)
     return found
