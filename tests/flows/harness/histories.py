@@ -35,11 +35,13 @@ WITHOUT_ROWS = frozenset(
     {"billing.alert_triggered", "entitlements.active_entitlement_summary", "cash_balance"}
 )
 
-# Their lists want parameters that nothing tells, or hold something for three retired types only; the
-# items of a payment link never change in number, and those of an intent's amount no event names.
+# Their lists want parameters that nothing tells, or hold something for three retired types only. The items
+# of a session and of a payment link are made with it, long before its first event; those of an intent's
+# amount no event names.
 _NOT_ASKED = frozenset(
     {
         "billing.meter/billing.meter_event_summary",
+        "checkout.session/item",
         "financial_connections.account/financial_connections.account_owner",
         "payment_intent/payment_intent_amount_details_line_item",
         "payment_link/item",

@@ -31,7 +31,7 @@ import structlog
 from tests.flows.harness.virtual_time import POSTGRES_CLOCK, virtual_loop
 
 if TYPE_CHECKING:
-    from tests.flows.harness.histories import Histories, keep_journal, lively_types
+    from tests.flows.harness.histories import Histories
 
     from pinstripe.config.config import Config
     from pinstripe_simulator.server import Running
@@ -310,7 +310,7 @@ async def _account(
     url: str, seed: int, rounds: int, chances: Chances, clock: Path
 ) -> dict[str, Any]:
     """One account from its first copy on."""
-    from tests.flows.harness.histories import Histories
+    from tests.flows.harness.histories import Histories, keep_journal, lively_types
 
     from pinstripe.config.config import Config
     from pinstripe.store.pool import connect
