@@ -30,7 +30,7 @@ STATEMENT_S = 10
 
 MOST_ROWS = 1000
 
-_MOST_CHARS = 4_000_000
+_MOST_CHARS = 1_000_000
 """Of one result on a page; a browser has trouble with more."""
 
 _ROW_BYTES = 1_000_000

@@ -285,7 +285,7 @@ class Source:
         `known_until` of what is read. Raises what `StripeClient.get` raises, and Drifted if the list does
         not come to an end.
         """
-        path, fixed = split_url(truncated.url)
+        path, fixed = list_address(truncated)
         fixed += [("expand[]", f"data.{item}") for item in _expand_of(truncated.child_table)]
         request = list_at(self.stripe, path, fixed, endpoint=endpoint_of(path), priority=priority)
         requests = 0
@@ -506,6 +506,30 @@ def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
     """How the objects of a table are fetched; None if they cannot be, as previews."""
     known = tables()[table]
     return None if known.virtual else retrieve_endpoints().get(known.object_type)
+
+
+def list_address(truncated: TruncatedList) -> tuple[str, list[Param]]:
+    """(path, parameters) of a nested list: those of its `url`, if a list is there.
+
+    The `url` of an invoice's payments, `/v1/invoices/payments`, is that of an invoice (seen in recorded
+    answers). They are listed at `/v1/invoice_payments?invoice=`
+    (https://docs.stripe.com/api/invoice-payment/list).
+
+    >>> payments = "/v1/invoices/payments"
+    >>> list_address(TruncatedList(payments, "invoice", "in_1", "invoice_payment", "inpay_1", 10))
+    ('/v1/invoice_payments', [('invoice', 'in_1')])
+    """
+    path, fixed = split_url(truncated.url)
+    child, parent = tables().get(truncated.child_table), tables().get(truncated.parent_table)
+    at = endpoint_of(path)
+    listed = {f"GET {o.path}" for o in spec().operations if o.kind == "list"}
+    if child is None or parent is None or at in listed or at == f"GET {path}":
+        return path, fixed
+    for operation in spec().operations:
+        takes = any(p.name == parent.object_type for p in operation.params)
+        if operation.kind == "list" and takes and operation.returns == (child.object_type,):
+            return operation.path, [(parent.object_type, truncated.parent_id)]
+    return path, fixed
 
 
 def parent_of(obj: StripeObject) -> str:

@@ -83,13 +83,11 @@ class EventLogReader:
         first: int = PAGE,
         priority: int = FOLLOW,
     ) -> None:
-        """`first`: the number of events on the first page."""
         gathered: list[StripeObject] = []
         listed_at: AsOf | None = None
         last: str | None = None
         passed: set[str] = set()
-        is_below = False
-        began: float | None = None
+        began, is_below = None, False
 
         def asked(after: str | None, limit: int) -> asyncio.Task[Response]:
             query = [*params, ("limit", str(limit))]
