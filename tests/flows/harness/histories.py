@@ -173,8 +173,10 @@ class Histories:
         """Members of one set come and go, one of them within a second; the seconds between."""
         sets, kind = self.sim.control.sets, self.sim.control.sets.kinds[name]
         owner = self._some(kind.owner.kind.name, dice, kind.owner)
-        if not owner:
-            return
+        lists = [f for f, (child, _) in kind.owner.lists.items() if child == kind.child.name]
+        shown = self.sim.account.world.routes.fields[kind.owner.kind.name]
+        if not owner or any(f not in owner and not shown[f].on_request for f in lists):
+            return  # An account that does not show its bank accounts has none to us.
         position = kind.owner.position(str(owner["id"]))
         assert position is not None
         most = dice.choice((1, 2, 12)) if dice.random() < 0.9 else dice.choice((110, 250))

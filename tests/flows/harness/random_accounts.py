@@ -350,6 +350,7 @@ async def _account(
             while done < rounds and not wrong:
                 wrong = await here.round()
                 done += not wrong
+                sys.stderr.write(f"seed {seed}: round {done} {'wrong' if wrong else 'right'}\n")
         except* Exception as group:
             wrong = {"crash": "".join(format_exception(group))[-1500:]}
         finally:
