@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
+from tests.flows.harness.truth import whole_types
+
 from pinstripe.catalog.embedded import NOT_PRESENT
 from pinstripe.catalog.model import Field, object_types, spec
 from pinstripe.catalog.relations import with_events
@@ -218,7 +220,8 @@ class Histories:
         chosen = [e for e in changes if not _kills(name, e) and not e.endswith(".created")]
         if chosen:
             self._tell(dice.choice(chosen), after, dice, None)
-        self._touch(target, str(other["id"]))
+        if target in whole_types():  # Others (sources) no list shows: a copy need not have it.
+            self._touch(target, str(other["id"]))
         self._touch(target, str(ghost["id"]))
 
     def _some(self, name: str, dice: Random, table: Table | None = None) -> StripeObject:
