@@ -194,21 +194,22 @@ async def test_every_wrong_state_that_a_copy_was_ever_left_in_is_found_and_repai
     async with copied(database, scale=120) as (sim, service):
         planted: set[tuple[str, str]] = set()
         sets = [k for k in sim.control.sets.kinds.values() if k.may_go]
-        owners = {}
+        owners: dict[tuple[str, str], str] = {}
         for kind in sets:
-            name = (kind.owner.kind.name, kind.child.kind.name)
+            holder, member = kind.owner.kind.name, kind.child.kind.name
             lists = [f for f, (child, _) in kind.owner.lists.items() if child == kind.child.name]
-            shown = sim.account.world.routes.fields[name[0]]
+            shown = sim.account.world.routes.fields[holder]
             lists = [f for f in lists if not shown[f].on_request]
             # An account that does not show its bank accounts has none to us.
-            every = reversed(list(sim.account.world.truth(name[0])))
+            every = reversed(list(sim.account.world.truth(holder)))
             owner = next(o for o in every if all(f in o for f in lists))
-            owners[name] = sim.control.members(*name, str(owner["id"]), add=12)["owner"][0]
+            told = sim.control.members(holder, member, str(owner["id"]), add=12)
+            owners[holder, member] = told["owner"][0]
         sim.control.clock(step_s=60.0)  # What happened a moment ago may not have been shown yet.
         assert said(await verified(service, repair=True, unlisted=None)) == {}
-        for name, owner in owners.items():
-            told = sim.control.members(*name, owner, add=1, remove=3)
-            planted |= {(table_of_object()[name[1]], k) for k in told["added"] + told["removed"]}
+        for (holder, member), key in owners.items():
+            told = sim.control.members(holder, member, key, add=1, remove=3)
+            planted |= {(table_of_object()[member], k) for k in told["added"] + told["removed"]}
         for name in ("plan", "coupon", "product"):
             stale, dead = await ids(pg, name, 2, "deleted IS NOT TRUE")
             for key in (stale, dead):
