@@ -17,14 +17,15 @@ from tests.house.figures import (
     sql_outside,
 )
 
-# What is being built beside the moves still adds to these two; in the end 175 and 35,200.
-MODULES, LINES = 192, 43_500
+# The redesign aimed at 175 and 35,200 for what there was then. Sets and margins, classes of work, the scan,
+# personal data, scheduled verification, metrics and insights came after it.
+MODULES, LINES = 202, 48_200
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
-    "pinstripe/console": 18,  # One a page.
-    "pinstripe/store": 27,  # One a table of the bookkeeping.
-    "pinstripe/cli": 16,  # One a command.
+    "pinstripe/console": 19,  # One a page.
+    "pinstripe/store": 32,  # One a table of the bookkeeping.
+    "pinstripe/cli": 17,  # One a command.
 }
 ONLY_CHILDREN = 40
 DOUBLED_NAMES = 15
