@@ -13,7 +13,7 @@ from tests.house.trips import TRIPS
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
     "backfill": (38, 204),
-    "event": (55, 322),
+    "event": (55, 330),
     "proxy": (41, 162),
     "verify": (51, 360),
 }

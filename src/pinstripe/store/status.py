@@ -232,6 +232,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
     followed = cursors.pop(FOLLOWED, None)
     scans = {s: cursors.pop(s) for s in list(cursors) if s.startswith(SCAN_OF)}
     is_ready = cursors.pop(READY, None) is not None
+    up_to = followed.as_of if followed else None
     with translated():
         rows = await _rows(connection, schema, counted_bytes)
         missing = await connection.fetchval(_MISSING, schema)
@@ -248,9 +249,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
             by_table.get(name, []),
             is_ready=is_ready,
             owed=sum(f.count for f in failed if f.table == name),
-            known=_known(
-                name, followed.as_of if followed else None, [f for f in fresh if f.table == name]
-            ),
+            known=_known(name, up_to, [f for f in fresh if f.table == name]),
         )
 
     return SchemaStatus(
@@ -258,7 +257,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         account_id=sync.account_id,
         livemode=sync.livemode,
         api_version=sync.api_version,
-        followed=_moment(followed.as_of if followed else None),
+        followed=_moment(up_to),
         missing=missing,
         certificate=await load_certificate(connection, schema),
         next_verification=plan[0],
