@@ -449,7 +449,7 @@ class Mirror:
                 _log.info("mirror.unmended", table=table, error=error.message)
                 return
         elif not held.samples:
-            self.quarantine.tables.pop(table)  # The next row of it is the test.
+            self.quarantine.tables.pop(table, None)  # The next row of it is the test.
             await self._release(sink, {table: None})
             return
         if held.samples:
@@ -461,10 +461,10 @@ class Mirror:
                 return
             if len(parted.rows) == len({row.key for row in held.samples}):
                 return
-            self.quarantine.tables.pop(table)
+            self.quarantine.tables.pop(table, None)
             self.quarantine.take(parted)
         else:
-            self.quarantine.tables.pop(table)
+            self.quarantine.tables.pop(table, None)
         _log.info("mirror.healed", table=table)
         await self._release(sink, {table: None})
 
