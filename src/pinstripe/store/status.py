@@ -231,8 +231,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
     cursors = dict(await load_checkpoints(connection, schema))
     followed = cursors.pop(FOLLOWED, None)
     scans = {s: cursors.pop(s) for s in list(cursors) if s.startswith(SCAN_OF)}
-    is_ready = cursors.pop(READY, None) is not None
-    up_to = followed.as_of if followed else None
+    is_ready, up_to = cursors.pop(READY, None) is not None, followed.as_of if followed else None
     with translated():
         rows = await _rows(connection, schema, counted_bytes)
         missing = await connection.fetchval(_MISSING, schema)
