@@ -35,6 +35,7 @@ from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_loaded, mark_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.leases import Held, Lease, leading
+from pinstripe.store.links import link_all
 from pinstripe.store.lost_tables import forget_emptied, note_filled
 from pinstripe.store.migrate import (
     check_tables,
@@ -42,6 +43,7 @@ from pinstripe.store.migrate import (
     effective_tables,
     migrate,
     reserve,
+    set_foreign_keys,
 )
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.syncs import check_owner, claim
@@ -85,10 +87,15 @@ class Service:
         mirror = self.source.mirror
         async with self.source.transaction() as connection:
             await note_filled(connection, mirror.schema, mirror.tables)
+        loaded = mirror.loading - outcome.unfinished
+        mirror.loading &= outcome.unfinished
+        if loaded:
+            # After `loading`: what is written from now on is linked as it comes.
+            async with self.source.transaction() as connection:
+                await link_all(connection, mirror.schema, mirror.tables, loaded)
         if outcome.complete:
             async with self.source.transaction() as connection:
-                await mark_loaded(connection, mirror.schema, sorted(mirror.loading))
-        mirror.loading &= outcome.unfinished
+                await mark_loaded(connection, mirror.schema, sorted(loaded))
         return outcome
 
     async def follow(self) -> Follower:
@@ -319,4 +326,5 @@ async def _tables(
             api_version=spec().api_version,
         )
         await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
+        await set_foreign_keys(connection, config.schema, wanted, wanted=config.foreign_keys)
         return await effective_tables(connection, config.schema, wanted)

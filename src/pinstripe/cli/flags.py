@@ -23,7 +23,14 @@ _GROUP = Group("Settings", sort_key=10)
 
 ACCOUNT = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit", "tables")
 DATABASE = ("database_url", "schema", "data_dir")
-LIVE = ("poll_interval", "event_window", "hold_poll_rate", "changes", "change_days")
+LIVE = (
+    "poll_interval",
+    "event_window",
+    "hold_poll_rate",
+    "changes",
+    "change_days",
+    "foreign_keys",
+)
 GATEWAY = (
     "host",
     "port",

@@ -272,6 +272,7 @@ class Config:
     event_window: float = 600.0
     hold_poll_rate: bool = False
     changes: bool = False
+    foreign_keys: bool = False
     change_days: float = 7.0
     demo_scale: int = 20_000
     host: str = "127.0.0.1"
@@ -337,6 +338,7 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         event_window=number_of(*values["event_window"], unit="seconds", least=10.0, most=86400.0),
         hold_poll_rate=switch(*values["hold_poll_rate"]),
         changes=switch(*values["changes"]),
+        foreign_keys=switch(*values["foreign_keys"]),
         change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
         demo_scale=count(*values["demo_scale"]),
         **_of_the_gateway(values),

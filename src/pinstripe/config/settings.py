@@ -69,6 +69,15 @@ SETTINGS: tuple[Setting, ...] = (
         "anything: charge,issuing_* or -event. `pinstripe schema tables` lists them.",
     ),
     Setting(
+        "foreign_keys",
+        "PINSTRIPE_FOREIGN_KEYS",
+        "",
+        "",
+        "Declare references between the tables as foreign keys that are not enforced, for tools "
+        "that read them. Needs Postgres 18; older servers get none.",
+        switch=True,
+    ),
+    Setting(
         "rate_limit",
         "PINSTRIPE_RATE_LIMIT",
         "default",

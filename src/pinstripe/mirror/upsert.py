@@ -17,10 +17,11 @@ fills them (`complete`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pinstripe.catalog.tables import Column, Table
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.ddl import qualified, quote, today_value
 
 STAGE_EXTRA = ("_extra", "_lo", "_hi", "_over", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
@@ -69,10 +70,23 @@ def from_stage(column: Column) -> str:
     return name
 
 
+def staged_value(table: Table, column: Column) -> str:
+    """Return the column's value after the write: one that Stripe has moved may stand elsewhere."""
+    elsewhere = today_value(table, column, "s")
+    return f"coalesce({from_stage(column)}, {elsewhere})" if elsewhere else from_stage(column)
+
+
+def _agreeing_value(table: Table, column: Column) -> str:
+    """Like `staged_value`; what a row of another table gave (`store.links`) agrees with a null."""
+    if column.moved is None or not column.moved.rows:
+        return staged_value(table, column)
+    return f"coalesce({from_stage(column)}, t.{quote(column.name)})"
+
+
 def insert(schema: str, table: Table) -> str:
     """Insert the staged rows that the table does not have. $1: the API version of the rows."""
     names = ", ".join(quote(c.name) for c in table.columns)
-    values = ", ".join(from_stage(c) for c in table.columns)
+    values = ", ".join(staged_value(table, c) for c in table.columns)
     return (
         f"INSERT INTO {qualified(schema, table.name)} "
         f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
@@ -88,7 +102,7 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
     $1: the API version of the rows; $2: the number of the shape.
     """
     columns = _content(table, shape)
-    sets = [f"{quote(c.name)} = {from_stage(c)}" for c in columns]
+    sets = [f"{quote(c.name)} = {staged_value(table, c)}" for c in columns]
     sets += [
         "_as_of = greatest(t._as_of, to_timestamp(s._lo))",
         "_as_of_latest = greatest(t._as_of_latest, to_timestamp(s._hi))",
@@ -105,7 +119,7 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"  OR (to_timestamp(s._hi) > t._as_of\n"
         f"      AND (to_timestamp(s._lo) > t._as_of OR to_timestamp(s._hi) > t._as_of_latest\n"
         f"           OR (t._partial AND s._partial IS NULL))\n"
-        f"      AND {_same(columns)}))"
+        f"      AND {_same(table, columns)}))"
     )
 
 
@@ -137,7 +151,7 @@ def contested(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t "
         f"ON {_join(table)}\n"
         f"WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of "
-        f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(_content(table, shape))}"
+        f"AND to_timestamp(s._lo) < t._as_of_latest AND NOT {_same(table, _content(table, shape))}"
     )
 
 
@@ -149,14 +163,15 @@ def _join(table: Table) -> str:
     return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
 
 
-def _same(columns: Sequence[Column]) -> str:
+def _same(table: Table, columns: Sequence[Column]) -> str:
     """Return the condition that row and staged row hold the same in these columns.
 
     Columns on request that a partial row never had differ from nothing.
     """
+    value = partial(_agreeing_value, table)
     always = [c for c in columns if not c.on_request]
     on_request = [c for c in columns if c.on_request]
-    parts = [same_values(group) for group in (always, on_request) if group]
+    parts = [same_values(group, value) for group in (always, on_request) if group]
     if on_request:
         parts[-1] = f"(t._partial IS TRUE OR {parts[-1]})"
     # Unknown fields are content.
@@ -164,11 +179,11 @@ def _same(columns: Sequence[Column]) -> str:
     return f"({' AND '.join(parts)})"
 
 
-def same_values(columns: Sequence[Column]) -> str:
-    """Return the condition that these columns are equal, null being equal to null."""
+def same_values(columns: Sequence[Column], value: Callable[[Column], str]) -> str:
+    """Return the condition that these columns hold `value`, SQL for each; null is equal to null."""
     # One row comparison is limited to 1,664 columns; the widest table has a few hundred.
     left = ", ".join(f"t.{quote(c.name)}" for c in columns)
-    right = ", ".join(from_stage(c) for c in columns)
+    right = ", ".join(map(value, columns))
     return f"(ROW({left}) IS NOT DISTINCT FROM ROW({right}))"
 
 

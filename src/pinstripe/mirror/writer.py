@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 import asyncpg
+import structlog
 from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
@@ -38,10 +39,13 @@ from pinstripe.mirror.upsert import (
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.cursors import save_checkpoints
+from pinstripe.store.links import Links, lock_columns, lock_links
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
@@ -240,6 +244,7 @@ class Writer:
         self._tables = tables
         self._shapes = shapes
         self._recorder = recorder
+        self._links = Links(schema, tables)
         self._stages = StageTables(url, session_name=session_name, on_connected=self._on_connected)
         self.failed_at = ""
         """The table at which the last write failed; "" if it failed elsewhere."""
@@ -270,6 +275,9 @@ class Writer:
         async with self._transaction(batch, parted) as connection:
             parted.conflicts = await self._rounds(connection, batch)
             await self._remove_orphans(connection, batch)
+            written = batch.written()
+            for table in self._links.affected(written):
+                await self._link(connection, table, written, batch)
         return parted.conflicts
 
     async def write_apart(self, batch: Batch) -> Parted:
@@ -282,6 +290,7 @@ class Writer:
             for table in sorted({name for one_round in batch.rounds for name in one_round}):
                 await self._table_apart(connection, table, batch, parted)
             await self._remove_orphans_apart(connection, batch, parted)
+            await self._link_apart(connection, batch)
         return parted
 
     @asynccontextmanager
@@ -293,6 +302,7 @@ class Writer:
             async with naming_holders(self._url, self._pid):
                 with self._recorder.transaction() if self._recorder else nullcontext():
                     async with self._stages.transaction() as connection:
+                        await lock_links(connection, self._link_ids(batch.written()))
                         yield connection
                         self._at = ""
                         await self._finish(connection, batch, parted)
@@ -301,6 +311,48 @@ class Writer:
         except BaseException:
             self.failed_at = self._at
             raise
+
+    def _link_ids(self, written: Mapping[str, Mapping[str, Row]]) -> set[str]:
+        """Return the ids by which these rows may be linked with others."""
+        found: set[str] = set()
+        for name, columns in lock_columns().items():
+            if name in written:
+                there = self._tables[name].columns
+                places = [i for i, c in enumerate(there) if c.name in columns]
+                for row in written[name].values():
+                    found.update(row[at] for at in places if type(row[at]) is str)
+        return found
+
+    async def _link(
+        self,
+        connection: asyncpg.Connection,
+        table: str,
+        written: Mapping[str, Mapping[str, Row]],
+        batch: Batch,
+    ) -> None:
+        self._at = table
+        rows = await self._links.link(connection, table, written)
+        if self._recorder is None:
+            return
+        for key, changes in rows:
+            causes = (of[table, key] for of in batch.causes if (table, key) in of)
+            self._recorder.linked(table, key, changes, next(causes, None))
+
+    async def _link_apart(self, connection: asyncpg.Connection, batch: Batch) -> None:
+        """Like `_link` for all tables. Where Postgres refuses it, the columns keep their values."""
+        written = batch.written()
+        for table in self._links.affected(written):
+            mark = await self._save(connection)
+            try:
+                with translated():
+                    await self._link(connection, table, written, batch)
+            except PinstripeError as error:
+                if error.fault is None or error.fault.scope not in ("row", "table"):
+                    raise
+                await self._go_back(connection, mark)
+                _log.warning("mirror.not_linked", table=table, error=error.message)
+            else:
+                await connection.execute("RELEASE SAVEPOINT apart")
 
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts

@@ -48,6 +48,7 @@ SYNC_SETTINGS = (
     "hold_poll_rate",
     "changes",
     "change_days",
+    "foreign_keys",
 )
 """The settings that each sync has of its own; the others are the service's."""
 

@@ -26,6 +26,7 @@ from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
+from pinstripe.store.links import link_all, linked_columns
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.pool import Connection, check_server, connect, translated
@@ -142,6 +143,7 @@ async def migrate(
             # A table that was dropped is empty now, whatever its cursors say.
             await forget_streams(connection, schema, [*done.relist, *done.created])
             now = await _columns(connection, schema)
+            await _link_new(connection, schema, now, done)
     searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
     await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
     return done
@@ -158,12 +160,27 @@ async def effective_tables(
     return {
         name: replace(
             table,
-            columns=tuple(
-                c for c in table.columns if existing.get(name, {}).get(c.name, c.type) == c.type
-            ),
+            columns=_of_type(table.columns, existing.get(name, {})),
+            derived=_of_type(table.derived, existing.get(name, {})),
         )
         for name, table in tables.items()
     }
+
+
+def _of_type(columns: Iterable[Column], existing: Mapping[str, str]) -> tuple[Column, ...]:
+    return tuple(c for c in columns if existing.get(c.name, c.type) == c.type)
+
+
+async def _link_new(
+    connection: Connection, schema: str, now: Mapping[str, Mapping[str, str]], done: Migration
+) -> None:
+    """Fill new columns that rows of other tables give. Tables made just now have no rows yet."""
+    whole = {
+        n: t for n, t in catalog().items() if {c.name for c in t.all_columns} <= {*now.get(n, ())}
+    }
+    linked = {n for n, t in whole.items() for c in linked_columns(t) if (n, c.name) in done.added}
+    if linked:
+        await link_all(connection, schema, whole, linked)
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
@@ -221,9 +238,9 @@ async def _extend(
     existing: Mapping[str, str],
     done: Migration,
 ) -> None:
-    added = [c for c in table.columns if c.name not in existing]
+    added = [c for c in table.all_columns if c.name not in existing]
     done.retyped += [
-        (table.name, c.name) for c in table.columns if existing.get(c.name, c.type) != c.type
+        (table.name, c.name) for c in table.all_columns if existing.get(c.name, c.type) != c.type
     ]
     if not added:
         return
@@ -232,11 +249,12 @@ async def _extend(
             f'The key of "{schema}"."{table.name}" differs from the catalog.',
             hint="Choose another schema with --schema and sync anew.",
         )
-    for column in added:
-        await connection.execute(ddl.add_column(schema, table, column))
+    # A derived column cannot read one that has another type in the database.
+    typed = replace(table, columns=_of_type(table.columns, existing))
+    await connection.execute(ddl.add_columns(schema, typed, added))
     for statement in ddl.comments(schema, table, only=[c.name for c in added]):
         await connection.execute(statement)
-    filled = await _fill(connection, schema, table, added)
+    filled = await _fill(connection, schema, table, [c for c in added if c in table.columns])
     done.added += [(table.name, c.name) for c in added]
     holds_rows = f"SELECT EXISTS (SELECT FROM {ddl.qualified(schema, table.name)})"
     if not filled and await connection.fetchval(holds_rows):
@@ -380,7 +398,7 @@ async def check_tables(connection: Connection, schema: str, wanted: Mapping[str,
     lacking = [
         f"{name}.{column.name}"
         for name, table in wanted.items()
-        for column in table.columns
+        for column in table.all_columns
         if (name, column.name) not in there
     ]
     if lacking:
@@ -389,6 +407,56 @@ async def check_tables(connection: Connection, schema: str, wanted: Mapping[str,
             f'The schema "{schema}" lacks what this version knows: {some}.',
             hint="Start `pinstripe sync` of this version: it brings the tables up to date.",
         )
+
+
+_ENFORCEABLE = 180000
+"""Postgres 18: the first server that takes NOT ENFORCED of a foreign key."""
+
+
+async def set_foreign_keys(
+    connection: Connection, schema: str, tables: Mapping[str, Table], *, wanted: bool
+) -> int:
+    """Make the foreign keys of `tables`, or drop those that we made; return how many there are then.
+
+    Older servers than Postgres 18 have none: theirs would be checked, and refuse rows.
+    """
+    if await _server_version(connection) < _ENFORCEABLE:
+        return 0
+    keys = {t.name: dict(ddl.foreign_keys(schema, t, tables)) for t in tables.values()}
+    async for attempt in _patiently(connection, schema):
+        async with attempt:
+            there = await _unenforced(connection, schema)
+            for name, clauses in keys.items():
+                mine = there.get(name, set())
+                changes = [c for key, c in clauses.items() if wanted and key not in mine]
+                if not wanted:
+                    changes = [
+                        f"DROP CONSTRAINT {ddl.quote(key)}" for key in clauses if key in mine
+                    ]
+                if changes:
+                    await connection.execute(
+                        f"ALTER TABLE {ddl.qualified(schema, name)} {', '.join(changes)}"
+                    )
+    return sum(map(len, keys.values())) if wanted else 0
+
+
+async def _server_version(connection: Connection) -> int:
+    number: str = await connection.fetchval("SELECT current_setting('server_version_num')")
+    return int(number)
+
+
+async def _unenforced(connection: Connection, schema: str) -> dict[str, set[str]]:
+    """Table -> names of its foreign keys that are not enforced."""
+    rows = await connection.fetch(
+        "SELECT c.relname::text, k.conname::text FROM pg_constraint k"
+        " JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = $1 AND k.contype = 'f' AND NOT k.conenforced",
+        schema,
+    )
+    found: dict[str, set[str]] = {}
+    for table, name in rows:
+        found.setdefault(table, set()).add(name)
+    return found
 
 
 async def create_indexes(connection: Connection, schema: str, table: Table) -> None:
