@@ -32,6 +32,7 @@ from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
+from pinstripe.store.compat import grant, set_compat
 from pinstripe.store.cursors import load_loaded, mark_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.leases import Held, Lease, leading
@@ -46,6 +47,7 @@ from pinstripe.store.migrate import (
     set_foreign_keys,
 )
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
+from pinstripe.store.roles import PURPOSES, find_reader
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import PollIntervals
@@ -327,4 +329,11 @@ async def _tables(
         )
         await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
         await set_foreign_keys(connection, config.schema, wanted, wanted=config.foreign_keys)
-        return await effective_tables(connection, config.schema, wanted)
+        effective = await effective_tables(connection, config.schema, wanted)
+        await set_compat(connection, config.schema, effective, config.compat)
+        if config.compat:
+            for purpose in PURPOSES:
+                role = await find_reader(connection, config.schema, purpose)
+                if role is not None:
+                    await grant(connection, config.schema, role)
+        return effective

@@ -122,7 +122,8 @@ SettingOption = Annotated[
         name="--set",
         negative="",
         help="A setting for this sync, as NAME=VALUE: tables, rate_limit, endpoint_rate_limit, "
-        "poll_interval, event_window, hold_poll_rate, changes, change_days, foreign_keys. Repeatable.",
+        "poll_interval, event_window, hold_poll_rate, changes, change_days, foreign_keys, compat. "
+        "Repeatable.",
     ),
 ]
 

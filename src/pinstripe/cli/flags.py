@@ -30,6 +30,7 @@ LIVE = (
     "changes",
     "change_days",
     "foreign_keys",
+    "compat",
 )
 GATEWAY = (
     "host",

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from pinstripe.catalog.descriptions import describe_column, describe_table
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Column, SqlType, Table
+from pinstripe.store.ddl import within_63
 
 Tool = Literal["sqlalchemy", "pydantic", "drizzle", "prisma"]
 
@@ -152,7 +153,8 @@ def _pydantic(
     yield "class Row(BaseModel):\n    model_config = ConfigDict("
     yield "        from_attributes=True, populate_by_name=True, protected_namespaces=()\n    )\n"
     for table in chosen:
-        yield f"\nclass {_class_name(table.name)}(Row):\n    {_text(describe_table(table))}\n"
+        about = _text(f"{describe_table(table)} Table {table.name}.")
+        yield f"\nclass {_class_name(table.name)}(Row):\n    {about}\n"
         for c in table.all_columns:
             name, is_key = _python_name(c.name), c.name in table.key
             alias = f", alias={_text(c.name)}" if name != c.name else ""
@@ -246,7 +248,8 @@ def _prisma(schema: str, chosen: Sequence[Table], relations: Sequence[_Relation]
             if r.table is table:
                 yield (
                     f'  {r.one} {r.target.name}? @relation("{r.name}", fields: [{r.column.name}], '
-                    f"references: [{r.target.key[0]}], onDelete: NoAction, onUpdate: NoAction)"
+                    f"references: [{r.target.key[0]}], onDelete: NoAction, onUpdate: NoAction, "
+                    f'map: "{within_63(f"{r.name}_fkey")}")'
                 )
             if r.target is table:
                 yield f'  {r.many} {r.table.name}[] @relation("{r.name}")'

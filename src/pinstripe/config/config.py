@@ -56,6 +56,20 @@ def rate(text: str, where: str, *, ceiling: float) -> Rate:
     return rate
 
 
+_COMPAT = ("fivetran", "supabase")
+
+
+def compat(text: str, where: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    unknown = [n for n in names if n not in _COMPAT]
+    if unknown:
+        raise Misconfigured(
+            f"{where} names {redact(unknown[0])!r}, for which there are no views.",
+            hint=f"There are views for {' and '.join(_COMPAT)}.",
+        )
+    return names
+
+
 def number_of(text: str, where: str, *, unit: str, least: float, most: float) -> float:
     try:
         number = float(text)
@@ -273,6 +287,7 @@ class Config:
     hold_poll_rate: bool = False
     changes: bool = False
     foreign_keys: bool = False
+    compat: tuple[str, ...] = ()
     change_days: float = 7.0
     demo_scale: int = 20_000
     host: str = "127.0.0.1"
@@ -339,6 +354,7 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         hold_poll_rate=switch(*values["hold_poll_rate"]),
         changes=switch(*values["changes"]),
         foreign_keys=switch(*values["foreign_keys"]),
+        compat=compat(*values["compat"]),
         change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
         demo_scale=count(*values["demo_scale"]),
         **_of_the_gateway(values),

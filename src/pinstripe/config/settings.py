@@ -78,6 +78,14 @@ SETTINGS: tuple[Setting, ...] = (
         switch=True,
     ),
     Setting(
+        "compat",
+        "PINSTRIPE_COMPAT",
+        "",
+        "names",
+        "Views in the shape of other products' Stripe tables, comma-separated: fivetran, supabase. "
+        "Each gets a schema of its own, such as stripe_fivetran.",
+    ),
+    Setting(
         "rate_limit",
         "PINSTRIPE_RATE_LIMIT",
         "default",

@@ -49,6 +49,7 @@ SYNC_SETTINGS = (
     "changes",
     "change_days",
     "foreign_keys",
+    "compat",
 )
 """The settings that each sync has of its own; the others are the service's."""
 

@@ -125,7 +125,7 @@ def foreign_keys(schema: str, table: Table, known: Container[str]) -> Iterator[t
             continue
         (target,) = column.references
         if target in known:
-            name = _within_63(f"{table.name}_{column.name}_fkey")
+            name = within_63(f"{table.name}_{column.name}_fkey")
             yield (
                 name,
                 f"ADD CONSTRAINT {quote(name)} FOREIGN KEY ({quote(column.name)}) REFERENCES "
@@ -135,10 +135,11 @@ def foreign_keys(schema: str, table: Table, known: Container[str]) -> Iterator[t
 
 def index_name(table: str, column: str) -> str:
     """At most 63 bytes, and never the same for two columns of one schema."""
-    return _within_63(f"{table}_{column}_idx")
+    return within_63(f"{table}_{column}_idx")
 
 
-def _within_63(name: str) -> str:
+def within_63(name: str) -> str:
+    """`name`, cut where Postgres would cut it, and then with a digest: never the same for two names."""
     if len(name.encode()) <= 63:
         return name
     digest = format(_fnv(name), "08x")

@@ -24,6 +24,7 @@ from pinstripe.catalog.tables import Column, Table, tables
 from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.store import ddl
+from pinstripe.store.compat import set_compat
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
 from pinstripe.store.links import link_all, linked_columns
@@ -529,6 +530,7 @@ async def _drop(connection: Connection, schema: str) -> None:
                 schema,
                 list(tables()),
             )
+            await set_compat(connection, schema, {}, ())
             if ours:
                 names = (f"{ddl.quote(schema)}.{ddl.quote(row[0])}" for row in ours)
                 await connection.execute(f"DROP TABLE {', '.join(names)}")
