@@ -10,6 +10,7 @@ from tests.house.tree import modules, parsed, shown
 MODULE_LINES = 600
 # Longer modules, and why each is one idea all the same: "src/...": "reason".
 LONG_MODULES = {
+    "src/pinstripe/cli/app.py": "One function a command, and nothing in it but its flags.",
     "src/pinstripe/gateway/proxy/mirroring.py": "All that may become of one answer.",
 }
 FUNCTION_LINES = 50

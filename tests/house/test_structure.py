@@ -18,12 +18,12 @@ from tests.house.figures import (
 )
 
 # What is being built beside the moves still adds to these two; in the end 175 and 35,200.
-MODULES, LINES = 190, 42_700
+MODULES, LINES = 192, 43_700
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
     "pinstripe/console": 18,  # One a page.
-    "pinstripe/store": 26,  # One a table of the bookkeeping.
+    "pinstripe/store": 28,  # One a table of the bookkeeping; links and views.
     "pinstripe/cli": 16,  # One a command.
 }
 ONLY_CHILDREN = 40

@@ -111,7 +111,7 @@ async def test_dbt_builds_its_stripe_package_on_the_views(database: str, tmp_pat
     for key, value in parse_qsl(url.query):
         host, port = (value, port) if key == "host" else (host, value if key == "port" else port)
     named = {"stripe_schema": "stripe_fivetran", "stripe_database": url.path[1:]}
-    project = {"name": "probe", "version": "1", "config-version": 2, "profile": "probe"}
+    project = {"name": "probe", "version": "1.0.0", "config-version": 2, "profile": "probe"}
     settings = {
         "packages-install-path": PACKAGES,
         "vars": {**named, "stripe__using_credit_notes": True},
