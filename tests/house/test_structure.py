@@ -18,15 +18,15 @@ from tests.house.figures import (
 )
 
 # What is being built beside the moves still adds to these two; in the end 175 and 35,200.
-MODULES, LINES = 192, 43_500
+MODULES, LINES = 206, 49_500
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
-    "pinstripe/console": 18,  # One a page.
-    "pinstripe/store": 27,  # One a table of the bookkeeping.
-    "pinstripe/cli": 16,  # One a command.
+    "pinstripe/console": 19,  # One a page.
+    "pinstripe/store": 34,  # One a table of the bookkeeping; links and views.
+    "pinstripe/cli": 18,  # One a command.
 }
-ONLY_CHILDREN = 40
+ONLY_CHILDREN = 41
 DOUBLED_NAMES = 15
 SQL_OUTSIDE = 0
 # These read what Stripe says where it gives nothing but words, or codes that begin and end alike.

@@ -12,10 +12,10 @@ from tests.house.trips import TRIPS
 
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
-    "backfill": (34, 185),
-    "event": (50, 284),
-    "proxy": (36, 148),
-    "verify": (46, 330),
+    "backfill": (37, 206),
+    "event": (56, 320),
+    "proxy": (40, 163),
+    "verify": (50, 370),
 }
 
 

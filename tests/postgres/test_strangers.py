@@ -267,14 +267,16 @@ async def test_an_upgrade_never_makes_readers_queue_behind_an_idle_one(
     monkeypatch.setattr(migration, "_TRIES", 2)
     old = tables()["customer"]
     old = replace(old, columns=tuple(c for c in old.columns if c.name != "email"))
-    versions = {"sdk_version": spec().sdk_version, "api_version": spec().api_version}
+    sdk, api = spec().sdk_version, spec().api_version
     async with connect(database) as ours, connect(database) as reader:
-        await migrate(ours, "stripe", {"customer": old}, **versions)
+        await migrate(ours, "stripe", {"customer": old}, sdk_version=sdk, api_version=api)
         transaction = pg.transaction()
         await transaction.start()
         await pg.fetch("SELECT * FROM stripe.customer")
         new = {"customer": tables()["customer"]}
-        upgrading = asyncio.create_task(migrate(ours, "stripe", new, **versions))
+        upgrading = asyncio.create_task(
+            migrate(ours, "stripe", new, sdk_version=sdk, api_version=api)
+        )
         slowest = 0.0
         while not upgrading.done():
             began = time.monotonic()
@@ -285,7 +287,7 @@ async def test_an_upgrade_never_makes_readers_queue_behind_an_idle_one(
             await upgrading
         assert slowest < 2.5
         await transaction.rollback()
-        done = await migrate(ours, "stripe", new, **versions)
+        done = await migrate(ours, "stripe", new, sdk_version=sdk, api_version=api)
         assert done.added == [("customer", "email")]
 
 

@@ -250,7 +250,8 @@ class RandomAccount:
                     list(owners),
                 )
                 mine = {(r[0], r[1]) for r in rows}
-                theirs, unnamed = set(), set()
+                theirs: set[tuple[str, str]] = set()
+                unnamed: set[tuple[str, str]] = set()
                 field = kind.owner.kind.name
                 names = field in self.sim.account.world.routes.fields[kind.child.kind.name]
                 for owner in owners:
@@ -315,7 +316,8 @@ async def _account(
     settings = Settings(
         seed=seed, scale=_SCALE, future_fields=False, connected=False, nastiness=CALM
     )
-    done, wrong = 0, {}
+    done = 0
+    wrong: dict[str, str] = {}
     async with running(settings) as sim:
         config = Config(
             api_key=sim.key,

@@ -136,10 +136,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return super()._make_socket_transport(sock, protocol, *args, **more)  # type: ignore[misc]
         made = _Transport.__new__(_Transport)
         made._at_work = self._virtual.at_work
-        _Transport.__init__(made, self, sock, protocol, *args, **more)
+        _Transport.__init__(made, self, sock, protocol, *args, **more)  # type: ignore[call-arg]
         return made
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> Any:
         at_work = self._virtual.at_work
         made = super().run_in_executor(executor, func, *args)
         at_work.add(made)
