@@ -37,10 +37,12 @@ from pinstripe.rows.personal import Personal
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
+from pinstripe.store.compat import grant, set_compat
 from pinstripe.store.cursors import load_loaded, mark_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.erasures import load_erased
 from pinstripe.store.leases import Held, Lease, leading
+from pinstripe.store.links import link_all
 from pinstripe.store.lost_tables import forget_emptied, note_filled
 from pinstripe.store.migrate import (
     check_tables,
@@ -48,10 +50,12 @@ from pinstripe.store.migrate import (
     effective_tables,
     migrate,
     reserve,
+    set_foreign_keys,
 )
 from pinstripe.store.personal import apply_policy, stored_policy, with_key
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.retention import Retention
+from pinstripe.store.roles import PURPOSES, find_reader
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import PollIntervals
@@ -106,8 +110,13 @@ class Service:
                 for table in mirror.loading
                 if any(parent in outcome.unfinished for parent, _ in parents_of(table))
             }
-            await mark_loaded(connection, mirror.schema, sorted(mirror.loading - open_tables))
+        loaded = mirror.loading - open_tables
         mirror.loading &= open_tables
+        if loaded:
+            # After `loading`: what is written from now on is linked as it comes.
+            async with self.source.transaction() as connection:
+                await link_all(connection, mirror.schema, mirror.tables, loaded)
+                await mark_loaded(connection, mirror.schema, sorted(loaded))
         return outcome
 
     async def follow(self) -> Follower:
@@ -387,4 +396,12 @@ async def _tables(
             metrics=not config.no_metrics,
         )
         await claim(connection, config.schema, account_id=account.id, livemode=account.livemode)
-        return await effective_tables(connection, config.schema, wanted)
+        await set_foreign_keys(connection, config.schema, wanted, wanted=config.foreign_keys)
+        effective = await effective_tables(connection, config.schema, wanted)
+        await set_compat(connection, config.schema, effective, config.compat)
+        if config.compat:
+            for purpose in PURPOSES:
+                role = await find_reader(connection, config.schema, purpose)
+                if role is not None:
+                    await grant(connection, config.schema, role)
+        return effective

@@ -18,16 +18,16 @@ from tests.house.figures import (
 )
 
 # The redesign aimed at 175 and 35,200 for what there was then. Sets and margins, classes of work, the scan,
-# personal data, scheduled verification, metrics and insights came after it.
-MODULES, LINES = 202, 48_200
+# personal data, scheduled verification, metrics and insights, moved columns and views came after it.
+MODULES, LINES = 206, 49_500
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
     "pinstripe/console": 19,  # One a page.
-    "pinstripe/store": 32,  # One a table of the bookkeeping.
-    "pinstripe/cli": 17,  # One a command.
+    "pinstripe/store": 34,  # One a table of the bookkeeping; links and views.
+    "pinstripe/cli": 18,  # One a command.
 }
-ONLY_CHILDREN = 40
+ONLY_CHILDREN = 41
 DOUBLED_NAMES = 15
 SQL_OUTSIDE = 0
 # These read what Stripe says where it gives nothing but words, or codes that begin and end alike.

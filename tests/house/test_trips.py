@@ -12,10 +12,10 @@ from tests.house.trips import TRIPS
 
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
-    "backfill": (38, 204),
-    "event": (55, 330),
-    "proxy": (41, 162),
-    "verify": (51, 360),
+    "backfill": (39, 212),
+    "event": (57, 335),
+    "proxy": (42, 168),
+    "verify": (52, 375),
 }
 
 

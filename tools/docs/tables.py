@@ -49,7 +49,7 @@ def table_pages() -> dict[str, str]:
 
 
 def _index() -> str:
-    count = sum(len(t.columns) for t in tables().values())
+    count = sum(len(t.all_columns) for t in tables().values())
     parts = [
         "# Tables",
         "",
@@ -85,7 +85,7 @@ def _section(t: Table, page: str) -> str:
             _references(c, page),
             " ".join(column_facts(t, c)),
         )
-        for c in t.columns
+        for c in t.all_columns
     ]
     lines = [
         f"## {t.name}",

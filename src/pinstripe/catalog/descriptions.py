@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from pinstripe.catalog.model import Field, spec
+from pinstripe.catalog.moved import Moved
 from pinstripe.catalog.tables import Column, Table, object_type_of
 
 DOCS = "https://docs.stripe.com/api"
@@ -69,16 +70,52 @@ def column_facts(table: Table, column: Column) -> tuple[str, ...]:
         facts.append(f"JSON of `{'.'.join(column.path)}`, as Stripe sends it.")
     if column.secret:
         facts.append("A secret: always null.")
+    if column.moved is not None:
+        facts += (f"{part}." for part in derivation(column.moved))
     if column.on_request:
         facts.append("Stripe gives it on request only.")
     return tuple(f for f in facts if f)
 
 
+def derivation(moved: Moved) -> list[str]:
+    """Where the value of a column stands today and stood before, without full stops.
+
+    >>> from pinstripe.catalog.tables import tables
+    >>> moved = tables()["subscription"].column("discount_id").moved
+    >>> derivation(moved) if moved else []
+    ['From discounts[0]', 'Of several values it is the first', 'Earlier: discount']
+    """
+    places = " or ".join(_written(place) for place in moved.places)
+    parts = []
+    if moved.sum:
+        parts.append(f"The sum of {places}")
+    elif places and moved.equals:
+        parts.append(f"Whether {places} is {moved.equals}")
+    elif places:
+        parts.append(f"From {places}")
+    if moved.takes_first:
+        parts.append("Of several values it is the first")
+    if moved.words:
+        parts.append(", ".join(f"{today} is {before}" for today, before in moved.words))
+    for rows in moved.rows:
+        then = f", then {rows.then.table}.{rows.then.take}" if rows.then else ""
+        by = ", ".join(n.lstrip("-") + " descending" * (n[0] == "-") for n in rows.order)
+        parts.append(f"From {rows.table}.{rows.take}{then}, the first by {by}")
+    if moved.was:
+        parts.append(f"Earlier: {', '.join(_written(place) for place in moved.was)}")
+    return parts
+
+
+def _written(place: str) -> str:
+    return "".join(f"[{s}]" if s.isdigit() else f".{s}" for s in place.split(".")).lstrip(".")
+
+
 def is_money(column: Column) -> bool:
     """Whether the column is an amount in the smallest unit of a currency."""
-    if column.type != "bigint" or not column.path:
+    places = column.moved.places if column.moved is not None else ()
+    if column.type != "bigint" or not (column.path or places):
         return False
-    last = column.path[-1]
+    last = column.path[-1] if column.path else places[0].rpartition(".")[2]
     return last in _MONEY or last.startswith("amount_") or last.endswith("_amount")
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Literal
 
 from pinstripe.catalog.model import Field, ObjectType, Spec, object_types, spec
+from pinstripe.catalog.moved import Moved, moved_columns
 from pinstripe.catalog.relations import parents
 from pinstripe.catalog.secrets import is_secret
 
@@ -90,7 +91,7 @@ class Column:
     """One column. `path`: the place of its value in the object; `references`: tables.
 
     `on_request`: Stripe leaves it out unless asked to expand it, and we do ask. `secret`: it is always
-    null, because a copy keeps no secrets (`catalog.secrets`).
+    null, because a copy keeps no secrets (`catalog.secrets`). `moved`: where else its value may stand.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Column:
     references: tuple[str, ...] = ()
     on_request: bool = False
     secret: bool = False
+    moved: Moved | None = None
 
     @property
     def type(self) -> SqlType:
@@ -107,16 +109,25 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of the mirror. `columns` begins with the key and leaves out the bookkeeping."""
+    """One table of the mirror. `columns` begins with the key and leaves out the bookkeeping.
+
+    `columns` hold what Stripe sends; `derived` follow from them, or from rows of other tables.
+    """
 
     name: str
     object_type: str
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ("id",)
     virtual: bool = False
+    derived: tuple[Column, ...] = ()
+
+    @property
+    def all_columns(self) -> tuple[Column, ...]:
+        """Every column of the catalog that the database has."""
+        return (*self.columns, *self.derived)
 
     def column(self, name: str) -> Column:
-        return next(c for c in self.columns if c.name == name)
+        return next(c for c in self.all_columns if c.name == name)
 
     @property
     def deletable(self) -> bool:
@@ -150,7 +161,7 @@ def build_tables(catalog: Spec) -> dict[str, Table]:
     for object_type in catalog.objects:
         if object_type.name in with_table:
             table = _table(object_type, types, with_table, relations.get(object_type.name, ()))
-            found[table.name] = table
+            found[table.name] = _with_moved(table)
     found.update({t.name: t for t in (*_upcoming(found), *_payout_lines(found))})
     return dict(sorted(found.items()))
 
@@ -178,6 +189,15 @@ def _table(
     columns = [_asked(object_type.name, c) for c in columns]
     _check_names(object_type.name, columns)
     return Table(table_name(object_type.name), object_type.name, tuple(columns))
+
+
+def _with_moved(table: Table) -> Table:
+    """`table` with the columns of `catalog.moved`. One that Stripe still sends keeps its place."""
+    mine = {m.column: m for m in moved_columns() if m.table == table.name}
+    columns = tuple(replace(c, moved=mine.pop(c.name, None)) for c in table.columns)
+    derived = tuple(Column(m.column, m.read, (), m.references, moved=m) for m in mine.values())
+    _check_names(table.object_type, [*columns, *derived])
+    return replace(table, columns=columns, derived=derived)
 
 
 def _asked(object_name: str, column: Column) -> Column:
@@ -283,13 +303,22 @@ def _upcoming(found: Mapping[str, Table]) -> Iterator[Table]:
     for owner in ("customer", "subscription"):
         key = Column(f"{owner}_id", "parent", (), (owner,))
         rest = tuple(c for c in invoice.columns if c.name != key.name)
-        yield Table(f"upcoming_{owner}_invoice", "invoice", (key, *rest), (key.name,), virtual=True)
+        derived = tuple(c for c in _without_rows(invoice) if c.name != key.name)
+        name = f"upcoming_{owner}_invoice"
+        yield Table(name, "invoice", (key, *rest), (key.name,), virtual=True, derived=derived)
     owners = tuple(
         Column(f"{kind}_{who}_id", "parent", (), (who,))
         for kind, who in (("upcoming", "customer"), ("upcoming", "subscription"))
     )
     columns = (*(replace(c) for c in line.columns), *owners)
-    yield Table("upcoming_invoice_line_item", "line_item", columns, virtual=True)
+    derived = _without_rows(line)
+    name = "upcoming_invoice_line_item"
+    yield Table(name, "line_item", columns, virtual=True, derived=derived)
+
+
+def _without_rows(table: Table) -> tuple[Column, ...]:
+    """What follows from an object alone: no payment refers to an invoice that is not made yet."""
+    return tuple(c for c in table.derived if c.moved is not None and not c.moved.rows)
 
 
 def _payout_lines(found: Mapping[str, Table]) -> Iterator[Table]:

@@ -124,7 +124,7 @@ SettingOption = Annotated[
         negative="",
         help="A setting for this sync, as NAME=VALUE: tables, since, deep, rate_limit, "
         "endpoint_rate_limit, poll_interval, event_window, hold_poll_rate, changes, change_days, "
-        "event_days. Repeatable.",
+        "event_days, foreign_keys, compat. Repeatable.",
     ),
 ]
 
@@ -310,6 +310,22 @@ def list_tables(
         commands.print_tables(config, as_json=json)
     else:
         commands.print_table(config, table, as_json=json)
+
+
+@schema.command(sort_key=4)
+@with_settings("schema", "tables")
+def models(
+    config: Config,
+    *,
+    for_: Annotated[
+        Literal["sqlalchemy", "pydantic", "drizzle", "prisma"],
+        Parameter(name="--for", help="The tool that is to read them."),
+    ],
+) -> None:
+    """Print the tables as models of an ORM, with relations and descriptions, as one file."""
+    from pinstripe.cli import schema as commands
+
+    commands.print_models(config, for_)
 
 
 @schema.command(sort_key=3)

@@ -36,6 +36,8 @@ LIVE = (
     "erase_deleted_after",
     "verify_every",
     "no_metrics",
+    "foreign_keys",
+    "compat",
 )
 GATEWAY = (
     "host",

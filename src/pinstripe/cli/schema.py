@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pinstripe.catalog.tables import Table, tables
+from pinstripe.cli.models import Tool, models
 from pinstripe.cli.status import with_data
 from pinstripe.config.config import Config
 from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, of_tables, overview
@@ -32,16 +33,24 @@ def print_ddl(config: Config) -> None:
     sys.stdout.write(create_all(config.schema, chosen))
 
 
+def print_models(config: Config, tool: Tool) -> None:
+    """Print the models for one tool."""
+    known = tables()
+    chosen = [known[name] for name in config.choose_tables(known)]
+    sys.stdout.write(models(tool, config.schema, chosen))
+
+
 def print_tables(config: Config, *, as_json: bool) -> None:
     """One line a table."""
     chosen = [tables()[name] for name in config.choose_tables(tables())]
     if as_json:
         found = [
-            {"table": t.name, "object": t.object_type, "columns": len(t.columns)} for t in chosen
+            {"table": t.name, "object": t.object_type, "columns": len(t.all_columns)}
+            for t in chosen
         ]
         sys.stdout.write(json.dumps({"tables": found}) + "\n")
         return
-    lines = [f"{t.name:<44} {t.object_type:<44} {len(t.columns):>4} columns" for t in chosen]
+    lines = [f"{t.name:<44} {t.object_type:<44} {len(t.all_columns):>4} columns" for t in chosen]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -54,7 +63,9 @@ def print_table(config: Config, name: str, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(_described(table)) + "\n")
         return
     lines = [f'"{config.schema}".{table.name}: {table_comment(table)}']
-    lines += [f"  {c.name:<44} {c.type:<12} {column_comment(c)}".rstrip() for c in table.columns]
+    lines += [
+        f"  {c.name:<44} {c.type:<12} {column_comment(c)}".rstrip() for c in table.all_columns
+    ]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -70,7 +81,7 @@ def _described(table: Table) -> dict[str, object]:
                 "references": c.references,
                 "comment": column_comment(c),
             }
-            for c in table.columns
+            for c in table.all_columns
         ],
     }
 

@@ -57,6 +57,20 @@ def rate(text: str, where: str, *, ceiling: float) -> Rate:
     return rate
 
 
+_COMPAT = ("fivetran", "supabase")
+
+
+def compat(text: str, where: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    unknown = [n for n in names if n not in _COMPAT]
+    if unknown:
+        raise Misconfigured(
+            f"{where} names {redact(unknown[0])!r}, for which there are no views.",
+            hint=f"There are views for {' and '.join(_COMPAT)}.",
+        )
+    return names
+
+
 def number_of(text: str, where: str, *, unit: str, least: float, most: float) -> float:
     try:
         number = float(text)
@@ -324,6 +338,8 @@ class Config:
     clock_margin: float = 3.0
     hold_poll_rate: bool = False
     changes: bool = False
+    foreign_keys: bool = False
+    compat: tuple[str, ...] = ()
     change_days: float = 7.0
     event_days: float = 0.0
     no_metrics: bool = False
@@ -411,6 +427,8 @@ def read_config(given: Mapping[str, str | bool | None], environment: Mapping[str
         clock_margin=number_of(*values["clock_margin"], unit="seconds", least=0.0, most=300.0),
         hold_poll_rate=switch(*values["hold_poll_rate"]),
         changes=switch(*values["changes"]),
+        foreign_keys=switch(*values["foreign_keys"]),
+        compat=compat(*values["compat"]),
         change_days=number_of(*values["change_days"], unit="days", least=0.01, most=3650.0),
         event_days=event_days(*values["event_days"]),
         no_metrics=switch(*values["no_metrics"]),

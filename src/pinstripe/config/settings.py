@@ -118,6 +118,23 @@ SETTINGS: tuple[Setting, ...] = (
         "Erase the personal data of a customer this many days after their deletion. Off by default.",
     ),
     Setting(
+        "foreign_keys",
+        "PINSTRIPE_FOREIGN_KEYS",
+        "",
+        "",
+        "Declare references between the tables as foreign keys that are not enforced, for tools "
+        "that read them. Needs Postgres 18; older servers get none.",
+        switch=True,
+    ),
+    Setting(
+        "compat",
+        "PINSTRIPE_COMPAT",
+        "",
+        "names",
+        "Views in the shape of other products' Stripe tables, comma-separated: fivetran, supabase. "
+        "Each gets a schema of its own, such as stripe_fivetran.",
+    ),
+    Setting(
         "rate_limit",
         "PINSTRIPE_RATE_LIMIT",
         "default",

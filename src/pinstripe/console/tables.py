@@ -237,7 +237,7 @@ async def load_shape(connection: Connection, schema: str, name: str) -> Shape | 
     rows = await connection.fetch(_COLUMNS, qualified(schema, name))
     if not rows:
         return None
-    known = {c.name: c for c in table.columns}
+    known = {c.name: c for c in table.all_columns}
     columns = {
         row[0]: ShownColumn(row[0], row[1], row[2], _about(table, known, row[0]), known.get(row[0]))
         for row in rows
@@ -259,7 +259,7 @@ def referring(shape: Shape) -> list[tuple[str, str]]:
     return [
         (name, column.name)
         for name in sorted(shape.here)
-        for column in tables()[name].columns
+        for column in tables()[name].all_columns
         if shape.table.name in column.references
     ]
 

@@ -80,7 +80,7 @@ def around(name: str, *, filled: frozenset[str] | None = None, detail: Detail = 
     """
     table = known(name)
     near = only_filled((n for n in tables() if n != name), filled)
-    outward = sorted({r for c in table.columns for r in c.references if r in near})
+    outward = sorted({r for c in table.all_columns for r in c.references if r in near})
     inward = [n for n in near if n not in outward and _rows_to(n, name)]
     main = _box(table, detail, main=True)
     beside = [_neighbour(tables()[other], name) for other in outward]
@@ -136,7 +136,7 @@ def _tables(
 def _box(table: Table, detail: Detail, *, main: bool = False) -> Box:
     rows = rows_of(table, detail)
     domain = domain_by_table()[table.name].name
-    hidden = len(table.columns) - len(rows)
+    hidden = len(table.all_columns) - len(rows)
     return Box(table.name, table.name, "table", domain, describe_table(table), rows, hidden, main)
 
 
@@ -144,7 +144,7 @@ def _neighbour(table: Table, of: str) -> Box:
     """A table beside the one that is shown: its key, and its rows for that one."""
     rows = tuple(r for r in rows_of(table, "keys") if r.kind == "key" or of in r.references)
     domain = domain_by_table()[table.name].name
-    hidden = len(table.columns) - len(rows)
+    hidden = len(table.all_columns) - len(rows)
     return Box(table.name, table.name, "table", domain, describe_table(table), rows, hidden)
 
 
@@ -276,9 +276,9 @@ _MOST_IMPORTANT = 4
 def rows_of(table: Table, detail: Detail) -> tuple[DiagramRow, ...]:
     """The rows for `table`: key, references, and what `detail` asks for, in this order."""
     if detail == "full":
-        return tuple(row_of(table, c) for c in table.columns)
+        return tuple(row_of(table, c) for c in table.all_columns)
     key = [c for c in table.columns if c.name in table.key]
-    references = [c for c in table.columns if _is_reference(table, c)]
+    references = [c for c in table.all_columns if _is_reference(table, c)]
     chosen = key + references
     if detail == "short":
         chosen += _important(table)
@@ -313,6 +313,6 @@ def _is_reference(table: Table, column: Column) -> bool:
 
 
 def _important(table: Table) -> list[Column]:
-    by_name = {c.name: c for c in table.columns if not c.references and c.name not in table.key}
+    by_name = {c.name: c for c in table.all_columns if not c.references and c.name not in table.key}
     found = [by_name[n] for n in IMPORTANT if n in by_name]
     return found[:_MOST_IMPORTANT]

@@ -83,6 +83,15 @@ class Batch:
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
+    def written(self) -> dict[str, dict[str, Row]]:
+        """Return the rows by table and key, without tables in their initial load."""
+        found: dict[str, dict[str, Row]] = {}
+        for one_round in self.rounds:
+            for table, group in one_round.items():
+                if table not in self.loading:
+                    found.setdefault(table, {}).update(group)
+        return found
+
     def add(self, row_set: RowSet, as_of: AsOf) -> None:
         """Add rows that were true at a moment in the interval `as_of`."""
         cause = as_of.cause

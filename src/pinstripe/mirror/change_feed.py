@@ -110,6 +110,10 @@ class Recorder:
         elif rows:
             await connection.execute("DELETE FROM pg_temp.pinstripe_before")
 
+    def linked(self, table: str, key: str, changes: str, cause: Cause | None) -> None:
+        """Record a row whose column another row gave a value (`store.links`)."""
+        self._noted.append(_change(table, key, "update", changes, cause))
+
     def removed(self, table: str, key: str, changes: str, cause: Cause) -> None:
         """Record a deleted row. If the same transaction inserted it, nothing is recorded."""
         mine = [c for c in self._noted if (c.table, c.id) == (table, key)]

@@ -23,11 +23,12 @@ upcoming invoice is written at each preview, since its `_as_of` says how old the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.confirmations import key_hash, of_keys
-from pinstripe.store.ddl import literal, qualified, quote
+from pinstripe.store.ddl import literal, qualified, quote, today_value
 
 STAGE_EXTRA = ("_extra", "_lo", "_hi", "_known", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
@@ -88,10 +89,23 @@ def from_stage(column: Column) -> str:
     return name
 
 
+def staged_value(table: Table, column: Column) -> str:
+    """Return the column's value after the write: one that Stripe has moved may stand elsewhere."""
+    elsewhere = today_value(table, column, "s")
+    return f"coalesce({from_stage(column)}, {elsewhere})" if elsewhere else from_stage(column)
+
+
+def _agreeing_value(table: Table, column: Column) -> str:
+    """Like `staged_value`; what a row of another table gave (`store.links`) agrees with a null."""
+    if column.moved is None or not column.moved.rows:
+        return staged_value(table, column)
+    return f"coalesce({from_stage(column)}, t.{quote(column.name)})"
+
+
 def insert(schema: str, table: Table) -> str:
     """Insert the staged rows that the table does not have. $1: the API version of the rows."""
     names = ", ".join(quote(c.name) for c in table.columns)
-    values = ", ".join(from_stage(c) for c in table.columns)
+    values = ", ".join(staged_value(table, c) for c in table.columns)
     return (
         f"INSERT INTO {qualified(schema, table.name)} "
         f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
@@ -107,12 +121,13 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
     $1: the API version of the rows; $2: the number of the shape.
     """
     columns = _content(table, shape)
-    sets = [f"{quote(c.name)} = {from_stage(c)}" for c in columns]
+    sets = [f"{quote(c.name)} = {staged_value(table, c)}" for c in columns]
     extra, version, gains = extra_after(columns), "t._api_version", "false"
     if _is_whole(table, shape):
         # In another version the same names may have meant something else.
         sets += [
-            f"{quote(c.name)} = CASE WHEN {_OF_OTHER_VERSION} THEN NULL ELSE t.{quote(c.name)} END"
+            f"{quote(c.name)} = CASE WHEN {_OF_OTHER_VERSION} "
+            f"THEN {today_value(table, c, 's') or 'NULL'} ELSE t.{quote(c.name)} END"
             for c in unsaid(table, shape)
         ]
         extra = f"CASE WHEN {_OF_OTHER_VERSION} THEN s._extra::jsonb ELSE {extra} END"
@@ -137,7 +152,7 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"_api_version = coalesce({version}, $1::text)",
         f"_extra = {extra}",
     ]
-    same = _same(columns)
+    same = _same(table, columns)
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {', '.join(sets)}\n"
         f"FROM {stage(table.name)} s WHERE {_join(table)} AND s._shape = $2::int AND (\n"
@@ -156,7 +171,8 @@ def _is_whole(table: Table, shape: Sequence[str]) -> bool:
 
 def unsaid(table: Table, shape: Sequence[str]) -> list[Column]:
     """Return the columns of which an object of this shape says, by silence, that they are null: a whole
-    object always has the others. None for the stub that a deletion leaves.
+    object always has the others. None for the stub that a deletion leaves; not what rows of other tables
+    give (`store.links`).
     """
     if not _is_whole(table, shape):
         return []
@@ -168,6 +184,7 @@ def unsaid(table: Table, shape: Sequence[str]) -> list[Column]:
         and not c.on_request
         and c.read not in kept
         and c.name not in table.key
+        and not (c.moved is not None and c.moved.rows)
     ]
 
 
@@ -193,7 +210,7 @@ def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"    OR c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))\n"
         f"  AND (c.as_of > t._as_of OR c.as_of_latest > t._as_of_latest)\n"
         f"  AND (t._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE\n"
-        f"  AND NOT {_same(_content(table, shape))} GROUP BY {keys}) s\n"
+        f"  AND NOT {_same(table, _content(table, shape))} GROUP BY {keys}) s\n"
         f"WHERE {_join(table)}"
     )
 
@@ -225,10 +242,10 @@ def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     key = key_text(table, "t")
     columns = _content(table, shape)
     lasting = [c for c in columns if (table.name, c.name) not in FLEETING]
-    passing = f"NOT {_same(lasting)}" if len(lasting) < len(columns) else "true"
+    passing = f"NOT {_same(table, lasting)}" if len(lasting) < len(columns) else "true"
     return (
         f"WITH found AS MATERIALIZED (\n"
-        f"  SELECT {key} AS key, t._synced_at, {_same(columns)} AS same,\n"
+        f"  SELECT {key} AS key, t._synced_at, {_same(table, columns)} AS same,\n"
         f"  s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
         f"  FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
         f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of)\n"
@@ -248,7 +265,7 @@ def chained(schema: str, table: Table, shape: Sequence[str]) -> str:
     return (
         f"SELECT {keys}, t._synced_at FROM {stage(table.name)} s "
         f"JOIN {qualified(schema, table.name)} t ON {_join(table)} "
-        f"WHERE s._shape = $1::int AND {_same(_content(table, shape))}"
+        f"WHERE s._shape = $1::int AND {_same(table, _content(table, shape))}"
     )
 
 
@@ -265,14 +282,15 @@ def _join(table: Table) -> str:
     return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
 
 
-def _same(columns: Sequence[Column]) -> str:
+def _same(table: Table, columns: Sequence[Column]) -> str:
     """Return the condition that row and staged row hold the same in these columns.
 
     Columns on request that a partial row never had differ from nothing.
     """
+    value = partial(_agreeing_value, table)
     always = [c for c in columns if not c.on_request]
     on_request = [c for c in columns if c.on_request]
-    parts = [same_values(group) for group in (always, on_request) if group]
+    parts = [same_values(group, value) for group in (always, on_request) if group]
     if on_request:
         parts[-1] = f"(t._partial IS TRUE OR {parts[-1]})"
     # Unknown fields are content.
@@ -280,11 +298,11 @@ def _same(columns: Sequence[Column]) -> str:
     return f"({' AND '.join(parts)})"
 
 
-def same_values(columns: Sequence[Column]) -> str:
-    """Return the condition that these columns are equal, null being equal to null."""
+def same_values(columns: Sequence[Column], value: Callable[[Column], str]) -> str:
+    """Return the condition that these columns hold `value`, SQL for each; null is equal to null."""
     # One row comparison is limited to 1,664 columns; the widest table has a few hundred.
     left = ", ".join(f"t.{quote(c.name)}" for c in columns)
-    right = ", ".join(from_stage(c) for c in columns)
+    right = ", ".join(map(value, columns))
     return f"(ROW({left}) IS NOT DISTINCT FROM ROW({right}))"
 
 

@@ -1,7 +1,7 @@
 """Writes batches of rows: COPY into a stage, one guarded upsert per table and shape, one commit.
 
     Batch -> COPY into stages -> insert, widen, update, complete -> conflicts, confirmations -> sets
-          -> refetches, checkpoints, effects -> COMMIT
+          -> links -> refetches, checkpoints, effects -> COMMIT
 
 A `Writer` owns one session (`StageTables`). Rows of many tables and the checkpoints that cover them become
 visible in one transaction or not at all. All writers take tables and keys in one order, so two of them
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 import asyncpg
+import structlog
 from asyncpg.prepared_stmt import PreparedStatement
 
 from pinstripe.catalog.tables import Table
@@ -53,10 +54,13 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store import confirmations, member_sets
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
+from pinstripe.store.links import Keys, Links, lock_columns, lock_links
 from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _MOST_STAGES = 48
 _MOST_STATEMENTS = 256
@@ -266,11 +270,14 @@ class Writer:
         self._tables = tables
         self._shapes = shapes
         self._recorder = recorder
+        self._links = Links(schema, tables)
         self._stages = StageTables(url, session_name=session_name, on_connected=self._on_connected)
         self.failed_at = ""
         """The table at which the last write failed; "" if it failed elsewhere."""
         self._at = ""
         self._befores: Mapping[RowKey, Befores] = {}
+        self._removed: dict[str, set[str]] = {}
+        """Keys of the rows that sets removed in this transaction, by table."""
         self._pid = 0
 
     async def __aenter__(self) -> Self:
@@ -297,6 +304,9 @@ class Writer:
         async with self._transaction(batch, parted) as connection:
             parted.conflicts = await self._rounds(connection, batch)
             parted.conflicts += await self._apply_sets(connection, batch.sets)
+            written = self._changed(batch)
+            for table in self._links.affected(written):
+                await self._link(connection, table, written, batch)
         return parted.conflicts
 
     async def write_apart(self, batch: Batch) -> Parted:
@@ -309,18 +319,20 @@ class Writer:
             for table in sorted({name for one_round in batch.rounds for name in one_round}):
                 await self._table_apart(connection, table, batch, parted)
             await self._apply_sets_apart(connection, batch, parted)
+            await self._link_apart(connection, batch)
         return parted
 
     @asynccontextmanager
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
-        self._at, self._befores = "", batch.befores
+        self._at, self._befores, self._removed = "", batch.befores, {}
         try:
             await self._stages.connection()
             async with naming_holders(self._url, self._pid):
                 with self._recorder.transaction() if self._recorder else nullcontext():
                     async with self._stages.transaction() as connection:
                         await self._lock_sets(connection, batch)
+                        await lock_links(connection, self._link_ids(batch))
                         yield connection
                         self._at = ""
                         await self._finish(connection, batch, parted)
@@ -329,6 +341,52 @@ class Writer:
         except BaseException:
             self.failed_at = self._at
             raise
+
+    def _link_ids(self, batch: Batch) -> set[str]:
+        """Return the ids by which rows that the batch writes or removes may be linked with others."""
+        written = batch.written()
+        found = {fact.parent_id for fact in batch.sets if fact.child in lock_columns()}
+        for name, columns in lock_columns().items():
+            if name in written:
+                there = self._tables[name].columns
+                places = [i for i, c in enumerate(there) if c.name in columns]
+                for row in written[name].values():
+                    found.update(row[at] for at in places if type(row[at]) is str)
+        return found
+
+    async def _link(
+        self, connection: asyncpg.Connection, table: str, written: Keys, batch: Batch
+    ) -> None:
+        self._at = table
+        rows = await self._links.link(connection, table, written)
+        if self._recorder is None:
+            return
+        for key, changes in rows:
+            causes = (of[table, key] for of in batch.causes if (table, key) in of)
+            self._recorder.linked(table, key, changes, next(causes, None))
+
+    def _changed(self, batch: Batch) -> Keys:
+        """Return the keys of the rows that this transaction wrote or removed."""
+        written: dict[str, set[str]] = {name: {*keys} for name, keys in batch.written().items()}
+        for name, keys in self._removed.items():
+            written.setdefault(name, set()).update(keys)
+        return written
+
+    async def _link_apart(self, connection: asyncpg.Connection, batch: Batch) -> None:
+        """Like `_link` for all tables. Where Postgres refuses it, the columns keep their values."""
+        written = self._changed(batch)
+        for table in self._links.affected(written):
+            mark = await self._save(connection)
+            try:
+                with translated():
+                    await self._link(connection, table, written, batch)
+            except PinstripeError as error:
+                if error.fault is None or error.fault.scope not in ("row", "table"):
+                    raise
+                await self._go_back(connection, mark)
+                _log.warning("mirror.not_linked", table=table, error=error.message)
+            else:
+                await connection.execute("RELEASE SAVEPOINT apart")
 
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
@@ -473,6 +531,7 @@ class Writer:
             if not keys:
                 continue
             noted += keys.values()
+            self._removed.setdefault(child, set()).update(keys)
             flags = tombstones(table, self._shapes, keys)
             if flags is not None:
                 causes = {(child, key): proof.cause for key, proof in keys.items() if proof.cause}

@@ -55,6 +55,8 @@ SYNC_SETTINGS = (
     "changes",
     "change_days",
     "event_days",
+    "foreign_keys",
+    "compat",
 )
 """The settings that each sync has of its own; the others are the service's."""
 

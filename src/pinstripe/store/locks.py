@@ -8,7 +8,7 @@ right to write to its table. Every session has a `lock_timeout` (see `session`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
@@ -33,6 +33,13 @@ _TIMED_OUT = "55P03"
 _MAKE = """
 CREATE TABLE IF NOT EXISTS pinstripe.lock (name text PRIMARY KEY);
 INSERT INTO pinstripe.lock (name) VALUES ('migration'), ('change') ON CONFLICT DO NOTHING;
+INSERT INTO pinstripe.lock (name) SELECT 'link ' || n FROM generate_series(0, 63) n
+ON CONFLICT DO NOTHING;
+"""
+_BUCKETS = 64
+_LOCK_BUCKETS = """
+SELECT count(*) FROM (
+  SELECT FROM pinstripe.lock WHERE name = ANY ($1::text[]) ORDER BY name FOR UPDATE) AS locked
 """
 _LOCK = "SELECT true FROM pinstripe.lock WHERE name = $1 FOR UPDATE"
 _SHOWN = """
@@ -62,6 +69,14 @@ async def lock_row(connection: Connection, name: Name) -> None:
     if not await connection.fetchval(_LOCK, name):
         await make_locks(connection)  # the table was emptied
         await connection.fetchval(_LOCK, name)
+
+
+async def lock_buckets(connection: Connection, numbers: Iterable[int]) -> None:
+    """Lock the rows into which these numbers fall until the end of the transaction, in one order."""
+    names = sorted({f"link {number % _BUCKETS}" for number in numbers})
+    if await connection.fetchval(_LOCK_BUCKETS, names) < len(names):
+        await make_locks(connection)  # made by an earlier version, or emptied
+        await connection.fetchval(_LOCK_BUCKETS, names)
 
 
 @asynccontextmanager

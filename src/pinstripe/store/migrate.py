@@ -4,7 +4,9 @@
 
 New tables come in one transaction, new columns in one for each table: that takes a lock which readers wait
 for, for some milliseconds. The columns are then filled, page by page, from `_extra`, which keeps the
-fields that an older catalog did not know; lists of tables that cannot be filled so are read again. A
+fields that an older catalog did not know, and derived ones from the row; lists of tables that cannot be
+filled so are read again. Derived columns are GENERATED in a new table; to an old one they are added plain,
+with a trigger that computes them, since GENERATED would rewrite the table under the lock. A
 migration that is killed goes on at the next start (`pinstripe.filling`). Only the holder of the lease
 migrates, because a standby may run another version. Indexes are built after the first backfill, alone or
 beside writers. `drop_copy` takes the lease first and drops tables of the catalog only: views and tables of
@@ -26,8 +28,10 @@ from pinstripe.catalog.tables import Column, Table, tables
 from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.store import ddl
+from pinstripe.store.compat import set_compat
 from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
+from pinstripe.store.links import link_all, linked_columns
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
@@ -155,13 +159,17 @@ async def migrate(
             await _register(connection, schema, sdk_version, api_version)
             # A table that was dropped is empty now, whatever its cursors say.
             await forget_streams(connection, schema, done.created)
+    underived = await _underived(connection, schema, tables)
     for name, table in tables.items():
-        if any(c.name not in existing.get(name, ()) for c in table.columns if name in existing):
+        lacks = name in existing and not existing[name].keys() >= {
+            c.name for c in table.all_columns
+        }
+        if lacks or name in underived:
             await _extend(connection, schema, table, done)
     done.retyped = [
         (name, c.name)
         for name, table in tables.items()
-        for c in table.columns
+        for c in table.all_columns
         if existing.get(name, {}).get(c.name, c.type) != c.type
     ]
     await _fill(connection, schema, tables, done)
@@ -181,15 +189,14 @@ async def effective_tables(
     A migration never retypes a column: its values go to `_extra` until the user does.
     """
     existing = await _columns(connection, schema)
-    return {
-        name: replace(
-            table,
-            columns=tuple(
-                c for c in table.columns if existing.get(name, {}).get(c.name, c.type) == c.type
-            ),
-        )
-        for name, table in tables.items()
-    }
+    return {name: _effective(table, existing.get(name, {})) for name, table in tables.items()}
+
+
+def _effective(table: Table, existing: Mapping[str, str]) -> Table:
+    def typed(columns: Iterable[Column]) -> tuple[Column, ...]:
+        return tuple(c for c in columns if existing.get(c.name, c.type) == c.type)
+
+    return replace(table, columns=typed(table.columns), derived=typed(table.derived))
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
@@ -256,14 +263,59 @@ async def _extend(connection: Connection, schema: str, table: Table, done: Migra
     async for attempt in _patiently(connection, schema):
         async with attempt:
             existing = (await _columns(connection, schema)).get(table.name, {})
-            added = [c for c in table.columns if c.name not in existing]
-            for column in added:
-                await connection.execute(ddl.add_column(schema, table, column))
+            added = [c for c in table.all_columns if c.name not in existing]
+            if added:
+                await connection.execute(ddl.add_columns(schema, table, added))
             for statement in ddl.comments(schema, table, only=[c.name for c in added]):
                 await connection.execute(statement)
-            if added:
-                await connection.execute(_NOTE_ADDED, schema, table.name, [c.name for c in added])
+            changed = {c.name for c in added}
+            changed |= await _derive(connection, schema, _effective(table, existing))
+            if changed:
+                await connection.execute(_NOTE_ADDED, schema, table.name, sorted(changed))
     done.added += [(table.name, c.name) for c in added]
+
+
+async def _derive(connection: Connection, schema: str, table: Table) -> set[str]:
+    """Have a trigger compute the derived columns that were added to the table; return their names."""
+    if table.name not in await _underived(connection, schema, {table.name: table}):
+        return set()
+    added = await _added_columns(connection, schema)
+    columns = ddl.added_derived(table, added[table.name])
+    await connection.execute(ddl.derive(schema, table, columns))
+    return {c.name for c in columns}
+
+
+async def _underived(connection: Connection, schema: str, tables: Mapping[str, Table]) -> set[str]:
+    """The tables whose added derived columns are not computed as the catalog and the types have it."""
+    existing, added = await _columns(connection, schema), await _added_columns(connection, schema)
+    rows = await connection.fetch(
+        "SELECT p.proname::text, p.prosrc FROM pg_catalog.pg_proc p"
+        " WHERE p.pronamespace = pg_catalog.to_regnamespace($1)",
+        ddl.quote(schema),
+    )
+    bodies: dict[str, str] = dict(map(tuple, rows))
+    found: set[str] = set()
+    for table in (_effective(t, existing.get(name, {})) for name, t in tables.items()):
+        columns = ddl.added_derived(table, added.get(table.name, set()))
+        body = bodies.get(ddl.derive_name(table.name))
+        if columns and body != ddl.derive_body(table, columns):
+            found.add(table.name)
+    return found
+
+
+async def _added_columns(connection: Connection, schema: str) -> dict[str, set[str]]:
+    """Table -> its columns that Postgres does not compute: a derived one among them was added later."""
+    rows = await connection.fetch(
+        "SELECT c.relname::text, a.attname::text FROM pg_catalog.pg_attribute a"
+        " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+        " WHERE c.relnamespace = pg_catalog.to_regnamespace($1) AND c.relkind IN ('r', 'p')"
+        " AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''",
+        ddl.quote(schema),
+    )
+    found: dict[str, set[str]] = {}
+    for table, column in rows:
+        found.setdefault(table, set()).add(column)
+    return found
 
 
 _NOTE_ADDED = """
@@ -280,19 +332,50 @@ async def _fill(
         rows = await connection.fetch(
             'SELECT "table" FROM pinstripe.filling WHERE schema = $1 ORDER BY 1', schema
         )
-    for table in (tables[row[0]] for row in rows if row[0] in tables):
-        while await _fill_page(connection, schema, table, done):
+    names = [row[0] for row in rows if row[0] in tables]
+    for name in names:
+        while await _fill_page(connection, schema, tables[name]):
             pass
+    if names:
+        await _end_filling(connection, schema, names, done)
 
 
-async def _fill_page(connection: Connection, schema: str, table: Table, done: Migration) -> bool:
+async def _end_filling(
+    connection: Connection, schema: str, names: list[str], done: Migration
+) -> None:
+    """Fill the columns that rows of other tables give, now that those are filled themselves."""
+    now = await _columns(connection, schema)
+    whole = {
+        n: t for n, t in catalog().items() if {c.name for c in t.all_columns} <= {*now.get(n, ())}
+    }
+    with translated():
+        async with connection.transaction():
+            rows = await connection.fetch(
+                'DELETE FROM pinstripe.filling WHERE schema = $1 AND "table" = ANY ($2::text[])'
+                ' RETURNING "table", columns, is_lacking',
+                schema,
+                names,
+            )
+            columns = {row[0]: set(row[1]) for row in rows}
+            linked = {
+                n
+                for n in columns.keys() & whole.keys()
+                if not columns[n].isdisjoint(c.name for c in linked_columns(whole[n]))
+            }
+            await link_all(connection, schema, whole, linked)
+            lacking = sorted(row[0] for row in rows if row[2])
+            await forget_streams(connection, schema, lacking)
+    done.relist += lacking
+
+
+async def _fill_page(connection: Connection, schema: str, table: Table) -> bool:
     """Fill the next rows by key; False after the last. The position moves in the same transaction."""
     name, key = ddl.qualified(schema, table.name), ddl.quote(table.key[0])
     place = (schema, table.name)
     with translated():
         async with connection.transaction():
             found = await connection.fetchrow(
-                "SELECT columns, after, is_lacking FROM pinstripe.filling"
+                "SELECT columns, after FROM pinstripe.filling"
                 ' WHERE schema = $1 AND "table" = $2 FOR UPDATE',
                 *place,
             )
@@ -304,16 +387,11 @@ async def _fill_page(connection: Connection, schema: str, table: Table, done: Mi
                 found[1],
             )
             if page is None or page[0] is None:
-                await connection.execute(
-                    'DELETE FROM pinstripe.filling WHERE schema = $1 AND "table" = $2', *place
-                )
-                if found[2]:
-                    await forget_streams(connection, schema, [table.name])
-                    done.relist.append(table.name)
                 return False
             columns = [c for c in table.columns if c.name in found[0]]
             rows = f"{key} > {ddl.literal(found[1])} AND {key} <= {ddl.literal(page[0])}"
-            fewest = await _move_all(connection, name, columns, rows)
+            fewest = await _move_all(connection, name, columns, rows) if columns else page[1]
+            await _derive_rows(connection, schema, table, rows)
             await connection.execute(
                 "UPDATE pinstripe.filling SET after = $3, is_lacking = is_lacking OR $4"
                 ' WHERE schema = $1 AND "table" = $2',
@@ -322,6 +400,21 @@ async def _fill_page(connection: Connection, schema: str, table: Table, done: Mi
                 fewest < page[1],
             )
             return True
+
+
+async def _derive_rows(connection: Connection, schema: str, table: Table, rows: str) -> None:
+    """Have the trigger compute the derived columns of these rows where they are not what they should be."""
+    added = (await _added_columns(connection, schema)).get(table.name, set())
+    existing = (await _columns(connection, schema)).get(table.name, {})
+    effective = _effective(table, existing)
+    columns = ddl.added_derived(effective, added)
+    if columns:
+        names = ", ".join(ddl.quote(c.name) for c in columns)
+        values = ", ".join(ddl.derived_value(effective, c) or "NULL" for c in columns)
+        await connection.execute(
+            f"UPDATE {ddl.qualified(schema, table.name)} SET _extra = _extra "
+            f"WHERE {rows} AND ROW({names}) IS DISTINCT FROM ROW({values})"
+        )
 
 
 async def _move_all(connection: Connection, name: str, columns: Iterable[Column], rows: str) -> int:
@@ -462,7 +555,7 @@ async def check_tables(connection: Connection, schema: str, wanted: Mapping[str,
     lacking = [
         f"{name}.{column.name}"
         for name, table in wanted.items()
-        for column in table.columns
+        for column in table.all_columns
         if (name, column.name) not in there
     ]
     if lacking:
@@ -471,6 +564,57 @@ async def check_tables(connection: Connection, schema: str, wanted: Mapping[str,
             f'The schema "{schema}" lacks what this version knows: {some}.',
             hint="Start `pinstripe sync` of this version: it brings the tables up to date.",
         )
+
+
+_ENFORCEABLE = 180000
+"""Postgres 18: the first server that takes NOT ENFORCED of a foreign key."""
+
+
+async def set_foreign_keys(
+    connection: Connection, schema: str, tables: Mapping[str, Table], *, wanted: bool
+) -> int:
+    """Make the foreign keys of `tables`, or drop those that we made; return how many there are then.
+
+    Older servers than Postgres 18 have none: theirs would be checked, and refuse rows.
+    """
+    if await _server_version(connection) < _ENFORCEABLE:
+        return 0
+    keys = {t.name: dict(ddl.foreign_keys(schema, t, tables)) for t in tables.values()}
+    async for attempt in _patiently(connection, schema):
+        async with attempt:
+            there = await _unenforced(connection, schema)
+            for name, clauses in keys.items():
+                mine = there.get(name, set())
+                changes = [c for key, c in clauses.items() if wanted and key not in mine]
+                if not wanted:
+                    changes = [
+                        f"DROP CONSTRAINT {ddl.quote(key)}" for key in clauses if key in mine
+                    ]
+                if changes:
+                    await connection.execute(
+                        f"ALTER TABLE {ddl.qualified(schema, name)} {', '.join(changes)}"
+                    )
+    return sum(map(len, keys.values())) if wanted else 0
+
+
+async def _server_version(connection: Connection) -> int:
+    number: str = await connection.fetchval("SELECT current_setting('server_version_num')")
+    return int(number)
+
+
+async def _unenforced(connection: Connection, schema: str) -> dict[str, set[str]]:
+    """Table -> names of its foreign keys that are not enforced."""
+    rows = await connection.fetch(
+        "SELECT c.relname::text, k.conname::text FROM pg_catalog.pg_constraint k"
+        " JOIN pg_catalog.pg_class c ON c.oid = k.conrelid"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = $1 AND k.contype = 'f' AND NOT k.conenforced",
+        schema,
+    )
+    found: dict[str, set[str]] = {}
+    for table, name in rows:
+        found.setdefault(table, set()).add(name)
+    return found
 
 
 async def create_indexes(connection: Connection, schema: str, table: Table) -> None:
@@ -544,9 +688,13 @@ async def _drop(connection: Connection, schema: str) -> None:
                 schema,
                 list(tables()),
             )
+            await set_compat(connection, schema, {}, ())
             if ours:
                 names = (f"{ddl.quote(schema)}.{ddl.quote(row[0])}" for row in ours)
                 await connection.execute(f"DROP TABLE {', '.join(names)}")
+            for name in tables():
+                function = ddl.qualified(schema, ddl.derive_name(name))
+                await connection.execute(f"DROP FUNCTION IF EXISTS {function}()")
             await connection.execute("DELETE FROM pinstripe.change WHERE schema = $1", schema)
             await connection.execute("DELETE FROM pinstripe.sync WHERE schema = $1", schema)
     except asyncpg.DependentObjectsStillExistError as error:

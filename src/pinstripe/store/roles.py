@@ -18,18 +18,21 @@ import secrets
 from base64 import b64encode
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, get_args
 
 import asyncpg
 
 from pinstripe.catalog.tables import NAME_BYTES
 from pinstripe.errors import Misconfigured
+from pinstripe.store.compat import grant, revoke
 from pinstripe.store.database_url import url_with_login
 from pinstripe.store.ddl import literal
 from pinstripe.store.ddl import quote as quoted
 from pinstripe.store.pool import Connection, connect
 
 Purpose = Literal["reader", "console"]
+
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 """The user of a role: people, with a password that they keep, or our console, with a hidden one."""
 
 _NO_RIGHT = "42501"
@@ -108,6 +111,7 @@ async def drop_reader(url: str, schema: str, *, purpose: Purpose = "reader") -> 
         name = quoted(place.role)
         try:
             async with connection.transaction():
+                await revoke(connection, schema, place.role)
                 for statement in _taken(place):
                     await connection.execute(statement)
             await _end_sessions(connection, place.role)
@@ -178,6 +182,7 @@ async def _renew(
                 )
                 for statement in _given(place, limits):
                     await connection.execute(statement)
+                await grant(connection, schema, place.role)
                 await _check_rights(connection, place)
         except asyncpg.PostgresError as error:
             if error.sqlstate != _NO_RIGHT:

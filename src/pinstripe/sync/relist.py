@@ -53,6 +53,7 @@ from pinstripe.store.cursors import (
     save_checkpoints,
 )
 from pinstripe.store.ddl import qualified
+from pinstripe.store.links import link_all
 from pinstripe.store.lost_tables import EMPTIED, GONE, around_of, find_lost, relisted, to_relist
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import note_refused
@@ -369,8 +370,9 @@ class Relist:
             if (c := cursors.get(stream_of(other))) is not None and c.state in ("running", "failed")
             for name in other.objects
         }
-        await mark_loaded(connection, schema, sorted(tables - open_tables))
         loading -= tables - open_tables
+        await link_all(connection, schema, self._source.mirror.tables, tables - open_tables)
+        await mark_loaded(connection, schema, sorted(tables - open_tables))
 
     async def _remember(self) -> None:
         """Load the cost of each list and the time of its last full refresh: a restart is no refresh."""

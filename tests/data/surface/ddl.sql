@@ -813,6 +813,8 @@ CREATE TABLE "stripe"."charge" (
   "destination_id" text,
   "dispute_id" text,
   "order_id" text,
+  "invoice_id" text,
+  "outcome_rule" text GENERATED ALWAYS AS ("outcome_rule_id") STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -837,6 +839,7 @@ CREATE INDEX IF NOT EXISTS "charge_transfer_id_idx" ON "stripe"."charge" ("trans
 CREATE INDEX IF NOT EXISTS "charge_transfer_data_destination_id_idx" ON "stripe"."charge" ("transfer_data_destination_id") WHERE "transfer_data_destination_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "charge_destination_id_idx" ON "stripe"."charge" ("destination_id") WHERE "destination_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "charge_dispute_id_idx" ON "stripe"."charge" ("dispute_id") WHERE "dispute_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "charge_invoice_id_idx" ON "stripe"."charge" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE TABLE "stripe"."checkout_session" (
   "id" text NOT NULL,
   "adaptive_pricing_enabled" boolean,
@@ -993,6 +996,8 @@ CREATE TABLE "stripe"."checkout_session" (
   "ui_mode" text,
   "url" text,
   "wallet_options_link" jsonb,
+  "shipping_address" jsonb GENERATED ALWAYS AS (coalesce(nullif(("collected_information_shipping_details" #> '{address}'), 'null'::jsonb), nullif((_extra #> '{shipping_details,address}'), 'null'::jsonb), nullif((_extra #> '{shipping,address}'), 'null'::jsonb))) STORED,
+  "shipping_name" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("collected_information_shipping_details" #> '{name}')) WHEN 'string' THEN ("collected_information_shipping_details" #>> '{name}') END, CASE jsonb_typeof((_extra #> '{shipping_details,name}')) WHEN 'string' THEN (_extra #>> '{shipping_details,name}') END, CASE jsonb_typeof((_extra #> '{shipping,name}')) WHEN 'string' THEN (_extra #>> '{shipping,name}') END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -1269,6 +1274,10 @@ CREATE TABLE "stripe"."credit_note" (
   "total_taxes" jsonb,
   "type" text,
   "voided_at" timestamptz,
+  "refund_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("refunds" #> '{0,refund}')) WHEN 'string' THEN ("refunds" #>> '{0,refund}') WHEN 'object' THEN ("refunds" #> '{0,refund}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{refund}')) WHEN 'string' THEN (_extra #>> '{refund}') WHEN 'object' THEN (_extra #> '{refund}') ->> 'id' END)) STORED,
+  "tax_amounts_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (_extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{tax_amounts,0,amount}')::bigint END)) STORED,
+  "tax_amounts_inclusive" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (_extra #>> '{tax_amounts,0,inclusive}')::boolean END)) STORED,
+  "tax_amounts_tax_rate_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN ("total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (_extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (_extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -1282,6 +1291,8 @@ CREATE INDEX IF NOT EXISTS "credit_note_customer_id_idx" ON "stripe"."credit_not
 CREATE INDEX IF NOT EXISTS "credit_note_customer_balance_transaction_id_idx" ON "stripe"."credit_note" ("customer_balance_transaction_id") WHERE "customer_balance_transaction_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "credit_note_invoice_id_idx" ON "stripe"."credit_note" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "credit_note_shipping_cost_shipping_rate_id_idx" ON "stripe"."credit_note" ("shipping_cost_shipping_rate_id") WHERE "shipping_cost_shipping_rate_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "credit_note_refund_id_idx" ON "stripe"."credit_note" ("refund_id") WHERE "refund_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "credit_note_tax_amounts_tax_rate_id_idx" ON "stripe"."credit_note" ("tax_amounts_tax_rate_id") WHERE "tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."credit_note_line_item" (
   "id" text NOT NULL,
   "amount" bigint,
@@ -1300,6 +1311,9 @@ CREATE TABLE "stripe"."credit_note_line_item" (
   "unit_amount" bigint,
   "unit_amount_decimal" numeric,
   "credit_note_id" text,
+  "tax_amounts_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("taxes" #>> '{0,amount}')::bigint END, CASE WHEN (_extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{tax_amounts,0,amount}')::bigint END)) STORED,
+  "tax_amounts_inclusive" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN ("taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (_extra #>> '{tax_amounts,0,inclusive}')::boolean END)) STORED,
+  "tax_amounts_tax_rate_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN ("taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN ("taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (_extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (_extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -1309,6 +1323,7 @@ CREATE TABLE "stripe"."credit_note_line_item" (
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "credit_note_line_item_credit_note_id_idx" ON "stripe"."credit_note_line_item" ("credit_note_id") WHERE "credit_note_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "credit_note_line_item_tax_amounts_tax_rate_id_idx" ON "stripe"."credit_note_line_item" ("tax_amounts_tax_rate_id") WHERE "tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."customer" (
   "id" text NOT NULL,
   "address_city" text,
@@ -1452,6 +1467,8 @@ CREATE TABLE "stripe"."discount" (
   "subscription_id" text,
   "subscription_item_id" text,
   "deleted" boolean,
+  "coupon_id" text GENERATED ALWAYS AS (coalesce("source_coupon_id", CASE jsonb_typeof((_extra #> '{coupon}')) WHEN 'string' THEN (_extra #>> '{coupon}') WHEN 'object' THEN (_extra #> '{coupon}') ->> 'id' END)) STORED,
+  "invoice_item" text GENERATED ALWAYS AS ("invoice_item_id") STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -1467,6 +1484,7 @@ CREATE INDEX IF NOT EXISTS "discount_promotion_code_id_idx" ON "stripe"."discoun
 CREATE INDEX IF NOT EXISTS "discount_source_coupon_id_long_idx" ON "stripe"."discount" USING spgist ("source_coupon_id") WHERE "source_coupon_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_subscription_id_idx" ON "stripe"."discount" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_subscription_item_id_idx" ON "stripe"."discount" ("subscription_item_id") WHERE "subscription_item_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "discount_coupon_id_long_idx" ON "stripe"."discount" USING spgist ("coupon_id") WHERE "coupon_id" IS NOT NULL;
 CREATE TABLE "stripe"."dispute" (
   "id" text NOT NULL,
   "amount" bigint,
@@ -2104,6 +2122,16 @@ CREATE TABLE "stripe"."invoice" (
   "total_taxes" jsonb,
   "webhooks_delivered_at" timestamptz,
   "deleted" boolean,
+  "charge_id" text,
+  "discount_id" text GENERATED ALWAYS AS (coalesce("discounts"[1], CASE jsonb_typeof((_extra #> '{discount}')) WHEN 'string' THEN (_extra #>> '{discount}') WHEN 'object' THEN (_extra #> '{discount}') ->> 'id' END)) STORED,
+  "paid" boolean GENERATED ALWAYS AS (coalesce(("status" = 'paid'), CASE jsonb_typeof((_extra #> '{paid}')) WHEN 'boolean' THEN (_extra #>> '{paid}')::boolean END)) STORED,
+  "payment_intent_id" text,
+  "subscription_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_details" #> '{subscription}')) WHEN 'string' THEN ("parent_subscription_details" #>> '{subscription}') WHEN 'object' THEN ("parent_subscription_details" #> '{subscription}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{subscription}')) WHEN 'string' THEN (_extra #>> '{subscription}') WHEN 'object' THEN (_extra #> '{subscription}') ->> 'id' END)) STORED,
+  "subscription_proration_date" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("parent_subscription_details" #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN ("parent_subscription_details" #>> '{subscription_proration_date}')::bigint END, CASE WHEN (_extra #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{subscription_proration_date}')::bigint END)) STORED,
+  "tax" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN jsonb_typeof("total_taxes") = 'array' THEN CASE jsonb_array_length("total_taxes") WHEN 0 THEN NULL WHEN 1 THEN CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END ELSE CASE WHEN jsonb_array_length("total_taxes") <= 16 THEN coalesce(CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{1,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{1,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{2,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{2,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{3,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{3,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{4,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{4,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{5,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{5,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{6,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{6,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{7,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{7,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{8,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{8,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{9,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{9,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{10,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{10,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{11,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{11,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{12,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{12,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{13,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{13,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{14,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{14,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{15,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{15,amount}')::bigint END, 0) ELSE CASE WHEN "total" BETWEEN -1e17 AND 1e17 AND "total_excluding_tax" BETWEEN -1e17 AND 1e17 THEN "total" - "total_excluding_tax" END END END END, CASE WHEN (_extra #>> '{tax}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{tax}')::bigint END)) STORED,
+  "total_tax_amounts_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (_extra #>> '{total_tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{total_tax_amounts,0,amount}')::bigint END)) STORED,
+  "total_tax_amounts_inclusive" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((_extra #> '{total_tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (_extra #>> '{total_tax_amounts,0,inclusive}')::boolean END)) STORED,
+  "total_tax_amounts_tax_rate_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN ("total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{total_tax_amounts,0,tax_rate}')) WHEN 'string' THEN (_extra #>> '{total_tax_amounts,0,tax_rate}') WHEN 'object' THEN (_extra #> '{total_tax_amounts,0,tax_rate}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -2127,6 +2155,11 @@ CREATE INDEX IF NOT EXISTS "invoice_latest_revision_id_idx" ON "stripe"."invoice
 CREATE INDEX IF NOT EXISTS "invoice_on_behalf_of_id_idx" ON "stripe"."invoice" ("on_behalf_of_id") WHERE "on_behalf_of_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_shipping_cost_shipping_rate_id_idx" ON "stripe"."invoice" ("shipping_cost_shipping_rate_id") WHERE "shipping_cost_shipping_rate_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_test_clock_id_idx" ON "stripe"."invoice" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_charge_id_idx" ON "stripe"."invoice" ("charge_id") WHERE "charge_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_discount_id_idx" ON "stripe"."invoice" ("discount_id") WHERE "discount_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_payment_intent_id_idx" ON "stripe"."invoice" ("payment_intent_id") WHERE "payment_intent_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_subscription_id_idx" ON "stripe"."invoice" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_total_tax_amounts_tax_rate_id_idx" ON "stripe"."invoice" ("total_tax_amounts_tax_rate_id") WHERE "total_tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."invoice_item" (
   "id" text NOT NULL,
   "amount" bigint,
@@ -2159,6 +2192,12 @@ CREATE TABLE "stripe"."invoice_item" (
   "tax_rates" jsonb,
   "test_clock_id" text,
   "deleted" boolean,
+  "plan_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("pricing_price_details" #> '{price}')) WHEN 'string' THEN ("pricing_price_details" #>> '{price}') WHEN 'object' THEN ("pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{plan}')) WHEN 'string' THEN (_extra #>> '{plan}') WHEN 'object' THEN (_extra #> '{plan}') ->> 'id' END)) STORED,
+  "price_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("pricing_price_details" #> '{price}')) WHEN 'string' THEN ("pricing_price_details" #>> '{price}') WHEN 'object' THEN ("pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{price}')) WHEN 'string' THEN (_extra #>> '{price}') WHEN 'object' THEN (_extra #> '{price}') ->> 'id' END)) STORED,
+  "subscription_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_details" #> '{subscription}')) WHEN 'string' THEN ("parent_subscription_details" #>> '{subscription}') WHEN 'object' THEN ("parent_subscription_details" #> '{subscription}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{subscription}')) WHEN 'string' THEN (_extra #>> '{subscription}') WHEN 'object' THEN (_extra #> '{subscription}') ->> 'id' END)) STORED,
+  "subscription_item_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_details" #> '{subscription_item}')) WHEN 'string' THEN ("parent_subscription_details" #>> '{subscription_item}') WHEN 'object' THEN ("parent_subscription_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{subscription_item}')) WHEN 'string' THEN (_extra #>> '{subscription_item}') WHEN 'object' THEN (_extra #> '{subscription_item}') ->> 'id' END)) STORED,
+  "unit_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN "pricing_unit_amount_decimal" = trunc("pricing_unit_amount_decimal") AND abs("pricing_unit_amount_decimal") < 1e18 THEN "pricing_unit_amount_decimal"::bigint END, CASE WHEN (_extra #>> '{unit_amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{unit_amount}')::bigint END)) STORED,
+  "unit_amount_decimal" numeric GENERATED ALWAYS AS (coalesce("pricing_unit_amount_decimal", CASE WHEN (_extra #>> '{unit_amount_decimal}') ~ '^-?[0-9]{1,99}([.][0-9]{1,99})?$' THEN (_extra #>> '{unit_amount_decimal}')::numeric END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -2170,6 +2209,10 @@ CREATE TABLE "stripe"."invoice_item" (
 CREATE INDEX IF NOT EXISTS "invoice_item_customer_id_idx" ON "stripe"."invoice_item" ("customer_id") WHERE "customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_item_invoice_id_idx" ON "stripe"."invoice_item" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_item_test_clock_id_idx" ON "stripe"."invoice_item" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_item_plan_id_long_idx" ON "stripe"."invoice_item" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_item_price_id_long_idx" ON "stripe"."invoice_item" USING spgist ("price_id") WHERE "price_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_item_subscription_id_idx" ON "stripe"."invoice_item" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_item_subscription_item_id_idx" ON "stripe"."invoice_item" ("subscription_item_id") WHERE "subscription_item_id" IS NOT NULL;
 CREATE TABLE "stripe"."invoice_payment" (
   "id" text NOT NULL,
   "amount_paid" bigint,
@@ -2622,6 +2665,15 @@ CREATE TABLE "stripe"."line_item" (
   "subscription_id" text,
   "subtotal" bigint,
   "taxes" jsonb,
+  "invoice_item" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_invoice_item_details" #> '{invoice_item}')) WHEN 'string' THEN ("parent_invoice_item_details" #>> '{invoice_item}') WHEN 'object' THEN ("parent_invoice_item_details" #> '{invoice_item}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{invoice_item}')) WHEN 'string' THEN (_extra #>> '{invoice_item}') WHEN 'object' THEN (_extra #> '{invoice_item}') ->> 'id' END)) STORED,
+  "plan_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("pricing_price_details" #> '{price}')) WHEN 'string' THEN ("pricing_price_details" #>> '{price}') WHEN 'object' THEN ("pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{plan}')) WHEN 'string' THEN (_extra #>> '{plan}') WHEN 'object' THEN (_extra #> '{plan}') ->> 'id' END)) STORED,
+  "price_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("pricing_price_details" #> '{price}')) WHEN 'string' THEN ("pricing_price_details" #>> '{price}') WHEN 'object' THEN ("pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{price}')) WHEN 'string' THEN (_extra #>> '{price}') WHEN 'object' THEN (_extra #> '{price}') ->> 'id' END)) STORED,
+  "proration" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_item_details" #> '{proration}')) WHEN 'boolean' THEN ("parent_subscription_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof(("parent_invoice_item_details" #> '{proration}')) WHEN 'boolean' THEN ("parent_invoice_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof((_extra #> '{proration}')) WHEN 'boolean' THEN (_extra #>> '{proration}')::boolean END)) STORED,
+  "subscription_item_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_item_details" #> '{subscription_item}')) WHEN 'string' THEN ("parent_subscription_item_details" #>> '{subscription_item}') WHEN 'object' THEN ("parent_subscription_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof(("parent_invoice_item_details" #> '{subscription_item}')) WHEN 'string' THEN ("parent_invoice_item_details" #>> '{subscription_item}') WHEN 'object' THEN ("parent_invoice_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{subscription_item}')) WHEN 'string' THEN (_extra #>> '{subscription_item}') WHEN 'object' THEN (_extra #> '{subscription_item}') ->> 'id' END)) STORED,
+  "type" text GENERATED ALWAYS AS (coalesce(CASE "parent_type" WHEN 'invoice_item_details' THEN 'invoiceitem' WHEN 'subscription_item_details' THEN 'subscription' ELSE "parent_type" END, CASE jsonb_typeof((_extra #> '{type}')) WHEN 'string' THEN (_extra #>> '{type}') END)) STORED,
+  "tax_amounts_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("taxes" #>> '{0,amount}')::bigint END, CASE WHEN (_extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{tax_amounts,0,amount}')::bigint END)) STORED,
+  "tax_amounts_inclusive" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN ("taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (_extra #>> '{tax_amounts,0,inclusive}')::boolean END)) STORED,
+  "tax_amounts_tax_rate_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN ("taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN ("taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (_extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (_extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -2632,6 +2684,10 @@ CREATE TABLE "stripe"."line_item" (
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "line_item_invoice_id_idx" ON "stripe"."line_item" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "line_item_subscription_id_idx" ON "stripe"."line_item" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "line_item_plan_id_long_idx" ON "stripe"."line_item" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "line_item_price_id_long_idx" ON "stripe"."line_item" USING spgist ("price_id") WHERE "price_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "line_item_subscription_item_id_idx" ON "stripe"."line_item" ("subscription_item_id") WHERE "subscription_item_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "line_item_tax_amounts_tax_rate_id_idx" ON "stripe"."line_item" ("tax_amounts_tax_rate_id") WHERE "tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."mandate" (
   "id" text NOT NULL,
   "customer_acceptance_accepted_at" timestamptz,
@@ -2953,6 +3009,7 @@ CREATE TABLE "stripe"."payment_intent" (
   "transfer_data_payment_data" jsonb,
   "transfer_group" text,
   "shared_payment_granted_token" text,
+  "invoice_id" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -2975,6 +3032,7 @@ CREATE INDEX IF NOT EXISTS "payment_intent_payment_record_id_idx" ON "stripe"."p
 CREATE INDEX IF NOT EXISTS "payment_intent_review_id_idx" ON "stripe"."payment_intent" ("review_id") WHERE "review_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "payment_intent_source_id_idx" ON "stripe"."payment_intent" ("source_id") WHERE "source_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "payment_intent_transfer_data_destination_id_idx" ON "stripe"."payment_intent" ("transfer_data_destination_id") WHERE "transfer_data_destination_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "payment_intent_invoice_id_idx" ON "stripe"."payment_intent" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE TABLE "stripe"."payment_intent_amount_details_line_item" (
   "id" text NOT NULL,
   "discount_amount" bigint,
@@ -3831,6 +3889,7 @@ CREATE TABLE "stripe"."promotion_code" (
   "restrictions_minimum_amount" bigint,
   "restrictions_minimum_amount_currency" text,
   "times_redeemed" bigint,
+  "coupon_id" text GENERATED ALWAYS AS (coalesce("promotion_coupon_id", CASE jsonb_typeof((_extra #> '{coupon}')) WHEN 'string' THEN (_extra #>> '{coupon}') WHEN 'object' THEN (_extra #> '{coupon}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -3842,6 +3901,7 @@ CREATE TABLE "stripe"."promotion_code" (
 CREATE INDEX IF NOT EXISTS "promotion_code_created_idx" ON "stripe"."promotion_code" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "promotion_code_customer_id_idx" ON "stripe"."promotion_code" ("customer_id") WHERE "customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "promotion_code_promotion_coupon_id_long_idx" ON "stripe"."promotion_code" USING spgist ("promotion_coupon_id") WHERE "promotion_coupon_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "promotion_code_coupon_id_long_idx" ON "stripe"."promotion_code" USING spgist ("coupon_id") WHERE "coupon_id" IS NOT NULL;
 CREATE TABLE "stripe"."quote" (
   "id" text NOT NULL,
   "amount_subtotal" bigint,
@@ -4861,6 +4921,9 @@ CREATE TABLE "stripe"."subscription" (
   "trial_start" timestamptz,
   "plan_id" text,
   "quantity" bigint,
+  "current_period_end" timestamptz,
+  "current_period_start" timestamptz,
+  "discount_id" text GENERATED ALWAYS AS (coalesce("discounts"[1], CASE jsonb_typeof((_extra #> '{discount}')) WHEN 'string' THEN (_extra #>> '{discount}') WHEN 'object' THEN (_extra #> '{discount}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -4883,6 +4946,7 @@ CREATE INDEX IF NOT EXISTS "subscription_schedule_id_idx" ON "stripe"."subscript
 CREATE INDEX IF NOT EXISTS "subscription_test_clock_id_idx" ON "stripe"."subscription" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_transfer_data_destination_id_idx" ON "stripe"."subscription" ("transfer_data_destination_id") WHERE "transfer_data_destination_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_plan_id_long_idx" ON "stripe"."subscription" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "subscription_discount_id_idx" ON "stripe"."subscription" ("discount_id") WHERE "discount_id" IS NOT NULL;
 CREATE TABLE "stripe"."subscription_item" (
   "id" text NOT NULL,
   "billed_until" timestamptz,
@@ -4948,6 +5012,7 @@ CREATE TABLE "stripe"."subscription_schedule" (
   "status" text,
   "subscription_id" text,
   "test_clock_id" text,
+  "phases_coupon_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("phases" #> '{0,discounts,0,coupon}')) WHEN 'string' THEN ("phases" #>> '{0,discounts,0,coupon}') WHEN 'object' THEN ("phases" #> '{0,discounts,0,coupon}') ->> 'id' END, CASE jsonb_typeof(("phases" #> '{0,coupon}')) WHEN 'string' THEN ("phases" #>> '{0,coupon}') WHEN 'object' THEN ("phases" #> '{0,coupon}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -4963,6 +5028,7 @@ CREATE INDEX IF NOT EXISTS "subscription_schedule_default_settings_default_pay_7
 CREATE INDEX IF NOT EXISTS "subscription_schedule_default_settings_on_behalf_of_id_idx" ON "stripe"."subscription_schedule" ("default_settings_on_behalf_of_id") WHERE "default_settings_on_behalf_of_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_schedule_subscription_id_idx" ON "stripe"."subscription_schedule" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_schedule_test_clock_id_idx" ON "stripe"."subscription_schedule" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "subscription_schedule_phases_coupon_id_long_idx" ON "stripe"."subscription_schedule" USING spgist ("phases_coupon_id") WHERE "phases_coupon_id" IS NOT NULL;
 CREATE TABLE "stripe"."tax_association" (
   "id" text NOT NULL,
   "calculation" text,
@@ -5480,6 +5546,7 @@ CREATE TABLE "stripe"."terminal_reader" (
   "serial_number" text,
   "status" text,
   "deleted" boolean,
+  "location" text GENERATED ALWAYS AS ("location_id") STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -5489,6 +5556,7 @@ CREATE TABLE "stripe"."terminal_reader" (
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
 CREATE INDEX IF NOT EXISTS "terminal_reader_location_id_idx" ON "stripe"."terminal_reader" ("location_id") WHERE "location_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "terminal_reader_location_idx" ON "stripe"."terminal_reader" ("location") WHERE "location" IS NOT NULL;
 CREATE TABLE "stripe"."test_helpers_test_clock" (
   "id" text NOT NULL,
   "created" timestamptz,
@@ -6187,6 +6255,14 @@ CREATE TABLE "stripe"."upcoming_customer_invoice" (
   "total_taxes" jsonb,
   "webhooks_delivered_at" timestamptz,
   "deleted" boolean,
+  "discount_id" text GENERATED ALWAYS AS (coalesce("discounts"[1], CASE jsonb_typeof((_extra #> '{discount}')) WHEN 'string' THEN (_extra #>> '{discount}') WHEN 'object' THEN (_extra #> '{discount}') ->> 'id' END)) STORED,
+  "paid" boolean GENERATED ALWAYS AS (coalesce(("status" = 'paid'), CASE jsonb_typeof((_extra #> '{paid}')) WHEN 'boolean' THEN (_extra #>> '{paid}')::boolean END)) STORED,
+  "subscription_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_details" #> '{subscription}')) WHEN 'string' THEN ("parent_subscription_details" #>> '{subscription}') WHEN 'object' THEN ("parent_subscription_details" #> '{subscription}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{subscription}')) WHEN 'string' THEN (_extra #>> '{subscription}') WHEN 'object' THEN (_extra #> '{subscription}') ->> 'id' END)) STORED,
+  "subscription_proration_date" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("parent_subscription_details" #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN ("parent_subscription_details" #>> '{subscription_proration_date}')::bigint END, CASE WHEN (_extra #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{subscription_proration_date}')::bigint END)) STORED,
+  "tax" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN jsonb_typeof("total_taxes") = 'array' THEN CASE jsonb_array_length("total_taxes") WHEN 0 THEN NULL WHEN 1 THEN CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END ELSE CASE WHEN jsonb_array_length("total_taxes") <= 16 THEN coalesce(CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{1,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{1,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{2,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{2,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{3,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{3,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{4,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{4,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{5,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{5,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{6,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{6,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{7,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{7,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{8,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{8,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{9,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{9,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{10,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{10,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{11,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{11,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{12,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{12,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{13,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{13,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{14,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{14,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{15,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{15,amount}')::bigint END, 0) ELSE CASE WHEN "total" BETWEEN -1e17 AND 1e17 AND "total_excluding_tax" BETWEEN -1e17 AND 1e17 THEN "total" - "total_excluding_tax" END END END END, CASE WHEN (_extra #>> '{tax}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{tax}')::bigint END)) STORED,
+  "total_tax_amounts_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (_extra #>> '{total_tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{total_tax_amounts,0,amount}')::bigint END)) STORED,
+  "total_tax_amounts_inclusive" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((_extra #> '{total_tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (_extra #>> '{total_tax_amounts,0,inclusive}')::boolean END)) STORED,
+  "total_tax_amounts_tax_rate_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN ("total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{total_tax_amounts,0,tax_rate}')) WHEN 'string' THEN (_extra #>> '{total_tax_amounts,0,tax_rate}') WHEN 'object' THEN (_extra #> '{total_tax_amounts,0,tax_rate}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -6209,6 +6285,9 @@ CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_latest_revision_id_idx" ON
 CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_on_behalf_of_id_idx" ON "stripe"."upcoming_customer_invoice" ("on_behalf_of_id") WHERE "on_behalf_of_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_shipping_cost_shipping_rate_id_idx" ON "stripe"."upcoming_customer_invoice" ("shipping_cost_shipping_rate_id") WHERE "shipping_cost_shipping_rate_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_test_clock_id_idx" ON "stripe"."upcoming_customer_invoice" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_discount_id_idx" ON "stripe"."upcoming_customer_invoice" ("discount_id") WHERE "discount_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_subscription_id_idx" ON "stripe"."upcoming_customer_invoice" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_total_tax_amounts_tax_rate_id_idx" ON "stripe"."upcoming_customer_invoice" ("total_tax_amounts_tax_rate_id") WHERE "total_tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."upcoming_invoice_line_item" (
   "id" text NOT NULL,
   "amount" bigint,
@@ -6237,6 +6316,15 @@ CREATE TABLE "stripe"."upcoming_invoice_line_item" (
   "taxes" jsonb,
   "upcoming_customer_id" text,
   "upcoming_subscription_id" text,
+  "invoice_item" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_invoice_item_details" #> '{invoice_item}')) WHEN 'string' THEN ("parent_invoice_item_details" #>> '{invoice_item}') WHEN 'object' THEN ("parent_invoice_item_details" #> '{invoice_item}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{invoice_item}')) WHEN 'string' THEN (_extra #>> '{invoice_item}') WHEN 'object' THEN (_extra #> '{invoice_item}') ->> 'id' END)) STORED,
+  "plan_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("pricing_price_details" #> '{price}')) WHEN 'string' THEN ("pricing_price_details" #>> '{price}') WHEN 'object' THEN ("pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{plan}')) WHEN 'string' THEN (_extra #>> '{plan}') WHEN 'object' THEN (_extra #> '{plan}') ->> 'id' END)) STORED,
+  "price_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("pricing_price_details" #> '{price}')) WHEN 'string' THEN ("pricing_price_details" #>> '{price}') WHEN 'object' THEN ("pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{price}')) WHEN 'string' THEN (_extra #>> '{price}') WHEN 'object' THEN (_extra #> '{price}') ->> 'id' END)) STORED,
+  "proration" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_item_details" #> '{proration}')) WHEN 'boolean' THEN ("parent_subscription_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof(("parent_invoice_item_details" #> '{proration}')) WHEN 'boolean' THEN ("parent_invoice_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof((_extra #> '{proration}')) WHEN 'boolean' THEN (_extra #>> '{proration}')::boolean END)) STORED,
+  "subscription_item_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("parent_subscription_item_details" #> '{subscription_item}')) WHEN 'string' THEN ("parent_subscription_item_details" #>> '{subscription_item}') WHEN 'object' THEN ("parent_subscription_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof(("parent_invoice_item_details" #> '{subscription_item}')) WHEN 'string' THEN ("parent_invoice_item_details" #>> '{subscription_item}') WHEN 'object' THEN ("parent_invoice_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{subscription_item}')) WHEN 'string' THEN (_extra #>> '{subscription_item}') WHEN 'object' THEN (_extra #> '{subscription_item}') ->> 'id' END)) STORED,
+  "type" text GENERATED ALWAYS AS (coalesce(CASE "parent_type" WHEN 'invoice_item_details' THEN 'invoiceitem' WHEN 'subscription_item_details' THEN 'subscription' ELSE "parent_type" END, CASE jsonb_typeof((_extra #> '{type}')) WHEN 'string' THEN (_extra #>> '{type}') END)) STORED,
+  "tax_amounts_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("taxes" #>> '{0,amount}')::bigint END, CASE WHEN (_extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{tax_amounts,0,amount}')::bigint END)) STORED,
+  "tax_amounts_inclusive" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN ("taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (_extra #>> '{tax_amounts,0,inclusive}')::boolean END)) STORED,
+  "tax_amounts_tax_rate_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN ("taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN ("taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (_extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (_extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -6249,6 +6337,10 @@ CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_invoice_id_idx" ON "strip
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_subscription_id_idx" ON "stripe"."upcoming_invoice_line_item" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_upcoming_customer_id_idx" ON "stripe"."upcoming_invoice_line_item" ("upcoming_customer_id") WHERE "upcoming_customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_upcoming_subscription_id_idx" ON "stripe"."upcoming_invoice_line_item" ("upcoming_subscription_id") WHERE "upcoming_subscription_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_plan_id_long_idx" ON "stripe"."upcoming_invoice_line_item" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_price_id_long_idx" ON "stripe"."upcoming_invoice_line_item" USING spgist ("price_id") WHERE "price_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_subscription_item_id_idx" ON "stripe"."upcoming_invoice_line_item" ("subscription_item_id") WHERE "subscription_item_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_tax_amounts_tax_rate_id_idx" ON "stripe"."upcoming_invoice_line_item" ("tax_amounts_tax_rate_id") WHERE "tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."upcoming_subscription_invoice" (
   "subscription_id" text NOT NULL,
   "id" text,
@@ -6381,6 +6473,13 @@ CREATE TABLE "stripe"."upcoming_subscription_invoice" (
   "total_taxes" jsonb,
   "webhooks_delivered_at" timestamptz,
   "deleted" boolean,
+  "discount_id" text GENERATED ALWAYS AS (coalesce("discounts"[1], CASE jsonb_typeof((_extra #> '{discount}')) WHEN 'string' THEN (_extra #>> '{discount}') WHEN 'object' THEN (_extra #> '{discount}') ->> 'id' END)) STORED,
+  "paid" boolean GENERATED ALWAYS AS (coalesce(("status" = 'paid'), CASE jsonb_typeof((_extra #> '{paid}')) WHEN 'boolean' THEN (_extra #>> '{paid}')::boolean END)) STORED,
+  "subscription_proration_date" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("parent_subscription_details" #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN ("parent_subscription_details" #>> '{subscription_proration_date}')::bigint END, CASE WHEN (_extra #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{subscription_proration_date}')::bigint END)) STORED,
+  "tax" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN jsonb_typeof("total_taxes") = 'array' THEN CASE jsonb_array_length("total_taxes") WHEN 0 THEN NULL WHEN 1 THEN CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END ELSE CASE WHEN jsonb_array_length("total_taxes") <= 16 THEN coalesce(CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{1,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{1,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{2,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{2,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{3,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{3,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{4,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{4,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{5,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{5,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{6,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{6,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{7,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{7,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{8,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{8,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{9,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{9,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{10,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{10,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{11,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{11,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{12,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{12,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{13,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{13,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{14,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{14,amount}')::bigint END, 0) + coalesce(CASE WHEN ("total_taxes" #>> '{15,amount}') ~ '^-?[0-9]{1,15}$' THEN ("total_taxes" #>> '{15,amount}')::bigint END, 0) ELSE CASE WHEN "total" BETWEEN -1e17 AND 1e17 AND "total_excluding_tax" BETWEEN -1e17 AND 1e17 THEN "total" - "total_excluding_tax" END END END END, CASE WHEN (_extra #>> '{tax}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{tax}')::bigint END)) STORED,
+  "total_tax_amounts_amount" bigint GENERATED ALWAYS AS (coalesce(CASE WHEN ("total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN ("total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (_extra #>> '{total_tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (_extra #>> '{total_tax_amounts,0,amount}')::bigint END)) STORED,
+  "total_tax_amounts_inclusive" boolean GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((_extra #> '{total_tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (_extra #>> '{total_tax_amounts,0,inclusive}')::boolean END)) STORED,
+  "total_tax_amounts_tax_rate_id" text GENERATED ALWAYS AS (coalesce(CASE jsonb_typeof(("total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN ("total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN ("total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((_extra #> '{total_tax_amounts,0,tax_rate}')) WHEN 'string' THEN (_extra #>> '{total_tax_amounts,0,tax_rate}') WHEN 'object' THEN (_extra #> '{total_tax_amounts,0,tax_rate}') ->> 'id' END)) STORED,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -6404,6 +6503,8 @@ CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_latest_revision_id_idx
 CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_on_behalf_of_id_idx" ON "stripe"."upcoming_subscription_invoice" ("on_behalf_of_id") WHERE "on_behalf_of_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_shipping_cost_shippi_c2d5482e_x" ON "stripe"."upcoming_subscription_invoice" ("shipping_cost_shipping_rate_id") WHERE "shipping_cost_shipping_rate_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_test_clock_id_idx" ON "stripe"."upcoming_subscription_invoice" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_discount_id_idx" ON "stripe"."upcoming_subscription_invoice" ("discount_id") WHERE "discount_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_total_tax_amounts_tax_rate_id_idx" ON "stripe"."upcoming_subscription_invoice" ("total_tax_amounts_tax_rate_id") WHERE "total_tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."v2_billing_meter_event_adjustment" (
   "id" text NOT NULL,
   "cancel_identifier" text,

@@ -83,7 +83,7 @@ async def catalog_table(call: Call) -> CatalogTableDetail:
         list(table.key),
         [
             CatalogColumn(c.name, c.type, list(c.references), column_comment(c))
-            for c in table.columns
+            for c in table.all_columns
         ],
     )
 
@@ -93,7 +93,7 @@ def _line(table: Table) -> CatalogTable:
         table.name,
         table.object_type,
         table_comment(table),
-        len(table.columns),
+        len(table.all_columns),
         table.object_type in with_events(),
         table.virtual,
     )

@@ -12,7 +12,7 @@ A `Difference` is a suspicion: the row or the object may be changing meanwhile. 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
@@ -23,11 +23,20 @@ import asyncpg
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.quarantine import Parted
-from pinstripe.mirror.upsert import FLEETING, extra_after, from_stage, same_values, stage, unsaid
+from pinstripe.mirror.upsert import (
+    FLEETING,
+    extra_after,
+    from_stage,
+    same_values,
+    stage,
+    staged_value,
+    unsaid,
+)
 from pinstripe.mirror.writer import StageTables
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.links import linked_value
 from pinstripe.store.pool import translated
 
 MOST = 20_000
@@ -106,7 +115,7 @@ class Comparer:
         await self._stages.fill(connection, table, rows.values())
         await connection.execute(_note(table), table.name)
         for shape in sorted({row[-1] for row in rows.values()}):
-            text = differing(self._schema, table, self._shapes.columns(shape))
+            text = differing(self._schema, table, self._shapes.columns(shape), self._tables)
             different: dict[str, Difference] = {}
             for record in await connection.fetch(text, shape, version):
                 found = difference(table, rows[record[0]], record)
@@ -180,14 +189,21 @@ class Comparer:
         )
 
 
-def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
+def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[str, Table]) -> str:
     """Select staged rows of one shape that the table lacks or holds with other content. $1: the shape; $2:
     their API version. In a row of another version, what a whole object says nothing of must be null.
 
     Returns (key, the row's `_synced_at`, always, on_request, is_partial, undeleted): the names of differing
     columns, those that Stripe always returns and those on request; whether the row is partial; whether it
-    is flagged deleted and the object is not.
+    is flagged deleted and the object is not. `known`: the tables that are synced.
     """
+
+    def value(column: Column) -> str:
+        by_rows = linked_value(schema, column, known)
+        if by_rows is None:
+            return staged_value(table, column)
+        return f"coalesce({from_stage(column)}, {by_rows})"
+
     columns = [c for c in map(table.column, shape) if c.name not in table.key]
     columns = [c for c in columns if (table.name, c.name) not in FLEETING]
     always = [c for c in columns if not c.on_request]
@@ -195,13 +211,13 @@ def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
     key = quote(table.key[0])
     undeleted = "t.deleted IS TRUE AND s.deleted IS FALSE" if table.deletable else "false"
     extra = f"t._extra IS DISTINCT FROM {extra_after(columns)}"
-    same = f" OR NOT {same_values(columns)}" if columns else ""
+    same = f" OR NOT {same_values(columns, value)}" if columns else ""
     left = [f"t.{quote(c.name)} IS NOT NULL" for c in unsaid(table, shape)]
     stale = f"(t._api_version <> $2::text AND ({' OR '.join(left) or 'false'}))"
     same += f" OR {stale}"
-    names = f"{_names(always, extra)} || CASE WHEN {stale} THEN ARRAY['_api_version'] END"
+    names = f"{_names(always, value, extra)} || CASE WHEN {stale} THEN ARRAY['_api_version'] END"
     return (
-        f"SELECT s.{key}, t._synced_at, {names}, {_names(on_request, 'false')}, "
+        f"SELECT s.{key}, t._synced_at, {names}, {_names(on_request, value, 'false')}, "
         f"t._partial IS TRUE, {undeleted}\n"
         f"FROM {stage(table.name)} s "
         f"LEFT JOIN {qualified(schema, table.name)} t ON t.{key} = s.{key}\n"
@@ -209,10 +225,10 @@ def differing(schema: str, table: Table, shape: Sequence[str]) -> str:
     )
 
 
-def _names(columns: Sequence[Column], extra: str) -> str:
+def _names(columns: Sequence[Column], value: Callable[[Column], str], extra: str) -> str:
     """An array of the names of the columns that differ; `extra`: whether the unknown fields do."""
     cases = [
-        f"CASE WHEN t.{quote(c.name)} IS DISTINCT FROM {from_stage(c)} THEN '{c.name}' END"
+        f"CASE WHEN t.{quote(c.name)} IS DISTINCT FROM {value(c)} THEN '{c.name}' END"
         for c in columns
     ]
     cases.append(f"CASE WHEN {extra} THEN '_extra' END")

@@ -1,0 +1,224 @@
+"""Columns that rows of other tables give: `charge.invoice_id` stands in `invoice_payment` today.
+
+    lock_links -> rows are written -> link -> COMMIT        a batch of the mirror
+    link_all                                                after the initial load, and after a migration
+
+`catalog.moved` says which rows decide (`Rows`). They and the column commit together. Two transactions that
+write one row and the row that decides it would not see each other: each first locks its ids (by hash, on
+rows of `pinstripe.lock`), so the later one sees both. Rows of a table in its initial load wait
+for `link_all`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
+
+from pinstripe.catalog.moved import Rows
+from pinstripe.catalog.tables import Column, Table, tables
+from pinstripe.store.ddl import before_value, literal, qualified, quote
+from pinstripe.store.locks import lock_buckets
+from pinstripe.store.pool import Connection
+
+Keys = Mapping[str, Collection[str]]
+"""Table -> keys of its rows."""
+
+_ORDINARY = "coalesce(d.deleted, false) = false AND "
+
+
+@cache
+def linked_columns(table: Table) -> tuple[Column, ...]:
+    """The columns of `table` that rows of other tables give."""
+    return tuple(c for c in table.all_columns if c.moved is not None and c.moved.rows)
+
+
+@cache
+def linked_tables() -> frozenset[str]:
+    """The tables that have linked columns."""
+    return frozenset(t.name for t in tables().values() if linked_columns(t))
+
+
+@cache
+def lock_columns() -> Mapping[str, frozenset[str]]:
+    """Table -> its columns with the ids that a link goes by."""
+    found: dict[str, set[str]] = {}
+    for table in tables().values():
+        for column in linked_columns(table):
+            for rows in column.moved.rows if column.moved else ():
+                found.setdefault(table.name, {table.key[0]}).add(rows.match[1])
+                found.setdefault(rows.table, set()).add(rows.match[0])
+                if rows.then is not None:
+                    found.setdefault(rows.then.table, set()).add(tables()[rows.then.table].key[0])
+                    found[rows.table].add(rows.take)
+    return {name: frozenset(columns) for name, columns in found.items()}
+
+
+async def lock_links(connection: Connection, ids: Collection[str]) -> None:
+    """Lock these ids until the end of the transaction. Call it before any row is locked."""
+    if ids:
+        await lock_buckets(connection, {zlib.crc32(one.encode()) for one in ids})
+
+
+class Links:
+    """The linked columns of a schema with these tables: the statement for each table that has some."""
+
+    def __init__(self, schema: str, known: Mapping[str, Table]) -> None:
+        self._texts: dict[str, tuple[list[str], str]] = {}
+        for name in sorted(linked_tables() & known.keys()):
+            columns = _usable(known[name], known)
+            if columns:
+                names = [name, *_deciders(columns)]
+                self._texts[name] = names, link_text(schema, known[name], columns, names)
+
+    def affected(self, written: Keys) -> list[str]:
+        """Return the tables of which rows may change because these were written."""
+        return [n for n, (names, _) in self._texts.items() if not written.keys().isdisjoint(names)]
+
+    async def link(
+        self, connection: Connection, table: str, written: Keys
+    ) -> list[tuple[str, str]]:
+        """Give linked columns of `table` their values: in rows written, and where these decide.
+
+        Returns (key, changes as JSON: column -> [before, after]) of each row that changed.
+        """
+        names, text = self._texts[table]
+        rows = await connection.fetch(text, *(list(written.get(n, ())) for n in names))
+        return [(row[0], row[1]) for row in rows]
+
+
+async def link_all(
+    connection: Connection,
+    schema: str,
+    known: Mapping[str, Table],
+    changed: Collection[str],
+) -> None:
+    """Like `link`, for all rows of the tables that `changed` bears on. In a transaction: it locks them.
+
+    No writer may have these tables open meanwhile: what it has written and not committed is not seen.
+    """
+    for name in sorted(linked_tables() & known.keys()):
+        columns = _usable(known[name], known)
+        names = sorted({name, *_deciders(columns)})
+        if not columns or set(changed).isdisjoint(names):
+            continue
+        locked = ", ".join(qualified(schema, one) for one in names)
+        await connection.execute(f"LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE")
+        await connection.execute(link_text(schema, known[name], columns, None))
+
+
+def _usable(table: Table, known: Mapping[str, Table]) -> tuple[Column, ...]:
+    """The linked columns of which the deciding tables are synced too."""
+    return tuple(c for c in linked_columns(table) if _is_usable(c, known))
+
+
+def _is_usable(column: Column, known: Mapping[str, Table]) -> bool:
+    return known.keys() >= set(_deciders([column]))
+
+
+def _deciders(columns: Sequence[Column]) -> list[str]:
+    """The tables whose rows decide, each once, in a fixed order."""
+    found = {
+        name
+        for c in columns
+        if c.moved is not None
+        for r in c.moved.rows
+        for name in (r.table, *((r.then.table,) if r.then else ()))
+    }
+    return sorted(found)
+
+
+def link_text(
+    schema: str, table: Table, columns: Sequence[Column], names: Sequence[str] | None
+) -> str:
+    """UPDATE of the linked columns. $1, $2, ...: the written keys of the tables `names`; None: all rows.
+
+    A row of this transaction keeps its `_synced_at`; any other one gets a new one, since it changes now.
+    """
+    key = quote(table.key[0])
+    values = ", ".join(
+        f"{_value(schema, c)} AS {quote(c.name)}, t.{quote(c.name)} AS {quote('was ' + c.name)}"
+        for c in columns
+    )
+    sets = ", ".join(f"{quote(c.name)} = v.{quote(c.name)}" for c in columns)
+    before = ", ".join(f"t.{quote(c.name)}" for c in columns)
+    after = ", ".join(f"v.{quote(c.name)}" for c in columns)
+    changes = " || ".join(_change(c) for c in columns)
+    among = ""
+    if names is not None:
+        parts = " UNION ".join(_affected(schema, table, columns, names))
+        among = f" WHERE t.{key} IN ({parts})"
+    return (
+        f"UPDATE {qualified(schema, table.name)} AS t SET {sets}, _synced_at = "
+        f"CASE WHEN t._synced_at >= now() THEN t._synced_at ELSE clock_timestamp() END\n"
+        f"FROM (SELECT t.{key} AS key, {values} FROM {qualified(schema, table.name)} t{among}) v\n"
+        f"WHERE t.{key} = v.key AND ROW({before}) IS DISTINCT FROM ROW({after})\n"
+        f"RETURNING v.key, ({changes})::text"
+    )
+
+
+def _change(column: Column) -> str:
+    name, was = f"v.{quote(column.name)}", f"v.{quote('was ' + column.name)}"
+    pair = f"jsonb_build_object({literal(column.name)}, jsonb_build_array({was}, {name}))"
+    return f"CASE WHEN {was} IS DISTINCT FROM {name} THEN {pair} ELSE '{{}}' END"
+
+
+def linked_value(schema: str, column: Column, known: Mapping[str, Table]) -> str | None:
+    """What rows of the tables `known` say of a column that Stripe sends too, as SQL on the row `t`."""
+    if column.moved is None or not _is_usable(column, known):
+        return None
+    values = [_picked(schema, rows) for rows in column.moved.rows]
+    return f"coalesce({', '.join(values)})" if values else None
+
+
+def _value(schema: str, column: Column) -> str:
+    """What the deciding rows say, else what the row holds itself."""
+    if column.moved is None:
+        return "NULL"
+    values = [_picked(schema, rows) for rows in column.moved.rows]
+    own = before_value(column, "t")
+    if column.path:
+        own = f"t.{quote(column.name)}"
+    return f"coalesce({', '.join([*values, *([own] if own else [])])})"
+
+
+def _picked(schema: str, rows: Rows) -> str:
+    their, own = rows.match
+    taken, source = f"d.{quote(rows.take)}", f"{qualified(schema, rows.table)} d"
+    if rows.then is not None:
+        then = tables()[rows.then.table]
+        source += f" JOIN {qualified(schema, then.name)} e ON e.{quote(then.key[0])} = {taken}"
+        taken = f"e.{quote(rows.then.take)}"
+    order = ", ".join(
+        f"d.{quote(name.lstrip('-'))}{' DESC NULLS LAST' if name[0] == '-' else ''}"
+        for name in rows.order
+    )
+    alive = _ORDINARY if tables()[rows.table].deletable else ""
+    return (
+        f"(SELECT {taken} FROM {source} WHERE d.{quote(their)} = t.{quote(own)} AND {alive}"
+        f"{taken} IS NOT NULL ORDER BY {order} LIMIT 1)"
+    )
+
+
+def _affected(
+    schema: str, table: Table, columns: Sequence[Column], names: Sequence[str]
+) -> Iterator[str]:
+    """SELECTs of the keys of `table` on which the written rows bear."""
+    at = {name: f"ANY (${i + 1}::text[])" for i, name in enumerate(names)}
+    key = table.key[0]
+    yield f"SELECT unnest(${names.index(table.name) + 1}::text[])"
+    ways = {(r.match, r.table, r.take, r.then) for c in columns if c.moved for r in c.moved.rows}
+    for (their, own), name, take, then in sorted(ways, key=repr):
+        key_of = quote(tables()[name].key[0])
+        chosen = [f"d.{key_of} = {at[name]}"]
+        if then is not None:
+            chosen.append(f"d.{quote(take)} = {at[then.table]}")
+        for one in chosen:
+            source = f"{qualified(schema, name)} d"
+            if own == key:
+                yield f"SELECT d.{quote(their)} FROM {source} WHERE {one}"
+            else:
+                yield (
+                    f"SELECT o.{quote(key)} FROM {source} JOIN {qualified(schema, table.name)} o "
+                    f"ON o.{quote(own)} = d.{quote(their)} WHERE {one}"
+                )
