@@ -13,6 +13,7 @@ from cyclopts import CycloptsError, MissingArgumentError
 
 from pinstripe.cli.app import app
 from pinstripe.config.config import read_config
+from pinstripe.store.database_url import read_url
 
 ROOT = Path(__file__).parents[2]
 GENERATED = {"docs/reference/cli.md", "docs/reference/settings.md"}
@@ -81,6 +82,15 @@ def _names() -> set[str]:
     return {name for name in app if not name.startswith("-")}
 
 
+def addresses() -> Iterator[tuple[str, str]]:
+    """(page, address of a database) of what a page tells to export."""
+    for path in PAGES:
+        if path.suffix == ".md" and path.exists():
+            for block in _BLOCK.findall(path.read_text()):
+                for address in re.findall(r"DATABASE_URL=['\"]?(postgres[^'\"\s]+)", block):
+                    yield str(path.relative_to(ROOT)), address
+
+
 def flags() -> Iterator[tuple[str, str]]:
     """(page, `--flag=value` or `--flag value`) of sentences."""
     for path in PAGES:
@@ -100,6 +110,17 @@ def test_a_documented_command_is_read(line: Line) -> None:
         app.parse_args(line.words, exit_on_error=False, print_error=False)
     except MissingArgumentError:
         assert not line.is_whole, str(line)
+
+
+def test_documented_addresses_of_databases_are_read() -> None:
+    read = [(page, read_url(_verified_by_the_system(a), {})) for page, a in addresses()]
+    assert all(target.hosts and target.user and target.database for _, target in read)
+    assert {page for page, _ in read} >= {"docs/how-to/hosted-postgres.md", "docs/quickstart.md"}
+
+
+def _verified_by_the_system(address: str) -> str:
+    """The address with the system's authorities, for a file that a reader downloads."""
+    return re.sub(r"sslrootcert=[\w.-]+", "sslrootcert=system", address)
 
 
 def test_flags_of_sentences_are_read() -> None:

@@ -13,6 +13,21 @@ from tools.docs.tables import table_pages
 from pinstripe.catalog.domains import domain_of
 from pinstripe.catalog.tables import Table, tables
 
+# A page for each feature that Pinstripe exists for.
+FEATURES = (
+    "concepts/backfill.md",
+    "concepts/live.md",
+    "how-to/upcoming-invoices.md",
+    "concepts/schema.md",
+    "reference/tables/index.md",
+    "reference/diagram/index.md",
+    "how-to/proxy.md",
+    "how-to/wait.md",
+    "how-to/restricted-keys.md",
+    "how-to/console.md",
+    "how-to/verify.md",
+    "how-to/personal-data.md",
+)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -25,6 +40,30 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     anchors = {p: set(map(_anchor, re.findall(r"^#+ (.+)$", p.read_text(), re.M))) for p in pages}
     dead = [f"{shown(p)}: {target}" for p in pages for target in _dead(p, anchors)]
     assert dead == []
+
+
+def test_each_feature_is_two_clicks_from_the_first_page() -> None:
+    clicks = _clicks(ROOT / "docs" / "index.md")
+    far = [name for name in FEATURES if clicks.get(ROOT / "docs" / name, 9) > 2]
+    assert far == []
+
+
+def test_every_page_for_a_person_is_two_clicks_from_the_first_page() -> None:
+    clicks = _clicks(ROOT / "docs" / "index.md")
+    pages = [p for folder in ("how-to", "concepts") for p in (ROOT / "docs" / folder).glob("*.md")]
+    assert [shown(p) for p in sorted(pages) if clicks.get(p, 9) > 2] == []
+
+
+def _clicks(first: Path) -> dict[Path, int]:
+    """How many links lead from a page to each page that it leads to."""
+    clicks, at = {first: 0}, [first]
+    for page in at:
+        for target in LINK.findall(page.read_text()):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            if path.suffix == ".md" and path.exists() and path not in clicks:
+                clicks[path] = clicks[page] + 1
+                at.append(path)
+    return clicks
 
 
 def _dead(page: Path, anchors: dict[Path, set[str]]) -> set[str]:

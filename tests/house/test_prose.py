@@ -16,6 +16,11 @@ from pinstripe.cli.app import app
 BLOCK = re.compile(r"^ *```sh\n(.*?)^ *```", re.M | re.S)
 NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 GUARANTEES = ROOT / "docs" / "concepts" / "guarantees.md"
+# Senses and persons in place of the field's words (request, poll, notify, caller).
+OLD_WORDS = re.compile(
+    r"\b(hears?|heard|rings?|rung|told|whoever|somebody|who(?:ever)? asks|(?:a|the|two|few) looks?"
+    r"|looks? at (?:once|it)|looked at|asks? (?:Stripe(?!'s)|anew|again))\b"
+)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
@@ -74,6 +79,18 @@ def _is_known(words: list[str], capsys: pytest.CaptureFixture[str]) -> bool:
     told = capsys.readouterr().out
     flags = [w.partition("=")[0] for w in words[len(names) :] if w.startswith("-")]
     return all(re.search(rf"(?<![\w-]){re.escape(f)}(?![\w-])", told) for f in flags)
+
+
+def test_pages_for_users_speak_as_the_field_does() -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "quickstart.md"]
+    pages += sorted((ROOT / "docs" / "how-to").glob("*.md"))
+    said = [
+        f"{shown(page)}:{text.count(chr(10), 0, found.start()) + 1} {found.group()}"
+        for page in pages
+        for text in [page.read_text()]
+        for found in OLD_WORDS.finditer(text)
+    ]
+    assert said == []
 
 
 def test_every_guarantee_names_tests_that_exist() -> None:

@@ -25,7 +25,10 @@ _BLOCK = re.compile(
 _FOREIGN = ("STRIPE_", "PINSTRIPE_", "DATABASE_URL", "PG")
 _FEW = "customer,subscription,subscription_item,invoice,price,product"
 # What the snippets speak of. The demo of the quickstart has all tables, and takes some seconds longer.
-_SHOWN = f"{_FEW},event,charge,payment_intent,balance_transaction,line_item,upcoming_*"
+_SHOWN = (
+    f"{_FEW},event,charge,payment_intent,balance_transaction,line_item,upcoming_*"
+    ",checkout_session,entitlements_*"
+)
 # An answer that is an error fails the snippet, where curl alone would be content with any answer.
 _SHELL = 'set -euo pipefail\ncurl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
 
@@ -63,17 +66,17 @@ class Demo:
 
     def run(self, snippet: Snippet) -> subprocess.CompletedProcess[str]:
         """Runs it to its end."""
-        text = self._filled_in(snippet.text)
+        text = self.filled_in(snippet.text)
         words: dict[str, list[str | Path]] = {
             "sh": ["bash", "-c", _SHELL + text],
             "sql": [self.psql, self.database, "-X", "-v", "ON_ERROR_STOP=1", "-c", text],
             "python": [sys.executable, "-W", "error", "-c", text],
         }
-        return self._ended(words[snippet.language], self._environment())
+        return self._ended(words[snippet.language], self.environment())
 
     def ask(self, query: str) -> str:
         """The one value that a query gives."""
-        ended = self._ended([self.psql, self.database, "-XAtc", query], self._environment())
+        ended = self._ended([self.psql, self.database, "-XAtc", query], self.environment())
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.strip()
 
@@ -91,15 +94,19 @@ class Demo:
             check=False,
         )
 
-    def _filled_in(self, text: str) -> str:
+    def filled_in(self, text: str) -> str:
+        """`text` with what a reader replaces: the port, the key, ids, the name of the read-only role."""
         for shown, id_of in (
             ("cus_...", "SELECT customer_id FROM stripe.subscription WHERE status = 'active'"),
             ("sub_1Mowry", "SELECT id FROM stripe.subscription"),
             ("price_...", "SELECT id FROM stripe.price WHERE active AND type = 'recurring'"),
+            ("cs_...", "SELECT id FROM stripe.checkout_session"),
+            ("evt_...", "SELECT id FROM stripe.event"),
         ):
             if shown in text:
                 text = text.replace(shown, self.ask(f"{id_of} ORDER BY created LIMIT 1"))
         text = re.sub(r"\b[rs]k_test_\.\.\.", self.key, text)
+        text = text.replace("pinstripe_reader_billing_stripe", "pinstripe_reader_pinstripe_stripe")
         text = text.replace("postgresql://USER:PASSWORD@HOST:5432/DATABASE", self._elsewhere())
         return text.replace("http://127.0.0.1:8377", self.gateway)
 
@@ -107,7 +114,8 @@ class Demo:
         """Another, empty database on the same server."""
         return f"'{self.database.replace('/pinstripe?', '/elsewhere?')}'"
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """The settings that a reader of the pages has exported."""
         return {
             **clean_environment(),
             "STRIPE_API_KEY": self.key,
