@@ -29,6 +29,8 @@ LIVE = (
     "deep",
     "poll_interval",
     "event_window",
+    "replica_lag",
+    "clock_margin",
     "hold_poll_rate",
     "changes",
     "change_days",

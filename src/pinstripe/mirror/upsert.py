@@ -202,8 +202,10 @@ def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
     confirmed = of_keys("$2::text", literal(table.name), "to_timestamp($3::float8)")
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET _as_of = greatest(t._as_of, s.lo),\n"
-        f"_as_of_latest = greatest(t._as_of_latest, s.hi), _synced_at = clock_timestamp()\n"
-        f"FROM (SELECT {keys}, max(c.as_of) AS lo, max(c.as_of_latest) AS hi FROM {joined}\n"
+        f"_as_of_latest = greatest(t._as_of_latest, s.hi), "
+        f"_synced_at = greatest(t._synced_at, s.noted_at)\n"
+        f"FROM (SELECT {keys}, max(c.as_of) AS lo, max(c.as_of_latest) AS hi, "
+        f"max(c.noted_at) AS noted_at FROM {joined}\n"
         f"  JOIN ({confirmed}) c ON c.key = {key_hash(key)}\n"
         f"  WHERE s._shape = $1::int AND c.as_of_latest > to_timestamp(s._lo)\n"
         f"  AND (s._hi - s._lo > {EVENT_S} OR c.as_of >= to_timestamp(s._hi)\n"
