@@ -13,7 +13,7 @@ from tests.house.trips import TRIPS
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
     "backfill": (37, 206),
-    "event": (56, 320),
+    "event": (56, 340),
     "proxy": (40, 163),
     "verify": (50, 370),
 }
