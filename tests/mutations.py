@@ -77,6 +77,13 @@ MUTATIONS = (
         "AND false",
         _ORDERS,
     ),
+    Mutation(
+        "a set takes nothing out",
+        "src/pinstripe/mirror/orphans.py",
+        "        if is_gone:\n            gone[found] = facts[number]",
+        "        if is_gone:\n            continue",
+        _HISTORIES,
+    ),
 )
 
 

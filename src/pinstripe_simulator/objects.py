@@ -286,6 +286,8 @@ class Objects:
 
         def fill(index: int, created: int) -> bytes:
             at = relation.to(index)
+            if at is not None and there.touched:
+                at = there.position(there.id_at(at))  # It may have been made again under its id.
             return b"null" if at is None or indent > _TOO_DEEP else self.text(there, at, indent)
 
         return fill

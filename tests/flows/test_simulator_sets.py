@@ -49,7 +49,6 @@ def test_every_kind_of_set_of_which_members_leave_is_there() -> None:
     assert {
         "account/bank_account",
         "account/person",
-        "customer/bank_account",
         "customer/card",
         "customer/entitlements.active_entitlement",
         "customer/tax_id",

@@ -184,6 +184,72 @@ async def test_what_was_done_to_rows_behind_our_back_is_found_exactly_and_repair
     assert flagged is True
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_every_wrong_state_that_a_copy_was_ever_left_in_is_found_and_repaired(
+    database: str, pg: asyncpg.Connection, fresh: bool
+) -> None:
+    """Planted without a follower: whatever changes at Stripe is missed. `fresh`: the rows claim to be
+    true of just now, as those do that a replica answered.
+    """
+    async with copied(database, scale=120) as (sim, service):
+        planted: set[tuple[str, str]] = set()
+        sets = [k for k in sim.control.sets.kinds.values() if k.may_go]
+        owners: dict[tuple[str, str], str] = {}
+        for kind in sets:
+            holder, member = kind.owner.kind.name, kind.child.kind.name
+            lists = [f for f, (child, _) in kind.owner.lists.items() if child == kind.child.name]
+            shown = sim.account.world.routes.fields[holder]
+            lists = [f for f in lists if not shown[f].on_request]
+            # An account that does not show its bank accounts has none to us.
+            every = reversed(list(sim.account.world.truth(holder)))
+            owner = next(o for o in every if all(f in o for f in lists))
+            told = sim.control.members(holder, member, str(owner["id"]), add=12)
+            owners[holder, member] = told["owner"][0]
+        sim.control.clock(step_s=60.0)  # What happened a moment ago may not have been shown yet.
+        assert said(await verified(service, repair=True, unlisted=None)) == {}
+        for (holder, member), key in owners.items():
+            told = sim.control.members(holder, member, key, add=1, remove=3)
+            planted |= {(table_of_object()[member], k) for k in told["added"] + told["removed"]}
+        for name in ("plan", "coupon", "product"):
+            stale, dead = await ids(pg, name, 2, "deleted IS NOT TRUE")
+            for key in (stale, dead):
+                sim.control.recreate(name, key, {"metadata": {"made": "again"}})
+                planted.add((name, key))
+            await pg.execute(f"UPDATE stripe.{name} SET deleted = true WHERE id = $1", dead)
+        customer, edited = await ids(pg, "customer", 2, "deleted IS NOT TRUE")
+        sim.control.delete("customer", customer)
+        sim.control.edit("customer", edited, silent=False)
+        item, *_ = await ids(pg, "subscription_item", 1, "deleted IS NOT TRUE")
+        await pg.execute("UPDATE stripe.subscription_item SET quantity = 77 WHERE id = $1", item)
+        await pg.execute(
+            "INSERT INTO stripe.subscription_item"
+            " (id, subscription_id, _as_of, _as_of_latest, _synced_at)"
+            " SELECT id || 'would', subscription_id, _as_of, _as_of_latest, now()"
+            " FROM stripe.subscription_item WHERE id = $1",
+            item,
+        )
+        planted |= {("customer", customer), ("customer", edited)}
+        planted |= {("subscription_item", item), ("subscription_item", f"{item}would")}
+        sim.control.clock(step_s=60.0)
+        if fresh:
+            now = sim.account.clock.now()
+            for table in {table for table, _ in planted}:
+                await pg.execute(
+                    f"UPDATE stripe.{table} SET _as_of = to_timestamp($1::float8 - 1),"
+                    " _as_of_latest = to_timestamp($1::float8)",
+                    now,
+                )
+            sim.control.clock(step_s=60.0)
+        found = await verified(service, unlisted=None)
+        repaired = await verified(service, repair=True, unlisted=None)
+        sim.control.clock(step_s=60.0)
+        after = await verified(service, unlisted=None)
+    unseen, left = planted - set(said(found)), planted - set(mended(repaired))
+    assert not unseen, sorted(unseen)
+    assert not left, sorted(left)
+    assert said(repaired) == said(after) == {}
+
+
 async def test_an_extra_row_whose_table_has_no_flag_is_reported_and_left_to_people(
     database: str, pg: asyncpg.Connection
 ) -> None:

@@ -10,6 +10,7 @@ each a batch, so that a hundred thousand orders are a matter of minutes (ORDERS,
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -23,7 +24,7 @@ from pinstripe.client.response import Response
 
 ORDERS = int(os.environ.get("ORDERS", "1000"))
 SEED = int(os.environ.get("ORDERS_SEED", "1"))
-AT_ONCE = 1000
+AT_ONCE = 2000
 LAG_S, SKEW_S = 3.0, 3.0
 """What Stripe does here, whatever the product's margins are."""
 _TABLE = "tax_code"
@@ -116,6 +117,7 @@ async def test_any_order_of_events_and_reads_ends_in_the_newest_state_or_is_aske
         assert await w.put(*late) == [], "asked again for ever"
         assert await _wrong(w, orders) == []
         done, asked = done + count, asked + len(contested)
+        sys.stdout.write(f"\n{done} orders, {asked} of them asked again")
+        sys.stdout.flush()
         await w.pg.execute(f"TRUNCATE stripe.{_TABLE}, pinstripe.pending, pinstripe.confirmation")
-    print(f"\n{done} orders, {asked} of them asked again")
     assert asked < done  # Most events decide by themselves.

@@ -107,7 +107,8 @@ async def test_events_of_an_object_or_a_request_are_found_by_an_index(
     await pg.execute("ANALYZE stripe.event")
     read = "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'event'"
     async with pg.transaction():
+        built = await pg.fetchval(read)  # Making the indexes read the table too.
         by_object = await list_events(pg, SCHEMA, EventFilter(object_id="cus_7"), limit=100)
         by_request = await list_events(pg, SCHEMA, EventFilter(request_id="req_77"), limit=100)
-        assert await pg.fetchval(read) == 0
+        assert await pg.fetchval(read) == built
     assert (len(by_object), len(by_request)) == (40, 1)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -267,16 +268,14 @@ async def test_an_upgrade_never_makes_readers_queue_behind_an_idle_one(
     monkeypatch.setattr(migration, "_TRIES", 2)
     old = tables()["customer"]
     old = replace(old, columns=tuple(c for c in old.columns if c.name != "email"))
-    sdk, api = spec().sdk_version, spec().api_version
+    upgrade = partial(migrate, sdk_version=spec().sdk_version, api_version=spec().api_version)
     async with connect(database) as ours, connect(database) as reader:
-        await migrate(ours, "stripe", {"customer": old}, sdk_version=sdk, api_version=api)
+        await upgrade(ours, "stripe", {"customer": old})
         transaction = pg.transaction()
         await transaction.start()
         await pg.fetch("SELECT * FROM stripe.customer")
         new = {"customer": tables()["customer"]}
-        upgrading = asyncio.create_task(
-            migrate(ours, "stripe", new, sdk_version=sdk, api_version=api)
-        )
+        upgrading = asyncio.create_task(upgrade(ours, "stripe", new))
         slowest = 0.0
         while not upgrading.done():
             began = time.monotonic()
@@ -287,7 +286,7 @@ async def test_an_upgrade_never_makes_readers_queue_behind_an_idle_one(
             await upgrading
         assert slowest < 2.5
         await transaction.rollback()
-        done = await migrate(ours, "stripe", new, sdk_version=sdk, api_version=api)
+        done = await upgrade(ours, "stripe", new)
         assert done.added == [("customer", "email")]
 
 

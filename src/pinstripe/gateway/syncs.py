@@ -108,9 +108,7 @@ async def open_sync(
 
     Raises Misconfigured while no process has made the schema; Unreachable where Postgres is away.
     """
-    known, effective = await _there(database_url, schema)
-    async with connect(database_url) as connection:
-        await check_policy(connection, schema, personal)
+    known, effective = await _there(database_url, schema, personal)
     async with (
         StripeClient(
             key,
@@ -142,9 +140,12 @@ async def open_sync(
         yield OpenSync(sync_id, schema, known.account_id, livemode, source, webhook_secrets)
 
 
-async def _there(database_url: str, schema: str) -> tuple[Sync, dict[str, Table]]:
-    """Whose schema it is, and its tables as they stand there."""
+async def _there(
+    database_url: str, schema: str, personal: Personal | None
+) -> tuple[Sync, dict[str, Table]]:
+    """Whose schema it is, and its tables as they stand there. Raises where `personal` is not its policy."""
     async with connect(database_url) as connection:
+        await check_policy(connection, schema, personal)
         known = next((s for s in await load_syncs(connection) if s.schema == schema), None)
         if known is None or known.livemode is None:
             raise Misconfigured(

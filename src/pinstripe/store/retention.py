@@ -19,14 +19,18 @@ BOUNDS: Mapping[str, str] = {
     "bell": "a row for each schema",
     "certificate": "the last 100 verifications of each schema",
     "change": "the setting `change_days`",
+    "clock": "60 days",
     "confirmation": "an hour; those of passes for two rounds of passes, 8 bytes a row and round",
     "copied": "a row for each table",
     "cursor": "a row for each list",
+    "erased": "a row for each object of an erased customer",
+    "erasure": "a row for each erased customer",
     "filled": "a row for each table",
     "filling": "a row for each table, until its new columns are filled",
     "freshness": "a row for each table and way of reading",
     "lease": "a row for each schema",
     "lock": "two rows",
+    "member_set": "an hour, or as long as the table is in its initial load",
     "missing": "a row for each object that rows refer to and Stripe does not have",
     "paused": "a row for each schema",
     "pending": "a row for each object or list that is owed",
@@ -48,9 +52,7 @@ DELETE FROM pinstripe.change WHERE position IN (
   SELECT position FROM pinstripe.change
   WHERE schema = $1 AND at < clock_timestamp() - $2::interval ORDER BY position LIMIT $3)
 """
-_COUNTS = """
-DELETE FROM pinstripe.request_count WHERE schema = $1 AND day < current_date - $2::int
-"""
+_COUNTS = "DELETE FROM pinstripe.{} WHERE schema = $1 AND day < current_date - $2::int"
 _OLD_CERTIFICATES = """
 DELETE FROM pinstripe.certificate WHERE schema = $1 AND id <= (
   SELECT id FROM pinstripe.certificate WHERE schema = $1 ORDER BY id DESC OFFSET $2 LIMIT 1)
@@ -67,7 +69,8 @@ class Retention:
     async def trim(self, connection: Connection, schema: str) -> int:
         """Delete what is too old; return the number of changes and events. Not in a transaction."""
         with translated():
-            await connection.execute(_COUNTS, schema, _COUNTED_DAYS)
+            for table in ("request_count", "clock"):
+                await connection.execute(_COUNTS.format(table), schema, _COUNTED_DAYS)
             await connection.execute(_OLD_CERTIFICATES, schema, _CERTIFICATES)
             deleted = await _repeat(connection, _CHANGES, schema, self.changes)
             if self.events is not None:

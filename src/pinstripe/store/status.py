@@ -223,29 +223,40 @@ _OLDER = ("42P01", "42703")
 """SQLSTATEs of a table and of a column that does not exist."""
 
 
+_MISSING = "SELECT count(*) FROM pinstripe.missing WHERE schema = $1"
+
+
 async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> SchemaStatus:
     schema = sync.schema
     cursors = dict(await load_checkpoints(connection, schema))
     followed = cursors.pop(FOLLOWED, None)
     scans = {s: cursors.pop(s) for s in list(cursors) if s.startswith(SCAN_OF)}
-    is_ready = cursors.pop(READY, None) is not None
-    followed_to = followed.as_of if followed else None
+    is_ready, up_to = cursors.pop(READY, None) is not None, followed.as_of if followed else None
     with translated():
         rows = await _rows(connection, schema, counted_bytes)
-        missing = await connection.fetchval(
-            "SELECT count(*) FROM pinstripe.missing WHERE schema = $1", schema
-        )
+        missing = await connection.fetchval(_MISSING, schema)
         pending = await count_by_class(connection, schema)
         failed = [FailedRequests(*row) for row in await connection.fetch(_OWED, schema)]
         held = [QuarantinedRows(*row) for row in await connection.fetch(_QUARANTINE, schema)]
     fresh, by_table = await load_freshness(connection, schema), _by_table(cursors.values())
     plan = await load_plan(connection, schema)
+
+    def table(name: str) -> TableStatus:
+        return _table(
+            name,
+            *rows[name],
+            by_table.get(name, []),
+            is_ready=is_ready,
+            owed=sum(f.count for f in failed if f.table == name),
+            known=_known(name, up_to, [f for f in fresh if f.table == name]),
+        )
+
     return SchemaStatus(
         schema=schema,
         account_id=sync.account_id,
         livemode=sync.livemode,
         api_version=sync.api_version,
-        followed=_moment(followed_to),
+        followed=_moment(up_to),
         missing=missing,
         certificate=await load_certificate(connection, schema),
         next_verification=plan[0],
@@ -263,20 +274,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         default_api_version=await _default_version(connection, schema, rows),
         rows=sum(count for count, _ in rows.values()),
         clocks=(await load_clocks(connection)).get(schema, Clocks()),
-        tables=[
-            _without_quarantined(
-                _table(
-                    name,
-                    *rows[name],
-                    by_table.get(name, []),
-                    is_ready=is_ready,
-                    owed=sum(f.count for f in failed if f.table == name),
-                    known=_known(name, followed_to, [f for f in fresh if f.table == name]),
-                ),
-                held,
-            )
-            for name in rows
-        ],
+        tables=[_without_quarantined(table(name), held) for name in rows],
     )
 
 

@@ -253,7 +253,7 @@ def _prorate(ledger: Ledger, found: StripeObject, before: dict[str, StripeObject
 
 
 def _costs(item: StripeObject) -> tuple[object, object]:
-    return item["price"]["id"], item["quantity"]
+    return item["price"]["id"], item.get("quantity")  # A metered item has none.
 
 
 def _update_item(ledger: Ledger, found: StripeObject, item: dict[str, Any], number: int) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
+from tests.flows.harness.truth import whole_types
+
 from pinstripe.catalog.embedded import NOT_PRESENT
 from pinstripe.catalog.model import Field, object_types, spec
 from pinstripe.catalog.relations import with_events
@@ -35,11 +37,13 @@ WITHOUT_ROWS = frozenset(
     {"billing.alert_triggered", "entitlements.active_entitlement_summary", "cash_balance"}
 )
 
-# Their lists want parameters that nothing tells, or hold something for three retired types only; the
-# items of a payment link never change in number, and those of an intent's amount no event names.
+# Their lists want parameters that nothing tells, or hold something for three retired types only. The items
+# of a session and of a payment link are made with it, long before its first event; those of an intent's
+# amount no event names.
 _NOT_ASKED = frozenset(
     {
         "billing.meter/billing.meter_event_summary",
+        "checkout.session/item",
         "financial_connections.account/financial_connections.account_owner",
         "payment_intent/payment_intent_amount_details_line_item",
         "payment_link/item",
@@ -132,6 +136,8 @@ class Histories:
     touched: dict[str, set[str]] = field(default_factory=dict)
     owners: dict[str, set[str]] = field(default_factory=dict)
     """Kind of set -> ids of the owners whose sets have changed."""
+    remade: set[tuple[str, str]] = field(default_factory=set)
+    """(table, id) of what was deleted and made again."""
     happened: set[str] = field(default_factory=set)
     _number: int = 0
     """Of the last mark. No two of one run are the same, whoever makes them."""
@@ -155,6 +161,7 @@ class Histories:
         changes = {mark: self._mark(mark, found, dice)} if mark else {}
         version = OLD if dice.random() < 0.3 else ""
         self.sim.control.recreate(name, str(found["id"]), changes, version)
+        self.remade.add((table_of_object()[name], str(found["id"])))
         self._touch(name, str(found["id"]))
 
     def set_kinds(self) -> list[str]:
@@ -168,8 +175,10 @@ class Histories:
         """Members of one set come and go, one of them within a second; the seconds between."""
         sets, kind = self.sim.control.sets, self.sim.control.sets.kinds[name]
         owner = self._some(kind.owner.kind.name, dice, kind.owner)
-        if not owner:
-            return
+        lists = [f for f, (child, _) in kind.owner.lists.items() if child == kind.child.name]
+        shown = self.sim.account.world.routes.fields[kind.owner.kind.name]
+        if not owner or any(f not in owner and not shown[f].on_request for f in lists):
+            return  # An account that does not show its bank accounts has none to us.
         position = kind.owner.position(str(owner["id"]))
         assert position is not None
         most = dice.choice((1, 2, 12)) if dice.random() < 0.9 else dice.choice((110, 250))
@@ -211,7 +220,8 @@ class Histories:
         chosen = [e for e in changes if not _kills(name, e) and not e.endswith(".created")]
         if chosen:
             self._tell(dice.choice(chosen), after, dice, None)
-        self._touch(target, str(other["id"]))
+        if target in whole_types():  # Others (sources) no list shows: a copy need not have it.
+            self._touch(target, str(other["id"]))
         self._touch(target, str(ghost["id"]))
 
     def _some(self, name: str, dice: Random, table: Table | None = None) -> StripeObject:
@@ -317,7 +327,9 @@ async def keep_journal(connection: Connection, names: Sequence[str]) -> None:
 
 
 async def steps_back(connection: Connection, made: Histories) -> list[str]:
-    """Where a row went to a state that was surely older than the one before, or rose from the dead."""
+    """Where a row went to a state that was surely older than the one before, or rose from the dead though
+    nobody had made it again.
+    """
     found: list[str] = []
     last: dict[tuple[str, str], tuple[int, bool]] = {}
     for tab, key, mark, dead in await connection.fetch(
@@ -330,7 +342,7 @@ async def steps_back(connection: Connection, made: Histories) -> list[str]:
         now = made.marks.get((tab, key, str(shown)), second)
         if now < second:
             found.append(f"{tab} {key}: from second {second} to {now} ({mark})")
-        if was_dead and not dead:
+        if was_dead and not dead and (tab, key) not in made.remade:
             found.append(f"{tab} {key}: rose from the dead")
         last[tab, key] = (max(now, second), dead)
     return found

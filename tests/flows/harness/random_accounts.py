@@ -53,6 +53,8 @@ _FAULTS = (
 )
 _RECREATED = ("plan", "coupon", "product")
 _SCALE = 120
+_JOURNALS = 0.25
+"""Of so many accounts every version of every row is noted: it costs a trigger on each write."""
 
 
 @dataclass
@@ -129,6 +131,7 @@ class RandomAccount:
     dice: Random
     chances: Chances
     made: Histories
+    has_journal: bool = False
     troubled: bool = False
 
     async def round(self) -> dict[str, str]:
@@ -204,7 +207,17 @@ class RandomAccount:
         owed = await self._owed()
         self._forget_orphans()
         wrong = await differences(self.url, self.sim, among=self.made.touched)
-        return {**wrong, **await self._sets(), **owed}
+        return {**wrong, **await self._sets(), **await self._steps_back(), **owed}
+
+    async def _steps_back(self) -> dict[str, str]:
+        """Rows that were once right and then wrong, though right again in the end."""
+        from tests.flows.harness.histories import steps_back
+
+        from pinstripe.store.pool import connect
+
+        async with connect(self.url) as connection:
+            back = await steps_back(connection, self.made) if self.has_journal else []
+        return {"went back": "; ".join(back[:3])} if back else {}
 
     async def _owed(self) -> dict[str, str]:
         from pinstripe.store.pool import connect
@@ -298,7 +311,7 @@ async def _account(
     url: str, seed: int, rounds: int, chances: Chances, clock: Path
 ) -> dict[str, Any]:
     """One account from its first copy on."""
-    from tests.flows.harness.histories import Histories
+    from tests.flows.harness.histories import Histories, keep_journal, lively_types
 
     from pinstripe.config.config import Config
     from pinstripe.store.pool import connect
@@ -330,11 +343,16 @@ async def _account(
         )
         sync = Sync(config)
         here = RandomAccount(sim, sync, database, Random(seed), chances, Histories(sim))
+        if here.dice.random() < _JOURNALS:
+            async with connect(database) as connection:
+                await keep_journal(connection, lively_types())
+            here.has_journal = True
         sync.start()
         try:
             while done < rounds and not wrong:
                 wrong = await here.round()
                 done += not wrong
+                sys.stderr.write(f"seed {seed}: round {done} {'wrong' if wrong else 'right'}\n")
         except* Exception as group:
             wrong = {"crash": "".join(format_exception(group))[-1500:]}
         finally:

@@ -139,7 +139,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         _Transport.__init__(made, self, sock, protocol, *args, **more)  # type: ignore[call-arg]
         return made
 
-    def run_in_executor(  # type: ignore[override]
+    def run_in_executor(  # type: ignore[override]  # What it takes and gives is what the loop does.
         self, executor: Any, func: Any, *args: Any
     ) -> Any:
         at_work = self._virtual.at_work

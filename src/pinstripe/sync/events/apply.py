@@ -159,8 +159,14 @@ class EventApplier:
             )
             return True, []
         extractor.object(change.object, found)
-        # The row stands; only the rest of a list that is cut is missing.
-        return True, [replace(fetch, work=WorkClass.RELATED)] if found.lists else []
+        # The lists alone: that the event has told the object would make a GET of it sure, and what a
+        # replica that is behind showed of its lists would stand.
+        return True, [
+            change.refetch(
+                "nested", cut.child_table, cut.url, parent=f"{cut.parent_table} {cut.parent_id}"
+            )
+            for cut in found.lists
+        ]
 
 
 # Child lists that change only if the event of the parent names one of these fields. Without this table

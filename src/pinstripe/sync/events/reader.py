@@ -114,14 +114,12 @@ class EventLogReader:
         """`first`: the number of events on the first page; `most`: about how many are applied together."""
         gathered: list[StripeObject] = []
         listed_at: AsOf | None = None
-        last: str | None = None
         passed: set[str] = set()
-        is_below = False
-        began: float | None = None
+        began, last, is_below = None, None, False
 
         def asked(after: str | None, limit: int) -> asyncio.Task[Response]:
-            query = [*params, ("limit", str(limit))]
-            return asyncio.create_task(list_events(self._source, query, after, priority=priority))
+            query, source = [*params, ("limit", str(limit))], self._source
+            return asyncio.create_task(list_events(source, query, after, priority=priority))
 
         asking = asked(None, first)
         try:

@@ -366,8 +366,9 @@ class RefetchWorker:
         started, version, is_told = await source.row_state(
             refetch.table if is_row else "", refetch.id, since=refetch.since
         )
-        is_sure = is_told or refetch.kind == "relate" or refetch.kind in self._upcoming
-        is_sure = is_sure or source.is_past(refetch.since)
+        is_sure = refetch.kind == "relate" or refetch.kind in self._upcoming
+        # A conflict that an earlier process left names no second: nothing says that it is past.
+        is_sure = is_sure or (refetch.since > 0 and (is_told or source.is_past(refetch.since)))
         lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
         answer = RefetchDone(refetch, started, lag_s)
         is_recent = version is not None and version + source.replica_lag > started

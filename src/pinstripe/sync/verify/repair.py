@@ -1,8 +1,8 @@
 """Repairs rows that differ, through the mirror, and checks whether that has helped.
 
 Rows that Stripe does not have are flagged deleted, if their table has the flag. Entries that are no longer
-in the list of their parent (the lines of a draft) are deleted. Anything else is left to the operator:
-Stripe deletes some objects that a copy may well keep.
+in the list of their parent (the lines of a draft, entitlements) are deleted. Anything else is left to the
+operator: Stripe deletes some objects that a copy may well keep.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import structlog
 from pinstripe.concurrency import for_each
 from pinstripe.errors import NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.mirror.change_feed import delete_rows
+from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.source.resolve import mark_deleted
 from pinstripe.source.source import Source
 from pinstripe.store.ddl import quote
@@ -95,7 +96,8 @@ class Repairs:
             started = await self._source.database_time()
             await mark_deleted(self._source, found.table, found.key, started=started)
             return
-        if path is None or path.key == found.key:
+        by_id = path is None or path.key == found.key
+        if by_id and found.table not in ENTRIES_GO:
             return
         where = f"t.{quote(table.key[0])} = $1 AND t._synced_at = $2"
         schema = self._source.mirror.schema

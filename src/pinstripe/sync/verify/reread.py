@@ -19,7 +19,6 @@ from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import iter_pages, list_of, read_object
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.rows.as_of import as_of_response
-from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Members, Source, retrieve_endpoint
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
 from pinstripe.sync.backfill.plan import open_list
@@ -151,8 +150,9 @@ async def read(source: Source, read_path: ReadPath, *, known_until: datetime | N
     where = retrieve_endpoint(read_path.table)
     assert where is not None  # noqa: S101 (`path_to` has checked it)
     response = await source.get_object(where, read_path.key, read_path.parent, BACKFILL)
-    found = RowSet()
-    source.mirror.extractor.object(read_object(response, where.path), found)
+    # Alone it does not name its parent, as it did in the parent's list.
+    above = {_table_at(where.path.partition("/{")[0]): read_path.parent} if read_path.parent else {}
+    found = source.extract([read_object(response, where.path)], above)
     as_of = replace(as_of_response(response), known_until=known_until)
     await source.follow_all(found, as_of=as_of)
     await source.mirror.write([(found, as_of)])
