@@ -12,10 +12,16 @@ from tests.house.trips import TRIPS
 
 # Trip: (files, functions). The redesign aims at 26, 38, 27, 36 files.
 BUDGETS = {
-    "backfill": (39, 212),
-    "event": (57, 335),
-    "proxy": (42, 168),
-    "verify": (52, 375),
+    "backfill": (37, 206),
+    "event": (56, 320),
+    "proxy": (40, 163),
+    "verify": (50, 370),
+>>=======
+    "backfill": (40, 216),
+    "event": (57, 342),
+    "proxy": (43, 168),
+    "verify": (53, 372),
+>>>>>>> h/shapes2
 }
 
 
