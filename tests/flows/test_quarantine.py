@@ -326,3 +326,59 @@ async def test_a_list_of_which_rows_were_refused_is_no_proof_that_they_are_gone(
         ("subscription", "sub_1"),
         ("subscription_item", "si_2"),
     ]
+
+
+async def test_a_foreign_key_of_yours_that_keeps_a_row_stops_nothing_else(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    def invoice(second: int, *lines: str) -> dict[str, object]:
+        shown = [
+            {"id": line, "object": "line_item", "amount": second, "invoice": "in_1"}
+            for line in lines
+        ]
+        return {
+            "id": "in_1",
+            "object": "invoice",
+            "status": "draft",
+            "created": 1,
+            "total": second,
+            "lines": {
+                "object": "list",
+                "data": shown,
+                "has_more": False,
+                "url": "/v1/invoices/in_1/lines",
+            },
+        }
+
+    async def write(second: int, *lines: str) -> None:
+        found = copy.source.extract([invoice(second, *lines)], {})
+        await copy.mirror.write([(found, AsOf(second, second + 1.0))], lane=LIVE_LANE)
+
+    lines = "SELECT array_agg(id ORDER BY id) FROM stripe.line_item"
+    await write(100, "il_1", "il_2", "il_3")
+    await pg.execute("CREATE TABLE mine (line text REFERENCES stripe.line_item (id))")
+    await pg.execute("INSERT INTO mine VALUES ('il_2')")
+    await write(200, "il_1")
+    assert await pg.fetchval("SELECT total FROM stripe.invoice") == 200
+    assert await pg.fetchval("SELECT amount FROM stripe.line_item WHERE id = 'il_1'") == 200
+    assert await pg.fetchval(lines) == ["il_1", "il_2", "il_3"]
+    (held,) = (await status(pg)).quarantine
+    assert (held.table, held.name) == ("line_item", "mine_line_fkey")
+    assert "ON DELETE" in held.remedy
+    owed = (
+        "SELECT next_try_at < clock_timestamp() + interval '25 h' FROM pinstripe.pending"
+        " WHERE \"table\" = 'invoice' AND id = 'in_1'"
+    )
+    assert await pg.fetchval(owed) is True
+    stripe.lists["/v1/invoices"] = [invoice(300, "il_1")]
+    await probe(copy)
+    await try_now(pg)
+    await RefetchWorker(copy.source).drain()
+    assert await pg.fetchval(lines) == ["il_1", "il_2", "il_3"]
+    assert await pg.fetchval(owed) is True
+    await pg.execute("DELETE FROM mine")
+    await probe(copy)
+    await try_now(pg)
+    await RefetchWorker(copy.source).drain()
+    assert await pg.fetchval(lines) == ["il_1"]
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0

@@ -20,6 +20,9 @@ from tests.flows.harness.snippets import Demo, demo, snippets
 PAGES = (
     "quickstart.md",
     "how-to/connect.md",
+    "how-to/read-only-access.md",
+    "how-to/change-feed.md",
+    "how-to/diagram.md",
     "how-to/data-types.md",
     "how-to/proxy.md",
     "how-to/serve.md",
@@ -29,6 +32,10 @@ PAGES = (
     "how-to/after-checkout.md",
     "how-to/recipes.md",
     "how-to/hosted-postgres.md",
+    "how-to/restricted-keys.md",
+    "how-to/high-availability.md",
+    "how-to/monitoring.md",
+    "how-to/what-to-do-when.md",
     "how-to/install-with-pip.md",
     "how-to/docker.md",
     "how-to/systemd.md",
@@ -64,7 +71,7 @@ def test_what_a_page_tells_to_type_works(account: Demo) -> None:
 
 def test_the_pages_have_snippets_that_run() -> None:
     assert {s.language for s in RUN} == {"sh", "sql", "python"}
-    assert {s.page for s in RUN} >= {p for p in PAGES[:11] if p != "how-to/serve.md"}
+    assert {s.page for s in RUN} >= {p for p in PAGES[:18] if p != "how-to/serve.md"}
 
 
 def test_fastapi_shows_a_session_that_no_event_announced(account: Demo) -> None:

@@ -226,11 +226,11 @@ async def note_parted(connection: Connection, schema: str, parted: Parted) -> No
     entries += [(table, "", w, w.is_gone) for table, w in parted.tables.items()]
     await note_refused(connection, schema, entries)
     await owe_rows(connection, schema, [*parted.rows, *parted.left_out])
-    if parted.owners and (parted.rows or parted.left_out):
-        first = (parted.rows or parted.left_out)[0].why
-        await owe_fetches(
-            connection, schema, [(t, k, first, _HELD_S) for t, k in set(parted.owners)]
-        )
+    if parted.owners:
+        # Due by time, not by what heals: an entry that could not go may keep only its own removal back.
+        reasons = [r.why for r in (*parted.rows, *parted.left_out)] or list(parted.tables.values())
+        due = [(t, k, reasons[0], _UNHELD_S) for t, k in set(parted.owners)]
+        await owe_fetches(connection, schema, due)
 
 
 async def owe_rows(connection: Connection, schema: str, rows: Iterable[RefusedRow]) -> None:

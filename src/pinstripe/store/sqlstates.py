@@ -256,8 +256,8 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         Remedy(
             Drifted,
             "row",
-            "A foreign key of your own refuses the row: drop the constraint; references may come "
-            "before what they name.",
+            "A foreign key of your own refuses the row. On a synced table: drop it; references may come "
+            "before what they name. On a table of yours: add ON DELETE CASCADE or ON DELETE SET NULL.",
         ),
         "23503 23001",
     ),

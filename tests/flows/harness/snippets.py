@@ -86,7 +86,7 @@ class Demo:
         return subprocess.run(
             words,
             env=env,
-            cwd=ROOT,
+            cwd=self.data_dir,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
