@@ -18,13 +18,9 @@ from tests.house.figures import (
 )
 
 # The redesign aimed at 175 and 35,200 for what there was then. Sets and margins, classes of work, the scan,
-# What is being built beside the moves still adds to these two; in the end 175 and 35,200.
-MODULES, LINES = 206, 49_500
->>=======
 # personal data, scheduled verification, metrics and insights, moved columns and views of other shapes came
 # after it.
-MODULES, LINES = 206, 49_600
->>>>>>> h/shapes2
+MODULES, LINES = 206, 49_700
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
