@@ -156,7 +156,9 @@ async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
     assert await pg.fetchval(rows) == 250
     assert (await status(pg)).quarantine == []
     await RefetchWorker(copy.source).drain()
-    assert stripe.paths()[asked:] == ["/v1/customers/cus_111"]
+    # Once more after the time that a replica may be behind.
+    assert set(stripe.paths()[asked:]) == {"/v1/customers/cus_111"}
+    assert len(stripe.paths()[asked:]) <= 2
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
 
 

@@ -108,7 +108,7 @@ async def test_commands_print_the_json_that_is_stored(database: str, tmp_path: P
         config = config_of(sim, database, tmp_path)
         first = await pinstripe("sync", "--once", "--json", env=env)
         async with served(config) as here:
-            wait = ("wait", "--url", here.url, "--timeout", "0.1")
+            wait = ("wait", "--url", here.url, "--timeout", "1")
             ended = await asyncio.gather(
                 *(pinstripe(*words, "--json", env=env) for words in (*ASKED, wait))
             )

@@ -42,7 +42,7 @@ from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.rows.personal import Personal
 from pinstripe.store.erasures import check_erasures, note_erased
 from pinstripe.store.pool import Connection
-from pinstripe.store.quarantine import Why, note_refused, release
+from pinstripe.store.quarantine import Why, note_refused, owe_fetches, release
 from pinstripe.store.refetch import RefetchDone
 
 
@@ -334,7 +334,7 @@ class Mirror:
         batch.completed = [answer for job in jobs for answer in job.completed]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
         if left_out or self.quarantine.tables:
-            batch.effects.append(partial(self._owe, left_out))
+            batch.effects.append(partial(self._owe, left_out, self.quarantine.owners_of(jobs)))
         if erased:
             batch.effects.append(partial(note_erased, schema=self.schema, places=erased))
         return batch
@@ -411,9 +411,17 @@ class Mirror:
         batch.effects.append(note)
         return True
 
-    async def _owe(self, left_out: Sequence[RefusedRow], connection: Connection) -> None:
-        """Queue refetches of the rows left out, and note the tables whose lists have to be read again."""
+    async def _owe(
+        self,
+        left_out: Sequence[RefusedRow],
+        owners: Sequence[tuple[str, str, Why, float]],
+        connection: Connection,
+    ) -> None:
+        """Queue refetches of the rows left out and of the owners of sets, and note the tables whose lists
+        have to be read again.
+        """
         await owe_rows(connection, self.schema, left_out)
+        await owe_fetches(connection, self.schema, owners)
         entries = [(t, "", h.why, True) for t, h in self.quarantine.tables.items() if h.relist]
         await note_refused(connection, self.schema, entries)
 

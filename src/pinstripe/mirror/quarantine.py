@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import DatabaseFault
 from pinstripe.mirror.batch import Batch, Conflict
+from pinstripe.mirror.orphans import children_of
 from pinstripe.mirror.queue import Job
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Row, RowSet
@@ -162,6 +163,19 @@ class Quarantine:
                     if self._leave_out(refused) or job.completed:
                         new.append(refused)
         return new
+
+    def owners_of(self, jobs: Iterable[Job]) -> list[tuple[str, str, Why, float]]:
+        """Return the parents of sets in refused tables, as `owe_fetches` takes them: which members are gone
+        is not known once the table is healed.
+        """
+        return [
+            (told.parent_table, told.parent_id, self.tables[child].why, _UNHELD_S)
+            for job in (jobs if self.tables else ())
+            for row_set, _ in job.parts
+            for told in row_set.sets
+            for child in children_of(told)
+            if child in self.tables and not self.tables[child].relist
+        ]
 
     def _leave_out(self, row: RefusedRow) -> bool:
         """Return whether the row is newly owed one by one."""

@@ -498,7 +498,8 @@ CROSS JOIN LATERAL (
   SELECT count(*) FILTER (WHERE state = 'running') AS running,
          count(*) FILTER (WHERE state = 'failed') AS failed,
          count(*) FILTER (WHERE state = 'refused') AS refused
-  FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events') l
+  FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events'
+    AND NOT starts_with(l.stream, 'scan of ')) l
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(g.open), 0)::bigint AS open, min(g.since) AS since,
          coalesce(sum(g.owed), 0)::bigint AS owed, array_agg(ARRAY[g.priority, g.open]) AS priorities

@@ -71,7 +71,13 @@ def _wait(
         "period": period,
         "proration": True,
         "proration_details": {
-            "credited_items": credited if credit else None,
+            "credited_items": {
+                "invoice_item": None,
+                "invoice_line_item_details": credited,
+                "type": "invoice_line_item_details",
+            }
+            if credit
+            else None,
             "discount_amounts": [],
         },
         "test_clock": subscription.get("test_clock"),
@@ -102,9 +108,8 @@ def line_of(item: StripeObject) -> Line:
     """The invoice line that the item becomes."""
     of = item["parent"]["subscription_details"]
     details = {"invoice_item": item["id"], "proration": True, **of}
-    details["proration_details"] = {
-        "credited_items": (item.get("proration_details") or {}).get("credited_items")
-    }
+    credited = (item.get("proration_details") or {}).get("credited_items") or {}
+    details["proration_details"] = {"credited_items": credited.get("invoice_line_item_details")}
     return {
         **{k: item[k] for k in ("amount", "currency", "description", "period", "pricing")},
         "quantity": item["quantity"],

@@ -16,6 +16,7 @@ from tests.flows.harness.account import make_schema
 
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import Margins
 from pinstripe.gateway.syncs import OpenSync, Syncs, open_sync
 from pinstripe.serving.http_server import address_of, answering, listen
 from pinstripe.store.pool import connect
@@ -79,6 +80,8 @@ async def gateway_account(
         stripe_url=sim.url,
         stripe_account=account,
         webhook_secrets=webhook_secrets,
+        # The simulator has no replicas here, and a caller does not wait for one to catch up.
+        margins=Margins(replica_lag_s=0.2),
     ) as sync:
         syncs.add(sync)
         try:

@@ -28,6 +28,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from pinstripe.catalog.tables import tables
+from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.live.status_board import StatusBoard, SyncStatus
@@ -176,6 +177,10 @@ def status_class(status: int) -> str:
     return f"{status // 100}xx"
 
 
+_CLASSES = tuple(work.name.lower() for work in WorkClass if work is not WorkClass.EVENTS)
+"""Of pending requests; events have none."""
+
+
 def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
     """What the database says of each sync."""
     lag = _gauge_of("lag_seconds", "How long ago the copy was surely true", "sync")
@@ -206,8 +211,8 @@ def _statuses(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
         ready.add_metric([sync_id], live.ready)
         paused.add_metric([sync_id], live.paused)
         to_ask.add_metric([sync_id], live.to_ask)
-        for name, count in live.to_ask_by_class.items():
-            by_class.add_metric([sync_id, name], count)
+        for name in _CLASSES:
+            by_class.add_metric([sync_id, name], live.to_ask_by_class.get(name, 0))
         owed.add_metric([sync_id], live.owed)
         held.add_metric([sync_id], live.quarantined)
         refused.add_metric([sync_id], live.refused)

@@ -315,13 +315,8 @@ class ResponseMirror:
             return MirrorResult(
                 "later", "postgres", sync
             )  # Without a row that Postgres refuses; it is owed.
-        conflicts = mirror.resolving(row_set)
-        if conflicts:
-            await asyncio.wait(conflicts)
-            if not all(
-                not t.cancelled() and t.exception() is None and t.result() for t in conflicts
-            ):
-                return MirrorResult("later", "stripe", sync)
+        if not await _is_settled(sync, row_set):
+            return MirrorResult("later", "stripe", sync)
         return MirrorResult("yes", "", sync)
 
     async def _committed(self, sync: OpenSync, durable: asyncio.Future[None]) -> None:
@@ -620,7 +615,15 @@ async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[R
     as_of = as_of_response(response, started=started)
     await source.follow_all(row_set, priority=LIVE, as_of=as_of)
     await sync.mirror.write([(row_set, as_of)])
-    return _places_in(row_set)
+    return _places_in(row_set) if await _is_settled(sync, row_set) else set()
+
+
+async def _is_settled(sync: OpenSync, row_set: RowSet) -> bool:
+    """Wait until none of the rows is in conflict; False if Stripe could not decide one."""
+    conflicts = sync.mirror.resolving(row_set)
+    if conflicts:
+        await asyncio.wait(conflicts)
+    return all(not t.cancelled() and t.exception() is None and t.result() for t in conflicts)
 
 
 MOST = 100_000
