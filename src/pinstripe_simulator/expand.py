@@ -145,7 +145,13 @@ class Expander:
                 return made
             url = f"/v1/{type_name.replace('.', '/')}s/{owner['id']}/{field.name}"
             return {"object": "list", "data": [], "has_more": False, "url": url}
-        kind = self._world.routes.objects[type_name]
+        objects = self._world.routes.objects
+        kind = objects[type_name]
+        single = [t for t in field.targets if t in objects and not objects[t].has_id]
+        if field.kind == "resource" and single:
+            # Of its own type and without an id: a customer's cash balance.
+            whole = _without_holes(sample(objects[single[0]], 0, Scope((), (), ())))
+            return {**whole, type_name: owner["id"]} if isinstance(whole, dict) else whole
         shown = msgspec.structs.replace(field, on_request=False, nullable=False)
         alone = msgspec.structs.replace(kind, fields=(shown,), has_id=False)
         return _without_holes(sample(alone, 0, Scope((), (), ()))[field.name])

@@ -36,7 +36,7 @@ _COMMANDS = (
     "webhook create,reader create",
 )
 _OF_THE_BENCHMARKS = {f"docs/concepts/performance.md: --{flag}" for flag in ("full", "save")}
-_ANY = (*_COMMANDS[0].split(), *_COMMANDS[1].split(","))
+_ANY = (*_COMMANDS[0].split(), *_COMMANDS[1].split(","), "schema models")
 
 
 @dataclass(frozen=True)

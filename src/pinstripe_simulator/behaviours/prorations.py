@@ -74,7 +74,7 @@ def _wait(
             "credited_items": {
                 "invoice_item": None,
                 "invoice_line_item_details": credited,
-                "type": "invoice_line_item_details",
+                "type": "invoice_line_items",
             }
             if credit
             else None,
