@@ -247,6 +247,11 @@ class Mirror:
         self._queue.add(Job(parts, progress, step, durable, rows, lane, effect, completed))
         return durable
 
+    async def settled(self, table: str, key: str) -> None:
+        """Wait until this row is not in conflict."""
+        if tasks := self._conflicts.resolving({table: {key}}):
+            await asyncio.wait(tasks)
+
     def resolving(self, row_set: RowSet) -> list[asyncio.Task[bool]]:
         """Return the tasks that resolve conflicting rows of `row_set`; see `ConflictQueue.resolving`.
 

@@ -87,6 +87,7 @@ def env_of(sim: Running, database: str) -> dict[str, str]:
         "PINSTRIPE_TABLES": TABLES,
         "PINSTRIPE_RATE_LIMIT": "none",
         "PINSTRIPE_ENDPOINT_RATE_LIMIT": "none",
+        "PINSTRIPE_REPLICA_LAG": "0.2",  # The simulator has no replicas here.
     }
 
 
