@@ -92,6 +92,11 @@ class PinstripeError(Exception):
     fault: DatabaseFault | None = None
     """What Postgres reported, if the error is the database's."""
 
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether Postgres refuses rows or a table; the rest of a batch can be written then."""
+        return self.fault is not None and self.fault.scope in ("row", "table")
+
     def __init__(self, message: str, *, hint: str = "") -> None:
         self.message = redact(message)
         self.hint = redact(hint)

@@ -103,13 +103,13 @@ class Service:
         mirror = self.source.mirror
         async with self.source.transaction() as connection:
             await note_filled(connection, mirror.schema, mirror.tables)
-            # One list that fails leaves only its own tables open, and those that its objects hold.
-            open_tables = outcome.unfinished
-            open_tables |= {
-                table
-                for table in mirror.loading
-                if any(parent in outcome.unfinished for parent, _ in parents_of(table))
-            }
+        # One list that fails leaves only its own tables open, and those that its objects hold.
+        unfinished = outcome.unfinished
+        open_tables = unfinished | {
+            table
+            for table in mirror.loading
+            if any(parent in unfinished for parent, _ in parents_of(table))
+        }
         loaded = mirror.loading - open_tables
         mirror.loading &= open_tables
         if loaded:

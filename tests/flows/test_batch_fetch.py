@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.flows.harness.account import Copy, open_copy, quiet
+from tests.flows.harness.account import Copy, followed, open_copy
 from tests.flows.harness.truth import differences
 
 from pinstripe.store.pool import connect
@@ -43,13 +43,6 @@ async def made(copy: Copy, count: int = MANY) -> list[str]:
         for n in range(count)
     ]
     return [r.body.split(b'"id": "', 1)[1].split(b'"', 1)[0].decode() for r in response]
-
-
-async def followed(copy: Copy, start: float) -> None:
-    """Applies the events since then, and works off what they ask for."""
-    live, refetches = copy.live(int(start))
-    await live.read_lookback(start)
-    await asyncio.gather(refetches.work_off(), quiet(copy, refetches))
 
 
 async def test_objects_made_together_are_fetched_together(sim: Running, database: str) -> None:

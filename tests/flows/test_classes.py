@@ -10,7 +10,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from tests.flows.harness.account import Copy, make_schema, open_account, open_copy, quiet, until
+from tests.flows.harness.account import (
+    followed,
+    make_schema,
+    open_account,
+    open_copy,
+    quiet,
+    until,
+)
 from tests.flows.harness.truth import differences
 
 from pinstripe.client.rate_limit import RateLimiter, WorkClass
@@ -106,13 +113,6 @@ async def test_newest_pages_keep_their_pace_while_a_list_is_read_to_its_end(
             sim.account.meter.reset()
             await until(lambda: asked(sim)["GET /v1/balance_transactions"] >= 5)
             assert relist.refreshing == "/v1/customers"
-
-
-async def followed(copy: Copy, start: float) -> None:
-    """Applies the events since then, and works off what they ask for."""
-    live, refetches = copy.live(int(start))
-    await live.read_lookback(start)
-    await asyncio.gather(refetches.work_off(), quiet(copy, refetches))
 
 
 async def test_balance_transactions_of_many_payments_are_a_page_of_their_list(

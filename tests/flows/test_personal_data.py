@@ -14,14 +14,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import asyncpg
-from tests.flows.harness.command import pinstripe
+from tests.flows.harness.command import dumped, pinstripe
 from tests.flows.harness.planting_people import NAME, id_of, planting_people
 from tests.flows.harness.planting_stripe import Json, Planting
 from tests.flows.harness.serving import SECRET, served
 
 from pinstripe.catalog.endpoints import retrieve_endpoints
 from pinstripe.catalog.model import spec
-from pinstripe.store.embedded.process import find_binaries
 
 CUSTOMER = id_of("customer")
 _NO_CUSTOMERS = ("account", "person", "v2.core.account", "v2.core.account_person")
@@ -98,7 +97,7 @@ async def test_personal_data_rests_nowhere_if_it_is_dropped_or_hashed(
     assert await pg.fetchval("SELECT count(*) FROM stripe.event") > 100
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.change") > 5
     assert NAME not in said, [line for line in said.splitlines() if NAME in line][:5]
-    dump = await _dump(database)
+    dump = await dumped(database)
     assert CUSTOMER in dump
     assert NAME not in dump, [line[:300] for line in dump.splitlines() if NAME in line][:5]
     assert not _files_with(tmp_path)
@@ -162,14 +161,3 @@ def _files_with(directory: Path, names: Collection[str] = ()) -> list[str]:
             if there & set(names) if names else there:
                 found.append(f"{file}: {sorted(there)[:3]}")
     return found
-
-
-async def _dump(database: str) -> str:
-    """The whole database as `pg_dump` writes it."""
-    program = find_binaries(None).bin_dir / "pg_dump"
-    process = await asyncio.create_subprocess_exec(
-        str(program), "--dbname", database, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0
-    return out.decode()

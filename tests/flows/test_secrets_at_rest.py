@@ -8,14 +8,13 @@ import os
 from pathlib import Path
 
 import asyncpg
-from tests.flows.harness.command import pinstripe
+from tests.flows.harness.command import dumped, pinstripe
 from tests.flows.harness.planting_stripe import WORD, Planting, planting
 from tests.flows.harness.serving import SECRET, served
 
 from pinstripe.catalog.endpoints import retrieve_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_of_object
-from pinstripe.store.embedded.process import find_binaries
 
 
 async def test_no_secret_rests_anywhere_after_copy_events_proxy_and_verify(
@@ -69,7 +68,7 @@ async def test_no_secret_rests_anywhere_after_copy_events_proxy_and_verify(
     assert await pg.fetchval("SELECT count(*) FROM stripe.payment_intent") == 1
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.change") > 5
     assert WORD not in said, [line for line in said.splitlines() if WORD in line][:5]
-    dump = await _dump(database)
+    dump = await dumped(database)
     assert "pi_1" in dump
     assert WORD not in dump, [line[:300] for line in dump.splitlines() if WORD in line][:5]
     for folder, _, files in os.walk(tmp_path):
@@ -81,14 +80,3 @@ def _tables(stripe: Planting) -> list[str]:
     """The tables of what it shows, and the events."""
     known = table_of_object()
     return sorted({"event", *(known[name] for name in stripe.objects if name in known)})
-
-
-async def _dump(database: str) -> str:
-    """The whole database as `pg_dump` writes it."""
-    program = find_binaries(None).bin_dir / "pg_dump"
-    process = await asyncio.create_subprocess_exec(
-        str(program), "--dbname", database, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0
-    return out.decode()

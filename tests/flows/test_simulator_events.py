@@ -23,13 +23,6 @@ async def sim() -> AsyncIterator[Running]:
         yield started
 
 
-@pytest.fixture
-async def http(sim: Running) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"Authorization": f"Bearer {sim.key}"}
-    async with aiohttp.ClientSession(sim.url, headers=headers) as session:
-        yield session
-
-
 async def events(http: aiohttp.ClientSession, **params: str | int) -> list[dict[str, Any]]:
     async with http.get("/v1/events", params={"limit": 100, **params}) as answer:
         assert answer.status == 200, await answer.text()

@@ -25,13 +25,6 @@ async def sim() -> AsyncIterator[Running]:
         yield started
 
 
-@pytest.fixture
-async def http(sim: Running) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"Authorization": f"Bearer {sim.key}"}
-    async with aiohttp.ClientSession(sim.url, headers=headers) as session:
-        yield session
-
-
 async def pages(
     http: aiohttp.ClientSession, path: str, **params: str | int
 ) -> list[dict[str, Any]]:

@@ -22,13 +22,6 @@ async def sim() -> AsyncIterator[Running]:
         yield started
 
 
-@pytest.fixture
-async def http(sim: Running) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"Authorization": f"Bearer {sim.key}"}
-    async with aiohttp.ClientSession(sim.url, headers=headers) as session:
-        yield session
-
-
 async def refusal(
     http: aiohttp.ClientSession, path: str, *, method: str = "GET", **headers: str
 ) -> tuple[int, dict[str, str]]:

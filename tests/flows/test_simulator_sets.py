@@ -21,13 +21,6 @@ async def sim() -> AsyncIterator[Running]:
         yield started
 
 
-@pytest.fixture
-async def http(sim: Running) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"Authorization": f"Bearer {sim.key}"}
-    async with aiohttp.ClientSession(sim.url, headers=headers) as session:
-        yield session
-
-
 async def _get(http: aiohttp.ClientSession, path: str) -> dict[str, Any]:
     async with http.get(path) as answer:
         assert answer.status == 200, await answer.text()

@@ -24,13 +24,6 @@ async def sim() -> AsyncIterator[Running]:
         yield started
 
 
-@pytest.fixture
-async def http(sim: Running) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"Authorization": f"Bearer {sim.key}"}
-    async with aiohttp.ClientSession(sim.url, headers=headers) as session:
-        yield session
-
-
 def test_stripes_own_nastiness_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PINSTRIPE_SIMULATOR_NASTINESS")
     assert default_nastiness() == Settings().nastiness == STRIPE

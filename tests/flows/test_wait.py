@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from tests.flows.harness.api_service import config_of, served
 from tests.flows.harness.waiting import gateway, made_customer, renamed, syncing
 
 from pinstripe.store.pool import connect
@@ -253,3 +255,15 @@ async def test_notifications_that_got_lost_are_covered_by_a_look_at_the_row(
                 # The row is what is tested here, not what wakes whom.
                 while await pg.fetchval("SELECT heard FROM pinstripe.bell") < number:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
+
+
+async def test_a_sync_whose_tables_are_not_open_yet_is_waited_for_and_not_denied(
+    sim: Running, database: str, tmp_path: Path
+) -> None:
+    async with served(config_of(sim, database, tmp_path)) as here:
+        answer = await here.http.get("/wait/stripe/default?timeout=0.5")
+        unknown = await here.http.get("/wait/stripe/none?timeout=0.5")
+    assert answer.status_code == 504, answer.text
+    assert answer.json()["ok"] is False
+    assert answer.json()["error"]["code"] in ("unavailable", "not_running")
+    assert unknown.status_code == 404

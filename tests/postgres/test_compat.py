@@ -15,9 +15,9 @@ from tests.postgres.writing import SCHEMA, make_schema, writing
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.decode import StripeObject
-from pinstripe.config.config import read_config
+from pinstripe.config.config import COMPAT, read_config
 from pinstripe.errors import Misconfigured
-from pinstripe.store.compat import PRODUCTS, set_compat, shapes, view_columns
+from pinstripe.store.compat import set_compat, shapes, view_columns
 from pinstripe.store.roles import create_reader, drop_reader
 
 LEAST = {"fivetran": 0.95, "supabase": 0.89}
@@ -26,7 +26,7 @@ DBT = os.environ.get("PINSTRIPE_TEST_DBT", "")
 PACKAGES = os.environ.get("PINSTRIPE_TEST_DBT_PACKAGES", "")
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("product", COMPAT)
 def test_most_columns_of_the_product_are_there(product: str) -> None:
     shape = shapes()[product]
     there = sum(len([*view_columns(shape, v, tables()[v.table])]) for v in shape.views.values())
@@ -37,7 +37,7 @@ async def test_the_views_hold_what_the_rows_hold(database: str) -> None:
     names = ["charge", "customer", "balance_transaction"]
     await make_schema(database, names)
     async with writing(database, *names) as w:
-        await set_compat(w.pg, SCHEMA, w.writer._tables, PRODUCTS)
+        await set_compat(w.pg, SCHEMA, w.writer._tables, COMPAT)
         address = {"city": "Oslo", "country": "NO"}
         charge: StripeObject = {
             "id": "ch_1",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from pinstripe.catalog.model import Field, spec
+from pinstripe.catalog.model import field_at, spec
 from pinstripe.catalog.moved import Moved
 from pinstripe.catalog.tables import Column, Table, object_type_of
 
@@ -121,7 +121,7 @@ def is_money(column: Column) -> bool:
 
 def enum_values(table: Table, column: Column) -> tuple[str, ...]:
     """The values that Stripe documents for the column; empty where any text may stand."""
-    field = _field_at(object_type_of(table).fields, column.path)
+    field = field_at(object_type_of(table).fields, column.path)
     if field is None:
         return ()
     return field.enum or (field.items.enum if field.items else ())
@@ -187,16 +187,6 @@ def _values(table: Table, column: Column) -> str:
         return ""
     rest = len(values) - _MOST_VALUES
     return f"One of: {', '.join(values[:_MOST_VALUES])}{f' and {rest} more' if rest > 0 else ''}."
-
-
-def _field_at(fields: tuple[Field, ...], path: tuple[str, ...]) -> Field | None:
-    found: Field | None = None
-    for name in path:
-        found = next((f for f in fields if f.name == name), None)
-        if found is None:
-            return None
-        fields = found.fields
-    return found
 
 
 WORDS: dict[str, str] = {

@@ -8,6 +8,7 @@ selects what to list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -50,6 +51,17 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
     targets: tuple[str, ...] = ()
     doc: str = ""
     """First sentence of ours or empty; never Stripe's prose."""
+
+
+def field_at(fields: Sequence[Field], path: Sequence[str]) -> Field | None:
+    """Return the description of the value at this path below these fields; None if the catalog has none."""
+    found: Field | None = None
+    for name in path:
+        found = next((f for f in fields if f.name == name), None)
+        if found is None:
+            return None
+        fields = found.fields
+    return found
 
 
 class ObjectType(msgspec.Struct, frozen=True, omit_defaults=True):

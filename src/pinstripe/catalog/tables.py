@@ -81,6 +81,9 @@ NOT_EXPANDED = frozenset(
 # Objects without an id, one per account (or customer), that have a table nevertheless.
 SINGLETONS = {"balance": "", "balance_settings": "", "tax.settings": "", "cash_balance": "customer"}
 
+LOGS = frozenset({"event", "v2_core_event"})
+"""Tables whose rows hold copies of other objects."""
+
 PAYOUT_LINES = "payout_balance_transaction"
 """The table of which payout has paid out a balance transaction. No object of Stripe's says it, only the
 list of balance transactions under a payout (https://docs.stripe.com/payouts/reconciliation)."""

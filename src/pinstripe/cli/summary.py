@@ -168,7 +168,8 @@ class Ending:
         if rest := filled[_SHOWN:]:
             rows = sum(t["rows"] for t in rest)
             lines.append(f"  {f'{len(rest)} more tables':<40} {rows:>12,} rows")
-        lines += _trouble("Failed", [t for t in shown if t["status"] in ("failed", "running")])
+        lines += _trouble("Failed", [t for t in shown if t["status"] == "failed"])
+        lines += _trouble("Not finished", [t for t in shown if t["status"] == "running"])
         lines += _trouble(
             "Not read, or only partially", [t for t in shown if t["status"] == "refused"]
         )
@@ -176,11 +177,8 @@ class Ending:
         lines += refused_lines(self.status.refusals)
         for held in self.status.quarantine:
             what = held.id or "the whole table"
-            lines += [
-                "",
-                f"Quarantine, {held.table}, {held.count:,} ({what}): {redact(held.reason)}",
-            ]
-            lines += [f"    remedy: {redact(held.remedy)}"]
+            said = f"Quarantine, {held.table}, {held.count:,} ({what}): {redact(held.reason)}"
+            lines += ["", said, f"    remedy: {redact(held.remedy)}"]
         for owed in self.status.owed:
             lines += [
                 "",

@@ -3,8 +3,8 @@
     transport -> Response -> client (is it Stripe's, and whole?) -> rows, with `not_before` and `not_after`
 
 The interval is on the clock of `event.created`, the one that events have. It is measured here, with margins
-for what a `Date` does not say; `rows.as_of` carries it on, and the guarded upsert of `mirror` is the only
-place that compares it.
+for what a `Date` does not say; `rows.as_of` carries it on, and `mirror` compares it: rows in `upsert`, sets
+in `orphans`.
 """
 
 from __future__ import annotations

@@ -57,16 +57,17 @@ def rate(text: str, where: str, *, ceiling: float) -> Rate:
     return rate
 
 
-_COMPAT = ("fivetran", "supabase")
+COMPAT = ("fivetran", "supabase")
+"""Products whose tables `--compat` makes views of."""
 
 
 def compat(text: str, where: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
-    unknown = [n for n in names if n not in _COMPAT]
+    unknown = [n for n in names if n not in COMPAT]
     if unknown:
         raise Misconfigured(
             f"{where} names {redact(unknown[0])!r}, for which there are no views.",
-            hint=f"There are views for {' and '.join(_COMPAT)}.",
+            hint=f"There are views for {' and '.join(COMPAT)}.",
         )
     return names
 

@@ -322,7 +322,7 @@ def _event(name: bytes, told: dict[str, object]) -> bytes:
 
 
 def stream(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Response:
-    """The answer that goes on. Raises Rejected where too many are open."""
+    """The answer that goes on. Raises HTTPError where too many are open."""
     if gateway.meters.streams >= MOST_STREAMS:
         raise HTTPError(
             503, "too_many_streams", f"{MOST_STREAMS} pages are open.", hint="Close some of them."

@@ -11,8 +11,9 @@ except `NewSync`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -65,18 +66,31 @@ class Syncs:
     """The open syncs by id. Who opens and closes them puts them in and takes them out."""
 
     def __init__(self) -> None:
+        self.expected: frozenset[str] = frozenset()
+        """Those to be served here, open or not: Postgres may be away, or their tables not made."""
         self._by_id: dict[str, OpenSync] = {}
+        self._added = asyncio.Event()
 
     def __iter__(self) -> Iterator[OpenSync]:
         return iter(list(self._by_id.values()))
 
     def add(self, sync: OpenSync) -> None:
         self._by_id[sync.id] = sync
+        self._added.set()
+        self._added = asyncio.Event()
 
     def remove(self, sync_id: str) -> None:
         self._by_id.pop(sync_id, None)
 
     def get(self, sync_id: str) -> OpenSync | None:
+        return self._by_id.get(sync_id)
+
+    async def opened(self, sync_id: str, timeout_s: float) -> OpenSync | None:
+        """The sync as soon as it is open; None if it is not expected, or not open in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while sync_id in self.expected and sync_id not in self._by_id:
+                    await self._added.wait()
         return self._by_id.get(sync_id)
 
     def of_account(self, account_id: str, *, livemode: bool) -> OpenSync | None:

@@ -86,7 +86,7 @@ class Webhooks:
 def check_signature(
     payload: bytes, header: str, secrets: Sequence[str], *, tolerance_s: float, now: float
 ) -> None:
-    """Returns if one of the secrets signed the payload lately; raises Rejected (400) if not."""
+    """Returns if one of the secrets signed the payload lately; raises HTTPError (400) if not."""
     signed_at, signatures = _parts(header)
     if signed_at is None or not signatures:
         raise _no("bad_signature", "There is no Stripe-Signature that can be read.")

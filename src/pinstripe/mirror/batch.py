@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.endpoints import child_list
@@ -83,12 +83,12 @@ class Batch:
     rows: int = 0
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def written(self) -> dict[str, dict[str, Row]]:
-        """Return the rows by table and key, without tables in their initial load."""
+    def written(self, names: Container[str]) -> dict[str, dict[str, Row]]:
+        """Return the rows of these tables by table and key, without tables in their initial load."""
         found: dict[str, dict[str, Row]] = {}
         for one_round in self.rounds:
             for table, group in one_round.items():
-                if table not in self.loading:
+                if table in names and table not in self.loading:
                     found.setdefault(table, {}).update(group)
         return found
 

@@ -16,14 +16,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 
-from pinstripe.catalog.tables import Table
+from pinstripe.catalog.tables import LOGS, Table
 from pinstripe.mirror.upsert import key_text, stage
 from pinstripe.rows.as_of import Cause
 from pinstripe.store.changes import ChangeKind, NewChange, write_changes
 from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
 from pinstripe.store.pool import Connection
-
-_NOT_FED = frozenset({"event", "v2_core_event"})
 
 _PREVIEW_TIMES = (
     "created",
@@ -78,7 +76,7 @@ class Recorder:
 
     def wants(self, table: str, keys: Collection[str], causes: Causes) -> bool:
         """Return whether changes of these rows are recorded; if not, they cost nothing."""
-        if table in _NOT_FED:
+        if table in LOGS:
             return False
         return table not in self._loading or any((table, key) in causes for key in keys)
 

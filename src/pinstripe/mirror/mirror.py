@@ -297,7 +297,7 @@ class Mirror:
         try:
             conflicts = await self._commit(sink, jobs)
         except PinstripeError as error:
-            if len(jobs) > 1 and _is_of_rows(error):
+            if len(jobs) > 1 and error.is_of_rows:
                 for job in jobs:
                     await self._write(sink, [job])
                 return
@@ -388,7 +388,7 @@ class Mirror:
                     raise
                 if self._take_too_large(batch):
                     continue
-                if is_apart or not sink.failed_at or not _is_of_rows(error):
+                if is_apart or not sink.failed_at or not error.is_of_rows:
                     raise
                 is_apart = True
                 _log.warning("mirror.apart", table=sink.failed_at, error=error.message)
@@ -516,11 +516,6 @@ class Mirror:
         batch.effects = [*self.always, effect]
         await sink.write(batch)
         self.on_healed()
-
-
-def _is_of_rows(error: PinstripeError) -> bool:
-    """Return whether Postgres refuses rows or a table; the rest of a batch can be written then."""
-    return error.fault is not None and error.fault.scope in ("row", "table")
 
 
 @asynccontextmanager

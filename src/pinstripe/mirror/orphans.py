@@ -126,7 +126,6 @@ def may_go(child: Table, parent: str) -> bool:
     return parent_column(child, parent) is not None and can_go
 
 
-@cache
 def parent_column(child: Table, parent: str) -> str | None:
     """Return the column of `child` that names its parent; None if none or several do."""
     named = [c.name for c in child.columns if c.references == (parent,) and len(c.path) <= 1]
@@ -174,7 +173,7 @@ async def find_unlisted(
 
 async def find_removed(
     connection: Connection, schema: str, child: Table
-) -> tuple[list[str], list[Doubt]]:
+) -> tuple[set[str], list[Doubt]]:
     """Return the staged rows of `child` that must not be inserted, and the sets that are in doubt.
 
     A response that may be older than the set is not believed; an event is, until the set is known.
@@ -187,13 +186,13 @@ async def find_removed(
         f"WHERE t.{quote(child.key[0])} = s.{quote(child.key[0])})"
         for parent, column in parents_of(child.name)
     ]
-    left_out: list[str] = []
+    left_out: set[str] = set()
     doubts: dict[Doubt, None] = {}
     for key, is_older, is_of_event, parent, parent_id in await connection.fetch(
         " UNION ALL ".join(texts)
     ):
         if is_older or not is_of_event:
-            left_out.append(key)
+            left_out.add(key)
         if not is_older:
             doubts[Doubt(child.name, parent, parent_id)] = None
     return left_out, list(doubts)

@@ -1,8 +1,8 @@
 """The one guarded upsert, as SQL text. Pure; `writer` runs it.
 
 Rows come by COPY into a stage (a temp table with plain types). One statement inserts new rows, and one per
-shape updates the others: a column that an object does not have keeps its value. Times are compared in
-the WHERE of `update` and nowhere else:
+shape updates the others: a column that an object does not have keeps its value. The WHERE of `update`
+decides which snapshot wins:
 
     same content    nothing is written; that the row is still true is a confirmation (`unwritten`)
     surely newer    the snapshot's earliest moment is not before the row's latest: written
@@ -237,9 +237,9 @@ def complete(schema: str, table: Table, shape: Sequence[str]) -> str | None:
 def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     """Select the staged rows that were not written though they are not older than the row.
 
-    Run after `update`, before the commit. $1: the number of the shape. Returns (key, the row's
-    `_synced_at`) of each row that is in conflict, and (null, null, the hashes of the keys, `_lo`, `_hi`)
-    of the confirmed rows of each snapshot.
+    Run after `update`, before the commit. $1: the number of the shape. Returns (key, null, `_lo`,
+    `_hi`) of each row that is in conflict, and (null, the hashes of the keys, `_lo`, `_hi`) of the rows
+    that a snapshot confirms.
     """
     key = key_text(table, "t")
     columns = _content(table, shape)
@@ -247,13 +247,13 @@ def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     passing = f"NOT {_same(table, lasting)}" if len(lasting) < len(columns) else "true"
     return (
         f"WITH found AS MATERIALIZED (\n"
-        f"  SELECT {key} AS key, t._synced_at, {_same(table, columns)} AS same,\n"
+        f"  SELECT {key} AS key, {_same(table, columns)} AS same,\n"
         f"  s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
         f"  FROM {stage(table.name)} s JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
         f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of)\n"
-        f"SELECT key, _synced_at, null::bigint[], _lo, _hi FROM found\n"
+        f"SELECT key, null::bigint[], _lo, _hi FROM found\n"
         f"WHERE NOT same AND lasting AND to_timestamp(_lo) < _as_of_latest\n"
-        f"UNION ALL SELECT null, null, array_agg({key_hash('key')}), _lo, _hi FROM found WHERE same\n"
+        f"UNION ALL SELECT null, array_agg({key_hash('key')}), _lo, _hi FROM found WHERE same\n"
         f"AND (to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest) GROUP BY _lo, _hi"
     )
 

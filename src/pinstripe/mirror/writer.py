@@ -344,7 +344,7 @@ class Writer:
 
     def _link_ids(self, batch: Batch) -> set[str]:
         """Return the ids by which rows that the batch writes or removes may be linked with others."""
-        written = batch.written()
+        written = batch.written(lock_columns())
         found = {fact.parent_id for fact in batch.sets if fact.child in lock_columns()}
         for name, columns in lock_columns().items():
             if name in written:
@@ -367,7 +367,9 @@ class Writer:
 
     def _changed(self, batch: Batch) -> Keys:
         """Return the keys of the rows that this transaction wrote or removed."""
-        written: dict[str, set[str]] = {name: {*keys} for name, keys in batch.written().items()}
+        written: dict[str, set[str]] = {
+            name: {*keys} for name, keys in batch.written(lock_columns()).items()
+        }
         for name, keys in self._removed.items():
             written.setdefault(name, set()).update(keys)
         return written
@@ -381,7 +383,7 @@ class Writer:
                 with translated():
                     await self._link(connection, table, written, batch)
             except PinstripeError as error:
-                if error.fault is None or error.fault.scope not in ("row", "table"):
+                if not error.is_of_rows:
                     raise
                 await self._go_back(connection, mark)
                 _log.warning("mirror.not_linked", table=table, error=error.message)
@@ -459,10 +461,10 @@ class Writer:
                     connection, of.table, group, of.api_version, of.causes
                 )
         except PinstripeError as error:
-            if error.fault is None or error.fault.scope not in ("row", "table"):
+            if not error.is_of_rows:
                 raise
             await self._go_back(connection, mark)
-            if error.fault.scope == "table":
+            if error.fault is not None and error.fault.scope == "table":
                 raise _TableRefused(error) from error
             if len(keys) == 1:
                 tally.refuse(of, group, error)
@@ -490,7 +492,7 @@ class Writer:
                 with translated():
                     parted.conflicts += await self._apply_sets(connection, facts)
             except PinstripeError as error:
-                if error.fault is None or error.fault.scope not in ("row", "table"):
+                if not error.is_of_rows:
                     raise
                 await self._go_back(connection, mark)
                 parted.tables[child] = why(error)
@@ -561,7 +563,7 @@ class Writer:
         if parents_of(name):
             left_out, doubts = await find_removed(connection, self._schema, table)
             if left_out:
-                group = {key: row for key, row in group.items() if key not in set(left_out)}
+                group = {key: row for key, row in group.items() if key not in left_out}
                 await self._fill(connection, table, group)
         found: list[str] = []
         if group:  # Else all of it was older than a set that does not have it.
@@ -653,7 +655,7 @@ class Writer:
         found: list[Confirmation] = []
         for shape in shapes:
             wanted = ("unwritten", name, shape)
-            for key, _, keys, lo, hi in await self._stages.fetch(
+            for key, keys, lo, hi in await self._stages.fetch(
                 connection, wanted, self._text, shape
             ):
                 if keys is None:

@@ -45,8 +45,9 @@ from pinstripe.rows.converters import (
 )
 
 TAIL = 6
-"""Values of each row behind its columns: `_extra`; the two ends of its interval and the version of the
-row that it replaces, for the writer to fill in; whether it is partial; the number of its shape."""
+"""Values of each row behind its columns: `_extra`; for the writer to fill in, the two ends of its interval
+and the moment (Postgres's clock) until which Stripe knew what we wrote; whether it is partial; the number
+of its shape."""
 
 
 @dataclass(slots=True)

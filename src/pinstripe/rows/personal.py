@@ -22,9 +22,9 @@ from typing import Any
 
 import msgspec
 
-from pinstripe.catalog.model import Field, object_types
+from pinstripe.catalog.model import field_at, object_types
 from pinstripe.catalog.personal import UNREVIEWED, Action, Policy, is_free_text, is_whole, kind_at
-from pinstripe.catalog.tables import Column, Table
+from pinstripe.catalog.tables import LOGS, Column, Table
 
 Value = Any
 
@@ -53,7 +53,7 @@ class Personal:
     def __init__(self, policy: Policy, hash_key: bytes = b"") -> None:
         self.policy = policy
         self._hash_key = hash_key
-        self._plans: dict[tuple[str, ...], Sequence[_Step]] = {}
+        self._plans: dict[str, tuple[Table, Sequence[_Step]]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -63,8 +63,9 @@ class Personal:
     def clean(self, table: Table, row: list[Value]) -> None:
         """Drop and hash in a row that is about to be written: JSON as text, `_extra` behind the columns."""
         plan = self._plan(table)
-        places = {step.column.path: step.at for step in plan}
-        payload = _decoded(row[places[_PAYLOAD]]) if table.object_type == _EVENT else None
+        payload: Value = None
+        if table.object_type == _EVENT:
+            payload = _decoded(row[next(s.at for s in plan if s.column.path == _PAYLOAD)])
         for step in plan:
             value = row[step.at]
             if value is None:
@@ -110,13 +111,12 @@ class Personal:
         return f"hash_{digest.hex()[:32]}"
 
     def _plan(self, table: Table) -> Sequence[_Step]:
-        # By its columns: the database may have fewer than the catalog.
-        key = (table.name, *(c.name for c in table.columns))
-        plan = self._plans.get(key)
-        if plan is None:
+        planned = self._plans.get(table.name)
+        # The database may have fewer columns than the catalog, and another one of ours others.
+        if planned is None or planned[0] is not table:
             steps = (self._step(table, at, column) for at, column in enumerate(table.columns))
-            plan = self._plans[key] = [step for step in steps if step is not None]
-        return plan
+            planned = self._plans[table.name] = table, [s for s in steps if s is not None]
+        return planned[1]
 
     def _step(self, table: Table, at: int, column: Column) -> _Step | None:
         path, name = column.path, table.object_type
@@ -141,7 +141,7 @@ class Personal:
             return None
         if column.read not in ("text", "texts"):
             return _Step(at, column, "drop") if goes_whole else None
-        known = _field(name, path)
+        known = field_at(object_types()[name].fields, path)
         is_fixed = known is not None and not is_free_text(known)
         return _Step(at, column, action) if goes_whole or not is_fixed else None
 
@@ -213,18 +213,6 @@ def _decoded(value: Value) -> Value:
     return _decode(value) if value is not None else None
 
 
-def _field(object_name: str, path: Sequence[str]) -> Field | None:
-    """The catalog's description of a column's value."""
-    fields: Sequence[Field] = object_types()[object_name].fields
-    found: Field | None = None
-    for step in path:
-        found = next((f for f in fields if f.name == step), None)
-        if found is None:
-            return None
-        fields = found.fields
-    return found
-
-
 ERASER = Personal(Policy.everything("drop"))
 """What an erasure leaves of a row."""
 
@@ -266,9 +254,6 @@ class Erased:
             for v in row[:width]
         )
 
-
-LOGS = frozenset({"event", "v2_core_event"})
-"""Tables whose rows hold copies of other objects."""
 
 NOBODYS = frozenset(
     {"account", "application", "person", "v2_core_account", "v2_core_account_person"}

@@ -55,6 +55,7 @@ class SyncOpener:
 
     async def want(self, wishes: Mapping[str, GatewaySyncSpec]) -> None:
         """From now on exactly these. Returns when those that are gone are closed."""
+        self._syncs.expected = frozenset(wishes)
         changed = [n for n, options in self._wishes.items() if wishes.get(n) != options]
         await self._end([self._tasks.pop(name) for name in changed])
         for name, options in wishes.items():

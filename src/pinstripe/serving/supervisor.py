@@ -242,10 +242,6 @@ class Supervisor:
         found = self._keepers.get(sync_id)
         return None if found is None else found[0].state
 
-    def restarts(self) -> dict[str, int]:
-        """How often each process was started again."""
-        return {name: keeper.state.restarts for name, (keeper, _) in self._keepers.items()}
-
     async def want(self, jobs: Mapping[str, WorkerSpec]) -> None:
         """From now on exactly these. Returns when the processes of those that are gone have ended."""
         gone = [self._keepers.pop(name) for name in set(self._keepers) - set(jobs)]

@@ -1,18 +1,19 @@
 """Resolves a conflicting row by fetching its object once.
 
-    Conflict -> GET the object -> write over the version read before the GET | mark deleted
+    Conflict -> GET the object -> write it, as newer than what we knew before the GET | mark deleted
              -> no address: read the event log around the row's interval -> newest event
 
-Each write expects the version that was read before the request, so a snapshot that arrives in between is
-not lost: it conflicts in its turn. Stripe has no address for some objects (a discount, a card, a hold on
-reserves). If two of their states share a second, the order of the event log decides which is newer.
+What was written a replica's lag before the request is older than the response, whatever the clocks say. A
+snapshot that arrives in between is not lost: it conflicts in its turn. Stripe has no address for some
+objects (a discount, a card, a hold on reserves). If two of their states share a second, the order of the
+event log decides which is newer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from math import ceil, floor
 
 from pinstripe.catalog.endpoints import child_list, singleton_paths
@@ -45,12 +46,13 @@ async def complete(source: Source, answer: RefetchDone) -> None:
 
 async def resolve(source: Source, row: Conflict) -> bool:
     """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
-    answer = RefetchDone(refetch_for(row), await source.database_time())
     if row.parent_table:
+        answer = RefetchDone(refetch_for(row), await source.database_time())
         await _read_set(source, row, answer)
         await complete(source, answer)
         return True
-    before = await source.version(row.table, row.key)
+    started, before = await source.row_version(row.table, row.key)
+    answer = RefetchDone(refetch_for(row), started)
     answered = await refetch_row(
         source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
     )
@@ -161,7 +163,7 @@ async def mark_deleted(
     if await source.version(table, key) is None:
         return
     found = RowSet()
-    known_until = started - timedelta(seconds=source.stripe.margins.replica_lag_s)
+    known_until = started - source.replica_lag
     if not known.deletable:
 
         async def remove(connection: Connection) -> None:

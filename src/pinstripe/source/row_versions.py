@@ -2,9 +2,9 @@
 
     at, version = await row_versions.read("customer", "cus_1")
 
-A response to a request that is sent after such a read is newer than the version, and answers everything
-that was asked for before `at`. Concurrent reads are coalesced into one statement that begins after all of
-them.
+A response to a request that is sent after such a read answers everything that was asked for before `at`; it
+is newer than the version only if that is older than a replica may lag. Concurrent reads are coalesced into
+one statement that begins after all of them.
 """
 
 from __future__ import annotations

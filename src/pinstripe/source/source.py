@@ -26,6 +26,7 @@ from pinstripe.catalog.endpoints import (
     ListEndpoint,
     Param,
     RetrieveEndpoint,
+    by_parent,
     expand_of,
     retrieve_endpoints,
 )
@@ -144,7 +145,7 @@ BACKFILL = WorkClass.SCANS
 REFERENCES = 20
 
 SCAN = 30
-"""Of the slow scan, and of lists that are read again: what nobody waits for."""
+"""Of the slow scan: what nobody waits for."""
 
 _FOLLOWED_AT_ONCE = 6
 """Nested lists of one page that are read concurrently."""
@@ -216,13 +217,27 @@ class Source:
         margins = self.stripe.margins
         return self.now() - margins.clock_s - margins.replica_lag_s >= since + EVENT_S + 1.0
 
+    def is_sure(self, refetch: Refetch, *, is_told: bool) -> bool:
+        """Whether a response from now on settles the refetch. `is_told`: the row holds the event already.
+
+        A conflict that an earlier process left names no second: nothing says that it is past.
+        """
+        return refetch.kind == "relate" or (
+            refetch.since > 0 and (is_told or self.is_past(refetch.since))
+        )
+
+    def in_force(self, endpoint: ListEndpoint) -> ListEndpoint:
+        """Return the list, or the list by parent that replaces it if Stripe refuses it without one."""
+        other = by_parent(endpoint) if endpoint.name in self.by_parent else None
+        return other or endpoint
+
     def observe_clock(self, response: Response) -> None:
         """Sets `clock_ahead_s` from a response that says when it was made."""
         if "date" in response.headers:
             self.clock_ahead_s = response.not_after - 0.5 - time.time()
 
     async def version(self, table: str, key: str) -> datetime | None:
-        """`_synced_at` of a row, None if there is none. A response to a later request is newer."""
+        """`_synced_at` of a row, None if there is none."""
         return (await self.row_version(table, key)).version
 
     async def database_time(self) -> datetime:

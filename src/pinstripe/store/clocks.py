@@ -72,15 +72,10 @@ async def note_contradiction(connection: Connection, schema: str, *, is_stale: b
         schema,
         int(is_stale),
     )
-    await connection.execute(
-        f"DELETE FROM pinstripe.clock WHERE schema = $1 AND day < current_date - {_KEPT}", schema
-    )
 
 
 async def load_clocks(connection: Connection) -> dict[str, Clocks]:
     """Return schema -> what was measured in the last 30 days."""
-    if await connection.fetchval("SELECT to_regclass('pinstripe.clock')") is None:
-        return {}
     rows = await connection.fetch(
         "SELECT schema, sum(writes)::bigint, max(ahead_s), max(behind_s),"
         " sum(contradictions)::bigint, sum(stale)::bigint FROM pinstripe.clock"

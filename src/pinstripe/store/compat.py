@@ -11,22 +11,18 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Literal, get_args
+from typing import Literal
 
 import asyncpg
 import msgspec
 import structlog
 
 from pinstripe.catalog.tables import Column, Table
+from pinstripe.config.config import COMPAT
 from pinstripe.store.ddl import literal, qualified, quote
 from pinstripe.store.pool import Connection, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
-
-Product = Literal["fivetran", "supabase"]
-
-PRODUCTS: tuple[Product, ...] = get_args(Product)
-
 
 _MOST_PAIRS = 40
 """A function takes 100 arguments at most."""
@@ -129,7 +125,7 @@ async def set_compat(
     connection: Connection, schema: str, tables: Mapping[str, Table], wanted: Collection[str]
 ) -> None:
     """Make the views of these products for the synced `tables`, and drop those of the others."""
-    for product in PRODUCTS:
+    for product in COMPAT:
         target = compat_schema(schema, product)
         there = await _there(connection, target)
         selects = views(product, schema, tables) if product in wanted else {}
@@ -147,7 +143,7 @@ async def set_compat(
 
 async def existing_schemas(connection: Connection, schema: str) -> list[str]:
     """The schemas of views that this sync has."""
-    names = [compat_schema(schema, product) for product in PRODUCTS]
+    names = [compat_schema(schema, product) for product in COMPAT]
     return [name for name in names if await _there(connection, name) is not None]
 
 

@@ -2,7 +2,7 @@
 
     mirror.writer: same content -> `note`: one entry a snapshot and table, the keys as hashes
     an older snapshot of other content comes later -> `of_keys`: the row's interval is moved forward first
-    a list was read to its end -> `not_confirmed_since`: the rows that it did not show
+    a list was read to its end -> `of_keys`: the rows that it did not show
 
 An entry costs 8 bytes a row, where moving the interval in the row costs a kilobyte of WAL
 (docs/decisions/025-confirmations.md). It is of use while an older snapshot may still arrive, and until the
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from pinstripe.store.pool import Connection
 
-_KEPT_S = 3600.0
+KEPT_S = 3600.0
 """No response is under way for so long: Stripe's answers are given up after minutes."""
 
 _FEW = 20
@@ -84,7 +84,7 @@ async def forget(connection: Connection, schema: str, *, now: float, passes_sinc
         "   FROM pinstripe.cursor WHERE schema = $1 AND stream = 'events'))"
         " AND (cardinality(keys) < $3 OR as_of_latest < to_timestamp($4))",
         schema,
-        now - _KEPT_S,
+        now - KEPT_S,
         _FEW,
-        min(passes_since, now - _KEPT_S),
+        min(passes_since, now - KEPT_S),
     )

@@ -105,7 +105,9 @@ def derive(schema: str, table: Table, columns: Iterable[Column]) -> str:
     return (
         f"CREATE OR REPLACE FUNCTION {name} RETURNS trigger LANGUAGE plpgsql "
         f"SET search_path = pg_catalog AS $derive${derive_body(table, columns)}$derive$;\n"
-        f"CREATE OR REPLACE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE "
+        # Postgres 13 cannot replace a trigger.
+        f"DROP TRIGGER IF EXISTS pinstripe_derived ON {qualified(schema, table.name)};\n"
+        f"CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE "
         f"ON {qualified(schema, table.name)} FOR EACH ROW EXECUTE FUNCTION {name};"
     )
 

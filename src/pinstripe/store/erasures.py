@@ -22,9 +22,9 @@ from datetime import datetime
 import structlog
 
 from pinstripe.catalog.personal import review
-from pinstripe.catalog.tables import Column, Table, table_of_object
+from pinstripe.catalog.tables import LOGS, Column, Table, table_of_object
 from pinstripe.errors import ErasedMeanwhile, Misconfigured, Unreachable
-from pinstripe.rows.personal import ERASER, LOGS, NOBODYS, Erased
+from pinstripe.rows.personal import ERASER, NOBODYS, Erased
 from pinstripe.store.changes import NewChange, write_changes
 from pinstripe.store.ddl import literal, qualified, quote
 from pinstripe.store.personal import existing_tables, rewrite, rewrite_feed

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from pinstripe.store.confirmations import KEPT_S
 from pinstripe.store.ddl import literal
 from pinstripe.store.pool import Connection
-
-_KEPT_S = 3600.0
-"""No response is under way for so long: Stripe's answers are given up after minutes."""
 
 
 async def lock(connection: Connection, schema: str, *, notes: bool) -> None:
@@ -73,5 +71,5 @@ async def forget(connection: Connection, schema: str, loading: Collection[str]) 
         " AND noted_at < clock_timestamp() - make_interval(secs => $3)",
         schema,
         list(loading),
-        _KEPT_S,
+        KEPT_S,
     )

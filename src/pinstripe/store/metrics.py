@@ -42,10 +42,6 @@ class View:
     columns: tuple[tuple[str, str, str], ...]
     select: str
 
-    @property
-    def is_step(self) -> bool:
-        return self.name.startswith("_")
-
     def statements(self, stripe: str, metrics: str) -> list[str]:
         """CREATE of the function and the view, with comments. `stripe`, `metrics`: names of schemas."""
         name = qualified(metrics, self.name)

@@ -16,7 +16,7 @@ the user stay, and the schema with them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -332,12 +332,17 @@ async def _fill(
         rows = await connection.fetch(
             'SELECT "table" FROM pinstripe.filling WHERE schema = $1 ORDER BY 1', schema
         )
-    names = [row[0] for row in rows if row[0] in tables]
+        names = [row[0] for row in rows if row[0] in tables]
+        if not names:
+            return
+        existing = await _columns(connection, schema)
+        added = await _added_columns(connection, schema)
     for name in names:
-        while await _fill_page(connection, schema, tables[name]):
+        effective = _effective(tables[name], existing.get(name, {}))
+        derived = ddl.added_derived(effective, added.get(name, set()))
+        while await _fill_page(connection, schema, tables[name], effective, derived):
             pass
-    if names:
-        await _end_filling(connection, schema, names, done)
+    await _end_filling(connection, schema, names, done)
 
 
 async def _end_filling(
@@ -368,8 +373,13 @@ async def _end_filling(
     done.relist += lacking
 
 
-async def _fill_page(connection: Connection, schema: str, table: Table) -> bool:
-    """Fill the next rows by key; False after the last. The position moves in the same transaction."""
+async def _fill_page(
+    connection: Connection, schema: str, table: Table, effective: Table, derived: Sequence[Column]
+) -> bool:
+    """Fill the next rows by key; False after the last. The position moves in the same transaction.
+
+    `derived`: the columns of the table as it stands there (`effective`) that its trigger computes.
+    """
     name, key = ddl.qualified(schema, table.name), ddl.quote(table.key[0])
     place = (schema, table.name)
     with translated():
@@ -391,7 +401,7 @@ async def _fill_page(connection: Connection, schema: str, table: Table) -> bool:
             columns = [c for c in table.columns if c.name in found[0]]
             rows = f"{key} > {ddl.literal(found[1])} AND {key} <= {ddl.literal(page[0])}"
             fewest = await _move_all(connection, name, columns, rows) if columns else page[1]
-            await _derive_rows(connection, schema, table, rows)
+            await _derive_rows(connection, schema, effective, derived, rows)
             await connection.execute(
                 "UPDATE pinstripe.filling SET after = $3, is_lacking = is_lacking OR $4"
                 ' WHERE schema = $1 AND "table" = $2',
@@ -402,15 +412,13 @@ async def _fill_page(connection: Connection, schema: str, table: Table) -> bool:
             return True
 
 
-async def _derive_rows(connection: Connection, schema: str, table: Table, rows: str) -> None:
+async def _derive_rows(
+    connection: Connection, schema: str, table: Table, columns: Sequence[Column], rows: str
+) -> None:
     """Have the trigger compute the derived columns of these rows where they are not what they should be."""
-    added = (await _added_columns(connection, schema)).get(table.name, set())
-    existing = (await _columns(connection, schema)).get(table.name, {})
-    effective = _effective(table, existing)
-    columns = ddl.added_derived(effective, added)
     if columns:
         names = ", ".join(ddl.quote(c.name) for c in columns)
-        values = ", ".join(ddl.derived_value(effective, c) or "NULL" for c in columns)
+        values = ", ".join(ddl.derived_value(table, c) or "NULL" for c in columns)
         await connection.execute(
             f"UPDATE {ddl.qualified(schema, table.name)} SET _extra = _extra "
             f"WHERE {rows} AND ROW({names}) IS DISTINCT FROM ROW({values})"
@@ -566,7 +574,7 @@ async def check_tables(connection: Connection, schema: str, wanted: Mapping[str,
         )
 
 
-_ENFORCEABLE = 180000
+_ENFORCEABLE = 18
 """Postgres 18: the first server that takes NOT ENFORCED of a foreign key."""
 
 
@@ -577,7 +585,7 @@ async def set_foreign_keys(
 
     Older servers than Postgres 18 have none: theirs would be checked, and refuse rows.
     """
-    if await _server_version(connection) < _ENFORCEABLE:
+    if connection.get_server_version().major < _ENFORCEABLE:
         return 0
     keys = {t.name: dict(ddl.foreign_keys(schema, t, tables)) for t in tables.values()}
     async for attempt in _patiently(connection, schema):
@@ -595,11 +603,6 @@ async def set_foreign_keys(
                         f"ALTER TABLE {ddl.qualified(schema, name)} {', '.join(changes)}"
                     )
     return sum(map(len, keys.values())) if wanted else 0
-
-
-async def _server_version(connection: Connection) -> int:
-    number: str = await connection.fetchval("SELECT current_setting('server_version_num')")
-    return int(number)
 
 
 async def _unenforced(connection: Connection, schema: str) -> dict[str, set[str]]:

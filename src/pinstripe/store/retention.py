@@ -29,7 +29,7 @@ BOUNDS: Mapping[str, str] = {
     "filling": "a row for each table, until its new columns are filled",
     "freshness": "a row for each table and way of reading",
     "lease": "a row for each schema",
-    "lock": "two rows",
+    "lock": "66 rows",
     "member_set": "an hour, or as long as the table is in its initial load",
     "missing": "a row for each object that rows refer to and Stripe does not have",
     "paused": "a row for each schema",

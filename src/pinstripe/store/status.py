@@ -460,16 +460,14 @@ class SyncSummary:
     """
 
     schema: str
-    now: float
-    as_of: float | None
-    trouble: str
-    remedy: str
-    running: int
-    failed: int
-    refused: int
-    to_ask: int
-    ask_since: float | None
-    """When the oldest of those requests was asked for, on Postgres's clock."""
+    now: float = 0.0
+    as_of: float | None = None
+    trouble: str = ""
+    remedy: str = ""
+    running: int = 0
+    failed: int = 0
+    refused: int = 0
+    to_ask: int = 0
     owed: int = 0
     """Those of them that met trouble."""
     quarantined: int = 0
@@ -486,10 +484,10 @@ class SyncSummary:
         return None if self.as_of is None else max(self.now - self.as_of, 0.0)
 
 
-_SUMMARIES = """
+_SUMMARIES = f"""
 SELECT s.schema, extract(epoch FROM clock_timestamp())::float8,
        extract(epoch FROM c.as_of)::float8, coalesce(c.reason, ''), coalesce(c.remedy, ''),
-       l.running, l.failed, l.refused, p.open, p.since, p.owed,
+       l.running, l.failed, l.refused, p.open, p.owed,
        (SELECT count(*) FROM pinstripe.quarantine q WHERE q.schema = s.schema),
        (SELECT count(*) FROM pinstripe.refusal r WHERE r.schema = s.schema), p.priorities
 FROM pinstripe.sync s
@@ -499,11 +497,11 @@ CROSS JOIN LATERAL (
          count(*) FILTER (WHERE state = 'failed') AS failed,
          count(*) FILTER (WHERE state = 'refused') AS refused
   FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events'
-    AND NOT starts_with(l.stream, 'scan of ')) l
+    AND NOT starts_with(l.stream, {literal(SCAN_OF)})) l
 CROSS JOIN LATERAL (
-  SELECT coalesce(sum(g.open), 0)::bigint AS open, min(g.since) AS since,
-         coalesce(sum(g.owed), 0)::bigint AS owed, array_agg(ARRAY[g.priority, g.open]) AS priorities
-  FROM (SELECT priority::bigint, count(*) AS open, extract(epoch FROM min(asked_at))::float8 AS since,
+  SELECT coalesce(sum(g.open), 0)::bigint AS open, coalesce(sum(g.owed), 0)::bigint AS owed,
+         array_agg(ARRAY[g.priority, g.open]) AS priorities
+  FROM (SELECT priority::bigint, count(*) AS open,
                count(*) FILTER (WHERE code NOT IN ('quarantined', 'recheck')) AS owed
         FROM pinstripe.pending p WHERE p.schema = s.schema GROUP BY 1) g) p
 """

@@ -133,13 +133,14 @@ class ReadQuota:
         for (_, kind), count in self._days.items():
             by_kind[kind] += count
         used, most = sum(by_kind.values()), allowed(self.transactions)
+        poll_s = self.poll_interval_s()
         return QuotaReport(
             used=used,
             by_kind=dict(by_kind),
             allowed=most,
             transactions=self.transactions,
-            poll_s=self.poll_interval_s(),
-            slowed=self.poll_interval_s() > self._poll_s,
+            poll_s=poll_s,
+            slowed=poll_s > self._poll_s,
             held=self._held,
             over=not self._is_unlimited() and used > most,
         )

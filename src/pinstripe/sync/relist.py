@@ -8,7 +8,7 @@
 
 Each newest page is a task of its own and keeps its pace, whatever the others read.
 
-Newest pages keep their own pace beside full refreshes. Intervals stretch with the read quota; a full
+Intervals stretch with the read quota; a full
 refresh is made once a month in any case. Rows that it does not find are fetched, and flagged if Stripe does
 not have them.
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced
 from pinstripe.catalog.tables import table_name
@@ -61,6 +61,7 @@ from pinstripe.sync.backfill.child_lists import stream_of
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
 from pinstripe.sync.backfill.scheduler import Scheduler
+from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
 from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker
 from pinstripe.sync.scan import Scan
@@ -149,7 +150,7 @@ class Relist:
         """Return what all of this takes if nothing slows it."""
         endpoints = [e for e in self._endpoints() if not self._is_refused(stream_of(e))]
         heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
-        passes = sum(self._cost[stream_of(e)] for e in endpoints if e.path != _EVENTS)
+        passes = sum(self._cost[stream_of(e)] for e in endpoints if e.path != EVENTS)
         usual = DAY_S / self._intervals.pass_s
         return QuotaDemand(heads + 1 / self._intervals.due_s, passes * usual)
 
@@ -223,12 +224,13 @@ class Relist:
         for stream in [s for s, stopped in self._stopped.items() if stopped.next_at <= now]:
             if await self._again(stream):
                 return
+        pass_s = self._pass_s()
         for endpoint in self._endpoints():
-            if endpoint.path == _EVENTS:
+            if endpoint.path == EVENTS:
                 continue  # Its objects never change, and the poller reads every new one.
             stream = stream_of(endpoint)
             age_s = now - self._passed_at[stream]
-            is_due = age_s >= self._pass_s() * self._first.get(stream, 1.0)
+            is_due = age_s >= pass_s * self._first.get(stream, 1.0)
             if is_due and not endpoint.parent and stream not in self._stopped:
                 self._passed_at[stream] = now
                 self._first.pop(stream, None)
@@ -413,12 +415,7 @@ class Relist:
             if any(table_name(o) in self._source.wanted for o in e.objects)
             and (not e.parent or table_name(e.parent) in self._source.wanted)
         ]
-        return [self._in_force(e) for e in wanted]
-
-    def _in_force(self, endpoint: ListEndpoint) -> ListEndpoint:
-        """Return the list, or the list by parent that replaces it if Stripe refuses it without one."""
-        other = by_parent(endpoint) if endpoint.name in self._source.by_parent else None
-        return other or endpoint
+        return [self._source.in_force(e) for e in wanted]
 
     def _table_of(self, endpoint: ListEndpoint) -> str:
         return self._tables_of(endpoint)[0]
@@ -527,7 +524,6 @@ class Relist:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
 
 
-_EVENTS = "/v1/events"
 _TRIM = "confirmations"
 _WATCH = "tables that were dropped or emptied"
 _DUE = "balance transactions that are due"
@@ -540,7 +536,7 @@ def _newest(stream: str) -> str:
 
 def needs_head(endpoint: ListEndpoint) -> bool:
     """Whether new objects of this list appear without an event, and its newest page can be read alone."""
-    if endpoint.parent or endpoint.path == _EVENTS:
+    if endpoint.parent or endpoint.path == EVENTS:
         return False
     dated = all(
         any(f.name == "created" for f in object_types()[name].fields) for name in endpoint.objects

@@ -29,6 +29,7 @@ from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import SCAN, Source
 from pinstripe.store.cursors import SCAN_OF, Checkpoint, State, load_checkpoints
 from pinstripe.sync.backfill.child_lists import ChildListStream, is_whole, stream_of
+from pinstripe.sync.read_quota import DAY_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -40,7 +41,7 @@ _UNLIMITED_PER_S = 50.0
 _AT_ONCE = 4
 """Requests of one list under way: at 20/s enough for answers that take 200 ms."""
 
-_AGAIN_S = {"refused": 86400.0, "failed": 3600.0}
+_AGAIN_S = {"refused": DAY_S, "failed": 3600.0}
 """Until a list is tried again that ended otherwise than by its last parent."""
 
 _LOOK_S = 0.05
@@ -105,7 +106,7 @@ class Scan:
             # The first copy has read every parent.
             return None, copied.as_of + self._round_s() - self._source.now()
         position = saved.position if isinstance(saved.position, dict) else {}
-        if saved.state == "done" and position.get("ended"):
+        if position.get("ended"):
             began = float(position.get("began", 0.0))
             anew = {**position, "after": "", "done": 0, "of": None}
             wait_s = began + self._round_s() - self._source.now()
@@ -175,7 +176,7 @@ class _ScanStream(ChildListStream):
         )
         position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
         self._rounds = int(position.get("rounds", 0))
-        self._began = self.as_of = began
+        self.as_of = began
         self._per_s = per_s
 
     def _checkpoint(self, after: str, done: int, state: State) -> Checkpoint:
@@ -183,11 +184,11 @@ class _ScanStream(ChildListStream):
         assert isinstance(plain.position, dict)  # noqa: S101 (as `ChildListStream` makes it)
         position = {
             **plain.position,
-            "began": self._began,
+            "began": self.as_of,
             "rounds": self._rounds + (state == "done"),
             "ended": state == "done",
             "per_s": self._per_s(),
         }
-        as_of = self._began if state == "done" else None
+        as_of = self.as_of if state == "done" else None
         shown: State = "done" if state == "running" else state
         return replace(plain, position=position, state=shown, as_of=as_of)

@@ -159,6 +159,13 @@ async def quiet(copy: Copy, refetches: RefetchWorker) -> None:
         await copy.mirror.wait_resolved()
 
 
+async def followed(copy: Copy, start: float) -> None:
+    """Applies the events since then, and works off what they ask for."""
+    live, refetches = copy.live(int(start))
+    await live.read_lookback(start)
+    await asyncio.gather(refetches.work_off(), quiet(copy, refetches))
+
+
 async def until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
     """Waits for `condition()` to be true; it is tried every 20 ms."""
     async with asyncio.timeout(timeout_s):

@@ -21,6 +21,8 @@ from functools import cache
 
 from tests.house.tree import ROOT
 
+from pinstripe.store.embedded.process import find_binaries
+
 _TIMEOUT_S = 60.0
 _FOREIGN = ("STRIPE_", "PINSTRIPE_", "DATABASE_URL", "PG")
 
@@ -136,3 +138,14 @@ def _launcher() -> socket.socket:
 
     atexit.register(close)
     return ours
+
+
+async def dumped(database: str) -> str:
+    """The whole database as `pg_dump` writes it."""
+    program = find_binaries(None).bin_dir / "pg_dump"
+    process = await asyncio.create_subprocess_exec(
+        str(program), "--dbname", database, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()

@@ -221,8 +221,8 @@ def _status_of(
     trouble: str,
 ) -> SyncStatus:
     heartbeat = process[0] if process is not None and process[1] <= STALE_S else None
-    as_of = summary.as_of if summary is not None else None
-    lag_s = summary.lag_s if summary is not None else None
+    summary = summary or SyncSummary(sync.schema)
+    as_of, lag_s = summary.as_of, summary.lag_s
     reason, remedy = not_ready(sync, summary, heartbeat, database=trouble)
     return SyncStatus(
         id=sync.id,
@@ -235,14 +235,14 @@ def _status_of(
         remedy=remedy,
         as_of=None if as_of is None else datetime.fromtimestamp(as_of, UTC),
         lag_s=None if lag_s is None else round(lag_s, 3),
-        to_ask=summary.to_ask if summary is not None else 0,
-        to_ask_by_class=summary.by_class if summary is not None else {},
-        quarantined=summary.quarantined if summary is not None else 0,
-        partly_refused=summary.partly_refused if summary is not None else 0,
-        clocks=summary.clocks if summary is not None else Clocks(),
-        owed=summary.owed if summary is not None else 0,
-        refused=summary.refused if summary is not None else 0,
-        failed=summary.failed if summary is not None else 0,
+        to_ask=summary.to_ask,
+        to_ask_by_class=summary.by_class,
+        quarantined=summary.quarantined,
+        partly_refused=summary.partly_refused,
+        clocks=summary.clocks,
+        owed=summary.owed,
+        refused=summary.refused,
+        failed=summary.failed,
         paused=sync.paused,
         served=sync.state.served,
         pid=sync.state.pid,

@@ -179,7 +179,7 @@ class AccountResolver:
     async def may_use(self, headers: Sequence[tuple[bytes, bytes]], sync: OpenSync | None) -> bool:
         """Whether the request's key is good for that sync's account. Nobody vouches for the key.
 
-        Raises Rejected where too many such keys are being asked about.
+        Raises HTTPError where too many such keys are being asked about.
         """
         credentials = credentials_of(headers)
         if credentials is None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -121,7 +121,7 @@ class ProxyRequest:
 
 
 class ResponseMirror:
-    """Mirrors responses. `waiting`: responses whose rows are not in Postgres yet."""
+    """Mirrors responses."""
 
     def __init__(
         self,
@@ -140,10 +140,6 @@ class ResponseMirror:
         self._patience_s = patience_s
         self._open: set[asyncio.Task[MirrorResult]] = set()
         self._stuck: set[str] = set()
-
-    @property
-    def waiting(self) -> int:
-        return len(self._open) + len(self.later)
 
     async def mirror(
         self, request: ProxyRequest, response: UpstreamResponse, body: bytes
@@ -228,7 +224,7 @@ class ResponseMirror:
     ) -> MirrorResult:
         trust = trust_of(sync, request, response, parsed)
         if trust == "refetch":
-            return await self._refetched(sync, request, response, parsed)
+            return await self._refetched(sync, request, parsed)
         lag_s = LAG_S if trust == "stale" else 0.0
         cause = (
             Cause("", response.header(b"request-id").decode("latin-1")) if request.writes else None
@@ -239,8 +235,8 @@ class ResponseMirror:
             writes=request.writes,
             lag_s=lag_s,
             cause=cause,
+            known_until=request.known_until,
         )
-        as_of = replace(as_of, known_until=request.known_until)
         effect = None
         if request.writes:
             effect = follow_up(sync, parsed.row_set, as_of)
@@ -255,7 +251,6 @@ class ResponseMirror:
         self,
         sync: OpenSync,
         request: ProxyRequest,
-        response: UpstreamResponse,
         parsed: ParsedResponse,
     ) -> MirrorResult:
         """Request the objects of a response that may not be written."""
@@ -474,7 +469,7 @@ def ways_to(
     holders = {table_name(name) for name in parent_types(spec()).get(object_type, ())}
     if object_type in SINGLETONS:
         holders.add(SINGLETONS[object_type])
-    ways += [Way("fetch", t, above[t]) for t in sorted(holders & set(above)) if _is_plain(t)]
+    ways += [Way("fetch", t, above[t]) for t in sorted(holders & set(above)) if has_address(t)]
     return ways
 
 
@@ -485,11 +480,6 @@ def surest_ways(
     for place in places:
         if place[0] in sync.mirror.tables:
             yield from ways_to(sync, row_set, place, parents)[:1]
-
-
-def _is_plain(table: str) -> bool:
-    where = retrieve_endpoint(table)
-    return where is not None and not where.parent_parameter
 
 
 def _parents_in(sync: OpenSync, row_set: RowSet, place: RowKey) -> dict[str, str]:
@@ -635,7 +625,7 @@ Fetch = Callable[[str, Way], Awaitable[None]]
 
 
 class DeferredFetches:
-    """Requests to make, oldest first. `lost` counts those dropped beyond the bound."""
+    """Requests to make, oldest first. Those beyond the bound are dropped."""
 
     def __init__(
         self,
@@ -645,7 +635,6 @@ class DeferredFetches:
         most: int = MOST,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.lost = 0
         self._syncs = syncs
         self._fetch = fetch
         self._most = most
@@ -660,7 +649,6 @@ class DeferredFetches:
         """Remembers requests for a sync."""
         for way in ways:
             if len(self._ways) >= self._most:
-                self.lost += 1
                 continue
             self._ways[sync_id, way] = None
         if self._ways:

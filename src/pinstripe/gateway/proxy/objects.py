@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Literal
 from urllib.parse import unquote, unquote_plus
@@ -206,15 +207,17 @@ def as_of_exchange(
     writes: bool = False,
     lag_s: float = 0.0,
     cause: Cause | None = None,
+    known_until: datetime | None = None,
 ) -> AsOf:
     """The interval of the objects in the answer; `lag_s` is how much older than others they may be.
+    `known_until`: see `AsOf`.
 
     Of a write, Stripe shows the object as the write left it, or as something else changed it before
     the answer was made.
     """
     measured = measured_response(response, margins)
     lo, hi = measured.write_interval() if writes else measured.read_interval()
-    return AsOf(lo - lag_s, hi, cause)
+    return AsOf(lo - lag_s, hi, cause, known_until)
 
 
 def measured_response(response: UpstreamResponse, margins: Margins) -> Response:

@@ -12,7 +12,7 @@ tables are written (`accounts`); `mirroring` decides what is written from a resp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -65,9 +65,6 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 BODY_BYTES = 32 * 2**20
 PATIENCE_S = 2.0
 
-OnExchange = Callable[[str, int, MirrorResult, float], None]
-"""(method, status, outcome, seconds in all) of a request that was answered: for metrics."""
-
 
 class Proxy:
     """A raw ASGI application. Make it with `open_proxy`."""
@@ -83,11 +80,9 @@ class Proxy:
         versions: PatientVersions,
         body_limit: int = BODY_BYTES,
         own_tokens: Sequence[bytes] = (),
-        heard: OnExchange | None = None,
     ) -> None:
         self.callers = accounts
         self.answers = mirroring
-        self.heard = heard
         self._hosts = hosts
         self._upstream = upstream
         self._after_write = after_write
@@ -99,7 +94,6 @@ class Proxy:
         if scope["type"] != "http":
             return
         method: str = scope["method"]
-        began = asyncio.get_running_loop().time()
         try:
             raw_path = scope.get("raw_path") or scope["path"].encode()
             target = target_of(raw_path, scope["query_string"], self._hosts)
@@ -115,15 +109,11 @@ class Proxy:
                     403, "Only test keys are sent to an http:// address; use https://."
                 )
             body = await body_of(scope["headers"], receive, limit=self._body_limit)
-            status, outcome = await self._pass(scope, target, headers, body, send, receive=receive)
+            await self._pass(scope, target, headers, body, send, receive=receive)
         except RequestRejected as refusal:
-            status, outcome = refusal.status, MirrorResult("no")
             await send_rejected(send, refusal.status, refusal.reason)
         except ClientDisconnected:
-            return
-        if self.heard is not None:
-            took = asyncio.get_running_loop().time() - began
-            self.heard(method, status, outcome, took)
+            pass
 
     async def close(self) -> None:
         """Lets what is being mirrored end."""
@@ -139,8 +129,8 @@ class Proxy:
         send: Send,
         *,
         receive: Receive,
-    ) -> tuple[int, MirrorResult]:
-        """Asks Stripe and answers; gives the status and what became of the objects."""
+    ) -> None:
+        """Asks Stripe and answers."""
         method: str = scope["method"]
         credentials = credentials_of(scope["headers"])
         sync = self.callers.known(credentials) if credentials is not None else None
@@ -154,16 +144,15 @@ class Proxy:
             if isinstance(body, Upload) and body.failure is not None:
                 raise body.failure from None
             self._after_write.unanswered(sync, request)
-            return await send_bad_gateway(send, request, error), MirrorResult("no", "stripe", sync)
+            await send_bad_gateway(send, request, error)
+            return
         wait_s = self._after_write.wait_of(scope["headers"])
         try:
             gone = receive if not isinstance(body, Upload) or body.is_over else None
-            return response.status, await self._answer(
-                request, response, sync, wait_s, send, receive=gone
-            )
+            await self._answer(request, response, sync, wait_s, send, receive=gone)
         except UpstreamError as error:
             self._after_write.unanswered(sync, request)
-            return await send_bad_gateway(send, request, error), MirrorResult("no", "stripe", sync)
+            await send_bad_gateway(send, request, error)
 
     async def _answer(
         self,
@@ -174,19 +163,19 @@ class Proxy:
         send: Send,
         *,
         receive: Receive | None,
-    ) -> MirrorResult:
+    ) -> None:
         """`receive` tells of the caller's going, where there is nothing else left to receive."""
         if not is_json(response) or request.method == "HEAD":
             outcome = MirrorResult("no", "no-objects", sync)
             headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, response, headers, receive=receive)
-            return outcome
+            return
         body, whole = await response.read(ANSWER_BYTES)
         if not whole:
             outcome = MirrorResult("no", "too-large", sync)
             headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, response, headers, begun=body, receive=receive)
-            return outcome
+            return
         if _may_hold_objects(request, response):
             outcome = await self.answers.mirror(request, response, body)
         else:
@@ -198,7 +187,6 @@ class Proxy:
         waited = await self._after_write.waited(outcome.sync, request, response, wait_s)
         as_of = self._after_write.as_of(outcome.sync)
         await send_response(send, response, body, our_headers(outcome, as_of, waited=waited))
-        return outcome
 
 
 def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -226,7 +214,6 @@ async def open_proxy(
     body_limit: int = BODY_BYTES,
     own_tokens: Sequence[str | None] = (),
     http_proxy: str | None = None,
-    heard: OnExchange | None = None,
 ) -> AsyncIterator[Proxy]:
     """The proxy, open for the block. `hosts`: see `hosts_at`; `body_limit` in bytes.
 
@@ -249,7 +236,6 @@ async def open_proxy(
             versions=versions,
             body_limit=body_limit,
             own_tokens=[token.encode() for token in own_tokens if token],
-            heard=heard,
         )
         async with asyncio.TaskGroup() as group:
             later = group.create_task(mirroring.later.run())

@@ -140,7 +140,7 @@ def has_body(headers: Headers) -> bool:
 
 
 async def body_of(headers: Headers, receive: Receive, *, limit: int) -> bytes | Upload | None:
-    """The body: whole if it is small, else as it comes. Raises RequestRejected, HungUp."""
+    """The body: whole if it is small, else as it comes. Raises RequestRejected, ClientDisconnected."""
     if not has_body(headers):
         return None
     incoming = _parts(receive, limit, announced(headers))

@@ -104,7 +104,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def send_bad_gateway(send: Send, request: ProxyRequest, error: UpstreamError) -> int:
+async def send_bad_gateway(send: Send, request: ProxyRequest, error: UpstreamError) -> None:
     """502 in Stripe's shape, saying whether the write may have been done."""
     message = f"Stripe did not answer: {error.reason}."
     if not error.sent:
@@ -115,7 +115,6 @@ async def send_bad_gateway(send: Send, request: ProxyRequest, error: UpstreamErr
         )
     _log.warning("proxy.unanswered", method=request.method, reason=error.reason, sent=error.sent)
     await _say(send, 502, "api_error", message)
-    return 502
 
 
 async def send_rejected(send: Send, status: int, reason: str) -> None:

@@ -98,17 +98,16 @@ class WaitEndpoint:
                     "Send `Authorization: Bearer TOKEN` with the wait token, or with a Stripe key of "
                     "this account.",
                 )
-            if sync is None:
+            if sync is None and request.path_params["id"] not in self._syncs.expected:
                 raise _unknown(request.path_params["id"])
             options = parse_query(request.query_params.multi_items(), settle_s=self._settle_s)
-            _check_tables(sync, options)
             if self.open >= _MAX_OPEN:
                 return failure(503, "too_many", f"{self.open} calls wait already.", "Try again.")
         except HTTPError as error:
             return error.response()
         self.open += 1
         try:
-            return await self._until_disconnected(request, self._wait(sync, options, began))
+            return await self._until_disconnected(request, self._opened(request, options, began))
         finally:
             self.open -= 1
 
@@ -137,10 +136,27 @@ class WaitEndpoint:
                 task.cancel()
             await asyncio.gather(working, disconnected, return_exceptions=True)
 
+    async def _opened(self, request: Request, options: WaitQuery, began: float) -> Response:
+        """Respond once the sync is open: just after its start it is not, and without its tables."""
+        sync = await self._syncs.opened(request.path_params["id"], options.timeout_s)
+        if sync is None:
+            problem = ErrorDetail(
+                "unavailable",
+                "The tables of this sync are not open here yet.",
+                "See `pinstripe status` and the logs of `pinstripe serve`.",
+            )
+            missing = [Missing("poll")]
+            return _json(504, NotInTime(False, problem, missing, None, self._ms(began)))
+        try:
+            _check_tables(sync, options)
+        except HTTPError as error:
+            return error.response()
+        return await self._wait(sync, options, began)
+
     async def _wait(self, sync: OpenSync, options: WaitQuery, began: float) -> Response:
         states, jobs = self._jobs(sync, options)
         try:
-            async with asyncio.timeout(options.timeout_s):
+            async with asyncio.timeout(options.timeout_s - (self._clock() - began)):
                 await _all(jobs)
                 as_of = await self._waiter.reads(sync).as_of()
         except TimeoutError:

@@ -122,7 +122,7 @@ class Waiter:
     async def object(self, sync: OpenSync, state: WaitState, table: str) -> None:
         """Returns when the object is in its table as Stripe has it now, or flagged as gone there.
 
-        Raises what `Fetching.fetch` raises.
+        Raises what `ObjectFetches.fetch` raises.
         """
         key = state.id
         await self._retry_while_unreachable(state, lambda: self._fetches.fetch(sync, table, key))

@@ -296,7 +296,7 @@ class Backfill:
                     try:
                         await create(connection, self._schema, table)
                     except PinstripeError as error:
-                        if error.fault is None or error.fault.scope not in ("row", "table"):
+                        if not error.is_of_rows:
                             raise
                         _log.warning("backfill.no_index", table=table.name, error=error.message)
 

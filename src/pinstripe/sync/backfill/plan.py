@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.signs import signs_of
 from pinstripe.catalog.tables import table_name
@@ -103,11 +103,7 @@ class BackfillPlanner:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
         saved = await self._without_lost(saved)
         last = saved.get(FOLLOWED)
-        endpoints = [
-            (by_parent(e) if e.name in self._source.by_parent else None) or e
-            for e in list_endpoints()
-            if self._wanted_objects(e)
-        ]
+        endpoints = [self._source.in_force(e) for e in list_endpoints() if self._wanted_objects(e)]
         saved = await self._without_notes(saved)
         saved = await self._without_gaps(saved)
         since, note = self._now, ""

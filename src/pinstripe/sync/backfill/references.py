@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 import structlog
 
 from pinstripe.catalog.endpoints import list_endpoints, singleton_paths
-from pinstripe.catalog.tables import Column, Table, table_name
+from pinstripe.catalog.tables import LOGS, Column, Table, table_name
 from pinstripe.client.pagination import PAGE, read_object
 from pinstripe.concurrency import for_each, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
 from pinstripe.mirror.upsert import key_text
 from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
-from pinstripe.source.resolve import can_be_fetched
+from pinstripe.source.resolve import can_be_fetched, has_address
 from pinstripe.source.source import BACKFILL, REFERENCES, Source, retrieve_endpoint
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.cursors import Checkpoint, ended_by
@@ -139,8 +139,7 @@ class References:
     def _targets(self) -> Iterator[str]:
         """Yield tables whose objects can be retrieved by their id alone."""
         for name, table in self._source.wanted.items():
-            where = retrieve_endpoint(name) if not table.virtual else None
-            if where is not None and not where.parent_parameter:
+            if not table.virtual and has_address(name):
                 yield name
 
     def _referring(self, target: str) -> set[str]:
@@ -324,10 +323,6 @@ async def read_singletons(source: Source, only: str = "") -> list[Checkpoint]:
     return refused
 
 
-# Stripe deletes events after 30 days; the copy keeps them.
-_KEPT = frozenset({"event", "v2_core_event"})
-
-
 async def queue_missing(
     source: Source, tables: Iterable[str], since: float, *, most: int | None = None
 ) -> list[Refetch]:
@@ -336,7 +331,8 @@ async def queue_missing(
     `since`: Unix seconds on Stripe's clock. `most`: the oldest so many of each table.
     """
     found: list[Refetch] = []
-    for table in sorted(set(tables) - _KEPT):
+    # Stripe deletes events after 30 days; the copy keeps them.
+    for table in sorted(set(tables) - LOGS):
         known = source.wanted[table]
         if not can_be_fetched(table):
             continue

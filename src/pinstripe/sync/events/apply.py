@@ -22,7 +22,7 @@ from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced, with_events
-from pinstripe.catalog.tables import PAYOUT_LINES, Table, table_name, table_of_object, tables
+from pinstripe.catalog.tables import PAYOUT_LINES, Table, table_name, table_of_object
 from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError
@@ -214,7 +214,7 @@ _ONLY_IF_TRUE = {PAYOUT_LINES: "automatic"}
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
     """Return the refetches that follow from one change."""
-    table = wanted.get(_table_of(change.name))
+    table = wanted.get(table_of_object().get(change.name, ""))
     if table is None or change.deleted:
         return []
     found = [
@@ -373,8 +373,3 @@ def _references(table: Table, obj: StripeObject) -> list[tuple[str, str]]:
         if isinstance(value, str) and value:
             found.append((targets[0], value))
     return found
-
-
-@cache
-def _table_of(name: str) -> str:
-    return next((t.name for t in tables().values() if t.object_type == name and not t.virtual), "")

@@ -100,12 +100,12 @@ class RefetchWorker:
         self._singly: set[str] = set()
         """Tables whose list Stripe refuses to this key."""
         self._refused: set[str] = set()
-        self._attempts: dict[tuple[str, str, str], int] = {}
-        self._failing_since: dict[tuple[str, str, str], float] = {}
+        self._attempts: dict[RefetchKey, int] = {}
+        self._failing_since: dict[RefetchKey, float] = {}
         self._succeeded_at = float("-inf")
-        self._again: set[tuple[str, str, str]] = set()
+        self._again: set[RefetchKey] = set()
         """Refetches that were answered, and are to be made once more."""
-        self._put_off: set[tuple[str, str, str]] = set()
+        self._put_off: set[RefetchKey] = set()
         """Refetches that have waited until no replica can be behind the row."""
         self._noted = asyncio.Event()
         self._added: deque[tuple[float, int]] = deque()
@@ -366,9 +366,7 @@ class RefetchWorker:
         started, version, is_told = await source.row_state(
             refetch.table if is_row else "", refetch.id, since=refetch.since
         )
-        is_sure = refetch.kind == "relate" or refetch.kind in self._upcoming
-        # A conflict that an earlier process left names no second: nothing says that it is past.
-        is_sure = is_sure or (refetch.since > 0 and (is_told or source.is_past(refetch.since)))
+        is_sure = refetch.kind in self._upcoming or source.is_sure(refetch, is_told=is_told)
         lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
         answer = RefetchDone(refetch, started, lag_s)
         is_recent = version is not None and version + source.replica_lag > started
@@ -443,7 +441,7 @@ class RefetchWorker:
             return False
         async with self._source.pool.acquire() as connection:
             status: str | None = await connection.fetchval(
-                f'SELECT status FROM "{self._source.mirror.schema}".balance_transaction'
+                f"SELECT status FROM {qualified(self._source.mirror.schema, 'balance_transaction')}"
                 " WHERE id = $1 AND available_on <= now()",
                 refetch.id,
             )
@@ -453,7 +451,8 @@ class RefetchWorker:
         """Whether the row of an invoice item does not name the invoice that shows it (its parent)."""
         async with self._source.pool.acquire() as connection:
             found: str | None = await connection.fetchval(
-                f'SELECT invoice_id FROM "{self._source.mirror.schema}".invoice_item WHERE id = $1',
+                f"SELECT invoice_id FROM {qualified(self._source.mirror.schema, 'invoice_item')}"
+                " WHERE id = $1",
                 refetch.id,
             )
         return found != refetch.parent

@@ -235,18 +235,15 @@ class Upcoming:
         return bool(found)
 
     async def _replace(self, owner: Owner, owner_id: str, request: _Request) -> Preview | None:
-        """Make the request, and replace the row by its response, if the table is synced."""
+        """Make the request, and replace the row by its response."""
         mirror = self.source.mirror
         row = UpcomingRow(mirror.schema, mirror.tables, owner, owner_id)
-        if row.table not in mirror.tables:
-            return await request()
         async with self._turn(owner, owner_id):
             return await self._replace_in_turn(row, request)
 
     async def _replace_in_turn(self, row: UpcomingRow, request: _Request) -> Preview | None:
         for _ in range(_TRIES):
-            async with self.source.pool.acquire() as connection:
-                before: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            before = await self.source.database_time()
             preview = await request()
             if await self.write(row, preview, before):
                 return preview

@@ -20,7 +20,7 @@ from functools import cache
 
 import structlog
 
-from pinstripe.catalog.model import spec
+from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.pagination import iter_pages, list_at
 from pinstripe.concurrency import for_each
@@ -251,4 +251,4 @@ class Rechecker:
 
 @cache
 def _with_events() -> frozenset[str]:
-    return frozenset(table_name(name) for event in spec().events for name in event.carries)
+    return frozenset(map(table_name, with_events()))

@@ -76,12 +76,11 @@ class Repairs:
 
     async def _mend(self, found: Difference) -> None:
         path, source = path_to(found), self._source
-        known_until = await source.known_until()
         try:
             if found.kind == "extra" and not found.shown:
                 await self._take_out(found)
             elif path is not None:
-                await read(source, path, known_until=known_until)
+                await read(source, path, known_until=await source.known_until())
         except NotFound:
             await self._take_out(found)
         except (WrongKey, Unwritable):

@@ -16,10 +16,11 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import iter_pages, list_of, read_object
+from pinstripe.client.pagination import read_object
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.rows.as_of import as_of_response
-from pinstripe.source.source import BACKFILL, Members, Source, retrieve_endpoint
+from pinstripe.source.resolve import has_address
+from pinstripe.source.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import read_singletons
@@ -108,9 +109,9 @@ def path_to(found: Difference) -> ReadPath | None:
     """By its own id if Stripe can, else through its parent or holder; None if nothing returns it."""
     if found.table in {table_name(name) for name in singleton_paths()}:
         return ReadPath(found.table, "", whole=False)
-    where = retrieve_endpoint(found.table)
-    if where is not None and not where.parent_parameter:
+    if has_address(found.table):
         return ReadPath(found.table, found.key)
+    where = retrieve_endpoint(found.table)
     if where is not None:
         parent = _table_at(where.path.partition("/{")[0])
         for table, key in found.parents:
@@ -123,8 +124,7 @@ def path_to(found: Difference) -> ReadPath | None:
                     return ReadPath(found.table, key, endpoint=endpoint)
     holders = _holders().get(found.table, {})
     for table, key in found.parents:
-        holder = retrieve_endpoint(table) if table in holders else None
-        if holder is not None and not holder.parent_parameter:
+        if table in holders and has_address(table):
             return ReadPath(table, key, whole=holders[table])
     return None
 
@@ -136,13 +136,8 @@ async def read(source: Source, read_path: ReadPath, *, known_until: datetime | N
     """
     if read_path.endpoint is not None:
         path, params = read_path.endpoint.url(read_path.key, quote_id(read_path.key))
-        request = list_of(source.stripe, read_path.endpoint, path, params, priority=BACKFILL)
         above = {table_name(read_path.endpoint.parent): read_path.key}
-        members = Members.under(read_path.endpoint, above, known_until=known_until)
-        async for page in iter_pages(request):
-            found, as_of = source.extract(page.objects, above), members.add(page)
-            await source.follow_all(found, as_of=as_of)
-            await source.mirror.write([(found, as_of), *members.parts(page)])
+        await source.read(read_path.endpoint, path, params, parents=above, known_until=known_until)
         return
     if not read_path.key:
         await read_singletons(source)

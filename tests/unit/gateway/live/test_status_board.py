@@ -29,7 +29,7 @@ SYNC = StoredSync(
     created_at=None,
     state=SyncState("following", NOW),
 )
-STANDING = SyncSummary("stripe", 1000.0, 999.0, "", "", 0, 0, 0, 0, None)
+STANDING = SyncSummary("stripe", 1000.0, 999.0, "", "", 0, 0, 0, 0)
 TOLD = WorkerHeartbeat(
     version="",
     pid=1,
