@@ -64,7 +64,7 @@ async def copied(
             deep=True,
         )
         async with open_service(config) as service:
-            outcome = await service.backfill.run()
+            outcome = await service.backfilled(followed=False)
             assert outcome.complete
             yield sim, service
 

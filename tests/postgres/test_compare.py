@@ -15,7 +15,7 @@ from pinstripe.rows.extract import RowSet
 from pinstripe.store.migrate import migrate
 from pinstripe.sync.verify.compare import Comparer
 
-NAMES = ("charge", "customer", "price", "source", "event")
+NAMES = ("charge", "customer", "dispute", "price", "source", "event")
 WANTED = {name: tables()[name] for name in NAMES}
 YESTERDAY, TODAY, NOW = 1_000_000.0, 1_086_400.0, 1_086_500.0
 
@@ -43,10 +43,16 @@ async def put(mirror: Mirror, *objects: dict[str, object], at: float = YESTERDAY
 
 
 async def compared(
-    url: str, mirror: Mirror, *objects: dict[str, object], most: int = 100
+    url: str,
+    mirror: Mirror,
+    *objects: dict[str, object],
+    most: int = 100,
+    loading: frozenset[str] = frozenset(),
 ) -> Comparer:
     """A comparer that was shown these objects now."""
-    comparer = Comparer(url, "stripe", WANTED, mirror.extractor.shapes, since=TODAY, most=most)
+    comparer = Comparer(
+        url, "stripe", WANTED, mirror.extractor.shapes, since=TODAY, loading=loading, most=most
+    )
     async with open_mirror(
         url,
         "stripe",
@@ -98,6 +104,41 @@ async def test_missing_stale_deleted_and_wrongly_deleted_rows_are_told_apart(
         "cus_flagged": "wrongly_deleted",
     }
     assert set(comparer.differences["customer", "cus_stale"].columns) == {"name", "metadata"}
+
+
+@pytest.mark.parametrize(
+    ("told", "differs"),
+    [
+        (("dp_1", None), False),
+        (("dp_2", None), False),
+        ((None, None), True),  # It could be linked.
+        (("dp_0", None), True),  # Of another charge.
+        (("dp_1", "dp_1"), False),
+        (("dp_2", "dp_1"), True),  # What the object says counts.
+    ],
+)
+async def test_what_rows_of_others_give_differs_where_neither_they_nor_the_object_say_so(
+    schema: str,
+    mirror: Mirror,
+    pg: asyncpg.Connection,
+    told: tuple[str | None, str | None],
+    differs: bool,
+) -> None:
+    """`told`: by the row, by the object."""
+    held, named = told
+    charge = {"id": "ch_1", "object": "charge", "dispute": named}
+    disputes = [
+        {"id": f"dp_{n}", "object": "dispute", "charge": f"ch_{n > 0:d}", "created": n}
+        for n in range(3)
+    ]
+    await put(mirror, charge, *disputes)
+    await pg.execute("UPDATE stripe.charge SET dispute_id = $1", held)
+    comparer = await compared(schema, mirror, charge)
+    assert (("charge", "ch_1") in comparer.differences) == differs
+    if named is None:  # Until its first copy is complete, a table is not linked.
+        for table in ("charge", "dispute"):
+            comparer = await compared(schema, mirror, charge, loading=frozenset({table}))
+            assert comparer.differences == {}
 
 
 async def test_a_column_that_the_object_does_not_speak_of_does_not_differ(

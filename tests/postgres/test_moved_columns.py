@@ -244,6 +244,20 @@ async def test_a_newer_snapshot_keeps_what_other_rows_gave(w: Writing) -> None:
     assert await w.put((overlapping, 10.5, 11.5)) == []  # The same content: no conflict.
 
 
+async def test_what_the_object_says_itself_counts_more_than_rows_of_others(w: Writing) -> None:
+    """A charge with two disputes names one of them; it is not written anew each time it is read."""
+    second = {**DISPUTE, "id": "dp_2", "created": 1_790_000_100}
+    named = {**CHARGE, "dispute": "dp_1"}
+    for order in ((named, DISPUTE, second), (second, DISPUTE, named)):
+        await w.pg.execute(f"DELETE FROM {SCHEMA}.charge; DELETE FROM {SCHEMA}.dispute")
+        for obj in order:
+            await w.put((obj, 0, 1))
+        row = await w.row("charge", "ch_1")
+        assert row["dispute_id"] == "dp_1", [obj["id"] for obj in order]
+        assert await w.put((named, 10, 11)) == []
+        assert (await w.row("charge", "ch_1"))["_synced_at"] == row["_synced_at"]
+
+
 async def test_the_period_is_that_of_the_oldest_item_that_is_left(w: Writing) -> None:
     second = {**ITEM, "id": "si_2", "current_period_end": 1_790_000_120}
     await w.put((SUBSCRIPTION, 0, 1), (second, 0, 1), (ITEM, 0, 1))

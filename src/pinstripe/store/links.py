@@ -164,25 +164,30 @@ def _change(column: Column) -> str:
 
 
 def linked_value(schema: str, column: Column, known: Mapping[str, Table]) -> str | None:
-    """What rows of the tables `known` say of a column that Stripe sends too, as SQL on the row `t`."""
+    """What rows of the tables `known` say of a column that Stripe sends too, as SQL on the row `t`. Where
+    several rows could give it, the one that gave what the row holds counts.
+    """
     if column.moved is None or not _is_usable(column, known):
         return None
-    values = [_picked(schema, rows) for rows in column.moved.rows]
+    values = [_picked(schema, rows, held=f"t.{quote(column.name)}") for rows in column.moved.rows]
     return f"coalesce({', '.join(values)})" if values else None
 
 
 def _value(schema: str, column: Column) -> str:
-    """What the deciding rows say, else what the row holds itself."""
+    """What the object says of it today, else the deciding rows, else what an older version said."""
     if column.moved is None:
         return "NULL"
     values = [_picked(schema, rows) for rows in column.moved.rows]
-    own = before_value(column, "t")
     if column.path:
-        own = f"t.{quote(column.name)}"
-    return f"coalesce({', '.join([*values, *([own] if own else [])])})"
+        # Not the rows first: a charge may have two disputes, and names one of them.
+        values.insert(0, f"t.{quote(column.name)}")
+    elif own := before_value(column, "t"):
+        values.append(own)
+    return f"coalesce({', '.join(values)})"
 
 
-def _picked(schema: str, rows: Rows) -> str:
+def _picked(schema: str, rows: Rows, *, held: str = "") -> str:
+    """The value of the first row that decides; `held`: SQL of a value that is preferred."""
     their, own = rows.match
     taken, source = f"d.{quote(rows.take)}", f"{qualified(schema, rows.table)} d"
     if rows.then is not None:
@@ -193,6 +198,8 @@ def _picked(schema: str, rows: Rows) -> str:
         f"d.{quote(name.lstrip('-'))}{' DESC NULLS LAST' if name[0] == '-' else ''}"
         for name in rows.order
     )
+    if held:
+        order = f"({taken} IS NOT DISTINCT FROM {held}) DESC, {order}"
     alive = _ORDINARY if tables()[rows.table].deletable else ""
     return (
         f"(SELECT {taken} FROM {source} WHERE d.{quote(their)} = t.{quote(own)} AND {alive}"

@@ -12,7 +12,7 @@ A `Difference` is a suspicion: the row or the object may be changing meanwhile. 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
@@ -56,8 +56,10 @@ class Comparer:
         shapes: Shapes,
         *,
         since: float,
+        loading: Collection[str] = (),
         most: int = MOST,
     ) -> None:
+        """`loading` is read at each use: the tables in their initial load; their rows are not linked."""
         self.differences: dict[RowKey, Difference] = {}
         self.overflow: Counter[str] = Counter()
         self.forgot = False
@@ -70,6 +72,7 @@ class Comparer:
         )
         self._schema = schema
         self._tables = tables
+        self._loading = loading
         self._shapes = shapes
         self._since = since
         self._most = most
@@ -114,8 +117,9 @@ class Comparer:
             return
         await self._stages.fill(connection, table, rows.values())
         await connection.execute(_note(table), table.name)
+        known = {n: t for n, t in self._tables.items() if n not in self._loading}
         for shape in sorted({row[-1] for row in rows.values()}):
-            text = differing(self._schema, table, self._shapes.columns(shape), self._tables)
+            text = differing(self._schema, table, self._shapes.columns(shape), known)
             different: dict[str, Difference] = {}
             for record in await connection.fetch(text, shape, version):
                 found = difference(table, rows[record[0]], record)
@@ -195,14 +199,15 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
 
     Returns (key, the row's `_synced_at`, always, on_request, is_partial, undeleted): the names of differing
     columns, those that Stripe always returns and those on request; whether the row is partial; whether it
-    is flagged deleted and the object is not. `known`: the tables that are synced.
+    is flagged deleted and the object is not. `known`: the tables of which the rows
+    are linked (`store.links`).
     """
 
     def value(column: Column) -> str:
-        by_rows = linked_value(schema, column, known)
-        if by_rows is None:
+        if column.moved is None or not column.moved.rows:
             return staged_value(table, column)
-        return f"coalesce({from_stage(column)}, {by_rows})"
+        by_rows = linked_value(schema, column, known) if table.name in known else None
+        return f"coalesce({from_stage(column)}, {by_rows or f't.{quote(column.name)}'})"
 
     columns = [c for c in map(table.column, shape) if c.name not in table.key]
     columns = [c for c in columns if (table.name, c.name) not in FLEETING]

@@ -255,7 +255,14 @@ async def open_verify(
     since = await _stripe_time(source)
     followed = options.followed if options.followed is not None else await _is_followed(source)
     mirror = source.mirror
-    comparer = Comparer(url, mirror.schema, mirror.tables, mirror.extractor.shapes, since=since)
+    comparer = Comparer(
+        url,
+        mirror.schema,
+        mirror.tables,
+        mirror.extractor.shapes,
+        since=since,
+        loading=mirror.loading,
+    )
     async with open_mirror(
         url,
         mirror.schema,
