@@ -369,13 +369,15 @@ class RefetchWorker:
         is_sure = refetch.kind in self._upcoming or source.is_sure(refetch, is_told=is_told)
         lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
         answer = RefetchDone(refetch, started, lag_s)
-        is_recent = version is not None and version + source.replica_lag > started
-        if lag_s and is_recent and refetch.key not in self._put_off:
+        if is_row and refetch.kind == "relate" and version and not await self._may_move(refetch):
+            await complete(source, answer)
+            return None
+        if version and version + source.replica_lag > started and refetch.key not in self._put_off:
             self._put_off.add(refetch.key)
-            if await self._is_disordered(refetch):
+            if refetch.kind == "relate" or (lag_s and await self._is_disordered(refetch)):
                 # A replica that is behind would contradict what was written a moment ago. (A hint is
                 # followed at once: nothing else says what the object is now.)
-                return lag_s
+                return (version + source.replica_lag - started).total_seconds()
         try:
             if refetch.kind in self._upcoming:
                 await self._upcoming[refetch.kind](refetch.id)
@@ -384,7 +386,7 @@ class RefetchWorker:
             elif refetch.kind == "nested":
                 await _follow(source, refetch, started)
             elif is_row:
-                await self._fetch(refetch, version, answer)
+                await self._fetch(refetch, answer)
         except PinstripeError as error:
             if not error.is_answer:
                 raise
@@ -405,9 +407,7 @@ class RefetchWorker:
         self._refused.add(stream)
         await self._source.save([ended_by(error, stream, {"table": refetch.table})])
 
-    async def _fetch(self, refetch: Refetch, version: datetime | None, answer: RefetchDone) -> None:
-        if refetch.kind == "relate" and version is not None and not await self._may_move(refetch):
-            return
+    async def _fetch(self, refetch: Refetch, answer: RefetchDone) -> None:
         await refetch_row(
             self._source,
             refetch.table,
