@@ -166,6 +166,25 @@ async def test_a_slow_page_brings_back_no_item_that_an_event_left_out(
         assert await f.alive("subscription_item") == ["si_1"]
 
 
+@pytest.mark.parametrize("loading", [True, False])
+async def test_items_of_an_event_that_comes_late_are_flagged_if_they_were_gone_by_then(
+    database: str, loading: bool
+) -> None:
+    """Added and removed within one second; the event of the addition shows up last."""
+    async with following(database) as f:
+        if loading:
+            f.copy.mirror.loading |= {"subscription", "subscription_item"}
+        have_items(f.stripe, [])
+        now = int(time.time())
+        f.stripe.event("customer.subscription.updated", subscription([]), created=now)
+        await f.poll()
+        f.stripe.event("customer.subscription.updated", subscription(["si_1"]), created=now)
+        f.stripe.events.reverse()
+        await f.poll()
+        await f.settle()
+        assert await f.alive("subscription_item") == []
+
+
 async def test_a_slow_page_that_is_surely_older_costs_no_request(database: str) -> None:
     async with following(database) as f:
         f.stripe.lists["/v1/invoices"] = [invoice(["il_1"], total=1)]

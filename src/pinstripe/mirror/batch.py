@@ -38,8 +38,7 @@ class Conflict:
 
 def doubt(found: Doubt | SetFact) -> Conflict:
     """Return the conflict of a set in doubt."""
-    cause = found.cause if isinstance(found, SetFact) else None
-    return Conflict(found.child, found.parent_id, cause, found.parent)
+    return Conflict(found.child, found.parent_id, found.cause, found.parent)
 
 
 def refetch_for(conflict: Conflict) -> Refetch:

@@ -86,7 +86,8 @@ class ConflictQueue:
         for conflict in conflicts:
             self.count += 1
             place = (conflict.table, conflict.key)
-            self._open[place] = conflict
+            if conflict.cause is not None or place not in self._open:
+                self._open[place] = conflict
             if place not in self._resolving:
                 self._resolving[place] = asyncio.create_task(self._resolve(place))
 

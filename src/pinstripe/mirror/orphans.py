@@ -23,7 +23,7 @@ from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.tables import Table, object_type_of, table_name, tables
 from pinstripe.mirror.upsert import EVENT_S, key_text, stage
 from pinstripe.rows.as_of import Cause
-from pinstripe.rows.extract import MemberSet, Row
+from pinstripe.rows.extract import MemberSet, Row, RowKey
 from pinstripe.rows.layout import TAIL, Shapes
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.ddl import literal, qualified, quote
@@ -54,11 +54,15 @@ class SetFact:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A set that has to be requested once more: of the child table, the parent's table and its id."""
+    """A set that has to be requested once more: of the child table, the parent's table and its id.
+
+    `cause`: of the row that contradicts it. In its initial load a set without one is not applied.
+    """
 
     child: str
     parent: str
     parent_id: str
+    cause: Cause | None = None
 
 
 ENTRIES_GO = frozenset({"entitlements_active_entitlement", "line_item"})
@@ -172,7 +176,7 @@ async def find_unlisted(
 
 
 async def find_removed(
-    connection: Connection, schema: str, child: Table
+    connection: Connection, schema: str, child: Table, causes: Mapping[RowKey, Cause]
 ) -> tuple[set[str], list[Doubt]]:
     """Return the staged rows of `child` that must not be inserted, and the sets that are in doubt.
 
@@ -187,15 +191,17 @@ async def find_removed(
         for parent, column in parents_of(child.name)
     ]
     left_out: set[str] = set()
-    doubts: dict[Doubt, None] = {}
+    doubts: dict[tuple[str, str], Doubt] = {}
     for key, is_older, is_of_event, parent, parent_id in await connection.fetch(
         " UNION ALL ".join(texts)
     ):
         if is_older or not is_of_event:
             left_out.add(key)
         if not is_older:
-            doubts[Doubt(child.name, parent, parent_id)] = None
-    return left_out, list(doubts)
+            known = doubts.get((parent, parent_id))
+            cause = causes.get((child.name, key)) or (known.cause if known else None)
+            doubts[parent, parent_id] = Doubt(child.name, parent, parent_id, cause)
+    return left_out, list(doubts.values())
 
 
 def tombstones(child: Table, shapes: Shapes, keys: Mapping[str, SetFact]) -> dict[str, Row] | None:

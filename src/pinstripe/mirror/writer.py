@@ -561,7 +561,7 @@ class Writer:
         await self._fill(connection, table, group)
         doubts: list[Doubt] = []
         if parents_of(name):
-            left_out, doubts = await find_removed(connection, self._schema, table)
+            left_out, doubts = await find_removed(connection, self._schema, table, causes)
             if left_out:
                 group = {key: row for key, row in group.items() if key not in left_out}
                 await self._fill(connection, table, group)
