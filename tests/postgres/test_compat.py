@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+from datetime import date, timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,7 +21,7 @@ from pinstripe.errors import Misconfigured
 from pinstripe.store.compat import set_compat, shapes, view_columns
 from pinstripe.store.roles import create_reader, drop_reader
 
-LEAST = {"fivetran": 0.95, "supabase": 0.89}
+LEAST = {"fivetran": 0.95, "supabase": 0.89, "sigma": 0.95}
 EXAMPLES = json.loads((Path(__file__).parents[1] / "data" / "examples.json").read_text())
 DBT = os.environ.get("PINSTRIPE_TEST_DBT", "")
 PACKAGES = os.environ.get("PINSTRIPE_TEST_DBT_PACKAGES", "")
@@ -61,6 +62,133 @@ async def test_the_views_hold_what_the_rows_hold(database: str) -> None:
         row = await w.pg.fetchrow("SELECT created, paid FROM stripe_supabase.charges")
         assert row is not None
         assert (row["created"], row["paid"]) == (1_790_000_000, None)
+
+
+async def test_each_column_of_each_view_can_be_read(database: str) -> None:
+    """With a row in every table: each cast, element and join is evaluated."""
+    await make_schema(database, list(tables()))
+    async with writing(database, *tables()) as w:
+        await set_compat(w.pg, SCHEMA, tables(), COMPAT)
+        await w.put(*((obj, 0, 1) for obj in EXAMPLES.values()))
+        for product in COMPAT:
+            made = await _views_of(w.pg, f"stripe_{product}")
+            assert made == sorted(shapes()[product].views)
+            for view in made:
+                await w.pg.fetch(f'SELECT * FROM stripe_{product}."{view}"')
+            lone = await w.pg.fetchval(
+                "SELECT count(*) FROM information_schema.columns WHERE table_schema = $1",
+                f"stripe_{product}",
+            )
+            shape = shapes()[product]
+            assert lone == sum(
+                len([*view_columns(shape, v, tables()[v.table])]) for v in shape.views.values()
+            )
+
+
+async def _views_of(pg: asyncpg.Connection[asyncpg.Record], schema: str) -> list[str]:
+    rows = await pg.fetch("SELECT viewname::text FROM pg_views WHERE schemaname = $1", schema)
+    return sorted(row[0] for row in rows)
+
+
+async def test_queries_as_stripe_publishes_them_for_sigma_read_the_views(database: str) -> None:
+    """As https://docs.stripe.com/data/query-transactions and -billing-data do it: payouts with what is
+    in them, the brand of a card, products through items, metadata as rows, discounts by a split list.
+    """
+    at = 1_790_000_000
+    card: StripeObject = {"brand": "mastercard", "last4": "4444", "exp_month": 7}
+    charge: StripeObject = {"id": "ch_1", "object": "charge", "amount": 900, "created": at}
+    charge |= {"captured": True, "balance_transaction": "txn_1", "metadata": {"channel": "web"}}
+    charge["payment_method_details"] = {"type": "card", "card": card}
+    movement: StripeObject = {"id": "txn_1", "object": "balance_transaction", "net": 850}
+    movement |= {"source": "ch_1", "created": at + 60, "type": "charge", "currency": "usd"}
+    payout: StripeObject = {"id": "po_1", "object": "payout", "amount": 850, "arrival_date": at}
+    payout |= {"type": "bank_account", "automatic": True, "status": "paid"}
+    transfer: StripeObject = {"id": "tr_1", "object": "transfer", "amount": 5, "created": at}
+    product: StripeObject = {"id": "prod_1", "object": "product", "name": "A thing"}
+    price: StripeObject = {"id": "price_1", "object": "price", "product": "prod_1"}
+    price |= {"tiers": [{"up_to": 5, "unit_amount": 10}, {"up_to": None, "unit_amount": 8}]}
+    item: StripeObject = {"id": "si_1", "object": "subscription_item", "price": "price_1"}
+    item |= {"subscription": "sub_1", "quantity": 2}
+    held: StripeObject = {"id": "sub_1", "object": "subscription", "status": "active"}
+    held["discounts"] = ["di_1", "di_2"]
+    discounts: list[StripeObject] = [
+        {"id": f"di_{n}", "object": "discount", "source": {"coupon": f"co_{n}"}} for n in (1, 2)
+    ]
+    objects = (charge, movement, payout, transfer, product, price, item, held, *discounts)
+    await make_schema(database, list(tables()))
+    async with writing(database, *tables()) as w:
+        await set_compat(w.pg, SCHEMA, tables(), ["sigma"])
+        await w.put(*((obj, 0, 1) for obj in objects))
+        await w.pg.execute(
+            "INSERT INTO stripe.payout_balance_transaction (balance_transaction_id, payout_id,"
+            " _as_of, _as_of_latest, _synced_at) VALUES ('txn_1', 'po_1', now(), now(), now())"
+        )
+        await w.pg.execute("SET search_path = stripe_sigma; SET timezone = 'UTC'")
+        rows = await w.pg.fetch(
+            "SELECT transfers.id, balance_transactions.net, charges.card_brand, charges.card_exp_month,"
+            " charges.captured_at - charges.created AS waited, date(transfers.date) AS day"
+            " FROM transfers JOIN balance_transactions"
+            " ON balance_transactions.automatic_transfer_id = transfers.id"
+            " LEFT JOIN charges ON charges.id = balance_transactions.source_id"
+            " WHERE transfers.type = 'bank_account'"
+        )
+        assert [tuple(row) for row in rows] == [
+            ("po_1", 850, "MasterCard", 7, timedelta(seconds=60), date(2026, 9, 21))
+        ]
+        kinds = await w.pg.fetch("SELECT id, type, amount FROM transfers ORDER BY id")
+        assert [tuple(r) for r in kinds] == [
+            ("po_1", "bank_account", 850),
+            ("tr_1", "stripe_account", 5),
+        ]
+        sold = await w.pg.fetchrow(
+            "SELECT products.name, i.quantity, i.price_product_id FROM subscriptions"
+            " JOIN subscription_items i ON i.subscription_id = subscriptions.id"
+            " JOIN products ON products.id = i.price_product_id"
+            " WHERE subscriptions.status = 'active'"
+        )
+        assert tuple(sold or ()) == ("A thing", 2, "prod_1")
+        known = await w.pg.fetchrow("SELECT charge_id, key, value FROM charges_metadata")
+        assert tuple(known or ()) == ("ch_1", "channel", "web")
+        coupons = await w.pg.fetch(
+            "SELECT discounts.coupon_id FROM subscriptions"
+            " CROSS JOIN unnest(string_to_array(subscriptions.discounts, ',')) AS t (discount_id)"
+            " JOIN discounts ON discounts.id = t.discount_id ORDER BY 1"
+        )
+        assert [row[0] for row in coupons] == ["co_1", "co_2"]
+        tiers = await w.pg.fetch("SELECT price_id, upto, amount FROM price_tiers ORDER BY amount")
+        assert [tuple(row) for row in tiers] == [("price_1", None, 8), ("price_1", "5", 10)]
+
+
+async def test_an_address_of_fivetran_s_has_its_lines(database: str) -> None:
+    """`shipping_address_line_1` there is `line1` in Stripe's object: it was null for every row."""
+    await make_schema(database, ["charge"])
+    async with writing(database, "charge") as w:
+        await set_compat(w.pg, SCHEMA, w.writer._tables, ["fivetran"])
+        charge: StripeObject = {"id": "ch_1", "object": "charge"}
+        charge["shipping"] = {"address": {"line1": "Main Street 1"}, "name": "Ann"}
+        await w.put((charge, 0, 1))
+        line = await w.pg.fetchval("SELECT shipping_address_line_1 FROM stripe_fivetran.charge")
+        assert line == "Main Street 1"
+
+
+async def test_a_view_does_without_the_tables_that_are_not_synced(database: str) -> None:
+    names = ["charge", "transfer"]
+    await make_schema(database, names)
+    async with writing(database, *names) as w:
+        await set_compat(w.pg, SCHEMA, w.writer._tables, ["sigma"])
+        assert await _views_of(w.pg, "stripe_sigma") == [
+            "charges",
+            "charges_metadata",
+            "transfers",
+            "transfers_metadata",
+        ]
+        # Without balance transactions nobody knows when a charge was captured, so no column says it.
+        columns = await w.pg.fetchval(
+            "SELECT array_agg(column_name::text) FROM information_schema.columns"
+            " WHERE table_schema = 'stripe_sigma' AND table_name = 'charges'"
+        )
+        assert "captured" in columns
+        assert "captured_at" not in columns
 
 
 async def test_they_go_when_they_are_no_longer_wanted_and_are_made_once(database: str) -> None:

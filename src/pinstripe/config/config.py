@@ -57,7 +57,7 @@ def rate(text: str, where: str, *, ceiling: float) -> Rate:
     return rate
 
 
-COMPAT = ("fivetran", "supabase")
+COMPAT = ("sigma", "fivetran", "supabase")
 """Products whose tables `--compat` makes views of."""
 
 
@@ -67,7 +67,7 @@ def compat(text: str, where: str) -> tuple[str, ...]:
     if unknown:
         raise Misconfigured(
             f"{where} names {redact(unknown[0])!r}, for which there are no views.",
-            hint=f"There are views for {' and '.join(COMPAT)}.",
+            hint=f"There are views for {', '.join(COMPAT[:-1])} and {COMPAT[-1]}.",
         )
     return names
 

@@ -131,7 +131,7 @@ SETTINGS: tuple[Setting, ...] = (
         "PINSTRIPE_COMPAT",
         "",
         "names",
-        "Views in the shape of other products' Stripe tables, comma-separated: fivetran, supabase. "
+        "Views in the shape of other products' Stripe tables, comma-separated: fivetran, sigma, supabase. "
         "Each gets a schema of its own, such as stripe_fivetran.",
     ),
     Setting(

@@ -7,7 +7,9 @@ where no rule gives the value. A column for which there is none is left out, nev
 
 from __future__ import annotations
 
+import re
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,9 +19,10 @@ import asyncpg
 import msgspec
 import structlog
 
-from pinstripe.catalog.tables import Column, Table
+from pinstripe.catalog.model import Field, field_at
+from pinstripe.catalog.tables import NAME_BYTES, Column, SqlType, Table, object_type_of, tables
 from pinstripe.config.config import COMPAT
-from pinstripe.store.ddl import literal, qualified, quote
+from pinstripe.store.ddl import BOOKKEEPING, literal, qualified, quote
 from pinstripe.store.pool import Connection, translated
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -27,24 +30,55 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _MOST_PAIRS = 40
 """A function takes 100 arguments at most."""
 
-_EPOCH = "pg_catalog.date_part('epoch', t.{})::bigint"
+_EPOCH = "pg_catalog.date_part('epoch', {})::bigint"
+
+_BEFORE_DIGIT = re.compile(r"_(?=\d)")
+
+_KINDS: Mapping[str, str] = {
+    "varchar": "text",
+    "bigint": "bigint",
+    "boolean": "boolean",
+    "double": "double precision",
+    "timestamp": "timestamptz",
+}
+"""Types of columns in `typed` shapes (Trino's), and what they are here. Its timestamps are in UTC, and
+`AT TIME ZONE` moves them to another zone: that is what a timestamptz does in a session in UTC."""
+
+_Found = tuple[str, SqlType]
+"""SQL of a value, and the type that it has."""
 
 
-class View(msgspec.Struct, frozen=True):
-    """One table there. `join`, `where`: SQL after FROM; `lossy`: what it cannot show."""
+class Part(msgspec.Struct, frozen=True):
+    """Rows of one table. `map`, `join`, `where`: SQL on the row `t`. `=name` in a map stands for what the
+    rules give for that name.
+
+    `elements`: a column that holds an array or a map. Each of its elements is a row then, `e.value` in SQL
+    (with `e.key` in a map, `e.place` in an array). `refers`: name -> `table.column`, where the column
+    refers to the table; what the row there has follows under the name (`price_nickname`).
+    """
 
     table: str = msgspec.field(name="from")
-    columns: tuple[str, ...]
     map: Mapping[str, str] = {}
     join: str = ""
     where: str = ""
+    elements: str = ""
+    refers: Mapping[str, str] = {}
+
+
+class View(Part, frozen=True, kw_only=True):
+    """One table there. `columns`: names, or name -> type if the shape is `typed`. `also`: further tables
+    that have rows in it. `lossy`: what it cannot show.
+    """
+
+    columns: Mapping[str, str] | tuple[str, ...]
+    also: tuple[Part, ...] = ()
     lossy: str = ""
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """One product. `times`: as Postgres has them, or as Unix seconds."""
+    """One product. `times`: as Postgres has them, as Unix seconds, or as each column says."""
 
-    times: Literal["timestamptz", "epoch"]
+    times: Literal["timestamptz", "epoch", "typed"]
     source: str
     views: Mapping[str, View]
 
@@ -61,64 +95,205 @@ def compat_schema(schema: str, product: str) -> str:
 
 
 def view_columns(shape: Shape, view: View, table: Table) -> Iterator[tuple[str, str]]:
-    """(name, SQL on the row `t`) of each column that the view can give."""
+    """(name, SQL on the row `t`) of each column that the view can give if every table is synced."""
+    for name, values in _columns(shape, view, {**tables(), table.name: table}).items():
+        yield name, values[0]
+
+
+def _columns(shape: Shape, view: View, known: Mapping[str, Table]) -> dict[str, list[str]]:
+    """Column -> its SQL in each part of the view. One that no part gives is left out."""
+    found: dict[str, list[str]] = {}
+    kinds = view.columns if isinstance(view.columns, Mapping) else {}
+    # Postgres cuts names, in statements too: of two cut alike, one would give the value of the other.
+    cut = Counter(name[:NAME_BYTES] for name in view.columns)
     for name in view.columns:
-        value = view.map.get(name) or _value(shape, table, name)
-        if value is not None:
-            yield name, value
+        if cut[name[:NAME_BYTES]] > 1:
+            continue
+        kind = kinds.get(name, "varchar")
+        values = [_given(shape, part, known, name, kind) for part in (view, *view.also)]
+        if any(values):
+            found[name] = [v or f"NULL::{_KINDS[kind]}" for v in values]
+    return found
 
 
-def _value(shape: Shape, table: Table, name: str) -> str | None:
-    """By the rules: the column of that name, a reference, a flag, an object, a part of JSON."""
+def _given(
+    shape: Shape, part: Part, known: Mapping[str, Table], name: str, kind: str
+) -> str | None:
+    """By the map, else by the rules: of the element, of the row, of a row that it refers to."""
+    table = known.get(part.table)
+    if table is None:
+        return None
+    value = part.map.get(name, f"={name}")
+    if not value.startswith("="):
+        lacking = (p for p, target, _ in _referred(part) if target not in known)
+        return None if any(f"{quote(prefix)}." in value for prefix in lacking) else value
+    name = value[1:]
+    found = _of_element(table, part.elements, name) if part.elements else None
+    found = found or _of_row("t", table, name, whole=shape.times != "typed")
+    for prefix, target, _ in _referred(part):
+        rest = name.removeprefix(f"{prefix}_")
+        if found is None and rest != name and target in known:
+            found = _of_row(quote(prefix), known[target], rest, whole=False)
+    return None if found is None else _as(shape, found, kind)
+
+
+def _referred(part: Part) -> Iterator[tuple[str, str, str]]:
+    """(name, table, column that refers to it) of each."""
+    for name, place in part.refers.items():
+        target, column = place.split(".")
+        yield name, target, column
+
+
+def _of_element(table: Table, elements: str, name: str) -> _Found | None:
+    if name == f"{table.name}_id":
+        return "t.id", "text"
+    field = field_at(object_type_of(table).fields, table.column(elements).path)
+    if field is None or field.items is None:
+        return None
+    if field.kind == "map" and name in ("key", "value"):
+        return f"e.{name}", "text"
+    found = _below(field.items, name)
+    if name == "id" and found is None:
+        return "t.id || '_' || e.place", "text"
+    return found and _from_json("e.value", *found)
+
+
+def _of_row(row: str, table: Table, name: str, *, whole: bool) -> _Found | None:
+    """The column of that name, a reference, a flag, a part of JSON; if `whole`, an object in columns."""
     columns = {c.name: c for c in table.all_columns}
-    for other in (name, f"{name}_id", name.removeprefix("is_")):
+    if name in BOOKKEEPING:
+        return f"{row}.{name}", "timestamptz"
+    plain = name.removesuffix("_id")
+    if plain in columns and columns[plain].type != "text":
+        plain = name
+    for other in (name, f"{name}_id", plain, name.removeprefix("is_"), _BEFORE_DIGIT.sub("", name)):
         if other in columns:
-            return _plain(shape, columns[other])
+            return f"{row}.{quote(other)}", columns[other].type
     inside = [c for c in table.columns if len(c.path) > 1 and c.path[0] == name]
-    if inside:
-        return _object(inside)
+    if inside and whole:
+        return _object(inside), "jsonb"
     words = name.split("_")
     for cut in range(len(words) - 1, 0, -1):
         holder = columns.get("_".join(words[:cut]))
         if holder is not None and holder.type == "jsonb":
-            return f"t.{quote(holder.name)} ->> {literal('_'.join(words[cut:]))}"
+            path = holder.path or (holder.name,)
+            field = field_at(object_type_of(table).fields, path)
+            found = field and _below(field, "_".join(words[cut:]))
+            if found:
+                return _from_json(f"{row}.{quote(holder.name)}", *found)
     return None
 
 
-def _plain(shape: Shape, column: Column) -> str:
-    at = f"t.{quote(column.name)}"
-    if shape.times == "epoch" and column.type == "timestamptz":
-        return _EPOCH.format(quote(column.name))
-    if shape.times == "epoch" and column.type == "text[]":
-        return f"pg_catalog.to_jsonb({at})"
-    return at
+def _below(field: Field, name: str) -> tuple[tuple[str, ...], Field] | None:
+    """(path, description) of what a name means below `field`; None if Stripe has no such thing."""
+    for sub in field.fields:
+        is_id = name == f"{sub.name}_id" and sub.kind in ("string", "expandable")
+        if is_id or sub.name in (name, _BEFORE_DIGIT.sub("", name)):
+            return (sub.name,), sub
+        rest = name.removeprefix(f"{sub.name}_")
+        found = _below(sub, rest) if rest != name else None
+        if found is not None:
+            return (sub.name, *found[0]), found[1]
+    return None
+
+
+def _from_json(holder: str, path: Sequence[str], field: Field) -> _Found:
+    """A value inside of JSON, as the type that Stripe documents."""
+    at = literal("{" + ",".join(path) + "}")
+    text = f"{holder} #>> {at}"
+    match field.kind:
+        case "object" | "array" | "map" | "any" | "list" | "resource":
+            return f"{holder} #> {at}", "jsonb"
+        case "time":
+            return f"pg_catalog.to_timestamp(({text})::double precision)", "timestamptz"
+        case "integer":
+            return f"({text})::bigint", "bigint"
+        case "number":
+            return f"({text})::numeric", "numeric"
+        case "boolean":
+            return f"({text})::boolean", "boolean"
+        case _:
+            return text, "text"
+
+
+def _as(shape: Shape, found: _Found, kind: str) -> str | None:
+    """A value as the shape has it; None if that is another kind of thing."""
+    sql, held = found
+    if shape.times == "timestamptz":
+        return sql
+    if shape.times == "epoch":
+        if held == "timestamptz":
+            return _EPOCH.format(sql)
+        return f"pg_catalog.to_jsonb({sql})" if held == "text[]" else sql
+    if held == "timestamptz":
+        if kind == "timestamp":
+            return sql
+        return _EPOCH.format(sql) if kind in ("bigint", "double") else None
+    if kind == "varchar":
+        joined = f"pg_catalog.array_to_string({sql}, ',')"
+        return joined if held == "text[]" else sql if held == "text" else f"({sql})::text"
+    if held == _KINDS[kind] or (kind in ("bigint", "double") and held in ("bigint", "numeric")):
+        return sql if held == kind else f"({sql})::{_KINDS[kind]}"
+    return None
 
 
 def _object(columns: Sequence[Column]) -> str:
     """An object that the table has in columns, without nulls."""
     if len(columns) > _MOST_PAIRS:
         return f"{_object(columns[:_MOST_PAIRS])} || {_object(columns[_MOST_PAIRS:])}"
+    values = ((c.path[1], f"t.{quote(c.name)}", c) for c in columns if c.read != "object")
     pairs = ", ".join(
-        f"{literal(c.path[1])}, "
-        + (_EPOCH if c.type == "timestamptz" else "t.{}").format(quote(c.name))
-        for c in columns
-        if c.read != "object"
+        f"{literal(name)}, {_EPOCH.format(at) if c.type == 'timestamptz' else at}"
+        for name, at, c in values
     )
     return f"pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object({pairs}))"
 
 
-def views(product: str, schema: str, tables: Mapping[str, Table]) -> dict[str, str]:
-    """Name -> SELECT of each view whose table is synced."""
+def views(product: str, schema: str, known: Mapping[str, Table]) -> dict[str, str]:
+    """Name -> SELECT of each view that has rows of a synced table."""
     shape = shapes()[product]
     found: dict[str, str] = {}
     for name, view in shape.views.items():
-        table = tables.get(view.table)
-        if table is not None:
-            columns = ", ".join(f"{v} AS {quote(n)}" for n, v in view_columns(shape, view, table))
-            join = f" {view.join}" if view.join else ""
-            where = f" WHERE {view.where}" if view.where else ""
-            found[name] = f"SELECT {columns} FROM {qualified(schema, table.name)} t{join}{where}"
+        columns = _columns(shape, view, known)
+        selects = [
+            _select(schema, part, known, {n: values[i] for n, values in columns.items()})
+            for i, part in enumerate((view, *view.also))
+            if part.table in known
+        ]
+        if selects:
+            found[name] = " UNION ALL ".join(selects)
     return found
+
+
+def _select(schema: str, part: Part, known: Mapping[str, Table], columns: Mapping[str, str]) -> str:
+    table = known[part.table]
+    text = f"SELECT {', '.join(f'{value} AS {quote(name)}' for name, value in columns.items())}"
+    text += f" FROM {qualified(schema, table.name)} t"
+    for prefix, target, column in _referred(part):
+        if target in known:
+            key = f"{quote(prefix)}.{quote(known[target].key[0])}"
+            place = f"{qualified(schema, target)} {quote(prefix)}"
+            text += f" LEFT JOIN {place} ON {key} = t.{quote(column)}"
+    if part.elements:
+        text += f" CROSS JOIN LATERAL {_each(table, part.elements)}"
+    return (
+        text
+        + (f" {part.join}" if part.join else "")
+        + (f" WHERE {part.where}" if part.where else "")
+    )
+
+
+def _each(table: Table, elements: str) -> str:
+    """The elements of a column as rows `e`. A null inside of JSON has none."""
+    field = field_at(object_type_of(table).fields, table.column(elements).path)
+    at, kind = f"t.{quote(elements)}", "array"
+    function, names = "jsonb_array_elements", "WITH ORDINALITY AS e (value, place)"
+    if field is not None and field.kind == "map":
+        is_text = field.items is not None and field.items.kind == "string"
+        kind, function = "object", "jsonb_each_text" if is_text else "jsonb_each"
+        names = "AS e (key, value)"
+    guarded = f"CASE pg_catalog.jsonb_typeof({at}) WHEN {literal(kind)} THEN {at} END"
+    return f"pg_catalog.{function}({guarded}) {names}"
 
 
 async def set_compat(
@@ -164,9 +339,13 @@ def _comment(product: str, name: str, select: str) -> str:
     """With a digest of the view: whether it is up to date is seen without making it anew."""
     shape = shapes()[product]
     view = shape.views[name]
+    there = {name for name, _ in view_columns(shape, view, tables()[view.table])}
+    lacking = ", ".join(name for name in view.columns if name not in there)
     lossy = f" {view.lossy}" if view.lossy else ""
+    lossy += f" Without {lacking}." if lacking else ""
     digest = zlib.crc32(select.encode())
-    return f"As {product} has it; from {view.table}.{lossy} (pinstripe {digest:08x})"
+    sources = " and ".join(part.table for part in (view, *view.also))
+    return f"As {product} has it; from {sources}.{lossy} (pinstripe {digest:08x})"
 
 
 async def _replace(
