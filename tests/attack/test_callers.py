@@ -15,9 +15,16 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import yarl
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from pinstripe.catalog.model import spec
 from pinstripe_simulator.account import Settings
-from pinstripe_simulator.server import running
+from pinstripe_simulator.server import Running, running
+from tests.flows.harness.gateway_account import serving
 from tests.flows.harness.serving import SECRET, Served, env_of, served
 
 MOST_MB = 250
@@ -106,24 +113,98 @@ CALLERS: dict[str, Callable[[Served], Awaitable[None]]] = {
 }
 
 
+async def beside(service: Served, attack: Awaitable[None]) -> tuple[float, float]:
+    """(MB that the service grew by, the longest wait in seconds) while somebody else attacks."""
+    before, longest = memory_mb(service), 0.0
+    attacking = asyncio.ensure_future(attack)
+    # Of another address: limits are by address.
+    other = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0), force_close=True)
+    async with aiohttp.ClientSession(connector=other) as http:
+        while not attacking.done():
+            began = time.monotonic()
+            async with http.get(f"{service.url}/healthz") as answer:
+                assert answer.status == 200
+            longest = max(longest, time.monotonic() - began)
+            await asyncio.sleep(0.02)
+    await attacking
+    grown = memory_mb(service) - before
+    sys.stdout.write(f"\n+{grown:.0f} MB, the other waited {longest * 1000:.0f} ms\n")
+    return grown, longest
+
+
 @pytest.mark.parametrize("kind", CALLERS)
 async def test_one_caller_takes_nothing_from_the_next(kind: str, database: str) -> None:
     settings = Settings(scale=20, keys=(SECRET,))
     async with running(settings) as sim, served(env_of(sim, database)) as service:
         await service.until_ready()
-        before, longest = memory_mb(service), 0.0
-        attack = asyncio.ensure_future(CALLERS[kind](service))
-        # Of another address: limits are by address.
-        other = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0), force_close=True)
-        async with aiohttp.ClientSession(connector=other) as http:
-            while not attack.done():
-                began = time.monotonic()
-                async with http.get(f"{service.url}/healthz") as answer:
-                    assert answer.status == 200
-                longest = max(longest, time.monotonic() - began)
-                await asyncio.sleep(0.02)
-        await attack
-        grown = memory_mb(service) - before
-        sys.stdout.write(f"\n{kind}: +{grown:.0f} MB, the other waited {longest * 1000:.0f} ms\n")
+        grown, longest = await beside(service, CALLERS[kind](service))
         assert grown < MOST_MB
+        assert longest < LONGEST_S
+
+
+def _page(each: str, size: int) -> bytes:
+    count = size // (len(each) + 8)
+    entries = ",".join(each % f"{number:08}" for number in range(count))
+    return f'{{"object": "list", "has_more": false, "data": [{entries}]}}'.encode()
+
+
+_CUSTOMER = '{"id": "cus_%s", "object": "customer", "livemode": false, "metadata": {'
+_METADATA = ",".join(f'"k{number}": "{"v" * 490}"' for number in range(50))
+_LONG = 15 * 2**20
+ANSWERS = {
+    "a page as long as Stripe makes them": _page(_CUSTOMER + _METADATA + "}}", 5 * 2**19),
+    "large objects": _page(_CUSTOMER + _METADATA + "}}", _LONG),
+    "small objects": _page(_CUSTOMER + "}}", _LONG),
+    "NULs": (_CUSTOMER % 1).encode() + b'"k": "' + rb"\u0000" * (_LONG // 6) + b'"}}',
+}
+
+
+@asynccontextmanager
+async def in_front(sim: Running, long: bytes) -> AsyncIterator[str]:
+    """A Stripe that answers as the simulator does, but for customers with the e-mail `long`."""
+
+    async def stripe(request: Request) -> Response:
+        if request.query_params.get("email") == "long":
+            version = {"Stripe-Version": spec().api_version}
+            return Response(long, media_type="application/json", headers=version)
+        headers = {k: v for k, v in request.headers.items() if k not in ("host", "content-length")}
+        url = yarl.URL(f"{sim.url}{request.url.path}?{request.url.query}", encoded=True)
+        async with http.request(
+            request.method, url, headers=headers, data=await request.body()
+        ) as answer:
+            kept = {k: v for k, v in answer.headers.items() if k.lower() in _KEPT}
+            return Response(await answer.read(), answer.status, kept)
+
+    routes = [Route("/{path:path}", stripe, methods=["GET", "POST", "DELETE"])]
+    async with (
+        aiohttp.ClientSession(
+            auto_decompress=False, skip_auto_headers=("Accept-Encoding",)
+        ) as http,
+        serving(Starlette(routes=routes)) as url,
+    ):
+        yield url
+
+
+_KEPT = frozenset({"content-type", "content-encoding", "date", "request-id", "stripe-version"})
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+async def test_long_answers_take_nothing_from_the_next(kind: str, database: str) -> None:
+    settings = Settings(scale=20, keys=(SECRET,))
+    async with running(settings) as sim, in_front(sim, ANSWERS[kind]) as stripe:
+        env = {**env_of(sim, database), "STRIPE_API_BASE": stripe}
+        async with served(env) as service:
+            await service.until_ready()
+
+            async def ask() -> None:
+                url = f"{service.url}/v1/customers?email=long"
+                bearer = {"Authorization": f"Bearer {SECRET}"}
+                async with service.http.get(url, headers=bearer) as answer:
+                    assert await answer.read() == ANSWERS[kind]
+                    assert answer.headers.get("Pinstripe-Reason") != "unknown-account"
+
+            async def four() -> None:
+                await asyncio.gather(*(ask() for _ in range(4)))
+
+            _, longest = await beside(service, four())
         assert longest < LONGEST_S

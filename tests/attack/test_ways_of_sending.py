@@ -1,4 +1,4 @@
-"""Every way of sending a body, in full; by the JDK's own client; through real servers in front."""
+"""Every way of sending a body, in full; by Java's clients; through real servers in front."""
 
 from __future__ import annotations
 
@@ -67,15 +67,37 @@ async def test_every_way_arrives_to_the_byte_or_not_at_all(method: str, delivery
     assert wrong(ways, statuses, stripe.requests) == []
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="there is no JDK")
+# What Debian's libhttpclient-java and libhttpclient5-java install, and what they need.
+_JARS = [
+    Path("/usr/share/java") / f"{name}.jar"
+    for name in (
+        *("httpclient5", "httpcore5", "httpcore5-h2", "slf4j-api", "slf4j-nop"),
+        *("httpclient", "httpcore", "commons-logging", "commons-codec"),
+    )
+]
+_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no JDK")
+_apache = pytest.mark.skipif(
+    not all(jar.exists() for jar in _JARS), reason="Apache's HTTP clients are not installed"
+)
+PROGRAMS = [
+    pytest.param("Sending.java", 40, marks=_java, id="the JDK's"),
+    pytest.param("Apache.java", 80, marks=(_java, _apache), id="Apache's 4 and 5"),
+]
+
+
+@pytest.mark.parametrize(("program", "requests"), PROGRAMS)
 @pytest.mark.parametrize("size", [1, 100, 20_000, 400_000])
-async def test_what_the_jdks_own_client_sends_arrives(tmp_path: Path, size: int) -> None:
+async def test_what_a_client_of_javas_sends_arrives(
+    tmp_path: Path, size: int, program: str, requests: int
+) -> None:
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     (tmp_path / "body").write_bytes(body)
     async with proxied() as (stripe, url):
         process = await asyncio.create_subprocess_exec(
             "java",
-            str(Path(__file__).with_name("Sending.java")),
+            "-cp",
+            ":".join(map(str, _JARS)),
+            str(Path(__file__).with_name(program)),
             url,
             str(tmp_path / "body"),
             stdout=asyncio.subprocess.PIPE,
@@ -84,7 +106,7 @@ async def test_what_the_jdks_own_client_sends_arrives(tmp_path: Path, size: int)
         said, complaints = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode == 0, complaints.decode()
     lines = [line.split(" ") for line in said.decode().splitlines()]
-    assert len(lines) == 40
+    assert len(lines) == requests
     assert {status for _, status in lines} == {"200"}
     assert bodies_by_path(stripe.requests) == {path: [body] for path, _ in lines}
 

@@ -230,8 +230,22 @@ async def test_invented_keys_that_wait_delay_nobody_elses_key(database: str) -> 
         assert True not in outcomes
 
 
-async def test_an_answer_that_unpacks_to_too_much_is_passed_on_as_it_is(database: str) -> None:
-    bomb = gzip.compress(b'{"object": "list", "data": [' + b" " * (64 * 2**20) + b"]}")
+def _many_rows() -> bytes:
+    entries = [{"id": f"cus_{n}", "object": "customer", "livemode": False} for n in range(10_001)]
+    return json.dumps({"object": "list", "data": entries}).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"object": "list", "data": [' + b" " * (64 * 2**20) + b"]}", id="bytes"),
+        pytest.param(_many_rows(), id="rows"),
+    ],
+)
+async def test_an_answer_that_unpacks_to_too_much_is_passed_on_as_it_is(
+    database: str, body: bytes
+) -> None:
+    bomb = gzip.compress(body)
 
     async def stripe(request: Request) -> Response:
         if request.url.path == "/v1/account":

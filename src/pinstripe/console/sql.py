@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Container, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
 
 import asyncpg
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from pinstripe.catalog.prefixes import types_of
@@ -27,10 +25,9 @@ from pinstripe.console.rows import Reference
 from pinstripe.console.sql_run import Failed, Readers, Result, ResultColumn, SqlTarget, chunks
 from pinstripe.console.templating import HEADERS, Notice
 from pinstripe.errors import PinstripeError, Unreachable
+from pinstripe.gateway.http.middleware import unless_disconnected
 from pinstripe.store.pool import translated
 from pinstripe.store.syncs import load_table_names
-
-_T = TypeVar("_T")
 
 _NAMES = """
 SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum)
@@ -75,7 +72,9 @@ class Sql:
         if not statement.strip():
             return await _page(visit, "", messages=[Notice("Enter a statement.")])
         try:
-            result = await _unless_gone(visit.request, self._result(visit, statement))
+            result = await unless_disconnected(
+                visit.request.receive, self._result(visit, statement)
+            )
         except Failed as failed:
             return await _page(visit, statement, failed=failed)
         except PinstripeError as error:
@@ -90,7 +89,7 @@ class Sql:
         lines = self._lines(visit, statement)
         try:
             # Fetch the first lines before the response starts, so that errors can be reported.
-            first = await _unless_gone(visit.request, anext(lines))
+            first = await unless_disconnected(visit.request.receive, anext(lines))
         except Failed as failed:
             return await _page(visit, statement, failed=failed)
         except PinstripeError as error:
@@ -174,24 +173,6 @@ def _reference(value: str, here: set[str]) -> Reference | None:
 
 def _statement(visit: PageContext) -> str:
     return visit.text("statement").replace("\r\n", "\n").replace("\0", "")
-
-
-async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
-    """Return the result of `work`; cancel it and return None if the client disconnects."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _after(first: str, lines: AsyncGenerator[str, None]) -> AsyncIterator[str]:

@@ -7,6 +7,7 @@ absent key is not a null: its columns are left out, and the database keeps what 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,12 +66,15 @@ class Shapes:
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, tuple[str, ...]], int] = {}
         self._columns: list[tuple[str, ...]] = []
+        # A long response is read in a thread.
+        self._lock = threading.Lock()
 
     def number(self, table: str, columns: tuple[str, ...]) -> int:
-        found = self._numbers.setdefault((table, columns), len(self._columns))
-        if found == len(self._columns):
-            self._columns.append(columns)
-        return found
+        with self._lock:
+            found = self._numbers.setdefault((table, columns), len(self._columns))
+            if found == len(self._columns):
+                self._columns.append(columns)
+            return found
 
     def columns(self, number: int) -> tuple[str, ...]:
         return self._columns[number]

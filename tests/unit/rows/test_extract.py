@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from pinstripe.catalog.embedded import NOT_PRESENT, is_present, resource_places
 from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import Column, Table, table_name, tables
 from pinstripe.rows.extract import Extractor, RowSet
+from pinstripe.rows.layout import Shapes
 
 EXTRACTOR = Extractor()
 
@@ -356,3 +359,21 @@ def test_metadata_that_looks_like_an_object_is_none() -> None:
     Extractor().object(session, found)
     assert set(found.rows) == {"checkout_session"}
     assert found.elsewhere == set()
+
+
+def test_shapes_that_threads_number_side_by_side_keep_their_own_columns() -> None:
+    """The proxy reads long responses in threads."""
+    shapes, often = Shapes(), sys.getswitchinterval()
+    columns = [(f"a{number}",) for number in range(20_000)]
+
+    def number_all(mine: list[tuple[str, ...]]) -> list[int]:
+        return [shapes.number("charge", each) for each in mine]
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            halves = list(threads.map(number_all, (columns[::2], columns[1::2])))
+    finally:
+        sys.setswitchinterval(often)
+    for mine, numbers in zip((columns[::2], columns[1::2]), halves, strict=True):
+        assert [shapes.columns(number) for number in numbers] == mine

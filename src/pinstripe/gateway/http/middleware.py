@@ -7,7 +7,9 @@ and stay untouched. Whatever fails inside, the caller gets the one error shape.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from http import HTTPStatus
+from typing import TypeVar
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -18,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.errors import HTTPError, failure, failure_of
 from pinstripe.gateway.http.metrics import Meters, status_class
+
+_T = TypeVar("_T")
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -132,3 +136,22 @@ def _answer(error: Exception) -> Response | None:
     return failure(
         500, "internal", "The gateway made a mistake.", "Its log says more; please report it."
     )
+
+
+async def unless_disconnected(receive: Receive, work: Awaitable[_T]) -> _T | None:
+    """The outcome of `work`; None if the caller disconnects first, which cancels it."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(disconnected(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the caller disconnects. What is left of the body is read and dropped."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

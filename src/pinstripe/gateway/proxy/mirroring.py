@@ -50,7 +50,7 @@ from pinstripe.gateway.proxy.objects import (
     collection_table,
     is_preview,
     parents_of,
-    read,
+    read_aside,
     unpack,
 )
 from pinstripe.gateway.proxy.request import MIRRORED, Target
@@ -201,7 +201,9 @@ class ResponseMirror:
             if await self._cache.holds(sync, digest):
                 return MirrorResult("yes", "", sync)
         parents = parents_of(path, request.target.query)
-        parsed = read(unpacked, sync.mirror.extractor, parents)
+        parsed = await read_aside(unpacked, sync.mirror.extractor, parents)
+        if parsed.row_set.count() > _MOST_ROWS:
+            return MirrorResult("no", "too-large", sync)
         if any(mode != sync.livemode for mode in parsed.modes):
             return MirrorResult("no", "other-mode", sync)
         if not any(table in sync.mirror.tables for table in parsed.row_set.rows):
@@ -355,6 +357,10 @@ def _retrievable(sync: OpenSync, request: ProxyRequest, row_set: RowSet) -> list
 ANSWER_BYTES = 32 * 2**20
 """The largest response that is read whole. Stripe's pages of 100 objects have up to a few MB."""
 
+_MOST_ROWS = 10_000
+"""Rows of one response: they are one batch, whose encoding holds the event loop. A page of 100 objects with
+ten entries in each of a few lists has some thousands."""
+
 _FETCHED_AT_ONCE = 12
 """Requests for one response before it is sent on; the others are queued as refetches."""
 
@@ -382,7 +388,8 @@ async def repeat_request(
         if response.status != 200:
             return None
         unpacked = await unpack(body, response.header(b"content-encoding"))
-        parsed = read(unpacked, sync.mirror.extractor, parents_of(target.path, target.query))
+        parents = parents_of(target.path, target.query)
+        parsed = await read_aside(unpacked, sync.mirror.extractor, parents)
     except (UpstreamError, Unreadable):
         return None
     return parsed.row_set, as_of_exchange(response, sync.source.stripe.margins)

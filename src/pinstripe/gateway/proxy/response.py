@@ -18,6 +18,7 @@ from datetime import datetime
 import msgspec
 import structlog
 
+from pinstripe.gateway.http.middleware import disconnected
 from pinstripe.gateway.proxy.mirroring import MirrorResult, ProxyRequest
 from pinstripe.gateway.proxy.request import METHODS, Message, Receive
 from pinstripe.gateway.proxy.upstream import UpstreamError, UpstreamResponse
@@ -72,7 +73,7 @@ async def stream_response(
     `receive` is None while the caller's body is still on its way: it has only one reader.
     """
     headers = [*response.headers, *ours]
-    gone = asyncio.create_task(_gone(receive)) if receive is not None else None
+    gone = asyncio.create_task(disconnected(receive)) if receive is not None else None
     try:
         async with asyncio.timeout(STALLED_S) as patience:
             await send(
@@ -96,12 +97,6 @@ async def stream_response(
     finally:
         if gone is not None:
             gone.cancel()
-
-
-async def _gone(receive: Receive) -> None:
-    """Returns when the caller has hung up."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def send_bad_gateway(send: Send, request: ProxyRequest, error: UpstreamError) -> None:

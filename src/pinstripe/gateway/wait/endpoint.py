@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
+from pinstripe.gateway.http.middleware import unless_disconnected
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.gateway.wait.progress import Obstacle, find_obstacle
 from pinstripe.gateway.wait.query import WaitQuery, parse_query
@@ -107,7 +108,9 @@ class WaitEndpoint:
             return error.response()
         self.open += 1
         try:
-            return await self._until_disconnected(request, self._opened(request, options, began))
+            work = self._opened(request, options, began)
+            outcome = await unless_disconnected(request.receive, work)
+            return outcome or Response(status_code=499)  # The caller is gone.
         finally:
             self.open -= 1
 
@@ -121,20 +124,6 @@ class WaitEndpoint:
                 hint=f"There is: /wait/{KINDS[0]}/{{id}}.",
             )
         return self._syncs.get(sync_id)
-
-    async def _until_disconnected(self, request: Request, work: Awaitable[Response]) -> Response:
-        """Return the outcome of `work`, which is cancelled if the caller disconnects."""
-        working = asyncio.ensure_future(work)
-        disconnected = asyncio.create_task(_disconnected(request))
-        try:
-            await asyncio.wait((working, disconnected), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
-            return Response(status_code=499)  # The caller is gone.
-        finally:
-            for task in (working, disconnected):
-                task.cancel()
-            await asyncio.gather(working, disconnected, return_exceptions=True)
 
     async def _opened(self, request: Request, options: WaitQuery, began: float) -> Response:
         """Respond once the sync is open: just after its start it is not, and without its tables."""
@@ -237,12 +226,6 @@ async def _all(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the caller disconnects. A body is read and dropped."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _check_tables(sync: OpenSync, options: WaitQuery) -> None:

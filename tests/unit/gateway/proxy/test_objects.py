@@ -21,6 +21,7 @@ from pinstripe.gateway.proxy.objects import (
     parents_of,
     places_of,
     read,
+    read_aside,
     unpack,
 )
 from pinstripe.gateway.proxy.request import METHODS, RequestRejected, checked, end_to_end
@@ -121,6 +122,24 @@ async def test_a_body_that_unpacks_to_too_much_is_not_unpacked(encoding: bytes) 
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 2 * UNPACKED_BYTES + 4 * 2**20
+
+
+async def test_the_event_loop_goes_on_while_a_long_body_is_read() -> None:
+    entries = [{"object": "customer", "id": f"cus_{n}", "name": "x" * 100} for n in range(4000)]
+    body = msgspec.json.encode({"object": "list", "data": entries})
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    parsed = await read_aside(body, EXTRACTOR, {})
+    others.cancel()
+    assert parsed.row_set.count() == 4000
+    assert turns > 1  # In the loop, none.
 
 
 @pytest.mark.parametrize(
