@@ -123,7 +123,7 @@ def has_key(table: Table, key: Sequence[str]) -> str:
 
 
 def page_end(schema: str, table: Table, rows: int) -> str:
-    """SELECT of the last key, an array, of the next `rows` rows behind the key $1; null if there is none."""
+    """SELECT of the last key, an array, of the next `rows` rows behind the key $1, or null."""
     keys = keys_of(table)
     after = ", ".join(f"($1::text[])[{n + 1}]" for n in range(len(table.key)))
     return (
