@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -205,7 +205,7 @@ async def open_service(
                 personal=personal if leads else await _stored(database.url, config),
             )
         )
-        source = await _joined(stripe, mirror, pool, held)
+        source = await join_source(stripe, mirror, pool, held, mend=_mend)
         source.since = config.since_by_table(known)
         # After days on standby the sync begins now, and not when the account was first read.
         now = account.now + time.monotonic() - met_at
@@ -245,8 +245,15 @@ async def _stored(url: str, config: Config) -> Personal | None:
     return with_key(policy, config.schema, key)
 
 
-async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
-    """Connects client and mirror; writes are fenced if this process leads."""
+async def join_source(
+    stripe: StripeClient,
+    mirror: Mirror,
+    pool: Pool,
+    held: Held | None,
+    *,
+    mend: Callable[[Source, str], Awaitable[None]],
+) -> Source:
+    """Connects client and mirror. If this process leads, writes are fenced and `mend` makes lost tables."""
     source = Source(stripe, mirror, mirror.tables, pool)
     await remember_refusals(source, leads=held is not None)
     async with pool.acquire() as connection:
@@ -259,7 +266,7 @@ async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held |
             mirror.loading |= set(mirror.tables) - await load_loaded(connection, mirror.schema)
     mirror.resolve = partial(resolve, source)
     if held is not None:
-        mirror.mend = partial(_mend, source)
+        mirror.mend = partial(mend, source)
     return source
 
 

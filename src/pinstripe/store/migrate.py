@@ -36,6 +36,14 @@ from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
+from pinstripe.store.scopes import (
+    ACCOUNT,
+    NAME_BYTES,
+    account_of,
+    partitions_of,
+    relations,
+    views_of,
+)
 from pinstripe.store.syncs import load_syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -140,10 +148,11 @@ async def migrate(
     sdk_version: str,
     api_version: str,
     metrics: bool = True,
+    partitions: int = 0,
 ) -> Migration:
     """Make `schema` hold all `tables`, and the schema beside it the views of `store.metrics`.
 
-    Raises Misconfigured if it has tables of another owner.
+    `partitions`: see `ddl.create_table`. Raises Misconfigured if it has tables of another owner.
     """
     await ensure_bookkeeping(connection)
     async for attempt in _patiently(connection, schema):
@@ -153,8 +162,10 @@ async def migrate(
             _refuse_foreign(schema, tables, existing)
             _refuse_new_key(schema, tables, existing)
             await _create_schema(connection, schema)
+            if partitions:
+                await _create_schema(connection, partitions_of(schema))
             missing = [t for name, t in tables.items() if name not in existing]
-            await _create(connection, schema, missing)
+            await _create(connection, schema, missing, partitions)
             done.created = [t.name for t in missing]
             await _register(connection, schema, sdk_version, api_version)
             # A table that was dropped is empty now, whatever its cursors say.
@@ -179,6 +190,69 @@ async def migrate(
     if metrics:
         await ensure_metrics(connection, schema)
     return done
+
+
+async def migrate_platform(
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    *,
+    sdk_version: str,
+    api_version: str,
+    partitions: int | None = None,
+) -> Migration:
+    """Like `migrate`, for the tables of many accounts, with their indexes and the views by account.
+
+    `partitions`: see `ddl.create_table`; None for those that the platform was stored with.
+    """
+    if len(schema.encode()) > NAME_BYTES:
+        raise Misconfigured(
+            f'The name of the schema "{schema}" is too long for a platform.',
+            hint=f"Choose another one with --schema, of at most {NAME_BYTES} bytes.",
+        )
+    if partitions is None:
+        await ensure_bookkeeping(connection)
+        partitions = await connection.fetchval(
+            "SELECT partitions FROM pinstripe.platform WHERE schema = $1", schema
+        )
+    by_account = {name: ddl.with_account(table) for name, table in tables.items()}
+    done = await migrate(
+        connection,
+        schema,
+        by_account,
+        sdk_version=sdk_version,
+        api_version=api_version,
+        metrics=False,
+        partitions=partitions or 0,
+    )
+    async for attempt in _patiently(connection, schema):
+        async with attempt:
+            await _make_views(connection, schema, by_account)
+    for name in {name for name, _ in done.added} & by_account.keys():
+        await create_indexes(connection, schema, by_account[name])
+    return done
+
+
+async def _make_views(connection: Connection, schema: str, tables: Mapping[str, Table]) -> None:
+    """Make the views by account that are missing, or that lack a column of their table."""
+    views = views_of(schema)
+    await _create_schema(connection, views)
+    there, existing = await _columns(connection, views), await _columns(connection, schema)
+    for name, table in tables.items():
+        shown = _present(table, existing.get(name, {}))
+        wanted = {*ddl.VIEW_SYSTEM, *ddl.BOOKKEEPING, *(c.name for c in shown.all_columns)}
+        if there.get(name, {}).keys() != wanted:
+            if name in there:
+                await connection.execute(f"DROP VIEW {ddl.qualified(views, name)}")
+            await connection.execute(ddl.create_view(schema, shown))
+
+
+def _present(table: Table, existing: Mapping[str, str]) -> Table:
+    """The table with those of its columns that exist, of whatever type."""
+    columns = tuple(c for c in table.columns if c.name in existing)
+    return replace(
+        table, columns=columns, derived=tuple(c for c in table.derived if c.name in existing)
+    )
 
 
 async def effective_tables(
@@ -213,7 +287,7 @@ async def _columns(connection: Connection, schema: str) -> dict[str, dict[str, s
         " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped"
         " AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
-        schema,
+        relations(schema),
     )
     found: dict[str, dict[str, str]] = {}
     for table, column, kind in rows:
@@ -238,11 +312,16 @@ def _refuse_foreign(
         )
 
 
-async def _create(connection: Connection, schema: str, missing: Iterable[Table]) -> None:
+async def _create(
+    connection: Connection, schema: str, missing: Iterable[Table], partitions: int
+) -> None:
     statements: list[str] = []
     for table in missing:
-        statements.append(ddl.create_table(schema, table))
+        statements.append(ddl.create_table(schema, table, partitions=partitions))
         statements += ddl.comments(schema, table)
+        if ddl.is_by_account(table):
+            # Some account is always beyond its first backfill: there is no better time.
+            statements += [text for _, text in ddl.indexes(schema, table)]
     if statements:
         await connection.execute("\n".join(statements))
 
@@ -251,7 +330,10 @@ def _refuse_new_key(
     schema: str, tables: Mapping[str, Table], existing: Mapping[str, Mapping[str, str]]
 ) -> None:
     for name, table in tables.items():
-        if name in existing and not set(table.key) <= set(existing[name]):
+        there = set(existing.get(name, ()))
+        if there and (
+            (ACCOUNT in there) != ddl.is_by_account(table) or not set(table.key) <= there
+        ):
             raise Drifted(
                 f'The key of "{schema}"."{name}" differs from the catalog.',
                 hint="Choose another schema with --schema and sync anew.",
@@ -557,7 +639,7 @@ async def check_tables(connection: Connection, schema: str, wanted: Mapping[str,
             "SELECT c.relname, a.attname FROM pg_attribute a"
             " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped",
-            schema,
+            relations(schema),
         )
     there = {(row[0], row[1]) for row in rows}
     lacking = [
@@ -621,7 +703,12 @@ async def _unenforced(connection: Connection, schema: str) -> dict[str, set[str]
 
 
 async def create_indexes(connection: Connection, schema: str, table: Table) -> None:
-    """The table's indexes. Made when its first backfill is done: that is many times cheaper."""
+    """The table's indexes. Made when its first backfill is done: that is many times cheaper.
+
+    The tables of a platform have them from the beginning; so a scope needs none.
+    """
+    if account_of(schema):
+        return
     with translated():
         # In one transaction a table: each commit waits for the disk.
         statements = [text for _, text in ddl.indexes(schema, table)]
@@ -635,6 +722,8 @@ async def create_indexes_beside(connection: Connection, schema: str, table: Tabl
 
     Not in a transaction. An index that an interrupted build left invalid is built again.
     """
+    if account_of(schema):
+        return
     with translated():
         rows = await connection.fetch(
             "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
