@@ -1,8 +1,13 @@
-"""One budget over all workers: this worker's part of every platform's rates.
+"""One budget over all workers and accounts: this worker's part of every platform's rates.
 
     heartbeat -> how many workers live -> `RateLimiter.share` -> the next heartbeat says for whom we made room
 
 See `store.workers` for the rules, and why the sum is never above the rate.
+
+Stripe limits requests for each account (https://docs.stripe.com/rate-limits), and does not say whether those of a
+platform for a connected account count for the one or the other. So both hold: all requests of a platform stay
+within the platform's rates, and an account that Stripe answers with 429s is slowed alone (`AccountLimiter`).
+Only when several accounts meet them together is the platform slowed.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from collections.abc import Callable
 
 import structlog
 
-from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.rate_limit import Permit, RateLimiter
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.store import workers
@@ -137,3 +142,87 @@ class Membership:
                 await workers.leave(connection, self.number)
         except PinstripeError as error:
             _log.warning("worker.unleft", error=error.message)
+
+
+_ACCOUNT_SLOTS = 24
+"""Requests of one account under way, of the 60 of a worker: one that hangs leaves the others theirs."""
+
+_TOGETHER, _TOGETHER_S = 3, 2.0
+"""So many accounts with a 429 within so many seconds: the limit is the platform's."""
+
+
+class Refusals:
+    """The accounts of one platform that met a 429 lately."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._at: dict[str, float] = {}
+
+    def add(self, account: str) -> bool:
+        """Note a 429 of the account; return whether several accounts have met one."""
+        now = self._clock()
+        self._at[account] = now
+        self._at = {name: at for name, at in self._at.items() if now - at <= _TOGETHER_S}
+        return len(self._at) >= _TOGETHER
+
+
+class AccountLimiter(RateLimiter):
+    """The platform's limiter as one account has it: its 429s and its slots are its own."""
+
+    def __init__(
+        self,
+        platform: RateLimiter,
+        account: str,
+        refusals: Refusals,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(
+            account_rate=platform.rate(),
+            endpoint_rate=None,
+            clock=clock,
+            max_concurrency=_ACCOUNT_SLOTS,
+        )
+        self._platform = platform
+        self._name = account
+        self._refusals = refusals
+
+    async def acquire(self, endpoint: str, *, priority: int = 0) -> Permit:
+        """Waits for the account's turn, then for the platform's."""
+        own = await super().acquire(endpoint, priority=priority)
+        try:
+            whole = await self._platform.acquire(endpoint, priority=priority)
+        except BaseException:
+            own.give_back()
+            raise
+        return _Both(own, whole)
+
+    def ready_in(self, endpoint: str, *, priority: int = 0) -> float:
+        """Seconds until neither would wait."""
+        return max(
+            super().ready_in(endpoint, priority=priority),
+            self._platform.ready_in(endpoint, priority=priority),
+        )
+
+    def on_rate_limited(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
+        """Slows the account down; the platform too if several accounts meet 429s."""
+        super().on_rate_limited(endpoint, reason, retry_after_s)
+        if reason != "lock_timeout" and self._refusals.add(self._name):
+            self._platform.on_rate_limited(endpoint, reason, retry_after_s)
+
+
+class _Both(Permit):
+    """A permit of the account and one of the platform."""
+
+    __slots__ = ("_own", "_whole")
+
+    def __init__(self, own: Permit, whole: Permit) -> None:
+        self._own, self._whole = own, whole
+
+    def release(self) -> None:
+        self._own.release()
+        self._whole.release()
+
+    def give_back(self) -> None:
+        self._own.give_back()
+        self._whole.give_back()

@@ -30,6 +30,21 @@ BEGIN
 END;
 $$;
 
+-- The end of a job wakes the workers if another one of its account waits: until now it could not begin.
+CREATE OR REPLACE FUNCTION pinstripe_tasks.tell_next() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pinstripe_tasks, pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM pg_notify('procrastinate_queue_v1#' || queue_name,
+                    json_build_object('type', 'job_inserted', 'job_id', id)::text)
+  FROM procrastinate_jobs WHERE lock = OLD.lock AND status = 'todo' LIMIT 1;
+  RETURN NULL;
+END;
+$$;
+DROP TRIGGER IF EXISTS pinstripe_tell_next ON pinstripe_tasks.procrastinate_jobs;
+CREATE TRIGGER pinstripe_tell_next AFTER DELETE ON pinstripe_tasks.procrastinate_jobs
+  FOR EACH ROW WHEN (OLD.status = 'doing' AND OLD.lock IS NOT NULL)
+  EXECUTE FUNCTION pinstripe_tasks.tell_next();
+
 -- A worker looks for the first job whose lock no earlier job has: by lock, else it reads all jobs for each.
 CREATE INDEX IF NOT EXISTS pinstripe_jobs_lock_idx ON pinstripe_tasks.procrastinate_jobs
   (lock, priority, id) WHERE status IN ('todo', 'doing');
