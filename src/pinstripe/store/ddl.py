@@ -6,7 +6,7 @@ but comments, quoted with `literal`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pinstripe.catalog.descriptions import derivation, describe_table
@@ -105,6 +105,37 @@ def tenant_view(schema: str, table: Table, account_id: str, target: str) -> str:
         f"SELECT {names} FROM {qualified(schema, table.name)} "
         f"WHERE {quote(ACCOUNT)} = {literal(account_id)};"
     )
+
+
+def as_there(table: Table, columns: Container[str]) -> Table:
+    """The table with the key that it has in a schema where it has these columns."""
+    return with_account(table) if ACCOUNT in columns else table
+
+
+def keys_of(table: Table) -> str:
+    """The columns of the key, for a row's values in SQL."""
+    return ", ".join(map(quote, table.key))
+
+
+def has_key(table: Table, key: Sequence[str]) -> str:
+    """The condition that a row has this key."""
+    return f"({keys_of(table)}) = ({', '.join(map(literal, key))})"
+
+
+def page_end(schema: str, table: Table, rows: int) -> str:
+    """SELECT of the last key, an array, of the next `rows` rows behind the key $1, or null."""
+    keys = keys_of(table)
+    after = ", ".join(f"($1::text[])[{n + 1}]" for n in range(len(table.key)))
+    return (
+        f"SELECT max(p.key) FROM (SELECT ARRAY[{keys}] AS key FROM {qualified(schema, table.name)} "
+        f"WHERE ({keys}) > ({after}) ORDER BY {keys} LIMIT {rows}) p"
+    )
+
+
+def on_page(table: Table, after: Sequence[str], end: Sequence[str]) -> str:
+    """The condition that a row is on the page behind one key that ends with the other."""
+    above, last = (", ".join(map(literal, key)) for key in (after, end))
+    return f"({keys_of(table)}) > ({above}) AND ({keys_of(table)}) <= ({last})"
 
 
 def create_table(schema: str, table: Table, *, partitions: int = 0) -> str:

@@ -23,7 +23,7 @@ from pinstripe.errors import DatabaseFault
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import Why
-from pinstripe.store.scopes import relations
+from pinstripe.store.scopes import SCOPES_OF, relations
 
 GONE = Why(
     DatabaseFault("42P01", "table"),
@@ -106,7 +106,8 @@ async def forget_streams(connection: Connection, schema: str, relist: Sequence[s
     if relist:
         around = [name for one in relist for name in around_of(one)]
         await connection.execute(
-            "DELETE FROM pinstripe.cursor WHERE schema = $1 AND position ->> 'table' = ANY($2)",
+            f"DELETE FROM pinstripe.cursor WHERE schema IN {SCOPES_OF}"
+            " AND position ->> 'table' = ANY($2)",
             schema,
             [*relist, *around],
         )

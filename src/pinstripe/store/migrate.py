@@ -39,6 +39,8 @@ from pinstripe.store.pool import Connection, check_server, connect, translated
 from pinstripe.store.scopes import (
     ACCOUNT,
     NAME_BYTES,
+    SCOPES_OF,
+    SETTING,
     account_of,
     partitions_of,
     relations,
@@ -183,9 +185,14 @@ async def migrate(
         for c in table.all_columns
         if existing.get(name, {}).get(c.name, c.type) != c.type
     ]
+    if any(map(ddl.is_by_account, tables.values())):
+        async for attempt in _patiently(connection, schema):
+            async with attempt:
+                await _make_views(connection, schema, tables)
     await _fill(connection, schema, tables, done)
     now = await _columns(connection, schema)
-    searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
+    known = {name: ddl.as_there(table, now.get(name, ())) for name, table in catalog().items()}
+    searched = {t.name: t for t in known_tables(now, {**known, **tables})}
     await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
     if metrics:
         await ensure_metrics(connection, schema)
@@ -225,9 +232,6 @@ async def migrate_platform(
         metrics=False,
         partitions=partitions or 0,
     )
-    async for attempt in _patiently(connection, schema):
-        async with attempt:
-            await _make_views(connection, schema, by_account)
     for name in {name for name, _ in done.added} & by_account.keys():
         await create_indexes(connection, schema, by_account[name])
     return done
@@ -435,6 +439,9 @@ async def _end_filling(
     whole = {
         n: t for n, t in catalog().items() if {c.name for c in t.all_columns} <= {*now.get(n, ())}
     }
+    is_platform = any(ACCOUNT in columns for columns in now.values())
+    if is_platform:
+        await _link_accounts(connection, schema, whole, names)
     with translated():
         async with connection.transaction():
             rows = await connection.fetch(
@@ -443,16 +450,43 @@ async def _end_filling(
                 schema,
                 names,
             )
-            columns = {row[0]: set(row[1]) for row in rows}
-            linked = {
-                n
-                for n in columns.keys() & whole.keys()
-                if not columns[n].isdisjoint(c.name for c in linked_columns(whole[n]))
-            }
-            await link_all(connection, schema, whole, linked)
+            if not is_platform:
+                await link_all(connection, schema, whole, _linked(whole, rows))
             lacking = sorted(row[0] for row in rows if row[2])
             await forget_streams(connection, schema, lacking)
     done.relist += lacking
+
+
+def _linked(whole: Mapping[str, Table], filled: Iterable[asyncpg.Record]) -> set[str]:
+    """Those of the tables that were filled, (name, columns, ...), where rows of others give a column."""
+    return {
+        name
+        for name, columns, *_ in filled
+        if name in whole and {*columns} & {c.name for c in linked_columns(whole[name])}
+    }
+
+
+async def _link_accounts(
+    connection: Connection, schema: str, whole: Mapping[str, Table], names: Sequence[str]
+) -> None:
+    """Of a platform, fill those columns account by account, in a transaction each."""
+    with translated():
+        filled = await connection.fetch(
+            'SELECT "table", columns FROM pinstripe.filling'
+            ' WHERE schema = $1 AND "table" = ANY ($2::text[])',
+            schema,
+            names,
+        )
+        scopes = await connection.fetch(
+            f"SELECT schema FROM {SCOPES_OF} AS s WHERE schema <> $1 ORDER BY 1", schema
+        )
+        linked = _linked(whole, filled)
+        for (scope,) in scopes if linked else ():
+            async with connection.transaction():
+                await connection.execute(
+                    "SELECT pg_catalog.set_config($1, $2, true)", SETTING, account_of(scope)
+                )
+                await link_all(connection, scope, whole, linked)
 
 
 async def _fill_page(
@@ -462,8 +496,7 @@ async def _fill_page(
 
     `derived`: the columns of the table as it stands there (`effective`) that its trigger computes.
     """
-    name, key = ddl.qualified(schema, table.name), ddl.quote(table.key[0])
-    place = (schema, table.name)
+    name, place = ddl.qualified(schema, table.name), (schema, table.name)
     with translated():
         async with connection.transaction():
             found = await connection.fetchrow(
@@ -473,25 +506,29 @@ async def _fill_page(
             )
             if found is None:
                 return False
-            page = await connection.fetchrow(
-                f"SELECT max(k.key), count(*) FROM (SELECT {key} AS key FROM {name} "
-                f"WHERE {key} > $1 ORDER BY {key} LIMIT {_FILL_ROWS}) k",
-                found[1],
-            )
-            if page is None or page[0] is None:
+            after = _key_from(table, found[1])
+            end = await connection.fetchval(ddl.page_end(schema, table, _FILL_ROWS), after)
+            if end is None:
                 return False
             columns = [c for c in table.columns if c.name in found[0]]
-            rows = f"{key} > {ddl.literal(found[1])} AND {key} <= {ddl.literal(page[0])}"
-            fewest = await _move_all(connection, name, columns, rows) if columns else page[1]
+            rows = ddl.on_page(table, after, end)
+            count = await connection.fetchval(f"SELECT count(*) FROM {name} WHERE {rows}")
+            fewest = await _move_all(connection, name, columns, rows) if columns else count
             await _derive_rows(connection, schema, effective, derived, rows)
             await connection.execute(
                 "UPDATE pinstripe.filling SET after = $3, is_lacking = is_lacking OR $4"
                 ' WHERE schema = $1 AND "table" = $2',
                 *place,
-                page[0],
-                fewest < page[1],
+                "/".join(end),
+                fewest < count,
             )
             return True
+
+
+def _key_from(table: Table, text: str) -> list[str]:
+    """The key whose values are joined by slashes, which an account's id does not have; '' is before all."""
+    found = text.split("/", len(table.key) - 1)
+    return found + [""] * (len(table.key) - len(found))
 
 
 async def _derive_rows(

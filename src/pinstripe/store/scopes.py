@@ -22,6 +22,12 @@ SETTING = "pinstripe.account"
 CURRENT = f"pg_catalog.current_setting('{SETTING}')"
 """The account of the session, in SQL. An error where the session has never set one."""
 
+SCOPES_OF = (
+    "(SELECT s.schema FROM pinstripe.sync s WHERE s.schema = $1 OR s.platform_id ="
+    " (SELECT p.id FROM pinstripe.platform p WHERE p.schema = $1))"
+)
+"""The schema $1 and, if it is a platform's, the scopes of its accounts, in SQL."""
+
 _AT = "@"
 _VIEWS = "_of_account"
 _PARTITIONS = "_partitions"
