@@ -836,3 +836,23 @@ async def _drop(connection: Connection, schema: str) -> None:
             await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(schema)}")
     except asyncpg.DependentObjectsStillExistError:
         return  # What is left in it is the user's.
+
+
+async def drop_platform(connection: Connection, schema: str) -> None:
+    """Drop the tables and views of a platform that is deleted. Raises Misconfigured if others rest on them."""
+    views, partitions = views_of(schema), partitions_of(schema)
+    try:
+        async with connection.transaction():
+            shown = await connection.fetch(
+                "SELECT viewname::text FROM pg_views WHERE schemaname = $1", views
+            )
+            for row in shown:
+                await connection.execute(f"DROP VIEW {ddl.qualified(views, row[0])}")
+            await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(views)}")
+            await _drop(connection, schema)
+            await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(partitions)}")
+    except asyncpg.DependentObjectsStillExistError as error:
+        raise Misconfigured(
+            f'Views or tables of your own rest on the views of the schema "{schema}"; it was left.',
+            hint="Drop those first, or drop all at once: DROP SCHEMA ... CASCADE.",
+        ) from error

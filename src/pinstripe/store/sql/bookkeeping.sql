@@ -65,7 +65,8 @@ CREATE INDEX IF NOT EXISTS sync_platform_idx ON pinstripe.sync (platform_id) WHE
 
 -- The accounts of a platform, its own among them. An account that took its authorisation back is `revoked`: its
 -- rows stay and nothing is requested for it. `next_look_at`: when its event list is due. `looks`, `events`: how
--- often it was requested, and how many events it brought.
+-- often it was requested, and how many events it brought. `newest_event`: what the list showed on top last;
+-- `known_to`: until when it did so, on Stripe's clock. `owed_at`: when a poll is due whatever is on top.
 --
 -- What an account costs: one row here, in `sync`, `lease` and `bell`; one in `cursor` for each list (some 140),
 -- in `copied`, `filled` and `freshness` for each table that has rows; and what it changes, as long as
@@ -81,6 +82,9 @@ CREATE TABLE IF NOT EXISTS pinstripe.platform_account (
   next_look_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
   last_event_at timestamptz,
   woken_at      timestamptz,
+  newest_event  text,
+  known_to      timestamptz,
+  owed_at       timestamptz,
   looks         bigint NOT NULL DEFAULT 0,
   events        bigint NOT NULL DEFAULT 0,
   -- Trouble: consecutive failures, the last error's code, its words and its remedy.
@@ -430,3 +434,26 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pinstripe.process (
   state  jsonb NOT NULL,
   at     timestamptz NOT NULL
 ) WITH (fillfactor = 10);
+
+-- What is due later for one account of a platform, by task: a first copy that failed, lists that are read again,
+-- a refetch whose next try is due. `failures`: how often in a row it failed. See store/sweep.py.
+CREATE TABLE IF NOT EXISTS pinstripe.platform_task (
+  scope    text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  task     text NOT NULL,
+  due_at   timestamptz NOT NULL,
+  failures int NOT NULL DEFAULT 0,
+  PRIMARY KEY (scope, task)
+);
+CREATE INDEX IF NOT EXISTS platform_task_due_idx ON pinstripe.platform_task (due_at);
+
+-- Workers of platforms, which share the rates of requests. `seen`: the newest worker that its share makes room
+-- for; a newcomer begins when all others have seen it. See store/workers.py.
+CREATE TABLE IF NOT EXISTS pinstripe.platform_worker (
+  id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  name         text NOT NULL,
+  version      text NOT NULL,
+  joined_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  seen         bigint NOT NULL DEFAULT 0,
+  running      int NOT NULL DEFAULT 0
+);
