@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ from pinstripe.client.api_key import ApiKey, proxy_for
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
+from pinstripe.client.retry import Patience
 from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
 from pinstripe.encryption import hash_key
 from pinstripe.errors import Misconfigured, Unwritable
@@ -100,23 +101,7 @@ class Service:
         `on_ready` is called as soon as only the events decide whether the copy is current.
         """
         outcome = await self.backfill.run(followed=followed, on_ready=on_ready)
-        mirror = self.source.mirror
-        async with self.source.transaction() as connection:
-            await note_filled(connection, mirror.schema, mirror.tables)
-        # One list that fails leaves only its own tables open, and those that its objects hold.
-        unfinished = outcome.unfinished
-        open_tables = unfinished | {
-            table
-            for table in mirror.loading
-            if any(parent in unfinished for parent, _ in parents_of(table))
-        }
-        loaded = mirror.loading - open_tables
-        mirror.loading &= open_tables
-        if loaded:
-            # After `loading`: what is written from now on is linked as it comes.
-            async with self.source.transaction() as connection:
-                await link_all(connection, mirror.schema, mirror.tables, loaded)
-                await mark_loaded(connection, mirror.schema, sorted(loaded))
+        await note_backfilled(self.source, outcome)
         return outcome
 
     async def follow(self) -> Follower:
@@ -165,6 +150,27 @@ class Service:
         return HeartbeatWriter(self.source, self.budget, self.backfill, follower)
 
 
+async def note_backfilled(source: Source, outcome: BackfillResult) -> None:
+    """Mark the tables that a backfill completed as loaded."""
+    mirror = source.mirror
+    async with source.transaction() as connection:
+        await note_filled(connection, mirror.schema, mirror.tables)
+    # One list that fails leaves only its own tables open, and those that its objects hold.
+    unfinished = outcome.unfinished
+    open_tables = unfinished | {
+        table
+        for table in mirror.loading
+        if any(parent in unfinished for parent, _ in parents_of(table))
+    }
+    loaded = mirror.loading - open_tables
+    mirror.loading &= open_tables
+    if loaded:
+        # After `loading`: what is written from now on is linked as it comes.
+        async with source.transaction() as connection:
+            await link_all(connection, mirror.schema, mirror.tables, loaded)
+            await mark_loaded(connection, mirror.schema, sorted(loaded))
+
+
 @asynccontextmanager
 async def open_service(
     config: Config, *, tell: Callable[[str], None] = lambda _: None, leads: bool = True
@@ -205,7 +211,7 @@ async def open_service(
                 personal=personal if leads else await _stored(database.url, config),
             )
         )
-        source = await _joined(stripe, mirror, pool, held)
+        source = await join_source(stripe, mirror, pool, held, mend=_mend)
         source.since = config.since_by_table(known)
         # After days on standby the sync begins now, and not when the account was first read.
         now = account.now + time.monotonic() - met_at
@@ -245,8 +251,15 @@ async def _stored(url: str, config: Config) -> Personal | None:
     return with_key(policy, config.schema, key)
 
 
-async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held | None) -> Source:
-    """Connects client and mirror; writes are fenced if this process leads."""
+async def join_source(
+    stripe: StripeClient,
+    mirror: Mirror,
+    pool: Pool,
+    held: Held | None,
+    *,
+    mend: Callable[[Source, str], Awaitable[None]],
+) -> Source:
+    """Connects client and mirror. If this process leads, writes are fenced and `mend` makes lost tables."""
     source = Source(stripe, mirror, mirror.tables, pool)
     await remember_refusals(source, leads=held is not None)
     async with pool.acquire() as connection:
@@ -259,7 +272,7 @@ async def _joined(stripe: StripeClient, mirror: Mirror, pool: Pool, held: Held |
             mirror.loading |= set(mirror.tables) - await load_loaded(connection, mirror.schema)
     mirror.resolve = partial(resolve, source)
     if held is not None:
-        mirror.mend = partial(_mend, source)
+        mirror.mend = partial(mend, source)
     return source
 
 
@@ -288,7 +301,9 @@ async def _pools(url: str, name: str) -> AsyncIterator[tuple[Pool, Pool]]:
         yield live, bulk
 
 
-def stripe_for(config: Config, key: ApiKey, budget: RateLimiter) -> StripeClient:
+def stripe_for(
+    config: Config, key: ApiKey, budget: RateLimiter, *, patience: Patience | None = None
+) -> StripeClient:
     """A client for the account that the settings name, in our API version. Not open yet."""
     return StripeClient(
         key,
@@ -297,6 +312,7 @@ def stripe_for(config: Config, key: ApiKey, budget: RateLimiter) -> StripeClient
         base_url=config.stripe_url,
         account=config.stripe_account,
         proxy=proxy_for(config.stripe_url),
+        patience=patience,
         margins=Margins(config.clock_margin, config.replica_lag),
     )
 

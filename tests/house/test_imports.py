@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gateway.app",),
     ("console",),
     ("service",),
+    ("platforms",),
     ("serving",),
     ("cli",),
     ("__main__",),

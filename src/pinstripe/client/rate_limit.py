@@ -93,6 +93,12 @@ class GcraRate:
         self._era = 0
         self._taken: deque[float] = deque(maxlen=None if rate is None else max(math.ceil(rate), 2))
 
+    def reset(self, rate: float | None) -> None:
+        """Another rate from now on. What was taken within the last second counts towards it."""
+        if rate != self._set_rate:
+            length = None if rate is None else max(math.ceil(rate), 2)
+            self._set_rate, self._taken = rate, deque(self._taken, maxlen=length)
+
     def rate(self, now: float) -> float | None:
         """The rate in force: the one set, or less while a `cut` wears off."""
         if self._set_rate is None or self._cut_rate == math.inf:
@@ -212,6 +218,9 @@ _SHARE_EVERY = 8
 # all places.
 _RESERVED_SLOTS = 8
 
+# Without a share of the rates; a scheduler should check again in a while.
+_NO_SHARE_S = 0.5
+
 # How long a slot stays taken is unknown; a scheduler should check again soon.
 _SLOT_GUESS_S = 0.02
 
@@ -311,6 +320,9 @@ class RateLimiter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         max_concurrency: int = DEFAULT_CONCURRENCY,
     ) -> None:
+        self._account_rate = account_rate
+        self._parts = 1
+        self._until = math.inf
         self._account = GcraRate(account_rate, burst_s)
         self._slots = ConcurrencyLimit(max_concurrency)
         self._endpoint_rate = endpoint_rate
@@ -327,6 +339,20 @@ class RateLimiter:
         """By class: the number of its last permit."""
         self._alarm: asyncio.Task[None] | None = None
         self._alarm_at = 0.0
+
+    def share(self, parts: int, *, until: float) -> None:
+        """Keeps to one of `parts` equal parts of each rate, and grants nothing after `until` on the clock.
+
+        Where several processes share one account's rates, the sum of their parts is never above the rate:
+        each is a whole number of requests a second. (Below one, it is a request every few seconds.)
+        """
+        self._until = until
+        if parts != self._parts:
+            self._parts = parts
+            self._account.reset(_part(self._account_rate, parts))
+            for endpoint, lane in self._lanes.items():
+                lane.pace.reset(self._rate_of(endpoint))
+        self._dispatch()
 
     async def acquire(self, endpoint: str, *, priority: int = 0) -> Permit:
         """Waits until both rates and a slot allow one more request. The lower `priority` (`WorkClass`)
@@ -357,6 +383,8 @@ class RateLimiter:
         the answer is a guess.
         """
         now = self._clock()
+        if now > self._until:
+            return _NO_SHARE_S
         queued = sum(_next_in(lane, now, priority) for lane in self._waiting.values())
         at = self._account.ready_at() + queued * self._account.interval_s(now)
         lane = self._lanes.get(endpoint)
@@ -391,9 +419,12 @@ class RateLimiter:
     def _lane(self, endpoint: str) -> _Lane:
         lane = self._lanes.get(endpoint)
         if lane is None:
-            pace = GcraRate(self._own_rates.get(endpoint, self._endpoint_rate), self._burst_s)
+            pace = GcraRate(self._rate_of(endpoint), self._burst_s)
             lane = self._lanes[endpoint] = _Lane(pace, ConcurrencyLimit(self._max_concurrency))
         return lane
+
+    def _rate_of(self, endpoint: str) -> float | None:
+        return _part(self._own_rates.get(endpoint, self._endpoint_rate), self._parts)
 
     def _free(self, lane: _Lane) -> None:
         self._slots.used -= 1
@@ -403,6 +434,9 @@ class RateLimiter:
     def _dispatch(self) -> None:
         """Grants all permits that can go now, then arms the timer for the next."""
         now = self._clock()
+        if now > self._until:
+            self._disarm()  # `share` goes on.
+            return
         while self._slots.is_free(now) and self._account.is_ready(now):
             choice = self._choose(now)
             if choice is None:
@@ -483,6 +517,18 @@ class RateLimiter:
         await self._sleep(max(delay_s, 0.0))
         self._alarm = None
         self._dispatch()
+
+
+def _part(rate: float | None, parts: int) -> float | None:
+    """One of so many equal parts of a rate, a whole number if it is one or more.
+
+    >>> _part(99.0, 2), _part(24.0, 5), _part(2.0, 4), _part(None, 3)
+    (49, 4, 0.5, None)
+    """
+    if rate is None or parts == 1:
+        return rate
+    part = rate / parts
+    return part if part < 1 else math.floor(part)
 
 
 def _next_in(lane: _Lane, now: float, priority: int) -> int:

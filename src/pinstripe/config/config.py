@@ -146,10 +146,10 @@ def account(text: str, where: str) -> str | None:
 
 def schema(text: str, where: str) -> str:
     reserved = text in ("pinstripe", "information_schema") or text.startswith("pg_")
-    if not text or reserved or len(text.encode()) > _SCHEMA_BYTES or "\0" in text:
+    if not text or reserved or len(text.encode()) > _SCHEMA_BYTES or {*"\0@"} & {*text}:
         raise Misconfigured(
             f"{where} is {redact(text)!r}: no schema of this name can hold the tables.",
-            hint="Choose another name of at most 63 bytes; pg_..., information_schema and "
+            hint="Choose another name of at most 63 bytes, without an @; pg_..., information_schema and "
             "pinstripe are taken.",
         )
     return text

@@ -20,8 +20,9 @@ from pinstripe.catalog.tables import LOGS, Table
 from pinstripe.mirror.upsert import key_text, stage
 from pinstripe.rows.as_of import Cause
 from pinstripe.store.changes import ChangeKind, NewChange, write_changes
-from pinstripe.store.ddl import BOOKKEEPING, qualified, quote
+from pinstripe.store.ddl import BOOKKEEPING, VIEW_SYSTEM, qualified, quote
 from pinstripe.store.pool import Connection
+from pinstripe.store.scopes import ACCOUNT
 
 _PREVIEW_TIMES = (
     "created",
@@ -224,7 +225,7 @@ def _seen(table: Table) -> str:
 
 def _image() -> str:
     """Return the row `t` without our own columns, except `_extra`, which has fields of Stripe's."""
-    ours = ", ".join(name for name in BOOKKEEPING if name != "_extra")
+    ours = ", ".join(n for n in (*BOOKKEEPING, *VIEW_SYSTEM, ACCOUNT) if n != "_extra")
     return f"to_jsonb(t) - '{{{ours}}}'::text[]"
 
 

@@ -37,7 +37,7 @@ from pinstripe.mirror.quarantine import (
     take_too_large,
 )
 from pinstripe.mirror.queue import LIVE_LANE, Job, Part, Progress, Queue, steps_of
-from pinstripe.mirror.writer import Writer
+from pinstripe.mirror.writer import SharedStages, Writer
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.rows.personal import Personal
 from pinstripe.store.erasures import check_erasures, note_erased
@@ -532,11 +532,13 @@ async def open_mirror(
     sink: Sink | None = None,
     extractor: Extractor | None = None,
     personal: Personal | None = None,
+    shared: SharedStages | None = None,
 ) -> AsyncIterator[Mirror]:
     """A mirror whose writers run for the block. Leaving it does not wait for jobs: await your writes.
 
     `changes`: whether the writers record the change feed; `session_name`: see `Lease`. `sink` takes the
-    place of the writers; `extractor` is shared with another mirror. `personal`: see `Extractor`.
+    place of the writers; `extractor` is shared with another mirror. `personal`: see `Extractor`; `shared`:
+    see `Writer`.
     """
     extractor = extractor or Extractor(tables, personal=personal)
     loading: set[str] = set()
@@ -544,7 +546,13 @@ async def open_mirror(
     def writer() -> Sink:
         recorder = Recorder(schema, loading) if changes else None
         return Writer(
-            url, schema, tables, extractor.shapes, recorder=recorder, session_name=session_name
+            url,
+            schema,
+            tables,
+            extractor.shapes,
+            recorder=recorder,
+            session_name=session_name,
+            shared=shared,
         )
 
     sinks = [sink] if sink is not None else [writer() for _ in range(writers)]

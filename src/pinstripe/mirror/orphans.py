@@ -26,7 +26,7 @@ from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import MemberSet, Row, RowKey
 from pinstripe.rows.layout import TAIL, Shapes
 from pinstripe.store.confirmations import key_hash, of_keys
-from pinstripe.store.ddl import literal, qualified, quote
+from pinstripe.store.ddl import literal, qualified, quote, scope_value
 from pinstripe.store.member_sets import newer_than
 from pinstripe.store.pool import Connection
 
@@ -145,7 +145,7 @@ async def find_unlisted(
         return {}, []
     alive = " AND c.deleted IS NOT TRUE" if _flag(child) >= 0 else ""
     key = f"c.{quote(child.key[0])}"
-    seen_since = of_keys(literal(schema), literal(child.name), "to_timestamp($8::float8)")
+    seen_since = of_keys(scope_value(schema), literal(child.name), "to_timestamp($8::float8)")
     rows = await connection.fetch(
         # What was not written since the set was made known is older than it; so is what was true before
         # it, unless a later snapshot has shown it.

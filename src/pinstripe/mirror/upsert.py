@@ -28,7 +28,7 @@ from functools import partial
 
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.confirmations import key_hash, of_keys
-from pinstripe.store.ddl import literal, qualified, quote, today_value
+from pinstripe.store.ddl import conflict_target, literal, qualified, quote, today_value
 
 STAGE_EXTRA = ("_extra", "_lo", "_hi", "_known", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
@@ -111,7 +111,7 @@ def insert(schema: str, table: Table) -> str:
         f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
         f"SELECT {values}, to_timestamp(s._lo), to_timestamp(s._hi), clock_timestamp(), "
         f"s._partial, $1::text, s._extra::jsonb FROM {stage(table.name)} s\n"
-        f"ON CONFLICT ({', '.join(quote(k) for k in table.key)}) DO NOTHING"
+        f"ON CONFLICT ({conflict_target(schema, table)}) DO NOTHING"
     )
 
 

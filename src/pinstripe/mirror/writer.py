@@ -3,18 +3,21 @@
     Batch -> COPY into stages -> insert, widen, update, complete -> conflicts, confirmations -> sets
           -> links -> refetches, checkpoints, effects -> COMMIT
 
-A `Writer` owns one session (`StageTables`). Rows of many tables and the checkpoints that cover them become
-visible in one transaction or not at all. All writers take tables and keys in one order, so two of them
+A `Writer` has one session (`StageTables`) of its own, or takes one for each transaction from those that the
+accounts of a platform share. Rows of many tables and the checkpoints that cover them become visible in one
+transaction or not at all. All writers take tables and keys in one order, so two of them
 never deadlock. `write_apart` leaves out the rows that Postgres refuses, which it finds by halving.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -59,6 +62,8 @@ from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
+from pinstripe.store.scopes import account_of
+from pinstripe.store.session import Session
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -116,6 +121,9 @@ class _Tally:
 class StageTables:
     """One session with its stage tables and prepared statements. Not for two tasks at once.
 
+    `account`: of a platform, for which the session works from the next transaction on. The stages and
+    statements are the same for all of them.
+
     A stage is a temp table that takes rows by COPY. It is emptied by DELETE, and by TRUNCATE, which takes
     1.5 ms, only after `_DEAD_ROWS` dead rows. The least recently used stages and statements are dropped.
     """
@@ -125,12 +133,16 @@ class StageTables:
         url: str,
         *,
         session_name: str,
-        on_connected: Callable[[asyncpg.Connection], Awaitable[None]],
+        account: str = "",
+        on_connected: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
     ) -> None:
+        self.account = account
+        self.pid = 0
+        """The server process of the session, once it is connected."""
         self._url = url
         self._session_name = session_name
         self._on_connected = on_connected
-        self._connection: asyncpg.Connection | None = None
+        self._connection: Session | None = None
         self._dead: OrderedDict[str, int] = OrderedDict()
         """Table -> dead rows that its stage still holds; least recently used first."""
         self._filled: dict[str, int] = {}
@@ -144,11 +156,17 @@ class StageTables:
             connection = await connect_dedicated(self._url, application_name=self._session_name)
             try:
                 with translated():
-                    await self._on_connected(connection)
+                    self.pid = await server_pid(connection)
+                    await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
+                    if self._on_connected is not None:
+                        await self._on_connected(connection)
             except BaseException:
                 connection.terminate()
                 raise
             self._connection = connection
+        if self._connection.account != self.account:
+            with translated():
+                await self._connection.work_for(self.account)
         return self._connection
 
     @asynccontextmanager
@@ -251,8 +269,34 @@ class StageTables:
             del self._statements[wanted]
 
 
+class SharedStages:
+    """Up to `size` sessions that many writers share; each has one for the length of a transaction."""
+
+    def __init__(self, url: str, *, session_name: str, size: int) -> None:
+        self._places = asyncio.Semaphore(size)
+        self._make = partial(StageTables, url, session_name=session_name)
+        self._idle: list[StageTables] = []
+
+    @asynccontextmanager
+    async def take(self, account: str) -> AsyncIterator[StageTables]:
+        """A session that works for this account of a platform, or for "" none. Waits until one is free."""
+        async with self._places:
+            # The last one given back: its stages are the most likely to be there.
+            stages = self._idle.pop() if self._idle else self._make()
+            stages.account = account
+            try:
+                yield stages
+            finally:
+                self._idle.append(stages)
+
+    def close(self) -> None:
+        """End the idle sessions. The next `take` opens a new one."""
+        for stages in self._idle:
+            stages.close()
+
+
 class Writer:
-    """One connection that writes. Not for two tasks at once."""
+    """Writes to one schema, or for one account of a platform. Not for two tasks at once."""
 
     def __init__(
         self,
@@ -263,22 +307,28 @@ class Writer:
         *,
         recorder: Recorder | None = None,
         session_name: str = "pinstripe",
+        shared: SharedStages | None = None,
     ) -> None:
-        """`recorder` records the change feed, if it is on; it belongs to this writer alone."""
+        """`recorder` records the change feed, if it is on; it belongs to this writer alone.
+
+        `shared`: sessions that are used instead of one of its own.
+        """
         self._url = url
         self._schema = schema
         self._tables = tables
         self._shapes = shapes
         self._recorder = recorder
         self._links = Links(schema, tables)
-        self._stages = StageTables(url, session_name=session_name, on_connected=self._on_connected)
+        self._sessions = shared or SharedStages(url, session_name=session_name, size=1)
+        self._is_shared = shared is not None
+        self._stages: StageTables
+        """The session of the present transaction."""
         self.failed_at = ""
         """The table at which the last write failed; "" if it failed elsewhere."""
         self._at = ""
         self._befores: Mapping[RowKey, Befores] = {}
         self._removed: dict[str, set[str]] = {}
         """Keys of the rows that sets removed in this transaction, by table."""
-        self._pid = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -292,8 +342,9 @@ class Writer:
         await self.close()
 
     async def close(self) -> None:
-        """Close the session. The next `write` opens a new one."""
-        self._stages.close()
+        """Close the session, if it is the writer's own. The next `write` opens a new one."""
+        if not self._is_shared:
+            self._sessions.close()
 
     async def write(self, batch: Batch) -> list[Conflict]:
         """Commit the batch; return the rows that are in conflict.
@@ -327,17 +378,18 @@ class Writer:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
         self._at, self._befores, self._removed = "", batch.befores, {}
         try:
-            await self._stages.connection()
-            async with naming_holders(self._url, self._pid):
-                with self._recorder.transaction() if self._recorder else nullcontext():
-                    async with self._stages.transaction() as connection:
-                        await self._lock_sets(connection, batch)
-                        await lock_links(connection, self._link_ids(batch))
-                        yield connection
-                        self._at = ""
-                        await self._finish(connection, batch, parted)
-                    for answer in batch.completed:
-                        answer.is_noted = True
+            async with self._sessions.take(account_of(self._schema)) as self._stages:
+                await self._stages.connection()
+                async with naming_holders(self._url, self._stages.pid):
+                    with self._recorder.transaction() if self._recorder else nullcontext():
+                        async with self._stages.transaction() as connection:
+                            await self._lock_sets(connection, batch)
+                            await lock_links(connection, self._link_ids(batch))
+                            yield connection
+                            self._at = ""
+                            await self._finish(connection, batch, parted)
+                        for answer in batch.completed:
+                            answer.is_noted = True
         except BaseException:
             self.failed_at = self._at
             raise
@@ -402,10 +454,6 @@ class Writer:
             await effect(connection)
         if self._recorder is not None:
             await self._recorder.write(connection)
-
-    async def _on_connected(self, connection: asyncpg.Connection) -> None:
-        self._pid = await server_pid(connection)
-        await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
 
     async def _rounds(self, connection: asyncpg.Connection, batch: Batch) -> list[Conflict]:
         found: list[Conflict] = []
@@ -515,8 +563,11 @@ class Writer:
     async def _lock_sets(self, connection: asyncpg.Connection, batch: Batch) -> None:
         """Order this transaction with those that note sets, or insert rows that sets may exclude."""
         notes = any(fact.is_of_event or fact.cause is not None for fact in batch.sets)
-        inserts = any(parents_of(table) for one_round in batch.rounds for table in one_round)
-        if notes or inserts:
+        written = {table for one_round in batch.rounds for table in one_round}
+        inserts = any(map(parents_of, written))
+        # Rows that wait for `link_all`: in a platform it cannot lock their tables against all accounts.
+        waits = account_of(self._schema) and not written.isdisjoint(lock_columns())
+        if notes or inserts or waits:
             await member_sets.lock(connection, self._schema, notes=notes)
 
     async def _apply_sets(

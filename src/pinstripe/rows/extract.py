@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 
 import msgspec
@@ -112,7 +113,9 @@ class RowSet:
 
 
 class Extractor:
-    """Compiled layouts for every table. One per process is enough; it is not bound to an account."""
+    """Compiled layouts for every table. One per process is enough, but for its `erased` objects, which are
+    those of one account.
+    """
 
     def __init__(
         self, effective: Mapping[str, Table] | None = None, *, personal: Personal | None = None
@@ -127,6 +130,12 @@ class Extractor:
         self._table_of = table_of_object()
         self._plans: dict[str, Plan] = {}
         self._types: Mapping[str, ObjectType] = object_types()
+
+    def for_account(self) -> Extractor:
+        """Return an extractor for another account, on the same layouts and shapes."""
+        other = copy(self)
+        other.erased = Erased()
+        return other
 
     def object(
         self,

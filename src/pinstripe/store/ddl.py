@@ -6,11 +6,22 @@ but comments, quoted with `literal`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from pinstripe.catalog.descriptions import derivation, describe_table
 from pinstripe.catalog.moved import Moved
 from pinstripe.catalog.tables import Column, SqlType, Table
+from pinstripe.store.scopes import (
+    ACCOUNT,
+    CURRENT,
+    account_of,
+    partitions_of,
+    relations,
+    schema_of,
+    scope_of,
+    views_of,
+)
 
 BOOKKEEPING: dict[str, tuple[str, str]] = {
     "_as_of": (
@@ -57,17 +68,124 @@ def literal(text: str) -> str:
 
 
 def qualified(schema: str, table: str) -> str:
-    return f"{quote(schema)}.{quote(table)}"
+    """The relation with the rows of a sync, or of one account of a platform: `schema` may be a scope."""
+    return f"{quote(relations(schema))}.{quote(table)}"
 
 
-def create_table(schema: str, table: Table) -> str:
-    """CREATE TABLE with key and bookkeeping, without indexes and comments."""
+def scope_value(schema: str) -> str:
+    """The name of a schema or scope as a value in SQL: the same text for all accounts of a platform."""
+    account = account_of(schema)
+    if not account:
+        return literal(schema)
+    return f"({literal(scope_of(schema_of(schema), ''))} || {CURRENT})"
+
+
+def conflict_target(schema: str, table: Table) -> str:
+    """The columns of the key as ON CONFLICT names them, in a schema or a scope."""
+    key = table.key if relations(schema) == schema else (ACCOUNT, *table.key)
+    return ", ".join(map(quote, key))
+
+
+def with_account(table: Table) -> Table:
+    """The table as a platform has it: keyed by account first."""
+    columns = (Column(ACCOUNT, "text", ()), *table.columns)
+    return replace(table, columns=columns, key=(ACCOUNT, *table.key))
+
+
+def is_by_account(table: Table) -> bool:
+    """Whether the table holds many accounts: see `with_account`."""
+    return table.key[0] == ACCOUNT
+
+
+def tenant_view(schema: str, table: Table, account_id: str, target: str) -> str:
+    """CREATE VIEW of one account's rows in the schema `target`, with the columns that a sync has."""
+    names = ", ".join(map(quote, (*(c.name for c in table.all_columns), *BOOKKEEPING)))
+    return (
+        f"CREATE OR REPLACE VIEW {qualified(target, table.name)} WITH (security_barrier) AS "
+        f"SELECT {names} FROM {qualified(schema, table.name)} "
+        f"WHERE {quote(ACCOUNT)} = {literal(account_id)};"
+    )
+
+
+def as_there(table: Table, columns: Container[str]) -> Table:
+    """The table with the key that it has in a schema where it has these columns."""
+    return with_account(table) if ACCOUNT in columns else table
+
+
+def keys_of(table: Table) -> str:
+    """The columns of the key, for a row's values in SQL."""
+    return ", ".join(map(quote, table.key))
+
+
+def has_key(table: Table, key: Sequence[str]) -> str:
+    """The condition that a row has this key."""
+    return f"({keys_of(table)}) = ({', '.join(map(literal, key))})"
+
+
+def page_end(schema: str, table: Table, rows: int) -> str:
+    """SELECT of the last key, an array, of the next `rows` rows behind the key $1, or null."""
+    keys = keys_of(table)
+    after = ", ".join(f"($1::text[])[{n + 1}]" for n in range(len(table.key)))
+    return (
+        f"SELECT max(p.key) FROM (SELECT ARRAY[{keys}] AS key FROM {qualified(schema, table.name)} "
+        f"WHERE ({keys}) > ({after}) ORDER BY {keys} LIMIT {rows}) p"
+    )
+
+
+def on_page(table: Table, after: Sequence[str], end: Sequence[str]) -> str:
+    """The condition that a row is on the page behind one key that ends with the other."""
+    above, last = (", ".join(map(literal, key)) for key in (after, end))
+    return f"({keys_of(table)}) > ({above}) AND ({keys_of(table)}) <= ({last})"
+
+
+def create_table(schema: str, table: Table, *, partitions: int = 0) -> str:
+    """CREATE TABLE with key and bookkeeping, without indexes and comments.
+
+    `partitions`: how many parts the rows of a platform are divided into by account, in a schema beside
+    `schema`; 0 for one table.
+    """
     lines = [f"  {quote(c.name)} {column_type(c, table)}" for c in table.all_columns]
     lines += [f"  {quote(name)} {kind}" for name, (kind, _) in BOOKKEEPING.items()]
     lines.append(f"  PRIMARY KEY ({', '.join(quote(k) for k in table.key)})")
-    # Rows are updated in place more often than they grow: room for HOT updates.
+    if is_by_account(table):
+        # A session without an account has the empty one after a reset: see `scopes`.
+        lines.append(f"  CHECK ({quote(ACCOUNT)} <> '')")
     body = ",\n".join(lines)
-    return f"CREATE TABLE {qualified(schema, table.name)} (\n{body}\n) WITH (fillfactor = 90);"
+    name = qualified(schema, table.name)
+    if partitions:
+        text = f"CREATE TABLE {name} (\n{body}\n) PARTITION BY HASH ({quote(ACCOUNT)});"
+        parts = (_partition(schema, table.name, n, partitions) for n in range(partitions))
+        return "\n".join([text, *parts])
+    # Rows are updated in place more often than they grow: room for HOT updates.
+    return f"CREATE TABLE {name} (\n{body}\n) WITH (fillfactor = 90);"
+
+
+def _partition(schema: str, table: str, number: int, partitions: int) -> str:
+    name = qualified(partitions_of(schema), within_63(f"{table}_{number}"))
+    return (
+        f"CREATE TABLE {name} PARTITION OF {qualified(schema, table)} FOR VALUES "
+        f"WITH (MODULUS {partitions}, REMAINDER {number}) WITH (fillfactor = 90);"
+    )
+
+
+VIEW_SYSTEM = ("ctid", "xmin")
+"""Columns of every row that statements read, and that a view has only if it names them."""
+
+
+def create_view(schema: str, table: Table) -> str:
+    """CREATE VIEW of the rows of one account, the one that the session's setting names.
+
+    Postgres rewrites reads and writes of it to the table, and gives new rows their account by the default.
+    Nothing passes from one account to another: the check refuses it. `_account_id` is there for ON
+    CONFLICT, which has to name the whole key.
+    """
+    view, source = qualified(views_of(schema), table.name), qualified(schema, table.name)
+    names = [*VIEW_SYSTEM, *map(quote, (*(c.name for c in table.all_columns), *BOOKKEEPING))]
+    return (
+        f"CREATE VIEW {view} AS SELECT {', '.join(names)} FROM {source}\n"
+        f"WHERE {quote(ACCOUNT)} = {CURRENT} WITH LOCAL CHECK OPTION;\n"
+        f"ALTER VIEW {view} ALTER COLUMN {quote(ACCOUNT)} SET DEFAULT {CURRENT};"
+    )
 
 
 def column_type(column: Column, table: Table) -> SqlType | str:
@@ -126,29 +244,37 @@ def indexes(schema: str, table: Table) -> Iterator[tuple[str, str]]:
             continue
         if column.references or column.name == "created" or column.read == "parent":
             is_long = not _USER_NAMED.isdisjoint(column.references)
-            name = index_name(table.name, f"{column.name}_long" if is_long else column.name)
-            kind = " USING spgist" if is_long else ""
-            where = f" WHERE {quote(column.name)} IS NOT NULL"
-            yield (
-                name,
-                f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {qualified(schema, table.name)}{kind} "
-                f"({quote(column.name)}){where};",
-            )
+            label = f"{column.name}_long" if is_long else column.name
+            yield _index(schema, table, label, quote(column.name), is_long=is_long)
 
-    for label, kind, expression in _ASKED_FOR.get(table.name, ()):
-        name = quote(index_name(table.name, label))
-        on = f"{qualified(schema, table.name)}{kind} ({expression}) WHERE {expression} IS NOT NULL"
-        yield index_name(table.name, label), f"CREATE INDEX IF NOT EXISTS {name} ON {on};"
+    for label, expression, is_long in _ASKED_FOR.get(table.name, ()):
+        yield _index(schema, table, label, expression, is_long=is_long)
 
 
-_ASKED_FOR: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+def _index(
+    schema: str, table: Table, label: str, expression: str, *, is_long: bool
+) -> tuple[str, str]:
+    name, kind, keys = index_name(table.name, label), "", expression
+    if is_by_account(table):
+        # SP-GiST takes one column only; here the account comes first, as everywhere.
+        keys = f"{quote(ACCOUNT)}, {f'left({expression}, {_INDEXED})' if is_long else expression}"
+    elif is_long:
+        kind = " USING spgist"
+    on = f"{qualified(schema, table.name)}{kind} ({keys}) WHERE {expression} IS NOT NULL"
+    return name, f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {on};"
+
+
+_ASKED_FOR: Mapping[str, tuple[tuple[str, str, bool], ...]] = {
     "event": (
-        ("object_id", " USING spgist", "(data_object ->> 'id')"),
-        ("request_id", "", "request_id"),
+        ("object_id", "(data_object ->> 'id')", True),
+        ("request_id", "request_id", False),
     ),
 }
-"""Further indexes, (label, method, expression): what the console and the API filter the event log by. Ids
-of objects may be long."""
+"""Further indexes, (label, expression, whether its values may be long): what the console and the API filter
+the event log by."""
+
+_INDEXED = 500
+"""Characters of a long value that an index of a platform has: with the account, they fit into an entry."""
 
 
 def replaced_indexes(schema: str, table: Table) -> Iterator[str]:
@@ -170,10 +296,11 @@ def foreign_keys(schema: str, table: Table, known: Container[str]) -> Iterator[t
         (target,) = column.references
         if target in known:
             name = within_63(f"{table.name}_{column.name}_fkey")
+            above = f"{quote(ACCOUNT)}, " if is_by_account(table) else ""
             yield (
                 name,
-                f"ADD CONSTRAINT {quote(name)} FOREIGN KEY ({quote(column.name)}) REFERENCES "
-                f"{qualified(schema, target)} ({quote(_key_of(target))}) NOT ENFORCED",
+                f"ADD CONSTRAINT {quote(name)} FOREIGN KEY ({above}{quote(column.name)}) REFERENCES "
+                f"{qualified(schema, target)} ({above}{quote(_key_of(target))}) NOT ENFORCED",
             )
 
 
@@ -240,6 +367,8 @@ def column_comment(column: Column) -> str:
     }.get(column.read)
     if column.secret:
         note = "Always null: Pinstripe keeps no secrets"
+    if column.name == ACCOUNT:
+        parts.append("The account of the platform that the row belongs to")
     if column.name == "id":
         parts.append("Unique identifier of the object")
     if note:
@@ -265,11 +394,12 @@ def _is_money(column: Column) -> bool:
     return last in _MONEY or last.startswith("amount_") or last.endswith("_amount")
 
 
-def create_all(schema: str, tables: Iterable[Table]) -> str:
+def create_all(schema: str, tables: Iterable[Table], *, partitions: int = 0) -> str:
     """The whole schema as a script: what `pinstripe schema ddl` prints."""
-    parts = [f"CREATE SCHEMA IF NOT EXISTS {quote(schema)};"]
+    schemas = [schema, *([partitions_of(schema)] if partitions else [])]
+    parts = [f"CREATE SCHEMA IF NOT EXISTS {quote(name)};" for name in schemas]
     for table in tables:
-        parts.append(create_table(schema, table))
+        parts.append(create_table(schema, table, partitions=partitions))
         parts += [statement for _, statement in indexes(schema, table)]
         parts += comments(schema, table)
     return "\n".join(parts) + "\n"

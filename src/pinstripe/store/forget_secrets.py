@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from pinstripe.errors import Drifted, Unwritable
 from pinstripe.rows.secrets import without_secrets
 from pinstripe.store import ddl
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.scopes import SCOPES_OF
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -86,15 +87,16 @@ class _Search:
     table: Table
 
     async def run(self) -> int:
-        cleaned, last = 0, ""
+        cleaned, last = 0, [""] * len(self.table.key)
+        text = ddl.page_end(self.schema, self.table, _PAGE)
         with translated():
             await self._comment()
             while True:
                 async with self.connection.transaction():
-                    end = await self.connection.fetchval(self._page_end(), last)
+                    end = await self.connection.fetchval(text, last)
                     if end is None:
                         return cleaned
-                    cleaned += await self._page(last, end)
+                    cleaned += await self._page(ddl.on_page(self.table, last, end))
                 last = end
 
     async def _comment(self) -> None:
@@ -105,45 +107,32 @@ class _Search:
             await self.connection.execute("\n".join(comments))
 
     @property
-    def _key(self) -> str:
-        return ddl.quote(self.table.key[0])
-
-    @property
     def _name(self) -> str:
         return ddl.qualified(self.schema, self.table.name)
 
-    def _page_end(self) -> str:
-        return (
-            f"SELECT max(p.k) FROM (SELECT {self._key} AS k FROM {self._name} "
-            f"WHERE {self._key} > $1 ORDER BY 1 LIMIT {_PAGE}) p"
-        )
-
-    async def _page(self, last: str, end: str) -> int:
-        here = f"{self._key} > $1 AND {self._key} <= $2"
-        cleaned = await self._empty_columns(here, last, end)
+    async def _page(self, here: str) -> int:
+        cleaned = await self._empty_columns(here)
         # Where a name is a secret by its place only, no word gives it away: every row is read.
         suspect = "" if self.table.object_type in SECRET_PLACES else _SUSPECT
         rows = await self.connection.fetch(
-            f"SELECT {self._key}, to_jsonb(t)::text FROM {self._name} t "
-            f"WHERE {here} AND t::text ~ $3 FOR NO KEY UPDATE",
-            last,
-            end,
+            f"SELECT to_jsonb(t)::text, {ddl.keys_of(self.table)} FROM {self._name} t "
+            f"WHERE {here} AND t::text ~ $1 FOR NO KEY UPDATE",
             suspect,
         )
-        for key, text in rows:
+        for text, *key in rows:
             cleaned += await self._clean_row(key, json.loads(text))
         return cleaned
 
-    async def _empty_columns(self, here: str, last: str, end: str) -> int:
+    async def _empty_columns(self, here: str) -> int:
         secret = [ddl.quote(c.name) for c in self.table.columns if c.secret]
         if not secret:
             return 0
         sets = ", ".join(f"{name} = NULL" for name in secret)
         held = " OR ".join(f"{name} IS NOT NULL" for name in secret)
         text = f"UPDATE {self._name} SET {sets} WHERE {here} AND ({held})"
-        return int((await self.connection.execute(text, last, end)).rpartition(" ")[2])
+        return int((await self.connection.execute(text)).rpartition(" ")[2])
 
-    async def _clean_row(self, key: str, row: dict[str, Value]) -> int:
+    async def _clean_row(self, key: Sequence[str], row: dict[str, Value]) -> int:
         """Write the columns of a row that change without secrets; return 1 if there are any."""
         clean = clean_values(self.table, row)
         changed = {name: value for name, value in clean.items() if value != row[name]}
@@ -152,13 +141,13 @@ class _Search:
         json_columns = {"_extra", *(c.name for c in self.table.columns if c.read == "json")}
         sets = ", ".join(
             f"{ddl.quote(name)} = ${at}{'::jsonb' if name in json_columns else ''}"
-            for at, name in enumerate(changed, start=2)
+            for at, name in enumerate(changed, start=1)
         )
         values = [
             json.dumps(v) if n in json_columns and v is not None else v for n, v in changed.items()
         ]
         await self.connection.execute(
-            f"UPDATE {self._name} SET {sets} WHERE {self._key} = $1", key, *values
+            f"UPDATE {self._name} SET {sets} WHERE {ddl.has_key(self.table, key)}", *values
         )
         return 1
 
@@ -201,7 +190,8 @@ async def _clean_feed(connection: Connection, schema: str, existing: Mapping[str
         while True:
             async with connection.transaction():
                 rows = await connection.fetch(
-                    'SELECT position, "table", changes::text FROM pinstripe.change WHERE schema = $1'
+                    'SELECT position, "table", changes::text FROM pinstripe.change'
+                    f" WHERE schema IN {SCOPES_OF}"
                     ' AND position > $2 AND ("table" = ANY($3) OR changes::text ~ $4)'
                     f" ORDER BY position LIMIT {_PAGE}",
                     schema,

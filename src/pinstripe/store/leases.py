@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -95,6 +95,26 @@ WITH freed AS (
 SELECT pg_notify('{CHANNEL}', schema) FROM freed
 """
 
+# Skips a row that a writer of the earlier holder has locked in its last step (`_CHECK`): see `_CUT_OFF`.
+_TAKE_NOW = """
+UPDATE pinstripe.lease l SET holder = $2, fence = l.fence + 1,
+  expires_at = clock_timestamp() + make_interval(secs => $3)
+FROM (SELECT schema FROM pinstripe.lease WHERE schema = $1 AND expires_at <= clock_timestamp()
+      FOR UPDATE SKIP LOCKED) AS free
+WHERE l.schema = free.schema RETURNING l.fence
+"""
+
+_RENEW_ALL = """
+UPDATE pinstripe.lease l SET expires_at = clock_timestamp() + make_interval(secs => $4)
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS u (schema, holder, fence)
+WHERE l.schema = u.schema AND l.holder = u.holder AND l.fence = u.fence RETURNING l.schema
+"""
+
+_LET_GO = """
+UPDATE pinstripe.lease SET holder = '', expires_at = to_timestamp(0)
+WHERE schema = $1 AND holder = $2 AND fence = $3
+"""
+
 # The weakest lock: renewals pass it, other writers share it, only a take-over waits for it.
 _CHECK = """
 SELECT true FROM pinstripe.lease WHERE schema = $1 AND holder = $2 AND fence = $3 FOR KEY SHARE
@@ -140,6 +160,46 @@ def new_holder() -> str:
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def session_name(holder: str) -> str:
+    """Return the name that the sessions of this holder have: see `Lease`."""
+    return _SESSION + holder
+
+
+async def take_lease(
+    connection: Connection, scope: str, holder: str, *, ttl_s: float = TTL_S
+) -> Held | None:
+    """Take the lease of one account of a platform, in one statement; None if another worker holds it.
+
+    It is for the length of a task: see `Held.let_go` and `renew_leases`. Sessions of a holder whose lease
+    has expired, and who is in its last step of a transaction, are ended.
+    """
+    with translated():
+        fence = await connection.fetchval(_TAKE_NOW, scope, holder, ttl_s)
+        if fence is None and await connection.fetchval(_CUT_OFF, scope):
+            fence = await connection.fetchval(_TAKE_NOW, scope, holder, ttl_s)
+    return None if fence is None else Held(scope, holder, fence)
+
+
+async def renew_leases(
+    connection: Connection, leases: Collection[Held], *, ttl_s: float = TTL_S
+) -> None:
+    """Renew all leases that a worker holds, in one statement; `lost` is set of those that it has lost."""
+    held = list(leases)
+    with translated():
+        rows = await connection.fetch(
+            _RENEW_ALL,
+            [one.schema for one in held],
+            [one.holder for one in held],
+            [one.fence for one in held],
+            ttl_s,
+        )
+    kept = {row[0] for row in rows}
+    for one in held:
+        if one.schema not in kept:
+            _log.warning("lease.lost", schema=one.schema, fence=one.fence)
+            one.lost.set()
+
+
 class Lease:
     """The right to write to one schema; `holder` names this process and must be unique.
 
@@ -158,7 +218,7 @@ class Lease:
     ) -> None:
         self.schema = schema
         self.holder = holder or new_holder()
-        self.session_name = _SESSION + self.holder
+        self.session_name = session_name(self.holder)
         if not self.session_name.isascii() or len(self.session_name) > _NAME_BYTES:
             raise ValueError("the holder's name must be ASCII and short")
         self.standing_by: LeaseState | None = None
@@ -278,6 +338,12 @@ class Held:
         async with pool.transaction() as connection:
             yield connection
             await self.check(connection)
+
+    async def let_go(self, connection: Connection) -> None:
+        """Release what `take_lease` took. A lease that is lost already stays with its new holder."""
+        self.lost.set()
+        with translated():
+            await connection.execute(_LET_GO, self.schema, self.holder, self.fence)
 
     async def watch(self) -> NoReturn:
         """Wait, and raise LostLease when another process has taken over."""

@@ -17,9 +17,11 @@ from functools import cache
 
 from pinstripe.catalog.moved import Rows
 from pinstripe.catalog.tables import Column, Table, tables
+from pinstripe.store import member_sets
 from pinstripe.store.ddl import before_value, literal, qualified, quote
 from pinstripe.store.locks import lock_buckets
 from pinstripe.store.pool import Connection
+from pinstripe.store.scopes import account_of
 
 Keys = Mapping[str, Collection[str]]
 """Table -> keys of its rows."""
@@ -102,8 +104,12 @@ async def link_all(
         names = sorted({name, *_deciders(columns)})
         if not columns or set(changed).isdisjoint(names):
             continue
-        locked = ", ".join(qualified(schema, one) for one in names)
-        await connection.execute(f"LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE")
+        if account_of(schema):
+            # The other accounts of the platform go on: writers of this one take the lock too (`Writer`).
+            await member_sets.lock(connection, schema, notes=True)
+        else:
+            locked = ", ".join(qualified(schema, one) for one in names)
+            await connection.execute(f"LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE")
         await connection.execute(link_text(schema, known[name], columns, None))
 
 

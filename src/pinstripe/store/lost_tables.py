@@ -23,6 +23,7 @@ from pinstripe.errors import DatabaseFault
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import Why
+from pinstripe.store.scopes import SCOPES_OF, relations
 
 GONE = Why(
     DatabaseFault("42P01", "table"),
@@ -39,10 +40,11 @@ SELECT t.name, c.oid IS NULL, coalesce(pg_stat_get_live_tuples(c.oid), 0),
   (SELECT coalesce(max(k.rows), 0)::bigint FROM pinstripe.cursor k
    WHERE k.schema = $1 AND k.position ->> 'table' = t.name AND k.state = 'done')
 FROM unnest($2::text[]) AS t (name)
-LEFT JOIN pg_class c ON c.oid = to_regclass(format('%I.%I', $1::text, t.name))
-WHERE c.oid IS NULL OR c.relkind = 'r'
+LEFT JOIN pg_class c ON c.oid = to_regclass(format('%I.%I', $3::text, t.name))
+WHERE c.oid IS NULL OR c.relkind IN ('r', 'v')
 """
-"""Whether each table is gone, how many rows Postgres's statistics count, and how many were listed."""
+"""Whether each table is gone, how many rows the statistics count, and how many were listed. The views
+of a platform's account have no statistics: their rows are counted."""
 _SHRINKING = frozenset({"entitlements_active_entitlement"})
 """Rows that are removed when they end: only an empty table is suspect."""
 
@@ -104,7 +106,8 @@ async def forget_streams(connection: Connection, schema: str, relist: Sequence[s
     if relist:
         around = [name for one in relist for name in around_of(one)]
         await connection.execute(
-            "DELETE FROM pinstripe.cursor WHERE schema = $1 AND position ->> 'table' = ANY($2)",
+            f"DELETE FROM pinstripe.cursor WHERE schema IN {SCOPES_OF}"
+            " AND position ->> 'table' = ANY($2)",
             schema,
             [*relist, *around],
         )
@@ -138,7 +141,9 @@ async def find_lost(
     `counted` is updated. A count takes milliseconds, and only of tables that look too small.
     """
     found: list[tuple[str, bool]] = []
-    for name, is_gone, estimate, listed in await connection.fetch(_SIZES, schema, sorted(tables)):
+    for name, is_gone, estimate, listed in await connection.fetch(
+        _SIZES, schema, sorted(tables), relations(schema)
+    ):
         expected = max(listed, counted.get(name, 0))
         # Statistics are empty after a crash: count, but no further than it takes.
         least = min(expected, 1) if name in _SHRINKING else (expected + 1) // 2

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pinstripe.store.confirmations import KEPT_S
-from pinstripe.store.ddl import literal
+from pinstripe.store.ddl import literal, scope_value
 from pinstripe.store.pool import Connection
 
 
@@ -57,7 +57,7 @@ def newer_than(schema: str, child: str, parent: str) -> str:
     `parent`: SQL of the parent's id. What was noted before `s._known` is older than the row.
     """
     return (
-        f"pinstripe.member_set m ON m.schema = {literal(schema)} AND m.child = {literal(child)} "
+        f"pinstripe.member_set m ON m.schema = {scope_value(schema)} AND m.child = {literal(child)} "
         f"AND left(m.parent_id, 500) = left({parent}, 500) "
         f"AND hashtextextended(m.parent_id, 0) = hashtextextended({parent}, 0) "
         f"AND m.as_of_latest > to_timestamp(s._lo) AND (m.noted_at <= s._known) IS NOT TRUE"

@@ -36,6 +36,16 @@ from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
+from pinstripe.store.scopes import (
+    ACCOUNT,
+    NAME_BYTES,
+    SCOPES_OF,
+    SETTING,
+    account_of,
+    partitions_of,
+    relations,
+    views_of,
+)
 from pinstripe.store.syncs import load_syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -140,10 +150,11 @@ async def migrate(
     sdk_version: str,
     api_version: str,
     metrics: bool = True,
+    partitions: int = 0,
 ) -> Migration:
     """Make `schema` hold all `tables`, and the schema beside it the views of `store.metrics`.
 
-    Raises Misconfigured if it has tables of another owner.
+    `partitions`: see `ddl.create_table`. Raises Misconfigured if it has tables of another owner.
     """
     await ensure_bookkeeping(connection)
     async for attempt in _patiently(connection, schema):
@@ -153,8 +164,10 @@ async def migrate(
             _refuse_foreign(schema, tables, existing)
             _refuse_new_key(schema, tables, existing)
             await _create_schema(connection, schema)
+            if partitions:
+                await _create_schema(connection, partitions_of(schema))
             missing = [t for name, t in tables.items() if name not in existing]
-            await _create(connection, schema, missing)
+            await _create(connection, schema, missing, partitions)
             done.created = [t.name for t in missing]
             await _register(connection, schema, sdk_version, api_version)
             # A table that was dropped is empty now, whatever its cursors say.
@@ -172,13 +185,78 @@ async def migrate(
         for c in table.all_columns
         if existing.get(name, {}).get(c.name, c.type) != c.type
     ]
+    if any(map(ddl.is_by_account, tables.values())):
+        async for attempt in _patiently(connection, schema):
+            async with attempt:
+                await _make_views(connection, schema, tables)
     await _fill(connection, schema, tables, done)
     now = await _columns(connection, schema)
-    searched = {t.name: t for t in known_tables(now, {**catalog(), **tables})}
+    known = {name: ddl.as_there(table, now.get(name, ())) for name, table in catalog().items()}
+    searched = {t.name: t for t in known_tables(now, {**known, **tables})}
     await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
     if metrics:
         await ensure_metrics(connection, schema)
     return done
+
+
+async def migrate_platform(
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    *,
+    sdk_version: str,
+    api_version: str,
+    partitions: int | None = None,
+) -> Migration:
+    """Like `migrate`, for the tables of many accounts, with their indexes and the views by account.
+
+    `partitions`: see `ddl.create_table`; None for those that the platform was stored with.
+    """
+    if len(schema.encode()) > NAME_BYTES:
+        raise Misconfigured(
+            f'The name of the schema "{schema}" is too long for a platform.',
+            hint=f"Choose another one with --schema, of at most {NAME_BYTES} bytes.",
+        )
+    if partitions is None:
+        await ensure_bookkeeping(connection)
+        partitions = await connection.fetchval(
+            "SELECT partitions FROM pinstripe.platform WHERE schema = $1", schema
+        )
+    by_account = {name: ddl.with_account(table) for name, table in tables.items()}
+    done = await migrate(
+        connection,
+        schema,
+        by_account,
+        sdk_version=sdk_version,
+        api_version=api_version,
+        metrics=False,
+        partitions=partitions or 0,
+    )
+    for name in {name for name, _ in done.added} & by_account.keys():
+        await create_indexes(connection, schema, by_account[name])
+    return done
+
+
+async def _make_views(connection: Connection, schema: str, tables: Mapping[str, Table]) -> None:
+    """Make the views by account that are missing, or that lack a column of their table."""
+    views = views_of(schema)
+    await _create_schema(connection, views)
+    there, existing = await _columns(connection, views), await _columns(connection, schema)
+    for name, table in tables.items():
+        shown = _present(table, existing.get(name, {}))
+        wanted = {*ddl.VIEW_SYSTEM, *ddl.BOOKKEEPING, *(c.name for c in shown.all_columns)}
+        if there.get(name, {}).keys() != wanted:
+            if name in there:
+                await connection.execute(f"DROP VIEW {ddl.qualified(views, name)}")
+            await connection.execute(ddl.create_view(schema, shown))
+
+
+def _present(table: Table, existing: Mapping[str, str]) -> Table:
+    """The table with those of its columns that exist, of whatever type."""
+    columns = tuple(c for c in table.columns if c.name in existing)
+    return replace(
+        table, columns=columns, derived=tuple(c for c in table.derived if c.name in existing)
+    )
 
 
 async def effective_tables(
@@ -213,7 +291,7 @@ async def _columns(connection: Connection, schema: str) -> dict[str, dict[str, s
         " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped"
         " AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
-        schema,
+        relations(schema),
     )
     found: dict[str, dict[str, str]] = {}
     for table, column, kind in rows:
@@ -238,11 +316,16 @@ def _refuse_foreign(
         )
 
 
-async def _create(connection: Connection, schema: str, missing: Iterable[Table]) -> None:
+async def _create(
+    connection: Connection, schema: str, missing: Iterable[Table], partitions: int
+) -> None:
     statements: list[str] = []
     for table in missing:
-        statements.append(ddl.create_table(schema, table))
+        statements.append(ddl.create_table(schema, table, partitions=partitions))
         statements += ddl.comments(schema, table)
+        if ddl.is_by_account(table):
+            # Some account is always beyond its first backfill: there is no better time.
+            statements += [text for _, text in ddl.indexes(schema, table)]
     if statements:
         await connection.execute("\n".join(statements))
 
@@ -251,7 +334,10 @@ def _refuse_new_key(
     schema: str, tables: Mapping[str, Table], existing: Mapping[str, Mapping[str, str]]
 ) -> None:
     for name, table in tables.items():
-        if name in existing and not set(table.key) <= set(existing[name]):
+        there = set(existing.get(name, ()))
+        if there and (
+            (ACCOUNT in there) != ddl.is_by_account(table) or not set(table.key) <= there
+        ):
             raise Drifted(
                 f'The key of "{schema}"."{name}" differs from the catalog.',
                 hint="Choose another schema with --schema and sync anew.",
@@ -353,6 +439,9 @@ async def _end_filling(
     whole = {
         n: t for n, t in catalog().items() if {c.name for c in t.all_columns} <= {*now.get(n, ())}
     }
+    is_platform = any(ACCOUNT in columns for columns in now.values())
+    if is_platform:
+        await _link_accounts(connection, schema, whole, names)
     with translated():
         async with connection.transaction():
             rows = await connection.fetch(
@@ -361,16 +450,43 @@ async def _end_filling(
                 schema,
                 names,
             )
-            columns = {row[0]: set(row[1]) for row in rows}
-            linked = {
-                n
-                for n in columns.keys() & whole.keys()
-                if not columns[n].isdisjoint(c.name for c in linked_columns(whole[n]))
-            }
-            await link_all(connection, schema, whole, linked)
+            if not is_platform:
+                await link_all(connection, schema, whole, _linked(whole, rows))
             lacking = sorted(row[0] for row in rows if row[2])
             await forget_streams(connection, schema, lacking)
     done.relist += lacking
+
+
+def _linked(whole: Mapping[str, Table], filled: Iterable[asyncpg.Record]) -> set[str]:
+    """Those of the tables that were filled, (name, columns, ...), where rows of others give a column."""
+    return {
+        name
+        for name, columns, *_ in filled
+        if name in whole and {*columns} & {c.name for c in linked_columns(whole[name])}
+    }
+
+
+async def _link_accounts(
+    connection: Connection, schema: str, whole: Mapping[str, Table], names: Sequence[str]
+) -> None:
+    """Of a platform, fill those columns account by account, in a transaction each."""
+    with translated():
+        filled = await connection.fetch(
+            'SELECT "table", columns FROM pinstripe.filling'
+            ' WHERE schema = $1 AND "table" = ANY ($2::text[])',
+            schema,
+            names,
+        )
+        scopes = await connection.fetch(
+            f"SELECT schema FROM {SCOPES_OF} AS s WHERE schema <> $1 ORDER BY 1", schema
+        )
+        linked = _linked(whole, filled)
+        for (scope,) in scopes if linked else ():
+            async with connection.transaction():
+                await connection.execute(
+                    "SELECT pg_catalog.set_config($1, $2, true)", SETTING, account_of(scope)
+                )
+                await link_all(connection, scope, whole, linked)
 
 
 async def _fill_page(
@@ -380,8 +496,7 @@ async def _fill_page(
 
     `derived`: the columns of the table as it stands there (`effective`) that its trigger computes.
     """
-    name, key = ddl.qualified(schema, table.name), ddl.quote(table.key[0])
-    place = (schema, table.name)
+    name, place = ddl.qualified(schema, table.name), (schema, table.name)
     with translated():
         async with connection.transaction():
             found = await connection.fetchrow(
@@ -391,25 +506,29 @@ async def _fill_page(
             )
             if found is None:
                 return False
-            page = await connection.fetchrow(
-                f"SELECT max(k.key), count(*) FROM (SELECT {key} AS key FROM {name} "
-                f"WHERE {key} > $1 ORDER BY {key} LIMIT {_FILL_ROWS}) k",
-                found[1],
-            )
-            if page is None or page[0] is None:
+            after = _key_from(table, found[1])
+            end = await connection.fetchval(ddl.page_end(schema, table, _FILL_ROWS), after)
+            if end is None:
                 return False
             columns = [c for c in table.columns if c.name in found[0]]
-            rows = f"{key} > {ddl.literal(found[1])} AND {key} <= {ddl.literal(page[0])}"
-            fewest = await _move_all(connection, name, columns, rows) if columns else page[1]
+            rows = ddl.on_page(table, after, end)
+            count = await connection.fetchval(f"SELECT count(*) FROM {name} WHERE {rows}")
+            fewest = await _move_all(connection, name, columns, rows) if columns else count
             await _derive_rows(connection, schema, effective, derived, rows)
             await connection.execute(
                 "UPDATE pinstripe.filling SET after = $3, is_lacking = is_lacking OR $4"
                 ' WHERE schema = $1 AND "table" = $2',
                 *place,
-                page[0],
-                fewest < page[1],
+                "/".join(end),
+                fewest < count,
             )
             return True
+
+
+def _key_from(table: Table, text: str) -> list[str]:
+    """The key whose values are joined by slashes, which an account's id does not have; '' is before all."""
+    found = text.split("/", len(table.key) - 1)
+    return found + [""] * (len(table.key) - len(found))
 
 
 async def _derive_rows(
@@ -557,7 +676,7 @@ async def check_tables(connection: Connection, schema: str, wanted: Mapping[str,
             "SELECT c.relname, a.attname FROM pg_attribute a"
             " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped",
-            schema,
+            relations(schema),
         )
     there = {(row[0], row[1]) for row in rows}
     lacking = [
@@ -621,7 +740,12 @@ async def _unenforced(connection: Connection, schema: str) -> dict[str, set[str]
 
 
 async def create_indexes(connection: Connection, schema: str, table: Table) -> None:
-    """The table's indexes. Made when its first backfill is done: that is many times cheaper."""
+    """The table's indexes. Made when its first backfill is done: that is many times cheaper.
+
+    The tables of a platform have them from the beginning; so a scope needs none.
+    """
+    if account_of(schema):
+        return
     with translated():
         # In one transaction a table: each commit waits for the disk.
         statements = [text for _, text in ddl.indexes(schema, table)]
@@ -635,6 +759,8 @@ async def create_indexes_beside(connection: Connection, schema: str, table: Tabl
 
     Not in a transaction. An index that an interrupted build left invalid is built again.
     """
+    if account_of(schema):
+        return
     with translated():
         rows = await connection.fetch(
             "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
@@ -710,3 +836,23 @@ async def _drop(connection: Connection, schema: str) -> None:
             await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(schema)}")
     except asyncpg.DependentObjectsStillExistError:
         return  # What is left in it is the user's.
+
+
+async def drop_platform(connection: Connection, schema: str) -> None:
+    """Drop the tables and views of a platform that is deleted. Raises Misconfigured if others rest on them."""
+    views, partitions = views_of(schema), partitions_of(schema)
+    try:
+        async with connection.transaction():
+            shown = await connection.fetch(
+                "SELECT viewname::text FROM pg_views WHERE schemaname = $1", views
+            )
+            for row in shown:
+                await connection.execute(f"DROP VIEW {ddl.qualified(views, row[0])}")
+            await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(views)}")
+            await _drop(connection, schema)
+            await connection.execute(f"DROP SCHEMA IF EXISTS {ddl.quote(partitions)}")
+    except asyncpg.DependentObjectsStillExistError as error:
+        raise Misconfigured(
+            f'Views or tables of your own rest on the views of the schema "{schema}"; it was left.',
+            hint="Drop those first, or drop all at once: DROP SCHEMA ... CASCADE.",
+        ) from error

@@ -25,6 +25,7 @@ from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import known_tables
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.scopes import SCOPES_OF, account_of, relations
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ _PAGE = 5000
 _TABLES = """
 SELECT c.relname, a.attname, format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p')
+WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v')
 """
 
 
@@ -136,29 +137,27 @@ def _other_key(schema: str) -> Misconfigured:
 async def existing_tables(connection: Connection, schema: str) -> dict[str, Table]:
     """The tables of the catalog that stand in the schema, synced or not, with the columns there."""
     with translated():
-        rows = await connection.fetch(_TABLES, schema)
+        rows = await connection.fetch(_TABLES, relations(schema))
     there: dict[str, dict[str, str]] = {}
     for table, column, kind in rows:
         short = "timestamptz" if kind == "timestamp with time zone" else kind
         there.setdefault(table, {})[column] = short
-    return {table.name: table for table in known_tables(there, catalog())}
+    known = dict(catalog())
+    if not account_of(schema):
+        known = {name: ddl.as_there(table, there.get(name, ())) for name, table in known.items()}
+    return {table.name: table for table in known_tables(there, known)}
 
 
 async def _rewrite_all(
     connection: Connection, schema: str, table: Table, personal: Personal
 ) -> int:
-    count, last = 0, ""
-    key = ddl.quote(table.key[0])
+    count, last = 0, [""] * len(table.key)
     with translated():
         while True:
-            end = await connection.fetchval(
-                f"SELECT max(p.k) FROM (SELECT {key} AS k FROM {ddl.qualified(schema, table.name)} "
-                f"WHERE {key} > $1 ORDER BY 1 LIMIT {_PAGE}) p",
-                last,
-            )
+            end = await connection.fetchval(ddl.page_end(schema, table, _PAGE), last)
             if end is None:
                 break
-            where = f"{key} > {ddl.literal(last)} AND {key} <= {ddl.literal(end)}"
+            where = ddl.on_page(table, last, end)
             async with connection.transaction():
                 count += len(await rewrite(connection, schema, table, personal, where=where))
             last = end
@@ -171,26 +170,28 @@ async def rewrite(
     connection: Connection, schema: str, table: Table, personal: Personal, *, where: str
 ) -> list[tuple[str, list[str]]]:
     """Clean rows; return (key, changed columns) of those that change. `where` is SQL on the row `t`."""
-    name, key = ddl.qualified(schema, table.name), ddl.quote(table.key[0])
+    name = ddl.qualified(schema, table.name)
     rows = await connection.fetch(
-        f"SELECT {key}, to_jsonb(t)::text FROM {name} t WHERE {where} FOR NO KEY UPDATE"
+        f"SELECT to_jsonb(t)::text, {ddl.keys_of(table)} FROM {name} t WHERE {where} FOR NO KEY UPDATE"
     )
     done: list[tuple[str, list[str]]] = []
-    for k, text in rows:
+    for text, *key in rows:
         changed = personal.clean_columns(table, json.loads(text))
         if not changed:
             continue
         sets = ", ".join(
             f"{ddl.quote(c)} = ${at}{'::jsonb' if _is_json(table, c) else ''}"
-            for at, c in enumerate(changed, start=2)
+            for at, c in enumerate(changed, start=1)
         )
         values = [
             json.dumps(v) if v is not None and _is_json(table, c) else v for c, v in changed.items()
         ]
         await connection.execute(
-            f"UPDATE {name} SET {sets}, _synced_at = clock_timestamp() WHERE {key} = $1", k, *values
+            f"UPDATE {name} SET {sets}, _synced_at = clock_timestamp() "
+            f"WHERE {ddl.has_key(table, key)}",
+            *values,
         )
-        done.append((k, list(changed)))
+        done.append(("/".join(key), list(changed)))
     return done
 
 
@@ -208,7 +209,8 @@ async def rewrite_feed(
 ) -> int:
     """Clean the befores and afters of the change feed, of some rows or all; return their number."""
     rows = await connection.fetch(
-        'SELECT position, changes::text FROM pinstripe.change WHERE schema = $1 AND "table" = $2'
+        f"SELECT position, changes::text FROM pinstripe.change WHERE schema IN {SCOPES_OF}"
+        ' AND "table" = $2'
         " AND ($3::text[] IS NULL OR id = ANY($3))",
         schema,
         table.name,

@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -27,7 +27,7 @@ from asyncpg.transaction import Transaction
 from pinstripe.errors import DatabaseFault, Misconfigured, PinstripeError, Unreachable, Unwritable
 from pinstripe.store import session
 from pinstripe.store.database_url import pairs, split_url
-from pinstripe.store.session import open_session
+from pinstripe.store.session import Session, open_session
 from pinstripe.store.sqlstates import (
     ALTERED,
     AT_START,
@@ -67,10 +67,15 @@ answered. A server that hangs, or a pooler without a free place, answered after 
 class Pool:
     """Connections that are ready. A thin coat over asyncpg's pool that translates its errors."""
 
-    def __init__(self, pool: asyncpg.Pool, url: str, name: str) -> None:
+    def __init__(self, pool: asyncpg.Pool, url: str, name: str, account: str = "") -> None:
         self._pool = pool
         self._url = url
         self._name = name
+        self._account = account
+
+    def of_account(self, account: str) -> Pool:
+        """Return the same pool; its connections work for one account of a platform (`Session`)."""
+        return Pool(self._pool, self._url, self._name, account)
 
     async def __aenter__(self) -> Pool:
         return self
@@ -89,6 +94,9 @@ class Pool:
         with translated():
             connection = await self._pool.acquire()
             try:
+                session = cast(Session, connection)  # It passes on what it does not know.
+                if session.account != self._account:
+                    await session.work_for(self._account)
                 yield connection
             finally:
                 # A statement that was cancelled is waited for, but not for ever: see `_RELEASE_S`.
@@ -110,7 +118,7 @@ class Pool:
 
     def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of the pool for a long block, such as one that listens. See `connect`."""
-        return connect(self._url, application_name=self._name)
+        return connect(self._url, application_name=self._name, account=self._account)
 
     @property
     def size(self) -> int:
@@ -149,6 +157,7 @@ async def open_pool(
             min_size=min_size,
             max_size=max_size,
             connect=partial(open_session, application_name=application_name),
+            connection_class=Session,
             init=init,  # type: ignore[arg-type]  # any awaitable does
             reset=_as_it_is,
         )
@@ -157,10 +166,10 @@ async def open_pool(
 
 @asynccontextmanager
 async def connect(
-    url: str, *, application_name: str = "pinstripe"
+    url: str, *, application_name: str = "pinstripe", account: str = ""
 ) -> AsyncIterator[asyncpg.Connection]:
-    """One connection for the block, outside of any pool."""
-    connection = await connect_dedicated(url, application_name=application_name)
+    """One connection for the block, outside of any pool. `account`: see `Session`."""
+    connection = await connect_dedicated(url, application_name=application_name, account=account)
     try:
         with translated():
             yield connection
@@ -168,19 +177,23 @@ async def connect(
         await close_quietly(connection)
 
 
-async def connect_dedicated(url: str, *, application_name: str = "pinstripe") -> asyncpg.Connection:
+async def connect_dedicated(
+    url: str, *, application_name: str = "pinstripe", account: str = ""
+) -> Session:
     """A connection that the caller owns and ends (`hang_up`); wrap its use in `translated()`.
 
     It keeps every prepared statement that it is given: upserts of wide tables are long, and
     preparing one costs milliseconds.
     """
     with connecting(url):
-        return await open_session(
+        session = await open_session(
             url,
             application_name=application_name,
             statement_cache_size=512,
             max_cacheable_statement_size=0,
         )
+        await session.work_for(account)
+        return session
 
 
 async def close_quietly(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:

@@ -354,6 +354,16 @@ def class_name(priority: int) -> str:
     return WorkClass(priority).name.lower()
 
 
+async def next_refetch_s(connection: Connection, schema: str) -> float | None:
+    """Return the seconds until the next try of any pending refetch is due; None if none is pending."""
+    found: float | None = await connection.fetchval(
+        "SELECT extract(epoch FROM min(coalesce(next_try_at, clock_timestamp())) - clock_timestamp())"
+        "::float8 FROM pinstripe.pending WHERE schema = $1",
+        schema,
+    )
+    return found
+
+
 async def load_open_since(
     connection: Connection, schema: str, rows: Sequence[RowKey]
 ) -> tuple[datetime, dict[RowKey, datetime]]:

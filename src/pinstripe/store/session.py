@@ -17,6 +17,7 @@ import asyncpg
 
 from pinstripe.errors import Misconfigured
 from pinstripe.store.database_url import DatabaseTarget, read_url
+from pinstripe.store.scopes import SETTING
 from pinstripe.store.sqlstates import POOLER_HINT
 
 CONNECT_S = 15.0
@@ -59,6 +60,21 @@ _lasting: set[str] = set()
 """URLs behind which a pooler stands that has been found to let sessions last."""
 
 
+class Session(asyncpg.Connection):
+    """A connection that knows for which account of a platform it works: see `scopes`."""
+
+    account = ""
+
+    async def work_for(self, account: str) -> None:
+        """Show the rows of this account in a platform's views, and of no other; "" for none.
+
+        Not in a transaction: its rollback would bring the earlier account back.
+        """
+        if account != self.account:
+            await self.execute("SELECT pg_catalog.set_config($1, $2, false)", SETTING, account)
+            self.account = account
+
+
 async def open_session(
     url: str,
     *,
@@ -66,9 +82,9 @@ async def open_session(
     statement_cache_size: int = 100,
     max_cacheable_statement_size: int = 15 * 1024,
     loop: asyncio.AbstractEventLoop | None = None,
-    connection_class: type[asyncpg.Connection] = asyncpg.Connection,
+    connection_class: type[Session] = Session,
     record_class: type[asyncpg.Record] = asyncpg.Record,
-) -> asyncpg.Connection:
+) -> Session:
     """A connection that is ready for use. Its errors are the driver's: see `translate.connecting`.
 
     Raises Misconfigured for a pooler that does not let sessions last. The last three arguments are what
@@ -105,9 +121,9 @@ async def _connect(
     statement_cache_size: int = 100,
     max_cacheable_statement_size: int = 15 * 1024,
     loop: asyncio.AbstractEventLoop | None = None,
-    connection_class: type[asyncpg.Connection] = asyncpg.Connection,
+    connection_class: type[Session] = Session,
     record_class: type[asyncpg.Record] = asyncpg.Record,
-) -> asyncpg.Connection:
+) -> Session:
     return await asyncpg.connect(  # type: ignore[misc]  # too many unions for the stubs
         target.tls.dsn,
         host=target.hosts,

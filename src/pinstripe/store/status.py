@@ -36,7 +36,7 @@ from pinstripe.store.pool import Connection, translated
 from pinstripe.store.read_quota import ReadUse, load_read_use
 from pinstripe.store.refetch import class_name, count_by_class
 from pinstripe.store.refusals import RememberedRefusal, load_refusals
-from pinstripe.store.syncs import Sync, load_syncs
+from pinstripe.store.syncs import Sync, alone, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate, load_plan
 
 TableState = Literal["done", "running", "refused", "failed", "found"]
@@ -526,7 +526,7 @@ async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
             clocks=clocks.get(row[0], Clocks()),
             by_class={class_name(work): count for work, count in row[-1] or ()},
         )
-        for row in await connection.fetch(_SUMMARIES)
+        for row in await connection.fetch(f"{_SUMMARIES} WHERE {await alone(connection)}")
     }
 
 

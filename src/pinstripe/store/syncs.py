@@ -32,14 +32,28 @@ class Sync:
 
 
 async def load_syncs(connection: Connection) -> list[Sync]:
-    """Return all syncs of this database; none if Pinstripe never wrote here."""
+    """Return all syncs of this database, platforms left out; none if Pinstripe never wrote here."""
     with translated():
-        if await connection.fetchval("SELECT to_regclass('pinstripe.sync')") is None:
+        chosen = await alone(connection)
+        if chosen is None:
             return []
         rows = await connection.fetch(
-            "SELECT schema, account_id, livemode, api_version FROM pinstripe.sync ORDER BY schema"
+            "SELECT schema, account_id, livemode, api_version FROM pinstripe.sync s"
+            f" WHERE {chosen} ORDER BY schema"
         )
     return [Sync(r[0], r[1], r[2], r[3]) for r in rows]
+
+
+async def alone(connection: Connection) -> str | None:
+    """Return the condition on `pinstripe.sync` as `s` that picks the syncs: what is no platform, and no
+    account of one. None if the table is not there.
+    """
+    columns: int = await connection.fetchval(
+        "SELECT count(*) FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass('pinstripe.sync')"
+        " AND attname IN ('schema', 'platform_id')"
+    )
+    # Before this version migrates, no sync is part of a platform.
+    return (None, "true", "s.platform_id IS NULL")[columns]
 
 
 async def load_table_names(connection: Connection, schema: str) -> set[str]:

@@ -295,3 +295,12 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pinstripe.process (
   state  jsonb NOT NULL,
   at     timestamptz NOT NULL
 ) WITH (fillfactor = 10);
+CREATE TABLE IF NOT EXISTS pinstripe.platform_worker (
+  id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  name         text NOT NULL,
+  version      text NOT NULL,
+  joined_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  seen         bigint NOT NULL DEFAULT 0,
+  running      int NOT NULL DEFAULT 0
+);

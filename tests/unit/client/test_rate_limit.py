@@ -481,3 +481,42 @@ async def test_answers_that_hang_leave_slots_to_contested_rows() -> None:
     for scan in scans:
         scan.cancel()
     await asyncio.gather(*scans, return_exceptions=True)
+
+
+async def test_a_share_is_a_part_of_every_rate_and_ends() -> None:
+    time = FakeTime()
+    budget = budget_of(time, account_rate=99.0, endpoint_rate=24.0)
+    sent: list[float] = []
+
+    async def send() -> None:
+        for _ in range(100):
+            with await budget.acquire("GET /a"):
+                sent.append(time.now)
+
+    async def scenario() -> None:
+        sending = asyncio.ensure_future(send())
+        await time.sleep(1.0)
+        budget.share(5, until=time.now + 3.0)
+        await time.sleep(10.0)
+        assert budget.ready_in("GET /b") > 0
+        budget.share(1, until=time.now + 100.0)
+        await sending
+
+    began = time.now
+    await time.drive(scenario())
+    at = [when - began for when in sent]
+    assert most_in_a_second(sent) <= 24
+    assert 10 <= sum(1.1 < when <= 4.0 for when in at) <= 4 * 3 + 1, "4 a second, for 3 seconds"
+    assert sum(4.0 < when < 11.0 for when in at) == 0
+    assert (budget.rate(), budget.rate("GET /a")) == (99.0, 24.0)
+
+
+async def test_what_was_sent_before_a_smaller_share_counts_towards_it() -> None:
+    pace = GcraRate(20.0, 0.05)
+    for number in range(20):
+        assert pace.is_ready(number * 0.05)
+        pace.take(number * 0.05)
+    pace.reset(4)
+    # The last four were at 0.80, 0.85, 0.90 and 0.95 s.
+    assert not pace.is_ready(1.75)
+    assert pace.is_ready(1.81)

@@ -34,6 +34,69 @@ BEGIN  -- When the next verification is due, or why there is none.
   END IF;
 END $$;
 
+-- Platforms: many connected accounts in one schema, by the key of the account that they are connected to
+-- (store/platforms.py). Keys and webhook secrets are encrypted like those of `stored_sync`.
+CREATE TABLE IF NOT EXISTS pinstripe.platform (
+  id              text PRIMARY KEY,
+  schema          text NOT NULL,
+  partitions      int NOT NULL DEFAULT 0,
+  api_key         bytea NOT NULL,
+  key_hint        text NOT NULL,
+  webhook_secrets bytea[] NOT NULL DEFAULT '{}',
+  stripe_url      text NOT NULL,
+  settings        jsonb NOT NULL DEFAULT '{}',
+  account_id      text NOT NULL,
+  livemode        boolean NOT NULL,
+  paused          boolean NOT NULL DEFAULT false,
+  created_at      timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT platform_schema_key UNIQUE (schema)
+);
+
+DO $$
+BEGIN  -- The platform of the schema, or of the account, that a row is about; null for a sync. The accounts of a
+  -- platform have rows here, named by their scope (store/scopes.py), since all bookkeeping refers to them.
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'platform_id') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN platform_id text REFERENCES pinstripe.platform ON DELETE CASCADE;
+  END IF;
+END $$;
+CREATE INDEX IF NOT EXISTS sync_alone_idx ON pinstripe.sync (schema) WHERE platform_id IS NULL;
+CREATE INDEX IF NOT EXISTS sync_platform_idx ON pinstripe.sync (platform_id) WHERE platform_id IS NOT NULL;
+
+-- The accounts of a platform, its own among them. An account that took its authorisation back is `revoked`: its
+-- rows stay and nothing is requested for it. `next_look_at`: when its event list is due. `looks`, `events`: how
+-- often it was requested, and how many events it brought. `newest_event`: what the list showed on top last;
+-- `known_to`: until when it did so, on Stripe's clock. `owed_at`: when a poll is due whatever is on top.
+--
+-- What an account costs: one row here, in `sync`, `lease` and `bell`; one in `cursor` for each list (some 140),
+-- in `copied`, `filled` and `freshness` for each table that has rows; and what it changes, as long as
+-- `retention` keeps it. For 10,000 accounts that is 1.4 million small rows of cursors.
+CREATE TABLE IF NOT EXISTS pinstripe.platform_account (
+  platform_id   text NOT NULL REFERENCES pinstripe.platform ON DELETE CASCADE,
+  account_id    text NOT NULL,
+  livemode      boolean NOT NULL,
+  state         text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'revoked')),
+  since         timestamptz NOT NULL DEFAULT clock_timestamp(),
+  revoked_at    timestamptz,
+  looked_at     timestamptz,
+  next_look_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+  last_event_at timestamptz,
+  woken_at      timestamptz,
+  newest_event  text,
+  known_to      timestamptz,
+  owed_at       timestamptz,
+  looks         bigint NOT NULL DEFAULT 0,
+  events        bigint NOT NULL DEFAULT 0,
+  -- Trouble: consecutive failures, the last error's code, its words and its remedy.
+  failures      int NOT NULL DEFAULT 0,
+  code          text,
+  reason        text,
+  remedy        text,
+  PRIMARY KEY (platform_id, account_id)
+) WITH (fillfactor = 50);
+CREATE INDEX IF NOT EXISTS platform_account_due_idx
+  ON pinstripe.platform_account (platform_id, next_look_at) WHERE state = 'active';
+
 -- Erasures of customers: the certificate of each that is done (`rows`: erased rows by table), and those that
 -- fall due some time after Stripe deleted the customer.
 CREATE TABLE IF NOT EXISTS pinstripe.erasure (
@@ -371,3 +434,26 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pinstripe.process (
   state  jsonb NOT NULL,
   at     timestamptz NOT NULL
 ) WITH (fillfactor = 10);
+
+-- What is due later for one account of a platform, by task: a first copy that failed, lists that are read again,
+-- a refetch whose next try is due. `failures`: how often in a row it failed. See store/sweep.py.
+CREATE TABLE IF NOT EXISTS pinstripe.platform_task (
+  scope    text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  task     text NOT NULL,
+  due_at   timestamptz NOT NULL,
+  failures int NOT NULL DEFAULT 0,
+  PRIMARY KEY (scope, task)
+);
+CREATE INDEX IF NOT EXISTS platform_task_due_idx ON pinstripe.platform_task (due_at);
+
+-- Workers of platforms, which share the rates of requests. `seen`: the newest worker that its share makes room
+-- for; a newcomer begins when all others have seen it. See store/workers.py.
+CREATE TABLE IF NOT EXISTS pinstripe.platform_worker (
+  id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  name         text NOT NULL,
+  version      text NOT NULL,
+  joined_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  seen         bigint NOT NULL DEFAULT 0,
+  running      int NOT NULL DEFAULT 0
+);

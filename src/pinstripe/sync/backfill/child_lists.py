@@ -45,6 +45,7 @@ from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State,
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch
+from pinstripe.store.scopes import relations
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -424,7 +425,7 @@ class Passes:
         """The parents as `p`, with a WHERE."""
         parent = table_name(self._endpoint.parent)
         known = self._source.mirror.tables.get(parent)
-        schema = quote(self._source.mirror.schema)
+        schema = quote(relations(self._source.mirror.schema))
         only_when = self._endpoint.only_when.replace("{schema}", schema)
         conditions = [f"({only_when or 'true'})"]
         if known is not None and any(c.name == "deleted" for c in known.columns):

@@ -215,9 +215,7 @@ class EventPoller:
         while True:
             since = self.stats.as_of - self._intervals.window_s
             try:
-                async with self._source.pool.acquire() as connection:
-                    applied = await load_applied(connection, self._source.mirror.schema, since)
-                self._applied.load(applied)
+                await self._load_applied(since)
                 began = self._source.now()
                 await self.catch_up(self._intervals.window_s)
                 self._lookback = LookbackWindows(began)
@@ -226,6 +224,23 @@ class EventPoller:
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
             else:
                 return
+
+    async def _load_applied(self, since: float) -> None:
+        async with self._source.pool.acquire() as connection:
+            applied = await load_applied(connection, self._source.mirror.schema, since)
+        self._applied.load(applied)
+
+    async def poll_since(self, since: float) -> str | None:
+        """Apply everything since a second on Stripe's clock, once, and forget what no poll reads again.
+
+        Returns the id of the newest event that the list showed, None if it showed none. For an account that
+        is polled now and then. Raises FellBehind, and what a request raises.
+        """
+        await self._load_applied(since)
+        await self._read_slices()
+        newest = await self._reader.window(since, priority=FOLLOW, apply=self.apply)
+        await self._forget()
+        return newest
 
     async def _poll_once(self) -> None:
         """Poll once: the top of the list, or the whole window if polls are rare."""
@@ -387,7 +402,7 @@ class PollerStats:
     late: int = 0
     trouble: str = ""
     remedy: str = ""
-    _newest: int = 0
+    newest: int = 0
     _newest_read: int = 0
     """Seconds: of the newest event so far, and of the newest when a read last came to its end."""
 
@@ -400,9 +415,9 @@ class PollerStats:
         """
         self.events += len(seconds)
         self.late += sum(since <= second < self._newest_read - 1 for second in seconds)
-        self._newest = max(self._newest, *seconds, 0)
+        self.newest = max(self.newest, *seconds, 0)
         if ended:
-            self._newest_read = self._newest
+            self._newest_read = self.newest
 
 
 MARGIN_S = 2.0

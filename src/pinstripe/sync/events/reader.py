@@ -75,10 +75,17 @@ class EventLogReader:
         await self._read((), over, apply, first=limit)
         return news
 
-    async def window(self, since: float, *, priority: int, apply: Apply) -> None:
-        """Read everything since a second on Stripe's clock."""
+    async def window(self, since: float, *, priority: int, apply: Apply) -> str | None:
+        """Read everything since a second on Stripe's clock; return the id on top of the list."""
         window = [("created[gte]", str(int(since)))]
-        await self._read(window, lambda *_: False, apply, priority=priority)
+        top: list[str | None] = []
+
+        def over(page: PageIds, _: Sequence[StripeObject]) -> bool:
+            top.extend(page.ids[:1])
+            return False
+
+        await self._read(window, over, apply, priority=priority)
+        return top[0] if top else None
 
     async def slice(self, since: int, until: int, apply: Apply) -> None:
         """Read what was created in the seconds [since, until), several parts of it at a time.

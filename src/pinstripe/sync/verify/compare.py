@@ -38,6 +38,7 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.links import linked_value
 from pinstripe.store.pool import translated
+from pinstripe.store.scopes import account_of
 
 MOST = 20_000
 """Differences that are kept for each table; beyond it only their number is."""
@@ -68,7 +69,10 @@ class Comparer:
         self.watched: dict[RowKey, bool] = {}
         """Keys to watch, and whether they were listed."""
         self._stages = StageTables(
-            url, session_name="pinstripe verify", on_connected=self._on_connected
+            url,
+            session_name="pinstripe verify",
+            account=account_of(schema),
+            on_connected=self._on_connected,
         )
         self._schema = schema
         self._tables = tables

@@ -1,0 +1,120 @@
+"""Looks at the accounts of a platform, each at its own pace: is there an event that is not applied?
+
+    claim -> GET /v1/events?limit=1 for each -> nothing new: its next turn | something new: a poll is requested
+
+A look opens nothing: it costs one request, and a part of a statement. Every worker sweeps, with its share of the
+budget, over accounts that no other one has claimed. Looks run apart from each other, so an account whose answers
+hang delays none. Polls, previews and first copies are the tasks' (`platforms.tasks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from pinstripe.client.client import StripeClient
+from pinstripe.client.pagination import read_ids
+from pinstripe.client.rate_limit import WorkClass
+from pinstripe.errors import PinstripeError, WrongAccount
+from pinstripe.store import sweep
+from pinstripe.store.pool import Pool
+from pinstripe.store.sweep import Found, Look
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_PATH = "/v1/events"
+_TICK_S = 0.5
+_MOST = 48
+"""Looks under way."""
+_PAUSE_S = 2.0
+
+
+@dataclass(slots=True)
+class Sweep:
+    """The sweep of one platform in this worker. `client_of` gives a client that acts for an account."""
+
+    pool: Pool
+    platform_id: str
+    schema: str
+    client_of: Callable[[str], StripeClient]
+    _looks: set[asyncio.Task[None]] = field(default_factory=set)
+    _seen: list[Found] = field(default_factory=list)
+    _found: list[Found] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        try:
+            while True:
+                try:
+                    await self.tick()
+                except PinstripeError as error:
+                    _log.warning("sweep.trouble", platform=self.platform_id, error=error.message)
+                    await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(_TICK_S)
+        finally:
+            for task in self._looks:
+                task.cancel()
+            await asyncio.gather(*self._looks, return_exceptions=True)
+
+    async def tick(self) -> None:
+        """Write down what was seen, and begin the looks that are due."""
+        await self._flush()
+        room = _MOST - len(self._looks)
+        if room <= 0:
+            return
+        async with self.pool.acquire() as connection:
+            due = await sweep.claim_looks(connection, self.platform_id, room)
+        for look in due:
+            if look.is_owed:
+                self._found.append(Found(look.account_id, None, 0.0))
+            else:
+                task = asyncio.create_task(self._look(look), name=f"look {look.account_id}")
+                self._looks.add(task)
+                task.add_done_callback(self._looks.discard)
+        if self._found:
+            await self._flush()
+
+    async def settle(self) -> None:
+        """Wait for the looks under way, and write down what they saw."""
+        await asyncio.gather(*self._looks)
+        await self._flush()
+
+    async def _look(self, look: Look) -> None:
+        try:
+            response = await self.client_of(look.account_id).get(
+                _PATH, [("limit", "1")], endpoint=f"GET {_PATH}", priority=WorkClass.HEADS
+            )
+            page = read_ids(response, _PATH)
+        except PinstripeError as error:
+            await self._failed(look.account_id, error)
+            return
+        newest = page.ids[0] if page.ids else None
+        seen = Found(look.account_id, newest, response.not_before)
+        is_new = newest is not None and newest != look.newest_event
+        (self._found if is_new else self._seen).append(seen)
+
+    async def _failed(self, account_id: str, error: PinstripeError) -> None:
+        try:
+            async with self.pool.transaction() as connection:
+                if isinstance(error, WrongAccount):
+                    await sweep.dismiss(connection, self.platform_id, [account_id], error.message)
+                    _log.warning("account.revoked", account=account_id, reason=error.message)
+                else:
+                    await sweep.failed(connection, self.platform_id, account_id, error)
+        except PinstripeError as untold:
+            _log.debug("sweep.untold", error=untold.message)  # It is claimed again in a minute.
+
+    async def _flush(self) -> None:
+        seen, found = self._seen, self._found
+        if not seen and not found:
+            return
+        self._seen, self._found = [], []
+        # What is lost with an error is claimed again in a minute.
+        async with self.pool.transaction() as connection:
+            if seen:
+                await sweep.looked(connection, self.platform_id, seen)
+            if found:
+                await sweep.found(connection, self.platform_id, self.schema, found)

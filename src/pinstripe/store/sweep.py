@@ -1,0 +1,348 @@
+"""Which account of a platform is due: for a look at its events, or for a task that was put off.
+
+    claim_looks -> one request each -> looked (nothing new) | found (a poll, in the same transaction) | failed
+    put_off(task, later) -> request_due: the tasks whose time has come
+
+A claim is a short statement over rows that no other worker has locked, and moves the account's turn by
+`CLAIM_S`: a worker that dies meanwhile costs that. Accounts that are late by the largest part of their pace go
+first, so an idle one delays no active one, and the other way round. The pace is `1 / PACE` of the time since the
+account's last event, between `FASTEST_S` and `SLOWEST_S`.
+
+`put_off` keeps what is due later, with the number of failures: see `store.tasks` for why no task of
+Procrastinate's is scheduled for later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pinstripe.errors import PinstripeError
+from pinstripe.store.platforms import add_accounts, revoke_accounts
+from pinstripe.store.pool import Connection, translated
+from pinstripe.store.scopes import scope_of
+from pinstripe.store.tasks import WAITED_PRIORITY, TaskName, request_tasks
+
+CLAIM_S = 60.0
+FASTEST_S = 5.0
+SLOWEST_S = 300.0
+"""An account without payments has a read allocation of 10,000 GETs a month
+(https://docs.stripe.com/rate-limits): one every 260 s."""
+PACE = 20.0
+
+LATE_S = (60.0, 660.0)
+"""An event may appear behind newer ones (docs/concepts/live.md). So long after the newest event the window is
+read again."""
+
+_NET_S = 900.0
+"""A task that was requested and has neither ended nor put itself off is requested again."""
+
+_PAUSES = "least(5 * power(2, least(failures, 10)), 3600)"
+"""Seconds after so many failures in a row."""
+
+_EVERY = (
+    "least(greatest(extract(epoch FROM clock_timestamp() - coalesce(last_event_at, since)) / "
+    f"{PACE}, {FASTEST_S}), {SLOWEST_S})"
+)
+# Accounts that were added together do not stay together.
+_NEXT = f"clock_timestamp() + make_interval(secs => ({_EVERY} * (0.9 + 0.2 * random()))::float8)"
+
+
+class Look(NamedTuple):
+    """An account that is due. `newest_event`: what its list showed on top last. `is_owed`: a poll is due
+    whatever the list shows on top.
+    """
+
+    account_id: str
+    newest_event: str | None
+    is_owed: bool
+
+
+class Found(NamedTuple):
+    """What a look found. `newest_event`: the id on top of the list, None if it is empty. `as_of`: when the
+    list was so, Unix seconds on Stripe's clock.
+    """
+
+    account_id: str
+    newest_event: str | None
+    as_of: float
+
+
+class Pace(NamedTuple):
+    """How the sweep of a platform goes. `oldest_look_s`: since the account that waits for the longest time was
+    looked at; `late`: accounts whose turn is over by more than their pace.
+    """
+
+    active: int
+    revoked: int
+    troubled: int
+    looks_per_s: float
+    oldest_look_s: float | None
+    late: int
+
+
+_CLAIM = f"""
+WITH due AS (
+  SELECT account_id FROM pinstripe.platform_account
+  WHERE platform_id = $1 AND state = 'active' AND next_look_at <= clock_timestamp()
+  ORDER BY extract(epoch FROM clock_timestamp() - next_look_at) / {_EVERY} DESC
+  LIMIT $2 FOR UPDATE SKIP LOCKED)
+UPDATE pinstripe.platform_account a
+SET next_look_at = clock_timestamp() + make_interval(secs => {CLAIM_S})
+FROM due WHERE a.platform_id = $1 AND a.account_id = due.account_id
+RETURNING a.account_id, a.newest_event, coalesce(a.owed_at <= clock_timestamp(), false)
+"""
+
+_LOOKED = f"""
+UPDATE pinstripe.platform_account a
+SET looked_at = clock_timestamp(), looks = a.looks + 1, known_to = to_timestamp(u.as_of),
+  next_look_at = least({_NEXT}, owed_at), failures = 0, code = NULL, reason = NULL, remedy = NULL
+FROM unnest($2::text[], $3::float8[]) AS u (id, as_of)
+WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
+"""
+
+_FOUND = f"""
+UPDATE pinstripe.platform_account a
+SET looked_at = clock_timestamp(), looks = a.looks + 1,
+  newest_event = coalesce(u.newest, a.newest_event),
+  owed_at = clock_timestamp(), next_look_at = clock_timestamp() + make_interval(secs => {CLAIM_S})
+FROM unnest($2::text[], $3::text[]) AS u (id, newest)
+WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
+"""
+
+# `owed_at` stands until a poll is done: one that fails is requested again.
+_POLLED = f"""
+UPDATE pinstripe.platform_account a
+SET looked_at = clock_timestamp(), newest_event = coalesce($3, a.newest_event),
+  last_event_at = greatest(a.last_event_at, to_timestamp($4)), known_to = to_timestamp($5),
+  events = a.events + $6, failures = 0, code = NULL, reason = NULL, remedy = NULL,
+  owed_at = clock_timestamp() + make_interval(secs => $7)
+WHERE a.platform_id = $1 AND a.account_id = $2
+"""
+_NEXT_TURN = f"""
+UPDATE pinstripe.platform_account SET next_look_at = least({_NEXT}, owed_at)
+WHERE platform_id = $1 AND account_id = $2
+"""
+
+_FAILED = f"""
+UPDATE pinstripe.platform_account
+SET failures = failures + 1, code = $3, reason = $4, remedy = $5,
+  next_look_at = clock_timestamp() + make_interval(secs => {_PAUSES})
+WHERE platform_id = $1 AND account_id = $2
+"""
+
+_PUT_OFF = """
+INSERT INTO pinstripe.platform_task AS t (scope, task, due_at)
+SELECT s, $2, clock_timestamp() + make_interval(secs => $3) FROM unnest($1::text[]) s
+ON CONFLICT (scope, task) DO UPDATE SET due_at = EXCLUDED.due_at, failures = 0
+"""
+
+_PUT_OFF_FAILED = f"""
+INSERT INTO pinstripe.platform_task AS t (scope, task, due_at, failures)
+VALUES ($1, $2, clock_timestamp() + make_interval(secs => 5), 1)
+ON CONFLICT (scope, task) DO UPDATE SET failures = t.failures + 1,
+  due_at = clock_timestamp() + make_interval(secs => {_PAUSES.replace("failures", "t.failures")})
+"""
+
+_DUE = """
+WITH due AS (
+  SELECT t.scope, t.task FROM pinstripe.platform_task t
+  JOIN pinstripe.sync s ON s.schema = t.scope
+  JOIN pinstripe.platform p ON p.id = s.platform_id AND NOT p.paused
+  JOIN pinstripe.platform_account a
+    ON a.platform_id = p.id AND a.account_id = s.account_id AND a.state = 'active'
+  WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT $1 FOR UPDATE OF t SKIP LOCKED)
+UPDATE pinstripe.platform_task t SET due_at = clock_timestamp() + make_interval(secs => $2)
+FROM due WHERE t.scope = due.scope AND t.task = due.task RETURNING t.task, t.scope
+"""
+
+_PACE = f"""
+SELECT count(*) FILTER (WHERE state = 'active'), count(*) FILTER (WHERE state = 'revoked'),
+  count(*) FILTER (WHERE state = 'active' AND failures > 0),
+  coalesce(sum(1 / {_EVERY}) FILTER (WHERE state = 'active'), 0)::float8,
+  (extract(epoch FROM clock_timestamp() - min(coalesce(looked_at, since))
+     FILTER (WHERE state = 'active')))::float8,
+  count(*) FILTER (WHERE state = 'active'
+    AND next_look_at < clock_timestamp() - make_interval(secs => {_EVERY}::float8))
+FROM pinstripe.platform_account WHERE platform_id = $1
+"""
+
+
+_WAKE = """
+UPDATE pinstripe.platform_account SET woken_at = clock_timestamp(), owed_at = clock_timestamp()
+WHERE platform_id = $1 AND account_id = $2 AND state = 'active' RETURNING true
+"""
+
+_TURN = """
+SELECT state = 'active', coalesce(extract(epoch FROM known_to), 0)::float8,
+  coalesce(extract(epoch FROM last_event_at), 0)::float8
+FROM pinstripe.platform_account WHERE platform_id = $1 AND account_id = $2
+"""
+
+
+class Standing(NamedTuple):
+    """An account at the start of a task. Unix seconds on Stripe's clock, 0 for none."""
+
+    is_active: bool
+    known_to: float
+    last_event_at: float
+
+
+async def account_standing(
+    connection: Connection, platform_id: str, account_id: str
+) -> Standing | None:
+    """Return how an account stands; None if the platform has none of this id."""
+    with translated():
+        row = await connection.fetchrow(_TURN, platform_id, account_id)
+    return None if row is None else Standing(*row)
+
+
+async def welcome(
+    connection: Connection, platform_id: str, schema: str, account_ids: Sequence[str]
+) -> list[str]:
+    """Add accounts that are new, or that have authorised the platform again, and request their first copies.
+    Return them. In a transaction.
+    """
+    added = await add_accounts(connection, platform_id, account_ids)
+    await begin(connection, schema, added)
+    return added
+
+
+async def begin(connection: Connection, schema: str, account_ids: Sequence[str]) -> None:
+    """Request the first copies of accounts. In a transaction."""
+    scopes = [scope_of(schema, account_id) for account_id in account_ids]
+    await put_off(connection, "backfill", scopes, _NET_S)
+    await request_tasks(connection, "backfill", scopes)
+
+
+async def dismiss(
+    connection: Connection, platform_id: str, account_ids: Sequence[str], reason: str
+) -> list[str]:
+    """Flag accounts that took their authorisation back; return those that were active. Their rows stay."""
+    return await revoke_accounts(
+        connection,
+        platform_id,
+        account_ids,
+        code="revoked",
+        reason=reason,
+        remedy="Its rows stay as they are. It goes on when the account authorises the platform again.",
+    )
+
+
+async def wake(connection: Connection, platform_id: str, schema: str, account_id: str) -> bool:
+    """Request the poll of an account of which there is news, or that a caller waits for. In a transaction.
+
+    Return whether the platform has the account, and its authorisation: see `welcome`.
+    """
+    with translated():
+        known = await connection.fetchval(_WAKE, platform_id, account_id)
+    if known:
+        scope = scope_of(schema, account_id)
+        await request_tasks(connection, "poll", [scope], priority=WAITED_PRIORITY)
+    return bool(known)
+
+
+async def claim_looks(connection: Connection, platform_id: str, limit: int) -> list[Look]:
+    """Take the accounts whose turn it is, `limit` at most."""
+    with translated():
+        rows = await connection.fetch(_CLAIM, platform_id, limit)
+    return [Look(*row) for row in rows]
+
+
+async def looked(connection: Connection, platform_id: str, seen: Sequence[Found]) -> None:
+    """Note looks that found nothing new: all events up to then are applied."""
+    with translated():
+        await connection.execute(
+            _LOOKED, platform_id, [s.account_id for s in seen], [s.as_of for s in seen]
+        )
+
+
+async def found(
+    connection: Connection, platform_id: str, schema: str, seen: Sequence[Found]
+) -> None:
+    """Note looks that found something new, and request the polls. In a transaction."""
+    with translated():
+        await connection.execute(
+            _FOUND, platform_id, [s.account_id for s in seen], [s.newest_event for s in seen]
+        )
+    await request_tasks(connection, "poll", [scope_of(schema, s.account_id) for s in seen])
+
+
+async def polled(
+    connection: Connection,
+    platform_id: str,
+    account_id: str,
+    *,
+    newest_event: str | None,
+    newest_at: int,
+    as_of: float,
+    events: int,
+    again_s: float | None,
+) -> None:
+    """Note a poll that is done. `newest_at`: the second of the newest event, 0 if there is none; `events`: how
+    many it applied; `again_s`: after which time the window is to be read again, None if never.
+    """
+    with translated():
+        await connection.execute(
+            _POLLED,
+            platform_id,
+            account_id,
+            newest_event,
+            float(newest_at) if newest_at else None,
+            as_of,
+            events,
+            again_s,
+        )
+        await connection.execute(_NEXT_TURN, platform_id, account_id)
+
+
+async def failed(
+    connection: Connection, platform_id: str, account_id: str, error: PinstripeError
+) -> None:
+    """Note trouble with an account; it has its next turn after a pause that grows to an hour."""
+    with translated():
+        await connection.execute(
+            _FAILED, platform_id, account_id, error.slug, error.message, error.hint
+        )
+
+
+async def put_off(
+    connection: Connection, task: TaskName, scopes: Sequence[str], later_s: float
+) -> None:
+    """Have the task requested in so many seconds."""
+    with translated():
+        await connection.execute(_PUT_OFF, list(scopes), task, later_s)
+
+
+async def put_off_failed(connection: Connection, task: TaskName, scope: str) -> None:
+    """Have a task that failed requested again, after a pause that grows to an hour."""
+    with translated():
+        await connection.execute(_PUT_OFF_FAILED, scope, task)
+
+
+async def settled(connection: Connection, task: TaskName, scope: str) -> None:
+    """Nothing of the task is due later."""
+    with translated():
+        await connection.execute(
+            "DELETE FROM pinstripe.platform_task WHERE scope = $1 AND task = $2", scope, task
+        )
+
+
+async def request_due(connection: Connection, limit: int) -> int:
+    """Request the tasks whose time has come, `limit` at most; return how many. In a transaction."""
+    with translated():
+        rows = await connection.fetch(_DUE, limit, _NET_S)
+    by_task: dict[TaskName, list[str]] = {}
+    for task, scope in rows:
+        by_task.setdefault(task, []).append(scope)
+    for name in sorted(by_task):
+        await request_tasks(connection, name, by_task[name])
+    return len(rows)
+
+
+async def sweep_pace(connection: Connection, platform_id: str) -> Pace:
+    """Return how the sweep goes, for `status`."""
+    with translated():
+        row = await connection.fetchrow(_PACE, platform_id)
+    assert row is not None  # noqa: S101 (an aggregate has one row)
+    return Pace(*row)

@@ -1,0 +1,181 @@
+"""The tasks of platforms: Procrastinate's tables in the schema `pinstripe_tasks`, and requests for a task.
+
+    async with pool.transaction() as connection:
+        ...                                                  # what makes the work necessary
+        await request_tasks(connection, "poll", [scope])     # commits with it
+
+One account has one running task at a time (Procrastinate's `lock` is the scope), and one waiting task of a
+kind (`queueing_lock`). A task is never scheduled for later: Procrastinate passes over every task of an
+account that has an earlier or more urgent one, due or not. What is due later stands in
+`pinstripe.platform_account`. See docs/decisions/034-procrastinate.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import distribution
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from pinstripe.errors import Drifted
+from pinstripe.store.locks import lock_row
+from pinstripe.store.pool import Connection, translated
+
+SCHEMA = "pinstripe_tasks"
+SEARCH_PATH = f"{SCHEMA}, pg_catalog, pg_temp"
+
+TaskName = Literal["poll", "backfill", "relist", "refetch", "preview", "verify"]
+Queue = Literal["live", "bulk"]
+
+
+class _Kind(NamedTuple):
+    queue: Queue
+    priority: int
+
+
+KINDS: Mapping[TaskName, _Kind] = MappingProxyType(
+    {
+        "poll": _Kind("live", 30),
+        "refetch": _Kind("live", 20),
+        "preview": _Kind("bulk", 12),
+        "backfill": _Kind("bulk", 10),
+        "relist": _Kind("bulk", 5),
+        "verify": _Kind("bulk", 0),
+    }
+)
+"""Higher goes first. The queues have workers of their own: nothing live waits for a first copy."""
+
+WAITED_PRIORITY = 40
+"""Of a poll that a caller waits for."""
+
+_WAIT_S = 60
+
+_NAME = "procrastinate"
+
+
+async def ensure_tasks(connection: Connection) -> None:
+    """Create `pinstripe_tasks`, or bring it to the installed Procrastinate. After `ensure_bookkeeping`.
+
+    Several processes may call it at once. Raises Drifted if a newer Procrastinate has made the schema.
+    """
+    with translated():
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = '{_WAIT_S}s'")
+            if await _applied(connection) == _version():
+                return
+            await lock_row(connection, "migration")
+            await connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}")
+            await _apply(connection, await _applied(connection))
+            await connection.execute(_ours())
+            await connection.execute(_PATHS)
+            await connection.execute(f"COMMENT ON SCHEMA {SCHEMA} IS '{_version()}'")
+
+
+async def request_tasks(
+    connection: Connection, task: TaskName, scopes: Sequence[str], *, priority: int | None = None
+) -> int:
+    """Request the task for these scopes, in the caller's transaction; return how many are new.
+
+    Scopes are taken in their order, so that two callers with the same ones do not wait for each other.
+    """
+    kind = KINDS[task]
+    with translated():
+        found: int = await connection.fetchval(
+            f"SELECT count(*) FILTER (WHERE {SCHEMA}.request_job($1, $2, scope, $3))"
+            " FROM (SELECT DISTINCT s AS scope FROM unnest($4::text[]) s ORDER BY 1) AS sorted",
+            kind.queue,
+            task,
+            kind.priority if priority is None else priority,
+            list(scopes),
+        )
+    return found
+
+
+async def waiting_tasks(connection: Connection) -> dict[str, int]:
+    """Return how many tasks wait or run, by their name; empty where there is no platform."""
+    with translated():
+        if await _applied(connection) is None:
+            return {}
+        rows = await connection.fetch(
+            f"SELECT task_name, count(*) FROM {SCHEMA}.procrastinate_jobs"
+            " WHERE status IN ('todo', 'doing') GROUP BY 1"
+        )
+    return {row[0]: row[1] for row in rows}
+
+
+async def drop_tasks(connection: Connection, scopes_of: str) -> None:
+    """Delete the waiting tasks of all accounts of a schema."""
+    with translated():
+        if await _applied(connection) is None:
+            return
+        await connection.execute(
+            f"DELETE FROM {SCHEMA}.procrastinate_jobs"
+            " WHERE status = 'todo' AND pg_catalog.starts_with(lock, $1)",
+            f"{scopes_of}@",
+        )
+
+
+# Each function of Procrastinate names its tables without a schema.
+_PATHS = f"""
+DO $$
+DECLARE
+  f record;
+BEGIN
+  FOR f IN SELECT p.oid::regprocedure AS name FROM pg_catalog.pg_proc p
+           WHERE p.pronamespace = '{SCHEMA}'::regnamespace LOOP
+    EXECUTE format('ALTER FUNCTION %s SET search_path = {SEARCH_PATH}', f.name);
+  END LOOP;
+END $$;
+"""
+
+_APPLIED = """
+SELECT pg_catalog.obj_description(n.oid, 'pg_namespace') FROM pg_catalog.pg_namespace n
+WHERE n.nspname = $1
+"""
+
+
+async def _applied(connection: Connection) -> str | None:
+    """The version of the schema, as `_version` has it; None if there is no schema."""
+    found: str | None = await connection.fetchval(_APPLIED, SCHEMA)
+    return found
+
+
+async def _apply(connection: Connection, applied: str | None) -> None:
+    if applied is None:
+        await connection.execute(f"CREATE SCHEMA {SCHEMA}")
+        await connection.execute((_folder() / "schema.sql").read_text())
+    elif applied.split()[0] > _newest():
+        raise Drifted(
+            f"The schema {SCHEMA} was made by a newer Procrastinate than this one.",
+            hint="Upgrade Pinstripe here too, or stop the newer workers and drop that schema.",
+        )
+    else:
+        for migration in _migrations():
+            if migration.name > applied.split()[0]:
+                await connection.execute(migration.read_text())
+
+
+def _version() -> str:
+    """Procrastinate's last migration, and which text of our own function."""
+    return f"{_newest()} {sha256(_ours().encode()).hexdigest()[:8]}"
+
+
+def _ours() -> str:
+    return files("pinstripe.store").joinpath("sql", "tasks.sql").read_text()
+
+
+def _folder() -> Path:
+    # By its metadata: importing Procrastinate takes as long as half of a start.
+    return Path(str(distribution(_NAME).locate_file(f"{_NAME}/sql")))
+
+
+def _migrations() -> list[Path]:
+    """Named by version, as `03.04.00_50_post_….sql`: their order is that of their names."""
+    return sorted((_folder() / "migrations").glob("*.sql"))
+
+
+def _newest() -> str:
+    return _migrations()[-1].name
