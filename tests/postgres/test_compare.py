@@ -126,7 +126,7 @@ async def test_what_rows_of_others_give_differs_where_neither_they_nor_the_objec
 ) -> None:
     """`told`: by the row, by the object."""
     held, named = told
-    charge = {"id": "ch_1", "object": "charge", "dispute": named}
+    charge: dict[str, object] = {"id": "ch_1", "object": "charge", "dispute": named}
     disputes = [
         {"id": f"dp_{n}", "object": "dispute", "charge": f"ch_{n > 0:d}", "created": n}
         for n in range(3)
