@@ -56,6 +56,17 @@ def literal(text: str) -> str:
     return f"E'{escaped}'".replace("\\", "\\\\") if "\\" in text else f"'{escaped}'"
 
 
+def like(text: str) -> str:
+    """A pattern for LIKE that matches `text` and nothing else.
+
+    >>> like("50%_off")
+    '50\\\\%\\\\_off'
+    """
+    for special in ("\\", "%", "_"):
+        text = text.replace(special, "\\" + special)
+    return text
+
+
 def qualified(schema: str, table: str) -> str:
     return f"{quote(schema)}.{quote(table)}"
 
