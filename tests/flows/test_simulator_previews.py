@@ -70,3 +70,39 @@ async def test_until_acacia_a_customer_is_invoiced_for_the_subscription_that_end
             http.get("/v1/invoices/upcoming", params={"customer": owner}) as answer,
         ):
             assert (await answer.json())["total"] == 100
+
+
+async def test_a_subscriptions_discount_comes_by_coupon_or_code_and_is_taken_away() -> None:
+    async with running(Settings(scale=100, connected=False)) as sim:
+        owner = owner_with_items(sim, 0)
+        product = post(sim, "/v1/products", {"name": "A thing"})["id"]
+        price = {"product": product, "unit_amount": 1000, "currency": "usd"}
+        made = post(sim, "/v1/prices", price | {"recurring": {"interval": "month"}})
+        ten = post(sim, "/v1/coupons", {"percent_off": 10, "duration": "forever"})["id"]
+        half = post(sim, "/v1/coupons", {"percent_off": 50, "duration": "forever"})["id"]
+        promotion = {"promotion": {"type": "coupon", "coupon": half}}
+        code = post(sim, "/v1/promotion_codes", promotion)["id"]
+        bought = {"customer": owner, "items": [{"price": made["id"]}]}
+        bought["discounts"] = [{"coupon": ten}]
+        subscription = post(sim, "/v1/subscriptions", bought)
+        path = f"/v1/subscriptions/{subscription['id']}"
+        (first,) = subscription["discounts"]
+        both = {"discounts": [{"discount": first}, {"promotion_code": code}]}
+        assert post(sim, path, both)["discounts"][0] == first
+        async with aiohttp.ClientSession(
+            sim.url, headers={"Authorization": f"Bearer {sim.key}"}
+        ) as http:
+            asked = {"expand[]": "discounts"}
+            async with http.get(path, params=asked) as answer:
+                shown = (await answer.json())["discounts"]
+            assert [d["promotion_code"] for d in shown] == [None, code]
+            for left in ([first], []):
+                async with http.delete(f"{path}/discount") as answer:
+                    assert (await answer.json())["deleted"] is True
+                async with http.get(path) as answer:
+                    assert (await answer.json())["discounts"] == left
+                async with http.get("/v1/events", params={"limit": "2"}) as answer:
+                    told = {event["type"] for event in (await answer.json())["data"]}
+                assert told == {"customer.discount.deleted", "customer.subscription.updated"}
+            async with http.delete(f"{path}/discount") as answer:
+                assert answer.status == 404

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 LEFT_OUT: Mapping[str, str] = {
-    "test_subscriptions_discount_delete": (
-        "the simulator gives subscriptions no discounts, so there is none to take away"
-    ),
     "test_test_helpers_customers_fund_cash_balance_post": (
         "the simulator's cash balances move by no test helper"
     ),

@@ -69,6 +69,15 @@ def _clock(wire: Wire) -> list[str]:
     return [wire.make("/v1/test_helpers/test_clocks", {"frozen_time": str(int(time.time()))})]
 
 
+def _discounted(wire: Wire) -> list[str]:
+    customer, coupon = _customer(wire), wire.make("/v1/coupons", {"percent_off": "10"})
+    price = {"unit_amount": "900", "currency": "usd", "recurring[interval]": "month"}
+    price["product_data[name]"] = "Example"
+    form = {"customer": customer, "items[0][price]": wire.make("/v1/prices", price)}
+    form |= {"discounts[0][coupon]": coupon, "payment_behavior": "default_incomplete"}
+    return [wire.make("/v1/subscriptions", form)]
+
+
 RECIPES: Mapping[str, Recipe] = {
     "POST /v1/charges/{charge}/capture": _uncaptured,
     "POST /v1/checkout/sessions/{session}/expire": _session,
@@ -84,6 +93,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "POST /v1/payment_methods/{payment_method}/detach": _attached,
     "POST /v1/payouts/{payout}/cancel": _payout,
+    "DELETE /v1/subscriptions/{subscription_exposed_id}/discount": _discounted,
     "POST /v1/test_helpers/test_clocks/{test_clock}/advance": _old_clock,
     "DELETE /v1/test_helpers/test_clocks/{test_clock}": _clock,
 }

@@ -11,7 +11,7 @@ import json
 import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from pinstripe.catalog.descriptions import describe_column, describe_table
 from pinstripe.catalog.model import spec
@@ -82,24 +82,28 @@ def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-_PYTHON: dict[SqlType, str] = {
-    "text": "str",
-    "bigint": "int",
-    "numeric": "decimal.Decimal",
-    "boolean": "bool",
-    "timestamptz": "datetime.datetime",
-    "jsonb": "Any",
-    "text[]": "list[str]",
-}
+class _Names(NamedTuple):
+    """What the tools call one type of Postgres's."""
 
-_ALCHEMY: dict[SqlType, str] = {
-    "text": "Text",
-    "bigint": "BigInteger",
-    "numeric": "Numeric",
-    "boolean": "Boolean",
-    "timestamptz": "DateTime(timezone=True)",
-    "jsonb": "JSONB",
-    "text[]": "ARRAY(Text)",
+    python: str
+    sqlalchemy: str
+    drizzle: str
+    prisma: str
+
+
+_TYPES: dict[SqlType, _Names] = {
+    "text": _Names("str", "Text", "text({name})", "String"),
+    "bigint": _Names("int", "BigInteger", "bigint({name}, {{ mode: 'bigint' }})", "BigInt"),
+    "numeric": _Names("decimal.Decimal", "Numeric", "numeric({name})", "Decimal"),
+    "boolean": _Names("bool", "Boolean", "boolean({name})", "Boolean"),
+    "timestamptz": _Names(
+        "datetime.datetime",
+        "DateTime(timezone=True)",
+        "timestamp({name}, {{ withTimezone: true }})",
+        "DateTime",
+    ),
+    "jsonb": _Names("Any", "JSONB", "jsonb({name})", "Json"),
+    "text[]": _Names("list[str]", "ARRAY(Text)", "text({name}).array()", "String[]"),
 }
 
 # Attributes of the base classes: a field of that name would hide them.
@@ -127,11 +131,11 @@ def _sqlalchemy(
         yield f"    __tablename__ = {_text(table.name)}\n"
         for c in table.all_columns:
             is_key = c.name in table.key
-            kind = _PYTHON[c.type] + ("" if is_key else " | None")
+            kind = _TYPES[c.type].python + ("" if is_key else " | None")
             key = ", primary_key=True" if is_key else ""
             yield (
                 f"    {_python_name(c.name)}: Mapped[{kind}] = mapped_column({_text(c.name)}, "
-                f"{_ALCHEMY[c.type]}{key}, comment={_text(describe_column(table, c))})"
+                f"{_TYPES[c.type].sqlalchemy}{key}, comment={_text(describe_column(table, c))})"
             )
         for r in relations:
             if r.table is table:
@@ -159,7 +163,7 @@ def _pydantic(
             name, is_key = _python_name(c.name), c.name in table.key
             alias = f", alias={_text(c.name)}" if name != c.name else ""
             first = "..." if is_key else "None"
-            kind = _PYTHON[c.type] + ("" if is_key else " | None")
+            kind = _TYPES[c.type].python + ("" if is_key else " | None")
             about = _text(describe_column(table, c))
             yield f"    {name}: {kind} = Field({first}{alias}, description={about})"
         for r in relations:
@@ -170,17 +174,6 @@ def _pydantic(
         yield ""
     names = ", ".join(_class_name(t.name) for t in chosen)
     yield f"\nfor _model in ({names},):\n    _model.model_rebuild()"
-
-
-_DRIZZLE: dict[SqlType, str] = {
-    "text": "text({name})",
-    "bigint": "bigint({name}, {{ mode: 'bigint' }})",
-    "numeric": "numeric({name})",
-    "boolean": "boolean({name})",
-    "timestamptz": "timestamp({name}, {{ withTimezone: true }})",
-    "jsonb": "jsonb({name})",
-    "text[]": "text({name}).array()",
-}
 
 
 def _drizzle(schema: str, chosen: Sequence[Table], relations: Sequence[_Relation]) -> Iterator[str]:
@@ -195,7 +188,7 @@ def _drizzle(schema: str, chosen: Sequence[Table], relations: Sequence[_Relation
         yield f"\n/** {_note(describe_table(table))} */"
         yield f"export const {table.name} = $schema.table({_text(table.name)}, {{"
         for c in table.all_columns:
-            kind = _DRIZZLE[c.type].format(name=_text(c.name))
+            kind = _TYPES[c.type].drizzle.format(name=_text(c.name))
             key = ".primaryKey()" if c.name in table.key else ""
             yield f"  /** {_note(describe_column(table, c))} */\n  {c.name}: {kind}{key},"
         yield "});"
@@ -222,17 +215,6 @@ def _note(text: str) -> str:
     return text.replace("*/", "* /")
 
 
-_PRISMA: dict[SqlType, str] = {
-    "text": "String",
-    "bigint": "BigInt",
-    "numeric": "Decimal",
-    "boolean": "Boolean",
-    "timestamptz": "DateTime",
-    "jsonb": "Json",
-    "text[]": "String[]",
-}
-
-
 def _prisma(schema: str, chosen: Sequence[Table], relations: Sequence[_Relation]) -> Iterator[str]:
     yield f"// {_head()}"
     yield 'generator client {\n  provider = "prisma-client-js"\n}\n'
@@ -240,7 +222,9 @@ def _prisma(schema: str, chosen: Sequence[Table], relations: Sequence[_Relation]
     for table in chosen:
         yield f"\n/// {describe_table(table)}\nmodel {table.name} {{"
         for c in table.all_columns:
-            kind = _PRISMA[c.type] + ("" if c.name in table.key or c.type == "text[]" else "?")
+            kind = _TYPES[c.type].prisma + (
+                "" if c.name in table.key or c.type == "text[]" else "?"
+            )
             key = " @id" if c.name in table.key else ""
             native = " @db.Timestamptz(6)" if c.type == "timestamptz" else ""
             yield f"  /// {describe_column(table, c)}\n  {c.name} {kind}{key}{native}"

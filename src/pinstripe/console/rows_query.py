@@ -15,7 +15,7 @@ import msgspec
 
 from pinstripe.console.tables import Shape, ShownColumn
 from pinstripe.errors import Misconfigured
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.ddl import like, qualified, quote
 
 OPERATORS = {
     "eq": "=",
@@ -185,19 +185,8 @@ def _contains(column: ShownColumn, text: str, values: list[object]) -> str:
     if column.type == "jsonb" and text.lstrip()[:1] in ("{", "["):
         return f"{name} @> {_parameter(values, typed(column, text))}::text::jsonb"
     if column.type == "text[]":
-        return f"array_to_string({name}, E'\\n') ILIKE {_parameter(values, _pattern(text))}"
-    return f"{name}::text ILIKE {_parameter(values, _pattern(text))}"
-
-
-def _pattern(text: str) -> str:
-    """Return a LIKE pattern that matches `text` literally.
-
-    >>> _pattern("50%_off")
-    '%50\\\\%\\\\_off%'
-    """
-    for special in ("\\", "%", "_"):
-        text = text.replace(special, "\\" + special)
-    return f"%{text}%"
+        return f"array_to_string({name}, E'\\n') ILIKE {_parameter(values, f'%{like(text)}%')}"
+    return f"{name}::text ILIKE {_parameter(values, f'%{like(text)}%')}"
 
 
 def _moment(text: str) -> datetime:

@@ -67,6 +67,17 @@ def literal(text: str) -> str:
     return f"E'{escaped}'".replace("\\", "\\\\") if "\\" in text else f"'{escaped}'"
 
 
+def like(text: str) -> str:
+    """A pattern for LIKE that matches `text` and nothing else.
+
+    >>> like("50%_off")
+    '50\\\\%\\\\_off'
+    """
+    for special in ("\\", "%", "_"):
+        text = text.replace(special, "\\" + special)
+    return text
+
+
 def qualified(schema: str, table: str) -> str:
     """The relation with the rows of a sync, or of one account of a platform: `schema` may be a scope."""
     return f"{quote(relations(schema))}.{quote(table)}"

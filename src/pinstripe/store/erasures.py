@@ -26,7 +26,7 @@ from pinstripe.catalog.tables import LOGS, Column, Table, table_of_object
 from pinstripe.errors import ErasedMeanwhile, Misconfigured, Unreachable
 from pinstripe.rows.personal import ERASER, NOBODYS, Erased
 from pinstripe.store.changes import NewChange, write_changes
-from pinstripe.store.ddl import literal, qualified, quote
+from pinstripe.store.ddl import like, literal, qualified, quote
 from pinstripe.store.personal import existing_tables, rewrite, rewrite_feed
 from pinstripe.store.pool import Connection, translated
 
@@ -337,7 +337,7 @@ async def _clean(
     ids = sorted({key for keys in found.values() for key in keys})
     for name in LOGS & set(tables):
         for at in range(0, len(ids), _IDS):
-            patterns = [f'%"{_like(key)}"%' for key in ids[at : at + _IDS]]
+            patterns = [f'%"{like(key)}"%' for key in ids[at : at + _IDS]]
             where = f"to_jsonb(t)::text LIKE ANY({_array(patterns)})"
             async with connection.transaction():
                 counts[name] += len(
@@ -355,7 +355,3 @@ def _change(table: str, changed: tuple[str, Sequence[str]]) -> NewChange:
 
 def _array(values: Sequence[str]) -> str:
     return f"ARRAY[{', '.join(map(literal, values))}]::text[]"
-
-
-def _like(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

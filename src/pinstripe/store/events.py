@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.ddl import like, qualified, quote
 from pinstripe.store.pool import Connection
 
 APPLIED = "pinstripe"
@@ -179,6 +179,4 @@ def _pattern(kind: str) -> str:
     >>> _pattern("invoice.*"), _pattern("payment_intent.created")
     ('invoice.%', 'payment\\\\_intent.created')
     """
-    for special in ("\\", "%", "_"):
-        kind = kind.replace(special, "\\" + special)
-    return kind.replace("*", "%")
+    return like(kind).replace("*", "%")

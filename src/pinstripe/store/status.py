@@ -173,11 +173,14 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far Stripe's clocks were apart, and how often a read was stale."""
 
 
-_OWED = """
+_IS_OWED = "code NOT IN ('quarantined', 'recheck')"
+"""Whether a row of `pinstripe.pending` that has a code stands for a request that failed."""
+
+_OWED = f"""
 SELECT "table", kind, code, (array_agg(reason ORDER BY next_try_at))[1],
   coalesce((array_agg(remedy ORDER BY next_try_at))[1], ''), count(*), max(attempts), min(left(id, 500)),
   min(next_try_at)
-FROM pinstripe.pending WHERE schema = $1 AND code NOT IN ('quarantined', 'recheck')
+FROM pinstripe.pending WHERE schema = $1 AND {_IS_OWED}
 GROUP BY "table", kind, code ORDER BY "table", kind, code LIMIT 200
 """
 
@@ -502,7 +505,7 @@ CROSS JOIN LATERAL (
   SELECT coalesce(sum(g.open), 0)::bigint AS open, coalesce(sum(g.owed), 0)::bigint AS owed,
          array_agg(ARRAY[g.priority, g.open]) AS priorities
   FROM (SELECT priority::bigint, count(*) AS open,
-               count(*) FILTER (WHERE code NOT IN ('quarantined', 'recheck')) AS owed
+               count(*) FILTER (WHERE {_IS_OWED}) AS owed
         FROM pinstripe.pending p WHERE p.schema = s.schema GROUP BY 1) g) p
 """
 

@@ -1,4 +1,4 @@
-"""Customers and their discounts."""
+"""Customers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pinstripe_simulator.behaviours.generic import create, taken_over, target
 from pinstripe_simulator.behaviours.payments import payment_method
 from pinstripe_simulator.behaviours.subscriptions import end_subscription
 from pinstripe_simulator.ledger import Ledger
-from pinstripe_simulator.replies import missing, refused
+from pinstripe_simulator.replies import refused
 from pinstripe_simulator.table import StripeObject
 
 
@@ -58,15 +58,3 @@ def delete_customer(request: Request, ledger: Ledger) -> StripeObject:
             if subscription["status"] not in ("canceled", "incomplete_expired"):
                 end_subscription(ledger, subscription)
     return ledger.delete(found)
-
-
-def delete_discount(request: Request, ledger: Ledger) -> StripeObject:
-    """Of a customer or a subscription."""
-    owner = request.account.world.routes.parent(request.operation)
-    found = ledger.get(owner, request.match.path_values[0])
-    discount = found.get("discount")
-    if not isinstance(discount, dict):
-        raise missing("discount", str(found["id"]))
-    ledger.change(found, {"discount": None})
-    ledger.tell("customer.discount.deleted", discount)
-    return {"id": discount["id"], "object": "discount", "deleted": True}
