@@ -499,7 +499,7 @@ CROSS JOIN LATERAL (
   SELECT count(*) FILTER (WHERE state = 'running') AS running,
          count(*) FILTER (WHERE state = 'failed') AS failed,
          count(*) FILTER (WHERE state = 'refused') AS refused
-  FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> 'events'
+  FROM pinstripe.cursor l WHERE l.schema = s.schema AND l.stream <> ALL($1)
     AND NOT starts_with(l.stream, {literal(SCAN_OF)})) l
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(g.open), 0)::bigint AS open, coalesce(sum(g.owed), 0)::bigint AS owed,
@@ -508,6 +508,9 @@ CROSS JOIN LATERAL (
                count(*) FILTER (WHERE {_IS_OWED}) AS owed
         FROM pinstripe.pending p WHERE p.schema = s.schema GROUP BY 1) g) p
 """
+
+_PREVIEWS = [name for name, table in tables().items() if table.virtual]
+"""Streams of previews, which are filled after everything else: the copy is current without them."""
 
 # Without an ANALYZE only the statistics have a count; after a crash only reltuples does.
 _ESTIMATES = """
@@ -529,7 +532,9 @@ async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
             clocks=clocks.get(row[0], Clocks()),
             by_class={class_name(work): count for work, count in row[-1] or ()},
         )
-        for row in await connection.fetch(f"{_SUMMARIES} WHERE {await alone(connection)}")
+        for row in await connection.fetch(
+            f"{_SUMMARIES} WHERE {await alone(connection)}", [FOLLOWED, *_PREVIEWS]
+        )
     }
 
 
