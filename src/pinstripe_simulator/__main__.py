@@ -15,6 +15,7 @@ import uvloop
 
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.limits import PRESETS
+from pinstripe_simulator.mix import FEW
 from pinstripe_simulator.nastiness import from_json
 from pinstripe_simulator.server import Running, serve
 
@@ -32,6 +33,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--nastiness", default="", help="every value as JSON; Stripe's own if empty"
     )
+    parser.add_argument("--connected", type=int, default=FEW, help="how many connected accounts")
+    parser.add_argument("--connected-scale", type=int, default=300, help="objects of each")
+    parser.add_argument("--connected-few", type=int, default=0, help="at least, of each type")
+    parser.add_argument("--connected-ids", choices=("chosen", "all"), default="chosen")
     parser.add_argument("--not-enabled", action="append", default=[], help="such as issuing")
     return parser.parse_args()
 
@@ -51,6 +56,10 @@ def main() -> None:
         mix=json.loads(given.mix) if given.mix else None,
         limits=given.limits,
         not_enabled=tuple(given.not_enabled),
+        connected=given.connected,
+        connected_scale=given.connected_scale,
+        connected_few=given.connected_few,
+        connected_ids=given.connected_ids,
     )
     if given.key:
         settings = replace(settings, keys=tuple(given.key))

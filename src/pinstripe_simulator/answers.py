@@ -85,7 +85,7 @@ def _retrieve(request: Request) -> bytes:
     place = request.match.place
     if request.account.doors.disabled_product(request.operation, request.type_name):
         raise missing_at(request.type_name, id, place)
-    if id == request.account.id and request.type_name == "account":
+    if request.type_name == "account" and id == request.account.id:
         return _printed(request, singleton(request))
     table, position = _found(request, id)
     if table.name == "event" and not request.account.events.readable(position):
@@ -111,6 +111,9 @@ def singleton(request: Request) -> StripeObject:
     """An object without id, or the account's only one: `balance`, `tax.settings`, `account`."""
     account = request.account
     if request.type_name == "account":
+        if account.platform is not None:
+            known = account.platform.world.get("account", account.id)
+            return known or {"id": account.id, "object": "account"}
         table = account.world.tables["account"]
         return account.world.objects.load(table, 0) | {"id": account.id}
     owner = request.match.path_values[0] if request.match.path_values else ""

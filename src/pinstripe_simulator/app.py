@@ -22,12 +22,12 @@ from isal import igzip_lib
 from pinstripe_simulator import bodies
 from pinstripe_simulator.account import Account
 from pinstripe_simulator.answers import Request, answer
-from pinstripe_simulator.auth import Key
+from pinstripe_simulator.auth import Key, masked
 from pinstripe_simulator.behaviours.registry import settle, write
 from pinstripe_simulator.control import Control
 from pinstripe_simulator.faults import BEFORE, Fault, error_for
 from pinstripe_simulator.params import check, nest, parse
-from pinstripe_simulator.replies import Reply, StripeError, refused, unrecognized
+from pinstripe_simulator.replies import Reply, StripeError, no_access, refused, unrecognized
 from pinstripe_simulator.routes import QUOTE_PDF
 from pinstripe_simulator.spoil import Send, abort, send_reply, send_spoiled
 from pinstripe_simulator.versions import known_version, notice
@@ -64,7 +64,8 @@ class App:
         path = scope.get("raw_path", scope["path"].encode()).decode("latin-1").partition("?")[0]
         if path.startswith("/_simulator"):
             body = await bodies.read(receive)
-            await send_reply(send, await self.control.answer(scope["method"], path, body))
+            named: bytes = dict(scope["headers"]).get(b"stripe-account", b"")
+            await send_reply(send, await self.control.answer(path, body, named.decode()))
             return
         await self._stripe(scope, path, receive, send)
 
@@ -72,7 +73,10 @@ class App:
         account = self.account
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = account.request_id()
+        named = account.connected.made.get(headers.get("stripe-account", ""))
         fault = account.faults.deal(scope["method"], path)
+        if fault is None and named is not None:
+            fault = named.faults.deal(scope["method"], path)
         started = monotonic()
         account.meter.at_once += 1
         account.meter.most_at_once = max(account.meter.most_at_once, account.meter.at_once)
@@ -87,20 +91,23 @@ class App:
             body = await bodies.read(receive)
             told = Told(path, headers, body, request_id)
             reply = self._answer(scope, told, fault)
-            await self._delay(started)
+            await self._delay(started, named)
         finally:
             account.meter.at_once -= 1
-        account.meter.answers[reply.status] += 1
+        for meter in {account.meter, (named or account).meter}:
+            meter.answers[reply.status] += 1
         self._finish(reply, headers, request_id)
         if fault is not None and fault.kind not in BEFORE:
             await send_spoiled(scope, send, reply, fault)
         else:
             await send_reply(send, reply, head=scope["method"] == "HEAD")
 
-    async def _delay(self, started: float) -> None:
-        latency = self.account.latency
-        if latency.fixed_s or latency.jitter_s:
-            wanted = latency.fixed_s + latency.jitter_s * self.account.dice.random()
+    async def _delay(self, started: float, named: Account | None) -> None:
+        wanted = 0.0
+        for latency in (self.account.latency, *([named.latency] if named else ())):
+            if latency.fixed_s or latency.jitter_s:
+                wanted += latency.fixed_s + latency.jitter_s * self.account.dice.random()
+        if wanted:
             await asyncio.sleep(max(0.0, wanted - (monotonic() - started)))
 
     def _answer(self, scope: Scope, told: Told, fault: Fault | None) -> Reply:
@@ -122,7 +129,7 @@ class App:
         path, headers = told.path, told.headers
         method = scope["method"]
         key = self.account.doors.key_of(headers.get("authorization", ""))
-        account = self._account(headers, key)
+        account = self._account(headers, key, path)
         version = known_version(
             headers.get("stripe-version") or account.api_version, account.spec.api_version
         )
@@ -136,10 +143,13 @@ class App:
         operation = match.operation
         slow = operation.kind == "search" or operation.path.startswith("/v1/files")
         endpoint = f"{operation.method} {operation.path}"
-        self.account.meter.enter(endpoint, slow=slow, dice=self.account.dice.random())
+        self._meter(account, endpoint, slow=slow)
         type_name = account.world.routes.child(operation)
         old_words = self.account.nastiness.old_permission_words
         account.doors.let_in(key, operation, type_name, old_words=old_words)
+        owner = match.path_values[0] if operation.path.startswith("/v1/accounts/{") else ""
+        if owner and self.account.connected.revoked(owner):
+            raise no_access(masked(key.secret), owner)
         given, files = _parameters(scope, headers, told.body)
         request = Request(
             account=account,
@@ -172,21 +182,25 @@ class App:
                 return _reply(request)  # The list that showed the cursor came from elsewhere.
             raise
 
-    def _account(self, headers: dict[str, str], key: Key) -> Account:
+    def _meter(self, account: Account, endpoint: str, *, slow: bool) -> None:
+        """Counts the request for the platform, and for the connected account that it acts on."""
+        whole, dice = self.account.meter, self.account.dice.random()
+        whole.enter(endpoint, slow=slow, dice=dice, of_connected=account is not self.account)
+        if account is not self.account:
+            account.meter.enter(endpoint, slow=slow)
+
+    def _account(self, headers: dict[str, str], key: Key, path: str) -> Account:
+        """The account that the request acts on. An account that is named in the path as well is asked
+        about where the platform keeps it.
+        """
         wanted = headers.get("stripe-account")
         if not wanted or wanted == self.account.id:
             return self.account
         found = self.account.connected.get(wanted)
         if found is None:
-            raise StripeError(
-                403,
-                f"The provided key does not have access to account '{wanted}' (or that account "
-                "does not exist). Application access may have been revoked.",
-                code="account_invalid",
-                anonymous=True,
-            )
-        found.doors.keys.setdefault(key.secret, key)
-        return found
+            raise no_access(masked(key.secret), wanted)
+        about = path.startswith(f"/v1/accounts/{wanted}")
+        return self.account if about else found
 
     def _once(self, request: Request, told: str) -> Reply:
         """A write under an idempotency key: the first answer is replayed, errors as well."""

@@ -14,7 +14,7 @@ from pinstripe_simulator import coherence
 from pinstripe_simulator.beyond_types import EXTRA
 from pinstripe_simulator.first_events import event_sample
 from pinstripe_simulator.ids import Ids, NaturalIds, ScrambledIds
-from pinstripe_simulator.mix import DEFAULT_PATTERN, PATTERNS, counts_for
+from pinstripe_simulator.mix import DEFAULT_PATTERN, FEW, PATTERNS, counts_for
 from pinstripe_simulator.relations import Chain, Even, FirstBack, Relation, Uneven
 from pinstripe_simulator.routes import Routes
 from pinstripe_simulator.shape import Sample, Scope, sample
@@ -38,6 +38,10 @@ class Plan:
     livemode: bool = False
     api_version: str = ""
     """Of the events from the start."""
+    few: int = FEW
+    """Objects of a type that has no share of `scale`."""
+    accounts: int = 0
+    """Connected accounts; 0: as many as there are of any other type."""
 
 
 def build_tables(routes: Routes, plan: Plan) -> dict[str, Table]:
@@ -79,7 +83,9 @@ class _Builder:
             for o in self._routes.objects.values()
             if o.has_id and o.name not in children and o.name != "v2.core.event"
         ]
-        counts = counts_for(self._plan.scale, self._plan.mix, plain)
+        counts = counts_for(self._plan.scale, self._plan.mix, plain, self._plan.few)
+        if self._plan.accounts and "account" not in (self._plan.mix or {}):
+            counts["account"] = self._plan.accounts
         for name in plain:
             self._table(name, name, counts[name])
         for child, parent in pairs:
@@ -227,7 +233,7 @@ class _Builder:
 
     def _make_samples(self, table: Table) -> None:
         scope = Scope(
-            known=frozenset(self._tables),
+            known=frozenset(name for name, there in self._tables.items() if there.base),
             references=frozenset(table.links),
             lists=frozenset(table.lists),
             livemode=self._plan.livemode,

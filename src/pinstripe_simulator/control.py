@@ -1,7 +1,8 @@
 """The control interface: `/_simulator/...`, JSON in and out; Stripe has nothing there.
 
 `POST /_simulator/latency {"fixed_s": 0.1}` calls `Control.latency(fixed_s=0.1)`; every public
-method is an address, so tests in the same process and tests over HTTP turn the same knobs.
+method is an address, so tests in the same process and tests over HTTP turn the same knobs. With the header
+`Stripe-Account` they are those of a connected account, as `Control.of` gives them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -55,6 +57,11 @@ _ADDRESSES = [
     "search_lag",
     "nastiness",
     "webhooks",
+    "accounts",
+    "authorize",
+    "deauthorize",
+    "connected_limits",
+    "connected_traffic",
 ]
 """What can be called over HTTP."""
 
@@ -68,6 +75,15 @@ class Control:
         self.sets = Members(account)
         self._dice = Random(f"{account.settings.seed}/control")  # noqa: S311 - a dice, not a secret
         self._traffic: asyncio.Task[None] | None = None
+        self._of: dict[str, Control] = {}
+
+    def of(self, id: str) -> Control:
+        """The knobs of a connected account; KeyError if it is none or has ended its authorization."""
+        account = self.account.connected[id]
+        known = self._of.get(id)
+        if known is None:
+            known = self._of[id] = Control(account)
+        return known
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -83,6 +99,18 @@ class Control:
             "mutations": self.mutator.done,
             "traffic": self._traffic is not None,
             **account.meter.report(),
+            "connected": self._report_connected(),
+        }
+
+    def _report_connected(self) -> dict[str, object]:
+        """What was counted for connected accounts, each for itself; the rest of a state counts the
+        platform as a whole.
+        """
+        made = self.account.connected.made
+        return {
+            "asked": len(made),
+            "most_per_second": max((a.meter.all.most for a in made.values()), default=0),
+            "limited": sum((sum(a.meter.limited.values()) for a in made.values()), 0),
         }
 
     def counts(self) -> dict[str, int]:
@@ -115,8 +143,19 @@ class Control:
             self.account.meter.limits = PRESETS[preset]
         self.account.meter.configure(**limits)
 
+    def connected_limits(self, preset: str = "", **limits: float) -> None:
+        """`limits`, of every connected account."""
+        connected = self.account.connected
+        if preset:
+            connected.limits = PRESETS[preset]
+        connected.limits = replace(connected.limits, **limits)  # type: ignore[arg-type]
+        for account in connected.made.values():
+            account.meter.limits = connected.limits
+
     def reset_counters(self) -> None:
-        self.account.meter.reset()
+        """Of the account and of those that are connected to it."""
+        for account in (self.account, *self.account.connected.made.values()):
+            account.meter.reset()
 
     # --- the account -------------------------------------------------------------------------
 
@@ -147,7 +186,7 @@ class Control:
         if unknown := values.keys() - known.keys():
             raise ValueError(f"no nastiness named {', '.join(sorted(unknown))}")
         wanted = nastiness.from_json({**known, **values})
-        for account in (self.account, *self.account.connected.values()):
+        for account in (self.account, *self.account.connected.made.values()):
             account.behave(wanted)
         return nastiness.as_json(wanted)
 
@@ -179,6 +218,23 @@ class Control:
         sender.delivery.twice_share, sender.delivery.jitter_s = twice_share, jitter_s
         return {"delivered": sender.delivered, "failed": sender.failed}
 
+    # --- the platform ------------------------------------------------------------------------
+
+    def accounts(self) -> list[str]:
+        """The ids of the connected accounts that authorize the platform."""
+        return list(self.account.connected)
+
+    def deauthorize(self, id: str = "") -> str:
+        """A connected account, a random one by default, ends its authorization; its id."""
+        gone = id or self._dice.choice(self.accounts())
+        self.account.connected.deauthorize(gone)
+        return gone
+
+    def authorize(self, id: str) -> str:
+        """A connected account that ended its authorization gives it again; its id."""
+        self.account.connected.authorize(id)
+        return id
+
     # --- change ------------------------------------------------------------------------------
 
     async def mutate(self, count: int, per_second: float = 0.0) -> int:
@@ -193,12 +249,26 @@ class Control:
         """Random changes until told otherwise; 0 stops them."""
         await self.close()
         if per_second:
-            self._traffic = asyncio.create_task(self._live(per_second))
+            self._traffic = asyncio.create_task(self._live(per_second, [self]))
 
-    async def _live(self, per_second: float) -> None:
+    async def connected_traffic(self, per_second: float, accounts: int = 0) -> None:
+        """Random changes until told otherwise, each in any of the connected accounts (of the first
+        `accounts` of them); 0 stops them.
+        """
+        await self.close()
+        if per_second:
+            busy = [self.of(id) for id in self.accounts()[: accounts or None]]
+            self._traffic = asyncio.create_task(self._live(per_second, busy))
+
+    async def _live(self, per_second: float, busy: list[Control]) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
-            self.mutator.one()
-            await asyncio.sleep(1 / per_second)
+            one = self._dice.choice(busy)
+            if one.account.id in self.account.connected or one is self:
+                one.mutator.one()
+            due += 1 / per_second
+            await asyncio.sleep(max(0.0, due - loop.time()))
 
     def delete(self, type: str, id: str = "", silent: bool = False, version: str = "") -> str:
         """Delete an object, a random one by default; its id. `version`: of its event."""
@@ -292,13 +362,16 @@ class Control:
 
     # --- HTTP --------------------------------------------------------------------------------
 
-    async def answer(self, method: str, path: str, body: bytes) -> Reply:
-        """The method named by the path, with the JSON body as its arguments."""
+    async def answer(self, path: str, body: bytes, account: str = "") -> Reply:
+        """The method named by the path, with the JSON body as its arguments; of a connected account, if
+        one is given.
+        """
         name = path.removeprefix("/_simulator").strip("/").replace("-", "_") or "state"
         if name not in _ADDRESSES:
             return _told({"error": f"no /_simulator/{name}", "known": list(_ADDRESSES)}, 404)
-        call: Callable[..., object | Awaitable[object]] = getattr(self, name)
         try:
+            knobs = self.of(account) if account else self
+            call: Callable[..., object | Awaitable[object]] = getattr(knobs, name)
             given = msgspec.json.decode(body) if body else {}
             found = call(**given)
             if inspect.isawaitable(found):
@@ -316,6 +389,8 @@ class Control:
 
     async def close(self) -> None:
         """Stop whatever runs in the background."""
+        for control in self._of.values():
+            await control.close()
         if self._traffic is not None:
             self._traffic.cancel()
             await asyncio.gather(self._traffic, return_exceptions=True)

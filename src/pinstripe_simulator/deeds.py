@@ -272,7 +272,10 @@ class Deeds:
             for o in self._account.spec.operations
             if o.kind == "create" and o.returns and not behaves(o) and "{" not in o.path
         ]
-        name = self._dice.choice([n for n in names if n in listed and not n.startswith("v2.")])
+        tables = self._account.world.tables  # What it has nothing of, an account does not use.
+        kinds = [n for n in names if n in listed and n in tables and tables[n].base]
+        kinds = [n for n in kinds if not n.startswith("v2.")]
+        name = self._dice.choice(kinds)
         cause = Cause(self._account.request_id(), None)
         Ledger(self._account.world, self._account.events, cause).make(name, {})
 

@@ -7,6 +7,7 @@ ways are arithmetic. Charges that failed made none: their entries are Stripe's o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 
 from pinstripe_simulator import coherence
 from pinstripe_simulator.money import amount_of, fee_of
@@ -34,20 +35,27 @@ class Entries:
         self.paid_out: dict[str, str] = {}
         """Balance transaction -> the automatic payout that paid it out, of those that are not computed."""
 
-    def fillers(self) -> Mapping[str, Callable[[Table], Filler]]:
+    def like(self, tables: Mapping[str, Table]) -> Entries:
+        """The money of the tables of another account that is made alike."""
+        made = copy(self)
+        made._tables, made._last, made.paid_out = tables, (-1, None), {}
+        return made
+
+    @staticmethod
+    def fillers() -> Mapping[str, Callable[[Table], Filler[Entries]]]:
         """Holes that hold money or name balance transactions."""
         return {
-            "amount": lambda t: lambda i, c: b"%d" % self.amount(t, i),
-            "entry": self._entry,
-            "entry-amount": lambda t: lambda i, c: b"%d" % self._amount(i),
-            "fee": lambda t: lambda i, c: b"%d" % fee_of(self._amount(i)),
-            "net": lambda t: lambda i, c: b"%d" % self._net(i),
-            "source": lambda t: lambda i, c: self._source_id(i),
-            "entry-type": lambda t: lambda i, c: b'"%b"' % self._type(i).encode(),
-            "entry-status": lambda t: lambda i, c: b'"%b"' % self.status(c).encode(),
-            "automatic": lambda t: lambda i, c: b"true" if self.is_automatic(i) else b"false",
+            "amount": lambda t: lambda e, i, c: b"%d" % e.amount(t, i),
+            "entry": lambda t: lambda e, i, c: e._entry(t.name, i),
+            "entry-amount": lambda t: lambda e, i, c: b"%d" % e._amount(i),
+            "fee": lambda t: lambda e, i, c: b"%d" % fee_of(e._amount(i)),
+            "net": lambda t: lambda e, i, c: b"%d" % e._net(i),
+            "source": lambda t: lambda e, i, c: e._source_id(i),
+            "entry-type": lambda t: lambda e, i, c: b'"%b"' % e._type(i).encode(),
+            "entry-status": lambda t: lambda e, i, c: b'"%b"' % e.status(c).encode(),
+            "automatic": lambda t: lambda e, i, c: b"true" if e.is_automatic(i) else b"false",
             "reconciled": lambda t: (
-                lambda i, c: b'"completed"' if self.is_automatic(i) else b'"not_applicable"'
+                lambda e, i, c: b'"completed"' if e.is_automatic(i) else b'"not_applicable"'
             ),
         }
 
@@ -96,14 +104,9 @@ class Entries:
         due = created + _AVAILABLE_AFTER_S if available_on is None else available_on
         return "available" if due <= self._now() else "pending"
 
-    def _entry(self, table: Table) -> Filler:
-        there = self._tables[_TABLE]
-
-        def fill(index: int, created: int) -> bytes:
-            at = self._links.entry(table.name, index)
-            return b"null" if at is None else there.quoted(at)
-
-        return fill
+    def _entry(self, name: str, index: int) -> bytes:
+        at = self._links.entry(name, index)
+        return b"null" if at is None else self._tables[_TABLE].quoted(at)
 
     def _source(self, entry: int) -> tuple[str, int] | None:
         """Table and index of what a balance transaction is for."""

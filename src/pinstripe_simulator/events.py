@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 import msgspec
 
-from pinstripe.catalog.model import EventType
 from pinstripe_simulator.first_events import event_type
 from pinstripe_simulator.table import StripeObject
 from pinstripe_simulator.versions import rendered
@@ -62,7 +62,7 @@ class EventLog:
     def __init__(
         self,
         world: World,
-        types: tuple[EventType, ...],
+        types: frozenset[str],
         *,
         version: Callable[[], str],
         clock: Callable[[], float],
@@ -70,10 +70,10 @@ class EventLog:
     ) -> None:
         self._world = world
         self._table = world.tables["event"]
-        self._known = {t.name for t in types}
+        self._known = types
         self._version = version
         self._clock = clock
-        self._dice = Random(f"{seed}/events")  # noqa: S311 - a dice, not a secret
+        self._seed = seed
         self.lateness = Lateness()
         self.unseen: dict[int, float] = {}
         """Positions of late events -> when they become visible."""
@@ -82,6 +82,10 @@ class EventLog:
         self._types: list[str] = []
         self._oldest_kept = self._table.base
         self.world_livemode = world.plan.livemode
+
+    @cached_property
+    def _dice(self) -> Random:
+        return Random(f"{self._seed}/events")  # noqa: S311 - a dice, not a secret
 
     def name(self, type_name: str, verb: str) -> str:
         """The event type for `verb` on an object, "" where Stripe has none."""

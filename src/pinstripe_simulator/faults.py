@@ -7,6 +7,7 @@ lose or spoil the answer, which is the case that idempotency keys are for.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Literal, get_args
 
@@ -55,9 +56,13 @@ class Faults:
     """The faults in force."""
 
     def __init__(self, seed: int) -> None:
-        self._dice = Random(f"{seed}/faults")  # noqa: S311 - a dice, not a secret
+        self._seed = seed
         self._active: list[Fault] = []
         self.dealt: dict[str, int] = {}
+
+    @cached_property
+    def _dice(self) -> Random:
+        return Random(f"{self._seed}/faults")  # noqa: S311 - a dice, not a secret
 
     def add(self, fault: Fault) -> None:
         self._active.append(fault)

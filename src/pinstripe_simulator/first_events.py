@@ -7,15 +7,8 @@ before it, so the payload is the object itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import msgspec
-
 from pinstripe_simulator.shape import Sample, hole
 from pinstripe_simulator.table import Table
-from pinstripe_simulator.template import Filler, reindent
-from pinstripe_simulator.template import pretty as _pretty
-from pinstripe_simulator.versions import before_basil, rendered
 
 _CYCLE = (
     ("charge.succeeded", "charge"),
@@ -52,18 +45,9 @@ def event_type(index: int) -> str:
     return _CYCLE[index % len(_CYCLE)][0]
 
 
-def subject_filler(tables: Mapping[str, Table], version: str, indent: int) -> Filler:
-    """Fills in the object that a computed event is about."""
-
-    def fill(index: int, created: int) -> bytes:
-        table = tables[_CYCLE[index % len(_CYCLE)][1]]
-        position = subject(table, created)
-        text = table.render(position, 0)
-        if before_basil(version):
-            text = _pretty(rendered(msgspec.json.decode(text), version))
-        return reindent(text, indent)
-
-    return fill
+def subject_type(index: int) -> str:
+    """The type of the object that the event at `index` is about."""
+    return _CYCLE[index % len(_CYCLE)][1]
 
 
 def subject(table: Table, created: int) -> int:

@@ -35,9 +35,12 @@ _CHOSEN = ("Gold / Tier ", "50% off?#&+ ", "größe-", "料金/", "a b\\c\"d'", 
 class Ids(Protocol):
     """How one table names its objects."""
 
-    def encode(self, index: int) -> str: ...
-    def decode(self, id: str) -> int | None: ...
-    def quoted(self, index: int) -> bytes:
+    def encode(self, index: int, part: str = "") -> str:
+        """The id; `part` stands for the account among accounts that are made alike."""
+        ...
+
+    def decode(self, id: str, part: str = "") -> int | None: ...
+    def quoted(self, index: int, part: str = "") -> bytes:
         """The id as JSON text."""
         ...
 
@@ -61,21 +64,21 @@ class ScrambledIds:
         high, middle = divmod(high, _TRIPLE)
         return _PAIRS[high] + _TRIPLES[middle] + _TRIPLES[low]
 
-    def quoted(self, index: int) -> bytes:
-        if self._chosen and index % 41 == 3:
-            return msgspec.json.encode(self.encode(index))
+    def quoted(self, index: int, part: str = "") -> bytes:
+        if part or (self._chosen and index % 41 == 3):
+            return msgspec.json.encode(self.encode(index, part))
         x = (index * self._factor + self._offset) & _MASK
         high, low = divmod(x ^ (x >> 24), _TRIPLE)
         high, middle = divmod(high, _TRIPLE)
         return self._opening + _PAIRS[high] + _TRIPLES[middle] + _TRIPLES[low] + b'"'
 
-    def encode(self, index: int) -> str:
+    def encode(self, index: int, part: str = "") -> str:
         code = self._code(index).decode()
         if self._chosen and index % 41 == 3:
             return _CHOSEN[index // 41 % len(_CHOSEN)] + code
-        return self._prefix + code
+        return self._prefix + part + code
 
-    def decode(self, id: str) -> int | None:
+    def decode(self, id: str, part: str = "") -> int | None:
         """The index, or None for an id that this table never made."""
         x = 0
         for character in id[-_CODE_LENGTH:]:
@@ -87,7 +90,7 @@ class ScrambledIds:
             return None
         x ^= x >> 24
         index = ((x - self._offset) * self._inverse) & _MASK
-        return index if self.encode(index) == id else None
+        return index if self.encode(index, part) == id else None
 
 
 class NaturalIds:
@@ -100,11 +103,11 @@ class NaturalIds:
     def __len__(self) -> int:
         return len(self._names)
 
-    def encode(self, index: int) -> str:
+    def encode(self, index: int, part: str = "") -> str:
         return self._names[index] if index < len(self._names) else f"x{index}"
 
-    def decode(self, id: str) -> int | None:
+    def decode(self, id: str, part: str = "") -> int | None:
         return self._index.get(id)
 
-    def quoted(self, index: int) -> bytes:
+    def quoted(self, index: int, part: str = "") -> bytes:
         return msgspec.json.encode(self.encode(index))

@@ -92,7 +92,7 @@ class _Computed:
         cheap = name.startswith("ref:") or name in ("entry-type", "source", "id")
         if cheap and self._whole is None:
             fill = self._objects.filler(self._table, name, 0)
-            found: object = msgspec.json.decode(fill(self._position, 0))
+            found: object = msgspec.json.decode(fill(self._objects, self._position, 0))
             return found
         if self._whole is None:
             self._whole = self._objects.load(self._table, self._position)

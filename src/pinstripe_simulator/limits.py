@@ -20,6 +20,11 @@ _WINDOW_S = 1.0
 class Limits:
     """Requests per second for the account and for each endpoint, requests at once. 0: no limit.
 
+    A request for a connected account counts for that account and for its platform: the first has
+    its own limits, and `account` and `concurrency` of the platform hold for all of them together
+    (https://docs.stripe.com/rate-limits measures "per Stripe account" and does not say which of
+    the two a `Stripe-Account` names, so both hold). `endpoint_of_all` is a limit for each endpoint over
+    all connected accounts; no page of Stripe's has one.
     `slack` is what is let through beyond the limit, because requests sent evenly arrive unevenly.
     """
 
@@ -27,6 +32,7 @@ class Limits:
     endpoint: int = 0
     files_and_search: int = 0
     concurrency: int = 0
+    endpoint_of_all: int = 0
     slack: float = 0.05
     lock_share: float = 0.0
     """Share of writes that meet a `lock_timeout`."""
@@ -78,12 +84,18 @@ class Meter:
     def configure(self, **changes: float) -> None:
         self.limits = replace(self.limits, **changes)  # type: ignore[arg-type]
 
-    def enter(self, endpoint: str, *, slow: bool, dice: float) -> None:
-        """Counts the request; raises the 429. `slow`: Files and Search; `dice` in [0, 1)."""
+    def enter(
+        self, endpoint: str, *, slow: bool, dice: float = 1.0, of_connected: bool = False
+    ) -> None:
+        """Counts the request; raises the 429. `slow`: Files and Search; `dice` in [0, 1);
+        `of_connected`: for the platform's meter, a request that acts on a connected account.
+        """
         now, limits = self._monotonic(), self.limits
         self.requests[endpoint] += 1
         window = self.windows.setdefault(endpoint, Window())
         per_endpoint = limits.files_and_search if slow else limits.endpoint
+        if of_connected:
+            per_endpoint = limits.endpoint_of_all
         if limits.concurrency and self.at_once > limits.concurrency:
             raise self._too_many("global-concurrency")
         if _full(self.all, limits.account, limits.slack, now):

@@ -51,7 +51,7 @@ _SHARES: Mapping[str, float] = {
     "treasury.transaction": 0.5,
 }
 
-_FEW = 6
+FEW = 6
 """Objects of a type that the table does not name; enough to need no luck, too few to weigh."""
 
 PATTERNS: Mapping[tuple[str, str], tuple[int, ...]] = {
@@ -81,13 +81,17 @@ _MEAN_CHILDREN = 460.0
 """Patterned children per thousand objects of the table above, so that the total comes out right."""
 
 
-def counts_for(scale: int, mix: Mapping[str, int] | None, types: list[str]) -> dict[str, int]:
-    """Count per type: about `scale` objects in all, or exactly `mix` where it names a type."""
+def counts_for(
+    scale: int, mix: Mapping[str, int] | None, types: list[str], few: int = FEW
+) -> dict[str, int]:
+    """Count per type: about `scale` objects in all, or exactly `mix` where it names a type; at least
+    `few` of each, and one of each that has a share.
+    """
     fixed = dict(mix or {})
     whole = sum(_SHARES.values()) + _MEAN_CHILDREN
     counts: dict[str, int] = {}
     for name in types:
         share = 0 if mix else round(scale * _SHARES.get(name, 0) / whole)
-        counts[name] = max(share, _FEW)
+        counts[name] = max(share, few, int(not mix and name in _SHARES))
     counts.update(fixed)
     return counts

@@ -8,6 +8,7 @@ objects that they embed are always those of now.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from pinstripe_simulator.routes import Routes
 from pinstripe_simulator.shape import Scope, sample
 from pinstripe_simulator.table import StripeObject, Table
 from pinstripe_simulator.template import Filler, Template, pretty, reindent
+from pinstripe_simulator.versions import before_basil, rendered
 
 INSIDE = 10
 """Entries that a list inside an object shows."""
@@ -40,15 +42,16 @@ class Objects:
         self._now = now
         self._list_urls: dict[tuple[str, str], tuple[bytes, bytes]] = {}
         self.entries = Entries(tables, now)
-        self._plain: Mapping[str, Callable[[Table], Filler]] = {
-            **self.entries.fillers(),
-            "id": lambda t: lambda i, c: t.quoted(i),
-            "id-inside": lambda t: lambda i, c: t.quoted(i)[1:-1],
-            "ms": lambda t: lambda i, c: b"%d" % (c * 1000 + i % 1000),
-            "iso": lambda t: lambda i, c: _iso(c),
-            "email": lambda t: lambda i, c: b'"buyer+%d@example.com"' % i,
-            "only-quantity": self._only_quantity,
-            "event-type": lambda t: lambda i, c: b'"%b"' % first_events.event_type(i).encode(),
+        self._templates: dict[tuple[str, int, int], Template[Objects]] = {}
+        self._plain: Mapping[str, Callable[[Table], Filler[Objects]]] = {
+            **{name: _of_entries(made) for name, made in self.entries.fillers().items()},
+            "id": lambda t: lambda o, i, c: o._tables[t.name].quoted(i),
+            "id-inside": lambda t: lambda o, i, c: o._tables[t.name].quoted(i)[1:-1],
+            "ms": lambda t: lambda o, i, c: b"%d" % (c * 1000 + i % 1000),
+            "iso": lambda t: lambda o, i, c: _iso(c),
+            "email": lambda t: lambda o, i, c: b'"buyer+%d@example.com"' % i,
+            "only-quantity": lambda t: lambda o, i, c: o._only_quantity(i),
+            "event-type": lambda t: lambda o, i, c: b'"%b"' % first_events.event_type(i).encode(),
         }
         self._whole_when_kept = {
             name
@@ -61,10 +64,26 @@ class Objects:
             )
         }
         """Tables whose stored objects need nothing computed on reading."""
-        for table in tables.values():
-            table.filler = self.filler
+
+    def like(self, tables: Mapping[str, Table]) -> Objects:
+        """The objects of another account that is made alike; templates and the rest of what was
+        worked out once are shared.
+        """
+        made = copy(self)
+        made._tables, made.entries = tables, self.entries.like(tables)
+        return made
 
     # --- text and dicts ----------------------------------------------------------------------
+
+    def render(self, table: Table, position: int, indent: int) -> bytes:
+        """A base object that has not been changed, as text."""
+        key = (table.name, table.variant(position), indent)
+        template = self._templates.get(key)
+        if template is None:
+            sample = table.sample(key[1])
+            template = Template(sample, indent, lambda n, d: self.filler(table, n, d))
+            self._templates[key] = template
+        return template.render(self, position, table.timeline.created(position))
 
     def table(self, name: str) -> Table:
         return self._tables[name]
@@ -89,13 +108,13 @@ class Objects:
             if kept is not None:
                 return reindent(msgspec.json.format(kept, indent=2), indent)
             return pretty(self.load(table, position), indent)
-        return table.render(position, indent)
+        return self.render(table, position, indent)
 
     def load(self, table: Table, position: int) -> StripeObject:
         """The object at `position` as a dict, its lists filled in."""
         kept = table.kept(position) if table.touched else None
         if kept is None:
-            made: StripeObject = msgspec.json.decode(table.render(position, 0))
+            made: StripeObject = msgspec.json.decode(self.render(table, position, 0))
             return made
         return self._complete(table, position, kept)
 
@@ -194,31 +213,30 @@ class Objects:
 
     # --- fillers -----------------------------------------------------------------------------
 
-    def filler(self, table: Table, name: str, indent: int) -> Filler:
+    def filler(self, table: Table, name: str, indent: int) -> Filler[Objects]:
         """What fills the hole `name` in objects of `table`, `indent` spaces deep."""
         plain = self._plain.get(name)
         if plain is not None:
             return plain(table)
         how, _, what = name.partition(":")
         if how == "subject":
-            version = str(table.sample(0)["api_version"])
-            return first_events.subject_filler(self._tables, version, indent)
+            return _subject(str(table.sample(0)["api_version"]), indent)
         if name.startswith("t+"):
             later = int(name[2:])
-            return lambda i, c: b"%d" % (c + later)
+            return lambda o, i, c: b"%d" % (c + later)
         if how == "has":
             to = self._way(table, what)
-            return lambda i, c: b"false" if to(i) is None else b"true"
+            return lambda o, i, c: b"false" if to(i) is None else b"true"
         if how == "ref":
-            return self._reference(self._way(table, what), table.links[what][1])
+            return _reference(self._way(table, what), table.links[what][1])
         if how == "any":
-            return self._anything(self._tables[what])
+            return _anything(what, max(1, min(self._tables[what].base, 100)))
         if how == "list":
-            return lambda i, c: self.list_inside(table, what, i, indent)
+            return lambda o, i, c: o.list_inside(o._tables[table.name], what, i, indent)
         if how == "embed":
-            return self._embedded(*table.links[what], indent)
+            return _embedded(*table.links[what], indent)
         if how == "only":
-            return self._only_plan(table, indent)
+            return self._only_plan(indent)
         return self._whole(table, what, indent)
 
     def _only_item(self, index: int) -> int | None:
@@ -232,33 +250,27 @@ class Objects:
             found = self.children(self._tables["subscription"], index, items, "")
         return found[0] if len(found) == 1 else None
 
-    def _only_plan(self, table: Table, indent: int) -> Filler:
+    def _only_plan(self, indent: int) -> Filler[Objects]:
         """`subscription.plan`: of the only item; null where there are several."""
-        items = self._tables["subscription_item"]
-        embedded = self._embedded(*items.links["plan"], indent)
+        embedded = _embedded(*self._tables["subscription_item"].links["plan"], indent)
 
-        def fill(index: int, created: int) -> bytes:
-            at = self._only_item(index)
+        def fill(objects: Objects, index: int, created: int) -> bytes:
+            items, at = objects._tables["subscription_item"], objects._only_item(index)
             if at is None:
                 return b"null"
             if items.touched and items.stored(at):
-                return pretty(self.load(items, at).get("plan"), indent)
-            return embedded(at, created)
+                return pretty(objects.load(items, at).get("plan"), indent)
+            return embedded(objects, at, created)
 
         return fill
 
-    def _only_quantity(self, table: Table) -> Filler:
-        items = self._tables["subscription_item"]
-
-        def fill(index: int, created: int) -> bytes:
-            at = self._only_item(index)
-            if at is None:
-                return b"null"
-            if items.touched and items.stored(at):
-                return msgspec.json.encode(self.load(items, at).get("quantity"))
-            return msgspec.json.encode(items.sample(items.variant(at)).get("quantity"))
-
-        return fill
+    def _only_quantity(self, index: int) -> bytes:
+        items, at = self._tables["subscription_item"], self._only_item(index)
+        if at is None:
+            return b"null"
+        if items.touched and items.stored(at):
+            return msgspec.json.encode(self.load(items, at).get("quantity"))
+        return msgspec.json.encode(items.sample(items.variant(at)).get("quantity"))
 
     def _way(self, table: Table, field: str) -> Callable[[int], int | None]:
         """From an index of `table` to the one that `field` refers to; looked up where few have one."""
@@ -268,41 +280,64 @@ class Objects:
             return relation.written_out(count).get
         return relation.to
 
-    def _reference(self, to: Callable[[int], int | None], target: str) -> Filler:
-        quoted = self._tables[target].quoted
-
-        def fill(index: int, created: int) -> bytes:
-            at = to(index)
-            return b"null" if at is None else quoted(at)
-
-        return fill
-
-    def _anything(self, there: Table) -> Filler:
-        quoted, some = there.quoted, max(1, min(there.base, 100))
-        return lambda i, c: quoted(i * 31 % some)
-
-    def _embedded(self, relation: Relation, target: str, indent: int) -> Filler:
-        there = self._tables[target]
-
-        def fill(index: int, created: int) -> bytes:
-            at = relation.to(index)
-            if at is not None and there.touched:
-                at = there.position(there.id_at(at))  # It may have been made again under its id.
-            return b"null" if at is None or indent > _TOO_DEEP else self.text(there, at, indent)
-
-        return fill
-
-    def _whole(self, table: Table, what: str, indent: int) -> Filler:
+    def _whole(self, table: Table, what: str, indent: int) -> Filler[Objects]:
         """An object that has no relation to follow: any of its type, or a sample without id."""
         there = self._tables.get(what)
         if indent > _TOO_DEEP:
-            return lambda i, c: b"null"
+            return lambda o, i, c: b"null"
         if there is not None and there.base:
-            return lambda i, c: self.text(there, i % there.base, indent)
+            some = there.base
+            return lambda o, i, c: o.text(o._tables[what], i % some, indent)
         scope = Scope(known=frozenset(self._tables), references=(), lists=())
         made = sample(self._routes.objects[what], 0, scope)
         inner = Template(made, indent, lambda n, d: self.filler(table, n, d))
         return inner.render
+
+
+def _of_entries(made: Callable[[Table], Filler[Entries]]) -> Callable[[Table], Filler[Objects]]:
+    """A filler of `Entries` as one of `Objects`."""
+
+    def make(table: Table) -> Filler[Objects]:
+        fill = made(table)
+        return lambda o, i, c: fill(o.entries, i, c)
+
+    return make
+
+
+def _subject(version: str, indent: int) -> Filler[Objects]:
+    """The object that a computed event is about."""
+
+    def fill(objects: Objects, index: int, created: int) -> bytes:
+        table = objects.table(first_events.subject_type(index))
+        text = objects.render(table, first_events.subject(table, created), 0)
+        if before_basil(version):
+            text = pretty(rendered(msgspec.json.decode(text), version))
+        return reindent(text, indent)
+
+    return fill
+
+
+def _reference(to: Callable[[int], int | None], target: str) -> Filler[Objects]:
+    def fill(objects: Objects, index: int, created: int) -> bytes:
+        at = to(index)
+        return b"null" if at is None else objects._tables[target].quoted(at)
+
+    return fill
+
+
+def _anything(target: str, some: int) -> Filler[Objects]:
+    return lambda o, i, c: o._tables[target].quoted(i * 31 % some)
+
+
+def _embedded(relation: Relation, target: str, indent: int) -> Filler[Objects]:
+    def fill(objects: Objects, index: int, created: int) -> bytes:
+        there = objects._tables[target]
+        at = relation.to(index)
+        if at is not None and there.touched:
+            at = there.position(there.id_at(at))  # It may have been made again under its id.
+        return b"null" if at is None or indent > _TOO_DEEP else objects.text(there, at, indent)
+
+    return fill
 
 
 def _of_the_only_item(subscription: StripeObject) -> StripeObject:

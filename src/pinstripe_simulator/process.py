@@ -39,6 +39,10 @@ class SimulatorProcess:
         arguments += ["--scale", str(made.scale), "--until", str(made.end())]
         arguments += ["--limits", made.limits]
         arguments += ["--nastiness", json.dumps(as_json(made.nastiness))]
+        arguments += ["--connected", str(made.connected)]
+        arguments += ["--connected-scale", str(made.connected_scale)]
+        arguments += ["--connected-few", str(made.connected_few)]
+        arguments += ["--connected-ids", made.connected_ids]
         if made.mix is not None:
             arguments += ["--mix", json.dumps(dict(made.mix))]
         for key in made.keys:
@@ -69,11 +73,13 @@ class SimulatorProcess:
             )
         return line
 
-    async def control(self, name: str, **arguments: object) -> Any:
-        """Calls `Control.<name>(**arguments)` in the process."""
+    async def control(self, name: str, *, account: str = "", **arguments: object) -> Any:
+        """Calls `Control.<name>(**arguments)` in the process; of a connected account, if one is given."""
+        headers = {"Stripe-Account": account} if account else {}
+        url = f"{self.url}/_simulator/{name}"
         async with (
             aiohttp.ClientSession() as session,
-            session.post(f"{self.url}/_simulator/{name}", json=arguments) as answer,
+            session.post(url, json=arguments, headers=headers) as answer,
         ):
             told = await answer.json()
         if not told.get("ok"):

@@ -94,6 +94,17 @@ def missing_at(type_name: str, id: str, place: str) -> StripeError:
     return missing(type_name, id, param="id" if type_name in _NAMED_ID or not place else place)
 
 
+def no_access(key: str, account: str) -> StripeError:
+    """403 for an account that is unknown or has ended the platform's authorization; `key` masked."""
+    return StripeError(
+        403,
+        f"The provided key '{key}' does not have access to account '{account}' (or that account "
+        "does not exist). Application access may have been revoked.",
+        code="account_invalid",
+        anonymous=True,
+    )
+
+
 def unrecognized(method: str, path: str) -> StripeError:
     """404 for an address that Stripe does not have."""
     return StripeError(

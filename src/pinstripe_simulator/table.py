@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -21,7 +21,6 @@ from pinstripe_simulator.ids import FIRST_NEW, Ids
 from pinstripe_simulator.relations import Relation
 from pinstripe_simulator.replica import History
 from pinstripe_simulator.shape import VARIANTS, Sample
-from pinstripe_simulator.template import Filler, Template
 from pinstripe_simulator.timeline import Timeline
 
 StripeObject = dict[str, Any]
@@ -34,8 +33,36 @@ _REMEMBERED = 512
 """Ids kept as text, per table."""
 
 
+_SHARED = (
+    *("name", "kind", "base", "ids", "timeline", "make_sample", "links", "aliases", "lists"),
+    *("parent", "base_deleted", "unlisted_variants", "_variant", "_samples"),
+)
+"""What accounts that are made alike have in common."""
+
+_FRESH: Mapping[str, Callable[[], object]] = {
+    "by_value": lambda: defaultdict(list),
+    "unlisted": set,
+    "_added": list,
+    **dict.fromkeys(("parent_of", "_quoted", "_stored", "_deleted", "_chosen", "_chosen_id"), dict),
+}
+
+
 class Table:
     """Name, objects and overlay of one type (or of one nested list: `item@quote`)."""
+
+    __slots__ = (*_SHARED, "touched", "part", "history", *_FRESH)
+
+    by_value: dict[tuple[str, str], list[int]]
+    """(field, id) -> positions of stored objects that have held it."""
+    parent_of: dict[int, str]
+    unlisted: set[int]
+    """Positions that no list shows though they can be retrieved (inline prices)."""
+    _quoted: dict[int, bytes]
+    _stored: dict[int, bytes]
+    _deleted: dict[int, int]
+    _added: list[int]
+    _chosen: dict[str, int]
+    _chosen_id: dict[int, str]
 
     def __init__(
         self,
@@ -60,27 +87,37 @@ class Table:
         self.lists: dict[str, tuple[str, str]] = {}
         """list field -> (child table, the child's field that leads here, "" for the parent link)."""
         self.parent: tuple[Relation, str] | None = None
-        self.filler: Callable[[Table, str, int], Filler] | None = None
         self.base_deleted: Callable[[int], bool] = _never
-        self.touched = False
-        """Whether anything at all has been changed, added or deleted."""
+        self.unlisted_variants: frozenset[int] = frozenset()
         self._variant = variant
         self._samples: dict[int, Sample] = {}
-        self._templates: dict[tuple[int, int], Template] = {}
-        self._quoted: dict[int, bytes] = {}
-        self._stored: dict[int, bytes] = {}
-        self._deleted: dict[int, int] = {}
-        self._added: list[int] = []
-        self._chosen: dict[str, int] = {}
-        self._chosen_id: dict[int, str] = {}
-        self.by_value: dict[tuple[str, str], list[int]] = defaultdict(list)
-        """(field, id) -> positions of stored objects that have held it."""
-        self.parent_of: dict[int, str] = {}
+        self.part = ""
+        """What the account adds to each id."""
         self.history = History()
         """Shared by all tables of an account (see `World`)."""
-        self.unlisted: set[int] = set()
-        """Positions that no list shows though they can be retrieved (inline prices)."""
-        self.unlisted_variants: frozenset[int] = frozenset()
+        self.touched = False
+        """Whether anything at all has been changed, added or deleted."""
+
+    def like(self, part: str, history: History) -> Table:
+        """The table of another account that is made alike: the same objects from the start, under ids
+        that hold `part`, and a life of its own.
+        """
+        made = Table.__new__(Table)
+        for name in _SHARED:
+            setattr(made, name, getattr(self, name))
+        made.part, made.history, made.touched = part, history, False
+        return made
+
+    def __getattr__(self, name: str) -> object:
+        """What has happened since the start, made when first needed: of 160 tables an account that sits
+        still uses one.
+        """
+        fresh = _FRESH.get(name)
+        if fresh is None:
+            raise AttributeError(name)
+        made = fresh()
+        setattr(self, name, made)
+        return made
 
     # --- positions ---------------------------------------------------------------------------
 
@@ -94,8 +131,8 @@ class Table:
         if chosen is not None:
             return chosen
         if position < self.base:
-            return self.ids.encode(position)
-        return self.ids.encode(FIRST_NEW + position - self.base)
+            return self.ids.encode(position, self.part)
+        return self.ids.encode(FIRST_NEW + position - self.base, self.part)
 
     def quoted(self, position: int) -> bytes:
         """The id as JSON text; the ids of late are remembered, since neighbours share parents."""
@@ -103,7 +140,7 @@ class Table:
         if known is not None:
             return known
         if position < self.base:
-            made = self.ids.quoted(position)
+            made = self.ids.quoted(position, self.part)
         else:
             made = msgspec.json.encode(self.id_at(position))
         if len(self._quoted) >= _REMEMBERED:
@@ -115,7 +152,7 @@ class Table:
         """Where `id` is or was; None if there never was such an object."""
         if id in self._chosen:
             return self._chosen[id]
-        index = self.ids.decode(id)
+        index = self.ids.decode(id, self.part)
         if index is None:
             return None
         if index >= FIRST_NEW:
@@ -165,18 +202,6 @@ class Table:
         return self.base_deleted is not _never
 
     # --- reading -----------------------------------------------------------------------------
-
-    def render(self, position: int, indent: int) -> bytes:
-        """A base object that has not been changed, as text."""
-        key = (self.variant(position), indent)
-        template = self._templates.get(key)
-        if template is None:
-            filler = self.filler
-            if filler is None:
-                raise RuntimeError(f"table {self.name} is not wired")
-            template = Template(self.sample(key[0]), indent, lambda n, d: filler(self, n, d))
-            self._templates[key] = template
-        return template.render(position, self.timeline.created(position))
 
     def kept_text(self, position: int) -> bytes | None:
         """The stored object as compact JSON, without what is computed on reading."""
@@ -261,10 +286,19 @@ class Table:
         self.by_value["", parent_id].append(position)
 
     def delete(self, position: int, at: int) -> None:
+        self.withdraw(position, at)
+        self._stored.pop(position, None)
+
+    def withdraw(self, position: int, at: int) -> None:
+        """Out of sight until `restore`, and then as it was."""
         self.touched = True
         self._note_place(position)
         self._deleted[position] = at
-        self._stored.pop(position, None)
+
+    def restore(self, position: int) -> None:
+        """Undoes `withdraw`."""
+        self._note_place(position)
+        self._deleted.pop(position, None)
 
     def relation(self, field: str) -> Relation | None:
         """The relation behind `field` ("" is the parent of a nested list)."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from operator import itemgetter
+from typing import Generic, TypeVar
 
 import msgspec
 
 from pinstripe_simulator.shape import Sample
 
-Filler = Callable[[int, int], bytes]
-"""(index, created) -> the JSON text of the value."""
+World = TypeVar("World")
+Filler = Callable[[World, int, int], bytes]
+"""(objects of the account, index, created) -> the JSON text of the value."""
 
 _HOLE = re.compile(rb'"\\u0001([^\\"]+)\\u0002"|\\u0003')
 _ID_INSIDE = "id-inside"
@@ -31,12 +33,16 @@ def reindent(text: bytes, indent: int) -> bytes:
     return text.replace(b"\n", b"\n" + b" " * indent) if indent else text
 
 
-class Template:
-    """One (type, variant, indent). `fill(name, indent)` resolves each hole's name when compiled."""
+class Template(Generic[World]):
+    """One (type, variant, indent), for all accounts that are made alike. `fill(name, indent)`
+    resolves each hole's name when compiled.
+    """
 
-    def __init__(self, sample: Sample, indent: int, fill: Callable[[str, int], Filler]) -> None:
+    def __init__(
+        self, sample: Sample, indent: int, fill: Callable[[str, int], Filler[World]]
+    ) -> None:
         text = pretty(sample, indent).replace(b"%", b"%%")
-        fillers: list[Filler] = []
+        fillers: list[Filler[World]] = []
         known: dict[tuple[str, int], int] = {}
         order: list[int] = []
         parts: list[bytes] = []
@@ -57,10 +63,10 @@ class Template:
         if order:  # itemgetter of one name gives no tuple: one more hole that prints nothing.
             self._text += b"%.0b"
 
-    def render(self, index: int, created: int) -> bytes:
+    def render(self, world: World, index: int, created: int) -> bytes:
         if self._order is None:
             return self._text % ()
-        made: bytes = self._text % self._order([f(index, created) for f in self._fillers])
+        made: bytes = self._text % self._order([f(world, index, created) for f in self._fillers])
         return made
 
 

@@ -8,6 +8,7 @@ share the account's rhythm, so that an object and the one it refers to are about
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from functools import lru_cache
 from random import Random
 
 _SEGMENTS = 40
@@ -79,6 +80,7 @@ def _bursts(count: int, dice: Random) -> dict[int, int]:
     return {n: min(101 + dice.randrange(220), count // 3) for n in places}
 
 
+@lru_cache
 def _rhythm(seed: int) -> list[float]:
     """The share of all objects that falls into each segment of the account's life; sums to 1."""
     dice = Random(f"{seed}/rhythm")  # noqa: S311 - a dice, not a secret

@@ -1,5 +1,8 @@
 """Webhooks: signed deliveries to endpoints on this machine, at least once and in no order.
 
+An endpoint made with `connect` receives the events of all connected accounts, each with its
+`account`; any other endpoint those of the platform itself
+(https://docs.stripe.com/connect/webhooks).
 Only endpoints made while the simulator runs, with an address on the loopback, are served; nothing ever
 leaves the machine. Signed as Stripe signs: `t=...,v1=` and the HMAC-SHA256 of `t.payload`.
 """
@@ -39,13 +42,22 @@ class Delivery:
 
 
 class Webhooks:
-    """Sends the account's events. `secrets` maps endpoint ids to signing secrets."""
+    """Sends the account's events. `secrets` maps endpoint ids to signing secrets; `connect` holds the ids
+    of the Connect endpoints.
+    """
 
     def __init__(
-        self, world: World, secrets: dict[str, str], *, now: Callable[[], int], seed: int
+        self,
+        world: World,
+        secrets: dict[str, str],
+        connect: set[str],
+        *,
+        now: Callable[[], int],
+        seed: int,
     ) -> None:
         self._world = world
         self._secrets = secrets
+        self._connect = connect
         self._now = now
         self._dice = Random(f"{seed}/webhooks")  # noqa: S311 - a dice, not a secret
         self._tasks: set[asyncio.Task[None]] = set()
@@ -55,9 +67,11 @@ class Webhooks:
         self.delivered = 0
         self.failed = 0
 
-    def hear(self, event: StripeObject) -> None:
-        """Start the deliveries of a new event."""
-        for endpoint in self._endpoints(str(event["type"])):
+    def hear(self, event: StripeObject, account: str = "") -> None:
+        """Start the deliveries of a new event; `account`: the connected one that it is of."""
+        if account:
+            event = {**event, "account": account}
+        for endpoint in self._endpoints(str(event["type"]), connect=bool(account)):
             copies = 2 if self._dice.random() < self.delivery.twice_share else 1
             for _ in range(copies):
                 wait = self.delivery.jitter_s * self._dice.random()
@@ -65,12 +79,14 @@ class Webhooks:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _endpoints(self, name: str) -> list[StripeObject]:
+    def _endpoints(self, name: str, *, connect: bool) -> list[StripeObject]:
         table = self._world.tables["webhook_endpoint"]
         found = []
         for position in range(table.base, table.total):
             endpoint = None if table.gone(position) else table.kept(position)
             if endpoint is None or endpoint.get("status") != "enabled":
+                continue
+            if (endpoint["id"] in self._connect) != connect:
                 continue
             wanted = endpoint.get("enabled_events") or []
             here = urlsplit(str(endpoint.get("url"))).hostname in _LOOPBACK

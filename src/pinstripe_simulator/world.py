@@ -7,7 +7,8 @@ lists, nested lists, filters and the truth that tests compare with all see the s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from copy import copy
 
 from pinstripe.catalog.model import Spec
 from pinstripe_simulator.build import Plan, build_tables
@@ -24,23 +25,44 @@ class World:
     def __init__(self, spec: Spec, plan: Plan, clock: Clock) -> None:
         self.routes = Routes(spec)
         self.plan = plan
-        self.now = now = clock.seconds
-        self.tables = build_tables(self.routes, plan)
-        self.history = History(clock.now)
-        for table in self.tables.values():
+        self._clock = clock
+        tables = build_tables(self.routes, plan)
+        self._named: dict[str, list[str]] = {}
+        for table in tables.values():
+            self._named.setdefault(table.kind.name, []).append(table.name)
+        self._begin(tables)
+        for table in tables.values():
             table.history = self.history
-        self.objects = Objects(self.tables, self.routes, now)
+        self.objects = Objects(tables, self.routes, self.now)
+
+    def like(self, part: str, same: Collection[str]) -> World:
+        """Another account that is made alike, in a fraction of a millisecond: its ids hold `part`, but
+        for those of the types in `same`.
+        """
+        made = copy(self)
+        history = History(self._clock.now)
+        made._begin(
+            {
+                name: table.like("" if table.kind.name in same else part, history)
+                for name, table in self.tables.items()
+            },
+            history,
+        )
+        made.objects = self.objects.like(made.tables)
+        return made
+
+    def _begin(self, tables: dict[str, Table], history: History | None = None) -> None:
+        self.now = self._clock.seconds
+        self.tables = tables
+        self.history = history or History(self._clock.now)
         self.unsettled: deque[tuple[int, str]] = deque()
         """Charges captured as `automatic_async` that have no balance transaction yet, each with
         the second in which it comes."""
         self.settle_s = 0
-        self._named: dict[str, list[Table]] = {}
-        for table in self.tables.values():
-            self._named.setdefault(table.kind.name, []).append(table)
 
     def tables_of(self, type_name: str) -> list[Table]:
         """The table of a type; several where nested lists share it."""
-        return self._named.get(type_name, [])
+        return [self.tables[name] for name in self._named.get(type_name, ())]
 
     def find(self, type_name: str, id: str) -> tuple[Table, int] | None:
         """Where the object of that type and id is or was."""
@@ -66,9 +88,7 @@ class World:
 
     def counts(self) -> dict[str, int]:
         """Objects per type that exist now."""
-        return {
-            name: sum(table.count() for table in tables) for name, tables in self._named.items()
-        }
+        return {name: sum(table.count() for table in self.tables_of(name)) for name in self._named}
 
     def make(self, table: Table, *, id: str = "", parent: str = "") -> tuple[int, str]:
         """Position and id of a new object, which the caller must `save`."""

@@ -26,6 +26,8 @@ def create_endpoint(request: Request, ledger: Ledger) -> StripeObject:
     made = create(request, ledger, status="enabled")
     secret = f"whsec_{made['id'][-14:]}{ledger.now():x}"
     secrets[str(made["id"])] = secret
+    if str(request.params.get("connect", "")).lower() == "true":
+        request.account.connect_endpoints.add(str(made["id"]))
     return made | {"secret": secret}
 
 

@@ -22,7 +22,7 @@ from pinstripe_simulator.behaviours import (
     sessions,
     subscriptions,
 )
-from pinstripe_simulator.events import STRIPE_ITSELF, Cause
+from pinstripe_simulator.events import STRIPE_ITSELF, Cause, EventLog
 from pinstripe_simulator.ledger import Ledger
 
 Behaviour = Callable[[Request, Ledger], object]
@@ -85,13 +85,24 @@ _BEHAVIOURS: Mapping[str, Behaviour] = {
 
 def write(request: Request) -> object:
     """Performs the operation; the events name its request."""
-    account = request.account
-    ledger = Ledger(account.world, account.events, Cause(request.id, request.idempotency_key))
-    operation = request.operation
+    account, operation = request.account, request.operation
+    ledger = Ledger(account.world, _log(request), Cause(request.id, request.idempotency_key))
     behave = _BEHAVIOURS.get(f"{operation.method} {operation.path}", generic.perform)
     made = behave(request, ledger)
     settle(account)
     return made
+
+
+def _log(request: Request) -> EventLog:
+    """Where the events of the write go. What a platform changes at a connected account, by its id in the
+    path, is that account's (https://docs.stripe.com/connect/webhooks: `account.updated`).
+    """
+    named = request.match.path_values[:1]
+    if request.operation.path.startswith("/v1/accounts/{account}") and named:
+        owner = request.account.connected.get(named[0])
+        if owner is not None:
+            return owner.events
+    return request.account.events
 
 
 def settle(account: Account) -> None:
