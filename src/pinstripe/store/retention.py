@@ -34,6 +34,8 @@ BOUNDS: Mapping[str, str] = {
     "missing": "a row for each object that rows refer to and Stripe does not have",
     "paused": "a row for each schema",
     "pending": "a row for each object or list that is owed",
+    "platform": "a row for each platform",
+    "platform_account": "a row for each account of a platform",
     "process": "a row for each schema",
     "quarantine": "a row for each row or table that Postgres refuses",
     "refusal": "a row for each request that Stripe refuses in part",
