@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -105,8 +105,15 @@ class Platform:
 
 @asynccontextmanager
 async def opened(
-    url: str, *, chosen: Mapping[str, Table] | None = None, changes: bool = False
+    url: str,
+    *,
+    chosen: Mapping[str, Table] | None = None,
+    changes: bool = False,
+    accounts: Sequence[str] = (),
 ) -> AsyncIterator[Platform]:
+    """A platform that exists; `accounts` are added to it."""
+    async with connect(url) as connection:
+        await add_accounts(connection, "shops", accounts)
     async with open_platform(url, SCHEMA, chosen or tables(), changes=changes) as shared:
         yield Platform(url, shared)
 
