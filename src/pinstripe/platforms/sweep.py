@@ -1,10 +1,11 @@
 """Looks at the accounts of a platform, each at its own pace: is there an event that is not applied?
 
-    claim -> GET /v1/events?limit=1 for each -> nothing new: its next turn | something new: a poll is requested
+    claim -> GET /v1/events?limit=1 for each -> nothing new: its next turn | something new: a poll is
+    requested
 
-A look opens nothing: it costs one request, and a part of a statement. Every worker sweeps, with its share of the
-budget, over accounts that no other one has claimed. Looks run apart from each other, so an account whose answers
-hang delays none. Polls, previews and first copies are the tasks' (`platforms.tasks`).
+A look opens nothing: it costs one request, and a part of a statement. Every worker sweeps, with its share
+of the budget, over accounts that no other one has claimed. Looks run apart from each other, so an account
+whose answers hang delays none. Polls, previews and first copies are the tasks' (`platforms.tasks`).
 """
 
 from __future__ import annotations

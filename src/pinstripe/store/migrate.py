@@ -839,7 +839,7 @@ async def _drop(connection: Connection, schema: str) -> None:
 
 
 async def drop_platform(connection: Connection, schema: str) -> None:
-    """Drop the tables and views of a platform that is deleted. Raises Misconfigured if others rest on them."""
+    """Drop the tables and views of a platform that is deleted. Raises Misconfigured if others use them."""
     views, partitions = views_of(schema), partitions_of(schema)
     try:
         async with connection.transaction():

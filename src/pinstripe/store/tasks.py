@@ -106,6 +106,17 @@ async def waiting_tasks(connection: Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
+async def waits_in(connection: Connection, queue: Queue) -> bool:
+    """Return whether a task of the queue waits that could begin."""
+    with translated():
+        found: bool = await connection.fetchval(
+            f"SELECT EXISTS (SELECT FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'"
+            " AND queue_name = $1)",
+            queue,
+        )
+    return found
+
+
 async def drop_tasks(connection: Connection, scopes_of: str) -> None:
     """Delete the waiting tasks of all accounts of a schema."""
     with translated():
