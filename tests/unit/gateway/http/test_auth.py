@@ -16,7 +16,7 @@ from pinstripe.gateway.syncs import Named
 
 TOKEN = "a-long-random-admin-token"
 WAIT = "a-token-to-wait-with"
-SYNC = cast(OpenSync, None)
+SYNC = cast(Named, None)
 
 
 def request(method: str = "GET", **headers: str) -> Request:
