@@ -140,6 +140,8 @@ _KEY = "Replace the key with another one of the same account, read from STRIPE_A
 
 _DROP = "Also drop its tables, once its worker has stopped."
 
+_DROP_PLATFORM = "Also drop its tables and views."
+
 _WHERE = "Print the gateway's URL as one line of JSON to stdout."
 
 
@@ -384,6 +386,119 @@ def drop(config: Config, *, json: JsonFlag = False) -> None:
     execute(config, commands.drop(config, as_json=json), stopped=130)
 
 
+platform = App(
+    name="platform",
+    sort_key=3,
+    help="Manage platforms: connected accounts in one schema, copied by `pinstripe worker`.",
+)
+
+PlatformArgument = Annotated[
+    str, Parameter(help="The platform's ID, used in URLs: lowercase letters, digits, hyphens.")
+]
+
+PlatformSetting = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative="",
+        help="A setting for this platform, as NAME=VALUE: tables, since, deep, rate_limit, "
+        "endpoint_rate_limit, event_window, changes, change_days, event_days. Repeatable.",
+    ),
+]
+
+_PLATFORM_STRIPE = ("api_key", "stripe_url", "webhook_secret")
+
+_PARTITIONS = (
+    "Divide each table into so many by account (PARTITION BY HASH). It cannot be changed later."
+)
+
+
+@platform.command(name="add", sort_key=1)
+@with_settings(*_PLATFORM_STRIPE, *_STORED)
+def add_platform(
+    config: Config,
+    platform_id: PlatformArgument,
+    /,
+    *,
+    schema: Annotated[str | None, Parameter(help=_SCHEMA)] = None,
+    partitions: Annotated[int, Parameter(help=_PARTITIONS)] = 0,
+    set_: PlatformSetting = None,
+    paused: Annotated[bool, Parameter(negative="", help=_PAUSED)] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Add a platform: its own account and all that are connected to it. Its key is stored encrypted.
+
+    The key is read from STRIPE_API_KEY, a prompt, or stdin, and verified with Stripe before anything is
+    stored.
+    """
+    from pinstripe.cli import platform as commands
+
+    options = commands.PlatformOptions(
+        platform_id, schema, _pairs(set_), partitions=partitions, paused=paused
+    )
+    execute(config, commands.add(config, options, as_json=json), stopped=130)
+
+
+@platform.command(name="list", sort_key=2)
+@with_settings(*_STORED)
+def list_platforms(config: Config, *, json: JsonFlag = False) -> None:
+    """List platforms, how many accounts each has, and the workers. Keys are not shown."""
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.list_platforms(config, as_json=json), stopped=130)
+
+
+@platform.command(name="pause", sort_key=3)
+@with_settings(*_STORED)
+def pause_platform(
+    config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
+) -> None:
+    """Pause a platform: its accounts are not polled until it is resumed."""
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.pause(config, platform_id, paused=True, as_json=json), stopped=130)
+
+
+@platform.command(name="resume", sort_key=4)
+@with_settings(*_STORED)
+def resume_platform(
+    config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
+) -> None:
+    """Resume a paused platform."""
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.pause(config, platform_id, paused=False, as_json=json), stopped=130)
+
+
+@platform.command(name="remove", sort_key=5)
+@with_settings(*_STORED)
+def remove_platform(
+    config: Config,
+    platform_id: PlatformArgument,
+    /,
+    *,
+    drop_tables: Annotated[bool, Parameter(negative="", help=_DROP_PLATFORM)] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Remove a platform and its key. Its tables stay unless you drop them."""
+    from pinstripe.cli import platform as commands
+
+    done = commands.remove(config, platform_id, drop_tables=drop_tables, as_json=json)
+    execute(config, done, stopped=130)
+
+
+@with_settings(*_STORED, "hash_key")
+def worker(config: Config) -> None:
+    """Copy and follow the accounts of all platforms, beside any number of other workers.
+
+    Workers share the platforms' rate limits and need nothing but the same database and the same
+    PINSTRIPE_SECRET_KEY. At SIGTERM one finishes what it has begun, for some seconds, and leaves.
+    """
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.work(config), stopped=0)
+
+
 app = App(
     name="pinstripe",
     help="Your Stripe account as tables in Postgres.",
@@ -611,6 +726,10 @@ app.command(reader)
 app.command(serve, sort_key=2)
 
 app.command(syncs)
+
+app.command(platform)
+
+app.command(worker, sort_key=3)
 
 app.command(sync_worker, name="sync-worker", show=False)
 

@@ -274,23 +274,27 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 async def _run_queues(app: App) -> None:
     """One worker of Procrastinate's for each queue: long tasks take no place from live ones."""
+
+    async def run(queue: Queue) -> None:
+        await app.run_worker_async(
+            queues=[queue],
+            name=queue,
+            concurrency=_CONCURRENCY[queue],
+            wait=True,
+            fetch_job_polling_interval=_FETCH_S[queue],
+            listen_notify=queue == "live",
+            delete_jobs="always",
+            install_signal_handlers=False,
+            update_heartbeat_interval=_HEARTBEAT_S,
+            stalled_worker_timeout=6 * STALLED_S,
+            shutdown_graceful_timeout=_GRACE_S,
+        )
+        # A heartbeat or a listener failed: it has logged which.
+        raise ProcrastinateException(f"The queue {queue} has ended.")
+
     async with asyncio.TaskGroup() as group:
-        for queue, concurrency in _CONCURRENCY.items():
-            group.create_task(
-                app.run_worker_async(
-                    queues=[queue],
-                    name=queue,
-                    concurrency=concurrency,
-                    wait=True,
-                    fetch_job_polling_interval=_FETCH_S[queue],
-                    listen_notify=queue == "live",
-                    delete_jobs="always",
-                    install_signal_handlers=False,
-                    update_heartbeat_interval=_HEARTBEAT_S,
-                    stalled_worker_timeout=6 * STALLED_S,
-                    shutdown_graceful_timeout=_GRACE_S,
-                )
-            )
+        for queue in _CONCURRENCY:
+            group.create_task(run(queue))
 
 
 def engine(url: str, worker: Worker) -> App:
@@ -302,7 +306,7 @@ def engine(url: str, worker: Worker) -> App:
             max_size=2,
             timeout=10.0,
             configure=_configure,
-            kwargs={"autocommit": True, "application_name": "pinstripe tasks"},
+            kwargs={"application_name": "pinstripe tasks"},
         ),
         periodic_defaults={"max_delay": STALLED_S},
     )
@@ -359,6 +363,7 @@ _SETTINGS = {
 
 async def _configure(connection: AsyncConnection) -> None:
     """As `store.session` sets ours: whatever the role, the database or the URL say."""
+    await connection.set_autocommit(True)
     for name, value in _SETTINGS.items():
         await connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
 
