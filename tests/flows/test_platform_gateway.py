@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from tests.flows.harness.account import until
@@ -21,6 +22,15 @@ from tests.flows.harness.platform_service import (
 from pinstripe.store.pool import connect
 from pinstripe_simulator.server import running
 from pinstripe_simulator.webhooks import signature
+
+T = TypeVar("T")
+
+
+async def until_true(read: Callable[[], Awaitable[T]], wanted: T) -> None:
+    """Read until it is as wanted: other tasks lead there, which tell nobody."""
+    async with asyncio.timeout(60):
+        while await read() != wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -122,7 +132,7 @@ async def test_a_wait_says_what_is_in_the_way(idle: PlatformService) -> None:
 async def test_a_stranger_learns_neither_of_accounts_nor_of_platforms(
     database: str, tmp_path: Path
 ) -> None:
-    tokens = {"admin_token": "an-admin-token-of-some-length", "wait_token": "a-wait-token-of-ours"}
+    tokens: dict[str, Any] = {"admin_token": "an-admin-token-of-some-length", "wait_token": "a-wait-token-of-ours"}
     other = "sk_test_ofanotheraccount0000000"
     async with (
         running(PLATFORM) as sim,
@@ -186,9 +196,7 @@ async def test_a_webhook_wakes_the_account_that_it_names_once_however_often_it_c
         assert await deliver(idle, {"type": "customer.created", "account": one}) == 200
     assert await deliver(idle, {"type": "customer.created"}) == 200
     own = idle.sim.account.id
-    async with asyncio.timeout(10):
-        while await polls(idle) != {one: 1, own: 1}:
-            await asyncio.sleep(0.02)
+    await until_true(lambda: polls(idle), {one: 1, own: 1})
     assert await deliver(idle, {"type": "customer.created", "account": two}, "whsec_wrong") == 400
     assert await deliver(idle, {"type": "customer.created", "account": one}) == 200
     assert await polls(idle) == {one: 1, own: 1}
@@ -204,9 +212,11 @@ async def test_a_webhook_of_an_account_that_is_new_takes_it_in(idle: PlatformSer
     left = {"type": "account.application.deauthorized", "account": "acct_1Left"}
     assert await deliver(idle, left) == 200
     assert await deliver(idle, {"type": "customer.created", "account": "acct_1New"}) == 200
-    async with asyncio.timeout(10):
-        while (await states()).get("acct_1New") != "active":
-            await asyncio.sleep(0.02)
+
+    async def new() -> str:
+        return (await states()).get("acct_1New", "")
+
+    await until_true(new, "active")
     assert "acct_1Left" not in await states()
 
 
@@ -232,8 +242,9 @@ async def test_a_delivery_of_stripes_brings_the_row_in_the_account_that_it_names
         for account in (one, two)
     }
     for account, key in customers.items():
-        async with asyncio.timeout(30):
-            while not (rows := await here.rows("customer", key)):
-                await asyncio.sleep(0.05)
-        assert [row["_account_id"] for row in rows] == [account]
+
+        async def owners(key: str = key) -> list[str]:
+            return [row["_account_id"] for row in await here.rows("customer", key)]
+
+        await until_true(owners, [account])
     await until(lambda: here.sim.control.webhooks()["delivered"] >= 2)
