@@ -132,7 +132,10 @@ async def test_a_wait_says_what_is_in_the_way(idle: PlatformService) -> None:
 async def test_a_stranger_learns_neither_of_accounts_nor_of_platforms(
     database: str, tmp_path: Path
 ) -> None:
-    tokens: dict[str, Any] = {"admin_token": "an-admin-token-of-some-length", "wait_token": "a-wait-token-of-ours"}
+    tokens: dict[str, Any] = {
+        "admin_token": "an-admin-token-of-some-length",
+        "wait_token": "a-wait-token-of-ours",
+    }
     other = "sk_test_ofanotheraccount0000000"
     async with (
         running(PLATFORM) as sim,

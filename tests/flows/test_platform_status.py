@@ -108,11 +108,11 @@ async def test_metrics_tell_of_platforms(here: PlatformService) -> None:
 
 
 async def test_status_shows_the_pace_and_that_nobody_works(here: PlatformService) -> None:
-    environment = {"DATABASE_URL": here.database}
-    done = await pinstripe("status", "--json", environment=environment)
-    (platform,) = json.loads(done.stdout)["platforms"]
+    env = {"DATABASE_URL": here.database}
+    done = await pinstripe("status", "--json", env=env)
+    (platform,) = json.loads(done.out)["platforms"]
     assert (platform["id"], platform["accounts"]["active"]) == (ID, 249)
-    text = (await pinstripe("status", environment=environment)).stdout
+    text = (await pinstripe("status", env=env)).out
     assert "249 accounts, 1 of them in trouble; 1 revoked" in text
     assert "looks at event lists a second; the oldest look was" in text
     assert "NO WORKER RUNS" in text
