@@ -24,7 +24,7 @@ from pinstripe.store import ddl
 from pinstripe.store.erasures import erase
 from pinstripe.store.leases import renew_leases, take_lease
 from pinstripe.store.lost_tables import find_lost
-from pinstripe.store.migrate import migrate, migrate_platform
+from pinstripe.store.migrate import make_tenant_views, migrate, migrate_platform
 from pinstripe.store.personal import apply_policy
 from pinstripe.store.platforms import (
     add_accounts,
@@ -408,3 +408,45 @@ async def test_readers_are_kept_to_their_account_by_row_level_security(
 def _without(table: Table, *names: str) -> Table:
 
     return replace(table, columns=tuple(c for c in table.columns if c.name not in names))
+
+
+async def test_tenant_views_show_one_account_to_readers_without_other_rights(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    old = {"customer": _without(CHOSEN["customer"], "email")}
+    await make_platform(database, ONE, TWO, chosen=old)
+    await pg.execute("CREATE ROLE guest; GRANT USAGE ON SCHEMA acct_1 TO guest")
+    await pg.execute("GRANT SELECT ON ALL TABLES IN SCHEMA acct_1 TO guest")
+    try:
+        async with connect(database) as connection:
+            await migrate_platform(connection, SCHEMA, CHOSEN, sdk_version="1", api_version=VERSION)
+            names = await make_tenant_views(connection, SCHEMA, ONE, ONE)
+        assert sorted(names) == sorted(CHOSEN)
+        async with mirrors(database, ONE, TWO) as (one, two):
+            await put(one, 1, customer("cus_1", email="one@x"))
+            await put(two, 1, customer("cus_1", email="two@x"))
+        await pg.execute("SET ROLE guest")
+        # The right that was given before the column came is still there.
+        assert await pg.fetchval("SELECT string_agg(email, ' ') FROM acct_1.customer") == "one@x"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await pg.fetch(f"SELECT id FROM {SCHEMA}.customer")
+    finally:
+        await pg.execute("RESET ROLE; DROP OWNED BY guest; DROP ROLE guest")
+
+
+async def test_foreign_keys_of_a_platform_have_the_account(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_platform(database, ONE, chosen=CHOSEN, partitions=2)
+    async with connect(database) as connection:
+        await migrate_platform(
+            connection, SCHEMA, CHOSEN, sdk_version="1", api_version=VERSION, foreign_keys=True
+        )
+    keys = await pg.fetch(
+        "SELECT pg_get_constraintdef(oid) AS text FROM pg_constraint WHERE contype = 'f'"
+        f" AND conrelid = '{SCHEMA}.charge'::regclass"
+    )
+    texts = [row["text"] for row in keys]
+    assert len(texts) > 2
+    assert all(text.startswith("FOREIGN KEY (_account_id, ") for text in texts)
+    assert all(text.endswith("(_account_id, id) NOT ENFORCED") for text in texts)

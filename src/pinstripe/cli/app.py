@@ -284,16 +284,25 @@ _DETAIL = "Columns to show: key and references (keys), key columns (short), or a
 
 _OUTPUT = "Output file; stdout by default."
 
+_BY_ACCOUNT = "Print the tables of a platform, which hold many accounts."
+
+_PARTITIONED = "With --by-account: the number of hash partitions of each table."
+
 _FORMAT = "Output format; by default taken from the --output extension, else SVG."
 
 
 @schema.command(sort_key=1)
 @with_settings("schema", "tables")
-def ddl(config: Config) -> None:
+def ddl(
+    config: Config,
+    *,
+    by_account: Annotated[bool, Parameter(help=_BY_ACCOUNT, negative="")] = False,
+    partitions: Annotated[int, Parameter(help=_PARTITIONED)] = 0,
+) -> None:
     """Print the DDL that creates the tables, as an SQL script."""
     from pinstripe.cli import schema as commands
 
-    commands.print_ddl(config)
+    commands.print_ddl(config, by_account=by_account, partitions=partitions)
 
 
 @schema.command(name="tables", sort_key=2)
