@@ -520,6 +520,8 @@ _ONCE = (
     "Exit code 4: some of it is not."
 )
 
+_DEMO_PLATFORM = "A platform of 50 connected accounts, with two workers."
+
 _SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr."
 
 _REPAIR = "Fetch what differs again, and check the result."
@@ -588,11 +590,16 @@ def run(config: Config) -> None:
 
 @app.command(sort_key=1)
 @with_settings("schema", "data_dir", *PERSONAL, *LIVE, *GATEWAY, "demo_scale")
-def demo(config: Config) -> None:
+def demo(
+    config: Config,
+    *,
+    platform: Annotated[bool, Parameter(negative="", help=_DEMO_PLATFORM)] = False,
+) -> None:
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
-    from pinstripe.cli import serve as commands
+    from pinstripe.cli import platform_demo, serve
 
-    execute(config, commands.demo(config), stopped=0)
+    running = platform_demo.demo_platform(config) if platform else serve.demo(config)
+    execute(config, running, stopped=0)
 
 
 @app.command(sort_key=2)
@@ -758,6 +765,8 @@ def simulate(
     latency_ms: Annotated[float, Parameter(help="Delay of each response, in milliseconds.")] = 0.0,
     limits: Annotated[Literal["live", "test", "off"], Parameter(help=_LIMITS)] = "off",
     nastiness: Annotated[Literal["stripe", "calm"] | None, Parameter(help=_NASTINESS)] = None,
+    connected: Annotated[int, Parameter(help="Number of connected accounts.")] = 6,
+    connected_scale: Annotated[int, Parameter(help="Objects in each of them.")] = 300,
     json: JsonFlag = False,
     while_stdin: Annotated[bool, Parameter(negative="", show=False)] = False,
 ) -> None:
@@ -778,6 +787,8 @@ def simulate(
         nastiness,
         as_json=json,
         while_stdin=while_stdin,
+        connected=connected,
+        connected_scale=connected_scale,
     )
     execute(config, commands.simulate(options), stopped=0)
 
