@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -139,7 +140,7 @@ def test_the_package_imports_nothing_that_is_not_declared() -> None:
 
     text = (PACKAGE.parents[1] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]["dependencies"]
-    names = {d.split(">")[0].split("=")[0].replace("-", "_") for d in declared}
+    names = {re.split(r"[\[>=]", d)[0].replace("-", "_") for d in declared}
     allowed = names | set(sys.stdlib_module_names) | {"pinstripe", SIMULATOR}
     wrong = [
         f"{shown(path)}:{line} imports {name}"

@@ -140,6 +140,8 @@ _KEY = "Replace the key with another one of the same account, read from STRIPE_A
 
 _DROP = "Also drop its tables, once its worker has stopped."
 
+_DROP_PLATFORM = "Also drop its tables and views."
+
 _WHERE = "Print the gateway's URL as one line of JSON to stdout."
 
 
@@ -282,16 +284,25 @@ _DETAIL = "Columns to show: key and references (keys), key columns (short), or a
 
 _OUTPUT = "Output file; stdout by default."
 
+_BY_ACCOUNT = "Print the tables of a platform, which hold many accounts."
+
+_PARTITIONED = "With --by-account: the number of hash partitions of each table."
+
 _FORMAT = "Output format; by default taken from the --output extension, else SVG."
 
 
 @schema.command(sort_key=1)
 @with_settings("schema", "tables")
-def ddl(config: Config) -> None:
+def ddl(
+    config: Config,
+    *,
+    by_account: Annotated[bool, Parameter(help=_BY_ACCOUNT, negative="")] = False,
+    partitions: Annotated[int, Parameter(help=_PARTITIONED)] = 0,
+) -> None:
     """Print the DDL that creates the tables, as an SQL script."""
     from pinstripe.cli import schema as commands
 
-    commands.print_ddl(config)
+    commands.print_ddl(config, by_account=by_account, partitions=partitions)
 
 
 @schema.command(name="tables", sort_key=2)
@@ -384,6 +395,119 @@ def drop(config: Config, *, json: JsonFlag = False) -> None:
     execute(config, commands.drop(config, as_json=json), stopped=130)
 
 
+platform = App(
+    name="platform",
+    sort_key=3,
+    help="Manage platforms: connected accounts in one schema, copied by `pinstripe worker`.",
+)
+
+PlatformArgument = Annotated[
+    str, Parameter(help="The platform's ID, used in URLs: lowercase letters, digits, hyphens.")
+]
+
+PlatformSetting = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative="",
+        help="A setting for this platform, as NAME=VALUE: tables, since, deep, rate_limit, "
+        "endpoint_rate_limit, event_window, changes, change_days, event_days. Repeatable.",
+    ),
+]
+
+_PLATFORM_STRIPE = ("api_key", "stripe_url", "webhook_secret")
+
+_PARTITIONS = (
+    "Divide each table into so many by account (PARTITION BY HASH). It cannot be changed later."
+)
+
+
+@platform.command(name="add", sort_key=1)
+@with_settings(*_PLATFORM_STRIPE, *_STORED)
+def add_platform(
+    config: Config,
+    platform_id: PlatformArgument,
+    /,
+    *,
+    schema: Annotated[str | None, Parameter(help=_SCHEMA)] = None,
+    partitions: Annotated[int, Parameter(help=_PARTITIONS)] = 0,
+    set_: PlatformSetting = None,
+    paused: Annotated[bool, Parameter(negative="", help=_PAUSED)] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Add a platform: its own account and all that are connected to it. Its key is stored encrypted.
+
+    The key is read from STRIPE_API_KEY, a prompt, or stdin, and verified with Stripe before anything is
+    stored.
+    """
+    from pinstripe.cli import platform as commands
+
+    options = commands.PlatformOptions(
+        platform_id, schema, _pairs(set_), partitions=partitions, paused=paused
+    )
+    execute(config, commands.add(config, options, as_json=json), stopped=130)
+
+
+@platform.command(name="list", sort_key=2)
+@with_settings(*_STORED)
+def list_platforms(config: Config, *, json: JsonFlag = False) -> None:
+    """List platforms, how many accounts each has, and the workers. Keys are not shown."""
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.list_platforms(config, as_json=json), stopped=130)
+
+
+@platform.command(name="pause", sort_key=3)
+@with_settings(*_STORED)
+def pause_platform(
+    config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
+) -> None:
+    """Pause a platform: its accounts are not polled until it is resumed."""
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.pause(config, platform_id, paused=True, as_json=json), stopped=130)
+
+
+@platform.command(name="resume", sort_key=4)
+@with_settings(*_STORED)
+def resume_platform(
+    config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
+) -> None:
+    """Resume a paused platform."""
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.pause(config, platform_id, paused=False, as_json=json), stopped=130)
+
+
+@platform.command(name="remove", sort_key=5)
+@with_settings(*_STORED)
+def remove_platform(
+    config: Config,
+    platform_id: PlatformArgument,
+    /,
+    *,
+    drop_tables: Annotated[bool, Parameter(negative="", help=_DROP_PLATFORM)] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Remove a platform and its key. Its tables stay unless you drop them."""
+    from pinstripe.cli import platform as commands
+
+    done = commands.remove(config, platform_id, drop_tables=drop_tables, as_json=json)
+    execute(config, done, stopped=130)
+
+
+@with_settings(*_STORED, "hash_key")
+def worker(config: Config) -> None:
+    """Copy and follow the accounts of all platforms, beside any number of other workers.
+
+    Workers share the platforms' rate limits and need nothing but the same database and the same
+    PINSTRIPE_SECRET_KEY. At SIGTERM one finishes what it has begun, for some seconds, and leaves.
+    """
+    from pinstripe.cli import platform as commands
+
+    execute(config, commands.work(config), stopped=0)
+
+
 app = App(
     name="pinstripe",
     help="Your Stripe account as tables in Postgres.",
@@ -395,6 +519,8 @@ _ONCE = (
     "Exit once everything the key can read is in the database (exit code 0). "
     "Exit code 4: some of it is not."
 )
+
+_DEMO_PLATFORM = "A platform of 50 connected accounts, with two workers."
 
 _SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr."
 
@@ -464,11 +590,16 @@ def run(config: Config) -> None:
 
 @app.command(sort_key=1)
 @with_settings("schema", "data_dir", *PERSONAL, *LIVE, *GATEWAY, "demo_scale")
-def demo(config: Config) -> None:
+def demo(
+    config: Config,
+    *,
+    platform: Annotated[bool, Parameter(negative="", help=_DEMO_PLATFORM)] = False,
+) -> None:
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
-    from pinstripe.cli import serve as commands
+    from pinstripe.cli import platform_demo, serve
 
-    execute(config, commands.demo(config), stopped=0)
+    running = platform_demo.demo_platform(config) if platform else serve.demo(config)
+    execute(config, running, stopped=0)
 
 
 @app.command(sort_key=2)
@@ -612,6 +743,10 @@ app.command(serve, sort_key=2)
 
 app.command(syncs)
 
+app.command(platform)
+
+app.command(worker, sort_key=3)
+
 app.command(sync_worker, name="sync-worker", show=False)
 
 
@@ -630,6 +765,8 @@ def simulate(
     latency_ms: Annotated[float, Parameter(help="Delay of each response, in milliseconds.")] = 0.0,
     limits: Annotated[Literal["live", "test", "off"], Parameter(help=_LIMITS)] = "off",
     nastiness: Annotated[Literal["stripe", "calm"] | None, Parameter(help=_NASTINESS)] = None,
+    connected: Annotated[int, Parameter(help="Number of connected accounts.")] = 6,
+    connected_scale: Annotated[int, Parameter(help="Objects in each of them.")] = 300,
     json: JsonFlag = False,
     while_stdin: Annotated[bool, Parameter(negative="", show=False)] = False,
 ) -> None:
@@ -650,6 +787,8 @@ def simulate(
         nastiness,
         as_json=json,
         while_stdin=while_stdin,
+        connected=connected,
+        connected_scale=connected_scale,
     )
     execute(config, commands.simulate(options), stopped=0)
 

@@ -22,15 +22,22 @@ from pinstripe.diagram.mermaid import to_mermaid
 from pinstripe.diagram.svg import to_svg
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database
-from pinstripe.store.ddl import column_comment, create_all, table_comment
+from pinstripe.store.ddl import column_comment, create_all, table_comment, with_account
 from pinstripe.store.roles import ReadOnlyRole, drop_reader
 
 
-def print_ddl(config: Config) -> None:
-    """Print the DDL of the schema."""
+def print_ddl(config: Config, *, by_account: bool, partitions: int) -> None:
+    """Print the DDL of the schema, or of the platform's tables that hold many accounts."""
+    if partitions and not by_account:
+        raise Misconfigured(
+            "Only the tables of a platform have partitions.",
+            hint="Add --by-account, or leave it out.",
+        )
     known = tables()
     chosen = [known[name] for name in config.choose_tables(known)]
-    sys.stdout.write(create_all(config.schema, chosen))
+    if by_account:
+        chosen = list(map(with_account, chosen))
+    sys.stdout.write(create_all(config.schema, chosen, partitions=partitions))
 
 
 def print_models(config: Config, tool: Tool) -> None:

@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -175,11 +175,11 @@ class Demo:
 
 
 @asynccontextmanager
-async def demo_account(config: Config) -> AsyncIterator[Demo]:
-    """Runs the simulator for the block."""
+async def demo_account(config: Config, *flags: str) -> AsyncIterator[Demo]:
+    """Runs the simulator for the block; with more `flags` of `pinstripe simulate`."""
     data_dir = config.data_dir / "demo"
     recipe = _recipe(data_dir / "account.json", config.demo_scale)
-    process = await _start(recipe)
+    process = await _start(recipe, flags)
     try:
         announced = await _announced(process)
         yield Demo(announced.url, recipe.key, data_dir)
@@ -187,11 +187,11 @@ async def demo_account(config: Config) -> AsyncIterator[Demo]:
         await _stop(process)
 
 
-async def start_traffic(demo: Demo, *, per_second: float) -> None:
-    """Start traffic in the simulated account."""
+async def start_traffic(demo: Demo, *, per_second: float, control: str = "traffic") -> None:
+    """Start traffic in the simulated account, or in those connected to it."""
     import aiohttp
 
-    url = f"{demo.url}/_simulator/traffic"
+    url = f"{demo.url}/_simulator/{control}"
     async with (
         aiohttp.ClientSession() as session,
         session.post(url, json={"per_second": per_second}) as answer,
@@ -222,10 +222,10 @@ def _recipe(path: Path, scale: int) -> DemoRecipe:
     return recipe
 
 
-async def _start(recipe: DemoRecipe) -> asyncio.subprocess.Process:
+async def _start(recipe: DemoRecipe, flags: Sequence[str]) -> asyncio.subprocess.Process:
     argv = ["-m", "pinstripe", "simulate", "--json", "--while-stdin", "--port", "0"]
     argv += ["--scale", str(recipe.scale), "--seed", str(recipe.seed)]
-    argv += ["--until", str(recipe.until)]
+    argv += ["--until", str(recipe.until), *flags]
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *argv,

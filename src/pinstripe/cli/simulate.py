@@ -34,6 +34,8 @@ class SimulateOptions:
     nastiness: NastinessName | None
     as_json: bool
     while_stdin: bool
+    connected: int
+    connected_scale: int
 
 
 async def simulate(options: SimulateOptions) -> int:
@@ -45,6 +47,8 @@ async def simulate(options: SimulateOptions) -> int:
         until=options.until,
         keys=(key,),
         limits=options.limits,
+        connected=options.connected,
+        connected_scale=options.connected_scale,
         nastiness=preset(options.nastiness) if options.nastiness else default_nastiness(),
     )
 

@@ -14,6 +14,7 @@ from pinstripe.cli.summary import refused_lines
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database, postgres_dir
+from pinstripe.store.platform_status import PlatformsStatus, read_platforms
 from pinstripe.store.pool import connect
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 
@@ -27,13 +28,16 @@ async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool
         found = await read_status(
             connection, schema=config.schema if one_schema else None, exact=exact
         )
-    if not found:
+        platforms = await read_platforms(connection)
+    if not found and (one_schema or not platforms.platforms):
         where = f'in the schema "{config.schema}"' if one_schema else "in this database"
         raise Misconfigured(f"Nothing has been synced yet {where}.", hint=_NOTHING_HINT)
     if as_json:
-        sys.stdout.write(_as_json(found) + "\n")
+        sys.stdout.write(_as_json(found, platforms) + "\n")
     else:
-        sys.stdout.write("\n\n".join(_as_text(s) for s in found) + "\n")
+        texts = [_as_text(s) for s in found]
+        texts += [] if one_schema else platforms_text(platforms)
+        sys.stdout.write("\n\n".join(texts) + "\n")
     return 0
 
 
@@ -49,10 +53,37 @@ def with_data(config: Config) -> Config:
     raise Misconfigured(f"Nothing has been synced yet in {config.data_dir}.", hint=_NOTHING_HINT)
 
 
-def _as_json(statuses: list[SchemaStatus]) -> str:
+def _as_json(statuses: list[SchemaStatus], platforms: PlatformsStatus) -> str:
     """Times are UTC and in whole seconds, as in the text."""
     syncs = msgspec.to_builtins(statuses, builtin_types=(datetime,))
-    return json.dumps({"syncs": syncs}, default=_time)
+    found = {"syncs": syncs}
+    if platforms.platforms:
+        found |= msgspec.to_builtins(platforms, builtin_types=(datetime,))
+    return json.dumps(found, default=_time)
+
+
+def platforms_text(found: PlatformsStatus) -> list[str]:
+    """A paragraph for each platform, and one for the workers of all."""
+    texts: list[str] = []
+    for one in found.platforms:
+        mode = "live mode" if one.livemode else "test mode"
+        state = " PAUSED." if one.paused else ""
+        counts = one.accounts
+        lines = [
+            f"Platform {one.id}: {one.account_id} in {mode}, schema {one.schema}.{state}",
+            f"  {counts.active:,} accounts, {counts.troubled:,} of them in trouble; {counts.revoked:,} "
+            "revoked their authorization",
+            f"  {one.looks_per_s:.1f} looks at event lists a second; the oldest look was "
+            f"{timedelta(seconds=round(one.oldest_look_s or 0.0))} ago; {one.late:,} are late",
+        ]
+        texts.append("\n".join(lines))
+    if texts:
+        tasks = ", ".join(f"{n:,} {name}" for name, n in sorted(found.tasks.items())) or "none"
+        line = f"{len(found.workers)} workers; tasks that wait or run: {tasks}"
+        if not found.workers:
+            line += "\nNO WORKER RUNS. Start `pinstripe worker`."
+        texts.append(line)
+    return texts
 
 
 def _as_text(found: SchemaStatus) -> str:

@@ -54,7 +54,7 @@ async def list_syncs(config: Config, *, as_json: bool) -> int:
 
 async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
     """Store a sync. Its key is read from the environment or a prompt."""
-    key = config.api_key or _asked_key()
+    key = config.api_key or asked_key()
     async with _vault(config, new=True) as vault:
         sync = await vault.add(
             NewSync(
@@ -86,7 +86,7 @@ async def change(
         async with connect(vault.database_url) as connection:
             before = await get_stored(connection, sync_id)
         options = SyncChange(
-            api_key=(config.api_key or _asked_key()) if key else UNSET,
+            api_key=(config.api_key or asked_key()) if key else UNSET,
             settings={**before.settings, **settings} if settings else UNSET,
             webhook_secrets=config.webhook_secret or UNSET,
         )
@@ -130,7 +130,9 @@ async def rekey(config: Config, *, as_json: bool) -> int:
         count = await vault.rekey()
         where = "the new key in " + str(config.data_dir / FILE)
         where = where if vault.encryptor.in_file else "the first key of PINSTRIPE_SECRET_KEY"
-    _say(None, f"{count} stored syncs are now encrypted with {where}.", as_json=as_json)
+    _say(
+        None, f"{count} stored syncs and platforms are now encrypted with {where}.", as_json=as_json
+    )
     return 0
 
 
@@ -147,7 +149,7 @@ async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
         yield Vault(database.url, encryptor, config)
 
 
-def _asked_key() -> str:
+def asked_key() -> str:
     """Read the key from the terminal without echo, or the first line of stdin."""
     if sys.stdin.isatty():
         return getpass.getpass("Stripe API key (hidden): ")

@@ -72,7 +72,7 @@ class Overview:
     async def start(self, visit: PageContext) -> Response:
         """All syncs; straight to the one if there is only one, and to the first steps without any."""
         if not visit.syncs:
-            return go("/welcome")
+            return go("/platforms" if visit.gateway.parts.syncs.platforms else "/welcome")
         if len(visit.syncs) == 1:
             return go(path_of(visit.syncs[0].id))
         board = await visit.gateway.board.fresh()

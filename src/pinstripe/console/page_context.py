@@ -71,6 +71,7 @@ class PageContext:
             section=self.section,
             sync=self.sync,
             syncs=self.syncs,
+            platforms=bool(self.gateway.parts.syncs.platforms),
             messages=messages,
             status=status,
             **shown,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from pinstripe.console import connect, diagram, insights, row, rows, tables
+from pinstripe.console import connect, diagram, insights, platforms, row, rows, tables
 from pinstripe.console.changes import Changes
 from pinstripe.console.events import Events
 from pinstripe.console.keys import KeyChecks, Keys
@@ -35,6 +35,8 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/logout", login.leave, methods=["POST"]),
         Route("/", let_in(overview.start)),
         Route("/welcome", let_in(stored.welcome, "syncs")),
+        Route("/platforms", let_in(platforms.show, "platforms")),
+        Route("/platforms/{platform}", let_in(platforms.one, "platforms")),
         Route("/syncs", let_in(stored.show, "syncs"), methods=["GET"]),
         Route("/syncs", let_in(stored.add, "syncs"), methods=["POST"]),
         Route("/syncs/{sync}/pause", let_in(stored.pause, "syncs"), methods=["POST"]),

@@ -1,7 +1,9 @@
 """The syncs of a gateway: open ones (`OpenSync`), and the protocol that manages them (`SyncControl`).
 
-`Syncs` holds the open syncs, which requests name by id or by a key of their account. A gateway holds no
-lease: it writes responses of Stripe's, and the guarded upsert decides which rows they replace.
+`Syncs` holds the open syncs, which requests name by id or by a key of their account, and the platforms,
+each of whose accounts is an `OpenSync` of its own, opened when a request names it (`PlatformAccounts`). A
+gateway holds no lease: it writes responses of Stripe's, and the guarded upsert decides which rows they
+replace.
 
 `serving` implements `SyncControl`, so that the gateway stands below it. Its errors are `UnknownSync`
 for an unknown id, `Misconfigured` for what the caller must change, `Unreachable` where Postgres or
@@ -62,10 +64,78 @@ class OpenSync:
         return self.source.pool
 
 
+class Named(Protocol):
+    """A sync, or an account of a platform, that a request names."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def account_id(self) -> str | None: ...
+    @property
+    def livemode(self) -> bool: ...
+
+
+class PlatformAccounts(Protocol):
+    """The accounts of one platform, each opened when a request first names it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def account_id(self) -> str:
+        """The platform's own account, which is one of them."""
+        ...
+
+    @property
+    def livemode(self) -> bool: ...
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]: ...
+
+    def has_key(self, key: bytes) -> bool:
+        """Whether this is the platform's key. In constant time."""
+        ...
+
+    def opened(self, account_id: str) -> OpenSync | None:
+        """The account if it is open."""
+        ...
+
+    async def open(self, account_id: str) -> OpenSync | None:
+        """The account; None if the platform does not have it, or lost its authorization.
+
+        Raises Unreachable.
+        """
+        ...
+
+    def wake_soon(self, account_id: str, *, is_new: bool) -> None:
+        """Have the account polled, and added if it is new. Returns immediately; calls are coalesced."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AccountPlace:
+    """An account that a request names as one of a platform's. Whether it is, `platform` tells."""
+
+    platform: PlatformAccounts
+    account_id: str
+
+    @property
+    def id(self) -> str:
+        return account_sync_id(self.platform.id, self.account_id)
+
+    @property
+    def livemode(self) -> bool:
+        return self.platform.livemode
+
+
+def account_sync_id(platform_id: str, account_id: str) -> str:
+    """Return the id of an account of a platform among the syncs; ids of syncs have no `@`."""
+    return f"{platform_id}@{account_id}"
+
+
 class Syncs:
     """The open syncs by id. Who opens and closes them puts them in and takes them out."""
 
     def __init__(self) -> None:
+        self.platforms: dict[str, PlatformAccounts] = {}
         self.expected: frozenset[str] = frozenset()
         """Those to be served here, open or not: Postgres may be away, or their tables not made."""
         self._by_id: dict[str, OpenSync] = {}
@@ -83,7 +153,18 @@ class Syncs:
         self._by_id.pop(sync_id, None)
 
     def get(self, sync_id: str) -> OpenSync | None:
+        platform_id, _, account_id = sync_id.partition("@")
+        if account_id:
+            platform = self.platforms.get(platform_id)
+            return None if platform is None else platform.opened(account_id)
         return self._by_id.get(sync_id)
+
+    def named(self, sync_id: str, account_id: str) -> Named | None:
+        """What a request names by an id and, for a platform, an account; "" is the platform's own."""
+        platform = self.platforms.get(sync_id)
+        if platform is not None:
+            return AccountPlace(platform, account_id or platform.account_id)
+        return None if account_id else self._by_id.get(sync_id)
 
     async def opened(self, sync_id: str, timeout_s: float) -> OpenSync | None:
         """The sync as soon as it is open; None if it is not expected, or not open in time."""

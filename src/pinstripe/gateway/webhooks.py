@@ -4,6 +4,9 @@ A delivery is checked by its signature and then dropped: the event log is the on
 one reader keeps their order. So duplicates, replays and floods do no harm, and no delivery can write. The
 response waits for nothing, not even for Postgres.
 
+A Connect webhook endpoint delivers the events of all connected accounts, each with the id of its `account`,
+to the id of the platform (https://docs.stripe.com/connect/webhooks): that account is polled.
+
 The rules of the signature are Stripe's (https://docs.stripe.com/webhooks#verify-manually).
 """
 
@@ -16,12 +19,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import msgspec
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pinstripe.gateway.http.errors import JSON, HTTPError
-from pinstripe.gateway.syncs import Syncs
+from pinstripe.gateway.syncs import OpenSync, PlatformAccounts, Syncs
 from pinstripe.gateway.wait.sync_requester import SyncRequester
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -57,18 +61,19 @@ class Webhooks:
     async def answer(self, request: Request) -> Response:
         """Respond to one delivery."""
         sync_id = request.path_params["id"]
-        sync = self._syncs.get(sync_id)
+        named: OpenSync | PlatformAccounts | None = self._syncs.get(sync_id)
+        named = named or self._syncs.platforms.get(sync_id)
         try:
             payload = await _body(request)
             check_signature(
                 payload,
                 request.headers.get("stripe-signature", ""),
-                sync.webhook_secrets if sync is not None else (),
+                named.webhook_secrets if named is not None else (),
                 tolerance_s=self._tolerance_s,
                 now=self._now(),
             )
         except HTTPError as no:
-            code = "unknown_sync" if sync is None and no.code == _NO_SECRET else no.code
+            code = "unknown_sync" if named is None and no.code == _NO_SECRET else no.code
             self.count[code] += 1
             if no.code == _NO_SECRET:
                 # Told to the log alone: a stranger is not to learn which syncs there are.
@@ -77,10 +82,29 @@ class Webhooks:
             return no.response()
         except ClientDisconnect:
             return Response(status_code=499)  # Nobody is there to read it.
-        assert sync is not None  # noqa: S101 (what is not there has no secret, and was refused)
+        assert named is not None  # noqa: S101 (what is not there has no secret, and was refused)
         self.count["accepted"] += 1
-        self._requester.request_sync_soon(sync)
+        if isinstance(named, OpenSync):
+            self._requester.request_sync_soon(named)
+        else:
+            _wake(named, payload)
         return Response(b'{"received":true}', 200, media_type=JSON)
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    account: str | None = None
+
+
+def _wake(platform: PlatformAccounts, payload: bytes) -> None:
+    """Have the account polled that a signed event names; the platform's own if it names none."""
+    try:
+        event = msgspec.json.decode(payload, type=_Event)
+    except msgspec.MsgspecError:
+        return  # Signed, and not an event: nothing that is known.
+    # The last event of an account that leaves is no reason to take it in again.
+    is_new = event.type != "account.application.deauthorized"
+    platform.wake_soon(event.account or platform.account_id, is_new=is_new)
 
 
 def check_signature(

@@ -1,13 +1,14 @@
 """One budget over all workers and accounts: this worker's part of every platform's rates.
 
-    heartbeat -> how many workers live -> `RateLimiter.share` -> the next heartbeat says for whom we made room
+    heartbeat -> how many workers live -> `RateLimiter.share` -> the next heartbeat says for whom we made
+    room
 
 See `store.workers` for the rules, and why the sum is never above the rate.
 
-Stripe limits requests for each account (https://docs.stripe.com/rate-limits), and does not say whether those of a
-platform for a connected account count for the one or the other. So both hold: all requests of a platform stay
-within the platform's rates, and an account that Stripe answers with 429s is slowed alone (`AccountLimiter`).
-Only when several accounts meet them together is the platform slowed.
+Stripe limits requests for each account (https://docs.stripe.com/rate-limits), and does not say whether
+those of a platform for a connected account count for the one or the other. So both hold: all requests of a
+platform stay within the platform's rates, and an account that Stripe answers with 429s is slowed alone
+(`AccountLimiter`). Only when several accounts meet them together is the platform slowed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Finds the connected accounts of a platform: `GET /v1/accounts`, newest first.
 
-An account that is found is added with its first copy requested; one that had taken its authorisation back and
-is listed again goes on. Webhooks name accounts sooner (`store.sweep.welcome`); this is the net. That an account
-is gone is not read off the list: Stripe answers its own requests with a 403 then (`errors.WrongAccount`).
-https://docs.stripe.com/api/accounts/list
+An account that is found is added with its first copy requested; one that had taken its authorisation back
+and is listed again goes on. Webhooks name accounts sooner (`store.sweep.welcome`); this is the net. That an
+account is gone is not read off the list: Stripe answers its own requests with a 403 then
+(`errors.WrongAccount`). https://docs.stripe.com/api/accounts/list
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Looks at the accounts of a platform, each at its own pace: is there an event that is not applied?
 
-    claim -> GET /v1/events?limit=1 for each -> nothing new: its next turn | something new: a poll is requested
+    claim -> GET /v1/events?limit=1 for each -> nothing new: its next turn | something new: a poll is
+    requested
 
-A look opens nothing: it costs one request, and a part of a statement. Every worker sweeps, with its share of the
-budget, over accounts that no other one has claimed. Looks run apart from each other, so an account whose answers
-hang delays none. Polls, previews and first copies are the tasks' (`platforms.tasks`).
+A look opens nothing: it costs one request, and a part of a statement. Every worker sweeps, with its share
+of the budget, over accounts that no other one has claimed. Looks run apart from each other, so an account
+whose answers hang delays none. Polls, previews and first copies are the tasks' (`platforms.tasks`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import read_ids
+from pinstripe.client.pagination import read_list
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError, WrongAccount
+from pinstripe.rows.event import created_of
 from pinstripe.store import sweep
 from pinstripe.store.pool import Pool
 from pinstripe.store.sweep import Found, Look
@@ -69,7 +71,7 @@ class Sweep:
             due = await sweep.claim_looks(connection, self.platform_id, room)
         for look in due:
             if look.is_owed:
-                self._found.append(Found(look.account_id, None, 0.0))
+                self._found.append(Found(look.account_id, None, 0.0, 0.0))
             else:
                 task = asyncio.create_task(self._look(look), name=f"look {look.account_id}")
                 self._looks.add(task)
@@ -87,12 +89,13 @@ class Sweep:
             response = await self.client_of(look.account_id).get(
                 _PATH, [("limit", "1")], endpoint=f"GET {_PATH}", priority=WorkClass.HEADS
             )
-            page = read_ids(response, _PATH)
+            events = read_list(response, _PATH).objects
         except PinstripeError as error:
             await self._failed(look.account_id, error)
             return
-        newest = page.ids[0] if page.ids else None
-        seen = Found(look.account_id, newest, response.not_before)
+        newest = str(events[0].get("id")) if events else None
+        newest_at = float(created_of(events[0])) if events else 0.0
+        seen = Found(look.account_id, newest, newest_at, response.not_before)
         is_new = newest is not None and newest != look.newest_event
         (self._found if is_new else self._seen).append(seen)
 

@@ -55,7 +55,7 @@ _MOST_PARTITIONS = 1024
 
 @dataclass(frozen=True, slots=True)
 class NewPlatform:
-    """A platform to be added. `partitions`: into how many tables each one is divided by account; 0: none."""
+    """A platform to be added. `partitions`: into how many each table is divided by account; 0: none."""
 
     id: str
     api_key: str
@@ -79,7 +79,7 @@ class PlatformVault:
     base: Config
 
     def config_of(self, platform: SealedPlatform) -> Config:
-        """The settings of a platform's work, key included. Misconfigured where they are no good any more."""
+        """The settings of a platform's work, key included. Misconfigured where they are no good."""
         what = f'the key of the platform "{platform.id}"'
         key = self.encryptor.open(platform.api_key, bound=_bound(platform, "key"), what=what)
         return self._config(platform, key)

@@ -23,11 +23,14 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, Syncs, SyncState
+from pinstripe.platforms.gateway import PlatformOpener, PlatformSpec
+from pinstripe.platforms.vault import PlatformVault
 from pinstripe.serving.gateway_syncs import GatewaySyncSpec, SyncOpener, rate_shares
 from pinstripe.serving.supervisor import Supervisor, WorkerSpec
 from pinstripe.serving.vault import Vault
 from pinstripe.store.listener import Listener
 from pinstripe.store.migrate import ensure_bookkeeping
+from pinstripe.store.platforms import SealedPlatform, load_platforms
 from pinstripe.store.pool import check_sessions, connect
 from pinstripe.store.syncs import CHANNEL, DEFAULT_ID, SealedSync, is_paused, load_stored, unknown
 
@@ -68,6 +71,8 @@ class SyncRegistry:
         self._syncs = syncs
         self._supervisor = supervisor
         self._opener = SyncOpener(syncs)
+        self._platforms = PlatformOpener(syncs)
+        self._platform_vault = PlatformVault(vault.database_url, vault.encryptor, vault.base)
         self._talks = talks
         self._began = now()
         self._entries: dict[str, _Entry] = {}
@@ -119,6 +124,7 @@ class SyncRegistry:
         """Ends all processes and closes all syncs."""
         await asyncio.gather(
             self._opener.close(),
+            self._platforms.close(),
             *([] if self._supervisor is None else [self._supervisor.close()]),
         )
 
@@ -128,7 +134,26 @@ class SyncRegistry:
             async with connect(self.vault.database_url) as connection:
                 stored = await self.vault.bind(connection, await load_stored(connection))
                 paused = await is_paused(connection, self.vault.base.schema)
+                platforms = await load_platforms(connection)
             await self._want(stored, default_paused=paused)
+            await self._platforms.want(self._specs(platforms))
+
+    def _specs(self, platforms: list[SealedPlatform]) -> dict[str, PlatformSpec]:
+        """What the gateway needs of the platforms; one whose key is lost is left out."""
+        specs: dict[str, PlatformSpec] = {}
+        vault = self._platform_vault
+        for platform in platforms:
+            try:
+                config = vault.config_of(platform)
+                secrets = vault.webhook_secrets_of(platform)
+            except PinstripeError as error:
+                _log.warning("platform.unfit", platform=platform.id, error=error.message)
+                continue
+            shares = rate_shares(config, ApiKey.parse(config.api_key or ""))
+            specs[platform.id] = PlatformSpec(
+                platform.id, platform.account_id, platform.livemode, shares.gateway, secrets
+            )
+        return specs
 
     def all(self) -> list[StoredSync]:
         """Return all syncs with their current state: the default first, then by id."""

@@ -22,8 +22,10 @@ from pinstripe.config.settings import STRIPE_URL
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import NewSync, SyncChange
+from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import budget_for, stripe_for
 from pinstripe.store.migrate import drop_copy, ensure_bookkeeping
+from pinstripe.store.platforms import load_platforms
 from pinstripe.store.pool import Connection, check_sessions, connect
 from pinstripe.store.syncs import (
     DEFAULT_ID,
@@ -163,18 +165,21 @@ class Vault:
 
     async def rekey(self) -> int:
         """Encrypt all keys with the newest encryption key, or with a new one if it is in a file. Return
-        the number of syncs.
+        the number of syncs and platforms.
         """
+        platforms = PlatformVault(self.database_url, self.encryptor, self.base)
         async with connect(self.database_url) as connection:
             syncs = await load_stored(connection)
-            if self.encryptor.in_file and syncs:
+            count = len(syncs) + len(await load_platforms(connection))
+            if self.encryptor.in_file and count:
                 self.encryptor.add_to_file()
             async with connection.transaction():
                 for sync in syncs:
                     await update_stored(connection, self._resealed(sync))
-        if self.encryptor.in_file and syncs:
+        await platforms.rekey()
+        if self.encryptor.in_file and count:
             self.encryptor.keep_first_in_file()
-        return len(syncs)
+        return count
 
     async def _schema_of(self, connection: Connection, sync_id: str) -> str:
         await ensure_bookkeeping(connection)

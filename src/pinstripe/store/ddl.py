@@ -108,12 +108,16 @@ def is_by_account(table: Table) -> bool:
     return table.key[0] == ACCOUNT
 
 
-def tenant_view(schema: str, table: Table, account_id: str, target: str) -> str:
-    """CREATE VIEW of one account's rows in the schema `target`, with the columns that a sync has."""
-    names = ", ".join(map(quote, (*(c.name for c in table.all_columns), *BOOKKEEPING)))
+def tenant_view(
+    schema: str, table: str, columns: Iterable[str], account_id: str, target: str
+) -> str:
+    """CREATE VIEW of one account's rows of a table in the schema `target`.
+
+    `columns` in their order in the table, which only grows at its end: so the view can be replaced.
+    """
     return (
-        f"CREATE OR REPLACE VIEW {qualified(target, table.name)} WITH (security_barrier) AS "
-        f"SELECT {names} FROM {qualified(schema, table.name)} "
+        f"CREATE OR REPLACE VIEW {qualified(target, table)} WITH (security_barrier) AS "
+        f"SELECT {', '.join(map(quote, columns))} FROM {qualified(schema, table)} "
         f"WHERE {quote(ACCOUNT)} = {literal(account_id)};"
     )
 

@@ -29,6 +29,7 @@ from pinstripe.store.changes import NewChange, write_changes
 from pinstripe.store.ddl import like, literal, qualified, quote
 from pinstripe.store.personal import existing_tables, rewrite, rewrite_feed
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.scopes import schema_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -211,7 +212,8 @@ async def scrub(connection: Connection, schema: str, tables: Iterable[str]) -> N
     VACUUM FULL locks each table while it runs. ANALYZE first: the planner's samples hold values.
     """
     there = await existing_tables(connection, schema)
-    names = [qualified(schema, name) for name in sorted(set(tables) & set(there))]
+    # The tables themselves, also where the schema is a scope: what stands behind its views.
+    names = [qualified(schema_of(schema), name) for name in sorted(set(tables) & set(there))]
     books = ["pinstripe.change", "pinstripe.erased"]
     with translated():
         for name in (*names, *books):

@@ -107,7 +107,8 @@ WHERE l.schema = free.schema RETURNING l.fence
 _RENEW_ALL = """
 UPDATE pinstripe.lease l SET expires_at = clock_timestamp() + make_interval(secs => $4)
 FROM unnest($1::text[], $2::text[], $3::bigint[]) AS u (schema, holder, fence)
-WHERE l.schema = u.schema AND l.holder = u.holder AND l.fence = u.fence RETURNING l.schema
+WHERE l.schema = u.schema AND l.holder = u.holder AND l.fence = u.fence
+RETURNING l.schema, l.fence
 """
 
 _LET_GO = """
@@ -193,9 +194,9 @@ async def renew_leases(
             [one.fence for one in held],
             ttl_s,
         )
-    kept = {row[0] for row in rows}
+    kept = {(row[0], row[1]) for row in rows}
     for one in held:
-        if one.schema not in kept:
+        if (one.schema, one.fence) not in kept:
             _log.warning("lease.lost", schema=one.schema, fence=one.fence)
             one.lost.set()
 

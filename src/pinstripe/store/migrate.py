@@ -207,10 +207,12 @@ async def migrate_platform(
     sdk_version: str,
     api_version: str,
     partitions: int | None = None,
+    foreign_keys: bool = False,
 ) -> Migration:
     """Like `migrate`, for the tables of many accounts, with their indexes and the views by account.
 
-    `partitions`: see `ddl.create_table`; None for those that the platform was stored with.
+    `partitions`: see `ddl.create_table`; None for those that the platform was stored with. `foreign_keys`:
+    see `set_foreign_keys`.
     """
     if len(schema.encode()) > NAME_BYTES:
         raise Misconfigured(
@@ -234,7 +236,27 @@ async def migrate_platform(
     )
     for name in {name for name, _ in done.added} & by_account.keys():
         await create_indexes(connection, schema, by_account[name])
+    await set_foreign_keys(connection, schema, by_account, wanted=foreign_keys)
     return done
+
+
+async def make_tenant_views(
+    connection: Connection, schema: str, account_id: str, target: str
+) -> list[str]:
+    """Make the schema `target` with a view of each table, of one account's rows, and return their names.
+
+    Readers of `target` need no right to the tables. The views have the columns that the tables of a sync
+    have; repeat it after a migration for those that are new.
+    """
+    existing = await _columns(connection, schema)
+    names = [name for name in catalog() if name in existing]
+    async for attempt in _patiently(connection, target):
+        async with attempt:
+            await _create_schema(connection, target)
+            for name in names:
+                columns = [column for column in existing[name] if column != ACCOUNT]
+                await connection.execute(ddl.tenant_view(schema, name, columns, account_id, target))
+    return names
 
 
 async def _make_views(connection: Connection, schema: str, tables: Mapping[str, Table]) -> None:
@@ -290,7 +312,7 @@ async def _columns(connection: Connection, schema: str) -> dict[str, dict[str, s
         "SELECT c.relname, a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a"
         " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped"
-        " AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
+        " AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY c.relname, a.attnum",
         relations(schema),
     )
     found: dict[str, dict[str, str]] = {}
@@ -824,7 +846,10 @@ async def _drop(connection: Connection, schema: str) -> None:
             for name in tables():
                 function = ddl.qualified(schema, ddl.derive_name(name))
                 await connection.execute(f"DROP FUNCTION IF EXISTS {function}()")
-            await connection.execute("DELETE FROM pinstripe.change WHERE schema = $1", schema)
+            await connection.execute(
+                "DELETE FROM pinstripe.change WHERE schema = $1 OR starts_with(schema, $1 || '@')",
+                schema,
+            )
             await connection.execute("DELETE FROM pinstripe.sync WHERE schema = $1", schema)
     except asyncpg.DependentObjectsStillExistError as error:
         raise Misconfigured(
@@ -839,7 +864,7 @@ async def _drop(connection: Connection, schema: str) -> None:
 
 
 async def drop_platform(connection: Connection, schema: str) -> None:
-    """Drop the tables and views of a platform that is deleted. Raises Misconfigured if others rest on them."""
+    """Drop the tables and views of a platform that is deleted. Raises Misconfigured if others use them."""
     views, partitions = views_of(schema), partitions_of(schema)
     try:
         async with connection.transaction():

@@ -34,7 +34,7 @@ _PAGE = 5000
 _TABLES = """
 SELECT c.relname, a.attname, format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v')
+WHERE n.nspname = $1 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind = ANY ($2::"char"[])
 """
 
 
@@ -137,7 +137,8 @@ def _other_key(schema: str) -> Misconfigured:
 async def existing_tables(connection: Connection, schema: str) -> dict[str, Table]:
     """The tables of the catalog that stand in the schema, synced or not, with the columns there."""
     with translated():
-        rows = await connection.fetch(_TABLES, relations(schema))
+        kinds = [b"v"] if account_of(schema) else [b"r", b"p"]
+        rows = await connection.fetch(_TABLES, relations(schema), kinds)
     there: dict[str, dict[str, str]] = {}
     for table, column, kind in rows:
         short = "timestamptz" if kind == "timestamp with time zone" else kind

@@ -107,10 +107,21 @@ UPDATE pinstripe.platform_account SET state = 'revoked', revoked_at = clock_time
 WHERE platform_id = $1 AND account_id = ANY($2::text[]) AND state = 'active' RETURNING account_id
 """
 
-_ACCOUNTS = """
-SELECT account_id, livemode, state, since, revoked_at, looked_at, next_look_at, last_event_at, woken_at,
-  looks, events, failures, code, reason, remedy
-FROM pinstripe.platform_account WHERE platform_id = $1 AND account_id > $2 ORDER BY account_id LIMIT $3
+_ACCOUNT_COLUMNS = (
+    "a.account_id, a.livemode, a.state, a.since, a.revoked_at, a.looked_at, a.next_look_at,"
+    " a.last_event_at, a.woken_at, a.looks, a.events, a.failures, a.code, a.reason, a.remedy"
+)
+
+_ACCOUNTS = f"""
+SELECT {_ACCOUNT_COLUMNS} FROM pinstripe.platform_account a
+WHERE platform_id = $1 AND account_id > $2 AND strpos(account_id, $4) > 0 AND ($5::text IS NULL OR CASE $5
+    WHEN 'troubled' THEN state = 'active' AND failures > 0 ELSE state = $5 END)
+ORDER BY account_id LIMIT $3
+"""
+
+_ACCOUNT = f"""
+SELECT {_ACCOUNT_COLUMNS} FROM pinstripe.platform_account a
+JOIN pinstripe.sync s ON s.platform_id = a.platform_id AND s.account_id = a.account_id WHERE s.schema = $1
 """
 
 
@@ -244,12 +255,28 @@ async def revoke_accounts(
 
 
 async def load_accounts(
-    connection: Connection, platform_id: str, *, after: str = "", limit: int = 1000
+    connection: Connection,
+    platform_id: str,
+    *,
+    after: str = "",
+    limit: int = 1000,
+    search: str = "",
+    state: AccountState | Literal["troubled"] | None = None,
 ) -> list[PlatformAccount]:
-    """Return the accounts of a platform by id, `limit` at most, those behind the id `after`."""
+    """Return the accounts of a platform by id, `limit` at most, those behind the id `after`.
+
+    `search`: a part of the id. `state`: only those; `troubled` are active and their last look failed.
+    """
     with translated():
-        rows = await connection.fetch(_ACCOUNTS, platform_id, after, limit)
+        rows = await connection.fetch(_ACCOUNTS, platform_id, after, limit, search, state)
     return [PlatformAccount(**row) for row in rows]
+
+
+async def load_account(connection: Connection, scope: str) -> PlatformAccount | None:
+    """Return the account that a scope names; None if its platform is gone."""
+    with translated():
+        row = await connection.fetchrow(_ACCOUNT, scope)
+    return None if row is None else PlatformAccount(**row)
 
 
 def _unknown() -> UnknownSync:

@@ -94,9 +94,7 @@ class Pool:
         with translated():
             connection = await self._pool.acquire()
             try:
-                session = cast(Session, connection)  # It passes on what it does not know.
-                if session.account != self._account:
-                    await session.work_for(self._account)
+                await work_for(connection, self._account)
                 yield connection
             finally:
                 # A statement that was cancelled is waited for, but not for ever: see `_RELEASE_S`.
@@ -194,6 +192,12 @@ async def connect_dedicated(
         )
         await session.work_for(account)
         return session
+
+
+async def work_for(connection: Connection, account: str) -> None:
+    """Have a connection of ours show the rows of this account of a platform: see `Session`."""
+    # A pool's connection passes on what it does not know.
+    await cast(Session, connection).work_for(account)
 
 
 async def close_quietly(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:

@@ -35,7 +35,7 @@ BOUNDS: Mapping[str, str] = {
     "paused": "a row for each schema",
     "pending": "a row for each object or list that is owed",
     "platform": "a row for each platform",
-    "platform_account": "a row for each account",
+    "platform_account": "a row for each account of a platform",
     "platform_task": "a row for each account and task",
     "platform_worker": "a row for each worker, for an hour after its end",
     "process": "a row for each schema",

@@ -63,7 +63,8 @@ _lasting: set[str] = set()
 class Session(asyncpg.Connection):
     """A connection that knows for which account of a platform it works: see `scopes`."""
 
-    account = ""
+    account: str | None = ""
+    """None while it is being changed, and after that failed: Postgres may have done it or not."""
 
     async def work_for(self, account: str) -> None:
         """Show the rows of this account in a platform's views, and of no other; "" for none.
@@ -71,6 +72,7 @@ class Session(asyncpg.Connection):
         Not in a transaction: its rollback would bring the earlier account back.
         """
         if account != self.account:
+            self.account = None
             await self.execute("SELECT pg_catalog.set_config($1, $2, false)", SETTING, account)
             self.account = account
 

@@ -32,10 +32,12 @@ from pinstripe.store.cursors import (
     load_freshness,
 )
 from pinstripe.store.ddl import literal, qualified
-from pinstripe.store.pool import Connection, translated
+from pinstripe.store.personal import existing_tables
+from pinstripe.store.pool import Connection, translated, work_for
 from pinstripe.store.read_quota import ReadUse, load_read_use
 from pinstripe.store.refetch import class_name, count_by_class
 from pinstripe.store.refusals import RememberedRefusal, load_refusals
+from pinstripe.store.scopes import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate, load_plan
 
@@ -44,6 +46,7 @@ TableState = Literal["done", "running", "refused", "failed", "found"]
 
 _WORST_FIRST: tuple[TableState, ...] = ("failed", "running", "refused", "done")
 
+_COUNTED_ROWS = 100_000
 _COUNTED_BYTES = 16 * 1024 * 1024
 """Tables up to this size are counted even if an estimate would do: it takes milliseconds."""
 
@@ -199,17 +202,21 @@ async def read_status(
     exact: bool = False,
     counted_bytes: int = _COUNTED_BYTES,
 ) -> list[SchemaStatus]:
-    """Every synced schema, or only `schema`; empty if there is none.
+    """Every synced schema, or only `schema`, which may be the scope of a platform's account; empty if there
+    is none.
 
     Tables of more than `counted_bytes` are estimated unless `exact`. Raises Misconfigured if only an older
     version ever wrote here.
     """
     counted_bytes = sys.maxsize if exact else counted_bytes
+    account = account_of(schema or "")
     try:
         with translated():
+            if account:
+                await work_for(connection, account)
             return [
                 await _schema(connection, sync, counted_bytes=counted_bytes)
-                for sync in await load_syncs(connection)
+                for sync in await load_syncs(connection, schema or "" if account else "")
                 if schema in (None, sync.schema)
             ]
     except Drifted as error:
@@ -420,7 +427,19 @@ def _since(cursor: Checkpoint) -> float:
 async def _rows(
     connection: Connection, schema: str, counted_bytes: int
 ) -> dict[str, tuple[int, bool]]:
-    """Return table -> (rows, whether that is exact), of our tables in the schema."""
+    """Return table -> (rows, whether that is exact), of our tables in the schema.
+
+    Of an account of a platform nothing has an estimate; its rows are counted up to `_COUNTED_ROWS`.
+    """
+    if account_of(schema):
+        views = await existing_tables(connection, schema)
+        counts = " UNION ALL ".join(
+            f"SELECT {literal(name)}, count(*) FROM"
+            f" (SELECT FROM {qualified(schema, name)} LIMIT {_COUNTED_ROWS + 1}) t"
+            for name in views
+        )
+        rows = await connection.fetch(counts) if views else ()
+        return {name: (min(n, _COUNTED_ROWS), n <= _COUNTED_ROWS) for name, n in rows}
     sizes = await connection.fetch(
         # reltuples is -1 until the first ANALYZE; the statistics know sooner what was written.
         "SELECT c.relname, CASE WHEN c.reltuples < 0 THEN pg_stat_get_live_tuples(c.oid)"

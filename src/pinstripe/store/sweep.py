@@ -1,12 +1,12 @@
 """Which account of a platform is due: for a look at its events, or for a task that was put off.
 
-    claim_looks -> one request each -> looked (nothing new) | found (a poll, in the same transaction) | failed
-    put_off(task, later) -> request_due: the tasks whose time has come
+    claim_looks -> one request each -> looked (nothing new) | found (a poll, in the same transaction) |
+    failed put_off(task, later) -> request_due: the tasks whose time has come
 
 A claim is a short statement over rows that no other worker has locked, and moves the account's turn by
-`CLAIM_S`: a worker that dies meanwhile costs that. Accounts that are late by the largest part of their pace go
-first, so an idle one delays no active one, and the other way round. The pace is `1 / PACE` of the time since the
-account's last event, between `FASTEST_S` and `SLOWEST_S`.
+`CLAIM_S`: a worker that dies meanwhile costs that. Accounts that are late by the largest part of their pace
+go first, so an idle one delays no active one, and the other way round. The pace is `1 / PACE` of the time
+since the account's last event, between `FASTEST_S` and `SLOWEST_S`.
 
 `put_off` keeps what is due later, with the number of failures: see `store.tasks` for why no task of
 Procrastinate's is scheduled for later.
@@ -31,8 +31,8 @@ SLOWEST_S = 300.0
 PACE = 20.0
 
 LATE_S = (60.0, 660.0)
-"""An event may appear behind newer ones (docs/concepts/live.md). So long after the newest event the window is
-read again."""
+"""So long after the newest event the window is read again: an event may appear behind newer ones
+(docs/concepts/live.md)."""
 
 _NET_S = 900.0
 """A task that was requested and has neither ended nor put itself off is requested again."""
@@ -59,17 +59,18 @@ class Look(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a look found. `newest_event`: the id on top of the list, None if it is empty. `as_of`: when the
-    list was so, Unix seconds on Stripe's clock.
+    """What a look found. `newest_event`: the id on top of the list, None if it is empty. `newest_at`: its
+    second, 0 for none; `as_of`: when the list was so. Unix seconds on Stripe's clock.
     """
 
     account_id: str
     newest_event: str | None
+    newest_at: float
     as_of: float
 
 
 class Pace(NamedTuple):
-    """How the sweep of a platform goes. `oldest_look_s`: since the account that waits for the longest time was
+    """How the sweep of a platform goes. `oldest_look_s`: since the account that waits for the longest was
     looked at; `late`: accounts whose turn is over by more than their pace.
     """
 
@@ -96,8 +97,16 @@ RETURNING a.account_id, a.newest_event, coalesce(a.owed_at <= clock_timestamp(),
 _LOOKED = f"""
 UPDATE pinstripe.platform_account a
 SET looked_at = clock_timestamp(), looks = a.looks + 1, known_to = to_timestamp(u.as_of),
-  next_look_at = least({_NEXT}, owed_at), failures = 0, code = NULL, reason = NULL, remedy = NULL
-FROM unnest($2::text[], $3::float8[]) AS u (id, as_of)
+  last_event_at = u.last_event_at, next_look_at = least(u.next_look_at, a.owed_at),
+  failures = 0, code = NULL, reason = NULL, remedy = NULL
+FROM (
+  SELECT id, as_of, last_event_at, {_NEXT} AS next_look_at
+  FROM (
+    SELECT seen.id, seen.as_of, known.since,
+      greatest(known.last_event_at, to_timestamp(nullif(seen.newest_at, 0))) AS last_event_at
+    FROM unnest($2::text[], $3::float8[], $4::float8[]) AS seen (id, as_of, newest_at)
+    JOIN pinstripe.platform_account known
+      ON known.platform_id = $1 AND known.account_id = seen.id) AS told) AS u
 WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
 """
 
@@ -111,7 +120,7 @@ WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
 """
 
 # `owed_at` stands until a poll is done: one that fails is requested again.
-_POLLED = f"""
+_POLLED = """
 UPDATE pinstripe.platform_account a
 SET looked_at = clock_timestamp(), newest_event = coalesce($3, a.newest_event),
   last_event_at = greatest(a.last_event_at, to_timestamp($4)), known_to = to_timestamp($5),
@@ -200,8 +209,8 @@ async def account_standing(
 async def welcome(
     connection: Connection, platform_id: str, schema: str, account_ids: Sequence[str]
 ) -> list[str]:
-    """Add accounts that are new, or that have authorised the platform again, and request their first copies.
-    Return them. In a transaction.
+    """Add accounts that are new, or that have authorised the platform again, and request their first
+    copies. Return them. In a transaction.
     """
     added = await add_accounts(connection, platform_id, account_ids)
     await begin(connection, schema, added)
@@ -253,7 +262,11 @@ async def looked(connection: Connection, platform_id: str, seen: Sequence[Found]
     """Note looks that found nothing new: all events up to then are applied."""
     with translated():
         await connection.execute(
-            _LOOKED, platform_id, [s.account_id for s in seen], [s.as_of for s in seen]
+            _LOOKED,
+            platform_id,
+            [s.account_id for s in seen],
+            [s.as_of for s in seen],
+            [s.newest_at for s in seen],
         )
 
 
@@ -279,8 +292,8 @@ async def polled(
     events: int,
     again_s: float | None,
 ) -> None:
-    """Note a poll that is done. `newest_at`: the second of the newest event, 0 if there is none; `events`: how
-    many it applied; `again_s`: after which time the window is to be read again, None if never.
+    """Note a poll that is done. `newest_at`: the second of the newest event, 0 if there is none; `events`:
+    how many it applied; `again_s`: after which time the window is to be read again, None if never.
     """
     with translated():
         await connection.execute(

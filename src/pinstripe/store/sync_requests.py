@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.scopes import account_of, schema_of
+from pinstripe.store.sweep import wake
 
 REQUESTS = "pinstripe_ring"
 """NOTIFY channel of requests; the payload is the schema, whose row has the rest."""
@@ -67,9 +69,19 @@ FROM heard
 
 
 async def request_sync(connection: Connection, schema: str, lookback_s: float) -> int:
-    """Request a sync; return the number that an acknowledgement must reach."""
+    """Request a sync; return the number that an acknowledgement must reach.
+
+    For an account of a platform, no process listens: the poll is requested as a task of its workers.
+    """
     with translated():
-        number: int = await connection.fetchval(_REQUEST, schema, lookback_s)
+        if not account_of(schema):
+            return int(await connection.fetchval(_REQUEST, schema, lookback_s))
+        async with connection.transaction():
+            number: int = await connection.fetchval(_REQUEST, schema, lookback_s)
+            platform_id = await connection.fetchval(
+                "SELECT platform_id FROM pinstripe.sync WHERE schema = $1", schema
+            )
+            await wake(connection, platform_id, schema_of(schema), account_of(schema))
     return number
 
 

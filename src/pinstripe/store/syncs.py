@@ -31,15 +31,18 @@ class Sync:
     api_version: str
 
 
-async def load_syncs(connection: Connection) -> list[Sync]:
-    """Return all syncs of this database, platforms left out; none if Pinstripe never wrote here."""
+async def load_syncs(connection: Connection, scope: str = "") -> list[Sync]:
+    """Return all syncs of this database, platforms left out, or the account of a platform that is this
+    `scope`; none if Pinstripe never wrote here.
+    """
     with translated():
         chosen = await alone(connection)
         if chosen is None:
             return []
         rows = await connection.fetch(
             "SELECT schema, account_id, livemode, api_version FROM pinstripe.sync s"
-            f" WHERE {chosen} ORDER BY schema"
+            f" WHERE {'s.schema = $1' if scope else chosen} ORDER BY schema",
+            *([scope] if scope else []),
         )
     return [Sync(r[0], r[1], r[2], r[3]) for r in rows]
 

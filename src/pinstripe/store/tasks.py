@@ -94,6 +94,16 @@ async def request_tasks(
     return found
 
 
+DISCOVER = "discover"
+"""The task that looks for new accounts of all platforms."""
+
+
+async def request_discovery(connection: Connection) -> None:
+    """Request a look for new accounts, in the caller's transaction."""
+    with translated():
+        await connection.execute(f"SELECT {SCHEMA}.request_job('bulk', $1, '', 50)", DISCOVER)
+
+
 async def waiting_tasks(connection: Connection) -> dict[str, int]:
     """Return how many tasks wait or run, by their name; empty where there is no platform."""
     with translated():
@@ -104,6 +114,17 @@ async def waiting_tasks(connection: Connection) -> dict[str, int]:
             " WHERE status IN ('todo', 'doing') GROUP BY 1"
         )
     return {row[0]: row[1] for row in rows}
+
+
+async def waits_in(connection: Connection, queue: Queue) -> bool:
+    """Return whether a task of the queue waits that could begin."""
+    with translated():
+        found: bool = await connection.fetchval(
+            f"SELECT EXISTS (SELECT FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'"
+            " AND queue_name = $1)",
+            queue,
+        )
+    return found
 
 
 async def drop_tasks(connection: Connection, scopes_of: str) -> None:

@@ -172,6 +172,31 @@ class Relist:
             await self._run_due_passes()
             await asyncio.sleep(self._intervals.tick_s)
 
+    async def run_once(self) -> None:
+        """Read every newest page, and to their end the lists whose last full refresh is due or unknown.
+
+        For an account that is opened now and then, where `run` is not there to spread the work.
+        """
+        await self._guard("passes", None, self._remember())
+        await asyncio.gather(*self._due_heads())
+        for stream in [
+            s for s, stopped in self._stopped.items() if stopped.next_at <= self._clock()
+        ]:
+            await self._again(stream)
+        due = [
+            e
+            for e in self._endpoints()
+            if e.path != EVENTS and not e.parent and stream_of(e) not in self._stopped
+            if stream_of(e) in self._first or self._age_s(e) >= self._pass_s()
+        ]
+        for endpoint in due:
+            await self._guard(
+                f"{stream_of(endpoint)} to its end", None, self.full_refresh([endpoint])
+            )
+
+    def _age_s(self, endpoint: ListEndpoint) -> float:
+        return self._clock() - self._passed_at[stream_of(endpoint)]
+
     async def run_due(self) -> None:
         """Do what is due now, but for the scan."""
         await asyncio.gather(*self._due_heads())
@@ -229,7 +254,7 @@ class Relist:
             if endpoint.path == EVENTS:
                 continue  # Its objects never change, and the poller reads every new one.
             stream = stream_of(endpoint)
-            age_s = now - self._passed_at[stream]
+            age_s = self._age_s(endpoint)
             is_due = age_s >= pass_s * self._first.get(stream, 1.0)
             if is_due and not endpoint.parent and stream not in self._stopped:
                 self._passed_at[stream] = now

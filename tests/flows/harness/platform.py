@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,9 +16,8 @@ from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
 from pinstripe.platforms.account import OpenPlatform, open_account, open_platform
-from pinstripe.store import ddl
 from pinstripe.store.leases import Held, take_lease
-from pinstripe.store.migrate import migrate_platform
+from pinstripe.store.migrate import make_tenant_views, migrate_platform
 from pinstripe.store.platforms import SealedPlatform, add_accounts, insert_platform
 from pinstripe.store.pool import connect
 from pinstripe.store.scopes import scope_of
@@ -61,9 +60,7 @@ async def make_platform(
         )
         await add_accounts(connection, "shops", account_ids)
         for account_id in account_ids:
-            await connection.execute(f"CREATE SCHEMA {account_id}")
-            for table in chosen.values():
-                await connection.execute(ddl.tenant_view(SCHEMA, table, account_id, account_id))
+            await make_tenant_views(connection, SCHEMA, account_id, account_id)
 
 
 @dataclass
@@ -105,8 +102,15 @@ class Platform:
 
 @asynccontextmanager
 async def opened(
-    url: str, *, chosen: Mapping[str, Table] | None = None, changes: bool = False
+    url: str,
+    *,
+    chosen: Mapping[str, Table] | None = None,
+    changes: bool = False,
+    accounts: Sequence[str] = (),
 ) -> AsyncIterator[Platform]:
+    """A platform that exists; `accounts` are added to it."""
+    async with connect(url) as connection:
+        await add_accounts(connection, "shops", accounts)
     async with open_platform(url, SCHEMA, chosen or tables(), changes=changes) as shared:
         yield Platform(url, shared)
 

@@ -17,7 +17,7 @@ from tests.flows.harness.account import open_copy
 from tests.flows.harness.gateway_account import GatewayAccount, gateway_account
 
 from pinstripe.client.client import StripeClient
-from pinstripe.gateway.syncs import OpenSync
+from pinstripe.gateway.syncs import Named
 from pinstripe.gateway.wait.endpoint import WaitEndpoint
 from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.gateway.wait.waiter import Waiter
@@ -48,7 +48,7 @@ class Gateway:
         return self.account.sync.source.stripe
 
 
-async def _everybody(_: Request, __: OpenSync | None) -> bool:
+async def _everybody(_: Request, __: Named | None) -> bool:
     return True
 
 

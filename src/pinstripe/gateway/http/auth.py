@@ -25,9 +25,9 @@ from starlette.requests import HTTPConnection
 from pinstripe.client.api_key import is_loopback
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.syncs import OpenSync
+from pinstripe.gateway.syncs import Named
 
-Owns = Callable[[Sequence[tuple[bytes, bytes]], OpenSync | None], Awaitable[bool]]
+Owns = Callable[[Sequence[tuple[bytes, bytes]], Named | None], Awaitable[bool]]
 """Whether the Stripe key in the headers is valid for a sync's account (`AccountResolver.may_use`)."""
 
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -125,8 +125,8 @@ class Auth:
             self._check_host(request)
         self._check_browser(request)
 
-    async def allows_wait(self, request: HTTPConnection, sync: OpenSync | None) -> bool:
-        """Whether the caller may wait for this sync: by token, or by a Stripe key of its account.
+    async def allows_wait(self, request: HTTPConnection, named: Named | None) -> bool:
+        """Whether the caller may wait for what it names: by token, or by a Stripe key of its account.
 
         For a sync that is not there (None) only by what holds for all of them: a stranger gets the same
         answer in the same time as for one that is.
@@ -140,7 +140,7 @@ class Auth:
             return True
         if not token:
             return self.session(request)
-        if self._owns is not None and await self._owns(request.scope["headers"], sync):
+        if self._owns is not None and await self._owns(request.scope["headers"], named):
             return True
         await self._slow_down()
         return False

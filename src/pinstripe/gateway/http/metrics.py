@@ -32,6 +32,7 @@ from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.live.status_board import StatusBoard, SyncStatus
+from pinstripe.store.platform_status import PlatformsStatus, read_platforms
 from pinstripe.store.status import estimate_rows
 from pinstripe.store.verifications import load_verified
 
@@ -123,6 +124,7 @@ class Metrics(Collector):
         self._made_at = -float("inf")
         self._rows: Rows = {}
         self._verified: Mapping[str, tuple[float, int]] = {}
+        self._platforms: PlatformsStatus | None = None
         self._rows_at = -float("inf")
 
     async def text(self) -> bytes:
@@ -150,6 +152,8 @@ class Metrics(Collector):
                 age.add_metric([sync_id], self._verified[live.schema][0])
                 drift.add_metric([sync_id], self._verified[live.schema][1])
         yield from (age, drift)
+        if self._platforms is not None:
+            yield from _platforms(self._platforms)
         family = _gauge_of("rows", "Rows of a table, estimated", "sync", "table")
         for sync_id, live in syncs.items():
             for table, count in self._rows.get(live.schema, {}).items():
@@ -163,6 +167,7 @@ class Metrics(Collector):
             async with self._reads.connection(longest_s=_ROWS_S) as connection:
                 self._rows = await estimate_rows(connection, schemas)
                 self._verified = await load_verified(connection, schemas)
+                self._platforms = await read_platforms(connection)
         except PinstripeError:
             return
         self._rows_at = self._clock()
@@ -260,6 +265,27 @@ def _processes(syncs: Mapping[str, SyncStatus]) -> Iterator[Metric]:
             used.add_metric([sync_id], heartbeat.allowance.used)
             allowed.add_metric([sync_id], heartbeat.allowance.allowed)
     yield from (asked, limited, rate, queue, written, events, polls, memory, cpu, used, allowed)
+
+
+def _platforms(found: PlatformsStatus) -> Iterator[Metric]:
+    """What the database says of each platform."""
+    accounts = _gauge_of("platform_accounts", "Accounts by state", "platform", "state")
+    oldest = _gauge_of("platform_oldest_look_seconds", "Since the oldest look", "platform")
+    pace = _gauge_of("platform_looks_per_second", "Looks a second that are due", "platform")
+    late = _gauge_of("platform_late_accounts", "Accounts whose look is late", "platform")
+    for one in found.platforms:
+        for state in ("active", "revoked", "troubled"):
+            accounts.add_metric([one.id, state], getattr(one.accounts, state))
+        if one.oldest_look_s is not None:
+            oldest.add_metric([one.id], one.oldest_look_s)
+        pace.add_metric([one.id], one.looks_per_s)
+        late.add_metric([one.id], one.late)
+    workers = _gauge_of("workers", "Live workers of platforms")
+    workers.add_metric([], len(found.workers))
+    tasks = _gauge_of("tasks", "Tasks of platforms that wait or run", "task")
+    for name, count in sorted(found.tasks.items()):
+        tasks.add_metric([name], count)
+    yield from (accounts, oldest, pace, late, workers, tasks)
 
 
 def _gauge_of(name: str, text: str, *labels: str) -> GaugeMetricFamily:

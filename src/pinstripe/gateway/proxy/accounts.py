@@ -4,8 +4,8 @@ Stripe is requested once per key (`GET /v1/account` with that key and the caller
 only for keys that it has just accepted or that a `/wait` call sent. Concurrent lookups are limited, so
 a flood of invented keys costs few requests. Only a 200 names the account: the text of an error repeats
 what the request named. A restricted key that may not read its account is recognized only if it is the
-very key of a sync. Remembered are the account and a keyed hash of the key under a secret of this
-process, never the key.
+very key of a sync. With a platform's key, the accounts that a request names are those of the platform.
+Remembered are the account and a keyed hash of the key under a secret of this process, never the key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import structlog
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError
-from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.syncs import AccountPlace, Named, OpenSync, PlatformAccounts, Syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -65,13 +65,14 @@ class Credentials:
 @dataclass(frozen=True, slots=True)
 class Caller:
     """`account_id` is None where Stripe refuses the key or does not tell; `own`: the id of the sync that
-    reads with this very key.
+    reads with this very key; `platform`: the id of the platform whose key it is.
     """
 
     account_id: str | None
     livemode: bool
     until: float
     own: str = ""
+    platform: str = ""
 
 
 def credentials_of(headers: Sequence[tuple[bytes, bytes]]) -> Credentials | None:
@@ -152,16 +153,22 @@ class AccountResolver:
     def known(self, credentials: Credentials) -> OpenSync | None:
         """The sync of this account, if the cache has it."""
         caller = self._recall(self._digest(credentials))
-        return self._sync_of(caller) if caller is not None else None
+        if caller is None:
+            return None
+        account_id = caller.account_id or ""
+        of_platforms = [p.opened(account_id) for p in self._platforms_of(caller)]
+        return self._first(caller, next(filter(None, of_platforms), None))
 
     async def sync_of(self, credentials: Credentials) -> OpenSync | None:
         """The sync of this account; None if none is served here. Sends Stripe at most one request.
 
         For keys that Stripe has just accepted. Raises Unreachable where Stripe does not answer.
         """
-        return await self._resolve(credentials, self._slots)
+        caller = await self._resolve(credentials, self._slots)
+        return None if caller is None else await self._opened(caller)
 
-    async def _resolve(self, credentials: Credentials, slots: asyncio.Semaphore) -> OpenSync | None:
+    async def _resolve(self, credentials: Credentials, slots: asyncio.Semaphore) -> Caller | None:
+        """The caller with this key; None if its account cannot be one that is served here."""
         digest = self._digest(credentials)
         caller = self._recall(digest)
         if caller is None:
@@ -174,18 +181,31 @@ class AccountResolver:
                 self._lookups[digest] = task
                 task.add_done_callback(partial(self._finished, digest))
             caller = await asyncio.shield(task)
-        return self._sync_of(caller)
+        return caller
 
-    async def may_use(self, headers: Sequence[tuple[bytes, bytes]], sync: OpenSync | None) -> bool:
-        """Whether the request's key is good for that sync's account. Nobody vouches for the key.
+    async def _opened(self, caller: Caller) -> OpenSync | None:
+        """The sync of the caller's account; one of a platform is opened."""
+        found = self._first(caller, None)
+        if caller.account_id is None or (found is not None and not caller.platform):
+            return found
+        for platform in self._platforms_of(caller):
+            sync = await platform.open(caller.account_id)
+            if sync is not None:
+                return self._first(caller, sync)
+        return found
 
-        Raises HTTPError where too many such keys are being asked about.
+    async def may_use(self, headers: Sequence[tuple[bytes, bytes]], named: Named | None) -> bool:
+        """Whether the request's key is good for the account of what it names. Nobody vouches for the key.
+
+        A platform's key is good for all accounts that the platform has. Raises HTTPError where too many
+        such keys are being asked about, Unreachable.
         """
         credentials = credentials_of(headers)
         if credentials is None:
             return False
-        if self._recall(self._digest(credentials)) is not None:
-            return sync is not None and self.known(credentials) is sync
+        caller = self._recall(self._digest(credentials))
+        if caller is not None:
+            return await self._is_good(caller, named)
         if self._strangers >= _MOST_STRANGERS:
             raise HTTPError(
                 429,
@@ -197,10 +217,24 @@ class AccountResolver:
         self._strangers += 1
         try:
             # Also for an unknown sync: the response time would reveal which ids exist.
-            found = await self._resolve(credentials, self._strangers_slots)
-            return sync is not None and found is sync
+            caller = await self._resolve(credentials, self._strangers_slots)
+            return caller is not None and await self._is_good(caller, named)
         finally:
             self._strangers -= 1
+
+    async def _is_good(self, caller: Caller, named: Named | None) -> bool:
+        if named is None:
+            return False
+        accounts = {named.account_id}
+        if isinstance(named, AccountPlace):
+            accounts.add(named.platform.account_id)
+        is_same = caller.account_id in accounts and caller.livemode == named.livemode
+        if caller.own != named.id and (caller.account_id is None or not is_same):
+            return False
+        # What a platform does not have gets a stranger's answer.
+        return not isinstance(named, AccountPlace) or bool(
+            await named.platform.open(named.account_id)
+        )
 
     def _digest(self, credentials: Credentials) -> bytes:
         sent = b"\n".join(
@@ -222,19 +256,27 @@ class AccountResolver:
         self._known.move_to_end(digest)
         return caller
 
-    def _sync_of(self, caller: Caller) -> OpenSync | None:
+    def _first(self, caller: Caller, of_platform: OpenSync | None) -> OpenSync | None:
+        """Where the caller's account is written: with a platform's key there, else in a sync of its own."""
         if caller.own:
             return self._syncs.get(caller.own)
         if caller.account_id is None:
             return None
-        return self._syncs.of_account(caller.account_id, livemode=caller.livemode)
+        alone = self._syncs.of_account(caller.account_id, livemode=caller.livemode)
+        return (of_platform or alone) if caller.platform else (alone or of_platform)
+
+    def _platforms_of(self, caller: Caller) -> list[PlatformAccounts]:
+        """Platforms that may have the account; the one whose key it is alone, if there is one."""
+        its = self._syncs.platforms.get(caller.platform)
+        every = [p for p in self._syncs.platforms.values() if p.livemode == caller.livemode]
+        return every if its is None else [its]
 
     def _is_possible(self, credentials: Credentials) -> bool:
         """Whether any sync here could match; without one there is no lookup."""
         return any(
             sync.livemode == credentials.livemode and credentials.account in ("", sync.account_id)
             for sync in self._syncs
-        )
+        ) or any(p.livemode == credentials.livemode for p in self._syncs.platforms.values())
 
     async def _fetch_caller(
         self, digest: bytes, credentials: Credentials, slots: asyncio.Semaphore
@@ -245,8 +287,13 @@ class AccountResolver:
         now = self._clock()
         # Stripe knows the key, but it may not read its account.
         own = self._own(credentials) if status == 403 else ""
+        platform = next(
+            (p for p in self._syncs.platforms.values() if p.has_key(credentials.key)), None
+        )
         known_s = KNOWN_S if account_id is not None or own else REFUSED_S
-        caller = Caller(account_id, credentials.livemode, now + known_s, own)
+        caller = Caller(
+            account_id, credentials.livemode, now + known_s, own, platform.id if platform else ""
+        )
         self._known[digest] = caller
         while len(self._known) > MOST:
             self._known.popitem(last=False)

@@ -15,21 +15,24 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain, repeat
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pinstripe.errors import PinstripeError
+from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
 from pinstripe.gateway.http.middleware import unless_disconnected
-from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.syncs import AccountPlace, Named, OpenSync, Syncs
 from pinstripe.gateway.wait.progress import Obstacle, find_obstacle
 from pinstripe.gateway.wait.query import WaitQuery, parse_query
 from pinstripe.gateway.wait.waiter import Waiter, WaitState
 
 KINDS = ("stripe",)
 _MAX_OPEN = 10_000
+_OPENING_S = (0.1, 0.25, 0.5, 1.0)
+"""Pauses between tries to open an account of a platform while Postgres cannot be reached."""
 _REASON_S = 2.0
 """The longest that finding the obstacle may take after the deadline."""
 
@@ -66,7 +69,7 @@ class NotInTime(msgspec.Struct, frozen=True):
 
 
 class WaitEndpoint:
-    """The endpoint of one gateway. `allows`: whether the caller may wait for this sync."""
+    """The endpoint of one gateway. `allows`: whether the caller may wait for what the request names."""
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class WaitEndpoint:
         waits: Waiter,
         *,
         settle_s: float,
-        allows: Callable[[Request, OpenSync | None], Awaitable[bool]],
+        allows: Callable[[Request, Named | None], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.open = 0
@@ -89,9 +92,9 @@ class WaitEndpoint:
         """Respond to one call."""
         began = self._clock()
         try:
-            sync = self._sync_of(request)
+            named = self._named(request)
             # Before anything else: a stranger must not learn what exists.
-            if not await self._allows(request, sync):
+            if not await self._allows(request, named):
                 return failure(
                     401,
                     "unauthorized",
@@ -99,7 +102,7 @@ class WaitEndpoint:
                     "Send `Authorization: Bearer TOKEN` with the wait token, or with a Stripe key of "
                     "this account.",
                 )
-            if sync is None and request.path_params["id"] not in self._syncs.expected:
+            if named is None and request.path_params["id"] not in self._syncs.expected:
                 raise _unknown(request.path_params["id"])
             options = parse_query(request.query_params.multi_items(), settle_s=self._settle_s)
             if self.open >= _MAX_OPEN:
@@ -108,13 +111,13 @@ class WaitEndpoint:
             return error.response()
         self.open += 1
         try:
-            work = self._opened(request, options, began)
+            work = self._opened(request, named, options, began)
             outcome = await unless_disconnected(request.receive, work)
             return outcome or Response(status_code=499)  # The caller is gone.
         finally:
             self.open -= 1
 
-    def _sync_of(self, request: Request) -> OpenSync | None:
+    def _named(self, request: Request) -> Named | None:
         kind, sync_id = request.path_params["kind"], request.path_params["id"]
         if kind not in KINDS:
             raise HTTPError(
@@ -123,10 +126,15 @@ class WaitEndpoint:
                 f"There is nothing to wait for at {kind[:40]!r}.",
                 hint=f"There is: /wait/{KINDS[0]}/{{id}}.",
             )
-        return self._syncs.get(sync_id)
+        account_id = request.query_params.get("account", "")
+        return self._syncs.named(sync_id, account_id or request.headers.get("stripe-account", ""))
 
-    async def _opened(self, request: Request, options: WaitQuery, began: float) -> Response:
+    async def _opened(
+        self, request: Request, named: Named | None, options: WaitQuery, began: float
+    ) -> Response:
         """Respond once the sync is open: just after its start it is not, and without its tables."""
+        if isinstance(named, AccountPlace):
+            return await self._of_platform(named, options, began)
         sync = await self._syncs.opened(request.path_params["id"], options.timeout_s)
         if sync is None:
             problem = ErrorDetail(
@@ -136,13 +144,31 @@ class WaitEndpoint:
             )
             missing = [Missing("poll")]
             return _json(504, NotInTime(False, problem, missing, None, self._ms(began)))
+        return await self._wait(sync, options, began)
+
+    async def _of_platform(self, named: AccountPlace, options: WaitQuery, began: float) -> Response:
+        """Respond for an account of a platform, which is opened for it."""
+        pauses = chain(_OPENING_S, repeat(_OPENING_S[-1]))
+        while True:
+            try:
+                sync = await named.platform.open(named.account_id)
+            except Unreachable as error:
+                pause_s = next(pauses)
+                if self._clock() - began + pause_s > options.timeout_s:
+                    problem = ErrorDetail(error.slug, error.message, error.hint)
+                    missing = [Missing("poll")]
+                    return _json(504, NotInTime(False, problem, missing, None, self._ms(began)))
+                await asyncio.sleep(pause_s)
+                continue
+            if sync is None:
+                return _unknown_account(named).response()
+            return await self._wait(sync, options, began)
+
+    async def _wait(self, sync: OpenSync, options: WaitQuery, began: float) -> Response:
         try:
             _check_tables(sync, options)
         except HTTPError as error:
             return error.response()
-        return await self._wait(sync, options, began)
-
-    async def _wait(self, sync: OpenSync, options: WaitQuery, began: float) -> Response:
         states, jobs = self._jobs(sync, options)
         try:
             async with asyncio.timeout(options.timeout_s - (self._clock() - began)):
@@ -211,6 +237,16 @@ def _unknown(sync_id: str) -> HTTPError:
         "not_found",
         f"No sync {sync_id[:40]!r} is served here.",
         hint="`pinstripe syncs list` shows the ids of all.",
+    )
+
+
+def _unknown_account(named: AccountPlace) -> HTTPError:
+    return HTTPError(
+        404,
+        "not_found",
+        f"The platform {named.platform.id!r} has no account {named.account_id[:40]!r}, or lost its "
+        "authorization.",
+        hint="`pinstripe status` shows the accounts of platforms.",
     )
 
 

@@ -16,9 +16,12 @@ from pinstripe.rows.extract import RowKey
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.events import which_applied
 from pinstripe.store.leases import load_lease
+from pinstripe.store.platforms import load_account
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Pending, load_open_since, load_pending
+from pinstripe.store.scopes import account_of
 from pinstripe.store.sync_requests import load_acked_as_of
+from pinstripe.store.workers import live_workers
 
 _SPACING_S = 0.02
 _LAST_SPACING_S = 0.005
@@ -98,13 +101,12 @@ class Obstacle:
 
 async def find_obstacle(connection: Connection, schema: str) -> Obstacle | None:
     """Return what keeps a wait from ending, as far as the database knows it."""
-    lease = await load_lease(connection, schema)
-    if lease is None or not lease.is_held:
-        return Obstacle(
-            "not_syncing",
-            "No process syncs this account now.",
-            "Start `pinstripe sync` or `pinstripe serve`, or resume the sync.",
-        )
+    if account_of(schema):
+        obstacle = await _obstacle_of_account(connection, schema)
+    else:
+        obstacle = await _obstacle_of_sync(connection, schema)
+    if obstacle is not None:
+        return obstacle
     checkpoints = dict(await load_checkpoints(connection, schema))
     events = checkpoints.pop("events", None)
     if events is not None and events.reason:
@@ -116,5 +118,29 @@ async def find_obstacle(connection: Connection, schema: str) -> Obstacle | None:
             "copying",
             f"The first copy is not complete: {len(running)} lists are still being read ({some}).",
             "`pinstripe status` shows how far it is. The exact forms of waiting work meanwhile.",
+        )
+    return None
+
+
+async def _obstacle_of_sync(connection: Connection, schema: str) -> Obstacle | None:
+    lease = await load_lease(connection, schema)
+    if lease is None or not lease.is_held:
+        return Obstacle(
+            "not_syncing",
+            "No process syncs this account now.",
+            "Start `pinstripe sync` or `pinstripe serve`, or resume the sync.",
+        )
+    return None
+
+
+async def _obstacle_of_account(connection: Connection, scope: str) -> Obstacle | None:
+    """What the platform's bookkeeping knows: no task of the account runs between two of its tasks."""
+    account = await load_account(connection, scope)
+    if account is not None and account.reason:
+        code = "not_syncing" if account.state == "revoked" else "sync_in_trouble"
+        return Obstacle(code, account.reason, account.remedy or "")
+    if not await live_workers(connection):
+        return Obstacle(
+            "not_syncing", "No worker of platforms runs now.", "Start `pinstripe worker`."
         )
     return None

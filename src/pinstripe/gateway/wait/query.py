@@ -46,6 +46,8 @@ class WaitParameters(msgspec.Struct, frozen=True):
     """Seconds that a plain wait lets the event log settle."""
     previews: bool | UnsetType = UNSET
     """Whether upcoming invoices are waited for too."""
+    account: str | UnsetType = UNSET
+    """For a platform: which of its accounts (acct_...), its own by default. `Stripe-Account` works too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from pinstripe.client.api_key import is_loopback
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.http.auth import Auth, refuse_public
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.syncs import OpenSync
+from pinstripe.gateway.syncs import Named
 
 TOKEN = "a-long-random-admin-token"
 WAIT = "a-token-to-wait-with"
-SYNC = cast(OpenSync, None)
+SYNC = cast(Named, None)
 
 
 def request(method: str = "GET", **headers: str) -> Request:
@@ -127,7 +127,7 @@ async def test_a_session_is_let_in_unless_another_site_uses_it() -> None:
 
 
 async def test_who_waits_shows_the_wait_token_the_admin_token_or_a_key_of_the_account() -> None:
-    async def owns(headers: object, _: OpenSync | None) -> bool:
+    async def owns(headers: object, _: Named | None) -> bool:
         return b"sk_test_mine" in dict(cast("list[tuple[bytes, bytes]]", headers))[b"authorization"]
 
     access = Auth(admin_token=TOKEN, wait_token=WAIT, owns=owns, sleep=Naps())

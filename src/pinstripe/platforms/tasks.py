@@ -1,0 +1,405 @@
+"""What the tasks of one account do: poll, refetch, backfill, preview, relist, verify.
+
+    take the lease -> open the account -> work -> write down when what is due next -> let the lease go
+
+A task never fails in Procrastinate's eyes. Trouble is written to the account's row and its next try put off
+(`store.sweep`), so that a retry neither blocks other tasks of the account nor meets a waiting task of its
+kind. A task that is cancelled, or whose lease another worker has taken, is requested again. A worker that
+is killed says nothing: its tasks are taken up as stalled ones (`platforms.worker`), and its leases expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import structlog
+
+from pinstripe.client.account import meet
+from pinstripe.client.client import StripeClient
+from pinstripe.client.decode import StripeObject
+from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.concurrency import first_error
+from pinstripe.config.config import Config
+from pinstripe.errors import FellBehind, LostLease, PinstripeError, WrongAccount
+from pinstripe.platforms.account import OpenPlatform, open_account
+from pinstripe.platforms.budget import AccountLimiter, Refusals
+from pinstripe.service import note_backfilled
+from pinstripe.source.source import Source
+from pinstripe.store import sweep
+from pinstripe.store.cursors import FOLLOWED, READY, load_checkpoints
+from pinstripe.store.leases import Held, renew_leases, take_lease
+from pinstripe.store.platforms import SealedPlatform
+from pinstripe.store.pool import Pool
+from pinstripe.store.refetch import Refetch, next_refetch_s
+from pinstripe.store.retention import Retention
+from pinstripe.store.scopes import account_of, schema_of
+from pinstripe.store.sweep import Standing
+from pinstripe.store.sync_requests import SyncAck, acknowledge, last_request
+from pinstripe.store.tasks import TaskName, request_tasks, waits_in
+from pinstripe.sync.backfill.backfill import Backfill
+from pinstripe.sync.events.poller import EventPoller, PollIntervals
+from pinstripe.sync.refetch.worker import RefetchWorker
+from pinstripe.sync.relist import Relist
+from pinstripe.sync.upcoming.upcoming import Upcoming
+from pinstripe.sync.verify.verify import VerifyOptions, open_verify
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
+_LEASE_S = 15.0
+"""Longer than that of a sync: a worker that is short of CPU keeps its accounts."""
+
+_BUSY_S = 2.0
+"""Until a task is requested again whose account another worker holds: a lease lasts for seconds."""
+
+_STEP_S = 30.0
+"""After so long a first copy gives way, if other long tasks wait."""
+
+_ACTIVE_S = 86_400.0
+_RELIST_ACTIVE_S, _RELIST_IDLE_S = 3600.0, 86_400.0
+"""Lists without events are read again every hour while an account is active, else once a day."""
+
+_PAUSED_S = 30.0
+
+
+@dataclass(slots=True)
+class WorkedPlatform:
+    """One platform in this worker. `looking`: a client with less patience, for the sweep."""
+
+    stored: SealedPlatform
+    config: Config
+    shared: OpenPlatform
+    stripe: StripeClient
+    looking: StripeClient
+    limiter: RateLimiter
+    refusals: Refusals = field(default_factory=lambda: Refusals(time.monotonic))
+
+    def limiter_of(self, account_id: str) -> AccountLimiter:
+        return AccountLimiter(self.limiter, account_id, self.refusals)
+
+    def look_as(self, account_id: str) -> StripeClient:
+        """A client of the account, for one look."""
+        return self.looking.for_account(account_id, self.limiter_of(account_id))
+
+
+@dataclass(slots=True)
+class OpenedAccount:
+    """One account, open for a task."""
+
+    platform: WorkedPlatform
+    account_id: str
+    scope: str
+    source: Source
+    limiter: AccountLimiter
+    standing: Standing
+
+
+_Work = Callable[[OpenedAccount], Awaitable[None]]
+
+
+class Tasks:
+    """The tasks of one worker. `find` returns the platform of a schema; None if it is gone or paused."""
+
+    def __init__(
+        self,
+        control: Pool,
+        holder: str,
+        find: Callable[[str], Awaitable[WorkedPlatform | None]],
+    ) -> None:
+        self.running = 0
+        self._control = control
+        self._holder = holder
+        self._find = find
+        self._held: set[Held] = set()
+        self._works: Mapping[TaskName, _Work] = {
+            "poll": self._poll,
+            "refetch": self._refetch,
+            "backfill": self._backfill,
+            "preview": self._preview,
+            "relist": self._relist,
+            "verify": self._verify,
+        }
+
+    async def renew(self) -> None:
+        """Renew the leases of the tasks under way."""
+        if self._held:
+            async with self._control.acquire() as connection:
+                await renew_leases(connection, self._held, ttl_s=_LEASE_S)
+
+    async def run(self, task: TaskName, scope: str) -> None:
+        """Do one task. Returns also where it failed: that is written down."""
+        platform = await self._find(schema_of(scope))
+        if platform is None:
+            await self._put_off(task, scope, _PAUSED_S)
+            return
+        self.running += 1
+        try:
+            await self._guarded(platform, task, scope)
+        except asyncio.CancelledError:
+            # The worker ends. Another one goes on, at once.
+            await asyncio.shield(self._put_off(task, scope, 0.0))
+            raise
+        finally:
+            self.running -= 1
+
+    async def _guarded(self, platform: WorkedPlatform, task: TaskName, scope: str) -> None:
+        began = time.monotonic()
+        try:
+            async with self._opened(platform, task, scope) as account:
+                if account is not None:
+                    await self._works[task](account)
+        except LostLease:
+            await self._put_off(task, scope, _BUSY_S)
+        except (PinstripeError, ExceptionGroup) as caught:
+            error = first_error(caught) if isinstance(caught, ExceptionGroup) else caught
+            if not isinstance(error, PinstripeError):
+                raise
+            if isinstance(error, LostLease):
+                await self._put_off(task, scope, _BUSY_S)
+            else:
+                await self._failed(platform, task, scope, error)
+        else:
+            took_s = round(time.monotonic() - began, 3)
+            _log.debug("task.done", task=task, scope=scope, seconds=took_s)
+
+    async def _failed(
+        self, platform: WorkedPlatform, task: TaskName, scope: str, error: PinstripeError
+    ) -> None:
+        stored, account_id = platform.stored, account_of(scope)
+        _log.warning("task.failed", task=task, scope=scope, error=error.message)
+        async with self._control.transaction() as connection:
+            if isinstance(error, WrongAccount):
+                await sweep.dismiss(connection, stored.id, [account_id], error.message)
+            elif isinstance(error, FellBehind):
+                await sweep.begin(connection, stored.schema, [account_id])
+            else:
+                await sweep.failed(connection, stored.id, account_id, error)
+                if task != "poll":  # What is owed to a poll stands in the account's row.
+                    await sweep.put_off_failed(connection, task, scope)
+
+    async def _put_off(self, task: TaskName, scope: str, later_s: float) -> None:
+        async with self._control.acquire() as connection:
+            await sweep.put_off(connection, task, [scope], later_s)
+
+    @asynccontextmanager
+    async def _opened(
+        self, platform: WorkedPlatform, task: TaskName, scope: str
+    ) -> AsyncIterator[OpenedAccount | None]:
+        """The account with its lease; None if it is not active, or another worker has it."""
+        account_id = account_of(scope)
+        async with self._control.acquire() as connection:
+            standing = await sweep.account_standing(connection, platform.stored.id, account_id)
+            if standing is None or not standing.is_active:
+                yield None
+                return
+            held = await take_lease(connection, scope, self._holder, ttl_s=_LEASE_S)
+        if held is None:
+            await self._put_off(task, scope, _BUSY_S)
+            yield None
+            return
+        self._held.add(held)
+        limiter = platform.limiter_of(account_id)
+        stripe = platform.stripe.for_account(account_id, limiter)
+        try:
+            async with open_account(platform.shared, account_id, stripe, held=held) as source:
+                source.since = platform.config.since_by_table(source.wanted)
+                opened = OpenedAccount(platform, account_id, scope, source, limiter, standing)
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(held.watch())
+                    try:
+                        yield opened
+                    finally:
+                        watching.cancel()
+        finally:
+            self._held.discard(held)
+            with suppress(PinstripeError):  # It expires.
+                async with self._control.acquire() as connection:
+                    await held.let_go(connection)
+
+    async def _poll(self, account: OpenedAccount) -> None:
+        """Apply what the event list has, acknowledge those that wait for it, and fetch what it asks for."""
+        source, scope = account.source, account.scope
+        async with source.pool.acquire() as connection:
+            asked = await last_request(connection, scope)
+            cursors = await load_checkpoints(connection, scope)
+        ready, followed = cursors.get(READY), cursors.get(FOLLOWED)
+        if ready is None or followed is None or followed.as_of is None:
+            # The first copy ends with the events meanwhile; what waits is acknowledged by the next poll.
+            async with self._control.transaction() as connection:
+                await sweep.begin(connection, account.platform.stored.schema, [account.account_id])
+            return
+        window_s = account.platform.config.event_window
+        upcoming = Upcoming(source)
+        refetches = RefetchWorker(source, upcoming=upcoming.refreshers())
+        news = _News(upcoming)
+        poller = EventPoller(
+            source,
+            refetches,
+            since=max(followed.as_of, account.standing.known_to),
+            pace=PollIntervals(window_s=window_s, near_window_s=min(60.0, window_s)),
+            more=news.refetches,
+        )
+        newest = await poller.poll_since(followed.as_of - window_s)
+        if asked is not None:
+            async with source.pool.acquire() as connection:
+                await acknowledge(connection, scope, SyncAck(asked.number, poller.stats.as_of))
+        newest_at = max(float(poller.stats.newest), account.standing.last_event_at)
+        async with self._control.transaction() as connection:
+            await sweep.polled(
+                connection,
+                account.platform.stored.id,
+                account.account_id,
+                newest_event=newest,
+                newest_at=int(newest_at),
+                as_of=poller.stats.as_of,
+                events=poller.stats.events,
+                again_s=_again_s(newest_at, source.now()),
+            )
+            await sweep.settled(connection, "poll", scope)
+            others = news.accounts - {account.account_id}
+            if others:
+                stored = account.platform.stored
+                await sweep.welcome(connection, stored.id, stored.schema, sorted(others))
+        await self._work_off(account, refetches)
+
+    async def _refetch(self, account: OpenedAccount) -> None:
+        upcoming = Upcoming(account.source)
+        await self._work_off(account, RefetchWorker(account.source, upcoming=upcoming.refreshers()))
+
+    async def _work_off(self, account: OpenedAccount, refetches: RefetchWorker) -> None:
+        """Work the refetch queue off; what fails, or waits for its time, is a task of that time."""
+        await account.source.mirror.wait_resolved()
+        async with account.source.pool.acquire() as connection:
+            left_s = await next_refetch_s(connection, account.scope)
+        if left_s is not None:
+            await refetches.drain()
+            await account.source.mirror.wait_resolved()
+            async with account.source.pool.acquire() as connection:
+                left_s = await next_refetch_s(connection, account.scope)
+        async with self._control.acquire() as connection:
+            if left_s is None:
+                await sweep.settled(connection, "refetch", account.scope)
+            else:
+                later_s = max(left_s, _BUSY_S)
+                await sweep.put_off(connection, "refetch", [account.scope], later_s)
+
+    async def _backfill(self, account: OpenedAccount) -> None:
+        """The first copy, or what an interrupted one left; gives way to others after a while."""
+        source, platform = account.source, account.platform
+        met = await meet(source.stripe, source.stripe.key)
+        backfill = Backfill(
+            source,
+            source.pool,
+            account.limiter,
+            now=met.now,
+            account_created=met.birth,
+            deep=platform.config.deep,
+            # Most accounts are small: looking for references at the end takes fewer statements.
+            references_beside=False,
+        )
+        running = asyncio.create_task(backfill.run())
+        try:
+            while True:
+                await asyncio.wait((running,), timeout=_STEP_S)
+                if running.done():
+                    break
+                if backfill.phase == "lists" and await self._others_wait():
+                    async with self._control.acquire() as connection:
+                        await request_tasks(connection, "backfill", [account.scope])
+                    return
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        outcome = running.result()
+        await note_backfilled(source, outcome)
+        scopes = [account.scope]
+        async with self._control.transaction() as connection:
+            if outcome.complete:
+                await sweep.settled(connection, "backfill", account.scope)
+                await request_tasks(connection, "poll", scopes)
+                await sweep.put_off(connection, "preview", scopes, 0.0)
+                await sweep.put_off(connection, "relist", scopes, _RELIST_ACTIVE_S)
+            else:
+                await sweep.put_off_failed(connection, "backfill", account.scope)
+        _log.info(
+            "account.copied",
+            scope=account.scope,
+            complete=outcome.complete,
+            requests=outcome.requests,
+            seconds=round(outcome.seconds, 3),
+        )
+
+    async def _others_wait(self) -> bool:
+        async with self._control.acquire() as connection:
+            return await waits_in(connection, "bulk")
+
+    async def _preview(self, account: OpenedAccount) -> None:
+        """Fill the upcoming invoices once, and refresh those that change without an event."""
+        upcoming = Upcoming(account.source)
+        if upcoming.tables():
+            await upcoming.fill()
+            await upcoming.filling.refill()
+        later_s = upcoming.filling.oldest_s() / 2
+        async with self._control.acquire() as connection:
+            await sweep.put_off(connection, "preview", [account.scope], later_s)
+
+    async def _relist(self, account: OpenedAccount) -> None:
+        """Read again the lists that no event reports, and delete what is kept no longer."""
+        source, config = account.source, account.platform.config
+        refetches = RefetchWorker(source, upcoming=Upcoming(source).refreshers())
+        relist = Relist(source, refetches, account.limiter)
+        await relist.run_once()
+        keep = timedelta(days=config.event_days) if config.event_days else None
+        async with source.pool.acquire() as connection:
+            await Retention(timedelta(days=config.change_days), keep).trim(
+                connection, account.scope
+            )
+        await self._work_off(account, refetches)
+        is_active = time.time() - account.standing.last_event_at < _ACTIVE_S
+        later_s = _RELIST_ACTIVE_S if is_active else _RELIST_IDLE_S
+        async with self._control.acquire() as connection:
+            await sweep.put_off(connection, "relist", [account.scope], later_s)
+
+    async def _verify(self, account: OpenedAccount) -> None:
+        """Compare all rows of the account with Stripe; `status` has the certificate."""
+        source, shared = account.source, account.platform.shared
+        met = await meet(source.stripe, source.stripe.key)
+        async with open_verify(
+            shared.url,
+            source,
+            account.limiter,
+            VerifyOptions(followed=False),
+            account_created=met.birth,
+        ) as run:
+            report = await run.run()
+        _log.info("verify.done", schema=account.scope, differences=report.differences)
+        async with self._control.acquire() as connection:
+            await sweep.settled(connection, "verify", account.scope)
+
+
+class _News:
+    """What the events of a poll say beside rows: previews to refresh, and accounts that they name."""
+
+    def __init__(self, upcoming: Upcoming) -> None:
+        self.accounts: set[str] = set()
+        self._upcoming = upcoming
+
+    async def refetches(self, events: Sequence[StripeObject]) -> list[Refetch]:
+        # Events of connected accounts name theirs (https://docs.stripe.com/api/events/object).
+        named = (event.get("account") for event in events)
+        self.accounts |= {name for name in named if isinstance(name, str)}
+        return await self._upcoming.refetches(events)
+
+
+def _again_s(newest_at: float, now: float) -> float | None:
+    """Seconds until the window is to be read again for events that appear late; None if they all have.
+
+    >>> _again_s(100.0, 101.0), _again_s(100.0, 200.0), _again_s(100.0, 900.0), _again_s(0.0, 900.0)
+    (59.0, 560.0, None, None)
+    """
+    due = [newest_at + late_s - now for late_s in sweep.LATE_S]
+    return next((left_s for left_s in due if left_s > 0), None) if newest_at else None

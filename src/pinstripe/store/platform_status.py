@@ -1,0 +1,105 @@
+"""How platforms stand: accounts by state, the pace of the sweep, workers and tasks; for whoever shows it.
+
+    read_platforms -> `pinstripe status`, `/api/platforms`, the console, the metrics
+
+One aggregate over the rows of `pinstripe.platform_account` for each platform: some milliseconds for 10,000.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from pinstripe.store.platforms import SealedPlatform, load_platforms
+from pinstripe.store.pool import Connection
+from pinstripe.store.sweep import sweep_pace
+from pinstripe.store.tasks import waiting_tasks
+from pinstripe.store.workers import live_workers
+
+
+class AccountCounts(msgspec.Struct, frozen=True):
+    """Accounts by state. `troubled` are active, and their last look or task failed."""
+
+    active: int
+    revoked: int
+    troubled: int
+
+
+class PlatformStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How one platform stands, as the database tells."""
+
+    id: str
+    schema: str
+    account_id: str
+    """The platform's own account, which is one of those that are copied."""
+    livemode: bool
+    paused: bool
+    key_hint: str
+    stripe_url: str
+    partitions: int
+    """Into how many tables each one is divided by account; 0: none."""
+    webhook_secrets: int
+    created_at: datetime | None
+    accounts: AccountCounts
+    looks_per_s: float
+    """The pace of the sweep: looks at event lists a second, if each account is looked at when it is due."""
+    oldest_look_s: float | None
+    """Since the look at the account that waits for the longest time; null if there is none."""
+    late: int
+    """Accounts whose turn is over by more than their pace."""
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A worker that lives."""
+
+    name: str
+    version: str
+    joined_at: datetime
+    running: int
+    """Tasks under way."""
+
+
+class PlatformsStatus(msgspec.Struct, frozen=True):
+    """All platforms, and who works for them."""
+
+    platforms: list[PlatformStatus]
+    workers: list[WorkerStatus]
+    tasks: dict[str, int]
+    """Tasks that wait or run, by name."""
+
+
+async def read_platforms(connection: Connection) -> PlatformsStatus:
+    """Return how all platforms stand."""
+    return PlatformsStatus(
+        [
+            await read_platform(connection, platform)
+            for platform in await load_platforms(connection)
+        ],
+        [
+            WorkerStatus(w.name, w.version, w.joined_at, w.running)
+            for w in await live_workers(connection)
+        ],
+        await waiting_tasks(connection),
+    )
+
+
+async def read_platform(connection: Connection, platform: SealedPlatform) -> PlatformStatus:
+    """Return how one platform stands."""
+    pace = await sweep_pace(connection, platform.id)
+    return PlatformStatus(
+        id=platform.id,
+        schema=platform.schema,
+        account_id=platform.account_id,
+        livemode=platform.livemode,
+        paused=platform.paused,
+        key_hint=platform.key_hint,
+        stripe_url=platform.stripe_url,
+        partitions=platform.partitions,
+        webhook_secrets=len(platform.webhook_secrets),
+        created_at=platform.created_at,
+        accounts=AccountCounts(pace.active, pace.revoked, pace.troubled),
+        looks_per_s=pace.looks_per_s,
+        oldest_look_s=pace.oldest_look_s,
+        late=pace.late,
+    )

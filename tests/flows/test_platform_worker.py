@@ -1,0 +1,186 @@
+"""Workers of a platform against the simulator: copy, follow, join, leave, die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.flows.harness.truth import born_since
+from tests.flows.harness.workers import (
+    PLATFORM,
+    SCHEMA,
+    add_platform,
+    agrees,
+    copied,
+    eventually,
+    news_of,
+    state_of,
+    worker_process,
+    working,
+    wrong_in,
+)
+
+from pinstripe.store.pool import Connection, connect
+from pinstripe.store.scopes import scope_of
+from pinstripe.store.sweep import begin, sweep_pace
+from pinstripe.store.sync_requests import last_acks, request_sync
+from pinstripe.store.workers import live_workers
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import Running, running
+
+FEW = Settings(scale=60, connected=2, connected_scale=60, future_fields=False)
+SOME = "customer,product,price,subscription*,invoice,charge,refund,payment_intent,coupon,event"
+MOST_SESSIONS = 10
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    logging.getLogger("procrastinate").setLevel(logging.WARNING)
+
+
+def connected(sim: Running, account: str) -> Running:
+    return Running(sim.url, sim.account.connected[account], sim.control.of(account), sim.key)
+
+
+async def test_every_account_is_copied_and_followed_with_few_sessions(
+    database: str, tmp_path: Path
+) -> None:
+    async with running(FEW) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables=SOME)
+        accounts = [sim.account.id, *sim.control.accounts()]
+        one, two = sim.control.accounts()
+        async with working(vault):
+            await copied(database, accounts)
+            for account in accounts:
+                one_of = sim if account == sim.account.id else connected(sim, account)
+                wrong = await wrong_in(database, sim, account, among=born_since(one_of, 0))
+                assert wrong == {}, account
+            start = int(time.time())
+            await sim.control.of(one).mutate(20)
+            changed = born_since(connected(sim, one), start)
+            await agrees(database, sim, one, among=changed)  # Found by the sweep.
+            # A webhook names the other one, and a caller waits for it.
+            await sim.control.of(two).mutate(20)
+            async with connect(database) as pg:
+                number = await request_sync(pg, scope_of(SCHEMA, two), 0.0)
+            assert await news_of(database, two)
+
+            async def acknowledged(pg: Connection) -> bool:
+                acks = await last_acks(pg, [scope_of(SCHEMA, two)])
+                return acks[scope_of(SCHEMA, two)].number >= number
+
+            await eventually(database, acknowledged)
+            changed = born_since(connected(sim, two), start)
+            await agrees(database, sim, two, among=changed)
+            async with connect(database) as pg:
+                sessions = await pg.fetch(
+                    "SELECT application_name FROM pg_stat_activity WHERE datname ="
+                    " current_database() AND application_name LIKE 'pinstripe %'"
+                )
+                assert len(sessions) <= MOST_SESSIONS, [row[0] for row in sessions]
+                pace = await sweep_pace(pg, PLATFORM)
+                assert (pace.active, pace.revoked, pace.troubled) == (3, 0, 0)
+        async with connect(database) as pg:
+            assert await live_workers(pg) == [], "it has left"
+
+
+async def test_an_account_that_revokes_stops_and_one_that_authorizes_again_goes_on(
+    database: str, tmp_path: Path
+) -> None:
+    async with running(FEW) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        one, two = sim.control.accounts()
+        async with working(vault) as worker:
+            await copied(database, [one, two])
+            sim.control.deauthorize(one)
+            assert await news_of(database, one)
+
+            async def revoked(_: Connection) -> bool:
+                return await state_of(database, one) == "revoked"
+
+            await eventually(database, revoked)
+            assert not await news_of(database, one), "nothing more is requested for it"
+            start = int(time.time())
+            await sim.control.of(two).mutate(10)
+            await news_of(database, two)
+            changed = born_since(connected(sim, two), start, ("customer",))
+            await agrees(database, sim, two, among=changed)
+            sim.control.authorize(one)
+            await sim.control.of(one).mutate(10)
+            await worker.discover()
+            assert await state_of(database, one) == "active"
+            changed = born_since(connected(sim, one), 0, ("customer",))
+            await agrees(database, sim, one, among=changed)
+
+
+@pytest.mark.parametrize("kind", ["error_500", "rate_limit", "hang"])
+async def test_an_account_whose_answers_fail_delays_no_other(
+    database: str, tmp_path: Path, kind: str
+) -> None:
+    async with running(FEW) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        one, two = sim.control.accounts()
+        sim.control.of(one).fault(kind=kind, seconds=2.0)
+        async with working(vault):
+            await copied(database, [two])
+            start = int(time.time())
+            await sim.control.of(two).mutate(10)
+            await news_of(database, two)
+            changed = born_since(connected(sim, two), start, ("customer",))
+            await agrees(database, sim, two, among=changed)
+
+            async def troubled(pg: Connection) -> bool:
+                return (await sweep_pace(pg, PLATFORM)).troubled == 1
+
+            await eventually(database, troubled)
+            sim.control.of(one).clear_faults()
+            async with connect(database) as pg, pg.transaction():
+                await begin(pg, SCHEMA, [one])
+            await copied(database, [one])
+
+
+async def test_the_tasks_of_a_killed_worker_are_taken_up_within_30_seconds(
+    database: str, tmp_path: Path
+) -> None:
+    async with running(FEW) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        sim.control.latency(fixed_s=1.0)  # So that it is killed in the middle of its tasks.
+        async with worker_process(database, tmp_path) as process:
+
+            async def works(pg: Connection) -> bool:
+                return any(worker.running for worker in await live_workers(pg))
+
+            await eventually(database, works)
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        sim.control.latency()
+        async with connect(database) as pg:
+            doing = await pg.fetchval(
+                "SELECT count(*) FROM pinstripe_tasks.procrastinate_jobs WHERE status = 'doing'"
+            )
+        assert doing >= 1
+        killed_at = time.monotonic()
+        async with working(vault):
+            await copied(database, [sim.account.id, *sim.control.accounts()])
+            assert time.monotonic() - killed_at < 30
+
+
+async def test_a_worker_leaves_in_order_at_sigterm(database: str, tmp_path: Path) -> None:
+    async with running(FEW) as sim:
+        await add_platform(database, sim, tmp_path, tables="customer,event")
+        async with worker_process(database, tmp_path) as process:
+            await copied(database, [sim.account.id])
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(30):
+                assert await process.wait() == 0
+        async with connect(database) as pg:
+            assert await live_workers(pg) == []
+            states = await pg.fetch(
+                "SELECT status::text, count(*) FROM pinstripe_tasks.procrastinate_jobs GROUP BY 1"
+            )
+        assert "doing" not in {row[0] for row in states}, json.dumps([tuple(r) for r in states])
