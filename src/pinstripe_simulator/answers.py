@@ -17,7 +17,15 @@ from pinstripe_simulator.account import Account
 from pinstripe_simulator.event_lists import event_page
 from pinstripe_simulator.expand import paths_of
 from pinstripe_simulator.judge import Judge
-from pinstripe_simulator.lists import Page, list_text, page_of, page_of_children, page_text, walk
+from pinstripe_simulator.lists import (
+    WHOLE,
+    Page,
+    list_text,
+    page_of,
+    page_of_children,
+    page_text,
+    walk,
+)
 from pinstripe_simulator.params import Params
 from pinstripe_simulator.replies import StripeError, missing, missing_at, refused
 from pinstripe_simulator.routes import Match
@@ -169,11 +177,11 @@ def _top(request: Request) -> Page:
 
 
 def _paging(request: Request) -> Params:
-    """`report_types` takes no limit and shows all; v2 lists page by token."""
+    """A list that takes no limit shows all (`report_types`, capabilities); v2 lists page by token."""
     known = {p.name for p in request.operation.params}
     params = dict(request.params)
     if "limit" not in known:
-        params["limit"] = 100
+        params[WHOLE] = True
     if "page" in params:
         params["starting_after"] = params.pop("page")
     return params

@@ -6,6 +6,7 @@ the relation names. `has_more` comes from looking one further. Pages are text fr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,8 @@ _INDENT = 4
 # Types whose list wants an owner that the objects themselves do not name: the parameter, and its type.
 _OWNERS = {"entitlements.active_entitlement": "customer"}
 _DEFAULT_LIMIT, _LARGEST_LIMIT = 10, 100
+WHOLE = "(whole)"
+"""Among the parameters of a list that takes no limit: it shows all. No caller can name it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Shows(Protocol):
 
 def limit_of(params: Params) -> int:
     """The page size asked for; Stripe takes what lies outside 1 to 100 as the nearest of both."""
+    if params.get(WHOLE):
+        return sys.maxsize
     limit = params.get("limit", _DEFAULT_LIMIT)
     return min(max(int(limit), 1), _LARGEST_LIMIT)
 

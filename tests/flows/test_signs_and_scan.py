@@ -13,7 +13,9 @@ from tests.flows.harness.truth import differences
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints
 from pinstripe.catalog.tables import tables
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.store.cursors import SCAN_OF, load_checkpoints
+from pinstripe.store import confirmations
+from pinstripe.store.confirmations import Confirmation
+from pinstripe.store.cursors import SCAN_OF, Checkpoint, load_checkpoints, save_checkpoints
 from pinstripe.store.status import read_status
 from pinstripe.sync.backfill.child_lists import stream_of
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -107,6 +109,30 @@ async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(
     found = (await read_status(pg, schema="stripe"))[0]
     assert {s.rounds for s in found.scan} == {1}
     assert not sum(s.owed for s in found.scan)
+
+
+async def test_what_a_scan_of_days_has_shown_is_known_until_its_end(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    """A list under one parent shows few rows, and each is noted apart. Restarts forget none."""
+    await make_schema(database)
+    persons = next(e for e in list_endpoints() if e.path == "/v1/accounts/{account}/persons")
+    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
+        began = copy.source.now() - 86_400.0
+        position = {"table": "person", "parent": "account", "after": "acct_1", "began": began}
+        async with copy.source.transaction() as connection:
+            saved = Checkpoint(SCAN_OF + stream_of(persons), "done", position)
+            await save_checkpoints(connection, "stripe", [saved])
+            shown = [
+                Confirmation(table, began + at_s, began + at_s + 1.0, [1])
+                for table, at_s in (("person", -60.0), ("person", 60.0), ("charge", 60.0))
+            ]
+            await confirmations.note(connection, "stripe", shown)
+        relist = Relist(copy.source, RefetchWorker(copy.source), copy.budget)
+        await relist._remember()
+        await relist._trim()
+    rows = await pg.fetch('SELECT "table", as_of FROM pinstripe.confirmation')
+    assert [(row[0], row[1].timestamp() > began) for row in rows] == [("person", True)]
 
 
 async def test_a_deep_run_reads_what_an_earlier_one_has_left_to_the_scan(

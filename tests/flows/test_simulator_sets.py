@@ -52,6 +52,16 @@ def test_every_kind_of_set_of_which_members_leave_is_there() -> None:
     } <= set(_removable())
 
 
+async def test_a_list_that_takes_no_limit_shows_all(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    """GET /v1/accounts/{account}/capabilities (https://docs.stripe.com/api/capabilities/list)."""
+    owner = sim.control.members("account", "capability", add=120)["owner"][0]
+    listed = await _get(http, f"/v1/accounts/{owner}/capabilities")
+    assert len(listed["data"]) > 120
+    assert not listed["has_more"]
+
+
 @pytest.mark.parametrize("kind", _removable())
 async def test_members_are_added_and_taken_out_of_any_set(sim: Running, kind: str) -> None:
     owner, _, child = kind.partition("/")

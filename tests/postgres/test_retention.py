@@ -9,11 +9,14 @@ import asyncpg
 import pytest
 from tests.postgres.writing import SCHEMA, make_schema
 
+from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
+from pinstripe.store.erasures import schedule_deleted
 from pinstripe.store.events import EventFilter, list_events
-from pinstripe.store.migrate import create_indexes
+from pinstripe.store.migrate import create_indexes, migrate
+from pinstripe.store.refetch import load_open_since
 from pinstripe.store.retention import BOUNDS, Retention
 
 _WEEK = timedelta(days=7)
@@ -87,11 +90,50 @@ async def test_confirmations_are_kept_while_something_older_may_still_come(
         " VALUES ('stripe', 'events', 'running', to_timestamp($1))",
         now - 4 * hour,
     )
-    await confirmations.forget(pg, SCHEMA, now=now, passes_since=now - 6 * hour)
-    assert [row[0] for row in await pg.fetch(left)] == ["late", "new", "pass"]
+
+    async def forgotten(passes_since: float, scans_since: dict[str, float]) -> list[str]:
+        await confirmations.forget(
+            pg, SCHEMA, now=now, passes_since=passes_since, scans_since=scans_since
+        )
+        return [row[0] for row in await pg.fetch(left)]
+
+    scans = {"old": now - 6 * hour, "pass": now - 2 * hour}
+    assert await forgotten(now - 6 * hour, scans) == ["late", "new", "old", "pass"]
+    assert await forgotten(now - 6 * hour, {}) == ["late", "new", "pass"]
     await pg.execute("UPDATE pinstripe.cursor SET as_of = to_timestamp($1)", now)
-    await confirmations.forget(pg, SCHEMA, now=now, passes_since=now - hour)
-    assert [row[0] for row in await pg.fetch(left)] == ["new"]
+    assert await forgotten(now - hour, {}) == ["new"]
+
+
+async def test_deleted_customers_and_what_they_wait_for_are_found_by_an_index(
+    pg: asyncpg.Connection,
+) -> None:
+    """However many customers and refetches there are."""
+    await migrate(
+        pg,
+        SCHEMA,
+        {"customer": tables()["customer"]},
+        sdk_version=spec().sdk_version,
+        api_version=spec().api_version,
+    )
+    await pg.execute(
+        "INSERT INTO stripe.customer (id, deleted, _as_of, _as_of_latest, _synced_at)"
+        " SELECT 'cus_' || n, n % 1000 = 0, now() - interval '2 days', now(), now()"
+        " FROM generate_series(1, 20000) n;"
+        'INSERT INTO pinstripe.pending (schema, kind, "table", id, since)'
+        " SELECT 'stripe', 'fetch', 'customer', 'cus_' || n, now() FROM generate_series(1, 20000) n"
+    )
+    await create_indexes(pg, SCHEMA, tables()["customer"])
+    await pg.execute("ANALYZE stripe.customer, pinstripe.pending")
+    read = (
+        "SELECT sum(seq_tup_read) FROM pg_stat_xact_user_tables"
+        " WHERE relname IN ('customer', 'pending')"
+    )
+    async with pg.transaction():
+        built = await pg.fetchval(read)
+        assert len(await schedule_deleted(pg, SCHEMA, after_days=1)) == 20
+        _, since = await load_open_since(pg, SCHEMA, [("customer", "cus_7"), ("customer", "x")])
+        assert list(since) == [("customer", "cus_7")]
+        assert await pg.fetchval(read) == built
 
 
 async def test_events_of_an_object_or_a_request_are_found_by_an_index(

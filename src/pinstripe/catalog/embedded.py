@@ -44,7 +44,6 @@ PRESENT = frozenset(
     product_feature.entitlement_feature
     reporting.report_run.result
     scheduled_query_run.file
-    source_mandate_notification.source
     subscription.plan
     subscription_item.plan
     subscription_item.price
@@ -113,6 +112,7 @@ NOT_PRESENT: Mapping[str, str] = {
     "quote.computed.recurring.total_details.breakdown.discounts.discount": _QUOTED,
     "quote.computed.upfront.total_details.breakdown.discounts.discount": _QUOTED,
     "quote.total_details.breakdown.discounts.discount": _QUOTED,
+    "source_mandate_notification.source": "What was to be debited, as it was then.",
     "subscription.pending_update.discount": "Only if the update is paid for.",
     "subscription.pending_update.subscription_items": "Only if the update is paid for.",
     "terminal.reader.action.collect_payment_method.payment_method": "As it was collected.",

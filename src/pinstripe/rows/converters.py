@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import msgspec
@@ -65,9 +67,15 @@ def compile_layout(fields: Sequence[Quick], width: int) -> Make:
             lines.append(f"            nested.append(({key!r}, v))")
     lines.append("    return row")
     # The text is made of the catalog's names alone, quoted by repr().
-    exec(compile("\n".join(lines), "<layout>", "exec"), names)  # noqa: S102
+    exec(_compiled("\n".join(lines)), names)  # noqa: S102
     make: Make = names["make"]  # type: ignore[assignment]
     return make
+
+
+@lru_cache(maxsize=8192)
+def _compiled(text: str) -> CodeType:
+    """A gateway has many syncs, and most objects of their accounts have the same keys."""
+    return compile(text, "<layout>", "exec")
 
 
 def _field(number: int, columns: Sequence[Column], places: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ pass that made it has looked for rows that it did not show: see `forget`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pinstripe.store.pool import Connection
@@ -72,19 +72,31 @@ def of_keys(schema: str, table: str, since: str) -> str:
     )
 
 
-async def forget(connection: Connection, schema: str, *, now: float, passes_since: float) -> None:
+async def forget(
+    connection: Connection,
+    schema: str,
+    *,
+    now: float,
+    passes_since: float,
+    scans_since: Mapping[str, float],
+) -> None:
     """Delete confirmations that are of no more use. Times are Unix seconds on Stripe's clock.
 
     Kept are those of the last hour, those after the position of the events (an event behind it is still to
-    come), and those of lists since `passes_since`, the beginning of the oldest pass that counts.
+    come), and those of lists since `passes_since`, the beginning of the oldest pass that counts. Of a table
+    in `scans_since` all are kept since then: a list under one parent shows few rows.
     """
     await connection.execute(
         "DELETE FROM pinstripe.confirmation WHERE schema = $1"
         " AND as_of_latest < least(to_timestamp($2), (SELECT as_of - interval '15 minutes'"
         "   FROM pinstripe.cursor WHERE schema = $1 AND stream = 'events'))"
-        " AND (cardinality(keys) < $3 OR as_of_latest < to_timestamp($4))",
+        " AND (cardinality(keys) < $3 OR as_of_latest < to_timestamp($4))"
+        " AND NOT EXISTS (SELECT FROM unnest($5::text[], $6::float8[]) AS s (tab, since)"
+        '   WHERE s.tab = "table" AND as_of_latest >= to_timestamp(s.since))',
         schema,
         now - KEPT_S,
         _FEW,
         min(passes_since, now - KEPT_S),
+        list(scans_since),
+        list(scans_since.values()),
     )

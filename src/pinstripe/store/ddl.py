@@ -246,7 +246,7 @@ def derive(schema: str, table: Table, columns: Iterable[Column]) -> str:
 
 
 def indexes(schema: str, table: Table) -> Iterator[tuple[str, str]]:
-    """(name, statement) of each index: on every reference and on `created`.
+    """(name, statement) of each index: on every reference and on `created`, and what is asked for often.
 
     Only rows that have a value are indexed: most references are null in most rows, and a
     comparison or join never matches a null. An entry of a B-tree has 2,700 bytes at most: it would refuse
@@ -262,12 +262,12 @@ def indexes(schema: str, table: Table) -> Iterator[tuple[str, str]]:
             label = f"{column.name}_long" if is_long else column.name
             yield _index(schema, table, label, quote(column.name), is_long=is_long)
 
-    for label, expression, is_long in _ASKED_FOR.get(table.name, ()):
-        yield _index(schema, table, label, expression, is_long=is_long)
+    for label, expression, is_long, where in _ASKED_FOR.get(table.name, ()):
+        yield _index(schema, table, label, expression, is_long=is_long, where=where)
 
 
 def _index(
-    schema: str, table: Table, label: str, expression: str, *, is_long: bool
+    schema: str, table: Table, label: str, expression: str, *, is_long: bool, where: str = ""
 ) -> tuple[str, str]:
     name, kind, keys = index_name(table.name, label), "", expression
     if is_by_account(table):
@@ -275,18 +275,20 @@ def _index(
         keys = f"{quote(ACCOUNT)}, {f'left({expression}, {_INDEXED})' if is_long else expression}"
     elif is_long:
         kind = " USING spgist"
-    on = f"{qualified(schema, table.name)}{kind} ({keys}) WHERE {expression} IS NOT NULL"
+    where = where or f"{expression} IS NOT NULL"
+    on = f"{qualified(schema, table.name)}{kind} ({keys}) WHERE {where}"
     return name, f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {on};"
 
 
-_ASKED_FOR: Mapping[str, tuple[tuple[str, str, bool], ...]] = {
+_ASKED_FOR: Mapping[str, tuple[tuple[str, str, bool, str], ...]] = {
     "event": (
-        ("object_id", "(data_object ->> 'id')", True),
-        ("request_id", "request_id", False),
+        ("object_id", "(data_object ->> 'id')", True, ""),
+        ("request_id", "request_id", False, ""),
     ),
+    "customer": (("deleted", "id", False, "deleted"),),
 }
-"""Further indexes, (label, expression, whether its values may be long): what the console and the API filter
-the event log by."""
+"""Further indexes, (label, expression, whether its values may be long, condition): what the console and the
+API filter the event log by, and the deleted customers, whose erasure may fall due."""
 
 _INDEXED = 500
 """Characters of a long value that an index of a platform has: with the account, they fit into an entry."""

@@ -182,7 +182,8 @@ async def schedule_deleted(connection: Connection, schema: str, *, after_days: f
         await connection.execute(
             "INSERT INTO pinstripe.erasure (schema, customer_id, reason, due_at)"
             " SELECT $1, id, 'deleted', _as_of + make_interval(secs => $2 * 86400.0)"
-            f" FROM {qualified(schema, 'customer')} WHERE deleted"
+            f" FROM {qualified(schema, 'customer')} c WHERE deleted AND NOT EXISTS"
+            " (SELECT FROM pinstripe.erasure e WHERE e.schema = $1 AND e.customer_id = c.id)"
             " ON CONFLICT (schema, customer_id) DO NOTHING",
             schema,
             after_days,

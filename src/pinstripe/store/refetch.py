@@ -381,8 +381,8 @@ async def load_open_since(
     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     found = await connection.fetch(
         'SELECT "table", id, open_since FROM pinstripe.pending WHERE schema = $1'
-        " AND kind = 'fetch' AND code IS DISTINCT FROM 'recheck' AND (\"table\", id) IN"
-        " (SELECT * FROM unnest($2::text[], $3::text[]))",
+        " AND kind = 'fetch' AND code IS DISTINCT FROM 'recheck' AND (\"table\", id, left(id, 500)) IN"
+        " (SELECT tab, key, left(key, 500) FROM unnest($2::text[], $3::text[]) AS u (tab, key))",
         schema,
         [table for table, _ in rows],
         [key for _, key in rows],

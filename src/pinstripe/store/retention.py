@@ -20,7 +20,7 @@ BOUNDS: Mapping[str, str] = {
     "certificate": "the last 100 verifications of each schema",
     "change": "the setting `change_days`",
     "clock": "60 days",
-    "confirmation": "an hour; those of passes for two rounds of passes, 8 bytes a row and round",
+    "confirmation": "an hour; those of passes and scans for two rounds of them, 8 bytes a row and round",
     "copied": "a row for each table",
     "cursor": "a row for each list",
     "erased": "a row for each object of an erased customer",

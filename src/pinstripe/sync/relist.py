@@ -309,9 +309,20 @@ class Relist:
         """Drop confirmations and sets that neither a pass nor an older snapshot needs any more."""
         now = self._source.now()
         counted = [*self._shown_at.values(), now if self._passing is None else self._passing]
+        scans: dict[str, float] = {}
+        for endpoint in self._endpoints():
+            began = self.scan.under_way.get(stream_of(endpoint), now)
+            for table in self._tables_of(endpoint):
+                scans[table] = min(scans.get(table, now), began)
         async with self._source.transaction() as connection:
             schema = self._source.mirror.schema
-            await forget_confirmations(connection, schema, now=now, passes_since=min(counted))
+            await forget_confirmations(
+                connection,
+                schema,
+                now=now,
+                passes_since=min(counted),
+                scans_since={table: began for table, began in scans.items() if began < now},
+            )
             await member_sets.forget(connection, schema, self._source.mirror.loading)
 
     def _is_refused(self, stream: str) -> bool:
@@ -424,6 +435,8 @@ class Relist:
             scanned = cursors.get(SCAN_OF + stream)
             if scanned is not None and isinstance(scanned.position, dict):
                 self._cost[stream] = max(float(scanned.position.get("of") or 0), 1.0)
+                if scanned.position.get("after") and not scanned.position.get("ended"):
+                    self.scan.under_way[stream] = float(scanned.position.get("began", stripes))
             known_to = [passed.get(table_name(name), 0.0) for name in endpoint.objects]
             if min(known_to) > 0 and self._passed_at[stream] > 0:
                 self._passed_at[stream] = now - max(stripes - min(known_to), 0.0)

@@ -67,6 +67,8 @@ class Scan:
         self._round_s = round_s
         self._ended = ended
         self._clock = clock
+        self.under_way: dict[str, float] = {}
+        """By stream: when the round under way began, on Stripe's clock."""
         self._turns = asyncio.Lock()
         self._next_at = 0.0
 
@@ -119,6 +121,7 @@ class Scan:
         position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
         if position.get("after"):
             began = float(position.get("began", began))
+        self.under_way[stream_of(endpoint)] = began
         work = _ScanStream(endpoint, self._source, saved, began=began, per_s=self.per_s)
         tasks: set[asyncio.Task[None]] = set()
         try:
@@ -141,6 +144,7 @@ class Scan:
         await self._source.save([work.final()])
         if work.state == "done":
             await self._ended(endpoint, began)
+            del self.under_way[stream_of(endpoint)]
             return max(began + self._round_s() - self._source.now(), 0.0)
         return _AGAIN_S[work.state]
 

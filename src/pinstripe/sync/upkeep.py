@@ -7,6 +7,7 @@ the last verification ended and which customers were deleted.
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 
 import structlog
@@ -23,6 +24,8 @@ from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _LOOK_S = 60.0
+_REST = 100.0
+"""Looking for deleted customers takes a hundredth of the time at most, however many there are."""
 _PAGE = 100
 _SINGLE = 3000
 """GETs of single rows and of short lists that a verification sends beside its pages, at most about."""
@@ -34,6 +37,7 @@ async def erase_deleted(source: Source, *, after_days: float) -> None:
     """Erase each customer that Stripe has deleted, `after_days` later. Runs until cancelled."""
     schema = source.mirror.schema
     while "customer" in source.mirror.tables:
+        began = time.monotonic()
         try:
             async with source.pool.acquire() as connection:
                 due = await schedule_deleted(connection, schema, after_days=after_days)
@@ -41,7 +45,7 @@ async def erase_deleted(source: Source, *, after_days: float) -> None:
                     await erase(connection, schema, customer, reason="deleted")
         except PinstripeError as error:
             _log.warning("erasure.trouble", error=error.message)
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))
 
 
 async def verify_on_schedule(

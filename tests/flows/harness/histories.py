@@ -185,6 +185,8 @@ class Histories:
         self.owners.setdefault(name, set()).add(str(owner["id"]))
         self._touch(kind.owner.kind.name, str(owner["id"]))
         for _ in range(dice.randrange(1, 4)):
+            if kind.owner.gone(position):
+                return  # Something else has deleted it.
             there = sets.of(kind, position)
             add, going = dice.randrange(0, most + 1), []
             if kind.may_go:

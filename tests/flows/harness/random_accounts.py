@@ -42,6 +42,8 @@ MARGIN_S = 10.0
 """The longest for which an answer may be doubted: 3 s of a replica, 3 s of clocks either way, a second."""
 SETTLE_S = 10.0
 """Issue 8: a contradiction is settled within this time after the margin."""
+_MORE, _MORE_S = 4, 30.0
+"""So often, and so long, a history with broken responses is looked at again."""
 _FAULTS = (
     "error_500",
     "error_503",
@@ -194,15 +196,24 @@ class RandomAccount:
 
     async def _end(self) -> dict[str, str]:
         """Waits as long as the product may take, and no longer; what is wrong then."""
-        from tests.flows.harness.truth import differences
-
         self.sim.control.clear_faults()
         async with asyncio.timeout(900.0):
             await self.sync.complete.wait()
         await asyncio.sleep(2 * LATE_S + 0.5 + MARGIN_S + SETTLE_S)
-        if self.troubled:  # Pauses after a failure, and lists that are resumed.
-            await asyncio.sleep(120.0)
-            self.troubled = False
+        wrong = await self._wrong()
+        # Pauses after a failure, and lists that are resumed.
+        for _ in range(_MORE if self.troubled else 0):
+            if not wrong:
+                break
+            await asyncio.sleep(_MORE_S)
+            wrong = await self._wrong()
+        self.troubled = False
+        return wrong
+
+    async def _wrong(self) -> dict[str, str]:
+        """What is wrong now."""
+        from tests.flows.harness.truth import differences
+
         await self.sync.check()
         owed = await self._owed()
         self._forget_orphans()

@@ -14,8 +14,9 @@ while no worker ran, or never listed. Each is fetched by its id, and flagged if 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import structlog
 
@@ -186,13 +187,19 @@ class References:
             return []
         return [row[0] for row in rows]
 
-    def _columns(self, target: str) -> Iterator[tuple[Table, Column]]:
+    def _columns(self, target: str) -> list[tuple[Table, Column]]:
+        found = self._columns_by_target.get(target, ())
+        return [(t, c) for t, c in found if t.name in self._source.mirror.tables]
+
+    @cached_property
+    def _columns_by_target(self) -> Mapping[str, Sequence[tuple[Table, Column]]]:
+        """By target: the columns that refer to it. Asked for with each page of each list."""
+        found: dict[str, list[tuple[Table, Column]]] = {}
         for table in self._source.wanted.values():
-            if table.virtual or table.name not in self._source.mirror.tables:
-                continue
-            for column in table.columns:
-                if target in column.references and column.name not in table.key:
-                    yield table, column
+            for column in () if table.virtual else table.columns:
+                for target in column.references if column.name not in table.key else ():
+                    found.setdefault(target, []).append((table, column))
+        return found
 
     async def _fetch_all(self, target: str, ids: list[str]) -> None:
         if target == "product":
