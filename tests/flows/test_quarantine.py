@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -160,6 +161,29 @@ async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
     assert set(stripe.paths()[asked:]) == {"/v1/customers/cus_111"}
     assert len(stripe.paths()[asked:]) <= 2
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+
+
+async def test_a_refetch_that_waits_for_its_row_is_made_when_postgres_accepts_it(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    hurt, heal = ROWS["a CHECK"]
+    await pg.execute(hurt)
+    stripe.lists["/v1/customers"] = [named(n, bad=3) for n in range(5, 0, -1)]
+    assert (await backfill(copy, "customer", "product")).complete
+    worker = RefetchWorker(copy.source)
+    working = asyncio.create_task(worker.run())
+    try:
+        async with asyncio.timeout(30):
+            while not len(worker):  # noqa: ASYNC110 (the worker reads it from the database)
+                await asyncio.sleep(0.02)
+            await pg.execute(heal)
+            await probe(copy)
+            worker.poll_now()
+            while await pg.fetchval("SELECT count(*) FROM pinstripe.pending"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
 
 
 @pytest.mark.parametrize("cause", ROWS)

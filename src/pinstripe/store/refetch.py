@@ -17,6 +17,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import RowKey
 from pinstripe.store.pool import Connection
+from pinstripe.store.quarantine import QUARANTINED
 
 RefetchKind = Literal[
     "fetch", "relate", "children", "nested", "upcoming_customer", "upcoming_subscription"
@@ -175,13 +176,15 @@ async def add_refetches(connection: Connection, schema: str, refetches: Sequence
 @dataclass(frozen=True, slots=True)
 class Noted:
     """A refetch in the database. `asked_at`: when it was queued, on Postgres's clock; `attempts`: how often
-    it failed; `wait_s`: how long until it is retried, 0 if it is due.
+    it failed; `wait_s`: how long until it is retried, 0 if it is due. `released`: it waited until Postgres
+    accepts its row, and is due.
     """
 
     refetch: Refetch
     asked_at: datetime
     attempts: int
     wait_s: float
+    released: bool = False
 
 
 async def load_refetches(
@@ -194,7 +197,8 @@ async def load_refetches(
     rows = await connection.fetch(
         "SELECT kind, \"table\", id, coalesce(parent, ''), extract(epoch FROM since)::float8,"
         " coalesce(request_id, ''), coalesce(event_id, ''), priority, asked_at, attempts,"
-        " greatest(coalesce(extract(epoch FROM next_try_at - clock_timestamp())::float8, 0), 0)"
+        " greatest(coalesce(extract(epoch FROM next_try_at - clock_timestamp())::float8, 0), 0),"
+        f" code = '{QUARANTINED}' AND next_try_at <= clock_timestamp()"
         " FROM pinstripe.pending WHERE schema = $1"
         " AND extract(epoch FROM clock_timestamp() - coalesce(next_try_at, asked_at))::float8 < $2"
         " ORDER BY asked_at",
@@ -202,7 +206,13 @@ async def load_refetches(
         last_s,
     )
     return [
-        Noted(replace(Refetch(*row[:7]), work=WorkClass(row[7])), row[8], row[9], row[10])
+        Noted(
+            replace(Refetch(*row[:7]), work=WorkClass(row[7])),
+            row[8],
+            row[9],
+            row[10],
+            bool(row[11]),
+        )
         for row in rows
     ]
 
