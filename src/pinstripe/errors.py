@@ -224,6 +224,12 @@ class Drifted(PinstripeError):
     slug = "drifted"
 
 
+class Oversized(Drifted):
+    """A response is larger than Pinstripe takes. It would be as large again: it is not retried."""
+
+    slug = "oversized"
+
+
 class Unwritable(PinstripeError):
     """Postgres refuses the write: it is read-only, its disk is full, or a privilege is missing."""
 

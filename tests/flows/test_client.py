@@ -7,6 +7,7 @@ error shows; how lists are followed to their end.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 import traceback
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import pytest
 from tests.flows.harness import nasty_server as nasty
 from tests.flows.harness.nasty_server import Act, NastyServer
 
+from pinstripe.client import transport
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.pagination import ListPage, iter_pages, list_at
@@ -28,6 +30,7 @@ from pinstripe.errors import (
     NotEnabled,
     NotFound,
     NotPermitted,
+    Oversized,
     PinstripeError,
     Refused,
     Unreachable,
@@ -417,6 +420,40 @@ async def test_a_list_is_followed_to_its_end_by_the_last_id() -> None:
         "/v1/charges?limit=100",
         "/v1/charges?limit=100&starting_after=ch_2",
     ]
+
+
+PACKED = nasty.raw(200, gzip.compress(bytes(2**22)), {"Content-Encoding": "gzip"})
+
+
+def huge(size: int) -> Act:
+    return nasty.raw(200, b'{"id": "ch_1", "note": "' + b"x" * size + b'"}')
+
+
+async def test_a_page_that_is_too_large_is_asked_for_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "_MAX_BODY", 10_000)
+    acts = (huge(20_000), huge(20_000), page_of(["ch_2"], more=True), page_of(["ch_1"], more=False))
+    async with talking(*acts) as (stripe, server):
+        found = await pages_of(stripe)
+    assert [[o["id"] for o in page.objects] for page in found] == [["ch_2"], ["ch_1"]]
+    assert [r.target.partition("?")[2] for r in server.requests] == [
+        "limit=100",
+        "limit=10",
+        "limit=1",
+        "limit=100&starting_after=ch_2",
+    ]
+
+
+@pytest.mark.parametrize("act", [huge(2**22), PACKED], ids=["plain", "packed"])
+async def test_an_object_that_is_too_large_is_said_and_not_requested_again(
+    act: Act, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_MAX_BODY", 2**21)
+    async with talking(act) as (stripe, server):
+        with pytest.raises(Oversized, match="larger"):
+            await stripe.get("/v1/charges/ch_1", endpoint="charges")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,43 @@ async def test_lists_that_the_key_may_not_read_are_unverified_and_not_clean(data
     assert certificate_tables["customer"].state == "verified"
 
 
+_GIVE_AWAY = """
+DO $$ DECLARE r record; BEGIN
+  CREATE ROLE verifying LOGIN;
+  EXECUTE format('GRANT CREATE ON DATABASE %I TO verifying', current_database());
+  FOR r IN SELECT oid::regnamespace::text AS name FROM pg_namespace
+    WHERE nspname IN ('stripe', 'pinstripe') LOOP
+    EXECUTE 'ALTER SCHEMA ' || r.name || ' OWNER TO verifying';
+  END LOOP;
+  FOR r IN SELECT oid::regclass::text AS name FROM pg_class WHERE relkind = 'r'
+    AND relnamespace IN ('stripe'::regnamespace, 'pinstripe'::regnamespace) LOOP
+    EXECUTE 'ALTER TABLE ' || r.name || ' OWNER TO verifying';
+  END LOOP;
+END $$
+"""
+
+
+async def test_a_table_that_may_not_be_read_is_unverified_and_stops_no_other(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await pg.execute(_GIVE_AWAY)
+    try:
+        owned = database.replace("postgres@", "verifying@")
+        async with copied(owned, tables=("customer", "product", "price")) as (_, service):
+            gone = await ids(pg, "customer", 1)
+            await pg.execute("DELETE FROM stripe.customer WHERE id = $1", gone[0])
+            await age(pg, "customer", "product", "price")
+            await pg.execute("REVOKE ALL ON stripe.product FROM verifying")
+            report = await verified(service)
+        assert said(report) == {("customer", gone[0]): "missing"}
+        product = report.tables["product"]
+        assert (product.state, product in report.unproven) == ("unverified", True)
+        assert "GRANT SELECT" in product.remedy
+    finally:
+        await pg.execute("DROP OWNED BY verifying CASCADE")
+        await pg.execute("DROP ROLE verifying")
+
+
 async def test_rows_that_no_list_shows_are_sampled_and_a_wrong_one_has_all_of_them_checked(
     database: str, pg: asyncpg.Connection
 ) -> None:

@@ -42,7 +42,7 @@ def _text() -> str:
     if given:
         return _member(Path(given))
     with tempfile.TemporaryDirectory(prefix="stripe-sdist-") as directory:
-        wanted = ["--no-binary", ":all:", "--no-deps", "--no-build-isolation"]
+        wanted = ["--no-binary", "stripe", "--no-deps"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", *wanted]
         subprocess.run([*command, "--dest", directory, f"stripe=={VERSION}"], check=True)
         return _member(next(Path(directory).glob("stripe-*.tar.gz")))

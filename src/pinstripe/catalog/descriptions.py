@@ -222,7 +222,7 @@ WORDS: dict[str, str] = {
     "coupon": "A discount that can be given: a share or an amount, once or for a time.",
     "credit_note": "A correction that lowers what an invoice asks for.",
     "credit_note_line_item": "One line of a credit note.",
-    "customer": "Somebody who buys.",
+    "customer": "A person or company that buys from the account.",
     "customer_balance_transaction": "A change of what a customer has in credit or owes on coming invoices.",
     "customer_cash_balance_transaction": "A movement of a customer's cash balance.",
     "discount": "A coupon as applied to a customer, subscription or invoice.",

@@ -62,7 +62,7 @@ async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: b
 
 
 def _remedy(report: Report) -> str:
-    if report.failed or report.left_out:
+    if report.left_out or any(t.failed and not t.remedy for t in report.unproven):
         return "Verify again in a few minutes."
     return "See above for what could not be verified, and why."
 

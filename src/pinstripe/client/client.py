@@ -33,7 +33,7 @@ from pinstripe.client.expands import Expands
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins, Response, is_whole_object
 from pinstripe.client.transport import Broken, Timeouts, Wire
-from pinstripe.errors import PinstripeError, Unreachable
+from pinstripe.errors import Oversized, PinstripeError, Unreachable
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -159,18 +159,27 @@ class StripeClient:
     ) -> Response:
         """GETs `path` (ids in it quoted by `quote_id`). `endpoint` is the rate limiter's name for it.
 
-        Properties that Stripe refuses to expand are left out (`expands`).
+        Properties that Stripe refuses to expand are left out (`expands`). A page that is too large is
+        requested with fewer entries: only an entry that is too large by itself stops its list.
 
         Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are definite answers;
         `WrongKey`; `Refused` for a 4xx that is not understood; `Unreachable` when the tries are used up, or
-        at a 5xx that is not to be retried. The last two say nothing about the requested object.
+        at a 5xx that is not to be retried. The last two say nothing about the requested object. `Oversized`
+        if the answer is too large.
         """
 
         async def ask(params: Params) -> Response:
             asked = f"{path}?{encode_params(params)}" if params else path
             version = self._version
             call = self._repeatable("GET", asked, version, endpoint=endpoint, priority=priority)
-            return await self._ask(call)
+            try:
+                return await self._ask(call)
+            except Oversized:
+                fewer = _shorter_page(params)
+                if not fewer:
+                    raise
+                _log.info("client.oversized", path=path, limit=dict(fewer)["limit"])
+                return await ask(fewer)
 
         return await self.expands.ask(endpoint, params, ask)
 
@@ -263,7 +272,7 @@ class StripeClient:
     def _judge(self, call: _Call, response: Response | Broken) -> tuple[retry.Verdict, str]:
         """The verdict, and the reason in a few words if it is not `taken`."""
         if isinstance(response, Broken):
-            return "again", response.reason
+            return "final" if response.too_large else "again", response.reason
         if 200 <= response.status < 300:
             genuine = is_whole_object(response.body)
             reason = "the answer is not whole JSON"
@@ -298,6 +307,12 @@ class StripeClient:
         reason: str,
         failures: int,
     ) -> PinstripeError:
+        if isinstance(response, Broken) and response.too_large:
+            where = call.url.partition("?")[0]
+            return Oversized(
+                f"{call.method} {where} cannot be read: {reason}.",
+                hint="Make the object smaller at Stripe, then sync again.",
+            )
         if isinstance(response, Broken):
             return self._gave_up(call, reason, failures, ran=response.sent)
         error = read_error(response.body)
@@ -337,6 +352,14 @@ def _headers(key: ApiKey, account: str | None) -> dict[str, str]:
 
 
 Params = Sequence[tuple[str, str]]
+
+
+def _shorter_page(params: Params) -> Params:
+    """The same request for a tenth of the entries; empty if it names no limit, or one entry."""
+    limit = int(dict(params).get("limit", "1"))
+    if limit <= 1:
+        return ()
+    return [(n, str(limit // 10 or 1) if n == "limit" else v) for n, v in params]
 
 
 def quote_id(object_id: str) -> str:

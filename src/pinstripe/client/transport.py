@@ -52,10 +52,13 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """No response. `sent`: Stripe may have received, and run, the request."""
+    """No response. `sent`: Stripe may have received, and run, the request. `too_large`: there is one, of
+    more bytes than are taken.
+    """
 
     reason: str
     sent: bool
+    too_large: bool = False
 
 
 class Unreadable(Exception):
@@ -116,16 +119,34 @@ class Wire:
                 elapsed_s = self._clock() - started
                 received_at = self._wall_clock()
                 lower = {name.lower(): value for name, value in response.headers.items()}
-                packed = await response.read()
+                packed = await _read(response)
                 status = response.status
+            encoding = lower.get("content-encoding", "")
+            whole = await gunzip(packed, encoding, max_bytes=_MAX_BODY)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return describe_error(error, self._timeouts)
-        encoding = lower.get("content-encoding", "")
-        try:
-            whole = await gunzip(packed, encoding, max_bytes=_MAX_BODY)
+        except TooLarge as error:
+            return Broken(str(error), sent=True, too_large=True)
         except Unreadable as error:
             return Broken(str(error), sent=True)
         return Response(status, lower, whole, elapsed_s, received_at, self._margins)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body as it came. Raises TooLarge, which closes the connection, before more is in memory."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > _MAX_BODY:
+            response.close()
+            raise _too_large(_MAX_BODY)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {max_bytes // 2**20} MB")
 
 
 def open_session(
@@ -208,7 +229,7 @@ async def gunzip(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
     encoding = encoding.strip().lower()
     if encoding in ("", "identity") or not body:
         if len(body) > max_bytes:
-            raise TooLarge("the body is too large")
+            raise _too_large(max_bytes)
         return body
     steps = _unpacked(body, encoding, max_bytes)
     first = next(steps)
@@ -233,6 +254,6 @@ def _unpacked(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
             raise Unreadable("the packed body is cut short")
         size += len(step)
         if size > max_bytes:
-            raise TooLarge("the body is too large")
+            raise _too_large(max_bytes)
         yield step
         body = unpacking.unconsumed_tail

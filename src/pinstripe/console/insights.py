@@ -41,8 +41,9 @@ _NO_DECIMALS = frozenset(
 )
 _THREE_DECIMALS = frozenset(["bhd", "jod", "kwd", "omr", "tnd"])
 
+# By subscriptions: amounts of two currencies cannot be compared.
 _CURRENCIES = """SELECT currency, sum(weight) AS weight FROM (
-  SELECT currency, mrr AS weight FROM {mrr}
+  SELECT currency, subscriptions AS weight FROM {mrr}
   UNION ALL SELECT currency, 0 FROM {payment_by_day} GROUP BY 1
   UNION ALL SELECT currency, 0 FROM {payout_statement} GROUP BY 1
 ) AS each WHERE currency IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"""
@@ -87,7 +88,7 @@ class Answer:
 
 
 async def show(visit: PageContext) -> Response:
-    """The page, in the currency of `?currency=` or the one with the most revenue."""
+    """The page, in the currency of `?currency=` or the one with the most subscriptions."""
     assert visit.sync is not None  # noqa: S101 (its route names it)
     metrics = metrics_schema(visit.sync.schema)
     problem = ""
@@ -178,10 +179,10 @@ FROM {mrr_movement}
 WHERE currency = {currency} AND month > now() - interval '13 months'
 ORDER BY month"""
 
-_PAYMENTS = """SELECT day::date, coalesce(payments, 0) AS payments, coalesce(amount, 0) AS amount,
+_PAYMENTS = """SELECT d.day::date, coalesce(payments, 0) AS payments, coalesce(amount, 0) AS amount,
   coalesce(failed, 0) AS failed, coalesce(failed_amount, 0) AS failed_amount
-FROM generate_series(current_date - 29, current_date, interval '1 day') AS day
-LEFT JOIN {payment_by_day} AS p ON p.day = day::date AND p.currency = {currency}
+FROM generate_series(current_date - 29, current_date, interval '1 day') AS d (day)
+LEFT JOIN {payment_by_day} AS p ON p.day = d.day::date AND p.currency = {currency}
 ORDER BY 1"""
 
 _FAILED = """SELECT created, charge_id, customer_id, amount, failure_code, failure_message
@@ -288,7 +289,9 @@ def _text(value: object, currency: str) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-_WIDE, _HIGH, _LEFT, _TOP, _BOTTOM = 640, 220, 84, 10, 24
+_WIDE, _HIGH, _TOP, _BOTTOM = 640, 220, 10, 24
+_LEFT, _DIGIT = 84, 7
+"""The least width of the amounts beside a chart, and that of a digit."""
 
 
 def bars(
@@ -300,9 +303,11 @@ def bars(
     top, low = max([*ups, 0]), min([*downs, 0])
     scale = (_HIGH - _TOP - _BOTTOM) / ((top - low) or 1)
     zero = _TOP + top * scale
-    step = (_WIDE - _LEFT) / max(len(labels), 1)
+    marks = {_TOP: top, zero: 0} | ({_HIGH - _BOTTOM: low} if low else {})
+    left = max(_LEFT, 12 + max(_DIGIT * len(told(amount)) for amount in marks.values()))
+    step = (_WIDE - left) / max(len(labels), 1)
     parts = [
-        Markup('<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, _WIDE, y, y)
+        Markup('<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(left, _WIDE, y, y)
         for y in sorted({_TOP, zero, _HIGH - _BOTTOM})
     ]
     for n, label in enumerate(labels):
@@ -318,19 +323,18 @@ def bars(
                     '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
                     "<title>{}: {} {}</title></rect>"
                 ).format(
-                    one.colour, _LEFT + n * step + step * 0.12, y, step * 0.76, max(high, 0.5),
+                    one.colour, left + n * step + step * 0.12, y, step * 0.76, max(high, 0.5),
                     label, one.name, told(one.values[n]),
                 )
             )  # fmt: skip
-    marks = {_TOP: top, zero: 0} | ({_HIGH - _BOTTOM: low} if low else {})
     parts += [
-        Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(_LEFT - 8, y + 4, told(v))
+        Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(left - 8, y + 4, told(v))
         for y, v in marks.items()
     ]
     every = max(1, len(labels) // 5)
     parts += [
         Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>').format(
-            _LEFT + (n + 0.5) * step, _HIGH - 6, labels[n]
+            left + (n + 0.5) * step, _HIGH - 6, labels[n]
         )
         for n in range(0, len(labels), every)
     ]

@@ -56,6 +56,8 @@ async def test_the_numbers_are_those_of_the_account_and_lead_to_their_sql(
                 assert await tile.text_content() == money(mrr, "usd")
                 assert await page.locator("svg.chart").count() >= 3
                 assert await page.locator(".key.churn, .key.bad").count() >= 1
+                assert "Postgres (" not in str(await page.text_content("main"))
+                assert await page.locator("[aria-label='Payments by day'] tbody tr").count() == 30
                 assert "ties out" in str(await page.text_content("[aria-label=Payouts]"))
                 await _shoot(page, "insights")
                 link = str(await tile.get_attribute("href"))

@@ -154,6 +154,8 @@ class RefetchWorker:
             except PinstripeError as error:
                 _log.debug("todos.untaken", error=error.message)
                 continue
+            # One that is in progress is made again: its row may have been refused before.
+            self._queue.add([noted.refetch for noted in left if noted.released])
             ours = [noted for noted in left if noted.refetch.key not in self._queue]
             # Conflicts are resolved by the mirror; only what is left of them is loaded here.
             old = now - self._source.replica_lag - timedelta(seconds=_CONTEST_S)

@@ -97,8 +97,3 @@ class Report:
     @property
     def repaired(self) -> int:
         return sum(len(t.repaired) for t in self.tables.values())
-
-    @property
-    def failed(self) -> bool:
-        """Whether something failed other than by a refusal of Stripe."""
-        return any(t.failed for t in self.tables.values())

@@ -68,6 +68,7 @@ class Verify:
         account_created: int,
         since: float,
         followed: bool,
+        unreadable: Sequence[str],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.phase = "starting"
@@ -75,6 +76,7 @@ class Verify:
         self.reports = {
             name: TableReport(name) for name, t in source.wanted.items() if not t.virtual
         }
+        self._unreadable = [_unread(source, name) for name in unreadable]
         self._source = source
         self._looking = looking
         self._comparer = comparer
@@ -111,7 +113,7 @@ class Verify:
         self.phase = "certificate"
         made = await certify(
             self._source,
-            self.reports,
+            {**self.reports, **{report.table: report for report in self._unreadable}},
             self.lists.requests() + self._rechecker.requests,
             since=self._since,
             started_at=started_at,
@@ -253,6 +255,8 @@ async def open_verify(
 ) -> AsyncIterator[Verify]:
     """Yield a run that is ready. `url` is that of the database; repairs go through `source`."""
     since = await _stripe_time(source)
+    unreadable = await _load_unreadable(source)
+    source = replace(source, wanted={n: t for n, t in source.wanted.items() if n not in unreadable})
     followed = options.followed if options.followed is not None else await _is_followed(source)
     mirror = source.mirror
     comparer = Comparer(
@@ -266,7 +270,7 @@ async def open_verify(
     async with open_mirror(
         url,
         mirror.schema,
-        mirror.tables,
+        {n: t for n, t in mirror.tables.items() if n not in unreadable},
         api_version=mirror.api_version,
         sink=comparer,
         extractor=mirror.extractor,
@@ -283,8 +287,34 @@ async def open_verify(
             account_created=account_created,
             since=since,
             followed=followed,
+            unreadable=unreadable,
             sleep=sleep,
         )
+
+
+async def _load_unreadable(source: Source) -> list[str]:
+    """Return the tables that this database user may not read."""
+    async with source.pool.acquire() as connection:
+        rows = await connection.fetch(
+            "SELECT c.relname FROM pg_catalog.pg_class c"
+            " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = $1 AND c.relname = ANY($2::text[])"
+            " AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT') ORDER BY 1",
+            source.mirror.schema,
+            [name for name, table in source.wanted.items() if not table.virtual],
+        )
+    return [row[0] for row in rows]
+
+
+def _unread(source: Source, table: str) -> TableReport:
+    place = qualified(source.mirror.schema, table)
+    return TableReport(
+        table,
+        "unverified",
+        "The database user may not read the table.",
+        f"As the owner of the table: GRANT SELECT ON {place} TO the user of DATABASE_URL.",
+        failed=True,
+    )
 
 
 async def _stripe_time(source: Source) -> float:
@@ -317,6 +347,8 @@ async def certify(
     schema = source.mirror.schema
     async with source.pool.acquire() as connection:
         for report in reports.values():
+            if report.table not in source.wanted:
+                continue  # Its rows cannot be counted either.
             table = source.wanted[report.table]
             dated = any(c.name == "created" and c.type == "timestamptz" for c in table.columns)
             span = "min(created), max(created)" if dated else "NULL, NULL"
