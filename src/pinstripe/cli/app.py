@@ -496,6 +496,24 @@ def remove_platform(
     execute(config, done, stopped=130)
 
 
+@platform.command(name="views", sort_key=6)
+@with_settings(*_STORED)
+def tenant_views(
+    config: Config,
+    platform_id: PlatformArgument,
+    account_id: Annotated[str, Parameter(help="The account (acct_...) whose rows they show.")],
+    target: Annotated[str, Parameter(help="The schema of the views; it is made.")],
+    /,
+    *,
+    json: JsonFlag = False,
+) -> None:
+    """Make a schema with a view of each table that shows one account's rows, for a tenant of yours."""
+    from pinstripe.cli import platform as commands
+
+    made = commands.make_views(config, platform_id, account_id, target, as_json=json)
+    execute(config, made, stopped=130)
+
+
 @with_settings(*_STORED, "hash_key")
 def worker(config: Config) -> None:
     """Copy and follow the accounts of all platforms, beside any number of other workers.
