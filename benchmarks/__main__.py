@@ -18,7 +18,16 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import backfill, catch_up, console, gateway, gateway_waits, live, naive
+from benchmarks import (
+    backfill,
+    catch_up,
+    console,
+    gateway,
+    gateway_waits,
+    live,
+    naive,
+    platform,
+)
 from benchmarks.figures import Figure, table
 from pinstripe.errors import PinstripeError
 
@@ -40,6 +49,7 @@ def _benches(objects: int) -> Mapping[str, Bench]:
         "gateway": lambda: gateway.gateway(objects // 10),
         "waits": lambda: gateway_waits.waits(objects // 10),
         "console": lambda: console.console(objects * 10),
+        "platform": platform.platform,
     }
 
 

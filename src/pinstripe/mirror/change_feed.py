@@ -17,10 +17,10 @@ from contextvars import ContextVar
 from dataclasses import replace
 
 from pinstripe.catalog.tables import LOGS, Table
-from pinstripe.mirror.upsert import key_text, stage
+from pinstripe.mirror.upsert import key_text, same_row, stage, stored
 from pinstripe.rows.as_of import Cause
 from pinstripe.store.changes import ChangeKind, NewChange, write_changes
-from pinstripe.store.ddl import BOOKKEEPING, VIEW_SYSTEM, qualified, quote
+from pinstripe.store.ddl import BOOKKEEPING, VIEW_SYSTEM, qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.scopes import ACCOUNT
 
@@ -183,8 +183,8 @@ def _keep(schema: str, table: Table) -> str:
     return (
         f"INSERT INTO pg_temp.pinstripe_before (key, place, image)\n"
         f"SELECT {_key(table)}, t.ctid, {_image()} "
-        f"FROM {qualified(schema, table.name)} t, {stage(table.name)} s\n"
-        f"WHERE {_join(table)}"
+        f"FROM {stored(schema, table)} t, {stage(table.name)} s\n"
+        f"WHERE {same_row(schema, table)}"
     )
 
 
@@ -200,7 +200,7 @@ def difference(schema: str, table: Table) -> str:
         f"FROM (SELECT {_key(table)} AS key, k.key IS NOT NULL AS known, k.image AS before, "
         f"{_image()} AS after\n"
         f"  FROM {stage(table.name)} s "
-        f"JOIN {qualified(schema, table.name)} t ON {_join(table)}\n"
+        f"JOIN {stored(schema, table)} t ON {same_row(schema, table)}\n"
         f"  LEFT JOIN pg_temp.pinstripe_before k ON k.key = {_key(table)}\n"
         f"  WHERE t.xmin = pg_current_xact_id()::xid AND k.place IS DISTINCT FROM t.ctid "
         f"OFFSET 0) t,\n"
@@ -239,10 +239,6 @@ def _removal() -> str:
 
 def _key(table: Table) -> str:
     return key_text(table, "t")
-
-
-def _join(table: Table) -> str:
-    return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in table.key)
 
 
 def _change(table: str, key: str, kind: ChangeKind, changes: str, cause: Cause | None) -> NewChange:

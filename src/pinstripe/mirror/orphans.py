@@ -21,7 +21,7 @@ from functools import cache
 
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.tables import Table, object_type_of, table_name, tables
-from pinstripe.mirror.upsert import EVENT_S, key_text, stage
+from pinstripe.mirror.upsert import EVENT_S, key_text, same_row, stage, stored
 from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import MemberSet, Row
 from pinstripe.rows.layout import TAIL, Shapes
@@ -182,8 +182,7 @@ async def find_removed(
         f"SELECT s.{quote(child.key[0])}, to_timestamp(s._hi) <= m.as_of, "
         f"s._hi - s._lo <= {EVENT_S}, '{parent}', s.{quote(column)} FROM {stage(child.name)} s "
         f"JOIN {newer_than(schema, child.name, f's.{quote(column)}')} "
-        f"WHERE NOT EXISTS (SELECT FROM {qualified(schema, child.name)} t "
-        f"WHERE t.{quote(child.key[0])} = s.{quote(child.key[0])})"
+        f"WHERE NOT EXISTS (SELECT FROM {stored(schema, child)} t WHERE {same_row(schema, child)})"
         for parent, column in parents_of(child.name)
     ]
     left_out: set[str] = set()

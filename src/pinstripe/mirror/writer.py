@@ -206,7 +206,7 @@ class StageTables:
         if name not in self._dead:
             if len(self._dead) >= _MOST_STAGES:
                 await self._drop_oldest(connection)
-            await connection.execute(create_stage(table))
+            await connection.execute(create_stage(table, by_account=bool(self.account)))
             self._dead[name] = 0
         self._dead.move_to_end(name)
         if name in self._filled:

@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import asyncpg
+
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table
 from pinstripe.client.client import StripeClient
@@ -68,7 +70,7 @@ async def open_platform(
     stages = SharedStages(url, session_name=session_name, size=writing)
     try:
         async with await open_pool(
-            url, min_size=1, max_size=pooled, application_name=session_name
+            url, min_size=1, max_size=pooled, application_name=session_name, init=_plan_anew
         ) as pool:
             async with pool.acquire() as connection:
                 tables = await effective_tables(connection, schema, wanted)
@@ -76,6 +78,11 @@ async def open_platform(
             yield OpenPlatform(url, schema, wanted, tables, pool, stages, extractor, changes)
     finally:
         stages.close()
+
+
+async def _plan_anew(connection: asyncpg.Connection) -> None:
+    """Have each statement planned for the account that it is about: a kept plan fits the first one only."""
+    await connection.execute("SET plan_cache_mode = force_custom_plan")
 
 
 @asynccontextmanager

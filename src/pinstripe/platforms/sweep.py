@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import read_ids
+from pinstripe.client.pagination import read_list
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError, WrongAccount
+from pinstripe.rows.event import created_of
 from pinstripe.store import sweep
 from pinstripe.store.pool import Pool
 from pinstripe.store.sweep import Found, Look
@@ -70,7 +71,7 @@ class Sweep:
             due = await sweep.claim_looks(connection, self.platform_id, room)
         for look in due:
             if look.is_owed:
-                self._found.append(Found(look.account_id, None, 0.0))
+                self._found.append(Found(look.account_id, None, 0.0, 0.0))
             else:
                 task = asyncio.create_task(self._look(look), name=f"look {look.account_id}")
                 self._looks.add(task)
@@ -88,12 +89,13 @@ class Sweep:
             response = await self.client_of(look.account_id).get(
                 _PATH, [("limit", "1")], endpoint=f"GET {_PATH}", priority=WorkClass.HEADS
             )
-            page = read_ids(response, _PATH)
+            events = read_list(response, _PATH).objects
         except PinstripeError as error:
             await self._failed(look.account_id, error)
             return
-        newest = page.ids[0] if page.ids else None
-        seen = Found(look.account_id, newest, response.not_before)
+        newest = str(events[0].get("id")) if events else None
+        newest_at = float(created_of(events[0])) if events else 0.0
+        seen = Found(look.account_id, newest, newest_at, response.not_before)
         is_new = newest is not None and newest != look.newest_event
         (self._found if is_new else self._seen).append(seen)
 

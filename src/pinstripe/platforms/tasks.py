@@ -50,6 +50,9 @@ from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
+_LEASE_S = 15.0
+"""Longer than that of a sync: a worker that is short of CPU keeps its accounts."""
+
 _BUSY_S = 2.0
 """Until a task is requested again whose account another worker holds: a lease lasts for seconds."""
 
@@ -125,7 +128,7 @@ class Tasks:
         """Renew the leases of the tasks under way."""
         if self._held:
             async with self._control.acquire() as connection:
-                await renew_leases(connection, self._held)
+                await renew_leases(connection, self._held, ttl_s=_LEASE_S)
 
     async def run(self, task: TaskName, scope: str) -> None:
         """Do one task. Returns also where it failed: that is written down."""
@@ -193,7 +196,7 @@ class Tasks:
             if standing is None or not standing.is_active:
                 yield None
                 return
-            held = await take_lease(connection, scope, self._holder)
+            held = await take_lease(connection, scope, self._holder, ttl_s=_LEASE_S)
         if held is None:
             await self._put_off(task, scope, _BUSY_S)
             yield None
@@ -295,6 +298,8 @@ class Tasks:
             now=met.now,
             account_created=met.birth,
             deep=platform.config.deep,
+            # Most accounts are small: looking for references at the end takes fewer statements.
+            references_beside=False,
         )
         running = asyncio.create_task(backfill.run())
         try:

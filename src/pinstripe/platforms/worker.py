@@ -45,15 +45,23 @@ from pinstripe.store.migrate import ensure_bookkeeping, migrate_platform
 from pinstripe.store.platforms import SealedPlatform, load_platforms
 from pinstripe.store.pool import Pool, check_sessions, connect, open_pool
 from pinstripe.store.sweep import request_due
-from pinstripe.store.tasks import KINDS, SEARCH_PATH, Queue, TaskName, ensure_tasks
+from pinstripe.store.tasks import (
+    DISCOVER,
+    KINDS,
+    SEARCH_PATH,
+    Queue,
+    TaskName,
+    ensure_tasks,
+    request_discovery,
+)
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-STALLED_S = 10.0
+STALLED_S = 15.0
 """Tasks of a worker that was silent for so long are fetched by others."""
 
 _HEARTBEAT_S = 2.0
-_CONCURRENCY: dict[Queue, int] = {"live": 10, "bulk": 6}
+_CONCURRENCY: dict[Queue, int] = {"live": 10, "bulk": 4}
 _FETCH_S: dict[Queue, float] = {"live": 2.0, "bulk": 1.0}
 """How often a queue is read without a notification; that of long tasks has none."""
 _GRACE_S = 5.0
@@ -149,6 +157,8 @@ class Worker:
             self._troubled[platform.id] = error.message
             return
         self._troubled.pop(platform.id, None)
+        async with self._control.transaction() as connection:
+            await request_discovery(connection)
         _log.info("platform.open", platform=platform.id, schema=platform.schema)
 
     async def _worked(self, stack: AsyncExitStack, platform: SealedPlatform) -> WorkedPlatform:
@@ -304,7 +314,7 @@ def engine(url: str, worker: Worker) -> App:
             conninfo=url,
             min_size=1,
             max_size=2,
-            timeout=10.0,
+            timeout=30.0,
             configure=_configure,
             kwargs={"application_name": "pinstripe tasks"},
         ),
@@ -325,9 +335,10 @@ def engine(url: str, worker: Worker) -> App:
     async def stalled(timestamp: int) -> None:
         await _take_up_stalled(app)
 
-    @app.periodic(cron="*/10 * * * *")
-    @app.task(name="discover", queue="bulk", priority=50, queueing_lock="discover", lock="discover")
-    async def discover(timestamp: int) -> None:
+    # The task has the queueing lock that `request_discovery` gives it.
+    @app.periodic(cron="*/10 * * * *", task_kwargs={"scope": ""}, queueing_lock=f"{DISCOVER} ")
+    @app.task(name=DISCOVER, queue="bulk", priority=50, lock=DISCOVER)
+    async def discover(timestamp: int = 0, scope: str = "") -> None:
         await worker.discover()
 
     return app

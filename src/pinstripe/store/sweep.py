@@ -59,12 +59,13 @@ class Look(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a look found. `newest_event`: the id on top of the list, None if it is empty. `as_of`: when the
-    list was so, Unix seconds on Stripe's clock.
+    """What a look found. `newest_event`: the id on top of the list, None if it is empty. `newest_at`: its
+    second, 0 for none; `as_of`: when the list was so. Unix seconds on Stripe's clock.
     """
 
     account_id: str
     newest_event: str | None
+    newest_at: float
     as_of: float
 
 
@@ -96,8 +97,16 @@ RETURNING a.account_id, a.newest_event, coalesce(a.owed_at <= clock_timestamp(),
 _LOOKED = f"""
 UPDATE pinstripe.platform_account a
 SET looked_at = clock_timestamp(), looks = a.looks + 1, known_to = to_timestamp(u.as_of),
-  next_look_at = least({_NEXT}, owed_at), failures = 0, code = NULL, reason = NULL, remedy = NULL
-FROM unnest($2::text[], $3::float8[]) AS u (id, as_of)
+  last_event_at = u.last_event_at, next_look_at = least(u.next_look_at, a.owed_at),
+  failures = 0, code = NULL, reason = NULL, remedy = NULL
+FROM (
+  SELECT id, as_of, last_event_at, {_NEXT} AS next_look_at
+  FROM (
+    SELECT seen.id, seen.as_of, known.since,
+      greatest(known.last_event_at, to_timestamp(nullif(seen.newest_at, 0))) AS last_event_at
+    FROM unnest($2::text[], $3::float8[], $4::float8[]) AS seen (id, as_of, newest_at)
+    JOIN pinstripe.platform_account known
+      ON known.platform_id = $1 AND known.account_id = seen.id) AS told) AS u
 WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
 """
 
@@ -253,7 +262,11 @@ async def looked(connection: Connection, platform_id: str, seen: Sequence[Found]
     """Note looks that found nothing new: all events up to then are applied."""
     with translated():
         await connection.execute(
-            _LOOKED, platform_id, [s.account_id for s in seen], [s.as_of for s in seen]
+            _LOOKED,
+            platform_id,
+            [s.account_id for s in seen],
+            [s.as_of for s in seen],
+            [s.newest_at for s in seen],
         )
 
 

@@ -94,6 +94,16 @@ async def request_tasks(
     return found
 
 
+DISCOVER = "discover"
+"""The task that looks for new accounts of all platforms."""
+
+
+async def request_discovery(connection: Connection) -> None:
+    """Request a look for new accounts, in the caller's transaction."""
+    with translated():
+        await connection.execute(f"SELECT {SCHEMA}.request_job('bulk', $1, '', 50)", DISCOVER)
+
+
 async def waiting_tasks(connection: Connection) -> dict[str, int]:
     """Return how many tasks wait or run, by their name; empty where there is no platform."""
     with translated():

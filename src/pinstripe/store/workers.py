@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 from pinstripe.store.pool import Connection, translated
 
-TTL_S = 6.0
+TTL_S = 10.0
 """A worker that has not beaten for so long is dead."""
 
-LOST_S = 4.0
+LOST_S = 7.0
 """A worker that could not beat for so long takes nothing more, and joins anew."""
 
 BEAT_S = 1.0

@@ -8,6 +8,7 @@ await copied(url, [ids]); await same(url, sim, id)
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,27 @@ async def working(vault: PlatformVault) -> AsyncIterator[Worker]:
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
+
+
+@asynccontextmanager
+async def worker_process(url: str, directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`pinstripe worker` in a process of its own; killed at the end of the block, if it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "pinstripe",
+        "worker",
+        "--data-dir",
+        str(directory),
+        env={"DATABASE_URL": url, "PATH": ""},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def eventually(

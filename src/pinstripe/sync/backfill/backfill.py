@@ -78,11 +78,13 @@ class Backfill:
         now: float,
         account_created: int = 0,
         deep: bool = False,
+        references_beside: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`now` is the present on Stripe's clock; nothing is older than the second `account_created`.
 
         `deep`: read lists by parent under every parent, not only where a row shows a sign.
+        `references_beside`: fetch what rows refer to also while the lists are read.
         """
         self.phase = "starting"
         self.works: list[ListReader] = []
@@ -99,6 +101,7 @@ class Backfill:
             deep=deep,
         )
         self._references = References(source, pool, self._is_complete_table)
+        self._references_beside = references_beside
         self._clock = clock
         self._schema = source.mirror.schema
         self._pending: list[ListReader] = []
@@ -163,7 +166,7 @@ class Backfill:
         """Read all lists, and what their rows refer to meanwhile."""
         done = asyncio.Event()
         referred: asyncio.Task[None] | None = None
-        if not self._was_ready:
+        if self._references_beside and not self._was_ready:
             referred = asyncio.create_task(self._references.run_beside(done))
         singletons = asyncio.create_task(read_singletons(self._source))
         try:

@@ -27,9 +27,11 @@ from pinstripe.mirror.upsert import (
     FLEETING,
     extra_after,
     from_stage,
+    same_row,
     same_values,
     stage,
     staged_value,
+    stored,
     unsaid,
 )
 from pinstripe.mirror.writer import StageTables
@@ -224,7 +226,7 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
         f"SELECT s.{key}, t._synced_at, {names}, {_names(on_request, value, 'false')}, "
         f"t._partial IS TRUE, {undeleted}\n"
         f"FROM {stage(table.name)} s "
-        f"LEFT JOIN {qualified(schema, table.name)} t ON t.{key} = s.{key}\n"
+        f"LEFT JOIN {stored(schema, table)} t ON {same_row(schema, table)}\n"
         f"WHERE s._shape = $1::int AND (t.{key} IS NULL OR {extra}{same})"
     )
 
