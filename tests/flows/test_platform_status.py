@@ -100,6 +100,15 @@ async def test_the_console_has_a_page_of_the_platform(here: PlatformService) -> 
     assert here.sim.key not in page.text
 
 
+async def test_a_platform_without_a_worker_is_not_ready(here: PlatformService) -> None:
+    answer = await here.http.get("/readyz")
+    assert answer.status_code == 503
+    checks = {c["name"]: (c["ok"], c["remedy"]) for c in answer.json()["checks"]}
+    assert checks[f"platform:{ID}"] == (False, "Start `pinstripe worker`.")
+    await here.vault.pause(ID, paused=True)
+    assert (await here.http.get("/readyz")).status_code == 200
+
+
 async def test_metrics_tell_of_platforms(here: PlatformService) -> None:
     text = (await here.http.get("/metrics")).text
     assert f'pinstripe_platform_accounts{{platform="{ID}",state="active"}} 249.0' in text
