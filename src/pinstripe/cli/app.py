@@ -720,7 +720,10 @@ def support_bundle(
 def wait(
     config: Config,
     *,
-    id: Annotated[str, Parameter(help="The sync's ID.")] = "default",
+    id: Annotated[str, Parameter(help="The sync's ID, or the platform's.")] = "default",
+    account: Annotated[
+        str, Parameter(help="Of a platform: the account (acct_...); its own by default.")
+    ] = "",
     request: Annotated[
         tuple[str, ...],
         Parameter(negative="", help="Request IDs (req_...) whose events to wait for."),
@@ -745,7 +748,9 @@ def wait(
     """
     from pinstripe.cli import wait as commands
 
-    options = commands.WaitOptions(id, request, object, event, type, timeout, settle, url)
+    options = commands.WaitOptions(
+        id, request, object, event, type, timeout, settle, url, account=account
+    )
     execute(config, commands.wait(config, options, as_json=json), stopped=130)
 
 
