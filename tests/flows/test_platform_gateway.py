@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 from tests.flows.harness.account import until
+from tests.flows.harness.command import pinstripe
 from tests.flows.harness.platform_service import (
     ID,
     PLATFORM,
@@ -114,6 +115,14 @@ async def test_exact_waits_and_pinstripe_wait_work_for_an_account(here: Platform
     assert gone.status_code == 404  # It is another account's.
 
 
+async def test_the_command_waits_for_an_account(here: PlatformService) -> None:
+    words = ("--id", ID, "--account", here.accounts[3], "--url", here.url, "--timeout", "60")
+    done = await pinstripe("wait", *words, "--json")
+    assert (done.code, json.loads(done.out)["ok"]) == (0, True), done.text
+    refused = await pinstripe("wait", *words[:2], "--account", "acct_1Nobody", *words[4:])
+    assert "no account 'acct_1Nobody'" in refused.err
+
+
 async def test_without_an_account_the_platforms_own_is_waited_for(here: PlatformService) -> None:
     made = here.sim.control.mutator.deeds.post("/v1/customers", {"name": "Own"})
     assert (await here.wait("", "timeout=60")).json()["ok"]
@@ -125,6 +134,8 @@ async def test_a_wait_says_what_is_in_the_way(idle: PlatformService) -> None:
     answer = await idle.wait(idle.accounts[0], "timeout=0.5")
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "not_syncing"
+    nothing = await idle.http.get("/wait/stripe/nothing?account=acct_1")
+    assert (nothing.status_code, nothing.json()["error"]["code"]) == (404, "not_found")
     unknown = await idle.wait("acct_1Nobody")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pinstripe.store.pool import connect
 from pinstripe.store.sweep import dismiss
 from pinstripe_simulator.server import running
 
+ROOT = Path(__file__).parents[2]
 REASON = "<b>Application access may have been revoked.</b>"
 
 
@@ -98,6 +100,15 @@ async def test_the_console_has_a_page_of_the_platform(here: PlatformService) -> 
     assert here.sim.key not in page.text
 
 
+async def test_a_platform_without_a_worker_is_not_ready(here: PlatformService) -> None:
+    answer = await here.http.get("/readyz")
+    assert answer.status_code == 503
+    checks = {c["name"]: (c["ok"], c["remedy"]) for c in answer.json()["checks"]}
+    assert checks[f"platform:{ID}"] == (False, "Start `pinstripe worker`.")
+    await here.vault.pause(ID, paused=True)
+    assert (await here.http.get("/readyz")).status_code == 200
+
+
 async def test_metrics_tell_of_platforms(here: PlatformService) -> None:
     text = (await here.http.get("/metrics")).text
     assert f'pinstripe_platform_accounts{{platform="{ID}",state="active"}} 249.0' in text
@@ -116,3 +127,42 @@ async def test_status_shows_the_pace_and_that_nobody_works(here: PlatformService
     assert "249 accounts, 1 of them in trouble; 1 revoked" in text
     assert "looks at event lists a second; the oldest look was" in text
     assert "NO WORKER RUNS" in text
+
+
+async def test_a_tenant_gets_a_schema_with_views_of_its_rows(here: PlatformService) -> None:
+    one, two, *_ = here.accounts
+    (mine, _), (other, _) = await here.make_customer(one), await here.make_customer(two)
+    env = {"DATABASE_URL": here.database}
+    done = await pinstripe("platform", "views", ID, one, "tenant_1", "--json", env=env)
+    assert "customer" in json.loads(done.out)["views"]
+    async with connect(here.database) as pg:
+        assert [r[0] for r in await pg.fetch("SELECT id FROM tenant_1.customer")] == [mine]
+    assert other != mine
+    refused = await pinstripe("platform", "views", ID, "acct_1Nobody", "tenant_2", env=env)
+    assert (refused.code, "has no account acct_1Nobody" in refused.err) == (2, True)
+
+
+async def test_the_documented_policies_show_a_tenant_its_own_account_alone(
+    here: PlatformService,
+) -> None:
+    text = (ROOT / "docs/how-to/platforms.md").read_text()
+    tenants = text[text.index("## Let tenants") :]
+    make, ask = re.findall(r"```sql\n(.*?)```", tenants, re.DOTALL)[:2]
+    one, two, *_ = here.accounts
+    mine, _ = await here.make_customer(one)
+    await here.make_customer(two)
+    async with connect(here.database) as pg:
+        assert "'acct_1'" in ask
+        await pg.execute(make)
+        try:
+            *before, _ = ask.replace("'acct_1'", f"'{one}'").split("COMMIT;")
+            *name, select = before[0].strip().rstrip(";").rsplit(";", 1)
+            await pg.execute(name[0])
+            assert [row["id"] for row in await pg.fetch(select)] == [mine]
+            await pg.execute("COMMIT")
+            # A transaction that names no account sees nothing.
+            assert await pg.fetch(select) == []
+        finally:
+            await pg.execute("RESET ROLE; DROP OWNED BY shop_app; DROP ROLE shop_app")
+        count = await pg.fetchval(f"SELECT count(*) FROM {ID}.customer")
+    assert count == 2  # The owner sees all.

@@ -330,6 +330,11 @@ async def test_a_connected_account_has_tables_of_its_own(database: str) -> None:
             assert await second.row("customer", made["id"]) is not None
             assert await it.account.row("customer", made["id"]) is None
 
+            bearer = f"Bearer {sim.key}".encode()
+            theirs = [(b"authorization", bearer), (b"stripe-account", other.encode())]
+            assert await it.proxy.callers.may_use(theirs, second.sync)
+            assert not await it.proxy.callers.may_use(theirs, it.account.sync)
+
             status, _, response = await it.ask(
                 "GET", "/v1/customers", Stripe_Account="acct_somebodyElse"
             )

@@ -154,6 +154,17 @@ async def test_a_wait_polls_at_once_however_seldom_the_poller_does(
         assert follower.poller.stats.polls - polls >= 2
 
 
+async def test_a_sync_of_one_account_takes_the_header_of_an_account_and_not_the_parameter(
+    sim: Running, database: str
+) -> None:
+    async with gateway(sim, database) as here, syncing(sim, database):
+        answer = await here.wait("account=acct_1")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+        named = {"Stripe-Account": "acct_1"}  # A part of the caller's credentials, as at Stripe.
+        waited = await here.http.get("/wait/stripe/default", headers=named)
+        assert waited.status_code == 200
+
+
 async def test_a_thousand_waiters_share_a_few_looks(sim: Running, database: str) -> None:
     async with gateway(sim, database) as here, syncing(sim, database) as follower:
         assert (await here.wait()).status_code == 200

@@ -496,6 +496,24 @@ def remove_platform(
     execute(config, done, stopped=130)
 
 
+@platform.command(name="views", sort_key=6)
+@with_settings(*_STORED)
+def tenant_views(
+    config: Config,
+    platform_id: PlatformArgument,
+    account_id: Annotated[str, Parameter(help="The account (acct_...) whose rows they show.")],
+    target: Annotated[str, Parameter(help="The schema of the views; it is made.")],
+    /,
+    *,
+    json: JsonFlag = False,
+) -> None:
+    """Make a schema with a view of each table that shows one account's rows, for a tenant of yours."""
+    from pinstripe.cli import platform as commands
+
+    made = commands.make_views(config, platform_id, account_id, target, as_json=json)
+    execute(config, made, stopped=130)
+
+
 @with_settings(*_STORED, "hash_key")
 def worker(config: Config) -> None:
     """Copy and follow the accounts of all platforms, beside any number of other workers.
@@ -702,7 +720,10 @@ def support_bundle(
 def wait(
     config: Config,
     *,
-    id: Annotated[str, Parameter(help="The sync's ID.")] = "default",
+    id: Annotated[str, Parameter(help="The sync's ID, or the platform's.")] = "default",
+    account: Annotated[
+        str, Parameter(help="Of a platform: the account (acct_...); its own by default.")
+    ] = "",
     request: Annotated[
         tuple[str, ...],
         Parameter(negative="", help="Request IDs (req_...) whose events to wait for."),
@@ -727,7 +748,9 @@ def wait(
     """
     from pinstripe.cli import wait as commands
 
-    options = commands.WaitOptions(id, request, object, event, type, timeout, settle, url)
+    options = commands.WaitOptions(
+        id, request, object, event, type, timeout, settle, url, account=account
+    )
     execute(config, commands.wait(config, options, as_json=json), stopped=130)
 
 

@@ -17,9 +17,10 @@ from pinstripe.errors import Misconfigured
 from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.platforms.worker import open_worker
 from pinstripe.service import open_database
-from pinstripe.store.platforms import SealedPlatform, load_platforms
+from pinstripe.store.migrate import make_tenant_views
+from pinstripe.store.platforms import SealedPlatform, get_platform, load_platforms
 from pinstripe.store.pool import connect
-from pinstripe.store.sweep import Pace, sweep_pace
+from pinstripe.store.sweep import Pace, account_standing, sweep_pace
 from pinstripe.store.tasks import waiting_tasks
 from pinstripe.store.workers import live_workers
 
@@ -108,6 +109,28 @@ async def remove(config: Config, platform_id: str, *, drop_tables: bool, as_json
         platform = await vault.remove(platform_id, drop_tables=drop_tables)
     left = "Its tables were dropped." if drop_tables else "Its tables were kept."
     _say(platform, f'Removed "{platform_id}" and its key. {left}', as_json=as_json)
+    return 0
+
+
+async def make_views(
+    config: Config, platform_id: str, account_id: str, target: str, *, as_json: bool
+) -> int:
+    """Make the views of one account in the schema `target`."""
+    async with _vault(config, new=False) as vault, connect(vault.database_url) as connection:
+        platform = await get_platform(connection, platform_id)
+        if await account_standing(connection, platform.id, account_id) is None:
+            raise Misconfigured(
+                f"The platform has no account {account_id}.",
+                hint="The console and `/api/platforms/ID/accounts` list the accounts.",
+            )
+        names = await make_tenant_views(connection, platform.schema, account_id, target)
+    if as_json:
+        show(json.dumps({"schema": target, "views": names}))
+    else:
+        show(
+            f'Made {len(names)} views of the rows of {account_id} in the schema "{target}". Grant USAGE on '
+            "it and SELECT on its views; repeat this after an upgrade for new tables and columns."
+        )
     return 0
 
 

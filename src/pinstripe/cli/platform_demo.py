@@ -47,6 +47,8 @@ async def demo_platform(config: Config) -> int:
             f"Running the demo of a platform: a simulated Stripe with {ACCOUNTS} connected accounts of "
             f"about {_OBJECTS} objects each runs at {sim.url}; key: {sim.key}"
         )
+        # The proxy sends what it gets to the simulator.
+        config = replace(config, stripe_url=sim.url)
         manner = ServeOptions(syncs=False, other_port=True)
         serving = await stack.enter_async_context(
             open_serving(config, manner, lambda *_: None, tell)

@@ -34,11 +34,14 @@ class WaitOptions:
     timeout_s: float
     settle_s: float | None
     url: str
+    account: str = ""
 
     def query(self) -> list[tuple[str, str]]:
         found = [("request", key) for key in self.requests]
         found += [("object", key) for key in self.objects]
         found += [("event", key) for key in self.events]
+        if self.account:
+            found.append(("account", self.account))
         if self.type_name:
             found.append(("type", self.type_name))
         if self.settle_s is not None:

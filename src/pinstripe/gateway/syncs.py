@@ -160,11 +160,11 @@ class Syncs:
         return self._by_id.get(sync_id)
 
     def named(self, sync_id: str, account_id: str) -> Named | None:
-        """What a request names by an id and, for a platform, an account; "" is the platform's own."""
+        """What a request names by an id and, if it is a platform's, an account; "" is its own."""
         platform = self.platforms.get(sync_id)
         if platform is not None:
             return AccountPlace(platform, account_id or platform.account_id)
-        return None if account_id else self._by_id.get(sync_id)
+        return self._by_id.get(sync_id)
 
     async def opened(self, sync_id: str, timeout_s: float) -> OpenSync | None:
         """The sync as soon as it is open; None if it is not expected, or not open in time."""

@@ -104,6 +104,8 @@ class WaitEndpoint:
                 )
             if named is None and request.path_params["id"] not in self._syncs.expected:
                 raise _unknown(request.path_params["id"])
+            if "account" in request.query_params and not isinstance(named, AccountPlace):
+                raise _no_platform(request.path_params["id"])
             options = parse_query(request.query_params.multi_items(), settle_s=self._settle_s)
             if self.open >= _MAX_OPEN:
                 return failure(503, "too_many", f"{self.open} calls wait already.", "Try again.")
@@ -237,6 +239,15 @@ def _unknown(sync_id: str) -> HTTPError:
         "not_found",
         f"No sync {sync_id[:40]!r} is served here.",
         hint="`pinstripe syncs list` shows the ids of all.",
+    )
+
+
+def _no_platform(sync_id: str) -> HTTPError:
+    return HTTPError(
+        400,
+        "bad_request",
+        f"{sync_id[:40]!r} is a sync of one account: the parameter account is of platforms.",
+        hint="Leave it out.",
     )
 
 

@@ -42,6 +42,8 @@ _PAUSES_S = (0.02, 0.03, 0.05, 0.1, 0.2, 0.25)
 _REQUESTS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 """Before the first, second, ... sync request for what Stripe's list does not have yet."""
 
+_MOST_READ = 1_000
+"""Syncs whose reads are kept; a wait under way keeps its own."""
 _RETRY_S = 0.25
 
 _OLD_S = 120.0
@@ -143,6 +145,8 @@ class Waiter:
         known = self._reads.get(sync.id)
         if known is None or known[0] is not sync:
             known = self._reads[sync.id] = (sync, WaitProgress(sync))
+            while len(self._reads) > _MOST_READ:  # Of a platform's accounts there may be thousands.
+                del self._reads[next(iter(self._reads))]
         return known[1]
 
     async def close(self) -> None:
