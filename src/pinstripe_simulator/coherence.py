@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pinstripe_simulator.shape import Sample, hole
 
 RELATIONS: Mapping[str, Mapping[str, str]] = {
+    "customer": {"balance_of": "first:customer_balance_transaction/customer"},
     "subscription": {
         "customer": "even:customer",
         "default_payment_method": "customer first:payment_method/customer",
@@ -24,6 +25,7 @@ RELATIONS: Mapping[str, Mapping[str, str]] = {
         "customer": "subscription customer",
         "default_payment_method": "subscription customer first:payment_method/customer",
         "test_clock": "subscription customer test_clock",
+        "balance_of": "customer balance_of",
     },
     "line_item": {
         "invoice": "parent:invoice",
@@ -122,7 +124,8 @@ def _state(cycle: tuple[str, ...], variant: int) -> str:
 def _customer(s: Sample, v: int) -> None:
     s["test_clock"] = hole("ref:test_clock") if v == ON_TEST_CLOCK else None
     s["email"] = hole("email")
-    s["balance"] = hole("amount") if v == 5 else 0
+    # Of some, what came has gone again: only their invoices tell of it, or nothing.
+    s["balance"] = hole("worth:balance_of") if v < 12 else 0
     s["discount"] = None
 
 
@@ -150,7 +153,9 @@ def _invoice(s: Sample, v: int) -> None:
     s |= {"status": status, "status_transitions": moved, "attempted": status != "draft"}
     s |= {"amount_paid": hole("amount") if paid else 0, "total": hole("amount")}
     s |= {"amount_due": hole("amount"), "amount_remaining": 0 if paid else hole("amount")}
-    s |= {"amount_shipping": 0, "amount_overpaid": 0, "starting_balance": 0}
+    s |= {"amount_shipping": 0, "amount_overpaid": 0}
+    s["starting_balance"] = hole("worth:balance_of")
+    s["ending_balance"] = None if status == "draft" else hole("worth:balance_of")
     s |= {"subtotal": hole("amount"), "lines": hole("list:lines")}
     s["customer"] = hole("ref:customer")
     s["test_clock"] = hole("ref:test_clock") if v == ON_TEST_CLOCK else None

@@ -227,6 +227,9 @@ class Objects:
         if how == "has":
             to = self._way(table, what)
             return lambda o, i, c: b"false" if to(i) is None else b"true"
+        if how == "worth":
+            to = self._way(table, what)
+            return lambda o, i, c: b"0" if to(i) is None else b"-%d" % (100 + i % 900)
         if how == "ref":
             return _reference(self._way(table, what), table.links[what][1])
         if how == "any":

@@ -22,6 +22,7 @@ from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.scan import Scan
 from pinstripe_simulator.account import Settings
+from pinstripe_simulator.nastiness import STRIPE
 from pinstripe_simulator.server import Running, running
 
 pytestmark = pytest.mark.migrated
@@ -75,6 +76,25 @@ async def test_the_first_copy_reads_lists_by_parent_where_a_row_shows_a_sign(
     async with copying(database, sim, deep=False) as backfill:
         await backfill.run()
         assert not backfill._source.stripe.requests[BALANCES]
+
+
+async def test_what_a_list_by_parent_brings_instead_of_a_refused_one_is_not_fetched_one_by_one(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """Stripe refuses the plain list of payment methods; that of each customer shows the same ones."""
+    listed, single = "GET /v1/payment_methods", "GET /v1/payment_methods/{payment_method}"
+    settings = Settings(scale=600, until=NOON, connected=False, nastiness=STRIPE)
+    await make_schema(database)
+    async with running(settings) as nasty, copying(database, nasty, deep=False) as backfill:
+        outcome = await backfill.run()
+        asked = backfill._source.stripe.requests
+    assert outcome.complete
+    assert asked[listed] > 10
+    hidden = await pg.fetchval(
+        "SELECT count(*) FROM stripe.payment_method p LEFT JOIN stripe.customer c"
+        " ON c.id = p.customer_id WHERE c.id IS NULL OR c.deleted OR c.test_clock_id IS NOT NULL"
+    )
+    assert asked[single] <= hidden < await pg.fetchval("SELECT count(*) FROM stripe.payment_method")
 
 
 async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from pinstripe.catalog.carriers import holders
-from pinstripe.catalog.endpoints import by_parent
+from pinstripe.catalog.endpoints import ListEndpoint, by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import MissingParent, NotEnabled, NotPermitted, PinstripeError
@@ -197,11 +197,9 @@ class Backfill:
     async def _go_by_parent(self) -> None:
         """Read by parent the lists that Stripe has refused without one."""
         added: list[ListReader] = []
-        for work in [w for w in self.works if w.state in ("refused", "failed")]:
-            other = None if work.endpoint.parent else by_parent(work.endpoint)
-            if other is None or table_name(other.parent) not in self._source.wanted:
-                continue
-            if work.code != MissingParent.slug:
+        for work in list(self.works):
+            other = self._instead(work)
+            if other is None:
                 continue
             await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
             self.works.remove(work)
@@ -211,6 +209,13 @@ class Backfill:
         self.works += added
         await self._source.mirror.wait_resolved()  # The parents are read from the database.
         await self._scheduler.run(added, more=lambda: ())
+
+    def _instead(self, work: ListReader) -> ListEndpoint | None:
+        """The list by parent that replaces one that Stripe has refused without a parent."""
+        if work.state not in ("refused", "failed") or work.code != MissingParent.slug:
+            return None
+        other = None if work.endpoint.parent else by_parent(work.endpoint)
+        return other if other and table_name(other.parent) in self._source.wanted else None
 
     async def _queue_missing(self, since: float) -> None:
         """Queue rows that no list returned and whose events are gone."""
@@ -260,7 +265,11 @@ class Backfill:
     def _is_complete_table(self, table: str) -> bool:
         """Whether no unfinished list can bring another row of this table, itself or inside another."""
         names = {table} if self._bring(table) else holders().get(table, frozenset())
-        return all(work.finished for name in names for work in self._bring(name))
+        return all(
+            work.finished and self._instead(work) is None
+            for name in names
+            for work in self._bring(name)
+        )
 
     def _bring(self, table: str) -> list[ListReader]:
         return [w for w in self.works if table in map(table_name, w.endpoint.objects)]
