@@ -10,6 +10,7 @@ from pinstripe_simulator.behaviours.subscriptions import (
     items_of,
     lines_of,
     period_end,
+    priced,
 )
 from pinstripe_simulator.events import difference
 from pinstripe_simulator.ledger import Ledger
@@ -80,7 +81,8 @@ def _enter_phase(ledger: Ledger, found: StripeObject) -> None:
         start = int(items[0]["current_period_start"])
         if phase["start_date"] <= start < phase["end_date"]:
             for item, planned in zip(items, phase["items"], strict=False):
-                changes = {"price": planned["price"], "quantity": planned.get("quantity", 1)}
+                changes = priced(ledger, str(planned["price"]))
+                changes["quantity"] = planned.get("quantity", 1)
                 ledger.change(item, changes, event="")
 
 

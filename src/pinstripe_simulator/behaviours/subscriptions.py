@@ -158,15 +158,18 @@ def _add_item(
         "current_period_start": period[0],
         "current_period_end": period[1],
         "metadata": given.get("metadata") or {},
-        "price": price["id"],
         "quantity": int(given.get("quantity") or 1),
         "subscription": subscription_id,
     }
-    if ledger.world.get("plan", str(price["id"])):
-        values["plan"] = price["id"]
+    values |= priced(ledger, str(price["id"]))
     return ledger.make(
         "subscription_item", values, parent=subscription_id, under="subscription", event=""
     )
+
+
+def priced(ledger: Ledger, price: str) -> StripeObject:
+    """The price of an item, and the plan that Stripe shows beside it under the same id."""
+    return {"price": price} | ({"plan": price} if ledger.world.get("plan", price) else {})
 
 
 def items_of(ledger: Ledger, subscription: StripeObject) -> list[StripeObject]:
@@ -268,7 +271,7 @@ def _update_item(ledger: Ledger, found: StripeObject, item: dict[str, Any], numb
         return
     changes: StripeObject = {}
     if item.get("price"):
-        changes["price"] = _price(ledger, item, number)["id"]
+        changes |= priced(ledger, str(_price(ledger, item, number)["id"]))
     if item.get("quantity") is not None:
         changes["quantity"] = int(item["quantity"])
     ledger.change(old, changes, event="")
@@ -319,7 +322,7 @@ def update_item(request: Request, ledger: Ledger) -> StripeObject:
     found = ledger.get("subscription", item["subscription"])
     changes = taken_over(ledger, request, item)
     if request.params.get("price"):
-        changes["price"] = _price(ledger, request.params, 0)["id"]
+        changes |= priced(ledger, str(_price(ledger, request.params, 0)["id"]))
     changed = ledger.change(item, changes, event="")
     _tell_of_items(ledger, found)
     return changed
