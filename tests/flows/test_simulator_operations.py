@@ -81,3 +81,22 @@ async def test_every_behaviour_belongs_to_an_operation() -> None:
     async with running(Settings(scale=10, until=NOON, connected=False)) as sim:
         paths = {f"{o.method} {o.path}" for o in sim.account.spec.operations}
     assert unknown_behaviours(paths) == set()
+
+
+async def test_the_plan_of_an_item_follows_its_price() -> None:
+    """Stripe shows both, under one id (https://docs.stripe.com/billing/migration/migrate-prices)."""
+    async with running(Settings(scale=100, until=NOON)) as sim:
+        post = sim.control.mutator.deeds.post
+        product = post("/v1/products", {"name": "A thing"})["id"]
+        terms = {"currency": "usd", "product": product, "recurring": {"interval": "month"}}
+        first, second = (
+            post("/v1/prices", terms | {"unit_amount": amount})["id"] for amount in (500, 900)
+        )
+        customer = post("/v1/customers", {"payment_method": "pm_card_visa"})["id"]
+        made = post("/v1/subscriptions", {"customer": customer, "items": [{"price": first}]})
+        item = made["items"]["data"][0]["id"]
+        changed = post(
+            f"/v1/subscriptions/{made['id']}", {"items": [{"id": item, "price": second}]}
+        )
+        (shown,) = changed["items"]["data"]
+        assert (shown["price"]["id"], shown["plan"]["id"]) == (second, second)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import subprocess
 from datetime import date, timedelta
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import pytest
@@ -23,8 +19,6 @@ from pinstripe.store.roles import create_reader, drop_reader
 
 LEAST = {"fivetran": 0.95, "supabase": 0.89, "sigma": 0.95}
 EXAMPLES = json.loads((Path(__file__).parents[1] / "data" / "examples.json").read_text())
-DBT = os.environ.get("PINSTRIPE_TEST_DBT", "")
-PACKAGES = os.environ.get("PINSTRIPE_TEST_DBT_PACKAGES", "")
 
 
 @pytest.mark.parametrize("product", COMPAT)
@@ -224,47 +218,3 @@ def test_an_unknown_product_is_refused() -> None:
     with pytest.raises(Misconfigured) as refused:
         read_config({"compat": "fivetran,novelty"}, {})
     assert "fivetran and supabase" in refused.value.hint
-
-
-@pytest.mark.skipif(not (DBT and PACKAGES), reason="PINSTRIPE_TEST_DBT, _PACKAGES name no dbt")
-async def test_dbt_builds_its_stripe_package_on_the_views(database: str, tmp_path: Path) -> None:
-    """PINSTRIPE_TEST_DBT: the command. PINSTRIPE_TEST_DBT_PACKAGES: a folder with fivetran/dbt_stripe as
-    `stripe`, its source package as `stripe_source`, `fivetran_utils` and `dbt_utils`.
-    """
-    await make_schema(database, list(tables()))
-    async with writing(database, *tables()) as w:
-        await set_compat(w.pg, SCHEMA, tables(), ["fivetran"])
-        await w.put(*((obj, 0, 1) for obj in EXAMPLES.values()))
-    url, host, port = urlsplit(database), "", ""
-    for key, value in parse_qsl(url.query):
-        host, port = (value, port) if key == "host" else (host, value if key == "port" else port)
-    named = {"stripe_schema": "stripe_fivetran", "stripe_database": url.path[1:]}
-    project = {"name": "probe", "version": "1.0.0", "config-version": 2, "profile": "probe"}
-    settings = {
-        "packages-install-path": PACKAGES,
-        "vars": {**named, "stripe__using_credit_notes": True},
-    }
-    output = {
-        "type": "postgres",
-        "host": host or url.hostname,
-        "port": int(port or url.port or 5432),
-        "user": url.username,
-        "password": url.password or "none",
-        "dbname": url.path[1:],
-        "schema": "dbt",
-        "threads": 2,
-    }
-    # JSON is YAML.
-    (tmp_path / "dbt_project.yml").write_text(json.dumps({**project, **settings}))
-    profile = {"probe": {"target": "dev", "outputs": {"dev": output}}}
-    (tmp_path / "profiles.yml").write_text(json.dumps(profile))
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [DBT, "build", "--profiles-dir", "."],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "ERROR=0 SKIP=0" in done.stdout

@@ -67,6 +67,7 @@ def book(ledger: Ledger, kind: str, amount: int, currency: str, *, source: str) 
     values: StripeObject = {
         "amount": amount,
         "available_on": ledger.now() + _AVAILABLE_AFTER_S,
+        "balance_type": "payments",
         "currency": currency,
         "fee": fee,
         "fee_details": [],

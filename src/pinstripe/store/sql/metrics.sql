@@ -396,13 +396,13 @@ FROM {metrics}.mrr_movement AS m
 --  customer_churn numeric: Share of customers lost a month, over the finished months that the settings name
 --  lifetime_value bigint: mrr_per_customer / customer_churn; null while nobody has left
 WITH movement AS MATERIALIZED (
-    SELECT m.*, here.is_open, here.at
+    SELECT m.*, here.is_open
     FROM {metrics}.mrr_movement AS m JOIN {metrics}._month AS here ON here.month = m.month
 ), lost AS (
     SELECT m.currency, pg_catalog.sum(m.churned_customers)::numeric
         / nullif(pg_catalog.sum(m.starting_customers), 0) AS share
-    FROM movement AS m CROSS JOIN {metrics}.settings AS setting
-    WHERE NOT m.is_open AND m.at > pg_catalog.now() - (setting.lifetime_months + 1) * interval '1 month'
+    FROM movement AS m CROSS JOIN {metrics}.settings AS setting JOIN {metrics}._month AS present ON present.is_open
+    WHERE NOT m.is_open AND m.month >= present.month - setting.lifetime_months * interval '1 month'
     GROUP BY 1
 ), present AS (
     SELECT m.currency, m.ending, m.starting_customers + m.new_customers + m.reactivated_customers
@@ -493,8 +493,11 @@ WITH setting AS (
     SELECT n.created, n.currency, 0, n.amount, 0, 0, 0, 0
     FROM {stripe}.credit_note AS n WHERE n.status = 'issued'
   UNION ALL
-    SELECT c.created, c.currency, 0, 0, 0, c.amount_captured, 0, 0
-    FROM {stripe}.charge AS c WHERE c.status = 'succeeded' AND c.captured
+    -- A charge does not say when it was captured. Its balance transaction is made then.
+    SELECT coalesce(b.created, c.created), c.currency, 0, 0, 0, c.amount_captured, 0, 0
+    FROM {stripe}.charge AS c
+    LEFT JOIN {stripe}.balance_transaction AS b ON b.id = c.balance_transaction_id
+    WHERE c.status = 'succeeded' AND c.captured
   UNION ALL
     SELECT r.created, r.currency, 0, 0, 0, 0, r.amount, 0
     FROM {stripe}.refund AS r WHERE r.status = 'succeeded'
@@ -643,7 +646,8 @@ WITH fee AS (
     ) AS part (kind, amount)
     WHERE b.fee <> 0 AND part.amount <> 0
   UNION ALL
-    SELECT b.created, b.currency, b.type, b.net
+    -- What it bears itself, such as tax, is among the fees above.
+    SELECT b.created, b.currency, b.type, b.amount
     FROM {stripe}.balance_transaction AS b
     WHERE b.reporting_category = 'fee' OR b.type IN ('stripe_fee', 'stripe_fx_fee', 'tax_fee')
 )
@@ -661,7 +665,9 @@ GROUP BY 1, 2, 3
 --  until timestamptz: When the next part of it moves on, if that is known
 --  explanation text: What it waits for, in words
 WITH moved AS (
-    SELECT b.currency, b.net, b.available_on, b.status,
+    -- A payout leaves the available balance when it is made, whatever its own entry says of itself
+    -- (https://docs.stripe.com/api/balance/balance_object).
+    SELECT b.currency, b.net, b.available_on, CASE WHEN b.type = 'payout' THEN 'available' ELSE b.status END AS status,
            b.type IN ('payout_minimum_balance_hold', 'payout_minimum_balance_release', 'reserve_hold',
                       'reserve_release', 'reserve_transaction', 'reserved_funds') AS is_hold
     FROM {stripe}.balance_transaction AS b
