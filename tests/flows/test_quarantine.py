@@ -15,6 +15,7 @@ from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, tr
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.mirror.writer import Writer
 from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.service import _mend
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -184,6 +185,38 @@ async def test_a_refetch_that_waits_for_its_row_is_made_when_postgres_accepts_it
     finally:
         working.cancel()
         await asyncio.wait([working])
+
+
+async def test_a_row_left_out_by_a_commit_that_ends_after_its_table_was_healed_is_due(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection, database: str
+) -> None:
+    hurt, heal = TABLES["a CHECK that nothing passes"]
+    await pg.execute(hurt)
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(50, 0, -1)]
+    assert (await backfill(copy, "customer", "product")).complete
+    rows = RowSet()
+    product: dict[str, object] = {"id": "prod_20", "object": "product"}
+    for obj in (product, customer(51)):
+        copy.mirror.extractor.object(obj, rows)
+    stripe.lists["/v1/customers"].insert(0, customer(51))
+    locking = await asyncpg.connect(database)
+    async with asyncio.timeout(30):
+        async with locking.transaction():
+            await locking.execute("LOCK TABLE stripe.product")
+            now = time.time()
+            writing = asyncio.create_task(copy.mirror.write([(rows, AsOf(now, now + 1))]))
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database IS NOT NULL"
+            while not await pg.fetchval(waits):  # noqa: ASYNC110 (another session)
+                await asyncio.sleep(0.02)
+            await pg.execute(heal)
+            await probe(copy)
+            assert not writing.done()
+        await writing
+        await locking.close()
+    owed = "SELECT id FROM pinstripe.pending WHERE next_try_at > now()"
+    assert [row[0] for row in await pg.fetch(owed)] == ["cus_51"]
+    await probe(copy)
+    assert await pg.fetch(owed) == []
 
 
 @pytest.mark.parametrize("cause", ROWS)

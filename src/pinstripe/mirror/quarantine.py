@@ -116,9 +116,11 @@ class Quarantine:
         """All refused rows, kept in memory or not."""
         self.healed: set[Place] = set()
         """Refused rows that were written since."""
+        self.late: set[str] = set()
+        """Tables that were healed while a batch without their rows was on its way: what it owes is due."""
 
     def __bool__(self) -> bool:
-        return bool(self.tables or self.places)
+        return bool(self.tables or self.places or self.late)
 
     def forget(self) -> None:
         """Forget everything, so that it is tried again."""
@@ -126,6 +128,7 @@ class Quarantine:
         self.rows.clear()
         self.places.clear()
         self.healed.clear()
+        self.late.clear()
 
     def take(self, parted: Parted) -> None:
         """Add what a write refused."""
@@ -192,6 +195,7 @@ class Quarantine:
 
     def written(self, batch: Batch) -> None:
         """Note a written batch: those of its rows that were refused before are healed."""
+        self.late |= batch.owed - self.tables.keys()
         if not self.places:
             return
         for one_round in batch.rounds:
