@@ -387,6 +387,34 @@ async def test_a_list_of_which_rows_were_refused_is_no_proof_that_they_are_gone(
     ]
 
 
+async def test_parents_whose_members_could_not_go_are_fetched_when_their_table_is_healed(
+    copy: Copy, pg: asyncpg.Connection
+) -> None:
+    def subscription(second: int, *items: str) -> dict[str, object]:
+        shown = [{"id": item, "object": "subscription_item", "created": 1} for item in items]
+        listed = {"object": "list", "data": shown, "has_more": False, "url": "/v1/items"}
+        told = {"id": "sub_1", "object": "subscription", "created": 1, "items": listed}
+        return {**told, "start_date": second}
+
+    async def write(second: int, *items: str) -> None:
+        found = copy.source.extract([subscription(second, *items)], {})
+        await copy.mirror.write([(found, AsOf(second, second + 1.0))], lane=LIVE_LANE)
+
+    many = [f"si_{number}" for number in range(40)]
+    await write(100, *many, "si_gone")
+    await pg.execute(
+        "ALTER TABLE stripe.subscription_item ADD CONSTRAINT no CHECK (id = '') NOT VALID"
+    )
+    await write(200, *many)
+    await write(300, *many)
+    assert set(copy.mirror.quarantine.tables) == {"subscription_item"}
+    due = "SELECT next_try_at <= now() FROM pinstripe.pending WHERE id = 'sub_1'"
+    assert await pg.fetchval(due) is False
+    await pg.execute("ALTER TABLE stripe.subscription_item DROP CONSTRAINT no")
+    await probe(copy)
+    assert await pg.fetchval(due) is True
+
+
 async def test_a_foreign_key_of_yours_that_keeps_a_row_stops_nothing_else(
     stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
 ) -> None:

@@ -490,7 +490,7 @@ class Mirror:
                 return
         elif not held.samples:
             self.quarantine.tables.pop(table, None)  # The next row of it is the test.
-            await self._release(sink, {table: None})
+            await self._release(sink, self.quarantine.due_with(table, held))
             return
         if held.samples:
             for sample in held.samples:
@@ -508,7 +508,7 @@ class Mirror:
         else:
             self.quarantine.tables.pop(table, None)
         _log.info("mirror.healed", table=table)
-        await self._release(sink, {table: None})
+        await self._release(sink, self.quarantine.due_with(table, held))
 
     async def _release(self, sink: Sink, keys: Mapping[str, Sequence[str] | None]) -> None:
         """Make the refetches of these rows due: keys of each table, or None for all."""

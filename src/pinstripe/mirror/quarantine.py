@@ -93,9 +93,12 @@ def take_too_large(batch: Batch) -> list[RefusedRow]:
 
 @dataclass(slots=True)
 class HeldTable:
-    """A table that refuses every row. `samples`: rows to retry; `owed`: keys of rows left out."""
+    """A table that refuses every row. `samples`: rows to retry; `owed`: keys of rows left out; `owners`:
+    parents whose members in it could not be removed.
+    """
 
     why: Why
+    owners: set[Place] = field(default_factory=set)
     samples: deque[RefusedRow] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     owed: set[str] = field(default_factory=set)
     relist: bool = False
@@ -135,6 +138,7 @@ class Quarantine:
         for table, reason in parted.tables.items():
             held = self.tables.setdefault(table, HeldTable(reason))
             held.why = reason
+            held.owners |= set(parted.owners)
             # Of a table that is gone every row is lost: its lists are read again.
             held.relist = held.relist or held.is_gone
         for row in parted.left_out:
@@ -171,14 +175,14 @@ class Quarantine:
         """Return the parents of sets in refused tables, as `owe_fetches` takes them: which members are gone
         is not known once the table is healed.
         """
-        return [
-            (told.parent_table, told.parent_id, self.tables[child].why, _UNHELD_S)
-            for job in (jobs if self.tables else ())
-            for row_set, _ in job.parts
-            for told in row_set.sets
-            for child in children_of(told)
-            if child in self.tables and not self.tables[child].relist
-        ]
+        found: list[tuple[str, str, Why, float]] = []
+        for job in jobs if self.tables else ():
+            for told in (told for row_set, _ in job.parts for told in row_set.sets):
+                for held in (self.tables.get(child) for child in children_of(told)):
+                    if held is not None and not held.relist:
+                        held.owners.add((told.parent_table, told.parent_id))
+                        found.append((told.parent_table, told.parent_id, held.why, _UNHELD_S))
+        return found
 
     def _leave_out(self, row: RefusedRow) -> bool:
         """Return whether the row is newly owed one by one."""
@@ -208,6 +212,15 @@ class Quarantine:
         for place in chosen:  # To the end of the line.
             self.rows[place] = self.rows.pop(place)
         return [self.rows[place] for place in chosen]
+
+    def due_with(self, table: str, held: HeldTable) -> dict[str, list[str] | None]:
+        """Return what a healed table makes due, as `store.quarantine.release` takes it: table -> keys."""
+        due: dict[str, list[str] | None] = {table: None}
+        for owner, key in sorted(held.owners - self.places):
+            keys = due.setdefault(owner, []) if owner not in self.tables else None
+            if keys is not None:
+                keys.append(key)
+        return due
 
     def take_healed(self) -> dict[str, list[str]]:
         """Remove and return the healed rows: table -> keys."""
