@@ -15,6 +15,7 @@ from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, tr
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.mirror.writer import Writer
 from pinstripe.rows.as_of import AsOf
+from pinstripe.rows.extract import RowSet
 from pinstripe.service import _mend
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -186,6 +187,38 @@ async def test_a_refetch_that_waits_for_its_row_is_made_when_postgres_accepts_it
         await asyncio.wait([working])
 
 
+async def test_a_row_left_out_by_a_commit_that_ends_after_its_table_was_healed_is_due(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection, database: str
+) -> None:
+    hurt, heal = TABLES["a CHECK that nothing passes"]
+    await pg.execute(hurt)
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(50, 0, -1)]
+    assert (await backfill(copy, "customer", "product")).complete
+    rows = RowSet()
+    product: dict[str, object] = {"id": "prod_20", "object": "product"}
+    for obj in (product, customer(51)):
+        copy.mirror.extractor.object(obj, rows)
+    stripe.lists["/v1/customers"].insert(0, customer(51))
+    locking = await asyncpg.connect(database)
+    async with asyncio.timeout(30):
+        async with locking.transaction():
+            await locking.execute("LOCK TABLE stripe.product")
+            now = time.time()
+            writing = asyncio.create_task(copy.mirror.write([(rows, AsOf(now, now + 1))]))
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database IS NOT NULL"
+            while not await pg.fetchval(waits):  # noqa: ASYNC110 (another session)
+                await asyncio.sleep(0.02)
+            await pg.execute(heal)
+            await probe(copy)
+            assert not writing.done()
+        await writing
+        await locking.close()
+    owed = "SELECT id FROM pinstripe.pending WHERE next_try_at > now()"
+    assert [row[0] for row in await pg.fetch(owed)] == ["cus_51"]
+    await probe(copy)
+    assert await pg.fetch(owed) == []
+
+
 @pytest.mark.parametrize("cause", ROWS)
 async def test_events_go_on_past_a_row_that_postgres_refuses(
     cause: str, stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
@@ -352,6 +385,34 @@ async def test_a_list_of_which_rows_were_refused_is_no_proof_that_they_are_gone(
         ("subscription", "sub_1"),
         ("subscription_item", "si_2"),
     ]
+
+
+async def test_parents_whose_members_could_not_go_are_fetched_when_their_table_is_healed(
+    copy: Copy, pg: asyncpg.Connection
+) -> None:
+    def subscription(second: int, *items: str) -> dict[str, object]:
+        shown = [{"id": item, "object": "subscription_item", "created": 1} for item in items]
+        listed = {"object": "list", "data": shown, "has_more": False, "url": "/v1/items"}
+        told = {"id": "sub_1", "object": "subscription", "created": 1, "items": listed}
+        return {**told, "start_date": second}
+
+    async def write(second: int, *items: str) -> None:
+        found = copy.source.extract([subscription(second, *items)], {})
+        await copy.mirror.write([(found, AsOf(second, second + 1.0))], lane=LIVE_LANE)
+
+    many = [f"si_{number}" for number in range(40)]
+    await write(100, *many, "si_gone")
+    await pg.execute(
+        "ALTER TABLE stripe.subscription_item ADD CONSTRAINT no CHECK (id = '') NOT VALID"
+    )
+    await write(200, *many)
+    await write(300, *many)
+    assert set(copy.mirror.quarantine.tables) == {"subscription_item"}
+    due = "SELECT next_try_at <= now() FROM pinstripe.pending WHERE id = 'sub_1'"
+    assert await pg.fetchval(due) is False
+    await pg.execute("ALTER TABLE stripe.subscription_item DROP CONSTRAINT no")
+    await probe(copy)
+    assert await pg.fetchval(due) is True
 
 
 async def test_a_foreign_key_of_yours_that_keeps_a_row_stops_nothing_else(

@@ -537,6 +537,7 @@ async def test_the_command_tells_differences_by_exit_code_and_json_and_status_sh
         # The module's databases have all tables; here there must be none yet.
         await pg.execute("DROP SCHEMA stripe CASCADE; DROP SCHEMA pinstripe CASCADE")
         nothing = await pinstripe("verify", env=env)
+        erased = await pinstripe("erase", "cus_1", env=env)
         await pinstripe("sync", "--once", env=env)
         await pg.execute("DELETE FROM pinstripe.lease")
         await pg.execute("UPDATE pinstripe.cursor SET updated_at = now() - interval '1 hour'")
@@ -548,6 +549,7 @@ async def test_the_command_tells_differences_by_exit_code_and_json_and_status_sh
         status = await pinstripe("status", "--json", env=env)
     assert nothing.code == 2
     assert "Nothing has been synced" in nothing.err
+    assert (erased.code, erased.err) == (nothing.code, nothing.err)
     assert wrong.code == 6, wrong.text
     tables = {t["table"]: t for t in json.loads(wrong.out)["tables"]}
     assert tables["charge"]["remaining"] == [{"id": charge, "kind": "stale", "columns": ["amount"]}]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 
-from pinstripe.cli.status import with_data
+from pinstripe.cli.status import check_synced, with_data
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database
 from pinstripe.store import erasures
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import connect
-from pinstripe.store.syncs import load_syncs
 
 
 async def erase(
@@ -25,11 +24,7 @@ async def erase(
         )
     config = with_data(config)
     async with open_database(config) as database, connect(database.url) as connection:
-        if config.schema not in {sync.schema for sync in await load_syncs(connection)}:
-            raise Misconfigured(
-                f'Nothing has been synced yet in the schema "{config.schema}".',
-                hint="Name the schema with --schema; `pinstripe status` shows all.",
-            )
+        await check_synced(connection, config.schema)
         await ensure_bookkeeping(connection)
         if dry_run:
             found = await erasures.find_objects(connection, config.schema, customer)

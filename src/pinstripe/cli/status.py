@@ -15,8 +15,9 @@ from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database, postgres_dir
 from pinstripe.store.platform_status import PlatformsStatus, read_platforms
-from pinstripe.store.pool import connect
+from pinstripe.store.pool import Connection, connect
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
+from pinstripe.store.syncs import load_syncs
 
 _NOTHING_HINT = "Sync an account first: pinstripe sync, or pinstripe run for the demo."
 
@@ -51,6 +52,15 @@ def with_data(config: Config) -> Config:
         if (postgres_dir(candidate) / "cluster").exists():
             return candidate
     raise Misconfigured(f"Nothing has been synced yet in {config.data_dir}.", hint=_NOTHING_HINT)
+
+
+async def check_synced(connection: Connection, schema: str) -> None:
+    """Raises Misconfigured if nothing was synced into this schema: what reads a copy must not make one."""
+    if schema not in {sync.schema for sync in await load_syncs(connection)}:
+        raise Misconfigured(
+            f'Nothing has been synced yet in the schema "{schema}".',
+            hint="Sync an account first: pinstripe sync; or name another schema with --schema.",
+        )
 
 
 def _as_json(statuses: list[SchemaStatus], platforms: PlatformsStatus) -> str:

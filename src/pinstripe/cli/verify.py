@@ -8,13 +8,12 @@ import sys
 from datetime import UTC, datetime
 
 from pinstripe.cli.runtime import complain
-from pinstripe.cli.status import with_data
+from pinstripe.cli.status import check_synced, with_data
 from pinstripe.client.client import StripeClient
 from pinstripe.config.config import Config
-from pinstripe.errors import Misconfigured, redact
+from pinstripe.errors import redact
 from pinstripe.service import open_service
 from pinstripe.store.pool import connect
-from pinstripe.store.syncs import load_syncs
 from pinstripe.sync.verify.compare import Difference
 from pinstripe.sync.verify.report import Report, TableReport
 from pinstripe.sync.verify.verify import Verify, VerifyOptions, open_verify
@@ -30,7 +29,8 @@ async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: b
     """
     config = with_data(config)
     if config.database_url is not None:
-        await _check_synced(config.database_url, config.schema)
+        async with connect(config.database_url) as connection:
+            await check_synced(connection, config.schema)
     async with (
         open_service(config, leads=False, tell=_tell) as service,
         open_verify(
@@ -72,19 +72,6 @@ async def _tell_phases(run: Verify, stripe: StripeClient) -> None:
     while True:
         _tell(f"Verifying: {run.phase}; {stripe.requests.total():,} requests")
         await asyncio.sleep(_TELL_S)
-
-
-async def _check_synced(url: str, schema: str) -> None:
-    """Raises Misconfigured if nothing was synced: verify must not create the tables that it would find
-    empty.
-    """
-    async with connect(url) as connection:
-        known = {sync.schema for sync in await load_syncs(connection)}
-    if schema not in known:
-        raise Misconfigured(
-            f'Nothing has been synced yet in the schema "{schema}".',
-            hint="Sync an account first: pinstripe sync.",
-        )
 
 
 def as_object(report: Report) -> dict[str, object]:

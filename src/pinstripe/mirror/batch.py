@@ -80,6 +80,8 @@ class Batch:
     completed: list[RefetchDone] = field(default_factory=list)
     causes: list[dict[tuple[str, str], Cause]] = field(default_factory=list)
     rows: int = 0
+    owed: frozenset[str] = frozenset()
+    """Tables whose rows it owes instead of writing them."""
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def written(self, names: Container[str]) -> dict[str, dict[str, Row]]:

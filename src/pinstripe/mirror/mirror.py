@@ -339,6 +339,7 @@ class Mirror:
         batch.effects = [*self.always, *(job.effect for job in jobs if job.effect is not None)]
         batch.completed = [answer for job in jobs for answer in job.completed]
         batch.checkpoints = [progress.checkpoint(mine) for progress, mine in steps]
+        batch.owed = frozenset(refused.table for refused in left_out)
         if left_out or self.quarantine.tables:
             batch.effects.append(partial(self._owe, left_out, self.quarantine.owners_of(jobs)))
         if erased:
@@ -459,6 +460,10 @@ class Mirror:
 
     async def probe(self, sink: Sink) -> None:
         """Retry each refused table and some refused rows once; release what Postgres accepts now."""
+        late = set(self.quarantine.late)
+        if late:
+            await self._release(sink, dict.fromkeys(late))
+            self.quarantine.late -= late
         for table, held in list(self.quarantine.tables.items()):
             await self._probe_table(sink, table, held)
         rows = [r for r in self.quarantine.to_probe() if r.table not in self.quarantine.tables]
@@ -486,7 +491,7 @@ class Mirror:
                 return
         elif not held.samples:
             self.quarantine.tables.pop(table, None)  # The next row of it is the test.
-            await self._release(sink, {table: None})
+            await self._release(sink, self.quarantine.due_with(table, held))
             return
         if held.samples:
             for sample in held.samples:
@@ -504,7 +509,7 @@ class Mirror:
         else:
             self.quarantine.tables.pop(table, None)
         _log.info("mirror.healed", table=table)
-        await self._release(sink, {table: None})
+        await self._release(sink, self.quarantine.due_with(table, held))
 
     async def _release(self, sink: Sink, keys: Mapping[str, Sequence[str] | None]) -> None:
         """Make the refetches of these rows due: keys of each table, or None for all."""

@@ -93,9 +93,12 @@ def take_too_large(batch: Batch) -> list[RefusedRow]:
 
 @dataclass(slots=True)
 class HeldTable:
-    """A table that refuses every row. `samples`: rows to retry; `owed`: keys of rows left out."""
+    """A table that refuses every row. `samples`: rows to retry; `owed`: keys of rows left out; `owners`:
+    parents whose members in it could not be removed.
+    """
 
     why: Why
+    owners: set[Place] = field(default_factory=set)
     samples: deque[RefusedRow] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     owed: set[str] = field(default_factory=set)
     relist: bool = False
@@ -116,9 +119,11 @@ class Quarantine:
         """All refused rows, kept in memory or not."""
         self.healed: set[Place] = set()
         """Refused rows that were written since."""
+        self.late: set[str] = set()
+        """Tables that were healed while a batch without their rows was on its way: what it owes is due."""
 
     def __bool__(self) -> bool:
-        return bool(self.tables or self.places)
+        return bool(self.tables or self.places or self.late)
 
     def forget(self) -> None:
         """Forget everything, so that it is tried again."""
@@ -126,12 +131,14 @@ class Quarantine:
         self.rows.clear()
         self.places.clear()
         self.healed.clear()
+        self.late.clear()
 
     def take(self, parted: Parted) -> None:
         """Add what a write refused."""
         for table, reason in parted.tables.items():
             held = self.tables.setdefault(table, HeldTable(reason))
             held.why = reason
+            held.owners |= set(parted.owners)
             # Of a table that is gone every row is lost: its lists are read again.
             held.relist = held.relist or held.is_gone
         for row in parted.left_out:
@@ -168,14 +175,14 @@ class Quarantine:
         """Return the parents of sets in refused tables, as `owe_fetches` takes them: which members are gone
         is not known once the table is healed.
         """
-        return [
-            (told.parent_table, told.parent_id, self.tables[child].why, _UNHELD_S)
-            for job in (jobs if self.tables else ())
-            for row_set, _ in job.parts
-            for told in row_set.sets
-            for child in children_of(told)
-            if child in self.tables and not self.tables[child].relist
-        ]
+        found: list[tuple[str, str, Why, float]] = []
+        for job in jobs if self.tables else ():
+            for told in (told for row_set, _ in job.parts for told in row_set.sets):
+                for held in (self.tables.get(child) for child in children_of(told)):
+                    if held is not None and not held.relist:
+                        held.owners.add((told.parent_table, told.parent_id))
+                        found.append((told.parent_table, told.parent_id, held.why, _UNHELD_S))
+        return found
 
     def _leave_out(self, row: RefusedRow) -> bool:
         """Return whether the row is newly owed one by one."""
@@ -192,6 +199,7 @@ class Quarantine:
 
     def written(self, batch: Batch) -> None:
         """Note a written batch: those of its rows that were refused before are healed."""
+        self.late |= batch.owed - self.tables.keys()
         if not self.places:
             return
         for one_round in batch.rounds:
@@ -204,6 +212,15 @@ class Quarantine:
         for place in chosen:  # To the end of the line.
             self.rows[place] = self.rows.pop(place)
         return [self.rows[place] for place in chosen]
+
+    def due_with(self, table: str, held: HeldTable) -> dict[str, list[str] | None]:
+        """Return what a healed table makes due, as `store.quarantine.release` takes it: table -> keys."""
+        due: dict[str, list[str] | None] = {table: None}
+        for owner, key in sorted(held.owners - self.places):
+            keys = due.setdefault(owner, []) if owner not in self.tables else None
+            if keys is not None:
+                keys.append(key)
+        return due
 
     def take_healed(self) -> dict[str, list[str]]:
         """Remove and return the healed rows: table -> keys."""
