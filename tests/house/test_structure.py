@@ -20,12 +20,12 @@ from tests.house.figures import (
 # The redesign aimed at 175 and 35,200 for what there was then. Sets and margins, classes of work, the scan,
 # personal data, scheduled verification, metrics and insights, moved columns and views of other shapes came
 # after it.
-MODULES, LINES = 206, 49_700
+MODULES, LINES = 209, 50_600
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
     "pinstripe/console": 19,  # One a page.
-    "pinstripe/store": 34,  # One a table of the bookkeeping; links and views.
+    "pinstripe/store": 36,  # One a table of the bookkeeping; links, views and scopes.
     "pinstripe/cli": 18,  # One a command.
 }
 ONLY_CHILDREN = 41

@@ -27,6 +27,51 @@ BEGIN
     ALTER TABLE pinstripe.sync ADD COLUMN verify_at timestamptz, ADD COLUMN verify_note text;
   END IF;
 END $$;
+CREATE TABLE IF NOT EXISTS pinstripe.platform (
+  id              text PRIMARY KEY,
+  schema          text NOT NULL,
+  partitions      int NOT NULL DEFAULT 0,
+  api_key         bytea NOT NULL,
+  key_hint        text NOT NULL,
+  webhook_secrets bytea[] NOT NULL DEFAULT '{}',
+  stripe_url      text NOT NULL,
+  settings        jsonb NOT NULL DEFAULT '{}',
+  account_id      text NOT NULL,
+  livemode        boolean NOT NULL,
+  paused          boolean NOT NULL DEFAULT false,
+  created_at      timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT platform_schema_key UNIQUE (schema)
+);
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
+                 AND attname = 'platform_id') THEN
+    ALTER TABLE pinstripe.sync ADD COLUMN platform_id text REFERENCES pinstripe.platform ON DELETE CASCADE;
+  END IF;
+END $$;
+CREATE INDEX IF NOT EXISTS sync_alone_idx ON pinstripe.sync (schema) WHERE platform_id IS NULL;
+CREATE INDEX IF NOT EXISTS sync_platform_idx ON pinstripe.sync (platform_id) WHERE platform_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS pinstripe.platform_account (
+  platform_id   text NOT NULL REFERENCES pinstripe.platform ON DELETE CASCADE,
+  account_id    text NOT NULL,
+  livemode      boolean NOT NULL,
+  state         text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'revoked')),
+  since         timestamptz NOT NULL DEFAULT clock_timestamp(),
+  revoked_at    timestamptz,
+  looked_at     timestamptz,
+  next_look_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+  last_event_at timestamptz,
+  woken_at      timestamptz,
+  looks         bigint NOT NULL DEFAULT 0,
+  events        bigint NOT NULL DEFAULT 0,
+  failures      int NOT NULL DEFAULT 0,
+  code          text,
+  reason        text,
+  remedy        text,
+  PRIMARY KEY (platform_id, account_id)
+) WITH (fillfactor = 50);
+CREATE INDEX IF NOT EXISTS platform_account_due_idx
+  ON pinstripe.platform_account (platform_id, next_look_at) WHERE state = 'active';
 CREATE TABLE IF NOT EXISTS pinstripe.erasure (
   schema      text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   customer_id text NOT NULL,
