@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import time
 from pathlib import Path
@@ -38,11 +37,6 @@ from pinstripe_simulator.server import Running, running
 FEW = Settings(scale=60, connected=2, connected_scale=60, future_fields=False)
 SOME = "customer,product,price,subscription*,invoice,charge,refund,payment_intent,coupon,event"
 MOST_SESSIONS = 10
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    logging.getLogger("procrastinate").setLevel(logging.WARNING)
 
 
 def connected(sim: Running, account: str) -> Running:
