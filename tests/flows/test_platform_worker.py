@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.flows.harness.truth import born_since
@@ -16,6 +16,7 @@ from tests.flows.harness.workers import (
     SCHEMA,
     add_platform,
     agrees,
+    command,
     copied,
     eventually,
     news_of,
@@ -36,11 +37,6 @@ from pinstripe_simulator.server import Running, running
 FEW = Settings(scale=60, connected=2, connected_scale=60, future_fields=False)
 SOME = "customer,product,price,subscription*,invoice,charge,refund,payment_intent,coupon,event"
 MOST_SESSIONS = 10
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    logging.getLogger("procrastinate").setLevel(logging.WARNING)
 
 
 def connected(sim: Running, account: str) -> Running:
@@ -171,6 +167,35 @@ async def test_the_tasks_of_a_killed_worker_are_taken_up_within_30_seconds(
         async with working(vault):
             await copied(database, [sim.account.id, *sim.control.accounts()])
             assert time.monotonic() - killed_at < 30
+
+
+async def test_one_account_of_a_platform_is_verified(database: str, tmp_path: Path) -> None:
+    async with running(FEW) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        one, two = sim.control.accounts()
+
+        async def verify(account: str, *words: str) -> tuple[int, dict[str, Any]]:
+            asked = ("--platform", PLATFORM, "--account", account, "--json", *words)
+            process = await command(database, tmp_path, "verify", *asked)
+            out, _ = await process.communicate()
+            return process.returncode or 0, json.loads(out)
+
+        async with working(vault):
+            await copied(database, [one, two])
+            async with connect(database) as pg:
+                await pg.execute(
+                    f"UPDATE {SCHEMA}.customer SET name = 'wrong', _as_of = to_timestamp(1),"
+                    " _as_of_latest = to_timestamp(1)"
+                    f" WHERE _account_id = $1 AND id = (SELECT min(id) FROM {SCHEMA}.customer"
+                    " WHERE _account_id = $1)",
+                    one,
+                )
+            code, report = await verify(two)
+            assert (code, report["differences"]) == (0, 0)
+            code, report = await verify(one)
+            assert (code, report["differences"]) == (6, 1)
+            code, report = await verify(one, "--repair")
+            assert (code, report["repaired"]) == (0, 1)
 
 
 async def test_a_worker_leaves_in_order_at_sigterm(database: str, tmp_path: Path) -> None:

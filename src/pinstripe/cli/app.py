@@ -546,6 +546,10 @@ _REPAIR = "Fetch what differs again, and check the result."
 
 _EVERY = "Check every row that appears in no list, instead of a sample."
 
+_VERIFY_PLATFORM = "Verify an account of this platform, with its stored key; see --account."
+
+_VERIFY_ACCOUNT = "The account of the platform (acct_...), its own or a connected one."
+
 _DRY_RUN = "Only count the rows that belong to the customer."
 
 _SCRUB = (
@@ -654,10 +658,12 @@ def status(
 
 
 @app.command(sort_key=4)
-@with_settings(*ACCOUNT, "hash_key", *DATABASE)
+@with_settings(*ACCOUNT, "hash_key", *DATABASE, "secret_key")
 def verify(
     config: Config,
     *,
+    platform: Annotated[str | None, Parameter(help=_VERIFY_PLATFORM)] = None,
+    account: Annotated[str | None, Parameter(help=_VERIFY_ACCOUNT)] = None,
     repair: Annotated[bool, Parameter(negative="", help=_REPAIR)] = False,
     every: Annotated[bool, Parameter(name="--all", negative="", help=_EVERY)] = False,
     sample: Annotated[int, Parameter(help=_SAMPLE)] = 200,
@@ -674,7 +680,14 @@ def verify(
     from pinstripe.sync.verify.verify import VerifyOptions
 
     options = VerifyOptions(repair=repair, unlisted=None if every else sample)
-    execute(config, commands.verify(config, options, ids=ids, as_json=json), stopped=130)
+    if platform is None and account is None:
+        execute(config, commands.verify(config, options, ids=ids, as_json=json), stopped=130)
+        return
+    if platform is None or account is None:
+        complain("--platform and --account go together.", "Give the platform's ID and acct_...")
+        raise SystemExit(BAD_USAGE)
+    work = commands.verify_account(config, platform, account, options, ids=ids, as_json=json)
+    execute(config, work, stopped=130)
 
 
 @app.command(sort_key=4)

@@ -39,7 +39,7 @@ class PlatformOptions:
 async def add(config: Config, options: PlatformOptions, *, as_json: bool) -> int:
     """Store a platform. Its key is read from the environment or a prompt."""
     key = config.api_key or asked_key()
-    async with _vault(config, new=True) as vault:
+    async with platform_vault(config, new=True) as vault:
         platform = await vault.add(
             NewPlatform(
                 options.id,
@@ -64,7 +64,10 @@ async def add(config: Config, options: PlatformOptions, *, as_json: bool) -> int
 
 async def list_platforms(config: Config, *, as_json: bool) -> int:
     """Print the platforms with the pace of their sweeps, and the workers."""
-    async with _vault(config, new=False) as vault, connect(vault.database_url) as connection:
+    async with (
+        platform_vault(config, new=False) as vault,
+        connect(vault.database_url) as connection,
+    ):
         found = [(p, await sweep_pace(connection, p.id)) for p in await load_platforms(connection)]
         workers = await live_workers(connection)
         waiting = await waiting_tasks(connection)
@@ -94,7 +97,7 @@ async def list_platforms(config: Config, *, as_json: bool) -> int:
 
 async def pause(config: Config, platform_id: str, *, paused: bool, as_json: bool) -> int:
     """From now on no worker works for it, or again some do."""
-    async with _vault(config, new=False) as vault:
+    async with platform_vault(config, new=False) as vault:
         platform = await vault.pause(platform_id, paused=paused)
     text = f'Resumed "{platform_id}".'
     if paused:
@@ -105,7 +108,7 @@ async def pause(config: Config, platform_id: str, *, paused: bool, as_json: bool
 
 async def remove(config: Config, platform_id: str, *, drop_tables: bool, as_json: bool) -> int:
     """Forgets it and its key."""
-    async with _vault(config, new=False) as vault:
+    async with platform_vault(config, new=False) as vault:
         platform = await vault.remove(platform_id, drop_tables=drop_tables)
     left = "Its tables were dropped." if drop_tables else "Its tables were kept."
     _say(platform, f'Removed "{platform_id}" and its key. {left}', as_json=as_json)
@@ -116,7 +119,10 @@ async def make_views(
     config: Config, platform_id: str, account_id: str, target: str, *, as_json: bool
 ) -> int:
     """Make the views of one account in the schema `target`."""
-    async with _vault(config, new=False) as vault, connect(vault.database_url) as connection:
+    async with (
+        platform_vault(config, new=False) as vault,
+        connect(vault.database_url) as connection,
+    ):
         platform = await get_platform(connection, platform_id)
         if await account_standing(connection, platform.id, account_id) is None:
             raise Misconfigured(
@@ -136,7 +142,7 @@ async def make_views(
 
 async def work(config: Config) -> int:
     """Run a worker until cancelled."""
-    async with _vault(config, new=True) as vault, open_worker(vault) as worker:
+    async with platform_vault(config, new=True) as vault, open_worker(vault) as worker:
         tell(f"Worker {worker.holder} has joined. It leaves in order at SIGTERM or Ctrl-C.")
         running = asyncio.create_task(worker.run())
         try:
@@ -149,7 +155,7 @@ async def work(config: Config) -> int:
 
 
 @asynccontextmanager
-async def _vault(config: Config, *, new: bool) -> AsyncIterator[PlatformVault]:
+async def platform_vault(config: Config, *, new: bool) -> AsyncIterator[PlatformVault]:
     """Open the vault. With `new`, create a database if there is none."""
     try:
         config = with_data(config)

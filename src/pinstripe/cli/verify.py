@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 
+from pinstripe.catalog.tables import tables
+from pinstripe.cli.platform import platform_vault
 from pinstripe.cli.runtime import complain
 from pinstripe.cli.status import check_synced, with_data
+from pinstripe.client.account import meet
+from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.config.config import Config
-from pinstripe.errors import redact
-from pinstripe.service import open_service
+from pinstripe.errors import Misconfigured, redact
+from pinstripe.platforms.account import open_account, open_platform
+from pinstripe.service import budget_for, open_service, personal_of, stripe_for
+from pinstripe.store.platforms import get_platform
 from pinstripe.store.pool import connect
+from pinstripe.store.sweep import wake
 from pinstripe.sync.verify.compare import Difference
 from pinstripe.sync.verify.report import Report, TableReport
 from pinstripe.sync.verify.verify import Verify, VerifyOptions, open_verify
@@ -41,11 +50,59 @@ async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: b
             account_created=service.account.birth,
         ) as run,
     ):
-        telling = asyncio.create_task(_tell_phases(run, service.stripe))
-        try:
-            report = await run.run()
-        finally:
-            telling.cancel()
+        report = await _ran(run, service.stripe)
+    return _told(report, ids=ids, as_json=as_json)
+
+
+async def verify_account(
+    config: Config,
+    platform_id: str,
+    account_id: str,
+    options: VerifyOptions,
+    *,
+    ids: int,
+    as_json: bool,
+) -> int:
+    """Like `verify`, for one account of a platform. A worker that runs has it polled first."""
+    async with platform_vault(config, new=False) as vault, AsyncExitStack() as stack:
+        async with connect(vault.database_url) as connection, connection.transaction():
+            platform = await get_platform(connection, platform_id)
+            if not await wake(connection, platform.id, platform.schema, account_id):
+                raise Misconfigured(
+                    f'The platform "{platform_id}" has no such account, or it is revoked.',
+                    hint="Its accounts are in the console, and in /api/platforms/ID/accounts.",
+                )
+        own = vault.config_of(platform)
+        key = ApiKey.parse(own.api_key or "")
+        budget = budget_for(own, key)
+        client = await stack.enter_async_context(stripe_for(own, key, budget))
+        chosen = {name: tables()[name] for name in own.choose_tables(tables())}
+        shared = await stack.enter_async_context(
+            open_platform(vault.database_url, platform.schema, chosen, personal=personal_of(own))
+        )
+        stripe = client.for_account(account_id)
+        met = await meet(stripe, key)
+        source = await stack.enter_async_context(
+            open_account(shared, account_id, stripe, held=None)
+        )
+        followed = replace(options, followed=True)
+        run = await stack.enter_async_context(
+            open_verify(shared.url, source, budget, followed, account_created=met.birth)
+        )
+        report = await _ran(run, stripe)
+    return _told(report, ids=ids, as_json=as_json)
+
+
+async def _ran(run: Verify, stripe: StripeClient) -> Report:
+    telling = asyncio.create_task(_tell_phases(run, stripe))
+    try:
+        return await run.run()
+    finally:
+        telling.cancel()
+
+
+def _told(report: Report, *, ids: int, as_json: bool) -> int:
+    """Print the report; return the exit code."""
     text = as_text(report, ids=ids)
     if as_json:
         sys.stdout.write(json.dumps(as_object(report)) + "\n")

@@ -77,13 +77,30 @@ class WorkedPlatform:
     looking: StripeClient
     limiter: RateLimiter
     refusals: Refusals = field(default_factory=lambda: Refusals(time.monotonic))
+    running: set[asyncio.Task[object]] = field(default_factory=set)
+    """The tasks under way for it."""
 
     def limiter_of(self, account_id: str) -> AccountLimiter:
         return AccountLimiter(self.limiter, account_id, self.refusals)
 
     def look_as(self, account_id: str) -> StripeClient:
         """A client of the account, for one look."""
-        return self.looking.for_account(account_id, self.limiter_of(account_id))
+        return self._act(self.looking, account_id, self.limiter_of(account_id))
+
+    def work_as(self, account_id: str, limiter: AccountLimiter) -> StripeClient:
+        """A client of the account, for a task."""
+        return self._act(self.stripe, account_id, limiter)
+
+    def _act(self, client: StripeClient, account_id: str, limiter: AccountLimiter) -> StripeClient:
+        # The platform's own account is that of the key: nothing says that Stripe takes it in the header.
+        own = account_id == self.stored.account_id
+        return client if own else client.for_account(account_id, limiter)
+
+    async def stop(self) -> None:
+        """Cancel the tasks under way: they are requested again."""
+        for task in self.running:
+            task.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)
 
 
 @dataclass(slots=True)
@@ -137,6 +154,9 @@ class Tasks:
             await self._put_off(task, scope, _PAUSED_S)
             return
         self.running += 1
+        current = asyncio.current_task()
+        if current is not None:
+            platform.running.add(current)
         try:
             await self._guarded(platform, task, scope)
         except asyncio.CancelledError:
@@ -145,6 +165,8 @@ class Tasks:
             raise
         finally:
             self.running -= 1
+            if current is not None:
+                platform.running.discard(current)
 
     async def _guarded(self, platform: WorkedPlatform, task: TaskName, scope: str) -> None:
         began = time.monotonic()
@@ -203,7 +225,7 @@ class Tasks:
             return
         self._held.add(held)
         limiter = platform.limiter_of(account_id)
-        stripe = platform.stripe.for_account(account_id, limiter)
+        stripe = platform.work_as(account_id, limiter)
         try:
             async with open_account(platform.shared, account_id, stripe, held=held) as source:
                 source.since = platform.config.since_by_table(source.wanted)

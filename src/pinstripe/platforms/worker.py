@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -26,6 +27,7 @@ from procrastinate.connector import Notify
 from procrastinate.exceptions import ConnectorException, ProcrastinateException, UniqueViolation
 from procrastinate.jobs import Status
 from psycopg import AsyncConnection
+from psycopg import Error as PsycopgError
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
@@ -110,10 +112,10 @@ class Worker:
             await asyncio.wait((engine, *beside), return_when=asyncio.FIRST_COMPLETED)
         finally:
             engine.cancel()
-            await asyncio.gather(engine, return_exceptions=True)
+            ended = [*await asyncio.gather(engine, return_exceptions=True)]
             for task in beside:
                 task.cancel()
-            ended = await asyncio.gather(*beside, return_exceptions=True)
+            ended += [*await asyncio.gather(*beside, return_exceptions=True)]
             await self.close()
             await self.membership.leave()
         for end in ended:
@@ -200,7 +202,8 @@ class Worker:
         return worked
 
     async def _close(self, schema: str) -> None:
-        _, stack = self._platforms.pop(schema)
+        worked, stack = self._platforms.pop(schema)
+        await worked.stop()
         await stack.aclose()
 
     async def _request_due(self) -> None:
@@ -227,8 +230,8 @@ class Worker:
             try:
                 async with app.open_async():
                     await _run_queues(app)
-            except (ProcrastinateException, ExceptionGroup) as error:
-                _log.warning("engine.trouble", error=str(error))
+            except (ProcrastinateException, PsycopgError, ExceptionGroup) as error:
+                _log.warning("engine.trouble", error=type(error).__name__)
             if asyncio.get_running_loop().time() - began > 60:
                 failures = 0
             await asyncio.sleep(backoff(_RETRY_S, failures))
@@ -308,6 +311,9 @@ async def _run_queues(app: App) -> None:
 
 def engine(url: str, worker: Worker) -> App:
     """Procrastinate's app, with the tasks of this worker."""
+    for name in ("procrastinate", "psycopg"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_LogLines(logging.WARNING)], False
     app = App(
         connector=_Connector(
             conninfo=url,
@@ -376,6 +382,16 @@ async def _configure(connection: AsyncConnection) -> None:
     await connection.set_autocommit(True)
     for name, value in _SETTINGS.items():
         await connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+
+
+class _LogLines(logging.Handler):
+    """Passes what the libraries log on to our log, without tracebacks: their lines may hold secrets."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0] if record.exc_info else None
+        kind = error.__name__ if error is not None else ""
+        text = record.getMessage().strip().splitlines()
+        _log.warning("engine.log", message=text[0] if text else "", error=kind)
 
 
 class _Connector(PsycopgConnector):

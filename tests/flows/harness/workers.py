@@ -61,19 +61,25 @@ async def working(vault: PlatformVault) -> AsyncIterator[Worker]:
                 await running
 
 
-@asynccontextmanager
-async def worker_process(url: str, directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`pinstripe worker` in a process of its own; killed at the end of the block, if it still runs."""
-    process = await asyncio.create_subprocess_exec(
+async def command(url: str, directory: Path, *words: str) -> asyncio.subprocess.Process:
+    """Start `pinstripe ...` on this database, with the encryption key in the directory."""
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "pinstripe",
-        "worker",
+        *words,
         "--data-dir",
         str(directory),
         env={"DATABASE_URL": url, "PATH": ""},
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
+
+
+@asynccontextmanager
+async def worker_process(url: str, directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`pinstripe worker` in a process of its own; killed at the end of the block, if it still runs."""
+    process = await command(url, directory, "worker")
     try:
         yield process
     finally:
