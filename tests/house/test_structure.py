@@ -20,16 +20,16 @@ from tests.house.figures import (
 # The redesign aimed at 175 and 35,200 for what there was then. Sets and margins, classes of work, the scan,
 # personal data, scheduled verification, metrics and insights, moved columns and views of other shapes came
 # after it.
-# Platforms: tasks, workers, budget.
-MODULES, LINES = 209, 50_000
+# Platforms: tasks, workers, sweeps, budget; their commands and pages.
+MODULES, LINES = 223, 54_200
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
-    "pinstripe/console": 19,  # One a page.
-    "pinstripe/store": 36,  # One a table of the bookkeeping; links and views.
-    "pinstripe/cli": 18,  # One a command.
+    "pinstripe/console": 20,  # One a page.
+    "pinstripe/store": 40,  # One a table of the bookkeeping; links and views.
+    "pinstripe/cli": 20,  # One a command.
 }
-ONLY_CHILDREN = 41
+ONLY_CHILDREN = 43
 DOUBLED_NAMES = 15
 SQL_OUTSIDE = 0
 # These read what Stripe says where it gives nothing but words, or codes that begin and end alike.

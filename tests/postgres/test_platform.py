@@ -288,7 +288,7 @@ async def test_a_lost_table_is_judged_by_the_account_s_own_rows(database: str) -
         counted: dict[str, int] = {}
         assert await find_lost(connection, scope, ["customer"], counted) == []
         await connection.execute(f"DELETE FROM {SCHEMA}.customer WHERE _account_id = '{ONE}'")
-        counted["customer"] = 10
+        assert counted == {"customer": 10}
         assert await find_lost(connection, scope, ["customer"], counted) == [("customer", False)]
         await connection.execute(f"DROP TABLE {SCHEMA}.customer CASCADE")
         assert await find_lost(connection, scope, ["customer"], counted) == [("customer", True)]

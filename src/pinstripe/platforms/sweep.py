@@ -1,11 +1,15 @@
 """Looks at the accounts of a platform, each at its own pace: is there an event that is not applied?
 
-    claim -> GET /v1/events?limit=1 for each -> nothing new: its next turn | something new: a poll is
-    requested
+    claim -> GET /v1/events?limit=1 for each -> nothing new: its next turn
+                                             -> something new: a poll is requested
 
 A look opens nothing: it costs one request, and a part of a statement. Every worker sweeps, with its share
 of the budget, over accounts that no other one has claimed. Looks run apart from each other, so an account
 whose answers hang delays none. Polls, previews and first copies are the tasks' (`platforms.tasks`).
+
+`discover` finds the accounts: `GET /v1/accounts`, newest first. Webhooks name new ones sooner; this is the
+net. That an account is gone is not read off the list: Stripe answers its own requests with a 403 then
+(`WrongAccount`). https://docs.stripe.com/api/accounts/list
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import read_list
+from pinstripe.client.pagination import iter_pages, list_at, read_list
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError, WrongAccount
 from pinstripe.rows.event import created_of
@@ -121,3 +125,29 @@ class Sweep:
                 await sweep.looked(connection, self.platform_id, seen)
             if found:
                 await sweep.found(connection, self.platform_id, self.schema, found)
+
+
+_ACCOUNTS = "/v1/accounts"
+
+
+async def discover(
+    stripe: StripeClient, pool: Pool, platform_id: str, schema: str, *, whole: bool
+) -> list[str]:
+    """Add the accounts that are new; return their ids.
+
+    Ends at the first page without one, unless the `whole` list is to be read: only that finds accounts that
+    authorised the platform again. Raises what a request raises: NotEnabled where the key's account is no
+    platform.
+    """
+    request = list_at(stripe, _ACCOUNTS, endpoint=f"GET {_ACCOUNTS}", priority=WorkClass.HEADS)
+    found: list[str] = []
+    async for page in iter_pages(request, on_lost_cursor="restart"):
+        ids = [str(obj["id"]) for obj in page.objects if isinstance(obj.get("id"), str)]
+        async with pool.transaction() as connection:
+            added = await sweep.welcome(connection, platform_id, schema, ids)
+        found += added
+        if not added and not whole:
+            break
+    if found:
+        _log.info("platform.accounts", platform=platform_id, new=len(found))
+    return found

@@ -35,8 +35,7 @@ from pinstripe.concurrency import backoff
 from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
 from pinstripe.platforms.account import open_platform
 from pinstripe.platforms.budget import Membership
-from pinstripe.platforms.discovery import discover
-from pinstripe.platforms.sweep import Sweep
+from pinstripe.platforms.sweep import Sweep, discover
 from pinstripe.platforms.tasks import Tasks, WorkedPlatform
 from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import budget_for, personal_of, stripe_for

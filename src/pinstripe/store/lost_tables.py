@@ -36,7 +36,8 @@ EMPTIED = Why(
     "Pinstripe reads its lists again by itself.",
 )
 _SIZES = """
-SELECT t.name, c.oid IS NULL, coalesce(pg_stat_get_live_tuples(c.oid), 0),
+SELECT t.name, c.oid IS NULL,
+  CASE c.relkind WHEN 'v' THEN -1 ELSE coalesce(pg_stat_get_live_tuples(c.oid), 0) END,
   (SELECT coalesce(max(k.rows), 0)::bigint FROM pinstripe.cursor k
    WHERE k.schema = $1 AND k.position ->> 'table' = t.name AND k.state = 'done')
 FROM unnest($2::text[]) AS t (name)
@@ -44,7 +45,8 @@ LEFT JOIN pg_class c ON c.oid = to_regclass(format('%I.%I', $3::text, t.name))
 WHERE c.oid IS NULL OR c.relkind IN ('r', 'v')
 """
 """Whether each table is gone, how many rows the statistics count, and how many were listed. The views
-of a platform's account have no statistics: their rows are counted."""
+of a platform's account have no statistics, which is -1: their rows are counted up to `_COUNTED`."""
+_COUNTED = 100_000
 _SHRINKING = frozenset({"entitlements_active_entitlement"})
 """Rows that are removed when they end: only an empty table is suspect."""
 
@@ -149,7 +151,8 @@ async def find_lost(
         least = min(expected, 1) if name in _SHRINKING else (expected + 1) // 2
         rows = estimate
         if not is_gone and estimate < least:
-            rows = await connection.fetchval(_COUNT.format(qualified(schema, name)), least)
+            most = _COUNTED if estimate < 0 else least
+            rows = await connection.fetchval(_COUNT.format(qualified(schema, name)), most)
         counted[name] = rows
         if is_gone or rows < least:
             found.append((name, is_gone))

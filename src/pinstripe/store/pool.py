@@ -190,7 +190,11 @@ async def connect_dedicated(
             statement_cache_size=512,
             max_cacheable_statement_size=0,
         )
-        await session.work_for(account)
+        try:
+            await session.work_for(account)
+        except BaseException:
+            session.terminate()
+            raise
         return session
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tests.flows.harness.truth import Ids, differences
 
-from pinstripe.catalog.tables import tables
 from pinstripe.config.config import read_config
 from pinstripe.encryption import Encryptor
 from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.platforms.worker import Worker, open_worker
 from pinstripe.store import ddl
 from pinstripe.store.cursors import READY
+from pinstripe.store.migrate import make_tenant_views
 from pinstripe.store.platforms import load_accounts
 from pinstripe.store.pool import Connection, connect
 from pinstripe.store.scopes import scope_of
@@ -120,12 +120,7 @@ async def wrong_in(
     async with connect(url) as connection:
         name = ddl.quote(account)
         await connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE; CREATE SCHEMA {name}")
-        there = await connection.fetch(
-            "SELECT tablename::text FROM pg_tables WHERE schemaname = $1", SCHEMA
-        )
-        for row in there:
-            table = tables()[row[0]]
-            await connection.execute(ddl.tenant_view(SCHEMA, table, account, account))
+        await make_tenant_views(connection, SCHEMA, account, account)
     whole = sim.account.connected[account] if account != sim.account.id else sim.account
     one = Running(sim.url, whole, sim.control, sim.key)
     wrong = await differences(url, one, schema=account, among=among)
