@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from pinstripe.catalog.embedded import EmbeddedPlace, places_in, present_in
 from pinstripe_simulator import coherence, first_events
 from pinstripe_simulator.entries import Entries
 from pinstripe_simulator.relations import FirstBack, Relation
@@ -62,6 +63,7 @@ class Objects:
                 kind.kind == "resource" and field in table.links
                 for field, kind in routes.fields[table.kind.name].items()
             )
+            and not any(kind.kind == "resource" for _, kind in present_in(table.kind.name))
         }
         """Tables whose stored objects need nothing computed on reading."""
 
@@ -143,7 +145,29 @@ class Objects:
                 at = there.position(value)
                 if at is not None:
                     kept[field] = self.load(there, at)
-        return kept
+        return self._as_now(kept, places_in(table.kind.name))
+
+    def _as_now(self, found: StripeObject, places: Mapping[str, EmbeddedPlace]) -> StripeObject:
+        """`found` with the objects that stand inside as they are now: Stripe renders them with it."""
+        made = dict(found)
+        for key, place in places.items():
+            value = found.get(key)
+            if isinstance(value, list):
+                made[key] = [self._one_as_now(one, place) for one in value]
+            elif isinstance(value, dict):
+                made[key] = self._one_as_now(value, place)
+        return made
+
+    def _one_as_now(self, value: object, place: EmbeddedPlace) -> object:
+        if not isinstance(value, dict):
+            return value
+        if place.inside:
+            return self._as_now(value, place.inside)
+        there = self._tables.get(str(value.get("object"))) if place.present else None
+        at = there.position(str(value.get("id"))) if there is not None else None
+        if there is None or at is None or there.gone(at):
+            return value
+        return self.load(there, at)
 
     # --- children ----------------------------------------------------------------------------
 

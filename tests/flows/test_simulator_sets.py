@@ -52,6 +52,24 @@ def test_every_kind_of_set_of_which_members_leave_is_there() -> None:
     } <= set(_removable())
 
 
+async def test_an_object_inside_another_is_shown_as_it_is_now(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    """Also in one that was changed, and kept, before."""
+    world = sim.account.world
+
+    def rate_of(invoice: Any) -> Any:
+        return ((invoice["shipping_cost"] or {}).get("taxes") or [{}])[0].get("rate")
+
+    found = next(i for i in world.truth("invoice") if rate_of(i))
+    sim.control.edit("invoice", str(found["id"]), silent=True)
+    rate = rate_of(found)["id"]
+    sim.control.edit("tax_rate", rate, silent=True)
+    shown = rate_of(await _get(http, f"/v1/invoices/{found['id']}"))
+    assert shown == await _get(http, f"/v1/tax_rates/{rate}")
+    assert shown != rate_of(found)
+
+
 async def test_a_list_that_takes_no_limit_shows_all(
     sim: Running, http: aiohttp.ClientSession
 ) -> None:
