@@ -47,6 +47,7 @@ from pinstripe.store.links import link_all
 from pinstripe.store.lost_tables import forget_emptied, note_filled
 from pinstripe.store.migrate import (
     check_tables,
+    create_indexes,
     create_indexes_beside,
     effective_tables,
     migrate,
@@ -280,7 +281,7 @@ async def _mend(source: Source, table: str) -> None:
     """Creates tables and columns of ours that were dropped."""
     schema, wanted = source.mirror.schema, {table: source.wanted[table]}
     async with source.pool.acquire() as connection:
-        await migrate(
+        done = await migrate(
             connection,
             schema,
             wanted,
@@ -288,7 +289,9 @@ async def _mend(source: Source, table: str) -> None:
             api_version=spec().api_version,
             metrics=False,
         )
-        await create_indexes_beside(connection, schema, wanted[table])
+        # Beside writers each index waits for every older transaction; a table that is new has none.
+        make = create_indexes if table in done.created else create_indexes_beside
+        await make(connection, schema, wanted[table])
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from pinstripe.errors import redact
 from pinstripe.service import Database, Service
 from pinstripe.store.database_url import split_url, url_with_login
 from pinstripe.store.refusals import LIST, RememberedRefusal
-from pinstripe.store.status import SchemaStatus, TableStatus, read_status
+from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import DEFAULT_ID
 from pinstripe.sync.backfill.backfill import BackfillResult
 
@@ -82,6 +82,10 @@ class Ending:
             and not self.status.quarantine
         )
 
+    def _scans(self) -> list[ScanProgress]:
+        """Of the tables of this run: an earlier one may have chosen others."""
+        return [scan for scan in self.status.scan if scan.table in self.service.source.wanted]
+
     def _unasked(self) -> dict[str, frozenset[str]]:
         """Tables that nothing was asked for, with those that would bring their rows."""
         wanted = self.service.source.wanted
@@ -144,7 +148,7 @@ class Ending:
             fetched=sum(references.fetched.values()) if references else 0,
             missing=sum(references.missing.values()) if references else 0,
             owed=sum(owed.count for owed in self.status.owed),
-            scan_owed=sum(scan.owed for scan in self.status.scan),
+            scan_owed=sum(scan.owed for scan in self._scans()),
             note=redact(service.backfill.note),
             tables=shown,
         )
@@ -186,7 +190,7 @@ class Ending:
             ]
             lines += [f"    remedy: {redact(owed.remedy)}"] if owed.remedy else []
         if made["scan_owed"]:
-            owed_by = sorted((s for s in self.status.scan if s.owed), key=lambda s: -s.owed)
+            owed_by = sorted((s for s in self._scans() if s.owed), key=lambda s: -s.owed)
             named = ", ".join(f"{s.table} of {s.owed:,} {s.parent}" for s in owed_by)
             lines += [
                 "",

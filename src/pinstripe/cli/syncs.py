@@ -130,9 +130,8 @@ async def rekey(config: Config, *, as_json: bool) -> int:
         count = await vault.rekey()
         where = "the new key in " + str(config.data_dir / FILE)
         where = where if vault.encryptor.in_file else "the first key of PINSTRIPE_SECRET_KEY"
-    _say(
-        None, f"{count} stored syncs and platforms are now encrypted with {where}.", as_json=as_json
-    )
+    counted = "1 stored key is" if count == 1 else f"{count} stored keys are"
+    _say(None, f"{counted} now encrypted with {where}.", as_json=as_json)
     return 0
 
 

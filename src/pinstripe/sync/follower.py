@@ -87,7 +87,7 @@ class Follower:
         )
         self._request_listener.on_ring = self._on_request
         self.poller.request_listener = self._request_listener
-        source.mirror.on_healed = self.refetches.poll_now
+        source.mirror.on_healed = self._on_healed
 
     @property
     def trouble(self) -> str:
@@ -105,6 +105,10 @@ class Follower:
     def _is_complete(self) -> bool:
         """Whether the initial load is complete."""
         return self._backfilled.is_set()
+
+    def _on_healed(self) -> None:
+        self.refetches.poll_now()
+        self.relist.watch_now()
 
     def _on_request(self) -> None:
         self.poller.poll_now()

@@ -275,6 +275,10 @@ class Relist:
             if lists == [endpoint]:  # Else it says nothing of what the others list.
                 await self._note(endpoint, "pass", began)
 
+    def watch_now(self) -> None:
+        """A table is healed: the next turn reads its lists again, if that is needed."""
+        self._watched_at = -float("inf")
+
     async def _watch(self) -> None:
         """Create and read again tables that were dropped or emptied, and read again those in quarantine
         that lack too many rows.
