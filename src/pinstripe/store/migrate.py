@@ -16,7 +16,7 @@ the user stay, and the schema with them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -185,18 +185,23 @@ async def migrate(
         for c in table.all_columns
         if existing.get(name, {}).get(c.name, c.type) != c.type
     ]
-    if any(map(ddl.is_by_account, tables.values())):
-        async for attempt in _patiently(connection, schema):
-            async with attempt:
-                await _make_views(connection, schema, tables)
+    await _make_views(connection, schema, tables)
     await _fill(connection, schema, tables, done)
-    now = await _columns(connection, schema)
-    known = {name: ddl.as_there(table, now.get(name, ())) for name, table in catalog().items()}
-    searched = {t.name: t for t in known_tables(now, {**known, **tables})}
-    await forget_secrets(connection, schema, searched, is_new=not set(existing) & set(searched))
+    await _forget_secrets(connection, schema, tables, before=existing)
     if metrics:
         await ensure_metrics(connection, schema)
     return done
+
+
+async def _forget_secrets(
+    connection: Connection, schema: str, tables: Mapping[str, Table], *, before: Container[str]
+) -> None:
+    """Clean the tables of the catalog that stand in the schema, synced or not. `before`: those that did."""
+    now = await _columns(connection, schema)
+    known = {name: ddl.as_there(table, now.get(name, ())) for name, table in catalog().items()}
+    searched = {t.name: t for t in known_tables(now, {**known, **tables})}
+    is_new = not any(name in before for name in searched)
+    await forget_secrets(connection, schema, searched, is_new=is_new)
 
 
 async def migrate_platform(
@@ -260,17 +265,21 @@ async def make_tenant_views(
 
 
 async def _make_views(connection: Connection, schema: str, tables: Mapping[str, Table]) -> None:
-    """Make the views by account that are missing, or that lack a column of their table."""
+    """Of a platform, make the views by account that are missing, or that lack a column of their table."""
+    if not any(map(ddl.is_by_account, tables.values())):
+        return
     views = views_of(schema)
-    await _create_schema(connection, views)
-    there, existing = await _columns(connection, views), await _columns(connection, schema)
-    for name, table in tables.items():
-        shown = _present(table, existing.get(name, {}))
-        wanted = {*ddl.VIEW_SYSTEM, *ddl.BOOKKEEPING, *(c.name for c in shown.all_columns)}
-        if there.get(name, {}).keys() != wanted:
-            if name in there:
-                await connection.execute(f"DROP VIEW {ddl.qualified(views, name)}")
-            await connection.execute(ddl.create_view(schema, shown))
+    async for attempt in _patiently(connection, schema):
+        async with attempt:
+            await _create_schema(connection, views)
+            there, existing = await _columns(connection, views), await _columns(connection, schema)
+            for name, table in tables.items():
+                shown = _present(table, existing.get(name, {}))
+                wanted = {*ddl.VIEW_SYSTEM, *ddl.BOOKKEEPING, *(c.name for c in shown.all_columns)}
+                if there.get(name, {}).keys() != wanted:
+                    if name in there:
+                        await connection.execute(f"DROP VIEW {ddl.qualified(views, name)}")
+                    await connection.execute(ddl.create_view(schema, shown))
 
 
 def _present(table: Table, existing: Mapping[str, str]) -> Table:
