@@ -234,6 +234,20 @@ async def test_a_webhook_of_an_account_that_is_new_takes_it_in(idle: PlatformSer
     assert "acct_1Left" not in await states()
 
 
+async def test_the_command_makes_a_connect_endpoint_whose_deliveries_are_taken(
+    idle: PlatformService, tmp_path: Path
+) -> None:
+    env = {"DATABASE_URL": idle.database, "PINSTRIPE_DATA_DIR": str(tmp_path)}
+    words = ("webhook", "create", "--sync", ID, "--public-url", idle.url, "--json")
+    done = json.loads((await pinstripe(*words, env=env)).out)
+    assert (done["created"], done["secret"], done["secret_stored"]) == (True, "", True)
+    account = idle.accounts[2]
+    idle.sim.control.of(account).mutator.deeds.post("/v1/customers", {})
+    # The gateway takes the secret from the database; until then Stripe tries again.
+    await until_true(lambda: polls(idle), {account: 1})
+    await until(lambda: idle.sim.control.webhooks()["delivered"] == 1)
+
+
 async def test_a_delivery_of_stripes_brings_the_row_in_the_account_that_it_names(
     here: PlatformService,
 ) -> None:

@@ -79,7 +79,8 @@ def create(
     """Create the endpoint at Stripe for all events, unless it exists.
 
     Prints its signing secret once, as the setting that the gateway needs. For a stored sync, the secret is
-    stored with the sync, encrypted, and not printed.
+    stored with the sync, encrypted, and not printed. A platform gets a Connect endpoint, which delivers the
+    events of all connected accounts.
     """
     from pinstripe.cli import webhook as commands
 

@@ -28,8 +28,10 @@ from pinstripe.config.config import Config
 from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.syncs import SyncChange
+from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import api_key, budget_for, open_database, stripe_for
 from pinstripe.serving.vault import Vault
+from pinstripe.store.platforms import load_platforms
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import DEFAULT_ID, get_stored
 
@@ -38,18 +40,24 @@ _SETTING = "PINSTRIPE_WEBHOOK_SECRET"
 
 @dataclass(frozen=True, slots=True)
 class _Door:
-    """Stripe for one sync, and its key."""
+    """Stripe for one sync or platform, and its key."""
 
     stripe: StripeClient
     key: ApiKey
+    is_platform: bool
 
 
 async def create(config: Config, sync_id: str, *, url: str | None, as_json: bool) -> int:
-    """Create the endpoint of a sync, or find it. A new secret is stored, or printed once."""
+    """Create the endpoint of a sync, or find it. A new secret is stored, or printed once.
+
+    A platform gets a Connect endpoint: it delivers the events of all connected accounts.
+    """
     address = url or _address(config, sync_id)
     async with _opened(config, sync_id) as door:
         check_url(address, door.key)
-        made = await create_endpoint(door.stripe, address, sync_id=sync_id)
+        made = await create_endpoint(
+            door.stripe, address, sync_id=sync_id, connect=door.is_platform
+        )
     stored = False
     if made.secret and sync_id != DEFAULT_ID:
         stored = await _store(config, sync_id, made)
@@ -127,11 +135,12 @@ def _address(config: Config, sync_id: str) -> str:
 @asynccontextmanager
 async def _opened(config: Config, sync_id: str) -> AsyncIterator[_Door]:
     """Stripe with the key of the sync: of the settings, or the stored one."""
+    is_platform = False
     if sync_id != DEFAULT_ID:
-        config = await _of_stored(config, sync_id)
+        config, is_platform = await _of_stored(config, sync_id)
     key = api_key(config)
     async with stripe_for(config, key, budget_for(config, key)) as stripe:
-        yield _Door(stripe, key)
+        yield _Door(stripe, key, is_platform)
 
 
 @asynccontextmanager
@@ -143,9 +152,17 @@ async def _vault(config: Config) -> AsyncIterator[Vault]:
         yield Vault(database.url, encryptor, config)
 
 
-async def _of_stored(config: Config, sync_id: str) -> Config:
+async def _of_stored(config: Config, sync_id: str) -> tuple[Config, bool]:
+    """The settings of a stored sync or platform, and whether it is a platform."""
     async with _vault(config) as vault, connect(vault.database_url) as connection:
-        return vault.config_of(await get_stored(connection, sync_id))
+        for platform in await load_platforms(connection):
+            if platform.id == sync_id:
+                return _platforms(vault).config_of(platform), True
+        return vault.config_of(await get_stored(connection, sync_id)), False
+
+
+def _platforms(vault: Vault) -> PlatformVault:
+    return PlatformVault(vault.database_url, vault.encryptor, vault.base)
 
 
 async def _store(config: Config, sync_id: str, made: Created) -> bool:
@@ -153,6 +170,9 @@ async def _store(config: Config, sync_id: str, made: Created) -> bool:
     try:
         async with _vault(config) as vault:
             async with connect(vault.database_url) as connection:
+                if sync_id in [p.id for p in await load_platforms(connection)]:
+                    await _platforms(vault).add_webhook_secret(sync_id, made.secret)
+                    return True
                 known = vault.webhook_secrets_of(await get_stored(connection, sync_id))
             await vault.change(sync_id, SyncChange(webhook_secrets=(*known, made.secret)))
     except PinstripeError as error:

@@ -121,9 +121,13 @@ async def list_endpoints(stripe: StripeClient) -> list[WebhookEndpoint]:
     return found
 
 
-async def create_endpoint(stripe: StripeClient, url: str, *, sync_id: str) -> Created:
+async def create_endpoint(
+    stripe: StripeClient, url: str, *, sync_id: str, connect: bool = False
+) -> Created:
     """An endpoint for all events at `url`, in our API version; one that is there is kept.
 
+    `connect`: for the events of all connected accounts, instead of the account's own
+    (https://docs.stripe.com/api/webhook_endpoints/create); Stripe does not show which an endpoint is for.
     One that is there is switched on and given all events, if it was not so.
     """
     known = await list_endpoints(stripe)
@@ -139,6 +143,7 @@ async def create_endpoint(stripe: StripeClient, url: str, *, sync_id: str) -> Cr
         ("api_version", spec().api_version),
         ("description", f"Pinstripe, sync {sync_id}"),
         (f"metadata[{_MARK}]", sync_id),
+        *([("connect", "true")] if connect else []),
     ]
     try:
         # For this call alone: create, delete and create again must give a new endpoint.

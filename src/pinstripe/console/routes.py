@@ -25,8 +25,7 @@ def console_routes(access: Auth) -> list[Route]:
     login = Login(let_in)
     overview, events, changes = Overview(pages), Events(pages), Changes(pages)
     examinations = KeyChecks()
-    keys, stored = Keys(pages, examinations), Stored(examinations)
-    sql = Sql()
+    keys, stored, sql = Keys(pages, examinations), Stored(examinations), Sql()
     return [
         Route("/static/diagram.css", diagram.style),
         Route("/static/{name}", static),
@@ -35,8 +34,7 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/logout", login.leave, methods=["POST"]),
         Route("/", let_in(overview.start)),
         Route("/welcome", let_in(stored.welcome, "syncs")),
-        Route("/platforms", let_in(platforms.show, "platforms")),
-        Route("/platforms/{platform}", let_in(platforms.one, "platforms")),
+        *_platform_routes(let_in),
         Route("/syncs", let_in(stored.show, "syncs"), methods=["GET"]),
         Route("/syncs", let_in(stored.add, "syncs"), methods=["POST"]),
         Route("/syncs/{sync}/pause", let_in(stored.pause, "syncs"), methods=["POST"]),
@@ -69,4 +67,11 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/syncs/{sync}/keys/live", let_in(keys.live)),
         Route("/syncs/{sync}/keys/examine", let_in(keys.check_key, "keys"), methods=["POST"]),
         Route("/syncs/{sync}/keys/change", let_in(keys.change, "keys"), methods=["POST"]),
+    ]
+
+
+def _platform_routes(let_in: PageGuard) -> list[Route]:
+    return [
+        Route("/platforms", let_in(platforms.show, "platforms")),
+        Route("/platforms/{platform}", let_in(platforms.one, "platforms")),
     ]

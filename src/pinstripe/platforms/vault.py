@@ -164,6 +164,17 @@ class PlatformVault:
                 await begin(connection, platform.schema, [platform.account_id])
             return await get_platform(connection, platform.id)
 
+    async def add_webhook_secret(self, platform_id: str, secret: str) -> SealedPlatform:
+        """Store one more signing secret, of an endpoint that delivers to the platform."""
+        async with connect(self.database_url) as connection:
+            platform = await get_platform(connection, platform_id)
+            sealed = self.encryptor.seal(secret, bound=_bound(platform, "webhook secret"))
+            platform = structs.replace(
+                platform, webhook_secrets=(*platform.webhook_secrets, sealed)
+            )
+            await update_platform(connection, platform)
+        return platform
+
     async def list(self) -> list[SealedPlatform]:
         """Return the stored platforms."""
         async with connect(self.database_url) as connection:
