@@ -14,7 +14,7 @@ from tests.house.trips import TRIPS
 BUDGETS = {
     "backfill": (42, 220),
     "event": (59, 350),
-    "proxy": (45, 175),
+    "proxy": (45, 176),  # A session is asked for which account of a platform it works.
     "verify": (55, 380),
 }
 

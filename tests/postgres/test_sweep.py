@@ -95,6 +95,7 @@ async def test_something_new_requests_a_poll_that_is_owed_until_it_is_done(
         platform,
         PLATFORM,
         A,
+        f"{SCHEMA}@{A}",
         newest_event="evt_9",
         newest_at=int(time.time()),
         as_of=time.time(),

@@ -31,7 +31,7 @@ from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
 from pinstripe.store import sweep
-from pinstripe.store.cursors import FOLLOWED, READY, load_checkpoints
+from pinstripe.store.events import forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import SealedPlatform
 from pinstripe.store.pool import Pool
@@ -39,7 +39,7 @@ from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
 from pinstripe.store.scopes import account_of, schema_of
 from pinstripe.store.sweep import Standing
-from pinstripe.store.sync_requests import SyncAck, acknowledge, last_request
+from pinstripe.store.sync_requests import SyncAck, acknowledge
 from pinstripe.store.tasks import TaskName, request_tasks, waits_in
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
@@ -214,7 +214,9 @@ class Tasks:
         """The account with its lease; None if it is not active, or another worker has it."""
         account_id = account_of(scope)
         async with self._control.acquire() as connection:
-            standing = await sweep.account_standing(connection, platform.stored.id, account_id)
+            standing = await sweep.account_standing(
+                connection, platform.stored.id, account_id, scope
+            )
             if standing is None or not standing.is_active:
                 yield None
                 return
@@ -245,11 +247,8 @@ class Tasks:
     async def _poll(self, account: OpenedAccount) -> None:
         """Apply what the event list has, acknowledge those that wait for it, and fetch what it asks for."""
         source, scope = account.source, account.scope
-        async with source.pool.acquire() as connection:
-            asked = await last_request(connection, scope)
-            cursors = await load_checkpoints(connection, scope)
-        ready, followed = cursors.get(READY), cursors.get(FOLLOWED)
-        if ready is None or followed is None or followed.as_of is None:
+        followed_to, asked = account.standing.followed_to, account.standing.asked
+        if followed_to is None:
             # The first copy ends with the events meanwhile; what waits is acknowledged by the next poll.
             async with self._control.transaction() as connection:
                 await sweep.begin(connection, account.platform.stored.schema, [account.account_id])
@@ -261,31 +260,31 @@ class Tasks:
         poller = EventPoller(
             source,
             refetches,
-            since=max(followed.as_of, account.standing.known_to),
+            since=max(followed_to, account.standing.known_to),
             pace=PollIntervals(window_s=window_s, near_window_s=min(60.0, window_s)),
             more=news.refetches,
         )
-        newest = await poller.poll_since(followed.as_of - window_s)
+        newest = await poller.poll_since(followed_to - window_s)
         if asked is not None:
             async with source.pool.acquire() as connection:
-                await acknowledge(connection, scope, SyncAck(asked.number, poller.stats.as_of))
+                await acknowledge(connection, scope, SyncAck(asked, poller.stats.as_of))
         newest_at = max(float(poller.stats.newest), account.standing.last_event_at)
-        async with self._control.transaction() as connection:
+        stored, others = account.platform.stored, news.accounts - {account.account_id}
+        if others:
+            async with self._control.transaction() as connection:
+                await sweep.welcome(connection, stored.id, stored.schema, sorted(others))
+        async with self._control.acquire() as connection:
             await sweep.polled(
                 connection,
-                account.platform.stored.id,
+                stored.id,
                 account.account_id,
+                scope,
                 newest_event=newest,
                 newest_at=int(newest_at),
                 as_of=poller.stats.as_of,
                 events=poller.stats.events,
                 again_s=_again_s(newest_at, source.now()),
             )
-            await sweep.settled(connection, "poll", scope)
-            others = news.accounts - {account.account_id}
-            if others:
-                stored = account.platform.stored
-                await sweep.welcome(connection, stored.id, stored.schema, sorted(others))
         await self._work_off(account, refetches)
 
     async def _refetch(self, account: OpenedAccount) -> None:
@@ -375,6 +374,9 @@ class Tasks:
         refetches = RefetchWorker(source, upcoming=Upcoming(source).refreshers())
         relist = Relist(source, refetches, account.limiter)
         await relist.run_once()
+        async with source.transaction() as connection:
+            before = source.now() - 2 * config.event_window
+            await forget_applied(connection, account.scope, before)
         keep = timedelta(days=config.event_days) if config.event_days else None
         async with source.pool.acquire() as connection:
             await Retention(timedelta(days=config.change_days), keep).trim(

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pinstripe.errors import PinstripeError
+from pinstripe.store.cursors import FOLLOWED, READY
 from pinstripe.store.platforms import add_accounts, revoke_accounts
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.scopes import scope_of
@@ -82,6 +83,8 @@ class Pace(NamedTuple):
     late: int
 
 
+_NEXT_POLLED = _NEXT.replace("last_event_at, since", "u.last_event_at, a.since")
+
 _CLAIM = f"""
 WITH due AS (
   SELECT account_id FROM pinstripe.platform_account
@@ -120,17 +123,18 @@ WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
 """
 
 # `owed_at` stands until a poll is done: one that fails is requested again.
-_POLLED = """
+_POLLED = f"""
+WITH settled AS (DELETE FROM pinstripe.platform_task WHERE scope = $8 AND task = 'poll')
 UPDATE pinstripe.platform_account a
 SET looked_at = clock_timestamp(), newest_event = coalesce($3, a.newest_event),
-  last_event_at = greatest(a.last_event_at, to_timestamp($4)), known_to = to_timestamp($5),
+  last_event_at = u.last_event_at, known_to = to_timestamp($5),
   events = a.events + $6, failures = 0, code = NULL, reason = NULL, remedy = NULL,
-  owed_at = clock_timestamp() + make_interval(secs => $7)
+  owed_at = u.owed_at, next_look_at = least({_NEXT_POLLED}, u.owed_at)
+FROM (
+  SELECT greatest(last_event_at, to_timestamp($4)) AS last_event_at,
+    clock_timestamp() + make_interval(secs => $7) AS owed_at
+  FROM pinstripe.platform_account WHERE platform_id = $1 AND account_id = $2) AS u
 WHERE a.platform_id = $1 AND a.account_id = $2
-"""
-_NEXT_TURN = f"""
-UPDATE pinstripe.platform_account SET next_look_at = least({_NEXT}, owed_at)
-WHERE platform_id = $1 AND account_id = $2
 """
 
 _FAILED = f"""
@@ -182,27 +186,38 @@ UPDATE pinstripe.platform_account SET woken_at = clock_timestamp(), owed_at = cl
 WHERE platform_id = $1 AND account_id = $2 AND state = 'active' RETURNING true
 """
 
-_TURN = """
-SELECT state = 'active', coalesce(extract(epoch FROM known_to), 0)::float8,
-  coalesce(extract(epoch FROM last_event_at), 0)::float8
-FROM pinstripe.platform_account WHERE platform_id = $1 AND account_id = $2
+# One statement: a poll begins with it.
+_TURN = f"""
+SELECT a.state = 'active', coalesce(extract(epoch FROM a.known_to), 0)::float8,
+  coalesce(extract(epoch FROM a.last_event_at), 0)::float8,
+  (SELECT extract(epoch FROM c.as_of)::float8 FROM pinstripe.cursor c
+   WHERE c.schema = $3 AND c.stream = '{FOLLOWED}'
+     AND EXISTS (SELECT FROM pinstripe.cursor r WHERE r.schema = $3 AND r.stream = '{READY}')),
+  (SELECT b.rung FROM pinstripe.bell b WHERE b.schema = $3 AND b.heard < b.rung)
+FROM pinstripe.platform_account a WHERE a.platform_id = $1 AND a.account_id = $2
 """
 
 
 class Standing(NamedTuple):
-    """An account at the start of a task. Unix seconds on Stripe's clock, 0 for none."""
+    """An account at the start of a task. Unix seconds on Stripe's clock, 0 for none.
+
+    `followed_to`: the cursor of the events; None before the first copy is complete. `asked`: the number of
+    the latest request for a sync that is not acknowledged.
+    """
 
     is_active: bool
     known_to: float
     last_event_at: float
+    followed_to: float | None
+    asked: int | None
 
 
 async def account_standing(
-    connection: Connection, platform_id: str, account_id: str
+    connection: Connection, platform_id: str, account_id: str, scope: str = ""
 ) -> Standing | None:
-    """Return how an account stands; None if the platform has none of this id."""
+    """Return how an account stands; None if the platform has none of this id. `scope`: for the last two."""
     with translated():
-        row = await connection.fetchrow(_TURN, platform_id, account_id)
+        row = await connection.fetchrow(_TURN, platform_id, account_id, scope)
     return None if row is None else Standing(*row)
 
 
@@ -285,6 +300,7 @@ async def polled(
     connection: Connection,
     platform_id: str,
     account_id: str,
+    scope: str,
     *,
     newest_event: str | None,
     newest_at: int,
@@ -305,8 +321,8 @@ async def polled(
             as_of,
             events,
             again_s,
+            scope,
         )
-        await connection.execute(_NEXT_TURN, platform_id, account_id)
 
 
 async def failed(

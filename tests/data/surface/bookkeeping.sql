@@ -62,6 +62,9 @@ CREATE TABLE IF NOT EXISTS pinstripe.platform_account (
   next_look_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
   last_event_at timestamptz,
   woken_at      timestamptz,
+  newest_event  text,
+  known_to      timestamptz,
+  owed_at       timestamptz,
   looks         bigint NOT NULL DEFAULT 0,
   events        bigint NOT NULL DEFAULT 0,
   failures      int NOT NULL DEFAULT 0,
@@ -340,3 +343,20 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pinstripe.process (
   state  jsonb NOT NULL,
   at     timestamptz NOT NULL
 ) WITH (fillfactor = 10);
+CREATE TABLE IF NOT EXISTS pinstripe.platform_task (
+  scope    text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
+  task     text NOT NULL,
+  due_at   timestamptz NOT NULL,
+  failures int NOT NULL DEFAULT 0,
+  PRIMARY KEY (scope, task)
+);
+CREATE INDEX IF NOT EXISTS platform_task_due_idx ON pinstripe.platform_task (due_at);
+CREATE TABLE IF NOT EXISTS pinstripe.platform_worker (
+  id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  name         text NOT NULL,
+  version      text NOT NULL,
+  joined_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  seen         bigint NOT NULL DEFAULT 0,
+  running      int NOT NULL DEFAULT 0
+);

@@ -231,16 +231,14 @@ class EventPoller:
         self._applied.load(applied)
 
     async def poll_since(self, since: float) -> str | None:
-        """Apply everything since a second on Stripe's clock, once, and forget what no poll reads again.
+        """Apply everything since a second on Stripe's clock, once.
 
         Returns the id of the newest event that the list showed, None if it showed none. For an account that
         is polled now and then. Raises FellBehind, and what a request raises.
         """
         await self._load_applied(since)
         await self._read_slices()
-        newest = await self._reader.window(since, priority=FOLLOW, apply=self.apply)
-        await self._forget()
-        return newest
+        return await self._reader.window(since, priority=FOLLOW, apply=self.apply)
 
     async def _poll_once(self) -> None:
         """Poll once: the top of the list, or the whole window if polls are rare."""
