@@ -150,6 +150,31 @@ async def test_the_change_feed_names_the_scope_and_its_own_befores(
     ]
 
 
+async def test_accounts_in_turn_leave_no_dead_rows_in_a_shared_session(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_platform(database, ONE, chosen=CHOSEN)
+    sizes: list[int] = []
+    stages = SharedStages(database, session_name="pinstripe tests", size=1)
+    for turn in range(8):
+        async with open_mirror(
+            database,
+            scope_of(SCHEMA, ONE),
+            CHOSEN,
+            api_version=VERSION,
+            changes=True,
+            shared=stages,
+        ) as mirror:
+            await put(mirror, turn, *(customer(f"cus_{n}", name=f"{turn}") for n in range(500)))
+        sizes.append(
+            await pg.fetchval(
+                "SELECT sum(pg_relation_size(oid)) FROM pg_class WHERE relname = 'pinstripe_before'"
+            )
+        )
+    stages.close()
+    assert sizes[-1] < max(sizes)
+
+
 async def test_links_are_made_of_rows_of_the_same_account(
     database: str, pg: asyncpg.Connection
 ) -> None:

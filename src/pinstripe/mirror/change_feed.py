@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 from pinstripe.catalog.tables import LOGS, Table
 from pinstripe.mirror.upsert import key_text, same_row, stage, stored
@@ -39,6 +40,9 @@ _CREATE_BEFORE = (
     "CREATE TEMP TABLE IF NOT EXISTS pg_temp.pinstripe_before (key text, place tid, image jsonb)"
 )
 
+_dead_rows: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
+"""How many that table has: a session may have many recorders, one after the other."""
+
 Causes = Mapping[tuple[str, str], Cause]
 """By table and key."""
 
@@ -54,7 +58,6 @@ class Recorder:
         self._loading = loading
         self._noted: list[NewChange] = []
         self._ready_on: Connection | None = None
-        self._dead_rows = 0
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -85,7 +88,7 @@ class Recorder:
         """Keep and lock the rows that the stage is about to change; return their number."""
         if self._ready_on is not connection:
             await connection.execute(_CREATE_BEFORE)
-            self._ready_on, self._dead_rows = connection, 0
+            self._ready_on = connection
         return _count(await connection.execute(keep(self._schema, table)))
 
     async def raced(self, connection: Connection, table: Table) -> int:
@@ -102,10 +105,10 @@ class Recorder:
 
     async def forget(self, connection: Connection, rows: int) -> None:
         """Empty what `before` kept. TRUNCATE costs more than DELETE, but leaves no dead rows."""
-        self._dead_rows += rows
-        if self._dead_rows > _DEAD_ROWS:
+        dead = _dead_rows[connection] = _dead_rows.get(connection, 0) + rows
+        if dead > _DEAD_ROWS:
             await connection.execute("TRUNCATE pg_temp.pinstripe_before")
-            self._dead_rows = 0
+            _dead_rows[connection] = 0
         elif rows:
             await connection.execute("DELETE FROM pg_temp.pinstripe_before")
 
