@@ -86,6 +86,21 @@ async def test_an_account_that_the_platform_lost_is_not_written_any_more(
     assert (answer.status_code, answer.headers["pinstripe-mirrored"]) == (403, "no")
 
 
+async def test_an_account_that_is_new_at_stripe_is_taken_in_by_a_request_for_it(
+    idle: PlatformService,
+) -> None:
+    made = await idle.http.post("/v1/accounts", data={"type": "custom"}, headers=idle.headers())
+    account = made.json()["id"]
+    _, first = await idle.make_customer(account)
+    assert first.headers["pinstripe-mirrored"] == "no"
+
+    async def mirrored() -> str:
+        _, answer = await idle.make_customer(account)
+        return answer.headers["pinstripe-mirrored"]
+
+    await until_true(mirrored, "yes")
+
+
 async def test_a_wait_for_an_account_ends_when_its_events_are_applied(
     here: PlatformService,
 ) -> None:

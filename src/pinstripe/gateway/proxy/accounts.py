@@ -192,6 +192,9 @@ class AccountResolver:
             sync = await platform.open(caller.account_id)
             if sync is not None:
                 return self._first(caller, sync)
+            if caller.platform == platform.id:
+                # Stripe has just let the platform's key act for it: a new account, or one that came back.
+                platform.wake_soon(caller.account_id, is_new=True)
         return found
 
     async def may_use(self, headers: Sequence[tuple[bytes, bytes]], named: Named | None) -> bool:
