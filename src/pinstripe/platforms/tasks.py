@@ -40,7 +40,7 @@ from pinstripe.store.retention import Retention
 from pinstripe.store.scopes import account_of, schema_of
 from pinstripe.store.sweep import Standing
 from pinstripe.store.sync_requests import SyncAck, acknowledge
-from pinstripe.store.tasks import TaskName, request_tasks, waits_in
+from pinstripe.store.tasks import TaskName, poll_waits, request_tasks, waits_in
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -58,6 +58,9 @@ _BUSY_S = 2.0
 
 _STEP_S = 30.0
 """After so long a first copy gives way, if other long tasks wait."""
+
+_GIVE_WAY_S = 0.4
+"""So long at least a poll fetches what its events ask for, before it gives way to the next one."""
 
 _ACTIVE_S = 86_400.0
 _RELIST_ACTIVE_S, _RELIST_IDLE_S = 3600.0, 86_400.0
@@ -297,8 +300,7 @@ class Tasks:
         async with account.source.pool.acquire() as connection:
             left_s = await next_refetch_s(connection, account.scope)
         if left_s is not None:
-            await refetches.drain()
-            await account.source.mirror.wait_resolved()
+            await self._drain(account, refetches)
             async with account.source.pool.acquire() as connection:
                 left_s = await next_refetch_s(connection, account.scope)
         async with self._control.acquire() as connection:
@@ -307,6 +309,23 @@ class Tasks:
             else:
                 later_s = max(left_s, _BUSY_S)
                 await sweep.put_off(connection, "refetch", [account.scope], later_s)
+
+    async def _drain(self, account: OpenedAccount, refetches: RefetchWorker) -> None:
+        """Work the queue off, until a poll of the account waits: refetches may wait for a replica."""
+        draining = asyncio.create_task(refetches.drain())
+        try:
+            while True:
+                await asyncio.wait((draining,), timeout=_GIVE_WAY_S)
+                if draining.done():
+                    break
+                async with self._control.acquire() as connection:
+                    if await poll_waits(connection, account.scope):
+                        return
+            draining.result()
+            await account.source.mirror.wait_resolved()
+        finally:
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
 
     async def _backfill(self, account: OpenedAccount) -> None:
         """The first copy, or what an interrupted one left; gives way to others after a while."""

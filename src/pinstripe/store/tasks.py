@@ -127,6 +127,17 @@ async def waits_in(connection: Connection, queue: Queue) -> bool:
     return found
 
 
+async def poll_waits(connection: Connection, scope: str) -> bool:
+    """Return whether a poll of the account waits."""
+    with translated():
+        found: bool = await connection.fetchval(
+            f"SELECT EXISTS (SELECT FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'"
+            " AND queueing_lock = $1)",
+            f"poll {scope}",
+        )
+    return found
+
+
 async def drop_tasks(connection: Connection, scopes_of: str) -> None:
     """Delete the waiting tasks of all accounts of a schema."""
     with translated():
