@@ -1388,6 +1388,7 @@ CREATE INDEX IF NOT EXISTS "customer_default_source_id_idx" ON "stripe"."custome
 CREATE INDEX IF NOT EXISTS "customer_discount_id_idx" ON "stripe"."customer" ("discount_id") WHERE "discount_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "customer_invoice_settings_default_payment_method_id_idx" ON "stripe"."customer" ("invoice_settings_default_payment_method_id") WHERE "invoice_settings_default_payment_method_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "customer_test_clock_id_idx" ON "stripe"."customer" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "customer_deleted_idx" ON "stripe"."customer" (id) WHERE deleted;
 CREATE TABLE "stripe"."customer_balance_transaction" (
   "id" text NOT NULL,
   "amount" bigint,
