@@ -135,26 +135,25 @@ def indexes(schema: str, table: Table) -> Iterator[tuple[str, str]]:
                 f"({quote(column.name)}){where};",
             )
 
-    for label, kind, expression, where in _ASKED_FOR.get(table.name, ()):
+    there = {column.name for column in table.columns}
+    for label, of, kind, expression, where in _ASKED_FOR.get(table.name, ()):
+        if of not in there:
+            continue
         name = quote(index_name(table.name, label))
         on = f"{qualified(schema, table.name)}{kind} ({expression}) WHERE {where}"
         yield index_name(table.name, label), f"CREATE INDEX IF NOT EXISTS {name} ON {on};"
 
 
-_ASKED_FOR: Mapping[str, tuple[tuple[str, str, str, str], ...]] = {
+_OBJECT_ID = "(data_object ->> 'id')"
+_ASKED_FOR: Mapping[str, tuple[tuple[str, str, str, str, str], ...]] = {
     "event": (
-        (
-            "object_id",
-            " USING spgist",
-            "(data_object ->> 'id')",
-            "(data_object ->> 'id') IS NOT NULL",
-        ),
-        ("request_id", "", "request_id", "request_id IS NOT NULL"),
+        ("object_id", "data_object", " USING spgist", _OBJECT_ID, f"{_OBJECT_ID} IS NOT NULL"),
+        ("request_id", "request_id", "", "request_id", "request_id IS NOT NULL"),
     ),
-    "customer": (("deleted", "", "id", "deleted"),),
+    "customer": (("deleted", "deleted", "", "id", "deleted"),),
 }
-"""Further indexes, (label, method, expression, condition): what the console and the API filter the event
-log by (ids of objects may be long), and the deleted customers, whose erasure may fall due."""
+"""Further indexes, (label, column, method, expression, condition): what the console and the API filter the
+event log by (ids of objects may be long), and the deleted customers, whose erasure may fall due."""
 
 
 def replaced_indexes(schema: str, table: Table) -> Iterator[str]:
