@@ -262,8 +262,10 @@ def indexes(schema: str, table: Table) -> Iterator[tuple[str, str]]:
             label = f"{column.name}_long" if is_long else column.name
             yield _index(schema, table, label, quote(column.name), is_long=is_long)
 
-    for label, expression, is_long, where in _ASKED_FOR.get(table.name, ()):
-        yield _index(schema, table, label, expression, is_long=is_long, where=where)
+    there = {column.name for column in table.columns}
+    for label, of, expression, is_long, where in _ASKED_FOR.get(table.name, ()):
+        if of in there:
+            yield _index(schema, table, label, expression, is_long=is_long, where=where)
 
 
 def _index(
@@ -280,14 +282,14 @@ def _index(
     return name, f"CREATE INDEX IF NOT EXISTS {quote(name)} ON {on};"
 
 
-_ASKED_FOR: Mapping[str, tuple[tuple[str, str, bool, str], ...]] = {
+_ASKED_FOR: Mapping[str, tuple[tuple[str, str, str, bool, str], ...]] = {
     "event": (
-        ("object_id", "(data_object ->> 'id')", True, ""),
-        ("request_id", "request_id", False, ""),
+        ("object_id", "data_object", "(data_object ->> 'id')", True, ""),
+        ("request_id", "request_id", "request_id", False, ""),
     ),
-    "customer": (("deleted", "id", False, "deleted"),),
+    "customer": (("deleted", "deleted", "id", False, "deleted"),),
 }
-"""Further indexes, (label, expression, whether its values may be long, condition): what the console and the
+"""Further indexes, (label, column, expression, whether its values may be long, condition): what the console and the
 API filter the event log by, and the deleted customers, whose erasure may fall due."""
 
 _INDEXED = 500
