@@ -8,7 +8,7 @@ RUN_ARGS ?=
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format catalog docs wheel bench soak attack examples lock clean
+.PHONY: help setup run test check format catalog docs wheel bench soak attack examples deploy lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -66,10 +66,19 @@ examples: setup ## the official package's own examples on the simulator; STRIPE_
 	$(BIN)/python -m tools.examples
 	$(BIN)/python -m tools.examples --proxy
 
+deploy: setup ## check image, compose, Kubernetes and workflow files with their own checkers
+	$(BIN)/uv venv --quiet --clear $(VENV)-deploy
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)-deploy $(BIN)/uv pip sync --quiet --require-hashes requirements/deploy.txt
+	$(VENV)-deploy/bin/hadolint deploy/Dockerfile
+	$(VENV)-deploy/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(VENV)-deploy/bin/kubernetes-validate --strict deploy/kubernetes/*.yaml
+	$(VENV)-deploy/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
 lock: setup ## resolve the requirements files anew
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements/main.txt
 	$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o requirements/dev.txt
+	printf 'check-jsonschema\nhadolint-bin\nkubernetes-validate\n' | $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links - -o requirements/deploy.txt
 	echo uv | $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links - -o requirements/uv.txt
 
 clean: ## remove the environment, the demo's data and what was built
-	rm -rf $(VENV) .pinstripe dist site
+	rm -rf $(VENV) $(VENV)-deploy .pinstripe dist site

@@ -202,8 +202,6 @@ class ResponseMirror:
                 return MirrorResult("yes", "", sync)
         parents = parents_of(path, request.target.query)
         parsed = await read_aside(unpacked, sync.mirror.extractor, parents)
-        if parsed.row_set.count() > _MOST_ROWS:
-            return MirrorResult("no", "too-large", sync)
         if any(mode != sync.livemode for mode in parsed.modes):
             return MirrorResult("no", "other-mode", sync)
         if not any(table in sync.mirror.tables for table in parsed.row_set.rows):
@@ -356,10 +354,6 @@ def _retrievable(sync: OpenSync, request: ProxyRequest, row_set: RowSet) -> list
 
 ANSWER_BYTES = 32 * 2**20
 """The largest response that is read whole. Stripe's pages of 100 objects have up to a few MB."""
-
-_MOST_ROWS = 10_000
-"""Rows of one response: they are one batch, whose encoding holds the event loop. A page of 100 objects with
-ten entries in each of a few lists has some thousands."""
 
 _FETCHED_AT_ONCE = 12
 """Requests for one response before it is sent on; the others are queued as refetches."""

@@ -24,7 +24,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.decode import StripeObject, decode
 from pinstripe.client.response import Margins, Response
-from pinstripe.client.transport import Unreadable, gunzip
+from pinstripe.client.transport import TooLarge, Unreadable, gunzip
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Extractor, RowKey, RowSet
@@ -51,6 +51,10 @@ _SHORT_BYTES = 128 * 2**10
 
 # The interpreter runs one thread at a time: the second keeps one long body from waiting for another.
 _readers = ThreadPoolExecutor(2, "proxy-read")
+
+_MOST_ROWS = 10_000
+"""Rows of one response: they are one batch, whose encoding holds the event loop. A page of 100 objects with
+ten entries in each of a few lists has some thousands."""
 
 _STUB = frozenset({"deleted", "id", "livemode", "object"})
 
@@ -141,7 +145,7 @@ async def unpack(body: bytes, encoding: bytes) -> bytes:
 
 
 def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> ParsedResponse:
-    """The rows in a JSON body. Raises Unreadable.
+    """The rows in a JSON body. Raises Unreadable, TooLarge.
 
     Nothing of a credential's is a row: no request shows it again, no event tells of it, and its dates
     alone are of no use to anybody.
@@ -155,6 +159,8 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
         return ParsedResponse(row_set, None, deleted=False, modes=frozenset())
     entries = decoded.get("data")
     if isinstance(entries, list) and "id" not in decoded:
+        if len(entries) > _MOST_ROWS:
+            raise TooLarge("the list has too many entries")
         objects = [entry for entry in entries if isinstance(entry, dict)]
         keys = [extractor.object(entry, row_set, parents=parents) for entry in objects]
         return ParsedResponse(row_set, None, False, _modes(objects), whole=None not in keys)
@@ -176,11 +182,14 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
 async def read_aside(
     body: bytes, extractor: Extractor, parents: Mapping[str, str]
 ) -> ParsedResponse:
-    """`read`, which for a long body runs in a thread. Raises Unreadable."""
+    """`read`, which for a long body runs in a thread. Raises Unreadable, TooLarge."""
     if len(body) <= _SHORT_BYTES:
         return read(body, extractor, parents)
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_readers, read, body, extractor, parents)
+    parsed = await loop.run_in_executor(_readers, read, body, extractor, parents)
+    if parsed.row_set.count() > _MOST_ROWS:
+        raise TooLarge("the body holds too many rows")
+    return parsed
 
 
 def _modes(objects: list[StripeObject]) -> frozenset[bool]:
