@@ -28,9 +28,9 @@ from pinstripe.encryption import Encryptor
 from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.store.cursors import READY, Checkpoint, followed, save_checkpoints
 from pinstripe.store.embedded import EmbeddedPostgres
-from pinstripe.store.platforms import add_accounts
+from pinstripe.store.platforms.stored import add_accounts
+from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import Pool, connect, open_pool
-from pinstripe.store.sweep import wake
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.nastiness import CALM
 from pinstripe_simulator.process import SimulatorProcess

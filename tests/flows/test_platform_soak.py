@@ -25,8 +25,8 @@ from tests.flows.harness.workers import (
     worker_process,
 )
 
+from pinstripe.store.platforms.tasks import request_discovery
 from pinstripe.store.pool import connect
-from pinstripe.store.tasks import request_discovery
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
 

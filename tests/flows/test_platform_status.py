@@ -11,8 +11,8 @@ import pytest
 from tests.flows.harness.command import pinstripe
 from tests.flows.harness.platform_service import ID, PLATFORM, PlatformService, platform_service
 
+from pinstripe.store.platforms.sweep import dismiss
 from pinstripe.store.pool import connect
-from pinstripe.store.sweep import dismiss
 from pinstripe_simulator.server import running
 
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ MODULES, LINES = 223, 54_500
 FOLDER = 16
 WIDE_FOLDERS = {
     "pinstripe/console": 20,  # One a page.
-    "pinstripe/store": 40,  # One a table of the bookkeeping; links and views.
+    "pinstripe/store": 35,  # One a table of the bookkeeping; links and views.
     "pinstripe/cli": 20,  # One a command.
 }
 ONLY_CHILDREN = 43

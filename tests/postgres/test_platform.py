@@ -26,7 +26,7 @@ from pinstripe.store.leases import renew_leases, take_lease
 from pinstripe.store.lost_tables import find_lost
 from pinstripe.store.migrate import make_tenant_views, migrate, migrate_platform
 from pinstripe.store.personal import apply_policy
-from pinstripe.store.platforms import (
+from pinstripe.store.platforms.stored import (
     add_accounts,
     delete_platform,
     load_accounts,

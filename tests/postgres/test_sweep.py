@@ -8,12 +8,12 @@ import asyncpg
 import pytest
 
 from pinstripe.errors import Unreachable
-from pinstripe.store import sweep
 from pinstripe.store.migrate import ensure_bookkeeping
-from pinstripe.store.platforms import add_accounts
+from pinstripe.store.platforms import sweep
+from pinstripe.store.platforms.stored import add_accounts
+from pinstripe.store.platforms.sweep import Found
+from pinstripe.store.platforms.tasks import ensure_tasks, waiting_tasks
 from pinstripe.store.pool import connect
-from pinstripe.store.sweep import Found
-from pinstripe.store.tasks import ensure_tasks, waiting_tasks
 
 PLATFORM, SCHEMA = "shops", "shops"
 A, B, C = "acct_a", "acct_b", "acct_c"

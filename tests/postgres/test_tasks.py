@@ -11,8 +11,14 @@ import pytest
 
 from pinstripe.errors import Drifted
 from pinstripe.store.migrate import ensure_bookkeeping
+from pinstripe.store.platforms.tasks import (
+    SCHEMA,
+    drop_tasks,
+    ensure_tasks,
+    request_tasks,
+    waiting_tasks,
+)
 from pinstripe.store.pool import connect
-from pinstripe.store.tasks import SCHEMA, drop_tasks, ensure_tasks, request_tasks, waiting_tasks
 
 SCOPE = "stripe@acct_1"
 FOLDER = Path(str(distribution("procrastinate").locate_file("procrastinate/sql/migrations")))

@@ -14,8 +14,8 @@ import pytest
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.platforms.budget import Membership
 from pinstripe.store.migrate import ensure_bookkeeping
+from pinstripe.store.platforms.workers import beat, join, leave, live_workers
 from pinstripe.store.pool import Pool, open_pool
-from pinstripe.store.workers import beat, join, leave, live_workers
 
 RATE = 40
 ENDPOINT = "GET /v1/events"

@@ -18,11 +18,11 @@ from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.platforms.worker import open_worker
 from pinstripe.service import open_database
 from pinstripe.store.migrate import make_tenant_views
-from pinstripe.store.platforms import SealedPlatform, get_platform, load_platforms
+from pinstripe.store.platforms.stored import SealedPlatform, get_platform, load_platforms
+from pinstripe.store.platforms.sweep import Pace, account_standing, sweep_pace
+from pinstripe.store.platforms.tasks import waiting_tasks
+from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.pool import connect
-from pinstripe.store.sweep import Pace, account_standing, sweep_pace
-from pinstripe.store.tasks import waiting_tasks
-from pinstripe.store.workers import live_workers
 
 
 @dataclass(frozen=True, slots=True)

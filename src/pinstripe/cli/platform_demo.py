@@ -24,7 +24,7 @@ from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import PinstripeError
 from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.serving.service import ServeOptions, open_serving
-from pinstripe.store.platforms import load_platforms
+from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.pool import connect
 
 ID = "shops"

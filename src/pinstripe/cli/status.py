@@ -14,7 +14,7 @@ from pinstripe.cli.summary import refused_lines
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database, postgres_dir
-from pinstripe.store.platform_status import PlatformsStatus, read_platforms
+from pinstripe.store.platforms.status import PlatformsStatus, read_platforms
 from pinstripe.store.pool import Connection, connect
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import load_syncs

@@ -20,9 +20,9 @@ from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.platforms.account import open_account, open_platform
 from pinstripe.service import budget_for, open_service, personal_of, stripe_for
-from pinstripe.store.platforms import get_platform
+from pinstripe.store.platforms.stored import get_platform
+from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import connect
-from pinstripe.store.sweep import wake
 from pinstripe.sync.verify.compare import Difference
 from pinstripe.sync.verify.report import Report, TableReport
 from pinstripe.sync.verify.verify import Verify, VerifyOptions, open_verify

@@ -31,7 +31,7 @@ from pinstripe.gateway.syncs import SyncChange
 from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import api_key, budget_for, open_database, stripe_for
 from pinstripe.serving.vault import Vault
-from pinstripe.store.platforms import load_platforms
+from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import DEFAULT_ID, get_stored
 

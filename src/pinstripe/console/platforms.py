@@ -15,7 +15,7 @@ from pinstripe.gateway.api.platforms import (
     read_accounts,
 )
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.store.platform_status import read_platforms
+from pinstripe.store.platforms.status import read_platforms
 
 _PAGE = 50
 _LONGEST = 100

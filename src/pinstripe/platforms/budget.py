@@ -3,7 +3,7 @@
     heartbeat -> how many workers live -> `RateLimiter.share` -> the next heartbeat says for whom we made
     room
 
-See `store.workers` for the rules, and why the sum is never above the rate.
+See `store.platforms.workers` for the rules, and why the sum is never above the rate.
 
 Stripe limits requests for each account (https://docs.stripe.com/rate-limits), and does not say whether
 those of a platform for a connected account count for the one or the other. So both hold: all requests of a
@@ -22,9 +22,9 @@ import structlog
 from pinstripe.client.rate_limit import Permit, RateLimiter
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
-from pinstripe.store import workers
+from pinstripe.store.platforms import workers
+from pinstripe.store.platforms.workers import View
 from pinstripe.store.pool import Pool
-from pinstripe.store.workers import View
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -25,9 +25,9 @@ from pinstripe.client.pagination import iter_pages, list_at, read_list
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError, WrongAccount
 from pinstripe.rows.event import created_of
-from pinstripe.store import sweep
+from pinstripe.store.platforms import sweep
+from pinstripe.store.platforms.sweep import Found, Look
 from pinstripe.store.pool import Pool
-from pinstripe.store.sweep import Found, Look
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -3,8 +3,8 @@
     take the lease -> open the account -> work -> write down when what is due next -> let the lease go
 
 A task never fails in Procrastinate's eyes. Trouble is written to the account's row and its next try put off
-(`store.sweep`), so that a retry neither blocks other tasks of the account nor meets a waiting task of its
-kind. A task that is cancelled, or whose lease another worker has taken, is requested again. A worker that
+(`store.platforms.sweep`), so that a retry neither blocks other tasks of the account nor meets a waiting task
+of its kind. A task that is cancelled, or whose lease another worker has taken, is requested again. A worker that
 is killed says nothing: its tasks are taken up as stalled ones (`platforms.worker`), and its leases expire.
 """
 
@@ -30,17 +30,17 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
-from pinstripe.store import sweep
 from pinstripe.store.events import forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
-from pinstripe.store.platforms import SealedPlatform
+from pinstripe.store.platforms import sweep
+from pinstripe.store.platforms.stored import SealedPlatform
+from pinstripe.store.platforms.sweep import Standing
+from pinstripe.store.platforms.tasks import TaskName, poll_waits, request_tasks, waits_in
 from pinstripe.store.pool import Pool
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
 from pinstripe.store.scopes import account_of, schema_of
-from pinstripe.store.sweep import Standing
 from pinstripe.store.sync_requests import SyncAck, acknowledge
-from pinstripe.store.tasks import TaskName, poll_waits, request_tasks, waits_in
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.refetch.worker import RefetchWorker

@@ -22,7 +22,7 @@ from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.service import budget_for, stripe_for
 from pinstripe.store.migrate import drop_platform, ensure_bookkeeping, migrate_platform
-from pinstripe.store.platforms import (
+from pinstripe.store.platforms.stored import (
     SealedPlatform,
     delete_platform,
     get_platform,
@@ -30,10 +30,10 @@ from pinstripe.store.platforms import (
     load_platforms,
     update_platform,
 )
+from pinstripe.store.platforms.sweep import begin
+from pinstripe.store.platforms.tasks import drop_tasks, ensure_tasks
 from pinstripe.store.pool import check_sessions, connect
-from pinstripe.store.sweep import begin
 from pinstripe.store.syncs import check_id
-from pinstripe.store.tasks import drop_tasks, ensure_tasks
 
 PLATFORM_SETTINGS = (
     "tables",

@@ -43,10 +43,9 @@ from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import budget_for, personal_of, stripe_for
 from pinstripe.store.leases import new_holder, session_name
 from pinstripe.store.migrate import ensure_bookkeeping, migrate_platform
-from pinstripe.store.platforms import SealedPlatform, load_platforms
-from pinstripe.store.pool import Pool, check_sessions, connect, open_pool
-from pinstripe.store.sweep import request_due
-from pinstripe.store.tasks import (
+from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
+from pinstripe.store.platforms.sweep import request_due
+from pinstripe.store.platforms.tasks import (
     DISCOVER,
     KINDS,
     SEARCH_PATH,
@@ -55,6 +54,7 @@ from pinstripe.store.tasks import (
     ensure_tasks,
     request_discovery,
 )
+from pinstripe.store.pool import Pool, check_sessions, connect, open_pool
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

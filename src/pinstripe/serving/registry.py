@@ -30,7 +30,7 @@ from pinstripe.serving.supervisor import Supervisor, WorkerSpec
 from pinstripe.serving.vault import Vault
 from pinstripe.store.listener import Listener
 from pinstripe.store.migrate import ensure_bookkeeping
-from pinstripe.store.platforms import SealedPlatform, load_platforms
+from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
 from pinstripe.store.pool import check_sessions, connect
 from pinstripe.store.syncs import CHANNEL, DEFAULT_ID, SealedSync, is_paused, load_stored, unknown
 

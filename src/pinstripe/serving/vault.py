@@ -25,7 +25,7 @@ from pinstripe.gateway.syncs import NewSync, SyncChange
 from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import budget_for, stripe_for
 from pinstripe.store.migrate import drop_copy, ensure_bookkeeping
-from pinstripe.store.platforms import load_platforms
+from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.pool import Connection, check_sessions, connect
 from pinstripe.store.syncs import (
     DEFAULT_ID,

@@ -289,8 +289,8 @@ _ASKED_FOR: Mapping[str, tuple[tuple[str, str, str, bool, str], ...]] = {
     ),
     "customer": (("deleted", "deleted", "id", False, "deleted"),),
 }
-"""Further indexes, (label, column, expression, whether its values may be long, condition): what the console and the
-API filter the event log by, and the deleted customers, whose erasure may fall due."""
+"""Further indexes, (label, column, expression, whether its values may be long, condition): what the console
+and the API filter the event log by, and the deleted customers, whose erasure may fall due."""
 
 _INDEXED = 500
 """Characters of a long value that an index of a platform has: with the account, they fit into an entry."""

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.scopes import account_of, schema_of
-from pinstripe.store.sweep import wake
 
 REQUESTS = "pinstripe_ring"
 """NOTIFY channel of requests; the payload is the schema, whose row has the rest."""

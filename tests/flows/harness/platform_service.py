@@ -21,8 +21,8 @@ from pinstripe.encryption import FILE, Encryptor
 from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.platforms.worker import open_worker
 from pinstripe.serving.service import ServeOptions, open_serving
+from pinstripe.store.platforms.sweep import welcome
 from pinstripe.store.pool import connect
-from pinstripe.store.sweep import welcome
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.nastiness import CALM
 from pinstripe_simulator.server import Running

@@ -22,10 +22,10 @@ from pinstripe.platforms.worker import Worker, open_worker
 from pinstripe.store import ddl
 from pinstripe.store.cursors import READY
 from pinstripe.store.migrate import make_tenant_views
-from pinstripe.store.platforms import load_accounts
+from pinstripe.store.platforms.stored import load_accounts
+from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import Connection, connect
 from pinstripe.store.scopes import scope_of
-from pinstripe.store.sweep import wake
 from pinstripe_simulator.server import Running
 
 SCHEMA = "shops"

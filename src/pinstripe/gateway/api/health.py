@@ -16,8 +16,8 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.http.errors import JSON
 from pinstripe.gateway.http.metrics import MEDIA
-from pinstripe.store.platforms import load_platforms
-from pinstripe.store.workers import live_workers
+from pinstripe.store.platforms.stored import load_platforms
+from pinstripe.store.platforms.workers import live_workers
 
 
 class Alive(msgspec.Struct, frozen=True):

@@ -13,13 +13,13 @@ from msgspec import Meta
 from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.api.syncs import Addresses, addresses
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.store.platform_status import (
+from pinstripe.store.platforms.status import (
     PlatformStatus,
     WorkerStatus,
     read_platform,
     read_platforms,
 )
-from pinstripe.store.platforms import PlatformAccount, load_accounts, load_platforms
+from pinstripe.store.platforms.stored import PlatformAccount, load_accounts, load_platforms
 from pinstripe.store.pool import Connection
 
 

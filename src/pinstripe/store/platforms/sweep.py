@@ -8,8 +8,8 @@ A claim is a short statement over rows that no other worker has locked, and move
 go first, so an idle one delays no active one, and the other way round. The pace is `1 / PACE` of the time
 since the account's last event, between `FASTEST_S` and `SLOWEST_S`.
 
-`put_off` keeps what is due later, with the number of failures: see `store.tasks` for why no task of
-Procrastinate's is scheduled for later.
+`put_off` keeps what is due later, with the number of failures: see `store.platforms.tasks` for why no task
+of Procrastinate's is scheduled for later.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 from pinstripe.errors import PinstripeError
 from pinstripe.store.cursors import FOLLOWED, READY
-from pinstripe.store.platforms import add_accounts, revoke_accounts
+from pinstripe.store.platforms.stored import add_accounts, revoke_accounts
+from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.scopes import scope_of
-from pinstripe.store.tasks import WAITED_PRIORITY, TaskName, request_tasks
 
 CLAIM_S = 60.0
 FASTEST_S = 5.0

@@ -11,11 +11,11 @@ from datetime import datetime
 
 import msgspec
 
-from pinstripe.store.platforms import SealedPlatform, load_platforms
+from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
+from pinstripe.store.platforms.sweep import sweep_pace
+from pinstripe.store.platforms.tasks import waiting_tasks
+from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.pool import Connection
-from pinstripe.store.sweep import sweep_pace
-from pinstripe.store.tasks import waiting_tasks
-from pinstripe.store.workers import live_workers
 
 
 class AccountCounts(msgspec.Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""The bookkeeping of platforms: which there are, their accounts, tasks, sweeps and workers."""
