@@ -2,10 +2,11 @@
 
     take the lease -> open the account -> work -> write down when what is due next -> let the lease go
 
-A task never fails in Procrastinate's eyes. Trouble is written to the account's row and its next try put off
-(`store.platforms.sweep`), so that a retry neither blocks other tasks of the account nor meets a waiting task
-of its kind. A task that is cancelled, or whose lease another worker has taken, is requested again. A worker that
-is killed says nothing: its tasks are taken up as stalled ones (`platforms.worker`), and its leases expire.
+A task never fails in Procrastinate's eyes. Trouble is written to the account's row and its next try put
+off (`store.platforms.sweep`), so that a retry neither blocks other tasks of the account nor meets a waiting
+task of its kind. A task that is cancelled, or whose lease another worker has taken, is requested again. A
+worker that is killed says nothing: its tasks are taken up as stalled ones (`platforms.worker`), and its
+leases expire.
 """
 
 from __future__ import annotations
