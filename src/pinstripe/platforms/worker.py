@@ -62,7 +62,8 @@ STALLED_S = 15.0
 """Tasks of a worker that was silent for so long are fetched by others."""
 
 _HEARTBEAT_S = 2.0
-_CONCURRENCY: dict[Queue, int] = {"live": 10, "bulk": 4}
+_CONCURRENCY: dict[Queue, int] = {"live": 32, "bulk": 4}
+"""Live tasks mostly wait: for Stripe, or until no replica can be behind the row that they fetch."""
 _FETCH_S: dict[Queue, float] = {"live": 2.0, "bulk": 1.0}
 """How often a queue is read without a notification; that of long tasks has none."""
 _GRACE_S = 5.0
