@@ -5,8 +5,8 @@
 New tables come in one transaction, new columns in one for each table: that takes a lock which readers wait
 for, for some milliseconds. The columns are then filled, page by page, from `_extra`, which keeps the
 fields that an older catalog did not know, and derived ones from the row; lists of tables that cannot be
-filled so are read again. Derived columns are GENERATED in a new table; to an old one they are added plain,
-with a trigger that computes them, since GENERATED would rewrite the table under the lock. A
+filled so are read again. Derived columns are plain, with a trigger that computes them: GENERATED would
+rewrite a table under the lock, and costs each statement more (docs/decisions/032). A
 migration that is killed goes on at the next start (`pinstripe.filling`). Only the holder of the lease
 migrates, because a standby may run another version. Indexes are built after the first backfill, alone or
 beside writers. `drop_copy` takes the lease first and drops tables of the catalog only: views and tables of
@@ -421,7 +421,7 @@ async def _underived(connection: Connection, schema: str, tables: Mapping[str, T
 
 
 async def _added_columns(connection: Connection, schema: str) -> dict[str, set[str]]:
-    """Table -> its columns that Postgres does not compute: a derived one among them was added later."""
+    """Table -> its columns that a trigger may set: not those that earlier versions made GENERATED."""
     rows = await connection.fetch(
         "SELECT c.relname::text, a.attname::text FROM pg_catalog.pg_attribute a"
         " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
