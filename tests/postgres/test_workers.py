@@ -107,7 +107,7 @@ async def test_a_silent_worker_joins_anew(pool: Pool) -> None:
         old = await join(connection, "x")
         assert (await beat(connection, old, seen=old)).is_member
         await connection.execute(
-            "UPDATE pinstripe.platform_worker SET heartbeat_at = now() - interval '5 s'"
+            "UPDATE pinstripe.platform_worker SET heartbeat_at = now() - interval '8 s'"
         )
         view = await beat(connection, old, seen=old)
         assert not view.is_member

@@ -78,6 +78,7 @@ class Login:
             section="login",
             sync=None,
             syncs=(),
+            platforms=False,
             messages=messages,
             status=status,
             wanted=wanted,

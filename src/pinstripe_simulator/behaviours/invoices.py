@@ -68,6 +68,8 @@ def make_invoice(
         "customer_name": customer.get("name"),
         "number": None,
         "parent": parent,
+        # Nothing here is paid out of a balance: it stays.
+        "starting_balance": customer.get("balance") or 0,
         "status": "draft",
         "test_clock": customer.get("test_clock"),
         **more,
@@ -119,6 +121,7 @@ def finalize(ledger: Ledger, invoice: StripeObject) -> StripeObject:
     moved = dict(invoice["status_transitions"]) | {"finalized_at": ledger.now()}
     changes: StripeObject = {"status": "open", "status_transitions": moved}
     changes |= {"number": f"{invoice['id'][-8:].upper()}-0001", "effective_at": ledger.now()}
+    changes["ending_balance"] = invoice["starting_balance"]
     changed = ledger.change(invoice, changes, event="")
     ledger.tell("finalized", changed)
     if int(changed["amount_due"]) <= 0:
