@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
 from pinstripe.client.retry import Patience
-from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config
+from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, Rate
 from pinstripe.encryption import hash_key
 from pinstripe.errors import Misconfigured, Unwritable
 from pinstripe.mirror import Mirror, open_mirror
@@ -339,6 +339,50 @@ def budget_for(config: Config, key: ApiKey) -> RateLimiter:
 def _below(ceiling: float) -> float:
     """A little less: requests arrive unevenly, so one second here is not one second at Stripe."""
     return ceiling - 1
+
+
+_ON_TOP = 0.5
+
+_AT_LEAST = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RateShares:
+    """The settings of each side; they differ in their rates only."""
+
+    worker: Config
+    gateway: Config
+
+
+def rate_shares(config: Config, key: ApiKey) -> RateShares:
+    """`config`, for worker and gateway, which use the same key and do not see each other's requests.
+
+    The gateway gets half of the configured rate on top of it if that stays within Stripe's limit, else a
+    fifth of it, taken from the worker.
+    """
+    account, endpoint = config.rates(key.mode)
+    # Half of what Stripe allows is the default: so this is what it allows in this mode.
+    of_mode, _ = replace(config, rate_limit="default").rates(key.mode)
+    ceiling = min(2 * (of_mode or ACCOUNT_CEILING), ACCOUNT_CEILING)
+    worker_account, gateway_account = _split(account, ceiling)
+    worker_endpoint, gateway_endpoint = _split(endpoint, ENDPOINT_CEILING)
+    return RateShares(
+        replace(config, rate_limit=worker_account, endpoint_rate_limit=worker_endpoint),
+        replace(config, rate_limit=gateway_account, endpoint_rate_limit=gateway_endpoint),
+    )
+
+
+def _split(rate: float | None, ceiling: float) -> tuple[Rate, Rate]:
+    """(worker, gateway).
+
+    >>> _split(12.5, 25.0), _split(25.0, 25.0), _split(None, 25.0)
+    ((12.5, 6.25), (20.0, 5.0), ('none', 'none'))
+    """
+    if rate is None:
+        return "none", "none"
+    ceiling = max(ceiling, rate)
+    gateway = max(_AT_LEAST * rate, min(_ON_TOP * rate, ceiling - rate))
+    return min(rate, ceiling - gateway), gateway
 
 
 @asynccontextmanager

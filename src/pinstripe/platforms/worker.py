@@ -40,7 +40,7 @@ from pinstripe.platforms.budget import Membership
 from pinstripe.platforms.sweep import Sweep, discover
 from pinstripe.platforms.tasks import Tasks, WorkedPlatform
 from pinstripe.platforms.vault import PlatformVault
-from pinstripe.service import budget_for, personal_of, stripe_for
+from pinstripe.service import budget_for, personal_of, rate_shares, stripe_for
 from pinstripe.store.leases import new_holder, session_name
 from pinstripe.store.migrate import ensure_bookkeeping, migrate_platform
 from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
@@ -175,7 +175,7 @@ class Worker:
                 sdk_version=spec().sdk_version,
                 api_version=spec().api_version,
             )
-        limiter = budget_for(config, key)
+        limiter = budget_for(rate_shares(config, key).worker, key)
         stripe = await stack.enter_async_context(
             stripe_for(config, key, limiter, patience=_PATIENCE)
         )

@@ -2,10 +2,6 @@
 
 A sync may be configured before it can be opened: Postgres is unreachable, or its worker has not created
 the schema. Until then the gateway forwards requests for it and says so in a header.
-
-`rate_shares` splits the account's rate limit between worker and gateway, which use the same key and do
-not see each other's requests. The gateway gets half of the configured rate on top of it if that stays
-within Stripe's limit, else a fifth of it, taken from the worker.
 """
 
 from __future__ import annotations
@@ -13,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 
 from pinstripe.client.api_key import ApiKey, proxy_for
 from pinstripe.client.response import Margins
 from pinstripe.concurrency import backoff, wait_for
-from pinstripe.config.config import ACCOUNT_CEILING, ENDPOINT_CEILING, Config, Rate
+from pinstripe.config.config import Config
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import Syncs, open_sync
 from pinstripe.service import budget_for, personal_of
@@ -128,43 +124,3 @@ async def _until_other_tables(url: str, schema: str, tables: set[str]) -> None:
             async with connect(url, application_name="pinstripe gateway") as connection:
                 if await load_table_names(connection, schema) != tables:
                     return
-
-
-_ON_TOP = 0.5
-
-_AT_LEAST = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class RateShares:
-    """The settings of each side; they differ in their rates only."""
-
-    worker: Config
-    gateway: Config
-
-
-def rate_shares(config: Config, key: ApiKey) -> RateShares:
-    """`config`, for both."""
-    account, endpoint = config.rates(key.mode)
-    # Half of what Stripe allows is the default: so this is what it allows in this mode.
-    of_mode, _ = replace(config, rate_limit="default").rates(key.mode)
-    ceiling = min(2 * (of_mode or ACCOUNT_CEILING), ACCOUNT_CEILING)
-    worker_account, gateway_account = _split(account, ceiling)
-    worker_endpoint, gateway_endpoint = _split(endpoint, ENDPOINT_CEILING)
-    return RateShares(
-        replace(config, rate_limit=worker_account, endpoint_rate_limit=worker_endpoint),
-        replace(config, rate_limit=gateway_account, endpoint_rate_limit=gateway_endpoint),
-    )
-
-
-def _split(rate: float | None, ceiling: float) -> tuple[Rate, Rate]:
-    """(worker, gateway).
-
-    >>> _split(12.5, 25.0), _split(25.0, 25.0), _split(None, 25.0)
-    ((12.5, 6.25), (20.0, 5.0), ('none', 'none'))
-    """
-    if rate is None:
-        return "none", "none"
-    ceiling = max(ceiling, rate)
-    gateway = max(_AT_LEAST * rate, min(_ON_TOP * rate, ceiling - rate))
-    return min(rate, ceiling - gateway), gateway

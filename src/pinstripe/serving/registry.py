@@ -25,7 +25,8 @@ from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, Syncs, SyncState
 from pinstripe.platforms.gateway import PlatformOpener, PlatformSpec
 from pinstripe.platforms.vault import PlatformVault
-from pinstripe.serving.gateway_syncs import GatewaySyncSpec, SyncOpener, rate_shares
+from pinstripe.service import rate_shares
+from pinstripe.serving.gateway_syncs import GatewaySyncSpec, SyncOpener
 from pinstripe.serving.supervisor import Supervisor, WorkerSpec
 from pinstripe.serving.vault import Vault
 from pinstripe.store.listener import Listener
