@@ -15,7 +15,7 @@ BUDGETS = {
     "backfill": (42, 220),
     "event": (59, 350),
     "proxy": (45, 176),  # A session is asked for which account of a platform it works.
-    "verify": (55, 380),
+    "verify": (55, 385),
 }
 
 
