@@ -44,8 +44,8 @@ async def demo_platform(config: Config) -> int:
         connected = ("--connected", str(ACCOUNTS), "--connected-scale", str(_OBJECTS))
         sim = await stack.enter_async_context(demo_account(config, *connected))
         show(
-            f"Running the demo of a platform: a simulated Stripe with {ACCOUNTS} connected accounts of "
-            f"about {_OBJECTS} objects each runs at {sim.url}; key: {sim.key}"
+            f"Running the demo of a platform, no Stripe key needed: a simulated Stripe with {ACCOUNTS} "
+            f"connected accounts of about {_OBJECTS} objects each, at {sim.url}; key: {sim.key}"
         )
         # The proxy sends what it gets to the simulator.
         config = replace(config, stripe_url=sim.url)
