@@ -275,28 +275,6 @@ async def test_a_hint_that_a_replica_answers_too_early_is_asked_again(database: 
         assert f.stripe.paths().count("/v1/customers/cus_1") == 2
 
 
-async def test_what_stripe_shows_on_request_only_is_asked_again_too(database: str) -> None:
-    """The row holds what the event said; that proves nothing of what no event has."""
-    async with following(database) as f:
-        answers = iter(({"usd": 1}, {"usd": 2}))
-        f.stripe.answers["/v1/customers/cus_1"] = lambda _: (
-            200,
-            {
-                **customer("one"),
-                "cash_balance": None,
-                "tax": None,
-                "invoice_credit_balance": next(answers, {"usd": 2}),
-            },
-        )
-        data = {"object": customer("one"), "previous_attributes": {"balance": 0}}
-        f.stripe.event("customer.updated", customer("one"), data=data)
-        await f.poll()
-        await f.settle()
-        row = "SELECT invoice_credit_balance ->> 'usd' FROM stripe.customer"
-        assert await f.pg.fetchval(row) == "2"
-        assert f.stripe.paths().count("/v1/customers/cus_1") == 2
-
-
 @pytest.mark.parametrize("date_ahead_s", [-3.0, 2.0, 3.0])
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_date_that_is_not_the_clock_of_events_drops_no_update(

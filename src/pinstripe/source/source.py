@@ -219,12 +219,9 @@ class Source:
 
     def is_sure(self, refetch: Refetch, *, is_told: bool) -> bool:
         """Whether a response from now on settles the refetch. `is_told`: the row holds the event already.
-        That proves nothing of what only `expand[]` shows: no event has it.
 
         A conflict that an earlier process left names no second: nothing says that it is past.
         """
-        where = retrieve_endpoint(refetch.table)
-        is_told = is_told and not (where is not None and where.expand)
         return refetch.kind == "relate" or (
             refetch.since > 0 and (is_told or self.is_past(refetch.since))
         )

@@ -385,11 +385,9 @@ class RefetchWorker:
             return None
         if version and version + source.replica_lag > started and refetch.key not in self._put_off:
             self._put_off.add(refetch.key)
-            is_unsure = lag_s > 0 and not is_told
-            if refetch.kind == "relate" or (is_unsure and await self._is_disordered(refetch)):
+            if refetch.kind == "relate" or (lag_s and await self._is_disordered(refetch)):
                 # A replica that is behind would contradict what was written a moment ago. (A hint is
-                # followed at once: nothing else says what the object is now. So is an event that leaves
-                # out what Stripe shows on request.)
+                # followed at once: nothing else says what the object is now.)
                 return (version + source.replica_lag - started).total_seconds()
         try:
             if refetch.kind in self._upcoming:
