@@ -385,10 +385,12 @@ class RefetchWorker:
             return None
         if version and version + source.replica_lag > started and refetch.key not in self._put_off:
             self._put_off.add(refetch.key)
-            if refetch.kind == "relate" or (lag_s and await self._is_disordered(refetch)):
-                # A replica that is behind would contradict what was written a moment ago. (A hint is
-                # followed at once: nothing else says what the object is now.)
+            # A replica that is behind would contradict what was written a moment ago. (A hint is followed
+            # at once: nothing else says what the object is now.)
+            if refetch.kind == "relate":
                 return (version + source.replica_lag - started).total_seconds()
+            if lag_s and await self._is_disordered(refetch):
+                return lag_s
         try:
             if refetch.kind in self._upcoming:
                 await self._upcoming[refetch.kind](refetch.id)
