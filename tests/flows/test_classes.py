@@ -207,24 +207,3 @@ async def test_while_events_come_thick_an_event_costs_half_a_request_at_most(
             await until(lambda: live.stats.events >= made, timeout_s=60)
             await until(lambda: not len(refetches), timeout_s=60)
             assert sum(asked(sim).values()) <= 0.5 * made
-
-
-async def test_what_is_asked_for_once_more_is_due_together_while_events_come_thick(
-    sim: Running, database: str
-) -> None:
-    """So a page of the list answers many. Where events are few, nothing waits for others."""
-    now = 99.25
-    async with open_copy(sim, database) as copy:
-        refetches = RefetchWorker(copy.source, clock=lambda: now)
-        some = [Refetch("fetch", "customer", f"cus_{n}", since=1.0) for n in range(60)]
-        due: dict[str, list[float]] = {}
-        for how in ("few", "thick"):
-            due[how] = []
-            for refetch in some[:2]:
-                pause_s = refetches._once_more(refetch, 3.0)
-                assert pause_s is not None
-                due[how].append(round(now + pause_s, 6))
-                now += 0.25
-            refetches.gather(some)
-        assert due["few"][0] < due["few"][1] < 104
-        assert due["thick"] == [104.0, 104.0]

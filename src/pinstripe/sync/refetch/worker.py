@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from math import ceil
 
 import structlog
 
@@ -218,18 +217,14 @@ class RefetchWorker:
 
     def gather(self, refetches: Sequence[Refetch]) -> None:
         """Like `add`, for what events cause: if they come thick, it waits for more of its kind."""
-        now, gather_s = self._clock(), self._gather_s()
-        if refetches:
-            self._added.append((now, len(refetches)))
-        most_s = _WAITED_GATHER_S if now < self._waited_until else _MOST_GATHER_S
-        self._queue.add(refetches, gather_s=min(gather_s, most_s))
-
-    def _gather_s(self) -> float:
-        """For how long refetches are worth gathering, by how many events have added lately."""
         now = self._clock()
         while self._added and self._added[0][0] < now - _RATE_S:
             self._added.popleft()
-        return sum(count for _, count in self._added) / _RATE_S / _GATHERED
+        rate = sum(count for _, count in self._added) / _RATE_S
+        if refetches:
+            self._added.append((now, len(refetches)))
+        most_s = _WAITED_GATHER_S if now < self._waited_until else _MOST_GATHER_S
+        self._queue.add(refetches, gather_s=min(rate / _GATHERED, most_s))
 
     def counts(self) -> dict[str, int]:
         """Return how many refetches are open, by the name of their class of work."""
@@ -336,11 +331,7 @@ class RefetchWorker:
             self._put_off.discard(refetch.key)
             return None
         self._again.add(refetch.key)
-        due = self._clock() + pause_s + _LATER_S
-        if self._gather_s() > _MOST_GATHER_S / 4:
-            # They become due together, so that a page of their list answers many.
-            due = ceil(due / _MOST_GATHER_S) * _MOST_GATHER_S
-        return due - self._clock()
+        return pause_s + _LATER_S
 
     async def _troubled(self, refetch: Refetch, error: PinstripeError) -> float:
         """It stays pending: save the reason, and return the pause until the next try."""
