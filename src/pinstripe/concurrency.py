@@ -62,6 +62,15 @@ async def for_each(
         raise first_error(errors) from errors
 
 
+async def end(*tasks: asyncio.Future[None]) -> None:
+    """Cancel the tasks, all at once, and return when they have ended. Raises what one of them raises."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
+
+
 def first_error(group: BaseExceptionGroup[E]) -> E:
     """One error out of a group, at any depth."""
     error: E | BaseExceptionGroup[E] = group

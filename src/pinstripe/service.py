@@ -320,6 +320,12 @@ def stripe_for(
     )
 
 
+async def meet_account(config: Config, key: ApiKey) -> Account:
+    """Ask Stripe whose key this is, as the settings say."""
+    async with stripe_for(config, key, budget_for(config, key)) as stripe:
+        return await meet(stripe, key)
+
+
 def budget_for(config: Config, key: ApiKey) -> RateLimiter:
     """The one rate limiter of the account.
 

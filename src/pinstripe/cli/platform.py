@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pinstripe.cli.status import with_data
 from pinstripe.cli.sync import show, tell
-from pinstripe.cli.syncs import asked_key
+from pinstripe.cli.syncs import asked_key, open_vault
 from pinstripe.config.config import Config
-from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.platforms.worker import open_worker
-from pinstripe.service import open_database
 from pinstripe.store.migrate import make_tenant_views
 from pinstripe.store.platforms.stored import SealedPlatform, get_platform, load_platforms
 from pinstripe.store.platforms.sweep import Pace, account_standing, sweep_pace
@@ -39,7 +35,7 @@ class PlatformOptions:
 async def add(config: Config, options: PlatformOptions, *, as_json: bool) -> int:
     """Store a platform. Its key is read from the environment or a prompt."""
     key = config.api_key or asked_key()
-    async with platform_vault(config, new=True) as vault:
+    async with open_vault(PlatformVault, config, new=True) as vault:
         platform = await vault.add(
             NewPlatform(
                 options.id,
@@ -65,7 +61,7 @@ async def add(config: Config, options: PlatformOptions, *, as_json: bool) -> int
 async def list_platforms(config: Config, *, as_json: bool) -> int:
     """Print the platforms with the pace of their sweeps, and the workers."""
     async with (
-        platform_vault(config, new=False) as vault,
+        open_vault(PlatformVault, config, new=False) as vault,
         connect(vault.database_url) as connection,
     ):
         found = [(p, await sweep_pace(connection, p.id)) for p in await load_platforms(connection)]
@@ -97,7 +93,7 @@ async def list_platforms(config: Config, *, as_json: bool) -> int:
 
 async def pause(config: Config, platform_id: str, *, paused: bool, as_json: bool) -> int:
     """From now on no worker works for it, or again some do."""
-    async with platform_vault(config, new=False) as vault:
+    async with open_vault(PlatformVault, config, new=False) as vault:
         platform = await vault.pause(platform_id, paused=paused)
     text = f'Resumed "{platform_id}".'
     if paused:
@@ -108,7 +104,7 @@ async def pause(config: Config, platform_id: str, *, paused: bool, as_json: bool
 
 async def remove(config: Config, platform_id: str, *, drop_tables: bool, as_json: bool) -> int:
     """Forgets it and its key."""
-    async with platform_vault(config, new=False) as vault:
+    async with open_vault(PlatformVault, config, new=False) as vault:
         platform = await vault.remove(platform_id, drop_tables=drop_tables)
     left = "Its tables were dropped." if drop_tables else "Its tables were kept."
     _say(platform, f'Removed "{platform_id}" and its key. {left}', as_json=as_json)
@@ -120,7 +116,7 @@ async def make_views(
 ) -> int:
     """Make the views of one account in the schema `target`."""
     async with (
-        platform_vault(config, new=False) as vault,
+        open_vault(PlatformVault, config, new=False) as vault,
         connect(vault.database_url) as connection,
     ):
         platform = await get_platform(connection, platform_id)
@@ -142,7 +138,7 @@ async def make_views(
 
 async def work(config: Config) -> int:
     """Run a worker until cancelled."""
-    async with platform_vault(config, new=True) as vault, open_worker(vault) as worker:
+    async with open_vault(PlatformVault, config, new=True) as vault, open_worker(vault) as worker:
         tell(f"Worker {worker.holder} has joined. It leaves in order at SIGTERM or Ctrl-C.")
         running = asyncio.create_task(worker.run())
         try:
@@ -152,19 +148,6 @@ async def work(config: Config) -> int:
             await asyncio.gather(running, return_exceptions=True)
             raise
     return 0
-
-
-@asynccontextmanager
-async def platform_vault(config: Config, *, new: bool) -> AsyncIterator[PlatformVault]:
-    """Open the vault. With `new`, create a database if there is none."""
-    try:
-        config = with_data(config)
-    except Misconfigured:
-        if not new:
-            raise
-    async with open_database(config) as database:
-        encryptor = Encryptor(config.secret_key, config.data_dir / FILE)
-        yield PlatformVault(database.url, encryptor, config)
 
 
 def _pace(pace: Pace) -> str:

@@ -7,7 +7,6 @@ prints one now and then without a terminal. Everything goes to stderr; stdout is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from pinstripe.concurrency import end
 from pinstripe.errors import redact
 from pinstripe.service import Service
 from pinstripe.sync.heartbeat import TableTally, left_s, tally
@@ -165,9 +165,7 @@ async def showing(service: Service) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 async def _in_log(meter: Meter) -> None:

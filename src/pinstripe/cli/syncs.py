@@ -5,9 +5,10 @@ from __future__ import annotations
 import getpass
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from msgspec import UNSET
 
@@ -22,6 +23,8 @@ from pinstripe.serving.vault import Vault
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import SealedSync, get_stored, load_stored
 
+_V = TypeVar("_V")
+
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
@@ -35,7 +38,10 @@ class SyncOptions:
 
 async def list_syncs(config: Config, *, as_json: bool) -> int:
     """Print the stored syncs, without secrets."""
-    async with _vault(config, new=False) as vault, connect(vault.database_url) as connection:
+    async with (
+        open_vault(Vault, config, new=False) as vault,
+        connect(vault.database_url) as connection,
+    ):
         found = await load_stored(connection)
     if as_json:
         show(json.dumps({"syncs": [_as_object(sync) for sync in found]}))
@@ -55,7 +61,7 @@ async def list_syncs(config: Config, *, as_json: bool) -> int:
 async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
     """Store a sync. Its key is read from the environment or a prompt."""
     key = config.api_key or asked_key()
-    async with _vault(config, new=True) as vault:
+    async with open_vault(Vault, config, new=True) as vault:
         sync = await vault.add(
             NewSync(
                 options.id,
@@ -82,7 +88,7 @@ async def change(
     config: Config, sync_id: str, settings: dict[str, str], *, key: bool, as_json: bool
 ) -> int:
     """Stores other settings, webhook secrets, or, with `key`, another key."""
-    async with _vault(config, new=False) as vault:
+    async with open_vault(Vault, config, new=False) as vault:
         async with connect(vault.database_url) as connection:
             before = await get_stored(connection, sync_id)
         options = SyncChange(
@@ -97,7 +103,7 @@ async def change(
 
 async def pause(config: Config, sync_id: str, *, as_json: bool) -> int:
     """From now on no service syncs it."""
-    async with _vault(config, new=False) as vault:
+    async with open_vault(Vault, config, new=False) as vault:
         await vault.pause(sync_id)
     _say(
         None,
@@ -109,7 +115,7 @@ async def pause(config: Config, sync_id: str, *, as_json: bool) -> int:
 
 async def resume(config: Config, sync_id: str, *, as_json: bool) -> int:
     """Takes the pause back."""
-    async with _vault(config, new=False) as vault:
+    async with open_vault(Vault, config, new=False) as vault:
         await vault.resume(sync_id)
     _say(None, f'Resumed "{sync_id}".', as_json=as_json)
     return 0
@@ -117,7 +123,7 @@ async def resume(config: Config, sync_id: str, *, as_json: bool) -> int:
 
 async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bool) -> int:
     """Forgets it and its key."""
-    async with _vault(config, new=False) as vault:
+    async with open_vault(Vault, config, new=False) as vault:
         await vault.remove(sync_id, drop_tables=drop_tables)
     left = "Its tables were dropped." if drop_tables else "Its tables were kept."
     _say(None, f'Removed "{sync_id}" and its key. {left}', as_json=as_json)
@@ -126,7 +132,7 @@ async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bo
 
 async def rekey(config: Config, *, as_json: bool) -> int:
     """Re-encrypt every stored key."""
-    async with _vault(config, new=False) as vault:
+    async with open_vault(Vault, config, new=False) as vault:
         count = await vault.rekey()
         where = "the new key in " + str(config.data_dir / FILE)
         where = where if vault.encryptor.in_file else "the first key of PINSTRIPE_SECRET_KEY"
@@ -136,8 +142,10 @@ async def rekey(config: Config, *, as_json: bool) -> int:
 
 
 @asynccontextmanager
-async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
-    """Open the vault. With `new`, create a database if there is none."""
+async def open_vault(
+    kind: Callable[[str, Encryptor, Config], _V], config: Config, *, new: bool
+) -> AsyncIterator[_V]:
+    """Open the vault of syncs or platforms. With `new`, create a database if there is none."""
     try:
         config = with_data(config)
     except Misconfigured:
@@ -145,7 +153,7 @@ async def _vault(config: Config, *, new: bool) -> AsyncIterator[Vault]:
             raise
     async with open_database(config) as database:
         encryptor = Encryptor(config.secret_key, config.data_dir / FILE)
-        yield Vault(database.url, encryptor, config)
+        yield kind(database.url, encryptor, config)
 
 
 def asked_key() -> str:

@@ -10,15 +10,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pinstripe.catalog.tables import tables
-from pinstripe.cli.platform import platform_vault
 from pinstripe.cli.runtime import complain
 from pinstripe.cli.status import check_synced, with_data
+from pinstripe.cli.syncs import open_vault
 from pinstripe.client.account import meet
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.platforms.account import open_account, open_platform
+from pinstripe.platforms.vault import PlatformVault
 from pinstripe.service import budget_for, open_service, personal_of, stripe_for
 from pinstripe.store.platforms.stored import get_platform
 from pinstripe.store.platforms.sweep import wake
@@ -64,7 +65,7 @@ async def verify_account(
     as_json: bool,
 ) -> int:
     """Like `verify`, for one account of a platform. A worker that runs has it polled first."""
-    async with platform_vault(config, new=False) as vault, AsyncExitStack() as stack:
+    async with open_vault(PlatformVault, config, new=False) as vault, AsyncExitStack() as stack:
         async with connect(vault.database_url) as connection, connection.transaction():
             platform = await get_platform(connection, platform_id)
             if not await wake(connection, platform.id, platform.schema, account_id):

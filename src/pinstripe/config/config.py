@@ -482,6 +482,21 @@ def _of_the_gateway(values: Mapping[str, tuple[str, str]]) -> _Gateway:
     )
 
 
+def checked_settings(
+    settings: Mapping[str, str], allowed: Collection[str], owner: str
+) -> dict[str, str]:
+    """Return the settings of a stored sync or platform without empty ones.
+
+    Raises Misconfigured for one that is not `allowed`; `owner` names what it would be of: "A sync".
+    """
+    for name in settings:
+        if name not in allowed:
+            raise Misconfigured(
+                f"{owner} has no such setting.", hint=f"It may have: {', '.join(allowed)}."
+            )
+    return {name: text for name, text in settings.items() if text}
+
+
 def is_stripe(url: str) -> bool:
     """Whether the address is Stripe's own.
 

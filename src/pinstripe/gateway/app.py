@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 
 import msgspec
@@ -23,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pinstripe.concurrency import end
 from pinstripe.gateway.api import catalog, events, health, platforms, status, streams, syncs
 from pinstripe.gateway.api.endpoint import Call, Endpoint, HttpMethod
 from pinstripe.gateway.api.openapi import describe
@@ -225,9 +225,7 @@ class GatewayApp:
             stopping.cancel()
             await running
         self.gateway.close()
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+        await end(running)
         await send({"type": "lifespan.shutdown.complete"})
 
 

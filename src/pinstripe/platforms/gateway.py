@@ -13,7 +13,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import structlog
@@ -21,7 +21,7 @@ import structlog
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
-from pinstripe.concurrency import backoff
+from pinstripe.concurrency import backoff, end
 from pinstripe.config.config import Config
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync, Syncs, account_sync_id
@@ -278,10 +278,7 @@ class PlatformOpener:
         """From now on exactly these. Returns when those that are gone are closed."""
         for name in [n for n, spec in self._wanted.items() if wanted.get(n) != spec]:
             del self._syncs.platforms[name]
-            task = self._tasks.pop(name)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(self._tasks.pop(name))
         for name, spec in wanted.items():
             if name not in self._tasks:
                 accounts = GatewayAccounts(spec)

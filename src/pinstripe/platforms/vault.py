@@ -14,13 +14,12 @@ from msgspec import structs
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
-from pinstripe.client.account import meet
 from pinstripe.client.api_key import ApiKey
-from pinstripe.config.config import Config, read_config, webhook_secrets
+from pinstripe.config.config import Config, checked_settings, read_config, webhook_secrets
 from pinstripe.config.settings import STRIPE_URL
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
-from pinstripe.service import budget_for, stripe_for
+from pinstripe.service import meet_account
 from pinstripe.store.migrate import drop_platform, ensure_bookkeeping, migrate_platform
 from pinstripe.store.platforms.stored import (
     SealedPlatform,
@@ -111,14 +110,13 @@ class PlatformVault:
             api_key=b"",
             key_hint=str(key),
             stripe_url=options.stripe_url or STRIPE_URL,
-            settings=_checked(options.settings or {}),
+            settings=checked_settings(options.settings or {}, PLATFORM_SETTINGS, "A platform"),
             account_id="",
             livemode=key.mode == "live",
             paused=options.paused,
         )
         config = self._config(plain, key.reveal())
-        async with stripe_for(config, key, budget_for(config, key)) as stripe:
-            account = await meet(stripe, key)
+        account = await meet_account(config, key)
         if account.id is None:
             raise Misconfigured(
                 "This key may not read the account that it belongs to.",
@@ -175,11 +173,6 @@ class PlatformVault:
             await update_platform(connection, platform)
         return platform
 
-    async def list(self) -> list[SealedPlatform]:
-        """Return the stored platforms."""
-        async with connect(self.database_url) as connection:
-            return await load_platforms(connection)
-
     async def pause(self, platform_id: str, *, paused: bool) -> SealedPlatform:
         """From now on no worker works for it, or again some do."""
         async with connect(self.database_url) as connection:
@@ -235,16 +228,6 @@ class PlatformVault:
             log_json=self.base.log_json,
             debug=self.base.debug,
         )
-
-
-def _checked(settings: Mapping[str, str]) -> dict[str, str]:
-    for name in settings:
-        if name not in PLATFORM_SETTINGS:
-            raise Misconfigured(
-                "A platform has no such setting.",
-                hint=f"It may have: {', '.join(PLATFORM_SETTINGS)}.",
-            )
-    return {name: text for name, text in settings.items() if text}
 
 
 def _bound(platform: SealedPlatform, purpose: str) -> Bound:

@@ -33,7 +33,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.retry import Patience
-from pinstripe.concurrency import backoff
+from pinstripe.concurrency import backoff, end
 from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
 from pinstripe.platforms.account import open_platform
 from pinstripe.platforms.budget import Membership
@@ -119,9 +119,9 @@ class Worker:
             ended += [*await asyncio.gather(*beside, return_exceptions=True)]
             await self.close()
             await self.membership.leave()
-        for end in ended:
-            if isinstance(end, Exception):
-                raise end
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
 
     async def close(self) -> None:
         """Close all platforms."""
@@ -199,7 +199,7 @@ class Worker:
         worked = WorkedPlatform(platform, config, shared, stripe, looking, limiter)
         sweep = Sweep(self._control, platform.id, platform.schema, worked.look_as)
         sweeping = asyncio.create_task(sweep.run(), name=f"sweep {platform.id}")
-        stack.push_async_callback(_ended, sweeping)
+        stack.push_async_callback(end, sweeping)
         return worked
 
     async def _close(self, schema: str) -> None:
@@ -277,12 +277,6 @@ async def _again_and_again(work: Callable[[], Awaitable[None]], pause_s: float) 
                 _log.warning("worker.trouble", error=error.message)
             trouble = error.message
         await asyncio.sleep(pause_s)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 async def _run_queues(app: App) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from pinstripe.client.api_key import ApiKey, proxy_for
 from pinstripe.client.response import Margins
-from pinstripe.concurrency import backoff, wait_for
+from pinstripe.concurrency import backoff, end, wait_for
 from pinstripe.config.config import Config
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import Syncs, open_sync
@@ -53,7 +53,7 @@ class SyncOpener:
         """From now on exactly these. Returns when those that are gone are closed."""
         self._syncs.expected = frozenset(wishes)
         changed = [n for n, options in self._wishes.items() if wishes.get(n) != options]
-        await self._end([self._tasks.pop(name) for name in changed])
+        await end(*(self._tasks.pop(name) for name in changed))
         for name, options in wishes.items():
             if name not in self._tasks:
                 self._tasks[name] = asyncio.create_task(self._keep(name, options), name=name)
@@ -66,13 +66,6 @@ class SyncOpener:
     async def close(self) -> None:
         """Closes all."""
         await self.want({})
-
-    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _keep(self, name: str, options: GatewaySyncSpec) -> None:
         """Until cancelled: open, or trying to be."""

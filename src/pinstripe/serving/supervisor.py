@@ -19,7 +19,6 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Literal
 import msgspec
 import structlog
 
-from pinstripe.concurrency import backoff, wait_for
+from pinstripe.concurrency import backoff, end, wait_for
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
 from pinstripe.errors import PinstripeError, redact
@@ -251,19 +250,11 @@ class Supervisor:
             else:
                 keeper = _Keeper(name, job, self._start, self._heard, now=self._now)
                 self._keepers[name] = (keeper, asyncio.create_task(keeper.run(), name=name))
-        await _ended([task for _, task in gone])
+        await end(*[task for _, task in gone])
 
     async def close(self) -> None:
         """Stop all workers concurrently and in order."""
         await self.want({})
-
-
-async def _ended(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 class _Keeper:

@@ -7,7 +7,7 @@ that use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -15,15 +15,14 @@ from urllib.parse import urlsplit
 from msgspec import UNSET, structs
 
 from pinstripe.catalog.tables import tables
-from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, is_loopback
-from pinstripe.config.config import Config, read_config, webhook_secrets
+from pinstripe.config.config import Config, checked_settings, read_config, webhook_secrets
 from pinstripe.config.settings import STRIPE_URL
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import NewSync, SyncChange
 from pinstripe.platforms.vault import PlatformVault
-from pinstripe.service import budget_for, stripe_for
+from pinstripe.service import meet_account
 from pinstripe.store.migrate import drop_copy, ensure_bookkeeping
 from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.pool import Connection, check_sessions, connect
@@ -96,14 +95,14 @@ class Vault:
             webhook_secrets=(),
             stripe_url=options.stripe_url or STRIPE_URL,
             stripe_account=options.stripe_account,
-            settings=_checked(options.settings),
+            settings=checked_settings(options.settings, SYNC_SETTINGS, "A sync"),
             account_id=None,
             livemode=False,
             paused=options.paused,
         )
         config = self._config(unsealed, options.api_key)
         key = ApiKey.parse(options.api_key)
-        account = await _met(config, key)
+        account = await meet_account(config, key)
         await check_sessions(self.database_url)
         async with connect(self.database_url) as connection:
             await ensure_bookkeeping(connection)
@@ -131,7 +130,9 @@ class Vault:
         async with connect(self.database_url) as connection:
             sync = await get_stored(connection, sync_id)
         if change.settings is not UNSET:
-            sync = structs.replace(sync, settings=_checked(change.settings))
+            sync = structs.replace(
+                sync, settings=checked_settings(change.settings, SYNC_SETTINGS, "A sync")
+            )
         if change.api_key is not UNSET:
             key = ApiKey.parse(change.api_key)
             known = await self._with_key(sync, key)
@@ -216,7 +217,7 @@ class Vault:
         )
 
     async def _with_key(self, sync: SealedSync, key: ApiKey) -> SealedSync:
-        account = await _met(self._config(sync, key.reveal()), key)
+        account = await meet_account(self._config(sync, key.reveal()), key)
         other = account.id != sync.account_id and None not in (account.id, sync.account_id)
         if other or account.livemode != sync.livemode:
             raise Misconfigured(
@@ -252,21 +253,6 @@ class Vault:
             log_json=self.base.log_json,
             debug=self.base.debug,
         )
-
-
-def _checked(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings without empty ones. Raises Misconfigured for one that a sync does not have."""
-    for name in settings:
-        if name not in SYNC_SETTINGS:
-            raise Misconfigured(
-                "A sync has no such setting.", hint=f"It may have: {', '.join(SYNC_SETTINGS)}."
-            )
-    return {name: text for name, text in settings.items() if text}
-
-
-async def _met(config: Config, key: ApiKey) -> Account:
-    async with stripe_for(config, key, budget_for(config, key)) as stripe:
-        return await meet(stripe, key)
 
 
 def _bound(sync: SealedSync, purpose: str) -> Bound:

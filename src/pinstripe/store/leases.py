@@ -20,7 +20,7 @@ import re
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
@@ -28,6 +28,7 @@ from typing import NoReturn
 import asyncpg
 import structlog
 
+from pinstripe.concurrency import end
 from pinstripe.errors import Drifted, LostLease, PinstripeError, Unreachable
 from pinstripe.store.cursors import FOLLOWED
 from pinstripe.store.listener import Listener
@@ -246,9 +247,7 @@ class Lease:
             try:
                 yield held
             finally:
-                renewing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await renewing
+                await end(renewing)
                 await held._release(listener)
         finally:
             await listener.close()

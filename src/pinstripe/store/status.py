@@ -528,9 +528,6 @@ CROSS JOIN LATERAL (
         FROM pinstripe.pending p WHERE p.schema = s.schema GROUP BY 1) g) p
 """
 
-_PREVIEWS = [name for name, table in tables().items() if table.virtual]
-"""Streams of previews, which are filled after everything else: the copy is current without them."""
-
 # Without an ANALYZE only the statistics have a count; after a crash only reltuples does.
 _ESTIMATES = """
 SELECT n.nspname, c.relname,
@@ -545,15 +542,15 @@ async def load_summaries(connection: Connection) -> dict[str, SyncSummary]:
     if await connection.fetchval("SELECT to_regclass('pinstripe.quarantine')") is None:
         return {}
     clocks = await load_clocks(connection)
+    # Previews are filled after everything else: the copy is current without them.
+    beside = [FOLLOWED, *(name for name, table in tables().items() if table.virtual)]
     return {
         row[0]: replace(
             SyncSummary(*row[:-1]),
             clocks=clocks.get(row[0], Clocks()),
             by_class={class_name(work): count for work, count in row[-1] or ()},
         )
-        for row in await connection.fetch(
-            f"{_SUMMARIES} WHERE {await alone(connection)}", [FOLLOWED, *_PREVIEWS]
-        )
+        for row in await connection.fetch(f"{_SUMMARIES} WHERE {await alone(connection)}", beside)
     }
 
 

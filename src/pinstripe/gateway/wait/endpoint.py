@@ -144,8 +144,7 @@ class WaitEndpoint:
                 "The tables of this sync are not open here yet.",
                 "See `pinstripe status` and the logs of `pinstripe serve`.",
             )
-            missing = [Missing("poll")]
-            return _json(504, NotInTime(False, problem, missing, None, self._ms(began)))
+            return self._never_open(problem, began)
         return await self._wait(sync, options, began)
 
     async def _of_platform(self, named: AccountPlace, options: WaitQuery, began: float) -> Response:
@@ -158,13 +157,15 @@ class WaitEndpoint:
                 pause_s = next(pauses)
                 if self._clock() - began + pause_s > options.timeout_s:
                     problem = ErrorDetail(error.slug, error.message, error.hint)
-                    missing = [Missing("poll")]
-                    return _json(504, NotInTime(False, problem, missing, None, self._ms(began)))
+                    return self._never_open(problem, began)
                 await asyncio.sleep(pause_s)
                 continue
             if sync is None:
                 return _unknown_account(named).response()
             return await self._wait(sync, options, began)
+
+    def _never_open(self, problem: ErrorDetail, began: float) -> Response:
+        return _json(504, NotInTime(False, problem, [Missing("poll")], None, self._ms(began)))
 
     async def _wait(self, sync: OpenSync, options: WaitQuery, began: float) -> Response:
         try:
