@@ -707,7 +707,7 @@ def erase(
     Empties names, addresses, texts and numbers in every row of the customer, in events and in the change
     feed. Amounts, dates, states and ids stay. What Stripe shows of the customer later is not stored again.
     """
-    from pinstripe.cli import erase as commands
+    from pinstripe.cli import schema as commands
 
     work = commands.erase(config, customer, dry_run=dry_run, scrubs=scrub, as_json=json)
     execute(config, work, stopped=130)
