@@ -724,7 +724,7 @@ def support_bundle(
 
     It holds no key, no URL, no row, no text of Stripe's and no id of an object.
     """
-    from pinstripe.cli import support as commands
+    from pinstripe.cli import status as commands
 
     execute(config, commands.support_bundle(config, output=output), stopped=130)
 
