@@ -1,8 +1,8 @@
-"""`pinstripe status` and `pinstripe support-bundle`: how every synced schema stands, from the database alone.
+"""`pinstripe status` and `support-bundle`: how every synced schema stands, from the database alone.
 
-A support bundle is one archive for a bug report, without secrets and personal data. It is put together from
-lists of what may go in, not by cutting out what may not: versions, counts, states, codes, times, names of
-tables and settings, and the values of settings that are numbers or switches. Texts of Stripe and Postgres
+A bundle is one archive for a bug report, without secrets and personal data. It is put together from lists
+of what may go in, not by cutting out what may not: versions, counts, states, codes, times, names of tables
+and settings, and the values of settings that are numbers or switches. Texts of Stripe and Postgres
 (`reason`), ids of objects, URLs and rows stay out.
 """
 
