@@ -619,9 +619,9 @@ def demo(
     platform: Annotated[bool, Parameter(negative="", help=_DEMO_PLATFORM)] = False,
 ) -> None:
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
-    from pinstripe.cli import platform_demo, serve
+    from pinstripe.cli import serve
 
-    running = platform_demo.demo_platform(config) if platform else serve.demo(config)
+    running = serve.demo_platform(config) if platform else serve.demo(config)
     execute(config, running, stopped=0)
 
 
