@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
 from pinstripe.errors import DatabaseFault
-from pinstripe.mirror.batch import Batch, Conflict
+from pinstripe.mirror.batch import Batch, Conflict, Job
 from pinstripe.mirror.orphans import children_of
-from pinstripe.mirror.queue import Job
 from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.pool import Connection
