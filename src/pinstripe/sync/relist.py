@@ -58,9 +58,9 @@ from pinstripe.store.lost_tables import EMPTIED, GONE, around_of, find_lost, rel
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import note_refused
 from pinstripe.sync.backfill.child_lists import stream_of
+from pinstripe.sync.backfill.list_stream import Scheduler
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
-from pinstripe.sync.backfill.scheduler import Scheduler
 from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
 from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker

@@ -22,9 +22,9 @@ from pinstripe.rows.as_of import as_of_response
 from pinstripe.source.resolve import has_address
 from pinstripe.source.source import BACKFILL, Source, retrieve_endpoint
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
+from pinstripe.sync.backfill.list_stream import ListReader, Scheduler
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import read_singletons
-from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.verify.compare import Difference, RowKey
 
 
