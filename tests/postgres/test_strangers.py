@@ -17,11 +17,11 @@ from tests.postgres.writing import make_schema
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
+from pinstripe.client.response import AsOf
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.mirror.mirror import Mirror, open_mirror
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store import migrate as migration
 from pinstripe.store.embedded import EmbeddedPostgres

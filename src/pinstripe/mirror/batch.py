@@ -16,9 +16,9 @@ from typing import Protocol
 
 from pinstripe.catalog.endpoints import child_list
 from pinstripe.catalog.tables import Table, tables
+from pinstripe.client.response import AsOf, Cause
 from pinstripe.mirror.orphans import Doubt, SetFact, children_of
 from pinstripe.mirror.upsert import EVENT_S
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Row, RowKey, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.pool import Connection

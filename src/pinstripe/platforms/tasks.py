@@ -22,8 +22,8 @@ import structlog
 
 from pinstripe.client.account import meet
 from pinstripe.client.client import StripeClient
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import FellBehind, LostLease, PinstripeError, WrongAccount

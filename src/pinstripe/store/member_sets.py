@@ -17,7 +17,7 @@ from pinstripe.store.ddl import literal, scope_value
 from pinstripe.store.pool import Connection
 
 
-async def lock(connection: Connection, schema: str, *, notes: bool) -> None:
+async def lock_sets(connection: Connection, schema: str, *, notes: bool) -> None:
     """Wait, until the end of the transaction, for writers that note sets; with `notes`, for those that
     insert members too. To be called before any row is locked.
     """
@@ -25,7 +25,7 @@ async def lock(connection: Connection, schema: str, *, notes: bool) -> None:
     await connection.execute(f"SELECT FROM pinstripe.sync WHERE schema = $1 FOR {strength}", schema)
 
 
-async def note(
+async def note_sets(
     connection: Connection, schema: str, sets: Sequence[tuple[str, str, float, float]]
 ) -> None:
     """Note sets, in the transaction that applies them: (table of the children, parent's id, lo, hi)."""
@@ -64,7 +64,7 @@ def newer_than(schema: str, child: str, parent: str) -> str:
     )
 
 
-async def forget(connection: Connection, schema: str, loading: Collection[str]) -> None:
+async def forget_sets(connection: Connection, schema: str, loading: Collection[str]) -> None:
     """Delete sets that no page under way can contradict. Those of tables that are `loading` stay."""
     await connection.execute(
         "DELETE FROM pinstripe.member_set WHERE schema = $1 AND child <> ALL ($2::text[])"

@@ -34,9 +34,9 @@ from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.client import Params
 from pinstripe.client.pagination import read_list
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import AsOf, as_of_response
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import Drifted, LostLease, NotFound, PinstripeError, Unwritable, WrongKey
-from pinstripe.rows.as_of import AsOf, as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import UNEXPANDED, Checkpoint, State, permission_of
