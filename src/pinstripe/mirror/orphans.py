@@ -25,9 +25,8 @@ from pinstripe.client.response import Cause
 from pinstripe.mirror.upsert import EVENT_S, key_text, same_row, stage, stored
 from pinstripe.rows.extract import MemberSet, Row, RowKey
 from pinstripe.rows.layout import TAIL, Shapes
-from pinstripe.store.confirmations import key_hash, of_keys
+from pinstripe.store.confirmations import key_hash, newer_than, of_keys
 from pinstripe.store.ddl import literal, qualified, quote, scope_value
-from pinstripe.store.member_sets import newer_than
 from pinstripe.store.pool import Connection
 
 

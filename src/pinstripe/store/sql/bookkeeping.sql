@@ -310,7 +310,7 @@ CREATE INDEX IF NOT EXISTS confirmation_place_idx
   ON pinstripe.confirmation (schema, "table", as_of_latest);
 
 -- When the list of a parent was last known whole: `child` is the table of what it lists. A row that it did
--- not have is not inserted from an older page. See store/member_sets.py.
+-- not have is not inserted from an older page. See store/confirmations.py.
 CREATE TABLE IF NOT EXISTS pinstripe.member_set (
   schema       text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   child        text NOT NULL,
