@@ -25,11 +25,7 @@ from pinstripe.mirror.mirror import Mirror, open_mirror
 from pinstripe.rows.extract import RowSet
 from pinstripe.store import migrate as migration
 from pinstripe.store.embedded import EmbeddedPostgres
-from pinstripe.store.leases import Lease
-from pinstripe.store.migrate import ensure_bookkeeping, migrate
-from pinstripe.store.pool import connect, open_pool
-from pinstripe.store.roles import create_reader
-from pinstripe.store.sync_requests import (
+from pinstripe.store.events import (
     ACKS,
     REQUESTS,
     SyncAck,
@@ -37,6 +33,10 @@ from pinstripe.store.sync_requests import (
     last_request,
     request_sync,
 )
+from pinstripe.store.leases import Lease
+from pinstripe.store.migrate import ensure_bookkeeping, migrate
+from pinstripe.store.pool import connect, open_pool
+from pinstripe.store.roles import create_reader
 from pinstripe.sync.events.request_listener import SyncRequestListener
 
 CHANNELS = (REQUESTS, ACKS, "pinstripe", "pinstripe_change", "pinstripe_lease")

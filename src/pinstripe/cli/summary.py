@@ -26,8 +26,8 @@ from pinstripe.concurrency import end
 from pinstripe.config.config import Config
 from pinstripe.errors import redact
 from pinstripe.service import Database, Service
+from pinstripe.store.cursors import LIST, RememberedRefusal
 from pinstripe.store.database_url import split_url, url_with_login
-from pinstripe.store.refusals import LIST, RememberedRefusal
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import DEFAULT_ID
 from pinstripe.sync.backfill.backfill import BackfillResult

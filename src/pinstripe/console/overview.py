@@ -20,10 +20,9 @@ from pinstripe.console.templating import Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.live.status_board import SyncStatus
-from pinstripe.store.cursors import load_checkpoints
+from pinstripe.store.cursors import RememberedRefusal, load_checkpoints, load_refusals
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
-from pinstripe.store.refusals import RememberedRefusal, load_refusals
 
 _NEWEST = 8
 

@@ -13,10 +13,9 @@ from pinstripe.gateway.api.syncs import find_sync
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import LagSample
 from pinstripe.store.clocks import Clocks
-from pinstripe.store.cursors import READY, SCAN_OF, Checkpoint, load_checkpoints
+from pinstripe.store.cursors import READY, SCAN_OF, Checkpoint, RememberedRefusal, load_checkpoints
 from pinstripe.store.heartbeats import QuotaReport, TableProgress
 from pinstripe.store.read_quota import load_requests
-from pinstripe.store.refusals import RememberedRefusal
 from pinstripe.store.status import (
     FailedRequests,
     QuarantinedRows,

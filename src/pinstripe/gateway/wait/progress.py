@@ -14,14 +14,13 @@ from pinstripe.concurrency import Coalescer
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.rows.extract import RowKey
 from pinstripe.store.cursors import load_checkpoints
-from pinstripe.store.events import which_applied
+from pinstripe.store.events import load_acked_as_of, which_applied
 from pinstripe.store.leases import load_lease
 from pinstripe.store.platforms.stored import load_account
 from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Pending, load_open_since, load_pending
 from pinstripe.store.scopes import account_of
-from pinstripe.store.sync_requests import load_acked_as_of
 
 _SPACING_S = 0.02
 _LAST_SPACING_S = 0.005

@@ -266,7 +266,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS quarantine_place_idx
 
 -- Requests for an immediate sync (`rung`: the number of the latest) and the worker's acknowledgement
 -- (`heard`: the number up to which they are done). The tables hold what Stripe's event list had at `as_of`.
--- See store/sync_requests.py.
+-- See store/events.py.
 CREATE TABLE IF NOT EXISTS pinstripe.bell (
   schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
   rung       bigint NOT NULL DEFAULT 0,
