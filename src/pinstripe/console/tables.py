@@ -76,7 +76,6 @@ class TableLine:
 
 async def show(visit: PageContext) -> Response:
     """All tables of the schema."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     only_filled = visit.text("rows") == "some"
     async with visit.gateway.reads.connection() as connection:
         standing = await _standing(connection, visit.sync.schema)
@@ -98,7 +97,6 @@ async def show(visit: PageContext) -> Response:
 
 async def one(visit: PageContext) -> Response:
     """Return the page of one table: status, columns, and references to it."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     schema, name = visit.sync.schema, visit.named("table")
     async with visit.gateway.reads.connection() as connection:
         shape = await load_shape(connection, schema, name)
