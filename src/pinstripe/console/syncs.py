@@ -16,7 +16,7 @@ from pinstripe.console.keys import KeyChecks
 from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import Notice
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.api.platforms import (
+from pinstripe.gateway.api.syncs import (
     AccountsQuery,
     StateFilter,
     find_platform,

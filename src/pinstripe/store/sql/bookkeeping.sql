@@ -35,7 +35,7 @@ BEGIN  -- When the next verification is due, or why there is none.
 END $$;
 
 -- Platforms: many connected accounts in one schema, by the key of the account that they are connected to
--- (store/platforms.py). Keys and webhook secrets are encrypted like those of `stored_sync`.
+-- (store/platforms/stored.py). Keys and webhook secrets are encrypted like those of `stored_sync`.
 CREATE TABLE IF NOT EXISTS pinstripe.platform (
   id              text PRIMARY KEY,
   schema          text NOT NULL,
