@@ -17,7 +17,7 @@ import asyncpg
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.console import sql_run
 from pinstripe.console.page_context import PageContext

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from pinstripe.catalog.descriptions import describe_column, describe_table, docs_url, is_money
 from pinstripe.catalog.domains import DOMAINS, Domain, domain_by_table
-from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import Column, Table, table_of_object, tables
 from pinstripe.console.page_context import PageContext
 from pinstripe.store.ddl import BOOKKEEPING, qualified
