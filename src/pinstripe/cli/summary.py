@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 from urllib.parse import unquote
 
-from pinstripe.catalog.carriers import carriers
+from pinstripe.catalog.embedded import carriers
 from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.tables import tables as known_tables
 from pinstripe.concurrency import end

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pinstripe.catalog.carriers import holders
+from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import ListEndpoint, by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
