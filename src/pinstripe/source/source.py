@@ -28,7 +28,7 @@ from pinstripe.catalog.endpoints import (
     RetrieveEndpoint,
     by_parent,
     expand_of,
-    retrieve_endpoints,
+    retrieve_endpoint,
 )
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_name, tables
@@ -528,12 +528,6 @@ class Members:
         if page.has_more or not self.whole or self.as_of is None:
             return []
         return [(RowSet(sets=[replace(self.place, members=frozenset(self.ids))]), self.as_of)]
-
-
-def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
-    """How the objects of a table are fetched; None if they cannot be, as previews."""
-    known = tables()[table]
-    return None if known.virtual else retrieve_endpoints().get(known.object_type)
 
 
 def list_address(truncated: TruncatedList) -> tuple[str, list[Param]]:

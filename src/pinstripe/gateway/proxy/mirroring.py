@@ -23,7 +23,12 @@ from typing import Literal
 
 import structlog
 
-from pinstripe.catalog.endpoints import list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    has_address,
+    list_endpoints,
+    retrieve_endpoint,
+    singleton_paths,
+)
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents as parent_types
 from pinstripe.catalog.tables import SINGLETONS, table_name, tables
@@ -60,8 +65,8 @@ from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.extract import Row, RowKey, RowSet
-from pinstripe.source.resolve import has_address, mark_deleted
-from pinstripe.source.source import LIVE, retrieve_endpoint
+from pinstripe.source.resolve import mark_deleted
+from pinstripe.source.source import LIVE
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, add_refetches
 

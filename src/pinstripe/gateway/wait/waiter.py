@@ -21,6 +21,7 @@ from datetime import datetime
 from itertools import chain, repeat
 from typing import Literal, TypeVar
 
+from pinstripe.catalog.endpoints import retrieve_endpoint
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import read_object
@@ -31,7 +32,7 @@ from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.rows.event import created_of, payload
 from pinstripe.rows.extract import RowKey
 from pinstripe.source.resolve import refetch_row
-from pinstripe.source.source import LIVE, retrieve_endpoint
+from pinstripe.source.source import LIVE
 from pinstripe.store.events import load_acked_as_of, which_applied
 from pinstripe.store.refetch import Pending, PendingCount, load_open_since, load_pending
 

@@ -14,11 +14,15 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    ListEndpoint,
+    can_be_fetched,
+    list_endpoints,
+    singleton_paths,
+)
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.signs import signs_of
 from pinstripe.catalog.tables import table_name
-from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, Source, closed_gaps
 from pinstripe.store.cursors import (
     BESIDE,
