@@ -34,7 +34,7 @@ from pinstripe.store.platforms.stored import (
     revoke_accounts,
 )
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 from pinstripe.store.status import load_summaries, read_status
 from pinstripe.store.syncs import load_syncs
 

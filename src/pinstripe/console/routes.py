@@ -19,10 +19,9 @@ from pinstripe.gateway.http.auth import Auth
 def console_routes(access: Auth) -> list[Route]:
     """For `gateway.app.make_app`; from then on `access` knows the console's sessions."""
     pages = Pages()
-    let_in = PageGuard(pages, Sessions(), access)
+    let_in, examinations = PageGuard(pages, Sessions(), access), KeyChecks()
     login = Login(let_in)
     overview, events, changes = Overview(pages), Events(pages), Changes(pages)
-    examinations = KeyChecks()
     keys, stored, sql = Keys(pages, examinations), Stored(examinations), Sql()
     return [
         Route("/static/diagram.css", diagram.style),

@@ -62,8 +62,7 @@ from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
-from pinstripe.store.scopes import account_of
-from pinstripe.store.session import Session
+from pinstripe.store.session import Session, account_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -28,7 +28,7 @@ from pinstripe.gateway.syncs import OpenSync, Syncs, account_sync_id
 from pinstripe.platforms.account import OpenPlatform, open_account, open_platform
 from pinstripe.service import budget_for, personal_of, stripe_for
 from pinstripe.store.platforms.sweep import account_standing, wake, welcome
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

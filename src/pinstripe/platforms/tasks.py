@@ -40,7 +40,7 @@ from pinstripe.store.platforms.tasks import TaskName, poll_waits, request_tasks,
 from pinstripe.store.pool import Pool
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
-from pinstripe.store.scopes import account_of, schema_of
+from pinstripe.store.session import account_of, schema_of
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.refetch.worker import RefetchWorker

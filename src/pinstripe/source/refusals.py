@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from pinstripe.client.expands import RefusedExpand
+from pinstripe.client.retry import RefusedExpand
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import (
     LIST,

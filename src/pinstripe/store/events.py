@@ -20,7 +20,7 @@ import msgspec
 from pinstripe.store.ddl import like, qualified, quote
 from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import Connection, translated
-from pinstripe.store.scopes import account_of, schema_of
+from pinstripe.store.session import account_of, schema_of
 
 APPLIED = "pinstripe"
 """NOTIFY channel of applied events; the payload is `schema as_of`."""

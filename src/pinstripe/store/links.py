@@ -21,7 +21,7 @@ from pinstripe.store import confirmations
 from pinstripe.store.ddl import before_value, literal, qualified, quote
 from pinstripe.store.locks import lock_buckets
 from pinstripe.store.pool import Connection
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 
 Keys = Mapping[str, Collection[str]]
 """Table -> keys of its rows."""

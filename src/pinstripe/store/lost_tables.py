@@ -23,7 +23,7 @@ from pinstripe.errors import DatabaseFault
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import Why
-from pinstripe.store.scopes import SCOPES_OF, relations
+from pinstripe.store.session import SCOPES_OF, relations
 
 GONE = Why(
     DatabaseFault("42P01", "table"),

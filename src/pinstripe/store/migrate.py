@@ -36,7 +36,7 @@ from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
-from pinstripe.store.scopes import (
+from pinstripe.store.session import (
     ACCOUNT,
     NAME_BYTES,
     SCOPES_OF,

@@ -38,7 +38,7 @@ from pinstripe.store.personal import existing_tables
 from pinstripe.store.pool import Connection, translated, work_for
 from pinstripe.store.read_quota import ReadUse, load_read_use
 from pinstripe.store.refetch import class_name, count_by_class
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate, load_plan
 

@@ -33,7 +33,7 @@ from pinstripe.store.leases import load_lease
 from pinstripe.store.platforms.stored import load_account
 from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.pool import Connection
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 
 KINDS = ("stripe",)
 _MAX_OPEN = 10_000

@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.platform (
 
 DO $$
 BEGIN  -- The platform of the schema, or of the account, that a row is about; null for a sync. The accounts of a
-  -- platform have rows here, named by their scope (store/scopes.py), since all bookkeeping refers to them.
+  -- platform have rows here, named by their scope (store/session.py), since all bookkeeping refers to them.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'platform_id') THEN
     ALTER TABLE pinstripe.sync ADD COLUMN platform_id text REFERENCES pinstripe.platform ON DELETE CASCADE;

@@ -43,7 +43,7 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.links import linked_value
 from pinstripe.store.pool import translated
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 
 MOST = 20_000
 """Differences that are kept for each table; beyond it only their number is."""
