@@ -45,7 +45,6 @@ def print_ddl(config: Config, *, by_account: bool, partitions: int) -> None:
 
 
 def print_models(config: Config, tool: Tool) -> None:
-    """Print the models for one tool."""
     known = tables()
     chosen = [known[name] for name in config.choose_tables(known)]
     sys.stdout.write(models(tool, config.schema, chosen))

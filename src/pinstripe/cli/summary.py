@@ -323,13 +323,13 @@ class Meter:
         self._samples: deque[_Sample] = deque()
 
     def line(self) -> str:
-        """All in one line."""
-        return self._overall(self._tables())
+        self._tables()
+        return self._overall()
 
     def lines(self) -> list[str]:
         """At most 25 lines."""
         tables = self._tables()
-        found = [self._overall(tables)]
+        found = [self._overall()]
         mirror = self._service.source.mirror
         if mirror.trouble:
             found.append(f"  Postgres: {mirror.trouble} Retrying.")
@@ -356,7 +356,7 @@ class Meter:
             self._samples.popleft()
         return found
 
-    def _overall(self, tables: Sequence[TableTally]) -> str:
+    def _overall(self) -> str:
         first, last = self._samples[0], self._samples[-1]
         span_s = last.at - first.at
         backfill, stripe = self._service.backfill, self._service.stripe

@@ -81,7 +81,6 @@ class Events:
         return templating.stream(visit.gateway, self._news(visit.gateway, visit.sync.id, wanted))
 
     async def one(self, visit: PageContext) -> Response:
-        """One event."""
         schema = visit.sync.schema
         async with visit.gateway.reads.connection() as connection:
             there = await has_events(connection, schema)

@@ -263,7 +263,6 @@ def _mark(sync: StoredSync) -> str:
 
 
 async def _opened(gateway: Gateway, sync_id: str) -> OpenSync:
-    """Return the sync once it is open."""
     for _ in range(int(_OPENS_WITHIN_S / _LOOK_S)):
         opened = gateway.parts.syncs.get(sync_id)
         if opened is not None:

@@ -90,7 +90,6 @@ class PageContext:
         return go(path_of(self.chosen.id if self.chosen is not None else "", section, *more))
 
     def error_page(self, error: PinstripeError, *, status: int = 503) -> Response:
-        """Return a page with the error and its remedy."""
         told = Notice(error.message, error.hint, "bad")
         return self.page(
             "message.html", title="Something went wrong", messages=[told], status=status

@@ -53,7 +53,6 @@ class RowAge:
 
 
 async def show(visit: PageContext) -> Response:
-    """One row."""
     sync = visit.sync
     name, key = visit.named("table"), visit.named("key").replace("\0", "")
     async with visit.gateway.reads.connection() as connection:

@@ -58,8 +58,6 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True)
 class TableLine:
-    """One table in the list."""
-
     name: str
     about: str
     status: TableStatus
@@ -204,7 +202,6 @@ class Shape:
         return self.table.key[-1]
 
     def currency_of(self, column: ShownColumn) -> str | None:
-        """Return the currency column of an amount."""
         if not column.is_money or column.known is None:
             return None
         beside = "_".join((*column.known.path[:-1], "currency"))

@@ -105,7 +105,6 @@ def resource_of(path: str, tables: tuple[str, ...], said: ProbeResult) -> Resour
 
 
 def resource_in(product: str, path: str, tables: tuple[str, ...], said: ProbeResult) -> Resource:
-    """As `resource_of`, of a product that is known."""
     lacking = said.lacking
     return Resource(
         path,

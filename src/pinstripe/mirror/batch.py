@@ -46,7 +46,6 @@ class Conflict:
 
 
 def doubt(found: Doubt | SetFact) -> Conflict:
-    """Return the conflict of a set in doubt."""
     return Conflict(found.child, found.parent_id, found.cause, found.parent)
 
 

@@ -201,7 +201,6 @@ class Mirror:
 
     @property
     def conflicts(self) -> int:
-        """Conflicts so far."""
         return self._conflicts.count
 
     @property

@@ -53,7 +53,6 @@ def stage_name(table: str) -> str:
 
 
 def stage(table: str) -> str:
-    """The stage of a table, in SQL."""
     return f"pg_temp.{quote(stage_name(table))}"
 
 

@@ -92,8 +92,6 @@ class _TableRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of one table."""
-
     table: str
     rows: Mapping[str, Mapping[str, Row]]
     causes: Causes

@@ -250,7 +250,6 @@ async def note_freshness(
 
 
 async def load_freshness(connection: Connection, schema: str) -> list[Freshness]:
-    """Return the freshness of all tables of a schema."""
     rows = await connection.fetch(
         'SELECT "table", how, extract(epoch FROM known_to)::float8 FROM pinstripe.freshness'
         " WHERE schema = $1",

@@ -164,7 +164,6 @@ async def has_event(connection: Connection, schema: str, event_id: str) -> bool:
 
 
 async def load_event(connection: Connection, schema: str, event_id: str) -> EventDetail | None:
-    """One event, with its object."""
     row = await connection.fetchrow(
         f"SELECT {_LINE}, e.data_object::text, e.data_previous_attributes::text,"
         " EXISTS (SELECT FROM pinstripe.applied_event a WHERE a.schema = $2 AND a.id = e.id),"

@@ -37,7 +37,6 @@ def linked_columns(table: Table) -> tuple[Column, ...]:
 
 @cache
 def linked_tables() -> frozenset[str]:
-    """The tables that have linked columns."""
     return frozenset(t.name for t in tables().values() if linked_columns(t))
 
 

@@ -52,7 +52,6 @@ NAME_BYTES = 63 - len(_VIEWS)
 
 
 def scope_of(schema: str, account_id: str) -> str:
-    """Return the scope of one account of the platform in `schema`."""
     return f"{schema}{_AT}{account_id}"
 
 

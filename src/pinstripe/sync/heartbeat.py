@@ -74,7 +74,6 @@ class HeartbeatWriter:
             await asyncio.sleep(EVERY_S)
 
     async def write(self) -> None:
-        """Write the row once."""
         try:
             async with self._source.pool.acquire() as connection:
                 await save_heartbeat(connection, self._source.mirror.schema, self.state())

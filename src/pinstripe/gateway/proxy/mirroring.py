@@ -125,8 +125,6 @@ class ProxyRequest:
 
 
 class ResponseMirror:
-    """Mirrors responses."""
-
     def __init__(
         self,
         syncs: Syncs,

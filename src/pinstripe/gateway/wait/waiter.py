@@ -344,11 +344,9 @@ class WaitProgress:
         self._as_of = Coalescer(self._read_as_of, spacing_s=_LAST_SPACING_S)
 
     async def has_request(self, request_id: str) -> bool:
-        """Whether an event of this request is applied."""
         return await self._requests.get(request_id)
 
     async def has_event(self, event_id: str) -> bool:
-        """Whether this event is applied."""
         return await self._events.get(event_id)
 
     async def pending(self) -> Pending:

@@ -57,7 +57,6 @@ _FULL_RESYNC = "anew"
 
 
 def full_resync_done(since: float) -> Checkpoint:
-    """Return the cursor of a full resync that is done."""
     return Checkpoint(_FULL_RESYNC, "done", as_of=since)
 
 

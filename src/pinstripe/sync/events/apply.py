@@ -217,7 +217,6 @@ _ONLY_IF_TRUE = {PAYOUT_LINES: "automatic"}
 
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
-    """Return the refetches that follow from one change."""
     table = wanted.get(table_of_object().get(change.name, ""))
     if table is None or change.deleted:
         return []

@@ -194,7 +194,6 @@ class AppliedEvents:
         return any(key in self._created and key not in self._unanchored for key in keys)
 
     def unanchored(self, keys: Iterable[str | None]) -> set[str]:
-        """Return those that are unanchored."""
         return self._unanchored.intersection(key for key in keys if key is not None)
 
     def has_any(self, keys: Iterable[str | None]) -> bool:

@@ -280,8 +280,6 @@ def cheaper_by_list(wrong: Iterable[Difference], requests: Mapping[str, int]) ->
 
 
 class Repairs:
-    """One round of repairs."""
-
     def __init__(
         self,
         source: Source,
