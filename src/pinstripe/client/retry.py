@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Literal
+
+from pinstripe.client.response import http_time
 
 Verdict = Literal["taken", "limited", "again", "final"]
 """`taken`: a good response. `limited`: wait as long as it takes. `again`: a few more tries.
@@ -81,24 +81,6 @@ def judge(
     if advice == "true" or is_trouble:
         return "again"
     return "again" if status == _CONFLICT else "final"
-
-
-def http_time(text: str | None) -> int | None:
-    """An HTTP date as Unix seconds; None if it is absent or unreadable.
-
-    >>> http_time("Thu, 01 Jan 1970 00:01:00 GMT")
-    60
-    """
-    return _parse_http_time(text) if text else None
-
-
-# Up to a hundred responses share one second, so nearly every call is a hit.
-@lru_cache(maxsize=16)
-def _parse_http_time(text: str) -> int | None:
-    try:
-        return int(parsedate_to_datetime(text).timestamp())
-    except (ValueError, OverflowError):
-        return None
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:

@@ -6,7 +6,7 @@ import structlog
 
 from pinstripe.client.expands import RefusedExpand
 from pinstripe.source.source import Source
-from pinstripe.store.refusals import (
+from pinstripe.store.cursors import (
     LIST,
     RememberedRefusal,
     drop_due_refusals,

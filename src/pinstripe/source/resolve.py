@@ -21,13 +21,12 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
 from pinstripe.catalog.tables import table_name, tables
 from pinstripe.client.client import quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, list_at, read_object
+from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
-from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source, retrieve_endpoint

@@ -33,7 +33,6 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import (
     ListPage,
     iter_pages,
@@ -43,7 +42,7 @@ from pinstripe.client.pagination import (
     split_url,
 )
 from pinstripe.client.rate_limit import WorkClass
-from pinstripe.client.response import Response
+from pinstripe.client.response import AsOf, Cause, Response, StripeObject, as_of_response
 from pinstripe.concurrency import for_each
 from pinstripe.errors import (
     Drifted,
@@ -58,7 +57,6 @@ from pinstripe.errors import (
 from pinstripe.mirror import Mirror, Part
 from pinstripe.mirror.batch import Effect
 from pinstripe.mirror.upsert import EVENT_S
-from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.extract import MemberSet, RowKey, RowSet, TruncatedList
 from pinstripe.source.row_versions import RowVersions, VersionAt
 from pinstripe.store.confirmations import key_hash, of_keys

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pinstripe.catalog.carriers import holders
+from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Literal
 
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import Cause
 from pinstripe.errors import PinstripeError
-from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import RowKey
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import QUARANTINED

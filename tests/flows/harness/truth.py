@@ -15,9 +15,8 @@ from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
-from pinstripe.client.decode import decode
+from pinstripe.client.response import AsOf, decode
 from pinstripe.mirror import open_mirror
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import create_table
 from pinstripe.store.pool import Connection, connect

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from pinstripe.catalog.model import object_types
-from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.rows.extract import RowKey

@@ -36,8 +36,7 @@ from pinstripe.store.lost_tables import forget_streams, with_rows
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
 from pinstripe.sync.backfill.child_lists import ChildListStream, SignedPasses, is_whole, stream_of
-from pinstripe.sync.backfill.list_stream import ListStream, created_since
-from pinstripe.sync.backfill.scheduler import ListReader
+from pinstripe.sync.backfill.list_stream import ListReader, ListStream, created_since
 from pinstripe.sync.events.reader import EVENTS, REACH_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

@@ -23,11 +23,10 @@ from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endp
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced, with_events
 from pinstripe.catalog.tables import PAYOUT_LINES, Table, table_name, table_of_object
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import AsOf, Cause, StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.event import cause_of, created_of, payload, previous_attributes, request_of
 from pinstripe.rows.extract import MemberSet, Row, RowSet, key_of
 from pinstripe.source.resolve import can_be_fetched, has_address
