@@ -23,9 +23,8 @@ from pathlib import Path
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.personal import Policy
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, proxy_for
-from pinstripe.client.client import StripeClient
+from pinstripe.client.client import Account, StripeClient, meet
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
 from pinstripe.client.retry import Patience

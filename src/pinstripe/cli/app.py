@@ -813,21 +813,21 @@ def simulate(
     """
     from pinstripe.cli import simulate as commands
 
-    options = commands.SimulateOptions(
-        host,
-        port,
-        scale,
-        seed,
-        until,
-        latency_ms,
-        limits,
-        nastiness,
-        as_json=json,
-        while_stdin=while_stdin,
+    running = commands.simulate(
+        host=host,
+        port=port,
+        scale=scale,
+        seed=seed,
+        until=until,
+        latency_ms=latency_ms,
+        limits=limits,
+        nastiness=nastiness,
         connected=connected,
         connected_scale=connected_scale,
+        as_json=json,
+        while_stdin=while_stdin,
     )
-    execute(config, commands.simulate(options), stopped=0)
+    execute(config, running, stopped=0)
 
 
 @app.command(sort_key=7)

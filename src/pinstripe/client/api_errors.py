@@ -179,6 +179,12 @@ def missing_permission(message: str) -> str | None:
     return found.slug or found.title or None
 
 
+def account_named(message: str) -> str | None:
+    """The account that Stripe's 403 names: "... for this endpoint on account 'acct_...'"."""
+    found = _ACCOUNT.search(message)
+    return found[0] if found else None
+
+
 def refusal(
     status: int,
     error: _Error,

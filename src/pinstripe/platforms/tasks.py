@@ -20,8 +20,7 @@ from datetime import timedelta
 
 import structlog
 
-from pinstripe.client.account import meet
-from pinstripe.client.client import StripeClient
+from pinstripe.client.client import StripeClient, meet
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import first_error

@@ -34,7 +34,7 @@ from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source
-from pinstripe.store.clocks import note_contradiction
+from pinstripe.store.daily_counts import note_contradiction
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, RefetchDone, complete_refetches

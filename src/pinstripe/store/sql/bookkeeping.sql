@@ -323,7 +323,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS member_set_place_idx
   ON pinstripe.member_set (schema, child, left(parent_id, 500), hashtextextended(parent_id, 0));
 
 -- By day: how far `Date` and `created` of proxied writes were apart, and how often a snapshot that contradicted a
--- row was stale. See store/clocks.py.
+-- row was stale. See store/daily_counts.py.
 CREATE TABLE IF NOT EXISTS pinstripe.clock (
   schema         text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   day            date NOT NULL,
