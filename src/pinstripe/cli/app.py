@@ -14,8 +14,19 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, PERSONAL, with_settings
-from pinstripe.cli.runtime import BAD_USAGE, Exit, complain, execute, report
+from pinstripe.cli.runtime import (
+    ACCOUNT,
+    BAD_USAGE,
+    DATABASE,
+    GATEWAY,
+    LIVE,
+    PERSONAL,
+    Exit,
+    complain,
+    execute,
+    report,
+    with_settings,
+)
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
 
