@@ -53,9 +53,9 @@ from pinstripe.store.migrate import (
     reserve,
     set_foreign_keys,
 )
-from pinstripe.store.personal import apply_policy, stored_policy, with_key
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.retention import Retention
+from pinstripe.store.rewrite import apply_policy, stored_policy, with_key
 from pinstripe.store.roles import PURPOSES, find_reader
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.backfill.backfill import Backfill, BackfillResult

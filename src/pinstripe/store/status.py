@@ -34,9 +34,9 @@ from pinstripe.store.cursors import (
 )
 from pinstripe.store.daily_counts import Clocks, ReadUse, load_clocks, load_read_use
 from pinstripe.store.ddl import literal, qualified
-from pinstripe.store.personal import existing_tables
 from pinstripe.store.pool import Connection, translated, work_for
 from pinstripe.store.refetch import class_name, count_by_class
+from pinstripe.store.rewrite import existing_tables
 from pinstripe.store.session import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate, load_plan

@@ -10,7 +10,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.sync (
 );
 
 DO $$
-BEGIN  -- The rule by which secrets were removed from older rows. See store/forget_secrets.py.
+BEGIN  -- The rule by which secrets were removed from older rows. See store/rewrite.py.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'secret_rule') THEN
     ALTER TABLE pinstripe.sync ADD COLUMN secret_rule text;
@@ -18,7 +18,7 @@ BEGIN  -- The rule by which secrets were removed from older rows. See store/forg
 END $$;
 
 DO $$
-BEGIN  -- `personal`: the policy on personal data that the rows follow (store/personal.py). `erasures`: how many
+BEGIN  -- `personal`: the policy on personal data that the rows follow (store/rewrite.py). `erasures`: how many
   -- there were; every writer compares it before it commits (store/erasures.py).
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'erasures') THEN
