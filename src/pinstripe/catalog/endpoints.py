@@ -132,11 +132,22 @@ class ListEndpoint:
         """The name of its cursor: path and variant. Stable over releases."""
         return self.path + "".join(f"&{k}={v}" for k, v in self.params)
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables of what it lists."""
+        return _table_names(self.objects)
+
     def url(self, parent_id: str, quoted: str) -> tuple[str, tuple[Param, ...]]:
         """(path, parameters) of the list under one parent; `quoted` is the id, path-quoted."""
         if "{" in self.path:
             return re.sub(r"{\w+}", lambda _: quoted, self.path), self.params
         return self.path, ((self.parameter, parent_id), *self.params)
+
+
+@cache
+def _table_names(objects: tuple[str, ...]) -> tuple[str, ...]:
+    """A backfill reads them some thousand times for each list."""
+    return tuple(map(table_name, objects))
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +335,6 @@ def singleton_path(table: str) -> str:
 def child_list(table: str, parent: str) -> ListEndpoint | None:
     """Return the list of a table's objects under one object of the type `parent`; None if there is none."""
     for endpoint in list_endpoints():
-        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
+        if endpoint.parent == parent and table in endpoint.tables:
             return endpoint
     return None

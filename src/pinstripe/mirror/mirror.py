@@ -47,7 +47,7 @@ from pinstripe.mirror.quarantine import (
     take_too_large,
 )
 from pinstripe.mirror.writer import SharedStages, Writer
-from pinstripe.rows.extract import Extractor, RowSet
+from pinstripe.rows.extract import Extractor, RowSet, extractor_for
 from pinstripe.rows.personal import Personal
 from pinstripe.store.erasures import check_erasures, note_erased
 from pinstripe.store.pool import Connection
@@ -553,7 +553,7 @@ async def open_mirror(
     place of the writers; `extractor` is shared with another mirror. `personal`: see `Extractor`; `shared`:
     see `Writer`.
     """
-    extractor = extractor or Extractor(tables, personal=personal)
+    extractor = extractor or extractor_for(tables, personal=personal)
     loading: set[str] = set()
 
     def writer() -> Sink:

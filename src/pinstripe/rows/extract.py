@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 
 import msgspec
 
@@ -314,6 +315,20 @@ class Extractor:
         name = value.get("object")
         table = self._table_of.get(name) if type(name) is str else None
         return table if table is not None and key_of(str(name), value) is not None else None
+
+
+def extractor_for(effective: Mapping[str, Table], *, personal: Personal | None) -> Extractor:
+    """An extractor of one account. Where nothing differs from the catalog, all accounts of the process
+    share its layouts: a first copy makes some 330 of them, a tenth of its CPU time.
+    """
+    if personal is None and effective.items() <= tables().items():
+        return _of_catalog().for_account()
+    return Extractor(effective, personal=personal)
+
+
+@cache
+def _of_catalog() -> Extractor:
+    return Extractor()
 
 
 def _nothing(_: Value) -> str | None:

@@ -49,6 +49,14 @@ class Refetch:
         return _CLASS_OF[self.kind] if self.work is None else self.work
 
     @property
+    def told_from(self) -> float:
+        """The second from which on a row that an event wrote is no older than the event that queued this.
+
+        A row in doubt does not hold that event: what it has of the same second is another one's.
+        """
+        return self.since if self.work_class > WorkClass.CONTESTED else self.since + 1.0
+
+    @property
     def owner(self) -> str:
         """Whose work it is, for turns within a class: the customer or other parent, else the table."""
         owner = self.id if self.kind == "children" else self.parent

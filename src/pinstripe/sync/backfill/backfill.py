@@ -272,7 +272,7 @@ class Backfill:
         )
 
     def _bring(self, table: str) -> list[ListReader]:
-        return [w for w in self.works if table in map(table_name, w.endpoint.objects)]
+        return [w for w in self.works if table in w.endpoint.tables]
 
     def _makers(self, parent: str) -> list[ListReader]:
         return [w for w in self.works if parent in w.endpoint.objects]

@@ -208,8 +208,7 @@ class BackfillPlanner:
         parents = {table_name(w.endpoint.parent) for w in works if w.endpoint.parent}
         signs = {s.table for w in works if w.endpoint.parent for s in signs_of(w.endpoint)}
         for work in works:
-            names = set(map(table_name, work.endpoint.objects))
-            work.has_children = not names.isdisjoint(parents | signs)
+            work.has_children = not (parents | signs).isdisjoint(work.endpoint.tables)
         return works
 
     def _work(

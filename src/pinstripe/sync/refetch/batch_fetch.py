@@ -201,7 +201,7 @@ async def _put(
 
 
 def _done(source: Source, batch: BatchFetch, refetch: Refetch) -> RefetchDone:
-    is_sure = source.is_sure(refetch, is_told=batch.told[refetch.id] >= refetch.since)
+    is_sure = source.is_sure(refetch, is_told=batch.told[refetch.id] >= refetch.told_from)
     return RefetchDone(refetch, batch.at, 0.0 if is_sure else source.replica_lag.total_seconds())
 
 
