@@ -210,8 +210,10 @@ def add(
     """
     from pinstripe.cli import syncs as commands
 
-    options = commands.SyncOptions(sync_id, schema, _pairs(set_), paused=paused)
-    execute(config, commands.add(config, options, as_json=json), stopped=130)
+    work = commands.add(
+        config, sync_id, schema=schema, settings=_pairs(set_), paused=paused, as_json=json
+    )
+    execute(config, work, stopped=130)
 
 
 @syncs.command(sort_key=3)
@@ -238,7 +240,7 @@ def pause(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) -> 
     """Pause a sync until `resume`. Writes through the proxy are still mirrored."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, sync_id, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=True, as_json=json), stopped=130)
 
 
 @syncs.command(sort_key=5)
@@ -247,7 +249,7 @@ def resume(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) ->
     """Resume a paused sync where it stopped."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.resume(config, sync_id, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=False, as_json=json), stopped=130)
 
 
 @syncs.command(sort_key=6)
@@ -452,19 +454,25 @@ def add_platform(
     The key is read from STRIPE_API_KEY, a prompt, or stdin, and verified with Stripe before anything is
     stored.
     """
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    options = commands.PlatformOptions(
-        platform_id, schema, _pairs(set_), partitions=partitions, paused=paused
+    work = commands.add_platform(
+        config,
+        platform_id,
+        schema=schema,
+        settings=_pairs(set_),
+        partitions=partitions,
+        paused=paused,
+        as_json=json,
     )
-    execute(config, commands.add(config, options, as_json=json), stopped=130)
+    execute(config, work, stopped=130)
 
 
 @platform.command(name="list", sort_key=2)
 @with_settings(*_STORED)
 def list_platforms(config: Config, *, json: JsonFlag = False) -> None:
     """List platforms, how many accounts each has, and the workers. Keys are not shown."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     execute(config, commands.list_platforms(config, as_json=json), stopped=130)
 
@@ -475,9 +483,11 @@ def pause_platform(
     config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
 ) -> None:
     """Pause a platform: its accounts are not polled until it is resumed."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, platform_id, paused=True, as_json=json), stopped=130)
+    execute(
+        config, commands.pause_platform(config, platform_id, paused=True, as_json=json), stopped=130
+    )
 
 
 @platform.command(name="resume", sort_key=4)
@@ -486,9 +496,13 @@ def resume_platform(
     config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
 ) -> None:
     """Resume a paused platform."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, platform_id, paused=False, as_json=json), stopped=130)
+    execute(
+        config,
+        commands.pause_platform(config, platform_id, paused=False, as_json=json),
+        stopped=130,
+    )
 
 
 @platform.command(name="remove", sort_key=5)
@@ -502,9 +516,9 @@ def remove_platform(
     json: JsonFlag = False,
 ) -> None:
     """Remove a platform and its key. Its tables stay unless you drop them."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    done = commands.remove(config, platform_id, drop_tables=drop_tables, as_json=json)
+    done = commands.remove_platform(config, platform_id, drop_tables=drop_tables, as_json=json)
     execute(config, done, stopped=130)
 
 
@@ -520,7 +534,7 @@ def tenant_views(
     json: JsonFlag = False,
 ) -> None:
     """Make a schema with a view of each table that shows one account's rows, for a tenant of yours."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     made = commands.make_views(config, platform_id, account_id, target, as_json=json)
     execute(config, made, stopped=130)
@@ -533,7 +547,7 @@ def worker(config: Config) -> None:
     Workers share the platforms' rate limits and need nothing but the same database and the same
     PINSTRIPE_SECRET_KEY. At SIGTERM one finishes what it has begun, for some seconds, and leaves.
     """
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     execute(config, commands.work(config), stopped=0)
 
