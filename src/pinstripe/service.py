@@ -58,14 +58,13 @@ from pinstripe.store.personal import apply_policy, stored_policy, with_key
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.retention import Retention
 from pinstripe.store.roles import PURPOSES, find_reader
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import PollIntervals
-from pinstripe.sync.follower import Follower
+from pinstripe.sync.follower import Follower, erase_deleted, verify_on_schedule
 from pinstripe.sync.heartbeat import HeartbeatWriter
 from pinstripe.sync.read_quota import ReadQuota
-from pinstripe.sync.upkeep import erase_deleted, verify_on_schedule
 
 _BURST_S = 0.25
 """A stall of the process up to this long (a large batch, a busy machine) costs no request."""

@@ -619,9 +619,9 @@ def demo(
     platform: Annotated[bool, Parameter(negative="", help=_DEMO_PLATFORM)] = False,
 ) -> None:
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
-    from pinstripe.cli import platform_demo, serve
+    from pinstripe.cli import serve
 
-    running = platform_demo.demo_platform(config) if platform else serve.demo(config)
+    running = serve.demo_platform(config) if platform else serve.demo(config)
     execute(config, running, stopped=0)
 
 
@@ -707,7 +707,7 @@ def erase(
     Empties names, addresses, texts and numbers in every row of the customer, in events and in the change
     feed. Amounts, dates, states and ids stay. What Stripe shows of the customer later is not stored again.
     """
-    from pinstripe.cli import erase as commands
+    from pinstripe.cli import schema as commands
 
     work = commands.erase(config, customer, dry_run=dry_run, scrubs=scrub, as_json=json)
     execute(config, work, stopped=130)
@@ -724,7 +724,7 @@ def support_bundle(
 
     It holds no key, no URL, no row, no text of Stripe's and no id of an object.
     """
-    from pinstripe.cli import support as commands
+    from pinstripe.cli import status as commands
 
     execute(config, commands.support_bundle(config, output=output), stopped=130)
 

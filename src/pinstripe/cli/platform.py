@@ -114,7 +114,6 @@ async def remove(config: Config, platform_id: str, *, drop_tables: bool, as_json
 async def make_views(
     config: Config, platform_id: str, account_id: str, target: str, *, as_json: bool
 ) -> int:
-    """Make the views of one account in the schema `target`."""
     async with (
         open_vault(PlatformVault, config, new=False) as vault,
         connect(vault.database_url) as connection,

@@ -22,8 +22,6 @@ NastinessName = Literal["stripe", "calm"]
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """Options of the simulator."""
-
     host: str
     port: int
     scale: int

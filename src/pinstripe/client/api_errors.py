@@ -168,11 +168,11 @@ def permission_of(message: str) -> Permission:
 
 
 def missing_permission(message: str) -> str | None:
-    """The permission that Stripe's 403 names: its slug, or its title where it has none.
+    r"""The permission that Stripe's 403 names: its slug, or its title where it has none.
 
     >>> missing_permission("Having the 'rak_charge_read' permission would allow this request.")
     'rak_charge_read'
-    >>> missing_permission("Enabling \"Prices Read\" ('plan_read') permissions on this key would allow it.")
+    >>> missing_permission('Enabling "Prices Read" (\'plan_read\') permissions on this key would allow it.')
     'plan_read'
     """
     found = permission_of(message)

@@ -29,9 +29,9 @@ import structlog
 from pinstripe.client import retry
 from pinstripe.client.api_errors import read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
-from pinstripe.client.expands import Expands
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins, Response, is_whole_object
+from pinstripe.client.retry import Expands
 from pinstripe.client.transport import Broken, Timeouts, Wire
 from pinstripe.errors import Oversized, PinstripeError, Unreachable
 
@@ -159,7 +159,7 @@ class StripeClient:
     ) -> Response:
         """GETs `path` (ids in it quoted by `quote_id`). `endpoint` is the rate limiter's name for it.
 
-        Properties that Stripe refuses to expand are left out (`expands`). A page that is too large is
+        Properties that Stripe refuses to expand are left out (`Expands`). A page that is too large is
         requested with fewer entries: only an entry that is too large by itself stops its list.
 
         Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are definite answers;

@@ -18,8 +18,8 @@ from pinstripe.catalog.domains import DOMAINS, domain_by_table
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
+from pinstripe.client.response import StripeObject
 from pinstripe.doctor.permissions import (
     ACCOUNT,
     EVENTS,

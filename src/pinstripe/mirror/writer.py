@@ -54,7 +54,7 @@ from pinstripe.mirror.upsert import (
 )
 from pinstripe.rows.extract import Row, RowKey
 from pinstripe.rows.layout import Shapes
-from pinstripe.store import confirmations, member_sets
+from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.links import Keys, Links, lock_columns, lock_links
@@ -62,8 +62,7 @@ from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
-from pinstripe.store.scopes import account_of
-from pinstripe.store.session import Session
+from pinstripe.store.session import Session, account_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -93,8 +92,6 @@ class _TableRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of one table."""
-
     table: str
     rows: Mapping[str, Mapping[str, Row]]
     causes: Causes
@@ -572,7 +569,7 @@ class Writer:
         # Rows that wait for `link_all`: in a platform it cannot lock their tables against all accounts.
         waits = account_of(self._schema) and not written.isdisjoint(lock_columns())
         if notes or inserts or waits:
-            await member_sets.lock(connection, self._schema, notes=notes)
+            await confirmations.lock_sets(connection, self._schema, notes=notes)
 
     async def _apply_sets(
         self, connection: asyncpg.Connection, facts: Sequence[SetFact]
@@ -599,7 +596,7 @@ class Writer:
                 await delete_rows(connection, self._schema, table, gone(table), dead, cause=cause)
         if noted:
             sets = [(fact.child, fact.parent_id, fact.lo, fact.hi) for fact in noted]
-            await member_sets.note(connection, self._schema, sets)
+            await confirmations.note_sets(connection, self._schema, sets)
         return conflicts
 
     async def _upsert(

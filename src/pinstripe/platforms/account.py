@@ -26,7 +26,7 @@ from pinstripe.source.source import Source
 from pinstripe.store.leases import Held
 from pinstripe.store.migrate import effective_tables, migrate_platform
 from pinstripe.store.pool import Pool, open_pool
-from pinstripe.store.scopes import schema_of, scope_of
+from pinstripe.store.session import schema_of, scope_of
 
 _STATEMENTS = 300
 _LARGE = 5_000

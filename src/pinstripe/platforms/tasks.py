@@ -22,8 +22,8 @@ import structlog
 
 from pinstripe.client.account import meet
 from pinstripe.client.client import StripeClient
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import FellBehind, LostLease, PinstripeError, WrongAccount
@@ -31,7 +31,7 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
-from pinstripe.store.events import forget_applied
+from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import sweep
 from pinstripe.store.platforms.stored import SealedPlatform
@@ -40,8 +40,7 @@ from pinstripe.store.platforms.tasks import TaskName, poll_waits, request_tasks,
 from pinstripe.store.pool import Pool
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
-from pinstripe.store.scopes import account_of, schema_of
-from pinstripe.store.sync_requests import SyncAck, acknowledge
+from pinstripe.store.session import account_of, schema_of
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.refetch.worker import RefetchWorker

@@ -124,7 +124,6 @@ class Worker:
                 raise outcome
 
     async def close(self) -> None:
-        """Close all platforms."""
         for schema in list(self._platforms):
             await self._close(schema)
 

@@ -26,7 +26,7 @@ from pinstripe.errors import Drifted, Unwritable
 from pinstripe.rows.secrets import without_secrets
 from pinstripe.store import ddl
 from pinstripe.store.pool import Connection, translated
-from pinstripe.store.scopes import SCOPES_OF
+from pinstripe.store.session import SCOPES_OF
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

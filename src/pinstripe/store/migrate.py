@@ -36,7 +36,7 @@ from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
-from pinstripe.store.scopes import (
+from pinstripe.store.session import (
     ACCOUNT,
     NAME_BYTES,
     SCOPES_OF,
@@ -305,7 +305,10 @@ def _effective(table: Table, existing: Mapping[str, str]) -> Table:
     def typed(columns: Iterable[Column]) -> tuple[Column, ...]:
         return tuple(c for c in columns if existing.get(c.name, c.type) == c.type)
 
-    return replace(table, columns=typed(table.columns), derived=typed(table.derived))
+    columns, derived = typed(table.columns), typed(table.derived)
+    if (columns, derived) == (table.columns, table.derived):
+        return table
+    return replace(table, columns=columns, derived=derived)
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:

@@ -25,7 +25,7 @@ from pinstripe.store import ddl
 from pinstripe.store.forget_secrets import known_tables
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.pool import Connection, translated
-from pinstripe.store.scopes import SCOPES_OF, account_of, relations
+from pinstripe.store.session import SCOPES_OF, account_of, relations
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

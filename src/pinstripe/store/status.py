@@ -28,16 +28,17 @@ from pinstripe.store.cursors import (
     SCAN_OF,
     Checkpoint,
     Freshness,
+    RememberedRefusal,
     load_checkpoints,
     load_freshness,
+    load_refusals,
 )
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.personal import existing_tables
 from pinstripe.store.pool import Connection, translated, work_for
 from pinstripe.store.read_quota import ReadUse, load_read_use
 from pinstripe.store.refetch import class_name, count_by_class
-from pinstripe.store.refusals import RememberedRefusal, load_refusals
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate, load_plan
 

@@ -22,7 +22,7 @@ from pinstripe.store.cursors import FOLLOWED, READY
 from pinstripe.store.platforms.stored import add_accounts, revoke_accounts
 from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
 from pinstripe.store.pool import Connection, translated
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 
 CLAIM_S = 60.0
 FASTEST_S = 5.0

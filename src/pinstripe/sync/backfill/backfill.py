@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pinstripe.catalog.carriers import holders
+from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import ListEndpoint, by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
@@ -33,9 +33,9 @@ from pinstripe.store.cursors import (
 )
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
+from pinstripe.sync.backfill.list_stream import ListReader, Scheduler
 from pinstripe.sync.backfill.plan import BackfillPlanner, full_resync_done
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
-from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.events.reader import LATE_S
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -279,7 +279,7 @@ class Backfill:
     def _set_works(self, works: Sequence[ListReader]) -> None:
         self.works, self._by_table = list(works), {}
         for work in works:
-            for table in {*map(table_name, work.endpoint.objects)}:
+            for table in work.endpoint.tables:
                 self._by_table.setdefault(table, []).append(work)
 
     def _makers(self, parent: str) -> list[ListReader]:

@@ -45,7 +45,7 @@ from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State,
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch
-from pinstripe.store.scopes import relations
+from pinstripe.store.session import relations
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -19,16 +19,21 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pinstripe.catalog.endpoints import list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    can_be_fetched,
+    has_address,
+    list_endpoints,
+    retrieve_endpoint,
+    singleton_paths,
+)
 from pinstripe.catalog.tables import LOGS, Column, Table, table_name
 from pinstripe.client.pagination import PAGE, read_object
+from pinstripe.client.response import as_of_response
 from pinstripe.concurrency import for_each, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
 from pinstripe.mirror.upsert import key_text
-from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
-from pinstripe.source.resolve import can_be_fetched, has_address
-from pinstripe.source.source import BACKFILL, REFERENCES, Source, retrieve_endpoint
+from pinstripe.source.source import BACKFILL, REFERENCES, Source
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.cursors import Checkpoint, ended_by
 from pinstripe.store.ddl import qualified, quote
