@@ -176,6 +176,9 @@ class ChildListStream:
         await self._judge()
 
     async def _parents(self) -> list[str]:
+        if not self._source.mirror.may_have_rows(self.parent_table):
+            self.total = self.total or 0
+            return []
         async with self._pool.acquire() as connection:
             if self.endpoint.only_if_any:
                 other = qualified(self._source.mirror.schema, self.endpoint.only_if_any)

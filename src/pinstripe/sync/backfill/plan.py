@@ -103,6 +103,7 @@ class BackfillPlanner:
         """
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
+        self._source.mirror.began_empty = not saved
         saved = await self._without_lost(saved)
         last = saved.get(FOLLOWED)
         endpoints = [self._source.in_force(e) for e in list_endpoints() if self._wanted_objects(e)]
