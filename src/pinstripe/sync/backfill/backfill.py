@@ -172,7 +172,6 @@ class Backfill:
         try:
             plain = [w for w in self.works if not w.endpoint.parent]
             await self._scheduler.run(plain, more=self._ready_parents)
-            await self._go_by_parent()
             done.set()
             self._refused = await singletons
             if referred is not None:
@@ -195,20 +194,15 @@ class Backfill:
         return plan.since
 
     async def _go_by_parent(self) -> None:
-        """Read by parent the lists that Stripe has refused without one."""
-        added: list[ListReader] = []
+        """Replace lists that Stripe has refused without a parent by the lists under each parent."""
         for work in list(self.works):
             other = self._instead(work)
-            if other is None:
-                continue
-            await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
-            self.works.remove(work)
-            added.append(self._planner.read(other))
-        if not added:
-            return
-        self.works += added
-        await self._source.mirror.wait_resolved()  # The parents are read from the database.
-        await self._scheduler.run(added, more=lambda: ())
+            if other is not None:
+                # Noted first: a restart then resumes the list by parent from its cursor.
+                await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
+                added = self._planner.read(other)
+                self.works = [*(w for w in self.works if w is not work), added]
+                self._pending.append(added)
 
     def _instead(self, work: ListReader) -> ListEndpoint | None:
         """The list by parent that replaces one that Stripe has refused without a parent."""
@@ -234,10 +228,11 @@ class Backfill:
         self.works = [w for w in self.works if w not in done]
         added = [self._planner.tail(w.endpoint, w.final(), since) for w in done]
         self.works += added
-        await self._scheduler.run(added, more=lambda: ())
+        await self._scheduler.run(added)
 
-    def _ready_parents(self) -> Sequence[ListReader]:
+    async def _ready_parents(self) -> Sequence[ListReader]:
         """Return lists by parent, once every list that yields their parents is done."""
+        await self._go_by_parent()
         ready: list[ListReader] = []
         for work in list(self._pending):
             if not self._is_complete(work.endpoint.parent):

@@ -10,7 +10,7 @@ could use.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from pinstripe.catalog.endpoints import ListEndpoint
@@ -81,7 +81,10 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(
-        self, works: Sequence[ListReader], *, more: Callable[[], Sequence[ListReader]]
+        self,
+        works: Sequence[ListReader],
+        *,
+        more: Callable[[], Awaitable[Sequence[ListReader]]] | None = None,
     ) -> None:
         """Return when all are finished. `more` is called for further lists whenever a request ends.
 
@@ -92,7 +95,7 @@ class Scheduler:
         try:
             while True:
                 self._changed.clear()
-                added = [*added, *more()]
+                added = [*added, *(await more() if more else ())]
                 for work in added:
                     work.on_change(self._changed.set)
                 active = [w for w in (*active, *added) if not w.finished]
