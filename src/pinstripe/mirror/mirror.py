@@ -172,6 +172,10 @@ class Mirror:
         self.loading = loading
         """Tables in their initial load: the change feed has only what an event or a request caused."""
         self.written: Counter[str] = Counter()
+        self.began_empty = False
+        """Whether `written` has all rows: during a first copy that no earlier process has begun."""
+        self.on_rows: Callable[[RowSet], None] = lambda _: None
+        """Called with all rows before they are written."""
         self.trouble = ""
         """Postgres's error while a write is retried; "" if there is none."""
         self.quarantine = Quarantine()
@@ -202,6 +206,10 @@ class Mirror:
     @property
     def conflicts(self) -> int:
         return self._conflicts.count
+
+    def may_have_rows(self, table: str) -> bool:
+        """Return False if no list has brought a row of the table yet: then no statement has to look."""
+        return not self.began_empty or self.written[table] > 0
 
     @property
     def queued(self) -> int:
@@ -249,6 +257,8 @@ class Mirror:
         `progress` fail too. `progress` is saved with `step` applied. `effect` runs in the transaction,
         which also removes the `completed` refetches from their queue. `LIVE_LANE` does not wait for room.
         """
+        for row_set, _ in parts:
+            self.on_rows(row_set)
         rows = sum(row_set.count() for row_set, _ in parts)
         if rows and lane != LIVE_LANE:
             await self._queue.room(rows)

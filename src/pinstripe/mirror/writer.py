@@ -66,8 +66,8 @@ from pinstripe.store.session import Session, account_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-_MOST_STAGES = 48
-_MOST_STATEMENTS = 256
+_MOST_STAGES = 160
+_MOST_STATEMENTS = 512
 _DEAD_ROWS = 3000
 _HOPELESS = 16
 """After this many rows refused one by one and none written, the table counts as refusing."""
@@ -147,6 +147,13 @@ class StageTables:
         self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
 
     async def connection(self) -> asyncpg.Connection:
+        """Return the session, which works for the account. Raises Unreachable."""
+        session = await self.connected()
+        with translated():
+            await session.work_for(self.account)
+        return session
+
+    async def connected(self) -> Session:
         """Return the session, connected again if it was lost. Raises Unreachable."""
         if self._connection is None or self._connection.is_closed():
             self.close()
@@ -161,9 +168,6 @@ class StageTables:
                 connection.terminate()
                 raise
             self._connection = connection
-        if self._connection.account != self.account:
-            with translated():
-                await self._connection.work_for(self.account)
         return self._connection
 
     @asynccontextmanager
@@ -173,12 +177,12 @@ class StageTables:
         A failure or a cancellation ends the session, since its state is unknown then.
         """
         try:
-            connection = await self.connection()
+            connection = await self.connected()
             with translated():
                 async with cancel_on_disconnect(connection):
                     # Not `connection.transaction()`: its ROLLBACK on a session that the server has
                     # ended raises an error of its own, which hides the first.
-                    await connection.execute("BEGIN")
+                    await connection.begin(self.account)
                     yield connection
                     emptying = [self._emptying(table) for table in list(self._filled)]
                     await connection.execute("; ".join([*emptying, "COMMIT"]))
@@ -376,7 +380,7 @@ class Writer:
         self._at, self._befores, self._removed = "", batch.befores, {}
         try:
             async with self._sessions.take(account_of(self._schema)) as self._stages:
-                await self._stages.connection()
+                await self._stages.connected()
                 async with naming_holders(self._url, self._stages.pid):
                     with self._recorder.transaction() if self._recorder else nullcontext():
                         async with self._stages.transaction() as connection:

@@ -55,6 +55,8 @@ _LEASE_S = 15.0
 _BUSY_S = 2.0
 """Until a task is requested again whose account another worker holds: a lease lasts for seconds."""
 
+_SOON_S = 30.0
+
 _STEP_S = 30.0
 """After so long a first copy gives way, if other long tasks wait."""
 
@@ -231,7 +233,9 @@ class Tasks:
         limiter = platform.limiter_of(account_id)
         stripe = platform.work_as(account_id, limiter)
         try:
-            async with open_account(platform.shared, account_id, stripe, held=held) as source:
+            async with open_account(
+                platform.shared, account_id, stripe, held=held, rows=standing.rows
+            ) as source:
                 source.since = platform.config.since_by_table(source.wanted)
                 opened = OpenedAccount(platform, account_id, scope, source, limiter, standing)
                 async with asyncio.TaskGroup() as group:
@@ -359,7 +363,7 @@ class Tasks:
         async with self._control.transaction() as connection:
             if outcome.complete:
                 await sweep.settled(connection, "backfill", account.scope)
-                await request_tasks(connection, "poll", scopes)
+                await sweep.put_off(connection, "poll", scopes, _SOON_S)  # If it is not done below.
                 await sweep.put_off(connection, "preview", scopes, 0.0)
                 await sweep.put_off(connection, "relist", scopes, _RELIST_ACTIVE_S)
             else:
@@ -371,6 +375,14 @@ class Tasks:
             requests=outcome.requests,
             seconds=round(outcome.seconds, 3),
         )
+        if outcome.complete:
+            async with self._control.acquire() as connection:
+                standing = await sweep.account_standing(
+                    connection, platform.stored.id, account.account_id, account.scope
+                )
+            if standing is not None:
+                account.standing = standing
+                await self._poll(account)
 
     async def _others_wait(self) -> bool:
         async with self._control.acquire() as connection:

@@ -213,6 +213,10 @@ async def load_loaded(connection: Connection, schema: str) -> set[str]:
     return {row[0] for row in rows}
 
 
+ALL_LOADED = "*"
+"""In place of a table: all of an account of a platform, which would otherwise have a row for each."""
+
+
 async def mark_loaded(connection: Connection, schema: str, tables: Sequence[str]) -> None:
     """Mark the initial load of these tables as done."""
     with translated():

@@ -129,16 +129,35 @@ class Session(asyncpg.Connection):
 
     account: str | None = ""
     """None while it is being changed, and after that failed: Postgres may have done it or not."""
+    plans: str = ""
+    """Its `plan_cache_mode`, where that was set."""
 
-    async def work_for(self, account: str) -> None:
+    async def work_for(self, account: str, *, plans: str = "") -> None:
         """Show the rows of this account in a platform's views, and of no other; "" for none.
 
-        Not in a transaction: its rollback would bring the earlier account back.
+        Not in a transaction: its rollback would bring the earlier account back. `plans`: as in
+        `Pool.of_account`.
         """
+        if (account, plans) != (self.account, self.plans):
+            self.account = None
+            await self.execute(
+                "SELECT pg_catalog.set_config($1, $2, false), pg_catalog.set_config($3, $4, false)",
+                SETTING,
+                account,
+                "plan_cache_mode",
+                plans or "auto",
+            )
+            self.account, self.plans = account, plans
+
+    async def begin(self, account: str) -> None:
+        """Begin a transaction that works for this account. Where it does not commit, end the session."""
+        set_account = ""
         if account != self.account:
             self.account = None
-            await self.execute("SELECT pg_catalog.set_config($1, $2, false)", SETTING, account)
-            self.account = account
+            value = account.replace("'", "''")
+            set_account = f"; SELECT pg_catalog.set_config('{SETTING}', '{value}', false)"
+        await self.execute(f"BEGIN{set_account}")
+        self.account = account
 
 
 async def open_session(

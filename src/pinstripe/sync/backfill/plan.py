@@ -103,6 +103,7 @@ class BackfillPlanner:
         """
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
+        self._source.mirror.began_empty = not saved
         saved = await self._without_lost(saved)
         last = saved.get(FOLLOWED)
         endpoints = [self._source.in_force(e) for e in list_endpoints() if self._wanted_objects(e)]
@@ -206,7 +207,8 @@ class BackfillPlanner:
         """
         works = [self._work(e, saved, complete=complete) for e in endpoints]
         parents = {table_name(w.endpoint.parent) for w in works if w.endpoint.parent}
-        signs = {s.table for w in works if w.endpoint.parent for s in signs_of(w.endpoint)}
+        read = [s for w in works if w.endpoint.parent for s in signs_of(w.endpoint)]
+        signs = {table for sign in read for table in (sign.table, *sign.needs)}
         for work in works:
             work.has_children = not (parents | signs).isdisjoint(work.endpoint.tables)
         return works
