@@ -73,6 +73,9 @@ BODY_BYTES = 32 * 2**20
 PATIENCE_S = 2.0
 STALLED_S = 60.0
 """How long a caller may read nothing of a streamed response."""
+HELD_BYTES = 32 * 2**20
+"""Of answers that are being read and mirrored, all together; beyond it long ones pass unmirrored."""
+_SHORT_BYTES = 128 * 2**10
 
 
 class Proxy:
@@ -98,6 +101,7 @@ class Proxy:
         self._body_limit = body_limit
         self._own_tokens = own_tokens
         self._versions = versions
+        self._reading = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -179,7 +183,7 @@ class Proxy:
             headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, response, headers, receive=receive)
             return
-        body, whole = await response.read(ANSWER_BYTES)
+        body, whole = await self._read(response)
         if not whole:
             outcome = MirrorResult("no", "too-large", sync)
             headers = our_headers(outcome, self._after_write.as_of(sync))
@@ -196,6 +200,21 @@ class Proxy:
         waited = await self._after_write.waited(outcome.sync, request, response, wait_s)
         as_of = self._after_write.as_of(outcome.sync)
         await send_response(send, response, body, our_headers(outcome, as_of, waited=waited))
+
+    async def _read(self, response: UpstreamResponse) -> tuple[bytes, bool]:
+        """(body, whether that is all of it): so much as may be held in memory. Raises UpstreamError."""
+        reading = 0
+
+        def may_hold(part: int, size: int) -> bool:
+            nonlocal reading
+            reading = size
+            self._reading += part
+            return size <= _SHORT_BYTES or self._reading + self.answers.held <= HELD_BYTES
+
+        try:
+            return await response.read(ANSWER_BYTES, may_hold)
+        finally:
+            self._reading -= reading
 
 
 def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
