@@ -46,7 +46,6 @@ def test_no_secret_is_in_the_repr() -> None:
     assert "pass" not in repr(config)
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("live", (50.0, 12.5)), ("test", (12.5, 12.5))])
 def test_what_is_stored_has_its_own_settings_and_the_hash_key_of_the_process(
     tmp_path: Path,
 ) -> None:
@@ -56,6 +55,7 @@ def test_what_is_stored_has_its_own_settings_and_the_hash_key_of_the_process(
     assert (stored.hash_key, stored.database_url) == (base.hash_key, "postgresql://db/billing")
 
 
+@pytest.mark.parametrize(("mode", "expected"), [("live", (50.0, 12.5)), ("test", (12.5, 12.5))])
 def test_the_default_rates_are_half_of_what_stripe_allows(
     mode: str, expected: tuple[float, float]
 ) -> None:
