@@ -39,6 +39,11 @@ _TRANSACTIONS = (
 """What is taken for a transaction. Stripe does not say what one is; this is money that moved."""
 
 
+def utc_today() -> date:
+    """Return the UTC day."""
+    return datetime.now(UTC).date()
+
+
 def allowed(transactions: int | None) -> int:
     """GETs in 30 days (https://docs.stripe.com/rate-limits). What is not known allows the least.
 
@@ -110,7 +115,7 @@ async def load_read_use(
     connection: Connection, schema: str, *, livemode: bool | None, today: date | None = None
 ) -> ReadUse:
     """The use of one schema. `today`: the UTC day."""
-    today = today or datetime.now(UTC).date()
+    today = today or utc_today()
     days = await load_requests(connection, schema, today - timedelta(days=DAYS - 1))
     by_kind: Counter[str] = Counter()
     by_day: Counter[date] = Counter()
