@@ -197,7 +197,9 @@ class References:
         found: dict[str, list[tuple[Table, Column]]] = {}
         for table in self._source.wanted.values():
             for column in () if table.virtual else table.columns:
-                for target in column.references if column.name not in table.key else ():
+                if column.name in table.key or column.is_derived:
+                    continue
+                for target in column.references:
                     found.setdefault(target, []).append((table, column))
         return found
 
