@@ -30,14 +30,14 @@ from pinstripe.errors import Drifted, Misconfigured, Unreachable
 from pinstripe.rows.converters import Value, compile_derived, places_in_row
 from pinstripe.store import ddl
 from pinstripe.store.compat import set_compat
-from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
 from pinstripe.store.links import link_all, linked_columns
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
-from pinstripe.store.scopes import (
+from pinstripe.store.rewrite import forget_secrets, known_tables
+from pinstripe.store.session import (
     ACCOUNT,
     NAME_BYTES,
     SCOPES_OF,
@@ -303,7 +303,10 @@ def _effective(table: Table, existing: Mapping[str, str]) -> Table:
     def typed(columns: Iterable[Column]) -> tuple[Column, ...]:
         return tuple(c for c in columns if existing.get(c.name, c.type) == c.type)
 
-    return replace(table, columns=typed(table.columns), linked=typed(table.linked))
+    columns, linked = typed(table.columns), typed(table.linked)
+    if (columns, linked) == (table.columns, table.linked):
+        return table
+    return replace(table, columns=columns, linked=linked)
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
