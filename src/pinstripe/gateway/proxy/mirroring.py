@@ -503,7 +503,10 @@ def _parents_in(sync: OpenSync, row_set: RowSet, place: RowKey) -> dict[str, str
     return {
         column.references[0]: value
         for column, value in zip(columns, row, strict=False)
-        if len(column.references) == 1 and len(column.path) <= 1 and isinstance(value, str)
+        if len(column.references) == 1
+        and len(column.path) <= 1
+        and isinstance(value, str)
+        and not column.is_derived
     }
 
 
