@@ -32,6 +32,7 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
+from pinstripe.store.daily_counts import add_requests, utc_today
 from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import sweep
@@ -45,7 +46,6 @@ from pinstripe.store.platforms.tasks import (
     waits_in,
 )
 from pinstripe.store.pool import Pool
-from pinstripe.store.read_quota import add_requests, utc_today
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
 from pinstripe.store.session import account_of, schema_of
