@@ -37,7 +37,6 @@ from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import StoredSync
 
 HERE = Path(__file__).parent
-
 STATIC = HERE / "static"
 
 SECTIONS = (
