@@ -65,7 +65,7 @@ async def for_each(
 
 
 async def end(*tasks: asyncio.Future[None]) -> None:
-    """Cancel the tasks, all at once, and return when they have ended. Raises what one of them raises."""
+    """Cancel all tasks, and return when they have ended. Raises what one of them raises."""
     for task in tasks:
         task.cancel()
     for task in tasks:

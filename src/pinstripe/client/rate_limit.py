@@ -463,7 +463,7 @@ class RateLimiter:
         return choice
 
     def _lowest_with_a_slot(self, now: float) -> float:
-        """The lowest class of which a request may start: the last slots are for contested rows."""
+        """The lowest class whose requests may start: the last slots are for contested rows."""
         limit = self._slots.limit(now)
         is_reserved = limit > 2 * _RESERVED_SLOTS and self._slots.used >= limit - _RESERVED_SLOTS
         return WorkClass.CONTESTED if is_reserved else math.inf
