@@ -185,9 +185,7 @@ def _gone() -> Response:
 
 
 STATEMENT_S = 60
-
 MOST_ROWS = 100_000
-
 _SPECIAL = re.compile(r'[,"\r\n]|^\s|\s$')
 
 # Text that a spreadsheet reads as a formula; and numbers, which are allowed.

@@ -27,9 +27,7 @@ from pinstripe.store.pool import close_quietly, connect_dedicated, sqlstate, tra
 from pinstripe.store.roles import Limits, renew_reader
 
 STATEMENT_S = 10
-
 MOST_ROWS = 1000
-
 _MOST_CHARS = 1_000_000
 """Of one result on a page; a browser has trouble with more."""
 
@@ -227,7 +225,6 @@ _AT_ONCE = 5
 """Statements and downloads that run side by side; the role may have twice as many sessions."""
 
 _LIMITS = Limits(connections=2 * _AT_ONCE, statement_s=10)
-
 _LOGIN_REFUSED = {"28P01", "28000"}
 
 _MAY_WRITE = """

@@ -61,7 +61,6 @@ _FILL_ROWS = 2000
 """Rows filled in one transaction: their locks are held for some tens of milliseconds."""
 
 _TRIES = 30
-
 _PAUSE_S = 1.0
 
 _MADE_BY_ANOTHER = (
