@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
@@ -20,7 +21,7 @@ from pinstripe_simulator.entries import Entries
 from pinstripe_simulator.relations import FirstBack, Relation
 from pinstripe_simulator.routes import Routes
 from pinstripe_simulator.shape import Scope, sample
-from pinstripe_simulator.table import StripeObject, Table
+from pinstripe_simulator.table import StripeObject, Table, unpack
 from pinstripe_simulator.template import Filler, Template, pretty, reindent
 from pinstripe_simulator.versions import before_basil, rendered
 
@@ -105,9 +106,9 @@ class Objects:
     def text(self, table: Table, position: int, indent: int = 0) -> bytes:
         """The object at `position` as Stripe prints it."""
         if table.touched and table.stored(position):
-            kept = table.kept_text(position) if table.name in self._whole_when_kept else None
-            if kept is not None:
-                return reindent(msgspec.json.format(kept, indent=2), indent)
+            blob = table.blob(position) if table.name in self._whole_when_kept else None
+            if blob is not None:
+                return _printed(blob, indent)
             return pretty(self.load(table, position), indent)
         return self.render(table, position, indent)
 
@@ -318,6 +319,12 @@ class Objects:
         made = sample(self._routes.objects[what], 0, scope)
         inner = Template(made, indent, lambda n, d: self.filler(table, n, d))
         return inner.render
+
+
+@lru_cache(maxsize=2048)
+def _printed(blob: bytes, indent: int) -> bytes:
+    """Events, mostly: each is shown by many polls."""
+    return reindent(msgspec.json.format(unpack(blob), indent=2), indent)
 
 
 def _of_entries(made: Callable[[Table], Filler[Entries]]) -> Callable[[Table], Filler[Objects]]:

@@ -15,11 +15,10 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, Writing, at, make_schema
 
 from pinstripe.catalog.moved import Moved, moved_columns
 from pinstripe.catalog.tables import Table, table_of_object, tables
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.mirror.batch import Batch
 from pinstripe.mirror.change_feed import Recorder
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import MemberSet, RowSet
 from pinstripe.store.ddl import create_all, indexes
 from pinstripe.store.links import link_all

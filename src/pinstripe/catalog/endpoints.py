@@ -13,7 +13,7 @@ from functools import cache
 
 from pinstripe.catalog.model import Field, Operation, Spec, object_types, spec
 from pinstripe.catalog.relations import NOT_LISTS, parent_of, parent_parameter
-from pinstripe.catalog.tables import NOT_EXPANDED, PAYOUT_LINES, has_table, table_name
+from pinstripe.catalog.tables import NOT_EXPANDED, PAYOUT_LINES, has_table, table_name, tables
 
 Param = tuple[str, str]
 
@@ -305,6 +305,31 @@ def singleton_paths() -> Mapping[str, str]:
         "balance_settings": "/v1/balance_settings",
         "tax.settings": "/v1/tax/settings",
     }
+
+
+def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
+    """How the objects of a table are fetched; None if they cannot be, as previews."""
+    known = tables()[table]
+    return None if known.virtual else retrieve_endpoints().get(known.object_type)
+
+
+def can_be_fetched(table: str) -> bool:
+    """Whether single objects of this table can be requested from Stripe (events apart)."""
+    return retrieve_endpoint(table) is not None or singleton_path(table) != ""
+
+
+def has_address(table: str) -> bool:
+    """Whether an object of this table can be requested by its id alone."""
+    where = retrieve_endpoint(table)
+    return where is not None and not where.parent_parameter
+
+
+def singleton_path(table: str) -> str:
+    """The path of an object that an account has one of; "" for others. The account itself has an id."""
+    known = tables()[table]
+    if known.virtual or retrieve_endpoint(table) is not None:
+        return ""
+    return singleton_paths().get(known.object_type, "")
 
 
 def child_list(table: str, parent: str) -> ListEndpoint | None:

@@ -213,7 +213,6 @@ def _asked(object_name: str, column: Column) -> Column:
 def _top_level(
     field: Field, types: Mapping[str, ObjectType], with_table: set[str]
 ) -> Iterator[Column]:
-    """The columns of one top-level field."""
     if field.kind == "resource" and not any(t in with_table for t in field.targets):
         # An embedded object without a table is an inline object like any other.
         field = inline(field, types)

@@ -29,7 +29,7 @@ from functools import partial
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.ddl import conflict_target, literal, qualified, quote, today_value
-from pinstripe.store.scopes import ACCOUNT, CURRENT, account_of, schema_of
+from pinstripe.store.session import ACCOUNT, CURRENT, account_of, schema_of
 
 STAGE_EXTRA = ("_extra", "_lo", "_hi", "_known", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
@@ -53,7 +53,6 @@ def stage_name(table: str) -> str:
 
 
 def stage(table: str) -> str:
-    """The stage of a table, in SQL."""
     return f"pg_temp.{quote(stage_name(table))}"
 
 

@@ -20,10 +20,9 @@ from datetime import timedelta
 
 import structlog
 
-from pinstripe.client.account import meet
-from pinstripe.client.client import StripeClient
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.client import StripeClient, meet
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import FellBehind, LostLease, PinstripeError, WrongAccount
@@ -31,7 +30,7 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
-from pinstripe.store.events import forget_applied
+from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import sweep
 from pinstripe.store.platforms.stored import SealedPlatform
@@ -40,8 +39,7 @@ from pinstripe.store.platforms.tasks import TaskName, poll_waits, request_tasks,
 from pinstripe.store.pool import Pool
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
-from pinstripe.store.scopes import account_of, schema_of
-from pinstripe.store.sync_requests import SyncAck, acknowledge
+from pinstripe.store.session import account_of, schema_of
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -56,6 +54,8 @@ _LEASE_S = 15.0
 
 _BUSY_S = 2.0
 """Until a task is requested again whose account another worker holds: a lease lasts for seconds."""
+
+_SOON_S = 30.0
 
 _STEP_S = 30.0
 """After so long a first copy gives way, if other long tasks wait."""
@@ -233,7 +233,9 @@ class Tasks:
         limiter = platform.limiter_of(account_id)
         stripe = platform.work_as(account_id, limiter)
         try:
-            async with open_account(platform.shared, account_id, stripe, held=held) as source:
+            async with open_account(
+                platform.shared, account_id, stripe, held=held, rows=standing.rows
+            ) as source:
                 source.since = platform.config.since_by_table(source.wanted)
                 opened = OpenedAccount(platform, account_id, scope, source, limiter, standing)
                 async with asyncio.TaskGroup() as group:
@@ -361,7 +363,7 @@ class Tasks:
         async with self._control.transaction() as connection:
             if outcome.complete:
                 await sweep.settled(connection, "backfill", account.scope)
-                await request_tasks(connection, "poll", scopes)
+                await sweep.put_off(connection, "poll", scopes, _SOON_S)  # If it is not done below.
                 await sweep.put_off(connection, "preview", scopes, 0.0)
                 await sweep.put_off(connection, "relist", scopes, _RELIST_ACTIVE_S)
             else:
@@ -373,6 +375,14 @@ class Tasks:
             requests=outcome.requests,
             seconds=round(outcome.seconds, 3),
         )
+        if outcome.complete:
+            async with self._control.acquire() as connection:
+                standing = await sweep.account_standing(
+                    connection, platform.stored.id, account.account_id, account.scope
+                )
+            if standing is not None:
+                account.standing = standing
+                await self._poll(account)
 
     async def _others_wait(self) -> bool:
         async with self._control.acquire() as connection:

@@ -124,7 +124,6 @@ class Worker:
                 raise outcome
 
     async def close(self) -> None:
-        """Close all platforms."""
         for schema in list(self._platforms):
             await self._close(schema)
 
@@ -232,7 +231,8 @@ class Worker:
                 async with app.open_async():
                     await _run_queues(app)
             except (ProcrastinateException, PsycopgError, ExceptionGroup) as error:
-                _log.warning("engine.trouble", error=type(error).__name__)
+                inner = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+                _log.warning("engine.trouble", error=type(inner).__name__)
             if asyncio.get_running_loop().time() - began > 60:
                 failures = 0
             await asyncio.sleep(backoff(_RETRY_S, failures))

@@ -21,9 +21,9 @@ import msgspec
 
 from pinstripe.catalog.embedded import EmbeddedPlace, places_in
 from pinstripe.catalog.model import ObjectType, object_types
-from pinstripe.catalog.prefixes import source_type
+from pinstripe.catalog.relations import source_type
 from pinstripe.catalog.tables import PAYOUT_LINES, SINGLETONS, Table, table_of_object, tables
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.rows.converters import Value
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 from pinstripe.rows.personal import Erased, Personal

@@ -14,8 +14,7 @@ from functools import partial
 
 from pinstripe.catalog.embedded import places_in
 from pinstripe.catalog.model import Field, ObjectType
-from pinstripe.catalog.prefixes import type_of
-from pinstripe.catalog.relations import embedded_lists
+from pinstripe.catalog.relations import embedded_lists, type_of
 from pinstripe.catalog.tables import (
     SINGLETONS,
     Column,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pinstripe.catalog.descriptions import derivation, describe_table
 from pinstripe.catalog.moved import Moved
 from pinstripe.catalog.tables import Column, SqlType, Table
-from pinstripe.store.scopes import (
+from pinstripe.store.session import (
     ACCOUNT,
     CURRENT,
     account_of,
@@ -163,7 +163,7 @@ def create_table(schema: str, table: Table, *, partitions: int = 0) -> str:
     lines += [f"  {quote(name)} {kind}" for name, (kind, _) in BOOKKEEPING.items()]
     lines.append(f"  PRIMARY KEY ({', '.join(quote(k) for k in table.key)})")
     if is_by_account(table):
-        # A session without an account has the empty one after a reset: see `scopes`.
+        # A session without an account has the empty one after a reset: see `session`.
         lines.append(f"  CHECK ({quote(ACCOUNT)} <> '')")
     body = ",\n".join(lines)
     name = qualified(schema, table.name)

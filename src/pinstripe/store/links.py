@@ -17,11 +17,11 @@ from functools import cache
 
 from pinstripe.catalog.moved import Rows
 from pinstripe.catalog.tables import Column, Table, tables
-from pinstripe.store import member_sets
+from pinstripe.store import confirmations
 from pinstripe.store.ddl import before_value, literal, qualified, quote
 from pinstripe.store.locks import lock_buckets
 from pinstripe.store.pool import Connection
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 
 Keys = Mapping[str, Collection[str]]
 """Table -> keys of its rows."""
@@ -37,7 +37,6 @@ def linked_columns(table: Table) -> tuple[Column, ...]:
 
 @cache
 def linked_tables() -> frozenset[str]:
-    """The tables that have linked columns."""
     return frozenset(t.name for t in tables().values() if linked_columns(t))
 
 
@@ -106,7 +105,7 @@ async def link_all(
             continue
         if account_of(schema):
             # The other accounts of the platform go on: writers of this one take the lock too (`Writer`).
-            await member_sets.lock(connection, schema, notes=True)
+            await confirmations.lock_sets(connection, schema, notes=True)
         else:
             locked = ", ".join(qualified(schema, one) for one in names)
             await connection.execute(f"LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE")

@@ -39,7 +39,6 @@ def is_json(response: UpstreamResponse) -> bool:
 def our_headers(
     outcome: MirrorResult, as_of: datetime | None, *, waited: bool | None = None
 ) -> Headers:
-    """Headers of our own."""
     headers = [(b"pinstripe-mirrored", outcome.mirrored.encode())]
     if outcome.reason:
         headers.append((b"pinstripe-reason", outcome.reason.encode()))

@@ -22,7 +22,7 @@ from pinstripe.store.cursors import FOLLOWED, READY
 from pinstripe.store.platforms.stored import add_accounts, revoke_accounts
 from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
 from pinstripe.store.pool import Connection, translated
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 
 CLAIM_S = 60.0
 FASTEST_S = 5.0
@@ -193,7 +193,8 @@ SELECT a.state = 'active', coalesce(extract(epoch FROM a.known_to), 0)::float8,
   (SELECT extract(epoch FROM c.as_of)::float8 FROM pinstripe.cursor c
    WHERE c.schema = $3 AND c.stream = '{FOLLOWED}'
      AND EXISTS (SELECT FROM pinstripe.cursor r WHERE r.schema = $3 AND r.stream = '{READY}')),
-  (SELECT b.rung FROM pinstripe.bell b WHERE b.schema = $3 AND b.heard < b.rung)
+  (SELECT b.rung FROM pinstripe.bell b WHERE b.schema = $3 AND b.heard < b.rung),
+  (SELECT coalesce(sum(c.rows), 0)::bigint FROM pinstripe.cursor c WHERE c.schema = $3)
 FROM pinstripe.platform_account a WHERE a.platform_id = $1 AND a.account_id = $2
 """
 
@@ -202,7 +203,7 @@ class Standing(NamedTuple):
     """An account at the start of a task. Unix seconds on Stripe's clock, 0 for none.
 
     `followed_to`: the cursor of the events; None before the first copy is complete. `asked`: the number of
-    the latest request for a sync that is not acknowledged.
+    the latest request for a sync that is not acknowledged. `rows`: how many its lists have brought.
     """
 
     is_active: bool
@@ -210,12 +211,13 @@ class Standing(NamedTuple):
     last_event_at: float
     followed_to: float | None
     asked: int | None
+    rows: int
 
 
 async def account_standing(
     connection: Connection, platform_id: str, account_id: str, scope: str = ""
 ) -> Standing | None:
-    """Return how an account stands; None if the platform has none of this id. `scope`: for the last two."""
+    """Return how an account stands; None if there is none of this id. `scope`: for the last three."""
     with translated():
         row = await connection.fetchrow(_TURN, platform_id, account_id, scope)
     return None if row is None else Standing(*row)
