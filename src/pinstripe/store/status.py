@@ -35,7 +35,7 @@ from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.personal import existing_tables
 from pinstripe.store.pool import Connection, translated, work_for
 from pinstripe.store.read_quota import ReadUse, load_read_use
-from pinstripe.store.refetch import class_name, count_by_class
+from pinstripe.store.refetch import RECHECK, class_name, count_by_class
 from pinstripe.store.refusals import RememberedRefusal, load_refusals
 from pinstripe.store.scopes import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
@@ -176,7 +176,7 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far Stripe's clocks were apart, and how often a read was stale."""
 
 
-_IS_OWED = "code NOT IN ('quarantined', 'recheck')"
+_IS_OWED = f"code NOT IN ('quarantined', '{RECHECK}')"
 """Whether a row of `pinstripe.pending` that has a code stands for a request that failed."""
 
 _OWED = f"""
