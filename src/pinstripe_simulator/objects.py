@@ -41,7 +41,6 @@ class Objects:
     def __init__(self, tables: Mapping[str, Table], routes: Routes, now: Callable[[], int]) -> None:
         self._tables = tables
         self._routes = routes
-        self._now = now
         self._list_urls: dict[tuple[str, str], tuple[bytes, bytes]] = {}
         self.entries = Entries(tables, now)
         self._templates: dict[tuple[str, int, int], Template[Objects]] = {}
@@ -68,12 +67,12 @@ class Objects:
         }
         """Tables whose stored objects need nothing computed on reading."""
 
-    def like(self, tables: Mapping[str, Table]) -> Objects:
+    def like(self, tables: Mapping[str, Table], now: Callable[[], int]) -> Objects:
         """The objects of another account that is made alike; templates and the rest of what was
         worked out once are shared.
         """
         made = copy(self)
-        made._tables, made.entries = tables, self.entries.like(tables)
+        made._tables, made.entries = tables, self.entries.like(tables, now)
         return made
 
     # --- text and dicts ----------------------------------------------------------------------

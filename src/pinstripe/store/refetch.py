@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import Cause, StripeObject
 from pinstripe.errors import PinstripeError
-from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import RowKey
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import QUARANTINED

@@ -17,9 +17,8 @@ from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
-from pinstripe.client.decode import decode
+from pinstripe.client.response import AsOf, decode
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.ddl import create_table
 from pinstripe.store.links import lock_columns
@@ -141,8 +140,13 @@ class Truth:
 @cache
 def _holds_others(name: str, path: tuple[str, ...]) -> bool:
     """Whether an object stands inside the JSON at this path: it changes without an event of its holder."""
-    places = (p.split(".") for p, item in present_in(name) if item.kind == "resource")
-    return bool(path) and any(tuple(place[: len(path)]) == path for place in places)
+    return bool(path) and any(place[: len(path)] == path for place in _places(name))
+
+
+@cache
+def _places(name: str) -> tuple[tuple[str, ...], ...]:
+    """Where whole objects stand inside such an object."""
+    return tuple(tuple(p.split(".")) for p, item in present_in(name) if item.kind == "resource")
 
 
 async def make_empty(connection: Connection, schema: str, chosen: Iterable[Table]) -> None:
@@ -172,10 +176,10 @@ async def _write_truth(
     whole: Collection[str],
 ) -> None:
     """`whole`: tables of which all objects are written, whatever is in `among`."""
+    group = RowSet()
     for name, table in table_of_object().items():
         if table not in chosen:
             continue
-        group = RowSet()
         for obj in sim.account.world.truth(name):
             if among is not None and table not in whole and obj["id"] not in among[name]:
                 continue
@@ -186,8 +190,8 @@ async def _write_truth(
             key = mirror.extractor.object(read, found)
             if key is not None:
                 group.add(table, key, found.rows[table][key])
-        if group.rows:
-            await mirror.write([(group, AsOf(1.0, 2.0))])
+    # In one transaction: with one for each table Python needs half as much again.
+    await mirror.write([(group, AsOf(1.0, 2.0))])
 
 
 async def _compare(

@@ -21,8 +21,8 @@ from datetime import datetime, timedelta
 import msgspec
 import structlog
 
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
 from pinstripe.mirror.orphans import list_field
