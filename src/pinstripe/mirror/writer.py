@@ -446,8 +446,9 @@ class Writer:
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
         # Queued in the same commit: a crash before the GET must not lose the conflict.
-        await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
-        await complete_refetches(connection, self._schema, batch.completed)
+        contested = [refetch_for(c) for c in conflicts]
+        await add_refetches(connection, self._schema, contested)
+        await complete_refetches(connection, self._schema, batch.completed, contested=contested)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)
