@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinstripe.catalog.tables import tables
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.sync.backfill.references import Mentions, columns_by_target
 
