@@ -12,9 +12,9 @@ from tests.flows.harness.account import Copy, open_copy
 from tests.flows.harness.scripted_stripe import ScriptedStripe, scripted_stripe
 from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, try_now
 
+from pinstripe.client.response import AsOf
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.service import _mend
 from pinstripe.store.quarantine import MOST_HELD

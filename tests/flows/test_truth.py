@@ -13,8 +13,7 @@ from tests.flows.harness.account import Copy, open_copy, quiet
 from tests.flows.harness.scripted_stripe import Object, ScriptedStripe, scripted_stripe
 
 from pinstripe.client.pagination import list_at
-from pinstripe.client.response import Margins
-from pinstripe.rows.as_of import AsOf, Cause, as_of_response
+from pinstripe.client.response import AsOf, Cause, Margins, as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
 from pinstripe.sync.events.poller import EventPoller
@@ -273,6 +272,24 @@ async def test_a_hint_that_a_replica_answers_too_early_is_asked_again(database: 
         await f.settle()
         assert await f.name() == "two"
         assert f.stripe.paths().count("/v1/customers/cus_1") == 2
+
+
+async def test_a_hint_is_not_settled_by_another_event_of_its_second(database: str) -> None:
+    """The row holds the second of the hint, but not the hint: a replica that is behind confirms the row."""
+    async with following(database) as f:
+        now = int(time.time())
+        f.stripe.event("customer.updated", customer("one"), created=now)
+        await f.poll()
+        assert await f.name() == "one"
+        answers = iter(("one", "two"))
+        f.stripe.answers["/v1/customers/cus_1"] = lambda _: (200, customer(next(answers, "two")))
+        hint = {"object": customer("two"), "previous_attributes": {"name": "one"}}
+        f.stripe.event(
+            "customer.updated", customer("two"), created=now, data=hint, api_version="2019-12-03"
+        )
+        await f.poll()
+        await f.settle()
+        assert await f.name() == "two"
 
 
 @pytest.mark.parametrize("date_ahead_s", [-3.0, 2.0, 3.0])

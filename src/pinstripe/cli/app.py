@@ -14,8 +14,19 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, PERSONAL, with_settings
-from pinstripe.cli.runtime import BAD_USAGE, Exit, complain, execute, report
+from pinstripe.cli.runtime import (
+    ACCOUNT,
+    BAD_USAGE,
+    DATABASE,
+    GATEWAY,
+    LIVE,
+    PERSONAL,
+    Exit,
+    complain,
+    execute,
+    report,
+    with_settings,
+)
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
 
@@ -199,8 +210,10 @@ def add(
     """
     from pinstripe.cli import syncs as commands
 
-    options = commands.SyncOptions(sync_id, schema, _pairs(set_), paused=paused)
-    execute(config, commands.add(config, options, as_json=json), stopped=130)
+    work = commands.add(
+        config, sync_id, schema=schema, settings=_pairs(set_), paused=paused, as_json=json
+    )
+    execute(config, work, stopped=130)
 
 
 @syncs.command(sort_key=3)
@@ -227,7 +240,7 @@ def pause(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) -> 
     """Pause a sync until `resume`. Writes through the proxy are still mirrored."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, sync_id, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=True, as_json=json), stopped=130)
 
 
 @syncs.command(sort_key=5)
@@ -236,7 +249,7 @@ def resume(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) ->
     """Resume a paused sync where it stopped."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.resume(config, sync_id, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=False, as_json=json), stopped=130)
 
 
 @syncs.command(sort_key=6)
@@ -441,19 +454,25 @@ def add_platform(
     The key is read from STRIPE_API_KEY, a prompt, or stdin, and verified with Stripe before anything is
     stored.
     """
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    options = commands.PlatformOptions(
-        platform_id, schema, _pairs(set_), partitions=partitions, paused=paused
+    work = commands.add_platform(
+        config,
+        platform_id,
+        schema=schema,
+        settings=_pairs(set_),
+        partitions=partitions,
+        paused=paused,
+        as_json=json,
     )
-    execute(config, commands.add(config, options, as_json=json), stopped=130)
+    execute(config, work, stopped=130)
 
 
 @platform.command(name="list", sort_key=2)
 @with_settings(*_STORED)
 def list_platforms(config: Config, *, json: JsonFlag = False) -> None:
     """List platforms, how many accounts each has, and the workers. Keys are not shown."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     execute(config, commands.list_platforms(config, as_json=json), stopped=130)
 
@@ -464,9 +483,11 @@ def pause_platform(
     config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
 ) -> None:
     """Pause a platform: its accounts are not polled until it is resumed."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, platform_id, paused=True, as_json=json), stopped=130)
+    execute(
+        config, commands.pause_platform(config, platform_id, paused=True, as_json=json), stopped=130
+    )
 
 
 @platform.command(name="resume", sort_key=4)
@@ -475,9 +496,13 @@ def resume_platform(
     config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
 ) -> None:
     """Resume a paused platform."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, platform_id, paused=False, as_json=json), stopped=130)
+    execute(
+        config,
+        commands.pause_platform(config, platform_id, paused=False, as_json=json),
+        stopped=130,
+    )
 
 
 @platform.command(name="remove", sort_key=5)
@@ -491,9 +516,9 @@ def remove_platform(
     json: JsonFlag = False,
 ) -> None:
     """Remove a platform and its key. Its tables stay unless you drop them."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    done = commands.remove(config, platform_id, drop_tables=drop_tables, as_json=json)
+    done = commands.remove_platform(config, platform_id, drop_tables=drop_tables, as_json=json)
     execute(config, done, stopped=130)
 
 
@@ -509,7 +534,7 @@ def tenant_views(
     json: JsonFlag = False,
 ) -> None:
     """Make a schema with a view of each table that shows one account's rows, for a tenant of yours."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     made = commands.make_views(config, platform_id, account_id, target, as_json=json)
     execute(config, made, stopped=130)
@@ -522,7 +547,7 @@ def worker(config: Config) -> None:
     Workers share the platforms' rate limits and need nothing but the same database and the same
     PINSTRIPE_SECRET_KEY. At SIGTERM one finishes what it has begun, for some seconds, and leaves.
     """
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     execute(config, commands.work(config), stopped=0)
 
@@ -619,9 +644,9 @@ def demo(
     platform: Annotated[bool, Parameter(negative="", help=_DEMO_PLATFORM)] = False,
 ) -> None:
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
-    from pinstripe.cli import platform_demo, serve
+    from pinstripe.cli import serve
 
-    running = platform_demo.demo_platform(config) if platform else serve.demo(config)
+    running = serve.demo_platform(config) if platform else serve.demo(config)
     execute(config, running, stopped=0)
 
 
@@ -707,7 +732,7 @@ def erase(
     Empties names, addresses, texts and numbers in every row of the customer, in events and in the change
     feed. Amounts, dates, states and ids stay. What Stripe shows of the customer later is not stored again.
     """
-    from pinstripe.cli import erase as commands
+    from pinstripe.cli import schema as commands
 
     work = commands.erase(config, customer, dry_run=dry_run, scrubs=scrub, as_json=json)
     execute(config, work, stopped=130)
@@ -724,7 +749,7 @@ def support_bundle(
 
     It holds no key, no URL, no row, no text of Stripe's and no id of an object.
     """
-    from pinstripe.cli import support as commands
+    from pinstripe.cli import status as commands
 
     execute(config, commands.support_bundle(config, output=output), stopped=130)
 
@@ -813,21 +838,21 @@ def simulate(
     """
     from pinstripe.cli import simulate as commands
 
-    options = commands.SimulateOptions(
-        host,
-        port,
-        scale,
-        seed,
-        until,
-        latency_ms,
-        limits,
-        nastiness,
-        as_json=json,
-        while_stdin=while_stdin,
+    running = commands.simulate(
+        host=host,
+        port=port,
+        scale=scale,
+        seed=seed,
+        until=until,
+        latency_ms=latency_ms,
+        limits=limits,
+        nastiness=nastiness,
         connected=connected,
         connected_scale=connected_scale,
+        as_json=json,
+        while_stdin=while_stdin,
     )
-    execute(config, commands.simulate(options), stopped=0)
+    execute(config, running, stopped=0)
 
 
 @app.command(sort_key=7)

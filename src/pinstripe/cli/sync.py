@@ -17,9 +17,8 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from pinstripe.cli.progress import showing
 from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause
-from pinstripe.cli.summary import Ending, summarise
+from pinstripe.cli.summary import Ending, showing, summarise
 from pinstripe.concurrency import backoff, first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import (

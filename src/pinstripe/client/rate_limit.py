@@ -191,7 +191,6 @@ class ConcurrencyLimit:
         return min(self._set_limit, int(self._cut_limit + (now - self._cut_at)))
 
     def is_free(self, now: float) -> bool:
-        """Whether one more may start."""
         return self.used < self.limit(now)
 
     def cut(self, now: float) -> None:

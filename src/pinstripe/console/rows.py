@@ -156,7 +156,6 @@ class TableRow:
 
 async def show(visit: PageContext) -> Response:
     """A page of rows."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     schema, name = visit.sync.schema, visit.named("table")
     async with visit.gateway.reads.connection() as connection:
         shape = await load_shape(connection, schema, name)

@@ -55,8 +55,6 @@ _NUMBERS = {"smallint", "integer", "bigint", "numeric", "real", "double", "oid",
 
 @dataclass(frozen=True, slots=True)
 class ResultColumn:
-    """A column of a result."""
-
     name: str
     type: str
 

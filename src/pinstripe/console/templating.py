@@ -194,7 +194,6 @@ ACTIVITIES = {
 
 
 def activity(name: str) -> str:
-    """The label of an activity."""
     return ACTIVITIES.get(name, name)
 
 

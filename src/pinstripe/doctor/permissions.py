@@ -16,8 +16,8 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.tables import table_name, table_of_object
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_list
+from pinstripe.client.response import StripeObject
 from pinstripe.doctor.probe import Prober, ProbeResult
 from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource, ResourceState
 from pinstripe.errors import Drifted, WrongKey
@@ -105,7 +105,6 @@ def resource_of(path: str, tables: tuple[str, ...], said: ProbeResult) -> Resour
 
 
 def resource_in(product: str, path: str, tables: tuple[str, ...], said: ProbeResult) -> Resource:
-    """As `resource_of`, of a product that is known."""
     lacking = said.lacking
     return Resource(
         path,

@@ -15,11 +15,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
+from pinstripe.client.response import AsOf, Cause
 from pinstripe.errors import DatabaseFault
-from pinstripe.mirror.batch import Batch, Conflict
+from pinstripe.mirror.batch import Batch, Conflict, Job
 from pinstripe.mirror.orphans import children_of
-from pinstripe.mirror.queue import Job
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import MOST_HELD, UNHELD_S, Why, note_refused, owe_fetches

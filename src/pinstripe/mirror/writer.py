@@ -54,7 +54,7 @@ from pinstripe.mirror.upsert import (
 )
 from pinstripe.rows.extract import Row, RowKey
 from pinstripe.rows.layout import Shapes
-from pinstripe.store import confirmations, member_sets
+from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
 from pinstripe.store.links import Keys, Links, lock_columns, lock_links
@@ -62,13 +62,12 @@ from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
-from pinstripe.store.scopes import account_of
-from pinstripe.store.session import Session
+from pinstripe.store.session import Session, account_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-_MOST_STAGES = 48
-_MOST_STATEMENTS = 256
+_MOST_STAGES = 160
+_MOST_STATEMENTS = 512
 _DEAD_ROWS = 3000
 _HOPELESS = 16
 """After this many rows refused one by one and none written, the table counts as refusing."""
@@ -93,8 +92,6 @@ class _TableRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of one table."""
-
     table: str
     rows: Mapping[str, Mapping[str, Row]]
     causes: Causes
@@ -150,6 +147,13 @@ class StageTables:
         self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
 
     async def connection(self) -> asyncpg.Connection:
+        """Return the session, which works for the account. Raises Unreachable."""
+        session = await self.connected()
+        with translated():
+            await session.work_for(self.account)
+        return session
+
+    async def connected(self) -> Session:
         """Return the session, connected again if it was lost. Raises Unreachable."""
         if self._connection is None or self._connection.is_closed():
             self.close()
@@ -164,9 +168,6 @@ class StageTables:
                 connection.terminate()
                 raise
             self._connection = connection
-        if self._connection.account != self.account:
-            with translated():
-                await self._connection.work_for(self.account)
         return self._connection
 
     @asynccontextmanager
@@ -176,12 +177,12 @@ class StageTables:
         A failure or a cancellation ends the session, since its state is unknown then.
         """
         try:
-            connection = await self.connection()
+            connection = await self.connected()
             with translated():
                 async with cancel_on_disconnect(connection):
                     # Not `connection.transaction()`: its ROLLBACK on a session that the server has
                     # ended raises an error of its own, which hides the first.
-                    await connection.execute("BEGIN")
+                    await connection.begin(self.account)
                     yield connection
                     emptying = [self._emptying(table) for table in list(self._filled)]
                     await connection.execute("; ".join([*emptying, "COMMIT"]))
@@ -379,7 +380,7 @@ class Writer:
         self._at, self._befores, self._removed = "", batch.befores, {}
         try:
             async with self._sessions.take(account_of(self._schema)) as self._stages:
-                await self._stages.connection()
+                await self._stages.connected()
                 async with naming_holders(self._url, self._stages.pid):
                     with self._recorder.transaction() if self._recorder else nullcontext():
                         async with self._stages.transaction() as connection:
@@ -568,7 +569,7 @@ class Writer:
         # Rows that wait for `link_all`: in a platform it cannot lock their tables against all accounts.
         waits = account_of(self._schema) and not written.isdisjoint(lock_columns())
         if notes or inserts or waits:
-            await member_sets.lock(connection, self._schema, notes=notes)
+            await confirmations.lock_sets(connection, self._schema, notes=notes)
 
     async def _apply_sets(
         self, connection: asyncpg.Connection, facts: Sequence[SetFact]
@@ -595,7 +596,7 @@ class Writer:
                 await delete_rows(connection, self._schema, table, gone(table), dead, cause=cause)
         if noted:
             sets = [(fact.child, fact.parent_id, fact.lo, fact.hi) for fact in noted]
-            await member_sets.note(connection, self._schema, sets)
+            await confirmations.note_sets(connection, self._schema, sets)
         return conflicts
 
     async def _upsert(

@@ -230,7 +230,6 @@ class OwnPool:
         self._pool: Pool | None = None
 
     def current(self) -> Pool | None:
-        """The pool, if there is one."""
         return self._pool
 
     async def run(self) -> None:

@@ -133,17 +133,14 @@ class WorkerReport(msgspec.Struct, frozen=True):
 
 
 def encode(message: StartWorker | WorkerReport) -> bytes:
-    """One line."""
     return msgspec.json.encode(message, enc_hook=str) + b"\n"
 
 
 def decode_order(line: bytes) -> StartWorker:
-    """The order in `line`."""
     return msgspec.json.decode(line, type=StartWorker, dec_hook=_path)
 
 
 def decode_report(line: bytes) -> WorkerReport:
-    """The report in `line`."""
     return msgspec.json.decode(line, type=WorkerReport)
 
 

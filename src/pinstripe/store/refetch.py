@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Literal
 
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import Cause
 from pinstripe.errors import PinstripeError
-from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import RowKey
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import QUARANTINED
@@ -47,6 +47,14 @@ class Refetch:
     @property
     def work_class(self) -> WorkClass:
         return _CLASS_OF[self.kind] if self.work is None else self.work
+
+    @property
+    def told_from(self) -> float:
+        """The second from which on a row that an event wrote is no older than the event that queued this.
+
+        A row in doubt does not hold that event: what it has of the same second is another one's.
+        """
+        return self.since if self.work_class > WorkClass.CONTESTED else self.since + 1.0
 
     @property
     def owner(self) -> str:

@@ -20,7 +20,6 @@ from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import table_name, tables
 from pinstripe.errors import Drifted, Misconfigured, PinstripeError
-from pinstripe.store.clocks import Clocks, load_clocks
 from pinstripe.store.cursors import (
     FOLLOWED,
     LEFT_OUT,
@@ -28,16 +27,17 @@ from pinstripe.store.cursors import (
     SCAN_OF,
     Checkpoint,
     Freshness,
+    RememberedRefusal,
     load_checkpoints,
     load_freshness,
+    load_refusals,
 )
+from pinstripe.store.daily_counts import Clocks, ReadUse, load_clocks, load_read_use
 from pinstripe.store.ddl import literal, qualified
-from pinstripe.store.personal import existing_tables
 from pinstripe.store.pool import Connection, translated, work_for
-from pinstripe.store.read_quota import ReadUse, load_read_use
 from pinstripe.store.refetch import class_name, count_by_class
-from pinstripe.store.refusals import RememberedRefusal, load_refusals
-from pinstripe.store.scopes import account_of
+from pinstripe.store.rewrite import existing_tables
+from pinstripe.store.session import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
 from pinstripe.store.verifications import Certificate, load_certificate, load_plan
 

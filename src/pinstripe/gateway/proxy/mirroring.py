@@ -19,17 +19,23 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 import structlog
 
-from pinstripe.catalog.endpoints import list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    has_address,
+    list_endpoints,
+    retrieve_endpoint,
+    singleton_paths,
+)
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents as parent_types
 from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
+from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response
 from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.concurrency import backoff
 from pinstripe.errors import (
@@ -59,10 +65,9 @@ from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamRe
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.extract import Row, RowKey, RowSet
-from pinstripe.source.resolve import has_address, mark_deleted
-from pinstripe.source.source import LIVE, retrieve_endpoint
+from pinstripe.source.resolve import mark_deleted
+from pinstripe.source.source import LIVE
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, add_refetches
 
@@ -121,8 +126,6 @@ class ProxyRequest:
 
 
 class ResponseMirror:
-    """Mirrors responses."""
-
     def __init__(
         self,
         syncs: Syncs,
@@ -138,6 +141,8 @@ class ResponseMirror:
         self._upstream = upstream
         self._cache = ResponseCache(versions)
         self._patience_s = patience_s
+        self.held = 0
+        """Bytes of the bodies that are being mirrored."""
         self._open: set[asyncio.Task[MirrorResult]] = set()
         self._stuck: set[str] = set()
 
@@ -154,10 +159,15 @@ class ResponseMirror:
         sync = self._accounts.known(request.credentials)
         task = asyncio.create_task(self._mirror_or_reason(request, response, body))
         self._open.add(task)
-        task.add_done_callback(self._open.discard)
+        self.held += len(body)
+        task.add_done_callback(partial(self._done, len(body)))
         stuck = sync is not None and (sync.mirror.trouble or sync.id in self._stuck)
         done, _ = await asyncio.wait((task,), timeout=_STUCK_S if stuck else self._patience_s)
         return task.result() if done else MirrorResult("later", "postgres", sync)
+
+    def _done(self, size: int, task: asyncio.Task[MirrorResult]) -> None:
+        self._open.discard(task)
+        self.held -= size
 
     async def close(self, *, grace_s: float = 5.0) -> None:
         """Let running tasks end within `grace_s`, then cancel them."""
@@ -493,7 +503,10 @@ def _parents_in(sync: OpenSync, row_set: RowSet, place: RowKey) -> dict[str, str
     return {
         column.references[0]: value
         for column, value in zip(columns, row, strict=False)
-        if len(column.references) == 1 and len(column.path) <= 1 and isinstance(value, str)
+        if len(column.references) == 1
+        and len(column.path) <= 1
+        and isinstance(value, str)
+        and not column.is_derived
     }
 
 

@@ -45,7 +45,7 @@ from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State,
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch
-from pinstripe.store.scopes import relations
+from pinstripe.store.session import relations
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -176,6 +176,9 @@ class ChildListStream:
         await self._judge()
 
     async def _parents(self) -> list[str]:
+        if not self._source.mirror.may_have_rows(self.parent_table):
+            self.total = self.total or 0
+            return []
         async with self._pool.acquire() as connection:
             if self.endpoint.only_if_any:
                 other = qualified(self._source.mirror.schema, self.endpoint.only_if_any)

@@ -366,7 +366,7 @@ class RefetchWorker:
         source = self._source
         is_row = refetch.kind in ("fetch", "relate") and refetch.table in source.wanted
         started, version, is_told = await source.row_state(
-            refetch.table if is_row else "", refetch.id, since=refetch.since
+            refetch.table if is_row else "", refetch.id, since=refetch.told_from
         )
         is_sure = refetch.kind in self._upcoming or source.is_sure(refetch, is_told=is_told)
         lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
