@@ -50,7 +50,7 @@ from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
 from pinstripe.store.session import account_of, schema_of
 from pinstripe.store.verifications import plan_verification
-from pinstripe.sync.backfill.backfill import Backfill
+from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.follower import erase_due, why_not
 from pinstripe.sync.read_quota import ReadQuota, by_kind
@@ -366,7 +366,7 @@ class Tasks:
 
     async def _backfill(self, account: OpenedAccount) -> None:
         """The first copy, or what an interrupted one left; gives way to others after a while."""
-        source, platform = account.source, account.platform
+        source = account.source
         met = await meet(source.stripe, source.stripe.key)
         backfill = Backfill(
             source,
@@ -374,7 +374,7 @@ class Tasks:
             account.limiter,
             now=met.now,
             account_created=met.birth,
-            deep=platform.config.deep,
+            deep=account.platform.config.deep,
             # Most accounts are small: looking for references at the end takes fewer statements.
             references_beside=False,
         )
@@ -393,7 +393,11 @@ class Tasks:
             await asyncio.gather(running, return_exceptions=True)
         outcome = running.result()
         await note_backfilled(source, outcome)
-        scopes = [account.scope]
+        await self._plan_after(account, outcome)
+
+    async def _plan_after(self, account: OpenedAccount, outcome: BackfillResult) -> None:
+        """What follows a first copy: it is tried again, or the account is polled at once."""
+        platform, scopes = account.platform, [account.scope]
         async with self._control.transaction() as connection:
             if outcome.complete:
                 await sweep.settled(connection, "backfill", account.scope)

@@ -807,7 +807,8 @@ async def create_indexes_beside(connection: Connection, schema: str, table: Tabl
             if valid.get(name):
                 continue
             if name in valid:
-                await connection.execute(f"DROP INDEX {ddl.qualified(schema, name)}")
+                # Or all readers would queue behind one that idles in a transaction.
+                await connection.execute(f"DROP INDEX CONCURRENTLY {ddl.qualified(schema, name)}")
             await connection.execute(
                 statement.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
             )

@@ -6,7 +6,8 @@
     object    the object was fetched after the call, and is written
 
 Each also waits for the refetches that events so far requested (a list's next page, another API version,
-a conflict): without them a row could still be old. Unreachable is retried; callers set the time limit.
+a conflict): without them a row could still be old. All but the plain form wait, too, for those that are
+made once more because a replica may have been behind. Unreachable is retried; callers set the time limit.
 `ObjectFetches` coalesces concurrent fetches of one object into one GET that begins after all of the
 calls, and `WaitProgress` concurrent reads into one query: a thousand waiting calls cost what one does.
 """
@@ -65,6 +66,8 @@ class WaitState:
     id: str = ""
     previews: bool = True
     """Whether previews of upcoming invoices count as pending."""
+    exact: bool = True
+    """Whether second requests do, that are made because a replica of Stripe's may have been behind."""
     pending: list[PendingCount] = field(default_factory=list)
     error: str = ""
     """The error of the last try."""
@@ -224,7 +227,7 @@ class Waiter:
         for pause_s in _forever(_PAUSES_S):
             pending = await self._retry_while_unreachable(state, reads.pending)
             moment = moment or pending.now
-            state.pending = pending.before(moment, previews=state.previews)
+            state.pending = pending.before(moment, previews=state.previews, exact=state.exact)
             if not state.pending:
                 break
             await self._sleep(pause_s)
