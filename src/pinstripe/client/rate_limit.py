@@ -392,16 +392,16 @@ class RateLimiter:
         pace = self._account if endpoint is None else self._lane(endpoint).pace
         return pace.rate(self._clock())
 
-    def on_rate_limited(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
-        """Slows down after a 429. `reason`: its `Stripe-Rate-Limited-Reason`, or the error's code."""
-        if reason == "lock_timeout":
+    def on_rate_limited(self, endpoint: str, code: str, retry_after_s: float | None) -> None:
+        """Slows down after a 429. `code`: its `Stripe-Rate-Limited-Reason`, or the error's own."""
+        if code == "lock_timeout":
             # Two requests wanted one object: nothing is too fast, only this request must wait.
             return
         now = self._clock()
-        whole_account = reason.startswith("global-")
+        whole_account = code.startswith("global-")
         lane = self._lane(endpoint)
         pace = self._account if whole_account else lane.pace
-        if reason.endswith("-concurrency"):
+        if code.endswith("-concurrency"):
             (self._slots if whole_account else lane.slots).cut(now)
         else:
             pace.cut(now)
