@@ -172,32 +172,33 @@ async def migrate(
             await _register(connection, schema, sdk_version, api_version)
             # A table that was dropped is empty now, whatever its cursors say.
             await forget_streams(connection, schema, done.created)
-    underived = await _underived(connection, schema, tables)
+    now = await _columns(connection, schema) if done.created else existing
+    underived = await _underived(connection, schema, tables, now)
     for name, table in tables.items():
-        lacks = name in existing and not existing[name].keys() >= {
-            c.name for c in table.all_columns
-        }
-        if lacks or name in underived:
+        there = existing.get(name, table.types)
+        if not there.keys() >= table.types.keys() or name in underived:
             await _extend(connection, schema, table, done)
-    done.retyped = [
-        (name, c.name)
-        for name, table in tables.items()
-        for c in table.all_columns
-        if existing.get(name, {}).get(c.name, c.type) != c.type
-    ]
+        if not _is_there(table, there):
+            retyped = [c for c, kind in table.types.items() if there.get(c, kind) != kind]
+            done.retyped += [(name, column) for column in retyped]
     await _make_views(connection, schema, tables)
     await _fill(connection, schema, tables, done)
-    await _forget_secrets(connection, schema, tables, before=existing)
+    now = await _columns(connection, schema) if done.added else now
+    await _forget_secrets(connection, schema, tables, now, before=existing)
     if metrics:
         await ensure_metrics(connection, schema)
     return done
 
 
 async def _forget_secrets(
-    connection: Connection, schema: str, tables: Mapping[str, Table], *, before: Container[str]
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    now: Mapping[str, Mapping[str, str]],
+    *,
+    before: Container[str],
 ) -> None:
     """Clean the tables of the catalog that stand in the schema, synced or not. `before`: those that did."""
-    now = await _columns(connection, schema)
     known = {name: ddl.as_there(table, now.get(name, ())) for name, table in catalog().items()}
     searched = {t.name: t for t in known_tables(now, {**known, **tables})}
     is_new = not any(name in before for name in searched)
@@ -305,10 +306,14 @@ def _effective(table: Table, existing: Mapping[str, str]) -> Table:
     def typed(columns: Iterable[Column]) -> tuple[Column, ...]:
         return tuple(c for c in columns if existing.get(c.name, c.type) == c.type)
 
-    columns, derived = typed(table.columns), typed(table.derived)
-    if (columns, derived) == (table.columns, table.derived):
+    if not existing or _is_there(table, existing):
         return table
-    return replace(table, columns=columns, derived=derived)
+    return replace(table, columns=typed(table.columns), derived=typed(table.derived))
+
+
+def _is_there(table: Table, existing: Mapping[str, str]) -> bool:
+    """Whether the database has each column, with the type of the catalog."""
+    return table.types.items() <= existing.items()
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
@@ -397,7 +402,8 @@ async def _extend(connection: Connection, schema: str, table: Table, done: Migra
 
 async def _derive(connection: Connection, schema: str, table: Table) -> set[str]:
     """Have a trigger compute the derived columns that were added to the table; return their names."""
-    if table.name not in await _underived(connection, schema, {table.name: table}):
+    existing = await _columns(connection, schema)
+    if table.name not in await _underived(connection, schema, {table.name: table}, existing):
         return set()
     added = await _added_columns(connection, schema)
     columns = ddl.added_derived(table, added[table.name])
@@ -405,9 +411,14 @@ async def _derive(connection: Connection, schema: str, table: Table) -> set[str]
     return {c.name for c in columns}
 
 
-async def _underived(connection: Connection, schema: str, tables: Mapping[str, Table]) -> set[str]:
+async def _underived(
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    existing: Mapping[str, Mapping[str, str]],
+) -> set[str]:
     """The tables whose added derived columns are not computed as the catalog and the types have it."""
-    existing, added = await _columns(connection, schema), await _added_columns(connection, schema)
+    added = await _added_columns(connection, schema)
     rows = await connection.fetch(
         "SELECT p.proname::text, p.prosrc FROM pg_catalog.pg_proc p"
         " WHERE p.pronamespace = pg_catalog.to_regnamespace($1)",
