@@ -194,6 +194,11 @@ class Relist:
                 f"{stream_of(endpoint)} to its end", None, self.full_refresh([endpoint])
             )
 
+    async def scan_once(self, *, most_s: float) -> bool:
+        """Read lists by parent under all parents, where that is due: see `Scan.run_due`."""
+        by_parent = [e for e in self._endpoints() if e.parent]
+        return await self.scan.run_due(by_parent, most_s=most_s)
+
     def _age_s(self, endpoint: ListEndpoint) -> float:
         return self._clock() - self._passed_at[stream_of(endpoint)]
 

@@ -21,6 +21,7 @@ from pinstripe.client.response import AsOf, decode
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import create_table
+from pinstripe.store.links import lock_columns
 from pinstripe.store.pool import Connection, connect
 from pinstripe_simulator.server import Running
 
@@ -113,8 +114,10 @@ class Truth:
         """As the function of this name."""
         names = [n for n in table_of_object() if among is None or among.get(n)]
         chosen = {table_of_object()[n]: tables()[table_of_object()[n]] for n in names}
-        await make_empty(self.connection, self.there, chosen.values())
-        await _write_truth(self.mirror, self.sim, chosen, among)
+        # The rows that give others a column are all there: which of them does so is not among the ids.
+        givers = {name: tables()[name] for name in lock_columns() if among is not None and chosen}
+        await make_empty(self.connection, self.there, {**givers, **chosen}.values())
+        await _write_truth(self.mirror, self.sim, {**givers, **chosen}, among, givers)
         found: dict[str, str] = {}
         for name in names:
             table = table_of_object()[name]
@@ -159,14 +162,19 @@ async def make_empty(connection: Connection, schema: str, chosen: Iterable[Table
 
 
 async def _write_truth(
-    mirror: Mirror, sim: Running, chosen: Mapping[str, Table], among: Ids | None
+    mirror: Mirror,
+    sim: Running,
+    chosen: Mapping[str, Table],
+    among: Ids | None,
+    whole: Collection[str],
 ) -> None:
+    """`whole`: tables of which all objects are written, whatever is in `among`."""
     group = RowSet()
     for name, table in table_of_object().items():
         if table not in chosen:
             continue
         for obj in sim.account.world.truth(name):
-            if among is not None and obj["id"] not in among[name]:
+            if among is not None and table not in whole and obj["id"] not in among[name]:
                 continue
             found = RowSet()
             # Over the wire and back: text that Postgres cannot hold is cleaned when it is read.
@@ -198,7 +206,7 @@ async def _compare(
     given = () if ids is None else (ids,)
     wrong: dict[str, object] = {}
     missing = await connection.fetch(
-        f"SELECT id FROM {truth} EXCEPT SELECT id FROM {mine} ORDER BY id"
+        f"SELECT id FROM {truth} WHERE {only} EXCEPT SELECT id FROM {mine} ORDER BY id", *given
     )
     if missing:
         wrong["missing"] = f"{len(missing)} such as {missing[0][0]}"
