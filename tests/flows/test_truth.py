@@ -418,10 +418,12 @@ async def _open_while_old(f: Following, holds: str, new: object) -> bool:
     always = True
     async with connect(f.copy.url) as reader:
         while True:
-            value, is_open = await reader.fetchrow(
+            row = await reader.fetchrow(
                 f"SELECT ({holds}), EXISTS (SELECT FROM pinstripe.pending WHERE open_since <= $1)",
                 moment,
             )
+            assert row is not None
+            value, is_open = row
             if value == new:
                 break
             always = always and is_open

@@ -45,7 +45,6 @@ TableState = Literal["done", "running", "refused", "failed", "found"]
 """As of its lists; `found`: no list of its own, its rows come inside or by reference of others."""
 
 _WORST_FIRST: tuple[TableState, ...] = ("failed", "running", "refused", "done")
-
 _COUNTED_ROWS = 100_000
 _COUNTED_BYTES = 16 * 1024 * 1024
 """Tables up to this size are counted even if an estimate would do: it takes milliseconds."""

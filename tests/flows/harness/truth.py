@@ -19,7 +19,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
 from pinstripe.client.response import AsOf, decode
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.rows.extract import Extractor, RowSet
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import create_table
 from pinstripe.store.links import lock_columns
 from pinstripe.store.pool import Connection, connect
@@ -95,9 +95,7 @@ async def differences(
 async def open_truth(url: str, sim: Running, *, schema: str = "stripe") -> AsyncIterator[Truth]:
     """For several looks at one copy: most of a look's cost is a new session."""
     there, version = f"{schema}_truth", spec().api_version
-    mirror = open_mirror(
-        url, there, tables(), api_version=version, writers=1, extractor=_extractor()
-    )
+    mirror = open_mirror(url, there, tables(), api_version=version, writers=1)
     async with connect(url) as connection, mirror as written:
         yield Truth(sim, schema, there, connection, written)
 
@@ -161,11 +159,6 @@ async def make_empty(connection: Connection, schema: str, chosen: Iterable[Table
         for t in chosen
     ]
     await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"; {"".join(texts)}')
-
-
-@cache
-def _extractor() -> Extractor:
-    return Extractor(tables())
 
 
 async def _write_truth(

@@ -38,7 +38,6 @@ from pinstripe.store.events import load_acked_as_of, which_applied
 from pinstripe.store.refetch import Pending, PendingCount, load_open_since, load_pending
 
 _T = TypeVar("_T")
-
 _PAUSES_S = (0.02, 0.03, 0.05, 0.1, 0.2, 0.25)
 """Between two reads of the pending refetches."""
 
@@ -48,7 +47,6 @@ _REQUESTS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 _MOST_READ = 1_000
 """Syncs whose reads are kept; a wait under way keeps its own."""
 _RETRY_S = 0.25
-
 _OLD_S = 120.0
 """An older event that no poll finds new was applied long ago, and its id is no longer stored."""
 
