@@ -8,6 +8,7 @@ The server is the product's own (`EmbeddedPostgres`), without fsync: what a test
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import shutil
@@ -42,6 +43,12 @@ _numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "migrated: the test's database has all tables already")
+
+
+def pytest_collection_finish() -> None:
+    # What stands now stays to the end: no collection has to walk through it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

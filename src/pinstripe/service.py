@@ -23,9 +23,8 @@ from pathlib import Path
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.personal import Policy
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, proxy_for
-from pinstripe.client.client import StripeClient
+from pinstripe.client.client import Account, StripeClient, meet
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
 from pinstripe.client.retry import Patience
@@ -54,9 +53,9 @@ from pinstripe.store.migrate import (
     reserve,
     set_foreign_keys,
 )
-from pinstripe.store.personal import apply_policy, stored_policy, with_key
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.retention import Retention
+from pinstripe.store.rewrite import apply_policy, stored_policy, with_key
 from pinstripe.store.roles import PURPOSES, find_reader
 from pinstripe.store.session import account_of
 from pinstripe.store.syncs import check_owner, claim
@@ -357,7 +356,6 @@ def _below(ceiling: float) -> float:
 
 
 _ON_TOP = 0.5
-
 _AT_LEAST = 0.2
 
 

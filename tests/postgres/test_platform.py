@@ -25,7 +25,6 @@ from pinstripe.store.erasures import erase
 from pinstripe.store.leases import renew_leases, take_lease
 from pinstripe.store.lost_tables import find_lost
 from pinstripe.store.migrate import make_tenant_views, migrate, migrate_platform
-from pinstripe.store.personal import apply_policy
 from pinstripe.store.platforms.stored import (
     add_accounts,
     delete_platform,
@@ -34,6 +33,7 @@ from pinstripe.store.platforms.stored import (
     revoke_accounts,
 )
 from pinstripe.store.pool import connect, open_pool
+from pinstripe.store.rewrite import apply_policy
 from pinstripe.store.session import scope_of
 from pinstripe.store.status import load_summaries, read_status
 from pinstripe.store.syncs import load_syncs

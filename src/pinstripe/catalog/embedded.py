@@ -252,7 +252,7 @@ def carriers() -> Mapping[str, frozenset[str]]:
     found = {table: set(owners) for table, owners in holders().items()}
     for table in tables().values():
         for column in table.columns if not table.virtual else ():
-            for target in column.references:
+            for target in () if column.is_derived else column.references:
                 if target in fetched:
                     found.setdefault(target, set()).add(table.name)
     return {table: frozenset(owners - {table}) for table, owners in found.items()}

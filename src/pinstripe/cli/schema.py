@@ -19,8 +19,7 @@ from pinstripe.cli.status import check_synced, with_data
 from pinstripe.config.config import Config
 from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, of_tables, overview
 from pinstripe.diagram.layout import draw as lay_out
-from pinstripe.diagram.mermaid import to_mermaid
-from pinstripe.diagram.svg import to_svg
+from pinstripe.diagram.render import to_mermaid, to_svg
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database
 from pinstripe.store import erasures

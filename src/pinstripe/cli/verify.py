@@ -13,9 +13,8 @@ from pinstripe.catalog.tables import tables
 from pinstripe.cli.runtime import complain
 from pinstripe.cli.status import check_synced, with_data
 from pinstripe.cli.syncs import open_vault
-from pinstripe.client.account import meet
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import StripeClient
+from pinstripe.client.client import StripeClient, meet
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.platforms.account import open_account, open_platform

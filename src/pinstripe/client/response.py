@@ -38,7 +38,7 @@ class Margins:
 
     `clock_s`: between `Date` and `event.created`, either way. `replica_lag_s`: how old the state that a
     read shows may be. Stripe documents neither; these are guesses on the safe side, and both are
-    measured (`store.clocks`).
+    measured (`store.daily_counts`).
     """
 
     clock_s: float = 3.0

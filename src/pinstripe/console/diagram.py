@@ -24,8 +24,7 @@ from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import HEADERS, path_of
 from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, overview
 from pinstripe.diagram.layout import draw
-from pinstripe.diagram.mermaid import to_mermaid
-from pinstripe.diagram.svg import Links, stylesheet, to_svg
+from pinstripe.diagram.render import Links, stylesheet, to_mermaid, to_svg
 from pinstripe.errors import PinstripeError
 from pinstripe.store.pool import Connection
 

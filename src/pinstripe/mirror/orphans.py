@@ -131,7 +131,11 @@ def may_go(child: Table, parent: str) -> bool:
 
 def parent_column(child: Table, parent: str) -> str | None:
     """Return the column of `child` that names its parent; None if none or several do."""
-    named = [c.name for c in child.columns if c.references == (parent,) and len(c.path) <= 1]
+    named = [
+        c.name
+        for c in child.columns
+        if c.references == (parent,) and len(c.path) <= 1 and not c.is_derived
+    ]
     return named[0] if len(named) == 1 else None
 
 

@@ -196,6 +196,8 @@ class Extractor:
         if row is None:
             nested.clear()
             row = self._generic(table, layout, obj, nested, found)
+        if layout.derive is not None:
+            layout.derive(obj, row)
         row[0], row[-2], row[-1] = key, layout.partial, layout.shape
         if layout.deleted_at >= 0:
             row[layout.deleted_at] = obj.get("deleted") is True

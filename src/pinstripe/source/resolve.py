@@ -34,7 +34,7 @@ from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source
-from pinstripe.store.clocks import note_contradiction
+from pinstripe.store.daily_counts import note_contradiction
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, RefetchDone, complete_refetches
@@ -159,7 +159,9 @@ async def mark_deleted(
     """
     known = source.wanted[table]
     for answer in answers:
-        if not source.is_past(answer.refetch.since):  # It may not have been made yet.
+        if answer.proves(None):
+            answer.lag_s = 0.0
+        elif not source.is_past(answer.refetch.since):  # It may not have been made yet.
             answer.lag_s = source.stripe.margins.replica_lag_s
     if not (known.deletable or table in ENTRIES_GO):
         return

@@ -26,8 +26,8 @@ from pinstripe.errors import ErasedMeanwhile, Misconfigured, Unreachable
 from pinstripe.rows.personal import ERASER, NOBODYS, Erased
 from pinstripe.store.changes import NewChange, write_changes
 from pinstripe.store.ddl import like, literal, qualified, quote
-from pinstripe.store.personal import existing_tables, rewrite, rewrite_feed
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.rewrite import existing_tables, rewrite, rewrite_feed
 from pinstripe.store.session import schema_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

@@ -18,8 +18,8 @@ import structlog
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.source.source import Source
+from pinstripe.store.daily_counts import load_read_use
 from pinstripe.store.erasures import erase, schedule_deleted
-from pinstripe.store.read_quota import load_read_use
 from pinstripe.store.retention import Retention
 from pinstripe.store.status import estimate_rows
 from pinstripe.store.verifications import next_verification, plan_verification

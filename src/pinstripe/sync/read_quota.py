@@ -26,15 +26,15 @@ from typing import Literal
 import structlog
 
 from pinstripe.errors import PinstripeError
-from pinstripe.store.heartbeats import QuotaReport
-from pinstripe.store.pool import Pool
-from pinstripe.store.read_quota import (
+from pinstripe.store.daily_counts import (
     DAYS,
     add_requests,
     allowed,
     count_transactions,
     load_requests,
 )
+from pinstripe.store.heartbeats import QuotaReport
+from pinstripe.store.pool import Pool
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -395,7 +395,7 @@ class Relist:
         )
         self.refreshing = endpoint.path
         try:
-            await Scheduler(self._budget, max_in_flight=4).run([work], more=lambda: ())
+            await Scheduler(self._budget, max_in_flight=4).run([work])
         finally:
             self.refreshing = ""
         return work.final()
@@ -539,7 +539,7 @@ class Relist:
             for e in endpoints
         ]
         try:
-            await Scheduler(self._budget, max_in_flight=4).run(works, more=lambda: ())
+            await Scheduler(self._budget, max_in_flight=4).run(works)
         finally:
             self.refreshing = ""
         for work in works:

@@ -33,7 +33,7 @@ SILENCE_S = 30.0
 LEAST_BYTES_S = 1024
 """Bytes a second on average: a slower body would hold a connection for ever."""
 
-_AT_ONCE = 256 * 1024
+READ_AT_ONCE = 256 * 1024
 """Bodies up to this size are read before the request is sent; larger ones are streamed."""
 
 _ONE_VALUE = frozenset({b"authorization", b"stripe-account", b"stripe-context", b"stripe-version"})
@@ -149,7 +149,7 @@ async def body_of(headers: Headers, receive: Receive, *, limit: int) -> bytes | 
     async for part in incoming:
         begun.append(part)
         size += len(part)
-        if size > _AT_ONCE:
+        if size > READ_AT_ONCE:
             return Upload(b"".join(begun), incoming)
     return begun[0] if len(begun) == 1 else b"".join(begun)
 

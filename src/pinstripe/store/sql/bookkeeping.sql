@@ -10,7 +10,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.sync (
 );
 
 DO $$
-BEGIN  -- The rule by which secrets were removed from older rows. See store/forget_secrets.py.
+BEGIN  -- The rule by which secrets were removed from older rows. See store/rewrite.py.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'secret_rule') THEN
     ALTER TABLE pinstripe.sync ADD COLUMN secret_rule text;
@@ -18,7 +18,7 @@ BEGIN  -- The rule by which secrets were removed from older rows. See store/forg
 END $$;
 
 DO $$
-BEGIN  -- `personal`: the policy on personal data that the rows follow (store/personal.py). `erasures`: how many
+BEGIN  -- `personal`: the policy on personal data that the rows follow (store/rewrite.py). `erasures`: how many
   -- there were; every writer compares it before it commits (store/erasures.py).
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'erasures') THEN
@@ -207,7 +207,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   next_try_at timestamptz,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- Since when it is open. Queueing it again moves `asked_at`; a response that was requested before then
-  -- completes the older one only, and moves this column to `asked_at`.
+  -- completes the older one only, and moves this column to when it was requested.
   open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- The class of work: the priority of its requests (`WorkClass`), 4 (related) where it is not known.
   priority   smallint NOT NULL DEFAULT 4
@@ -323,7 +323,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS member_set_place_idx
   ON pinstripe.member_set (schema, child, left(parent_id, 500), hashtextextended(parent_id, 0));
 
 -- By day: how far `Date` and `created` of proxied writes were apart, and how often a snapshot that contradicted a
--- row was stale. See store/clocks.py.
+-- row was stale. See store/daily_counts.py.
 CREATE TABLE IF NOT EXISTS pinstripe.clock (
   schema         text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   day            date NOT NULL,

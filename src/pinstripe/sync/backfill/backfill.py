@@ -173,7 +173,6 @@ class Backfill:
         try:
             plain = [w for w in self.works if not w.endpoint.parent]
             await self._scheduler.run(plain, more=self._ready_parents)
-            await self._go_by_parent()
             done.set()
             self._refused = await singletons
             if referred is not None:
@@ -197,21 +196,15 @@ class Backfill:
         return plan.since
 
     async def _go_by_parent(self) -> None:
-        """Read by parent the lists that Stripe has refused without one."""
-        kept: list[ListReader] = []
-        added: list[ListReader] = []
-        for work in self.works:
+        """Replace lists that Stripe has refused without a parent by the lists under each parent."""
+        for work in list(self.works):
             other = self._instead(work)
-            if other is None:
-                kept.append(work)
-                continue
-            await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
-            added.append(self._planner.read(other))
-        if not added:
-            return
-        self._set_works([*kept, *added])
-        await self._source.mirror.wait_resolved()  # The parents are read from the database.
-        await self._scheduler.run(added, more=lambda: ())
+            if other is not None:
+                # Noted first: a restart then resumes the list by parent from its cursor.
+                await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
+                added = self._planner.read(other)
+                self._set_works([*(w for w in self.works if w is not work), added])
+                self._pending.append(added)
 
     def _instead(self, work: ListReader) -> ListEndpoint | None:
         """The list by parent that replaces one that Stripe has refused without a parent."""
@@ -236,10 +229,11 @@ class Backfill:
         done = [w for w in dated if w.state == "done"]
         added = [self._planner.tail(w.endpoint, w.final(), since) for w in done]
         self._set_works([*(w for w in self.works if w not in done), *added])
-        await self._scheduler.run(added, more=lambda: ())
+        await self._scheduler.run(added)
 
-    def _ready_parents(self) -> Sequence[ListReader]:
+    async def _ready_parents(self) -> Sequence[ListReader]:
         """Return lists by parent, once every list that yields their parents is done."""
+        await self._go_by_parent()
         ready: list[ListReader] = []
         for work in list(self._pending):
             if not self._is_complete(work.endpoint.parent):

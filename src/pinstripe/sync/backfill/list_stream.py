@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -104,7 +104,10 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(
-        self, works: Sequence[ListReader], *, more: Callable[[], Sequence[ListReader]]
+        self,
+        works: Sequence[ListReader],
+        *,
+        more: Callable[[], Awaitable[Sequence[ListReader]]] | None = None,
     ) -> None:
         """Return when all are finished. `more` is called for further lists whenever a request ends.
 
@@ -115,7 +118,7 @@ class Scheduler:
         try:
             while True:
                 self._changed.clear()
-                added = [*added, *more()]
+                added = [*added, *(await more() if more else ())]
                 for work in added:
                     work.on_change(self._changed.set)
                 active = [w for w in (*active, *added) if not w.finished]

@@ -207,7 +207,8 @@ class BackfillPlanner:
         """
         works = [self._work(e, saved, complete=complete) for e in endpoints]
         parents = {table_name(w.endpoint.parent) for w in works if w.endpoint.parent}
-        signs = {s.table for w in works if w.endpoint.parent for s in signs_of(w.endpoint)}
+        read = [s for w in works if w.endpoint.parent for s in signs_of(w.endpoint)]
+        signs = {table for sign in read for table in (sign.table, *sign.needs)}
         for work in works:
             work.has_children = not (parents | signs).isdisjoint(work.endpoint.tables)
         return works

@@ -90,7 +90,8 @@ def columns_by_target(known: Mapping[str, Table]) -> Columns:
     found: dict[str, list[tuple[Table, Column]]] = {}
     for table in known.values():
         for column in () if table.virtual else table.columns:
-            for target in column.references if column.name not in table.key else ():
+            is_own = column.name not in table.key and not column.is_derived
+            for target in column.references if is_own else ():
                 found.setdefault(target, []).append((table, column))
     return found
 

@@ -33,7 +33,6 @@ from pinstripe.mirror.upsert import (
     same_row,
     same_values,
     stage,
-    staged_value,
     stored,
     unsaid,
 )
@@ -214,7 +213,7 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
 
     def value(column: Column) -> str:
         if column.moved is None or not column.moved.rows:
-            return staged_value(table, column)
+            return from_stage(column)
         by_rows = linked_value(schema, column, known) if table.name in known else None
         return f"coalesce({from_stage(column)}, {by_rows or f't.{quote(column.name)}'})"
 
@@ -319,7 +318,7 @@ def relations(table: Table) -> list[tuple[str, str]]:
         (target, c.name)
         for c in table.columns
         for target in c.references
-        if c.type == "text" and c.name not in table.key
+        if c.type == "text" and c.name not in table.key and not c.is_derived
     ]
 
 

@@ -86,7 +86,7 @@ async def read_lists(
         found.works.append(work)
     if names & {table_name(o) for o in singleton_paths()}:
         found.refused = await read_singletons(source)
-    await Scheduler(budget).run(found.works, more=lambda: ())
+    await Scheduler(budget).run(found.works)
     return found
 
 
