@@ -302,13 +302,11 @@ def switch(text: str, where: str) -> bool:
 
 
 ACCOUNT_CEILING = 100.0
-
 ENDPOINT_CEILING = 25.0
 """Requests a second that Stripe allows a live account, and each endpoint of any account
 (https://docs.stripe.com/rate-limits)."""
 
 _TEST_ACCOUNT_CEILING = 25.0
-
 _LEVELS = ("debug", "info", "warning", "error")
 
 

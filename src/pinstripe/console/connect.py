@@ -29,7 +29,6 @@ from pinstripe.store.pool import Connection
 from pinstripe.store.roles import drop_reader, find_reader, renew_reader, role_name, url_as
 
 _LIKED = ("customer", "invoice", "charge", "product", "event")
-
 _TABLES = "SELECT tablename::text FROM pg_tables WHERE schemaname = $1 ORDER BY 1 LIMIT 500"
 
 

@@ -13,7 +13,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -57,8 +65,8 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.links import Keys, Links, lock_columns, lock_links
-from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
+from pinstripe.store.links import Keys, Links, lock_columns, lock_numbers
+from pinstripe.store.locks import WAIT_S, begin, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
@@ -171,9 +179,10 @@ class StageTables:
         return self._connection
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+    async def transaction(self, numbers: Iterable[int] = ()) -> AsyncIterator[asyncpg.Connection]:
         """A transaction for the block: its end empties the stages and commits, in one round trip.
 
+        `numbers`: what it locks first, see `locks.begin`.
         A failure or a cancellation ends the session, since its state is unknown then.
         """
         try:
@@ -182,7 +191,7 @@ class StageTables:
                 async with cancel_on_disconnect(connection):
                     # Not `connection.transaction()`: its ROLLBACK on a session that the server has
                     # ended raises an error of its own, which hides the first.
-                    await connection.begin(self.account)
+                    await begin(connection, self.account, numbers)
                     yield connection
                     emptying = [self._emptying(table) for table in list(self._filled)]
                     await connection.execute("; ".join([*emptying, "COMMIT"]))
@@ -383,9 +392,9 @@ class Writer:
                 await self._stages.connected()
                 async with naming_holders(self._url, self._stages.pid):
                     with self._recorder.transaction() if self._recorder else nullcontext():
-                        async with self._stages.transaction() as connection:
+                        numbers = lock_numbers(self._link_ids(batch))
+                        async with self._stages.transaction(numbers) as connection:
                             await self._lock_sets(connection, batch)
-                            await lock_links(connection, self._link_ids(batch))
                             yield connection
                             self._at = ""
                             await self._finish(connection, batch, parted)
@@ -446,8 +455,9 @@ class Writer:
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
         # Queued in the same commit: a crash before the GET must not lose the conflict.
-        await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
-        await complete_refetches(connection, self._schema, batch.completed)
+        contested = [refetch_for(c) for c in conflicts]
+        await add_refetches(connection, self._schema, contested)
+        await complete_refetches(connection, self._schema, batch.completed, contested=contested)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)

@@ -32,6 +32,7 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
+from pinstripe.store.daily_counts import add_requests, utc_today
 from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import sweep
@@ -45,12 +46,11 @@ from pinstripe.store.platforms.tasks import (
     waits_in,
 )
 from pinstripe.store.pool import Pool
-from pinstripe.store.read_quota import add_requests, utc_today
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
 from pinstripe.store.session import account_of, schema_of
 from pinstripe.store.verifications import plan_verification
-from pinstripe.sync.backfill.backfill import Backfill
+from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.follower import erase_due, why_not
 from pinstripe.sync.read_quota import ReadQuota, by_kind
@@ -366,7 +366,7 @@ class Tasks:
 
     async def _backfill(self, account: OpenedAccount) -> None:
         """The first copy, or what an interrupted one left; gives way to others after a while."""
-        source, platform = account.source, account.platform
+        source = account.source
         met = await meet(source.stripe, source.stripe.key)
         backfill = Backfill(
             source,
@@ -374,7 +374,7 @@ class Tasks:
             account.limiter,
             now=met.now,
             account_created=met.birth,
-            deep=platform.config.deep,
+            deep=account.platform.config.deep,
             # Most accounts are small: looking for references at the end takes fewer statements.
             references_beside=False,
         )
@@ -393,7 +393,11 @@ class Tasks:
             await asyncio.gather(running, return_exceptions=True)
         outcome = running.result()
         await note_backfilled(source, outcome)
-        scopes = [account.scope]
+        await self._plan_after(account, outcome)
+
+    async def _plan_after(self, account: OpenedAccount, outcome: BackfillResult) -> None:
+        """What follows a first copy: it is tried again, or the account is polled at once."""
+        platform, scopes = account.platform, [account.scope]
         async with self._control.transaction() as connection:
             if outcome.complete:
                 await sweep.settled(connection, "backfill", account.scope)

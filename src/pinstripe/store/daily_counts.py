@@ -20,9 +20,7 @@ from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 
 DAYS = 30
-
 GETS_A_TRANSACTION = 500
-
 LEAST_GETS = 10_000
 
 _ADD = """

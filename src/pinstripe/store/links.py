@@ -1,6 +1,6 @@
 """Columns that rows of other tables give: `charge.invoice_id` stands in `invoice_payment` today.
 
-    lock_links -> rows are written -> link -> COMMIT        a batch of the mirror
+    BEGIN, locks -> rows are written -> link -> COMMIT      a batch of the mirror
     link_all                                                after the initial load, and after a migration
 
 `catalog.moved` says which rows decide (`Rows`). They and the column commit together. Two transactions that
@@ -12,14 +12,13 @@ for `link_all`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from pinstripe.catalog.moved import Rows
 from pinstripe.catalog.tables import Column, Table, tables
 from pinstripe.store import confirmations
 from pinstripe.store.ddl import literal, qualified, quote
-from pinstripe.store.locks import lock_buckets
 from pinstripe.store.pool import Connection
 from pinstripe.store.session import account_of
 
@@ -55,10 +54,9 @@ def lock_columns() -> Mapping[str, frozenset[str]]:
     return {name: frozenset(columns) for name, columns in found.items()}
 
 
-async def lock_links(connection: Connection, ids: Collection[str]) -> None:
-    """Lock these ids until the end of the transaction. Call it before any row is locked."""
-    if ids:
-        await lock_buckets(connection, {zlib.crc32(one.encode()) for one in ids})
+def lock_numbers(ids: Iterable[str]) -> set[int]:
+    """Return what stands for these ids among the locks that a transaction begins with."""
+    return {zlib.crc32(one.encode()) for one in ids}
 
 
 class Links:

@@ -61,7 +61,6 @@ _FILL_ROWS = 2000
 """Rows filled in one transaction: their locks are held for some tens of milliseconds."""
 
 _TRIES = 30
-
 _PAUSE_S = 1.0
 
 _MADE_BY_ANOTHER = (
@@ -808,7 +807,8 @@ async def create_indexes_beside(connection: Connection, schema: str, table: Tabl
             if valid.get(name):
                 continue
             if name in valid:
-                await connection.execute(f"DROP INDEX {ddl.qualified(schema, name)}")
+                # Or all readers would queue behind one that idles in a transaction.
+                await connection.execute(f"DROP INDEX CONCURRENTLY {ddl.qualified(schema, name)}")
             await connection.execute(
                 statement.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
             )

@@ -149,15 +149,19 @@ class Session(asyncpg.Connection):
             )
             self.account, self.plans = account, plans
 
-    async def begin(self, account: str) -> None:
-        """Begin a transaction that works for this account. Where it does not commit, end the session."""
+    async def begin(self, account: str, first: str = "") -> str:
+        """Begin a transaction that works for this account. Where it does not commit, end the session.
+
+        `first`: a statement of it, in the same message. Returns the status of the last one.
+        """
         set_account = ""
         if account != self.account:
             self.account = None
             value = account.replace("'", "''")
             set_account = f"; SELECT pg_catalog.set_config('{SETTING}', '{value}', false)"
-        await self.execute(f"BEGIN{set_account}")
+        status = await self.execute(f"BEGIN{set_account}{'; ' * bool(first)}{first}")
         self.account = account
+        return status
 
 
 async def open_session(
