@@ -15,7 +15,7 @@ BUDGETS = {
     "backfill": (37, 222),
     "event": (50, 350),
     "proxy": (39, 184),  # A session is asked for which account of a platform it works.
-    "verify": (45, 390),
+    "verify": (44, 390),
 }
 
 
