@@ -68,9 +68,12 @@ async def end(*tasks: asyncio.Future[None]) -> None:
     """Cancel all tasks, and return when they have ended. Raises what one of them raises."""
     for task in tasks:
         task.cancel()
+    if tasks:
+        # Not `await task` with its CancelledError suppressed: the caller's own would be lost with it.
+        await asyncio.wait(tasks)
     for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
+        if not task.cancelled():
+            task.result()
 
 
 def first_error(group: BaseExceptionGroup[E]) -> E:
