@@ -212,8 +212,8 @@ _NOT_ON_REQUEST: Mapping[str, frozenset[str]] = {
     ),
 }
 
-# An object that changes another by being created, without an event of that: type -> the field that names it.
-# A charge becomes `disputed`; `charge.updated` is sent for its description, its metadata and an asynchronous
+# What changes another object by being created, without an event of that: type -> the field that names it. A
+# charge becomes `disputed`; `charge.updated` is sent for its description, its metadata and an asynchronous
 # capture (https://docs.stripe.com/api/events/types#event_types-charge.updated).
 _CHANGES = {"dispute": "charge"}
 
