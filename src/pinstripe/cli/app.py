@@ -553,6 +553,9 @@ _SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr
 _REPAIR = "Fetch what differs again, and check the result."
 _EVERY = "Check every row that appears in no list, instead of a sample."
 _VERIFY_PLATFORM = "Verify an account of this platform, with its stored key; see --account."
+
+_ERASE_PLATFORM = "Erase in an account of this platform; see --account."
+
 _VERIFY_ACCOUNT = "The account of the platform (acct_...), its own or a connected one."
 _DRY_RUN = "Only count the rows that belong to the customer."
 
@@ -681,14 +684,21 @@ def verify(
     from pinstripe.sync.verify.verify import VerifyOptions
 
     options = VerifyOptions(repair=repair, unlisted=None if every else sample)
-    if platform is None and account is None:
+    of_platform = _account_of_platform(platform, account)
+    if of_platform is None:
         execute(config, commands.verify(config, options, ids=ids, as_json=json), stopped=130)
         return
+    work = commands.verify_account(config, *of_platform, options, ids=ids, as_json=json)
+    execute(config, work, stopped=130)
+
+
+def _account_of_platform(platform: str | None, account: str | None) -> tuple[str, str] | None:
+    if platform is None and account is None:
+        return None
     if platform is None or account is None:
         complain("--platform and --account go together.", "Give the platform's ID and acct_...")
         raise SystemExit(BAD_USAGE)
-    work = commands.verify_account(config, platform, account, options, ids=ids, as_json=json)
-    execute(config, work, stopped=130)
+    return platform, account
 
 
 @app.command(sort_key=4)
@@ -698,6 +708,8 @@ def erase(
     customer: Annotated[str, Parameter(help="The customer's ID (cus_...).")],
     /,
     *,
+    platform: Annotated[str | None, Parameter(help=_ERASE_PLATFORM)] = None,
+    account: Annotated[str | None, Parameter(help=_VERIFY_ACCOUNT)] = None,
     dry_run: Annotated[bool, Parameter(negative="", help=_DRY_RUN)] = False,
     scrub: Annotated[bool, Parameter(negative="", help=_SCRUB)] = False,
     json: JsonFlag = False,
@@ -709,7 +721,10 @@ def erase(
     """
     from pinstripe.cli import schema as commands
 
-    work = commands.erase(config, customer, dry_run=dry_run, scrubs=scrub, as_json=json)
+    of_platform = _account_of_platform(platform, account)
+    work = commands.erase(
+        config, customer, of_platform=of_platform, dry_run=dry_run, scrubs=scrub, as_json=json
+    )
     execute(config, work, stopped=130)
 
 

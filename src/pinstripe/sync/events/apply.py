@@ -212,9 +212,9 @@ _NOT_ON_REQUEST: Mapping[str, frozenset[str]] = {
     ),
 }
 
-# What changes another object by being created, without an event of that: type -> the field that names it. A
-# charge becomes `disputed`; `charge.updated` is sent for its description, its metadata and an asynchronous
-# capture (https://docs.stripe.com/api/events/types#event_types-charge.updated).
+# An object that changes another by being created, without an event of that: type -> the field that names
+# it. A charge becomes `disputed`; `charge.updated` is sent for its description, its metadata and an
+# asynchronous capture (https://docs.stripe.com/api/events/types#event_types-charge.updated).
 _CHANGES = {"dispute": "charge"}
 
 # Stripe refuses the lists of parents in which this field is not true.
