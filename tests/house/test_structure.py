@@ -21,7 +21,7 @@ from tests.house.figures import (
 # personal data, scheduled verification, metrics and insights, moved columns and views of other shapes came
 # after it.
 # Platforms: tasks, workers, sweeps, budget; their commands and pages.
-MODULES, LINES = 190, 54_850
+MODULES, LINES = 190, 54_932
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
