@@ -1,10 +1,12 @@
-"""What asyncio lacks: one query for many callers, bounded loops, and pauses between tries.
+"""What asyncio lacks: one query for many callers, bounded loops, kept tasks, and pauses between tries.
 
     lookup = Coalescer(fetch_many)                  # fetch_many: keys -> {key: value}
     value = await lookup.get(key)
     await for_each(ids, fetch, limit=8)             # eight at a time; the first error ends it
     await asyncio.sleep(backoff(PAUSES_S, failures))
     if await wait_for(event, 1.0): ...
+    tasks = KeptTasks(run)                          # run(name, spec), until cancelled
+    await tasks.want({"one": spec})                 # exactly these run from now on
 
 A call to `Coalescer.get` while a query is running is batched into the next one, so every caller gets a
 result computed after its call. If a query fails, every caller in its batch gets the exception.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -77,6 +79,25 @@ def first_error(group: BaseExceptionGroup[E]) -> E:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+class KeptTasks(Generic[T]):
+    """A task for each thing that is wanted, by name; a new one when something else is wanted of it."""
+
+    def __init__(self, run: Callable[[str, T], Coroutine[None, None, None]]) -> None:
+        self._run = run
+        self._wanted: dict[str, T] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def want(self, wanted: Mapping[str, T]) -> None:
+        """From now on exactly these. Return when new ones have begun and those that are gone have ended."""
+        changed = [name for name, spec in self._wanted.items() if wanted.get(name) != spec]
+        await end(*(self._tasks.pop(name) for name in changed))
+        for name, spec in wanted.items():
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._run(name, spec), name=name)
+        self._wanted = dict(wanted)
+        await asyncio.sleep(0)
 
 
 class Coalescer(Generic[K, V]):

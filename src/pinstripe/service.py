@@ -23,9 +23,8 @@ from pathlib import Path
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.personal import Policy
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.client.account import Account, meet
 from pinstripe.client.api_key import ApiKey, proxy_for
-from pinstripe.client.client import StripeClient
+from pinstripe.client.client import Account, StripeClient, meet
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
 from pinstripe.client.retry import Patience
@@ -39,7 +38,7 @@ from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.compat import grant, set_compat
-from pinstripe.store.cursors import load_loaded, mark_loaded
+from pinstripe.store.cursors import ALL_LOADED, load_loaded, mark_loaded
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.erasures import load_erased
 from pinstripe.store.leases import Held, Lease, leading
@@ -54,17 +53,17 @@ from pinstripe.store.migrate import (
     reserve,
     set_foreign_keys,
 )
-from pinstripe.store.personal import apply_policy, stored_policy, with_key
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 from pinstripe.store.retention import Retention
+from pinstripe.store.rewrite import apply_policy, stored_policy, with_key
 from pinstripe.store.roles import PURPOSES, find_reader
+from pinstripe.store.session import account_of
 from pinstripe.store.syncs import check_owner, claim
 from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import PollIntervals
-from pinstripe.sync.follower import Follower
+from pinstripe.sync.follower import Follower, erase_deleted, verify_on_schedule
 from pinstripe.sync.heartbeat import HeartbeatWriter
 from pinstripe.sync.read_quota import ReadQuota
-from pinstripe.sync.upkeep import erase_deleted, verify_on_schedule
 
 _BURST_S = 0.25
 """A stall of the process up to this long (a large batch, a busy machine) costs no request."""
@@ -154,8 +153,9 @@ class Service:
 async def note_backfilled(source: Source, outcome: BackfillResult) -> None:
     """Mark the tables that a backfill completed as loaded."""
     mirror = source.mirror
-    async with source.transaction() as connection:
-        await note_filled(connection, mirror.schema, mirror.tables)
+    if not account_of(mirror.schema):  # A platform is not opened for one sync, which would read it.
+        async with source.transaction() as connection:
+            await note_filled(connection, mirror.schema, mirror.tables)
     # One list that fails leaves only its own tables open, and those that its objects hold.
     unfinished = outcome.unfinished
     open_tables = unfinished | {
@@ -168,8 +168,14 @@ async def note_backfilled(source: Source, outcome: BackfillResult) -> None:
     if loaded:
         # After `loading`: what is written from now on is linked as it comes.
         async with source.transaction() as connection:
-            await link_all(connection, mirror.schema, mirror.tables, loaded)
-            await mark_loaded(connection, mirror.schema, sorted(loaded))
+            filled = {table for table in loaded if mirror.may_have_rows(table)}
+            await link_all(connection, mirror.schema, mirror.tables, filled)
+            if not account_of(mirror.schema):
+                await mark_loaded(connection, mirror.schema, sorted(loaded))
+            elif not mirror.loading:
+                await mark_loaded(connection, mirror.schema, [ALL_LOADED])
+    # From now on others write too.
+    mirror.began_empty, mirror.on_rows = False, lambda _: None
 
 
 @asynccontextmanager
@@ -270,7 +276,9 @@ async def join_source(
         source.fence = held.check
         # The initial load of a table is no change; events during it are.
         async with pool.acquire() as connection:
-            mirror.loading |= set(mirror.tables) - await load_loaded(connection, mirror.schema)
+            loaded = await load_loaded(connection, mirror.schema)
+        if ALL_LOADED not in loaded:
+            mirror.loading |= set(mirror.tables) - loaded
     mirror.resolve = partial(resolve, source)
     if held is not None:
         mirror.mend = partial(mend, source)
@@ -348,7 +356,6 @@ def _below(ceiling: float) -> float:
 
 
 _ON_TOP = 0.5
-
 _AT_LEAST = 0.2
 
 

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from random import Random
 from typing import Literal
 
@@ -262,19 +262,26 @@ class Connected(Mapping[str, Account]):
 
 def _world(made: Settings, clock: Clock) -> World:
     end = made.end()
-    plan = Plan(
-        seed=made.seed,
-        scale=made.scale,
-        start=end - int(made.years * 365 * _DAY_S),
-        end=end,
-        mix=made.mix,
-        future_fields=made.future_fields,
-        livemode=made.livemode,
-        api_version=made.api_version or spec().api_version,
-        few=made.few,
-        accounts=made.connected,
-    )
-    return World(spec(), plan, clock)
+    return _model(
+        Plan(
+            seed=made.seed,
+            scale=made.scale,
+            start=end - int(made.years * 365 * _DAY_S),
+            end=end,
+            mix=tuple(made.mix.items()) if made.mix is not None else None,
+            future_fields=made.future_fields,
+            livemode=made.livemode,
+            api_version=made.api_version or spec().api_version,
+            few=made.few,
+            accounts=made.connected,
+        )
+    ).like("", (), clock=clock)
+
+
+@lru_cache(maxsize=16)
+def _model(plan: Plan) -> World:
+    """What accounts with the same plan share; nothing changes in it."""
+    return World(spec(), plan, Clock())
 
 
 @cache

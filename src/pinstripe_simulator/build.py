@@ -33,7 +33,7 @@ class Plan:
     scale: int
     start: int
     end: int
-    mix: Mapping[str, int] | None = None
+    mix: tuple[tuple[str, int], ...] | None = None
     future_fields: bool = True
     livemode: bool = False
     api_version: str = ""
@@ -53,6 +53,7 @@ class _Builder:
     def __init__(self, routes: Routes, plan: Plan) -> None:
         self._routes = routes
         self._plan = plan
+        self._mix = dict(plan.mix) if plan.mix is not None else None
         self._tables: dict[str, Table] = {}
 
     def build(self) -> dict[str, Table]:
@@ -83,8 +84,8 @@ class _Builder:
             for o in self._routes.objects.values()
             if o.has_id and o.name not in children and o.name != "v2.core.event"
         ]
-        counts = counts_for(self._plan.scale, self._plan.mix, plain, self._plan.few)
-        if self._plan.accounts and "account" not in (self._plan.mix or {}):
+        counts = counts_for(self._plan.scale, self._mix, plain, self._plan.few)
+        if self._plan.accounts and "account" not in (self._mix or {}):
             counts["account"] = self._plan.accounts
         for name in plain:
             self._table(name, name, counts[name])
@@ -97,7 +98,7 @@ class _Builder:
             return
         name = f"{child}@{parent}" if shared else child
         pattern = Uneven(PATTERNS.get((child, parent), DEFAULT_PATTERN), above.base)
-        wanted = (self._plan.mix or {}).get(name)
+        wanted = (self._mix or {}).get(name)
         relation: Relation = pattern if wanted is None else Even(wanted, above.base)
         count = pattern.count if wanted is None else wanted
         self._table(name, child, count).parent = (relation, parent)

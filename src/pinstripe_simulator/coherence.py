@@ -269,6 +269,12 @@ def _unattached(s: Sample, v: int) -> None:
         s["customer"] = None
 
 
+def _card(s: Sample, _: int) -> None:
+    # Cards of accounts have one, those of customers have not
+    # (https://docs.stripe.com/api/cards/object#card_object-account).
+    s["account"] = None
+
+
 def _person(s: Sample, v: int) -> None:
     s["account"] = hole("ref:account")
 
@@ -280,6 +286,7 @@ def _setup_intent(s: Sample, _: int) -> None:
 
 FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "bank_account": _unattached,
+    "card": _card,
     "source": _unattached,
     "balance_transaction": _balance_transaction,
     "charge": _charge,

@@ -35,10 +35,10 @@ class Entries:
         self.paid_out: dict[str, str] = {}
         """Balance transaction -> the automatic payout that paid it out, of those that are not computed."""
 
-    def like(self, tables: Mapping[str, Table]) -> Entries:
+    def like(self, tables: Mapping[str, Table], now: Callable[[], int]) -> Entries:
         """The money of the tables of another account that is made alike."""
         made = copy(self)
-        made._tables, made._last, made.paid_out = tables, (-1, None), {}
+        made._tables, made._now, made._last, made.paid_out = tables, now, (-1, None), {}
         return made
 
     @staticmethod

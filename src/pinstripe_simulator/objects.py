@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
@@ -20,7 +21,7 @@ from pinstripe_simulator.entries import Entries
 from pinstripe_simulator.relations import FirstBack, Relation
 from pinstripe_simulator.routes import Routes
 from pinstripe_simulator.shape import Scope, sample
-from pinstripe_simulator.table import StripeObject, Table
+from pinstripe_simulator.table import StripeObject, Table, unpack
 from pinstripe_simulator.template import Filler, Template, pretty, reindent
 from pinstripe_simulator.versions import before_basil, rendered
 
@@ -40,7 +41,6 @@ class Objects:
     def __init__(self, tables: Mapping[str, Table], routes: Routes, now: Callable[[], int]) -> None:
         self._tables = tables
         self._routes = routes
-        self._now = now
         self._list_urls: dict[tuple[str, str], tuple[bytes, bytes]] = {}
         self.entries = Entries(tables, now)
         self._templates: dict[tuple[str, int, int], Template[Objects]] = {}
@@ -67,12 +67,12 @@ class Objects:
         }
         """Tables whose stored objects need nothing computed on reading."""
 
-    def like(self, tables: Mapping[str, Table]) -> Objects:
+    def like(self, tables: Mapping[str, Table], now: Callable[[], int]) -> Objects:
         """The objects of another account that is made alike; templates and the rest of what was
         worked out once are shared.
         """
         made = copy(self)
-        made._tables, made.entries = tables, self.entries.like(tables)
+        made._tables, made.entries = tables, self.entries.like(tables, now)
         return made
 
     # --- text and dicts ----------------------------------------------------------------------
@@ -106,9 +106,9 @@ class Objects:
     def text(self, table: Table, position: int, indent: int = 0) -> bytes:
         """The object at `position` as Stripe prints it."""
         if table.touched and table.stored(position):
-            kept = table.kept_text(position) if table.name in self._whole_when_kept else None
-            if kept is not None:
-                return reindent(msgspec.json.format(kept, indent=2), indent)
+            blob = table.blob(position) if table.name in self._whole_when_kept else None
+            if blob is not None:
+                return _printed(blob, indent)
             return pretty(self.load(table, position), indent)
         return self.render(table, position, indent)
 
@@ -319,6 +319,12 @@ class Objects:
         made = sample(self._routes.objects[what], 0, scope)
         inner = Template(made, indent, lambda n, d: self.filler(table, n, d))
         return inner.render
+
+
+@lru_cache(maxsize=2048)
+def _printed(blob: bytes, indent: int) -> bytes:
+    """Events, mostly: each is shown by many polls."""
+    return reindent(msgspec.json.format(unpack(blob), indent=2), indent)
 
 
 def _of_entries(made: Callable[[Table], Filler[Entries]]) -> Callable[[Table], Filler[Objects]]:

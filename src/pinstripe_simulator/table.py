@@ -203,17 +203,16 @@ class Table:
 
     # --- reading -----------------------------------------------------------------------------
 
-    def kept_text(self, position: int) -> bytes | None:
-        """The stored object as compact JSON, without what is computed on reading."""
-        blob = self._stored.get(position)
-        return None if blob is None else _unpack(blob)
+    def blob(self, position: int) -> bytes | None:
+        """The stored object, without what is computed on reading, for `unpack`."""
+        return self._stored.get(position)
 
     def kept(self, position: int) -> StripeObject | None:
         """The stored object, without what is computed on reading (lists, embedded objects)."""
-        text = self.kept_text(position)
-        if text is None:
+        blob = self.blob(position)
+        if blob is None:
             return None
-        found: StripeObject = msgspec.json.decode(text)
+        found: StripeObject = msgspec.json.decode(unpack(blob))
         return found
 
     # --- writing -----------------------------------------------------------------------------
@@ -325,5 +324,6 @@ def _pack(text: bytes) -> bytes:
     return text if len(text) < _SQUEEZE_FROM else isal_zlib.compress(text, 1)
 
 
-def _unpack(blob: bytes) -> bytes:
+def unpack(blob: bytes) -> bytes:
+    """Compact JSON."""
     return blob if blob[:1] == b"{" else isal_zlib.decompress(blob)

@@ -35,12 +35,13 @@ class World:
             table.history = self.history
         self.objects = Objects(tables, self.routes, self.now)
 
-    def like(self, part: str, same: Collection[str]) -> World:
+    def like(self, part: str, same: Collection[str], *, clock: Clock | None = None) -> World:
         """Another account that is made alike, in a fraction of a millisecond: its ids hold `part`, but
-        for those of the types in `same`.
+        for those of the types in `same`. `clock`: its own, if it has one.
         """
         made = copy(self)
-        history = History(self._clock.now)
+        made._clock = clock or self._clock
+        history = History(made._clock.now)
         made._begin(
             {
                 name: table.like("" if table.kind.name in same else part, history)
@@ -48,7 +49,7 @@ class World:
             },
             history,
         )
-        made.objects = self.objects.like(made.tables)
+        made.objects = self.objects.like(made.tables, made.now)
         return made
 
     def _begin(self, tables: dict[str, Table], history: History | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import cast
 import asyncpg
 import pytest
 
-from pinstripe.client.decode import decode
+from pinstripe.client.response import decode
 from pinstripe.config.config import Config
 from pinstripe.service import Service, open_service
 from pinstripe.sync.follower import Follower

@@ -13,8 +13,7 @@ import pytest
 from tests.flows.harness.account import Copy, open_copy, quiet, until
 from tests.flows.harness.truth import born_since, differences
 
-from pinstripe.client.decode import decode
-from pinstripe.rows.as_of import AsOf
+from pinstripe.client.response import AsOf, decode
 from pinstripe.store.pool import connect
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.refetch.worker import RefetchWorker

@@ -26,11 +26,11 @@ from tests.flows.harness.workers import (
     wrong_in,
 )
 
+from pinstripe.store.events import last_acks, request_sync
 from pinstripe.store.platforms.sweep import begin, sweep_pace
 from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.pool import Connection, connect
-from pinstripe.store.scopes import scope_of
-from pinstripe.store.sync_requests import last_acks, request_sync
+from pinstripe.store.session import scope_of
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
 

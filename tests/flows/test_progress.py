@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pinstripe.cli.progress import Meter
+from pinstripe.cli.summary import Meter
 from pinstripe.config.config import Config
 from pinstripe.service import open_service
 from pinstripe_simulator.account import Settings

@@ -12,11 +12,12 @@ from tests.flows.harness.account import Copy, open_copy
 from tests.flows.harness.scripted_stripe import ScriptedStripe, scripted_stripe
 from tests.flows.test_trouble import BRIEF, backfill, customer, only, status, try_now
 
+from pinstripe.client.response import AsOf
 from pinstripe.mirror import LIVE_LANE
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.service import _mend
+from pinstripe.store.quarantine import MOST_HELD
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Relist
@@ -162,6 +163,32 @@ async def test_a_row_that_postgres_refuses_is_named_stops_nothing_and_heals(
     assert set(stripe.paths()[asked:]) == {"/v1/customers/cus_111"}
     assert len(stripe.paths()[asked:]) <= 2
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+
+
+async def test_more_refused_rows_than_are_kept_in_memory_are_fetched_when_the_others_are_healed(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    hurt, heal = ROWS["a CHECK"]
+    await pg.execute(hurt)
+    total, good = MOST_HELD * 15 // 10, MOST_HELD * 15 // 100
+    stripe.lists["/v1/customers"] = [
+        customer(n, name="bad" if n % 10 else "good") for n in range(total, 0, -1)
+    ]
+    assert (await backfill(copy, "customer", "product")).complete
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == good
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.quarantine") > MOST_HELD
+    due = (
+        "SELECT count(*) FROM pinstripe.pending WHERE code = 'quarantined'"
+        " AND next_try_at < clock_timestamp() + interval '25 hours'"
+    )
+    assert await pg.fetchval(due) > 0
+    await pg.execute(heal)
+    while copy.mirror.quarantine:
+        await probe(copy)
+    await RefetchWorker(copy.source).drain()
+    assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == total
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+    assert (await status(pg)).quarantine == []
 
 
 async def test_a_refetch_that_waits_for_its_row_is_made_when_postgres_accepts_it(

@@ -8,8 +8,7 @@ import pytest
 from tests.flows.harness.account import open_copy, quiet
 from tests.flows.harness.scripted_stripe import Object, scripted_stripe
 
-from pinstripe.client.response import Margins
-from pinstripe.rows.as_of import as_of_response
+from pinstripe.client.response import Margins, as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
 

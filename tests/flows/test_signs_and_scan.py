@@ -36,6 +36,14 @@ SIGNED = (
     " OR EXISTS (SELECT FROM stripe.credit_note n WHERE n.customer_id = c.id"
     " AND n.customer_balance_transaction_id IS NOT NULL))"
 )
+ENTITLED = (
+    "SELECT count(DISTINCT s.customer_id) FROM stripe.subscription s"
+    " JOIN stripe.customer c ON c.id = s.customer_id AND c.deleted IS NOT TRUE"
+    " JOIN stripe.subscription_item i ON i.subscription_id = s.id"
+    " JOIN stripe.price p ON p.id = i.price_id"
+    " JOIN stripe.product_feature f ON f.product_id = p.product_id"
+    " WHERE s.status NOT IN ('canceled', 'incomplete', 'incomplete_expired')"
+)
 
 
 @pytest.fixture
@@ -63,8 +71,13 @@ async def test_the_first_copy_reads_lists_by_parent_where_a_row_shows_a_sign(
     async with copying(database, sim, deep=False) as backfill:
         outcome = await backfill.run()
         asked = backfill._source.stripe.requests[BALANCES]
+        entitled = backfill._source.stripe.requests["GET /v1/entitlements/active_entitlements"]
     assert outcome.complete
     assert asked == await pg.fetchval(SIGNED)
+    # Subscribers of a product without features are entitled to nothing.
+    assert entitled == await pg.fetchval(ENTITLED)
+    subscribers = "SELECT count(DISTINCT customer_id) FROM stripe.subscription"
+    assert 0 < entitled < await pg.fetchval(subscribers)
     alive = await pg.fetchval("SELECT count(*) FROM stripe.customer WHERE deleted IS NOT TRUE")
     assert 0 < asked < alive
     found = (await read_status(pg, schema="stripe"))[0]
@@ -95,6 +108,20 @@ async def test_what_a_list_by_parent_brings_instead_of_a_refused_one_is_not_fetc
         " ON c.id = p.customer_id WHERE c.id IS NULL OR c.deleted OR c.test_clock_id IS NOT NULL"
     )
     assert asked[single] <= hidden < await pg.fetchval("SELECT count(*) FROM stripe.payment_method")
+
+
+async def test_a_list_that_is_refused_without_a_parent_waits_only_for_its_parents(
+    database: str, sim: Running
+) -> None:
+    sim.control.nastiness(lists_by_customer=["/v1/payment_methods"])
+    await make_schema(database)
+    sim.control.fault(kind="hang", path="/v1/charges", seconds=60.0)
+    async with copying(database, sim, deep=False) as backfill:
+        task = asyncio.create_task(backfill.run())
+        asked = backfill._source.stripe.requests
+        await until(lambda: asked["GET /v1/payment_methods"] > 10)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(

@@ -17,9 +17,9 @@ from tests.flows.harness.account import make_schema, open_account
 from tests.flows.harness.nasty_server import NastyServer
 
 from pinstripe.catalog.tables import tables
+from pinstripe.client.response import AsOf
 from pinstripe.client.retry import Patience
 from pinstripe.errors import Drifted
-from pinstripe.rows.as_of import AsOf
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.pool import connect

@@ -23,7 +23,7 @@ from pinstripe.service import Service, open_service
 from pinstripe.store.verifications import load_certificate
 from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.follower import Follower
-from pinstripe.sync.verify.report import Report
+from pinstripe.sync.verify.compare import Report
 from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import Key

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sync.backfill", "gateway.http"),
     ("sync.scan",),
     ("sync.relist", "sync.verify", "gateway.proxy"),
-    ("sync.follower", "sync.upkeep", "gateway.deps", "gateway.wait"),
+    ("sync.follower", "gateway.deps", "gateway.wait"),
     ("sync.heartbeat", "gateway.api", "gateway.webhooks"),
     ("gateway.app",),
     ("console",),

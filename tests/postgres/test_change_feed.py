@@ -14,10 +14,10 @@ import pytest
 from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 from pinstripe.catalog.tables import tables
+from pinstripe.client.response import AsOf, Cause
 from pinstripe.errors import Unwritable
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.mirror.change_feed import delete_rows
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.changes import CHANNEL
 from pinstripe.store.pool import Connection

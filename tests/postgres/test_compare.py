@@ -9,8 +9,8 @@ import pytest
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
+from pinstripe.client.response import AsOf
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.migrate import migrate
 from pinstripe.sync.verify.compare import Comparer

@@ -11,7 +11,7 @@ import pytest
 from tests.postgres.writing import SCHEMA, make_schema, writing
 
 from pinstripe.catalog.tables import tables
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.config.config import COMPAT, read_config
 from pinstripe.errors import Misconfigured
 from pinstripe.store.compat import set_compat, shapes, view_columns

@@ -9,10 +9,10 @@ import pytest
 from tests.postgres.writing import VERSION
 
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.store import forget_secrets as module
+from pinstripe.store import rewrite as module
 from pinstripe.store.ddl import qualified, quote
-from pinstripe.store.forget_secrets import rule
 from pinstripe.store.migrate import migrate
+from pinstripe.store.rewrite import rule
 
 SCHEMA = "s"
 INTENT = {"id": "pi_1", "object": "payment_intent", "client_secret": "pi_1_secret_PLANTED"}

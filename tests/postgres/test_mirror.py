@@ -11,10 +11,10 @@ import pytest
 from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 from pinstripe.catalog.tables import tables
+from pinstripe.client.response import AsOf
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, open_mirror
 from pinstripe.mirror.batch import Conflict, Effect
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect

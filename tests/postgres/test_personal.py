@@ -13,14 +13,14 @@ from tests.postgres.writing import SCHEMA, T0, VERSION, make_schema
 
 from pinstripe.catalog.personal import Policy
 from pinstripe.catalog.tables import tables
+from pinstripe.client.response import AsOf
 from pinstripe.errors import Misconfigured
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.rows.personal import Personal
 from pinstripe.store.erasures import erase, find_objects, schedule_deleted
-from pinstripe.store.personal import apply_policy, check_policy
 from pinstripe.store.pool import connect
+from pinstripe.store.rewrite import apply_policy, check_policy
 
 NAMES = ("account", "customer", "charge", "event", "payment_method", "product", "refund")
 CHOSEN = {name: tables()[name] for name in NAMES}

@@ -14,10 +14,10 @@ from tests.postgres.writing import T0, VERSION
 
 from pinstripe.catalog.personal import Policy
 from pinstripe.catalog.tables import Table, tables
+from pinstripe.client.response import AsOf, Cause
 from pinstripe.errors import Drifted, LostLease, Misconfigured
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.mirror.writer import SharedStages
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import RowSet
 from pinstripe.rows.personal import Personal
 from pinstripe.store import ddl
@@ -25,7 +25,6 @@ from pinstripe.store.erasures import erase
 from pinstripe.store.leases import renew_leases, take_lease
 from pinstripe.store.lost_tables import find_lost
 from pinstripe.store.migrate import make_tenant_views, migrate, migrate_platform
-from pinstripe.store.personal import apply_policy
 from pinstripe.store.platforms.stored import (
     add_accounts,
     delete_platform,
@@ -34,7 +33,8 @@ from pinstripe.store.platforms.stored import (
     revoke_accounts,
 )
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.rewrite import apply_policy
+from pinstripe.store.session import scope_of
 from pinstripe.store.status import load_summaries, read_status
 from pinstripe.store.syncs import load_syncs
 

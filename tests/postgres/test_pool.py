@@ -75,17 +75,12 @@ async def test_a_session_is_named_in_utc_and_without_jit(database: str) -> None:
     assert shown == ["reader", "UTC", "off"]
 
 
-async def test_each_new_connection_is_prepared_once(database: str) -> None:
-    prepared: list[int] = []
-
-    async def init(connection: asyncpg.Connection) -> None:
-        prepared.append(connection.get_server_pid())
-
-    async with await open_pool(database, min_size=1, max_size=1, init=init) as pool:
-        for _ in range(3):
-            async with pool.acquire() as connection:
-                await connection.execute("SELECT 1")
-    assert len(prepared) == 1
+async def test_plans_are_kept_for_all_accounts_but_for_large_ones(database: str) -> None:
+    async with await open_pool(database, min_size=1, max_size=1) as pool:
+        large = pool.of_account("acct_1", is_large=lambda: True)
+        for one, mode in ((large, "force_custom_plan"), (pool.of_account("acct_2"), "auto")):
+            async with one.acquire() as connection:
+                assert await connection.fetchval("SHOW plan_cache_mode") == mode
 
 
 async def test_a_pool_outlives_the_loss_of_its_connections(database: str) -> None:

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 from tests.postgres.writing import SCHEMA, make_schema
 
+from pinstripe.store.daily_counts import load_read_use
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import Pool, open_pool
-from pinstripe.store.read_quota import load_read_use
 from pinstripe.sync.read_quota import QuotaDemand, ReadQuota
 
 _DAY_S = 86400.0

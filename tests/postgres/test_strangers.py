@@ -17,19 +17,15 @@ from tests.postgres.writing import make_schema
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
+from pinstripe.client.response import AsOf
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.mirror.mirror import Mirror, open_mirror
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store import migrate as migration
 from pinstripe.store.embedded import EmbeddedPostgres
-from pinstripe.store.leases import Lease
-from pinstripe.store.migrate import create_indexes_beside, ensure_bookkeeping, migrate
-from pinstripe.store.pool import connect, open_pool
-from pinstripe.store.roles import create_reader
-from pinstripe.store.sync_requests import (
+from pinstripe.store.events import (
     ACKS,
     REQUESTS,
     SyncAck,
@@ -37,6 +33,10 @@ from pinstripe.store.sync_requests import (
     last_request,
     request_sync,
 )
+from pinstripe.store.leases import Lease
+from pinstripe.store.migrate import create_indexes_beside, ensure_bookkeeping, migrate
+from pinstripe.store.pool import connect, open_pool
+from pinstripe.store.roles import create_reader
 from pinstripe.sync.events.request_listener import SyncRequestListener
 
 CHANNELS = (REQUESTS, ACKS, "pinstripe", "pinstripe_change", "pinstripe_lease")

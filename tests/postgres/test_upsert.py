@@ -11,10 +11,9 @@ import asyncpg
 import pytest
 from tests.postgres.writing import SCHEMA, T0, VERSION, Snapshot, Writing, at, make_schema, writing
 
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.errors import Drifted
 from pinstripe.mirror.batch import Batch
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 

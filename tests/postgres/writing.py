@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 import asyncpg
 
 from pinstripe.catalog.tables import Table, tables
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.writer import Writer
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.store.migrate import migrate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pinstripe.catalog.domains import DOMAINS, domains
 from pinstripe.diagram.graph import Diagram, of_domain, overview
 from pinstripe.diagram.layout import draw
-from pinstripe.diagram.svg import to_svg
+from pinstripe.diagram.render import to_svg
 from tools.docs.markdown import table
 
 

@@ -175,7 +175,6 @@ def domains() -> Mapping[str, tuple[Table, ...]]:
 
 @cache
 def domain_by_table() -> Mapping[str, Domain]:
-    """Table name -> its domain."""
     return {t.name: DOMAINS[name] for name, group in domains().items() for t in group}
 
 

@@ -11,6 +11,9 @@ Everywhere else (in an error, in an update that is not paid for, in an unknown f
 possible state and contributes its id only. `NOT_PRESENT` names the reviewed places that are left out, with
 the reason. A test holds both against the catalog, so that each new place of the SDK is reviewed before it
 is used.
+
+`holders` and `carriers` turn that round, for rows that no list returns: the tables whose objects contain
+them, which must be synced too.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from pinstripe.catalog.endpoints import expand_of, retrieve_endpoints
 from pinstripe.catalog.model import Field, object_types
-from pinstripe.catalog.tables import has_table
+from pinstripe.catalog.tables import has_table, table_of_object, tables
 
 # Rendered from the object itself, with what it is now. The discounts of a session in payment mode are
 # shown nowhere else.
@@ -219,3 +223,36 @@ def _inner(item: Field, seen: tuple[str, ...]) -> tuple[Field, ...]:
 
 def _has_table(item: Field) -> bool:
     return any(has_table(object_types()[name]) for name in item.targets)
+
+
+@cache
+def holders() -> Mapping[str, frozenset[str]]:
+    """Table -> the tables whose objects hold its objects in their present state, in our responses."""
+    found: dict[str, set[str]] = {}
+    table_of = table_of_object()
+    for name in object_types():
+        expanded = set(expand_of((name,)))
+        for path, item in present_in(name):
+            if item.kind == "expandable" and path not in expanded:
+                continue
+            for target in item.targets:
+                if target in table_of and name in table_of:
+                    found.setdefault(table_of[target], set()).add(table_of[name])
+    return {table: frozenset(owners) for table, owners in found.items()}
+
+
+@cache
+def carriers() -> Mapping[str, frozenset[str]]:
+    """Table -> the tables that yield its rows: they hold them, or name an id that can be fetched."""
+    fetched = {
+        table_of_object()[name]
+        for name, where in retrieve_endpoints().items()
+        if name in table_of_object() and not where.parent_parameter
+    }
+    found = {table: set(owners) for table, owners in holders().items()}
+    for table in tables().values():
+        for column in table.columns if not table.virtual else ():
+            for target in () if column.is_derived else column.references:
+                if target in fetched:
+                    found.setdefault(target, set()).add(table.name)
+    return {table: frozenset(owners - {table}) for table, owners in found.items()}

@@ -13,7 +13,7 @@ from functools import cache
 
 from pinstripe.catalog.model import Field, Operation, Spec, object_types, spec
 from pinstripe.catalog.relations import NOT_LISTS, parent_of, parent_parameter
-from pinstripe.catalog.tables import NOT_EXPANDED, PAYOUT_LINES, has_table, table_name
+from pinstripe.catalog.tables import NOT_EXPANDED, PAYOUT_LINES, has_table, table_name, tables
 
 Param = tuple[str, str]
 
@@ -132,11 +132,22 @@ class ListEndpoint:
         """The name of its cursor: path and variant. Stable over releases."""
         return self.path + "".join(f"&{k}={v}" for k, v in self.params)
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables of what it lists."""
+        return _table_names(self.objects)
+
     def url(self, parent_id: str, quoted: str) -> tuple[str, tuple[Param, ...]]:
         """(path, parameters) of the list under one parent; `quoted` is the id, path-quoted."""
         if "{" in self.path:
             return re.sub(r"{\w+}", lambda _: quoted, self.path), self.params
         return self.path, ((self.parameter, parent_id), *self.params)
+
+
+@cache
+def _table_names(objects: tuple[str, ...]) -> tuple[str, ...]:
+    """A backfill reads them some thousand times for each list."""
+    return tuple(map(table_name, objects))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +307,34 @@ def singleton_paths() -> Mapping[str, str]:
     }
 
 
+def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
+    """How the objects of a table are fetched; None if they cannot be, as previews."""
+    known = tables()[table]
+    return None if known.virtual else retrieve_endpoints().get(known.object_type)
+
+
+def can_be_fetched(table: str) -> bool:
+    """Whether single objects of this table can be requested from Stripe (events apart)."""
+    return retrieve_endpoint(table) is not None or singleton_path(table) != ""
+
+
+def has_address(table: str) -> bool:
+    """Whether an object of this table can be requested by its id alone."""
+    where = retrieve_endpoint(table)
+    return where is not None and not where.parent_parameter
+
+
+def singleton_path(table: str) -> str:
+    """The path of an object that an account has one of; "" for others. The account itself has an id."""
+    known = tables()[table]
+    if known.virtual or retrieve_endpoint(table) is not None:
+        return ""
+    return singleton_paths().get(known.object_type, "")
+
+
 def child_list(table: str, parent: str) -> ListEndpoint | None:
     """Return the list of a table's objects under one object of the type `parent`; None if there is none."""
     for endpoint in list_endpoints():
-        if endpoint.parent == parent and table in map(table_name, endpoint.objects):
+        if endpoint.parent == parent and table in endpoint.tables:
             return endpoint
     return None

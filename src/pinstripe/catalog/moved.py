@@ -2,7 +2,8 @@
 
 The file is written by hand, since types only know the present. Each entry is one column that SQL written
 for an older API version reads (`invoice.subscription_id`), with the reason. `catalog.tables` makes columns
-of them, and `store.ddl` and `store.links` the SQL that fills them: nothing here is code for one table.
+of them. `rows.converters` fills those that follow from the object itself, `store.links` those that rows of
+other tables give: nothing here is code for one table.
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ class Moved(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `places`: dotted paths in today's object, a number for the element of an array; `was`: in objects of
     older API versions, which `_extra` keeps. `equals`: the column says whether the text there is this one.
-    `words`: today's words -> those of before. `sum`: of all elements of the array, to which the place
-    leads; of many of them the `difference` of two columns is the same by Stripe's definition.
+    `words`: today's words -> those of before. `sum`: of one field of all elements of an array.
     """
 
     table: str
@@ -57,7 +57,11 @@ class Moved(msgspec.Struct, frozen=True, omit_defaults=True):
     equals: str = msgspec.field(name="is", default="")
     words: tuple[tuple[str, str], ...] = ()
     sum: bool = False
-    difference: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of the object, today's and earlier ones, in which the value may stand."""
+        return frozenset(place.partition(".")[0] for place in (*self.places, *self.was))
 
     @property
     def takes_first(self) -> bool:

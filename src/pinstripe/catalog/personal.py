@@ -214,10 +214,10 @@ def _column_places(word: str) -> list[tuple[str, tuple[str, ...]]]:
             f"The column {name} cannot be left out or hashed: the sync works with it.",
             hint="Keys, references, times of creation, states and types have to stay.",
         )
-    return [(t.object_type, c.path) for t, c in can]
+    return [(t.object_type, c.place) for t, c in can]
 
 
 def _can_go(table: Table, column: Column) -> bool:
-    if column.name in (*table.key, *_NEEDED) or not column.path:
+    if column.name in (*table.key, *_NEEDED) or not column.place:
         return False
     return column.read not in ("id", "ids", "object", "parent", "deleted")

@@ -22,12 +22,13 @@ from pinstripe.catalog.endpoints import ListEndpoint
 class Sign:
     """Rows of `table` that meet the SQL condition `when` name, in `column`, parents to read first.
 
-    In the condition `t` is the row.
+    In the condition `t` is the row, and `{schema}` the schema of the other tables that it reads: `needs`.
     """
 
     table: str
     column: str
     when: str = "true"
+    needs: tuple[str, ...] = ()
 
 
 def _on(table: str, when: str) -> Sign:
@@ -82,7 +83,11 @@ _SIGNS: Mapping[tuple[str, str], tuple[Sign, ...]] = {
         Sign(
             "subscription",
             "customer_id",
-            "status NOT IN ('canceled', 'incomplete', 'incomplete_expired')",
+            "status NOT IN ('canceled', 'incomplete', 'incomplete_expired') AND EXISTS (SELECT"
+            " FROM {schema}.subscription_item i JOIN {schema}.price p ON p.id = i.price_id"
+            " JOIN {schema}.product_feature f ON f.product_id = p.product_id"
+            " WHERE i.subscription_id = t.id)",
+            needs=("subscription_item", "price", "product_feature"),
         ),
     ),
     # Transactions come only after a refresh or a subscription of them

@@ -109,12 +109,24 @@ class Column:
     def type(self) -> SqlType:
         return _SQL[self.read]
 
+    @property
+    def is_derived(self) -> bool:
+        """Whether Stripe sends no field for it: its value follows from others (`moved`)."""
+        return self.moved is not None and not self.path
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where its value stands in an object: `path`, or of a derived column the first place."""
+        if self.path or self.moved is None or not self.moved.places:
+            return self.path
+        return tuple(self.moved.places[0].split("."))
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """One table of the mirror. `columns` begins with the key and leaves out the bookkeeping.
 
-    `columns` hold what Stripe sends; `derived` follow from them, or from rows of other tables.
+    `columns` hold what follows from an object; `linked` only what rows of other tables give.
     """
 
     name: str
@@ -122,12 +134,12 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ("id",)
     virtual: bool = False
-    derived: tuple[Column, ...] = ()
+    linked: tuple[Column, ...] = ()
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
         """Every column of the catalog that the database has."""
-        return (*self.columns, *self.derived)
+        return (*self.columns, *self.linked)
 
     def column(self, name: str) -> Column:
         return next(c for c in self.all_columns if c.name == name)
@@ -197,10 +209,12 @@ def _table(
 def _with_moved(table: Table) -> Table:
     """`table` with the columns of `catalog.moved`. One that Stripe still sends keeps its place."""
     mine = {m.column: m for m in moved_columns() if m.table == table.name}
-    columns = tuple(replace(c, moved=mine.pop(c.name, None)) for c in table.columns)
-    derived = tuple(Column(m.column, m.read, (), m.references, moved=m) for m in mine.values())
-    _check_names(table.object_type, [*columns, *derived])
-    return replace(table, columns=columns, derived=derived)
+    sent = [replace(c, moved=mine.pop(c.name, None)) for c in table.columns]
+    derived = [Column(m.column, m.read, (), m.references, moved=m) for m in mine.values()]
+    _check_names(table.object_type, [*sent, *derived])
+    linked = tuple(c for c in derived if c.moved is not None and c.moved.rows)
+    columns = (*sent, *(c for c in derived if c not in linked))
+    return replace(table, columns=columns, linked=linked)
 
 
 def _asked(object_name: str, column: Column) -> Column:
@@ -213,7 +227,6 @@ def _asked(object_name: str, column: Column) -> Column:
 def _top_level(
     field: Field, types: Mapping[str, ObjectType], with_table: set[str]
 ) -> Iterator[Column]:
-    """The columns of one top-level field."""
     if field.kind == "resource" and not any(t in with_table for t in field.targets):
         # An embedded object without a table is an inline object like any other.
         field = inline(field, types)
@@ -306,22 +319,13 @@ def _upcoming(found: Mapping[str, Table]) -> Iterator[Table]:
     for owner in ("customer", "subscription"):
         key = Column(f"{owner}_id", "parent", (), (owner,))
         rest = tuple(c for c in invoice.columns if c.name != key.name)
-        derived = tuple(c for c in _without_rows(invoice) if c.name != key.name)
         name = f"upcoming_{owner}_invoice"
-        yield Table(name, "invoice", (key, *rest), (key.name,), virtual=True, derived=derived)
+        yield Table(name, "invoice", (key, *rest), (key.name,), virtual=True)
     owners = tuple(
         Column(f"{kind}_{who}_id", "parent", (), (who,))
         for kind, who in (("upcoming", "customer"), ("upcoming", "subscription"))
     )
-    columns = (*(replace(c) for c in line.columns), *owners)
-    derived = _without_rows(line)
-    name = "upcoming_invoice_line_item"
-    yield Table(name, "line_item", columns, virtual=True, derived=derived)
-
-
-def _without_rows(table: Table) -> tuple[Column, ...]:
-    """What follows from an object alone: no payment refers to an invoice that is not made yet."""
-    return tuple(c for c in table.derived if c.moved is not None and not c.moved.rows)
+    yield Table("upcoming_invoice_line_item", "line_item", (*line.columns, *owners), virtual=True)
 
 
 def _payout_lines(found: Mapping[str, Table]) -> Iterator[Table]:

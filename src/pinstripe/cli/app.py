@@ -14,8 +14,19 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pinstripe.cli.flags import ACCOUNT, DATABASE, GATEWAY, LIVE, PERSONAL, with_settings
-from pinstripe.cli.runtime import BAD_USAGE, Exit, complain, execute, report
+from pinstripe.cli.runtime import (
+    ACCOUNT,
+    BAD_USAGE,
+    DATABASE,
+    GATEWAY,
+    LIVE,
+    PERSONAL,
+    Exit,
+    complain,
+    execute,
+    report,
+    with_settings,
+)
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
 
@@ -41,11 +52,8 @@ _WRITES = (
 )
 
 _URL = "Full URL of the endpoint, instead of one under the gateway's public URL."
-
 _ENDPOINT = "The endpoint's ID (we_...); optional if the sync has only one."
-
 _STRIPE = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit")
-
 _STORED = ("database_url", "data_dir", "secret_key")
 
 
@@ -130,19 +138,12 @@ SettingOption = Annotated[
 ]
 
 _SYNC_STRIPE = ("api_key", "stripe_url", "stripe_account", "webhook_secret")
-
 _ALONE = "Serve without syncing, while `pinstripe sync` or another service syncs elsewhere."
-
 _SCHEMA = "Postgres schema for its tables. Defaults to the ID with - replaced by _."
-
 _PAUSED = "Store it paused."
-
 _KEY = "Replace the key with another one of the same account, read from STRIPE_API_KEY or stdin."
-
 _DROP = "Also drop its tables, once its worker has stopped."
-
 _DROP_PLATFORM = "Also drop its tables and views."
-
 _WHERE = "Print the gateway's URL as one line of JSON to stdout."
 
 
@@ -199,8 +200,10 @@ def add(
     """
     from pinstripe.cli import syncs as commands
 
-    options = commands.SyncOptions(sync_id, schema, _pairs(set_), paused=paused)
-    execute(config, commands.add(config, options, as_json=json), stopped=130)
+    work = commands.add(
+        config, sync_id, schema=schema, settings=_pairs(set_), paused=paused, as_json=json
+    )
+    execute(config, work, stopped=130)
 
 
 @syncs.command(sort_key=3)
@@ -227,7 +230,7 @@ def pause(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) -> 
     """Pause a sync until `resume`. Writes through the proxy are still mirrored."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, sync_id, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=True, as_json=json), stopped=130)
 
 
 @syncs.command(sort_key=5)
@@ -236,7 +239,7 @@ def resume(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) ->
     """Resume a paused sync where it stopped."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.resume(config, sync_id, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=False, as_json=json), stopped=130)
 
 
 @syncs.command(sort_key=6)
@@ -278,17 +281,11 @@ schema = App(
 reader = App(name="reader", sort_key=10, help="Manage the read-only Postgres role for the tables.")
 
 _DOMAIN = "Show the tables of one domain (core, billing, connect, ...)."
-
 _AROUND = "Show one table, the tables it references and the tables that reference it."
-
 _DETAIL = "Columns to show: key and references (keys), key columns (short), or all (full)."
-
 _OUTPUT = "Output file; stdout by default."
-
 _BY_ACCOUNT = "Print the tables of a platform, which hold many accounts."
-
 _PARTITIONED = "With --by-account: the number of hash partitions of each table."
-
 _FORMAT = "Output format; by default taken from the --output extension, else SVG."
 
 
@@ -441,19 +438,25 @@ def add_platform(
     The key is read from STRIPE_API_KEY, a prompt, or stdin, and verified with Stripe before anything is
     stored.
     """
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    options = commands.PlatformOptions(
-        platform_id, schema, _pairs(set_), partitions=partitions, paused=paused
+    work = commands.add_platform(
+        config,
+        platform_id,
+        schema=schema,
+        settings=_pairs(set_),
+        partitions=partitions,
+        paused=paused,
+        as_json=json,
     )
-    execute(config, commands.add(config, options, as_json=json), stopped=130)
+    execute(config, work, stopped=130)
 
 
 @platform.command(name="list", sort_key=2)
 @with_settings(*_STORED)
 def list_platforms(config: Config, *, json: JsonFlag = False) -> None:
     """List platforms, how many accounts each has, and the workers. Keys are not shown."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     execute(config, commands.list_platforms(config, as_json=json), stopped=130)
 
@@ -464,9 +467,11 @@ def pause_platform(
     config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
 ) -> None:
     """Pause a platform: its accounts are not polled until it is resumed."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, platform_id, paused=True, as_json=json), stopped=130)
+    execute(
+        config, commands.pause_platform(config, platform_id, paused=True, as_json=json), stopped=130
+    )
 
 
 @platform.command(name="resume", sort_key=4)
@@ -475,9 +480,13 @@ def resume_platform(
     config: Config, platform_id: PlatformArgument, /, *, json: JsonFlag = False
 ) -> None:
     """Resume a paused platform."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, platform_id, paused=False, as_json=json), stopped=130)
+    execute(
+        config,
+        commands.pause_platform(config, platform_id, paused=False, as_json=json),
+        stopped=130,
+    )
 
 
 @platform.command(name="remove", sort_key=5)
@@ -491,9 +500,9 @@ def remove_platform(
     json: JsonFlag = False,
 ) -> None:
     """Remove a platform and its key. Its tables stay unless you drop them."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
-    done = commands.remove(config, platform_id, drop_tables=drop_tables, as_json=json)
+    done = commands.remove_platform(config, platform_id, drop_tables=drop_tables, as_json=json)
     execute(config, done, stopped=130)
 
 
@@ -509,7 +518,7 @@ def tenant_views(
     json: JsonFlag = False,
 ) -> None:
     """Make a schema with a view of each table that shows one account's rows, for a tenant of yours."""
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     made = commands.make_views(config, platform_id, account_id, target, as_json=json)
     execute(config, made, stopped=130)
@@ -522,7 +531,7 @@ def worker(config: Config) -> None:
     Workers share the platforms' rate limits and need nothing but the same database and the same
     PINSTRIPE_SECRET_KEY. At SIGTERM one finishes what it has begun, for some seconds, and leaves.
     """
-    from pinstripe.cli import platform as commands
+    from pinstripe.cli import syncs as commands
 
     execute(config, commands.work(config), stopped=0)
 
@@ -540,19 +549,12 @@ _ONCE = (
 )
 
 _DEMO_PLATFORM = "A platform of 50 connected accounts, with two workers."
-
 _SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr."
-
 _REPAIR = "Fetch what differs again, and check the result."
-
 _EVERY = "Check every row that appears in no list, instead of a sample."
-
 _VERIFY_PLATFORM = "Verify an account of this platform, with its stored key; see --account."
-
 _ERASE_PLATFORM = "Erase in an account of this platform; see --account."
-
 _VERIFY_ACCOUNT = "The account of the platform (acct_...), its own or a connected one."
-
 _DRY_RUN = "Only count the rows that belong to the customer."
 
 _SCRUB = (
@@ -561,11 +563,8 @@ _SCRUB = (
 )
 
 _SAMPLE = "Rows per table that appear in no list (referenced only, or hidden) to check one by one."
-
 _UNTIL = "Creation time of the newest initial object, in Unix seconds; 0 means last midnight, UTC."
-
 _SETTLE = "Seconds to let Stripe's event list settle first; the gateway's setting by default."
-
 _LIMITS = "Rate limits to apply: Stripe's for live mode, for test mode, or off."
 
 _NASTINESS = (
@@ -621,9 +620,9 @@ def demo(
     platform: Annotated[bool, Parameter(negative="", help=_DEMO_PLATFORM)] = False,
 ) -> None:
     """Run the demo account in its own Postgres, ignoring any key or database in the environment."""
-    from pinstripe.cli import platform_demo, serve
+    from pinstripe.cli import serve
 
-    running = platform_demo.demo_platform(config) if platform else serve.demo(config)
+    running = serve.demo_platform(config) if platform else serve.demo(config)
     execute(config, running, stopped=0)
 
 
@@ -718,7 +717,7 @@ def erase(
     Empties names, addresses, texts and numbers in every row of the customer, in events and in the change
     feed. Amounts, dates, states and ids stay. What Stripe shows of the customer later is not stored again.
     """
-    from pinstripe.cli import erase as commands
+    from pinstripe.cli import schema as commands
 
     of_platform = _account_of_platform(platform, account)
     work = commands.erase(
@@ -738,7 +737,7 @@ def support_bundle(
 
     It holds no key, no URL, no row, no text of Stripe's and no id of an object.
     """
-    from pinstripe.cli import support as commands
+    from pinstripe.cli import status as commands
 
     execute(config, commands.support_bundle(config, output=output), stopped=130)
 
@@ -827,21 +826,21 @@ def simulate(
     """
     from pinstripe.cli import simulate as commands
 
-    options = commands.SimulateOptions(
-        host,
-        port,
-        scale,
-        seed,
-        until,
-        latency_ms,
-        limits,
-        nastiness,
-        as_json=json,
-        while_stdin=while_stdin,
+    running = commands.simulate(
+        host=host,
+        port=port,
+        scale=scale,
+        seed=seed,
+        until=until,
+        latency_ms=latency_ms,
+        limits=limits,
+        nastiness=nastiness,
         connected=connected,
         connected_scale=connected_scale,
+        as_json=json,
+        while_stdin=while_stdin,
     )
-    execute(config, commands.simulate(options), stopped=0)
+    execute(config, running, stopped=0)
 
 
 @app.command(sort_key=7)

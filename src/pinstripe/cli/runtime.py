@@ -1,12 +1,17 @@
-"""How a command runs: event loop, logs, signals, errors, exit code, and memory settings.
+"""How a command gets its settings and runs: flags, event loop, logs, signals, errors, exit code, memory.
 
-An error is printed as one message with its remedy and mapped to its exit code. Log lines go to stderr,
-one line each, without secrets. The first Ctrl-C or SIGTERM shuts down in order, the second one
-immediately.
+An error is printed as one message with its remedy and mapped to its exit code. Log lines go to stderr, one
+line each, without secrets. The first Ctrl-C or SIGTERM shuts down in order, the second one immediately.
 
-Decoded pages are hundreds of thousands of small acyclic objects a second, in bodies of hundreds of KB.
-With default settings the cycle collector takes an eighth of all CPU to scan them, and freed bodies
-leave holes that grow the process by tens of MB; so collector and allocators are tuned for it.
+Decoded pages are hundreds of thousands of small acyclic objects a second, in bodies of hundreds of KB. With
+default settings the cycle collector takes an eighth of all CPU to scan them, and freed bodies leave holes
+that grow the process by tens of MB; so collector and allocators are tuned for it.
+
+    @with_settings("schema", "data_dir")
+    def status(config: Config, *, exact: bool = False) -> None: ...
+
+Such a command gets a `Config`; the command line shows its own parameters and those of the table of
+settings, each with the name of its environment variable.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import inspect
 import json
 import logging
 import os
@@ -21,11 +27,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import TypeVar
+from typing import Annotated, TypeVar, get_type_hints
 
 import structlog
+from cyclopts import Group, Parameter
 
-from pinstripe.config.config import Config
+from pinstripe.config.config import Config, read_config
+from pinstripe.config.settings import SETTINGS, Setting
 from pinstripe.errors import PinstripeError, redact
 
 
@@ -133,9 +141,7 @@ def _without_secrets(
 
 
 _T = TypeVar("_T")
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 _SAME_S = 0.5
 """A signal to the whole process group and one to us alone are one wish, not two."""
 
@@ -212,3 +218,90 @@ def freeze_loaded() -> None:
     """Exclude everything loaded so far from garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+_GROUP = Group("Settings", sort_key=10)
+ACCOUNT = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit", "tables")
+PERSONAL = ("personal_data", "columns", "hash_key")
+DATABASE = ("database_url", "schema", "data_dir")
+LIVE = (
+    "since",
+    "deep",
+    "poll_interval",
+    "event_window",
+    "replica_lag",
+    "clock_margin",
+    "hold_poll_rate",
+    "changes",
+    "change_days",
+    "event_days",
+    "erase_deleted_after",
+    "verify_every",
+    "no_metrics",
+    "foreign_keys",
+    "compat",
+)
+GATEWAY = (
+    "host",
+    "port",
+    "public_url",
+    "admin_token",
+    "reader_url",
+    "wait_token",
+    "wait_settle",
+    "webhook_secret",
+    "webhook_tolerance",
+    "secret_key",
+    "mirror_patience",
+    "proxy_body_limit",
+)
+OUTPUT = ("log_level", "log_json", "debug")
+_MAY_BEGIN_WITH_A_HYPHEN = frozenset({"tables", "columns", "admin_token", "wait_token"})
+"""`--tables '-event'` leaves a table out; a token is made of any characters."""
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turns a function of a `Config` into one of the settings `names`, for cyclopts."""
+    chosen = [s for s in SETTINGS if s.name in (*names, *OUTPUT)]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        _, *own = inspect.signature(command).parameters.values()
+        parameters = [p.replace(annotation=hints[p.name]) for p in own]
+        parameters += [_parameter(s) for s in chosen]
+
+        def run(*words: object, **values: object) -> None:
+            given = {s.name: _flag(values.pop(s.name, None)) for s in chosen}
+            command(read_config(given, os.environ), *words, **values)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        # cyclopts reads this instead of the signature above.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _flag(value: object) -> str | bool | None:
+    return value if isinstance(value, (str, bool)) else None
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    about = [f"default: {setting.default}"] if setting.default else []
+    about.append(f"env: {setting.env}")
+    shown = Parameter(
+        name=setting.flag,
+        help=f"{setting.help} [{', '.join(about)}]",
+        group=_GROUP,
+        negative="",
+        show_default=False,
+        allow_leading_hyphen=setting.name in _MAY_BEGIN_WITH_A_HYPHEN,
+    )
+    kind: object = bool if setting.switch else str | None
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if setting.switch else None,
+        annotation=Annotated[kind, shown],
+    )

@@ -1,6 +1,7 @@
-"""`pinstripe schema`: DDL, tables and diagrams from the catalog, without a database.
+"""`pinstripe schema`, `reader` and `erase`: commands on the schema of one sync.
 
-Also `pinstripe reader`, which creates, rotates and drops the read-only role.
+`schema` prints DDL, tables and diagrams from the catalog, without a database. `reader` creates, rotates and
+drops the read-only role. `erase` removes the personal data of one customer from the rows.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from typing import Literal
 
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.cli.models import Tool, models
-from pinstripe.cli.status import with_data
+from pinstripe.cli.status import check_synced, with_data
 from pinstripe.config.config import Config
 from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, of_tables, overview
 from pinstripe.diagram.layout import draw as lay_out
-from pinstripe.diagram.mermaid import to_mermaid
-from pinstripe.diagram.svg import to_svg
+from pinstripe.diagram.render import to_mermaid, to_svg
 from pinstripe.errors import Misconfigured
 from pinstripe.service import open_database
+from pinstripe.store import erasures
 from pinstripe.store.ddl import column_comment, create_all, table_comment, with_account
+from pinstripe.store.migrate import ensure_bookkeeping
+from pinstripe.store.platforms.stored import get_platform
+from pinstripe.store.pool import connect
 from pinstripe.store.roles import ReadOnlyRole, drop_reader
+from pinstripe.store.session import scope_of
 
 
 def print_ddl(config: Config, *, by_account: bool, partitions: int) -> None:
@@ -41,7 +46,6 @@ def print_ddl(config: Config, *, by_account: bool, partitions: int) -> None:
 
 
 def print_models(config: Config, tool: Tool) -> None:
-    """Print the models for one tool."""
     known = tables()
     chosen = [known[name] for name in config.choose_tables(known)]
     sys.stdout.write(models(tool, config.schema, chosen))
@@ -173,4 +177,52 @@ async def drop(config: Config, *, as_json: bool) -> int:
     else:
         words = "was dropped" if dropped else "does not exist"
         sys.stdout.write(f'The read-only role for schema "{config.schema}" {words}.\n')
+    return 0
+
+
+async def erase(
+    config: Config,
+    customer: str,
+    *,
+    of_platform: tuple[str, str] | None = None,
+    dry_run: bool,
+    scrubs: bool,
+    as_json: bool,
+) -> int:
+    """Erase, or with `dry_run` count; print the rows by table. `of_platform`: its id, and the account's."""
+    if not customer.strip() or customer != customer.strip():
+        raise Misconfigured(
+            "That is no id of a customer.", hint="Give one as Stripe shows it: cus_..."
+        )
+    config = with_data(config)
+    account = of_platform[1] if of_platform else ""
+    async with (
+        open_database(config) as database,
+        connect(database.url, account=account) as connection,
+    ):
+        await ensure_bookkeeping(connection)
+        schema = config.schema
+        if of_platform:
+            schema = scope_of((await get_platform(connection, of_platform[0])).schema, account)
+        await check_synced(connection, schema)
+        if dry_run:
+            found = await erasures.find_objects(connection, schema, customer)
+            rows = {table: len(keys) for table, keys in sorted(found.items())}
+        else:
+            made = await erasures.erase(connection, schema, customer, reason="requested")
+            rows = dict(made.rows)
+            if scrubs:
+                await erasures.scrub(connection, schema, rows)
+    if as_json:
+        sys.stdout.write(json.dumps({"customer": customer, "erased": not dry_run, "rows": rows}))
+        sys.stdout.write("\n")
+        return 0
+    verb = "Would look at" if dry_run else "Erased personal data in"
+    sys.stdout.write(f"{verb} {sum(rows.values()):,} rows of {customer}\n")
+    for table, count in rows.items():
+        sys.stdout.write(f"  {table:<40} {count:>8,}\n")
+    if not dry_run:
+        sys.stdout.write(
+            "Backups, standbys and the write-ahead log still hold what they held before.\n"
+        )
     return 0

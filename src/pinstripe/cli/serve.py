@@ -3,6 +3,13 @@
 Without a key, `run` serves the demo account: a simulated Stripe in its own process. The account is
 generated again at each start, byte for byte the same, from `DATA_DIR/demo/account.json`. Its database
 is beside that file, so the demo never touches the data of a real account.
+
+`demo --platform` makes a platform anew at each start, beside that data:
+
+    simulator -> service with its own Postgres -> Connect webhook endpoint -> platform add -> workers
+
+The workers are what `pinstripe worker` starts on any machine: processes that share nothing but the database
+and the encryption key.
 """
 
 from __future__ import annotations
@@ -15,26 +22,43 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import aiohttp
 import msgspec
 
 from pinstripe.cli.summary import how_to_connect, how_to_serve
 from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
-from pinstripe.encryption import make_private
+from pinstripe.encryption import FILE, Encryptor, make_private
 from pinstripe.errors import PinstripeError, Unwritable
+from pinstripe.platforms.vault import NewPlatform, PlatformVault
 from pinstripe.serving.service import ServeOptions, open_serving
 from pinstripe.serving.supervisor import WorkerReport
+from pinstripe.store.platforms.stored import load_platforms
+from pinstripe.store.pool import connect
 from pinstripe.store.syncs import DEFAULT_ID
+
+KEY_VARIABLE = "PINSTRIPE_SIMULATOR_KEY"
+NASTINESS_VARIABLE = "PINSTRIPE_SIMULATOR_NASTINESS"
+_START_S = 60.0
+_STOP_S, _WORKER_STOP_S = 5.0, 15.0
+_DAY_S = 86_400
+_PLATFORM = "shops"
+_SHOPS = 50
+_OBJECTS = 100
+_WORKERS = 2
+_SHOPS_TRAFFIC = 5
+_SETTINGS = {"rate_limit": "none", "endpoint_rate_limit": "none"}
+_TRAFFIC = 2
 
 
 async def serve(config: Config, *, gateway_only: bool, as_json: bool) -> int:
     """Run until cancelled. With `as_json` the first line on stdout has the URL."""
-    tell_change = _teller()
+    tell_change = _Teller()
     manner = ServeOptions(syncs=not gateway_only)
     async with open_serving(config, manner, tell_change, tell) as serving:
         if as_json:
@@ -61,13 +85,6 @@ class _Teller:
         tell(f"{sync_id}: {report.activity}{f': {report.reason}' if report.reason else ''}")
         if report.remedy:
             tell(f"  remedy: {report.remedy}")
-
-
-def _teller() -> _Teller:
-    return _Teller()
-
-
-_TRAFFIC = 2
 
 
 async def run(config: Config) -> int:
@@ -138,17 +155,6 @@ def _error(report: WorkerReport) -> PinstripeError:
     return error
 
 
-KEY_VARIABLE = "PINSTRIPE_SIMULATOR_KEY"
-
-NASTINESS_VARIABLE = "PINSTRIPE_SIMULATOR_NASTINESS"
-
-_START_S = 60.0
-
-_STOP_S = 5.0
-
-_DAY_S = 86_400
-
-
 class DemoRecipe(msgspec.Struct, frozen=True):
     """The parameters of the simulated account."""
 
@@ -184,13 +190,13 @@ async def demo_account(config: Config, *flags: str) -> AsyncIterator[Demo]:
         announced = await _announced(process)
         yield Demo(announced.url, recipe.key, data_dir)
     finally:
-        await _stop(process)
+        if process.stdin is not None:
+            process.stdin.close()
+        await _stop(process, _STOP_S)
 
 
 async def start_traffic(demo: Demo, *, per_second: float, control: str = "traffic") -> None:
     """Start traffic in the simulated account, or in those connected to it."""
-    import aiohttp
-
     url = f"{demo.url}/_simulator/{control}"
     async with (
         aiohttp.ClientSession() as session,
@@ -253,12 +259,101 @@ async def _announced(process: asyncio.subprocess.Process) -> Announced:
         ) from error
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
+async def _stop(process: asyncio.subprocess.Process, within_s: float) -> None:
     try:
-        async with asyncio.timeout(_STOP_S):
+        async with asyncio.timeout(within_s):
             await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()
+
+
+async def demo_platform(config: Config) -> int:
+    """Ends when it is cancelled. Never in the database of a real account."""
+    data_dir = config.data_dir / "demo-platform"
+    config = replace(config, api_key=None, database_url=None, data_dir=data_dir)
+    async with AsyncExitStack() as stack:
+        connected = ("--connected", str(_SHOPS), "--connected-scale", str(_OBJECTS))
+        sim = await stack.enter_async_context(demo_account(config, *connected))
+        show(
+            f"Running the demo of a platform, no Stripe key needed: a simulated Stripe with {_SHOPS} "
+            f"connected accounts of about {_OBJECTS} objects each, at {sim.url}; key: {sim.key}"
+        )
+        # The proxy sends what it gets to the simulator.
+        config = replace(config, stripe_url=sim.url)
+        manner = ServeOptions(syncs=False, other_port=True)
+        serving = await stack.enter_async_context(
+            open_serving(config, manner, lambda *_: None, tell)
+        )
+        secret = await _webhook_endpoint(sim, f"{serving.url}/webhooks/stripe/{_PLATFORM}")
+        await _add(replace(config, database_url=serving.database.url), sim, secret)
+        for number in range(_WORKERS):
+            await stack.enter_async_context(_worker(config, serving.database.url))
+            tell(f"Worker {number + 1} of {_WORKERS} is started: `pinstripe worker`.")
+        await start_traffic(sim, per_second=_SHOPS_TRAFFIC, control="connected_traffic")
+        show(_how_to_use(serving.url, sim))
+        await asyncio.Event().wait()
+    return 0
+
+
+def _how_to_use(url: str, sim: Demo) -> str:
+    return f"""Console:  {url}/platforms
+Proxy:    curl {url}/v1/customers -u {sim.key}: -H "Stripe-Account: ACCOUNT" -d name=Ada
+Wait:     curl "{url}/wait/stripe/{_PLATFORM}?account=ACCOUNT"
+SQL:      SELECT _account_id, count(*) FROM {_PLATFORM}.customer GROUP BY 1 ORDER BY 2 DESC LIMIT 10;
+
+The accounts change {_SHOPS_TRAFFIC} times per second.
+`pinstripe status --data-dir {sim.data_dir.parent}` shows them too."""
+
+
+async def _webhook_endpoint(sim: Demo, url: str) -> str:
+    """Make a Connect webhook endpoint of the simulated platform; return its secret."""
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {sim.key}"}) as session,
+        session.post(
+            f"{sim.url}/v1/webhook_endpoints",
+            data={"url": url, "enabled_events[]": "*", "connect": "true"},
+        ) as answer,
+    ):
+        made = await answer.json()
+        if answer.status != 200:
+            raise PinstripeError(
+                f"The simulator made no webhook endpoint (status {answer.status}).",
+                hint="Run `pinstripe simulate` to see why.",
+            )
+        secret: str = made["secret"]
+        return secret
+
+
+async def _add(config: Config, sim: Demo, secret: str) -> None:
+    """Add the platform; what the last demo left goes, since its simulator has another address."""
+    url = config.database_url or ""
+    vault = PlatformVault(url, Encryptor(config.secret_key, config.data_dir / FILE), config)
+    async with connect(url) as connection:
+        known = [platform.id for platform in await load_platforms(connection)]
+    if _PLATFORM in known:
+        await vault.remove(_PLATFORM, drop_tables=True)
+    await vault.add(
+        NewPlatform(
+            _PLATFORM, sim.key, stripe_url=sim.url, settings=_SETTINGS, webhook_secrets=(secret,)
+        )
+    )
+
+
+@asynccontextmanager
+async def _worker(config: Config, database_url: str) -> AsyncIterator[None]:
+    """A worker as a process of its own, which leaves in order at the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "pinstripe", "worker", "--data-dir", str(config.data_dir)),
+        # The address in the environment: other users can read a command line.
+        env={**os.environ, "DATABASE_URL": database_url},
+        # Ctrl-C in the terminal is for us; the worker gets its SIGTERM.
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await _stop(process, _WORKER_STOP_S)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import dataclass
 from typing import Literal
 
 from pinstripe.cli.serve import KEY_VARIABLE
@@ -16,58 +15,49 @@ from pinstripe_simulator.auth import DEFAULT_KEY
 from pinstripe_simulator.nastiness import default_nastiness, preset
 from pinstripe_simulator.server import Running, serve
 
-LimitsName = Literal["live", "test", "off"]
-NastinessName = Literal["stripe", "calm"]
 
-
-@dataclass(frozen=True, slots=True)
-class SimulateOptions:
-    """Options of the simulator."""
-
-    host: str
-    port: int
-    scale: int
-    seed: int
-    until: int
-    latency_ms: float
-    limits: LimitsName
-    nastiness: NastinessName | None
-    as_json: bool
-    while_stdin: bool
-    connected: int
-    connected_scale: int
-
-
-async def simulate(options: SimulateOptions) -> int:
-    """Serves until cancelled, or until stdin ends."""
+async def simulate(
+    *,
+    host: str,
+    port: int,
+    latency_ms: float,
+    scale: int,
+    seed: int,
+    until: int,
+    limits: Literal["live", "test", "off"],
+    nastiness: Literal["stripe", "calm"] | None,
+    connected: int,
+    connected_scale: int,
+    as_json: bool,
+    while_stdin: bool,
+) -> int:
+    """Serve until cancelled, or with `while_stdin` until that ends."""
     key = os.environ.get(KEY_VARIABLE, "").strip() or DEFAULT_KEY
     settings = Settings(
-        seed=options.seed,
-        scale=options.scale,
-        until=options.until,
+        seed=seed,
+        scale=scale,
+        until=until,
         keys=(key,),
-        limits=options.limits,
-        connected=options.connected,
-        connected_scale=options.connected_scale,
-        nastiness=preset(options.nastiness) if options.nastiness else default_nastiness(),
+        limits=limits,
+        connected=connected,
+        connected_scale=connected_scale,
+        nastiness=preset(nastiness) if nastiness else default_nastiness(),
     )
 
     def ready(running: Running) -> None:
-        running.account.latency.fixed_s = options.latency_ms / 1000
-        _announce(running.url, key, as_json=options.as_json)
+        running.account.latency.fixed_s = latency_ms / 1000
+        _announce(running.url, key, as_json=as_json)
 
     try:
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(
-                serve(settings, host=options.host, port=options.port, ready=ready)
-            )
-            if options.while_stdin:
+            task = group.create_task(serve(settings, host=host, port=port, ready=ready))
+            if while_stdin:
                 await _stdin_ended()
                 task.cancel()
     except* OSError as group_of_errors:
         error = group_of_errors.exceptions[0]
         raise Misconfigured(
-            f"Cannot listen on {options.host} port {options.port}: {error}.",
+            f"Cannot listen on {host} port {port}: {error}.",
             hint="Choose another --port; 0 picks a free one.",
         ) from error
     return 0

@@ -17,9 +17,8 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from pinstripe.cli.progress import showing
 from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause
-from pinstripe.cli.summary import Ending, summarise
+from pinstripe.cli.summary import Ending, showing, summarise
 from pinstripe.concurrency import backoff, first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import (
@@ -37,7 +36,6 @@ from pinstripe.serving.supervisor import ParentLink, StartWorker, WorkerReport
 from pinstripe.sync.follower import Follower
 
 INCOMPLETE = 4
-
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -143,7 +141,6 @@ def tell(text: str) -> None:
 
 
 _LOOK_S = 1.0
-
 _PLAIN_S = 30.0
 """Between two lines where there is no terminal; none if nothing happened."""
 

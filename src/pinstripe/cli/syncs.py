@@ -1,16 +1,20 @@
-"""`pinstripe syncs`: manages stored syncs. A running service applies each change immediately."""
+"""`pinstripe syncs`, `platform` and `worker`: stored syncs, platforms, and the processes of the latter.
+
+A running service applies each change of a sync immediately; a platform's accounts are copied on as many
+machines as run a worker.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from pinstripe.cli.status import with_data
 from pinstripe.cli.sync import show, tell
@@ -18,22 +22,19 @@ from pinstripe.config.config import Config
 from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import NewSync, SyncChange
+from pinstripe.platforms.vault import NewPlatform, PlatformVault
+from pinstripe.platforms.worker import open_worker
 from pinstripe.service import open_database
 from pinstripe.serving.vault import Vault
+from pinstripe.store.migrate import make_tenant_views
+from pinstripe.store.platforms.stored import SealedPlatform, get_platform, load_platforms
+from pinstripe.store.platforms.sweep import Pace, account_standing, sweep_pace
+from pinstripe.store.platforms.tasks import waiting_tasks
+from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.pool import connect
 from pinstripe.store.syncs import SealedSync, get_stored, load_stored
 
 _V = TypeVar("_V")
-
-
-@dataclass(frozen=True, slots=True)
-class SyncOptions:
-    """A sync to be stored; its key comes from elsewhere."""
-
-    id: str
-    schema: str | None
-    settings: Mapping[str, str]
-    paused: bool
 
 
 async def list_syncs(config: Config, *, as_json: bool) -> int:
@@ -58,25 +59,34 @@ async def list_syncs(config: Config, *, as_json: bool) -> int:
     return 0
 
 
-async def add(config: Config, options: SyncOptions, *, as_json: bool) -> int:
+async def add(
+    config: Config,
+    sync_id: str,
+    *,
+    schema: str | None,
+    settings: Mapping[str, str],
+    paused: bool,
+    as_json: bool,
+) -> int:
     """Store a sync. Its key is read from the environment or a prompt."""
     key = config.api_key or asked_key()
     async with open_vault(Vault, config, new=True) as vault:
         sync = await vault.add(
             NewSync(
-                options.id,
+                sync_id,
                 key,
-                schema=options.schema,
+                schema=schema,
                 stripe_url=config.stripe_url,
                 stripe_account=config.stripe_account,
-                settings=options.settings,
+                settings=settings,
                 webhook_secrets=config.webhook_secret,
-                paused=options.paused,
+                paused=paused,
             )
         )
     mode = "live" if sync.livemode else "test"
     _say(
-        sync,
+        "sync",
+        _as_object(sync),
         f'Stored "{sync.id}": {sync.account_id or "an account"} in {mode} mode, key {sync.key_hint}, '
         f"schema {sync.schema}. `pinstripe serve` syncs it; a running service has started.",
         as_json=as_json,
@@ -97,27 +107,18 @@ async def change(
             webhook_secrets=config.webhook_secret or UNSET,
         )
         sync = await vault.change(sync_id, options)
-    _say(sync, f'Changed "{sync_id}".', as_json=as_json)
+    _say("sync", _as_object(sync), f'Changed "{sync_id}".', as_json=as_json)
     return 0
 
 
-async def pause(config: Config, sync_id: str, *, as_json: bool) -> int:
-    """From now on no service syncs it."""
+async def pause(config: Config, sync_id: str, *, paused: bool, as_json: bool) -> int:
+    """From now on no service syncs it, or again some do."""
     async with open_vault(Vault, config, new=False) as vault:
-        await vault.pause(sync_id)
-    _say(
-        None,
-        f'Paused "{sync_id}". Resume with `pinstripe syncs resume {sync_id}`.',
-        as_json=as_json,
-    )
-    return 0
-
-
-async def resume(config: Config, sync_id: str, *, as_json: bool) -> int:
-    """Takes the pause back."""
-    async with open_vault(Vault, config, new=False) as vault:
-        await vault.resume(sync_id)
-    _say(None, f'Resumed "{sync_id}".', as_json=as_json)
+        await (vault.pause if paused else vault.resume)(sync_id)
+    text = f'Resumed "{sync_id}".'
+    if paused:
+        text = f'Paused "{sync_id}". Resume with `pinstripe syncs resume {sync_id}`.'
+    _say("sync", None, text, as_json=as_json)
     return 0
 
 
@@ -126,7 +127,7 @@ async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bo
     async with open_vault(Vault, config, new=False) as vault:
         await vault.remove(sync_id, drop_tables=drop_tables)
     left = "Its tables were dropped." if drop_tables else "Its tables were kept."
-    _say(None, f'Removed "{sync_id}" and its key. {left}', as_json=as_json)
+    _say("sync", None, f'Removed "{sync_id}" and its key. {left}', as_json=as_json)
     return 0
 
 
@@ -137,7 +138,7 @@ async def rekey(config: Config, *, as_json: bool) -> int:
         where = "the new key in " + str(config.data_dir / FILE)
         where = where if vault.encryptor.in_file else "the first key of PINSTRIPE_SECRET_KEY"
     counted = "1 stored key is" if count == 1 else f"{count} stored keys are"
-    _say(None, f"{counted} now encrypted with {where}.", as_json=as_json)
+    _say("sync", None, f"{counted} now encrypted with {where}.", as_json=as_json)
     return 0
 
 
@@ -163,25 +164,169 @@ def asked_key() -> str:
     return sys.stdin.readline().strip()
 
 
-def _say(sync: SealedSync | None, text: str, *, as_json: bool) -> None:
+def _say(what: str, shown: Mapping[str, object] | None, text: str, *, as_json: bool) -> None:
     if as_json:
-        show(json.dumps({"sync": None if sync is None else _as_object(sync), "done": True}))
+        show(json.dumps({what: shown, "done": True}))
         tell(text)
     else:
         show(text)
 
 
-def _as_object(sync: SealedSync) -> dict[str, object]:
-    return {
-        "id": sync.id,
-        "schema": sync.schema,
-        "paused": sync.paused,
-        "livemode": sync.livemode,
-        "account_id": sync.account_id,
-        "key_hint": sync.key_hint,
-        "stripe_url": sync.stripe_url,
-        "stripe_account": sync.stripe_account,
-        "settings": dict(sync.settings),
-        "webhook_secrets": len(sync.webhook_secrets),
-        "created_at": None if sync.created_at is None else sync.created_at.isoformat(),
+def _as_object(stored: SealedSync | SealedPlatform) -> dict[str, object]:
+    """A stored sync or platform without its secrets."""
+    shown = structs.asdict(stored)
+    del shown["api_key"]
+    return shown | {
+        "settings": dict(stored.settings),
+        "webhook_secrets": len(stored.webhook_secrets),
+        "created_at": None if stored.created_at is None else stored.created_at.isoformat(),
     }
+
+
+async def add_platform(
+    config: Config,
+    platform_id: str,
+    *,
+    schema: str | None,
+    settings: Mapping[str, str],
+    partitions: int,
+    paused: bool,
+    as_json: bool,
+) -> int:
+    """Store a platform. Its key is read from the environment or a prompt."""
+    key = config.api_key or asked_key()
+    async with open_vault(PlatformVault, config, new=True) as vault:
+        platform = await vault.add(
+            NewPlatform(
+                platform_id,
+                key,
+                schema=schema,
+                partitions=partitions,
+                stripe_url=config.stripe_url,
+                settings=settings,
+                webhook_secrets=config.webhook_secret,
+                paused=paused,
+            )
+        )
+    mode = "live" if platform.livemode else "test"
+    _say(
+        "platform",
+        _as_object(platform),
+        f'Stored "{platform.id}": {platform.account_id} in {mode} mode, key {platform.key_hint}, '
+        f"schema {platform.schema}. `pinstripe worker` copies its accounts, on as many machines as run it.",
+        as_json=as_json,
+    )
+    return 0
+
+
+async def list_platforms(config: Config, *, as_json: bool) -> int:
+    """Print the platforms with the pace of their sweeps, and the workers."""
+    async with (
+        open_vault(PlatformVault, config, new=False) as vault,
+        connect(vault.database_url) as connection,
+    ):
+        found = [(p, await sweep_pace(connection, p.id)) for p in await load_platforms(connection)]
+        workers = await live_workers(connection)
+        waiting = await waiting_tasks(connection)
+    if as_json:
+        show(
+            json.dumps(
+                {
+                    "platforms": [
+                        _as_object(p) | {"accounts": dict(pace._asdict())} for p, pace in found
+                    ],
+                    "workers": [{"name": w.name, "running": w.running} for w in workers],
+                    "tasks": waiting,
+                }
+            )
+        )
+        return 0
+    if not found:
+        tell("No platforms. Add one with `pinstripe platform add ID`.")
+        return 0
+    show(f"{'id':<20} {'schema':<20} {'state':<8} {'mode':<5} accounts")
+    for platform, pace in found:
+        state = "paused" if platform.paused else "active"
+        mode = "live" if platform.livemode else "test"
+        show(f"{platform.id:<20} {platform.schema:<20} {state:<8} {mode:<5} {_pace(pace)}")
+    tasks = ", ".join(f"{count} {name}" for name, count in sorted(waiting.items())) or "none"
+    show(f"{len(workers)} workers; tasks that wait or run: {tasks}")
+    return 0
+
+
+async def pause_platform(config: Config, platform_id: str, *, paused: bool, as_json: bool) -> int:
+    """From now on no worker works for it, or again some do."""
+    async with open_vault(PlatformVault, config, new=False) as vault:
+        platform = await vault.pause(platform_id, paused=paused)
+    text = f'Resumed "{platform_id}".'
+    if paused:
+        text = f'Paused "{platform_id}". Resume with `pinstripe platform resume {platform_id}`.'
+    _say("platform", _as_object(platform), text, as_json=as_json)
+    return 0
+
+
+async def remove_platform(
+    config: Config, platform_id: str, *, drop_tables: bool, as_json: bool
+) -> int:
+    """Forgets it and its key."""
+    async with open_vault(PlatformVault, config, new=False) as vault:
+        platform = await vault.remove(platform_id, drop_tables=drop_tables)
+    left = "Its tables were dropped." if drop_tables else "Its tables were kept."
+    _say(
+        "platform",
+        _as_object(platform),
+        f'Removed "{platform_id}" and its key. {left}',
+        as_json=as_json,
+    )
+    return 0
+
+
+async def make_views(
+    config: Config, platform_id: str, account_id: str, target: str, *, as_json: bool
+) -> int:
+    async with (
+        open_vault(PlatformVault, config, new=False) as vault,
+        connect(vault.database_url) as connection,
+    ):
+        platform = await get_platform(connection, platform_id)
+        if await account_standing(connection, platform.id, account_id) is None:
+            raise Misconfigured(
+                f"The platform has no account {account_id}.",
+                hint="The console and `/api/platforms/ID/accounts` list the accounts.",
+            )
+        names = await make_tenant_views(connection, platform.schema, account_id, target)
+    if as_json:
+        show(json.dumps({"schema": target, "views": names}))
+    else:
+        show(
+            f'Made {len(names)} views of the rows of {account_id} in the schema "{target}". Grant USAGE on '
+            "it and SELECT on its views; repeat this after an upgrade for new tables and columns."
+        )
+    return 0
+
+
+async def work(config: Config) -> int:
+    """Run a worker until cancelled."""
+    async with open_vault(PlatformVault, config, new=True) as vault, open_worker(vault) as worker:
+        tell(f"Worker {worker.holder} has joined. It leaves in order at SIGTERM or Ctrl-C.")
+        running = asyncio.create_task(worker.run())
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+    return 0
+
+
+def _pace(pace: Pace) -> str:
+    """How a sweep goes, in a line.
+
+    >>> _pace(Pace(12, 1, 2, 3.25, 70.4, 0))
+    '12 active, 1 revoked, 2 in trouble; 3.2 looks/s, the oldest 70 s ago, 0 late'
+    """
+    oldest_s = 0.0 if pace.oldest_look_s is None else pace.oldest_look_s
+    return (
+        f"{pace.active} active, {pace.revoked} revoked, {pace.troubled} in trouble; "
+        f"{pace.looks_per_s:.1f} looks/s, the oldest {oldest_s:.0f} s ago, {pace.late} late"
+    )

@@ -13,9 +13,8 @@ from pinstripe.catalog.tables import tables
 from pinstripe.cli.runtime import complain
 from pinstripe.cli.status import check_synced, with_data
 from pinstripe.cli.syncs import open_vault
-from pinstripe.client.account import meet
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import StripeClient
+from pinstripe.client.client import StripeClient, meet
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.platforms.account import open_account, open_platform
@@ -24,13 +23,13 @@ from pinstripe.service import budget_for, open_service, personal_of, stripe_for
 from pinstripe.store.platforms.stored import get_platform
 from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import connect
-from pinstripe.sync.verify.compare import Difference
-from pinstripe.sync.verify.report import Report, TableReport
+from pinstripe.sync.verify.compare import Difference, Report, TableReport
 from pinstripe.sync.verify.verify import Verify, VerifyOptions, open_verify
 
 DIFFERENT = 6
 INCOMPLETE = 4
 _TELL_S = 5.0
+_COUNTS = ("rows", "listed", "requests", "more", "partial", "moving", "unlisted", "unchecked")
 
 
 async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: bool) -> int:
@@ -160,18 +159,8 @@ def _table_object(table: TableReport) -> dict[str, object]:
         "state": table.state,
         "reason": redact(table.reason),
         "remedy": redact(table.remedy),
-        "rows": table.rows,
-        "listed": table.listed,
-        "requests": table.requests,
-        "missing": table.found["missing"],
-        "stale": table.found["stale"],
-        "extra": table.found["extra"],
-        "wrongly_deleted": table.found["wrongly_deleted"],
-        "more": table.more,
-        "partial": table.partial,
-        "moving": table.moving,
-        "unlisted": table.unlisted,
-        "unchecked": table.unchecked,
+        **{name: getattr(table, name) for name in _COUNTS},
+        **{kind: table.found[kind] for kind in ("missing", "stale", "extra", "wrongly_deleted")},
         "repaired": [_difference_object(d) for d in table.repaired],
         "remaining": [_difference_object(d) for d in table.remaining],
     }

@@ -82,7 +82,6 @@ _RAK = re.compile(r"\brak_[a-z0-9_]+\b")
 _LOOSE = re.compile(r"['‘’`\"“”](?P<slug>[a-z][a-z0-9_.:-]*[_.:-](?:read|write))['‘’`\"“”]")
 _BARE = re.compile(r"\b[a-z][a-z0-9_]*_(?:read|write)\b")
 _EDIT = re.compile(r"https://dashboard\.stripe\.com/[^\s\"'<>\\]*[^\s\"'<>\\.,;:!?)\]]")
-
 _ACCOUNT = re.compile(r"\bacct_\w+")
 # The sentence before either, which also stands alone (persons of a Standard account, seen).
 _LACKS = re.compile(r"\brequired permissions?\b")
@@ -168,15 +167,21 @@ def permission_of(message: str) -> Permission:
 
 
 def missing_permission(message: str) -> str | None:
-    """The permission that Stripe's 403 names: its slug, or its title where it has none.
+    r"""The permission that Stripe's 403 names: its slug, or its title where it has none.
 
     >>> missing_permission("Having the 'rak_charge_read' permission would allow this request.")
     'rak_charge_read'
-    >>> missing_permission("Enabling \"Prices Read\" ('plan_read') permissions on this key would allow it.")
+    >>> missing_permission('Enabling "Prices Read" (\'plan_read\') permissions on this key would allow it.')
     'plan_read'
     """
     found = permission_of(message)
     return found.slug or found.title or None
+
+
+def account_named(message: str) -> str | None:
+    """The account that Stripe's 403 names: "... for this endpoint on account 'acct_...'"."""
+    found = _ACCOUNT.search(message)
+    return found[0] if found else None
 
 
 def refusal(

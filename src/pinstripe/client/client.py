@@ -6,6 +6,10 @@ Each request waits for a permit of the account's rate limiter, is counted, and i
 `retry`. A returned `Response` arrived whole, is a JSON object, and has the interval in which it was true.
 What the objects mean is left to `rows`. Paths and parameters are quoted here for good: `transport` sends
 them byte for byte. Stripe nests parameters by brackets in the name (`created[gte]`, `expand[]`).
+
+`meet` is the first request, which proves address and key, and finds out whose key it is. A sync needs the
+account, its mode and Stripe's clock before it writes anything. A restricted key may lack any permission, so
+three reads are tried; what remains unknown is replaced by a safe guess.
 """
 
 from __future__ import annotations
@@ -27,17 +31,23 @@ import msgspec
 import structlog
 
 from pinstripe.client import retry
-from pinstripe.client.api_errors import read_error, refusal
+from pinstripe.client.api_errors import account_named, read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
-from pinstripe.client.expands import Expands
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins, Response, is_whole_object
+from pinstripe.client.retry import Expands
 from pinstripe.client.transport import Broken, Timeouts, Wire
-from pinstripe.errors import Oversized, PinstripeError, Unreachable
+from pinstripe.errors import NotPermitted, Oversized, PinstripeError, Unreachable
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _ACCOUNT = "/v1/account"
+_STRIPE_BEGAN = 1_262_304_000
+"""1 January 2010. No account is older, even if it does not give its age."""
+_SKEW_S = 300.0
+"""How far a machine's clock may be off, where Stripe's cannot be had."""
+_PROBES = (_ACCOUNT, "/v1/balance", "/v1/events")
+"""Each of these proves the key and gives Stripe's time. A restricted key may lack some."""
 
 _FORM = "application/x-www-form-urlencoded"
 
@@ -159,7 +169,7 @@ class StripeClient:
     ) -> Response:
         """GETs `path` (ids in it quoted by `quote_id`). `endpoint` is the rate limiter's name for it.
 
-        Properties that Stripe refuses to expand are left out (`expands`). A page that is too large is
+        Properties that Stripe refuses to expand are left out (`Expands`). A page that is too large is
         requested with fewer entries: only an entry that is too large by itself stops its list.
 
         Raises `NotPermitted`, `NotEnabled`, `NotFound`, `BadParameter`, which are definite answers;
@@ -387,3 +397,38 @@ def encode_params(params: Params) -> str:
     'created[gte]=17&expand[]=data.a%20b&expand[]=x'
     """
     return "&".join(f"{quote(name, safe='[]')}={quote(value, safe='')}" for name, value in params)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The account of a key. `now` is on Stripe's clock; the account is not older than `birth`."""
+
+    id: str | None
+    livemode: bool
+    now: float
+    birth: int
+
+
+async def meet(stripe: StripeClient, key: ApiKey) -> Account:
+    """Returns the account of the key. Raises what `StripeClient.get` raises."""
+    account_id: str | None = None
+    for path in _PROBES:
+        params = [("limit", "1")] if path == "/v1/events" else []
+        try:
+            response = await stripe.get(path, params, endpoint=f"GET {path}")
+        except NotPermitted as error:
+            account_id = account_id or account_named(error.message)
+            continue
+        return _account(response, path, account_id, key)
+    # The key is valid but may read nothing here. Stripe's clock is unknown, and ours may be fast.
+    return Account(account_id, key.mode == "live", time.time() - _SKEW_S, _STRIPE_BEGAN)
+
+
+def _account(response: Response, path: str, account_id: str | None, key: ApiKey) -> Account:
+    birth = _STRIPE_BEGAN
+    if path == _ACCOUNT:
+        body = msgspec.json.decode(response.body, type=dict[str, object])
+        account_id = str(body["id"]) if isinstance(body.get("id"), str) else None
+        created = body.get("created")
+        birth = created if isinstance(created, int) else birth
+    return Account(account_id, key.mode == "live", response.not_before, birth)

@@ -19,8 +19,7 @@ import msgspec
 
 from pinstripe.catalog.endpoints import ListEndpoint, Param
 from pinstripe.client.client import Params, StripeClient
-from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import Response, decode_odd
+from pinstripe.client.response import Response, StripeObject, decode, decode_odd
 from pinstripe.errors import Drifted, NotFound
 
 PAGE = 100

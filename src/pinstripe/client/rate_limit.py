@@ -43,7 +43,6 @@ class WorkClass(IntEnum):
 _CUT_AT_MOST_EVERY_S = 1.0
 
 _CUT_TO = 0.8
-
 _SLOWEST_SHARE = 0.05
 
 # Back in 3 s to a little less than what was refused. From there on Stripe is tried out slowly: where
@@ -191,7 +190,6 @@ class ConcurrencyLimit:
         return min(self._set_limit, int(self._cut_limit + (now - self._cut_at)))
 
     def is_free(self, now: float) -> bool:
-        """Whether one more may start."""
         return self.used < self.limit(now)
 
     def cut(self, now: float) -> None:

@@ -1,25 +1,35 @@
-"""One HTTP response, and the interval on Stripe's clock in which its body was true.
+"""One response of Stripe's: its JSON, and the interval on Stripe's clock in which it was true.
 
-    transport -> Response -> client (is it Stripe's, and whole?) -> rows, with `not_before` and `not_after`
+    transport -> Response -> client (is it Stripe's, and whole?) -> rows, with their `AsOf`
 
 The interval is on the clock of `event.created`, the one that events have. It is measured here, with margins
-for what a `Date` does not say; `rows.as_of` carries it on, and `mirror` compares it: rows in `upsert`, sets
-in `orphans`.
+for what a `Date` does not say; `AsOf` carries it on, with the cause of the state, and `mirror` compares it:
+rows in `upsert`, sets in `orphans`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
 import msgspec
 
-from pinstripe.client.retry import http_time
+StripeObject = dict[str, "object"]
 
 # Without a `Date` only the local clock is left, and it may be wrong. Five minutes is the skew that
 # Stripe itself accepts (in webhook signatures); a wider interval only costs an extra GET.
 _LOCAL_CLOCK_MARGIN_S = 300.0
+
+_any_json = msgspec.json.Decoder(msgspec.Raw)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_decoder = msgspec.json.Decoder()
+_NUL = rb"\u0000"
+_NUL_SHOWN = rb"\u2400"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +38,7 @@ class Margins:
 
     `clock_s`: between `Date` and `event.created`, either way. `replica_lag_s`: how old the state that a
     read shows may be. Stripe documents neither; these are guesses on the safe side, and both are
-    measured (`store.clocks`).
+    measured (`store.daily_counts`).
     """
 
     clock_s: float = 3.0
@@ -83,7 +93,66 @@ class Response:
         return self.not_before - clock_s, self.not_after + clock_s
 
 
-_any_json = msgspec.json.Decoder(msgspec.Raw)
+def http_time(text: str | None) -> int | None:
+    """An HTTP date as Unix seconds; None if it is absent or unreadable.
+
+    >>> http_time("Thu, 01 Jan 1970 00:01:00 GMT")
+    60
+    """
+    return _parse_http_time(text) if text else None
+
+
+# Up to a hundred responses share one second, so nearly every call is a hit.
+@lru_cache(maxsize=16)
+def _parse_http_time(text: str) -> int | None:
+    try:
+        return int(parsedate_to_datetime(text).timestamp())
+    except (ValueError, OverflowError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class AsOf:
+    """The interval on the clock of `event.created`, Unix seconds, in which a snapshot was taken: [lo, hi).
+
+    `cause`: the event or request that made Stripe change the object, for the change feed. `known_until`:
+    whatever was written until then, on Postgres's clock, Stripe knew when it made the snapshot.
+    """
+
+    lo: float
+    hi: float
+    cause: Cause | None = None
+    known_until: datetime | None = None
+
+    def union(self, other: AsOf) -> AsOf:
+        """The interval of two pages that are applied as one."""
+        known = [k for k in (self.known_until, other.known_until) if k is not None]
+        return AsOf(
+            min(self.lo, other.lo),
+            max(self.hi, other.hi),
+            self.cause or other.cause,
+            min(known) if len(known) == 2 else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The event (`evt_…`) and the request (`req_…`) that changed an object; "" where unknown."""
+
+    event_id: str = ""
+    request_id: str = ""
+
+
+def as_of_response(
+    response: Response, cause: Cause | None = None, *, started: datetime | None = None
+) -> AsOf:
+    """The interval of a read, margins included. `cause`: what led to it, for the change feed.
+
+    `started`: a moment before the request, on Postgres's clock. A replica that is behind shows what Stripe
+    knew a little before.
+    """
+    lag = timedelta(seconds=response.margins.replica_lag_s)
+    return AsOf(*response.read_interval(), cause, None if started is None else started - lag)
 
 
 def is_whole_object(body: bytes) -> bool:
@@ -120,3 +189,53 @@ def decode_odd(body: bytes) -> object:
     except (ValueError, RecursionError):
         return None
     return value
+
+
+def decode(body: bytes) -> object:
+    """The JSON value of `body` as Postgres can hold it. Raises msgspec.DecodeError where it is not JSON.
+
+    JSON allows two things that Postgres text refuses: the NUL character and halves of surrogate pairs. Both
+    become visible stand-ins (U+2400 ␀ and U+FFFD) instead of an error or a lost row. So do bytes that are
+    not UTF-8.
+    """
+    if _NUL in body:
+        body = _show_nul(body)
+    try:
+        value: object = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        odd = decode_odd(body)
+        if odd is None:
+            raise msgspec.DecodeError(str(error)) from None
+        return _clean(odd)
+    return value
+
+
+def _show_nul(body: bytes) -> bytes:
+    """Replaces escaped NULs in JSON text; a backslash that is itself escaped begins no escape."""
+    pieces: list[bytes] = []
+    start = 0
+    while (at := body.find(_NUL, start)) >= 0:
+        before = body[start:at]
+        escaped = (len(before) - len(before.rstrip(b"\\"))) % 2
+        pieces += [before, _NUL if escaped else _NUL_SHOWN]
+        start = at + len(_NUL)
+    return b"".join([*pieces, body[start:]])
+
+
+def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {clean_text(str(key)): _clean(item) for key, item in value.items()}
+    return value
+
+
+def clean_text(text: str) -> str:
+    """`text` as Postgres can hold it.
+
+    >>> clean_text("a\\x00b")
+    'a␀b'
+    """
+    return _SURROGATE.sub("\ufffd", text.replace("\x00", "\u2400"))

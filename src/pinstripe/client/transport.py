@@ -91,7 +91,6 @@ class Wire:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Opens the pool."""
         headers = {**self._headers, "Accept-Encoding": "gzip"}
         self._session = open_session(self._timeouts, headers=headers, proxy=self._proxy)
 

@@ -29,7 +29,6 @@ from pinstripe.store.pool import Connection
 from pinstripe.store.roles import drop_reader, find_reader, renew_reader, role_name, url_as
 
 _LIKED = ("customer", "invoice", "charge", "product", "event")
-
 _TABLES = "SELECT tablename::text FROM pg_tables WHERE schemaname = $1 ORDER BY 1 LIMIT 500"
 
 
@@ -40,7 +39,6 @@ async def show(visit: PageContext) -> Response:
 
 async def make(visit: PageContext) -> Response:
     """Create the read-only user or reset its password, which only this response shows."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     url = _database_url(visit)
     try:
         reader = await renew_reader(url, visit.sync.schema)
@@ -56,7 +54,6 @@ async def make(visit: PageContext) -> Response:
 
 async def drop(visit: PageContext) -> Response:
     """Delete the read-only user."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
         dropped = await drop_reader(_database_url(visit), visit.sync.schema)
     except PinstripeError as error:
@@ -71,7 +68,6 @@ async def drop(visit: PageContext) -> Response:
 
 def gateway_of(visit: PageContext) -> GatewayAddress:
     """The addresses of the sync that the visit is about."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     request = visit.request
     reached = f"{request.url.scheme}://{request.headers.get('host', '')}"
     return gateway_at(visit.gateway.parts.public_url, reached, visit.sync.id)
@@ -85,7 +81,6 @@ async def _page(
     status: int = 200,
 ) -> Response:
     sync = visit.sync
-    assert sync is not None  # noqa: S101 (its route names it)
     place = database_at(_database_url(visit))
     role, table = await _look(visit, sync.schema)
     login = login or DatabaseLogin(role or role_name(place.name, sync.schema), PASSWORD)

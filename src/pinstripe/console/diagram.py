@@ -24,8 +24,7 @@ from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import HEADERS, path_of
 from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, overview
 from pinstripe.diagram.layout import draw
-from pinstripe.diagram.mermaid import to_mermaid
-from pinstripe.diagram.svg import Links, stylesheet, to_svg
+from pinstripe.diagram.render import Links, stylesheet, to_mermaid, to_svg
 from pinstripe.errors import PinstripeError
 from pinstripe.store.pool import Connection
 
@@ -64,7 +63,6 @@ class DiagramView:
 
 async def show(visit: PageContext) -> Response:
     """The page with the diagram; the same as a file with `?form=svg` or `?form=mermaid`."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     if wanted := visit.text("find"):
         return _found(visit, wanted)
     place = _place(visit)
@@ -137,7 +135,6 @@ def _diagram(place: DiagramView, filled: frozenset[str] | None) -> Diagram:
 
 async def _filled(visit: PageContext) -> frozenset[str] | None:
     """Return the tables with rows; None if the database is unreachable: then all are drawn."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     try:
         async with visit.gateway.reads.connection() as connection:
             return await _load_filled(connection, visit.sync.schema)
@@ -152,7 +149,6 @@ async def _load_filled(connection: Connection, schema: str) -> frozenset[str]:
 
 def _found(visit: PageContext, wanted: str) -> Response:
     """To the table or domain that is called like this."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     kept = _place(visit).query()
     table = best(wanted)
     if table is not None:

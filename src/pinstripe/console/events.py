@@ -1,4 +1,8 @@
-"""Events: a live list with filters, and the page of one event with its payload and its effects."""
+"""What happened: the events of Stripe's log, one event with its payload and effects, and the change feed.
+
+The feed shows which rows changed, in which columns, and which event or request caused it. The first page of
+each list is updated live.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,12 @@ from pinstripe.console import templating
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import Notice, Pages, path_of
 from pinstripe.gateway.deps import Gateway
-from pinstripe.store.changes import Change, changes_of_event
+from pinstripe.store.changes import Change, ChangeFilter, changes_before, changes_of_event
 from pinstripe.store.events import EventFilter, EventLine, has_events, list_events, load_event
 
 _PAGE = 50
 _KEPT = 200
+_LAST = 2**63 - 1
 _MOST_FILTERS = 64
 _MISSING = "(absent)"
 
@@ -51,7 +56,6 @@ class Events:
 
     async def show(self, visit: PageContext) -> Response:
         """Return a page of the list. The first page is updated live."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted, wrong = _filter(visit)
         async with visit.gateway.reads.connection() as connection:
             if not await has_events(connection, visit.sync.schema):
@@ -73,13 +77,10 @@ class Events:
 
     async def live(self, visit: PageContext) -> Response:
         """Stream new events."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         wanted, _ = _filter(visit)
         return templating.stream(visit.gateway, self._news(visit.gateway, visit.sync.id, wanted))
 
     async def one(self, visit: PageContext) -> Response:
-        """One event."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         schema = visit.sync.schema
         async with visit.gateway.reads.connection() as connection:
             there = await has_events(connection, schema)
@@ -191,3 +192,55 @@ def columns_of(change: Change) -> list[FieldChange]:
 def _short(value: object) -> str:
     text = _pretty(value) if isinstance(value, dict | list) else msgspec.json.encode(value).decode()
     return text if len(text) <= 2000 else text[:2000] + " …"
+
+
+class Changes:
+    """The page `/syncs/{sync}/changes`."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+
+    async def show(self, visit: PageContext) -> Response:
+        """Return a page of the feed, newest first. The first page is updated live."""
+        wanted = _wanted(visit)
+        before = visit.text("before")
+        position = min(int(before), _LAST) if before.isdecimal() and before.isascii() else _LAST
+        async with visit.gateway.reads.connection() as connection:
+            found = await changes_before(
+                connection, visit.sync.schema, position, wanted=wanted, limit=_PAGE + 1
+            )
+        shown = found[:_PAGE]
+        query = {n: visit.text(n) for n in ("table", "id") if visit.text(n)}
+        more = {**query, "before": str(shown[-1].position)} if len(found) > _PAGE else None
+        return visit.page(
+            "changes.html",
+            changes=[(change, columns_of(change)) for change in shown],
+            query=query,
+            live=f"{path_of(visit.sync.id, 'changes')}/live?{urlencode(query)}",
+            is_first=not before,
+            more=f"?{urlencode(more)}" if more else None,
+        )
+
+    async def live(self, visit: PageContext) -> Response:
+        """Stream new changes."""
+        pieces = self._news(visit.gateway, visit.sync.id, visit.sync.schema, _wanted(visit))
+        return templating.stream(visit.gateway, pieces)
+
+    async def _news(
+        self, gateway: Gateway, sync_id: str, schema: str, wanted: ChangeFilter
+    ) -> AsyncIterator[bytes]:
+        async with aclosing(gateway.feed.follow(schema, after=None, wanted=wanted)) as entries:
+            async for entry in entries:
+                if entry is None:
+                    yield templating.ALIVE
+                    continue
+                html = self._pages.piece(
+                    "changes_rows.html",
+                    changes=[(entry.change, columns_of(entry.change))],
+                    sync_id=sync_id,
+                )
+                yield templating.prepend("changes", html, keep=_KEPT)
+
+
+def _wanted(visit: PageContext) -> ChangeFilter:
+    return ChangeFilter(visit.text("table").replace("\0", ""), visit.text("id").replace("\0", ""))

@@ -74,13 +74,11 @@ class Keys:
 
     async def check_key(self, visit: PageContext) -> Response:
         """Begins an examination."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         self._checks.begin(visit.gateway, visit.sync)
         return visit.redirect("keys")
 
     async def change(self, visit: PageContext) -> Response:
         """Replace the key with another one of the same account, and check it."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         try:
             if not visit.text("key"):
                 raise Misconfigured("No key was entered.", hint="Enter the new key.")
@@ -96,7 +94,6 @@ class Keys:
 
         If it ended after the page was rendered, the report is still sent.
         """
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         found = self._checks.of(visit.sync)
         if found is None:
             return Response(status_code=204, headers=HEADERS)
@@ -113,7 +110,6 @@ class Keys:
         return templating.replace("report", html)
 
     def _page(self, visit: PageContext, *messages: Notice, status: int = 200) -> Response:
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         return visit.page(
             "keys.html",
             messages=messages,
@@ -126,7 +122,6 @@ class Keys:
 def _shown(visit: PageContext, found: KeyCheck | None) -> dict[str, object]:
     """What the piece needs, on the page and in the stream."""
     sync = visit.sync
-    assert sync is not None  # noqa: S101 (its route names it)
     report = found.report if found is not None and not found.runs else None
     gateway = gateway_of(visit)
     abilities = report.abilities if report else ()
@@ -174,7 +169,6 @@ _OPENS_WITHIN_S = 60.0
 """A new sync is open when its process has made the tables, some seconds after it was added."""
 
 _LOOK_S = 0.1
-
 _TELL_S = 1.0
 
 
@@ -268,7 +262,6 @@ def _mark(sync: StoredSync) -> str:
 
 
 async def _opened(gateway: Gateway, sync_id: str) -> OpenSync:
-    """Return the sync once it is open."""
     for _ in range(int(_OPENS_WITHIN_S / _LOOK_S)):
         opened = gateway.parts.syncs.get(sync_id)
         if opened is not None:

@@ -20,10 +20,9 @@ from pinstripe.console.templating import Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.live.status_board import SyncStatus
-from pinstripe.store.cursors import load_checkpoints
+from pinstripe.store.cursors import RememberedRefusal, load_checkpoints, load_refusals
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
-from pinstripe.store.refusals import RememberedRefusal, load_refusals
 
 _NEWEST = 8
 
@@ -83,7 +82,6 @@ class Overview:
 
     async def show(self, visit: PageContext) -> Response:
         """One sync."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         board = await visit.gateway.board.fresh()
         live = board[visit.sync.id]
         pieces = await self._draw(visit.gateway, live)
@@ -99,7 +97,6 @@ class Overview:
 
     async def live(self, visit: PageContext) -> Response:
         """The stream of pieces that have changed."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         return templating.stream(visit.gateway, self._pieces(visit.gateway, visit.sync.id))
 
     async def _pieces(self, gateway: Gateway, sync_id: str) -> AsyncIterator[bytes]:

@@ -1,8 +1,9 @@
-"""The context of one request for a page: session, sync, and the response.
+"""The context of one page: session, sync, response, and whether its endpoint is called; log in and out.
 
 Every endpoint of the console is called through `PageGuard`. It admits callers by the policy of
-`gateway.http.auth`, redirects others to the login page, checks the token of each form before the
-endpoint runs, and finds the sync that the path names.
+`gateway.http.auth`, redirects others to the login page, checks the token of each form before the endpoint
+runs, and finds the sync that the path names. The admin token is never kept: `Login` replaces it by a
+session.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from starlette.datastructures import FormData
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 
-from pinstripe.console.sessions import Session, Sessions, set_cookie
+from pinstripe.console.sessions import Session, Sessions, drop_cookie, set_cookie
 from pinstripe.console.templating import HEADERS, Notice, Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
@@ -37,14 +38,21 @@ class PageContext:
     session: Session
     section: str
     syncs: Sequence[StoredSync]
-    sync: StoredSync | None
+    chosen: StoredSync | None
+    """The sync that the path names; None on pages of the whole service."""
     form: FormData = field(default_factory=FormData)
     """Of a POST; its token has been checked."""
 
     @property
+    def sync(self) -> StoredSync:
+        """The same, for endpoints whose route has `{sync}`."""
+        assert self.chosen is not None  # noqa: S101 (`PageGuard` has found it)
+        return self.chosen
+
+    @property
     def open_sync(self) -> OpenSync | None:
         """Its open parts; None while its schema is not there, or Postgres is away."""
-        return self.gateway.parts.syncs.get(self.sync.id) if self.sync is not None else None
+        return self.gateway.parts.syncs.get(self.chosen.id) if self.chosen is not None else None
 
     def named(self, name: str) -> str:
         """A part of the path, decoded."""
@@ -69,7 +77,7 @@ class PageContext:
             template,
             session=self.session,
             section=self.section,
-            sync=self.sync,
+            sync=self.chosen,
             syncs=self.syncs,
             platforms=bool(self.gateway.parts.syncs.platforms),
             messages=messages,
@@ -79,10 +87,9 @@ class PageContext:
 
     def redirect(self, section: str, *more: str) -> Response:
         """To another page, after a form was taken."""
-        return go(path_of(self.sync.id if self.sync is not None else "", section, *more))
+        return go(path_of(self.chosen.id if self.chosen is not None else "", section, *more))
 
     def error_page(self, error: PinstripeError, *, status: int = 503) -> Response:
-        """Return a page with the error and its remedy."""
         told = Notice(error.message, error.hint, "bad")
         return self.page(
             "message.html", title="Something went wrong", messages=[told], status=status
@@ -163,8 +170,8 @@ class PageGuard:
             visit.syncs = await gateway.parts.control.list()
             wanted = request.path_params.get("sync")
             if wanted is not None:
-                visit.sync = next((s for s in visit.syncs if s.id == wanted), None)
-                if visit.sync is None:
+                visit.chosen = next((s for s in visit.syncs if s.id == wanted), None)
+                if visit.chosen is None:
                     return visit.not_found(f'There is no sync "{wanted}".')
             return await endpoint(visit)
         except HTTPError as no:
@@ -205,3 +212,80 @@ def local_path(wanted: str) -> str:
     """
     plain = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
     return wanted if plain and wanted.isprintable() and "\\" not in wanted else "/"
+
+
+class Login:
+    """The page that asks for the token, and the button that ends the session."""
+
+    def __init__(self, guard: PageGuard) -> None:
+        self._guard = guard
+
+    async def show(self, request: Request) -> Response:
+        """Return the form, or a redirect if no token is required."""
+        wanted = local_path(request.query_params.get("next", "/"))
+        if self._guard.access.is_open or self._guard.access.session(request):
+            return go(wanted)
+        return self._form(request, self._guard.sessions.of(request), wanted)
+
+    async def enter(self, request: Request) -> Response:
+        """Takes the token. A wrong one is answered late."""
+        sessions, access = self._guard.sessions, self._guard.access
+        session = sessions.of(request)
+        try:
+            access.check_page(request)
+            form = await self._guard.read_form(request, session)
+            if form is None:
+                told = Notice("The form has expired. Please try again.", kind="warn")
+                return self._form(request, None, "/", told, status=403)
+            wanted = local_path(str(form.get("next", "/")))
+            good = await access.accepts(str(form.get("token", "")).strip())
+        except HTTPError as no:
+            told = Notice(no.message, no.hint, "bad")
+            return self._form(request, session, "/", told, status=no.status)
+        if not good:
+            told = Notice("Wrong admin token.", "It is the value of PINSTRIPE_ADMIN_TOKEN.", "bad")
+            return self._form(request, session, wanted, told, status=401)
+        if session is not None:
+            sessions.end(session)
+        response = go(wanted)
+        begun = sessions.begin(logged_in=True)
+        set_cookie(response, begun, secure=self._guard.is_secure(request))
+        return response
+
+    async def leave(self, request: Request) -> Response:
+        """Ends the session."""
+        session = self._guard.sessions.of(request)
+        if session is None:
+            return go("/login")
+        if await self._guard.read_form(request, session) is None:
+            text = "The page has expired. Reload it, then log out.\n"
+            return Response(text, 403, HEADERS, media_type="text/plain")
+        self._guard.sessions.end(session)
+        response = go("/login")
+        drop_cookie(response)
+        return response
+
+    def _form(
+        self,
+        request: Request,
+        session: Session | None,
+        wanted: str,
+        *messages: Notice,
+        status: int = 200,
+    ) -> Response:
+        # This form carries a token too, against login CSRF.
+        asking = session or self._guard.sessions.begin(logged_in=False)
+        page = self._guard.pages.page(
+            "login.html",
+            session=asking,
+            section="login",
+            sync=None,
+            syncs=(),
+            platforms=False,
+            messages=messages,
+            status=status,
+            wanted=wanted,
+        )
+        if asking is not session:
+            set_cookie(page, asking, secure=self._guard.is_secure(request))
+        return page

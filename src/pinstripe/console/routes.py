@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from pinstripe.console import connect, diagram, insights, platforms, row, rows, tables
-from pinstripe.console.changes import Changes
-from pinstripe.console.events import Events
+from pinstripe.console import connect, diagram, insights, row, rows, syncs, tables
+from pinstripe.console.events import Changes, Events
 from pinstripe.console.keys import KeyChecks, Keys
-from pinstripe.console.login import Login
 from pinstripe.console.overview import Overview
-from pinstripe.console.page_context import PageGuard
+from pinstripe.console.page_context import Login, PageGuard
 from pinstripe.console.sessions import Sessions
 from pinstripe.console.sql import Sql
 from pinstripe.console.syncs import Stored
@@ -21,10 +19,9 @@ from pinstripe.gateway.http.auth import Auth
 def console_routes(access: Auth) -> list[Route]:
     """For `gateway.app.make_app`; from then on `access` knows the console's sessions."""
     pages = Pages()
-    let_in = PageGuard(pages, Sessions(), access)
+    let_in, examinations = PageGuard(pages, Sessions(), access), KeyChecks()
     login = Login(let_in)
     overview, events, changes = Overview(pages), Events(pages), Changes(pages)
-    examinations = KeyChecks()
     keys, stored, sql = Keys(pages, examinations), Stored(examinations), Sql()
     return [
         Route("/static/diagram.css", diagram.style),
@@ -34,7 +31,8 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/logout", login.leave, methods=["POST"]),
         Route("/", let_in(overview.start)),
         Route("/welcome", let_in(stored.welcome, "syncs")),
-        *_platform_routes(let_in),
+        Route("/platforms", let_in(syncs.show_platforms, "platforms")),
+        Route("/platforms/{platform}", let_in(syncs.show_platform, "platforms")),
         Route("/syncs", let_in(stored.show, "syncs"), methods=["GET"]),
         Route("/syncs", let_in(stored.add, "syncs"), methods=["POST"]),
         Route("/syncs/{sync}/pause", let_in(stored.pause, "syncs"), methods=["POST"]),
@@ -67,11 +65,4 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/syncs/{sync}/keys/live", let_in(keys.live)),
         Route("/syncs/{sync}/keys/examine", let_in(keys.check_key, "keys"), methods=["POST"]),
         Route("/syncs/{sync}/keys/change", let_in(keys.change, "keys"), methods=["POST"]),
-    ]
-
-
-def _platform_routes(let_in: PageGuard) -> list[Route]:
-    return [
-        Route("/platforms", let_in(platforms.show, "platforms")),
-        Route("/platforms/{platform}", let_in(platforms.one, "platforms")),
     ]

@@ -17,7 +17,7 @@ import asyncpg
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.console import sql_run
 from pinstripe.console.page_context import PageContext
@@ -59,7 +59,6 @@ class Sql:
 
     async def names(self, visit: PageContext) -> Response:
         """Tables and their columns, for completing words: {table: [column, ...]}."""
-        assert visit.sync is not None  # noqa: S101 (its route names it)
         async with visit.gateway.reads.connection() as connection:
             rows = await connection.fetch(_NAMES, visit.sync.schema)
         body = msgspec.json.encode({row[0]: row[1] for row in rows})
@@ -152,7 +151,6 @@ def _late() -> Unreachable:
 
 
 def _place(visit: PageContext) -> SqlTarget:
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     parts = visit.gateway.parts
     return SqlTarget(visit.sync.schema, parts.database_url(), parts.reader_url)
 
@@ -166,7 +164,6 @@ async def _page(
     failed: Failed | None = None,
     trouble: PinstripeError | None = None,
 ) -> Response:
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     async with visit.gateway.reads.connection() as connection:
         here = await load_table_names(connection, visit.sync.schema)
     return visit.page(
@@ -212,9 +209,7 @@ def _gone() -> Response:
 
 
 STATEMENT_S = 60
-
 MOST_ROWS = 100_000
-
 _SPECIAL = re.compile(r'[,"\r\n]|^\s|\s$')
 
 # Text that a spreadsheet reads as a formula; and numbers, which are allowed.

@@ -27,9 +27,7 @@ from pinstripe.store.pool import close_quietly, connect_dedicated, sqlstate, tra
 from pinstripe.store.roles import Limits, renew_reader
 
 STATEMENT_S = 10
-
 MOST_ROWS = 1000
-
 _MOST_CHARS = 1_000_000
 """Of one result on a page; a browser has trouble with more."""
 
@@ -55,8 +53,6 @@ _NUMBERS = {"smallint", "integer", "bigint", "numeric", "real", "double", "oid",
 
 @dataclass(frozen=True, slots=True)
 class ResultColumn:
-    """A column of a result."""
-
     name: str
     type: str
 
@@ -231,7 +227,6 @@ PLACE_S = 10.0
 """The longest wait for one."""
 
 _LIMITS = Limits(connections=2 * (_STATEMENTS + _DOWNLOADS), statement_s=10)
-
 _LOGIN_REFUSED = {"28P01", "28000"}
 
 _MAY_WRITE = """

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from pinstripe.catalog.descriptions import describe_column, describe_table, docs_url, is_money
 from pinstripe.catalog.domains import DOMAINS, Domain, domain_by_table
-from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import Column, Table, table_of_object, tables
 from pinstripe.console.page_context import PageContext
 from pinstripe.store.ddl import BOOKKEEPING, qualified
@@ -58,8 +58,6 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True)
 class TableLine:
-    """One table in the list."""
-
     name: str
     about: str
     status: TableStatus
@@ -76,7 +74,6 @@ class TableLine:
 
 async def show(visit: PageContext) -> Response:
     """All tables of the schema."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     only_filled = visit.text("rows") == "some"
     async with visit.gateway.reads.connection() as connection:
         standing = await _standing(connection, visit.sync.schema)
@@ -98,7 +95,6 @@ async def show(visit: PageContext) -> Response:
 
 async def one(visit: PageContext) -> Response:
     """Return the page of one table: status, columns, and references to it."""
-    assert visit.sync is not None  # noqa: S101 (its route names it)
     schema, name = visit.sync.schema, visit.named("table")
     async with visit.gateway.reads.connection() as connection:
         shape = await load_shape(connection, schema, name)
@@ -206,7 +202,6 @@ class Shape:
         return self.table.key[-1]
 
     def currency_of(self, column: ShownColumn) -> str | None:
-        """Return the currency column of an amount."""
         if not column.is_money or column.known is None:
             return None
         beside = "_".join((*column.known.path[:-1], "currency"))

@@ -11,15 +11,15 @@ in a refusal: their names do not follow from the paths.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from pinstripe.catalog.domains import DOMAINS, domain_by_table
 from pinstripe.catalog.model import spec
+from pinstripe.client.api_errors import account_named
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
+from pinstripe.client.response import StripeObject
 from pinstripe.doctor.permissions import (
     ACCOUNT,
     EVENTS,
@@ -33,8 +33,6 @@ from pinstripe.doctor.permissions import (
 from pinstripe.doctor.probe import PRIORITY, ClockDifference, Prober, ProbeResult, look_at
 from pinstripe.doctor.report import Ability, Finding, KeyReport, Recipe, Resource
 from pinstripe.errors import Drifted, Refused, Unreachable, WrongAccount, WrongKey
-
-_ACCOUNT_ID = re.compile(r"acct_\w+")
 
 _BEYOND = 4
 """Requests beside the resources: the account, a preview, the version, a write perhaps."""
@@ -142,10 +140,10 @@ def _account_id(account: Tried, tried: Sequence[Tried]) -> str | None:
     if isinstance(known, str):
         return known
     for each in (account, *tried):
-        if each.resource.state == "not_permitted":
-            found = _ACCOUNT_ID.search(each.resource.message)
-            if found is not None:
-                return found[0]
+        if each.resource.state == "not_permitted" and (
+            found := account_named(each.resource.message)
+        ):
+            return found
     return None
 
 

@@ -16,14 +16,13 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.tables import table_name, table_of_object
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_list
+from pinstripe.client.response import StripeObject
 from pinstripe.doctor.probe import Prober, ProbeResult
 from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource, ResourceState
 from pinstripe.errors import Drifted, WrongKey
 
 ACCOUNT = "/v1/account"
-
 _ONE = ("limit", "1")
 
 
@@ -105,7 +104,6 @@ def resource_of(path: str, tables: tuple[str, ...], said: ProbeResult) -> Resour
 
 
 def resource_in(product: str, path: str, tables: tuple[str, ...], said: ProbeResult) -> Resource:
-    """As `resource_of`, of a product that is known."""
     lacking = said.lacking
     return Resource(
         path,
@@ -186,9 +184,7 @@ def _limit(endpoint: ListEndpoint) -> list[tuple[str, str]]:
 
 
 EVENTS = "/v1/events"
-
 WEBHOOKS = "/v1/webhook_endpoints"
-
 _PREVIEW = "/v1/invoices/create_preview"
 
 

@@ -25,8 +25,7 @@ from urllib.parse import urlsplit
 from pinstripe.client.api_errors import NO_PERMISSION, Permission, permission_of
 from pinstripe.client.api_key import proxy_for
 from pinstripe.client.client import Params, StripeClient
-from pinstripe.client.response import Response
-from pinstripe.client.retry import http_time
+from pinstripe.client.response import Response, http_time
 from pinstripe.doctor.report import Network, ResourceState
 from pinstripe.errors import (
     NotEnabled,

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pinstripe.concurrency import end
-from pinstripe.gateway.api import catalog, events, health, platforms, status, streams, syncs
+from pinstripe.gateway.api import catalog, events, status, syncs
 from pinstripe.gateway.api.endpoint import Call, Endpoint, HttpMethod
 from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.deps import Deps, Gateway
@@ -133,10 +133,10 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET", "/api/openapi.json", description),
     Endpoint("GET", "/api/tables", catalog.catalog_tables),
     Endpoint("GET", "/api/tables/{table}", catalog.catalog_table),
-    Endpoint("GET", "/api/live", streams.live, stream=streams.LiveBoard, media=streams.MEDIA),
-    Endpoint("GET", "/api/platforms", platforms.list_platforms),
-    Endpoint("GET", "/api/platforms/{id}", platforms.get_platform),
-    Endpoint("GET", "/api/platforms/{id}/accounts", platforms.list_accounts),
+    Endpoint("GET", "/api/live", events.live, stream=events.LiveBoard, media=events.MEDIA),
+    Endpoint("GET", "/api/platforms", syncs.list_platforms),
+    Endpoint("GET", "/api/platforms/{id}", syncs.get_platform),
+    Endpoint("GET", "/api/platforms/{id}/accounts", syncs.list_accounts),
     Endpoint("GET", "/api/syncs", syncs.list_syncs),
     Endpoint("POST", "/api/syncs", syncs.add_sync, status=201),
     Endpoint("GET", "/api/syncs/{id}", syncs.get_sync),
@@ -154,27 +154,27 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/api/syncs/{id}/changes/stream",
-        streams.change_stream,
+        events.change_stream,
         stream=Change,
-        media=streams.MEDIA,
+        media=events.MEDIA,
     ),
     Endpoint(
-        "GET", "/api/syncs/{id}/live", streams.live_sync, stream=SyncStatus, media=streams.MEDIA
+        "GET", "/api/syncs/{id}/live", events.live_sync, stream=SyncStatus, media=events.MEDIA
     ),
     _wait("GET"),
     _wait("POST"),
     Endpoint("POST", "/webhooks/stripe/{id}", webhook, "signature", raw=True),
-    Endpoint("GET", "/healthz", health.healthz, "anyone", raw=True),
+    Endpoint("GET", "/healthz", status.healthz, "anyone", raw=True),
     Endpoint(
         "GET",
         "/readyz",
-        health.readyz,
+        status.readyz,
         "anyone",
         raw=True,
-        shows=health.Readiness,
-        also={503: health.Readiness},
+        shows=status.Readiness,
+        also={503: status.Readiness},
     ),
-    Endpoint("GET", "/metrics", health.metrics, media=METRICS, raw=True),
+    Endpoint("GET", "/metrics", status.metrics, media=METRICS, raw=True),
 )
 
 

@@ -37,8 +37,8 @@ from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
-from pinstripe.store.personal import check_policy
 from pinstripe.store.pool import Pool, connect, open_pool
+from pinstripe.store.rewrite import check_policy
 from pinstripe.store.syncs import Sync, load_syncs, load_table_names
 
 

@@ -1,13 +1,13 @@
 """The mirror: writes Stripe objects to the synced tables; nothing else does. See `mirror.mirror`."""
 
-from pinstripe.mirror.mirror import Mirror, Resolve, Sink, open_mirror
-from pinstripe.mirror.queue import (
+from pinstripe.mirror.batch import (
     BATCH_ROWS,
     LIVE_LANE,
     QUEUE_ROWS,
     Part,
     Progress,
 )
+from pinstripe.mirror.mirror import Mirror, Resolve, Sink, open_mirror
 
 __all__ = [
     "BATCH_ROWS",

@@ -18,12 +18,12 @@ from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from pinstripe.catalog.tables import LOGS, Table
+from pinstripe.client.response import Cause
 from pinstripe.mirror.upsert import key_text, same_row, stage, stored
-from pinstripe.rows.as_of import Cause
 from pinstripe.store.changes import ChangeKind, NewChange, write_changes
 from pinstripe.store.ddl import BOOKKEEPING, VIEW_SYSTEM, qualified
 from pinstripe.store.pool import Connection
-from pinstripe.store.scopes import ACCOUNT
+from pinstripe.store.session import ACCOUNT
 
 _PREVIEW_TIMES = (
     "created",

@@ -3,7 +3,7 @@
     await mirror.write([(rows, as_of)])     # returns once committed
 
 Pages, events, proxied responses and previews all pass here. Rows and the checkpoint that covers them
-commit in one transaction, and waiting jobs are written as one batch (`queue`). If two snapshots of an
+commit in one transaction, and waiting jobs are written as one batch (`batch`). If two snapshots of an
 object overlap in time and differ, the row is in conflict: the object is fetched again, after the time that
 a replica of Stripe's may be behind, and that response wins because Stripe made it after both. Rows or
 tables that Postgres refuses are left out, named and owed (`quarantine`), and never stop the rest.
@@ -23,7 +23,17 @@ import structlog
 from pinstripe.catalog.tables import Table
 from pinstripe.concurrency import backoff
 from pinstripe.errors import ErasedMeanwhile, LostLease, PinstripeError, Unreachable
-from pinstripe.mirror.batch import Batch, Conflict, Effect
+from pinstripe.mirror.batch import (
+    LIVE_LANE,
+    Batch,
+    Conflict,
+    Effect,
+    Job,
+    Part,
+    Progress,
+    Queue,
+    steps_of,
+)
 from pinstripe.mirror.change_feed import Recorder
 from pinstripe.mirror.quarantine import (
     PROBE_S,
@@ -36,9 +46,8 @@ from pinstripe.mirror.quarantine import (
     probe,
     take_too_large,
 )
-from pinstripe.mirror.queue import LIVE_LANE, Job, Part, Progress, Queue, steps_of
 from pinstripe.mirror.writer import SharedStages, Writer
-from pinstripe.rows.extract import Extractor, RowSet
+from pinstripe.rows.extract import Extractor, RowSet, extractor_for
 from pinstripe.rows.personal import Personal
 from pinstripe.store.erasures import check_erasures, note_erased
 from pinstripe.store.pool import Connection
@@ -163,6 +172,10 @@ class Mirror:
         self.loading = loading
         """Tables in their initial load: the change feed has only what an event or a request caused."""
         self.written: Counter[str] = Counter()
+        self.began_empty = False
+        """Whether `written` has all rows: during a first copy that no earlier process has begun."""
+        self.on_rows: Callable[[RowSet], None] = lambda _: None
+        """Called with all rows before they are written."""
         self.trouble = ""
         """Postgres's error while a write is retried; "" if there is none."""
         self.quarantine = Quarantine()
@@ -192,8 +205,11 @@ class Mirror:
 
     @property
     def conflicts(self) -> int:
-        """Conflicts so far."""
         return self._conflicts.count
+
+    def may_have_rows(self, table: str) -> bool:
+        """Return False if no list has brought a row of the table yet: then no statement has to look."""
+        return not self.began_empty or self.written[table] > 0
 
     @property
     def queued(self) -> int:
@@ -241,6 +257,8 @@ class Mirror:
         `progress` fail too. `progress` is saved with `step` applied. `effect` runs in the transaction,
         which also removes the `completed` refetches from their queue. `LIVE_LANE` does not wait for room.
         """
+        for row_set, _ in parts:
+            self.on_rows(row_set)
         rows = sum(row_set.count() for row_set, _ in parts)
         if rows and lane != LIVE_LANE:
             await self._queue.room(rows)
@@ -545,7 +563,7 @@ async def open_mirror(
     place of the writers; `extractor` is shared with another mirror. `personal`: see `Extractor`; `shared`:
     see `Writer`.
     """
-    extractor = extractor or Extractor(tables, personal=personal)
+    extractor = extractor or extractor_for(tables, personal=personal)
     loading: set[str] = set()
 
     def writer() -> Sink:

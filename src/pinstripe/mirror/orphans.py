@@ -3,7 +3,7 @@
     a member that the set does not show:  surely older than the set -> gone
                                           surely newer              -> stays
                                           neither                   -> the set is requested once more
-    a row that is new, of a parent whose set was noted (`store.member_sets`) and did not have it:
+    a row that is new, of a parent whose set was noted (`store.confirmations`) and did not have it:
                                           surely older than the set -> not inserted
                                           neither                   -> the set is requested once more
 
@@ -21,13 +21,12 @@ from functools import cache
 
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.tables import Table, object_type_of, table_name, tables
+from pinstripe.client.response import Cause
 from pinstripe.mirror.upsert import EVENT_S, key_text, same_row, stage, stored
-from pinstripe.rows.as_of import Cause
 from pinstripe.rows.extract import MemberSet, Row, RowKey
 from pinstripe.rows.layout import TAIL, Shapes
-from pinstripe.store.confirmations import key_hash, of_keys
+from pinstripe.store.confirmations import key_hash, newer_than, of_keys
 from pinstripe.store.ddl import literal, qualified, quote, scope_value
-from pinstripe.store.member_sets import newer_than
 from pinstripe.store.pool import Connection
 
 
@@ -132,7 +131,11 @@ def may_go(child: Table, parent: str) -> bool:
 
 def parent_column(child: Table, parent: str) -> str | None:
     """Return the column of `child` that names its parent; None if none or several do."""
-    named = [c.name for c in child.columns if c.references == (parent,) and len(c.path) <= 1]
+    named = [
+        c.name
+        for c in child.columns
+        if c.references == (parent,) and len(c.path) <= 1 and not c.is_derived
+    ]
     return named[0] if len(named) == 1 else None
 
 

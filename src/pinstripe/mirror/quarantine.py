@@ -1,10 +1,11 @@
 """What Postgres refuses at present: the mirror leaves it out and retries it every `PROBE_S`.
 
 A refused row is kept in memory and retried without a request to Stripe. Once Postgres accepts it, its
-refetch becomes due, because the object may have changed meanwhile. A table that refuses every row is not
-written at all: some of its rows are kept as probes, and what is left out is owed row by row or, beyond
-`_MOST_OWED` rows, by reading its lists again. The names are in the database (`store.quarantine`), the
-rows only in memory: a restart retries everything.
+refetch becomes due, because the object may have changed meanwhile. Beyond `MOST_HELD` rows, the others are
+fetched once a day, and when the last row of their table that was kept is healed. A table that refuses every
+row is not written at all: some of its rows are kept as probes, and what is left out is owed row by row or,
+beyond `_MOST_OWED` rows, by reading its lists again. The names are in the database (`store.quarantine`),
+the rows only in memory: a restart retries everything.
 """
 
 from __future__ import annotations
@@ -14,18 +15,16 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
+from pinstripe.client.response import AsOf, Cause
 from pinstripe.errors import DatabaseFault
-from pinstripe.mirror.batch import Batch, Conflict
+from pinstripe.mirror.batch import Batch, Conflict, Job
 from pinstripe.mirror.orphans import children_of
-from pinstripe.mirror.queue import Job
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Row, RowSet
 from pinstripe.store.pool import Connection
-from pinstripe.store.quarantine import Why, note_refused, owe_fetches
+from pinstripe.store.quarantine import MOST_HELD, UNHELD_S, Why, note_refused, owe_fetches
 
 PROBE_S = 10.0
 """Seconds between two retries of what is refused."""
-_MOST_HELD = 1000
 _MOST_OWED = 1000
 """Rows of a table that are owed one by one; beyond it, its lists are read again."""
 _SAMPLES = 16
@@ -35,7 +34,6 @@ LARGEST_BYTES = 200_000_000
 """Postgres stores a text of up to 1 GB, a jsonb of 256 MB, and accepts messages of 1 GB."""
 _HELD_S = 10 * 365 * 86400.0
 """A row held in memory is not fetched before Postgres accepts it."""
-_UNHELD_S = 86400.0
 
 Place = tuple[str, str]
 
@@ -147,7 +145,7 @@ class Quarantine:
             place = (row.table, row.key)
             self.places.add(place)
             self.healed.discard(place)
-            if row.can_be_held and (place in self.rows or len(self.rows) < _MOST_HELD):
+            if row.can_be_held and (place in self.rows or len(self.rows) < MOST_HELD):
                 self.rows[place] = row
 
     def open_tables(self, tables: Mapping[str, Table]) -> Mapping[str, Table]:
@@ -181,7 +179,7 @@ class Quarantine:
                 for held in (self.tables.get(child) for child in children_of(told)):
                     if held is not None and not held.relist:
                         held.owners.add((told.parent_table, told.parent_id))
-                        found.append((told.parent_table, told.parent_id, held.why, _UNHELD_S))
+                        found.append((told.parent_table, told.parent_id, held.why, UNHELD_S))
         return found
 
     def _leave_out(self, row: RefusedRow) -> bool:
@@ -223,12 +221,19 @@ class Quarantine:
         return due
 
     def take_healed(self) -> dict[str, list[str]]:
-        """Remove and return the healed rows: table -> keys."""
+        """Remove and return the healed rows: table -> keys.
+
+        With the last row of a table that was kept in memory those that were not: nothing else retries them.
+        """
         found: dict[str, list[str]] = {}
         for table, key in self.healed:
             self.places.discard((table, key))
             self.rows.pop((table, key), None)
             found.setdefault(table, []).append(key)
+        unkept = found.keys() - {table for table, _ in self.rows}
+        for table, key in [place for place in self.places if place[0] in unkept]:
+            self.places.discard((table, key))
+            found[table].append(key)
         self.healed.clear()
         return found
 
@@ -260,13 +265,13 @@ async def note_parted(connection: Connection, schema: str, parted: Parted) -> No
     if parted.owners:
         # Due by time, not by what heals: an entry that could not go may keep only its own removal back.
         reasons = [r.why for r in (*parted.rows, *parted.left_out)] or list(parted.tables.values())
-        due = [(t, k, reasons[0], _UNHELD_S) for t, k in set(parted.owners)]
+        due = [(t, k, reasons[0], UNHELD_S) for t, k in set(parted.owners)]
         await owe_fetches(connection, schema, due)
 
 
 async def owe_rows(connection: Connection, schema: str, rows: Iterable[RefusedRow]) -> None:
     """Queue a refetch for each of these rows, due once Postgres accepts it."""
-    entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else _UNHELD_S) for r in rows]
+    entries = [(r.table, r.key, r.why, _HELD_S if r.can_be_held else UNHELD_S) for r in rows]
     await owe_fetches(connection, schema, entries)
 
 

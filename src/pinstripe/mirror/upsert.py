@@ -24,12 +24,11 @@ upcoming invoice is written at each preview, since its `_as_of` says how old the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.store.confirmations import key_hash, of_keys
-from pinstripe.store.ddl import conflict_target, literal, qualified, quote, today_value
-from pinstripe.store.scopes import ACCOUNT, CURRENT, account_of, schema_of
+from pinstripe.store.ddl import conflict_target, literal, qualified, quote
+from pinstripe.store.session import ACCOUNT, CURRENT, account_of, schema_of
 
 STAGE_EXTRA = ("_extra", "_lo", "_hi", "_known", "_partial", "_shape")
 """Columns of every stage beside the table's: the row's tail. The interval is in Unix
@@ -53,7 +52,6 @@ def stage_name(table: str) -> str:
 
 
 def stage(table: str) -> str:
-    """The stage of a table, in SQL."""
     return f"pg_temp.{quote(stage_name(table))}"
 
 
@@ -92,23 +90,17 @@ def from_stage(column: Column) -> str:
     return name
 
 
-def staged_value(table: Table, column: Column) -> str:
-    """Return the column's value after the write: one that Stripe has moved may stand elsewhere."""
-    elsewhere = today_value(table, column, "s")
-    return f"coalesce({from_stage(column)}, {elsewhere})" if elsewhere else from_stage(column)
-
-
-def _agreeing_value(table: Table, column: Column) -> str:
-    """Like `staged_value`; what a row of another table gave (`store.links`) agrees with a null."""
+def _agreeing_value(column: Column) -> str:
+    """Like `from_stage`; what a row of another table gave (`store.links`) agrees with a null."""
     if column.moved is None or not column.moved.rows:
-        return staged_value(table, column)
+        return from_stage(column)
     return f"coalesce({from_stage(column)}, t.{quote(column.name)})"
 
 
 def insert(schema: str, table: Table) -> str:
     """Insert the staged rows that the table does not have. $1: the API version of the rows."""
     names = ", ".join(quote(c.name) for c in table.columns)
-    values = ", ".join(staged_value(table, c) for c in table.columns)
+    values = ", ".join(map(from_stage, table.columns))
     if account_of(schema):
         names, values = f"{ACCOUNT}, {names}", f"s.{ACCOUNT}, {values}"
     return (
@@ -126,13 +118,12 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
     $1: the API version of the rows; $2: the number of the shape.
     """
     columns = _content(table, shape)
-    sets = [f"{quote(c.name)} = {staged_value(table, c)}" for c in columns]
+    sets = [f"{quote(c.name)} = {from_stage(c)}" for c in columns]
     extra, version, gains = extra_after(columns), "t._api_version", "false"
     if _is_whole(table, shape):
         # In another version the same names may have meant something else.
         sets += [
-            f"{quote(c.name)} = CASE WHEN {_OF_OTHER_VERSION} "
-            f"THEN {today_value(table, c, 's') or 'NULL'} ELSE t.{quote(c.name)} END"
+            f"{quote(c.name)} = CASE WHEN NOT ({_OF_OTHER_VERSION}) THEN t.{quote(c.name)} END"
             for c in unsaid(table, shape)
         ]
         extra = f"CASE WHEN {_OF_OTHER_VERSION} THEN s._extra::jsonb ELSE {extra} END"
@@ -157,7 +148,7 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"_api_version = coalesce({version}, $1::text)",
         f"_extra = {extra}",
     ]
-    same = _same(table, columns)
+    same = _same(columns)
     return (
         f"UPDATE {stored(schema, table)} AS t SET {', '.join(sets)}\n"
         f"FROM {stage(table.name)} s WHERE {same_row(schema, table)} AND s._shape = $2::int AND (\n"
@@ -218,7 +209,7 @@ def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"    OR c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))\n"
         f"  AND (c.as_of > t._as_of OR c.as_of_latest > t._as_of_latest)\n"
         f"  AND (t._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE\n"
-        f"  AND NOT {_same(table, _content(table, shape))} GROUP BY {keys}) s\n"
+        f"  AND NOT {_same(_content(table, shape))} GROUP BY {keys}) s\n"
         f"WHERE {same_row(schema, table)}"
     )
 
@@ -250,10 +241,10 @@ def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     key = key_text(table, "t")
     columns = _content(table, shape)
     lasting = [c for c in columns if (table.name, c.name) not in FLEETING]
-    passing = f"NOT {_same(table, lasting)}" if len(lasting) < len(columns) else "true"
+    passing = f"NOT {_same(lasting)}" if len(lasting) < len(columns) else "true"
     return (
         f"WITH found AS MATERIALIZED (\n"
-        f"  SELECT {key} AS key, {_same(table, columns)} AS same,\n"
+        f"  SELECT {key} AS key, {_same(columns)} AS same,\n"
         f"  s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
         f"  FROM {stage(table.name)} s JOIN {stored(schema, table)} t ON {same_row(schema, table)}\n"
         f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of)\n"
@@ -273,7 +264,7 @@ def chained(schema: str, table: Table, shape: Sequence[str]) -> str:
     return (
         f"SELECT {keys}, t._synced_at FROM {stage(table.name)} s "
         f"JOIN {stored(schema, table)} t ON {same_row(schema, table)} "
-        f"WHERE s._shape = $1::int AND {_same(table, _content(table, shape))}"
+        f"WHERE s._shape = $1::int AND {_same(_content(table, shape))}"
     )
 
 
@@ -302,15 +293,14 @@ def same_row(schema: str, table: Table) -> str:
     return " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in key)
 
 
-def _same(table: Table, columns: Sequence[Column]) -> str:
+def _same(columns: Sequence[Column]) -> str:
     """Return the condition that row and staged row hold the same in these columns.
 
     Columns on request that a partial row never had differ from nothing.
     """
-    value = partial(_agreeing_value, table)
     always = [c for c in columns if not c.on_request]
     on_request = [c for c in columns if c.on_request]
-    parts = [same_values(group, value) for group in (always, on_request) if group]
+    parts = [same_values(group, _agreeing_value) for group in (always, on_request) if group]
     if on_request:
         parts[-1] = f"(t._partial IS TRUE OR {parts[-1]})"
     # Unknown fields are content.

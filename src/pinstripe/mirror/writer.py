@@ -13,7 +13,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -54,21 +62,20 @@ from pinstripe.mirror.upsert import (
 )
 from pinstripe.rows.extract import Row, RowKey
 from pinstripe.rows.layout import Shapes
-from pinstripe.store import confirmations, member_sets
+from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.links import Keys, Links, lock_columns, lock_links
-from pinstripe.store.locks import WAIT_S, naming_holders, server_pid
+from pinstripe.store.links import Keys, Links, lock_columns, lock_numbers
+from pinstripe.store.locks import WAIT_S, begin, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
-from pinstripe.store.scopes import account_of
-from pinstripe.store.session import Session
+from pinstripe.store.session import Session, account_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-_MOST_STAGES = 48
-_MOST_STATEMENTS = 256
+_MOST_STAGES = 160
+_MOST_STATEMENTS = 512
 _DEAD_ROWS = 3000
 _HOPELESS = 16
 """After this many rows refused one by one and none written, the table counts as refusing."""
@@ -93,8 +100,6 @@ class _TableRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of one table."""
-
     table: str
     rows: Mapping[str, Mapping[str, Row]]
     causes: Causes
@@ -150,6 +155,13 @@ class StageTables:
         self._statements: OrderedDict[_Statement, PreparedStatement] = OrderedDict()
 
     async def connection(self) -> asyncpg.Connection:
+        """Return the session, which works for the account. Raises Unreachable."""
+        session = await self.connected()
+        with translated():
+            await session.work_for(self.account)
+        return session
+
+    async def connected(self) -> Session:
         """Return the session, connected again if it was lost. Raises Unreachable."""
         if self._connection is None or self._connection.is_closed():
             self.close()
@@ -164,24 +176,22 @@ class StageTables:
                 connection.terminate()
                 raise
             self._connection = connection
-        if self._connection.account != self.account:
-            with translated():
-                await self._connection.work_for(self.account)
         return self._connection
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+    async def transaction(self, numbers: Iterable[int] = ()) -> AsyncIterator[asyncpg.Connection]:
         """A transaction for the block: its end empties the stages and commits, in one round trip.
 
+        `numbers`: what it locks first, see `locks.begin`.
         A failure or a cancellation ends the session, since its state is unknown then.
         """
         try:
-            connection = await self.connection()
+            connection = await self.connected()
             with translated():
                 async with cancel_on_disconnect(connection):
                     # Not `connection.transaction()`: its ROLLBACK on a session that the server has
                     # ended raises an error of its own, which hides the first.
-                    await connection.execute("BEGIN")
+                    await begin(connection, self.account, numbers)
                     yield connection
                     emptying = [self._emptying(table) for table in list(self._filled)]
                     await connection.execute("; ".join([*emptying, "COMMIT"]))
@@ -379,12 +389,12 @@ class Writer:
         self._at, self._befores, self._removed = "", batch.befores, {}
         try:
             async with self._sessions.take(account_of(self._schema)) as self._stages:
-                await self._stages.connection()
+                await self._stages.connected()
                 async with naming_holders(self._url, self._stages.pid):
                     with self._recorder.transaction() if self._recorder else nullcontext():
-                        async with self._stages.transaction() as connection:
+                        numbers = lock_numbers(self._link_ids(batch))
+                        async with self._stages.transaction(numbers) as connection:
                             await self._lock_sets(connection, batch)
-                            await lock_links(connection, self._link_ids(batch))
                             yield connection
                             self._at = ""
                             await self._finish(connection, batch, parted)
@@ -445,8 +455,9 @@ class Writer:
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
         # Queued in the same commit: a crash before the GET must not lose the conflict.
-        await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
-        await complete_refetches(connection, self._schema, batch.completed)
+        contested = [refetch_for(c) for c in conflicts]
+        await add_refetches(connection, self._schema, contested)
+        await complete_refetches(connection, self._schema, batch.completed, contested=contested)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)
@@ -568,7 +579,7 @@ class Writer:
         # Rows that wait for `link_all`: in a platform it cannot lock their tables against all accounts.
         waits = account_of(self._schema) and not written.isdisjoint(lock_columns())
         if notes or inserts or waits:
-            await member_sets.lock(connection, self._schema, notes=notes)
+            await confirmations.lock_sets(connection, self._schema, notes=notes)
 
     async def _apply_sets(
         self, connection: asyncpg.Connection, facts: Sequence[SetFact]
@@ -595,7 +606,7 @@ class Writer:
                 await delete_rows(connection, self._schema, table, gone(table), dead, cause=cause)
         if noted:
             sets = [(fact.child, fact.parent_id, fact.lo, fact.hi) for fact in noted]
-            await member_sets.note(connection, self._schema, sets)
+            await confirmations.note_sets(connection, self._schema, sets)
         return conflicts
 
     async def _upsert(

@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import asyncpg
-
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table
 from pinstripe.client.client import StripeClient
@@ -28,7 +26,11 @@ from pinstripe.source.source import Source
 from pinstripe.store.leases import Held
 from pinstripe.store.migrate import effective_tables, migrate_platform
 from pinstripe.store.pool import Pool, open_pool
-from pinstripe.store.scopes import schema_of, scope_of
+from pinstripe.store.session import schema_of, scope_of
+
+_STATEMENTS = 300
+_LARGE = 5_000
+"""Rows of an account whose statements are planned for it alone."""
 
 _POOLED = 5
 _WRITING = 3
@@ -70,7 +72,11 @@ async def open_platform(
     stages = SharedStages(url, session_name=session_name, size=writing)
     try:
         async with await open_pool(
-            url, min_size=1, max_size=pooled, application_name=session_name, init=_plan_anew
+            url,
+            min_size=1,
+            max_size=pooled,
+            application_name=session_name,
+            statements=_STATEMENTS,
         ) as pool:
             async with pool.acquire() as connection:
                 tables = await effective_tables(connection, schema, wanted)
@@ -80,20 +86,20 @@ async def open_platform(
         stages.close()
 
 
-async def _plan_anew(connection: asyncpg.Connection) -> None:
-    """Have each statement planned for the account that it is about: a kept plan fits the first one only."""
-    await connection.execute("SET plan_cache_mode = force_custom_plan")
-
-
 @asynccontextmanager
 async def open_account(
-    platform: OpenPlatform, account_id: str, stripe: StripeClient, *, held: Held | None
+    platform: OpenPlatform,
+    account_id: str,
+    stripe: StripeClient,
+    *,
+    held: Held | None,
+    rows: int = 0,
 ) -> AsyncIterator[Source]:
     """One account of the platform, for the block.
 
     `stripe`: a client of that account (`StripeClient.for_account`). `held`: the lease of its scope
     (`store.leases.take_lease`), which fences every write; None for a process that runs beside the worker,
-    such as the proxy.
+    such as the proxy. `rows`: about how many the account has.
     """
     scope = scope_of(platform.schema, account_id)
     async with open_mirror(
@@ -106,7 +112,9 @@ async def open_account(
         extractor=platform.extractor.for_account(),
         shared=platform.stages,
     ) as mirror:
-        pool = platform.pool.of_account(account_id)
+        pool = platform.pool.of_account(
+            account_id, is_large=lambda: rows + mirror.written.total() > _LARGE
+        )
         yield await join_source(stripe, mirror, pool, held, mend=_mend)
 
 

@@ -21,14 +21,14 @@ import structlog
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
-from pinstripe.concurrency import backoff, end
+from pinstripe.concurrency import backoff
 from pinstripe.config.config import Config
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync, Syncs, account_sync_id
 from pinstripe.platforms.account import OpenPlatform, open_account, open_platform
 from pinstripe.service import budget_for, personal_of, stripe_for
 from pinstripe.store.platforms.sweep import account_standing, wake, welcome
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -266,26 +266,10 @@ def _not_open() -> Unreachable:
     )
 
 
-class PlatformOpener:
-    """Keeps `syncs.platforms` as is wanted."""
-
-    def __init__(self, syncs: Syncs) -> None:
-        self._syncs = syncs
-        self._wanted: dict[str, PlatformSpec] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    async def want(self, wanted: Mapping[str, PlatformSpec]) -> None:
-        """From now on exactly these. Returns when those that are gone are closed."""
-        for name in [n for n, spec in self._wanted.items() if wanted.get(n) != spec]:
-            del self._syncs.platforms[name]
-            await end(self._tasks.pop(name))
-        for name, spec in wanted.items():
-            if name not in self._tasks:
-                accounts = GatewayAccounts(spec)
-                self._tasks[name] = asyncio.create_task(accounts.run(), name=f"platform {name}")
-                self._syncs.platforms[name] = accounts
-        self._wanted = dict(wanted)
-
-    async def close(self) -> None:
-        """Closes all."""
-        await self.want({})
+async def serve_platform(syncs: Syncs, spec: PlatformSpec) -> None:
+    """Keep the platform among those of `syncs`, until cancelled."""
+    accounts = syncs.platforms[spec.id] = GatewayAccounts(spec)
+    try:
+        await accounts.run()
+    finally:
+        del syncs.platforms[spec.id]

@@ -13,16 +13,18 @@ property test holds both paths to the same rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
 
 import msgspec
 
 from pinstripe.catalog.model import Field
-from pinstripe.catalog.tables import Column, Read
+from pinstripe.catalog.moved import Moved
+from pinstripe.catalog.tables import Column, Read, Table
 from pinstripe.rows.secrets import (
     free_json_without_secrets,
     has_free_keys,
@@ -39,6 +41,15 @@ Fill = Callable[[Value, "list[Value]"], Value]
 
 Make = Callable[[Value, "list[tuple[str, Value]]"], "list[Value] | None"]
 """(object, where to note fields that may hold objects) -> row without key, or None: not this way."""
+
+Derive = Callable[[Value, "list[Value]"], None]
+"""(object, row): fills columns whose values stand in other fields of the object."""
+
+Take = Callable[[Value], Value]
+"""A value that is not null -> what the column holds; None if it is of another type."""
+
+Places = Sequence[tuple[Sequence[str], Take]]
+"""Where a column's value may stand, the first that has one counts: the steps, and how it is read there."""
 
 Quick = tuple[str, Sequence[Column], Sequence[int], Fill, bool, bool]
 """One top-level key: (key, columns, their places in the row, generic fill, may hold objects, free text)."""
@@ -93,6 +104,131 @@ def _field(number: int, columns: Sequence[Column], places: Sequence[int]) -> lis
     return general
 
 
+def compile_derived(columns: Iterable[tuple[int, Column, Places]]) -> Derive | None:
+    """The function that fills these columns, at their places in the row; None if no field gives a value.
+
+    Straight code, with one look-up for a step that several places share: an invoice line has nine such
+    columns.
+    """
+    trees: dict[int, _Branch] = {}
+    for at, column, places in columns:
+        for rank, (steps, take) in enumerate(places):
+            # A later place counts only where the ones before it, or the field itself, have no value.
+            branch = trees.setdefault(rank + bool(column.path), _Branch())
+            for step in steps:
+                branch = branch.inside.setdefault(step, _Branch())
+            branch.takes.append((at, take))
+    names: dict[str, object] = {}
+    lines = ["def derive(v0, row):"]
+    for rank, tree in sorted(trees.items()):
+        lines += _branch_lines(tree, names, 0, is_first=rank == 0)
+    if not trees:
+        return None
+    exec(_compiled("\n".join(lines)), names)  # noqa: S102
+    derive: Derive = names["derive"]  # type: ignore[assignment]
+    return derive
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A value somewhere in an object: the columns that it gives, and what stands inside it."""
+
+    takes: list[tuple[int, Take]] = field(default_factory=list)
+    inside: dict[str, _Branch] = field(default_factory=dict)
+
+
+def _branch_lines(
+    branch: _Branch, names: dict[str, object], depth: int, *, is_first: bool
+) -> Iterator[str]:
+    indent, value, inner = "    " * (depth + 1), f"v{depth}", f"v{depth + 1}"
+    for at, take in branch.takes:
+        name = f"take{len(names)}"
+        names[name] = take
+        is_open = "" if is_first else f" and row[{at}] is None"
+        yield f"{indent}if {value} is not None{is_open}: row[{at}] = {name}({value})"
+    for step, found in branch.inside.items():
+        if step.isdigit():
+            yield f"{indent}if {value}.__class__ is list and len({value}) > {step}:"
+            yield f"{indent}    {inner} = {value}[{step}]"
+        else:
+            yield f"{indent}if {value}.__class__ is dict:"
+            yield f"{indent}    {inner} = {value}.get({step!r})"
+        yield from _branch_lines(found, names, depth + 1, is_first=is_first)
+
+
+def places_of(column: Column, fields: Container[str]) -> Places:
+    """Where the value of a column that Stripe has moved may stand, in an object with these fields."""
+    moved = column.moved
+    if moved is None or moved.rows:
+        return ()
+    found = [(place.split("."), True) for place in moved.places]
+    found += [(place.split("."), False) for place in moved.was]
+    return [
+        (steps[:-1] if is_now and moved.sum else steps, _take(column, moved, is_now=is_now))
+        for steps, is_now in found
+        if steps[0] in fields
+    ]
+
+
+def places_in_row(table: Table, column: Column) -> Places:
+    """Like `places_of`, in a row of the table as JSON: the first step is a column."""
+    if column.moved is None:
+        return ()
+    found = []
+    for steps, take in places_of(column, column.moved.fields):
+        path = tuple(steps)
+        holders = [c for c in table.columns if c.path and c.path == path[: len(c.path)]]
+        if holders:
+            holder = max(holders, key=lambda c: len(c.path))
+            found.append(((holder.name, *path[len(holder.path) :]), take))
+        else:
+            found.append((("_extra", *path), take))
+    return found
+
+
+def _take(column: Column, moved: Moved, *, is_now: bool) -> Take:
+    """How the value is read at a place of today's object, or of an earlier version's."""
+    if is_now and moved.equals:
+        return lambda value: value == moved.equals if type(value) is str else None
+    if is_now and moved.words:
+        words = dict(moved.words)
+        return lambda value: words.get(value, value) if type(value) is str else None
+    if is_now and moved.sum:
+        return partial(_total, moved.places[0].rpartition(".")[2])
+    if column.read in ("id", "json", "text", "integer"):
+        return {"id": _id, "json": json_without_secrets, "text": _text, "integer": _integer}[
+            column.read
+        ]
+    fits, is_decimal = _FITS[column.read], column.read == "decimal"
+    return lambda value: (
+        None if not fits(value) else repr(value) if is_decimal and type(value) is not str else value
+    )
+
+
+def _id(value: Value) -> Value:
+    key = value.get("id") if type(value) is dict else value
+    return key if type(key) is str else None
+
+
+def _text(value: Value) -> Value:
+    return without_secret_text(value) if type(value) is str else None
+
+
+def _integer(value: Value) -> Value:
+    """An integer, also where Stripe sends a decimal number of it."""
+    if type(value) is str and _WHOLE.fullmatch(value):
+        value = int(value.partition(".")[0])
+    return value if _is_integer(value) else None
+
+
+def _total(name: str, value: Value) -> Value:
+    """The sum of one field of all elements of an array; None of none."""
+    found = [item.get(name) for item in value if type(item) is dict] if type(value) is list else ()
+    amounts = [amount for amount in found if type(amount) is int]
+    total = sum(amounts)
+    return total if amounts and _is_integer(total) else None
+
+
 Known = Callable[[Value], "str | None"]
 """The table in which a value becomes a row of its own; None if it does not."""
 
@@ -106,6 +242,8 @@ _NUMERIC = 10**999
 MAX_SECONDS = 9_224_318_015_999
 
 # What `numeric` gives back as it was sent. Exponents, leading zeros and "NaN" are not among it.
+_WHOLE = re.compile(r"-?[0-9]{1,19}(?:\.0{1,12})?")
+
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,999})(?:\.[0-9]{1,999})?")
 
 # RFC 3339 as far as timestamptz holds it: microseconds.

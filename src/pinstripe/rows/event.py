@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from pinstripe.client.decode import StripeObject
-from pinstripe.rows.as_of import Cause
+from pinstripe.client.response import Cause, StripeObject
 from pinstripe.rows.converters import MAX_SECONDS
 
 

@@ -15,14 +15,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 
 import msgspec
 
 from pinstripe.catalog.embedded import EmbeddedPlace, places_in
 from pinstripe.catalog.model import ObjectType, object_types
-from pinstripe.catalog.prefixes import source_type
+from pinstripe.catalog.relations import source_type
 from pinstripe.catalog.tables import PAYOUT_LINES, SINGLETONS, Table, table_of_object, tables
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.rows.converters import Value
 from pinstripe.rows.layout import TAIL, Layout, Plan, Shapes
 from pinstripe.rows.personal import Erased, Personal
@@ -195,6 +196,8 @@ class Extractor:
         if row is None:
             nested.clear()
             row = self._generic(table, layout, obj, nested, found)
+        if layout.derive is not None:
+            layout.derive(obj, row)
         row[0], row[-2], row[-1] = key, layout.partial, layout.shape
         if layout.deleted_at >= 0:
             row[layout.deleted_at] = obj.get("deleted") is True
@@ -314,6 +317,20 @@ class Extractor:
         name = value.get("object")
         table = self._table_of.get(name) if type(name) is str else None
         return table if table is not None and key_of(str(name), value) is not None else None
+
+
+def extractor_for(effective: Mapping[str, Table], *, personal: Personal | None) -> Extractor:
+    """An extractor of one account. Where nothing differs from the catalog, all accounts of the process
+    share its layouts: a first copy makes some 330 of them, a tenth of its CPU time.
+    """
+    if personal is None and effective.items() <= tables().items():
+        return _of_catalog().for_account()
+    return Extractor(effective, personal=personal)
+
+
+@cache
+def _of_catalog() -> Extractor:
+    return Extractor()
 
 
 def _nothing(_: Value) -> str | None:

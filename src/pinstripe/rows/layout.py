@@ -14,8 +14,7 @@ from functools import partial
 
 from pinstripe.catalog.embedded import places_in
 from pinstripe.catalog.model import Field, ObjectType
-from pinstripe.catalog.prefixes import type_of
-from pinstripe.catalog.relations import embedded_lists
+from pinstripe.catalog.relations import embedded_lists, type_of
 from pinstripe.catalog.tables import (
     SINGLETONS,
     Column,
@@ -26,11 +25,13 @@ from pinstripe.catalog.tables import (
     tables,
 )
 from pinstripe.rows.converters import (
+    Derive,
     Fill,
     Known,
     Make,
     Quick,
     Value,
+    compile_derived,
     compile_layout,
     fill_inline,
     fill_json,
@@ -42,6 +43,7 @@ from pinstripe.rows.converters import (
     fill_secret,
     fill_text,
     fill_texts,
+    places_of,
     to_json,
 )
 
@@ -87,6 +89,7 @@ class Layout:
     `width` is that of the whole table: a row has a place for every column, present or not. `partial`:
     it lacks columns that Stripe gives on request only, so their values are not known yet. `source`: the
     places of a balance transaction's source, of that source's type, and of the `type` that may tell it.
+    `derive` fills columns whose values stand in other fields (`catalog.moved`).
     """
 
     shape: int
@@ -98,6 +101,7 @@ class Layout:
     partial: bool | None = None
     parents: tuple[tuple[int, str], ...] = ()
     source: tuple[int, int, int] | None = None
+    derive: Derive | None = None
 
 
 class Plan:
@@ -195,6 +199,9 @@ class Plan:
             if fill is not fill_secret:
                 free = _is_free_text(known_field)
                 quick.append((key, filled, [self._at[c.name] for c in filled], fill, nests, free))
+        layout.derive = compile_derived(
+            (self._at[c.name], c, places_of(c, obj)) for c in present if c.moved is not None
+        )
         layout.unknown = tuple(unknown)
         if not unknown:
             layout.make = compile_layout(quick, layout.width + TAIL)
@@ -212,7 +219,9 @@ class Plan:
             return bool(column.references) and column.references[0] in parents
         if column.name == "id":
             return True
-        if column.path[0] not in obj:
+        if column.moved is not None and not column.moved.fields.isdisjoint(obj):
+            return True
+        if column.is_derived or column.path[0] not in obj:
             return False
         if column.path in self._optional_inline:
             value = obj[column.path[0]]
@@ -279,7 +288,10 @@ class Plan:
             table.name
             for table in named
             if table is not None
-            and any(self._owner in c.references and len(c.path) <= 1 for c in table.columns)
+            and any(
+                self._owner in c.references and len(c.path) <= 1 and not c.is_derived
+                for c in table.columns
+            )
         )
 
     def _nests(self, known_field: Field) -> bool:

@@ -119,7 +119,7 @@ class Personal:
         return planned[1]
 
     def _step(self, table: Table, at: int, column: Column) -> _Step | None:
-        path, name = column.path, table.object_type
+        path, name = column.place, table.object_type
         if not path or column.read in ("id", "ids", "object", "parent", "deleted"):
             return None
         if name == _EVENT and path[0] == "data":

@@ -4,6 +4,10 @@ The default sync comes from flags and environment, the others are stored. Every 
 `store.syncs.CHANNEL`; the registry then reads all of them again, and every five seconds anyway. While
 Postgres is unreachable, the last known syncs keep running.
 
+`SyncOpener` opens them for the gateway once their tables exist, and again when the tables change. A sync
+may be configured before it can be opened: Postgres is unreachable, or its worker has not created the
+schema. Until then the gateway forwards requests for it and says so in a header.
+
 `Control` implements `gateway.syncs.SyncControl`. It stores each change first and applies it before it
 returns; other services apply it when they are notified.
 """
@@ -12,37 +16,125 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
 from msgspec import structs
 
-from pinstripe.client.api_key import ApiKey
+from pinstripe.client.api_key import ApiKey, proxy_for
+from pinstripe.client.response import Margins
+from pinstripe.concurrency import KeptTasks, backoff, wait_for
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, PinstripeError
-from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, Syncs, SyncState
-from pinstripe.platforms.gateway import PlatformOpener, PlatformSpec
+from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange, Syncs, SyncState, open_sync
+from pinstripe.platforms.gateway import PlatformSpec, serve_platform
 from pinstripe.platforms.vault import PlatformVault
-from pinstripe.service import rate_shares
-from pinstripe.serving.gateway_syncs import GatewaySyncSpec, SyncOpener
+from pinstripe.service import budget_for, personal_of, rate_shares
 from pinstripe.serving.supervisor import Supervisor, WorkerSpec
 from pinstripe.serving.vault import Vault
 from pinstripe.store.listener import Listener
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
 from pinstripe.store.pool import check_sessions, connect
-from pinstripe.store.syncs import CHANNEL, DEFAULT_ID, SealedSync, is_paused, load_stored, unknown
+from pinstripe.store.syncs import (
+    CHANNEL,
+    DEFAULT_ID,
+    SealedSync,
+    is_paused,
+    load_stored,
+    load_table_names,
+    unknown,
+)
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
-
 _LOOK_S = 5.0
-
 _AWAY_S = 1.0
-
 _BEGIN_S = 2.0
 """How long the service waits for Postgres before it answers without."""
+_RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
+_TABLES_S = 10.0
+"""How soon a table that was added is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySyncSpec:
+    """What the gateway needs of one sync; in `config` the rates are the gateway's share."""
+
+    config: Config
+    database_url: str = field(repr=False)
+    webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
+
+
+class SyncOpener:
+    """Keeps `syncs` as is wanted."""
+
+    def __init__(self, syncs: Syncs) -> None:
+        self._syncs = syncs
+        self._tasks = KeptTasks(self._keep)
+        self._stirred = asyncio.Event()
+
+    async def want(self, wishes: Mapping[str, GatewaySyncSpec]) -> None:
+        """From now on exactly these. Returns when those that are gone are closed."""
+        self._syncs.expected = frozenset(wishes)
+        await self._tasks.want(wishes)
+
+    def stir(self) -> None:
+        """Something has changed: what could not be opened is tried again now."""
+        self._stirred.set()
+
+    async def _keep(self, name: str, options: GatewaySyncSpec) -> None:
+        """Until cancelled: open, or trying to be."""
+        attempt = 0
+        while True:
+            try:
+                await self._open(name, options)
+                attempt = 0
+                continue
+            except (PinstripeError, ExceptionGroup) as error:
+                # Of a group: the mirror's writers, which end only on what nobody has thought of.
+                _log.info("gateway.closed", sync=name, reason=str(error), attempt=attempt)
+            await wait_for(self._stirred, backoff(_RETRY_S, attempt))
+            self._stirred.clear()
+            attempt += 1
+
+    async def _open(self, name: str, options: GatewaySyncSpec) -> None:
+        """Open for as long as the tables stay the same."""
+        config, key = options.config, ApiKey.parse(options.config.api_key or "")
+        async with open_sync(
+            name,
+            options.database_url,
+            config.schema,
+            key,
+            budget=budget_for(config, key),
+            stripe_url=config.stripe_url,
+            stripe_account=config.stripe_account,
+            webhook_secrets=options.webhook_secrets,
+            proxy=proxy_for(config.stripe_url),
+            changes=config.changes,
+            margins=Margins(config.clock_margin, config.replica_lag),
+            personal=personal_of(config),
+        ) as opened:
+            self._syncs.add(opened)
+            _log.info("gateway.open", sync=name, schema=config.schema)
+            try:
+                await _until_other_tables(
+                    options.database_url, config.schema, set(opened.mirror.tables)
+                )
+            finally:
+                self._syncs.remove(name)
+
+
+async def _until_other_tables(url: str, schema: str, tables: set[str]) -> None:
+    """Returns when the schema holds other tables of the catalog than these."""
+    while True:
+        await asyncio.sleep(_TABLES_S)
+        with suppress(PinstripeError):
+            async with connect(url, application_name="pinstripe gateway") as connection:
+                if await load_table_names(connection, schema) != tables:
+                    return
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +164,8 @@ class SyncRegistry:
         self._syncs = syncs
         self._supervisor = supervisor
         self._opener = SyncOpener(syncs)
-        self._platforms = PlatformOpener(syncs)
+        self._platforms: KeptTasks[PlatformSpec]
+        self._platforms = KeptTasks(lambda _, spec: serve_platform(syncs, spec))
         self._platform_vault = PlatformVault(vault.database_url, vault.encryptor, vault.base)
         self._talks = talks
         self._began = now()
@@ -124,8 +217,8 @@ class SyncRegistry:
     async def close(self) -> None:
         """Ends all processes and closes all syncs."""
         await asyncio.gather(
-            self._opener.close(),
-            self._platforms.close(),
+            self._opener.want({}),
+            self._platforms.want({}),
             *([] if self._supervisor is None else [self._supervisor.close()]),
         )
 

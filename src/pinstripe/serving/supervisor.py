@@ -34,7 +34,6 @@ from pinstripe.errors import PinstripeError, redact
 from pinstripe.gateway.syncs import Activity, SyncState
 
 _ARGV = (sys.executable, "-m", "pinstripe", "sync-worker")
-
 _STABLE_S = 6.0
 """How long a process may take to end in order; then it is told by a signal, and at last killed."""
 
@@ -133,17 +132,14 @@ class WorkerReport(msgspec.Struct, frozen=True):
 
 
 def encode(message: StartWorker | WorkerReport) -> bytes:
-    """One line."""
     return msgspec.json.encode(message, enc_hook=str) + b"\n"
 
 
 def decode_order(line: bytes) -> StartWorker:
-    """The order in `line`."""
     return msgspec.json.decode(line, type=StartWorker, dec_hook=_path)
 
 
 def decode_report(line: bytes) -> WorkerReport:
-    """The report in `line`."""
     return msgspec.json.decode(line, type=WorkerReport)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import structlog
 
-from pinstripe.client.expands import RefusedExpand
+from pinstripe.client.retry import RefusedExpand
 from pinstripe.source.source import Source
-from pinstripe.store.refusals import (
+from pinstripe.store.cursors import (
     LIST,
     RememberedRefusal,
     drop_due_refusals,

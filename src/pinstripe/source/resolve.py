@@ -16,22 +16,25 @@ from contextlib import suppress
 from datetime import datetime
 from math import ceil, floor
 
-from pinstripe.catalog.endpoints import child_list, singleton_paths
+from pinstripe.catalog.endpoints import (
+    child_list,
+    retrieve_endpoint,
+    singleton_path,
+)
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
-from pinstripe.catalog.tables import table_name, tables
+from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, list_at, read_object
+from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
-from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
-from pinstripe.source.source import CONTESTED, Source, retrieve_endpoint
-from pinstripe.store.clocks import note_contradiction
+from pinstripe.source.source import CONTESTED, Source
+from pinstripe.store.daily_counts import note_contradiction
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, RefetchDone, complete_refetches
@@ -117,7 +120,7 @@ async def refetch_row(
     retrieved under, if known. `answers`: refetches that the commit completes.
     """
     try:
-        if _singleton_path(table):
+        if singleton_path(table):
             await _read_singleton(source, table, started=started, cause=cause, answers=answers)
             return True
         parent = parent or await _parent(source, table, key)
@@ -156,7 +159,9 @@ async def mark_deleted(
     """
     known = source.wanted[table]
     for answer in answers:
-        if not source.is_past(answer.refetch.since):  # It may not have been made yet.
+        if answer.proves(None):
+            answer.lag_s = 0.0
+        elif not source.is_past(answer.refetch.since):  # It may not have been made yet.
             answer.lag_s = source.stripe.margins.replica_lag_s
     if not (known.deletable or table in ENTRIES_GO):
         return
@@ -181,25 +186,6 @@ async def mark_deleted(
     await source.mirror.write(parts, completed=answers)
 
 
-def can_be_fetched(table: str) -> bool:
-    """Whether single objects of this table can be requested from Stripe (events apart)."""
-    return retrieve_endpoint(table) is not None or _singleton_path(table) != ""
-
-
-def has_address(table: str) -> bool:
-    """Whether an object of this table can be requested by its id alone."""
-    where = retrieve_endpoint(table)
-    return where is not None and not where.parent_parameter
-
-
-def _singleton_path(table: str) -> str:
-    """The path of an object that an account has one of; "" for others. The account itself has an id."""
-    known = tables()[table]
-    if known.virtual or retrieve_endpoint(table) is not None:
-        return ""
-    return singleton_paths().get(known.object_type, "")
-
-
 async def _read_singleton(
     source: Source,
     table: str,
@@ -208,7 +194,7 @@ async def _read_singleton(
     cause: Cause | None,
     answers: Sequence[RefetchDone],
 ) -> None:
-    path = _singleton_path(table)
+    path = singleton_path(table)
     response = await source.stripe.get(path, endpoint=f"GET {path}", priority=CONTESTED)
     source.observe_clock(response)
     found = RowSet()

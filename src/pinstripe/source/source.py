@@ -28,12 +28,11 @@ from pinstripe.catalog.endpoints import (
     RetrieveEndpoint,
     by_parent,
     expand_of,
-    retrieve_endpoints,
+    retrieve_endpoint,
 )
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import (
     ListPage,
     iter_pages,
@@ -43,7 +42,7 @@ from pinstripe.client.pagination import (
     split_url,
 )
 from pinstripe.client.rate_limit import WorkClass
-from pinstripe.client.response import Response
+from pinstripe.client.response import AsOf, Cause, Response, StripeObject, as_of_response
 from pinstripe.concurrency import for_each
 from pinstripe.errors import (
     Drifted,
@@ -58,7 +57,6 @@ from pinstripe.errors import (
 from pinstripe.mirror import Mirror, Part
 from pinstripe.mirror.batch import Effect
 from pinstripe.mirror.upsert import EVENT_S
-from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.extract import MemberSet, RowKey, RowSet, TruncatedList
 from pinstripe.source.row_versions import RowVersions, VersionAt
 from pinstripe.store.confirmations import key_hash, of_keys
@@ -445,8 +443,11 @@ class Source:
         if where is None or (where.parent_parameter and not parent):
             return False
         response = await self.get_object(where, key, parent, priority)
-        found = RowSet()
-        self.mirror.extractor.object(read_object(response, where.path), found)
+        found, obj = RowSet(), read_object(response, where.path)
+        for answer in answers:
+            if answer.lag_s and answer.proves(obj):
+                answer.lag_s = 0.0
+        self.mirror.extractor.object(obj, found)
         as_of = as_of_response(response, cause, started=started)
         await self.follow_all(found, priority=priority, as_of=as_of)
         await self.mirror.write([(found, as_of)], completed=answers)
@@ -530,12 +531,6 @@ class Members:
         if page.has_more or not self.whole or self.as_of is None:
             return []
         return [(RowSet(sets=[replace(self.place, members=frozenset(self.ids))]), self.as_of)]
-
-
-def retrieve_endpoint(table: str) -> RetrieveEndpoint | None:
-    """How the objects of a table are fetched; None if they cannot be, as previews."""
-    known = tables()[table]
-    return None if known.virtual else retrieve_endpoints().get(known.object_type)
 
 
 def list_address(truncated: TruncatedList) -> tuple[str, list[Param]]:

@@ -1,4 +1,4 @@
-"""Cursors: how far each stream has been read. Also initial-load flags and the freshness of tables.
+"""Cursors: how far each stream has been read. Also initial loads, freshness, and requests refused in part.
 
 A `Checkpoint` is an immutable value. It is saved in the transaction that writes the rows it covers, so
 after a crash the rows are exactly those that the cursor describes.
@@ -6,13 +6,18 @@ after a crash the rows are exactly those that the cursor describes.
 Until the initial load of a table is done (`pinstripe.copied`), the change feed shows only what events
 caused in it; a restart during the load does not end it. `pinstripe.freshness` keeps how far a table is
 known to be true by something else than events: its newest page, or a full refresh.
+
+`pinstripe.refusal` has what Stripe refuses beside whole streams: a property of `expand[]`, which several
+streams and single GETs may use, or a list that needs a parent, whose stream is read well in another way. A
+refusal holds for `AGAIN`, in this process and later ones; then the request is made once more, since Stripe
+may have given the account more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -208,6 +213,10 @@ async def load_loaded(connection: Connection, schema: str) -> set[str]:
     return {row[0] for row in rows}
 
 
+ALL_LOADED = "*"
+"""In place of a table: all of an account of a platform, which would otherwise have a row for each."""
+
+
 async def mark_loaded(connection: Connection, schema: str, tables: Sequence[str]) -> None:
     """Mark the initial load of these tables as done."""
     with translated():
@@ -245,10 +254,67 @@ async def note_freshness(
 
 
 async def load_freshness(connection: Connection, schema: str) -> list[Freshness]:
-    """Return the freshness of all tables of a schema."""
     rows = await connection.fetch(
         'SELECT "table", how, extract(epoch FROM known_to)::float8 FROM pinstripe.freshness'
         " WHERE schema = $1",
         schema,
     )
     return [Freshness(*row) for row in rows]
+
+
+AGAIN = timedelta(days=7)
+LIST = "list"
+"""`what` of a list that is refused as such; else it is a value of `expand[]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedRefusal:
+    """What Stripe refuses beside whole tables. It is requested again after a week."""
+
+    endpoint: str
+    """As Stripe names the operation: GET /v1/payment_methods."""
+    what: str
+    """A property that cannot be expanded; or `list`, which is read by parent instead."""
+    reason: str
+    """In Stripe's words."""
+    remedy: str = ""
+
+
+async def load_refusals(
+    connection: Connection, schema: str, *, is_due: bool = False
+) -> Sequence[RememberedRefusal]:
+    """Return the refusals that hold; with `is_due` also those that are due for another request."""
+    with translated():
+        rows = await connection.fetch(
+            "SELECT endpoint, what, reason, remedy FROM pinstripe.refusal"
+            " WHERE schema = $1 AND ($2 OR next_try_at > clock_timestamp()) ORDER BY endpoint, what",
+            schema,
+            is_due,
+        )
+    return [RememberedRefusal(*row) for row in rows]
+
+
+async def note_refusal(connection: Connection, schema: str, refused: RememberedRefusal) -> None:
+    """Note a refusal, for `AGAIN` from now on."""
+    with translated():
+        await connection.execute(
+            "INSERT INTO pinstripe.refusal (schema, endpoint, what, reason, remedy, next_try_at)"
+            " VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6)"
+            " ON CONFLICT (schema, endpoint, what) DO UPDATE SET reason = excluded.reason,"
+            " remedy = excluded.remedy, checked_at = clock_timestamp(), next_try_at = excluded.next_try_at",
+            schema,
+            refused.endpoint,
+            refused.what,
+            refused.reason,
+            refused.remedy,
+            AGAIN,
+        )
+
+
+async def drop_due_refusals(connection: Connection, schema: str) -> None:
+    """Delete the refusals that are due, so that the request is made again."""
+    with translated():
+        await connection.execute(
+            "DELETE FROM pinstripe.refusal WHERE schema = $1 AND next_try_at <= clock_timestamp()",
+            schema,
+        )

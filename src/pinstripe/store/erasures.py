@@ -17,7 +17,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 import structlog
 
@@ -27,9 +26,9 @@ from pinstripe.errors import ErasedMeanwhile, Misconfigured, Unreachable
 from pinstripe.rows.personal import ERASER, NOBODYS, Erased
 from pinstripe.store.changes import NewChange, write_changes
 from pinstripe.store.ddl import like, literal, qualified, quote
-from pinstripe.store.personal import existing_tables, rewrite, rewrite_feed
 from pinstripe.store.pool import Connection, translated
-from pinstripe.store.scopes import schema_of
+from pinstripe.store.rewrite import existing_tables, rewrite, rewrite_feed
+from pinstripe.store.session import schema_of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -194,17 +193,6 @@ async def schedule_deleted(connection: Connection, schema: str, *, after_days: f
             schema,
         )
     return [row[0] for row in rows]
-
-
-async def erased_at(connection: Connection, schema: str, customer: str) -> datetime | None:
-    """When a customer was erased; None if they were not."""
-    with translated():
-        found: datetime | None = await connection.fetchval(
-            "SELECT erased_at FROM pinstripe.erasure WHERE schema = $1 AND customer_id = $2",
-            schema,
-            customer,
-        )
-    return found
 
 
 async def scrub(connection: Connection, schema: str, tables: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """Columns that rows of other tables give: `charge.invoice_id` stands in `invoice_payment` today.
 
-    lock_links -> rows are written -> link -> COMMIT        a batch of the mirror
+    BEGIN, locks -> rows are written -> link -> COMMIT      a batch of the mirror
     link_all                                                after the initial load, and after a migration
 
 `catalog.moved` says which rows decide (`Rows`). They and the column commit together. Two transactions that
@@ -12,16 +12,15 @@ for `link_all`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from pinstripe.catalog.moved import Rows
 from pinstripe.catalog.tables import Column, Table, tables
-from pinstripe.store import member_sets
-from pinstripe.store.ddl import before_value, literal, qualified, quote
-from pinstripe.store.locks import lock_buckets
+from pinstripe.store import confirmations
+from pinstripe.store.ddl import literal, qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 
 Keys = Mapping[str, Collection[str]]
 """Table -> keys of its rows."""
@@ -37,7 +36,6 @@ def linked_columns(table: Table) -> tuple[Column, ...]:
 
 @cache
 def linked_tables() -> frozenset[str]:
-    """The tables that have linked columns."""
     return frozenset(t.name for t in tables().values() if linked_columns(t))
 
 
@@ -56,36 +54,49 @@ def lock_columns() -> Mapping[str, frozenset[str]]:
     return {name: frozenset(columns) for name, columns in found.items()}
 
 
-async def lock_links(connection: Connection, ids: Collection[str]) -> None:
-    """Lock these ids until the end of the transaction. Call it before any row is locked."""
-    if ids:
-        await lock_buckets(connection, {zlib.crc32(one.encode()) for one in ids})
+def lock_numbers(ids: Iterable[str]) -> set[int]:
+    """Return what stands for these ids among the locks that a transaction begins with."""
+    return {zlib.crc32(one.encode()) for one in ids}
 
 
 class Links:
-    """The linked columns of a schema with these tables: the statement for each table that has some."""
+    """The linked columns of a schema with these tables."""
 
     def __init__(self, schema: str, known: Mapping[str, Table]) -> None:
-        self._texts: dict[str, tuple[list[str], str]] = {}
-        for name in sorted(linked_tables() & known.keys()):
-            columns = _usable(known[name], known)
-            if columns:
-                names = [name, *_deciders(columns)]
-                self._texts[name] = names, link_text(schema, known[name], columns, names)
+        self._schema = schema
+        self._known = known
+        self._columns = {
+            name: _usable(known[name], known) for name in linked_tables() & known.keys()
+        }
+        self._names = {n: {n, *_deciders(cs)} for n, cs in sorted(self._columns.items()) if cs}
+        self._texts: dict[tuple[str, ...], str] = {}
 
     def affected(self, written: Keys) -> list[str]:
         """Return the tables of which rows may change because these were written."""
-        return [n for n, (names, _) in self._texts.items() if not written.keys().isdisjoint(names)]
+        return [n for n, names in self._names.items() if not written.keys().isdisjoint(names)]
 
     async def link(
         self, connection: Connection, table: str, written: Keys
     ) -> list[tuple[str, str]]:
         """Give linked columns of `table` their values: in rows written, and where these decide.
 
-        Returns (key, changes as JSON: column -> [before, after]) of each row that changed.
+        Returns (key, changes as JSON: column -> [before, after]) of each row that changed. A SELECT finds
+        them, since few do, and an UPDATE opens all indexes of the table.
         """
-        names, text = self._texts[table]
-        rows = await connection.fetch(text, *(list(written.get(n, ())) for n in names))
+        names = sorted(self._names[table] & written.keys())
+        of = (table, *names)
+        if of not in self._texts:
+            known = self._known[table]
+            keys = " UNION ALL ".join(_affected(self._schema, known, self._columns[table], names))
+            self._texts[of] = _changed_text(self._schema, known, self._columns[table], keys)
+        rows = await connection.fetch(self._texts[of], *(list(written[n]) for n in names))
+        if rows:
+            columns = self._columns[table]
+            arrays = ", ".join(f"${n}::{c.type}[]" for n, c in enumerate(columns, start=2))
+            taken = ", ".join(("key", *(quote(c.name) for c in columns)))
+            source = f"unnest($1::text[], {arrays}) AS v ({taken})"
+            text = _set_text(self._schema, self._known[table], columns, source)
+            await connection.execute(text, *zip(*(row[2:] for row in rows), strict=True))
         return [(row[0], row[1]) for row in rows]
 
 
@@ -106,11 +117,13 @@ async def link_all(
             continue
         if account_of(schema):
             # The other accounts of the platform go on: writers of this one take the lock too (`Writer`).
-            await member_sets.lock(connection, schema, notes=True)
+            await confirmations.lock_sets(connection, schema, notes=True)
         else:
             locked = ", ".join(qualified(schema, one) for one in names)
             await connection.execute(f"LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE")
-        await connection.execute(link_text(schema, known[name], columns, None))
+        given = _given(schema, known[name], columns)
+        text = _set_text(schema, known[name], columns, given)
+        await connection.execute(f"{text} AND {_differ(columns)}")
 
 
 def _usable(table: Table, known: Mapping[str, Table]) -> tuple[Column, ...]:
@@ -134,32 +147,47 @@ def _deciders(columns: Sequence[Column]) -> list[str]:
     return sorted(found)
 
 
-def link_text(
-    schema: str, table: Table, columns: Sequence[Column], names: Sequence[str] | None
-) -> str:
-    """UPDATE of the linked columns. $1, $2, ...: the written keys of the tables `names`; None: all rows.
+def _changed_text(schema: str, table: Table, columns: Sequence[Column], keys: str) -> str:
+    """SELECT of (key, changes, key, value of each linked column) of the rows of which one changes.
 
-    A row of this transaction keeps its `_synced_at`; any other one gets a new one, since it changes now.
+    `keys`: a SELECT of the rows to consider. In an ARRAY, of which Postgres does not know the length when
+    it plans, so that it keeps the plan: to plan anew for each write took 1 to 4 ms.
     """
-    key = quote(table.key[0])
+    found = _given(schema, table, columns, f" WHERE t.{quote(table.key[0])} = ANY (ARRAY({keys}))")
+    values = ", ".join(f"v.{quote(c.name)}" for c in columns)
+    changes = " || ".join(map(_change, columns))
+    return f"SELECT v.key, ({changes})::text, v.key, {values} FROM {found} WHERE {_differ(columns)}"
+
+
+def _given(schema: str, table: Table, columns: Sequence[Column], where: str = "") -> str:
+    """The rows `v` of (key, for each column what other rows give and what it holds).
+
+    OFFSET 0 has each value computed once.
+    """
     values = ", ".join(
         f"{_value(schema, c)} AS {quote(c.name)}, t.{quote(c.name)} AS {quote('was ' + c.name)}"
         for c in columns
     )
-    sets = ", ".join(f"{quote(c.name)} = v.{quote(c.name)}" for c in columns)
-    before = ", ".join(f"t.{quote(c.name)}" for c in columns)
+    source = f"{qualified(schema, table.name)} t{where}"
+    return f"(SELECT t.{quote(table.key[0])} AS key, {values} FROM {source} OFFSET 0) v"
+
+
+def _differ(columns: Sequence[Column]) -> str:
     after = ", ".join(f"v.{quote(c.name)}" for c in columns)
-    changes = " || ".join(_change(c) for c in columns)
-    among = ""
-    if names is not None:
-        parts = " UNION ".join(_affected(schema, table, columns, names))
-        among = f" WHERE t.{key} IN ({parts})"
+    before = ", ".join(f"v.{quote('was ' + c.name)}" for c in columns)
+    return f"ROW({before}) IS DISTINCT FROM ROW({after})"
+
+
+def _set_text(schema: str, table: Table, columns: Sequence[Column], source: str) -> str:
+    """UPDATE of the linked columns from the rows `v` of `source`.
+
+    A row of this transaction keeps its `_synced_at`; any other one gets a new one, since it changes now.
+    """
+    sets = ", ".join(f"{quote(c.name)} = v.{quote(c.name)}" for c in columns)
     return (
         f"UPDATE {qualified(schema, table.name)} AS t SET {sets}, _synced_at = "
         f"CASE WHEN t._synced_at >= now() THEN t._synced_at ELSE clock_timestamp() END\n"
-        f"FROM (SELECT t.{key} AS key, {values} FROM {qualified(schema, table.name)} t{among}) v\n"
-        f"WHERE t.{key} = v.key AND ROW({before}) IS DISTINCT FROM ROW({after})\n"
-        f"RETURNING v.key, ({changes})::text"
+        f"FROM {source} WHERE t.{quote(table.key[0])} = v.key"
     )
 
 
@@ -187,9 +215,20 @@ def _value(schema: str, column: Column) -> str:
     if column.path:
         # Not the rows first: a charge may have two disputes, and names one of them.
         values.insert(0, f"t.{quote(column.name)}")
-    elif own := before_value(column, "t"):
-        values.append(own)
+    else:
+        values += [_earlier(column, place) for place in column.moved.was]
     return f"coalesce({', '.join(values)})"
+
+
+def _earlier(column: Column, place: str) -> str:
+    """The value of a field that an older API version had, from `_extra`; null if it is of another type."""
+    path = literal(f"{{{place.replace('.', ',')}}}")
+    node, text = f"(t._extra #> {path})", f"(t._extra #>> {path})"
+    if column.read == "id":
+        return f"CASE jsonb_typeof({node}) WHEN 'string' THEN {text} ELSE {node} ->> 'id' END"
+    # Unix seconds of 12 digits are in a year that timestamptz knows.
+    moment = f"to_timestamp({text}::double precision)"
+    return f"CASE WHEN {text} ~ '^-?[0-9]{{1,12}}$' THEN {moment} END"
 
 
 def _picked(schema: str, rows: Rows, *, held: str = "") -> str:
@@ -216,22 +255,21 @@ def _picked(schema: str, rows: Rows, *, held: str = "") -> str:
 def _affected(
     schema: str, table: Table, columns: Sequence[Column], names: Sequence[str]
 ) -> Iterator[str]:
-    """SELECTs of the keys of `table` on which the written rows bear."""
-    at = {name: f"ANY (${i + 1}::text[])" for i, name in enumerate(names)}
+    """SELECTs of the keys of `table` on which rows of the tables `names` bear. $1, $2, ...: their keys."""
+    at = {name: f"unnest(${i + 1}::text[])" for i, name in enumerate(names)}
     key = table.key[0]
-    yield f"SELECT unnest(${names.index(table.name) + 1}::text[])"
+    if table.name in at:
+        yield f"SELECT {at[table.name]}"
     ways = {(r.match, r.table, r.take, r.then) for c in columns if c.moved for r in c.moved.rows}
     for (their, own), name, take, then in sorted(ways, key=repr):
-        key_of = quote(tables()[name].key[0])
-        chosen = [f"d.{key_of} = {at[name]}"]
+        chosen = [(quote(tables()[name].key[0]), name)]
         if then is not None:
-            chosen.append(f"d.{quote(take)} = {at[then.table]}")
-        for one in chosen:
+            chosen.append((quote(take), then.table))
+        for column, by in chosen:
             source = f"{qualified(schema, name)} d"
-            if own == key:
-                yield f"SELECT d.{quote(their)} FROM {source} WHERE {one}"
-            else:
-                yield (
-                    f"SELECT o.{quote(key)} FROM {source} JOIN {qualified(schema, table.name)} o "
-                    f"ON o.{quote(own)} = d.{quote(their)} WHERE {one}"
-                )
+            taken = f"d.{quote(their)}"
+            if own != key:
+                source += f" JOIN {qualified(schema, table.name)} o ON o.{quote(own)} = {taken}"
+                taken = f"o.{quote(key)}"
+            if by in at:
+                yield f"SELECT {taken} FROM {source} WHERE d.{column} = ANY (ARRAY(SELECT {at[by]}))"

@@ -17,6 +17,7 @@ import structlog
 
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.pool import Connection, connect, translated
+from pinstripe.store.session import Session
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -37,10 +38,6 @@ INSERT INTO pinstripe.lock (name) SELECT 'link ' || n FROM generate_series(0, 63
 ON CONFLICT DO NOTHING;
 """
 _BUCKETS = 64
-_LOCK_BUCKETS = """
-SELECT count(*) FROM (
-  SELECT FROM pinstripe.lock WHERE name = ANY ($1::text[]) ORDER BY name FOR UPDATE) AS locked
-"""
 _LOCK = "SELECT true FROM pinstripe.lock WHERE name = $1 FOR UPDATE"
 _SHOWN = """
   'session ' || a.pid || ' of ' || coalesce(a.usename::text, 'another user')
@@ -71,12 +68,17 @@ async def lock_row(connection: Connection, name: Name) -> None:
         await connection.fetchval(_LOCK, name)
 
 
-async def lock_buckets(connection: Connection, numbers: Iterable[int]) -> None:
-    """Lock the rows into which these numbers fall until the end of the transaction, in one order."""
-    names = sorted({f"link {number % _BUCKETS}" for number in numbers})
-    if await connection.fetchval(_LOCK_BUCKETS, names) < len(names):
+async def begin(connection: Session, account: str, numbers: Iterable[int]) -> None:
+    """Begin a transaction that holds the rows into which these numbers fall, locked in one order.
+
+    In one message: a round trip takes Python twice as long as the locks take Postgres.
+    """
+    names = sorted({f"'link {number % _BUCKETS}'" for number in numbers})
+    rows = f"FROM pinstripe.lock WHERE name IN ({', '.join(names)}) ORDER BY name FOR UPDATE"
+    status = await connection.begin(account, f"SELECT {rows}" if names else "")
+    if names and status != f"SELECT {len(names)}":
         await make_locks(connection)  # made by an earlier version, or emptied
-        await connection.fetchval(_LOCK_BUCKETS, names)
+        await connection.execute(f"SELECT {rows}")
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pinstripe.catalog.carriers import holders
+from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents
@@ -23,7 +23,7 @@ from pinstripe.errors import DatabaseFault
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import Why
-from pinstripe.store.scopes import SCOPES_OF, relations
+from pinstripe.store.session import SCOPES_OF, relations
 
 GONE = Why(
     DatabaseFault("42P01", "table"),

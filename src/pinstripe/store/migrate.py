@@ -5,8 +5,7 @@
 New tables come in one transaction, new columns in one for each table: that takes a lock which readers wait
 for, for some milliseconds. The columns are then filled, page by page, from `_extra`, which keeps the
 fields that an older catalog did not know, and derived ones from the row; lists of tables that cannot be
-filled so are read again. Derived columns are plain, with a trigger that computes them: GENERATED would
-rewrite a table under the lock, and costs each statement more (docs/decisions/032). A
+filled so are read again. A
 migration that is killed goes on at the next start (`pinstripe.filling`). Only the holder of the lease
 migrates, because a standby may run another version. Indexes are built after the first backfill, alone or
 beside writers. `drop_copy` takes the lease first and drops tables of the catalog only: views and tables of
@@ -16,6 +15,7 @@ the user stay, and the schema with them.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -27,16 +27,17 @@ import structlog
 from pinstripe.catalog.tables import Column, Table, tables
 from pinstripe.catalog.tables import tables as catalog
 from pinstripe.errors import Drifted, Misconfigured, Unreachable
+from pinstripe.rows.converters import Value, compile_derived, places_in_row
 from pinstripe.store import ddl
 from pinstripe.store.compat import set_compat
-from pinstripe.store.forget_secrets import forget_secrets, known_tables
 from pinstripe.store.leases import Lease
 from pinstripe.store.links import link_all, linked_columns
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
 from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
-from pinstripe.store.scopes import (
+from pinstripe.store.rewrite import forget_secrets, known_tables
+from pinstripe.store.session import (
     ACCOUNT,
     NAME_BYTES,
     SCOPES_OF,
@@ -60,7 +61,6 @@ _FILL_ROWS = 2000
 """Rows filled in one transaction: their locks are held for some tens of milliseconds."""
 
 _TRIES = 30
-
 _PAUSE_S = 1.0
 
 _MADE_BY_ANOTHER = (
@@ -172,12 +172,9 @@ async def migrate(
             await _register(connection, schema, sdk_version, api_version)
             # A table that was dropped is empty now, whatever its cursors say.
             await forget_streams(connection, schema, done.created)
-    underived = await _underived(connection, schema, tables)
+    await _stop_computing(connection, schema)
     for name, table in tables.items():
-        lacks = name in existing and not existing[name].keys() >= {
-            c.name for c in table.all_columns
-        }
-        if lacks or name in underived:
+        if name in existing and not existing[name].keys() >= {c.name for c in table.all_columns}:
             await _extend(connection, schema, table, done)
     done.retyped = [
         (name, c.name)
@@ -286,7 +283,7 @@ def _present(table: Table, existing: Mapping[str, str]) -> Table:
     """The table with those of its columns that exist, of whatever type."""
     columns = tuple(c for c in table.columns if c.name in existing)
     return replace(
-        table, columns=columns, derived=tuple(c for c in table.derived if c.name in existing)
+        table, columns=columns, linked=tuple(c for c in table.linked if c.name in existing)
     )
 
 
@@ -305,7 +302,10 @@ def _effective(table: Table, existing: Mapping[str, str]) -> Table:
     def typed(columns: Iterable[Column]) -> tuple[Column, ...]:
         return tuple(c for c in columns if existing.get(c.name, c.type) == c.type)
 
-    return replace(table, columns=typed(table.columns), derived=typed(table.derived))
+    columns, linked = typed(table.columns), typed(table.linked)
+    if (columns, linked) == (table.columns, table.linked):
+        return table
+    return replace(table, columns=columns, linked=linked)
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
@@ -381,58 +381,42 @@ async def _extend(connection: Connection, schema: str, table: Table, done: Migra
         async with attempt:
             existing = (await _columns(connection, schema)).get(table.name, {})
             added = [c for c in table.all_columns if c.name not in existing]
+            names = sorted(c.name for c in added)
             if added:
                 await connection.execute(ddl.add_columns(schema, table, added))
-            for statement in ddl.comments(schema, table, only=[c.name for c in added]):
+                await connection.execute(_NOTE_ADDED, schema, table.name, names)
+            for statement in ddl.comments(schema, table, only=names):
                 await connection.execute(statement)
-            changed = {c.name for c in added}
-            changed |= await _derive(connection, schema, _effective(table, existing))
-            if changed:
-                await connection.execute(_NOTE_ADDED, schema, table.name, sorted(changed))
     done.added += [(table.name, c.name) for c in added]
 
 
-async def _derive(connection: Connection, schema: str, table: Table) -> set[str]:
-    """Have a trigger compute the derived columns that were added to the table; return their names."""
-    if table.name not in await _underived(connection, schema, {table.name: table}):
-        return set()
-    added = await _added_columns(connection, schema)
-    columns = ddl.added_derived(table, added[table.name])
-    await connection.execute(ddl.derive(schema, table, columns))
-    return {c.name for c in columns}
+_COMPUTED = """
+SELECT format('ALTER TABLE %I.%I ALTER COLUMN %I DROP EXPRESSION', $1::text, c.relname, a.attname)
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN unnest($2::text[], $3::text[]) AS d ("table", name) ON d."table" = c.relname AND d.name = a.attname
+WHERE c.relnamespace = pg_catalog.to_regnamespace(quote_ident($1)) AND c.relkind IN ('r', 'p')
+  AND a.attgenerated = 's'
+UNION ALL
+SELECT format('DROP FUNCTION %s CASCADE', p.oid::regprocedure) FROM pg_catalog.pg_proc p
+WHERE p.pronamespace = pg_catalog.to_regnamespace(quote_ident($1))
+  AND p.proname = ANY ($4::text[]) AND p.prorettype = 'pg_catalog.trigger'::regtype
+"""
 
 
-async def _underived(connection: Connection, schema: str, tables: Mapping[str, Table]) -> set[str]:
-    """The tables whose added derived columns are not computed as the catalog and the types have it."""
-    existing, added = await _columns(connection, schema), await _added_columns(connection, schema)
-    rows = await connection.fetch(
-        "SELECT p.proname::text, p.prosrc FROM pg_catalog.pg_proc p"
-        " WHERE p.pronamespace = pg_catalog.to_regnamespace($1)",
-        ddl.quote(schema),
-    )
-    bodies: dict[str, str] = dict(map(tuple, rows))
-    found: set[str] = set()
-    for table in (_effective(t, existing.get(name, {})) for name, t in tables.items()):
-        columns = ddl.added_derived(table, added.get(table.name, set()))
-        body = bodies.get(ddl.derive_name(table.name))
-        if columns and body != ddl.derive_body(table, columns):
-            found.add(table.name)
-    return found
+async def _stop_computing(connection: Connection, schema: str) -> None:
+    """Make ordinary columns of those that earlier versions had Postgres compute, GENERATED or by a trigger.
 
-
-async def _added_columns(connection: Connection, schema: str) -> dict[str, set[str]]:
-    """Table -> its columns that a trigger may set: not those that earlier versions made GENERATED."""
-    rows = await connection.fetch(
-        "SELECT c.relname::text, a.attname::text FROM pg_catalog.pg_attribute a"
-        " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
-        " WHERE c.relnamespace = pg_catalog.to_regnamespace($1) AND c.relkind IN ('r', 'p')"
-        " AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''",
-        ddl.quote(schema),
-    )
-    found: dict[str, set[str]] = {}
-    for table, column in rows:
-        found.setdefault(table, set()).add(column)
-    return found
+    They keep their values, and no table is rewritten.
+    """
+    derived = [(t.name, c.name) for t in catalog().values() for c in t.columns if c.is_derived]
+    functions = sorted({ddl.within_63(f"{table}_derived") for table, _ in derived})
+    names = ([table for table, _ in derived], [column for _, column in derived], functions)
+    if not await connection.fetch(_COMPUTED, relations(schema), *names):
+        return
+    async for attempt in _patiently(connection, schema):
+        async with attempt:
+            for (statement,) in await connection.fetch(_COMPUTED, relations(schema), *names):
+                await connection.execute(statement)
 
 
 _NOTE_ADDED = """
@@ -453,11 +437,9 @@ async def _fill(
         if not names:
             return
         existing = await _columns(connection, schema)
-        added = await _added_columns(connection, schema)
     for name in names:
         effective = _effective(tables[name], existing.get(name, {}))
-        derived = ddl.added_derived(effective, added.get(name, set()))
-        while await _fill_page(connection, schema, tables[name], effective, derived):
+        while await _fill_page(connection, schema, tables[name], effective):
             pass
     await _end_filling(connection, schema, names, done)
 
@@ -520,12 +502,10 @@ async def _link_accounts(
                 await link_all(connection, scope, whole, linked)
 
 
-async def _fill_page(
-    connection: Connection, schema: str, table: Table, effective: Table, derived: Sequence[Column]
-) -> bool:
+async def _fill_page(connection: Connection, schema: str, table: Table, effective: Table) -> bool:
     """Fill the next rows by key; False after the last. The position moves in the same transaction.
 
-    `derived`: the columns of the table as it stands there (`effective`) that its trigger computes.
+    `effective`: the table as it stands there.
     """
     name, place = ddl.qualified(schema, table.name), (schema, table.name)
     with translated():
@@ -541,11 +521,11 @@ async def _fill_page(
             end = await connection.fetchval(ddl.page_end(schema, table, _FILL_ROWS), after)
             if end is None:
                 return False
-            columns = [c for c in table.columns if c.name in found[0]]
+            columns = [c for c in table.columns if c.name in found[0] and not c.is_derived]
             rows = ddl.on_page(table, after, end)
             count = await connection.fetchval(f"SELECT count(*) FROM {name} WHERE {rows}")
             fewest = await _move_all(connection, name, columns, rows) if columns else count
-            await _derive_rows(connection, schema, effective, derived, rows)
+            await _derive_rows(connection, schema, effective, rows)
             await connection.execute(
                 "UPDATE pinstripe.filling SET after = $3, is_lacking = is_lacking OR $4"
                 ' WHERE schema = $1 AND "table" = $2',
@@ -562,17 +542,41 @@ def _key_from(table: Table, text: str) -> list[str]:
     return found + [""] * (len(table.key) - len(found))
 
 
-async def _derive_rows(
-    connection: Connection, schema: str, table: Table, columns: Sequence[Column], rows: str
-) -> None:
-    """Have the trigger compute the derived columns of these rows where they are not what they should be."""
-    if columns:
-        names = ", ".join(ddl.quote(c.name) for c in columns)
-        values = ", ".join(ddl.derived_value(table, c) or "NULL" for c in columns)
-        await connection.execute(
-            f"UPDATE {ddl.qualified(schema, table.name)} SET _extra = _extra "
-            f"WHERE {rows} AND ROW({names}) IS DISTINCT FROM ROW({values})"
-        )
+async def _derive_rows(connection: Connection, schema: str, table: Table, where: str) -> None:
+    """Give the derived columns of these rows their values, from the rows themselves."""
+    columns = [c for c in table.columns if c.is_derived]
+    places = ((n, c, places_in_row(table, c)) for n, c in enumerate(columns))
+    derive = compile_derived(places)
+    if derive is None:
+        return
+    name = ddl.qualified(schema, table.name)
+    values: list[dict[str, object]] = []
+    # A decimal keeps its digits: it stands in a string in Stripe's objects too.
+    decimals = (c.name for c in table.columns if c.type == "numeric")
+    digits = ", ".join(f"{ddl.literal(one)}, t.{ddl.quote(one)}::text" for one in decimals)
+    for (text,) in await connection.fetch(
+        f"SELECT (to_jsonb(t) || jsonb_build_object({digits}))::text FROM {name} t "
+        f"WHERE {where} FOR NO KEY UPDATE"
+    ):
+        row = json.loads(text)
+        found: list[Value] = [None] * len(columns)
+        derive(row, found)
+        made = {key: row[key] for key in table.key}
+        for column, value in zip(columns, found, strict=True):
+            is_json = column.type == "jsonb" and value is not None
+            made[column.name] = json.loads(value) if is_json else value
+        values.append(made)
+    types = [f"{ddl.quote(key)} text" for key in table.key]
+    types += [f"{ddl.quote(c.name)} {c.type}" for c in columns]
+    sets = ", ".join(f"{ddl.quote(c.name)} = v.{ddl.quote(c.name)}" for c in columns)
+    ours, theirs = (", ".join(f"{row}.{ddl.quote(c.name)}" for c in columns) for row in "tv")
+    same = " AND ".join(f"t.{ddl.quote(key)} = v.{ddl.quote(key)}" for key in table.key)
+    await connection.execute(
+        f"UPDATE {name} AS t SET {sets} "
+        f"FROM jsonb_to_recordset($1::jsonb) AS v ({', '.join(types)}) "
+        f"WHERE {same} AND ROW({ours}) IS DISTINCT FROM ROW({theirs})",
+        json.dumps(values),
+    )
 
 
 async def _move_all(connection: Connection, name: str, columns: Iterable[Column], rows: str) -> int:
@@ -853,9 +857,6 @@ async def _drop(connection: Connection, schema: str) -> None:
             if ours:
                 names = (f"{ddl.quote(schema)}.{ddl.quote(row[0])}" for row in ours)
                 await connection.execute(f"DROP TABLE {', '.join(names)}")
-            for name in tables():
-                function = ddl.qualified(schema, ddl.derive_name(name))
-                await connection.execute(f"DROP FUNCTION IF EXISTS {function}()")
             await connection.execute(
                 "DELETE FROM pinstripe.change WHERE schema = $1 OR starts_with(schema, $1 || '@')",
                 schema,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,15 +67,27 @@ answered. A server that hangs, or a pooler without a free place, answered after 
 class Pool:
     """Connections that are ready. A thin coat over asyncpg's pool that translates its errors."""
 
-    def __init__(self, pool: asyncpg.Pool, url: str, name: str, account: str = "") -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        url: str,
+        name: str,
+        account: str = "",
+        is_large: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._pool = pool
         self._url = url
         self._name = name
         self._account = account
+        self._is_large = is_large
 
-    def of_account(self, account: str) -> Pool:
-        """Return the same pool; its connections work for one account of a platform (`Session`)."""
-        return Pool(self._pool, self._url, self._name, account)
+    def of_account(self, account: str, *, is_large: Callable[[], bool] = lambda: False) -> Pool:
+        """Return the same pool; its connections work for one account of a platform (`Session`).
+
+        `is_large`: whether its statements are planned each time. Plans are kept for all accounts, and one
+        for an account with few rows may read each of many rows again and again.
+        """
+        return Pool(self._pool, self._url, self._name, account, is_large)
 
     async def __aenter__(self) -> Pool:
         return self
@@ -94,7 +106,8 @@ class Pool:
         with translated():
             connection = await self._pool.acquire()
             try:
-                await work_for(connection, self._account)
+                plans = "force_custom_plan" if self._is_large() else ""
+                await work_for(connection, self._account, plans=plans)
                 yield connection
             finally:
                 # A statement that was cancelled is waited for, but not for ever: see `_RELEASE_S`.
@@ -143,11 +156,11 @@ async def open_pool(
     min_size: int,
     max_size: int,
     application_name: str = "pinstripe",
-    init: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
+    statements: int = 100,
 ) -> Pool:
     """A pool, to be closed: it is an async context manager.
 
-    `init` gets each new connection once.
+    `statements`: how many each session keeps prepared.
     """
     with connecting(url):
         pool = await asyncpg.create_pool(
@@ -156,7 +169,8 @@ async def open_pool(
             max_size=max_size,
             connect=partial(open_session, application_name=application_name),
             connection_class=Session,
-            init=init,  # type: ignore[arg-type]  # any awaitable does
+            statement_cache_size=statements,
+            max_cacheable_statement_size=0 if statements > 100 else 15 * 1024,
             reset=_as_it_is,
         )
     return Pool(pool, url, application_name)
@@ -198,10 +212,10 @@ async def connect_dedicated(
         return session
 
 
-async def work_for(connection: Connection, account: str) -> None:
+async def work_for(connection: Connection, account: str, *, plans: str = "") -> None:
     """Have a connection of ours show the rows of this account of a platform: see `Session`."""
     # A pool's connection passes on what it does not know.
-    await cast(Session, connection).work_for(account)
+    await cast(Session, connection).work_for(account, plans=plans)
 
 
 async def close_quietly(connection: asyncpg.Connection, *, timeout_s: float = 5.0) -> None:

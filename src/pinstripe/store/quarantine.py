@@ -17,6 +17,10 @@ from pinstripe.store.pool import Connection
 
 QUARANTINED = "quarantined"
 """Code of a refetch that waits until Postgres accepts the row."""
+MOST_HELD = 1000
+"""Rows that are kept in memory and retried without Stripe."""
+UNHELD_S = 86400.0
+"""Seconds until a refused row is fetched that is not kept in memory."""
 # undefined_table, undefined_column, invalid_schema_name
 _GONE = frozenset({"42P01", "42703", "3F000"})
 
@@ -59,7 +63,8 @@ _OWE = f"""
 INSERT INTO pinstripe.pending AS p
   (schema, kind, "table", id, since, code, reason, remedy, attempts, next_try_at)
 SELECT $1, 'fetch', u.tab, u.id, to_timestamp(0), '{QUARANTINED}', u.reason, u.remedy, 3,
-  clock_timestamp() + make_interval(secs => u.wait)
+  clock_timestamp() + make_interval(secs => CASE WHEN (SELECT count(*) FROM pinstripe.quarantine q
+    WHERE q.schema = $1) > {MOST_HELD} THEN least(u.wait, {UNHELD_S}) ELSE u.wait END)
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[])
   AS u (tab, id, reason, remedy, wait)
 ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET

@@ -36,7 +36,6 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 """The user of a role: people, with a password that they keep, or our console, with a hidden one."""
 
 _NO_RIGHT = "42501"
-
 _BESIDE = "2BP01"  # dependent objects still exist
 
 

@@ -1,4 +1,14 @@
-"""The start of a session: connects as the URL says, then sets the parameters that our statements need.
+"""Sessions: how one is started, and for which account of a platform it works.
+
+    scope_of("stripe", "acct_1")   ->  "stripe@acct_1"
+    relations("stripe@acct_1")     ->  "stripe_of_account": the views that show the rows of one account
+    relations("shop")              ->  "shop": the tables of a sync that has its schema for itself
+
+A platform keeps all its accounts in one schema, keyed `(_account_id, id)`. The bookkeeping names one of
+them by its scope where it names a sync by its schema, and statements read and write the account's rows
+through views (`ddl.create_view`). So every statement works for both, and its text is the same for all
+accounts of a platform. Which account a session works for is the setting `SETTING`; without it, the views
+raise an error or have no rows (docs/decisions/033-platforms.md).
 
 Roles, databases and URLs set parameters of their own (`ALTER ROLE ... SET statement_timeout`, `options`).
 Ours are set by one statement after the login, since a pooler refuses startup parameters that it does not
@@ -17,8 +27,62 @@ import asyncpg
 
 from pinstripe.errors import Misconfigured
 from pinstripe.store.database_url import DatabaseTarget, read_url
-from pinstripe.store.scopes import SETTING
 from pinstripe.store.sqlstates import POOLER_HINT
+
+ACCOUNT = "_account_id"
+"""The first column of a platform's tables, and of every key."""
+
+SETTING = "pinstripe.account"
+"""The setting of a session that says for which account it works."""
+
+CURRENT = f"pg_catalog.current_setting('{SETTING}')"
+"""The account of the session, in SQL. An error where the session has never set one."""
+
+SCOPES_OF = (
+    "(SELECT s.schema FROM pinstripe.sync s WHERE s.schema = $1 OR s.platform_id ="
+    " (SELECT p.id FROM pinstripe.platform p WHERE p.schema = $1))"
+)
+"""The schema $1 and, if it is a platform's, the scopes of its accounts, in SQL."""
+
+_AT = "@"
+_VIEWS = "_of_account"
+_PARTITIONS = "_partitions"
+NAME_BYTES = 63 - len(_VIEWS)
+"""The longest name of a platform's schema: the names made of it have to fit into Postgres's 63 bytes."""
+
+
+def scope_of(schema: str, account_id: str) -> str:
+    return f"{schema}{_AT}{account_id}"
+
+
+def schema_of(scope: str) -> str:
+    """Return the schema of the tables.
+
+    >>> schema_of("stripe@acct_1"), schema_of("stripe")
+    ('stripe', 'stripe')
+    """
+    return scope.partition(_AT)[0]
+
+
+def account_of(scope: str) -> str:
+    """Return the account of a platform that the scope names; "" for a sync with its own schema."""
+    return scope.partition(_AT)[2]
+
+
+def relations(scope: str) -> str:
+    """Return the schema in which statements find the rows of a scope: its tables, or its views."""
+    return views_of(schema_of(scope)) if account_of(scope) else scope
+
+
+def views_of(schema: str) -> str:
+    """Return the schema of the views that show a platform's rows by account."""
+    return schema + _VIEWS
+
+
+def partitions_of(schema: str) -> str:
+    """Return the schema of the partitions of a platform's tables."""
+    return schema + _PARTITIONS
+
 
 CONNECT_S = 15.0
 """How long the start of a connection may take, if the URL does not say."""
@@ -61,20 +125,43 @@ _lasting: set[str] = set()
 
 
 class Session(asyncpg.Connection):
-    """A connection that knows for which account of a platform it works: see `scopes`."""
+    """A connection that knows for which account of a platform it works: see `SETTING`."""
 
     account: str | None = ""
     """None while it is being changed, and after that failed: Postgres may have done it or not."""
+    plans: str = ""
+    """Its `plan_cache_mode`, where that was set."""
 
-    async def work_for(self, account: str) -> None:
+    async def work_for(self, account: str, *, plans: str = "") -> None:
         """Show the rows of this account in a platform's views, and of no other; "" for none.
 
-        Not in a transaction: its rollback would bring the earlier account back.
+        Not in a transaction: its rollback would bring the earlier account back. `plans`: as in
+        `Pool.of_account`.
         """
+        if (account, plans) != (self.account, self.plans):
+            self.account = None
+            await self.execute(
+                "SELECT pg_catalog.set_config($1, $2, false), pg_catalog.set_config($3, $4, false)",
+                SETTING,
+                account,
+                "plan_cache_mode",
+                plans or "auto",
+            )
+            self.account, self.plans = account, plans
+
+    async def begin(self, account: str, first: str = "") -> str:
+        """Begin a transaction that works for this account. Where it does not commit, end the session.
+
+        `first`: a statement of it, in the same message. Returns the status of the last one.
+        """
+        set_account = ""
         if account != self.account:
             self.account = None
-            await self.execute("SELECT pg_catalog.set_config($1, $2, false)", SETTING, account)
-            self.account = account
+            value = account.replace("'", "''")
+            set_account = f"; SELECT pg_catalog.set_config('{SETTING}', '{value}', false)"
+        status = await self.execute(f"BEGIN{set_account}{'; ' * bool(first)}{first}")
+        self.account = account
+        return status
 
 
 async def open_session(

@@ -252,7 +252,6 @@ async def delete_stored(connection: Connection, sync_id: str) -> SealedSync:
 
 
 async def is_paused(connection: Connection, schema: str) -> bool:
-    """Return whether the schema is paused."""
     with translated():
         if await connection.fetchval("SELECT to_regclass('pinstripe.paused')") is None:
             return False

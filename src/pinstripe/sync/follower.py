@@ -1,30 +1,47 @@
-"""Runs everything that keeps an account fresh: poller, refetch worker, relist, previews.
+"""Runs everything that keeps an account fresh: poller, refetch worker, relist, previews, and work of days.
 
 Poller and refetch worker run from the start, beside the backfill. Lists are read again and previews filled
-once the backfill is done.
+once the backfill is done, and so are scheduled verifications and erasures. Those two are looked for once a
+minute, so that a restart neither repeats nor forgets one: the database says when the last verification
+ended and which customers were deleted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import structlog
 
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.source.source import Source
+from pinstripe.store.daily_counts import load_read_use
+from pinstripe.store.erasures import erase, schedule_deleted
 from pinstripe.store.retention import Retention
+from pinstripe.store.status import estimate_rows
+from pinstripe.store.verifications import next_verification, plan_verification
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
 from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.read_quota import ReadQuota
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.upcoming.upcoming import Upcoming
+from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _RETRY_S = 30.0
 _TRIM_S = 3600.0
+_LOOK_S = 60.0
+_REST = 100.0
+"""Looking for deleted customers takes a hundredth of the time at most, however many there are."""
+_PAGE = 100
+_SINGLE = 3000
+"""GETs of single rows and of short lists that a verification sends beside its pages, at most about."""
+_MOST_SHARE = 0.5
+"""Of the read allowance: the other half is for following the account."""
 
 
 async def _run(work: Callable[[], Awaitable[None]]) -> None:
@@ -57,7 +74,7 @@ class Follower:
         self.read_quota = read_quota
         self._source = source
         self._retention = retention
-        self.besides: list[Callable[[], Awaitable[None]]] = []  # `upkeep`, after the backfill.
+        self.besides: list[Callable[[], Awaitable[None]]] = []  # After the backfill.
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
         self.refetches = RefetchWorker(source, upcoming=refreshers)
@@ -165,3 +182,72 @@ class Follower:
                 await asyncio.sleep(_RETRY_S)
             else:
                 return
+
+
+async def erase_deleted(source: Source, *, after_days: float) -> None:
+    """Erase each customer that Stripe has deleted, `after_days` later. Runs until cancelled."""
+    while "customer" in source.mirror.tables:
+        began = time.monotonic()
+        try:
+            await erase_due(source, after_days=after_days)
+        except PinstripeError as error:
+            _log.warning("erasure.trouble", error=error.message)
+        await asyncio.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))
+
+
+async def erase_due(source: Source, *, after_days: float) -> None:
+    """Erase each customer that Stripe has deleted so many days ago."""
+    schema = source.mirror.schema
+    async with source.pool.acquire() as connection:
+        for customer in await schedule_deleted(connection, schema, after_days=after_days):
+            await erase(connection, schema, customer, reason="deleted")
+
+
+async def verify_on_schedule(
+    source: Source,
+    budget: RateLimiter,
+    url: str,
+    *,
+    every: timedelta | None,
+    livemode: bool,
+    account_created: int,
+) -> None:
+    """Verify when the last verification is `every` old. Runs until cancelled; None: only says so.
+
+    The first one is due that long after the sync was created. Where it would take more than half of the
+    read allowance, none is made, and `status` says why.
+    """
+    schema = source.mirror.schema
+    while True:
+        try:
+            note = await why_not(source, livemode=livemode) if every is not None else "Turned off."
+            async with source.pool.acquire() as connection:
+                due = await next_verification(connection, schema, every or timedelta())
+                await plan_verification(connection, schema, None if note else due, note)
+                now = await connection.fetchval("SELECT clock_timestamp()")
+            if not note and now >= due:
+                options = VerifyOptions(followed=True)
+                async with open_verify(
+                    url, source, budget, options, account_created=account_created
+                ) as run:
+                    report = await run.run()
+                _log.info("verify.done", schema=schema, differences=report.differences)
+        except PinstripeError as error:
+            _log.warning("verify.trouble", error=error.message)
+        await asyncio.sleep(_LOOK_S)
+
+
+async def why_not(source: Source, *, livemode: bool, rows: int | None = None) -> str:
+    """Return why a verification costs too many requests; "" if it does not. `rows`: how many there are."""
+    schema = source.mirror.schema
+    async with source.pool.acquire() as connection:
+        use = await load_read_use(connection, schema, livemode=livemode)
+        if rows is None:
+            rows = sum((await estimate_rows(connection, [schema]))[schema].values())
+    cost = rows // _PAGE + _SINGLE
+    if use.allowed is None or use.used + cost <= use.allowed * _MOST_SHARE:
+        return ""
+    return (
+        f"The read allowance is short: about {cost:,} requests of {use.allowed:,} in 30 days, of which "
+        f"{use.used:,} are used. Run `pinstripe verify` when it suits you."
+    )

@@ -28,7 +28,7 @@ from pinstripe.mirror import QUEUE_ROWS
 from pinstripe.source.source import Source
 from pinstripe.store.heartbeats import TableProgress, WorkerHeartbeat, save_heartbeat
 from pinstripe.sync.backfill.backfill import Backfill
-from pinstripe.sync.backfill.scheduler import ListReader
+from pinstripe.sync.backfill.list_stream import ListReader
 from pinstripe.sync.follower import Follower
 from pinstripe.sync.read_quota import kind_of
 
@@ -74,7 +74,6 @@ class HeartbeatWriter:
             await asyncio.sleep(EVERY_S)
 
     async def write(self) -> None:
-        """Write the row once."""
         try:
             async with self._source.pool.acquire() as connection:
                 await save_heartbeat(connection, self._source.mirror.schema, self.state())

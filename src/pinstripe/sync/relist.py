@@ -31,12 +31,12 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import RateLimiter, WorkClass
+from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import backoff
 from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import Source
-from pinstripe.store import member_sets
+from pinstripe.store import confirmations
 from pinstripe.store.confirmations import forget as forget_confirmations
 from pinstripe.store.cursors import (
     BESIDE,
@@ -58,9 +58,9 @@ from pinstripe.store.lost_tables import EMPTIED, GONE, around_of, find_lost, rel
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import note_refused
 from pinstripe.sync.backfill.child_lists import stream_of
+from pinstripe.sync.backfill.list_stream import Scheduler
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
-from pinstripe.sync.backfill.scheduler import Scheduler
 from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
 from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker
@@ -193,6 +193,11 @@ class Relist:
             await self._guard(
                 f"{stream_of(endpoint)} to its end", None, self.full_refresh([endpoint])
             )
+
+    async def scan_once(self, *, most_s: float) -> bool:
+        """Read lists by parent under all parents, where that is due: see `Scan.run_due`."""
+        by_parent = [e for e in self._endpoints() if e.parent]
+        return await self.scan.run_due(by_parent, most_s=most_s)
 
     def _age_s(self, endpoint: ListEndpoint) -> float:
         return self._clock() - self._passed_at[stream_of(endpoint)]
@@ -327,7 +332,7 @@ class Relist:
                 passes_since=min(counted),
                 scans_since={table: began for table, began in scans.items() if began < now},
             )
-            await member_sets.forget(connection, schema, self._source.mirror.loading)
+            await confirmations.forget_sets(connection, schema, self._source.mirror.loading)
 
     def _is_refused(self, stream: str) -> bool:
         return stream in self._stopped and self._stopped[stream].is_refused
@@ -390,7 +395,7 @@ class Relist:
         )
         self.refreshing = endpoint.path
         try:
-            await Scheduler(self._budget, max_in_flight=4).run([work], more=lambda: ())
+            await Scheduler(self._budget, max_in_flight=4).run([work])
         finally:
             self.refreshing = ""
         return work.final()
@@ -534,7 +539,7 @@ class Relist:
             for e in endpoints
         ]
         try:
-            await Scheduler(self._budget, max_in_flight=4).run(works, more=lambda: ())
+            await Scheduler(self._budget, max_in_flight=4).run(works)
         finally:
             self.refreshing = ""
         for work in works:

@@ -83,6 +83,21 @@ class Scan:
             for endpoint in endpoints:
                 group.create_task(self._scan(endpoint))
 
+    async def run_due(self, endpoints: Sequence[ListEndpoint], *, most_s: float) -> bool:
+        """Read what is left of the rounds that are due, list after list, for so many seconds at most.
+
+        Return whether all of it is read. For an account that is opened now and then.
+        """
+        try:
+            async with asyncio.timeout(most_s):
+                for endpoint in endpoints:
+                    saved, wait_s = await self._last(endpoint)
+                    if wait_s <= 0:
+                        await self.round(endpoint, saved)
+        except TimeoutError:
+            return False
+        return True
+
     async def _scan(self, endpoint: ListEndpoint) -> None:
         while True:
             try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.flows.console.conftest import Console
 
+from pinstripe.store.cursors import RememberedRefusal, note_refusal
 from pinstripe.store.pool import connect
-from pinstripe.store.refusals import RememberedRefusal, note_refusal
 
 SECTIONS = ("", "/events", "/changes", "/connect", "/keys")
 

@@ -20,7 +20,7 @@ from pinstripe.store.leases import Held, take_lease
 from pinstripe.store.migrate import make_tenant_views, migrate_platform
 from pinstripe.store.platforms.stored import SealedPlatform, add_accounts, insert_platform
 from pinstripe.store.pool import connect
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe_simulator.server import Running
 

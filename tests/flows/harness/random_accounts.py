@@ -32,6 +32,7 @@ from tests.flows.harness.virtual_time import POSTGRES_CLOCK, virtual_loop
 
 if TYPE_CHECKING:
     from tests.flows.harness.histories import Histories
+    from tests.flows.harness.truth import Truth
 
     from pinstripe.config.config import Config
     from pinstripe_simulator.server import Running
@@ -55,6 +56,8 @@ _FAULTS = (
 )
 _RECREATED = ("plan", "coupon", "product")
 _SCALE = 120
+_WINDOW_S = 20.0
+"""How far back the event log is read again: a wide window is read again and again, at a page in 10 ms."""
 _JOURNALS = 0.25
 """Of so many accounts every version of every row is noted: it costs a trigger on each write."""
 
@@ -129,7 +132,7 @@ class RandomAccount:
 
     sim: Running
     sync: Sync
-    url: str
+    truth: Truth
     dice: Random
     chances: Chances
     made: Histories
@@ -212,32 +215,24 @@ class RandomAccount:
 
     async def _wrong(self) -> dict[str, str]:
         """What is wrong now."""
-        from tests.flows.harness.truth import differences
-
         await self.sync.check()
         owed = await self._owed()
         self._forget_orphans()
-        wrong = await differences(self.url, self.sim, among=self.made.touched)
+        wrong = await self.truth.differences(self.made.touched)
         return {**wrong, **await self._sets(), **await self._steps_back(), **owed}
 
     async def _steps_back(self) -> dict[str, str]:
         """Rows that were once right and then wrong, though right again in the end."""
         from tests.flows.harness.histories import steps_back
 
-        from pinstripe.store.pool import connect
-
-        async with connect(self.url) as connection:
-            back = await steps_back(connection, self.made) if self.has_journal else []
-        return {"went back": "; ".join(back[:3])} if back else {}
+        found = await steps_back(self.truth.connection, self.made) if self.has_journal else []
+        return {"went back": "; ".join(found[:3])} if found else {}
 
     async def _owed(self) -> dict[str, str]:
-        from pinstripe.store.pool import connect
-
-        async with connect(self.url) as connection:
-            rows = await connection.fetch(
-                'SELECT kind, "table", id, attempts, reason FROM pinstripe.pending'
-                " WHERE kind NOT LIKE 'upcoming%'"
-            )
+        rows = await self.truth.connection.fetch(
+            'SELECT kind, "table", id, attempts, reason FROM pinstripe.pending'
+            " WHERE kind NOT LIKE 'upcoming%'"
+        )
         return {f"owed {r[0]} {r[1]}": f"{r[2]} after {r[3]} tries: {r[4]}" for r in rows}
 
     def _forget_orphans(self) -> None:
@@ -255,40 +250,38 @@ class RandomAccount:
         """Every set that was changed: the rows that live are the members, no more and no fewer."""
         from pinstripe.catalog.tables import table_of_object, tables
         from pinstripe.mirror.orphans import parent_column
-        from pinstripe.store.pool import connect
 
         found: dict[str, str] = {}
         sets = self.sim.control.sets
-        async with connect(self.url) as connection:
-            for name, owners in self.made.owners.items():
-                kind = sets.kinds[name]
-                child = tables().get(table_of_object().get(kind.child.kind.name, ""))
-                parent = table_of_object().get(kind.owner.kind.name, "")
-                column = parent_column(child, parent) if child is not None else None
-                if child is None or column is None or not owners:
-                    continue
-                alive = "AND deleted IS NOT TRUE" if child.deletable else ""
-                rows = await connection.fetch(
-                    f'SELECT "{column}", id FROM stripe."{child.name}"'
-                    f' WHERE "{column}" = ANY($1) {alive}',
-                    list(owners),
+        for name, owners in self.made.owners.items():
+            kind = sets.kinds[name]
+            child = tables().get(table_of_object().get(kind.child.kind.name, ""))
+            parent = table_of_object().get(kind.owner.kind.name, "")
+            column = parent_column(child, parent) if child is not None else None
+            if child is None or column is None or not owners:
+                continue
+            alive = "AND deleted IS NOT TRUE" if child.deletable else ""
+            rows = await self.truth.connection.fetch(
+                f'SELECT "{column}", id FROM stripe."{child.name}"'
+                f' WHERE "{column}" = ANY($1) {alive}',
+                list(owners),
+            )
+            mine = {(r[0], r[1]) for r in rows}
+            theirs: set[tuple[str, str]] = set()
+            unnamed: set[tuple[str, str]] = set()
+            field = kind.owner.kind.name
+            names = field in self.sim.account.world.routes.fields[kind.child.kind.name]
+            for owner in owners:
+                position = kind.owner.position(owner)
+                assert position is not None
+                for at in sets.of(kind, position):
+                    shown = self.sim.account.world.objects.load(kind.child, at)
+                    named = not names or shown.get(field) is not None
+                    (theirs if named else unnamed).add((owner, kind.child.id_at(at)))
+            if mine - unnamed != theirs:
+                found[f"set {name}"] = (
+                    f"surplus {sorted(mine - theirs)[:3]}, missing {sorted(theirs - mine)[:3]}"
                 )
-                mine = {(r[0], r[1]) for r in rows}
-                theirs: set[tuple[str, str]] = set()
-                unnamed: set[tuple[str, str]] = set()
-                field = kind.owner.kind.name
-                names = field in self.sim.account.world.routes.fields[kind.child.kind.name]
-                for owner in owners:
-                    position = kind.owner.position(owner)
-                    assert position is not None
-                    for at in sets.of(kind, position):
-                        shown = self.sim.account.world.objects.load(kind.child, at)
-                        named = not names or shown.get(field) is not None
-                        (theirs if named else unnamed).add((owner, kind.child.id_at(at)))
-                if mine - unnamed != theirs:
-                    found[f"set {name}"] = (
-                        f"surplus {sorted(mine - theirs)[:3]}, missing {sorted(theirs - mine)[:3]}"
-                    )
         return found
 
 
@@ -299,6 +292,8 @@ async def _pausing(pauses: Iterator[float], dice: Random) -> None:
 
 async def make_template(url: str) -> None:
     """The database that those of accounts are copied from: all tables, and Postgres on our clock."""
+    from tests.flows.harness.truth import make_empty
+
     from pinstripe.catalog.model import spec
     from pinstripe.catalog.tables import tables
     from pinstripe.store.migrate import migrate
@@ -316,6 +311,7 @@ async def make_template(url: str) -> None:
             sdk_version=spec().sdk_version,
             api_version=spec().api_version,
         )
+        await make_empty(connection, "stripe_truth", tables().values())
 
 
 async def _account(
@@ -323,6 +319,7 @@ async def _account(
 ) -> dict[str, Any]:
     """One account from its first copy on."""
     from tests.flows.harness.histories import Histories, keep_journal, lively_types
+    from tests.flows.harness.truth import open_truth
 
     from pinstripe.config.config import Config
     from pinstripe.store.pool import connect
@@ -335,6 +332,7 @@ async def _account(
         await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE virtual STRATEGY file_copy")
         await admin.execute(f"ALTER DATABASE {name} SET virtual.clock = '{clock}'")
+        await admin.execute(f"ALTER DATABASE {name} SET plan_cache_mode = force_generic_plan")
     parts = urlsplit(url)
     database = parts._replace(path=f"/{name}").geturl()
     settings = Settings(
@@ -342,21 +340,21 @@ async def _account(
     )
     done = 0
     wrong: dict[str, str] = {}
-    async with running(settings) as sim:
+    async with running(settings) as sim, open_truth(database, sim) as truth:
         config = Config(
             api_key=sim.key,
             database_url=database,
             stripe_url=sim.url,
             data_dir=Path("/nonexistent"),
             tables=("-upcoming_*",),
+            event_window=_WINDOW_S,
             rate_limit="none",
             endpoint_rate_limit="none",
         )
         sync = Sync(config)
-        here = RandomAccount(sim, sync, database, Random(seed), chances, Histories(sim))
+        here = RandomAccount(sim, sync, truth, Random(seed), chances, Histories(sim))
         if here.dice.random() < _JOURNALS:
-            async with connect(database) as connection:
-                await keep_journal(connection, lively_types())
+            await keep_journal(truth.connection, lively_types())
             here.has_journal = True
         sync.start()
         try:
@@ -381,6 +379,15 @@ async def _account(
         async with connect(url) as admin:
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     return told
+
+
+def _widen_sessions() -> None:
+    """A history uses all types at once. A session that has room for those of an account's usual dozen makes
+    its stages and statements again and again: half of Postgres's time.
+    """
+    from pinstripe.mirror import writer
+
+    writer._MOST_STAGES, writer._MOST_STATEMENTS = 256, 4096
 
 
 async def _run(given: argparse.Namespace, chances: Chances, clock: Path) -> int:
@@ -416,6 +423,7 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     loop, clock = virtual_loop({urlsplit(given.url).port or 5432})
     asyncio.set_event_loop(loop)
+    _widen_sessions()
     with TemporaryDirectory(prefix="pinstripe-clock-") as directory:
         path = Path(directory) / "clock"
         clock.tell(path)

@@ -6,7 +6,9 @@ columns that Stripe gives on request only, and the parents that only the place t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import msgspec
@@ -15,11 +17,11 @@ from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
-from pinstripe.client.decode import decode
-from pinstripe.mirror import open_mirror
-from pinstripe.rows.as_of import AsOf
+from pinstripe.client.response import AsOf, decode
+from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import create_table
+from pinstripe.store.links import lock_columns
 from pinstripe.store.pool import Connection, connect
 from pinstripe_simulator.server import Running
 
@@ -85,22 +87,43 @@ async def differences(
     `among`: only these objects are compared, whether Stripe has them or not, but each of them must
     be there; without it all, of the types that a copy must hold whole.
     """
-    there = f"{schema}_truth"
-    names = [n for n in table_of_object() if among is None or among.get(n)]
-    chosen = {table_of_object()[n]: tables()[table_of_object()[n]] for n in names}
-    async with connect(url) as connection:
-        # The tables alone: their comments and indexes take ten times as long.
-        made = (create_table(there, table) for table in chosen.values())
-        await connection.execute(
-            f'DROP SCHEMA IF EXISTS "{there}" CASCADE; CREATE SCHEMA "{there}"; {"".join(made)}'
-        )
-    await _write_truth(url, sim, there, chosen, among)
-    found: dict[str, str] = {}
-    async with connect(url) as connection:
+    async with open_truth(url, sim, schema=schema) as truth:
+        return await truth.differences(among)
+
+
+@asynccontextmanager
+async def open_truth(url: str, sim: Running, *, schema: str = "stripe") -> AsyncIterator[Truth]:
+    """For several looks at one copy: most of a look's cost is a new session."""
+    there, version = f"{schema}_truth", spec().api_version
+    mirror = open_mirror(url, there, tables(), api_version=version, writers=1)
+    async with connect(url) as connection, mirror as written:
+        yield Truth(sim, schema, there, connection, written)
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Stripe's truth in the schema `there`, beside the copy in `schema`."""
+
+    sim: Running
+    schema: str
+    there: str
+    connection: Connection
+    mirror: Mirror
+
+    async def differences(self, among: Ids | None = None) -> dict[str, str]:
+        """As the function of this name."""
+        names = [n for n in table_of_object() if among is None or among.get(n)]
+        chosen = {table_of_object()[n]: tables()[table_of_object()[n]] for n in names}
+        # The rows that give others a column are all there: which of them does so is not among the ids.
+        givers = {name: tables()[name] for name in lock_columns() if among is not None and chosen}
+        await make_empty(self.connection, self.there, {**givers, **chosen}.values())
+        await _write_truth(self.mirror, self.sim, {**givers, **chosen}, among, givers)
+        found: dict[str, str] = {}
         for name in names:
             table = table_of_object()[name]
             ids = None if among is None else list(among[name])
-            wrong = await _compare(connection, (schema, there), tables()[table], ids)
+            schemas = (self.schema, self.there)
+            wrong = await _compare(self.connection, schemas, tables()[table], ids)
             if name == "account":
                 wrong.pop(
                     "there but deleted", None
@@ -109,36 +132,59 @@ async def differences(
                 wrong.pop("missing", None)
             if wrong:
                 found[table] = ", ".join(f"{k}: {v}" for k, v in wrong.items())
-    return found
+        return found
 
 
 @cache
 def _holds_others(name: str, path: tuple[str, ...]) -> bool:
     """Whether an object stands inside the JSON at this path: it changes without an event of its holder."""
-    places = (p.split(".") for p, item in present_in(name) if item.kind == "resource")
-    return bool(path) and any(tuple(place[: len(path)]) == path for place in places)
+    return bool(path) and any(place[: len(path)] == path for place in _places(name))
+
+
+@cache
+def _places(name: str) -> tuple[tuple[str, ...], ...]:
+    """Where whole objects stand inside such an object."""
+    return tuple(tuple(p.split(".")) for p, item in present_in(name) if item.kind == "resource")
+
+
+async def make_empty(connection: Connection, schema: str, chosen: Iterable[Table]) -> None:
+    """These tables, without rows. Made once: the second look at a database finds them."""
+    there = await connection.fetch(
+        "SELECT tablename FROM pg_catalog.pg_tables WHERE schemaname = $1", schema
+    )
+    known = {row[0] for row in there}
+    # The tables alone: their comments and indexes take ten times as long.
+    texts = [
+        f'DELETE FROM "{schema}"."{t.name}";' if t.name in known else create_table(schema, t)
+        for t in chosen
+    ]
+    await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"; {"".join(texts)}')
 
 
 async def _write_truth(
-    url: str, sim: Running, schema: str, chosen: Mapping[str, Table], among: Ids | None
+    mirror: Mirror,
+    sim: Running,
+    chosen: Mapping[str, Table],
+    among: Ids | None,
+    whole: Collection[str],
 ) -> None:
-    version = spec().api_version
-    async with open_mirror(url, schema, chosen, api_version=version) as mirror:
-        for name, table in table_of_object().items():
-            if table not in chosen:
+    """`whole`: tables of which all objects are written, whatever is in `among`."""
+    group = RowSet()
+    for name, table in table_of_object().items():
+        if table not in chosen:
+            continue
+        for obj in sim.account.world.truth(name):
+            if among is not None and table not in whole and obj["id"] not in among[name]:
                 continue
-            group = RowSet()
-            for obj in sim.account.world.truth(name):
-                if among is not None and obj["id"] not in among[name]:
-                    continue
-                found = RowSet()
-                # Over the wire and back: text that Postgres cannot hold is cleaned when it is read.
-                read = decode(msgspec.json.encode(obj))
-                assert isinstance(read, dict)
-                key = mirror.extractor.object(read, found)
-                if key is not None:
-                    group.add(table, key, found.rows[table][key])
-            await mirror.write([(group, AsOf(1.0, 2.0))])
+            found = RowSet()
+            # Over the wire and back: text that Postgres cannot hold is cleaned when it is read.
+            read = decode(msgspec.json.encode(obj))
+            assert isinstance(read, dict)
+            key = mirror.extractor.object(read, found)
+            if key is not None:
+                group.add(table, key, found.rows[table][key])
+    # In one transaction: with one for each table Python needs half as much again.
+    await mirror.write([(group, AsOf(1.0, 2.0))])
 
 
 async def _compare(
@@ -160,7 +206,7 @@ async def _compare(
     given = () if ids is None else (ids,)
     wrong: dict[str, object] = {}
     missing = await connection.fetch(
-        f"SELECT id FROM {truth} EXCEPT SELECT id FROM {mine} ORDER BY id"
+        f"SELECT id FROM {truth} WHERE {only} EXCEPT SELECT id FROM {mine} ORDER BY id", *given
     )
     if missing:
         wrong["missing"] = f"{len(missing)} such as {missing[0][0]}"

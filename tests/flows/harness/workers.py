@@ -25,7 +25,7 @@ from pinstripe.store.migrate import make_tenant_views
 from pinstripe.store.platforms.stored import load_accounts
 from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import Connection, connect
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 from pinstripe_simulator.server import Running
 
 SCHEMA = "shops"

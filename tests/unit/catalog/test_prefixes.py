@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pinstripe.catalog.model import object_types, spec
-from pinstripe.catalog.prefixes import SOURCES, prefixes, source_type, type_of
+from pinstripe.catalog.relations import SOURCES, prefixes, source_type, type_of
 from pinstripe.catalog.tables import tables
 from pinstripe.rows.extract import Extractor, RowSet
 

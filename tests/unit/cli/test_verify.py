@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pinstripe.cli.verify import as_object, as_text
-from pinstripe.sync.verify.compare import Difference
-from pinstripe.sync.verify.report import Report, TableReport
+from pinstripe.sync.verify.compare import Difference, Report, TableReport
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pinstripe.client.decode import clean_text, decode
+from pinstripe.client.response import clean_text, decode
 
 anything = st.characters(codec=None)
 pieces = st.sampled_from(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinstripe.client.retry import Patience, Verdict, http_time, judge, retry_after_s
+from pinstripe.client.response import http_time
+from pinstripe.client.retry import Patience, Verdict, judge, retry_after_s
 
 GLOBAL = {"stripe-rate-limited-reason": "global-rate"}
 YES = {"stripe-should-retry": "true"}

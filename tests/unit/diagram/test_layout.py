@@ -23,7 +23,7 @@ from pinstripe.diagram.layout import (
     port_of,
     text_width,
 )
-from pinstripe.diagram.svg import to_svg
+from pinstripe.diagram.render import to_svg
 
 DIAGRAMS = {
     "overview": overview(),
@@ -125,7 +125,7 @@ def _crossings(drawing: Drawing) -> int:
 def test_the_same_diagram_is_drawn_the_same_in_every_process() -> None:
     program = (
         "import hashlib; from pinstripe.diagram.graph import of_domain;"
-        "from pinstripe.diagram.layout import draw; from pinstripe.diagram.svg import to_svg;"
+        "from pinstripe.diagram.layout import draw; from pinstripe.diagram.render import to_svg;"
         "print(hashlib.sha256(to_svg(draw(of_domain('billing'))).encode()).hexdigest())"
     )
     said = {

@@ -9,7 +9,7 @@ import pytest
 from pinstripe.catalog.domains import DOMAINS, domains
 from pinstripe.catalog.tables import tables
 from pinstripe.diagram.graph import Diagram, around, of_domain, of_tables, overview
-from pinstripe.diagram.mermaid import to_mermaid
+from pinstripe.diagram.render import to_mermaid
 
 NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 ENTITY = re.compile(rf'    {NAME}(\["[^"\n]+"\])?( \{{)?')

@@ -11,7 +11,7 @@ from pinstripe.catalog.domains import DOMAINS
 from pinstripe.catalog.tables import tables
 from pinstripe.diagram.graph import Box, Diagram, DiagramRow, around, of_domain, overview
 from pinstripe.diagram.layout import draw
-from pinstripe.diagram.svg import Links, stylesheet, to_svg
+from pinstripe.diagram.render import Links, stylesheet, to_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 LINKS = Links(table="/tables/{name}?in={domain}&all=1", domain="/diagram/{name}")

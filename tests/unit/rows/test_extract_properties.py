@@ -77,6 +77,9 @@ def test_a_null_makes_a_column_and_an_absent_key_does_not(maker: Maker, name: st
             assert column.name in shape
         elif column.read == "parent":
             assert column.name not in shape
+        elif column.moved is not None:
+            fields = {*column.path[:1], *column.moved.fields}
+            assert (column.name in shape) == (not fields.isdisjoint(obj)), column.name
         elif column.path not in optional:
             assert (column.name in shape) == (column.path[0] in obj), column.name
         else:

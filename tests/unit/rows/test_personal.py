@@ -119,3 +119,33 @@ def test_what_refers_to_an_erased_object_is_erased_and_becomes_one() -> None:
     assert fresh == ["ch_1", "re_1"]
     texts = {key: "for" in str(row) for _, key, row in found.places()}
     assert texts == {"ch_1": False, "re_1": False, "ch_2": True}
+
+
+SESSION: dict[str, Any] = {
+    "id": "cs_1",
+    "object": "checkout.session",
+    "collected_information": {
+        "shipping_details": {"name": "Anna", "address": {"city": "Berlin", "country": "DE"}}
+    },
+}
+
+
+def test_what_a_column_took_from_another_field_is_dropped_and_hashed_like_it() -> None:
+    """`shipping_name` has the name that stands in `collected_information`."""
+    assert "Anna" in columns(SESSION, Personal(Policy.everything("keep")))["shipping_name"]
+    for action in ("drop", "hash"):
+        kept = columns(SESSION, Personal(Policy.everything(action), KEY))
+        assert "Anna" not in json.dumps(kept)
+        assert "Berlin" not in json.dumps(kept)
+        stored = {"shipping_name": "Anna", "shipping_address": {"city": "Berlin"}}
+        changed = Personal(Policy.everything(action), KEY).clean_columns(
+            tables()["checkout_session"], stored
+        )
+        assert changed.keys() == stored.keys()
+
+
+def test_a_column_that_stripe_has_moved_can_be_left_out() -> None:
+    policy = Policy.parse(personal_data=["keep"], columns=["-checkout_session.shipping_name"])
+    kept = columns(SESSION, Personal(policy))
+    assert "Anna" not in json.dumps(kept)
+    assert "Berlin" in json.dumps(kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinstripe.store.read_quota import DAYS, allowed
+from pinstripe.store.daily_counts import DAYS, allowed
 from pinstripe.sync.read_quota import (
     DAY_S,
     LONGEST_PASS_S,

@@ -1,22 +1,31 @@
-"""The API of one sync's copy: status by table, lag, budget, and what the key may not read."""
+"""The API of how things stand: one sync's copy by table, lag, budget, refusals; and health endpoints.
+
+`/healthz` reads nothing: it responds as long as the process runs. `/readyz` says whether SQL returns what
+Stripe has. Route proxy traffic by `/healthz`, since the proxy works without a database. Both are public, so
+only admins get the ids of syncs and the reasons.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 
 import msgspec
 from msgspec.structs import asdict
+from starlette.responses import Response
 
 from pinstripe.client.api_errors import permission_of
+from pinstripe.errors import PinstripeError
 from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.api.syncs import find_sync
-from pinstripe.gateway.http.errors import HTTPError
+from pinstripe.gateway.http.errors import JSON, HTTPError
+from pinstripe.gateway.http.metrics import MEDIA
 from pinstripe.gateway.live.status_board import LagSample
-from pinstripe.store.clocks import Clocks
-from pinstripe.store.cursors import READY, SCAN_OF, Checkpoint, load_checkpoints
+from pinstripe.store.cursors import READY, SCAN_OF, Checkpoint, RememberedRefusal, load_checkpoints
+from pinstripe.store.daily_counts import Clocks, load_requests
 from pinstripe.store.heartbeats import QuotaReport, TableProgress
-from pinstripe.store.read_quota import load_requests
-from pinstripe.store.refusals import RememberedRefusal
+from pinstripe.store.platforms.stored import load_platforms
+from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.status import (
     FailedRequests,
     QuarantinedRows,
@@ -276,3 +285,80 @@ def _table(found: TableStatus, progress: TableProgress | None) -> TableStanding:
 
 def _moment(second: float | None) -> datetime | None:
     return None if second is None else datetime.fromtimestamp(second, UTC)
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    ok: bool
+    version: str
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that must be well."""
+
+    name: str
+    """`database`, or `sync:` or `platform:` and an id; for strangers `syncs`, all of them."""
+    ok: bool
+    reason: str = ""
+    """For admins."""
+    remedy: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether all checks are well."""
+
+    ok: bool
+    checks: list[Check]
+
+
+_VERSION = version("pinstripe")
+
+
+async def healthz(call: Call) -> Alive:
+    """Whether the process is alive."""
+    return Alive(ok=True, version=_VERSION)
+
+
+async def readyz(call: Call) -> Response:
+    """Whether the copy is ready: the database reachable, each sync that is not paused followed.
+
+    200 or 503, and each check. A sync is not ready before its first copy is complete, a platform without a
+    worker that lives.
+    """
+    syncs = await call.gateway.board.fresh()
+    trouble = call.gateway.board.trouble
+    checks = [Check("database", not trouble, trouble)]
+    checks += [
+        Check(f"sync:{live.id}", live.ready, live.reason, live.remedy)
+        for live in syncs.values()
+        if not live.paused
+    ]
+    checks += await _platform_checks(call)
+    answer = Readiness(all(check.ok for check in checks), checks)
+    if not call.gateway.parts.access.is_admin(call.request):
+        followed = all(check.ok for check in checks[1:])
+        answer = Readiness(answer.ok, [Check("database", checks[0].ok), Check("syncs", followed)])
+    return Response(msgspec.json.encode(answer), 200 if answer.ok else 503, media_type=JSON)
+
+
+async def _platform_checks(call: Call) -> list[Check]:
+    """Whether anybody works for the platforms; none of them while the database does not tell."""
+    if not call.gateway.parts.syncs.platforms:
+        return []
+    try:
+        async with call.gateway.reads.connection() as connection:
+            wanted = [p.id for p in await load_platforms(connection) if not p.paused]
+            is_worked_for = bool(await live_workers(connection))
+    except PinstripeError:
+        return []
+    problem = ("", "") if is_worked_for else ("No worker runs.", "Start `pinstripe worker`.")
+    return [Check(f"platform:{name}", is_worked_for, *problem) for name in wanted]
+
+
+async def metrics(call: Call) -> Response:
+    """Metrics for Prometheus, in its text format.
+
+    Rows are Postgres's estimates. Kept for two seconds.
+    """
+    return Response(await call.gateway.metrics.text(), media_type=MEDIA)

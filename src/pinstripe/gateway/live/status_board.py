@@ -23,18 +23,15 @@ from pinstripe.concurrency import Coalescer, wait_for
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.syncs import StoredSync, SyncControl
-from pinstripe.store.clocks import Clocks
+from pinstripe.store.daily_counts import Clocks
 from pinstripe.store.heartbeats import STALE_S, WorkerHeartbeat, load_heartbeats
 from pinstripe.store.status import SyncSummary, load_summaries
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _WATCHED_S = 1.0
-
 _UNWATCHED_S = 10.0
-
 _LAG_SAMPLES = 360
-
 _UPDATE_S = 3.0
 """The longest that an update waits for Postgres."""
 

@@ -24,8 +24,8 @@ from pinstripe.gateway.proxy.objects import measured_response
 from pinstripe.gateway.proxy.request import Headers
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.store.clocks import Write, note_writes
 from pinstripe.store.cursors import load_as_of
+from pinstripe.store.daily_counts import Write, note_writes
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

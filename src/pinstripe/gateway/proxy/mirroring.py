@@ -24,13 +24,18 @@ from typing import Literal
 
 import structlog
 
-from pinstripe.catalog.endpoints import list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    has_address,
+    list_endpoints,
+    retrieve_endpoint,
+    singleton_paths,
+)
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents as parent_types
 from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import read_object
+from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response
 from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.concurrency import backoff
 from pinstripe.errors import (
@@ -60,10 +65,9 @@ from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamRe
 from pinstripe.gateway.syncs import OpenSync, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import AsOf, Cause, as_of_response
 from pinstripe.rows.extract import Row, RowKey, RowSet
-from pinstripe.source.resolve import has_address, mark_deleted
-from pinstripe.source.source import LIVE, retrieve_endpoint
+from pinstripe.source.resolve import mark_deleted
+from pinstripe.source.source import LIVE
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch, add_refetches
 
@@ -122,8 +126,6 @@ class ProxyRequest:
 
 
 class ResponseMirror:
-    """Mirrors responses."""
-
     def __init__(
         self,
         syncs: Syncs,
@@ -501,7 +503,10 @@ def _parents_in(sync: OpenSync, row_set: RowSet, place: RowKey) -> dict[str, str
     return {
         column.references[0]: value
         for column, value in zip(columns, row, strict=False)
-        if len(column.references) == 1 and len(column.path) <= 1 and isinstance(value, str)
+        if len(column.references) == 1
+        and len(column.path) <= 1
+        and isinstance(value, str)
+        and not column.is_derived
     }
 
 

@@ -22,11 +22,9 @@ import msgspec
 from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.decode import StripeObject, decode
-from pinstripe.client.response import Margins, Response
+from pinstripe.client.response import AsOf, Cause, Margins, Response, StripeObject, decode
 from pinstripe.client.transport import TooLarge, Unreadable, gunzip
 from pinstripe.gateway.proxy.upstream import UpstreamResponse
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.extract import Extractor, RowKey, RowSet
 
 Trust = Literal["current", "stale", "refetch"]

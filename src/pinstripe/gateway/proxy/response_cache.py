@@ -23,11 +23,11 @@ from time import monotonic
 
 import structlog
 
+from pinstripe.client.response import AsOf
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.proxy.request import Target
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.mirror.batch import Effect
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.extract import RowKey, RowSet
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.ddl import qualified

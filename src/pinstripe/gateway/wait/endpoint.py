@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, repeat
 
@@ -25,9 +26,14 @@ from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
 from pinstripe.gateway.http.middleware import unless_disconnected
 from pinstripe.gateway.syncs import AccountPlace, Named, OpenSync, Syncs
-from pinstripe.gateway.wait.progress import Obstacle, find_obstacle
 from pinstripe.gateway.wait.query import WaitQuery, parse_query
 from pinstripe.gateway.wait.waiter import Waiter, WaitState
+from pinstripe.store.cursors import load_checkpoints
+from pinstripe.store.leases import load_lease
+from pinstripe.store.platforms.stored import load_account
+from pinstripe.store.platforms.workers import live_workers
+from pinstripe.store.pool import Connection
+from pinstripe.store.session import account_of
 
 KINDS = ("stripe",)
 _MAX_OPEN = 10_000
@@ -66,6 +72,15 @@ class NotInTime(msgspec.Struct, frozen=True):
     missing: list[Missing]
     as_of: str | None
     waited_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why the worker does not make progress. `code` is for programs."""
+
+    code: str
+    message: str
+    hint: str
 
 
 class WaitEndpoint:
@@ -192,7 +207,7 @@ class WaitEndpoint:
         def add(
             what: str, key: str, wait: Callable[..., Awaitable[None]], **more: float | str
         ) -> None:
-            state = WaitState(what, key, previews=options.previews)
+            state = WaitState(what, key, options.previews, exact=not options.is_plain)
             states.append(state)
             jobs.append(lambda: wait(sync, state, **more))
 
@@ -216,7 +231,7 @@ class WaitEndpoint:
         with suppress(PinstripeError, TimeoutError):
             async with asyncio.timeout(_REASON_S):
                 async with sync.pool.acquire() as connection:
-                    obstacle = await find_obstacle(connection, sync.schema)
+                    obstacle = await _find_obstacle(connection, sync.schema)
                 as_of = await self._waiter.reads(sync).as_of()
         unreachable = next((w.error for w in states if w.error), "")
         if obstacle is None and unreachable:
@@ -304,3 +319,50 @@ def _json(status: int, body: Waited | NotInTime) -> Response:
     return Response(
         msgspec.json.encode(body), status, {"Cache-Control": "no-store"}, media_type=JSON
     )
+
+
+async def _find_obstacle(connection: Connection, schema: str) -> Obstacle | None:
+    """Return what keeps a wait from ending, as far as the database knows it."""
+    if account_of(schema):
+        obstacle = await _obstacle_of_account(connection, schema)
+    else:
+        obstacle = await _obstacle_of_sync(connection, schema)
+    if obstacle is not None:
+        return obstacle
+    checkpoints = dict(await load_checkpoints(connection, schema))
+    events = checkpoints.pop("events", None)
+    if events is not None and events.reason:
+        return Obstacle("sync_in_trouble", events.reason, events.remedy)
+    running = sorted(c.stream for c in checkpoints.values() if c.state == "running")
+    if running:
+        some = ", ".join(running[:3]) + (" ..." if len(running) > 3 else "")
+        return Obstacle(
+            "copying",
+            f"The first copy is not complete: {len(running)} lists are still being read ({some}).",
+            "`pinstripe status` shows how far it is. The exact forms of waiting work meanwhile.",
+        )
+    return None
+
+
+async def _obstacle_of_sync(connection: Connection, schema: str) -> Obstacle | None:
+    lease = await load_lease(connection, schema)
+    if lease is None or not lease.is_held:
+        return Obstacle(
+            "not_syncing",
+            "No process syncs this account now.",
+            "Start `pinstripe sync` or `pinstripe serve`, or resume the sync.",
+        )
+    return None
+
+
+async def _obstacle_of_account(connection: Connection, scope: str) -> Obstacle | None:
+    """What the platform's bookkeeping knows: no task of the account runs between two of its tasks."""
+    account = await load_account(connection, scope)
+    if account is not None and account.reason:
+        code = "not_syncing" if account.state == "revoked" else "sync_in_trouble"
+        return Obstacle(code, account.reason, account.remedy or "")
+    if not await live_workers(connection):
+        return Obstacle(
+            "not_syncing", "No worker of platforms runs now.", "Start `pinstripe worker`."
+        )
+    return None

@@ -11,12 +11,12 @@ from difflib import get_close_matches
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from pinstripe.catalog.endpoints import retrieve_endpoint
 from pinstripe.catalog.model import object_types
-from pinstripe.catalog.prefixes import types_of
+from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import table_of_object, tables
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.rows.extract import RowKey
-from pinstripe.source.source import retrieve_endpoint
 
 TIMEOUT_S = 30.0
 LONGEST_S = 300.0

@@ -20,9 +20,8 @@ import structlog
 from pinstripe.concurrency import Coalescer
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.store.events import APPLIED
+from pinstripe.store.events import ACKS, APPLIED, SyncAck, last_acks, request_sync
 from pinstripe.store.listener import Listener
-from pinstripe.store.sync_requests import ACKS, SyncAck, last_acks, request_sync
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -6,9 +6,10 @@
     object    the object was fetched after the call, and is written
 
 Each also waits for the refetches that events so far requested (a list's next page, another API version,
-a conflict): without them a row could still be old. Unreachable is retried; callers set the time limit.
+a conflict): without them a row could still be old. All but the plain form wait, too, for those that are
+made once more because a replica may have been behind. Unreachable is retried; callers set the time limit.
 `ObjectFetches` coalesces concurrent fetches of one object into one GET that begins after all of the
-calls.
+calls, and `WaitProgress` concurrent reads into one query: a thousand waiting calls cost what one does.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, repeat
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from pinstripe.catalog.endpoints import retrieve_endpoint
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import read_object
 from pinstripe.concurrency import Coalescer
 from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.wait.progress import WaitProgress
 from pinstripe.gateway.wait.sync_requester import SyncRequester
 from pinstripe.rows.event import created_of, payload
+from pinstripe.rows.extract import RowKey
 from pinstripe.source.resolve import refetch_row
-from pinstripe.source.source import LIVE, retrieve_endpoint
-from pinstripe.store.refetch import PendingCount
+from pinstripe.source.source import LIVE
+from pinstripe.store.events import load_acked_as_of, which_applied
+from pinstripe.store.refetch import Pending, PendingCount, load_open_since, load_pending
 
 _T = TypeVar("_T")
-
 _PAUSES_S = (0.02, 0.03, 0.05, 0.1, 0.2, 0.25)
 """Between two reads of the pending refetches."""
 
@@ -45,9 +47,12 @@ _REQUESTS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 _MOST_READ = 1_000
 """Syncs whose reads are kept; a wait under way keeps its own."""
 _RETRY_S = 0.25
-
 _OLD_S = 120.0
 """An older event that no poll finds new was applied long ago, and its id is no longer stored."""
+
+_SPACING_S = 0.02
+_LAST_SPACING_S = 0.005
+"""For the reads at the end of a wait: a longer pause would be most of a wait for an object."""
 
 
 @dataclass(slots=True)
@@ -61,6 +66,8 @@ class WaitState:
     id: str = ""
     previews: bool = True
     """Whether previews of upcoming invoices count as pending."""
+    exact: bool = True
+    """Whether second requests do, that are made because a replica of Stripe's may have been behind."""
     pending: list[PendingCount] = field(default_factory=list)
     error: str = ""
     """The error of the last try."""
@@ -220,7 +227,7 @@ class Waiter:
         for pause_s in _forever(_PAUSES_S):
             pending = await self._retry_while_unreachable(state, reads.pending)
             moment = moment or pending.now
-            state.pending = pending.before(moment, previews=state.previews)
+            state.pending = pending.before(moment, previews=state.previews, exact=state.exact)
             if not state.pending:
                 break
             await self._sleep(pause_s)
@@ -324,3 +331,63 @@ async def _fetch(sync: OpenSync, table: str, key: str) -> None:
             code="resource_missing",
             hint="Does it belong to the account and the mode of this sync?",
         )
+
+
+class WaitProgress:
+    """The coalesced reads of one sync."""
+
+    def __init__(self, sync: OpenSync) -> None:
+        self._sync = sync
+        self._requests = Coalescer(self._applied("request_id"), spacing_s=_SPACING_S)
+        self._events = Coalescer(self._applied("id"), spacing_s=_SPACING_S)
+        self._pending = Coalescer(self._read_pending, spacing_s=_SPACING_S)
+        self._open_since = Coalescer(self._read_open_since, spacing_s=_LAST_SPACING_S)
+        self._as_of = Coalescer(self._read_as_of, spacing_s=_LAST_SPACING_S)
+
+    async def has_request(self, request_id: str) -> bool:
+        return await self._requests.get(request_id)
+
+    async def has_event(self, event_id: str) -> bool:
+        return await self._events.get(event_id)
+
+    async def pending(self) -> Pending:
+        """The refetches that events requested and that are not done."""
+        return await self._pending.get(None)
+
+    async def open_since(self, table: str, key: str) -> tuple[datetime, datetime | None]:
+        """(now, since when the row waits for a fetch of its object; None if it does not)."""
+        return await self._open_since.get((table, key))
+
+    async def as_of(self) -> datetime | None:
+        """The moment, on Stripe's clock, up to which the database is known to be true."""
+        return await self._as_of.get(None)
+
+    async def close(self) -> None:
+        """Cancel the queries that are running."""
+        for each in (self._requests, self._events, self._pending, self._open_since, self._as_of):
+            await each.close()
+
+    def _applied(
+        self, column: Literal["id", "request_id"]
+    ) -> Callable[[Collection[str]], Awaitable[Mapping[str, bool]]]:
+        async def read(values: Collection[str]) -> Mapping[str, bool]:
+            async with self._sync.pool.acquire() as connection:
+                applied = await which_applied(connection, self._sync.schema, column, list(values))
+            return {value: value in applied for value in values}
+
+        return read
+
+    async def _read_pending(self, _: Collection[None]) -> Mapping[None, Pending]:
+        async with self._sync.pool.acquire() as connection:
+            return {None: await load_pending(connection, self._sync.schema)}
+
+    async def _read_as_of(self, _: Collection[None]) -> Mapping[None, datetime | None]:
+        async with self._sync.pool.acquire() as connection:
+            return {None: await load_acked_as_of(connection, self._sync.schema)}
+
+    async def _read_open_since(
+        self, rows: Collection[RowKey]
+    ) -> Mapping[RowKey, tuple[datetime, datetime | None]]:
+        async with self._sync.pool.acquire() as connection:
+            now, since = await load_open_since(connection, self._sync.schema, list(rows))
+        return {row: (now, since.get(row)) for row in rows}

@@ -190,11 +190,8 @@ async def _answers(url: str) -> bool:
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _DATABASE = "pinstripe"
-
 _STOP_S = 30.0
-
 _LOG_CHECK_S = 60.0
-
 _MAX_RESTARTS = 8
 """In a row, each within a minute; with the backoff that is about half a minute of trying."""
 

@@ -83,14 +83,15 @@ UPDATE pinstripe.platform SET api_key = $2, key_hint = $3, webhook_secrets = $4,
 
 _NOTIFY = f"SELECT pg_notify('{CHANNEL}', '')"
 
+# The first copy ends with a poll, which gives the account its turn: until then no look is spent on it.
 # The scope, as `scopes.scope_of` makes it, in one statement for any number of accounts.
 _ADD = """
 WITH p AS (SELECT * FROM pinstripe.platform WHERE id = $1), added AS (
-  INSERT INTO pinstripe.platform_account AS a (platform_id, account_id, livemode)
-  SELECT p.id, u.id, p.livemode FROM p, unnest($2::text[]) AS u (id)
+  INSERT INTO pinstripe.platform_account AS a (platform_id, account_id, livemode, next_look_at)
+  SELECT p.id, u.id, p.livemode, clock_timestamp() + interval '1 day' FROM p, unnest($2::text[]) AS u (id)
   ON CONFLICT (platform_id, account_id) DO UPDATE
-    SET state = 'active', revoked_at = NULL, next_look_at = clock_timestamp(), failures = 0, code = NULL,
-        reason = NULL, remedy = NULL
+    SET state = 'active', revoked_at = NULL, next_look_at = EXCLUDED.next_look_at, failures = 0,
+        code = NULL, reason = NULL, remedy = NULL
     WHERE a.state = 'revoked'
   RETURNING account_id), scopes AS (
   INSERT INTO pinstripe.sync (schema, account_id, livemode, api_version, sdk_version, platform_id)

@@ -22,7 +22,7 @@ from pinstripe.store.cursors import FOLLOWED, READY
 from pinstripe.store.platforms.stored import add_accounts, revoke_accounts
 from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
 from pinstripe.store.pool import Connection, translated
-from pinstripe.store.scopes import scope_of
+from pinstripe.store.session import scope_of
 
 CLAIM_S = 60.0
 FASTEST_S = 5.0
@@ -95,6 +95,15 @@ UPDATE pinstripe.platform_account a
 SET next_look_at = clock_timestamp() + make_interval(secs => {CLAIM_S})
 FROM due WHERE a.platform_id = $1 AND a.account_id = due.account_id
 RETURNING a.account_id, a.newest_event, coalesce(a.owed_at <= clock_timestamp(), false)
+"""
+
+# Of the read quota, which live mode has: looks are most of what an idle account takes of it.
+_COUNT = """
+INSERT INTO pinstripe.request_count AS c (schema, day, kind, count)
+SELECT s.schema, (clock_timestamp() AT TIME ZONE 'UTC')::date, 'events', 1
+FROM pinstripe.sync s WHERE s.platform_id = $1 AND s.account_id = ANY($2::text[]) AND s.livemode
+  AND s.schema LIKE '%@%'
+ON CONFLICT (schema, day, kind) DO UPDATE SET count = c.count + EXCLUDED.count
 """
 
 _LOOKED = f"""
@@ -193,7 +202,8 @@ SELECT a.state = 'active', coalesce(extract(epoch FROM a.known_to), 0)::float8,
   (SELECT extract(epoch FROM c.as_of)::float8 FROM pinstripe.cursor c
    WHERE c.schema = $3 AND c.stream = '{FOLLOWED}'
      AND EXISTS (SELECT FROM pinstripe.cursor r WHERE r.schema = $3 AND r.stream = '{READY}')),
-  (SELECT b.rung FROM pinstripe.bell b WHERE b.schema = $3 AND b.heard < b.rung)
+  (SELECT b.rung FROM pinstripe.bell b WHERE b.schema = $3 AND b.heard < b.rung),
+  (SELECT coalesce(sum(c.rows), 0)::bigint FROM pinstripe.cursor c WHERE c.schema = $3)
 FROM pinstripe.platform_account a WHERE a.platform_id = $1 AND a.account_id = $2
 """
 
@@ -202,7 +212,7 @@ class Standing(NamedTuple):
     """An account at the start of a task. Unix seconds on Stripe's clock, 0 for none.
 
     `followed_to`: the cursor of the events; None before the first copy is complete. `asked`: the number of
-    the latest request for a sync that is not acknowledged.
+    the latest request for a sync that is not acknowledged. `rows`: how many its lists have brought.
     """
 
     is_active: bool
@@ -210,12 +220,13 @@ class Standing(NamedTuple):
     last_event_at: float
     followed_to: float | None
     asked: int | None
+    rows: int
 
 
 async def account_standing(
     connection: Connection, platform_id: str, account_id: str, scope: str = ""
 ) -> Standing | None:
-    """Return how an account stands; None if the platform has none of this id. `scope`: for the last two."""
+    """Return how an account stands; None if there is none of this id. `scope`: for the last three."""
     with translated():
         row = await connection.fetchrow(_TURN, platform_id, account_id, scope)
     return None if row is None else Standing(*row)
@@ -232,11 +243,32 @@ async def welcome(
     return added
 
 
-async def begin(connection: Connection, schema: str, account_ids: Sequence[str]) -> None:
+async def begin(
+    connection: Connection,
+    schema: str,
+    account_ids: Sequence[str],
+    *,
+    priority: int | None = None,
+) -> None:
     """Request the first copies of accounts. In a transaction."""
     scopes = [scope_of(schema, account_id) for account_id in account_ids]
     await put_off(connection, "backfill", scopes, _NET_S)
-    await request_tasks(connection, "backfill", scopes)
+    await request_tasks(connection, "backfill", scopes, priority=priority)
+
+
+_AGAIN = """
+INSERT INTO pinstripe.platform_task (scope, task, due_at)
+SELECT s.schema, 'backfill', clock_timestamp() + make_interval(secs => random() * $2)
+FROM pinstripe.sync s JOIN pinstripe.platform p ON p.id = s.platform_id
+WHERE p.schema = $1 AND s.schema <> p.schema
+ON CONFLICT (scope, task) DO NOTHING
+"""
+
+
+async def begin_all_again(connection: Connection, schema: str, *, within_s: float) -> None:
+    """Have the copies of all accounts go on, spread over so many seconds: there are new tables."""
+    with translated():
+        await connection.execute(_AGAIN, schema, within_s)
 
 
 async def dismiss(
@@ -271,6 +303,12 @@ async def claim_looks(connection: Connection, platform_id: str, limit: int) -> l
     with translated():
         rows = await connection.fetch(_CLAIM, platform_id, limit)
     return [Look(*row) for row in rows]
+
+
+async def count_looks(connection: Connection, platform_id: str, account_ids: Sequence[str]) -> None:
+    """Count one request of each account, where Stripe limits reads."""
+    with translated():
+        await connection.execute(_COUNT, platform_id, list(account_ids))
 
 
 async def looked(connection: Connection, platform_id: str, seen: Sequence[Found]) -> None:
@@ -341,6 +379,18 @@ async def put_off(
     """Have the task requested in so many seconds."""
     with translated():
         await connection.execute(_PUT_OFF, list(scopes), task, later_s)
+
+
+async def put_off_first(connection: Connection, task: TaskName, scope: str, later_s: float) -> None:
+    """Like `put_off`, unless the task is due at some time already."""
+    with translated():
+        await connection.execute(
+            "INSERT INTO pinstripe.platform_task (scope, task, due_at)"
+            " VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3)) ON CONFLICT DO NOTHING",
+            scope,
+            task,
+            later_s,
+        )
 
 
 async def put_off_failed(connection: Connection, task: TaskName, scope: str) -> None:

@@ -10,7 +10,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.sync (
 );
 
 DO $$
-BEGIN  -- The rule by which secrets were removed from older rows. See store/forget_secrets.py.
+BEGIN  -- The rule by which secrets were removed from older rows. See store/rewrite.py.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'secret_rule') THEN
     ALTER TABLE pinstripe.sync ADD COLUMN secret_rule text;
@@ -18,7 +18,7 @@ BEGIN  -- The rule by which secrets were removed from older rows. See store/forg
 END $$;
 
 DO $$
-BEGIN  -- `personal`: the policy on personal data that the rows follow (store/personal.py). `erasures`: how many
+BEGIN  -- `personal`: the policy on personal data that the rows follow (store/rewrite.py). `erasures`: how many
   -- there were; every writer compares it before it commits (store/erasures.py).
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'erasures') THEN
@@ -35,7 +35,7 @@ BEGIN  -- When the next verification is due, or why there is none.
 END $$;
 
 -- Platforms: many connected accounts in one schema, by the key of the account that they are connected to
--- (store/platforms.py). Keys and webhook secrets are encrypted like those of `stored_sync`.
+-- (store/platforms/stored.py). Keys and webhook secrets are encrypted like those of `stored_sync`.
 CREATE TABLE IF NOT EXISTS pinstripe.platform (
   id              text PRIMARY KEY,
   schema          text NOT NULL,
@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.platform (
 
 DO $$
 BEGIN  -- The platform of the schema, or of the account, that a row is about; null for a sync. The accounts of a
-  -- platform have rows here, named by their scope (store/scopes.py), since all bookkeeping refers to them.
+  -- platform have rows here, named by their scope (store/session.py), since all bookkeeping refers to them.
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pinstripe.sync'::regclass
                  AND attname = 'platform_id') THEN
     ALTER TABLE pinstripe.sync ADD COLUMN platform_id text REFERENCES pinstripe.platform ON DELETE CASCADE;
@@ -207,7 +207,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   next_try_at timestamptz,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- Since when it is open. Queueing it again moves `asked_at`; a response that was requested before then
-  -- completes the older one only, and moves this column to `asked_at`.
+  -- completes the older one only, and moves this column to when it was requested.
   open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- The class of work: the priority of its requests (`WorkClass`), 4 (related) where it is not known.
   priority   smallint NOT NULL DEFAULT 4
@@ -266,7 +266,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS quarantine_place_idx
 
 -- Requests for an immediate sync (`rung`: the number of the latest) and the worker's acknowledgement
 -- (`heard`: the number up to which they are done). The tables hold what Stripe's event list had at `as_of`.
--- See store/sync_requests.py.
+-- See store/events.py.
 CREATE TABLE IF NOT EXISTS pinstripe.bell (
   schema     text PRIMARY KEY REFERENCES pinstripe.sync ON DELETE CASCADE,
   rung       bigint NOT NULL DEFAULT 0,
@@ -310,7 +310,7 @@ CREATE INDEX IF NOT EXISTS confirmation_place_idx
   ON pinstripe.confirmation (schema, "table", as_of_latest);
 
 -- When the list of a parent was last known whole: `child` is the table of what it lists. A row that it did
--- not have is not inserted from an older page. See store/member_sets.py.
+-- not have is not inserted from an older page. See store/confirmations.py.
 CREATE TABLE IF NOT EXISTS pinstripe.member_set (
   schema       text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   child        text NOT NULL,
@@ -323,7 +323,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS member_set_place_idx
   ON pinstripe.member_set (schema, child, left(parent_id, 500), hashtextextended(parent_id, 0));
 
 -- By day: how far `Date` and `created` of proxied writes were apart, and how often a snapshot that contradicted a
--- row was stale. See store/clocks.py.
+-- row was stale. See store/daily_counts.py.
 CREATE TABLE IF NOT EXISTS pinstripe.clock (
   schema         text NOT NULL REFERENCES pinstripe.sync ON DELETE CASCADE,
   day            date NOT NULL,

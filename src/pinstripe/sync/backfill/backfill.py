@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pinstripe.catalog.carriers import holders
+from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import ListEndpoint, by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
@@ -33,9 +33,9 @@ from pinstripe.store.cursors import (
 )
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
+from pinstripe.sync.backfill.list_stream import ListReader, Scheduler
 from pinstripe.sync.backfill.plan import BackfillPlanner, full_resync_done
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
-from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.events.reader import LATE_S
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -88,6 +88,7 @@ class Backfill:
         """
         self.phase = "starting"
         self.works: list[ListReader] = []
+        self._by_table: dict[str, list[ListReader]] = {}
         self.note = ""
         self._source = source
         self._pool = pool
@@ -172,7 +173,6 @@ class Backfill:
         try:
             plain = [w for w in self.works if not w.endpoint.parent]
             await self._scheduler.run(plain, more=self._ready_parents)
-            await self._go_by_parent()
             done.set()
             self._refused = await singletons
             if referred is not None:
@@ -187,28 +187,24 @@ class Backfill:
         """Plan the works; return the second from which events count."""
         plan = await self._planner.plan(followed=followed)
         self._was_ready = plan.is_ready
-        if plan.is_ready:
+        if plan.is_ready or self._source.mirror.began_empty:
             self._references.skip_written()
-        self.works, self.note = list(plan.works), plan.note
+        self.note = plan.note
+        self._set_works(plan.works)
         self._resync_since = plan.resync_since
         self._pending = [work for work in self.works if work.endpoint.parent]
         return plan.since
 
     async def _go_by_parent(self) -> None:
-        """Read by parent the lists that Stripe has refused without one."""
-        added: list[ListReader] = []
+        """Replace lists that Stripe has refused without a parent by the lists under each parent."""
         for work in list(self.works):
             other = self._instead(work)
-            if other is None:
-                continue
-            await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
-            self.works.remove(work)
-            added.append(self._planner.read(other))
-        if not added:
-            return
-        self.works += added
-        await self._source.mirror.wait_resolved()  # The parents are read from the database.
-        await self._scheduler.run(added, more=lambda: ())
+            if other is not None:
+                # Noted first: a restart then resumes the list by parent from its cursor.
+                await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
+                added = self._planner.read(other)
+                self._set_works([*(w for w in self.works if w is not work), added])
+                self._pending.append(added)
 
     def _instead(self, work: ListReader) -> ListEndpoint | None:
         """The list by parent that replaces one that Stripe has refused without a parent."""
@@ -231,13 +227,13 @@ class Backfill:
         """If the event log cannot be read: list what was created while the lists were read."""
         dated = [w for w in self.works if w.endpoint.created and not w.endpoint.parent]
         done = [w for w in dated if w.state == "done"]
-        self.works = [w for w in self.works if w not in done]
         added = [self._planner.tail(w.endpoint, w.final(), since) for w in done]
-        self.works += added
-        await self._scheduler.run(added, more=lambda: ())
+        self._set_works([*(w for w in self.works if w not in done), *added])
+        await self._scheduler.run(added)
 
-    def _ready_parents(self) -> Sequence[ListReader]:
+    async def _ready_parents(self) -> Sequence[ListReader]:
         """Return lists by parent, once every list that yields their parents is done."""
+        await self._go_by_parent()
         ready: list[ListReader] = []
         for work in list(self._pending):
             if not self._is_complete(work.endpoint.parent):
@@ -271,8 +267,14 @@ class Backfill:
             for work in self._bring(name)
         )
 
-    def _bring(self, table: str) -> list[ListReader]:
-        return [w for w in self.works if table in map(table_name, w.endpoint.objects)]
+    def _bring(self, table: str) -> Sequence[ListReader]:
+        return self._by_table.get(table, ())
+
+    def _set_works(self, works: Sequence[ListReader]) -> None:
+        self.works, self._by_table = list(works), {}
+        for work in works:
+            for table in work.endpoint.tables:
+                self._by_table.setdefault(table, []).append(work)
 
     def _makers(self, parent: str) -> list[ListReader]:
         return [w for w in self.works if parent in w.endpoint.objects]

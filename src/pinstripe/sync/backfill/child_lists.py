@@ -45,7 +45,7 @@ from pinstripe.store.cursors import SOME_REFUSED, UNEXPANDED, Checkpoint, State,
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch
-from pinstripe.store.scopes import relations
+from pinstripe.store.session import relations
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -176,6 +176,9 @@ class ChildListStream:
         await self._judge()
 
     async def _parents(self) -> list[str]:
+        if not self._source.mirror.may_have_rows(self.parent_table):
+            self.total = self.total or 0
+            return []
         async with self._pool.acquire() as connection:
             if self.endpoint.only_if_any:
                 other = qualified(self._source.mirror.schema, self.endpoint.only_if_any)
@@ -444,9 +447,9 @@ class SignedPasses(Passes):
         super().__init__(endpoint, source)
         self._is_complete = is_complete
         # Where no table is synced that could show a sign, each parent may have children.
-        self._signs = [s for s in signs_of(endpoint) if s.table in source.wanted] or [
-            Sign(table_name(endpoint.parent), "id")
-        ]
+        self._signs = [
+            s for s in signs_of(endpoint) if source.wanted.keys() >= {s.table, *s.needs}
+        ] or [Sign(table_name(endpoint.parent), "id")]
         self._read: list[str] = []
         self._reading: list[str] = []
         self.is_begun = False
@@ -466,7 +469,7 @@ class SignedPasses(Passes):
         return str(position.get("after", "")) if self._reading else ""
 
     def begin(self) -> bool:
-        ready = [t for t in self._left() if self._is_complete(t)]
+        ready = [t for t in self._left() if all(map(self._is_complete, self._needed(t)))]
         if not ready and (self._left() or self.is_begun):
             return False
         self._read += self._reading
@@ -481,6 +484,10 @@ class SignedPasses(Passes):
         begun = {*self._read, *self._reading}
         return sorted({sign.table for sign in self._signs} - begun)
 
+    def _needed(self, table: str) -> set[str]:
+        """The tables that the signs of one table read."""
+        return {n for s in self._signs if s.table == table for n in (table, *s.needs)}
+
     def _from(self) -> str:
         shown = f"p.id IN ({self._shown_by(self._reading)})"
         earlier = f"SELECT FROM ({self._shown_by(self._read)}) AS s (id) WHERE s.id = p.id"
@@ -489,9 +496,10 @@ class SignedPasses(Passes):
     def _shown_by(self, names: Sequence[str]) -> str:
         """The SELECT of the parents that rows of these tables show."""
         schema = self._source.mirror.schema
+        where = quote(relations(schema))
         parts = [
             f"SELECT t.{quote(sign.column)} FROM {qualified(schema, sign.table)} t"
-            f" WHERE t.{quote(sign.column)} IS NOT NULL AND ({sign.when})"
+            f" WHERE t.{quote(sign.column)} IS NOT NULL AND ({sign.when.replace('{schema}', where)})"
             for sign in self._signs
             if sign.table in names
         ]

@@ -14,11 +14,15 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    ListEndpoint,
+    can_be_fetched,
+    list_endpoints,
+    singleton_paths,
+)
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.signs import signs_of
 from pinstripe.catalog.tables import table_name
-from pinstripe.source.resolve import can_be_fetched
 from pinstripe.source.source import BACKFILL, Source, closed_gaps
 from pinstripe.store.cursors import (
     BESIDE,
@@ -36,8 +40,7 @@ from pinstripe.store.lost_tables import forget_streams, with_rows
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
 from pinstripe.sync.backfill.child_lists import ChildListStream, SignedPasses, is_whole, stream_of
-from pinstripe.sync.backfill.list_stream import ListStream, created_since
-from pinstripe.sync.backfill.scheduler import ListReader
+from pinstripe.sync.backfill.list_stream import ListReader, ListStream, created_since
 from pinstripe.sync.events.reader import EVENTS, REACH_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -54,7 +57,6 @@ _FULL_RESYNC = "anew"
 
 
 def full_resync_done(since: float) -> Checkpoint:
-    """Return the cursor of a full resync that is done."""
     return Checkpoint(_FULL_RESYNC, "done", as_of=since)
 
 
@@ -101,6 +103,7 @@ class BackfillPlanner:
         """
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
+        self._source.mirror.began_empty = not saved
         saved = await self._without_lost(saved)
         last = saved.get(FOLLOWED)
         endpoints = [self._source.in_force(e) for e in list_endpoints() if self._wanted_objects(e)]
@@ -204,10 +207,10 @@ class BackfillPlanner:
         """
         works = [self._work(e, saved, complete=complete) for e in endpoints]
         parents = {table_name(w.endpoint.parent) for w in works if w.endpoint.parent}
-        signs = {s.table for w in works if w.endpoint.parent for s in signs_of(w.endpoint)}
+        read = [s for w in works if w.endpoint.parent for s in signs_of(w.endpoint)]
+        signs = {table for sign in read for table in (sign.table, *sign.needs)}
         for work in works:
-            names = set(map(table_name, work.endpoint.objects))
-            work.has_children = not names.isdisjoint(parents | signs)
+            work.has_children = not (parents | signs).isdisjoint(work.endpoint.tables)
         return works
 
     def _work(

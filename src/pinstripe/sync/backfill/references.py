@@ -16,20 +16,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import structlog
 
-from pinstripe.catalog.endpoints import list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    can_be_fetched,
+    has_address,
+    list_endpoints,
+    retrieve_endpoint,
+    singleton_paths,
+)
 from pinstripe.catalog.tables import LOGS, Column, Table, table_name
 from pinstripe.client.pagination import PAGE, read_object
+from pinstripe.client.response import as_of_response
 from pinstripe.concurrency import for_each, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
 from pinstripe.mirror.upsert import key_text
-from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
-from pinstripe.source.resolve import can_be_fetched, has_address
-from pinstripe.source.source import BACKFILL, REFERENCES, Source, retrieve_endpoint
+from pinstripe.source.source import BACKFILL, REFERENCES, Source
 from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.cursors import Checkpoint, ended_by
 from pinstripe.store.ddl import qualified, quote
@@ -73,6 +77,76 @@ class Fetched:
         where[table] = where.get(table, 0) + 1
 
 
+_REMEMBERED = 20_000
+"""Rows of a first copy whose ids are kept in memory; with more of them statements look for each target."""
+
+
+Columns = Mapping[str, Sequence[tuple[Table, Column]]]
+"""By target: the columns that refer to it."""
+
+
+def columns_by_target(known: Mapping[str, Table]) -> Columns:
+    """Return the columns of these tables that refer to others."""
+    found: dict[str, list[tuple[Table, Column]]] = {}
+    for table in known.values():
+        for column in () if table.virtual else table.columns:
+            is_own = column.name not in table.key and not column.is_derived
+            for target in column.references if is_own else ():
+                found.setdefault(target, []).append((table, column))
+    return found
+
+
+class Mentions:
+    """The ids in the rows of a first copy: they show, mostly without a statement, that none is lacking. A
+    statement costs Postgres some 3 ms, most of it for planning, and there would be a hundred.
+
+    What `catalog.moved` gives a column stands in another reference, or is the key of another row.
+    """
+
+    def __init__(self, columns: Columns, *, most: int = _REMEMBERED) -> None:
+        self._most = most
+        self._places: dict[str, list[tuple[str, int, int | None, str]]] = {}
+        """By table: (target, place of the column, place of its type, the type of the target)."""
+        self._lacking: dict[str, dict[str, set[str]]] = {}
+        """Target -> table that refers to it -> ids."""
+        self._there: dict[str, set[str]] = {}
+        self._count = 0
+        places: dict[str, dict[str, int]] = {}
+        for target, found in columns.items():
+            for table, column in found:
+                at = places.get(table.name)
+                if at is None:
+                    at = places[table.name] = {c.name: n for n, c in enumerate(table.columns)}
+                if column.name in at:
+                    beside = _type_beside(table, column)
+                    type_at = at[beside.name] if beside else None
+                    place = (target, at[column.name], type_at, _object_name(target))
+                    self._places.setdefault(table.name, []).append(place)
+
+    def add(self, rows: RowSet) -> None:
+        """Take note of rows that are to be written."""
+        for name, key, row in rows.places() if self._count < self._most else ():
+            self._there.setdefault(name, set()).add(key)
+            self._count += 1
+            for target, at, type_at, type_name in self._places.get(name, ()):
+                value = row[at]
+                if value and (type_at is None or row[type_at] == type_name):
+                    ids = value if isinstance(value, list) else (str(value),)
+                    self._lacking.setdefault(target, {}).setdefault(name, set()).update(ids)
+        if self._count >= self._most:
+            self._lacking.clear()
+            self._there.clear()
+
+    def referring(self, target: str, tables: set[str]) -> set[str]:
+        """Return those of the tables that may refer to rows that `target` does not have."""
+        if self._count >= self._most:
+            return tables
+        lacking = self._lacking.get(target, {})
+        for ids in lacking.values():
+            ids.difference_update(self._there.get(target, ()))
+        return {table for table in tables if lacking.get(table)}
+
+
 class References:
     """Finds references without a target row and fetches their targets."""
 
@@ -88,6 +162,8 @@ class References:
         self._read: dict[tuple[str, str], int] = {}
         """By target and table that refers to it: rows written when its references were last read."""
         self._growth = _GROWTH
+        self._by_target = columns_by_target(source.wanted)
+        self._mentions: Mentions | None = None
         self._singly = False
         """Whether Stripe refuses the list of products by their ids."""
 
@@ -96,6 +172,9 @@ class References:
         for target in self._targets():
             for table in self._referring(target):
                 self._read[target, table] = 0
+        if self._source.mirror.began_empty:
+            self._mentions = Mentions(self._by_target)
+            self._source.mirror.on_rows = self._mentions.add
 
     async def run_beside(self, lists_done: asyncio.Event) -> None:
         """Fetch targets while lists are read; return soon after the lists are done."""
@@ -135,7 +214,7 @@ class References:
             if before == _NEVER or (now > before and (grown or self._is_complete(table))):
                 self._read[target, table] = now
                 changed.add(table)
-        return changed
+        return changed if self._mentions is None else self._mentions.referring(target, changed)
 
     def _targets(self) -> Iterator[str]:
         """Yield tables whose objects can be retrieved by their id alone."""
@@ -188,18 +267,8 @@ class References:
         return [row[0] for row in rows]
 
     def _columns(self, target: str) -> list[tuple[Table, Column]]:
-        found = self._columns_by_target.get(target, ())
+        found = self._by_target.get(target, ())
         return [(t, c) for t, c in found if t.name in self._source.mirror.tables]
-
-    @cached_property
-    def _columns_by_target(self) -> Mapping[str, Sequence[tuple[Table, Column]]]:
-        """By target: the columns that refer to it. Asked for with each page of each list."""
-        found: dict[str, list[tuple[Table, Column]]] = {}
-        for table in self._source.wanted.values():
-            for column in () if table.virtual else table.columns:
-                for target in column.references if column.name not in table.key else ():
-                    found.setdefault(target, []).append((table, column))
-        return found
 
     async def _fetch_all(self, target: str, ids: list[str]) -> None:
         if target == "product":
@@ -287,12 +356,16 @@ def _references(schema: str, table: Table, column: Column, target: str) -> str:
     if column.type == "text[]":
         return f"SELECT unnest({name}) FROM {place} WHERE {name} <> '{{}}'"
     condition = f"{name} IS NOT NULL"
-    beside = column.name.removesuffix("_id") + "_object"
-    polymorphic = any(c.name == beside and c.read == "object" for c in table.columns)
-    if polymorphic:
+    if beside := _type_beside(table, column):
         # Only if the type is known: an id of unknown type would be requested everywhere.
-        condition += f" AND {quote(beside)} = '{_object_name(target)}'"
+        condition += f" AND {quote(beside.name)} = '{_object_name(target)}'"
     return f"SELECT {name} FROM {place} WHERE {condition}"
+
+
+def _type_beside(table: Table, column: Column) -> Column | None:
+    """The column with the type of the object that this one refers to, if it may be of several."""
+    name = column.name.removesuffix("_id") + "_object"
+    return next((c for c in table.columns if c.name == name and c.read == "object"), None)
 
 
 def _object_name(table: str) -> str:

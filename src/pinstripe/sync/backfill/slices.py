@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from pinstripe.catalog.endpoints import ListEndpoint, Param
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, list_request
+from pinstripe.client.response import StripeObject
 from pinstripe.errors import Drifted
 
 PIECE_PAGES = 24

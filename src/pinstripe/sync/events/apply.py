@@ -19,18 +19,22 @@ from functools import cache
 import structlog
 
 from pinstripe.catalog.embedded import present_in
-from pinstripe.catalog.endpoints import expand_of, list_endpoints, retrieve_endpoints
+from pinstripe.catalog.endpoints import (
+    can_be_fetched,
+    expand_of,
+    has_address,
+    list_endpoints,
+    retrieve_endpoints,
+)
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced, with_events
 from pinstripe.catalog.tables import PAYOUT_LINES, Table, table_name, table_of_object
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import AsOf, Cause, StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
-from pinstripe.rows.as_of import AsOf, Cause
 from pinstripe.rows.event import cause_of, created_of, payload, previous_attributes, request_of
 from pinstripe.rows.extract import MemberSet, Row, RowSet, key_of
-from pinstripe.source.resolve import can_be_fetched, has_address
 from pinstripe.source.source import Source, parent_of
 from pinstripe.store.refetch import Refetch
 from pinstripe.sync.events.order import ObjectChange, changes
@@ -213,7 +217,6 @@ _ONLY_IF_TRUE = {PAYOUT_LINES: "automatic"}
 
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
-    """Return the refetches that follow from one change."""
     table = wanted.get(table_of_object().get(change.name, ""))
     if table is None or change.deleted:
         return []

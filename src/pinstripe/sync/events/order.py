@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from pinstripe.catalog.relations import deletes
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.rows.event import created_of, payload, previous_attributes, request_of
 from pinstripe.rows.extract import key_of
 from pinstripe.store.refetch import Refetch, RefetchKind

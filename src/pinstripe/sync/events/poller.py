@@ -20,12 +20,11 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE
+from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.event import created_of, request_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 from pinstripe.store.cursors import followed, save_checkpoints

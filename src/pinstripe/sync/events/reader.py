@@ -17,11 +17,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from pinstripe.catalog.endpoints import Param
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, PageIds, read_ids, read_list
-from pinstripe.client.response import Response
+from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response
 from pinstripe.concurrency import for_each
-from pinstripe.rows.as_of import AsOf, as_of_response
 from pinstripe.rows.event import created_of
 from pinstripe.source.source import FOLLOW, Source
 
@@ -196,7 +194,6 @@ class AppliedEvents:
         return any(key in self._created and key not in self._unanchored for key in keys)
 
     def unanchored(self, keys: Iterable[str | None]) -> set[str]:
-        """Return those that are unanchored."""
         return self._unanchored.intersection(key for key in keys if key is not None)
 
     def has_any(self, keys: Iterable[str | None]) -> bool:

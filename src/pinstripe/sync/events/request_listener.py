@@ -19,8 +19,8 @@ import structlog
 
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
+from pinstripe.store.events import REQUESTS, SyncAck, SyncRequest, acknowledge, last_request
 from pinstripe.store.pool import Connection, Pool
-from pinstripe.store.sync_requests import REQUESTS, SyncAck, SyncRequest, acknowledge, last_request
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

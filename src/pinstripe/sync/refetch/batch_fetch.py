@@ -16,12 +16,10 @@ from functools import cache
 
 from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.tables import Table, table_name, tables
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import PAGE, iter_pages, list_of
-from pinstripe.client.response import Response
+from pinstripe.client.response import Response, StripeObject, as_of_response
 from pinstripe.mirror import Part
 from pinstripe.mirror.upsert import EVENT_S
-from pinstripe.rows.as_of import as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source
 from pinstripe.store.ddl import qualified, quote
@@ -203,7 +201,7 @@ async def _put(
 
 
 def _done(source: Source, batch: BatchFetch, refetch: Refetch) -> RefetchDone:
-    is_sure = source.is_sure(refetch, is_told=batch.told[refetch.id] >= refetch.since)
+    is_sure = source.is_sure(refetch, is_told=batch.told[refetch.id] >= refetch.told_from)
     return RefetchDone(refetch, batch.at, 0.0 if is_sure else source.replica_lag.total_seconds())
 
 

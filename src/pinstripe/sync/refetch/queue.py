@@ -180,7 +180,6 @@ class RefetchQueue:
         self._note()
 
     def put_back(self, place: RefetchKey) -> None:
-        """Return it to the queue."""
         self._running.discard(place)
         self._again.discard(place)
         self._wait(place)

@@ -18,9 +18,8 @@ from typing import Literal
 
 from pinstripe.catalog.tables import Table
 from pinstripe.client.client import Params
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.pagination import iter_pages, list_at, read_object, split_url
-from pinstripe.client.response import Response
+from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response
 from pinstripe.errors import (
     Drifted,
     LostLease,
@@ -32,7 +31,6 @@ from pinstripe.errors import (
     WrongKey,
 )
 from pinstripe.mirror.change_feed import delete_rows
-from pinstripe.rows.as_of import AsOf, as_of_response
 from pinstripe.rows.extract import Extractor, RowSet
 from pinstripe.source.source import Source, endpoint_of
 from pinstripe.store.ddl import qualified, quote

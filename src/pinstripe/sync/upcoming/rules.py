@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.rows.event import payload, previous_attributes
 
 OwnerKind = Literal["upcoming_customer", "upcoming_subscription"]

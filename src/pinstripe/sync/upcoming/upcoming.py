@@ -23,10 +23,9 @@ from functools import partial
 
 import structlog
 
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.errors import NotEnabled, NotPermitted, Refused, Unreachable, WrongKey
-from pinstripe.rows.as_of import AsOf
 from pinstripe.rows.event import created_of, request_of
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source

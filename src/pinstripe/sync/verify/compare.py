@@ -7,13 +7,15 @@ mirror's writers. Each query returns the keys that the table lacks or holds with
 all listed rows are kept in a temp table, so memory is Postgres's and nothing outlives the run.
 
 A `Difference` is a suspicion: the row or the object may be changing meanwhile. `recheck` decides.
+
+`TableReport` and `Report` are what a run makes of them: values only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from typing import Literal
@@ -21,6 +23,7 @@ from typing import Literal
 import asyncpg
 
 from pinstripe.catalog.tables import Column, Table
+from pinstripe.client.api_errors import permission_of
 from pinstripe.mirror.batch import Batch, Conflict
 from pinstripe.mirror.quarantine import Parted
 from pinstripe.mirror.upsert import (
@@ -30,7 +33,6 @@ from pinstripe.mirror.upsert import (
     same_row,
     same_values,
     stage,
-    staged_value,
     stored,
     unsaid,
 )
@@ -40,7 +42,7 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.links import linked_value
 from pinstripe.store.pool import translated
-from pinstripe.store.scopes import account_of
+from pinstripe.store.session import account_of
 
 MOST = 20_000
 """Differences that are kept for each table; beyond it only their number is."""
@@ -211,7 +213,7 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
 
     def value(column: Column) -> str:
         if column.moved is None or not column.moved.rows:
-            return staged_value(table, column)
+            return from_stage(column)
         by_rows = linked_value(schema, column, known) if table.name in known else None
         return f"coalesce({from_stage(column)}, {by_rows or f't.{quote(column.name)}'})"
 
@@ -316,10 +318,99 @@ def relations(table: Table) -> list[tuple[str, str]]:
         (target, c.name)
         for c in table.columns
         for target in c.references
-        if c.type == "text" and c.name not in table.key
+        if c.type == "text" and c.name not in table.key and not c.is_derived
     ]
 
 
 def parents_of(about: Sequence[tuple[str, str]], values: Sequence[object]) -> tuple[RowKey, ...]:
     pairs = zip(about, values, strict=True)
     return tuple((target, str(value)) for (target, _), value in pairs if value is not None)
+
+
+ProofState = Literal["verified", "partly", "unverified"]
+"""`partly`: not every row could be compared; `unverified`: Stripe did not list the table at all."""
+
+
+@dataclass(slots=True)
+class TableReport:
+    """One table. All numbers are of rows, except `requests`.
+
+    `listed`: Stripe listed so many. `remaining`: differences that persist. `repaired`: those that do not.
+    `more`: suspicions beyond those remembered one by one; they count as differences. `moving`: changed
+    during verification, so not judged. `unlisted`: rows that no list returns; `unchecked` of them were not
+    fetched. `partial`: rows that lack what Stripe returns on request only, and are marked so.
+    """
+
+    table: str
+    state: ProofState = "verified"
+    reason: str = ""
+    remedy: str = ""
+    failed: bool = False
+    rows: int = 0
+    listed: int = 0
+    requests: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    remaining: list[Difference] = field(default_factory=list)
+    repaired: list[Difference] = field(default_factory=list)
+    more: int = 0
+    moving: int = 0
+    partial: int = 0
+    unlisted: int = 0
+    unchecked: int = 0
+    oldest: datetime | None = None
+    newest: datetime | None = None
+
+    @property
+    def differences(self) -> int:
+        return len(self.remaining) + self.more
+
+    def mark_partial(self, reason: str, remedy: str = "") -> None:
+        """Not all of it is proven. The first reason stays."""
+        if self.state == "verified":
+            self.state = "partly"
+        self.reason, self.remedy = self.reason or reason, self.remedy or remedy
+
+
+@dataclass(slots=True)
+class Report:
+    """All tables. `since`: the second on Stripe's clock at which the run began; `margin_s`: rows that an
+    event of so many seconds before it concerns count as changing too, and are left out if they
+    differ.
+    """
+
+    schema: str
+    since: float
+    started_at: datetime
+    finished_at: datetime
+    tables: dict[str, TableReport]
+    requests: int
+    digest: str
+    margin_s: int = 0
+
+    @property
+    def left_out(self) -> int:
+        """Rows that differed and are not judged: they were changing."""
+        return sum(t.moving for t in self.tables.values())
+
+    @property
+    def unproven(self) -> list[TableReport]:
+        """Tables that were not compared in full: rows that were changing, lists that failed, what the
+        key may not read, rows that no list returns. Not: rows beyond the sample, and what the account
+        does not have.
+        """
+        return [
+            t
+            for t in self.tables.values()
+            if t.moving
+            or t.failed
+            or (t.state == "unverified" and t.rows)
+            or (t.state != "verified" and permission_of(t.reason))
+        ]
+
+    @property
+    def differences(self) -> int:
+        return sum(t.differences for t in self.tables.values())
+
+    @property
+    def repaired(self) -> int:
+        return sum(len(t.repaired) for t in self.tables.values())

@@ -12,19 +12,24 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import (
+    ListEndpoint,
+    has_address,
+    list_endpoints,
+    retrieve_endpoint,
+    singleton_paths,
+)
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import quote_id
 from pinstripe.client.pagination import read_object
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.rows.as_of import as_of_response
-from pinstripe.source.resolve import has_address
-from pinstripe.source.source import BACKFILL, Source, retrieve_endpoint
+from pinstripe.client.response import as_of_response
+from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
+from pinstripe.sync.backfill.list_stream import ListReader, Scheduler
 from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import read_singletons
-from pinstripe.sync.backfill.scheduler import ListReader, Scheduler
 from pinstripe.sync.verify.compare import Difference, RowKey
 
 
@@ -81,7 +86,7 @@ async def read_lists(
         found.works.append(work)
     if names & {table_name(o) for o in singleton_paths()}:
         found.refused = await read_singletons(source)
-    await Scheduler(budget).run(found.works, more=lambda: ())
+    await Scheduler(budget).run(found.works)
     return found
 
 

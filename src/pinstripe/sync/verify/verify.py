@@ -30,10 +30,8 @@ from pinstripe.store.ddl import qualified
 from pinstripe.store.leases import is_followed
 from pinstripe.store.verifications import Certificate, digest, save_certificate
 from pinstripe.sync.events.reader import EVENTS, LATE_S, RETENTION_S
-from pinstripe.sync.verify.compare import Comparer, Difference
-from pinstripe.sync.verify.recheck import Rechecker, RecheckResult
-from pinstripe.sync.verify.repair import Repairs, cheaper_by_list
-from pinstripe.sync.verify.report import Report, TableReport
+from pinstripe.sync.verify.compare import Comparer, Difference, Report, TableReport
+from pinstripe.sync.verify.recheck import Rechecker, RecheckResult, Repairs, cheaper_by_list
 from pinstripe.sync.verify.reread import ListRun, read_lists
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -376,17 +374,10 @@ async def certify(
 
 
 def _certificate(found: Report) -> Certificate:
+    same = ("state", "rows", "listed", "differences", "unchecked")
     tables: dict[str, dict[str, object]] = {
-        r.table: {
-            "state": r.state,
-            "rows": r.rows,
-            "listed": r.listed,
-            "differences": r.differences,
-            "repaired": len(r.repaired),
-            "unchecked": r.unchecked,
-            "from": r.oldest,
-            "to": r.newest,
-        }
+        r.table: {name: getattr(r, name) for name in same}
+        | {"repaired": len(r.repaired), "from": r.oldest, "to": r.newest}
         for r in found.tables.values()
     }
     return Certificate(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinstripe.catalog.model import object_types
-from pinstripe.catalog.prefixes import prefixes, types_of
+from pinstripe.catalog.relations import prefixes, types_of
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.wait.query import parse_query
 from pinstripe_simulator.account import Account, Settings

@@ -14,7 +14,7 @@ from random import Random
 import msgspec
 
 from pinstripe.catalog.endpoints import ListEndpoint
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.sync.backfill.slices import WHOLE, Bounds, PageCommit, Slice, SliceSet
 
 CHARGES = ListEndpoint("/v1/charges", ("charge",), 1, created=True, takes_limit=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.sync.backfill.stripe_list import CHARGES, PLAIN, Copier, StripeList
 
-from pinstripe.client.decode import StripeObject
+from pinstripe.client.response import StripeObject
 from pinstripe.errors import Drifted
 from pinstripe.store.cursors import Checkpoint
 from pinstripe.sync.backfill.list_stream import created_since, read_position

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pinstripe.catalog.tables import tables
-from pinstripe.client.decode import StripeObject
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import StripeObject
 from pinstripe.sync.events.apply import from_summary, related
 from pinstripe.sync.events.order import changes
 

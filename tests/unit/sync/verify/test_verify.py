@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinstripe.sync.verify.compare import Difference
-from pinstripe.sync.verify.repair import cheaper_by_list
+from pinstripe.sync.verify.recheck import cheaper_by_list
 from pinstripe.sync.verify.reread import ReadPath, holds, path_to
 
 

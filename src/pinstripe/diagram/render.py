@@ -1,12 +1,13 @@
-"""A drawing as SVG: selectable text, a title for screen readers, links for the keyboard.
+"""A diagram as SVG, with selectable text, titles for screen readers, links for the keyboard; or as Mermaid.
 
-The result works alone as a file, or in a page (`styled=False`). Nothing in it runs, and all text is
-escaped.
+The SVG works alone as a file, or in a page (`styled=False`). Nothing in it runs, and all text is escaped.
+The style sheet has light and dark colours, with one hue for each domain. A file contains it. A page serves
+`stylesheet()` from its own URL, because a strict content security policy forbids inline styles. A script
+may set the class `pointing` on the drawing and `near` on the lines of one table (`data-from`, `data-to`).
 
-The style sheet has light and dark colours, with one hue for each domain. A file contains it. A page
-serves `stylesheet()` from its own URL, because a strict content security policy forbids inline styles.
-A script may set the class `pointing` on the drawing and `near` on the lines of one table (`data-from`,
-`data-to`).
+Mermaid's `erDiagram` is for Markdown that renders it
+(https://mermaid.js.org/syntax/entityRelationshipDiagram.html): an attribute is a type, a name, keys and a
+comment; a relation reads "many or none to one or none", because references may be null.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from html import escape
 from itertools import pairwise
 
 from pinstripe.catalog.domains import DOMAINS, domain_by_table
-from pinstripe.diagram.graph import DiagramRow
+from pinstripe.catalog.tables import tables
+from pinstripe.diagram.graph import Box, Diagram, DiagramRow, Link
 from pinstripe.diagram.layout import (
     HEAD,
     MARK,
@@ -34,9 +36,7 @@ from pinstripe.diagram.layout import (
 )
 
 _CORNER = 6.0
-
 _TIP = 7.0
-
 _MARKS = {"key": "◆", "reference": "→", "column": "", "table": "→"}
 
 
@@ -263,3 +263,46 @@ def _hues() -> dict[str, int]:
     count = len(DOMAINS)
     # Steps of nearly half the circle: domains that stand together in the list look different.
     return {name: round(225 + i * 360 * 7 / count) % 360 for i, name in enumerate(DOMAINS)}
+
+
+_KEYS = {"key": " PK", "reference": " FK", "column": "", "table": " FK"}
+
+
+def to_mermaid(diagram: Diagram) -> str:
+    """The text of the diagram, ready for a ```mermaid block."""
+    lines = ["---", f"title: {diagram.title}", "---", "erDiagram", "    direction LR"]
+    for box in diagram.boxes:
+        lines += _entity(box)
+    lines += [_relation(diagram, link) for link in diagram.links]
+    return "\n".join(lines) + "\n"
+
+
+def _entity(box: Box) -> Iterator[str]:
+    if box.kind == "domain":
+        yield f'    {box.name}["{box.title}: {box.rows[0].name}"]'
+        return
+    alias = "" if box.title == box.name else f'["{box.title}"]'
+    yield f"    {box.name}{alias} {{"
+    for row in box.rows:
+        yield f"        {_attribute(box, row)}"
+    yield "    }"
+
+
+def _attribute(box: Box, row: DiagramRow) -> str:
+    if row.kind == "table":
+        table, _, column = row.name.partition(".")
+        return f"{table} {column} FK"
+    kind = tables()[box.name].column(row.name).type
+    keys = _KEYS[row.kind]
+    if row.kind == "key" and row.references:
+        keys = " PK, FK"
+    comment = f' "{" or ".join(row.references)}"' if row.references else ""
+    return f"{kind} {row.name}{keys}{comment}"
+
+
+def _relation(diagram: Diagram, link: Link) -> str:
+    if link.row is None:
+        label = f"{link.count} references" if link.count > 1 else "refers to"
+        return f'    {link.source} }}o--o{{ {link.target} : "{label}"'
+    column = diagram.box(link.source).rows[link.row].name
+    return f'    {link.source} }}o--o| {link.target} : "{column}"'
