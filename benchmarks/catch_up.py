@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from benchmarks import watch
 from benchmarks.figures import Figure
+from benchmarks.stage import FOREIGN
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
 
@@ -112,7 +113,7 @@ async def _sync(
 
 
 async def _start(url: str, database: str, *words: str) -> asyncio.subprocess.Process:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("STRIPE_", "PINSTRIPE_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
     given = {
         "STRIPE_API_KEY": "sk_test_catchup00000000",
         "STRIPE_API_BASE": url,
@@ -126,6 +127,7 @@ async def _start(url: str, database: str, *words: str) -> asyncio.subprocess.Pro
         env={**clean, **given},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
 
 

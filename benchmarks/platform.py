@@ -145,6 +145,7 @@ async def _copy(workers: Workers, accounts: int) -> AsyncIterator[Figure]:
 async def _lag(workers: Workers, count: int, *, webhooks: bool) -> AsyncIterator[Figure]:
     """Each change is of its own account; its newest event is looked for in the rows."""
     lags: list[float] = []
+    took_s = workers.cpu_s() + workers.at.postgres_cpu_s()
     accounts: list[str] = await workers.at.simulator.control("accounts")
     began = time.monotonic()
     async with (
@@ -158,8 +159,10 @@ async def _lag(workers: Workers, count: int, *, webhooks: bool) -> AsyncIterator
     how = "webhooks" if webhooks else "no webhooks"
     what = f"lag, {_CHANGES_PER_S:g} changes/s, {how}, median"
     yield Figure("platform", what, median(lags), "s", 0.6 if webhooks else None)
+    took_s = workers.cpu_s() + workers.at.postgres_cpu_s() - took_s
     last = quantiles(lags, n=100)[98]
     yield Figure("platform", "99th percentile", last, "s", 2.0 if webhooks else None)
+    yield Figure("platform", "CPU of workers and Postgres", took_s / count * 1000, "ms/change")
 
 
 async def _change(

@@ -275,6 +275,19 @@ async def test_a_hint_that_a_replica_answers_too_early_is_asked_again(database: 
         assert f.stripe.paths().count("/v1/customers/cus_1") == 2
 
 
+async def test_a_new_dispute_brings_its_charge_which_has_no_event(database: str) -> None:
+    async with following(database) as f:
+        charge: Object = {"id": "ch_1", "object": "charge", "disputed": False, "created": 1}
+        await f.write([charge], AsOf(time.time() - 90, time.time() - 80))
+        f.stripe.lists["/v1/charges"] = [charge | {"disputed": True}]
+        f.stripe.event(
+            "charge.dispute.created", {"id": "dp_1", "object": "dispute", "charge": "ch_1"}
+        )
+        await f.poll()
+        await f.settle()
+        assert await f.pg.fetchval("SELECT disputed FROM stripe.charge") is True
+
+
 async def test_a_hint_is_not_settled_by_another_event_of_its_second(database: str) -> None:
     """The row holds the second of the hint, but not the hint: a replica that is behind confirms the row."""
     async with following(database) as f:

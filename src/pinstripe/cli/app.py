@@ -553,7 +553,9 @@ _SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr
 _REPAIR = "Fetch what differs again, and check the result."
 _EVERY = "Check every row that appears in no list, instead of a sample."
 _VERIFY_PLATFORM = "Verify an account of this platform, with its stored key; see --account."
+
 _ERASE_PLATFORM = "Erase in an account of this platform; see --account."
+
 _VERIFY_ACCOUNT = "The account of the platform (acct_...), its own or a connected one."
 _DRY_RUN = "Only count the rows that belong to the customer."
 

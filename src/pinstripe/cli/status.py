@@ -259,7 +259,7 @@ _WORDS = frozenset(
 _UNITS = frozenset(
     {"", "requests/s", "seconds", "days", "objects", "port", "MB", "level", "time", "names"}
 )
-"""Units of settings whose values say nothing of anybody."""
+"""Units of settings whose values are no personal data."""
 _PACKAGES = ("pinstripe", "aiohttp", "asyncpg", "msgspec", "starlette", "uvicorn", "uvloop")
 
 

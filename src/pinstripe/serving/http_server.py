@@ -150,7 +150,7 @@ class _Guarded(HttpToolsProtocol):
         if not idle:
             return False
         for other in max(idle.values(), key=len)[:_FREED]:
-            # Not listed any more at once: its loss is only told in the next round of the loop.
+            # Not listed any more: asyncio reports its loss only in the next round of the loop.
             self.connections.discard(other)
             other.transport.abort()  # It may have an answer that it does not read.
         return True

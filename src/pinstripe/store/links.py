@@ -72,7 +72,7 @@ class Links:
         self._texts: dict[tuple[str, ...], str] = {}
 
     def affected(self, written: Keys) -> list[str]:
-        """Return the tables of which rows may change because these were written."""
+        """Return the tables whose rows may change because these were written."""
         return [n for n, names in self._names.items() if not written.keys().isdisjoint(names)]
 
     async def link(
@@ -127,7 +127,7 @@ async def link_all(
 
 
 def _usable(table: Table, known: Mapping[str, Table]) -> tuple[Column, ...]:
-    """The linked columns of which the deciding tables are synced too."""
+    """The linked columns whose deciding tables are synced too."""
     return tuple(c for c in linked_columns(table) if _is_usable(c, known))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 
 import structlog
@@ -44,10 +44,6 @@ _MOST_SHARE = 0.5
 """Of the read allowance: the other half is for following the account."""
 
 
-async def _run(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
-
-
 def _nothing() -> None:
     """The default for `awake`: sync requests change no pause."""
 
@@ -74,7 +70,7 @@ class Follower:
         self.read_quota = read_quota
         self._source = source
         self._retention = retention
-        self.besides: list[Callable[[], Awaitable[None]]] = []  # After the backfill.
+        self.besides: list[Callable[[], Coroutine[None, None, None]]] = []  # After the backfill.
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
         self.refetches = RefetchWorker(source, upcoming=refreshers)
@@ -159,7 +155,7 @@ class Follower:
             group.create_task(self._fill())
             group.create_task(self.relist.run())
             for work in self.besides:
-                group.create_task(_run(work))
+                group.create_task(work())
 
     async def _fill(self) -> None:
         """Request the preview of every owner once. Later, events refresh them, and old ones are

@@ -34,7 +34,7 @@ from pinstripe.sync.read_quota import DAY_S
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _SHARE = 0.2
-"""Of the account's rate: the rest is left to what somebody waits for."""
+"""Of the account's rate: the rest is for requests that a caller waits for."""
 
 _UNLIMITED_PER_S = 50.0
 

@@ -275,7 +275,7 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
     >>> target_of(b"/v1/plans/a%2Fb", b"expand[]=product", STRIPE).url
     'https://api.stripe.com/v1/plans/a%2Fb?expand[]=product'
     >>> target_of(b"/api.stripe.com/../evil", b"", STRIPE)
-    Astray(status=400, reason='The path has a segment . or .. in it.')
+    BadTarget(status=400, reason='The path has a segment . or .. in it.')
     """
     if raw_path.startswith(_PLAIN):
         host, path = API, raw_path

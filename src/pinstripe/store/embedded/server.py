@@ -20,7 +20,6 @@ import signal
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import quote
 
 import structlog
@@ -112,12 +111,7 @@ class EmbeddedPostgres:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def start(self) -> None:

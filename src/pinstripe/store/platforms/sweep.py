@@ -85,10 +85,12 @@ class Pace(NamedTuple):
 
 _NEXT_POLLED = _NEXT.replace("last_event_at, since", "u.last_event_at, a.since")
 
+# `statement_timestamp()`: no index is used for a comparison with `clock_timestamp()`, which may change
+# while the statement runs.
 _CLAIM = f"""
 WITH due AS (
   SELECT account_id FROM pinstripe.platform_account
-  WHERE platform_id = $1 AND state = 'active' AND next_look_at <= clock_timestamp()
+  WHERE platform_id = $1 AND state = 'active' AND next_look_at <= statement_timestamp()
   ORDER BY extract(epoch FROM clock_timestamp() - next_look_at) / {_EVERY} DESC
   LIMIT $2 FOR UPDATE SKIP LOCKED)
 UPDATE pinstripe.platform_account a
@@ -101,8 +103,7 @@ RETURNING a.account_id, a.newest_event, coalesce(a.owed_at <= clock_timestamp(),
 _COUNT = """
 INSERT INTO pinstripe.request_count AS c (schema, day, kind, count)
 SELECT s.schema, (clock_timestamp() AT TIME ZONE 'UTC')::date, 'events', 1
-FROM pinstripe.sync s WHERE s.platform_id = $1 AND s.account_id = ANY($2::text[]) AND s.livemode
-  AND s.schema LIKE '%@%'
+FROM pinstripe.sync s WHERE s.schema = ANY($1::text[]) AND s.livemode
 ON CONFLICT (schema, day, kind) DO UPDATE SET count = c.count + EXCLUDED.count
 """
 
@@ -173,7 +174,7 @@ WITH due AS (
   JOIN pinstripe.platform p ON p.id = s.platform_id AND NOT p.paused
   JOIN pinstripe.platform_account a
     ON a.platform_id = p.id AND a.account_id = s.account_id AND a.state = 'active'
-  WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT $1 FOR UPDATE OF t SKIP LOCKED)
+  WHERE t.due_at <= statement_timestamp() ORDER BY t.due_at LIMIT $1 FOR UPDATE OF t SKIP LOCKED)
 UPDATE pinstripe.platform_task t SET due_at = clock_timestamp() + make_interval(secs => $2)
 FROM due WHERE t.scope = due.scope AND t.task = due.task RETURNING t.task, t.scope
 """
@@ -305,10 +306,10 @@ async def claim_looks(connection: Connection, platform_id: str, limit: int) -> l
     return [Look(*row) for row in rows]
 
 
-async def count_looks(connection: Connection, platform_id: str, account_ids: Sequence[str]) -> None:
+async def count_looks(connection: Connection, schema: str, account_ids: Sequence[str]) -> None:
     """Count one request of each account, where Stripe limits reads."""
     with translated():
-        await connection.execute(_COUNT, platform_id, list(account_ids))
+        await connection.execute(_COUNT, [scope_of(schema, each) for each in account_ids])
 
 
 async def looked(connection: Connection, platform_id: str, seen: Sequence[Found]) -> None:

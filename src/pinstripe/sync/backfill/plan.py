@@ -99,7 +99,7 @@ class BackfillPlanner:
     async def plan(self, *, followed: bool) -> BackfillPlan:
         """Return the plan. If events count from now on, that is saved before any list is read.
 
-        `followed`: lists without events are read again by somebody else.
+        `followed`: another process reads lists without events again.
         """
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
