@@ -175,7 +175,7 @@ class _Guarded(HttpToolsProtocol):
         for each in self.connections:
             if isinstance(each, _Guarded) and each._weight:
                 heavy.setdefault(each._network, []).append(each)
-        worst = max(heavy.values(), key=lambda group: sum(each._weight for each in group))
+        worst = max(heavy.values(), key=lambda g: sum(each._weight for each in g), default=[])
         for each in sorted(worst, key=lambda each: -each._weight)[:_FREED]:
             each._unweigh()
             each.transport.abort()
