@@ -27,6 +27,7 @@ from benchmarks import (
     live,
     naive,
     platform,
+    shapes,
 )
 from benchmarks.figures import Figure, table
 from pinstripe.errors import PinstripeError
@@ -50,6 +51,7 @@ def _benches(objects: int) -> Mapping[str, Bench]:
         "waits": lambda: gateway_waits.waits(objects // 10),
         "console": lambda: console.console(objects * 10),
         "platform": platform.platform,
+        "shapes": lambda: shapes.shapes(objects // 10),
     }
 
 

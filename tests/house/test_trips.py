@@ -14,7 +14,7 @@ from tests.house.trips import TRIPS
 BUDGETS = {
     "backfill": (42, 220),
     "event": (59, 350),
-    "proxy": (45, 176),  # A session is asked for which account of a platform it works.
+    "proxy": (45, 178),  # A session is asked for its account, and begins with the locks of links.
     "verify": (55, 385),
 }
 

@@ -813,8 +813,8 @@ CREATE TABLE "stripe"."charge" (
   "destination_id" text,
   "dispute_id" text,
   "order_id" text,
-  "invoice_id" text,
   "outcome_rule" text,
+  "invoice_id" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -823,14 +823,6 @@ CREATE TABLE "stripe"."charge" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."charge_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."outcome_rule" := NEW."outcome_rule_id";
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."charge";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."charge" FOR EACH ROW EXECUTE FUNCTION "stripe"."charge_derived"();
 CREATE INDEX IF NOT EXISTS "charge_application_id_idx" ON "stripe"."charge" ("application_id") WHERE "application_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "charge_application_fee_id_idx" ON "stripe"."charge" ("application_fee_id") WHERE "application_fee_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "charge_balance_transaction_id_idx" ON "stripe"."charge" ("balance_transaction_id") WHERE "balance_transaction_id" IS NOT NULL;
@@ -1014,15 +1006,6 @@ CREATE TABLE "stripe"."checkout_session" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."checkout_session_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."shipping_address" := coalesce(nullif((NEW."collected_information_shipping_details" #> '{address}'), 'null'::jsonb), nullif((NEW._extra #> '{shipping_details,address}'), 'null'::jsonb), nullif((NEW._extra #> '{shipping,address}'), 'null'::jsonb));
-  NEW."shipping_name" := coalesce(CASE jsonb_typeof((NEW."collected_information_shipping_details" #> '{name}')) WHEN 'string' THEN (NEW."collected_information_shipping_details" #>> '{name}') END, CASE jsonb_typeof((NEW._extra #> '{shipping_details,name}')) WHEN 'string' THEN (NEW._extra #>> '{shipping_details,name}') END, CASE jsonb_typeof((NEW._extra #> '{shipping,name}')) WHEN 'string' THEN (NEW._extra #>> '{shipping,name}') END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."checkout_session";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."checkout_session" FOR EACH ROW EXECUTE FUNCTION "stripe"."checkout_session_derived"();
 CREATE INDEX IF NOT EXISTS "checkout_session_created_idx" ON "stripe"."checkout_session" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "checkout_session_customer_id_idx" ON "stripe"."checkout_session" ("customer_id") WHERE "customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "checkout_session_invoice_id_idx" ON "stripe"."checkout_session" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
@@ -1303,17 +1286,6 @@ CREATE TABLE "stripe"."credit_note" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."credit_note_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."refund_id" := coalesce(CASE jsonb_typeof((NEW."refunds" #> '{0,refund}')) WHEN 'string' THEN (NEW."refunds" #>> '{0,refund}') WHEN 'object' THEN (NEW."refunds" #> '{0,refund}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{refund}')) WHEN 'string' THEN (NEW._extra #>> '{refund}') WHEN 'object' THEN (NEW._extra #> '{refund}') ->> 'id' END);
-  NEW."tax_amounts_amount" := coalesce(CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (NEW._extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{tax_amounts,0,amount}')::bigint END);
-  NEW."tax_amounts_inclusive" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (NEW._extra #>> '{tax_amounts,0,inclusive}')::boolean END);
-  NEW."tax_amounts_tax_rate_id" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN (NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (NEW._extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (NEW._extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."credit_note";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."credit_note" FOR EACH ROW EXECUTE FUNCTION "stripe"."credit_note_derived"();
 CREATE INDEX IF NOT EXISTS "credit_note_created_idx" ON "stripe"."credit_note" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "credit_note_customer_id_idx" ON "stripe"."credit_note" ("customer_id") WHERE "customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "credit_note_customer_balance_transaction_id_idx" ON "stripe"."credit_note" ("customer_balance_transaction_id") WHERE "customer_balance_transaction_id" IS NOT NULL;
@@ -1350,16 +1322,6 @@ CREATE TABLE "stripe"."credit_note_line_item" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."credit_note_line_item_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."tax_amounts_amount" := coalesce(CASE WHEN (NEW."taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."taxes" #>> '{0,amount}')::bigint END, CASE WHEN (NEW._extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{tax_amounts,0,amount}')::bigint END);
-  NEW."tax_amounts_inclusive" := coalesce(CASE jsonb_typeof((NEW."taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN (NEW."taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (NEW._extra #>> '{tax_amounts,0,inclusive}')::boolean END);
-  NEW."tax_amounts_tax_rate_id" := coalesce(CASE jsonb_typeof((NEW."taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN (NEW."taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN (NEW."taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (NEW._extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (NEW._extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."credit_note_line_item";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."credit_note_line_item" FOR EACH ROW EXECUTE FUNCTION "stripe"."credit_note_line_item_derived"();
 CREATE INDEX IF NOT EXISTS "credit_note_line_item_credit_note_id_idx" ON "stripe"."credit_note_line_item" ("credit_note_id") WHERE "credit_note_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "credit_note_line_item_tax_amounts_tax_rate_id_idx" ON "stripe"."credit_note_line_item" ("tax_amounts_tax_rate_id") WHERE "tax_amounts_tax_rate_id" IS NOT NULL;
 CREATE TABLE "stripe"."customer" (
@@ -1516,15 +1478,6 @@ CREATE TABLE "stripe"."discount" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."discount_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."coupon_id" := coalesce(NEW."source_coupon_id", CASE jsonb_typeof((NEW._extra #> '{coupon}')) WHEN 'string' THEN (NEW._extra #>> '{coupon}') WHEN 'object' THEN (NEW._extra #> '{coupon}') ->> 'id' END);
-  NEW."invoice_item" := NEW."invoice_item_id";
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."discount";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."discount" FOR EACH ROW EXECUTE FUNCTION "stripe"."discount_derived"();
 CREATE INDEX IF NOT EXISTS "discount_customer_id_idx" ON "stripe"."discount" ("customer_id") WHERE "customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_invoice_id_idx" ON "stripe"."discount" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "discount_invoice_item_id_idx" ON "stripe"."discount" ("invoice_item_id") WHERE "invoice_item_id" IS NOT NULL;
@@ -2170,16 +2123,16 @@ CREATE TABLE "stripe"."invoice" (
   "total_taxes" jsonb,
   "webhooks_delivered_at" timestamptz,
   "deleted" boolean,
-  "charge_id" text,
   "discount_id" text,
   "paid" boolean,
-  "payment_intent_id" text,
   "subscription_id" text,
   "subscription_proration_date" bigint,
   "tax" bigint,
   "total_tax_amounts_amount" bigint,
   "total_tax_amounts_inclusive" boolean,
   "total_tax_amounts_tax_rate_id" text,
+  "charge_id" text,
+  "payment_intent_id" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -2188,21 +2141,6 @@ CREATE TABLE "stripe"."invoice" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."invoice_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."discount_id" := coalesce(NEW."discounts"[1], CASE jsonb_typeof((NEW._extra #> '{discount}')) WHEN 'string' THEN (NEW._extra #>> '{discount}') WHEN 'object' THEN (NEW._extra #> '{discount}') ->> 'id' END);
-  NEW."paid" := coalesce((NEW."status" = 'paid'), CASE jsonb_typeof((NEW._extra #> '{paid}')) WHEN 'boolean' THEN (NEW._extra #>> '{paid}')::boolean END);
-  NEW."subscription_id" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_details" #> '{subscription}')) WHEN 'string' THEN (NEW."parent_subscription_details" #>> '{subscription}') WHEN 'object' THEN (NEW."parent_subscription_details" #> '{subscription}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{subscription}')) WHEN 'string' THEN (NEW._extra #>> '{subscription}') WHEN 'object' THEN (NEW._extra #> '{subscription}') ->> 'id' END);
-  NEW."subscription_proration_date" := coalesce(CASE WHEN (NEW."parent_subscription_details" #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (NEW."parent_subscription_details" #>> '{subscription_proration_date}')::bigint END, CASE WHEN (NEW._extra #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{subscription_proration_date}')::bigint END);
-  NEW."tax" := coalesce(CASE WHEN jsonb_typeof(NEW."total_taxes") = 'array' THEN CASE jsonb_array_length(NEW."total_taxes") WHEN 0 THEN NULL WHEN 1 THEN CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END ELSE CASE WHEN jsonb_array_length(NEW."total_taxes") <= 16 THEN coalesce(CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{1,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{1,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{2,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{2,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{3,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{3,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{4,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{4,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{5,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{5,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{6,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{6,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{7,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{7,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{8,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{8,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{9,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{9,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{10,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{10,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{11,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{11,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{12,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{12,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{13,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{13,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{14,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{14,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{15,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{15,amount}')::bigint END, 0) ELSE CASE WHEN NEW."total" BETWEEN -1e17 AND 1e17 AND NEW."total_excluding_tax" BETWEEN -1e17 AND 1e17 THEN NEW."total" - NEW."total_excluding_tax" END END END END, CASE WHEN (NEW._extra #>> '{tax}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{tax}')::bigint END);
-  NEW."total_tax_amounts_amount" := coalesce(CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (NEW._extra #>> '{total_tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{total_tax_amounts,0,amount}')::bigint END);
-  NEW."total_tax_amounts_inclusive" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((NEW._extra #> '{total_tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (NEW._extra #>> '{total_tax_amounts,0,inclusive}')::boolean END);
-  NEW."total_tax_amounts_tax_rate_id" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN (NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{total_tax_amounts,0,tax_rate}')) WHEN 'string' THEN (NEW._extra #>> '{total_tax_amounts,0,tax_rate}') WHEN 'object' THEN (NEW._extra #> '{total_tax_amounts,0,tax_rate}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."invoice";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."invoice" FOR EACH ROW EXECUTE FUNCTION "stripe"."invoice_derived"();
 CREATE INDEX IF NOT EXISTS "invoice_application_id_idx" ON "stripe"."invoice" ("application_id") WHERE "application_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_created_idx" ON "stripe"."invoice" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_customer_id_idx" ON "stripe"."invoice" ("customer_id") WHERE "customer_id" IS NOT NULL;
@@ -2218,11 +2156,11 @@ CREATE INDEX IF NOT EXISTS "invoice_latest_revision_id_idx" ON "stripe"."invoice
 CREATE INDEX IF NOT EXISTS "invoice_on_behalf_of_id_idx" ON "stripe"."invoice" ("on_behalf_of_id") WHERE "on_behalf_of_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_shipping_cost_shipping_rate_id_idx" ON "stripe"."invoice" ("shipping_cost_shipping_rate_id") WHERE "shipping_cost_shipping_rate_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_test_clock_id_idx" ON "stripe"."invoice" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "invoice_charge_id_idx" ON "stripe"."invoice" ("charge_id") WHERE "charge_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_discount_id_idx" ON "stripe"."invoice" ("discount_id") WHERE "discount_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "invoice_payment_intent_id_idx" ON "stripe"."invoice" ("payment_intent_id") WHERE "payment_intent_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_subscription_id_idx" ON "stripe"."invoice" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_total_tax_amounts_tax_rate_id_idx" ON "stripe"."invoice" ("total_tax_amounts_tax_rate_id") WHERE "total_tax_amounts_tax_rate_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_charge_id_idx" ON "stripe"."invoice" ("charge_id") WHERE "charge_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "invoice_payment_intent_id_idx" ON "stripe"."invoice" ("payment_intent_id") WHERE "payment_intent_id" IS NOT NULL;
 CREATE TABLE "stripe"."invoice_item" (
   "id" text NOT NULL,
   "amount" bigint,
@@ -2269,19 +2207,6 @@ CREATE TABLE "stripe"."invoice_item" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."invoice_item_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."plan_id" := coalesce(CASE jsonb_typeof((NEW."pricing_price_details" #> '{price}')) WHEN 'string' THEN (NEW."pricing_price_details" #>> '{price}') WHEN 'object' THEN (NEW."pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{plan}')) WHEN 'string' THEN (NEW._extra #>> '{plan}') WHEN 'object' THEN (NEW._extra #> '{plan}') ->> 'id' END);
-  NEW."price_id" := coalesce(CASE jsonb_typeof((NEW."pricing_price_details" #> '{price}')) WHEN 'string' THEN (NEW."pricing_price_details" #>> '{price}') WHEN 'object' THEN (NEW."pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{price}')) WHEN 'string' THEN (NEW._extra #>> '{price}') WHEN 'object' THEN (NEW._extra #> '{price}') ->> 'id' END);
-  NEW."subscription_id" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_details" #> '{subscription}')) WHEN 'string' THEN (NEW."parent_subscription_details" #>> '{subscription}') WHEN 'object' THEN (NEW."parent_subscription_details" #> '{subscription}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{subscription}')) WHEN 'string' THEN (NEW._extra #>> '{subscription}') WHEN 'object' THEN (NEW._extra #> '{subscription}') ->> 'id' END);
-  NEW."subscription_item_id" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_details" #> '{subscription_item}')) WHEN 'string' THEN (NEW."parent_subscription_details" #>> '{subscription_item}') WHEN 'object' THEN (NEW."parent_subscription_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{subscription_item}')) WHEN 'string' THEN (NEW._extra #>> '{subscription_item}') WHEN 'object' THEN (NEW._extra #> '{subscription_item}') ->> 'id' END);
-  NEW."unit_amount" := coalesce(CASE WHEN NEW."pricing_unit_amount_decimal" = trunc(NEW."pricing_unit_amount_decimal") AND abs(NEW."pricing_unit_amount_decimal") < 1e18 THEN NEW."pricing_unit_amount_decimal"::bigint END, CASE WHEN (NEW._extra #>> '{unit_amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{unit_amount}')::bigint END);
-  NEW."unit_amount_decimal" := coalesce(NEW."pricing_unit_amount_decimal", CASE WHEN (NEW._extra #>> '{unit_amount_decimal}') ~ '^-?[0-9]{1,99}([.][0-9]{1,99})?$' THEN (NEW._extra #>> '{unit_amount_decimal}')::numeric END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."invoice_item";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."invoice_item" FOR EACH ROW EXECUTE FUNCTION "stripe"."invoice_item_derived"();
 CREATE INDEX IF NOT EXISTS "invoice_item_customer_id_idx" ON "stripe"."invoice_item" ("customer_id") WHERE "customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_item_invoice_id_idx" ON "stripe"."invoice_item" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "invoice_item_test_clock_id_idx" ON "stripe"."invoice_item" ("test_clock_id") WHERE "test_clock_id" IS NOT NULL;
@@ -2758,22 +2683,6 @@ CREATE TABLE "stripe"."line_item" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."line_item_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."invoice_item" := coalesce(CASE jsonb_typeof((NEW."parent_invoice_item_details" #> '{invoice_item}')) WHEN 'string' THEN (NEW."parent_invoice_item_details" #>> '{invoice_item}') WHEN 'object' THEN (NEW."parent_invoice_item_details" #> '{invoice_item}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{invoice_item}')) WHEN 'string' THEN (NEW._extra #>> '{invoice_item}') WHEN 'object' THEN (NEW._extra #> '{invoice_item}') ->> 'id' END);
-  NEW."plan_id" := coalesce(CASE jsonb_typeof((NEW."pricing_price_details" #> '{price}')) WHEN 'string' THEN (NEW."pricing_price_details" #>> '{price}') WHEN 'object' THEN (NEW."pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{plan}')) WHEN 'string' THEN (NEW._extra #>> '{plan}') WHEN 'object' THEN (NEW._extra #> '{plan}') ->> 'id' END);
-  NEW."price_id" := coalesce(CASE jsonb_typeof((NEW."pricing_price_details" #> '{price}')) WHEN 'string' THEN (NEW."pricing_price_details" #>> '{price}') WHEN 'object' THEN (NEW."pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{price}')) WHEN 'string' THEN (NEW._extra #>> '{price}') WHEN 'object' THEN (NEW._extra #> '{price}') ->> 'id' END);
-  NEW."proration" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_item_details" #> '{proration}')) WHEN 'boolean' THEN (NEW."parent_subscription_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof((NEW."parent_invoice_item_details" #> '{proration}')) WHEN 'boolean' THEN (NEW."parent_invoice_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof((NEW._extra #> '{proration}')) WHEN 'boolean' THEN (NEW._extra #>> '{proration}')::boolean END);
-  NEW."subscription_item_id" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_item_details" #> '{subscription_item}')) WHEN 'string' THEN (NEW."parent_subscription_item_details" #>> '{subscription_item}') WHEN 'object' THEN (NEW."parent_subscription_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((NEW."parent_invoice_item_details" #> '{subscription_item}')) WHEN 'string' THEN (NEW."parent_invoice_item_details" #>> '{subscription_item}') WHEN 'object' THEN (NEW."parent_invoice_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{subscription_item}')) WHEN 'string' THEN (NEW._extra #>> '{subscription_item}') WHEN 'object' THEN (NEW._extra #> '{subscription_item}') ->> 'id' END);
-  NEW."type" := coalesce(CASE NEW."parent_type" WHEN 'invoice_item_details' THEN 'invoiceitem' WHEN 'subscription_item_details' THEN 'subscription' ELSE NEW."parent_type" END, CASE jsonb_typeof((NEW._extra #> '{type}')) WHEN 'string' THEN (NEW._extra #>> '{type}') END);
-  NEW."tax_amounts_amount" := coalesce(CASE WHEN (NEW."taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."taxes" #>> '{0,amount}')::bigint END, CASE WHEN (NEW._extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{tax_amounts,0,amount}')::bigint END);
-  NEW."tax_amounts_inclusive" := coalesce(CASE jsonb_typeof((NEW."taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN (NEW."taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (NEW._extra #>> '{tax_amounts,0,inclusive}')::boolean END);
-  NEW."tax_amounts_tax_rate_id" := coalesce(CASE jsonb_typeof((NEW."taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN (NEW."taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN (NEW."taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (NEW._extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (NEW._extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."line_item";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."line_item" FOR EACH ROW EXECUTE FUNCTION "stripe"."line_item_derived"();
 CREATE INDEX IF NOT EXISTS "line_item_invoice_id_idx" ON "stripe"."line_item" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "line_item_subscription_id_idx" ON "stripe"."line_item" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "line_item_plan_id_long_idx" ON "stripe"."line_item" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
@@ -3990,14 +3899,6 @@ CREATE TABLE "stripe"."promotion_code" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."promotion_code_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."coupon_id" := coalesce(NEW."promotion_coupon_id", CASE jsonb_typeof((NEW._extra #> '{coupon}')) WHEN 'string' THEN (NEW._extra #>> '{coupon}') WHEN 'object' THEN (NEW._extra #> '{coupon}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."promotion_code";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."promotion_code" FOR EACH ROW EXECUTE FUNCTION "stripe"."promotion_code_derived"();
 CREATE INDEX IF NOT EXISTS "promotion_code_created_idx" ON "stripe"."promotion_code" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "promotion_code_customer_id_idx" ON "stripe"."promotion_code" ("customer_id") WHERE "customer_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "promotion_code_promotion_coupon_id_long_idx" ON "stripe"."promotion_code" USING spgist ("promotion_coupon_id") WHERE "promotion_coupon_id" IS NOT NULL;
@@ -5021,9 +4922,9 @@ CREATE TABLE "stripe"."subscription" (
   "trial_start" timestamptz,
   "plan_id" text,
   "quantity" bigint,
+  "discount_id" text,
   "current_period_end" timestamptz,
   "current_period_start" timestamptz,
-  "discount_id" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -5032,14 +4933,6 @@ CREATE TABLE "stripe"."subscription" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."subscription_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."discount_id" := coalesce(NEW."discounts"[1], CASE jsonb_typeof((NEW._extra #> '{discount}')) WHEN 'string' THEN (NEW._extra #>> '{discount}') WHEN 'object' THEN (NEW._extra #> '{discount}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."subscription";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."subscription" FOR EACH ROW EXECUTE FUNCTION "stripe"."subscription_derived"();
 CREATE INDEX IF NOT EXISTS "subscription_application_id_idx" ON "stripe"."subscription" ("application_id") WHERE "application_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_cancellation_details_feedback_option_id_idx" ON "stripe"."subscription" ("cancellation_details_feedback_option_id") WHERE "cancellation_details_feedback_option_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_created_idx" ON "stripe"."subscription" ("created") WHERE "created" IS NOT NULL;
@@ -5129,14 +5022,6 @@ CREATE TABLE "stripe"."subscription_schedule" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."subscription_schedule_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."phases_coupon_id" := coalesce(CASE jsonb_typeof((NEW."phases" #> '{0,discounts,0,coupon}')) WHEN 'string' THEN (NEW."phases" #>> '{0,discounts,0,coupon}') WHEN 'object' THEN (NEW."phases" #> '{0,discounts,0,coupon}') ->> 'id' END, CASE jsonb_typeof((NEW."phases" #> '{0,coupon}')) WHEN 'string' THEN (NEW."phases" #>> '{0,coupon}') WHEN 'object' THEN (NEW."phases" #> '{0,coupon}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."subscription_schedule";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."subscription_schedule" FOR EACH ROW EXECUTE FUNCTION "stripe"."subscription_schedule_derived"();
 CREATE INDEX IF NOT EXISTS "subscription_schedule_application_id_idx" ON "stripe"."subscription_schedule" ("application_id") WHERE "application_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_schedule_created_idx" ON "stripe"."subscription_schedule" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "subscription_schedule_customer_id_idx" ON "stripe"."subscription_schedule" ("customer_id") WHERE "customer_id" IS NOT NULL;
@@ -5671,14 +5556,6 @@ CREATE TABLE "stripe"."terminal_reader" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."terminal_reader_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."location" := NEW."location_id";
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."terminal_reader";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."terminal_reader" FOR EACH ROW EXECUTE FUNCTION "stripe"."terminal_reader_derived"();
 CREATE INDEX IF NOT EXISTS "terminal_reader_location_id_idx" ON "stripe"."terminal_reader" ("location_id") WHERE "location_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "terminal_reader_location_idx" ON "stripe"."terminal_reader" ("location") WHERE "location" IS NOT NULL;
 CREATE TABLE "stripe"."test_helpers_test_clock" (
@@ -6395,21 +6272,6 @@ CREATE TABLE "stripe"."upcoming_customer_invoice" (
   "_extra" jsonb,
   PRIMARY KEY ("customer_id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."upcoming_customer_invoice_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."discount_id" := coalesce(NEW."discounts"[1], CASE jsonb_typeof((NEW._extra #> '{discount}')) WHEN 'string' THEN (NEW._extra #>> '{discount}') WHEN 'object' THEN (NEW._extra #> '{discount}') ->> 'id' END);
-  NEW."paid" := coalesce((NEW."status" = 'paid'), CASE jsonb_typeof((NEW._extra #> '{paid}')) WHEN 'boolean' THEN (NEW._extra #>> '{paid}')::boolean END);
-  NEW."subscription_id" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_details" #> '{subscription}')) WHEN 'string' THEN (NEW."parent_subscription_details" #>> '{subscription}') WHEN 'object' THEN (NEW."parent_subscription_details" #> '{subscription}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{subscription}')) WHEN 'string' THEN (NEW._extra #>> '{subscription}') WHEN 'object' THEN (NEW._extra #> '{subscription}') ->> 'id' END);
-  NEW."subscription_proration_date" := coalesce(CASE WHEN (NEW."parent_subscription_details" #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (NEW."parent_subscription_details" #>> '{subscription_proration_date}')::bigint END, CASE WHEN (NEW._extra #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{subscription_proration_date}')::bigint END);
-  NEW."tax" := coalesce(CASE WHEN jsonb_typeof(NEW."total_taxes") = 'array' THEN CASE jsonb_array_length(NEW."total_taxes") WHEN 0 THEN NULL WHEN 1 THEN CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END ELSE CASE WHEN jsonb_array_length(NEW."total_taxes") <= 16 THEN coalesce(CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{1,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{1,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{2,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{2,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{3,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{3,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{4,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{4,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{5,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{5,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{6,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{6,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{7,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{7,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{8,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{8,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{9,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{9,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{10,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{10,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{11,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{11,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{12,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{12,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{13,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{13,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{14,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{14,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{15,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{15,amount}')::bigint END, 0) ELSE CASE WHEN NEW."total" BETWEEN -1e17 AND 1e17 AND NEW."total_excluding_tax" BETWEEN -1e17 AND 1e17 THEN NEW."total" - NEW."total_excluding_tax" END END END END, CASE WHEN (NEW._extra #>> '{tax}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{tax}')::bigint END);
-  NEW."total_tax_amounts_amount" := coalesce(CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (NEW._extra #>> '{total_tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{total_tax_amounts,0,amount}')::bigint END);
-  NEW."total_tax_amounts_inclusive" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((NEW._extra #> '{total_tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (NEW._extra #>> '{total_tax_amounts,0,inclusive}')::boolean END);
-  NEW."total_tax_amounts_tax_rate_id" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN (NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{total_tax_amounts,0,tax_rate}')) WHEN 'string' THEN (NEW._extra #>> '{total_tax_amounts,0,tax_rate}') WHEN 'object' THEN (NEW._extra #> '{total_tax_amounts,0,tax_rate}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."upcoming_customer_invoice";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."upcoming_customer_invoice" FOR EACH ROW EXECUTE FUNCTION "stripe"."upcoming_customer_invoice_derived"();
 CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_application_id_idx" ON "stripe"."upcoming_customer_invoice" ("application_id") WHERE "application_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_created_idx" ON "stripe"."upcoming_customer_invoice" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_customer_invoice_default_payment_method_id_idx" ON "stripe"."upcoming_customer_invoice" ("default_payment_method_id") WHERE "default_payment_method_id" IS NOT NULL;
@@ -6453,8 +6315,6 @@ CREATE TABLE "stripe"."upcoming_invoice_line_item" (
   "subscription_id" text,
   "subtotal" bigint,
   "taxes" jsonb,
-  "upcoming_customer_id" text,
-  "upcoming_subscription_id" text,
   "invoice_item" text,
   "plan_id" text,
   "price_id" text,
@@ -6464,6 +6324,8 @@ CREATE TABLE "stripe"."upcoming_invoice_line_item" (
   "tax_amounts_amount" bigint,
   "tax_amounts_inclusive" boolean,
   "tax_amounts_tax_rate_id" text,
+  "upcoming_customer_id" text,
+  "upcoming_subscription_id" text,
   "_as_of" timestamptz NOT NULL,
   "_as_of_latest" timestamptz NOT NULL,
   "_synced_at" timestamptz NOT NULL,
@@ -6472,30 +6334,14 @@ CREATE TABLE "stripe"."upcoming_invoice_line_item" (
   "_extra" jsonb,
   PRIMARY KEY ("id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."upcoming_invoice_line_item_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."invoice_item" := coalesce(CASE jsonb_typeof((NEW."parent_invoice_item_details" #> '{invoice_item}')) WHEN 'string' THEN (NEW."parent_invoice_item_details" #>> '{invoice_item}') WHEN 'object' THEN (NEW."parent_invoice_item_details" #> '{invoice_item}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{invoice_item}')) WHEN 'string' THEN (NEW._extra #>> '{invoice_item}') WHEN 'object' THEN (NEW._extra #> '{invoice_item}') ->> 'id' END);
-  NEW."plan_id" := coalesce(CASE jsonb_typeof((NEW."pricing_price_details" #> '{price}')) WHEN 'string' THEN (NEW."pricing_price_details" #>> '{price}') WHEN 'object' THEN (NEW."pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{plan}')) WHEN 'string' THEN (NEW._extra #>> '{plan}') WHEN 'object' THEN (NEW._extra #> '{plan}') ->> 'id' END);
-  NEW."price_id" := coalesce(CASE jsonb_typeof((NEW."pricing_price_details" #> '{price}')) WHEN 'string' THEN (NEW."pricing_price_details" #>> '{price}') WHEN 'object' THEN (NEW."pricing_price_details" #> '{price}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{price}')) WHEN 'string' THEN (NEW._extra #>> '{price}') WHEN 'object' THEN (NEW._extra #> '{price}') ->> 'id' END);
-  NEW."proration" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_item_details" #> '{proration}')) WHEN 'boolean' THEN (NEW."parent_subscription_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof((NEW."parent_invoice_item_details" #> '{proration}')) WHEN 'boolean' THEN (NEW."parent_invoice_item_details" #>> '{proration}')::boolean END, CASE jsonb_typeof((NEW._extra #> '{proration}')) WHEN 'boolean' THEN (NEW._extra #>> '{proration}')::boolean END);
-  NEW."subscription_item_id" := coalesce(CASE jsonb_typeof((NEW."parent_subscription_item_details" #> '{subscription_item}')) WHEN 'string' THEN (NEW."parent_subscription_item_details" #>> '{subscription_item}') WHEN 'object' THEN (NEW."parent_subscription_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((NEW."parent_invoice_item_details" #> '{subscription_item}')) WHEN 'string' THEN (NEW."parent_invoice_item_details" #>> '{subscription_item}') WHEN 'object' THEN (NEW."parent_invoice_item_details" #> '{subscription_item}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{subscription_item}')) WHEN 'string' THEN (NEW._extra #>> '{subscription_item}') WHEN 'object' THEN (NEW._extra #> '{subscription_item}') ->> 'id' END);
-  NEW."type" := coalesce(CASE NEW."parent_type" WHEN 'invoice_item_details' THEN 'invoiceitem' WHEN 'subscription_item_details' THEN 'subscription' ELSE NEW."parent_type" END, CASE jsonb_typeof((NEW._extra #> '{type}')) WHEN 'string' THEN (NEW._extra #>> '{type}') END);
-  NEW."tax_amounts_amount" := coalesce(CASE WHEN (NEW."taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."taxes" #>> '{0,amount}')::bigint END, CASE WHEN (NEW._extra #>> '{tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{tax_amounts,0,amount}')::bigint END);
-  NEW."tax_amounts_inclusive" := coalesce(CASE jsonb_typeof((NEW."taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN (NEW."taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (NEW._extra #>> '{tax_amounts,0,inclusive}')::boolean END);
-  NEW."tax_amounts_tax_rate_id" := coalesce(CASE jsonb_typeof((NEW."taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN (NEW."taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN (NEW."taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{tax_amounts,0,tax_rate}')) WHEN 'string' THEN (NEW._extra #>> '{tax_amounts,0,tax_rate}') WHEN 'object' THEN (NEW._extra #> '{tax_amounts,0,tax_rate}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."upcoming_invoice_line_item";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."upcoming_invoice_line_item" FOR EACH ROW EXECUTE FUNCTION "stripe"."upcoming_invoice_line_item_derived"();
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_invoice_id_idx" ON "stripe"."upcoming_invoice_line_item" ("invoice_id") WHERE "invoice_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_subscription_id_idx" ON "stripe"."upcoming_invoice_line_item" ("subscription_id") WHERE "subscription_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_upcoming_customer_id_idx" ON "stripe"."upcoming_invoice_line_item" ("upcoming_customer_id") WHERE "upcoming_customer_id" IS NOT NULL;
-CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_upcoming_subscription_id_idx" ON "stripe"."upcoming_invoice_line_item" ("upcoming_subscription_id") WHERE "upcoming_subscription_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_plan_id_long_idx" ON "stripe"."upcoming_invoice_line_item" USING spgist ("plan_id") WHERE "plan_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_price_id_long_idx" ON "stripe"."upcoming_invoice_line_item" USING spgist ("price_id") WHERE "price_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_subscription_item_id_idx" ON "stripe"."upcoming_invoice_line_item" ("subscription_item_id") WHERE "subscription_item_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_tax_amounts_tax_rate_id_idx" ON "stripe"."upcoming_invoice_line_item" ("tax_amounts_tax_rate_id") WHERE "tax_amounts_tax_rate_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_upcoming_customer_id_idx" ON "stripe"."upcoming_invoice_line_item" ("upcoming_customer_id") WHERE "upcoming_customer_id" IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "upcoming_invoice_line_item_upcoming_subscription_id_idx" ON "stripe"."upcoming_invoice_line_item" ("upcoming_subscription_id") WHERE "upcoming_subscription_id" IS NOT NULL;
 CREATE TABLE "stripe"."upcoming_subscription_invoice" (
   "subscription_id" text NOT NULL,
   "id" text,
@@ -6643,20 +6489,6 @@ CREATE TABLE "stripe"."upcoming_subscription_invoice" (
   "_extra" jsonb,
   PRIMARY KEY ("subscription_id")
 ) WITH (fillfactor = 90);
-CREATE OR REPLACE FUNCTION "stripe"."upcoming_subscription_invoice_derived"() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $derive$
-BEGIN
-  NEW."discount_id" := coalesce(NEW."discounts"[1], CASE jsonb_typeof((NEW._extra #> '{discount}')) WHEN 'string' THEN (NEW._extra #>> '{discount}') WHEN 'object' THEN (NEW._extra #> '{discount}') ->> 'id' END);
-  NEW."paid" := coalesce((NEW."status" = 'paid'), CASE jsonb_typeof((NEW._extra #> '{paid}')) WHEN 'boolean' THEN (NEW._extra #>> '{paid}')::boolean END);
-  NEW."subscription_proration_date" := coalesce(CASE WHEN (NEW."parent_subscription_details" #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (NEW."parent_subscription_details" #>> '{subscription_proration_date}')::bigint END, CASE WHEN (NEW._extra #>> '{subscription_proration_date}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{subscription_proration_date}')::bigint END);
-  NEW."tax" := coalesce(CASE WHEN jsonb_typeof(NEW."total_taxes") = 'array' THEN CASE jsonb_array_length(NEW."total_taxes") WHEN 0 THEN NULL WHEN 1 THEN CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END ELSE CASE WHEN jsonb_array_length(NEW."total_taxes") <= 16 THEN coalesce(CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{1,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{1,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{2,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{2,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{3,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{3,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{4,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{4,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{5,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{5,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{6,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{6,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{7,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{7,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{8,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{8,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{9,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{9,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{10,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{10,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{11,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{11,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{12,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{12,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{13,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{13,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{14,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{14,amount}')::bigint END, 0) + coalesce(CASE WHEN (NEW."total_taxes" #>> '{15,amount}') ~ '^-?[0-9]{1,15}$' THEN (NEW."total_taxes" #>> '{15,amount}')::bigint END, 0) ELSE CASE WHEN NEW."total" BETWEEN -1e17 AND 1e17 AND NEW."total_excluding_tax" BETWEEN -1e17 AND 1e17 THEN NEW."total" - NEW."total_excluding_tax" END END END END, CASE WHEN (NEW._extra #>> '{tax}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{tax}')::bigint END);
-  NEW."total_tax_amounts_amount" := coalesce(CASE WHEN (NEW."total_taxes" #>> '{0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW."total_taxes" #>> '{0,amount}')::bigint END, CASE WHEN (NEW._extra #>> '{total_tax_amounts,0,amount}') ~ '^-?[0-9]{1,18}$' THEN (NEW._extra #>> '{total_tax_amounts,0,amount}')::bigint END);
-  NEW."total_tax_amounts_inclusive" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_behavior}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_behavior}') = 'inclusive' END, CASE jsonb_typeof((NEW._extra #> '{total_tax_amounts,0,inclusive}')) WHEN 'boolean' THEN (NEW._extra #>> '{total_tax_amounts,0,inclusive}')::boolean END);
-  NEW."total_tax_amounts_tax_rate_id" := coalesce(CASE jsonb_typeof((NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}')) WHEN 'string' THEN (NEW."total_taxes" #>> '{0,tax_rate_details,tax_rate}') WHEN 'object' THEN (NEW."total_taxes" #> '{0,tax_rate_details,tax_rate}') ->> 'id' END, CASE jsonb_typeof((NEW._extra #> '{total_tax_amounts,0,tax_rate}')) WHEN 'string' THEN (NEW._extra #>> '{total_tax_amounts,0,tax_rate}') WHEN 'object' THEN (NEW._extra #> '{total_tax_amounts,0,tax_rate}') ->> 'id' END);
-  RETURN NEW;
-END
-$derive$;
-DROP TRIGGER IF EXISTS pinstripe_derived ON "stripe"."upcoming_subscription_invoice";
-CREATE TRIGGER pinstripe_derived BEFORE INSERT OR UPDATE ON "stripe"."upcoming_subscription_invoice" FOR EACH ROW EXECUTE FUNCTION "stripe"."upcoming_subscription_invoice_derived"();
 CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_application_id_idx" ON "stripe"."upcoming_subscription_invoice" ("application_id") WHERE "application_id" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_created_idx" ON "stripe"."upcoming_subscription_invoice" ("created") WHERE "created" IS NOT NULL;
 CREATE INDEX IF NOT EXISTS "upcoming_subscription_invoice_customer_id_idx" ON "stripe"."upcoming_subscription_invoice" ("customer_id") WHERE "customer_id" IS NOT NULL;
