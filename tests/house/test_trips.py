@@ -14,7 +14,7 @@ from tests.house.trips import TRIPS
 BUDGETS = {
     "backfill": (37, 222),
     "event": (50, 350),
-    "proxy": (39, 184),  # A session is asked for which account of a platform it works.
+    "proxy": (39, 186),  # A session is asked for its account, and begins with the locks of links.
     "verify": (44, 390),
 }
 

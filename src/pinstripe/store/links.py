@@ -70,6 +70,10 @@ class Links:
         }
         self._names = {n: {n, *_deciders(cs)} for n, cs in sorted(self._columns.items()) if cs}
         self._texts: dict[tuple[str, ...], str] = {}
+        self.returning = {n: _returning(schema, known[n], self._columns[n]) for n in self._names}
+        """By table with linked columns: what an UPDATE of rows `t` returns, the keys of those of which a
+        linked column changes, else nulls. So most writes need no statement for links.
+        """
 
     def affected(self, written: Keys) -> list[str]:
         """Return the tables whose rows may change because these were written."""
@@ -83,7 +87,9 @@ class Links:
         Returns (key, changes as JSON: column -> [before, after]) of each row that changed. A SELECT finds
         them, since few do, and an UPDATE opens all indexes of the table.
         """
-        names = sorted(self._names[table] & written.keys())
+        names = sorted(name for name in self._names[table] if written.get(name))
+        if not names:
+            return []
         of = (table, *names)
         if of not in self._texts:
             known = self._known[table]
@@ -179,6 +185,13 @@ def _differ(columns: Sequence[Column]) -> str:
     after = ", ".join(f"v.{quote(c.name)}" for c in columns)
     before = ", ".join(f"v.{quote('was ' + c.name)}" for c in columns)
     return f"ROW({before}) IS DISTINCT FROM ROW({after})"
+
+
+def _returning(schema: str, table: Table, columns: Sequence[Column]) -> str:
+    held = ", ".join(f"t.{quote(c.name)}" for c in columns)
+    given = ", ".join(_value(schema, c) for c in columns)
+    changes = f"ROW({held}) IS DISTINCT FROM ROW({given})"
+    return f"CASE WHEN {changes} THEN t.{quote(table.key[0])} END"
 
 
 def _set_text(schema: str, table: Table, columns: Sequence[Column], source: str) -> str:
