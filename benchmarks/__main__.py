@@ -28,6 +28,7 @@ from benchmarks import (
     naive,
     platform,
     proportion,
+    shapes,
 )
 from benchmarks.figures import Figure, table
 from pinstripe.errors import PinstripeError
@@ -54,6 +55,7 @@ def _benches(objects: int, share: float = 1.0) -> Mapping[str, Bench]:
         "platform": platform.platform,
         "restart": lambda: proportion.restart(objects // 10),
         "changes": lambda: proportion.changes(objects // 20),
+        "shapes": lambda: shapes.shapes(objects // 10),
     }
 
 

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
@@ -36,6 +37,10 @@ os.environ.setdefault("PINSTRIPE_SIMULATOR_NASTINESS", "calm")
 # compiled anew each time, which is half of the CPU time of a start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A busy machine takes longer than any deadline for one example.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 _PLENTY = 8 * 2**30
 _numbers = itertools.count(1)

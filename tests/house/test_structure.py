@@ -20,15 +20,16 @@ from tests.house.figures import (
 # The redesign aimed at 175 and 35,200 for what there was then. Sets and margins, classes of work, the scan,
 # personal data, scheduled verification, metrics and insights, moved columns and views of other shapes came
 # after it.
-# Platforms: tasks, workers, sweeps, budget; their commands and pages.
-MODULES, LINES = 190, 54_850
+# Platforms: tasks, workers, sweeps, budget; their commands and pages; the scans, verifications, erasures
+# and read allowances of their accounts.
+MODULES, LINES = 190, 55_000
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
     "pinstripe/console": 17,  # One a page.
     "pinstripe/store": 29,  # One a table of the bookkeeping; links and views.
 }
-ONLY_CHILDREN = 31
+ONLY_CHILDREN = 32
 DOUBLED_NAMES = 14
 SQL_OUTSIDE = 0
 # Here Stripe's words become classes and codes, where it gives nothing else.

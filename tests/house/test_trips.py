@@ -14,8 +14,8 @@ from tests.house.trips import TRIPS
 BUDGETS = {
     "backfill": (37, 222),
     "event": (50, 350),
-    "proxy": (39, 184),  # A session is asked for which account of a platform it works.
-    "verify": (45, 390),
+    "proxy": (39, 186),  # A session is asked for its account, and begins with the locks of links.
+    "verify": (44, 390),
 }
 
 

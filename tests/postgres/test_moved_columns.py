@@ -243,6 +243,17 @@ async def test_a_newer_snapshot_keeps_what_other_rows_gave(w: Writing) -> None:
     assert await w.put((overlapping, 10.5, 11.5)) == []  # The same content: no conflict.
 
 
+async def test_a_newer_snapshot_puts_right_what_a_hand_changed(w: Writing) -> None:
+    await w.put(*((obj, 0, 1) for obj in LINKED))
+    await w.pg.execute(
+        f"UPDATE {SCHEMA}.invoice SET charge_id = 'by hand', payment_intent_id = NULL;"
+        f"UPDATE {SCHEMA}.subscription SET current_period_end = NULL"
+    )
+    canceled = {**SUBSCRIPTION, "status": "canceled"}
+    await w.put(({**INVOICE, "status": "void"}, 10, 11), (canceled, 10, 11))
+    assert await links(w) == ALL_LINKS
+
+
 async def test_what_the_object_says_itself_counts_more_than_rows_of_others(w: Writing) -> None:
     """A charge with two disputes names one of them; it is not written anew each time it is read."""
     second = {**DISPUTE, "id": "dp_2", "created": 1_790_000_100}

@@ -104,7 +104,7 @@ def insert(schema: str, table: Table) -> str:
     if account_of(schema):
         names, values = f"{ACCOUNT}, {names}", f"s.{ACCOUNT}, {values}"
     return (
-        f"INSERT INTO {stored(schema, table)} "
+        f"INSERT INTO {stored(schema, table)} AS t "
         f"({names}, _as_of, _as_of_latest, _synced_at, _partial, _api_version, _extra)\n"
         f"SELECT {values}, to_timestamp(s._lo), to_timestamp(s._hi), clock_timestamp(), "
         f"s._partial, $1::text, s._extra::jsonb FROM {stage(table.name)} s\n"

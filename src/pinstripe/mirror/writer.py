@@ -64,6 +64,7 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
+from pinstripe.store.ddl import quote
 from pinstripe.store.links import Keys, Links, lock_columns, lock_numbers
 from pinstripe.store.locks import WAIT_S, begin, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
@@ -83,7 +84,8 @@ _LO, _HI, _KNOWN = -5, -4, -3
 such a row is most likely there, and an update finds it."""
 
 _Statement = tuple[str, str, int]
-"""(kind, table, shape): "insert" (shape -1), "widen", "update", "complete" or "unwritten"."""
+"""(kind, table, shape): "insert" (shape -1), "widen", "update", "complete" or "unwritten"; "insert and
+link" and "update and link" return the keys of rows that may want links."""
 _StageMark = tuple[OrderedDict[str, int], dict[str, int]]
 _Mark = tuple[_StageMark, int]
 """The stages, and how much is recorded, at a savepoint."""
@@ -234,10 +236,11 @@ class StageTables:
         wanted: _Statement,
         text: Callable[[_Statement], str],
         *values: object,
-    ) -> int:
-        """Run a statement, prepared once; return the number of rows that it wrote."""
-        await self.fetch(connection, wanted, text, *values)
-        return int((self._statements[wanted].get_statusmsg() or "0").rpartition(" ")[2])
+    ) -> tuple[int, list[asyncpg.Record]]:
+        """Run a statement, prepared once; return the number of rows that it wrote, and what it returns."""
+        rows = await self.fetch(connection, wanted, text, *values)
+        status = self._statements[wanted].get_statusmsg() or "0"
+        return int(status.rpartition(" ")[2]), rows
 
     async def fetch(
         self,
@@ -338,6 +341,9 @@ class Writer:
         self._befores: Mapping[RowKey, Befores] = {}
         self._removed: dict[str, set[str]] = {}
         """Keys of the rows that sets removed in this transaction, by table."""
+        self._loading: Collection[str] = ()
+        self._unlinked: dict[str, set[str]] = {}
+        """Keys of the rows inserted, or updated so that a linked column changes, by table."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -381,6 +387,7 @@ class Writer:
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
         self._at, self._befores, self._removed = "", batch.befores, {}
+        self._loading, self._unlinked = batch.loading, {}
         try:
             async with self._sessions.take(account_of(self._schema)) as self._stages:
                 await self._stages.connected()
@@ -414,7 +421,9 @@ class Writer:
         self, connection: asyncpg.Connection, table: str, written: Keys, batch: Batch
     ) -> None:
         self._at = table
-        rows = await self._links.link(connection, table, written)
+        rows = await self._links.link(
+            connection, table, {**written, table: self._unlinked.get(table, ())}
+        )
         if self._recorder is None:
             return
         for key, changes in rows:
@@ -749,11 +758,23 @@ class Writer:
     async def _run(
         self, connection: asyncpg.Connection, wanted: _Statement, *values: object
     ) -> int:
-        return await self._stages.run(connection, wanted, self._text, *values)
+        """Run a statement on one table; return the number of rows that it wrote."""
+        kind, name, shape = wanted
+        may_link = name in self._links.returning and name not in self._loading
+        if may_link and kind in ("insert", "update"):
+            wanted = (f"{kind} and link", name, shape)
+        count, rows = await self._stages.run(connection, wanted, self._text, *values)
+        self._unlinked.setdefault(name, set()).update(row[0] for row in rows if row[0] is not None)
+        return count
 
     def _text(self, wanted: _Statement) -> str:
         kind, name, shape = wanted
         table = self._tables[name]
+        if kind.endswith(" and link"):
+            kind = kind.removesuffix(" and link")
+            key = f"t.{quote(table.key[0])}"
+            returned = self._links.returning[name] if kind == "update" else key
+            return f"{self._text((kind, name, shape))}\nRETURNING {returned}"
         if kind == "insert":
             return insert(self._schema, table)
         columns = self._shapes.columns(shape)

@@ -28,7 +28,7 @@ class Change(msgspec.Struct, frozen=True):
     """One change of a row."""
 
     position: int
-    """Grows in the order of commits: a reader that has read up to one never misses an earlier one."""
+    """Grows in the order of commits: whoever has read up to one never misses an earlier one."""
     table: str
     id: str
     kind: ChangeKind

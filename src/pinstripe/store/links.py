@@ -70,6 +70,10 @@ class Links:
         }
         self._names = {n: {n, *_deciders(cs)} for n, cs in sorted(self._columns.items()) if cs}
         self._texts: dict[tuple[str, ...], str] = {}
+        self.returning = {n: _returning(schema, known[n], self._columns[n]) for n in self._names}
+        """By table with linked columns: what an UPDATE of rows `t` returns, the keys of those of which a
+        linked column changes, else nulls. So most writes need no statement for links.
+        """
 
     def affected(self, written: Keys) -> list[str]:
         """Return the tables whose rows may change because these were written."""
@@ -83,7 +87,9 @@ class Links:
         Returns (key, changes as JSON: column -> [before, after]) of each row that changed. A SELECT finds
         them, since few do, and an UPDATE opens all indexes of the table.
         """
-        names = sorted(self._names[table] & written.keys())
+        names = sorted(name for name in self._names[table] if written.get(name))
+        if not names:
+            return []
         of = (table, *names)
         if of not in self._texts:
             known = self._known[table]
@@ -92,9 +98,10 @@ class Links:
         rows = await connection.fetch(self._texts[of], *(list(written[n]) for n in names))
         if rows:
             columns = self._columns[table]
-            arrays = ", ".join(f"${n}::{c.type}[]" for n, c in enumerate(columns, start=2))
+            arrays = ", ".join(f"${n}::text[]" for n, _ in enumerate(columns, start=2))
             taken = ", ".join(("key", *(quote(c.name) for c in columns)))
-            source = f"unnest($1::text[], {arrays}) AS v ({taken})"
+            typed = ", ".join(f"{quote(c.name)}::{c.type} AS {quote(c.name)}" for c in columns)
+            source = f"(SELECT key, {typed} FROM unnest($1::text[], {arrays}) AS a ({taken})) AS v"
             text = _set_text(self._schema, self._known[table], columns, source)
             await connection.execute(text, *zip(*(row[2:] for row in rows), strict=True))
         return [(row[0], row[1]) for row in rows]
@@ -150,11 +157,13 @@ def _deciders(columns: Sequence[Column]) -> list[str]:
 def _changed_text(schema: str, table: Table, columns: Sequence[Column], keys: str) -> str:
     """SELECT of (key, changes, key, value of each linked column) of the rows of which one changes.
 
+    The values are text: Postgres has dates after the year 9999, Python has not.
+
     `keys`: a SELECT of the rows to consider. In an ARRAY, of which Postgres does not know the length when
     it plans, so that it keeps the plan: to plan anew for each write took 1 to 4 ms.
     """
     found = _given(schema, table, columns, f" WHERE t.{quote(table.key[0])} = ANY (ARRAY({keys}))")
-    values = ", ".join(f"v.{quote(c.name)}" for c in columns)
+    values = ", ".join(f"v.{quote(c.name)}::text" for c in columns)
     changes = " || ".join(map(_change, columns))
     return f"SELECT v.key, ({changes})::text, v.key, {values} FROM {found} WHERE {_differ(columns)}"
 
@@ -176,6 +185,13 @@ def _differ(columns: Sequence[Column]) -> str:
     after = ", ".join(f"v.{quote(c.name)}" for c in columns)
     before = ", ".join(f"v.{quote('was ' + c.name)}" for c in columns)
     return f"ROW({before}) IS DISTINCT FROM ROW({after})"
+
+
+def _returning(schema: str, table: Table, columns: Sequence[Column]) -> str:
+    held = ", ".join(f"t.{quote(c.name)}" for c in columns)
+    given = ", ".join(_value(schema, c) for c in columns)
+    changes = f"ROW({held}) IS DISTINCT FROM ROW({given})"
+    return f"CASE WHEN {changes} THEN t.{quote(table.key[0])} END"
 
 
 def _set_text(schema: str, table: Table, columns: Sequence[Column], source: str) -> str:
