@@ -43,7 +43,7 @@ _SHARE = 0.9
 them: 4,000 requests that wait are no reason to refuse the next address."""
 _FREED = 64
 """Connections that are closed at a time, so that a flood does not cost a search for each of its own."""
-_HELD_BYTES = 96 * 2**20
+_HELD_BYTES = 64 * 2**20
 """Of requests that are not complete and answers that are not read, of all connections together. Beyond it
 room is made: see `_weigh`."""
 _UNREAD_S = 60
