@@ -20,8 +20,8 @@ from tests.house.figures import (
 # The redesign aimed at 175 and 35,200 for what there was then. Sets and margins, classes of work, the scan,
 # personal data, scheduled verification, metrics and insights, moved columns and views of other shapes came
 # after it.
-# Platforms: tasks, workers, sweeps, budget; their commands and pages; the scans, verifications, erasures and
-# read allowances of their accounts.
+# Platforms: tasks, workers, sweeps, budget; their commands and pages; the scans, verifications, erasures
+# and read allowances of their accounts.
 MODULES, LINES = 190, 54_940
 # Modules in a folder, and in those that have a reason for more.
 FOLDER = 16
