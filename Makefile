@@ -57,7 +57,8 @@ soak: setup ## long runs under faults
 	  ORDERS=$${ORDERS:-100000} VERIFY_EXAMPLES=$${VERIFY_EXAMPLES:-25} \
 	  PINSTRIPE_WAIT_SOAK=$${PINSTRIPE_WAIT_SOAK:-10000} BACKFILL_SCALE=$${BACKFILL_SCALE:-3000} \
 	  $(BIN)/pytest -q -s tests/flows/test_soak.py tests/flows/test_histories.py tests/flows/test_verify.py \
-	  tests/flows/test_wait_soak.py tests/flows/test_backfill.py tests/postgres/test_orders.py tests/flows/test_platform_demo.py $(TEST_ARGS)
+	  tests/flows/test_wait_soak.py tests/flows/test_backfill.py tests/postgres/test_orders.py \
+	  tests/flows/test_platform_demo.py tests/flows/test_platform_soak.py $(TEST_ARGS)
 
 attack: setup ## what a stranger may try, in full; with nginx, HAProxy and a JDK where they are installed
 	$(BIN)/pytest -n 2 --dist loadfile -q tests/attack $(TEST_ARGS)

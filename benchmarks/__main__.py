@@ -27,6 +27,7 @@ from benchmarks import (
     live,
     naive,
     platform,
+    proportion,
     shapes,
 )
 from benchmarks.figures import Figure, table
@@ -39,18 +40,21 @@ _MANY = 2_000_000
 Bench = Callable[[], AsyncIterator[Figure]]
 
 
-def _benches(objects: int) -> Mapping[str, Bench]:
+def _benches(objects: int, share: float = 1.0) -> Mapping[str, Bench]:
     return {
-        "limits": lambda: backfill.limits(objects),
+        "limits": lambda: backfill.limits(objects, share),
         "throughput": lambda: backfill.throughput(objects),
         "memory": lambda: backfill.memory(objects),
         "naive": lambda: naive.naive(objects),
         "live": lambda: live.live(objects // 10),
         "catch-up": lambda: catch_up.catch_up(objects * 10),
+        "many": lambda: catch_up.many(objects * 5),
         "gateway": lambda: gateway.gateway(objects // 10),
         "waits": lambda: gateway_waits.waits(objects // 10),
         "console": lambda: console.console(objects * 10),
         "platform": platform.platform,
+        "restart": lambda: proportion.restart(objects // 10),
+        "changes": lambda: proportion.changes(objects // 20),
         "shapes": lambda: shapes.shapes(objects // 10),
     }
 
@@ -60,12 +64,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*_benches(0), []], metavar="name")
     parser.add_argument("--quick", action="store_true", help="a tenth of the objects")
+    parser.add_argument("--objects", type=int, default=_OBJECTS, help="of the account")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="limits: a part of the account at a part of the rates",
+    )
     parser.add_argument("--full", action="store_true", help="memory at 2,000,000 objects too")
     parser.add_argument("--save", action="store_true", help=f"write {_RESULTS.name}")
     given = parser.parse_args()
     level = logging.ERROR
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
-    benches = _benches(_OBJECTS // 10 if given.quick else _OBJECTS)
+    objects = given.objects // 10 if given.quick else given.objects
+    benches = _benches(objects, given.share)
     chosen = [benches[name] for name in (given.names or benches)]
     if given.full:
         chosen.append(lambda: backfill.memory(_MANY))

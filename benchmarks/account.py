@@ -44,13 +44,13 @@ _MIX: Mapping[str, int] = {
     "coupon": 20,
 }
 _CUSTOMERS: Mapping[str, int] = {
-    "balance_transaction": 24_000,
-    "charge": 24_000,
-    "payment_intent": 24_000,
+    "balance_transaction": 19_000,
+    "charge": 19_000,
+    "payment_intent": 19_000,
     "payment_method": 12_000,
     "event": 10_000,
-    "invoice": 24_000,
-    "invoice_payment": 24_000,
+    "invoice": 12_000,
+    "invoice_payment": 12_000,
     "subscription": 12_000,
     "customer": 12_000,
     "setup_intent": 100,
@@ -85,12 +85,18 @@ _FOLLOWED = {
     ("line_item", "invoice"): "GET /v1/invoices/{invoice}/lines",
     ("item", "checkout.session"): "GET /v1/checkout/sessions/{session}/line_items",
     ("subscription_item", "subscription"): "GET /v1/subscription_items",
+    ("card", "customer"): "GET /v1/customers/{customer}/sources",
 }
 
 
 def mix(objects: int, shape: str = "guests") -> dict[str, int]:
-    """Counts by type of an account with about so many objects."""
-    return {name: max(1, round(count * objects / _WHOLE)) for name, count in SHAPES[shape].items()}
+    """Counts by type of an account with about so many objects.
+
+    No product has features: customers are entitled to them by their subscriptions, and the simulator does
+    not make such entitlements.
+    """
+    counts = {n: max(1, round(count * objects / _WHOLE)) for n, count in SHAPES[shape].items()}
+    return {**counts, "product_feature": 0}
 
 
 def necessary_pages(counts: Mapping[str, int]) -> dict[str, int]:

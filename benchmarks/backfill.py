@@ -36,21 +36,27 @@ class Needed:
     seconds: float
 
 
-async def limits(objects: int) -> AsyncIterator[Figure]:
-    """Speed and requests under Stripe's limits, with answers that take 150 ms, of each shape of account."""
+async def limits(objects: int, share: float = 1.0) -> AsyncIterator[Figure]:
+    """Speed and requests under Stripe's limits, with answers that take 150 ms, of each shape of account.
+
+    With a `share` below 1 the account and the rates are that part, and answers take as much longer: the
+    same seconds and proportions with less CPU, for a machine that has other work.
+    """
     for shape in SHAPES:
-        async for figure in _limits(objects, shape):
+        async for figure in _limits(round(objects * share), shape, share):
             yield figure
 
 
-async def _limits(objects: int, shape: str) -> AsyncIterator[Figure]:
+async def _limits(objects: int, shape: str, share: float) -> AsyncIterator[Figure]:
     bench = f"limits, {shape}"
+    rates = (ACCOUNT_RATE * share, ENDPOINT_RATE * share)
     async with stage(mix(objects, shape)) as at:
-        await at.simulator.control("latency", fixed_s=LATENCY_S)
-        await at.simulator.control("limits", preset="live", slack=_SLACK)
-        given = ("--rate-limit", str(ACCOUNT_RATE), "--endpoint-rate-limit", str(ENDPOINT_RATE))
+        await at.simulator.control("latency", fixed_s=LATENCY_S / share)
+        slack = share * (1 + _SLACK) - 1
+        await at.simulator.control("limits", preset="live", slack=slack)
+        given = ("--rate-limit", str(rates[0]), "--endpoint-rate-limit", str(rates[1]))
         run = await sync_once(at, *given)
-        needed = _needed(await at.counts(), run)
+        needed = _needed(await at.counts(), run, share)
     yield Figure(bench, "objects", run.rows, "")
     yield Figure(bench, "time of the backfill", run.backfill_s, "s")
     yield Figure(bench, "what the limits allow", needed.seconds, "s")
@@ -99,7 +105,7 @@ def _cpu_s(run: Run) -> float:
     return run.client_cpu_s + run.postgres_cpu_s
 
 
-def _needed(counts: Mapping[str, int], run: Run) -> Needed:
+def _needed(counts: Mapping[str, int], run: Run, share: float) -> Needed:
     pages = necessary_pages(counts)
     made: dict[str, int] = run.state["by_endpoint"]
     for name, requests in _under_parents(counts).items():
@@ -114,6 +120,7 @@ def _needed(counts: Mapping[str, int], run: Run) -> Needed:
         max(pages.values()) / ENDPOINT_RATE,
         pages[_WITHOUT_CREATED] * LATENCY_S,
     )
+    seconds /= share
     return Needed(total, seconds)
 
 

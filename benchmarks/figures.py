@@ -56,7 +56,7 @@ def _line(figure: Figure) -> str:
     if figure.target is not None:
         sign = ">=" if figure.better == "more" else "<="
         target = f"{sign} {_number(figure.target)}"
-        ratio = f"{figure.ratio:.2f}"
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
     verdict = "" if figure.target is None else "  ok" if figure.met else "  MISSED"
     return f"{figure.bench:<11} {figure.what:<58} {measured:>20}  {target:>10}  {ratio:>6}{verdict}"
 

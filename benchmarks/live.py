@@ -27,7 +27,7 @@ from benchmarks.stage import Stage, command, stage
 from pinstripe.store.pool import connect
 
 CHANGES_PER_S = 50
-_MEASURED_S = 15.0
+_MEASURED_S = 25.0
 _BURST_EVENTS = 5_000
 _BURST_CHANGES = 1_000
 _BURSTS = 3
@@ -38,6 +38,8 @@ _POLLS_PER_S = 3
 _PATIENCE_S = 120.0
 _NEAR_WINDOW_S = 60.0
 _LONGEST_COMMIT = timedelta(seconds=5)
+_LATENCY_S = 0.05
+_DEFAULT = ("--rate-limit", "50", "--endpoint-rate-limit", "12.5")
 _UNLIMITED = ("--rate-limit", "none", "--endpoint-rate-limit", "none")
 _LIMITED = ("--rate-limit", "100", "--endpoint-rate-limit", "25")
 
@@ -57,8 +59,9 @@ async def live(objects: int) -> AsyncIterator[Figure]:
         async with _syncing(at, database, *_UNLIMITED) as process:
             await asyncio.to_thread(_summary, process)
             async with _arrivals(database) as arrivals:
-                async for figure in _in_proportion(at, database, arrivals):
+                async for figure in _in_proportion(at, database, arrivals, "no limits"):
                     yield figure
+                await at.simulator.control("latency", fixed_s=0.0)
                 rates: list[float] = []
                 for _ in range(_BURSTS):
                     rates.append(await _burst(at, arrivals))
@@ -71,16 +74,22 @@ async def live(objects: int) -> AsyncIterator[Figure]:
             share = (watch.cpu_s(process.pid) - before) / (time.monotonic() - started)
             yield Figure("live", "CPU at rest, of one core", share * 100, "%", 2)
             yield Figure("live", "memory at rest", watch.rss_mb(process.pid), "MB", 120)
+        async with _syncing(at, database, *_DEFAULT) as process, _arrivals(database) as arrivals:
+            await asyncio.to_thread(_summary, process)
+            async for figure in _in_proportion(at, database, arrivals, "default of live keys"):
+                yield figure
         database = await at.database()
-        await at.simulator.control("latency", fixed_s=0.05)
         async with _syncing(at, database, *_LIMITED), _arrivals(database) as arrivals:
             await _following(database)
             for figure in _lag("lag beside a backfill", await _lags(at, arrivals)):
                 yield figure
 
 
-async def _in_proportion(at: Stage, database: str, arrivals: Arrivals) -> AsyncIterator[Figure]:
+async def _in_proportion(
+    at: Stage, database: str, arrivals: Arrivals, limits: str
+) -> AsyncIterator[Figure]:
     """The lag, how many requests an event costs, and how long they go on after the last event."""
+    await at.simulator.control("latency", fixed_s=_LATENCY_S)
     async with connect(database) as reader:
         await _settled(reader)
         await at.simulator.control("reset_counters")
@@ -88,13 +97,13 @@ async def _in_proportion(at: Stage, database: str, arrivals: Arrivals) -> AsyncI
         started = time.monotonic()
         await _settled(reader)
     took_s = time.monotonic() - started
-    for figure in _lag("lag", lags):
+    for figure in _lag(f"lag, {limits}", lags):
         yield figure
     # Each change was looked up in the list by us, and the list was read once before.
     ours = int(_MEASURED_S * CHANGES_PER_S) + 1
     requests = (await at.state())["requests"] - ours
-    yield Figure("live", "requests for each event", requests / len(lags), "", 0.5)
-    yield Figure("live", "settled after the last event", took_s, "s", 10)
+    yield Figure("live", f"requests for each event, {limits}", requests / len(lags), "", 0.5)
+    yield Figure("live", f"settled after the last event, {limits}", took_s, "s", 10)
 
 
 async def _settled(reader: asyncpg.Connection) -> None:

@@ -3,8 +3,10 @@
     python -m benchmarks platform             PLATFORM_ACCOUNTS=200 PLATFORM_IDLE=1000 PLATFORM_WORKERS=2
 
 Changes are made one after another in accounts chosen by turns, and each is told of at once, as the Connect
-webhook endpoint does it. The lag counts from before the change until its event is a row. Rest is measured
-with accounts that have hardly any objects: it does not depend on them.
+webhook endpoint does it; then some more, of which nothing tells: the sweep finds them. The lag counts from
+before the change until its event is a row. Rest is measured with accounts that have hardly any objects: it
+does not depend on them. PLATFORM_RATE: the limit of the first copy, requests a second. PLATFORM_LATENCY_MS:
+what the simulator adds to each answer.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ _IDLE = int(os.environ.get("PLATFORM_IDLE", "1000"))
 _WORKERS = int(os.environ.get("PLATFORM_WORKERS", "2"))
 _CHANGES = int(os.environ.get("PLATFORM_CHANGES", "300"))
 _CHANGES_PER_S = float(os.environ.get("PLATFORM_CHANGES_PER_S", "10"))
+_SWEPT = int(os.environ.get("PLATFORM_SWEPT", "60"))
+_RATE = os.environ.get("PLATFORM_RATE", "none")
+_LATENCY_S = float(os.environ.get("PLATFORM_LATENCY_MS", "0")) / 1000
 _OBJECTS = 100
 _REST_S = 60.0
 _NOBODY = {"rate_limit": "none", "endpoint_rate_limit": "none"}
@@ -73,11 +78,16 @@ class Workers:
 async def platform() -> AsyncIterator[Figure]:
     """The first copy, the lag with webhooks, then rest."""
     if _ACCOUNTS:
-        async with _stage(_ACCOUNTS, _OBJECTS) as at, _workers(at, {}) as workers:
+        limit = {"rate_limit": _RATE}
+        async with _stage(_ACCOUNTS, _OBJECTS) as at, _workers(at, limit) as workers:
             async for figure in _copy(workers, _ACCOUNTS + 1):
                 yield figure
-            async for figure in _lag(workers):
-                yield figure
+            if _CHANGES:
+                await _at_rest(workers)
+            for count, webhooks in ((_CHANGES, True), (_SWEPT if _CHANGES else 0, False)):
+                if count:
+                    async for figure in _lag(workers, count, webhooks=webhooks):
+                        yield figure
     if _IDLE:
         async for figure in _idle():
             yield figure
@@ -112,11 +122,19 @@ async def _copy(workers: Workers, accounts: int) -> AsyncIterator[Figure]:
     postgres_s = at.postgres_cpu_s()
     await _copied(workers, accounts)
     wall_s = time.monotonic() - began
-    requests = (await at.state())["requests"]
+    state = await at.state()
+    requests = state["requests"]
     yield Figure("platform", f"first copy of {accounts:,} accounts", wall_s, "s")
     yield Figure("platform", "accounts", accounts / wall_s, "1/s")
     count = sum(requests.values()) if isinstance(requests, dict) else float(requests)
     yield Figure("platform", "requests", count / wall_s, "1/s")
+    if _RATE != "none":
+        yield Figure(
+            "platform", f"of the limit of {_RATE}/s", count / wall_s / float(_RATE) * 100, "%"
+        )
+    yield Figure(
+        "platform", "most in a second, counted by the simulator", state["most_per_second"], ""
+    )
     yield Figure("platform", "CPU of the workers", workers.cpu_s() / accounts * 1000, "ms/account")
     took_s = at.postgres_cpu_s() - postgres_s
     yield Figure("platform", "CPU of Postgres", took_s / accounts * 1000, "ms/account")
@@ -124,26 +142,32 @@ async def _copy(workers: Workers, accounts: int) -> AsyncIterator[Figure]:
     yield Figure("platform", "sessions of a worker", await workers.sessions(), "", 10)
 
 
-async def _lag(workers: Workers) -> AsyncIterator[Figure]:
+async def _lag(workers: Workers, count: int, *, webhooks: bool) -> AsyncIterator[Figure]:
     """Each change is of its own account; its newest event is looked for in the rows."""
-    await _at_rest(workers)
     lags: list[float] = []
+    took_s = workers.cpu_s() + workers.at.postgres_cpu_s()
     accounts: list[str] = await workers.at.simulator.control("accounts")
     began = time.monotonic()
     async with (
         await open_pool(workers.database, min_size=1, max_size=16) as pool,
         asyncio.TaskGroup() as group,
     ):
-        for number in range(_CHANGES):
+        for number in range(count):
             account = accounts[number % len(accounts)]
-            group.create_task(_change(workers, pool, account, lags))
+            group.create_task(_change(workers, pool, account, lags, webhooks=webhooks))
             await asyncio.sleep(max(began + (number + 1) / _CHANGES_PER_S - time.monotonic(), 0.0))
-    what = f"lag, {_CHANGES_PER_S:g} changes/s, webhooks, median"
-    yield Figure("platform", what, median(lags), "s", 0.6)
-    yield Figure("platform", "99th percentile", quantiles(lags, n=100)[98], "s", 2.0)
+    how = "webhooks" if webhooks else "no webhooks"
+    what = f"lag, {_CHANGES_PER_S:g} changes/s, {how}, median"
+    yield Figure("platform", what, median(lags), "s", 0.6 if webhooks else None)
+    took_s = workers.cpu_s() + workers.at.postgres_cpu_s() - took_s
+    last = quantiles(lags, n=100)[98]
+    yield Figure("platform", "99th percentile", last, "s", 2.0 if webhooks else None)
+    yield Figure("platform", "CPU of workers and Postgres", took_s / count * 1000, "ms/change")
 
 
-async def _change(workers: Workers, pool: Pool, account: str, lags: list[float]) -> None:
+async def _change(
+    workers: Workers, pool: Pool, account: str, lags: list[float], *, webhooks: bool
+) -> None:
     async def events() -> int:
         async with pool.acquire() as connection:
             found: int = await connection.fetchval(_EVENTS, account)
@@ -155,9 +179,10 @@ async def _change(workers: Workers, pool: Pool, account: str, lags: list[float])
     await control("mutate", account=account, count=1)
     if await control("events", account=account) == there:
         return  # A change without an event: lists that are read again bring it.
-    async with pool.transaction() as connection:
-        await wake(connection, _PLATFORM, _PLATFORM, account)
-    async with asyncio.timeout(120):
+    if webhooks:
+        async with pool.transaction() as connection:
+            await wake(connection, _PLATFORM, _PLATFORM, account)
+    async with asyncio.timeout(600):
         while await events() <= before:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     lags.append(time.monotonic() - began)
@@ -221,6 +246,7 @@ async def _stage(accounts: int, objects: int) -> AsyncIterator[Stage]:
             EmbeddedPostgres(Path(directory) / "postgres") as postgres,
             SimulatorProcess(settings) as simulator,
         ):
+            await simulator.control("latency", fixed_s=_LATENCY_S)
             yield Stage(simulator, postgres)
 
 

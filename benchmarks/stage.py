@@ -27,7 +27,8 @@ from pinstripe_simulator.account import Settings
 from pinstripe_simulator.nastiness import CALM
 from pinstripe_simulator.process import SimulatorProcess
 
-_FOREIGN = ("STRIPE_", "PINSTRIPE_", "DATABASE_URL", "PG")
+FOREIGN = ("STRIPE_", "PINSTRIPE_", "DATABASE_URL", "PG", "PYTHONDONTWRITEBYTECODE")
+"""Without bytecode each start would compile two hundred modules, which no installation does."""
 _LOOK_S = 0.05
 UNTIL = 1_795_392_000
 """When the simulated account ends: the same account every day."""
@@ -99,7 +100,7 @@ async def stage(mix: Mapping[str, int], *, seed: int = 1) -> AsyncIterator[Stage
 
 def command(at: Stage, database: str, *words: str, quiet: bool = False) -> subprocess.Popen[bytes]:
     """Starts `pinstripe ...` on this stage. Its stdout is a pipe, so is its stderr unless `quiet`."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
     given = {
         "STRIPE_API_KEY": at.simulator.key,
         "STRIPE_API_BASE": at.simulator.url,

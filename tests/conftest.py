@@ -8,6 +8,7 @@ The server is the product's own (`EmbeddedPostgres`), without fsync: what a test
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import shutil
@@ -19,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
@@ -36,12 +38,22 @@ os.environ.setdefault("PINSTRIPE_SIMULATOR_NASTINESS", "calm")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# A busy machine takes longer than any deadline for one example.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
+
 _PLENTY = 8 * 2**30
 _numbers = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "migrated: the test's database has all tables already")
+
+
+def pytest_collection_finish() -> None:
+    # What stands now stays to the end: no collection has to walk through it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

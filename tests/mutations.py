@@ -18,6 +18,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
 _ORDERS = "tests/postgres/test_orders.py"
+_TRUTH = "tests/flows/test_truth.py"
 _HISTORIES = "tests/flows/test_histories.py"
 _UPSERT = "src/pinstripe/mirror/upsert.py"
 _RESPONSE = "src/pinstripe/client/response.py"
@@ -66,8 +67,8 @@ MUTATIONS = (
     Mutation(
         "what overlaps is dropped without a question",
         _UPSERT,
-        "ELSE lasting AND to_timestamp(_lo) < _as_of_latest END",
-        "ELSE false END",
+        "WHERE NOT same AND lasting AND to_timestamp(_lo) < _as_of_latest",
+        "WHERE false",
         _ORDERS,
     ),
     Mutation(
@@ -76,6 +77,20 @@ MUTATIONS = (
         "AND c.as_of_latest > to_timestamp(s._lo)",
         "AND false",
         _ORDERS,
+    ),
+    Mutation(
+        "another event of its second settles a hint",
+        "src/pinstripe/store/refetch.py",
+        "else self.since + 1.0",
+        "else self.since",
+        _TRUTH,
+    ),
+    Mutation(
+        "a response that the row contradicts completes its refetch",
+        "src/pinstripe/store/refetch.py",
+        "left = {refetch.key for refetch in contested or ()}",
+        "left: set[object] = set()",
+        _TRUTH,
     ),
     Mutation(
         "a set takes nothing out",

@@ -65,12 +65,15 @@ async def for_each(
 
 
 async def end(*tasks: asyncio.Future[None]) -> None:
-    """Cancel the tasks, all at once, and return when they have ended. Raises what one of them raises."""
+    """Cancel all tasks, and return when they have ended. Raises what one of them raises."""
     for task in tasks:
         task.cancel()
+    if tasks:
+        # Not `await task` with its CancelledError suppressed: the caller's own would be lost with it.
+        await asyncio.wait(tasks)
     for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
+        if not task.cancelled():
+            task.result()
 
 
 def first_error(group: BaseExceptionGroup[E]) -> E:

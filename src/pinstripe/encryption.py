@@ -118,7 +118,7 @@ class Encryptor:
         return self.seal(text.decode(), bound=bound)
 
     def add_to_file(self) -> None:
-        """Puts a new key first in the file: it encrypts from now on."""
+        """Put a new key first in the file. From now on it encrypts."""
         self._write([_new_key(), *self._read()])
 
     def keep_first_in_file(self) -> None:

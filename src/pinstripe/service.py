@@ -356,7 +356,6 @@ def _below(ceiling: float) -> float:
 
 
 _ON_TOP = 0.5
-
 _AT_LEAST = 0.2
 
 

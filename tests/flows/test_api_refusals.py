@@ -205,6 +205,15 @@ async def test_readiness_tells_strangers_no_reasons(here: ApiService) -> None:
         assert bool(check["reason"]) is is_told
 
 
+@pytest.mark.parametrize("name", sorted(n.decode() for n in middleware._ONCE - {b"host"}))
+async def test_a_header_that_grants_access_is_refused_twice(here: ApiService, name: str) -> None:
+    for path in ("/wait/stripe/default?timeout=0", "/api/syncs", "/webhooks/stripe/default"):
+        twice = [(name, "one"), (name, "two")]
+        answer = await here.http.request("POST", path, headers=twice)
+        assert answer.status_code == 400, path
+        assert "twice" in answer.text
+
+
 async def test_waiting_tells_strangers_nothing_of_which_syncs_there_are(here: ApiService) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         told = [

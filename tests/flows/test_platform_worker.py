@@ -198,6 +198,37 @@ async def test_one_account_of_a_platform_is_verified(database: str, tmp_path: Pa
             assert (code, report["repaired"]) == (0, 1)
 
 
+async def test_a_customer_of_one_account_is_erased_and_stays_so(
+    database: str, tmp_path: Path
+) -> None:
+    async with running(FEW) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        one, two = sim.control.accounts()
+        of_one = "SELECT {} FROM {}.customer WHERE _account_id = $1 AND {}"
+        async with working(vault), connect(database) as pg:
+            await copied(database, [one, two])
+            wanted = of_one.format("min(id)", SCHEMA, "name IS NOT NULL")
+            customer = await pg.fetchval(wanted, one)
+            named = await pg.fetchval(of_one.format("count(name)", SCHEMA, "true"), two)
+            words = (customer, "--platform", PLATFORM, "--account")
+            # Of another account it is nobody.
+            for account, code in ((two, 2), ("acct_1Nobody", 2), (one, 0)):
+                process = await command(database, tmp_path, "erase", *words, account, "--scrub")
+                out, err = await process.communicate()
+                assert process.returncode == code, (out, err)
+            process = await command(
+                database,
+                tmp_path,
+                "verify",
+                *("--platform", PLATFORM, "--account", one, "--repair", "--json"),
+            )
+            out, _ = await process.communicate()
+            assert json.loads(out)["differences"] == 0
+            kept = await pg.fetch(of_one.format("id, name", SCHEMA, "id = $2"), one, customer)
+            assert [tuple(row) for row in kept] == [(customer, None)]
+            assert await pg.fetchval(of_one.format("count(name)", SCHEMA, "true"), two) == named
+
+
 async def test_a_worker_leaves_in_order_at_sigterm(database: str, tmp_path: Path) -> None:
     async with running(FEW) as sim:
         await add_platform(database, sim, tmp_path, tables="customer,event")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pinstripe.errors import Misconfigured
@@ -131,6 +132,74 @@ async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.M
     async with asyncio.timeout(10), connected(app()) as (reader, writer):
         writer.write(b"GET / HT")
         assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("begun", [b"0\r\nx-trailer: ", b"0\r\n", b"5;"])
+async def test_what_is_neither_head_nor_body_has_an_end_too(begun: bytes) -> None:
+    """Trailers and the extensions of chunks: the parser would keep them, and copy them at each part."""
+    more = b"a: b\r\n" * 10_000 if begun == b"0\r\n" else b"a" * 60_000
+    async with asyncio.timeout(20), connected(app()) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + begun)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                writer.write(more)
+                await writer.drain()
+            # Answered at once, by its head; then the connection ends.
+            assert b"405 Method Not Allowed" in await reader.read()
+
+
+async def test_requests_that_do_not_end_are_held_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_server, "_HELD_BYTES", 1_000_000)
+    sock = listen("127.0.0.1", 0)
+    port = int(address_of(sock).rpartition(":")[2])
+    head = b"GET / HTTP/1.1\r\nhost: x\r\nx-more: "
+    body = b"POST /wait/x/y HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+
+    async def hold(request: Request) -> Response:
+        await request.body()
+        return PlainTextResponse("hello")
+
+    routes = [Route("/", _hello), Route("/wait/x/y", hold, methods=["POST"])]
+    async with asyncio.timeout(20), answering(Starlette(routes=routes), sock):
+        other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+        other[1].write(head + b"a" * 40_000)
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+        for number, (_, writer) in enumerate(crowd):
+            writer.write((head, body)[number % 2] + b"a" * 40_000)
+        ended = [asyncio.ensure_future(reader.read()) for reader, _ in crowd]
+        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        other[1].write(b"\r\n\r\n")
+        assert (await other[0].readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
+        for _, writer in (other, *crowd):
+            writer.close()
+        await asyncio.gather(*ended, return_exceptions=True)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such limit")
+async def test_who_reads_nothing_of_an_answer_loses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_UNREAD_S", 1)
+    gone = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"a" * 100_000
+                await asyncio.sleep(0)
+        finally:
+            gone.set()
+
+    async def stream(_: Request) -> Response:
+        return StreamingResponse(endless())
+
+    async with (
+        asyncio.timeout(30),
+        connected(Starlette(routes=[Route("/", stream)])) as (_, writer),
+    ):
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await gone.wait()
 
 
 async def test_idle_connections_of_one_address_shut_nobody_out(

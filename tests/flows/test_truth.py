@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -274,6 +275,19 @@ async def test_a_hint_that_a_replica_answers_too_early_is_asked_again(database: 
         assert f.stripe.paths().count("/v1/customers/cus_1") == 2
 
 
+async def test_a_new_dispute_brings_its_charge_which_has_no_event(database: str) -> None:
+    async with following(database) as f:
+        charge: Object = {"id": "ch_1", "object": "charge", "disputed": False, "created": 1}
+        await f.write([charge], AsOf(time.time() - 90, time.time() - 80))
+        f.stripe.lists["/v1/charges"] = [charge | {"disputed": True}]
+        f.stripe.event(
+            "charge.dispute.created", {"id": "dp_1", "object": "dispute", "charge": "ch_1"}
+        )
+        await f.poll()
+        await f.settle()
+        assert await f.pg.fetchval("SELECT disputed FROM stripe.charge") is True
+
+
 async def test_a_hint_is_not_settled_by_another_event_of_its_second(database: str) -> None:
     """The row holds the second of the hint, but not the hint: a replica that is behind confirms the row."""
     async with following(database) as f:
@@ -352,3 +366,110 @@ def as_of_now() -> AsOf:
     """The interval of a read that is answered now."""
     now = time.time()
     return AsOf(now - 1 - MARGINS.clock_s - MARGINS.replica_lag_s, now + 1 + MARGINS.clock_s)
+
+
+def _older(name: str, **more: object) -> Object:
+    """What an event of another version says of the customer before."""
+    return {"object": customer(name), **more}
+
+
+async def test_a_response_that_shows_what_an_event_changed_is_not_asked_for_again(
+    database: str,
+) -> None:
+    async with following(database) as f:
+        await f.write([customer("one")], AsOf(time.time() - 90, time.time() - 80))
+        await f.pg.execute("UPDATE stripe.customer SET _synced_at = now() - interval '1 hour'")
+        f.stripe.lists["/v1/customers"] = [customer("two")]
+        data = _older("two", previous_attributes={"name": "one"})
+        f.stripe.event("customer.updated", customer("two"), data=data, api_version="2019-12-03")
+        await f.poll()
+        await f.settle()
+        assert await f.name() == "two"
+        assert f.stripe.paths().count("/v1/customers/cus_1") == 1
+
+
+async def test_what_was_changed_and_changed_back_within_the_lag_proves_nothing(
+    database: str,
+) -> None:
+    """The replica shows the state before both events, which has the name that the later one gave."""
+    async with following(database) as f:
+        now = int(time.time())
+        first, last = customer("one") | {"email": "a"}, customer("one") | {"email": "b"}
+        await f.write([first], AsOf(now - 90, now - 80))
+        await f.pg.execute("UPDATE stripe.customer SET _synced_at = now() - interval '1 hour'")
+        answers = iter((first, last))
+        f.stripe.answers["/v1/customers/cus_1"] = lambda _: (200, next(answers, last))
+        for name, before in (("two", "one"), ("one", "two")):
+            data = _older(name, previous_attributes={"name": before})
+            f.stripe.event(
+                "customer.updated", last, created=now, data=data, api_version="2019-12-03"
+            )
+        await f.poll()
+        await f.settle()
+        assert await f.pg.fetchval("SELECT email FROM stripe.customer") == "b"
+
+
+async def _open_while_old(f: Following, holds: str, new: object) -> bool:
+    """Work off what is queued; whether something that was queued until now stayed open for as long as the
+    query `holds` gives anything but `new`.
+    """
+    moment = await f.pg.fetchval("SELECT clock_timestamp()")
+    working = asyncio.create_task(f.settle())
+    always = True
+    async with connect(f.copy.url) as reader:
+        while True:
+            row = await reader.fetchrow(
+                f"SELECT ({holds}), EXISTS (SELECT FROM pinstripe.pending WHERE open_since <= $1)",
+                moment,
+            )
+            assert row is not None
+            value, is_open = row
+            if value == new:
+                break
+            always = always and is_open
+            await asyncio.sleep(0.01)
+    await working
+    return always
+
+
+async def test_a_response_that_the_row_contradicts_completes_nothing(database: str) -> None:
+    """Whoever waits for the hint would read the row as it was before."""
+    async with following(database) as f:
+        f.stripe.event("customer.updated", customer("one"))
+        await f.poll()
+        f.stripe.lists["/v1/customers"] = [customer("two")]
+        f.stripe.event("customer.updated", customer("two"), api_version="2019-12-03")
+        await f.poll()
+        assert await _open_while_old(f, "SELECT name FROM stripe.customer", "two")
+
+
+async def test_rows_that_a_list_contradicts_are_open_as_long_as_the_list_was(database: str) -> None:
+    async with following(database) as f:
+        ids = [f"si_{n:02}" for n in range(12)]
+        have_items(f.stripe, ids)
+        entry = f.stripe.lists["/v1/subscription_items"][11]
+        assert isinstance(entry, dict)
+        await f.write([entry | {"quantity": 1}], as_of_now())
+        entry["quantity"] = 2
+        # An old one: no replica is behind it, so the list is read once.
+        then = int(time.time()) - 30
+        f.stripe.event("customer.subscription.updated", subscription(ids), created=then)
+        await f.poll()
+        holds = "SELECT quantity FROM stripe.subscription_item WHERE id = 'si_11'"
+        assert await _open_while_old(f, holds, 2)
+
+
+async def test_what_an_event_asks_for_besides_does_not_settle_a_row_in_doubt(database: str) -> None:
+    """The event is in doubt, and its object is fetched for what `expand[]` shows: by a replica that is
+    behind, and agrees with the row.
+    """
+    async with following(database) as f:
+        now = int(time.time())
+        f.stripe.event("customer.updated", customer("one"), created=now)
+        await f.poll()
+        await f.settle()
+        f.stripe.event("customer.updated", customer("two"), created=now)
+        answers = iter(("one", "two"))
+        f.stripe.answers["/v1/customers/cus_1"] = lambda _: (200, customer(next(answers, "two")))
+        await f.poll()
+        assert await _open_while_old(f, "SELECT name FROM stripe.customer", "two")

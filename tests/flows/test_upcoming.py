@@ -573,7 +573,7 @@ async def test_events_that_change_no_invoice_ask_for_nothing(copy: Copy, shop: S
 
 
 async def test_customers_without_subscriptions_cost_no_request(copy: Copy, sim: Running) -> None:
-    await copy.upcoming.refresh_customer(customer(sim))
+    await copy.upcoming.refresh("customer", customer(sim))
     assert copy.upcoming.requests == 0
 
 
@@ -635,8 +635,8 @@ async def test_a_key_that_may_not_preview_is_recorded_once_and_not_asked_again(
             assert "invoice_write" in saved[table].remedy
         asked = copy.upcoming.requests
         assert asked < 40
-        await copy.upcoming.refresh_customer(owners[0])
-        await copy.upcoming.refresh_subscription(made[0])
+        await copy.upcoming.refresh("customer", owners[0])
+        await copy.upcoming.refresh("subscription", made[0])
         event: Object = {
             "type": "price.updated",
             "data": {"object": sim.control.truth("price")[-1]},
@@ -658,7 +658,7 @@ async def test_up_to_acacia_the_upcoming_endpoint_is_asked(database: str, sim: R
     extra(sim, items_only, 30)
     async with copying(database, sim.url, sim.key, api_version=ACACIA) as copy:
         await fill(copy, sim)
-        await copy.upcoming.refresh_customer(nobody)
+        await copy.upcoming.refresh("customer", nobody)
         asked = copy.source.stripe.requests
         assert set(asked) == {"GET /v1/invoices/upcoming"}
         assert await copy.totals("subscription") == {made: 1520}
@@ -676,7 +676,7 @@ async def test_without_the_subscriptions_nothing_is_asked(database: str, sim: Ru
     names = ("upcoming_customer_invoice", "upcoming_subscription_invoice")
     async with copying(database, sim.url, sim.key, names=names) as copy:
         await copy.upcoming.fill()
-        await copy.upcoming.refresh_customer(customer(sim))
+        await copy.upcoming.refresh("customer", customer(sim))
         assert copy.upcoming.requests == 0
 
 
@@ -771,7 +771,7 @@ async def test_lines_are_followed_to_their_end(database: str, length: int) -> No
         NastyServer(*long_preview(length)) as server,
         copying(database, server.url, "sk_test_anything123456") as copy,
     ):
-        await copy.upcoming.refresh_subscription("sub_1")
+        await copy.upcoming.refresh("subscription", "sub_1")
         assert await copy.lines("sub_1") == [(f"sub_1:{n}", n) for n in range(length)]
         assert await copy.rows(f"SELECT DISTINCT invoice_id FROM stripe.{LINES}") == [(None,)]
         assert server.requests[0].target == "/v1/invoices/create_preview"
@@ -801,13 +801,13 @@ async def test_a_preview_whose_later_lines_cannot_be_read_stands_and_says_so(
         copying(database, server.url, "sk_test_anything123456") as copy,
     ):
         unread = "SELECT _extra -> 'lines' FROM stripe.upcoming_subscription_invoice"
-        await copy.upcoming.refresh_subscription("sub_1")
+        await copy.upcoming.refresh("subscription", "sub_1")
         with pytest.raises(Drifted, match="sub_1"):
-            await copy.upcoming.refresh_subscription("sub_1")
+            await copy.upcoming.refresh("subscription", "sub_1")
         assert await copy.totals("subscription") == {"sub_1": 30}
         assert len(await copy.lines("sub_1")) == 10
         assert await copy.rows(unread) == [('{"has_more": true}',)]
-        await copy.upcoming.refresh_subscription("sub_1")
+        await copy.upcoming.refresh("subscription", "sub_1")
         assert len(await copy.lines("sub_1")) == 30
         assert await copy.rows(unread) == [(None,)]
 
@@ -818,8 +818,8 @@ async def test_what_stripe_cannot_compute_is_removed_and_counted(database: str) 
         NastyServer(*acts) as server,
         copying(database, server.url, "sk_test_anything123456") as copy,
     ):
-        await copy.upcoming.refresh_subscription("sub_1")
-        await copy.upcoming.refresh_subscription("sub_1")
+        await copy.upcoming.refresh("subscription", "sub_1")
+        await copy.upcoming.refresh("subscription", "sub_1")
         assert await copy.totals("subscription") == {}
         assert copy.upcoming.unpreviewable == 1
 
@@ -827,7 +827,7 @@ async def test_what_stripe_cannot_compute_is_removed_and_counted(database: str) 
 async def test_refreshes_of_one_owner_wait_for_each_other(copy: Copy, sim: Running) -> None:
     made = subscribe(sim, customer(sim), price(sim, 100))
     await copy_all(copy, sim)
-    await asyncio.gather(*(copy.upcoming.refresh_subscription(made) for _ in range(10)))
+    await asyncio.gather(*(copy.upcoming.refresh("subscription", made) for _ in range(10)))
     assert await copy.totals("subscription") == {made: 100}
     assert copy.upcoming.requests == 10
     assert copy.source.mirror.conflicts == 0

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from tests.flows.harness.api_service import config_of, served
+from tests.flows.harness.histories import OLD
 from tests.flows.harness.waiting import gateway, made_customer, renamed, syncing
 
+from pinstripe.client.response import Margins
 from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -236,6 +238,25 @@ async def test_exact_waits_never_lead_to_a_stale_read(sim: Running, database: st
 
         await asyncio.gather(*(write(n) for n in range(20)))
     assert stale == []
+
+
+async def test_an_exact_wait_outlasts_a_replica_that_is_behind(sim: Running, database: str) -> None:
+    """Events are in another version, so each asks for its object, and every read shows the account as it
+    was up to a second before. The row of the change before is so young that most answers contradict it.
+    """
+    margins = Margins(clock_s=0.0, replica_lag_s=1.0)
+    sim.account.api_version = OLD
+    sim.control.nastiness("calm", stale_share=1.0, stale_s=1.0)
+    read: list[str | None] = []
+    async with gateway(sim, database) as here, syncing(sim, database, margins=margins):
+        key, request = await made_customer(here.stripe, "0")
+        for n in range(1, 5):
+            answer = await here.wait(f"request={request}")
+            assert answer.status_code == 200, answer.text
+            row = await here.account.row("customer", key)
+            read.append(row["name"] if row is not None else None)
+            request = await renamed(here.stripe, key, str(n))
+    assert read == ["0", "1", "2", "3"]
 
 
 async def test_listening_goes_on_after_a_lost_connection(sim: Running, database: str) -> None:

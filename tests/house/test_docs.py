@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tests.house.tree import ROOT, files, shown
+from tests.house.tree import ROOT, dotted, files, modules, shown
 from tools.docs.__main__ import generate, stale
 from tools.docs.tables import table_pages
 
@@ -33,6 +35,12 @@ LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 def test_the_generated_pages_are_fresh() -> None:
     assert stale(generate()) == [], "run `make docs`"
+
+
+def test_the_examples_in_docstrings_hold() -> None:
+    with_examples = [dotted(path) for path in modules("src") if ">>> " in path.read_text()]
+    failed = {n: doctest.testmod(import_module(n)).failed for n in with_examples}
+    assert {name for name, count in failed.items() if count} == set()
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:

@@ -17,10 +17,17 @@ _NOT_OURS = frozenset({"__pycache__", "dist", "node_modules", "site"})
 def files(*folders: str) -> Iterator[Path]:
     """Every file of the repository, or of these folders of it; hidden ones and products left out."""
     for folder in folders or (".",):
-        for path in sorted((ROOT / folder).rglob("*")):
-            parts = path.relative_to(ROOT).parts
-            if path.is_file() and not any(p in _NOT_OURS or p[0] == "." for p in parts):
-                yield path
+        yield from _below(ROOT / folder)
+
+
+@cache
+def _below(folder: Path) -> tuple[Path, ...]:
+    """Hidden folders are not entered: the environment has thousands of files."""
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name not in _NOT_OURS and path.name[0] != ".":
+            found += _below(path) if path.is_dir() else [path]
+    return tuple(found)
 
 
 def modules(*folders: str) -> Iterator[Path]:

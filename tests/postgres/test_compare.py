@@ -15,7 +15,7 @@ from pinstripe.rows.extract import RowSet
 from pinstripe.store.migrate import migrate
 from pinstripe.sync.verify.compare import Comparer
 
-NAMES = ("charge", "customer", "dispute", "price", "source", "event")
+NAMES = ("charge", "customer", "dispute", "invoice", "price", "source", "event")
 WANTED = {name: tables()[name] for name in NAMES}
 YESTERDAY, TODAY, NOW = 1_000_000.0, 1_086_400.0, 1_086_500.0
 
@@ -104,6 +104,25 @@ async def test_missing_stale_deleted_and_wrongly_deleted_rows_are_told_apart(
         "cus_flagged": "wrongly_deleted",
     }
     assert set(comparer.differences["customer", "cus_stale"].columns) == {"name", "metadata"}
+
+
+@pytest.mark.parametrize(
+    ("rate", "columns"),
+    [
+        ({"id": "txr_1", "object": "tax_rate", "display_name": "New"}, ()),
+        ({"id": "txr_2", "object": "tax_rate", "display_name": "Old"}, ("default_tax_rates",)),
+    ],
+)
+async def test_an_object_inside_json_is_compared_by_its_id(
+    schema: str, mirror: Mirror, rate: dict[str, object], columns: tuple[str, ...]
+) -> None:
+    """It has a row of its own, and changes without an event of what holds it."""
+    old = {"id": "txr_1", "object": "tax_rate", "display_name": "Old"}
+    invoice = {"id": "in_1", "object": "invoice", "metadata": {}}
+    await put(mirror, invoice | {"default_tax_rates": [old]})
+    comparer = await compared(schema, mirror, invoice | {"default_tax_rates": [rate]})
+    found = comparer.differences.get(("invoice", "in_1"))
+    assert (found.columns if found is not None else ()) == columns
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from tests.postgres.writing import make_schema
 
 from pinstripe.errors import Misconfigured, Unreachable
+from pinstripe.store.database_url import url_with_login
 from pinstripe.store.pool import connect, translated
 from pinstripe.store.roles import (
     Limits,
@@ -21,7 +22,6 @@ from pinstripe.store.roles import (
     renew_reader,
     role_name,
     rotate_reader,
-    url_as,
     verifier,
 )
 
@@ -201,7 +201,7 @@ async def test_a_user_without_the_right_gets_the_script_for_an_administrator(
     await pg.execute(
         f"CREATE ROLE plain_{name} LOGIN; GRANT CREATE ON DATABASE {name} TO plain_{name}"
     )
-    url = url_as(database, f"plain_{name}", "x")
+    url = url_with_login(database, f"plain_{name}", "x")
     try:
         await make_schema(url, ["customer"])
         with pytest.raises(Misconfigured, match="may not make the role") as caught:
@@ -210,7 +210,7 @@ async def test_a_user_without_the_right_gets_the_script_for_an_administrator(
         await pg.execute(script.replace("...choose one...", "chosen"))
         role = await find_reader(pg, _HERE)
         assert role is not None
-        async with logged_in(url_as(database, role, "chosen")) as connection:
+        async with logged_in(url_with_login(database, role, "chosen")) as connection:
             assert await connection.fetchval("SELECT count(*) FROM customer") == 0
         await drop_reader(database, _HERE)
     finally:
@@ -224,7 +224,7 @@ async def test_a_user_who_may_make_roles_and_nothing_more_can_do_it_all(
     await pg.execute(
         f"CREATE ROLE maker_{name} LOGIN CREATEROLE; GRANT CREATE ON DATABASE {name} TO maker_{name}"
     )
-    url = url_as(database, f"maker_{name}", "x")
+    url = url_with_login(database, f"maker_{name}", "x")
     try:
         await make_schema(url, ["customer"])
         await create_reader(url, _HERE)

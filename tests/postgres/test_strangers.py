@@ -34,7 +34,7 @@ from pinstripe.store.events import (
     request_sync,
 )
 from pinstripe.store.leases import Lease
-from pinstripe.store.migrate import ensure_bookkeeping, migrate
+from pinstripe.store.migrate import create_indexes_beside, ensure_bookkeeping, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.store.roles import create_reader
 from pinstripe.sync.events.request_listener import SyncRequestListener
@@ -288,6 +288,33 @@ async def test_an_upgrade_never_makes_readers_queue_behind_an_idle_one(
         await transaction.rollback()
         done = await upgrade(ours, "stripe", new)
         assert done.added == [("customer", "email")]
+
+
+async def test_an_index_that_is_built_again_makes_no_reader_queue(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    await make_schema(database, ["customer"])
+    async with connect(database) as ours:
+        await migration.create_indexes(ours, "stripe", tables()["customer"])
+    await pg.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indrelid = 'stripe.customer'::regclass"
+        " AND NOT indisprimary"
+    )
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = $1"
+    async with connect(database) as ours, connect(database) as reader:
+        transaction = pg.transaction()
+        await transaction.start()
+        await pg.fetch("SELECT * FROM stripe.customer")
+        building = asyncio.create_task(create_indexes_beside(ours, "stripe", tables()["customer"]))
+        async with asyncio.timeout(20):
+            pid = ours.get_server_pid()
+            while not await reader.fetchval(waits, pid):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await reader.execute("SET statement_timeout = '5s'")
+            await reader.fetch("SELECT id FROM stripe.customer")
+            await transaction.rollback()
+            await building
+        assert await pg.fetchval("SELECT bool_and(indisvalid) FROM pg_index")
 
 
 async def test_processes_that_start_at_once_migrate_one_after_the_other(database: str) -> None:

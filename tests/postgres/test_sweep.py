@@ -29,6 +29,7 @@ async def platform(pg: asyncpg.Connection) -> asyncpg.Connection:
     await ensure_tasks(pg)
     await pg.execute(_PLATFORM)
     await add_accounts(pg, PLATFORM, [A, B, C])
+    await pg.execute("UPDATE pinstripe.platform_account SET next_look_at = clock_timestamp()")
     return pg
 
 
@@ -51,6 +52,25 @@ async def test_an_account_is_claimed_by_one_worker(
         ]
     assert sorted(look.account_id for look in claimed) == [A, B, C]
     assert await sweep.claim_looks(platform, PLATFORM, 10) == []
+
+
+async def test_what_is_due_is_found_without_reading_all_accounts(
+    platform: asyncpg.Connection,
+) -> None:
+    await add_accounts(platform, PLATFORM, [f"acct_{n}" for n in range(3000)])
+    await platform.execute(
+        "INSERT INTO pinstripe.platform_task (scope, task, due_at) SELECT schema, 'relist',"
+        " clock_timestamp() + interval '1 day' FROM pinstripe.sync WHERE schema LIKE '%@%'"
+    )
+    await platform.execute("ANALYZE pinstripe.platform_account, pinstripe.platform_task")
+    read = (
+        "SELECT sum(seq_scan + idx_tup_fetch + seq_tup_read) FROM pg_stat_xact_user_tables"
+        " WHERE relname IN ('platform_account', 'platform_task')"
+    )
+    async with platform.transaction():
+        assert len(await sweep.claim_looks(platform, PLATFORM, 10)) == 3
+        assert await sweep.request_due(platform, 10) == 0
+        assert await platform.fetchval(read) < 30
 
 
 async def test_the_pace_follows_the_age_of_the_newest_event(platform: asyncpg.Connection) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from pinstripe.concurrency import Coalescer, for_each, wait_for
+from pinstripe.concurrency import Coalescer, end, for_each, wait_for
+from pinstripe.store.locks import naming_holders
 
 
 class Answers:
@@ -113,3 +114,38 @@ async def test_wait_for_says_whether_the_event_came_in_time() -> None:
     assert not await wait_for(event, 0.0)
     event.set()
     assert await wait_for(event, 0.0)
+
+
+async def test_a_task_that_is_cancelled_while_it_ends_others_ends_too() -> None:
+    """Or a writer that is told to stop at the end of a transaction waits for the next batch for ever."""
+    inside = asyncio.Event()
+
+    async def work() -> None:
+        other = asyncio.create_task(asyncio.sleep(60))
+        inside.set()
+        await end(other)
+        await asyncio.sleep(60)
+
+    async def write() -> None:
+        async with naming_holders("", 0):
+            inside.set()
+        await asyncio.sleep(60)
+
+    for one in (work, write):
+        inside.clear()
+        task = asyncio.create_task(one())
+        await inside.wait()
+        task.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.wait((task,))
+        assert task.cancelled(), one
+
+
+async def test_ending_tasks_raises_what_one_of_them_raised() -> None:
+    async def fails() -> None:
+        raise ValueError
+
+    task = asyncio.create_task(fails())
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError):  # noqa: PT011
+        await end(task)

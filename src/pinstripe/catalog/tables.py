@@ -9,7 +9,7 @@ description.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
@@ -135,6 +135,11 @@ class Table:
     key: tuple[str, ...] = ("id",)
     virtual: bool = False
     linked: tuple[Column, ...] = ()
+    types: Mapping[str, SqlType] = field(init=False, compare=False, repr=False)
+    """Column -> type, of all columns."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "types", {c.name: c.type for c in self.all_columns})
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
@@ -192,9 +197,9 @@ def _table(
     parent_objects: tuple[str, ...],
 ) -> Table:
     columns: list[Column] = [Column("id", "text", ("id",))]
-    for field in object_type.fields:
-        if field.name != "id":
-            columns += _top_level(field, types, with_table)
+    for known in object_type.fields:
+        if known.name != "id":
+            columns += _top_level(known, types, with_table)
     for parent in parent_objects:
         target = table_name(parent)
         if not any(c.references == (target,) and len(c.path) == 1 for c in columns):

@@ -52,11 +52,8 @@ _WRITES = (
 )
 
 _URL = "Full URL of the endpoint, instead of one under the gateway's public URL."
-
 _ENDPOINT = "The endpoint's ID (we_...); optional if the sync has only one."
-
 _STRIPE = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit")
-
 _STORED = ("database_url", "data_dir", "secret_key")
 
 
@@ -141,19 +138,12 @@ SettingOption = Annotated[
 ]
 
 _SYNC_STRIPE = ("api_key", "stripe_url", "stripe_account", "webhook_secret")
-
 _ALONE = "Serve without syncing, while `pinstripe sync` or another service syncs elsewhere."
-
 _SCHEMA = "Postgres schema for its tables. Defaults to the ID with - replaced by _."
-
 _PAUSED = "Store it paused."
-
 _KEY = "Replace the key with another one of the same account, read from STRIPE_API_KEY or stdin."
-
 _DROP = "Also drop its tables, once its worker has stopped."
-
 _DROP_PLATFORM = "Also drop its tables and views."
-
 _WHERE = "Print the gateway's URL as one line of JSON to stdout."
 
 
@@ -291,17 +281,11 @@ schema = App(
 reader = App(name="reader", sort_key=10, help="Manage the read-only Postgres role for the tables.")
 
 _DOMAIN = "Show the tables of one domain (core, billing, connect, ...)."
-
 _AROUND = "Show one table, the tables it references and the tables that reference it."
-
 _DETAIL = "Columns to show: key and references (keys), key columns (short), or all (full)."
-
 _OUTPUT = "Output file; stdout by default."
-
 _BY_ACCOUNT = "Print the tables of a platform, which hold many accounts."
-
 _PARTITIONED = "With --by-account: the number of hash partitions of each table."
-
 _FORMAT = "Output format; by default taken from the --output extension, else SVG."
 
 
@@ -565,17 +549,14 @@ _ONCE = (
 )
 
 _DEMO_PLATFORM = "A platform of 50 connected accounts, with two workers."
-
 _SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr."
-
 _REPAIR = "Fetch what differs again, and check the result."
-
 _EVERY = "Check every row that appears in no list, instead of a sample."
-
 _VERIFY_PLATFORM = "Verify an account of this platform, with its stored key; see --account."
 
-_VERIFY_ACCOUNT = "The account of the platform (acct_...), its own or a connected one."
+_ERASE_PLATFORM = "Erase in an account of this platform; see --account."
 
+_VERIFY_ACCOUNT = "The account of the platform (acct_...), its own or a connected one."
 _DRY_RUN = "Only count the rows that belong to the customer."
 
 _SCRUB = (
@@ -584,11 +565,8 @@ _SCRUB = (
 )
 
 _SAMPLE = "Rows per table that appear in no list (referenced only, or hidden) to check one by one."
-
 _UNTIL = "Creation time of the newest initial object, in Unix seconds; 0 means last midnight, UTC."
-
 _SETTLE = "Seconds to let Stripe's event list settle first; the gateway's setting by default."
-
 _LIMITS = "Rate limits to apply: Stripe's for live mode, for test mode, or off."
 
 _NASTINESS = (
@@ -706,14 +684,21 @@ def verify(
     from pinstripe.sync.verify.verify import VerifyOptions
 
     options = VerifyOptions(repair=repair, unlisted=None if every else sample)
-    if platform is None and account is None:
+    of_platform = _account_of_platform(platform, account)
+    if of_platform is None:
         execute(config, commands.verify(config, options, ids=ids, as_json=json), stopped=130)
         return
+    work = commands.verify_account(config, *of_platform, options, ids=ids, as_json=json)
+    execute(config, work, stopped=130)
+
+
+def _account_of_platform(platform: str | None, account: str | None) -> tuple[str, str] | None:
+    if platform is None and account is None:
+        return None
     if platform is None or account is None:
         complain("--platform and --account go together.", "Give the platform's ID and acct_...")
         raise SystemExit(BAD_USAGE)
-    work = commands.verify_account(config, platform, account, options, ids=ids, as_json=json)
-    execute(config, work, stopped=130)
+    return platform, account
 
 
 @app.command(sort_key=4)
@@ -723,6 +708,8 @@ def erase(
     customer: Annotated[str, Parameter(help="The customer's ID (cus_...).")],
     /,
     *,
+    platform: Annotated[str | None, Parameter(help=_ERASE_PLATFORM)] = None,
+    account: Annotated[str | None, Parameter(help=_VERIFY_ACCOUNT)] = None,
     dry_run: Annotated[bool, Parameter(negative="", help=_DRY_RUN)] = False,
     scrub: Annotated[bool, Parameter(negative="", help=_SCRUB)] = False,
     json: JsonFlag = False,
@@ -734,7 +721,10 @@ def erase(
     """
     from pinstripe.cli import schema as commands
 
-    work = commands.erase(config, customer, dry_run=dry_run, scrubs=scrub, as_json=json)
+    of_platform = _account_of_platform(platform, account)
+    work = commands.erase(
+        config, customer, of_platform=of_platform, dry_run=dry_run, scrubs=scrub, as_json=json
+    )
     execute(config, work, stopped=130)
 
 

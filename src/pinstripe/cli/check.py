@@ -147,7 +147,6 @@ _NAMES = {
 }
 
 _WORDS = {"yes": "yes", "no": "NO", "unknown": "unknown"}
-
 _MARKS = {"ok": "ok", "note": "note", "warning": "warn", "problem": "BAD"}
 
 

@@ -2,7 +2,7 @@
 
 Each has every column with its type and description, and a relation for every reference to one table that is
 among those chosen, from both sides where the tool wants that. Our own columns (`_synced_at`, ...) are left
-out. The models are for reading: what Pinstripe writes, it writes by itself.
+out. The models are for reading: Pinstripe writes without them.
 """
 
 from __future__ import annotations

@@ -141,9 +141,7 @@ def _without_secrets(
 
 
 _T = TypeVar("_T")
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 _SAME_S = 0.5
 """A signal to the whole process group and one to us alone are one wish, not two."""
 
@@ -223,7 +221,6 @@ def freeze_loaded() -> None:
 
 
 _GROUP = Group("Settings", sort_key=10)
-
 ACCOUNT = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_rate_limit", "tables")
 PERSONAL = ("personal_data", "columns", "hash_key")
 DATABASE = ("database_url", "schema", "data_dir")
@@ -259,7 +256,6 @@ GATEWAY = (
     "proxy_body_limit",
 )
 OUTPUT = ("log_level", "log_json", "debug")
-
 _MAY_BEGIN_WITH_A_HYPHEN = frozenset({"tables", "columns", "admin_token", "wait_token"})
 """`--tables '-event'` leaves a table out; a token is made of any characters."""
 

@@ -25,8 +25,10 @@ from pinstripe.service import open_database
 from pinstripe.store import erasures
 from pinstripe.store.ddl import column_comment, create_all, table_comment, with_account
 from pinstripe.store.migrate import ensure_bookkeeping
+from pinstripe.store.platforms.stored import get_platform
 from pinstripe.store.pool import connect
 from pinstripe.store.roles import ReadOnlyRole, drop_reader
+from pinstripe.store.session import scope_of
 
 
 def print_ddl(config: Config, *, by_account: bool, partitions: int) -> None:
@@ -179,25 +181,38 @@ async def drop(config: Config, *, as_json: bool) -> int:
 
 
 async def erase(
-    config: Config, customer: str, *, dry_run: bool, scrubs: bool, as_json: bool
+    config: Config,
+    customer: str,
+    *,
+    of_platform: tuple[str, str] | None = None,
+    dry_run: bool,
+    scrubs: bool,
+    as_json: bool,
 ) -> int:
-    """Erase, or with `dry_run` count; print the rows by table."""
+    """Erase, or with `dry_run` count; print the rows by table. `of_platform`: its id, and the account's."""
     if not customer.strip() or customer != customer.strip():
         raise Misconfigured(
             "That is no id of a customer.", hint="Give one as Stripe shows it: cus_..."
         )
     config = with_data(config)
-    async with open_database(config) as database, connect(database.url) as connection:
-        await check_synced(connection, config.schema)
+    account = of_platform[1] if of_platform else ""
+    async with (
+        open_database(config) as database,
+        connect(database.url, account=account) as connection,
+    ):
         await ensure_bookkeeping(connection)
+        schema = config.schema
+        if of_platform:
+            schema = scope_of((await get_platform(connection, of_platform[0])).schema, account)
+        await check_synced(connection, schema)
         if dry_run:
-            found = await erasures.find_objects(connection, config.schema, customer)
+            found = await erasures.find_objects(connection, schema, customer)
             rows = {table: len(keys) for table, keys in sorted(found.items())}
         else:
-            made = await erasures.erase(connection, config.schema, customer, reason="requested")
+            made = await erasures.erase(connection, schema, customer, reason="requested")
             rows = dict(made.rows)
             if scrubs:
-                await erasures.scrub(connection, config.schema, rows)
+                await erasures.scrub(connection, schema, rows)
     if as_json:
         sys.stdout.write(json.dumps({"customer": customer, "erased": not dry_run, "rows": rows}))
         sys.stdout.write("\n")

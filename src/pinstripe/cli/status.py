@@ -31,6 +31,7 @@ from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.service import open_database, postgres_dir
 from pinstripe.store.platforms.status import PlatformsStatus, read_platforms
 from pinstripe.store.pool import Connection, connect
+from pinstripe.store.session import account_of
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import load_syncs
 
@@ -71,7 +72,8 @@ def with_data(config: Config) -> Config:
 
 async def check_synced(connection: Connection, schema: str) -> None:
     """Raises Misconfigured if nothing was synced into this schema: what reads a copy must not make one."""
-    if schema not in {sync.schema for sync in await load_syncs(connection)}:
+    scope = schema if account_of(schema) else ""
+    if schema not in {sync.schema for sync in await load_syncs(connection, scope)}:
         raise Misconfigured(
             f'Nothing has been synced yet in the schema "{schema}".',
             hint="Sync an account first: pinstripe sync; or name another schema with --schema.",
@@ -257,7 +259,7 @@ _WORDS = frozenset(
 _UNITS = frozenset(
     {"", "requests/s", "seconds", "days", "objects", "port", "MB", "level", "time", "names"}
 )
-"""Units of settings whose values say nothing of anybody."""
+"""Units of settings whose values are no personal data."""
 _PACKAGES = ("pinstripe", "aiohttp", "asyncpg", "msgspec", "starlette", "uvicorn", "uvloop")
 
 

@@ -36,7 +36,6 @@ from pinstripe.serving.supervisor import ParentLink, StartWorker, WorkerReport
 from pinstripe.sync.follower import Follower
 
 INCOMPLETE = 4
-
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -142,7 +141,6 @@ def tell(text: str) -> None:
 
 
 _LOOK_S = 1.0
-
 _PLAIN_S = 30.0
 """Between two lines where there is no terminal; none if nothing happened."""
 

@@ -82,7 +82,6 @@ _RAK = re.compile(r"\brak_[a-z0-9_]+\b")
 _LOOSE = re.compile(r"['‘’`\"“”](?P<slug>[a-z][a-z0-9_.:-]*[_.:-](?:read|write))['‘’`\"“”]")
 _BARE = re.compile(r"\b[a-z][a-z0-9_]*_(?:read|write)\b")
 _EDIT = re.compile(r"https://dashboard\.stripe\.com/[^\s\"'<>\\]*[^\s\"'<>\\.,;:!?)\]]")
-
 _ACCOUNT = re.compile(r"\bacct_\w+")
 # The sentence before either, which also stands alone (persons of a Standard account, seen).
 _LACKS = re.compile(r"\brequired permissions?\b")

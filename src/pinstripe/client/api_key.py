@@ -24,7 +24,6 @@ Mode = Literal["live", "test"]
 _SHAPE = re.compile(r"(sk|rk)_(live|test)_([A-Za-z0-9_]{3,255})")
 
 _KINDS: dict[str, KeyKind] = {"sk": "standard", "rk": "restricted"}
-
 _MODES: dict[str, Mode] = {"live": "live", "test": "test"}
 
 # The last four characters of a shorter key would be a fair part of the secret.

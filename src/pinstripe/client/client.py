@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from importlib.metadata import version
-from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import quote
 
@@ -135,12 +134,7 @@ class StripeClient:
         await self._wire.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._wire.close()
 
     def for_account(self, account: str, budget: RateLimiter | None = None) -> StripeClient:

@@ -25,7 +25,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
-from types import TracebackType
 
 
 class WorkClass(IntEnum):
@@ -43,7 +42,6 @@ class WorkClass(IntEnum):
 _CUT_AT_MOST_EVERY_S = 1.0
 
 _CUT_TO = 0.8
-
 _SLOWEST_SHARE = 0.05
 
 # Back in 3 s to a little less than what was refused. From there on Stripe is tried out slowly: where
@@ -291,12 +289,7 @@ class Permit:
     def __enter__(self) -> Permit:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
@@ -399,16 +392,16 @@ class RateLimiter:
         pace = self._account if endpoint is None else self._lane(endpoint).pace
         return pace.rate(self._clock())
 
-    def on_rate_limited(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
-        """Slows down after a 429. `reason`: its `Stripe-Rate-Limited-Reason`, or the error's code."""
-        if reason == "lock_timeout":
+    def on_rate_limited(self, endpoint: str, code: str, retry_after_s: float | None) -> None:
+        """Slows down after a 429. `code`: its `Stripe-Rate-Limited-Reason`, or the error's own."""
+        if code == "lock_timeout":
             # Two requests wanted one object: nothing is too fast, only this request must wait.
             return
         now = self._clock()
-        whole_account = reason.startswith("global-")
+        whole_account = code.startswith("global-")
         lane = self._lane(endpoint)
         pace = self._account if whole_account else lane.pace
-        if reason.endswith("-concurrency"):
+        if code.endswith("-concurrency"):
             (self._slots if whole_account else lane.slots).cut(now)
         else:
             pace.cut(now)
@@ -470,7 +463,7 @@ class RateLimiter:
         return choice
 
     def _lowest_with_a_slot(self, now: float) -> float:
-        """The lowest class of which a request may start: the last slots are for contested rows."""
+        """The lowest class whose requests may start: the last slots are for contested rows."""
         limit = self._slots.limit(now)
         is_reserved = limit > 2 * _RESERVED_SLOTS and self._slots.used >= limit - _RESERVED_SLOTS
         return WorkClass.CONTESTED if is_reserved else math.inf

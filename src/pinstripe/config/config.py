@@ -14,7 +14,7 @@ import re
 from base64 import urlsafe_b64decode
 from binascii import Error as NotBase64
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -302,13 +302,11 @@ def switch(text: str, where: str) -> bool:
 
 
 ACCOUNT_CEILING = 100.0
-
 ENDPOINT_CEILING = 25.0
 """Requests a second that Stripe allows a live account, and each endpoint of any account
 (https://docs.stripe.com/rate-limits)."""
 
 _TEST_ACCOUNT_CEILING = 25.0
-
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -495,6 +493,22 @@ def checked_settings(
                 f"{owner} has no such setting.", hint=f"It may have: {', '.join(allowed)}."
             )
     return {name: text for name, text in settings.items() if text}
+
+
+def stored_config(words: Mapping[str, str | bool | None], *, base: Config, url: str) -> Config:
+    """Return the settings of a stored sync or platform: its own `words`, and those of the process.
+
+    `url`: the database that it is stored in.
+    """
+    return replace(
+        read_config(words, {}),
+        database_url=url,
+        data_dir=base.data_dir,
+        hash_key=base.hash_key,
+        log_level=base.log_level,
+        log_json=base.log_json,
+        debug=base.debug,
+    )
 
 
 def is_stripe(url: str) -> bool:

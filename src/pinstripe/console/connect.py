@@ -23,13 +23,12 @@ from pinstripe.client.api_key import is_loopback
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.templating import Notice
 from pinstripe.errors import PinstripeError, Unreachable
-from pinstripe.store.database_url import pairs, split_url
+from pinstripe.store.database_url import pairs, split_url, url_with_login
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
-from pinstripe.store.roles import drop_reader, find_reader, renew_reader, role_name, url_as
+from pinstripe.store.roles import drop_reader, find_reader, renew_reader, role_name
 
 _LIKED = ("customer", "invoice", "charge", "product", "event")
-
 _TABLES = "SELECT tablename::text FROM pg_tables WHERE schemaname = $1 ORDER BY 1 LIMIT 500"
 
 
@@ -233,7 +232,7 @@ class DatabasePlace:
 
     def url(self, login: DatabaseLogin) -> str:
         """As psql and libpq take it."""
-        return url_as(self._url, login.role, login.password)
+        return url_with_login(self._url, login.role, login.password)
 
     @property
     def socket(self) -> str:

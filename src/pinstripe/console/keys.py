@@ -169,7 +169,6 @@ _OPENS_WITHIN_S = 60.0
 """A new sync is open when its process has made the tables, some seconds after it was added."""
 
 _LOOK_S = 0.1
-
 _TELL_S = 1.0
 
 

@@ -28,16 +28,12 @@ from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import load_missing
 
 _CHANGES = 20
-
 _EVENTS = 10
-
 _EVENTS_S = 0.5
 """The event log has no index on the object: it is looked through for so long."""
 
 _INWARD_S = 3.0
-
 _LAST = 2**63 - 1
-
 _PLAIN = {"text", "bigint", "numeric", "boolean", "jsonb", "text[]", "timestamptz"}
 
 
@@ -164,9 +160,7 @@ def _absent(name: str, key: str, reason: str | None) -> str:
 
 
 _MOST = 10
-
 _SMALL_BYTES = 1024 * 1024
-
 _DASHBOARD = "https://dashboard.stripe.com"
 
 _SIZES = """

@@ -37,7 +37,6 @@ _SHORT = 160
 _WHOLE = "bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf"
 
 _THOUSANDTHS = "bhd jod kwd omr tnd"
-
 _DECIMALS = dict.fromkeys(_WHOLE.split(), 0) | dict.fromkeys(_THOUSANDTHS.split(), 3)
 
 
@@ -132,15 +131,10 @@ def _text(column: ShownColumn, kind: CellKind, text: str, *, whole: bool) -> Cel
 
 
 _PAGE = 50
-
 _LONGEST_S = 5.0
-
 _MOST_FILTERS = 8
-
 _FIRST_COLUMNS = 8
-
 _TOO_LONG = "57014"
-
 _ABOUT = ("customer", "subscription", "invoice", "product", "price", "payment_intent", "charge")
 """References that people look for, in this order."""
 

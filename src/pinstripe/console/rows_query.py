@@ -34,7 +34,6 @@ _SHORT_CHARS = 161
 """Of long text in a list: one more than is shown, so that the cut can be told."""
 _WIDE = {"text", "jsonb", "text[]"}
 _LARGEST = 2**63 - 1
-
 SORTABLE = frozenset({"text", "bigint", "integer", "smallint", "numeric", "timestamptz"})
 """Types whose values can be written into an address and read back, so that a page can begin there."""
 

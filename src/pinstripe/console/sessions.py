@@ -20,8 +20,8 @@ from starlette.responses import Response
 COOKIE = "pinstripe_session"
 LASTS_S = 12 * 3600.0
 _MOST = 1000
-"""Sessions kept of each kind; the oldest of the kind go first. So nobody fills the memory with them, and
-who only visits the login logs nobody out."""
+"""Sessions kept of each kind; the oldest of the kind go first. So visits to the login page neither fill the
+memory nor log anyone out."""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Container, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
@@ -40,6 +40,9 @@ GROUP BY 1 ORDER BY 1
 
 _GRACE_S = 5.0
 """Beyond a statement's own limit: for connecting, and for a server that does not keep its limit."""
+
+_LONGEST_S = 900.0
+"""Of a download, however slowly it is read."""
 
 _ID = 80
 
@@ -105,25 +108,46 @@ class Sql:
 
     async def _result(self, visit: PageContext, statement: str) -> Result:
         limit = sql_run.STATEMENT_S
-        try:
-            async with (
-                asyncio.timeout(limit + _GRACE_S),
-                self._readers.connection(_place(visit), statement_s=limit) as connection,
-            ):
-                with translated():
-                    return await sql_run.run(connection, statement)
-        except TimeoutError as error:
-            raise Unreachable(
-                "Postgres did not respond in time.", hint="Other queries may be running. Try again."
-            ) from error
+        async with (
+            _within(sql_run.PLACE_S + limit + _GRACE_S),
+            self._readers.connection(_place(visit), statement_s=limit) as connection,
+        ):
+            with translated():
+                return await sql_run.run(connection, statement)
 
     async def _lines(self, visit: PageContext, statement: str) -> AsyncGenerator[str, None]:
         limit = STATEMENT_S
-        async with self._readers.connection(_place(visit), statement_s=limit) as connection:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        async with self._readers.connection(
+            _place(visit), statement_s=limit, downloads=True
+        ) as connection:
             with translated():
                 async with aclosing(lines(connection, statement)) as found:
-                    async for text in found:
+                    # A reader that takes little at a time gives its place back in the end.
+                    while clock() - began < _LONGEST_S:
+                        async with _within(limit + _GRACE_S):
+                            text = await anext(found, None)
+                        if text is None:
+                            return
                         yield text
+                    raise _late()
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """Raises Unreachable beyond: a server that hangs does not keep its own limit."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise _late() from error
+
+
+def _late() -> Unreachable:
+    return Unreachable(
+        "Postgres did not respond in time.", hint="Other queries may be running. Try again."
+    )
 
 
 def _place(visit: PageContext) -> SqlTarget:
@@ -185,9 +209,7 @@ def _gone() -> Response:
 
 
 STATEMENT_S = 60
-
 MOST_ROWS = 100_000
-
 _SPECIAL = re.compile(r'[,"\r\n]|^\s|\s$')
 
 # Text that a spreadsheet reads as a formula; and numbers, which are allowed.

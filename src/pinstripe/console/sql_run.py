@@ -27,9 +27,7 @@ from pinstripe.store.pool import close_quietly, connect_dedicated, sqlstate, tra
 from pinstripe.store.roles import Limits, renew_reader
 
 STATEMENT_S = 10
-
 MOST_ROWS = 1000
-
 _MOST_CHARS = 1_000_000
 """Of one result on a page; a browser has trouble with more."""
 
@@ -223,11 +221,12 @@ def _rows(records: Sequence[asyncpg.Record]) -> list[tuple[str | None, ...]]:
     return [tuple(record) for record in records]
 
 
-_AT_ONCE = 5
-"""Statements and downloads that run side by side; the role may have twice as many sessions."""
+_STATEMENTS, _DOWNLOADS = 5, 3
+"""Places: so many run side by side. The role may have twice as many sessions."""
+PLACE_S = 10.0
+"""The longest wait for one."""
 
-_LIMITS = Limits(connections=2 * _AT_ONCE, statement_s=10)
-
+_LIMITS = Limits(connections=2 * (_STATEMENTS + _DOWNLOADS), statement_s=10)
 _LOGIN_REFUSED = {"28P01", "28000"}
 
 _MAY_WRITE = """
@@ -255,17 +254,19 @@ class Readers:
     def __init__(self) -> None:
         self._urls: dict[str, str] = {}
         self._making = asyncio.Lock()
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._statements = asyncio.Semaphore(_STATEMENTS)
+        self._downloads = asyncio.Semaphore(_DOWNLOADS)
 
     @asynccontextmanager
     async def connection(
-        self, place: SqlTarget, *, statement_s: int
+        self, place: SqlTarget, *, statement_s: int, downloads: bool = False
     ) -> AsyncIterator[asyncpg.Connection]:
-        """Open a session whose statements are limited to `statement_s`.
+        """Open a session whose statements are limited to `statement_s`. Downloads have their own places.
 
-        Raises Misconfigured, with the remedy in its hint, if no role is available.
+        Raises Misconfigured, with the remedy in its hint, if no role is available; Unreachable if no place
+        gets free.
         """
-        async with self._places:
+        async with _taken(self._downloads if downloads else self._statements):
             connection = await self._connect(place)
             try:
                 with translated():
@@ -296,6 +297,22 @@ class Readers:
             if self._urls.get(place.schema) == known:
                 self._urls[place.schema] = await _renewed(place)
             return await _open(self._urls[place.schema])
+
+
+@asynccontextmanager
+async def _taken(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(PLACE_S):
+            await places.acquire()
+    except TimeoutError:
+        raise Unreachable(
+            "As many statements or downloads as are allowed are under way.",
+            hint="Try again when one has ended.",
+        ) from None
+    try:
+        yield
+    finally:
+        places.release()
 
 
 async def _renewed(place: SqlTarget) -> str:

@@ -31,13 +31,12 @@ from starlette.responses import FileResponse, HTMLResponse, Response, StreamingR
 
 from pinstripe.console.sessions import Session
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.api.streams import MEDIA, MOST_STREAMS
+from pinstripe.gateway.api.events import MEDIA, MOST_STREAMS
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import StoredSync
 
 HERE = Path(__file__).parent
-
 STATIC = HERE / "static"
 
 SECTIONS = (

@@ -29,11 +29,8 @@ Point: TypeAlias = tuple[float, float]
 Options: TypeAlias = Mapping[str, object]
 
 MARGIN = 16.0
-
 _GAP = 26.0
-
 _ROW_WIDTH = 1100.0
-
 _MANY_BOXES = 60
 """From here on one way to lay out is enough: trying several would take seconds."""
 
@@ -204,16 +201,12 @@ def _port(box: Box, row: int | None, side: str) -> dict[str, object]:
 
 
 HEAD = 30.0
-
 ROW = 20.0
-
 FOOT = 6.0
-
 MORE = 18.0
 """The line at the foot that counts what is left out."""
 
 PAD = 10.0
-
 MARK = 14.0
 """The room for the mark of a key or a reference, left of a row's text."""
 
@@ -221,11 +214,8 @@ GAP = 18.0
 """Between a name and the note at its right."""
 
 TITLE_SIZE, TEXT_SIZE = 12.5, 11.0
-
 _WIDTH_PER_SIZE = 0.615
-
 _LONGEST_NAME, _LONGEST_NOTE = 38, 30
-
 _DOMAIN = (190.0, 58.0)
 
 

@@ -36,9 +36,7 @@ from pinstripe.diagram.layout import (
 )
 
 _CORNER = 6.0
-
 _TIP = 7.0
-
 _MARKS = {"key": "◆", "reference": "→", "column": "", "table": "→"}
 
 

@@ -32,7 +32,6 @@ _CONNECTIONS = 30
 """What one sync and the gateway hold at most: pools of 8 and 6, writers, a lease; and the gateway's."""
 
 _CLOCK_S = 30.0
-
 _WRONG, _UNWRITABLE = 2, 5
 
 _FACTS = """
@@ -209,7 +208,6 @@ def _of_clock(clock: ClockDifference) -> Iterator[Finding]:
 
 
 _BOOKKEEPING = "pinstripe"
-
 _HOWTO = "See the how-to on your own Postgres."
 
 # Only tables with our names: others in the schema are not ours.
@@ -347,9 +345,7 @@ def _unused() -> str:
 
 
 _NOTICE_S = 5.0
-
 _MARK = "pinstripe.check"
-
 _REMEDY = "Connect to Postgres directly, or to the pooler in session mode."
 
 

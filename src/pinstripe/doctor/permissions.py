@@ -23,7 +23,6 @@ from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource
 from pinstripe.errors import Drifted, WrongKey
 
 ACCOUNT = "/v1/account"
-
 _ONE = ("limit", "1")
 
 
@@ -185,9 +184,7 @@ def _limit(endpoint: ListEndpoint) -> list[tuple[str, str]]:
 
 
 EVENTS = "/v1/events"
-
 WEBHOOKS = "/v1/webhook_endpoints"
-
 _PREVIEW = "/v1/invoices/create_preview"
 
 

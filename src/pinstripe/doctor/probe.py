@@ -65,7 +65,7 @@ class ClockDifference:
 
 
 PRIORITY = 5
-"""After what is live, before a backfill: somebody waits for the report."""
+"""After what is live, before a backfill: an operator waits for the report."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Recipe(msgspec.Struct, frozen=True):
     lacking: tuple[str, ...]
     """Permissions as Stripe names them."""
     lacking_unnamed: tuple[str, ...]
-    """Paths that the key may not read, of which Stripe does not name the permission."""
+    """Paths that the key may not read, and whose permission Stripe does not name."""
 
 
 class KeyReport(msgspec.Struct, frozen=True):

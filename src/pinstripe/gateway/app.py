@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pinstripe.concurrency import end
-from pinstripe.gateway.api import catalog, events, status, streams, syncs
+from pinstripe.gateway.api import catalog, events, status, syncs
 from pinstripe.gateway.api.endpoint import Call, Endpoint, HttpMethod
 from pinstripe.gateway.api.openapi import describe
 from pinstripe.gateway.deps import Deps, Gateway
@@ -133,7 +133,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET", "/api/openapi.json", description),
     Endpoint("GET", "/api/tables", catalog.catalog_tables),
     Endpoint("GET", "/api/tables/{table}", catalog.catalog_table),
-    Endpoint("GET", "/api/live", streams.live, stream=streams.LiveBoard, media=streams.MEDIA),
+    Endpoint("GET", "/api/live", events.live, stream=events.LiveBoard, media=events.MEDIA),
     Endpoint("GET", "/api/platforms", syncs.list_platforms),
     Endpoint("GET", "/api/platforms/{id}", syncs.get_platform),
     Endpoint("GET", "/api/platforms/{id}/accounts", syncs.list_accounts),
@@ -154,12 +154,12 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/api/syncs/{id}/changes/stream",
-        streams.change_stream,
+        events.change_stream,
         stream=Change,
-        media=streams.MEDIA,
+        media=events.MEDIA,
     ),
     Endpoint(
-        "GET", "/api/syncs/{id}/live", streams.live_sync, stream=SyncStatus, media=streams.MEDIA
+        "GET", "/api/syncs/{id}/live", events.live_sync, stream=SyncStatus, media=events.MEDIA
     ),
     _wait("GET"),
     _wait("POST"),

@@ -26,7 +26,6 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import asyncpg
@@ -351,12 +350,7 @@ class Writer:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -464,8 +458,9 @@ class Writer:
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
         # Queued in the same commit: a crash before the GET must not lose the conflict.
-        await add_refetches(connection, self._schema, [refetch_for(c) for c in conflicts])
-        await complete_refetches(connection, self._schema, batch.completed)
+        contested = [refetch_for(c) for c in conflicts]
+        await add_refetches(connection, self._schema, contested)
+        await complete_refetches(connection, self._schema, batch.completed, contested=contested)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
         await save_checkpoints(connection, self._schema, batch.checkpoints)

@@ -5,7 +5,7 @@
             ...  # a `Source` and its mirror, as those of a sync: poll, backfill, refetch, verify
 
 Opening takes some short reads and no connection. The mirror's schema is the account's scope; its
-statements find that account's rows and no others (`store.scopes`).
+statements find that account's rows and no others (`store.session`).
 """
 
 from __future__ import annotations

@@ -205,11 +205,11 @@ class AccountLimiter(RateLimiter):
             self._platform.ready_in(endpoint, priority=priority),
         )
 
-    def on_rate_limited(self, endpoint: str, reason: str, retry_after_s: float | None) -> None:
+    def on_rate_limited(self, endpoint: str, code: str, retry_after_s: float | None) -> None:
         """Slows the account down; the platform too if several accounts meet 429s."""
-        super().on_rate_limited(endpoint, reason, retry_after_s)
-        if reason != "lock_timeout" and self._refusals.add(self._name):
-            self._platform.on_rate_limited(endpoint, reason, retry_after_s)
+        super().on_rate_limited(endpoint, code, retry_after_s)
+        if code != "lock_timeout" and self._refusals.add(self._name):
+            self._platform.on_rate_limited(endpoint, code, retry_after_s)
 
 
 class _Both(Permit):

@@ -121,6 +121,8 @@ class Sweep:
         self._seen, self._found = [], []
         # What is lost with an error is claimed again in a minute.
         async with self.pool.transaction() as connection:
+            requested = sorted({s.account_id for s in (*seen, *found) if s.as_of})
+            await sweep.count_looks(connection, self.schema, requested)
             if seen:
                 await sweep.looked(connection, self.platform_id, seen)
             if found:

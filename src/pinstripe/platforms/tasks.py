@@ -12,11 +12,13 @@ leases expire.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -30,20 +32,30 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
+from pinstripe.store.daily_counts import add_requests, utc_today
 from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import sweep
 from pinstripe.store.platforms.stored import SealedPlatform
 from pinstripe.store.platforms.sweep import Standing
-from pinstripe.store.platforms.tasks import TaskName, poll_waits, request_tasks, waits_in
+from pinstripe.store.platforms.tasks import (
+    WAITED_COPY_PRIORITY,
+    TaskName,
+    poll_waits,
+    request_tasks,
+    waits_in,
+)
 from pinstripe.store.pool import Pool
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
 from pinstripe.store.session import account_of, schema_of
-from pinstripe.sync.backfill.backfill import Backfill
+from pinstripe.store.verifications import plan_verification
+from pinstripe.sync.backfill.backfill import Backfill, BackfillResult
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
+from pinstripe.sync.follower import erase_due, why_not
+from pinstripe.sync.read_quota import ReadQuota, by_kind
 from pinstripe.sync.refetch.worker import RefetchWorker
-from pinstripe.sync.relist import Relist
+from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe.sync.verify.verify import VerifyOptions, open_verify
 
@@ -66,6 +78,17 @@ _GIVE_WAY_S = 0.4
 _ACTIVE_S = 86_400.0
 _RELIST_ACTIVE_S, _RELIST_IDLE_S = 3600.0, 86_400.0
 """Lists without events are read again every hour while an account is active, else once a day."""
+
+_HEAD_S = Intervals().head_s
+_LOOK_S = sweep.SLOWEST_S
+"""The pace of looks at an account that the read allowance may be too small for."""
+
+_SCAN_S = 60.0
+"""After so long a slow scan gives way; it goes on where it was."""
+
+_NO_ROOM_S = 60.0
+"""Until a verification is tried again because another one runs in this worker."""
+_SHORT_S = 86_400.0
 
 _PAUSED_S = 30.0
 
@@ -136,6 +159,8 @@ class Tasks:
         self._holder = holder
         self._find = find
         self._held: set[Held] = set()
+        self._verifying = asyncio.Lock()
+        """One verification at a time: they may take hours, and first copies need the places."""
         self._works: Mapping[TaskName, _Work] = {
             "poll": self._poll,
             "refetch": self._refetch,
@@ -249,6 +274,9 @@ class Tasks:
             with suppress(PinstripeError):  # It expires.
                 async with self._control.acquire() as connection:
                     await held.let_go(connection)
+                    if platform.stored.livemode:
+                        counts = by_kind(stripe.requests)
+                        await add_requests(connection, scope, utc_today(), counts)
 
     async def _poll(self, account: OpenedAccount) -> None:
         """Apply what the event list has, acknowledge those that wait for it, and fetch what it asks for."""
@@ -256,8 +284,14 @@ class Tasks:
         followed_to, asked = account.standing.followed_to, account.standing.asked
         if followed_to is None:
             # The first copy ends with the events meanwhile; what waits is acknowledged by the next poll.
+            priority = WAITED_COPY_PRIORITY if asked is not None else None
             async with self._control.transaction() as connection:
-                await sweep.begin(connection, account.platform.stored.schema, [account.account_id])
+                await sweep.begin(
+                    connection,
+                    account.platform.stored.schema,
+                    [account.account_id],
+                    priority=priority,
+                )
             return
         window_s = account.platform.config.event_window
         upcoming = Upcoming(source)
@@ -332,7 +366,7 @@ class Tasks:
 
     async def _backfill(self, account: OpenedAccount) -> None:
         """The first copy, or what an interrupted one left; gives way to others after a while."""
-        source, platform = account.source, account.platform
+        source = account.source
         met = await meet(source.stripe, source.stripe.key)
         backfill = Backfill(
             source,
@@ -340,7 +374,7 @@ class Tasks:
             account.limiter,
             now=met.now,
             account_created=met.birth,
-            deep=platform.config.deep,
+            deep=account.platform.config.deep,
             # Most accounts are small: looking for references at the end takes fewer statements.
             references_beside=False,
         )
@@ -359,7 +393,11 @@ class Tasks:
             await asyncio.gather(running, return_exceptions=True)
         outcome = running.result()
         await note_backfilled(source, outcome)
-        scopes = [account.scope]
+        await self._plan_after(account, outcome)
+
+    async def _plan_after(self, account: OpenedAccount, outcome: BackfillResult) -> None:
+        """What follows a first copy: it is tried again, or the account is polled at once."""
+        platform, scopes = account.platform, [account.scope]
         async with self._control.transaction() as connection:
             if outcome.complete:
                 await sweep.settled(connection, "backfill", account.scope)
@@ -399,11 +437,27 @@ class Tasks:
             await sweep.put_off(connection, "preview", [account.scope], later_s)
 
     async def _relist(self, account: OpenedAccount) -> None:
-        """Read again the lists that no event reports, and delete what is kept no longer."""
+        """Read again the lists that no event reports, as often as the read allowance lets it, and delete
+        what is kept no longer.
+        """
         source, config = account.source, account.platform.config
         refetches = RefetchWorker(source, upcoming=Upcoming(source).refreshers())
-        relist = Relist(source, refetches, account.limiter)
+        # Requests are counted when the task ends (`_opened`); here those of before are read.
+        quota = ReadQuota(
+            source.pool,
+            account.scope,
+            {},
+            livemode=account.platform.stored.livemode,
+            poll_s=_LOOK_S,
+        )
+        await quota.flush()
+        plan = partial(quota.beside_looks, _LOOK_S)
+        relist = Relist(source, refetches, account.limiter, plan=plan)
+        quota.demand = relist.demand
         await relist.run_once()
+        scanned = await relist.scan_once(most_s=_SCAN_S)
+        if config.erase_deleted_after is not None and "customer" in source.mirror.tables:
+            await erase_due(source, after_days=config.erase_deleted_after)
         async with source.transaction() as connection:
             before = source.now() - 2 * config.event_window
             await forget_applied(connection, account.scope, before)
@@ -414,12 +468,35 @@ class Tasks:
             )
         await self._work_off(account, refetches)
         is_active = time.time() - account.standing.last_event_at < _ACTIVE_S
-        later_s = _RELIST_ACTIVE_S if is_active else _RELIST_IDLE_S
+        usual_s = _RELIST_ACTIVE_S if is_active else _RELIST_IDLE_S
+        later_s = max(usual_s, _HEAD_S * plan().stretch) if scanned else _SCAN_S
         async with self._control.acquire() as connection:
             await sweep.put_off(connection, "relist", [account.scope], later_s)
+            if every := config.verify_every:
+                # Accounts that were added together are not verified together.
+                first_s = every.total_seconds() * (0.5 + random.random() / 2)  # noqa: S311
+                await sweep.put_off_first(connection, "verify", account.scope, first_s)
 
     async def _verify(self, account: OpenedAccount) -> None:
         """Compare all rows of the account with Stripe; `status` has the certificate."""
+        platform, every = account.platform, account.platform.config.verify_every
+        rows, livemode = account.standing.rows, platform.stored.livemode
+        note = (
+            await why_not(account.source, livemode=livemode, rows=rows) if every else "Turned off."
+        )
+        later_s = _SHORT_S
+        if every and not note:
+            later_s = _NO_ROOM_S
+            if not self._verifying.locked():
+                async with self._verifying:
+                    await self._verify_now(account)
+                later_s = every.total_seconds()
+        async with self._control.acquire() as connection:
+            due = None if note else datetime.now(UTC) + timedelta(seconds=later_s)
+            await plan_verification(connection, account.scope, due, note)
+            await sweep.put_off(connection, "verify", [account.scope], later_s)
+
+    async def _verify_now(self, account: OpenedAccount) -> None:
         source, shared = account.source, account.platform.shared
         met = await meet(source.stripe, source.stripe.key)
         async with open_verify(
@@ -431,8 +508,6 @@ class Tasks:
         ) as run:
             report = await run.run()
         _log.info("verify.done", schema=account.scope, differences=report.differences)
-        async with self._control.acquire() as connection:
-            await sweep.settled(connection, "verify", account.scope)
 
 
 class _News:

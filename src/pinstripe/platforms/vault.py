@@ -8,14 +8,14 @@ stored sync (`serving.vault`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from msgspec import structs
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
-from pinstripe.config.config import Config, checked_settings, read_config, webhook_secrets
+from pinstripe.config.config import Config, checked_settings, stored_config, webhook_secrets
 from pinstripe.config.settings import STRIPE_URL
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
@@ -40,6 +40,8 @@ PLATFORM_SETTINGS = (
     "deep",
     "personal_data",
     "columns",
+    "erase_deleted_after",
+    "verify_every",
     "rate_limit",
     "endpoint_rate_limit",
     "event_window",
@@ -217,17 +219,9 @@ class PlatformVault:
             "stripe_url": platform.stripe_url,
             "schema": platform.schema,
         }
-        config = read_config(words, {})
+        config = stored_config(words, base=self.base, url=self.database_url)
         config.choose_tables(tables())
-        return replace(
-            config,
-            database_url=self.database_url,
-            data_dir=self.base.data_dir,
-            hash_key=self.base.hash_key,
-            log_level=self.base.log_level,
-            log_json=self.base.log_json,
-            debug=self.base.debug,
-        )
+        return config
 
 
 def _bound(platform: SealedPlatform, purpose: str) -> Bound:

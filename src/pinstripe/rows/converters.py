@@ -375,7 +375,7 @@ def fill_reference(
 
 
 def fill_references(at: int, tables: Collection[str], known: Known) -> Fill:
-    """An array of ids, some of which may be whole objects."""
+    """An array of ids; some may be whole objects."""
 
     def fill(value: Value, row: list[Value]) -> Value:
         if type(value) is not list:

@@ -28,6 +28,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.http.errors import failure
+from pinstripe.gateway.http.middleware import BODY_BYTES
+from pinstripe.gateway.proxy.request import READ_AT_ONCE, is_for_proxy
 
 _HEAD_BYTES = 64 * 1024
 """Stripe takes less; cursors and search queries are the longest."""
@@ -41,6 +43,11 @@ _SHARE = 0.9
 them: 4,000 requests that wait are no reason to refuse the next address."""
 _FREED = 64
 """Connections that are closed at a time, so that a flood does not cost a search for each of its own."""
+_HELD_BYTES = 96 * 2**20
+"""Of requests that are not complete and answers that are not read, of all connections together. Beyond it
+room is made: see `_weigh`."""
+_UNREAD_S = 60
+"""How long a caller may read nothing of an answer."""
 _LINGER_S = 1.0
 """How long what a caller sends after a refusal is read and dropped."""
 _END_S = 4.0
@@ -108,6 +115,13 @@ class _Guarded(HttpToolsProtocol):
     """Connections by address, of all servers in this process."""
     _network = ""
 
+    _held_bytes: ClassVar[int] = 0
+    _weight = 0
+    """What this connection has added to `_held_bytes`."""
+    _body_bytes = 0
+    _dry_bytes = 0
+    """What has come since the last byte of a body: extensions of chunks, trailers."""
+
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._network = _network(self.client)
@@ -136,10 +150,47 @@ class _Guarded(HttpToolsProtocol):
         if not idle:
             return False
         for other in max(idle.values(), key=len)[:_FREED]:
-            # Not listed any more at once: its loss is only told in the next round of the loop.
+            # Not listed any more: asyncio reports its loss only in the next round of the loop.
             self.connections.discard(other)
-            other.transport.close()
+            other.transport.abort()  # It may have an answer that it does not read.
         return True
+
+    @property
+    def _holds(self) -> int:
+        """Bytes in memory for this connection: of a request that has not come whole, or of answers."""
+        size = self.transport.get_write_buffer_size()
+        if self._in_head:
+            return size + 2 * self._head_bytes  # The parser keeps another copy.
+        most = READ_AT_ONCE if is_for_proxy(self.scope["path"]) else BODY_BYTES
+        return size + min(self._body_bytes, most)
+
+    def _weigh(self) -> None:
+        """Count what is held anew. Beyond the limit, the address that holds the most loses its largest."""
+        held = self._holds
+        _Guarded._held_bytes += held - self._weight
+        self._weight = held
+        if _Guarded._held_bytes <= _HELD_BYTES or not held:
+            return
+        heavy: dict[str, list[_Guarded]] = {}
+        for each in self.connections:
+            if isinstance(each, _Guarded) and each._weight:
+                heavy.setdefault(each._network, []).append(each)
+        worst = max(heavy.values(), key=lambda g: sum(each._weight for each in g), default=[])
+        for each in sorted(worst, key=lambda each: -each._weight)[:_FREED]:
+            each._unweigh()
+            each.transport.abort()
+
+    def _unweigh(self) -> None:
+        _Guarded._held_bytes -= self._weight
+        self._weight = 0
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._weigh()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._weigh()
 
     @property
     def is_idle(self) -> bool:
@@ -148,6 +199,7 @@ class _Guarded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._unweigh()
         self._held[self._network] -= 1
         if not self._held[self._network]:
             del self._held[self._network]
@@ -163,14 +215,17 @@ class _Guarded(HttpToolsProtocol):
             self._head_bytes += len(data)
         else:
             self._head = data  # The next head may begin in it.
+            self._dry_bytes += len(data)
         self._unset_keepalive_if_required()
         try:
             self._read(data)
             # What came with the end of the head was counted too; only a head that goes on is refused.
-            if self._in_head and self._head_bytes > _HEAD_BYTES:
+            if (self._head_bytes if self._in_head else self._dry_bytes) > _HEAD_BYTES:
                 raise _Refused(_TOO_LARGE)
             if not self._in_head or not self._head_bytes:
                 self._head = b""
+            if self._head_bytes or self._weight:
+                self._weigh()
         except _Refused as refused:
             self._refuse(refused.answer)
         except httptools.HttpParserError as error:
@@ -226,13 +281,18 @@ class _Guarded(HttpToolsProtocol):
             # body, or not.
             self.cycle.keep_alive = False
 
+    def on_body(self, body: bytes) -> None:
+        self._dry_bytes = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # Only this parser thinks so; the next one goes on.
         super().on_message_complete()
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keeps_alive
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._body_bytes, self._dry_bytes = True, 0, 0, 0
         self._deaf = self._offers
 
     def _refuse(self, answer: bytes) -> None:
@@ -324,6 +384,8 @@ def listen(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Of Linux; what is accepted inherits it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_S * 1000)
         sock.bind((host, port))
         # Now, not when the server starts: two that bind to one port must not both think it theirs.
         sock.listen(_BACKLOG)

@@ -50,7 +50,6 @@ from pinstripe.serving.vault import Vault
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
 
 _FILES = 16_384
-
 _UNFIT_S = 3.0
 """How long the start may take to check a Postgres of the user's, which may be unreachable."""
 
@@ -218,7 +217,6 @@ async def gateway(
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _RETRY_S = (0.25, 0.5, 1.0, 2.0)
-
 _MOST = 6
 
 

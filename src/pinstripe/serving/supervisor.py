@@ -34,7 +34,6 @@ from pinstripe.errors import PinstripeError, redact
 from pinstripe.gateway.syncs import Activity, SyncState
 
 _ARGV = (sys.executable, "-m", "pinstripe", "sync-worker")
-
 _STABLE_S = 6.0
 """How long a process may take to end in order; then it is told by a signal, and at last killed."""
 

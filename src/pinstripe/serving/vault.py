@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from msgspec import UNSET, structs
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey, is_loopback
-from pinstripe.config.config import Config, checked_settings, read_config, webhook_secrets
+from pinstripe.config.config import Config, checked_settings, stored_config, webhook_secrets
 from pinstripe.config.settings import STRIPE_URL
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
@@ -243,16 +243,9 @@ class Vault:
             "stripe_account": sync.stripe_account,
             "schema": sync.schema,
         }
-        config = read_config(words, {})
+        config = stored_config(words, base=self.base, url=self.database_url)
         config.choose_tables(tables())
-        return replace(
-            config,
-            database_url=self.database_url,
-            data_dir=self.base.data_dir,
-            log_level=self.base.log_level,
-            log_json=self.base.log_json,
-            debug=self.base.debug,
-        )
+        return config
 
 
 def _bound(sync: SealedSync, purpose: str) -> Bound:

@@ -159,7 +159,9 @@ async def mark_deleted(
     """
     known = source.wanted[table]
     for answer in answers:
-        if not source.is_past(answer.refetch.since):  # It may not have been made yet.
+        if answer.proves(None):
+            answer.lag_s = 0.0
+        elif not source.is_past(answer.refetch.since):  # It may not have been made yet.
             answer.lag_s = source.stripe.margins.replica_lag_s
     if not (known.deletable or table in ENTRIES_GO):
         return

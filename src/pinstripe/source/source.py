@@ -443,8 +443,11 @@ class Source:
         if where is None or (where.parent_parameter and not parent):
             return False
         response = await self.get_object(where, key, parent, priority)
-        found = RowSet()
-        self.mirror.extractor.object(read_object(response, where.path), found)
+        found, obj = RowSet(), read_object(response, where.path)
+        for answer in answers:
+            if answer.lag_s and answer.proves(obj):
+                answer.lag_s = 0.0
+        self.mirror.extractor.object(obj, found)
         as_of = as_of_response(response, cause, started=started)
         await self.follow_all(found, priority=priority, as_of=as_of)
         await self.mirror.write([(found, as_of)], completed=answers)

@@ -31,7 +31,6 @@ _MOST_PAIRS = 40
 """A function takes 100 arguments at most."""
 
 _EPOCH = "pg_catalog.date_part('epoch', {})::bigint"
-
 _BEFORE_DIGIT = re.compile(r"_(?=\d)")
 
 _KINDS: Mapping[str, str] = {

@@ -20,9 +20,7 @@ from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 
 DAYS = 30
-
 GETS_A_TRANSACTION = 500
-
 LEAST_GETS = 10_000
 
 _ADD = """
@@ -37,6 +35,11 @@ _TRANSACTIONS = (
     ("transfer", "true"),
 )
 """What is taken for a transaction. Stripe does not say what one is; this is money that moved."""
+
+
+def utc_today() -> date:
+    """Return the UTC day."""
+    return datetime.now(UTC).date()
 
 
 def allowed(transactions: int | None) -> int:
@@ -110,7 +113,7 @@ async def load_read_use(
     connection: Connection, schema: str, *, livemode: bool | None, today: date | None = None
 ) -> ReadUse:
     """The use of one schema. `today`: the UTC day."""
-    today = today or datetime.now(UTC).date()
+    today = today or utc_today()
     days = await load_requests(connection, schema, today - timedelta(days=DAYS - 1))
     by_kind: Counter[str] = Counter()
     by_day: Counter[date] = Counter()

@@ -43,11 +43,8 @@ TTL_S = 6.0
 """A holder that has not renewed for so long may be replaced."""
 
 RENEW_S = 2.0
-
 _LOCK_S = 2.0
-
 _SESSION = "pinstripe "
-
 _NAME_BYTES = 63
 """Postgres cuts an application_name after so many."""
 

@@ -76,7 +76,7 @@ class Links:
         """
 
     def affected(self, written: Keys) -> list[str]:
-        """Return the tables of which rows may change because these were written."""
+        """Return the tables whose rows may change because these were written."""
         return [n for n, names in self._names.items() if not written.keys().isdisjoint(names)]
 
     async def link(
@@ -98,9 +98,10 @@ class Links:
         rows = await connection.fetch(self._texts[of], *(list(written[n]) for n in names))
         if rows:
             columns = self._columns[table]
-            arrays = ", ".join(f"${n}::{c.type}[]" for n, c in enumerate(columns, start=2))
+            arrays = ", ".join(f"${n}::text[]" for n, _ in enumerate(columns, start=2))
             taken = ", ".join(("key", *(quote(c.name) for c in columns)))
-            source = f"unnest($1::text[], {arrays}) AS v ({taken})"
+            typed = ", ".join(f"{quote(c.name)}::{c.type} AS {quote(c.name)}" for c in columns)
+            source = f"(SELECT key, {typed} FROM unnest($1::text[], {arrays}) AS a ({taken})) AS v"
             text = _set_text(self._schema, self._known[table], columns, source)
             await connection.execute(text, *zip(*(row[2:] for row in rows), strict=True))
         return [(row[0], row[1]) for row in rows]
@@ -133,7 +134,7 @@ async def link_all(
 
 
 def _usable(table: Table, known: Mapping[str, Table]) -> tuple[Column, ...]:
-    """The linked columns of which the deciding tables are synced too."""
+    """The linked columns whose deciding tables are synced too."""
     return tuple(c for c in linked_columns(table) if _is_usable(c, known))
 
 
@@ -156,11 +157,13 @@ def _deciders(columns: Sequence[Column]) -> list[str]:
 def _changed_text(schema: str, table: Table, columns: Sequence[Column], keys: str) -> str:
     """SELECT of (key, changes, key, value of each linked column) of the rows of which one changes.
 
+    The values are text: Postgres has dates after the year 9999, Python has not.
+
     `keys`: a SELECT of the rows to consider. In an ARRAY, of which Postgres does not know the length when
     it plans, so that it keeps the plan: to plan anew for each write took 1 to 4 ms.
     """
     found = _given(schema, table, columns, f" WHERE t.{quote(table.key[0])} = ANY (ARRAY({keys}))")
-    values = ", ".join(f"v.{quote(c.name)}" for c in columns)
+    values = ", ".join(f"v.{quote(c.name)}::text" for c in columns)
     changes = " || ".join(map(_change, columns))
     return f"SELECT v.key, ({changes})::text, v.key, {values} FROM {found} WHERE {_differ(columns)}"
 

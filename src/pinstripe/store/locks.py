@@ -15,6 +15,7 @@ from typing import Literal
 import asyncpg
 import structlog
 
+from pinstripe.concurrency import end
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.store.pool import Connection, connect, translated
 from pinstripe.store.session import Session
@@ -95,9 +96,7 @@ async def naming_holders(url: str, pid: int) -> AsyncIterator[None]:
             raise _held(error, holders) from error
         raise
     finally:
-        looking.cancel()
-        with suppress(asyncio.CancelledError):
-            await looking
+        await end(looking)
 
 
 async def _look(url: str, pid: int, holders: list[str]) -> None:

@@ -61,7 +61,6 @@ _FILL_ROWS = 2000
 """Rows filled in one transaction: their locks are held for some tens of milliseconds."""
 
 _TRIES = 30
-
 _PAUSE_S = 1.0
 
 _MADE_BY_ANOTHER = (
@@ -175,27 +174,30 @@ async def migrate(
             await forget_streams(connection, schema, done.created)
     await _stop_computing(connection, schema)
     for name, table in tables.items():
-        if name in existing and not existing[name].keys() >= {c.name for c in table.all_columns}:
+        there = existing.get(name, table.types)
+        if not there.keys() >= table.types.keys():
             await _extend(connection, schema, table, done)
-    done.retyped = [
-        (name, c.name)
-        for name, table in tables.items()
-        for c in table.all_columns
-        if existing.get(name, {}).get(c.name, c.type) != c.type
-    ]
+        if not _is_there(table, there):
+            retyped = [c for c, kind in table.types.items() if there.get(c, kind) != kind]
+            done.retyped += [(name, column) for column in retyped]
     await _make_views(connection, schema, tables)
     await _fill(connection, schema, tables, done)
-    await _forget_secrets(connection, schema, tables, before=existing)
+    now = await _columns(connection, schema) if done.created or done.added else existing
+    await _forget_secrets(connection, schema, tables, now, before=existing)
     if metrics:
         await ensure_metrics(connection, schema)
     return done
 
 
 async def _forget_secrets(
-    connection: Connection, schema: str, tables: Mapping[str, Table], *, before: Container[str]
+    connection: Connection,
+    schema: str,
+    tables: Mapping[str, Table],
+    now: Mapping[str, Mapping[str, str]],
+    *,
+    before: Container[str],
 ) -> None:
     """Clean the tables of the catalog that stand in the schema, synced or not. `before`: those that did."""
-    now = await _columns(connection, schema)
     known = {name: ddl.as_there(table, now.get(name, ())) for name, table in catalog().items()}
     searched = {t.name: t for t in known_tables(now, {**known, **tables})}
     is_new = not any(name in before for name in searched)
@@ -303,10 +305,14 @@ def _effective(table: Table, existing: Mapping[str, str]) -> Table:
     def typed(columns: Iterable[Column]) -> tuple[Column, ...]:
         return tuple(c for c in columns if existing.get(c.name, c.type) == c.type)
 
-    columns, linked = typed(table.columns), typed(table.linked)
-    if (columns, linked) == (table.columns, table.linked):
+    if not existing or _is_there(table, existing):
         return table
-    return replace(table, columns=columns, linked=linked)
+    return replace(table, columns=typed(table.columns), linked=typed(table.linked))
+
+
+def _is_there(table: Table, existing: Mapping[str, str]) -> bool:
+    """Whether the database has each column, with the type of the catalog."""
+    return table.types.items() <= existing.items()
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
@@ -808,7 +814,8 @@ async def create_indexes_beside(connection: Connection, schema: str, table: Tabl
             if valid.get(name):
                 continue
             if name in valid:
-                await connection.execute(f"DROP INDEX {ddl.qualified(schema, name)}")
+                # Or all readers would queue behind one that idles in a transaction.
+                await connection.execute(f"DROP INDEX CONCURRENTLY {ddl.qualified(schema, name)}")
             await connection.execute(
                 statement.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
             )

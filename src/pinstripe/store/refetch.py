@@ -7,13 +7,13 @@ nothing. `sync.refetch` works the queue off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
 from pinstripe.client.rate_limit import WorkClass
-from pinstripe.client.response import Cause
+from pinstripe.client.response import Cause, StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.rows.extract import RowKey
 from pinstripe.store.pool import Connection
@@ -102,35 +102,45 @@ UPDATE pinstripe.pending SET attempts = attempts + 1, code = $5, reason = $6, re
 WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) = left($4, 500)
 """
 
-# A refetch that was queued again since `started` stays, open since then. One that was queued less than
-# `lag` before is made once more, `lag` later: no replica can be behind what queued it then, nor behind what
-# this response has shown. Rows are locked in the order
-# of `_ADD`, so two writers never deadlock.
+# A refetch that was queued again since `started` stays. One that was queued less than `lag` before is made
+# once more, `lag` later: no replica can be behind what queued it then, nor behind what this response has
+# shown. What was queued until `lag` before is answered; of the rest it is open since then. A row in doubt
+# is not settled by a response that was requested for a lesser reason. Rows are locked in the order of
+# `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
   SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag
-  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[])
-    AS u (kind, tab, id, started, lag)
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[], $7::smallint[])
+    AS u (kind, tab, id, started, lag, priority)
   JOIN pinstripe.pending p
     ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
-    AND left(p.id, 500) = left(u.id, 500)
+    AND left(p.id, 500) = left(u.id, 500) AND p.priority >= u.priority
   ORDER BY p.kind, p."table", p.id FOR UPDATE OF p
-), newer AS (
-  UPDATE pinstripe.pending p SET open_since = p.asked_at FROM done d
+), stays AS (
+  UPDATE pinstripe.pending p SET
+    open_since = greatest(p.open_since, least(p.asked_at, d.started - d.lag)),
+    code = CASE WHEN p.asked_at <= d.started THEN 'recheck' ELSE p.code END,
+    next_try_at = CASE WHEN p.asked_at <= d.started THEN clock_timestamp() + d.lag ELSE p.next_try_at END
+  FROM done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
-    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at > d.started AND p.open_since <= d.started
-), again AS (
-  UPDATE pinstripe.pending p SET code = 'recheck', next_try_at = clock_timestamp() + d.lag FROM done d
-  WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
-    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at <= d.started
-    AND p.asked_at + d.lag > d.started
-  RETURNING p.kind, p."table", p.id, extract(epoch FROM d.lag)::float8 AS pause
+    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at + d.lag > d.started
+  RETURNING p.kind, p."table", p.id, p.asked_at <= d.started AS again,
+    extract(epoch FROM d.lag)::float8 AS pause
 ), gone AS (
   DELETE FROM pinstripe.pending p USING done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
     AND left(p.id, 500) = left(d.id, 500) AND p.asked_at + d.lag <= d.started
 )
-SELECT kind, "table", id, pause FROM again
+SELECT kind, "table", id, pause FROM stays WHERE again
+"""
+
+# Rows in doubt because of the response to a refetch: whoever waits for the refetch waits for them.
+_HEIRS = """
+UPDATE pinstripe.pending q SET open_since = p.open_since
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS u (kind, tab, id, event)
+JOIN pinstripe.pending p ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
+  AND left(p.id, 500) = left(u.id, 500)
+WHERE q.schema = $1 AND q.event_id = u.event AND q.open_since > p.open_since
 """
 
 
@@ -139,14 +149,15 @@ class RefetchDone:
     """Proof that a refetch is done: the rows of this commit are its response.
 
     `started`: a moment before the request, on Postgres's clock. `lag_s`: how far the response may be behind
-    what queued the refetch; 0 if its content proves that it is not. `again_s`: in so many seconds it is to
-    be made once more, because it was queued less than `lag_s` before; None if it is not. `is_noted`: the
-    commit is done.
+    what queued the refetch; 0 if its content proves that it is not. `proves`: whether this object does so,
+    None for a 404. `again_s`: in so many seconds it is to be made once more, because it was queued less
+    than `lag_s` before; None if it is not. `is_noted`: the commit is done.
     """
 
     refetch: Refetch
     started: datetime
     lag_s: float = 0.0
+    proves: Callable[[StripeObject | None], bool] = lambda _: False
     again_s: float | None = None
     is_noted: bool = False
 
@@ -287,14 +298,34 @@ async def note_trouble(
 
 
 async def complete_refetches(
-    connection: Connection, schema: str, completed: Sequence[RefetchDone]
+    connection: Connection,
+    schema: str,
+    completed: Sequence[RefetchDone],
+    *,
+    contested: Collection[Refetch] | None = None,
 ) -> None:
     """Remove completed refetches, except those that were queued again since their request, and those that
     are to be made once more (`RefetchDone.again_s`).
+
+    `contested`: those that their responses queued, rows in doubt; None if that is not known. A response
+    that was not written, because it is itself in doubt, completes nothing.
     """
-    if not completed:
+    left = {refetch.key for refetch in contested or ()}
+    ordered = sorted(
+        (a for a in completed if a.refetch.key not in left), key=lambda a: a.refetch.key
+    )
+    if not ordered:
         return
-    ordered = sorted(completed, key=lambda a: a.refetch.key)
+    caused = [a.refetch for a in ordered if a.refetch.event_id]
+    if caused and (contested is None or contested):
+        await connection.execute(
+            _HEIRS,
+            schema,
+            [r.kind for r in caused],
+            [r.table for r in caused],
+            [r.id for r in caused],
+            [r.event_id for r in caused],
+        )
     again = await connection.fetch(
         _DONE,
         schema,
@@ -303,6 +334,7 @@ async def complete_refetches(
         [a.refetch.id for a in ordered],
         [a.started for a in ordered],
         [a.lag_s for a in ordered],
+        [int(a.refetch.work_class) for a in ordered],
     )
     pauses = {(row[0], row[1], row[2]): row[3] for row in again}
     for answer in ordered:
@@ -311,25 +343,32 @@ async def complete_refetches(
 
 PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")
 
+RECHECK = "recheck"
+"""The code of a refetch that was answered, and is made once more: a replica may have been behind."""
+
 _PENDING_ATTEMPTS = 3
 """A refetch that failed as often may fail for long. `status` shows it; a wait does not include it."""
 
 _PENDING = f"""
-SELECT clock_timestamp() AS now, p.kind, p."table", count(p.id), min(p.open_since)
+SELECT clock_timestamp() AS now, p.kind, p."table", count(p.id), min(p.open_since),
+  p.code IS NOT DISTINCT FROM '{RECHECK}' AS again
 FROM (SELECT 1) AS one LEFT JOIN pinstripe.pending AS p
-  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS} AND p.code IS DISTINCT FROM 'recheck'
-GROUP BY p.kind, p."table"
+  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS}
+GROUP BY p.kind, p."table", again
 """
 
 
 @dataclass(frozen=True, slots=True)
 class PendingCount:
-    """Pending refetches of one kind for one table. `since`: when the oldest was requested."""
+    """Pending refetches of one kind for one table. `since`: when the oldest was requested; `again`: they
+    were answered, and are made once more.
+    """
 
     kind: str
     table: str
     count: int
     since: datetime
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,12 +378,16 @@ class Pending:
     now: datetime
     counts: tuple[PendingCount, ...]
 
-    def before(self, moment: datetime, *, previews: bool) -> list[PendingCount]:
-        """Those requested up to a moment. `previews`: whether previews of upcoming invoices count."""
+    def before(self, moment: datetime, *, previews: bool, exact: bool) -> list[PendingCount]:
+        """Those requested up to a moment. `previews`: whether previews of upcoming invoices count; `exact`:
+        whether those do that were answered, and are made once more.
+        """
         return [
             each
             for each in self.counts
-            if each.since <= moment and (previews or each.kind not in PREVIEW_KINDS)
+            if each.since <= moment
+            and (previews or each.kind not in PREVIEW_KINDS)
+            and (exact or not each.again)
         ]
 
 
@@ -389,7 +432,7 @@ async def load_open_since(
     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     found = await connection.fetch(
         'SELECT "table", id, open_since FROM pinstripe.pending WHERE schema = $1'
-        " AND kind = 'fetch' AND code IS DISTINCT FROM 'recheck' AND (\"table\", id, left(id, 500)) IN"
+        " AND kind = 'fetch' AND (\"table\", id, left(id, 500)) IN"
         " (SELECT tab, key, left(key, 500) FROM unnest($2::text[], $3::text[]) AS u (tab, key))",
         schema,
         [table for table, _ in rows],

@@ -36,7 +36,6 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 """The user of a role: people, with a password that they keep, or our console, with a hidden one."""
 
 _NO_RIGHT = "42501"
-
 _BESIDE = "2BP01"  # dependent objects still exist
 
 
@@ -190,7 +189,7 @@ async def _renew(
             raise _without_right(place, limits, str(error.args[0])) from error
         if place.there:
             await _end_sessions(connection, place.role)
-    return ReadOnlyRole(place.role, password, url_as(url, place.role, password))
+    return ReadOnlyRole(place.role, password, url_with_login(url, place.role, password))
 
 
 def _given(place: _Place, limits: Limits) -> list[str]:
@@ -271,15 +270,6 @@ async def _end_sessions(connection: Connection, role: str) -> None:
         )
     except asyncpg.InsufficientPrivilegeError:
         return  # They end by themselves; the next login needs the new password.
-
-
-def url_as(url: str, role: str, password: str) -> str:
-    """`url` with another user and password.
-
-    >>> url_as("postgresql://a:b@db:5432/x?user=c&sslmode=require", "r", "p w")
-    'postgresql://r:p%20w@db:5432/x?sslmode=require'
-    """
-    return url_with_login(url, role, password)
 
 
 ITERATIONS = 4096

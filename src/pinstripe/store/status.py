@@ -35,7 +35,7 @@ from pinstripe.store.cursors import (
 from pinstripe.store.daily_counts import Clocks, ReadUse, load_clocks, load_read_use
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated, work_for
-from pinstripe.store.refetch import class_name, count_by_class
+from pinstripe.store.refetch import RECHECK, class_name, count_by_class
 from pinstripe.store.rewrite import existing_tables
 from pinstripe.store.session import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
@@ -45,7 +45,6 @@ TableState = Literal["done", "running", "refused", "failed", "found"]
 """As of its lists; `found`: no list of its own, its rows come inside or by reference of others."""
 
 _WORST_FIRST: tuple[TableState, ...] = ("failed", "running", "refused", "done")
-
 _COUNTED_ROWS = 100_000
 _COUNTED_BYTES = 16 * 1024 * 1024
 """Tables up to this size are counted even if an estimate would do: it takes milliseconds."""
@@ -176,7 +175,7 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far Stripe's clocks were apart, and how often a read was stale."""
 
 
-_IS_OWED = "code NOT IN ('quarantined', 'recheck')"
+_IS_OWED = f"code NOT IN ('quarantined', '{RECHECK}')"
 """Whether a row of `pinstripe.pending` that has a code stands for a request that failed."""
 
 _OWED = f"""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 
 import structlog
@@ -44,10 +44,6 @@ _MOST_SHARE = 0.5
 """Of the read allowance: the other half is for following the account."""
 
 
-async def _run(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
-
-
 def _nothing() -> None:
     """The default for `awake`: sync requests change no pause."""
 
@@ -74,7 +70,7 @@ class Follower:
         self.read_quota = read_quota
         self._source = source
         self._retention = retention
-        self.besides: list[Callable[[], Awaitable[None]]] = []  # After the backfill.
+        self.besides: list[Callable[[], Coroutine[None, None, None]]] = []  # After the backfill.
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
         self.refetches = RefetchWorker(source, upcoming=refreshers)
@@ -159,7 +155,7 @@ class Follower:
             group.create_task(self._fill())
             group.create_task(self.relist.run())
             for work in self.besides:
-                group.create_task(_run(work))
+                group.create_task(work())
 
     async def _fill(self) -> None:
         """Request the preview of every owner once. Later, events refresh them, and old ones are
@@ -186,17 +182,21 @@ class Follower:
 
 async def erase_deleted(source: Source, *, after_days: float) -> None:
     """Erase each customer that Stripe has deleted, `after_days` later. Runs until cancelled."""
-    schema = source.mirror.schema
     while "customer" in source.mirror.tables:
         began = time.monotonic()
         try:
-            async with source.pool.acquire() as connection:
-                due = await schedule_deleted(connection, schema, after_days=after_days)
-                for customer in due:
-                    await erase(connection, schema, customer, reason="deleted")
+            await erase_due(source, after_days=after_days)
         except PinstripeError as error:
             _log.warning("erasure.trouble", error=error.message)
         await asyncio.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))
+
+
+async def erase_due(source: Source, *, after_days: float) -> None:
+    """Erase each customer that Stripe has deleted so many days ago."""
+    schema = source.mirror.schema
+    async with source.pool.acquire() as connection:
+        for customer in await schedule_deleted(connection, schema, after_days=after_days):
+            await erase(connection, schema, customer, reason="deleted")
 
 
 async def verify_on_schedule(
@@ -216,7 +216,7 @@ async def verify_on_schedule(
     schema = source.mirror.schema
     while True:
         try:
-            note = await _why_not(source, livemode=livemode) if every is not None else "Turned off."
+            note = await why_not(source, livemode=livemode) if every is not None else "Turned off."
             async with source.pool.acquire() as connection:
                 due = await next_verification(connection, schema, every or timedelta())
                 await plan_verification(connection, schema, None if note else due, note)
@@ -233,12 +233,13 @@ async def verify_on_schedule(
         await asyncio.sleep(_LOOK_S)
 
 
-async def _why_not(source: Source, *, livemode: bool) -> str:
-    """Why a verification costs too much; "" if it does not."""
+async def why_not(source: Source, *, livemode: bool, rows: int | None = None) -> str:
+    """Return why a verification costs too many requests; "" if it does not. `rows`: how many there are."""
     schema = source.mirror.schema
     async with source.pool.acquire() as connection:
         use = await load_read_use(connection, schema, livemode=livemode)
-        rows = sum((await estimate_rows(connection, [schema]))[schema].values())
+        if rows is None:
+            rows = sum((await estimate_rows(connection, [schema]))[schema].values())
     cost = rows // _PAGE + _SINGLE
     if use.allowed is None or use.used + cost <= use.allowed * _MOST_SHARE:
         return ""

@@ -68,6 +68,16 @@ def kind_of(endpoint: str) -> ReadKind | None:
     return "retrieve" if path.endswith("}") else "list"
 
 
+def by_kind(requests: Mapping[str, int]) -> Counter[str]:
+    """Return how many of these requests, counted by endpoint, the quota counts, by their kind."""
+    found: Counter[str] = Counter()
+    for endpoint, count in requests.items():
+        kind = kind_of(endpoint)
+        if kind is not None:
+            found[kind] += count
+    return found
+
+
 class ReadQuota:
     """Meters the requests of one account and plans the polls. `run` it beside the poller.
 
@@ -126,6 +136,13 @@ class ReadQuota:
             poll_s=self._poll_s,
             longest_s=self._longest_s,
         )
+
+    def beside_looks(self, look_s: float) -> QuotaPlan:
+        """Like `plan`, where something else looks at the event log, every `look_s` seconds."""
+        if self._full_rate or self._counted_at is None:
+            return QuotaPlan(look_s)
+        rate = affordable_rate(self._spending(), allowed(self.transactions) * _MARGIN) - 1 / look_s
+        return QuotaPlan(look_s, *_lists(max(rate, 0.0), self.demand()))
 
     def status(self) -> QuotaReport:
         """The use of the allowance, requests not yet saved included."""
@@ -202,12 +219,7 @@ class ReadQuota:
 
     def _unflushed(self) -> Counter[str]:
         """Return requests by kind since the last `flush`."""
-        found: Counter[str] = Counter()
-        for endpoint, count in self._requests.items():
-            kind = kind_of(endpoint)
-            if kind is not None:
-                found[kind] += count
-        return found - self._flushed
+        return by_kind(self._requests) - self._flushed
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._wall_clock(), UTC).date()

@@ -57,9 +57,8 @@ from pinstripe.store.links import link_all
 from pinstripe.store.lost_tables import EMPTIED, GONE, around_of, find_lost, relisted, to_relist
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import note_refused
-from pinstripe.sync.backfill.child_lists import stream_of
+from pinstripe.sync.backfill.child_lists import open_list, stream_of
 from pinstripe.sync.backfill.list_stream import Scheduler
-from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
 from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
@@ -193,6 +192,11 @@ class Relist:
             await self._guard(
                 f"{stream_of(endpoint)} to its end", None, self.full_refresh([endpoint])
             )
+
+    async def scan_once(self, *, most_s: float) -> bool:
+        """Read lists by parent under all parents, where that is due: see `Scan.run_due`."""
+        by_parent = [e for e in self._endpoints() if e.parent]
+        return await self.scan.run_due(by_parent, most_s=most_s)
 
     def _age_s(self, endpoint: ListEndpoint) -> float:
         return self._clock() - self._passed_at[stream_of(endpoint)]

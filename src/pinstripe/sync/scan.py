@@ -34,7 +34,7 @@ from pinstripe.sync.read_quota import DAY_S
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _SHARE = 0.2
-"""Of the account's rate: the rest is left to what somebody waits for."""
+"""Of the account's rate: the rest is for requests that a caller waits for."""
 
 _UNLIMITED_PER_S = 50.0
 
@@ -82,6 +82,21 @@ class Scan:
         async with asyncio.TaskGroup() as group:
             for endpoint in endpoints:
                 group.create_task(self._scan(endpoint))
+
+    async def run_due(self, endpoints: Sequence[ListEndpoint], *, most_s: float) -> bool:
+        """Read what is left of the rounds that are due, list after list, for so many seconds at most.
+
+        Return whether all of it is read. For an account that is opened now and then.
+        """
+        try:
+            async with asyncio.timeout(most_s):
+                for endpoint in endpoints:
+                    saved, wait_s = await self._last(endpoint)
+                    if wait_s <= 0:
+                        await self.round(endpoint, saved)
+        except TimeoutError:
+            return False
+        return True
 
     async def _scan(self, endpoint: ListEndpoint) -> None:
         while True:

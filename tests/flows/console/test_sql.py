@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import re
 
@@ -160,6 +161,32 @@ async def test_whoever_goes_away_ends_the_statement(console: Console) -> None:
             await asyncio.sleep(0.05)
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_downloads_that_nobody_reads_take_no_place_from_statements(console: Console) -> None:
+    large = "SELECT repeat('x', 100000) FROM generate_series(1, 10000)"
+    opened = (
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+        " AND usename LIKE 'pinstripe_console%'"
+    )
+    async with console.client() as http, contextlib.AsyncExitStack() as downloads:
+        form = {"csrf": await token(http), "statement": large}
+        requests = [
+            asyncio.create_task(
+                downloads.enter_async_context(http.stream("POST", f"{SQL}/csv", data=form))
+            )
+            for _ in range(6)
+        ]
+        async with asyncio.timeout(30), connect(console.database) as connection:
+            while await connection.fetchval(opened) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert "1 row" in (await said(console, "SELECT 1")).text
+            await asyncio.wait(requests)
+        answers = [request.result() for request in requests]
+        refused = [a for a in answers if not a.headers["content-type"].startswith("text/csv")]
+        assert len(refused) == 3
+        assert "under way" in (await refused[0].aread()).decode()
+    assert "1 row" in (await said(console, "SELECT 1")).text
 
 
 async def test_a_dropped_role_is_made_anew(console: Console) -> None:

@@ -7,8 +7,9 @@ from tests.flows.console.conftest import Console
 
 from pinstripe.console.sql_run import Readers, SqlTarget
 from pinstripe.errors import Misconfigured
+from pinstripe.store.database_url import url_with_login
 from pinstripe.store.pool import connect
-from pinstripe.store.roles import drop_reader, renew_reader, url_as
+from pinstripe.store.roles import drop_reader, renew_reader
 
 
 async def test_a_role_that_an_administrator_named_is_used(console: Console) -> None:
@@ -30,7 +31,7 @@ async def test_who_may_make_no_role_is_told_what_an_administrator_runs(console: 
     async with connect(console.database) as admin:
         await admin.execute("CREATE ROLE of_little_right LOGIN PASSWORD 'x'")
     try:
-        url = url_as(console.database, "of_little_right", "x")
+        url = url_with_login(console.database, "of_little_right", "x")
         with pytest.raises(Misconfigured) as told:
             async with Readers().connection(SqlTarget(console.schema, url), statement_s=5):
                 pass

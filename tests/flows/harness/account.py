@@ -40,7 +40,7 @@ SMALL = Margins(clock_s=0.0, replica_lag_s=0.2)
 _SHORT = Patience(attempts=12, base_s=0.005, cap_s=0.02, limited_cap_s=0.02)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # A loop that ends prints what a fixture's task has returned.
 class Copy:
     """A copy under way. `url` is the database's."""
 

@@ -19,8 +19,9 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
 from pinstripe.client.response import AsOf, decode
 from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.rows.extract import Extractor, RowSet
+from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import create_table
+from pinstripe.store.links import lock_columns
 from pinstripe.store.pool import Connection, connect
 from pinstripe_simulator.server import Running
 
@@ -94,9 +95,7 @@ async def differences(
 async def open_truth(url: str, sim: Running, *, schema: str = "stripe") -> AsyncIterator[Truth]:
     """For several looks at one copy: most of a look's cost is a new session."""
     there, version = f"{schema}_truth", spec().api_version
-    mirror = open_mirror(
-        url, there, tables(), api_version=version, writers=1, extractor=_extractor()
-    )
+    mirror = open_mirror(url, there, tables(), api_version=version, writers=1)
     async with connect(url) as connection, mirror as written:
         yield Truth(sim, schema, there, connection, written)
 
@@ -115,8 +114,10 @@ class Truth:
         """As the function of this name."""
         names = [n for n in table_of_object() if among is None or among.get(n)]
         chosen = {table_of_object()[n]: tables()[table_of_object()[n]] for n in names}
-        await make_empty(self.connection, self.there, chosen.values())
-        await _write_truth(self.mirror, self.sim, chosen, among)
+        # The rows that give others a column are all there: which of them does so is not among the ids.
+        givers = {name: tables()[name] for name in lock_columns() if among is not None and chosen}
+        await make_empty(self.connection, self.there, {**givers, **chosen}.values())
+        await _write_truth(self.mirror, self.sim, {**givers, **chosen}, among, givers)
         found: dict[str, str] = {}
         for name in names:
             table = table_of_object()[name]
@@ -137,8 +138,13 @@ class Truth:
 @cache
 def _holds_others(name: str, path: tuple[str, ...]) -> bool:
     """Whether an object stands inside the JSON at this path: it changes without an event of its holder."""
-    places = (p.split(".") for p, item in present_in(name) if item.kind == "resource")
-    return bool(path) and any(tuple(place[: len(path)]) == path for place in places)
+    return bool(path) and any(place[: len(path)] == path for place in _places(name))
+
+
+@cache
+def _places(name: str) -> tuple[tuple[str, ...], ...]:
+    """Where whole objects stand inside such an object."""
+    return tuple(tuple(p.split(".")) for p, item in present_in(name) if item.kind == "resource")
 
 
 async def make_empty(connection: Connection, schema: str, chosen: Iterable[Table]) -> None:
@@ -155,20 +161,20 @@ async def make_empty(connection: Connection, schema: str, chosen: Iterable[Table
     await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"; {"".join(texts)}')
 
 
-@cache
-def _extractor() -> Extractor:
-    return Extractor(tables())
-
-
 async def _write_truth(
-    mirror: Mirror, sim: Running, chosen: Mapping[str, Table], among: Ids | None
+    mirror: Mirror,
+    sim: Running,
+    chosen: Mapping[str, Table],
+    among: Ids | None,
+    whole: Collection[str],
 ) -> None:
+    """`whole`: tables of which all objects are written, whatever is in `among`."""
+    group = RowSet()
     for name, table in table_of_object().items():
         if table not in chosen:
             continue
-        group = RowSet()
         for obj in sim.account.world.truth(name):
-            if among is not None and obj["id"] not in among[name]:
+            if among is not None and table not in whole and obj["id"] not in among[name]:
                 continue
             found = RowSet()
             # Over the wire and back: text that Postgres cannot hold is cleaned when it is read.
@@ -177,8 +183,8 @@ async def _write_truth(
             key = mirror.extractor.object(read, found)
             if key is not None:
                 group.add(table, key, found.rows[table][key])
-        if group.rows:
-            await mirror.write([(group, AsOf(1.0, 2.0))])
+    # In one transaction: with one for each table Python needs half as much again.
+    await mirror.write([(group, AsOf(1.0, 2.0))])
 
 
 async def _compare(
@@ -200,7 +206,7 @@ async def _compare(
     given = () if ids is None else (ids,)
     wrong: dict[str, object] = {}
     missing = await connection.fetch(
-        f"SELECT id FROM {truth} EXCEPT SELECT id FROM {mine} ORDER BY id"
+        f"SELECT id FROM {truth} WHERE {only} EXCEPT SELECT id FROM {mine} ORDER BY id", *given
     )
     if missing:
         wrong["missing"] = f"{len(missing)} such as {missing[0][0]}"

@@ -13,10 +13,11 @@ import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
-from tests.flows.harness.account import open_copy
+from tests.flows.harness.account import SMALL, open_copy
 from tests.flows.harness.gateway_account import GatewayAccount, gateway_account
 
 from pinstripe.client.client import StripeClient
+from pinstripe.client.response import Margins
 from pinstripe.gateway.syncs import Named
 from pinstripe.gateway.wait.endpoint import WaitEndpoint
 from pinstripe.gateway.wait.sync_requester import SyncRequester
@@ -90,9 +91,10 @@ async def syncing(
     complete: bool = True,
     pace: PollIntervals | None = None,
     intervals: Intervals | None = None,
+    margins: Margins = SMALL,
 ) -> AsyncIterator[Follower]:
     """A process that follows the account; its first copy is complete, or never will be."""
-    async with open_copy(sim, database) as copy:
+    async with open_copy(sim, database, margins=margins) as copy:
         follower = Follower(
             copy.source,
             copy.budget,

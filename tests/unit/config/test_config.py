@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pinstripe.config.config import Config, Rate, is_stripe, read_config
+from pinstripe.config.config import Config, Rate, is_stripe, read_config, stored_config
 from pinstripe.config.settings import SETTINGS
 from pinstripe.errors import Misconfigured
 
@@ -44,6 +44,15 @@ def test_no_secret_is_in_the_repr() -> None:
     )
     assert "verysecret" not in repr(config)
     assert "pass" not in repr(config)
+
+
+def test_what_is_stored_has_its_own_settings_and_the_hash_key_of_the_process(
+    tmp_path: Path,
+) -> None:
+    base = read_config({"hash_key": "k" * 43 + "=", "data_dir": str(tmp_path)}, {})
+    stored = stored_config({"schema": "shop"}, base=base, url="postgresql://db/billing")
+    assert (stored.schema, stored.data_dir) == ("shop", tmp_path)
+    assert (stored.hash_key, stored.database_url) == (base.hash_key, "postgresql://db/billing")
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("live", (50.0, 12.5)), ("test", (12.5, 12.5))])

@@ -42,8 +42,14 @@ HEADERS = {
 """On each answer that does not say otherwise. There is no CORS: no other site may read us."""
 
 
-_ONCE = frozenset((b"authorization", b"host", b"origin", b"stripe-account", b"stripe-signature"))
-"""Headers that grant access: of two, a server in front might check one and we the other."""
+_ONCE = frozenset(
+    {
+        *(b"authorization", b"content-type", b"host", b"idempotency-key", b"origin"),
+        *(b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site"),
+        *(b"stripe-account", b"stripe-context", b"stripe-signature", b"stripe-version"),
+    }
+)
+"""Headers that grant access, or mean something: of two, one in front might check one and we the other."""
 
 
 class EdgeMiddleware:

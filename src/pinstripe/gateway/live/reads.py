@@ -26,7 +26,7 @@ class Reads:
 
     @asynccontextmanager
     async def connection(self, *, longest_s: float = _LONGEST_S) -> AsyncIterator[Connection]:
-        """One read-only transaction, of which no statement takes longer than `longest_s`."""
+        """One read-only transaction whose statements take `longest_s` each at most."""
         pool = self._pool()
         if pool is None:
             raise Unreachable(

@@ -30,11 +30,8 @@ from pinstripe.store.status import SyncSummary, load_summaries
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _WATCHED_S = 1.0
-
 _UNWATCHED_S = 10.0
-
 _LAG_SAMPLES = 360
-
 _UPDATE_S = 3.0
 """The longest that an update waits for Postgres."""
 

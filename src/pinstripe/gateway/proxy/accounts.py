@@ -89,7 +89,7 @@ def credentials_of(headers: Sequence[tuple[bytes, bytes]]) -> Credentials | None
     shape = _KEY.fullmatch(key)
     if shape is None:
         return None
-    # A context may be a path of accounts, the last of which is meant.
+    # A context may be a path of accounts; the last one is meant.
     named = account or context.rpartition(b"/")[2]
     return Credentials(key, shape[1] == b"live", named.decode("latin-1"), context.decode("latin-1"))
 

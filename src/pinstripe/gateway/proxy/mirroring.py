@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -140,6 +141,8 @@ class ResponseMirror:
         self._upstream = upstream
         self._cache = ResponseCache(versions)
         self._patience_s = patience_s
+        self.held = 0
+        """Bytes of the bodies that are being mirrored."""
         self._open: set[asyncio.Task[MirrorResult]] = set()
         self._stuck: set[str] = set()
 
@@ -156,10 +159,15 @@ class ResponseMirror:
         sync = self._accounts.known(request.credentials)
         task = asyncio.create_task(self._mirror_or_reason(request, response, body))
         self._open.add(task)
-        task.add_done_callback(self._open.discard)
+        self.held += len(body)
+        task.add_done_callback(partial(self._done, len(body)))
         stuck = sync is not None and (sync.mirror.trouble or sync.id in self._stuck)
         done, _ = await asyncio.wait((task,), timeout=_STUCK_S if stuck else self._patience_s)
         return task.result() if done else MirrorResult("later", "postgres", sync)
+
+    def _done(self, size: int, task: asyncio.Task[MirrorResult]) -> None:
+        self._open.discard(task)
+        self.held -= size
 
     async def close(self, *, grace_s: float = 5.0) -> None:
         """Let running tasks end within `grace_s`, then cancel them."""

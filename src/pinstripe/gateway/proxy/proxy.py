@@ -5,21 +5,33 @@
 
     request -> target, headers -> Stripe -> mirroring -> response with `Pinstripe-...` headers
 
-Bytes, status and headers pass through untouched, both ways. The caller's key decides which account's
-tables are written (`accounts`); `mirroring` decides what is written from a response.
+Bytes, status and headers pass through untouched, both ways. The caller's key decides which account's tables
+are written (`accounts`); `mirroring` decides what is written from a response.
+
+The caller gets Stripe's response with our headers, or an error in Stripe's shape. A response that breaks
+off also breaks off for the caller: it is never completed here.
+
+    Pinstripe-Mirrored: yes | no | later      whether the objects are in Postgres
+    Pinstripe-Reason: unknown-account         why not, or not yet
+    Pinstripe-Sync: default                   the sync whose tables were written
+    Pinstripe-As-Of: 2026-11-23T12:00:00Z     up to when all events are applied
+    Pinstripe-Waited: yes | no                with `Pinstripe-Wait`: whether its events are applied
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 
 from pinstripe.client.api_key import is_loopback
+from pinstripe.gateway.http.middleware import disconnected
 from pinstripe.gateway.proxy.accounts import (
     AccountResolver,
     carries_more_than_test_key,
@@ -36,8 +48,10 @@ from pinstripe.gateway.proxy.mirroring import (
 from pinstripe.gateway.proxy.objects import is_preview, places_of
 from pinstripe.gateway.proxy.request import (
     API,
+    METHODS,
     BadTarget,
     ClientDisconnected,
+    Headers,
     Message,
     Receive,
     RequestRejected,
@@ -47,23 +61,21 @@ from pinstripe.gateway.proxy.request import (
     checked,
     target_of,
 )
-from pinstripe.gateway.proxy.response import (
-    Send,
-    is_json,
-    our_headers,
-    send_bad_gateway,
-    send_rejected,
-    send_response,
-    stream_response,
-)
 from pinstripe.gateway.proxy.response_cache import PatientVersions
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, Syncs
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
+Send = Callable[[Message], Awaitable[None]]
+
 BODY_BYTES = 32 * 2**20
 PATIENCE_S = 2.0
+STALLED_S = 60.0
+"""How long a caller may read nothing of a streamed response."""
+HELD_BYTES = 32 * 2**20
+"""Of answers that are being read and mirrored, all together; beyond it long ones pass unmirrored."""
+_SHORT_BYTES = 128 * 2**10
 
 
 class Proxy:
@@ -89,6 +101,7 @@ class Proxy:
         self._body_limit = body_limit
         self._own_tokens = own_tokens
         self._versions = versions
+        self._reading = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -170,7 +183,7 @@ class Proxy:
             headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, response, headers, receive=receive)
             return
-        body, whole = await response.read(ANSWER_BYTES)
+        body, whole = await self._read(response)
         if not whole:
             outcome = MirrorResult("no", "too-large", sync)
             headers = our_headers(outcome, self._after_write.as_of(sync))
@@ -187,6 +200,21 @@ class Proxy:
         waited = await self._after_write.waited(outcome.sync, request, response, wait_s)
         as_of = self._after_write.as_of(outcome.sync)
         await send_response(send, response, body, our_headers(outcome, as_of, waited=waited))
+
+    async def _read(self, response: UpstreamResponse) -> tuple[bytes, bool]:
+        """(body, whether that is all of it): so much as may be held in memory. Raises UpstreamError."""
+        reading = 0
+
+        def may_hold(part: int, size: int) -> bool:
+            nonlocal reading
+            reading = size
+            self._reading += part
+            return size <= _SHORT_BYTES or self._reading + self.answers.held <= HELD_BYTES
+
+        try:
+            return await response.read(ANSWER_BYTES, may_hold)
+        finally:
+            self._reading -= reading
 
 
 def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -244,3 +272,103 @@ async def open_proxy(
             finally:
                 await proxy.close()
                 later.cancel()
+
+
+def is_json(response: UpstreamResponse) -> bool:
+    return response.header(b"content-type").startswith(b"application/json")
+
+
+def our_headers(
+    outcome: MirrorResult, as_of: datetime | None, *, waited: bool | None = None
+) -> Headers:
+    headers = [(b"pinstripe-mirrored", outcome.mirrored.encode())]
+    if outcome.reason:
+        headers.append((b"pinstripe-reason", outcome.reason.encode()))
+    if outcome.sync is not None:
+        headers.append((b"pinstripe-sync", outcome.sync.id.encode()))
+    if as_of is not None:
+        text = as_of.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        headers.append((b"pinstripe-as-of", text.encode()))
+    if waited is not None:
+        headers.append((b"pinstripe-waited", b"yes" if waited else b"no"))
+    return headers
+
+
+async def send_response(send: Send, response: UpstreamResponse, body: bytes, ours: Headers) -> None:
+    """The answer with the body that was read."""
+    headers = [*response.headers, *ours]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def stream_response(
+    send: Send,
+    response: UpstreamResponse,
+    ours: Headers,
+    *,
+    begun: bytes = b"",
+    receive: Receive | None = None,
+) -> None:
+    """The answer as it comes, after what of it has been read; ends when the caller goes.
+
+    `receive` is None while the caller's body is still on its way: it has only one reader.
+    """
+    headers = [*response.headers, *ours]
+    gone = asyncio.create_task(disconnected(receive)) if receive is not None else None
+    try:
+        async with asyncio.timeout(STALLED_S) as patience:
+            await send(
+                {"type": "http.response.start", "status": response.status, "headers": headers}
+            )
+            if begun:
+                await send({"type": "http.response.body", "body": begun, "more_body": True})
+            async for chunk in response.chunks():
+                patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
+                if gone is not None and gone.done():
+                    response.close()
+                    return
+            await send({"type": "http.response.body", "body": b""})
+    except (UpstreamError, TimeoutError) as error:
+        # The body stays without its end, and the server closes the connection: the caller sees that
+        # it is not complete.
+        _log.info("proxy.cut", reason=str(error) or "the caller took nothing of it")
+        response.close()
+    finally:
+        if gone is not None:
+            gone.cancel()
+
+
+async def send_bad_gateway(send: Send, request: ProxyRequest, error: UpstreamError) -> None:
+    """502 in Stripe's shape, saying whether the write may have been done."""
+    message = f"Stripe did not answer: {error.reason}."
+    if not error.sent:
+        message += " The request was not sent."
+    elif request.writes:
+        message += (
+            " It may or may not have been done: repeat it with the same Idempotency-Key, or look."
+        )
+    _log.warning("proxy.unanswered", method=request.method, reason=error.reason, sent=error.sent)
+    await _say(send, 502, "api_error", message)
+
+
+async def send_rejected(send: Send, status: int, reason: str) -> None:
+    """Nothing was passed on."""
+    await _say(send, status, "invalid_request_error", reason)
+
+
+async def _say(send: Send, status: int, kind: str, message: str) -> None:
+    body = msgspec.json.encode({"error": {"type": kind, "message": f"Pinstripe: {message}"}})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"pinstripe-mirrored", b"no"),
+    ]
+    if status == 405:
+        headers.append((b"allow", ", ".join(METHODS).encode()))
+    if status in (408, 413):
+        headers.append((b"connection", b"close"))  # The rest of the body is not read.
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

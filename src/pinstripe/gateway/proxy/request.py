@@ -33,7 +33,7 @@ SILENCE_S = 30.0
 LEAST_BYTES_S = 1024
 """Bytes a second on average: a slower body would hold a connection for ever."""
 
-_AT_ONCE = 256 * 1024
+READ_AT_ONCE = 256 * 1024
 """Bodies up to this size are read before the request is sent; larger ones are streamed."""
 
 _ONE_VALUE = frozenset({b"authorization", b"stripe-account", b"stripe-context", b"stripe-version"})
@@ -149,7 +149,7 @@ async def body_of(headers: Headers, receive: Receive, *, limit: int) -> bytes | 
     async for part in incoming:
         begun.append(part)
         size += len(part)
-        if size > _AT_ONCE:
+        if size > READ_AT_ONCE:
             return Upload(b"".join(begun), incoming)
     return begun[0] if len(begun) == 1 else b"".join(begun)
 
@@ -275,7 +275,7 @@ def target_of(raw_path: bytes, query: bytes, hosts: Mapping[str, str]) -> Target
     >>> target_of(b"/v1/plans/a%2Fb", b"expand[]=product", STRIPE).url
     'https://api.stripe.com/v1/plans/a%2Fb?expand[]=product'
     >>> target_of(b"/api.stripe.com/../evil", b"", STRIPE)
-    Astray(status=400, reason='The path has a segment . or .. in it.')
+    BadTarget(status=400, reason='The path has a segment . or .. in it.')
     """
     if raw_path.startswith(_PLAIN):
         host, path = API, raw_path
@@ -320,6 +320,8 @@ OURS = b"pinstripe-"
 _OUR_COOKIES = b"pinstripe"
 """And our cookies."""
 
+_COOKIES = frozenset({b"cookie", b"set-cookie"})
+
 _CONNECTION = frozenset(
     {
         b"connection",
@@ -335,6 +337,9 @@ _CONNECTION = frozenset(
     }
 )
 
+_USUAL = frozenset({b"keep-alive", b"close"})
+"""Values of `Connection` that name no header that would be passed on."""
+
 _NEVER_LOST = (b"authorization", b"idempotency-", b"stripe-", b"content-", b"accept", b"request-")
 
 
@@ -344,29 +349,30 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
     >>> end_to_end([(b"connection", b"close, x-hop"), (b"x-hop", b"1"), (b"date", b"now")])
     [(b'date', b'now')]
     """
-    kept = [(n, v) for n, v in headers if n not in _CONNECTION or n == b"connection"]
+    kept: list[tuple[bytes, bytes]] = []
     named: set[bytes] = set()
-    for name, value in kept:
-        if name == b"connection":
-            named |= {item.strip().lower() for item in value.split(b",")}
-    dropped = {name for name in named if not name.startswith(_NEVER_LOST)} | {b"connection"}
-    passed = [(n, v) for n, v in kept if n not in dropped and not n.startswith(OURS)]
-    if not any(_OUR_COOKIES in value for _, value in passed):
-        return passed
-    changed = ((header, _without_our_cookies(header)) for header in passed)
-    return [after for before, after in changed if after[1] or not before[1]]
+    for header in headers:
+        name, value = header
+        if name in _CONNECTION:
+            if name == b"connection" and value.lower() not in _USUAL:
+                named |= {item.strip().lower() for item in value.split(b",")}
+        elif name in _COOKIES and _OUR_COOKIES in value:
+            value = _without_our_cookies(name, value)
+            if value:
+                kept.append((name, value))
+        elif not name.startswith(OURS):
+            kept.append(header)
+    dropped = {name for name in named if not name.startswith(_NEVER_LOST)}
+    return [(n, v) for n, v in kept if n not in dropped] if dropped else kept
 
 
-def _without_our_cookies(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """The header, with an empty value if nothing of it is left.
+def _without_our_cookies(name: bytes, value: bytes) -> bytes:
+    """The value of a cookie header; b"" if nothing of it is left.
 
-    >>> _without_our_cookies((b"cookie", b"a=b; pinstripe_session=secret; c=d"))
-    (b'cookie', b'a=b; c=d')
+    >>> _without_our_cookies(b"cookie", b"a=b; pinstripe_session=secret; c=d")
+    b'a=b; c=d'
     """
-    name, value = header
-    if name == b"cookie":
-        pairs = [pair.strip() for pair in value.split(b";")]
-        value = b"; ".join(pair for pair in pairs if not pair.startswith(_OUR_COOKIES))
-    elif name == b"set-cookie" and value.startswith(_OUR_COOKIES):
-        value = b""
-    return name, value
+    if name == b"set-cookie":
+        return b"" if value.startswith(_OUR_COOKIES) else value
+    pairs = [pair.strip() for pair in value.split(b";")]
+    return b"; ".join(pair for pair in pairs if not pair.startswith(_OUR_COOKIES))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 import aiohttp
@@ -54,14 +53,19 @@ class UpstreamResponse:
         """The first header of this name (in lower case), b"" if there is none."""
         return next((value for key, value in self.headers if key == name), b"")
 
-    async def read(self, most: int) -> tuple[bytes, bool]:
-        """(body, whether that is all of it), of not much more than `most` bytes. Raises UpstreamError."""
+    async def read(
+        self, most: int, may_hold: Callable[[int, int], bool] = lambda _, __: True
+    ) -> tuple[bytes, bool]:
+        """(body, whether that is all of it), of not much more than `most` bytes. Raises UpstreamError.
+
+        `may_hold` is told of each part, with the size of all of them, and says whether there may be more.
+        """
         parts: list[bytes] = []
         size = 0
         async for chunk in self.chunks():
             parts.append(chunk)
             size += len(chunk)
-            if size > most:
+            if not may_hold(len(chunk), size) or size > most:
                 return b"".join(parts), False
         return parts[0] if len(parts) == 1 else b"".join(parts), True
 
@@ -100,12 +104,7 @@ class Upstream:
         self._session = open_session(_TIMEOUTS, skip_auto_headers=_SKIPPED, proxy=self._proxy)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -207,7 +207,7 @@ class WaitEndpoint:
         def add(
             what: str, key: str, wait: Callable[..., Awaitable[None]], **more: float | str
         ) -> None:
-            state = WaitState(what, key, previews=options.previews)
+            state = WaitState(what, key, options.previews, exact=not options.is_plain)
             states.append(state)
             jobs.append(lambda: wait(sync, state, **more))
 

@@ -6,7 +6,8 @@
     object    the object was fetched after the call, and is written
 
 Each also waits for the refetches that events so far requested (a list's next page, another API version,
-a conflict): without them a row could still be old. Unreachable is retried; callers set the time limit.
+a conflict): without them a row could still be old. All but the plain form wait, too, for those that are
+made once more because a replica may have been behind. Unreachable is retried; callers set the time limit.
 `ObjectFetches` coalesces concurrent fetches of one object into one GET that begins after all of the
 calls, and `WaitProgress` concurrent reads into one query: a thousand waiting calls cost what one does.
 """
@@ -37,7 +38,6 @@ from pinstripe.store.events import load_acked_as_of, which_applied
 from pinstripe.store.refetch import Pending, PendingCount, load_open_since, load_pending
 
 _T = TypeVar("_T")
-
 _PAUSES_S = (0.02, 0.03, 0.05, 0.1, 0.2, 0.25)
 """Between two reads of the pending refetches."""
 
@@ -47,7 +47,6 @@ _REQUESTS_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 _MOST_READ = 1_000
 """Syncs whose reads are kept; a wait under way keeps its own."""
 _RETRY_S = 0.25
-
 _OLD_S = 120.0
 """An older event that no poll finds new was applied long ago, and its id is no longer stored."""
 
@@ -67,6 +66,8 @@ class WaitState:
     id: str = ""
     previews: bool = True
     """Whether previews of upcoming invoices count as pending."""
+    exact: bool = True
+    """Whether second requests do, that are made because a replica of Stripe's may have been behind."""
     pending: list[PendingCount] = field(default_factory=list)
     error: str = ""
     """The error of the last try."""
@@ -226,7 +227,7 @@ class Waiter:
         for pause_s in _forever(_PAUSES_S):
             pending = await self._retry_while_unreachable(state, reads.pending)
             moment = moment or pending.now
-            state.pending = pending.before(moment, previews=state.previews)
+            state.pending = pending.before(moment, previews=state.previews, exact=state.exact)
             if not state.pending:
                 break
             await self._sleep(pause_s)

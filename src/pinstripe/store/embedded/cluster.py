@@ -28,7 +28,6 @@ _NEEDED_BYTES = 100 * 1024 * 1024
 """An empty cluster has 40 MB, its database 8 MB, the first checkpoints grow the WAL by 32 MB."""
 
 _LOG_BYTES = 10 * 1024 * 1024
-
 _LOG_KEPT_BYTES = 1024 * 1024
 
 

@@ -20,7 +20,6 @@ import signal
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import quote
 
 import structlog
@@ -112,12 +111,7 @@ class EmbeddedPostgres:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def start(self) -> None:
@@ -190,11 +184,8 @@ async def _answers(url: str) -> bool:
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 _DATABASE = "pinstripe"
-
 _STOP_S = 30.0
-
 _LOG_CHECK_S = 60.0
-
 _MAX_RESTARTS = 8
 """In a row, each within a minute; with the backoff that is about half a minute of trying."""
 

@@ -1,4 +1,4 @@
-"""How platforms stand: accounts by state, the pace of the sweep, workers and tasks; for whoever shows it.
+"""How platforms stand: accounts by state, the pace of the sweep, workers and tasks.
 
     read_platforms -> `pinstripe status`, `/api/platforms`, the console, the metrics
 

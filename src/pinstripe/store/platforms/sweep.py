@@ -85,16 +85,26 @@ class Pace(NamedTuple):
 
 _NEXT_POLLED = _NEXT.replace("last_event_at, since", "u.last_event_at, a.since")
 
+# `statement_timestamp()`: no index is used for a comparison with `clock_timestamp()`, which may change
+# while the statement runs.
 _CLAIM = f"""
 WITH due AS (
   SELECT account_id FROM pinstripe.platform_account
-  WHERE platform_id = $1 AND state = 'active' AND next_look_at <= clock_timestamp()
+  WHERE platform_id = $1 AND state = 'active' AND next_look_at <= statement_timestamp()
   ORDER BY extract(epoch FROM clock_timestamp() - next_look_at) / {_EVERY} DESC
   LIMIT $2 FOR UPDATE SKIP LOCKED)
 UPDATE pinstripe.platform_account a
 SET next_look_at = clock_timestamp() + make_interval(secs => {CLAIM_S})
 FROM due WHERE a.platform_id = $1 AND a.account_id = due.account_id
 RETURNING a.account_id, a.newest_event, coalesce(a.owed_at <= clock_timestamp(), false)
+"""
+
+# Of the read quota, which live mode has: looks are most of what an idle account takes of it.
+_COUNT = """
+INSERT INTO pinstripe.request_count AS c (schema, day, kind, count)
+SELECT s.schema, (clock_timestamp() AT TIME ZONE 'UTC')::date, 'events', 1
+FROM pinstripe.sync s WHERE s.schema = ANY($1::text[]) AND s.livemode
+ON CONFLICT (schema, day, kind) DO UPDATE SET count = c.count + EXCLUDED.count
 """
 
 _LOOKED = f"""
@@ -164,7 +174,7 @@ WITH due AS (
   JOIN pinstripe.platform p ON p.id = s.platform_id AND NOT p.paused
   JOIN pinstripe.platform_account a
     ON a.platform_id = p.id AND a.account_id = s.account_id AND a.state = 'active'
-  WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT $1 FOR UPDATE OF t SKIP LOCKED)
+  WHERE t.due_at <= statement_timestamp() ORDER BY t.due_at LIMIT $1 FOR UPDATE OF t SKIP LOCKED)
 UPDATE pinstripe.platform_task t SET due_at = clock_timestamp() + make_interval(secs => $2)
 FROM due WHERE t.scope = due.scope AND t.task = due.task RETURNING t.task, t.scope
 """
@@ -234,11 +244,32 @@ async def welcome(
     return added
 
 
-async def begin(connection: Connection, schema: str, account_ids: Sequence[str]) -> None:
+async def begin(
+    connection: Connection,
+    schema: str,
+    account_ids: Sequence[str],
+    *,
+    priority: int | None = None,
+) -> None:
     """Request the first copies of accounts. In a transaction."""
     scopes = [scope_of(schema, account_id) for account_id in account_ids]
     await put_off(connection, "backfill", scopes, _NET_S)
-    await request_tasks(connection, "backfill", scopes)
+    await request_tasks(connection, "backfill", scopes, priority=priority)
+
+
+_AGAIN = """
+INSERT INTO pinstripe.platform_task (scope, task, due_at)
+SELECT s.schema, 'backfill', clock_timestamp() + make_interval(secs => random() * $2)
+FROM pinstripe.sync s JOIN pinstripe.platform p ON p.id = s.platform_id
+WHERE p.schema = $1 AND s.schema <> p.schema
+ON CONFLICT (scope, task) DO NOTHING
+"""
+
+
+async def begin_all_again(connection: Connection, schema: str, *, within_s: float) -> None:
+    """Have the copies of all accounts go on, spread over so many seconds: there are new tables."""
+    with translated():
+        await connection.execute(_AGAIN, schema, within_s)
 
 
 async def dismiss(
@@ -273,6 +304,12 @@ async def claim_looks(connection: Connection, platform_id: str, limit: int) -> l
     with translated():
         rows = await connection.fetch(_CLAIM, platform_id, limit)
     return [Look(*row) for row in rows]
+
+
+async def count_looks(connection: Connection, schema: str, account_ids: Sequence[str]) -> None:
+    """Count one request of each account, where Stripe limits reads."""
+    with translated():
+        await connection.execute(_COUNT, [scope_of(schema, each) for each in account_ids])
 
 
 async def looked(connection: Connection, platform_id: str, seen: Sequence[Found]) -> None:
@@ -343,6 +380,18 @@ async def put_off(
     """Have the task requested in so many seconds."""
     with translated():
         await connection.execute(_PUT_OFF, list(scopes), task, later_s)
+
+
+async def put_off_first(connection: Connection, task: TaskName, scope: str, later_s: float) -> None:
+    """Like `put_off`, unless the task is due at some time already."""
+    with translated():
+        await connection.execute(
+            "INSERT INTO pinstripe.platform_task (scope, task, due_at)"
+            " VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3)) ON CONFLICT DO NOTHING",
+            scope,
+            task,
+            later_s,
+        )
 
 
 async def put_off_failed(connection: Connection, task: TaskName, scope: str) -> None:

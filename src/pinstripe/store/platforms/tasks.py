@@ -51,6 +51,9 @@ KINDS: Mapping[TaskName, _Kind] = MappingProxyType(
 WAITED_PRIORITY = 40
 """Of a poll that a caller waits for."""
 
+WAITED_COPY_PRIORITY = 14
+"""Of the first copy of an account that a caller waits for: before other ones, and before previews."""
+
 _WAIT_S = 60
 
 _NAME = "procrastinate"

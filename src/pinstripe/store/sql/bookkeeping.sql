@@ -207,7 +207,7 @@ CREATE TABLE IF NOT EXISTS pinstripe.pending (
   next_try_at timestamptz,
   asked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- Since when it is open. Queueing it again moves `asked_at`; a response that was requested before then
-  -- completes the older one only, and moves this column to `asked_at`.
+  -- completes the older one only, and moves this column to when it was requested.
   open_since timestamptz NOT NULL DEFAULT clock_timestamp(),
   -- The class of work: the priority of its requests (`WorkClass`), 4 (related) where it is not known.
   priority   smallint NOT NULL DEFAULT 4

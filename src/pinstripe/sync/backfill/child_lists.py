@@ -13,6 +13,8 @@ parent alike. After any other refusal (a product that is not enabled, a parent o
 refusals without one answer end the stream; if others are answered, the refused parents are left out,
 counted and reported in Stripe's words. A parent whose list fails twice is queued in `pinstripe.pending`,
 and the others go on.
+
+`open_list` returns the reader of any list, by parent or not.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch
 from pinstripe.store.session import relations
+from pinstripe.sync.backfill.list_stream import ListReader, ListStream
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -548,3 +551,26 @@ class RefusedParents:
         if self._error is None or not self.is_answered:
             return self._told
         return f"Without {self.count} of {parent_table}, the first {self._first}: {self._error.message}"
+
+
+def open_list(
+    endpoint: ListEndpoint,
+    table: str,
+    source: Source,
+    pool: Pool,
+    *,
+    now: float,
+    account_created: int = 0,
+    saved: Checkpoint | None = None,
+    is_complete: Callable[[str], bool] | None = None,
+) -> ListReader:
+    """Return the reader of one list, from `saved` on; `now` is the present on Stripe's clock.
+
+    `is_complete`: read only parents with a sign, as soon as the tables of the signs are complete.
+    """
+    if endpoint.parent:
+        passes = SignedPasses(endpoint, source, is_complete) if is_complete else None
+        return ChildListStream(endpoint, table, source, pool, now=now, saved=saved, passes=passes)
+    return ListStream(
+        endpoint, table, source, ceiling=int(now), account_created=account_created, saved=saved
+    )

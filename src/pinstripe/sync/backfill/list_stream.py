@@ -427,7 +427,7 @@ def _position(
 
 
 def _begun(table: str, ceiling: int, since: int | None) -> dict[str, Any]:
-    """The position of a list of which nothing is read yet."""
+    """The position of a list that is not read yet."""
     whole = WHOLE if since is None else (since, None, None, None)
     return _position(table, ceiling, [whole], since)
 

@@ -39,8 +39,12 @@ from pinstripe.store.cursors import followed as followed_to
 from pinstripe.store.lost_tables import forget_streams, with_rows
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import reopen
-from pinstripe.sync.backfill.child_lists import ChildListStream, SignedPasses, is_whole, stream_of
-from pinstripe.sync.backfill.list_stream import ListReader, ListStream, created_since
+from pinstripe.sync.backfill.child_lists import (
+    is_whole,
+    open_list,
+    stream_of,
+)
+from pinstripe.sync.backfill.list_stream import ListReader, created_since
 from pinstripe.sync.events.reader import EVENTS, REACH_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -99,7 +103,7 @@ class BackfillPlanner:
     async def plan(self, *, followed: bool) -> BackfillPlan:
         """Return the plan. If events count from now on, that is saved before any list is read.
 
-        `followed`: lists without events are read again by somebody else.
+        `followed`: another process reads lists without events again.
         """
         async with self._pool.acquire() as connection:
             saved = dict(await load_checkpoints(connection, self._source.mirror.schema))
@@ -258,29 +262,6 @@ class BackfillPlanner:
 
     def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:
         return [o for o in endpoint.objects if table_name(o) in self._source.wanted]
-
-
-def open_list(
-    endpoint: ListEndpoint,
-    table: str,
-    source: Source,
-    pool: Pool,
-    *,
-    now: float,
-    account_created: int = 0,
-    saved: Checkpoint | None = None,
-    is_complete: Callable[[str], bool] | None = None,
-) -> ListReader:
-    """Return the reader of one list, from `saved` on; `now` is the present on Stripe's clock.
-
-    `is_complete`: read only parents with a sign, as soon as the tables of the signs are complete.
-    """
-    if endpoint.parent:
-        passes = SignedPasses(endpoint, source, is_complete) if is_complete else None
-        return ChildListStream(endpoint, table, source, pool, now=now, saved=saved, passes=passes)
-    return ListStream(
-        endpoint, table, source, ceiling=int(now), account_created=account_created, saved=saved
-    )
 
 
 def _table_of(cursor: Checkpoint) -> str:

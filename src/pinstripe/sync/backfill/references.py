@@ -77,8 +77,8 @@ class Fetched:
         where[table] = where.get(table, 0) + 1
 
 
-_REMEMBERED = 100_000
-"""Ids of a first copy that are kept in memory, some 10 MB; beyond them statements look for each target."""
+_REMEMBERED = 20_000
+"""Rows of a first copy whose ids are kept in memory; with more of them statements look for each target."""
 
 
 Columns = Mapping[str, Sequence[tuple[Table, Column]]]
@@ -133,6 +133,9 @@ class Mentions:
                 if value and (type_at is None or row[type_at] == type_name):
                     ids = value if isinstance(value, list) else (str(value),)
                     self._lacking.setdefault(target, {}).setdefault(name, set()).update(ids)
+        if self._count >= self._most:
+            self._lacking.clear()
+            self._there.clear()
 
     def referring(self, target: str, tables: set[str]) -> set[str]:
         """Return those of the tables that may refer to rows that `target` does not have."""

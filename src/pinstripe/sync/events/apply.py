@@ -212,6 +212,11 @@ _NOT_ON_REQUEST: Mapping[str, frozenset[str]] = {
     ),
 }
 
+# An object that changes another by being created, without an event of that: type -> the field that names
+# it. A charge becomes `disputed`; `charge.updated` is sent for its description, its metadata and an
+# asynchronous capture (https://docs.stripe.com/api/events/types#event_types-charge.updated).
+_CHANGES = {"dispute": "charge"}
+
 # Stripe refuses the lists of parents in which this field is not true.
 _ONLY_IF_TRUE = {PAYOUT_LINES: "automatic"}
 
@@ -230,6 +235,10 @@ def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
         for key in _pulled_in(change)
         if "invoice_item" in wanted
     ]
+    other = _CHANGES.get(change.name, "")
+    key = change.object.get(other) if change.is_creation else None
+    if other in wanted and isinstance(key, str):
+        found.append(change.refetch("fetch", other, key))
     for child in _children(change.name):
         if child in wanted and _may_have_changed(child, change):
             found.append(change.refetch("children", child, change.key, parent=change.name))

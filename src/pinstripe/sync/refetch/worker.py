@@ -18,9 +18,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
+import msgspec
 import structlog
 
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
 from pinstripe.mirror.orphans import list_field
@@ -29,6 +31,7 @@ from pinstripe.source.resolve import complete, read_children, refetch_row
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import BESIDE, ended_by
 from pinstripe.store.ddl import qualified
+from pinstripe.store.events import EventDetail, EventFilter, list_events, load_event
 from pinstripe.store.refetch import (
     Noted,
     Refetch,
@@ -370,7 +373,10 @@ class RefetchWorker:
         )
         is_sure = refetch.kind in self._upcoming or source.is_sure(refetch, is_told=is_told)
         lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
+        event = await self._event(refetch) if lag_s and is_row else None
         answer = RefetchDone(refetch, started, lag_s)
+        if event is not None and await self._is_alone(event):
+            answer.proves = proof(event)
         if is_row and refetch.kind == "relate" and version and not await self._may_move(refetch):
             await complete(source, answer)
             return None
@@ -380,7 +386,8 @@ class RefetchWorker:
             # at once: nothing else says what the object is now.)
             if refetch.kind == "relate":
                 return (version + source.replica_lag - started).total_seconds()
-            if lag_s and await self._is_disordered(refetch):
+            # (One of our own version says it, but its order is unknown.)
+            if event is not None and event.event.api_version == source.mirror.api_version:
                 return lag_s
         try:
             if refetch.kind in self._upcoming:
@@ -423,17 +430,28 @@ class RefetchWorker:
             priority=refetch.work_class,
         )
 
-    async def _is_disordered(self, refetch: Refetch) -> bool:
-        """Whether an event of our own API version asks for it, so that it is the order that is unknown."""
+    async def _event(self, refetch: Refetch) -> EventDetail | None:
+        """The event that asks for the object and carries it; None if it is not in the database."""
         mirror = self._source.mirror
         if "event" not in mirror.tables or not refetch.event_id:
-            return False
+            return None
         async with self._source.pool.acquire() as connection:
-            version: str | None = await connection.fetchval(
-                f"SELECT api_version FROM {qualified(mirror.schema, 'event')} WHERE id = $1",
-                refetch.event_id,
-            )
-        return version == mirror.api_version
+            found = await load_event(connection, mirror.schema, refetch.event_id)
+        return found if found is not None and found.event.object_id == refetch.id else None
+
+    async def _is_alone(self, event: EventDetail) -> bool:
+        """Whether no other event of its object is so near that a replica may be behind that one too: what
+        was changed and changed back proves nothing.
+        """
+        line, lag_s = event.event, self._source.replica_lag.total_seconds()
+        if line.created is None or line.object_id is None:
+            return False
+        near = EventFilter(
+            object_id=line.object_id, since=int(line.created.timestamp() - lag_s) - 1
+        )
+        async with self._source.pool.acquire() as connection:
+            found = await list_events(connection, self._source.mirror.schema, near, limit=2)
+        return len(found) == 1
 
     async def _may_move(self, refetch: Refetch) -> bool:
         """Whether a related object that has a row may have changed: a balance transaction, once, and an
@@ -460,6 +478,30 @@ class RefetchWorker:
                 refetch.id,
             )
         return found != refetch.parent
+
+
+def proof(event: EventDetail) -> Callable[[StripeObject | None], bool]:
+    """Return what tells of an object, None if Stripe has none (any more), whether it is surely no older
+    than the event: it has what was made, not what was deleted, or a value that was changed.
+    """
+    line = event.event
+    now: StripeObject = msgspec.json.decode(event.object or b"null") or {}
+    before: StripeObject = msgspec.json.decode(event.previous_attributes or b"null") or {}
+    # In another version a value may have another form; where it has the same, it means the same.
+    changed = {
+        key: now[key]
+        for key, value in before.items()
+        if key in now and not isinstance(value, dict | list) and now[key] != value
+    }
+
+    def proves(obj: StripeObject | None) -> bool:
+        if obj is None:
+            return str(line.type).endswith(".deleted")
+        if str(line.type).endswith(".created"):
+            return True
+        return any(key in obj and obj[key] == value for key, value in changed.items())
+
+    return proves
 
 
 async def _follow(source: Source, refetch: Refetch, started: datetime) -> None:

@@ -146,8 +146,8 @@ class Upcoming:
     def refreshers(self) -> Mapping[str, Callable[[str], Awaitable[None]]]:
         """Refreshes by kind of refetch. For `RefetchWorker(upcoming=...)`."""
         return {
-            "upcoming_customer": self.refresh_customer,
-            "upcoming_subscription": self.refresh_subscription,
+            "upcoming_customer": partial(self.refresh, "customer"),
+            "upcoming_subscription": partial(self.refresh, "subscription"),
         }
 
     async def fill(self) -> None:
@@ -157,20 +157,13 @@ class Upcoming:
         """
         await self.filling.run()
 
-    async def refresh_subscription(self, subscription_id: str) -> None:
-        """Refresh the upcoming invoice of one subscription; delete it if none is due.
+    async def refresh(self, owner: Owner, owner_id: str, *, priority: int = PREVIEWS) -> None:
+        """Refresh the upcoming invoice of one subscription; delete it if none is due. Of a customer: by the
+        subscription that invoices first, which is refreshed too.
 
         Raises what any request raises, except if the key may not preview: that is recorded, once. Drifted
         if the lines cannot be read to their end: the row is written then, and marked so.
         """
-        await self.refresh("subscription", subscription_id)
-
-    async def refresh_customer(self, customer_id: str) -> None:
-        """Like `refresh_subscription`; by the subscription that invoices first, which is refreshed too."""
-        await self.refresh("customer", customer_id)
-
-    async def refresh(self, owner: Owner, owner_id: str, *, priority: int = PREVIEWS) -> None:
-        """Like the two above, with this priority of requests."""
         table = TABLE_OF[owner]
         if table not in self.tables():
             return

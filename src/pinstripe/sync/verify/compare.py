@@ -8,6 +8,9 @@ all listed rows are kept in a temp table, so memory is Postgres's and nothing ou
 
 A `Difference` is a suspicion: the row or the object may be changing meanwhile. `recheck` decides.
 
+Objects inside `jsonb` columns are compared by their ids if they have rows of their own: a tax rate that is
+renamed changes every invoice that shows it, without an event of theirs.
+
 `TableReport` and `Report` are what a run makes of them: values only.
 """
 
@@ -17,11 +20,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from hashlib import blake2b
 from typing import Literal
 
 import asyncpg
 
+from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.tables import Column, Table
 from pinstripe.client.api_errors import permission_of
 from pinstripe.mirror.batch import Batch, Conflict
@@ -39,7 +44,7 @@ from pinstripe.mirror.upsert import (
 from pinstripe.mirror.writer import StageTables
 from pinstripe.rows.extract import Row
 from pinstripe.rows.layout import Shapes
-from pinstripe.store.ddl import qualified, quote
+from pinstripe.store.ddl import literal, qualified, quote
 from pinstripe.store.links import linked_value
 from pinstripe.store.pool import translated
 from pinstripe.store.session import account_of
@@ -48,6 +53,21 @@ MOST = 20_000
 """Differences that are kept for each table; beyond it only their number is."""
 
 _SEEN = "pg_temp.seen"
+
+_BY_ID = """
+CREATE FUNCTION pg_temp.by_id(value jsonb, types text[]) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN CASE pg_catalog.jsonb_typeof(value)
+    WHEN 'array' THEN (
+      SELECT pg_catalog.jsonb_agg(pg_temp.by_id(e.value, types) ORDER BY e.ordinality)
+      FROM pg_catalog.jsonb_array_elements(value) WITH ORDINALITY AS e)
+    WHEN 'object' THEN CASE WHEN value ->> 'object' = ANY (types) AND value ? 'id' THEN value -> 'id'
+      ELSE (SELECT pg_catalog.jsonb_object_agg(e.key, pg_temp.by_id(e.value, types))
+        FROM pg_catalog.jsonb_each(value) AS e) END
+    ELSE value END;
+END $$
+"""
+"""Objects of these types within a value -> their ids."""
 
 
 class Comparer:
@@ -109,7 +129,7 @@ class Comparer:
         self.forgot |= self._was_connected
         self._was_connected = True
         await connection.execute(
-            "CREATE TEMP TABLE pg_temp.seen (t text, k text, PRIMARY KEY (t, k))"
+            f"CREATE TEMP TABLE pg_temp.seen (t text, k text, PRIMARY KEY (t, k)); {_BY_ID}"
         )
 
     async def _compare(
@@ -130,8 +150,10 @@ class Comparer:
             text = differing(self._schema, table, self._shapes.columns(shape), known)
             different: dict[str, Difference] = {}
             for record in await connection.fetch(text, shape, version):
-                found = difference(table, rows[record[0]], record)
-                different[found.key] = found
+                _, version_there, always, on_request, is_partial, undeleted = record
+                if version_there is None or always or on_request or is_partial or undeleted:
+                    found = difference(table, rows[record[0]], record)
+                    different[found.key] = found
             self._take(table.name, (k for k in rows if rows[k][-1] == shape), different)
 
     def _take(self, table: str, keys: Iterable[str], different: Mapping[str, Difference]) -> None:
@@ -228,9 +250,10 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
     left = [f"t.{quote(c.name)} IS NOT NULL" for c in unsaid(table, shape)]
     stale = f"(t._api_version <> $2::text AND ({' OR '.join(left) or 'false'}))"
     same += f" OR {stale}"
-    names = f"{_names(always, value, extra)} || CASE WHEN {stale} THEN ARRAY['_api_version'] END"
+    inside = held_types(table)
+    names = f"{_names(always, value, extra, inside)} || CASE WHEN {stale} THEN ARRAY['_api_version'] END"
     return (
-        f"SELECT s.{key}, t._synced_at, {names}, {_names(on_request, value, 'false')}, "
+        f"SELECT s.{key}, t._synced_at, {names}, {_names(on_request, value, 'false', inside)}, "
         f"t._partial IS TRUE, {undeleted}\n"
         f"FROM {stage(table.name)} s "
         f"LEFT JOIN {stored(schema, table)} t ON {same_row(schema, table)}\n"
@@ -238,12 +261,40 @@ def differing(schema: str, table: Table, shape: Sequence[str], known: Mapping[st
     )
 
 
-def _names(columns: Sequence[Column], value: Callable[[Column], str], extra: str) -> str:
-    """An array of the names of the columns that differ; `extra`: whether the unknown fields do."""
-    cases = [
-        f"CASE WHEN t.{quote(c.name)} IS DISTINCT FROM {value(c)} THEN '{c.name}' END"
-        for c in columns
+@cache
+def held_types(table: Table) -> Mapping[str, Sequence[str]]:
+    """Column -> types of the objects that stand inside its JSON as they are now."""
+    held = [
+        (tuple(path.split(".")), place.targets)
+        for path, place in present_in(table.object_type)
+        if place.kind == "resource"
     ]
+    found = {
+        c.name: [t for path, types in held if path[: len(c.path)] == c.path for t in types]
+        for c in table.columns
+        if c.type == "jsonb" and c.path
+    }
+    return {name: types for name, types in found.items() if types}
+
+
+def _names(
+    columns: Sequence[Column],
+    value: Callable[[Column], str],
+    extra: str,
+    inside: Mapping[str, Sequence[str]],
+) -> str:
+    """An array of the names of the columns that differ; `extra`: whether the unknown fields do. `inside`:
+    see `held_types`.
+    """
+
+    def differs(column: Column) -> str:
+        mine, theirs, types = f"t.{quote(column.name)}", value(column), inside.get(column.name)
+        if not types:
+            return f"{mine} IS DISTINCT FROM {theirs}"
+        names = f"ARRAY[{', '.join(map(literal, types))}]"
+        return f"pg_temp.by_id({mine}, {names}) IS DISTINCT FROM pg_temp.by_id({theirs}, {names})"
+
+    cases = [f"CASE WHEN {differs(c)} THEN '{c.name}' END" for c in columns]
     cases.append(f"CASE WHEN {extra} THEN '_extra' END")
     return f"array_remove(ARRAY[{', '.join(cases)}]::text[], NULL)"
 

@@ -27,8 +27,8 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import as_of_response
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
+from pinstripe.sync.backfill.child_lists import open_list
 from pinstripe.sync.backfill.list_stream import ListReader, Scheduler
-from pinstripe.sync.backfill.plan import open_list
 from pinstripe.sync.backfill.references import read_singletons
 from pinstripe.sync.verify.compare import Difference, RowKey
 

@@ -1,0 +1,162 @@
+"""What keeps an account of a platform complete and true beside its events, as it does a single sync."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncpg
+from tests.flows.harness.serving import LIVE
+from tests.flows.harness.workers import (
+    PLATFORM,
+    SCHEMA,
+    add_platform,
+    copied,
+    eventually,
+    news_of,
+    working,
+)
+
+from pinstripe.store.cursors import SCAN_OF
+from pinstripe.store.events import request_sync
+from pinstripe.store.platforms.stored import add_accounts
+from pinstripe.store.platforms.sweep import begin, claim_looks
+from pinstripe.store.platforms.tasks import TaskName
+from pinstripe.store.pool import Connection, connect
+from pinstripe.store.session import scope_of
+from pinstripe_simulator.account import Settings
+from pinstripe_simulator.server import running
+
+TABLES = "customer,customer_balance_transaction,payment_method,event"
+_LIVE = Settings(
+    scale=40, connected=1, connected_scale=120, future_fields=False, keys=(LIVE,), livemode=True
+)
+
+
+async def run_now(database: str, task: TaskName, scope: str) -> None:
+    """Have the task of the account run, and wait until it has put itself off."""
+    async with connect(database) as pg:
+        moved = await pg.execute(
+            "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0)"
+            " WHERE task = $1 AND scope = $2",
+            task,
+            scope,
+        )
+    assert moved == "UPDATE 1", task
+
+    async def is_done(connection: Connection) -> bool:
+        found: bool = await connection.fetchval(
+            "SELECT due_at > clock_timestamp() AND NOT EXISTS (SELECT FROM"
+            " pinstripe_tasks.procrastinate_jobs WHERE task_name = $1 AND lock = $2)"
+            " FROM pinstripe.platform_task WHERE task = $1 AND scope = $2",
+            task,
+            scope,
+        )
+        return found
+
+    await eventually(database, is_done)
+
+
+async def test_an_account_is_scanned_erased_verified_and_its_reads_are_counted(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(_LIVE) as sim:
+        vault = await add_platform(
+            database, sim, tmp_path, tables=TABLES, verify_every="24h", erase_deleted_after="0"
+        )
+        (one,) = sim.control.accounts()
+        scope = scope_of(SCHEMA, one)
+        rows = f"SELECT count(*) FROM {SCHEMA}.payment_method WHERE _account_id = $1"
+        async with working(vault):
+            await copied(database, [one])
+            before = await pg.fetchval(rows, one)
+            await pg.execute(f"DELETE FROM {SCHEMA}.payment_method WHERE _account_id = $1", one)
+            gone = sim.control.of(one).delete("customer")
+            assert await news_of(database, one)
+            deleted = f"SELECT deleted FROM {SCHEMA}.customer WHERE _account_id = $1 AND id = $2"
+
+            async def is_flagged(connection: Connection) -> bool:
+                return bool(await connection.fetchval(deleted, one, gone))
+
+            await eventually(database, is_flagged)
+            await run_now(database, "relist", scope)
+            # Lists by parent of customers without a sign, which no event and no full list brings.
+            scans = await pg.fetch(
+                "SELECT position ->> 'rounds' FROM pinstripe.cursor WHERE schema = $1"
+                " AND starts_with(stream, $2)",
+                scope,
+                SCAN_OF,
+            )
+            assert {row[0] for row in scans} == {"1"}
+            assert 0 < await pg.fetchval(rows, one) <= before
+            erased = "SELECT erased_at IS NOT NULL FROM pinstripe.erasure WHERE customer_id = $1"
+            assert await pg.fetchval(erased, gone)
+            await run_now(database, "verify", scope)
+            made = "SELECT differences FROM pinstripe.certificate WHERE schema = $1"
+            assert [row[0] for row in await pg.fetch(made, scope)] == [0]
+            counted = await pg.fetch(
+                "SELECT kind, count FROM pinstripe.request_count WHERE schema = $1", scope
+            )
+            counts = dict(map(tuple, counted))
+            assert counts.keys() >= {"events", "list"}
+            # The allowance is used up: lists are read a day later, and nothing is verified.
+            await pg.execute(
+                "UPDATE pinstripe.request_count SET count = 9000000 WHERE kind = 'list'"
+            )
+            await run_now(database, "relist", scope)
+            await run_now(database, "verify", scope)
+            left = await pg.fetch(
+                "SELECT task, extract(epoch FROM due_at - clock_timestamp()) > 80000"
+                " FROM pinstripe.platform_task WHERE scope = $1 AND task IN ('relist', 'verify')",
+                scope,
+            )
+            assert sorted(map(tuple, left)) == [("relist", True), ("verify", True)]
+            assert await pg.fetchval("SELECT count(*) FROM pinstripe.certificate") == 1
+
+
+async def test_a_first_copy_goes_first_if_a_caller_waits_and_no_look_is_spent_before_it(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=0, future_fields=False)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        async with connect(database) as connection, connection.transaction():
+            await add_accounts(connection, PLATFORM, ["acct_a", "acct_b"])
+            await begin(connection, SCHEMA, ["acct_a", "acct_b"])
+        assert await claim_looks(pg, PLATFORM, 10) == []
+        await request_sync(pg, scope_of(SCHEMA, "acct_b"), 0.0)
+        assert await news_of(database, "acct_b")
+        sim.control.latency(fixed_s=5.0)  # No first copy is over before the poll has begun.
+        async with working(vault):
+
+            async def is_raised(connection: Connection) -> bool:
+                found = await connection.fetch(
+                    "SELECT lock FROM pinstripe_tasks.procrastinate_jobs"
+                    " WHERE task_name = 'backfill' AND priority > 10"
+                )
+                return [row[0] for row in found] == [scope_of(SCHEMA, "acct_b")]
+
+            await eventually(database, is_raised)
+
+
+async def test_a_table_that_an_upgrade_brings_is_filled_for_all_accounts(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        (one,) = sim.control.accounts()
+        async with working(vault):
+            await copied(database, [one])
+        await pg.execute(
+            "UPDATE pinstripe.platform SET settings = settings"
+            """ || '{"tables": "customer,product,event"}'"""
+        )
+        async with working(vault):
+            await pg.execute(
+                "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0) WHERE task = 'backfill'"
+            )
+            wanted = sim.control.of(one).counts()["product"]
+
+            async def is_filled(connection: Connection) -> bool:
+                rows = f"SELECT count(*) FROM {SCHEMA}.product WHERE _account_id = $1"
+                return bool(await connection.fetchval(rows, one) >= wanted)
+
+            await eventually(database, is_filled)
