@@ -85,7 +85,7 @@ such a row is most likely there, and an update finds it."""
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "widen", "update", "complete" or "unwritten"; "insert and
-link" and "update and link" return the keys of rows that may want links."""
+link" and "update and link" return (key, whether a link of it changes)."""
 _StageMark = tuple[OrderedDict[str, int], dict[str, int]]
 _Mark = tuple[_StageMark, int]
 """The stages, and how much is recorded, at a savepoint."""
@@ -342,8 +342,10 @@ class Writer:
         self._removed: dict[str, set[str]] = {}
         """Keys of the rows that sets removed in this transaction, by table."""
         self._loading: Collection[str] = ()
+        self._written: dict[str, set[str]] = {}
+        """Keys of the rows that this transaction wrote and that links go by, by table."""
         self._unlinked: dict[str, set[str]] = {}
-        """Keys of the rows inserted, or updated so that a linked column changes, by table."""
+        """Those that it inserted, or updated so that a linked column of theirs changes."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -365,7 +367,7 @@ class Writer:
         async with self._transaction(batch, parted) as connection:
             parted.conflicts = await self._rounds(connection, batch)
             parted.conflicts += await self._apply_sets(connection, batch.sets)
-            written = self._changed(batch)
+            written = self._changed()
             for table in self._links.affected(written):
                 await self._link(connection, table, written, batch)
         return parted.conflicts
@@ -387,7 +389,7 @@ class Writer:
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
         self._at, self._befores, self._removed = "", batch.befores, {}
-        self._loading, self._unlinked = batch.loading, {}
+        self._loading, self._written, self._unlinked = batch.loading, {}, {}
         try:
             async with self._sessions.take(account_of(self._schema)) as self._stages:
                 await self._stages.connected()
@@ -430,18 +432,16 @@ class Writer:
             causes = (of[table, key] for of in batch.causes if (table, key) in of)
             self._recorder.linked(table, key, changes, next(causes, None))
 
-    def _changed(self, batch: Batch) -> Keys:
-        """Return the keys of the rows that this transaction wrote or removed."""
-        written: dict[str, set[str]] = {
-            name: {*keys} for name, keys in batch.written(lock_columns()).items()
+    def _changed(self) -> Keys:
+        """Return the keys of the rows that this transaction wrote or removed, and that links go by."""
+        return {
+            name: self._written.get(name, set()) | self._removed.get(name, set())
+            for name in self._written.keys() | self._removed.keys()
         }
-        for name, keys in self._removed.items():
-            written.setdefault(name, set()).update(keys)
-        return written
 
     async def _link_apart(self, connection: asyncpg.Connection, batch: Batch) -> None:
         """Like `_link` for all tables. Where Postgres refuses it, the columns keep their values."""
-        written = self._changed(batch)
+        written = self._changed()
         for table in self._links.affected(written):
             mark = await self._save(connection)
             try:
@@ -760,11 +760,14 @@ class Writer:
     ) -> int:
         """Run a statement on one table; return the number of rows that it wrote."""
         kind, name, shape = wanted
-        may_link = name in self._links.returning and name not in self._loading
+        may_link = name in lock_columns() and name not in self._loading
         if may_link and kind in ("insert", "update"):
             wanted = (f"{kind} and link", name, shape)
         count, rows = await self._stages.run(connection, wanted, self._text, *values)
-        self._unlinked.setdefault(name, set()).update(row[0] for row in rows if row[0] is not None)
+        for key, is_unlinked in rows:
+            self._written.setdefault(name, set()).add(key)
+            if is_unlinked:
+                self._unlinked.setdefault(name, set()).add(key)
         return count
 
     def _text(self, wanted: _Statement) -> str:
@@ -772,9 +775,9 @@ class Writer:
         table = self._tables[name]
         if kind.endswith(" and link"):
             kind = kind.removesuffix(" and link")
-            key = f"t.{quote(table.key[0])}"
-            returned = self._links.returning[name] if kind == "update" else key
-            return f"{self._text((kind, name, shape))}\nRETURNING {returned}"
+            is_unlinked = self._links.changes.get(name, "false") if kind == "update" else "true"
+            text = self._text((kind, name, shape))
+            return f"{text}\nRETURNING t.{quote(table.key[0])}, {is_unlinked}"
         if kind == "insert":
             return insert(self._schema, table)
         columns = self._shapes.columns(shape)

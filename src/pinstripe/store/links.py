@@ -70,9 +70,9 @@ class Links:
         }
         self._names = {n: {n, *_deciders(cs)} for n, cs in sorted(self._columns.items()) if cs}
         self._texts: dict[tuple[str, ...], str] = {}
-        self.returning = {n: _returning(schema, known[n], self._columns[n]) for n in self._names}
-        """By table with linked columns: what an UPDATE of rows `t` returns, the keys of those of which a
-        linked column changes, else nulls. So most writes need no statement for links.
+        self.changes = {n: _changes(schema, self._columns[n]) for n in self._names}
+        """By table with linked columns: SQL of whether one of them changes in the row `t`. An UPDATE
+        returns it, so that most writes need no statement for links.
         """
 
     def affected(self, written: Keys) -> list[str]:
@@ -187,11 +187,10 @@ def _differ(columns: Sequence[Column]) -> str:
     return f"ROW({before}) IS DISTINCT FROM ROW({after})"
 
 
-def _returning(schema: str, table: Table, columns: Sequence[Column]) -> str:
+def _changes(schema: str, columns: Sequence[Column]) -> str:
     held = ", ".join(f"t.{quote(c.name)}" for c in columns)
     given = ", ".join(_value(schema, c) for c in columns)
-    changes = f"ROW({held}) IS DISTINCT FROM ROW({given})"
-    return f"CASE WHEN {changes} THEN t.{quote(table.key[0])} END"
+    return f"ROW({held}) IS DISTINCT FROM ROW({given})"
 
 
 def _set_text(schema: str, table: Table, columns: Sequence[Column], source: str) -> str:
