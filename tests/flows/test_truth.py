@@ -306,6 +306,34 @@ async def test_a_hint_is_not_settled_by_another_event_of_its_second(database: st
         assert await f.name() == "two"
 
 
+@pytest.mark.parametrize(("before", "requests"), [({}, 2), ({"balance": 0}, 1)])
+async def test_what_stripe_shows_on_request_only_is_asked_again_unless_the_response_proves_itself(
+    database: str, before: dict[str, object], requests: int
+) -> None:
+    """The row holds what the event said; that proves nothing of what no event has."""
+    async with following(database) as f:
+        told = {**customer("one"), "balance": 5}
+        answers = iter(({"usd": 1}, {"usd": 2}))
+        f.stripe.answers["/v1/customers/cus_1"] = lambda _: (
+            200,
+            {
+                **told,
+                "cash_balance": None,
+                "tax": None,
+                "invoice_credit_balance": next(answers, {"usd": 3}),
+            },
+        )
+        f.stripe.event(
+            "customer.updated", told, data={"object": told, "previous_attributes": before}
+        )
+        await f.poll()
+        await f.settle()
+        row = "SELECT invoice_credit_balance ->> 'usd' FROM stripe.customer"
+        assert f.stripe.paths().count("/v1/customers/cus_1") == requests
+        assert await f.pg.fetchval(row) == str(requests)
+        assert await f.pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+
+
 @pytest.mark.parametrize("date_ahead_s", [-3.0, 2.0, 3.0])
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_date_that_is_not_the_clock_of_events_drops_no_update(

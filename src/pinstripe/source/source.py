@@ -224,6 +224,11 @@ class Source:
             refetch.since > 0 and (is_told or self.is_past(refetch.since))
         )
 
+    def leaves_out(self, refetch: Refetch) -> bool:
+        """Whether a response from now on may be behind in what no event has: what only `expand[]` shows."""
+        where = retrieve_endpoint(refetch.table)
+        return where is not None and bool(where.expand) and not self.is_past(refetch.since)
+
     def in_force(self, endpoint: ListEndpoint) -> ListEndpoint:
         """Return the list, or the list by parent that replaces it if Stripe refuses it without one."""
         other = by_parent(endpoint) if endpoint.name in self.by_parent else None

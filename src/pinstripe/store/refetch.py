@@ -93,7 +93,8 @@ ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO U
   parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
   priority = least(p.priority, EXCLUDED.priority),
   request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp(),
-  next_try_at = NULL, code = nullif(p.code, 'recheck')
+  next_try_at = NULL,
+  code = CASE WHEN p.code NOT IN ('recheck', 'unseen') THEN p.code END
 """
 
 _TROUBLED = """
@@ -109,9 +110,9 @@ WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) =
 # `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
-  SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag
-  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[], $7::smallint[])
-    AS u (kind, tab, id, started, lag, priority)
+  SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag, u.again
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[], $7::smallint[],
+    $8::text[]) AS u (kind, tab, id, started, lag, priority, again)
   JOIN pinstripe.pending p
     ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
     AND left(p.id, 500) = left(u.id, 500) AND p.priority >= u.priority
@@ -119,7 +120,7 @@ WITH done AS MATERIALIZED (
 ), stays AS (
   UPDATE pinstripe.pending p SET
     open_since = greatest(p.open_since, least(p.asked_at, d.started - d.lag)),
-    code = CASE WHEN p.asked_at <= d.started THEN 'recheck' ELSE p.code END,
+    code = CASE WHEN p.asked_at <= d.started THEN d.again ELSE p.code END,
     next_try_at = CASE WHEN p.asked_at <= d.started THEN clock_timestamp() + d.lag ELSE p.next_try_at END
   FROM done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
@@ -151,13 +152,15 @@ class RefetchDone:
     `started`: a moment before the request, on Postgres's clock. `lag_s`: how far the response may be behind
     what queued the refetch; 0 if its content proves that it is not. `proves`: whether this object does so,
     None for a 404. `again_s`: in so many seconds it is to be made once more, because it was queued less
-    than `lag_s` before; None if it is not. `is_noted`: the commit is done.
+    than `lag_s` before; None if it is not. `is_told`: the row holds the event that queued it, so that only
+    what Stripe shows on request may be behind. `is_noted`: the commit is done.
     """
 
     refetch: Refetch
     started: datetime
     lag_s: float = 0.0
     proves: Callable[[StripeObject | None], bool] = lambda _: False
+    is_told: bool = False
     again_s: float | None = None
     is_noted: bool = False
 
@@ -335,6 +338,7 @@ async def complete_refetches(
         [a.started for a in ordered],
         [a.lag_s for a in ordered],
         [int(a.refetch.work_class) for a in ordered],
+        [UNSEEN if a.is_told else RECHECK for a in ordered],
     )
     pauses = {(row[0], row[1], row[2]): row[3] for row in again}
     for answer in ordered:
@@ -346,6 +350,9 @@ PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")
 RECHECK = "recheck"
 """The code of a refetch that was answered, and is made once more: a replica may have been behind."""
 
+UNSEEN = "unseen"
+"""The same, where the row holds the event: only what events leave out may be behind. No wait counts it."""
+
 _PENDING_ATTEMPTS = 3
 """A refetch that failed as often may fail for long. `status` shows it; a wait does not include it."""
 
@@ -353,7 +360,7 @@ _PENDING = f"""
 SELECT clock_timestamp() AS now, p.kind, p."table", count(p.id), min(p.open_since),
   p.code IS NOT DISTINCT FROM '{RECHECK}' AS again
 FROM (SELECT 1) AS one LEFT JOIN pinstripe.pending AS p
-  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS}
+  ON p.schema = $1 AND p.attempts < {_PENDING_ATTEMPTS} AND p.code IS DISTINCT FROM '{UNSEEN}'
 GROUP BY p.kind, p."table", again
 """
 
@@ -432,7 +439,7 @@ async def load_open_since(
     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     found = await connection.fetch(
         'SELECT "table", id, open_since FROM pinstripe.pending WHERE schema = $1'
-        " AND kind = 'fetch' AND (\"table\", id, left(id, 500)) IN"
+        f" AND kind = 'fetch' AND code IS DISTINCT FROM '{UNSEEN}' AND (\"table\", id, left(id, 500)) IN"
         " (SELECT tab, key, left(key, 500) FROM unnest($2::text[], $3::text[]) AS u (tab, key))",
         schema,
         [table for table, _ in rows],

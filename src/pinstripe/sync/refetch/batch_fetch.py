@@ -201,8 +201,10 @@ async def _put(
 
 
 def _done(source: Source, batch: BatchFetch, refetch: Refetch) -> RefetchDone:
-    is_sure = source.is_sure(refetch, is_told=batch.told[refetch.id] >= refetch.told_from)
-    return RefetchDone(refetch, batch.at, 0.0 if is_sure else source.replica_lag.total_seconds())
+    is_told = source.is_sure(refetch, is_told=batch.told[refetch.id] >= refetch.told_from)
+    is_sure = is_told and not source.leaves_out(refetch)
+    lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
+    return RefetchDone(refetch, batch.at, lag_s, is_told=is_told)
 
 
 @cache

@@ -373,8 +373,10 @@ class RefetchWorker:
         )
         is_sure = refetch.kind in self._upcoming or source.is_sure(refetch, is_told=is_told)
         lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
-        event = await self._event(refetch) if lag_s and is_row else None
         answer = RefetchDone(refetch, started, lag_s)
+        if refetch.kind == "fetch" and is_row and not lag_s and source.leaves_out(refetch):
+            answer.lag_s, answer.is_told = source.replica_lag.total_seconds(), True
+        event = await self._event(refetch) if answer.lag_s and is_row else None
         if event is not None and await self._is_alone(event):
             answer.proves = proof(event)
         if is_row and refetch.kind == "relate" and version and not await self._may_move(refetch):
@@ -387,7 +389,8 @@ class RefetchWorker:
             if refetch.kind == "relate":
                 return (version + source.replica_lag - started).total_seconds()
             # (One of our own version says it, but its order is unknown.)
-            if event is not None and event.event.api_version == source.mirror.api_version:
+            is_ours = event is not None and event.event.api_version == source.mirror.api_version
+            if lag_s and is_ours:
                 return lag_s
         try:
             if refetch.kind in self._upcoming:
