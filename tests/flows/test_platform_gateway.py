@@ -51,6 +51,12 @@ async def idle(database: str, tmp_path: Path) -> AsyncIterator[PlatformService]:
         running(PLATFORM) as sim,
         platform_service(sim, database, tmp_path, works=False) as service,
     ):
+        async with asyncio.timeout(60):
+            while True:  # Until the gateway has opened its tables.
+                answer = await service.http.get("/v1/customers", headers=service.headers())
+                if answer.headers["pinstripe-mirrored"] == "yes":
+                    break
+                await asyncio.sleep(0.05)
         yield service
 
 
