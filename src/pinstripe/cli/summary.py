@@ -323,12 +323,12 @@ class Meter:
         self._samples: deque[_Sample] = deque()
 
     def line(self) -> str:
-        self._tables()
+        self._look()
         return self._overall()
 
     def lines(self) -> list[str]:
         """At most 25 lines."""
-        tables = self._tables()
+        tables = self._look()
         found = [self._overall()]
         mirror = self._service.source.mirror
         if mirror.trouble:
@@ -342,7 +342,7 @@ class Meter:
         found += _refused([t for t in tables if t.refused])
         return found
 
-    def _tables(self) -> list[TableTally]:
+    def _look(self) -> list[TableTally]:
         found = tally(self._service.backfill.works)
         now = self._clock()
         sample = _Sample(

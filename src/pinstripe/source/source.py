@@ -63,7 +63,7 @@ from pinstripe.store.confirmations import key_hash, of_keys
 from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
-from pinstripe.store.refetch import Refetch, RefetchDone, add_refetches, note_trouble
+from pinstripe.store.refetch import PREVIEW_KINDS, Refetch, RefetchDone, add_refetches, note_trouble
 
 UnreadableLists = dict[str, "UnreadableList"]
 """By the endpoint's name."""
@@ -215,19 +215,20 @@ class Source:
         margins = self.stripe.margins
         return self.now() - margins.clock_s - margins.replica_lag_s >= since + EVENT_S + 1.0
 
-    def is_sure(self, refetch: Refetch, *, is_told: bool) -> bool:
-        """Whether a response from now on settles the refetch. `is_told`: the row holds the event already.
+    def done(self, refetch: Refetch, started: datetime, *, is_told: bool) -> RefetchDone:
+        """What a response from now on proves of the refetch. `is_told`: the row holds the event already.
 
-        A conflict that an earlier process left names no second: nothing says that it is past.
+        A conflict that an earlier process left names no second: nothing says that it is past. That the row
+        holds the event says nothing of what only `expand[]` shows: no event has it.
         """
-        return refetch.kind == "relate" or (
-            refetch.since > 0 and (is_told or self.is_past(refetch.since))
+        is_past = self.is_past(refetch.since)
+        is_sure = refetch.kind in ("relate", *PREVIEW_KINDS) or (
+            refetch.since > 0 and (is_told or is_past)
         )
-
-    def leaves_out(self, refetch: Refetch) -> bool:
-        """Whether a response from now on may be behind in what no event has: what only `expand[]` shows."""
-        where = retrieve_endpoint(refetch.table)
-        return where is not None and bool(where.expand) and not self.is_past(refetch.since)
+        where = retrieve_endpoint(refetch.table) if refetch.table in self.wanted else None
+        hides = refetch.kind == "fetch" and not is_past and where is not None and where.expand
+        lag_s = 0.0 if is_sure and not hides else self.replica_lag.total_seconds()
+        return RefetchDone(refetch, started, lag_s, is_told=is_sure)
 
     def in_force(self, endpoint: ListEndpoint) -> ListEndpoint:
         """Return the list, or the list by parent that replaces it if Stripe refuses it without one."""

@@ -5,11 +5,10 @@
 New tables come in one transaction, new columns in one for each table: that takes a lock which readers wait
 for, for some milliseconds. The columns are then filled, page by page, from `_extra`, which keeps the
 fields that an older catalog did not know, and derived ones from the row; lists of tables that cannot be
-filled so are read again. A
-migration that is killed goes on at the next start (`pinstripe.filling`). Only the holder of the lease
-migrates, because a standby may run another version. Indexes are built after the first backfill, alone or
-beside writers. `drop_copy` takes the lease first and drops tables of the catalog only: views and tables of
-the user stay, and the schema with them.
+filled so are read again. A migration that is killed goes on at the next start (`pinstripe.filling`). Only
+the holder of the lease migrates, because a standby may run another version. Indexes are built after the
+first backfill, alone or beside writers. `drop_copy` takes the lease first and drops tables of the catalog
+only: views and tables of the user stay, and the schema with them.
 """
 
 from __future__ import annotations

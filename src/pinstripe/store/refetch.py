@@ -82,7 +82,16 @@ _CLASS_OF: Mapping[RefetchKind, WorkClass] = {
     "upcoming_subscription": WorkClass.PREVIEWS,
 }
 
-_ADD = """
+RECHECK = "recheck"
+"""The code of a refetch that was answered, and is made once more: a replica may have been behind."""
+
+UNSEEN = "unseen"
+"""The same, where the row holds the event: only what events leave out may be behind. No wait counts it."""
+
+ANSWERED = f"('{RECHECK}', '{UNSEEN}')"
+"""Both, as SQL."""
+
+_ADD = f"""
 INSERT INTO pinstripe.pending AS p
   (schema, kind, "table", id, parent, since, request_id, event_id, priority)
 SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nullif(u.request, ''),
@@ -94,7 +103,7 @@ ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO U
   priority = least(p.priority, EXCLUDED.priority),
   request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp(),
   next_try_at = NULL,
-  code = CASE WHEN p.code NOT IN ('recheck', 'unseen') THEN p.code END
+  code = CASE WHEN p.code NOT IN {ANSWERED} THEN p.code END
 """
 
 _TROUBLED = """
@@ -346,12 +355,6 @@ async def complete_refetches(
 
 
 PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")
-
-RECHECK = "recheck"
-"""The code of a refetch that was answered, and is made once more: a replica may have been behind."""
-
-UNSEEN = "unseen"
-"""The same, where the row holds the event: only what events leave out may be behind. No wait counts it."""
 
 _PENDING_ATTEMPTS = 3
 """A refetch that failed as often may fail for long. `status` shows it; a wait does not include it."""

@@ -35,7 +35,7 @@ from pinstripe.store.cursors import (
 from pinstripe.store.daily_counts import Clocks, ReadUse, load_clocks, load_read_use
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated, work_for
-from pinstripe.store.refetch import RECHECK, UNSEEN, class_name, count_by_class
+from pinstripe.store.refetch import ANSWERED, class_name, count_by_class
 from pinstripe.store.rewrite import existing_tables
 from pinstripe.store.session import account_of
 from pinstripe.store.syncs import Sync, alone, load_syncs
@@ -175,7 +175,7 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far Stripe's clocks were apart, and how often a read was stale."""
 
 
-_IS_OWED = f"code NOT IN ('quarantined', '{RECHECK}', '{UNSEEN}')"
+_IS_OWED = f"code <> 'quarantined' AND code NOT IN {ANSWERED}"
 """Whether a row of `pinstripe.pending` that has a code stands for a request that failed."""
 
 _OWED = f"""

@@ -24,7 +24,7 @@ from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Refetch, RefetchDone
+from pinstripe.store.refetch import Refetch
 
 LEAST = 2
 """Wanted objects that make one page worthwhile: it is one request instead of two."""
@@ -195,16 +195,12 @@ async def _put(
         as_of = as_of_response(response, cause, started=batch.at)
         await source.follow_all(found, priority=refetch_of[key].work_class, as_of=as_of)
         parts.append((found, as_of))
-    completed = [_done(source, batch, refetch_of[key]) for key in objects]
+    completed = [
+        source.done(one, batch.at, is_told=batch.told[one.id] >= one.told_from)
+        for one in map(refetch_of.__getitem__, objects)
+    ]
     await source.mirror.write(parts, completed=completed)
     return {answer.refetch.id: answer.again_s for answer in completed}
-
-
-def _done(source: Source, batch: BatchFetch, refetch: Refetch) -> RefetchDone:
-    is_told = source.is_sure(refetch, is_told=batch.told[refetch.id] >= refetch.told_from)
-    is_sure = is_told and not source.leaves_out(refetch)
-    lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
-    return RefetchDone(refetch, batch.at, lag_s, is_told=is_told)
 
 
 @cache

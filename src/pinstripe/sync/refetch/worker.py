@@ -371,11 +371,7 @@ class RefetchWorker:
         started, version, is_told = await source.row_state(
             refetch.table if is_row else "", refetch.id, since=refetch.told_from
         )
-        is_sure = refetch.kind in self._upcoming or source.is_sure(refetch, is_told=is_told)
-        lag_s = 0.0 if is_sure else source.replica_lag.total_seconds()
-        answer = RefetchDone(refetch, started, lag_s)
-        if refetch.kind == "fetch" and is_row and not lag_s and source.leaves_out(refetch):
-            answer.lag_s, answer.is_told = source.replica_lag.total_seconds(), True
+        answer = source.done(refetch, started, is_told=is_told)
         event = await self._event(refetch) if answer.lag_s and is_row else None
         if event is not None and await self._is_alone(event):
             answer.proves = proof(event)
@@ -390,8 +386,8 @@ class RefetchWorker:
                 return (version + source.replica_lag - started).total_seconds()
             # (One of our own version says it, but its order is unknown.)
             is_ours = event is not None and event.event.api_version == source.mirror.api_version
-            if lag_s and is_ours:
-                return lag_s
+            if is_ours and not answer.is_told:
+                return answer.lag_s
         try:
             if refetch.kind in self._upcoming:
                 await self._upcoming[refetch.kind](refetch.id)
