@@ -96,6 +96,27 @@ async def test_a_row_in_doubt_waits_behind_nothing_of_a_lower_class(
             assert status.to_ask == 1000
 
 
+@pytest.mark.parametrize("work", [WorkClass.RELATED, WorkClass.CONTESTED])
+async def test_what_another_process_queues_during_its_request_is_not_forgotten(
+    sim: Running, database: str, work: WorkClass
+) -> None:
+    """More urgently, or just once more. The notice of it comes before the response does."""
+    await make_schema(database)
+    async with open_account(sim.url, sim.key, database) as copy, connect(database) as pg:
+        key = str(sim.control.truth("customer")[0]["id"])
+        fetch = Refetch("fetch", "customer", key, since=time.time() - 60, work=work)
+        await add_refetches(pg, "stripe", [fetch])
+        sim.account.faults.add(Fault("drip", path=f"/v1/customers/{key}", count=1, seconds=1.0))
+        refetches = RefetchWorker(copy.source)
+        async with running_beside(refetches.run()):
+            await until(lambda: sim.account.faults.dealt.get("drip") == 1)
+            await add_refetches(pg, "stripe", [replace(fetch, work=WorkClass.CONTESTED)])
+            refetches.poll_now()
+            async with asyncio.timeout(20):  # The table is read every minute without a notice.
+                while await pg.fetchval("SELECT count(*) FROM pinstripe.pending"):
+                    await asyncio.sleep(0.05)
+
+
 async def test_newest_pages_keep_their_pace_while_a_list_is_read_to_its_end(
     sim: Running, database: str
 ) -> None:

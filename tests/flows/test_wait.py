@@ -206,7 +206,8 @@ async def test_late_events_are_waited_for_where_the_settling_time_covers_them(
         for n in range(1, 6):
             await renamed(here.stripe, key, str(n))
             sim.control.burst(10)
-            assert (await here.wait("settle=0.7")).status_code == 200
+            answer = await here.wait("settle=0.7")
+            assert answer.status_code == 200, answer.text
             row = await here.account.row("customer", key)
             assert row is not None
             assert row["name"] == str(n)

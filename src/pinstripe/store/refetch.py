@@ -115,16 +115,17 @@ WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) =
 # A refetch that was queued again since `started` stays. One that was queued less than `lag` before is made
 # once more, `lag` later: no replica can be behind what queued it then, nor behind what this response has
 # shown. What was queued until `lag` before is answered; of the rest it is open since then. A row in doubt
-# is not settled by a response that was requested for a lesser reason. Rows are locked in the order of
-# `_ADD`, so two writers never deadlock.
+# is not settled by a response that was requested for a lesser reason. Returned is what stays. Rows are
+# locked in the order of `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
-  SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag, u.again
+  SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag, u.again,
+    p.priority < u.priority AS is_lesser
   FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[], $7::smallint[],
     $8::text[]) AS u (kind, tab, id, started, lag, priority, again)
   JOIN pinstripe.pending p
     ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
-    AND left(p.id, 500) = left(u.id, 500) AND p.priority >= u.priority
+    AND left(p.id, 500) = left(u.id, 500)
   ORDER BY p.kind, p."table", p.id FOR UPDATE OF p
 ), stays AS (
   UPDATE pinstripe.pending p SET
@@ -133,15 +134,16 @@ WITH done AS MATERIALIZED (
     next_try_at = CASE WHEN p.asked_at <= d.started THEN clock_timestamp() + d.lag ELSE p.next_try_at END
   FROM done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
-    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at + d.lag > d.started
+    AND left(p.id, 500) = left(d.id, 500) AND NOT d.is_lesser AND p.asked_at + d.lag > d.started
   RETURNING p.kind, p."table", p.id, p.asked_at <= d.started AS again,
     extract(epoch FROM d.lag)::float8 AS pause
 ), gone AS (
   DELETE FROM pinstripe.pending p USING done d
   WHERE p.schema = $1 AND p.kind = d.kind AND p."table" = d."table" AND p.id = d.id
-    AND left(p.id, 500) = left(d.id, 500) AND p.asked_at + d.lag <= d.started
+    AND left(p.id, 500) = left(d.id, 500) AND NOT d.is_lesser AND p.asked_at + d.lag <= d.started
 )
-SELECT kind, "table", id, pause FROM stays WHERE again
+SELECT kind, "table", id, CASE WHEN s.again THEN s.pause END
+FROM done d LEFT JOIN stays s USING (kind, "table", id) WHERE d.is_lesser OR s.again IS NOT NULL
 """
 
 # Rows in doubt because of the response to a refetch: whoever waits for the refetch waits for them.
@@ -161,8 +163,9 @@ class RefetchDone:
     `started`: a moment before the request, on Postgres's clock. `lag_s`: how far the response may be behind
     what queued the refetch; 0 if its content proves that it is not. `proves`: whether this object does so,
     None for a 404. `again_s`: in so many seconds it is to be made once more, because it was queued less
-    than `lag_s` before; None if it is not. `is_told`: the row holds the event that queued it, so that only
-    what Stripe shows on request may be behind. `is_noted`: the commit is done.
+    than `lag_s` before; None if it is not. `is_left`: it was queued again meanwhile, or more urgently, and
+    stays. `is_told`: the row holds the event that queued it, so that only what Stripe shows on request may
+    be behind. `is_noted`: the commit is done.
     """
 
     refetch: Refetch
@@ -171,6 +174,7 @@ class RefetchDone:
     proves: Callable[[StripeObject | None], bool] = lambda _: False
     is_told: bool = False
     again_s: float | None = None
+    is_left: bool = False
     is_noted: bool = False
 
 
@@ -338,7 +342,7 @@ async def complete_refetches(
             [r.id for r in caused],
             [r.event_id for r in caused],
         )
-    again = await connection.fetch(
+    staying = await connection.fetch(
         _DONE,
         schema,
         [a.refetch.kind for a in ordered],
@@ -349,9 +353,10 @@ async def complete_refetches(
         [int(a.refetch.work_class) for a in ordered],
         [UNSEEN if a.is_told else RECHECK for a in ordered],
     )
-    pauses = {(row[0], row[1], row[2]): row[3] for row in again}
+    pauses = {(row[0], row[1], row[2]): row[3] for row in staying}
     for answer in ordered:
         answer.again_s = pauses.get(answer.refetch.key)
+        answer.is_left = answer.refetch.key in pauses and answer.again_s is None
 
 
 PREVIEW_KINDS = ("upcoming_customer", "upcoming_subscription")

@@ -24,7 +24,7 @@ from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import Source
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Refetch
+from pinstripe.store.refetch import Refetch, RefetchDone
 
 LEAST = 2
 """Wanted objects that make one page worthwhile: it is one request instead of two."""
@@ -156,9 +156,8 @@ def _window(wanted: Sequence[int], mine: int, near: _Near, pages: int) -> tuple[
 
 async def fetch_batch(
     source: Source, batch: BatchFetch, refetches: Sequence[Refetch]
-) -> Mapping[str, float | None]:
-    """Mirror the pages and complete the refetches that they answer; return the ids that they showed, each
-    with the seconds after which it is to be fetched once more (`RefetchDone.again_s`).
+) -> Mapping[str, RefetchDone]:
+    """Mirror the pages and complete the refetches that they answer; return these by id.
 
     `refetches`: those of the objects in the batch. Raises what `StripeClient.get` and the mirror raise.
     """
@@ -166,7 +165,7 @@ async def fetch_batch(
     window = [("created[gte]", str(batch.first)), ("created[lte]", str(batch.last))]
     refetch_of = {refetch.id: refetch for refetch in refetches}
     priority = min(refetch.work_class for refetch in refetches)
-    shown: dict[str, float | None] = {}
+    shown: dict[str, RefetchDone] = {}
     pages = 0
     request = list_of(source.stripe, endpoint, endpoint.path, window, priority=priority)
     async for page in iter_pages(request):
@@ -187,7 +186,7 @@ async def _put(
     objects: Mapping[str, StripeObject],
     response: Response,
     refetch_of: Mapping[str, Refetch],
-) -> dict[str, float | None]:
+) -> dict[str, RefetchDone]:
     parts: list[Part] = []
     for key, obj in objects.items():
         found, cause = RowSet(), refetch_of[key].cause
@@ -200,7 +199,7 @@ async def _put(
         for one in map(refetch_of.__getitem__, objects)
     ]
     await source.mirror.write(parts, completed=completed)
-    return {answer.refetch.id: answer.again_s for answer in completed}
+    return {answer.refetch.id: answer for answer in completed}
 
 
 @cache

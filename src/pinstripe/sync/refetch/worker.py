@@ -294,7 +294,7 @@ class RefetchWorker:
         if len(waiting) + 1 < LEAST or refetch.table not in self._source.wanted:
             return False, None
         others: list[Refetch] = []
-        shown: Mapping[str, float | None] = {}
+        shown: Mapping[str, RefetchDone] = {}
         try:
             with self._queue.holding(refetch.table, refetch.work_class):
                 batch = await find_batch(self._source, refetch, waiting)
@@ -311,30 +311,32 @@ class RefetchWorker:
         finally:
             self._alone.update(other.key for other in others if other.id not in shown)
             for other in others:
-                is_shown = other.id in shown
-                self._end(other, self._once_more(other, shown[other.id]) if is_shown else 0.0)
+                self._end(other, self._once_more(shown[other.id]) if other.id in shown else 0.0)
         if refetch.id not in shown:
             return False, None
-        return True, self._once_more(refetch, shown[refetch.id])
+        return True, self._once_more(shown[refetch.id])
 
     async def _do(self, refetch: Refetch) -> float | None:
         """Make the request; return the seconds until the next try, None if it is done."""
         try:
-            pause_s = await self._answer(refetch)
+            answer = await self._answer(refetch)
         except LostLease:
             raise
         except PinstripeError as error:
             return await self._troubled(refetch, error)
-        return self._once_more(refetch, pause_s)
+        return self._once_more(answer)
 
-    def _once_more(self, refetch: Refetch, pause_s: float | None) -> float | None:
+    def _once_more(self, answer: RefetchDone) -> float | None:
         """Note whether a refetch that was answered is to be made once more; return the pause."""
-        if pause_s is None:
-            self._again.discard(refetch.key)
-            self._put_off.discard(refetch.key)
+        key = answer.refetch.key
+        if answer.is_left:
+            self.poll_now()  # Another process, or a row in doubt, queued it: only the table has that.
+        if answer.again_s is None:
+            self._again.discard(key)
+            self._put_off.discard(key)
             return None
-        self._again.add(refetch.key)
-        return pause_s + _LATER_S
+        self._again.add(key)
+        return answer.again_s + _LATER_S
 
     async def _troubled(self, refetch: Refetch, error: PinstripeError) -> float:
         """It stays pending: save the reason, and return the pause until the next try."""
@@ -361,11 +363,8 @@ class RefetchWorker:
             _log.debug("todo.untold", error=untold.message)  # Postgres itself is unreachable.
         return pause_s
 
-    async def _answer(self, refetch: Refetch) -> float | None:
-        """Make the request and complete the refetch. Raises errors that are no answer.
-
-        Returns after how many seconds it is to be made once more; None if it is done.
-        """
+    async def _answer(self, refetch: Refetch) -> RefetchDone:
+        """Make the request and complete the refetch. Raises errors that are no answer."""
         source = self._source
         is_row = refetch.kind in ("fetch", "relate") and refetch.table in source.wanted
         started, version, is_told = await source.row_state(
@@ -377,17 +376,19 @@ class RefetchWorker:
             answer.proves = proof(event)
         if is_row and refetch.kind == "relate" and version and not await self._may_move(refetch):
             await complete(source, answer)
-            return None
+            return answer
         if version and version + source.replica_lag > started and refetch.key not in self._put_off:
             self._put_off.add(refetch.key)
             # A replica that is behind would contradict what was written a moment ago. (A hint is followed
             # at once: nothing else says what the object is now.)
             if refetch.kind == "relate":
-                return (version + source.replica_lag - started).total_seconds()
+                answer.again_s = (version + source.replica_lag - started).total_seconds()
+                return answer
             # (One of our own version says it, but its order is unknown.)
             is_ours = event is not None and event.event.api_version == source.mirror.api_version
             if is_ours and not answer.is_told:
-                return answer.lag_s
+                answer.again_s = answer.lag_s
+                return answer
         try:
             if refetch.kind in self._upcoming:
                 await self._upcoming[refetch.kind](refetch.id)
@@ -404,7 +405,7 @@ class RefetchWorker:
             if isinstance(error, NotFound) and not source.is_past(refetch.since):
                 answer.lag_s = source.replica_lag.total_seconds()
         await complete(source, answer)
-        return answer.again_s
+        return answer
 
     async def _refused_for(self, refetch: Refetch, error: PinstripeError) -> None:
         """Stripe refuses it, and would again. A deleted object is no refusal; others are logged once a
