@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
@@ -104,6 +105,7 @@ class EventPoller:
         self._applier = EventApplier(source, more)
         self._applied = AppliedEvents()
         self._reader = EventLogReader(source, self._applied)
+        self._began_at = since
         self._lookback = LookbackWindows(since)
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -122,9 +124,10 @@ class EventPoller:
 
     async def run(self) -> None:
         """Catch up, then follow until cancelled. Raises FellBehind after too long an outage."""
-        await self._begin()
+        await self._insist(self._begin)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
+            group.create_task(self._insist(partial(self._read_downtime, self._began_at)))
             group.create_task(
                 self._read_lookbacks(self._intervals.near_window_s, self._intervals.near_every_s)
             )
@@ -209,20 +212,33 @@ class EventPoller:
         except PinstripeError:
             _log.debug("live.untold")  # Postgres itself is unreachable.
 
-    async def _begin(self) -> None:
-        """Read everything since the position; a complete lookback."""
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Try again and again, until it succeeds."""
         while True:
-            since = self.stats.as_of - self._intervals.window_s
             try:
-                await self._load_applied(since)
-                began = self._source.now()
-                await self.catch_up(self._intervals.window_s)
-                self._lookback = LookbackWindows(began)
+                await work()
+            except FellBehind:
+                raise
             except PinstripeError as error:
                 await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
             else:
                 return
+
+    async def _begin(self) -> None:
+        """Read everything since the position: what is older was applied, unless it came late."""
+        await self._load_applied(self.stats.as_of - self._intervals.window_s)
+        await self._read_slices()
+        self._began_at = self.stats.as_of
+        self._lookback = LookbackWindows(self._began_at)
+        await self.read_lookback(self._began_at - MARGIN_S)
+        self._applied.anchor_all()
+
+    async def _read_downtime(self, since: float) -> None:
+        """Read what came late while no process ran, beside the polls: on a busy account it is long."""
+        began = self._source.now()
+        await self.read_lookback(since - self._intervals.window_s, priority=LIVE)
+        self._lookback.note(began, float("inf"))
 
     async def _load_applied(self, since: float) -> None:
         async with self._source.pool.acquire() as connection:

@@ -181,7 +181,7 @@ class AppliedEvents:
         """Those that the list showed behind applied ones, until they are applied themselves."""
 
     def load(self, created: Mapping[str, int]) -> None:
-        """Load what an earlier run applied. All of it is unanchored: how that run ended is not known."""
+        """Load what an earlier run applied. All of it is unanchored: that run may have been killed."""
         self._created = dict(created)
         self._unanchored = set(created)
 
@@ -241,6 +241,10 @@ class AppliedEvents:
     def anchor(self, keys: Collection[str]) -> None:
         """The read of these has come to its end: nothing below them is missing."""
         self._unanchored.difference_update(keys)
+
+    def anchor_all(self) -> None:
+        """Nothing is missing below any of these but what came late."""
+        self._unanchored.clear()
 
     def forget(self, before: float) -> None:
         """Drop what was created before, unless it was at the top of the log lately."""
