@@ -20,7 +20,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.client.response import AsOf
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.gateway.wait.waiter import SyncRequester
 from pinstripe.mirror.mirror import Mirror, open_mirror
 from pinstripe.rows.extract import RowSet
 from pinstripe.store import migrate as migration

@@ -38,8 +38,7 @@ from pinstripe.gateway.proxy.proxy import open_proxy
 from pinstripe.gateway.proxy.request import hosts_at
 from pinstripe.gateway.syncs import SyncControl, Syncs
 from pinstripe.gateway.wait.endpoint import WaitEndpoint
-from pinstripe.gateway.wait.sync_requester import SyncRequester
-from pinstripe.gateway.wait.waiter import Waiter
+from pinstripe.gateway.wait.waiter import SyncRequester, Waiter
 from pinstripe.gateway.webhooks import Webhooks
 from pinstripe.service import Database, open_database
 from pinstripe.serving import supervisor as processes
