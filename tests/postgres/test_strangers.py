@@ -37,7 +37,7 @@ from pinstripe.store.leases import Lease
 from pinstripe.store.migrate import create_indexes_beside, ensure_bookkeeping, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.store.roles import create_reader
-from pinstripe.sync.events.request_listener import SyncRequestListener
+from pinstripe.sync.events.poller import SyncRequestListener
 
 CHANNELS = (REQUESTS, ACKS, "pinstripe", "pinstripe_change", "pinstripe_lease")
 FORGED = (
