@@ -50,7 +50,7 @@ async def complete(source: Source, answer: RefetchDone) -> None:
 async def resolve(source: Source, row: Conflict) -> bool:
     """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
     if row.parent_table:
-        answer = RefetchDone(refetch_for(row), await source.database_time())
+        answer = RefetchDone(refetch_for(row), await source.pool.time())
         await _read_set(source, row, answer)
         await complete(source, answer)
         return True

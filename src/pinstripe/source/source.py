@@ -244,12 +244,6 @@ class Source:
         """`_synced_at` of a row, None if there is none."""
         return (await self.row_version(table, key)).version
 
-    async def database_time(self) -> datetime:
-        """Postgres's clock."""
-        async with self.pool.acquire() as connection:
-            found: datetime = await connection.fetchval("SELECT clock_timestamp()")
-        return found
-
     async def row_version(self, table: str, key: str) -> VersionAt:
         """The version of a row before Stripe is asked, and Postgres's clock."""
         return await self._row_versions.read(table, key)
@@ -262,7 +256,7 @@ class Source:
         """
         known = self.wanted.get(table)
         if known is None:
-            return await self.database_time(), None, False
+            return await self.pool.time(), None, False
         async with self.pool.acquire() as connection:
             row = await connection.fetchrow(
                 "SELECT clock_timestamp(), _synced_at, _as_of >= to_timestamp($2)"
@@ -291,7 +285,7 @@ class Source:
         """The moment on Postgres's clock such that the response to a request from now on shows whatever
         was written until then.
         """
-        return await self.database_time() - self.replica_lag
+        return await self.pool.time() - self.replica_lag
 
     @property
     def replica_lag(self) -> timedelta:

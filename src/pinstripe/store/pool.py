@@ -16,6 +16,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import TypeAlias, cast
 
@@ -120,6 +121,12 @@ class Pool:
                 await _roll_back(connection, transaction)
                 raise
             await transaction.commit()
+
+    async def time(self) -> datetime:
+        """Postgres's clock."""
+        async with self.acquire() as connection:
+            found: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        return found
 
     def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of the pool for a long block, such as one that listens. See `connect`."""

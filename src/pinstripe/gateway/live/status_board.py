@@ -21,8 +21,7 @@ import structlog
 
 from pinstripe.concurrency import Coalescer, wait_for
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.live.reads import Reads
-from pinstripe.gateway.syncs import StoredSync, SyncControl
+from pinstripe.gateway.syncs import Reads, StoredSync, SyncControl
 from pinstripe.store.daily_counts import Clocks
 from pinstripe.store.heartbeats import STALE_S, WorkerHeartbeat, load_heartbeats
 from pinstripe.store.status import SyncSummary, load_summaries

@@ -60,9 +60,9 @@ from pinstripe.gateway.proxy.objects import (
     unpack,
 )
 from pinstripe.gateway.proxy.request import MIRRORED, Target
-from pinstripe.gateway.proxy.response_cache import PatientVersions, ResponseCache
+from pinstripe.gateway.proxy.response_cache import ResponseCache
 from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
-from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.syncs import OpenSync, PatientVersions, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.extract import Row, RowKey, RowSet
@@ -608,7 +608,7 @@ async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[R
     if where is None or (where.parent_parameter and not parent):
         return set()
     source = sync.source
-    started = await source.database_time()
+    started = await source.pool.time()
     try:
         response = await source.get_object(where, key, parent, LIVE)
     except NotFound:

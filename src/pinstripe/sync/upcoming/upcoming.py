@@ -235,7 +235,7 @@ class Upcoming:
 
     async def _replace_in_turn(self, row: UpcomingRow, request: _Request) -> Preview | None:
         for _ in range(_TRIES):
-            before = await self.source.database_time()
+            before = await self.source.pool.time()
             preview = await request()
             if await self.write(row, preview, before):
                 return preview

@@ -326,7 +326,7 @@ class Repairs:
         """Flag or delete the row of an object that Stripe does not have."""
         table, path = self._source.wanted[found.table], path_to(found)
         if table.deletable:
-            started = await self._source.database_time()
+            started = await self._source.pool.time()
             await mark_deleted(self._source, found.table, found.key, started=started)
             return
         by_id = path is None or path.key == found.key

@@ -89,7 +89,7 @@ class Verify:
 
     async def run(self) -> Report:
         """Return when everything is compared, and repaired if the options say so; saves the certificate."""
-        started_at = await self._source.database_time()
+        started_at = await self._source.pool.time()
         self.phase = "lists"
         await self._read_lists(self._looking, found=self.lists)
         listed = await self._comparer.shown()
