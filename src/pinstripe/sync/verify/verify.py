@@ -31,8 +31,14 @@ from pinstripe.store.leases import is_followed
 from pinstripe.store.verifications import Certificate, digest, save_certificate
 from pinstripe.sync.events.reader import EVENTS, LATE_S, RETENTION_S
 from pinstripe.sync.verify.compare import Comparer, Difference, Report, TableReport
-from pinstripe.sync.verify.recheck import Rechecker, RecheckResult, Repairs, cheaper_by_list
-from pinstripe.sync.verify.reread import ListRun, read_lists
+from pinstripe.sync.verify.recheck import (
+    ListRun,
+    Rechecker,
+    RecheckResult,
+    Repairs,
+    cheaper_by_list,
+    read_lists,
+)
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
