@@ -36,9 +36,8 @@ from pinstripe.store.cursors import (
     save_checkpoints,
 )
 from pinstripe.store.cursors import followed as followed_to
-from pinstripe.store.lost_tables import forget_streams, with_rows
 from pinstripe.store.pool import Pool
-from pinstripe.store.quarantine import reopen
+from pinstripe.store.quarantine import forget_streams, reopen, with_rows
 from pinstripe.sync.backfill.child_lists import (
     is_whole,
     open_list,
