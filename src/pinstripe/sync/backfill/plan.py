@@ -3,7 +3,7 @@
 A list that was interrupted resumes from its cursor. One that was read to its end is left alone if events
 report its changes. If they do not, `relist` reads it in a process that follows; a single run reads it
 again: only its young part, if its objects no longer change with age. Lists by parent are read where a row
-shows a sign (`catalog.signs`), or under all parents if the run is deep. If the event log no longer reaches
+shows a sign (`signs_of`), or under all parents if the run is deep. If the event log no longer reaches
 back to the last run, everything is listed again (a full resync).
 """
 
@@ -18,10 +18,10 @@ from pinstripe.catalog.endpoints import (
     ListEndpoint,
     can_be_fetched,
     list_endpoints,
+    signs_of,
     singleton_paths,
 )
 from pinstripe.catalog.relations import with_events
-from pinstripe.catalog.signs import signs_of
 from pinstripe.catalog.tables import table_name
 from pinstripe.source.source import BACKFILL, Source, closed_gaps
 from pinstripe.store.cursors import (
