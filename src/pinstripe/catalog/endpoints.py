@@ -347,6 +347,24 @@ def child_list(table: str, parent: str) -> ListEndpoint | None:
     return None
 
 
+@cache
+def _templates() -> list[tuple[re.Pattern[str], str]]:
+    paths = {o.path for o in spec().operations if o.method == "GET"}
+    return [(re.compile(re.sub(r"{\w+}", "[^/]+", path) + "$"), path) for path in sorted(paths)]
+
+
+def endpoint_of(path: str) -> str:
+    """The operation behind a path, by the rate limiter's name.
+
+    >>> endpoint_of("/v1/invoices/in_1/lines")
+    'GET /v1/invoices/{invoice}/lines'
+    """
+    for pattern, template in _templates():
+        if pattern.match(path):
+            return f"GET {template}"
+    return f"GET {path}"
+
+
 @dataclass(frozen=True, slots=True)
 class Sign:
     """Rows of `table` that meet the SQL condition `when` name, in `column`, parents to read first.

@@ -21,8 +21,8 @@ from pinstripe.catalog.endpoints import ListEndpoint, by_parent
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import MissingParent, NotEnabled, NotPermitted, PinstripeError
-from pinstripe.source.refusals import note_by_parent
-from pinstripe.source.source import Source, checkpoints
+from pinstripe.source.refusals import checkpoints, note_by_parent
+from pinstripe.source.source import Source
 from pinstripe.store.cursors import (
     FOLLOWED,
     LEFT_OUT,

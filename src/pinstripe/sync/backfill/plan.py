@@ -23,7 +23,8 @@ from pinstripe.catalog.endpoints import (
 )
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import table_name
-from pinstripe.source.source import BACKFILL, Source, closed_gaps
+from pinstripe.source.refusals import closed_gaps
+from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import (
     BESIDE,
     FOLLOWED,
