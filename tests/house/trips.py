@@ -29,7 +29,7 @@ from tests.house.tree import ROOT, SIMULATOR
 
 from pinstripe.catalog.tables import tables
 from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.gateway.wait.waiter import SyncRequester
 from pinstripe.service import open_service
 from pinstripe.store.pool import connect

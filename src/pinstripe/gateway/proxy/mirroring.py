@@ -59,9 +59,14 @@ from pinstripe.gateway.proxy.objects import (
     read_aside,
     unpack,
 )
-from pinstripe.gateway.proxy.request import MIRRORED, Target
 from pinstripe.gateway.proxy.response_cache import ResponseCache
-from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
+from pinstripe.gateway.proxy.upstream import (
+    MIRRORED,
+    Target,
+    Upstream,
+    UpstreamError,
+    UpstreamResponse,
+)
 from pinstripe.gateway.syncs import OpenSync, PatientVersions, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect

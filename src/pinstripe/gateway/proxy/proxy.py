@@ -52,7 +52,7 @@ from pinstripe.gateway.proxy.mirroring import (
     ResponseMirror,
 )
 from pinstripe.gateway.proxy.objects import is_preview, measured_response, places_of
-from pinstripe.gateway.proxy.request import (
+from pinstripe.gateway.proxy.upstream import (
     API,
     METHODS,
     BadTarget,
@@ -63,11 +63,13 @@ from pinstripe.gateway.proxy.request import (
     RequestRejected,
     Target,
     Upload,
+    Upstream,
+    UpstreamError,
+    UpstreamResponse,
     body_of,
     checked,
     target_of,
 )
-from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
 from pinstripe.gateway.syncs import OpenSync, PatientVersions, Syncs
 from pinstripe.store.cursors import load_as_of
 from pinstripe.store.daily_counts import Write, note_writes

@@ -20,7 +20,7 @@ from time import monotonic
 import structlog
 
 from pinstripe.client.response import AsOf
-from pinstripe.gateway.proxy.request import Target
+from pinstripe.gateway.proxy.upstream import Target
 from pinstripe.gateway.syncs import OpenSync, PatientVersions
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.extract import RowKey, RowSet
