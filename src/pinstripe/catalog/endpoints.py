@@ -14,7 +14,7 @@ parent out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -23,6 +23,9 @@ from pinstripe.catalog.relations import NOT_LISTS, parent_of, parent_parameter
 from pinstripe.catalog.tables import NOT_EXPANDED, PAYOUT_LINES, has_table, table_name, tables
 
 Param = tuple[str, str]
+
+PAGE = 100
+"""Objects of a page: the most that Stripe gives (https://docs.stripe.com/api/pagination)."""
 
 # Lists that hide rows unless a parameter requests them; each variant is one more pass over the endpoint.
 # Source: the API reference of each list.
@@ -345,6 +348,25 @@ def child_list(table: str, parent: str) -> ListEndpoint | None:
         if endpoint.parent == parent and table in endpoint.tables:
             return endpoint
     return None
+
+
+def list_request(
+    endpoint: ListEndpoint,
+    path: str,
+    params: Sequence[Param],
+    *,
+    after: str | None,
+    expand: Sequence[str],
+) -> tuple[str, list[Param]]:
+    """(path, parameters) of one page of a list, `after` the page before."""
+    if endpoint.version == 2 and after is not None:
+        return after, []  # A v2 list names its next page itself; `after` holds that address.
+    query: list[Param] = [("limit", str(PAGE))] if endpoint.takes_limit else []
+    query += params
+    if after is not None:
+        query.append(("starting_after", after))
+    query += [("expand[]", f"data.{item}") for item in expand]
+    return path, query
 
 
 @cache

@@ -42,16 +42,17 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.pagination import (
-    ListPage,
-    iter_pages,
-    list_at,
-    list_of,
-    read_object,
-    split_url,
-)
+from pinstripe.client.pagination import iter_pages, list_at, list_of, split_url
 from pinstripe.client.rate_limit import WorkClass
-from pinstripe.client.response import AsOf, Cause, Response, StripeObject, as_of_response
+from pinstripe.client.response import (
+    AsOf,
+    Cause,
+    ListPage,
+    Response,
+    StripeObject,
+    as_of_response,
+    read_object,
+)
 from pinstripe.concurrency import Coalescer, for_each
 from pinstripe.errors import (
     Drifted,

@@ -34,8 +34,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents as parent_types
 from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import read_object
-from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response
+from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
 from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.concurrency import backoff
 from pinstripe.errors import (

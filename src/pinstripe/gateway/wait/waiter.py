@@ -34,7 +34,7 @@ import structlog
 from pinstripe.catalog.endpoints import retrieve_endpoint
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import read_object
+from pinstripe.client.response import read_object
 from pinstripe.concurrency import Coalescer
 from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from pinstripe.client.pagination import PAGE
+from pinstripe.catalog.endpoints import PAGE
 from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import FellBehind, PinstripeError

@@ -16,9 +16,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from pinstripe.catalog.endpoints import Param
-from pinstripe.client.pagination import PAGE, PageIds, read_ids, read_list
-from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response
+from pinstripe.catalog.endpoints import PAGE, Param
+from pinstripe.client.response import (
+    AsOf,
+    PageIds,
+    Response,
+    StripeObject,
+    as_of_response,
+    read_ids,
+    read_list,
+)
 from pinstripe.concurrency import for_each
 from pinstripe.rows.event import created_of
 from pinstripe.source.source import FOLLOW, Source

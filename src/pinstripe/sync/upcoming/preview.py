@@ -19,8 +19,8 @@ from typing import Literal
 from pinstripe.catalog.endpoints import endpoint_of
 from pinstripe.catalog.tables import Table
 from pinstripe.client.client import Params
-from pinstripe.client.pagination import iter_pages, list_at, read_object, split_url
-from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response
+from pinstripe.client.pagination import iter_pages, list_at, split_url
+from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response, read_object
 from pinstripe.errors import (
     Drifted,
     LostLease,
