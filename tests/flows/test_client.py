@@ -19,8 +19,7 @@ from tests.flows.harness.nasty_server import Act, NastyServer
 
 from pinstripe.client import transport
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import iter_pages, list_at
+from pinstripe.client.client import StripeClient, iter_pages, list_at
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import ListPage
 from pinstripe.client.retry import Patience

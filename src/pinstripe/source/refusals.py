@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import split_url
+from pinstripe.client.client import StripeClient, split_url
 from pinstripe.client.retry import RefusedExpand
 from pinstripe.concurrency import for_each
 from pinstripe.errors import NotFound, PinstripeError, WrongKey

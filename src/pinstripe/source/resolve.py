@@ -24,8 +24,7 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import iter_pages, list_at
+from pinstripe.client.client import iter_pages, list_at, quote_id
 from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for

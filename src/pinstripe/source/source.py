@@ -41,8 +41,7 @@ from pinstripe.catalog.endpoints import (
 )
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_name, tables
-from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.pagination import iter_pages, list_at, list_of, split_url
+from pinstripe.client.client import StripeClient, iter_pages, list_at, list_of, quote_id, split_url
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import (
     AsOf,

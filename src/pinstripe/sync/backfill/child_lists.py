@@ -28,8 +28,7 @@ import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint, Sign, list_request, signs_of
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import iter_pages
+from pinstripe.client.client import iter_pages, quote_id
 from pinstripe.client.response import ListPage, read_list
 from pinstripe.concurrency import backoff
 from pinstripe.errors import (

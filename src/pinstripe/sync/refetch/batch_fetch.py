@@ -16,7 +16,7 @@ from functools import cache
 
 from pinstripe.catalog.endpoints import PAGE, ListEndpoint, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.tables import Table, table_name, tables
-from pinstripe.client.pagination import iter_pages, list_of
+from pinstripe.client.client import iter_pages, list_of
 from pinstripe.client.response import Response, StripeObject, as_of_response
 from pinstripe.mirror import Part
 from pinstripe.mirror.upsert import EVENT_S

@@ -18,8 +18,7 @@ from typing import Literal
 
 from pinstripe.catalog.endpoints import endpoint_of
 from pinstripe.catalog.tables import Table
-from pinstripe.client.client import Params
-from pinstripe.client.pagination import iter_pages, list_at, split_url
+from pinstripe.client.client import Params, iter_pages, list_at, split_url
 from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response, read_object
 from pinstripe.errors import (
     Drifted,

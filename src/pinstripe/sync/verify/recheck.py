@@ -40,8 +40,7 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import iter_pages, list_at
+from pinstripe.client.client import iter_pages, list_at, quote_id
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import as_of_response, read_object
 from pinstripe.concurrency import for_each
