@@ -231,11 +231,6 @@ class StripeClient:
         call = self._repeatable("DELETE", path, self._version, endpoint=endpoint, priority=priority)
         return await self._ask(call)
 
-    async def probe(self) -> dict[str, object]:
-        """Returns the account, `{"id": "acct_...", ...}`: a quick check of address and key."""
-        response = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
-        return msgspec.json.decode(response.body, type=dict[str, object])
-
     def _repeatable(
         self, method: Method, path: str, headers: dict[str, str], *, endpoint: str, priority: int
     ) -> _Call:

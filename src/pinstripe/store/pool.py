@@ -51,8 +51,6 @@ class ServerFacts:
 
     version: str
     writable: bool
-    superuser: bool
-    can_create_schema: bool
     database: str
 
 
@@ -245,8 +243,6 @@ async def check_server(connection: Connection) -> ServerFacts:
                    current_setting('server_encoding') AS encoding,
                    NOT pg_is_in_recovery()
                        AND current_setting('default_transaction_read_only') = 'off' AS writable,
-                   (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
-                   has_database_privilege(current_database(), 'CREATE') AS can_create_schema,
                    current_database()::text AS database
             """
         )
@@ -265,8 +261,6 @@ async def check_server(connection: Connection) -> ServerFacts:
     return ServerFacts(
         version=row["version"],
         writable=row["writable"],
-        superuser=row["superuser"],
-        can_create_schema=row["can_create_schema"],
         database=row["database"],
     )
 

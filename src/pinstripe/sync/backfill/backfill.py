@@ -247,7 +247,7 @@ class Backfill:
         refetches.add(await queue_missing(self._source, set(self._source.wanted) - unread, since))
         await refetches.work_off()
         if all(c.state != "failed" for c in ends):
-            await self._source.save([full_resync_done(since)])
+            await self._source.save([Checkpoint(_FULL_RESYNC, "done", as_of=since)])
 
     async def _read_tails(self, since: int) -> None:
         """If the event log cannot be read: list what was created while the lists were read."""
@@ -358,10 +358,6 @@ month at the latest (https://docs.stripe.com/payouts)."""
 
 _FULL_RESYNC = "anew"
 """The stream that records since when a full resync runs, until it is done."""
-
-
-def full_resync_done(since: float) -> Checkpoint:
-    return Checkpoint(_FULL_RESYNC, "done", as_of=since)
 
 
 @dataclass(frozen=True, slots=True)
