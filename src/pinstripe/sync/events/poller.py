@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
@@ -42,7 +43,13 @@ from pinstripe.store.events import (
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import add_refetches
 from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
-from pinstripe.sync.events.reader import REACH_S, AppliedEvents, EventLogReader
+from pinstripe.sync.events.reader import (
+    MARGIN_S,
+    REACH_S,
+    AppliedEvents,
+    EventLogReader,
+    LookbackWindows,
+)
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -117,6 +124,7 @@ class EventPoller:
         self._applier = EventApplier(source, more)
         self._applied = AppliedEvents()
         self._reader = EventLogReader(source, self._applied)
+        self._began_at = since
         self._lookback = LookbackWindows(since)
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -141,9 +149,10 @@ class EventPoller:
 
     async def run(self) -> None:
         """Catch up, then follow until cancelled. Raises FellBehind after too long an outage."""
-        await self._begin()
+        await self._insist(self._begin)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
+            group.create_task(self._insist(partial(self._read_downtime, self._began_at)))
             group.create_task(
                 self._read_lookbacks(self._intervals.near_window_s, self._intervals.near_every_s)
             )
@@ -228,20 +237,33 @@ class EventPoller:
         except PinstripeError:
             _log.debug("live.untold")  # Postgres itself is unreachable.
 
-    async def _begin(self) -> None:
-        """Read everything since the position; a complete lookback."""
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Try again and again, until it succeeds."""
         while True:
-            since = self.stats.as_of - self._intervals.window_s
             try:
-                await self._load_applied(since)
-                began = self._source.now()
-                await self.catch_up(self._intervals.window_s)
-                self._lookback = LookbackWindows(began)
+                await work()
+            except FellBehind:
+                raise
             except PinstripeError as error:
                 await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
             else:
                 return
+
+    async def _begin(self) -> None:
+        """Read everything since the position: what is older was applied, unless it came late."""
+        await self._load_applied(self.stats.as_of - self._intervals.window_s)
+        await self._read_slices()
+        self._began_at = self.stats.as_of
+        self._lookback = LookbackWindows(self._began_at)
+        await self.read_lookback(self._began_at - MARGIN_S)
+        self._applied.anchor_all()
+
+    async def _read_downtime(self, since: float) -> None:
+        """Read what came late while no process ran, beside the polls: on a busy account it is long."""
+        began = self._source.now()
+        await self.read_lookback(since - self._intervals.window_s, priority=LIVE)
+        self._lookback.note(began, float("inf"))
 
     async def _load_applied(self, since: float) -> None:
         async with self._source.pool.acquire() as connection:
@@ -434,44 +456,6 @@ class PollerStats:
         self.newest = max(self.newest, *seconds, 0)
         if ended:
             self._newest_read = self.newest
-
-
-MARGIN_S = 2.0
-"""`created` is cut to the second, and Stripe's clock is known to about one."""
-
-
-class LookbackWindows:
-    """When lookbacks began, on Stripe's clock, by the lateness (seconds) that they cover.
-
-    A read of everything since `began - late_s`, where `began` is when the last such read began, misses no
-    event that appears at most `late_s` after its creation. Reads for longer lateness count for shorter ones
-    too, so frequent ones read little.
-
-    >>> windows = LookbackWindows(1000.0)
-    >>> windows.since(300.0)
-    698.0
-    >>> windows.note(1060.0, 300.0)
-    >>> windows.note(1065.0, 30.0)
-    >>> windows.since(300.0), windows.since(0.5)
-    (758.0, 1062.5)
-    """
-
-    def __init__(self, began: float) -> None:
-        """Up to `began` everything has been read, however late."""
-        self._began = {float("inf"): began}
-
-    def since(self, late_s: float) -> float:
-        """Return where the next lookback for this lateness begins."""
-        began = max(when for late, when in self._began.items() if late >= late_s)
-        return began - late_s - MARGIN_S
-
-    def note(self, began: float, late_s: float) -> None:
-        """A read from `since(late_s)` or earlier to the end of the list, which began then."""
-        # An older read that covers less lateness is of no more use.
-        self._began = {
-            late: when for late, when in self._began.items() if late > late_s or when > began
-        }
-        self._began[late_s] = began
 
 
 _NET_S = 1.0
