@@ -152,7 +152,7 @@ class EventPoller:
         await self._insist(self._begin)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
-            group.create_task(self._insist(partial(self._read_downtime, self._began_at)))
+            await self._insist(partial(self._read_downtime, self._began_at))
             group.create_task(
                 self._read_lookbacks(self._intervals.near_window_s, self._intervals.near_every_s)
             )

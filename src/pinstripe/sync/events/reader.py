@@ -29,7 +29,7 @@ from pinstripe.client.response import (
 )
 from pinstripe.concurrency import for_each
 from pinstripe.rows.event import created_of
-from pinstripe.source.source import FOLLOW, Source
+from pinstripe.source.source import FOLLOW, LIVE, Source
 
 _MOST_EVENTS = 1000
 """Events in one commit: large pieces make a burst cheap, small ones keep the latency of live events low."""
@@ -82,7 +82,10 @@ class EventLogReader:
         return news
 
     async def window(self, since: float, *, priority: int, apply: Apply) -> str | None:
-        """Read everything since a second on Stripe's clock; return the id on top of the list."""
+        """Read everything since a second on Stripe's clock; return the id on top of the list.
+
+        Beside polls (`priority` LIVE) it is applied page by page: new events wait for no more than one.
+        """
         window = [("created[gte]", str(int(since)))]
         top: list[str | None] = []
 
@@ -90,7 +93,8 @@ class EventLogReader:
             top.extend(page.ids[:1])
             return False
 
-        await self._read(window, over, apply, priority=priority)
+        most = PAGE if priority == LIVE else _MOST_EVENTS
+        await self._read(window, over, apply, most=most, priority=priority)
         return top[0] if top else None
 
     async def slice(self, since: int, until: int, apply: Apply) -> None:
