@@ -170,3 +170,39 @@ async def test_after_a_restart_new_events_do_not_wait_for_the_windows_pages(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_events_from_before_a_first_copy_are_left_to_its_lists(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """But those that a replica may have been behind are applied, and one that shows up late."""
+    stripe.events.clear()
+    stripe.date_ahead_s = 0.0
+    now = int(time.time())
+
+    def tell(key: str, age_s: int) -> None:
+        stripe.event("product.updated", {**product(0), "id": key}, created=now - age_s)
+        stripe.events.sort(key=lambda e: -e["created"])  # type: ignore[index]
+
+    tell("prod_old", 60)
+    tell("prod_young", 0)  # This account's margins are 0.
+    copy.source.mirror.began_empty = True
+    poller, _ = copy.live(float(now))
+    copy.source.mirror.began_empty = False
+    task = asyncio.create_task(poller.run())
+    try:
+        async with asyncio.timeout(20):
+            while "prod_young" not in await states(pg):  # noqa: ASYNC110 (rows have no event)
+                await asyncio.sleep(0.02)
+            tell("prod_late", 40)
+            while "prod_late" not in await states(pg):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert "prod_old" not in await states(pg)
+    applied = "SELECT count(*) FROM pinstripe.applied_event"
+    assert await pg.fetchval(applied) == 2
+    await poller.note_listed()
+    assert await pg.fetchval(applied) == 3
+    assert not poller._listed

@@ -125,6 +125,9 @@ class EventPoller:
         self._applied = AppliedEvents()
         self._reader = EventLogReader(source, self._applied)
         self._began_at = since
+        self._is_first = source.mirror.began_empty
+        self._listed: list[tuple[str, int, str]] = []
+        """Events from before the first copy, (id, second, request), until its lists are read."""
         self._lookback = LookbackWindows(since)
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -152,7 +155,8 @@ class EventPoller:
         await self._insist(self._begin)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
-            await self._insist(partial(self._read_downtime, self._began_at))
+            if not self._is_first:
+                await self._insist(partial(self._read_downtime, self._began_at))
             group.create_task(
                 self._read_lookbacks(self._intervals.near_window_s, self._intervals.near_every_s)
             )
@@ -256,8 +260,30 @@ class EventPoller:
         await self._read_slices()
         self._began_at = self.stats.as_of
         self._lookback = LookbackWindows(self._began_at)
-        await self.read_lookback(self._began_at - MARGIN_S)
+        if self._is_first:
+            self._listed.clear()
+            since = self._began_at - self._intervals.window_s
+            await self._reader.window(since, priority=FOLLOW, apply=self._apply_unlisted)
+        else:
+            await self.read_lookback(self._began_at - MARGIN_S)
         self._applied.anchor_all()
+
+    async def _apply_unlisted(
+        self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
+    ) -> None:
+        """Like `apply`, but for what no list of the first copy can be behind: these have it."""
+        margins = self._source.stripe.margins
+        before = self._began_at - margins.clock_s - margins.replica_lag_s
+        old = [event for event in events if created_of(event) < before]
+        self._listed += [(str(e.get("id")), created_of(e), request_of(e)) for e in old]
+        self._applied.add({key: created for key, created, _ in self._listed}, unanchored=False)
+        await self.apply(events, listed_at, as_of=as_of)  # It leaves out what counts as applied.
+
+    async def note_listed(self) -> None:
+        """The lists of the first copy have been read: events from before it are applied with them."""
+        async with self._source.transaction() as connection:
+            await add_applied(connection, self._source.mirror.schema, self._listed)
+        self._listed.clear()
 
     async def _read_downtime(self, since: float) -> None:
         """Read what came late while no process ran, beside the polls: on a busy account it is long."""
