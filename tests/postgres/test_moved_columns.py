@@ -181,6 +181,12 @@ ITEM: StripeObject = {
     "current_period_start": 1_790_000_000,
     "current_period_end": 1_790_000_060,
 }
+OTHERS: list[StripeObject] = [
+    {"id": "in_2", "object": "invoice", "status": "open"},
+    {"id": "pi_2", "object": "payment_intent", "latest_charge": "ch_3"},
+    {**CHARGE, "id": "ch_2"},
+    {"id": "sub_2", "object": "subscription"},
+]
 LINKED = [PAYMENT, INVOICE, INTENT, CHARGE, DISPUTE, SUBSCRIPTION, ITEM]
 
 
@@ -268,6 +274,70 @@ async def test_what_the_object_says_itself_counts_more_than_rows_of_others(w: Wr
         assert (await w.row("charge", "ch_1"))["_synced_at"] == row["_synced_at"]
 
 
+REPOINTED: list[tuple[StripeObject, dict[str, object]]] = [
+    # (a row that decides, anew; what the columns of `links`, and those of the others, hold then)
+    ({**INTENT, "latest_charge": "ch_2"}, {"invoice.charge": "ch_2"}),
+    ({**INTENT, "latest_charge": None}, {"invoice.charge": None}),
+    (
+        {**PAYMENT, "invoice": "in_2"},
+        {
+            "invoice.payment_intent": None,
+            "invoice.charge": None,
+            "payment_intent.invoice": "in_2",
+            "charge.invoice": "in_2",
+            "other invoice": ("pi_1", "ch_1"),
+            "other charge": "in_2",
+        },
+    ),
+    (
+        {**PAYMENT, "payment": {"type": "payment_intent", "payment_intent": "pi_2"}},
+        {
+            "invoice.payment_intent": "pi_2",
+            "invoice.charge": "ch_3",
+            "payment_intent.invoice": None,
+            "charge.invoice": None,
+            "other charge": None,
+        },
+    ),
+    (
+        {**PAYMENT, "invoice": "in_2", "payment": {"type": "charge", "charge": "ch_2"}},
+        {
+            "invoice.payment_intent": None,
+            "invoice.charge": None,
+            "payment_intent.invoice": None,
+            "charge.invoice": None,
+            "other invoice": (None, "ch_2"),
+            "other charge": "in_2",
+        },
+    ),
+    (
+        {**ITEM, "subscription": "sub_2"},
+        {"subscription.start": None, "subscription.end": None},
+    ),
+    ({**ITEM, "current_period_end": 1_790_000_090}, {"subscription.end": at(90)}),
+    (
+        {**CHARGE, "payment_intent": "pi_2"},
+        {"charge.invoice": None},
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "held"), REPOINTED)
+async def test_all_rows_are_right_where_one_that_decides_refers_to_another(
+    w: Writing, row: StripeObject, held: dict[str, object]
+) -> None:
+    """Those that it gave a value before, too, in the same commit."""
+    await w.put(*((obj, 0, 1) for obj in (*LINKED, *OTHERS)))
+    await w.put((row, 10, 11))
+    other = await w.row("invoice", "in_2")
+    others = {
+        "other invoice": (other["payment_intent_id"], other["charge_id"]),
+        "other charge": (await w.row("charge", "ch_2"))["invoice_id"],
+    }
+    usual = {**ALL_LINKS, "other invoice": (None, None), "other charge": "in_1"}
+    assert {**await links(w), **others} == {**usual, **held}
+
+
 async def test_the_period_is_that_of_the_oldest_item_that_is_left(w: Writing) -> None:
     second = {**ITEM, "id": "si_2", "current_period_end": 1_790_000_120}
     await w.put((SUBSCRIPTION, 0, 1), (second, 0, 1), (ITEM, 0, 1))
@@ -339,12 +409,26 @@ async def test_rows_of_the_initial_load_are_linked_at_its_end(w: Writing) -> Non
     assert await links(w) == ALL_LINKS
 
 
-async def test_a_table_that_is_not_synced_decides_nothing(database: str) -> None:
-    await make_schema(database, ["charge"])
-    async with writing(database, "charge") as w:
-        await w.put(({**CHARGE, "invoice": "in_old", "dispute": "dp_sent"}, 0, 1))
-        row = await w.row("charge", "ch_1")
-        assert (row["invoice_id"], row["dispute_id"]) == (None, "dp_sent")
+async def test_without_the_rows_that_decide_an_older_payload_fills_it(database: str) -> None:
+    """And what they gave it while they were synced stays."""
+    await make_schema(database, ["charge", "subscription"])
+    old: list[StripeObject] = [
+        {**CHARGE, "invoice": "in_old", "dispute": "dp_sent"},
+        {**SUBSCRIPTION, "current_period_end": 1_790_000_090},
+    ]
+    async with writing(database, "charge", "subscription") as w:
+        await w.writer.write(batch_of(w, *old, loading={"charge", "subscription"}))
+        async with w.pg.transaction():
+            await link_all(w.pg, SCHEMA, w.writer._tables, {"charge", "subscription"})
+        for lo in (10, 20):
+            row = await w.row("charge", "ch_1")
+            assert (row["invoice_id"], row["dispute_id"]) == ("in_old", "dp_sent")
+            assert (await w.row("subscription", "sub_1"))["current_period_end"] == at(90)
+            await w.pg.execute(f"UPDATE {SCHEMA}.charge SET invoice_id = NULL")
+            await w.put(*(({**obj, "metadata": {"n": str(lo)}}, lo, lo + 1) for obj in old))
+        await w.pg.execute(f"UPDATE {SCHEMA}.charge SET invoice_id = 'in_given', _extra = NULL")
+        await w.put(({**CHARGE, "metadata": {}}, 30, 31))
+        assert (await w.row("charge", "ch_1"))["invoice_id"] == "in_given"
 
 
 async def test_a_constraint_of_the_user_on_a_linked_column_stops_no_row(w: Writing) -> None:

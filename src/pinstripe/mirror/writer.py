@@ -64,9 +64,8 @@ from pinstripe.rows.layout import Shapes
 from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import save_checkpoints
-from pinstripe.store.ddl import quote
-from pinstripe.store.links import Keys, Links, lock_columns, lock_numbers
-from pinstripe.store.locks import WAIT_S, begin, naming_holders, server_pid
+from pinstripe.store.links import Links
+from pinstripe.store.locks import PREPARE, WAIT_S, begin, naming_holders, server_pid
 from pinstripe.store.pool import cancel_on_disconnect, connect_dedicated, translated
 from pinstripe.store.quarantine import why
 from pinstripe.store.refetch import add_refetches, complete_refetches
@@ -85,7 +84,7 @@ such a row is most likely there, and an update finds it."""
 
 _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "widen", "update", "complete" or "unwritten"; "insert and
-link" and "update and link" return (key, whether a link of it changes)."""
+link" and "update and link" return what `Links.unlinked` says."""
 _StageMark = tuple[OrderedDict[str, int], dict[str, int]]
 _Mark = tuple[_StageMark, int]
 """The stages, and how much is recorded, at a savepoint."""
@@ -170,7 +169,7 @@ class StageTables:
             try:
                 with translated():
                     self.pid = await server_pid(connection)
-                    await connection.execute(f"SET lock_timeout = '{WAIT_S}s'")
+                    await connection.execute(f"SET lock_timeout = '{WAIT_S}s'; {PREPARE}")
                     if self._on_connected is not None:
                         await self._on_connected(connection)
             except BaseException:
@@ -180,10 +179,10 @@ class StageTables:
         return self._connection
 
     @asynccontextmanager
-    async def transaction(self, numbers: Iterable[int] = ()) -> AsyncIterator[asyncpg.Connection]:
+    async def transaction(self, ids: Iterable[str] = ()) -> AsyncIterator[asyncpg.Connection]:
         """A transaction for the block: its end empties the stages and commits, in one round trip.
 
-        `numbers`: what it locks first, see `locks.begin`.
+        `ids`: what it locks first, see `locks.begin`.
         A failure or a cancellation ends the session, since its state is unknown then.
         """
         try:
@@ -192,7 +191,7 @@ class StageTables:
                 async with cancel_on_disconnect(connection):
                     # Not `connection.transaction()`: its ROLLBACK on a session that the server has
                     # ended raises an error of its own, which hides the first.
-                    await begin(connection, self.account, numbers)
+                    await begin(connection, self.account, ids)
                     yield connection
                     emptying = [self._emptying(table) for table in list(self._filled)]
                     await connection.execute("; ".join([*emptying, "COMMIT"]))
@@ -339,13 +338,9 @@ class Writer:
         """The table at which the last write failed; "" if it failed elsewhere."""
         self._at = ""
         self._befores: Mapping[RowKey, Befores] = {}
-        self._removed: dict[str, set[str]] = {}
-        """Keys of the rows that sets removed in this transaction, by table."""
         self._loading: Collection[str] = ()
-        self._written: dict[str, set[str]] = {}
-        """Keys of the rows that this transaction wrote and that links go by, by table."""
         self._unlinked: dict[str, set[str]] = {}
-        """Those that it inserted, or updated so that a linked column of theirs changes."""
+        """By table: ids of the rows whose links may change by what this transaction wrote."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -367,9 +362,8 @@ class Writer:
         async with self._transaction(batch, parted) as connection:
             parted.conflicts = await self._rounds(connection, batch)
             parted.conflicts += await self._apply_sets(connection, batch.sets)
-            written = self._changed()
-            for table in self._links.affected(written):
-                await self._link(connection, table, written, batch)
+            for table in sorted(self._unlinked):
+                await self._link(connection, table, batch)
         return parted.conflicts
 
     async def write_apart(self, batch: Batch) -> Parted:
@@ -388,15 +382,14 @@ class Writer:
     @asynccontextmanager
     async def _transaction(self, batch: Batch, parted: Parted) -> AsyncIterator[asyncpg.Connection]:
         """A transaction in which the block writes the rows; the rest of the batch and the commit follow."""
-        self._at, self._befores, self._removed = "", batch.befores, {}
-        self._loading, self._written, self._unlinked = batch.loading, {}, {}
+        self._at, self._befores = "", batch.befores
+        self._loading, self._unlinked = batch.loading, {}
         try:
             async with self._sessions.take(account_of(self._schema)) as self._stages:
                 await self._stages.connected()
                 async with naming_holders(self._url, self._stages.pid):
                     with self._recorder.transaction() if self._recorder else nullcontext():
-                        numbers = lock_numbers(self._link_ids(batch))
-                        async with self._stages.transaction(numbers) as connection:
+                        async with self._stages.transaction(self._link_ids(batch)) as connection:
                             await self._lock_sets(connection, batch)
                             yield connection
                             self._at = ""
@@ -409,44 +402,29 @@ class Writer:
 
     def _link_ids(self, batch: Batch) -> set[str]:
         """Return the ids by which rows that the batch writes or removes may be linked with others."""
-        written = batch.written(lock_columns())
-        found = {fact.parent_id for fact in batch.sets if fact.child in lock_columns()}
-        for name, columns in lock_columns().items():
-            if name in written:
-                there = self._tables[name].columns
-                places = [i for i, c in enumerate(there) if c.name in columns]
-                for row in written[name].values():
-                    found.update(row[at] for at in places if type(row[at]) is str)
+        ids = self._links.ids
+        found = {fact.parent_id for fact in batch.sets if fact.child in ids}
+        for name, group in batch.written(ids).items():
+            for row in group.values():
+                found.update(row[at] for at in ids[name] if type(row[at]) is str)
         return found
 
-    async def _link(
-        self, connection: asyncpg.Connection, table: str, written: Keys, batch: Batch
-    ) -> None:
+    async def _link(self, connection: asyncpg.Connection, table: str, batch: Batch) -> None:
         self._at = table
-        rows = await self._links.link(
-            connection, table, {**written, table: self._unlinked.get(table, ())}
-        )
+        rows = await self._links.link(connection, table, self._unlinked[table])
         if self._recorder is None:
             return
         for key, changes in rows:
             causes = (of[table, key] for of in batch.causes if (table, key) in of)
             self._recorder.linked(table, key, changes, next(causes, None))
 
-    def _changed(self) -> Keys:
-        """Return the keys of the rows that this transaction wrote or removed, and that links go by."""
-        return {
-            name: self._written.get(name, set()) | self._removed.get(name, set())
-            for name in self._written.keys() | self._removed.keys()
-        }
-
     async def _link_apart(self, connection: asyncpg.Connection, batch: Batch) -> None:
         """Like `_link` for all tables. Where Postgres refuses it, the columns keep their values."""
-        written = self._changed()
-        for table in self._links.affected(written):
+        for table in sorted(self._unlinked):
             mark = await self._save(connection)
             try:
                 with translated():
-                    await self._link(connection, table, written, batch)
+                    await self._link(connection, table, batch)
             except PinstripeError as error:
                 if not error.is_of_rows:
                     raise
@@ -580,7 +558,7 @@ class Writer:
         written = {table for one_round in batch.rounds for table in one_round}
         inserts = any(map(parents_of, written))
         # Rows that wait for `link_all`: in a platform it cannot lock their tables against all accounts.
-        waits = account_of(self._schema) and not written.isdisjoint(lock_columns())
+        waits = account_of(self._schema) and not written.isdisjoint(self._links.ids)
         if notes or inserts or waits:
             await confirmations.lock_sets(connection, self._schema, notes=notes)
 
@@ -598,7 +576,6 @@ class Writer:
             if not keys:
                 continue
             noted += keys.values()
-            self._removed.setdefault(child, set()).update(keys)
             flags = tombstones(table, self._shapes, keys)
             if flags is not None:
                 causes = {(child, key): proof.cause for key, proof in keys.items() if proof.cause}
@@ -760,24 +737,22 @@ class Writer:
     ) -> int:
         """Run a statement on one table; return the number of rows that it wrote."""
         kind, name, shape = wanted
-        may_link = name in lock_columns() and name not in self._loading
+        may_link = name in self._links.unlinked and name not in self._loading
         if may_link and kind in ("insert", "update"):
             wanted = (f"{kind} and link", name, shape)
         count, rows = await self._stages.run(connection, wanted, self._text, *values)
-        for key, is_unlinked in rows:
-            self._written.setdefault(name, set()).add(key)
-            if is_unlinked:
-                self._unlinked.setdefault(name, set()).add(key)
+        for row in rows:
+            for (others, _), ids in zip(self._links.unlinked[name], row, strict=True):
+                for other in others if ids else ():
+                    self._unlinked.setdefault(other, set()).update(ids)
         return count
 
     def _text(self, wanted: _Statement) -> str:
         kind, name, shape = wanted
         table = self._tables[name]
         if kind.endswith(" and link"):
-            kind = kind.removesuffix(" and link")
-            is_unlinked = self._links.changes.get(name, "false") if kind == "update" else "true"
-            text = self._text((kind, name, shape))
-            return f"{text}\nRETURNING t.{quote(table.key[0])}, {is_unlinked}"
+            text = self._text((kind.removesuffix(" and link"), name, shape))
+            return f"{text}\nRETURNING {', '.join(ids for _, ids in self._links.unlinked[name])}"
         if kind == "insert":
             return insert(self._schema, table)
         columns = self._shapes.columns(shape)

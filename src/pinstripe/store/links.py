@@ -11,8 +11,7 @@ for `link_all`.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 from pinstripe.catalog.moved import Rows
@@ -22,8 +21,7 @@ from pinstripe.store.ddl import literal, qualified, quote
 from pinstripe.store.pool import Connection
 from pinstripe.store.session import account_of
 
-Keys = Mapping[str, Collection[str]]
-"""Table -> keys of its rows."""
+Known = Mapping[str, Table]
 
 _ORDINARY = "coalesce(d.deleted, false) = false AND "
 
@@ -39,79 +37,106 @@ def linked_tables() -> frozenset[str]:
     return frozenset(t.name for t in tables().values() if linked_columns(t))
 
 
-@cache
-def lock_columns() -> Mapping[str, frozenset[str]]:
-    """Table -> its columns with the ids that a link goes by."""
-    found: dict[str, set[str]] = {}
-    for table in tables().values():
-        for column in linked_columns(table):
-            for rows in column.moved.rows if column.moved else ():
-                found.setdefault(table.name, {table.key[0]}).add(rows.match[1])
-                found.setdefault(rows.table, set()).add(rows.match[0])
-                if rows.then is not None:
-                    found.setdefault(rows.then.table, set()).add(tables()[rows.then.table].key[0])
-                    found[rows.table].add(rows.take)
-    return {name: frozenset(columns) for name, columns in found.items()}
-
-
-def lock_numbers(ids: Iterable[str]) -> set[int]:
-    """Return what stands for these ids among the locks that a transaction begins with."""
-    return {zlib.crc32(one.encode()) for one in ids}
-
-
 class Links:
     """The linked columns of a schema with these tables."""
 
-    def __init__(self, schema: str, known: Mapping[str, Table]) -> None:
+    def __init__(self, schema: str, known: Known) -> None:
         self._schema = schema
         self._known = known
-        self._columns = {
-            name: _usable(known[name], known) for name in linked_tables() & known.keys()
-        }
-        self._names = {n: {n, *_deciders(cs)} for n, cs in sorted(self._columns.items()) if cs}
-        self._texts: dict[tuple[str, ...], str] = {}
-        self.changes = {n: _changes(schema, self._columns[n]) for n in self._names}
-        """By table with linked columns: SQL of whether one of them changes in the row `t`. An UPDATE
-        returns it, so that most writes need no statement for links.
+        usable = {name: _usable(known[name], known) for name in linked_tables() & known.keys()}
+        self._columns = {name: columns for name, columns in sorted(usable.items()) if columns}
+        self._deciding = [
+            (name, r) for name, cs in self._columns.items() for c in cs for r in _synced(c, known)
+        ]
+        """(table with a linked column, what decides it)."""
+        self.ids = self._ids()
+        """By table of both kinds, places in its rows: those of the ids that a link goes by."""
+        self.unlinked = {name: self._unlinked(known[name]) for name in self.ids}
+        """By table of both kinds: (tables to link, SQL of an array of ids to link their rows by) of the row
+        `t`, just written. The write returns the ids, mostly none: then no statement for links follows.
         """
 
-    def affected(self, written: Keys) -> list[str]:
-        """Return the tables whose rows may change because these were written."""
-        return [n for n, names in self._names.items() if not written.keys().isdisjoint(names)]
+    def _ids(self) -> dict[str, list[int]]:
+        found: dict[str, set[str]] = {name: set() for name in self._columns}
+        for name, rows in self._deciding:
+            found[name] |= {self._known[name].key[0], rows.match[1]}
+            found.setdefault(rows.table, set()).add(rows.match[0])
+            if rows.then is not None:
+                then = self._known[rows.then.table]
+                found.setdefault(then.name, set()).add(then.key[0])
+                found[rows.table].add(rows.take)
+        return {
+            name: [at for at, c in enumerate(self._known[name].columns) if c.name in ids]
+            for name, ids in found.items()
+        }
+
+    def _unlinked(self, table: Table) -> list[tuple[list[str], str]]:
+        key, found = quote(table.key[0]), []
+        if columns := self._columns.get(table.name):
+            differ = " OR ".join(_may_differ(self._schema, c, self._known) for c in columns)
+            found.append(([table.name], f"CASE WHEN {differ} THEN ARRAY[t.{key}] END"))
+        ids, bearing, targets = set(), set(), set()
+        for name, rows in self._deciding:
+            if rows.table == table.name:
+                ids.add(rows.match[0])
+                bearing |= {rows.match[0], rows.take, *(one.lstrip("-") for one in rows.order)}
+            elif rows.then is not None and rows.then.table == table.name:
+                ids.add(table.key[0])
+                bearing.add(rows.then.take)
+            else:
+                continue
+            targets.add(name)
+        if table.deletable:
+            bearing.add("deleted")
+        if targets:
+            same = " AND ".join(
+                f"d.{n} IS NOT DISTINCT FROM t.{n}" for n in sorted(map(quote, bearing))
+            )
+            was, now = (", ".join(f"{row}.{quote(one)}" for one in sorted(ids)) for row in "dt")
+            # The statement that writes a row still sees it as it was: `d`.
+            before = f"FROM {qualified(self._schema, table.name)} d WHERE d.{key} = t.{key}"
+            changed = f"SELECT CASE WHEN {same} THEN '{{}}' ELSE ARRAY[{was}, {now}] END {before}"
+            found.append((sorted(targets), f"coalesce(({changed}), ARRAY[{now}])"))
+        return found
+
+    def _affected(self, table: Table) -> str:
+        """SELECT of the keys of `table` for the ids $1: of its own, or of others that a link goes by."""
+        given, key = "ANY (ARRAY(SELECT unnest($1::text[])))", quote(table.key[0])
+        found = {"SELECT unnest($1::text[])": None}
+        for rows in (rows for name, rows in self._deciding if name == table.name):
+            their, own = map(quote, rows.match)
+            source = f"SELECT o.{key} FROM {qualified(self._schema, table.name)} o"
+            if own != key:
+                found[f"{source} WHERE o.{own} = {given}"] = None
+            if rows.then is not None:
+                joined = f"{qualified(self._schema, rows.table)} d ON d.{their} = o.{own}"
+                found[f"{source} JOIN {joined} WHERE d.{quote(rows.take)} = {given}"] = None
+        return " UNION ALL ".join(found)
 
     async def link(
-        self, connection: Connection, table: str, written: Keys
+        self, connection: Connection, table: str, ids: Collection[str]
     ) -> list[tuple[str, str]]:
-        """Give linked columns of `table` their values: in rows written, and where these decide.
+        """Give linked columns of `table` their values, in the rows to which these ids lead.
 
         Returns (key, changes as JSON: column -> [before, after]) of each row that changed. A SELECT finds
         them, since few do, and an UPDATE opens all indexes of the table.
         """
-        names = sorted(name for name in self._names[table] if written.get(name))
-        if not names:
-            return []
-        of = (table, *names)
-        if of not in self._texts:
-            known = self._known[table]
-            keys = " UNION ALL ".join(_affected(self._schema, known, self._columns[table], names))
-            self._texts[of] = _changed_text(self._schema, known, self._columns[table], keys)
-        rows = await connection.fetch(self._texts[of], *(list(written[n]) for n in names))
+        columns, known = self._columns[table], self._known
+        keys = self._affected(known[table])
+        text = _changed_text(self._schema, known, known[table], columns, keys)
+        rows = await connection.fetch(text, list(ids))
         if rows:
-            columns = self._columns[table]
             arrays = ", ".join(f"${n}::text[]" for n, _ in enumerate(columns, start=2))
             taken = ", ".join(("key", *(quote(c.name) for c in columns)))
             typed = ", ".join(f"{quote(c.name)}::{c.type} AS {quote(c.name)}" for c in columns)
             source = f"(SELECT key, {typed} FROM unnest($1::text[], {arrays}) AS a ({taken})) AS v"
-            text = _set_text(self._schema, self._known[table], columns, source)
+            text = _set_text(self._schema, known[table], columns, source)
             await connection.execute(text, *zip(*(row[2:] for row in rows), strict=True))
         return [(row[0], row[1]) for row in rows]
 
 
 async def link_all(
-    connection: Connection,
-    schema: str,
-    known: Mapping[str, Table],
-    changed: Collection[str],
+    connection: Connection, schema: str, known: Known, changed: Collection[str]
 ) -> None:
     """Like `link`, for all rows of the tables that `changed` bears on. In a transaction: it locks them.
 
@@ -119,7 +144,8 @@ async def link_all(
     """
     for name in sorted(linked_tables() & known.keys()):
         columns = _usable(known[name], known)
-        names = sorted({name, *_deciders(columns)})
+        rows = [r for c in columns for r in _synced(c, known)]
+        names = sorted({name} | {one.table for r in rows for one in (r, r.then) if one})
         if not columns or set(changed).isdisjoint(names):
             continue
         if account_of(schema):
@@ -128,33 +154,29 @@ async def link_all(
         else:
             locked = ", ".join(qualified(schema, one) for one in names)
             await connection.execute(f"LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE")
-        given = _given(schema, known[name], columns)
+        given = _given(schema, known, known[name], columns)
         text = _set_text(schema, known[name], columns, given)
         await connection.execute(f"{text} AND {_differ(columns)}")
 
 
-def _usable(table: Table, known: Mapping[str, Table]) -> tuple[Column, ...]:
-    """The linked columns whose deciding tables are synced too."""
-    return tuple(c for c in linked_columns(table) if _is_usable(c, known))
+def _usable(table: Table, known: Known) -> tuple[Column, ...]:
+    """The linked columns that something gives a value: a deciding table that is synced, or `was`."""
+    linked = linked_columns(table)
+    return tuple(c for c in linked if c.moved and (c.moved.was or _synced(c, known)))
 
 
-def _is_usable(column: Column, known: Mapping[str, Table]) -> bool:
-    return known.keys() >= set(_deciders([column]))
+def _rows(column: Column) -> tuple[Rows, ...]:
+    return column.moved.rows if column.moved is not None else ()
 
 
-def _deciders(columns: Sequence[Column]) -> list[str]:
-    """The tables whose rows decide, each once, in a fixed order."""
-    found = {
-        name
-        for c in columns
-        if c.moved is not None
-        for r in c.moved.rows
-        for name in (r.table, *((r.then.table,) if r.then else ()))
-    }
-    return sorted(found)
+def _synced(column: Column, known: Known) -> list[Rows]:
+    """The rows that decide, of tables that are synced."""
+    return [r for r in _rows(column) if r.table in known and (not r.then or r.then.table in known)]
 
 
-def _changed_text(schema: str, table: Table, columns: Sequence[Column], keys: str) -> str:
+def _changed_text(
+    schema: str, known: Known, table: Table, columns: Sequence[Column], keys: str
+) -> str:
     """SELECT of (key, changes, key, value of each linked column) of the rows of which one changes.
 
     The values are text: Postgres has dates after the year 9999, Python has not.
@@ -162,19 +184,22 @@ def _changed_text(schema: str, table: Table, columns: Sequence[Column], keys: st
     `keys`: a SELECT of the rows to consider. In an ARRAY, of which Postgres does not know the length when
     it plans, so that it keeps the plan: to plan anew for each write took 1 to 4 ms.
     """
-    found = _given(schema, table, columns, f" WHERE t.{quote(table.key[0])} = ANY (ARRAY({keys}))")
+    where = f" WHERE t.{quote(table.key[0])} = ANY (ARRAY({keys}))"
+    found = _given(schema, known, table, columns, where)
     values = ", ".join(f"v.{quote(c.name)}::text" for c in columns)
     changes = " || ".join(map(_change, columns))
     return f"SELECT v.key, ({changes})::text, v.key, {values} FROM {found} WHERE {_differ(columns)}"
 
 
-def _given(schema: str, table: Table, columns: Sequence[Column], where: str = "") -> str:
+def _given(
+    schema: str, known: Known, table: Table, columns: Sequence[Column], where: str = ""
+) -> str:
     """The rows `v` of (key, for each column what other rows give and what it holds).
 
     OFFSET 0 has each value computed once.
     """
     values = ", ".join(
-        f"{_value(schema, c)} AS {quote(c.name)}, t.{quote(c.name)} AS {quote('was ' + c.name)}"
+        f"{_value(schema, c, known)} AS {quote(c.name)}, t.{quote(c.name)} AS {quote('was ' + c.name)}"
         for c in columns
     )
     source = f"{qualified(schema, table.name)} t{where}"
@@ -185,12 +210,6 @@ def _differ(columns: Sequence[Column]) -> str:
     after = ", ".join(f"v.{quote(c.name)}" for c in columns)
     before = ", ".join(f"v.{quote('was ' + c.name)}" for c in columns)
     return f"ROW({before}) IS DISTINCT FROM ROW({after})"
-
-
-def _changes(schema: str, columns: Sequence[Column]) -> str:
-    held = ", ".join(f"t.{quote(c.name)}" for c in columns)
-    given = ", ".join(_value(schema, c) for c in columns)
-    return f"ROW({held}) IS DISTINCT FROM ROW({given})"
 
 
 def _set_text(schema: str, table: Table, columns: Sequence[Column], source: str) -> str:
@@ -212,27 +231,45 @@ def _change(column: Column) -> str:
     return f"CASE WHEN {was} IS DISTINCT FROM {name} THEN {pair} ELSE '{{}}' END"
 
 
-def linked_value(schema: str, column: Column, known: Mapping[str, Table]) -> str | None:
+def linked_value(schema: str, column: Column, known: Known) -> str | None:
     """What rows of the tables `known` say of a column that Stripe sends too, as SQL on the row `t`. Where
     several rows could give it, the one that gave what the row holds counts.
     """
-    if column.moved is None or not _is_usable(column, known):
+    if len(_synced(column, known)) < len(_rows(column)):
         return None
-    values = [_picked(schema, rows, held=f"t.{quote(column.name)}") for rows in column.moved.rows]
+    values = [_picked(schema, rows, held=f"t.{quote(column.name)}") for rows in _rows(column)]
     return f"coalesce({', '.join(values)})" if values else None
 
 
-def _value(schema: str, column: Column) -> str:
-    """What the object says of it today, else the deciding rows, else what an older version said."""
-    if column.moved is None:
-        return "NULL"
-    values = [_picked(schema, rows) for rows in column.moved.rows]
+def _value(schema: str, column: Column, known: Known) -> str:
+    """What the object says of it today, else the deciding rows, else what an older version said, else, if
+    not all tables that decide are synced, what they gave it when they were.
+    """
+    held, rows = f"t.{quote(column.name)}", _synced(column, known)
+    values = [_picked(schema, one) for one in rows]
     if column.path:
         # Not the rows first: a charge may have two disputes, and names one of them.
-        values.insert(0, f"t.{quote(column.name)}")
-    else:
+        values.insert(0, held)
+    elif column.moved is not None:
         values += [_earlier(column, place) for place in column.moved.was]
+    if len(rows) < len(_rows(column)):
+        values.append(held)
     return f"coalesce({', '.join(values)})"
+
+
+def _may_differ(schema: str, column: Column, known: Known) -> str:
+    """Whether the row `t` holds something else than `_value`, or rows that decide differ: to sort those
+    takes Postgres longer than all the rest.
+    """
+    held, rows = f"t.{quote(column.name)}", _synced(column, known)
+    found = [_picked(schema, one, unlike=held) for one in rows]
+    if column.path:
+        found.insert(0, f"CASE WHEN {held} IS NOT NULL THEN false END")
+    elif column.moved is not None:
+        was = [_earlier(column, place) for place in column.moved.was]
+        found += [f"CASE WHEN {w} IS NOT NULL THEN {w} IS DISTINCT FROM {held} END" for w in was]
+    found.append("false" if len(rows) < len(_rows(column)) else f"{held} IS NOT NULL")
+    return f"coalesce({', '.join(found)})"
 
 
 def _earlier(column: Column, place: str) -> str:
@@ -246,45 +283,22 @@ def _earlier(column: Column, place: str) -> str:
     return f"CASE WHEN {text} ~ '^-?[0-9]{{1,12}}$' THEN {moment} END"
 
 
-def _picked(schema: str, rows: Rows, *, held: str = "") -> str:
-    """The value of the first row that decides; `held`: SQL of a value that is preferred."""
+def _picked(schema: str, rows: Rows, *, held: str = "", unlike: str = "") -> str:
+    """The value of the first row that decides; `held`: SQL of a value that is preferred. With `unlike`:
+    whether one of them gives another value than that, null if none decides.
+    """
     their, own = rows.match
     taken, source = f"d.{quote(rows.take)}", f"{qualified(schema, rows.table)} d"
     if rows.then is not None:
         then = tables()[rows.then.table]
         source += f" JOIN {qualified(schema, then.name)} e ON e.{quote(then.key[0])} = {taken}"
         taken = f"e.{quote(rows.then.take)}"
-    order = ", ".join(
-        f"d.{quote(name.lstrip('-'))}{' DESC NULLS LAST' if name[0] == '-' else ''}"
-        for name in rows.order
-    )
+    alive = _ORDINARY if tables()[rows.table].deletable else ""
+    source += f" WHERE d.{quote(their)} = t.{quote(own)} AND {alive}{taken} IS NOT NULL"
+    if unlike:
+        return f"(SELECT bool_or({taken} IS DISTINCT FROM {unlike}) FROM {source})"
+    down = {name: " DESC NULLS LAST" if name[0] == "-" else "" for name in rows.order}
+    order = ", ".join(f"d.{quote(name.lstrip('-'))}{way}" for name, way in down.items())
     if held:
         order = f"({taken} IS NOT DISTINCT FROM {held}) DESC, {order}"
-    alive = _ORDINARY if tables()[rows.table].deletable else ""
-    return (
-        f"(SELECT {taken} FROM {source} WHERE d.{quote(their)} = t.{quote(own)} AND {alive}"
-        f"{taken} IS NOT NULL ORDER BY {order} LIMIT 1)"
-    )
-
-
-def _affected(
-    schema: str, table: Table, columns: Sequence[Column], names: Sequence[str]
-) -> Iterator[str]:
-    """SELECTs of the keys of `table` on which rows of the tables `names` bear. $1, $2, ...: their keys."""
-    at = {name: f"unnest(${i + 1}::text[])" for i, name in enumerate(names)}
-    key = table.key[0]
-    if table.name in at:
-        yield f"SELECT {at[table.name]}"
-    ways = {(r.match, r.table, r.take, r.then) for c in columns if c.moved for r in c.moved.rows}
-    for (their, own), name, take, then in sorted(ways, key=repr):
-        chosen = [(quote(tables()[name].key[0]), name)]
-        if then is not None:
-            chosen.append((quote(take), then.table))
-        for column, by in chosen:
-            source = f"{qualified(schema, name)} d"
-            taken = f"d.{quote(their)}"
-            if own != key:
-                source += f" JOIN {qualified(schema, table.name)} o ON o.{quote(own)} = {taken}"
-                taken = f"o.{quote(key)}"
-            if by in at:
-                yield f"SELECT {taken} FROM {source} WHERE d.{column} = ANY (ARRAY(SELECT {at[by]}))"
+    return f"(SELECT {taken} FROM {source} ORDER BY {order} LIMIT 1)"

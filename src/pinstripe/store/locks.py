@@ -8,6 +8,7 @@ right to write to its table. Every session has a `lock_timeout` (see `session`).
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
@@ -40,6 +41,10 @@ ON CONFLICT DO NOTHING;
 """
 _BUCKETS = 64
 _LOCK = "SELECT true FROM pinstripe.lock WHERE name = $1 FOR UPDATE"
+_FEW = 4
+PREPARE = f"PREPARE pinstripe_lock (text) AS {_LOCK}"
+"""What a session runs once, before `begin`: up to `_FEW` locks one by one take half as long as all by one
+statement, which sorts them."""
 _SHOWN = """
   'session ' || a.pid || ' of ' || coalesce(a.usename::text, 'another user')
   || coalesce(' (' || nullif(a.application_name, '') || ')', '')
@@ -69,17 +74,20 @@ async def lock_row(connection: Connection, name: Name) -> None:
         await connection.fetchval(_LOCK, name)
 
 
-async def begin(connection: Session, account: str, numbers: Iterable[int]) -> None:
-    """Begin a transaction that holds the rows into which these numbers fall, locked in one order.
+async def begin(connection: Session, account: str, ids: Iterable[str]) -> None:
+    """Begin a transaction that holds the rows into which these ids fall by hash, locked in one order.
 
     In one message: a round trip takes Python twice as long as the locks take Postgres.
     """
-    names = sorted({f"'link {number % _BUCKETS}'" for number in numbers})
+    names = sorted({f"'link {zlib.crc32(one.encode()) % _BUCKETS}'" for one in ids})
     rows = f"FROM pinstripe.lock WHERE name IN ({', '.join(names)}) ORDER BY name FOR UPDATE"
-    status = await connection.begin(account, f"SELECT {rows}" if names else "")
-    if names and status != f"SELECT {len(names)}":
+    lock, locked = f"SELECT {rows}", len(names)
+    if locked <= _FEW:
+        lock, locked = "; ".join(f"EXECUTE pinstripe_lock ({name})" for name in names), 1
+    status = await connection.begin(account, lock)
+    if names and status != f"SELECT {locked}":
         await make_locks(connection)  # made by an earlier version, or emptied
-        await connection.execute(f"SELECT {rows}")
+        await connection.execute(lock)
 
 
 @asynccontextmanager

@@ -747,7 +747,10 @@ async def set_foreign_keys(
     """
     if connection.get_server_version().major < _ENFORCEABLE:
         return 0
-    keys = {t.name: dict(ddl.foreign_keys(schema, t, tables)) for t in tables.values()}
+    known = (
+        tables if wanted else catalog()
+    )  # They go from tables that are not synced any more, too.
+    keys = {t.name: dict(ddl.foreign_keys(schema, t, known)) for t in known.values()}
     async for attempt in _patiently(connection, schema):
         async with attempt:
             there = await _unenforced(connection, schema)

@@ -21,7 +21,7 @@ from pinstripe.client.response import AsOf, decode
 from pinstripe.mirror import Mirror, open_mirror
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.ddl import create_table
-from pinstripe.store.links import lock_columns
+from pinstripe.store.links import Links
 from pinstripe.store.pool import Connection, connect
 from pinstripe_simulator.server import Running
 
@@ -115,7 +115,8 @@ class Truth:
         names = [n for n in table_of_object() if among is None or among.get(n)]
         chosen = {table_of_object()[n]: tables()[table_of_object()[n]] for n in names}
         # The rows that give others a column are all there: which of them does so is not among the ids.
-        givers = {name: tables()[name] for name in lock_columns() if among is not None and chosen}
+        linked = Links("", tables()).ids if among is not None and chosen else ()
+        givers = {name: tables()[name] for name in linked}
         await make_empty(self.connection, self.there, {**givers, **chosen}.values())
         await _write_truth(self.mirror, self.sim, {**givers, **chosen}, among, givers)
         found: dict[str, str] = {}
