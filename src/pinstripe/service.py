@@ -43,7 +43,6 @@ from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.erasures import load_erased
 from pinstripe.store.leases import Held, Lease, leading
 from pinstripe.store.links import link_all
-from pinstripe.store.lost_tables import forget_emptied, note_filled
 from pinstripe.store.migrate import (
     check_tables,
     create_indexes,
@@ -54,6 +53,7 @@ from pinstripe.store.migrate import (
     set_foreign_keys,
 )
 from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
+from pinstripe.store.quarantine import forget_emptied, note_filled
 from pinstripe.store.retention import Retention
 from pinstripe.store.rewrite import apply_policy, stored_policy, with_key
 from pinstripe.store.roles import PURPOSES, find_reader

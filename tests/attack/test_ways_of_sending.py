@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.gateway.syncs import Syncs
 from tests.attack.fronts import HAS_HAPROXY, HAS_NGINX, haproxy, nginx
 from tests.flows.harness.gateway_account import serving

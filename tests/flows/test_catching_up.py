@@ -143,3 +143,32 @@ async def test_an_event_that_fails_in_a_slice_does_not_let_the_position_pass_it(
     del stripe.answers["/v1/events"]
     await follower(copy, await position(pg) or start).catch_up(600.0)
     assert await states(pg) == newest_states(stripe)
+
+
+async def test_after_a_restart_new_events_do_not_wait_for_the_windows_pages(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    """The log of ten minutes is 30 pages. What came late while no process ran is found beside the polls."""
+    stripe.events.clear()
+    stripe.date_ahead_s = 0.0
+    now = int(time.time())
+    for number in range(3000):
+        stripe.event("product.updated", product(number), created=now - 580 + number // 6)
+    stripe.events.sort(key=lambda e: -e["created"])  # type: ignore[index]
+    await follower(copy, now - 600).catch_up(600.0)
+    stripe.event("product.updated", {**product(0), "id": "prod_late"}, created=now - 300)
+    stripe.event("product.updated", {**product(0), "id": "prod_new"}, created=int(time.time()))
+    stripe.events.sort(key=lambda e: -e["created"])  # type: ignore[index]
+    asked = len(stripe.asked)
+    poller, _ = copy.live(await position(pg))
+    task = asyncio.create_task(poller.run())
+    try:
+        async with asyncio.timeout(20):
+            while "prod_new" not in await states(pg):  # noqa: ASYNC110 (rows have no event)
+                await asyncio.sleep(0.005)
+            assert len(stripe.asked) - asked < 10
+            while "prod_late" not in await states(pg):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -19,9 +19,9 @@ from tests.flows.harness.nasty_server import Act, NastyServer
 
 from pinstripe.client import transport
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import ListPage, iter_pages, list_at
+from pinstripe.client.client import StripeClient, iter_pages, list_at
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.client.response import ListPage
 from pinstripe.client.retry import Patience
 from pinstripe.client.transport import Timeouts
 from pinstripe.errors import (
@@ -315,7 +315,7 @@ async def test_a_wrong_address_is_told_soon_and_by_name() -> None:
         naps = Naps()
         async with client(url, naps, first=3) as stripe:
             with pytest.raises(Unreachable, match="refused") as caught:
-                await stripe.probe()
+                await stripe.get("/v1/account", endpoint="account")
     assert url in caught.value.hint
     assert len(naps.taken) == 2
 
@@ -323,7 +323,7 @@ async def test_a_wrong_address_is_told_soon_and_by_name() -> None:
 async def test_a_host_that_does_not_exist_is_told_soon() -> None:
     async with client("http://stripe.invalid", first=2) as stripe:
         with pytest.raises(Unreachable, match="cannot be resolved") as caught:
-            await stripe.probe()
+            await stripe.get("/v1/account", endpoint="account")
     assert "http://stripe.invalid" in caught.value.hint
 
 
@@ -336,7 +336,7 @@ async def test_https_to_a_server_without_tls_is_told_as_such() -> None:
     port = server.sockets[0].getsockname()[1]
     async with server, client(f"https://127.0.0.1:{port}", first=2) as stripe:
         with pytest.raises(Unreachable, match="TLS"):
-            await stripe.probe()
+            await stripe.get("/v1/account", endpoint="account")
 
 
 async def test_429s_end_where_the_caller_sets_an_end() -> None:
@@ -378,12 +378,6 @@ async def test_neither_session_nor_error_nor_log_shows_the_key(
         shown = [repr(stripe), str(caught.value), repr(caught.value), caught.value.hint]
     shown += capsys.readouterr()
     assert not any(SECRET[8:20] in text for text in shown)
-
-
-async def test_the_probe_gives_the_account() -> None:
-    async with talking(nasty.good({"id": "acct_1", "object": "account"})) as (stripe, server):
-        assert await stripe.probe() == {"id": "acct_1", "object": "account"}
-    assert server.requests[0].target == "/v1/account"
 
 
 async def test_a_connected_account_is_named_in_the_header() -> None:

@@ -21,7 +21,7 @@ from tests.flows.harness.gateway_account import GatewayAccount, gateway_account,
 
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.proxy.proxy import Proxy, open_proxy
-from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running

@@ -18,7 +18,7 @@ from tests.flows.harness.gateway_account import serving
 from tests.flows.harness.recording_stripe import PLAIN, Recorder, raw, recording
 
 from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.request import STRIPE, hosts_at
+from pinstripe.gateway.proxy.upstream import STRIPE, hosts_at
 from pinstripe.gateway.syncs import Syncs
 
 END = b"Connection: close\r\n\r\n"
@@ -346,7 +346,7 @@ async def test_stripe_away_is_an_error_in_stripes_shape_and_a_write_is_sent_once
 
 
 async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pinstripe.gateway.proxy.request.SILENCE_S", 0.1)
+    monkeypatch.setattr("pinstripe.gateway.proxy.upstream.SILENCE_S", 0.1)
     async with proxied() as (stripe, url):
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -357,7 +357,7 @@ async def test_a_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_body_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pinstripe.gateway.proxy.request.SILENCE_S", 0.3)
+    monkeypatch.setattr("pinstripe.gateway.proxy.upstream.SILENCE_S", 0.3)
     async with proxied() as (stripe, url):
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))

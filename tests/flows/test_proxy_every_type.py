@@ -28,7 +28,7 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.gateway.proxy.objects import is_preview
 from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.gateway.syncs import Syncs, open_sync
 
 pytestmark = pytest.mark.migrated

@@ -13,7 +13,7 @@ import pytest
 from tests.flows.harness.account import Copy, open_copy, quiet
 from tests.flows.harness.scripted_stripe import Object, ScriptedStripe, scripted_stripe
 
-from pinstripe.client.pagination import list_at
+from pinstripe.client.client import list_at
 from pinstripe.client.response import AsOf, Cause, Margins, as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect

@@ -24,10 +24,9 @@ from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.pool import connect
 from pinstripe.sync.refetch.worker import RefetchWorker
-from pinstripe.sync.upcoming.fan_out import origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import LINES, Preview, UpcomingRow
-from pinstripe.sync.upcoming.rules import Affected, OwnerKey, Relation, affected
+from pinstripe.sync.upcoming.rules import Affected, OwnerKey, Relation, affected, origins
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running

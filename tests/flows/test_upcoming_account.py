@@ -12,7 +12,7 @@ from pinstripe.errors import NotFound
 from pinstripe.service import open_service
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
-from pinstripe.sync.upcoming.fan_out import ENDED
+from pinstripe.sync.upcoming.rules import ENDED
 from pinstripe.sync.upcoming.upcoming import Upcoming
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running

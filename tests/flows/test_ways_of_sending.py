@@ -23,7 +23,7 @@ from tests.flows.harness.ways_of_sending import (
 )
 
 from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.gateway.syncs import Syncs
 
 

@@ -29,8 +29,8 @@ from tests.house.tree import ROOT, SIMULATOR
 
 from pinstripe.catalog.tables import tables
 from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.request import hosts_at
-from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.gateway.proxy.upstream import hosts_at
+from pinstripe.gateway.wait.waiter import SyncRequester
 from pinstripe.service import open_service
 from pinstripe.store.pool import connect
 from pinstripe.sync.events.poller import PollIntervals

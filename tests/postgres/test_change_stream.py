@@ -11,7 +11,7 @@ import pytest
 
 from pinstripe.gateway.live import change_stream as module
 from pinstripe.gateway.live.change_stream import ChangeStream
-from pinstripe.gateway.live.reads import Reads
+from pinstripe.gateway.syncs import Reads
 from pinstripe.store.changes import CHANNEL, ChangeFilter
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.pool import open_pool

@@ -6,7 +6,7 @@ import asyncpg
 from tests.postgres.writing import SCHEMA, make_schema
 
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
-from pinstripe.store.lost_tables import find_lost
+from pinstripe.store.quarantine import find_lost
 
 _NAMES = ("customer", "product")
 

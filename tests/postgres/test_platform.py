@@ -23,7 +23,6 @@ from pinstripe.rows.personal import Personal
 from pinstripe.store import ddl
 from pinstripe.store.erasures import erase
 from pinstripe.store.leases import renew_leases, take_lease
-from pinstripe.store.lost_tables import find_lost
 from pinstripe.store.migrate import make_tenant_views, migrate, migrate_platform
 from pinstripe.store.platforms.stored import (
     add_accounts,
@@ -33,6 +32,7 @@ from pinstripe.store.platforms.stored import (
     revoke_accounts,
 )
 from pinstripe.store.pool import connect, open_pool
+from pinstripe.store.quarantine import find_lost
 from pinstripe.store.rewrite import apply_policy
 from pinstripe.store.session import scope_of
 from pinstripe.store.status import load_summaries, read_status

@@ -20,7 +20,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.client.response import AsOf
 from pinstripe.errors import Unreachable
 from pinstripe.gateway.syncs import OpenSync
-from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.gateway.wait.waiter import SyncRequester
 from pinstripe.mirror.mirror import Mirror, open_mirror
 from pinstripe.rows.extract import RowSet
 from pinstripe.store import migrate as migration
@@ -37,7 +37,7 @@ from pinstripe.store.leases import Lease
 from pinstripe.store.migrate import create_indexes_beside, ensure_bookkeeping, migrate
 from pinstripe.store.pool import connect, open_pool
 from pinstripe.store.roles import create_reader
-from pinstripe.sync.events.request_listener import SyncRequestListener
+from pinstripe.sync.events.poller import SyncRequestListener
 
 CHANNELS = (REQUESTS, ACKS, "pinstripe", "pinstripe_change", "pinstripe_lease")
 FORGED = (

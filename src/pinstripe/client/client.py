@@ -7,6 +7,12 @@ Each request waits for a permit of the account's rate limiter, is counted, and i
 What the objects mean is left to `rows`. Paths and parameters are quoted here for good: `transport` sends
 them byte for byte. Stripe nests parameters by brackets in the name (`created[gte]`, `expand[]`).
 
+    request(cursor) -> page -> request(cursor of the page) -> page ... -> the end, or Drifted
+
+`iter_pages` is the only page loop of the product; `list_at` and `list_of` make its request function. v1
+goes on after the last id, v2 names the address of its next page. The event log reader and the backfill
+request pages in an order of their own.
+
 `meet` is the first request, which proves address and key, and finds out whose key it is. A sync needs the
 account, its mode and Stripe's clock before it writes anything. A restricted key may lack any permission, so
 three reads are tried; what remains unknown is replaced by a safe guess.
@@ -19,9 +25,9 @@ import base64
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal, Self
 from urllib.parse import quote
@@ -29,14 +35,15 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
+from pinstripe.catalog.endpoints import PAGE, ListEndpoint, Param, list_request
 from pinstripe.client import retry
 from pinstripe.client.api_errors import account_named, read_error, refusal
 from pinstripe.client.api_key import ApiKey, checked_base
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.client.response import Margins, Response, is_whole_object
+from pinstripe.client.response import ListPage, Margins, Response, is_whole_object, read_list
 from pinstripe.client.retry import Expands
 from pinstripe.client.transport import Broken, Timeouts, Wire
-from pinstripe.errors import NotPermitted, Oversized, PinstripeError, Unreachable
+from pinstripe.errors import Drifted, NotFound, NotPermitted, Oversized, PinstripeError, Unreachable
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -223,11 +230,6 @@ class StripeClient:
         """DELETEs `path`, retried like a GET: `NotFound` after a retry may mean that the first worked."""
         call = self._repeatable("DELETE", path, self._version, endpoint=endpoint, priority=priority)
         return await self._ask(call)
-
-    async def probe(self) -> dict[str, object]:
-        """Returns the account, `{"id": "acct_...", ...}`: a quick check of address and key."""
-        response = await self.get(_ACCOUNT, endpoint=_ACCOUNT)
-        return msgspec.json.decode(response.body, type=dict[str, object])
 
     def _repeatable(
         self, method: Method, path: str, headers: dict[str, str], *, endpoint: str, priority: int
@@ -426,3 +428,93 @@ def _account(response: Response, path: str, account_id: str | None, key: ApiKey)
         created = body.get("created")
         birth = created if isinstance(created, int) else birth
     return Account(account_id, key.mode == "live", response.not_before, birth)
+
+
+_MAX_RESTARTS = 3
+
+
+RequestPage = Callable[[str | None], Awaitable[ListPage]]
+"""Requests the page after a cursor; None is the first page."""
+
+
+async def iter_pages(
+    request: RequestPage,
+    *,
+    after: str | None = None,
+    on_lost_cursor: Literal["raise", "restart"] = "raise",
+) -> AsyncIterator[ListPage]:
+    """The pages of a list from `after` on (exclusive), in Stripe's order.
+
+    A cursor object that was deleted meanwhile raises `NotFound` with `param="starting_after"`, or starts
+    the list again from its first page, up to three times. Raises `Drifted` where the list does not come to
+    an end, and what `request` raises.
+    """
+    cursor, passed, restarts = after, {after}, 0
+    while True:
+        try:
+            page = await request(cursor)
+        except NotFound as error:
+            is_lost = cursor is not None and error.param == "starting_after"
+            if not is_lost or on_lost_cursor == "raise":
+                raise
+            restarts += 1
+            if restarts > _MAX_RESTARTS:
+                raise Drifted(
+                    f"A list lost its cursor {restarts} times: {error.message}"
+                ) from error
+            cursor, passed = None, {None}
+            continue
+        yield replace(page, is_first=cursor is None)
+        if not page.has_more:
+            return
+        cursor = page.after
+        if cursor is None or cursor in passed:
+            raise Drifted(
+                f"The list {page.path} says that it goes on, but not from where (request "
+                f"{page.response.request_id or 'unknown'}).",
+                hint="Its pages cannot be followed; report it with the request id.",
+            )
+        passed.add(cursor)
+
+
+def list_at(
+    stripe: StripeClient, path: str, params: Params = (), *, endpoint: str, priority: int = 0
+) -> RequestPage:
+    """Requests pages of the v1 list at a path. `endpoint` is the rate limiter's name for it."""
+
+    async def request(after: str | None) -> ListPage:
+        query = [*params, ("limit", str(PAGE))]
+        if after is not None:
+            query.append(("starting_after", after))
+        return read_list(await stripe.get(path, query, endpoint=endpoint, priority=priority), path)
+
+    return request
+
+
+def list_of(
+    stripe: StripeClient,
+    endpoint: ListEndpoint,
+    path: str,
+    params: Sequence[Param],
+    *,
+    priority: int,
+) -> RequestPage:
+    """Requests pages of one list of an endpoint, with what is to be expanded in it."""
+
+    async def request(after: str | None) -> ListPage:
+        where, query = list_request(endpoint, path, params, after=after, expand=endpoint.expand)
+        response = await stripe.get(where, query, endpoint=endpoint.name, priority=priority)
+        return read_list(response, path)
+
+    return request
+
+
+def split_url(url: str) -> tuple[str, list[Param]]:
+    """(path, parameters) of an address that Stripe gives, such as a nested list's `url`.
+
+    >>> split_url("/v1/invoices/upcoming/lines?customer=cus_1")
+    ('/v1/invoices/upcoming/lines', [('customer', 'cus_1')])
+    """
+    path, _, query = url.partition("?")
+    pairs = (pair.partition("=") for pair in query.split("&") if pair)
+    return path, [(name, value) for name, _, value in pairs]

@@ -1,10 +1,10 @@
-"""One response of Stripe's: its JSON, and the interval on Stripe's clock in which it was true.
+"""One response of Stripe's: its JSON, an object or a page of a list, and when it was true.
 
     transport -> Response -> client (is it Stripe's, and whole?) -> rows, with their `AsOf`
 
-The interval is on the clock of `event.created`, the one that events have. It is measured here, with margins
-for what a `Date` does not say; `AsOf` carries it on, with the cause of the state, and `mirror` compares it:
-rows in `upsert`, sets in `orphans`.
+The interval in which it was true is on the clock of `event.created`, the one that events have. It is
+measured here, with margins for what a `Date` does not say; `AsOf` carries it on, with the cause of the
+state, and `mirror` compares it: rows in `upsert`, sets in `orphans`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from typing import NamedTuple, cast
 
 import msgspec
+
+from pinstripe.errors import Drifted
 
 StripeObject = dict[str, "object"]
 
@@ -239,3 +242,109 @@ def clean_text(text: str) -> str:
     'a␀b'
     """
     return _SURROGATE.sub("\ufffd", text.replace("\x00", "\u2400"))
+
+
+_LONGEST_ID = 5000
+"""Stripe's ids are shorter than that (https://docs.stripe.com/upgrades#what-changes-does-stripe-consider)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a list. `after` is the next page's cursor: the last id, or in v2 that page's address.
+
+    `is_first`: the list began, or began again, with it.
+    """
+
+    path: str
+    response: Response = field(repr=False)
+    objects: list[StripeObject] = field(repr=False)
+    has_more: bool
+    after: str | None
+    is_first: bool = False
+
+
+class PageIds(NamedTuple):
+    """The ids of a page in the list's order, and whether more follow.
+
+    An entry without a usable id is None: it cannot be told from others, nor paged from.
+    """
+
+    ids: tuple[str | None, ...]
+    has_more: bool
+
+    @property
+    def after(self) -> str | None:
+        """The cursor of the next page: the last entry that has an id."""
+        return next((key for key in reversed(self.ids) if key is not None), None)
+
+
+class _Entry(msgspec.Struct):
+    id: str | None = None
+
+
+class _List(msgspec.Struct):
+    data: list[_Entry]
+    has_more: bool = False
+
+
+_list_decoder = msgspec.json.Decoder(_List)
+
+
+def read_list(response: Response, path: str) -> ListPage:
+    """The page in `response`, of v1 (`has_more`) or v2 (`next_page_url`). Raises Drifted for others."""
+    try:
+        body = decode(response.body)
+    except msgspec.DecodeError as error:
+        raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(data, list):
+        raise Drifted(
+            f"The answer of {path} is not a list (request {response.request_id or 'unknown'}).",
+            hint="Is this a list in the pinned API version?",
+        )
+    objects = cast("list[StripeObject]", [o for o in data if isinstance(o, dict)])
+    if "next_page_url" in body:
+        following = body["next_page_url"]
+        after = str(following) if following else None
+        return ListPage(path, response, objects, following is not None, after)
+    ids = (o.get("id") for o in reversed(objects))
+    last = next((key for key in ids if isinstance(key, str)), None)
+    return ListPage(path, response, objects, body.get("has_more") is True, last)
+
+
+def read_ids(response: Response, path: str) -> PageIds:
+    """The ids of a page, several times cheaper than `read_list`. Raises Drifted if it is no list."""
+    try:
+        page = _list_decoder.decode(response.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        odd = _read_odd(response)
+        if odd is not None:
+            return odd
+        raise Drifted(
+            f"The answer of {path} is not a list (request {response.request_id or 'unknown'}): "
+            f"{error}.",
+            hint="Is this path a list in the pinned API version?",
+        ) from error
+    return PageIds(tuple(entry.id for entry in page.data), page.has_more)
+
+
+def _read_odd(response: Response) -> PageIds | None:
+    """A page with an odd entry: no object, an id that is no text, or text that is not Unicode."""
+    body = decode_odd(response.body)
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(data, list):
+        return None
+    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in data]
+    usable = (i if isinstance(i, str) and len(i) < _LONGEST_ID else None for i in ids)
+    return PageIds(tuple(usable), body.get("has_more") is True)
+
+
+def read_object(response: Response, path: str) -> StripeObject:
+    """The object in `response`. Raises Drifted if it is none."""
+    try:
+        body = decode(response.body)
+    except msgspec.DecodeError as error:
+        raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
+    if not isinstance(body, dict):
+        raise Drifted(f"The answer of {path} is not an object.")
+    return cast("StripeObject", body)

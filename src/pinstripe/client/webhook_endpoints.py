@@ -16,8 +16,7 @@ import msgspec
 
 from pinstripe.catalog.model import spec
 from pinstripe.client.api_key import ApiKey
-from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.pagination import iter_pages, list_at
+from pinstripe.client.client import StripeClient, iter_pages, list_at, quote_id
 from pinstripe.client.response import Response
 from pinstripe.errors import Drifted, Misconfigured, Refused
 

@@ -289,7 +289,7 @@ def of_database(
         "sqlalchemy",
         "SQLAlchemy",
         "from sqlalchemy import create_engine, text\n\n"
-        f"engine = create_engine({_text(_with_driver(url))})\n"
+        f"engine = create_engine({_text('postgresql+psycopg' + url[url.index(':') :])})\n"
         "with engine.connect() as connection:\n"
         f"    print(connection.execute(text({_text(look)})).scalar())",
         "Requires sqlalchemy and psycopg.",
@@ -376,10 +376,6 @@ def tunnel(place: DatabasePlace) -> str:
 def _text(value: str) -> str:
     """A string of Python and of JavaScript alike."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def _with_driver(url: str) -> str:
-    return "postgresql+psycopg" + url[url.index(":") :]
 
 
 def _prisma(place: DatabasePlace, login: DatabaseLogin, schema: str) -> str:

@@ -22,7 +22,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.auth import Auth
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.syncs import OpenSync, StoredSync
+from pinstripe.gateway.syncs import StoredSync
 
 _FORM_BYTES = 256 * 1024
 """The largest form: a long statement for the SQL box."""
@@ -48,11 +48,6 @@ class PageContext:
         """The same, for endpoints whose route has `{sync}`."""
         assert self.chosen is not None  # noqa: S101 (`PageGuard` has found it)
         return self.chosen
-
-    @property
-    def open_sync(self) -> OpenSync | None:
-        """Its open parts; None while its schema is not there, or Postgres is away."""
-        return self.gateway.parts.syncs.get(self.chosen.id) if self.chosen is not None else None
 
     def named(self, name: str) -> str:
         """A part of the path, decoded."""

@@ -22,7 +22,7 @@ from pinstripe.catalog.tables import table_of_object
 from pinstripe.console import sql_run
 from pinstripe.console.page_context import PageContext
 from pinstripe.console.rows import Reference
-from pinstripe.console.sql_run import Failed, Readers, Result, ResultColumn, SqlTarget, chunks
+from pinstripe.console.sql_run import Failed, Readers, Result, SqlTarget, chunks
 from pinstripe.console.templating import HEADERS, Notice
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.middleware import unless_disconnected
@@ -223,17 +223,13 @@ async def lines(connection: asyncpg.Connection, statement: str) -> AsyncGenerato
     sent: int | None = None
     async with aclosing(chunks(connection, statement)) as found:
         async for chunk in found:
-            head = _header(chunk.columns) if sent is None else ""
+            head = line([c.name for c in chunk.columns]) if sent is None else ""
             sent = sent or 0
             rows = chunk.rows[: MOST_ROWS - sent]
             sent += len(rows)
             yield head + "".join(line(row) for row in rows)
             if sent >= MOST_ROWS:
                 return
-
-
-def _header(columns: Sequence[ResultColumn]) -> str:
-    return line([c.name for c in columns])
 
 
 def line(values: Sequence[str | None]) -> str:

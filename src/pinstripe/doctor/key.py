@@ -18,8 +18,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.client.api_errors import account_named
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import read_object
-from pinstripe.client.response import StripeObject
+from pinstripe.client.response import StripeObject, read_object
 from pinstripe.doctor.permissions import (
     ACCOUNT,
     EVENTS,

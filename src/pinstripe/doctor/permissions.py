@@ -16,8 +16,7 @@ from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_
 from pinstripe.catalog.tables import table_name, table_of_object
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import read_list
-from pinstripe.client.response import StripeObject
+from pinstripe.client.response import StripeObject, read_list
 from pinstripe.doctor.probe import Prober, ProbeResult
 from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource, ResourceState
 from pinstripe.errors import Drifted, WrongKey

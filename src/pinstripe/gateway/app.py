@@ -32,9 +32,8 @@ from pinstripe.gateway.http.metrics import MEDIA as METRICS
 from pinstripe.gateway.http.metrics import Meters, status_class
 from pinstripe.gateway.http.middleware import EdgeMiddleware
 from pinstripe.gateway.live.status_board import SyncStatus
-from pinstripe.gateway.proxy.request import is_for_proxy
-from pinstripe.gateway.wait.endpoint import NotInTime, Waited
-from pinstripe.gateway.wait.query import WaitParameters
+from pinstripe.gateway.proxy.upstream import is_for_proxy
+from pinstripe.gateway.wait.endpoint import NotInTime, Waited, WaitParameters
 from pinstripe.store.changes import Change
 
 _READS = frozenset(("GET", "HEAD"))

@@ -18,9 +18,8 @@ from starlette.types import ASGIApp
 from pinstripe.gateway.http.auth import Auth
 from pinstripe.gateway.http.metrics import Meters, Metrics
 from pinstripe.gateway.live.change_stream import ChangeStream
-from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.live.status_board import StatusBoard
-from pinstripe.gateway.syncs import SyncControl, Syncs
+from pinstripe.gateway.syncs import Reads, SyncControl, Syncs
 from pinstripe.store.pool import Pool
 
 Handler = Callable[[Request], Awaitable[Response]]

@@ -3,7 +3,7 @@
 `Syncs` holds the open syncs, which requests name by id or by a key of their account, and the platforms,
 each of whose accounts is an `OpenSync` of its own, opened when a request names it (`PlatformAccounts`). A
 gateway holds no lease: it writes responses of Stripe's, and the guarded upsert decides which rows they
-replace.
+replace. What it reads of their databases is bounded in time: `Reads`, `PatientVersions`.
 
 `serving` implements `SyncControl`, so that the gateway stands below it. Its errors are `UnknownSync`
 for an unknown id, `Misconfigured` for what the caller must change, `Unreachable` where Postgres or
@@ -14,14 +14,16 @@ except `NewSync`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from time import monotonic
 from typing import Annotated, Literal, Protocol, TypeAlias
 
 import msgspec
+import structlog
 from msgspec import UNSET, Meta, UnsetType
 
 from pinstripe.catalog.model import spec
@@ -30,16 +32,19 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import Margins
-from pinstripe.errors import Misconfigured
+from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
 from pinstripe.mirror import Mirror, open_mirror
+from pinstripe.rows.extract import RowKey
 from pinstripe.rows.personal import Personal
 from pinstripe.source.refusals import remember_refusals
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
-from pinstripe.store.pool import Pool, connect, open_pool
+from pinstripe.store.pool import Connection, Pool, connect, open_pool, sqlstate
 from pinstripe.store.rewrite import check_policy
 from pinstripe.store.syncs import Sync, load_syncs, load_table_names
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +255,89 @@ async def _there(
         there = await load_table_names(connection, schema)
         chosen = {name: table for name, table in tables().items() if name in there}
         return known, await effective_tables(connection, schema, chosen)
+
+
+_LONGEST_S = 10.0
+_QUERY_CANCELED = "57014"
+_READ_ONLY = "SET LOCAL transaction_read_only = on; SET LOCAL statement_timeout = "
+
+
+class Reads:
+    """Read-only transactions for HTTP endpoints. `pool` gives None while there is no database: then, and
+    while Postgres is down, a read raises `Unreachable`, and the gateway goes on.
+    """
+
+    def __init__(self, pool: Callable[[], Pool | None]) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def connection(self, *, longest_s: float = _LONGEST_S) -> AsyncIterator[Connection]:
+        """One read-only transaction whose statements take `longest_s` each at most."""
+        pool = self._pool()
+        if pool is None:
+            raise Unreachable(
+                "The database is not there yet.", hint="It starts, or cannot be reached; try again."
+            )
+        try:
+            # Around the block too: a server that hangs does not enforce its statement timeout.
+            async with asyncio.timeout(longest_s + 1.0), pool.transaction() as connection:
+                await connection.execute(f"{_READ_ONLY}{int(longest_s * 1000)}")
+                yield connection
+        except TimeoutError as error:
+            raise Unreachable(
+                f"Postgres did not answer within {longest_s:.0f} s.", hint="Try again later."
+            ) from error
+        except Unreachable as error:
+            if sqlstate(error) != _QUERY_CANCELED:
+                raise
+            raise Unreachable(
+                f"The database took longer than {longest_s:.0f} s to answer.",
+                hint="Ask for less: a later `since`, one type or one table.",
+            ) from error
+
+
+_PATIENCE_S = 0.25
+_PAUSE_S = 1.0
+"""How long no version is read after a read took longer than the patience."""
+
+
+class PatientVersions:
+    """Reads row versions, and Postgres's clock, if Postgres answers fast. Requests go without otherwise."""
+
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._not_before = 0.0
+
+    async def read(self, sync: OpenSync, rows: Iterable[RowKey]) -> dict[RowKey, datetime]:
+        """The versions of those `rows` that exist; empty if Postgres is slow or unreachable."""
+        if self._is_slow(sync):
+            return {}
+        try:
+            return await sync.source.row_versions(rows, patience_s=_PATIENCE_S)
+        except PinstripeError as error:
+            self._note(error)
+            return {}
+
+    async def now(self, sync: OpenSync) -> datetime | None:
+        """Postgres's clock before a write is sent to Stripe; None if Postgres is slow or unreachable.
+
+        Stripe's clock counts seconds: only ours shows which of two writes within one second is newer.
+        """
+        if self._is_slow(sync):
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await sync.pool.time()
+        except (PinstripeError, TimeoutError) as error:
+            self._note(error)
+            return None
+
+    def _is_slow(self, sync: OpenSync) -> bool:
+        return bool(sync.mirror.trouble) or self._clock() < self._not_before
+
+    def _note(self, error: Exception) -> None:
+        _log.debug("proxy.unseen", error=str(error))
+        self._not_before = self._clock() + _PAUSE_S
 
 
 Activity: TypeAlias = Literal[

@@ -26,7 +26,7 @@ from starlette.responses import Response
 
 from pinstripe.gateway.http.errors import JSON, HTTPError
 from pinstripe.gateway.syncs import OpenSync, PlatformAccounts, Syncs
-from pinstripe.gateway.wait.sync_requester import SyncRequester
+from pinstripe.gateway.wait.waiter import SyncRequester
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pinstripe.client.client import StripeClient
-from pinstripe.client.pagination import iter_pages, list_at, read_list
+from pinstripe.client.client import StripeClient, iter_pages, list_at
 from pinstripe.client.rate_limit import WorkClass
+from pinstripe.client.response import read_list
 from pinstripe.errors import PinstripeError, WrongAccount
 from pinstripe.rows.event import created_of
 from pinstripe.store.platforms import sweep

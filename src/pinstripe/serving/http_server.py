@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.http.errors import failure
 from pinstripe.gateway.http.middleware import BODY_BYTES
-from pinstripe.gateway.proxy.request import READ_AT_ONCE, is_for_proxy
+from pinstripe.gateway.proxy.upstream import READ_AT_ONCE, is_for_proxy
 
 _HEAD_BYTES = 64 * 1024
 """Stripe takes less; cursors and search queries are the longest."""

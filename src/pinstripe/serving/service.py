@@ -35,11 +35,10 @@ from pinstripe.gateway.app import GatewayApp, make_app
 from pinstripe.gateway.deps import Deps
 from pinstripe.gateway.http.auth import Auth, refuse_public
 from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.request import hosts_at
+from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.gateway.syncs import SyncControl, Syncs
 from pinstripe.gateway.wait.endpoint import WaitEndpoint
-from pinstripe.gateway.wait.sync_requester import SyncRequester
-from pinstripe.gateway.wait.waiter import Waiter
+from pinstripe.gateway.wait.waiter import SyncRequester, Waiter
 from pinstripe.gateway.webhooks import Webhooks
 from pinstripe.service import Database, open_database
 from pinstripe.serving import supervisor as processes

@@ -197,7 +197,9 @@ class Vault:
         """
         found = []
         for sync in syncs:
-            is_known = sync.stripe_url == STRIPE_URL or is_loopback(_host(sync.stripe_url))
+            is_known = sync.stripe_url == STRIPE_URL or is_loopback(
+                urlsplit(sync.stripe_url).hostname or ""
+            )
             if is_known and not self.encryptor.is_bound(sync.api_key):
                 with suppress(Misconfigured):  # Its key is gone: said where the sync is opened.
                     sync = self._resealed(sync)  # noqa: PLW2901
@@ -257,7 +259,3 @@ def _bound(sync: SealedSync, purpose: str) -> Bound:
         "stripe_url": sync.stripe_url,
         "stripe_account": sync.stripe_account,
     }
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).hostname or ""

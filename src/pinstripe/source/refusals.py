@@ -1,15 +1,28 @@
-"""Stores the expands and lists that Stripe refuses, so that a restart does not repeat the requests."""
+"""Stores what Stripe refuses in part: expands, lists without a parent, nested lists.
+
+A restart repeats no refused expand and no refused list. A nested list that the key may not read has a
+cursor of its own, in Stripe's words, and the next run retries its `probe`:
+
+    {"table": "refund", "inside": "charge", "probe": "/v1/charges/ch_1/refunds"}
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import structlog
 
+from pinstripe.client.client import StripeClient, split_url
 from pinstripe.client.retry import RefusedExpand
-from pinstripe.source.source import Source
+from pinstripe.concurrency import for_each
+from pinstripe.errors import NotFound, PinstripeError, WrongKey
+from pinstripe.source.source import Source, UnreadableLists
 from pinstripe.store.cursors import (
     LIST,
+    Checkpoint,
     RememberedRefusal,
     drop_due_refusals,
+    ended_by,
     load_refusals,
     note_refusal,
 )
@@ -49,3 +62,53 @@ async def note_by_parent(source: Source, endpoint: str, reason: str, remedy: str
         await note_refusal(
             connection, source.mirror.schema, RememberedRefusal(endpoint, LIST, reason, remedy)
         )
+
+
+def checkpoints(gaps: UnreadableLists) -> list[Checkpoint]:
+    """The cursors that record the gaps."""
+    return [
+        ended_by(
+            gap.error,
+            _stream(name),
+            {
+                "table": gap.truncated.child_table,
+                "inside": gap.truncated.parent_table,
+                "probe": gap.truncated.url,
+            },
+        )
+        for name, gap in gaps.items()
+    ]
+
+
+_PROBED_AT_ONCE = 8
+
+
+async def closed_gaps(
+    stripe: StripeClient, saved: Iterable[Checkpoint], *, priority: int
+) -> Mapping[str, str]:
+    """Stream -> table around it, of the gaps of earlier runs that can be read now. Raises WrongKey."""
+    found: dict[str, str] = {}
+
+    async def probe(cursor: Checkpoint) -> None:
+        position = cursor.position
+        if not isinstance(position, dict) or "probe" not in position:
+            return
+        path, fixed = split_url(str(position["probe"]))
+        try:
+            await stripe.get(
+                path, [*fixed, ("limit", "1")], endpoint=f"GET {cursor.stream}", priority=priority
+            )
+        except NotFound:
+            pass  # The object around it is gone, but the key was accepted.
+        except PinstripeError as error:
+            if isinstance(error, WrongKey):
+                raise
+            return  # Still refused, or unreachable: the next run retries.
+        found[cursor.stream] = str(position["inside"])
+
+    await for_each(list(saved), probe, limit=_PROBED_AT_ONCE)
+    return found
+
+
+def _stream(name: str) -> str:
+    return name.removeprefix("GET ")

@@ -24,9 +24,8 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import iter_pages, list_at, read_object
-from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response
+from pinstripe.client.client import iter_pages, list_at, quote_id
+from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
@@ -50,7 +49,7 @@ async def complete(source: Source, answer: RefetchDone) -> None:
 async def resolve(source: Source, row: Conflict) -> bool:
     """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
     if row.parent_table:
-        answer = RefetchDone(refetch_for(row), await source.database_time())
+        answer = RefetchDone(refetch_for(row), await source.pool.time())
         await _read_set(source, row, answer)
         await complete(source, answer)
         return True

@@ -4,21 +4,29 @@
 
 Backfill, event poller, refetches and the gateway share it: the account's client, the mirror, the wanted
 tables, and the priorities (`FOLLOW`, `LIVE`, `BACKFILL`, `REFERENCES`). Nested lists are read to their end
-before the row around them is written. A nested list that the key may not read stops nothing; a cursor of
-its own holds the gap, in Stripe's words, and the next run retries its `probe`:
-
-    {"table": "refund", "inside": "charge", "probe": "/v1/charges/ch_1/refunds"}
+before the row around them is written. One that the key may not read stops nothing (`refusals`). Versions of
+rows are read before Stripe is asked; concurrent reads are one statement.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
+from typing import NamedTuple
 
 import structlog
 
@@ -27,23 +35,24 @@ from pinstripe.catalog.endpoints import (
     Param,
     RetrieveEndpoint,
     by_parent,
+    endpoint_of,
     expand_of,
     retrieve_endpoint,
 )
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_name, tables
-from pinstripe.client.client import StripeClient, quote_id
-from pinstripe.client.pagination import (
-    ListPage,
-    iter_pages,
-    list_at,
-    list_of,
-    read_object,
-    split_url,
-)
+from pinstripe.client.client import StripeClient, iter_pages, list_at, list_of, quote_id, split_url
 from pinstripe.client.rate_limit import WorkClass
-from pinstripe.client.response import AsOf, Cause, Response, StripeObject, as_of_response
-from pinstripe.concurrency import for_each
+from pinstripe.client.response import (
+    AsOf,
+    Cause,
+    ListPage,
+    Response,
+    StripeObject,
+    as_of_response,
+    read_object,
+)
+from pinstripe.concurrency import Coalescer, for_each
 from pinstripe.errors import (
     Drifted,
     LostLease,
@@ -52,15 +61,15 @@ from pinstripe.errors import (
     NotPermitted,
     PinstripeError,
     Refused,
+    Unreachable,
     WrongKey,
 )
 from pinstripe.mirror import Mirror, Part
 from pinstripe.mirror.batch import Effect
 from pinstripe.mirror.upsert import EVENT_S
 from pinstripe.rows.extract import MemberSet, RowKey, RowSet, TruncatedList
-from pinstripe.source.row_versions import RowVersions, VersionAt
 from pinstripe.store.confirmations import key_hash, of_keys
-from pinstripe.store.cursors import Checkpoint, ended_by, save_checkpoints
+from pinstripe.store.cursors import Checkpoint, save_checkpoints
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import PREVIEW_KINDS, Refetch, RefetchDone, add_refetches, note_trouble
@@ -75,56 +84,6 @@ class UnreadableList:
 
     truncated: TruncatedList
     error: Refused
-
-
-def checkpoints(gaps: UnreadableLists) -> list[Checkpoint]:
-    """The cursors that record the gaps."""
-    return [
-        ended_by(
-            gap.error,
-            _stream(name),
-            {
-                "table": gap.truncated.child_table,
-                "inside": gap.truncated.parent_table,
-                "probe": gap.truncated.url,
-            },
-        )
-        for name, gap in gaps.items()
-    ]
-
-
-_PROBED_AT_ONCE = 8
-
-
-async def closed_gaps(
-    stripe: StripeClient, saved: Iterable[Checkpoint], *, priority: int
-) -> Mapping[str, str]:
-    """Stream -> table around it, of the gaps of earlier runs that can be read now. Raises WrongKey."""
-    found: dict[str, str] = {}
-
-    async def probe(cursor: Checkpoint) -> None:
-        position = cursor.position
-        if not isinstance(position, dict) or "probe" not in position:
-            return
-        path, fixed = split_url(str(position["probe"]))
-        try:
-            await stripe.get(
-                path, [*fixed, ("limit", "1")], endpoint=f"GET {cursor.stream}", priority=priority
-            )
-        except NotFound:
-            pass  # The object around it is gone, but the key was accepted.
-        except PinstripeError as error:
-            if isinstance(error, WrongKey):
-                raise
-            return  # Still refused, or unreachable: the next run retries.
-        found[cursor.stream] = str(position["inside"])
-
-    await for_each(list(saved), probe, limit=_PROBED_AT_ONCE)
-    return found
-
-
-def _stream(name: str) -> str:
-    return name.removeprefix("GET ")
 
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -155,6 +114,21 @@ _OWED_S = 15.0
 """Pause before the first retry of a failed request."""
 
 
+_HUNG_S = 10.0
+"""A read by primary key that takes longer has met a server that is gone without closing the connection."""
+
+
+class VersionAt(NamedTuple):
+    """Postgres's clock, and the version (`_synced_at`) of a row, None if there is none.
+
+    A response to a request that is sent after the read answers everything that was asked for before `at`;
+    it is newer than the version only if that is older than a replica may lag.
+    """
+
+    at: datetime
+    version: datetime | None
+
+
 @dataclass(slots=True)
 class Source:
     """One account at Stripe and its mirror. `wanted`: the tables that are synced.
@@ -177,10 +151,12 @@ class Source:
     notes_owed: bool = True
     since: Mapping[str, int] = field(default_factory=dict)
     """By table, the Unix second of the oldest objects that are listed; older ones come by reference."""
-    _row_versions: RowVersions = field(init=False, repr=False)
+    _versions: Coalescer[tuple[RowKey, ...], tuple[datetime, dict[RowKey, datetime]]] = field(
+        init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
-        self._row_versions = RowVersions(self.pool, self.mirror.schema, self.wanted)
+        self._versions = Coalescer(self._read_versions)
         self.mirror.settle_after(self.stripe.margins.replica_lag_s)
 
     @asynccontextmanager
@@ -244,15 +220,10 @@ class Source:
         """`_synced_at` of a row, None if there is none."""
         return (await self.row_version(table, key)).version
 
-    async def database_time(self) -> datetime:
-        """Postgres's clock."""
-        async with self.pool.acquire() as connection:
-            found: datetime = await connection.fetchval("SELECT clock_timestamp()")
-        return found
-
     async def row_version(self, table: str, key: str) -> VersionAt:
-        """The version of a row before Stripe is asked, and Postgres's clock."""
-        return await self._row_versions.read(table, key)
+        """The version of a row, read after this call, and Postgres's clock. Raises Unreachable."""
+        at, versions = await self._versions.get(((table, key),))
+        return VersionAt(at, versions.get((table, key)))
 
     async def row_state(
         self, table: str, key: str, *, since: float
@@ -262,7 +233,7 @@ class Source:
         """
         known = self.wanted.get(table)
         if known is None:
-            return await self.database_time(), None, False
+            return await self.pool.time(), None, False
         async with self.pool.acquire() as connection:
             row = await connection.fetchrow(
                 "SELECT clock_timestamp(), _synced_at, _as_of >= to_timestamp($2)"
@@ -283,15 +254,45 @@ class Source:
     async def row_versions(
         self, rows: Iterable[RowKey], *, patience_s: float | None = None
     ) -> dict[RowKey, datetime]:
-        """The versions of those `rows` that are in the mirror. Raises Unreachable (see `RowVersions`)."""
-        mirrored = [row for row in rows if row[0] in self.mirror.tables]
-        return await self._row_versions.read_many(mirrored, patience_s=patience_s)
+        """The versions of those `rows` that are in the mirror, read after this call.
+
+        Raises Unreachable, also where Postgres takes longer than `patience_s`.
+        """
+        mirrored = tuple(row for row in rows if row[0] in self.mirror.tables)
+        if not mirrored:
+            return {}
+        try:
+            async with asyncio.timeout(patience_s):
+                _, versions = await self._versions.get(mirrored)
+        except TimeoutError:
+            raise Unreachable(f"Postgres takes longer than {patience_s} s.") from None
+        return {row: versions[row] for row in mirrored if row in versions}
+
+    async def _read_versions(
+        self, calls: Collection[tuple[RowKey, ...]]
+    ) -> dict[tuple[RowKey, ...], tuple[datetime, dict[RowKey, datetime]]]:
+        """Read what concurrent calls want, in one statement that begins after all of them."""
+        keys: dict[str, set[str]] = {}
+        for table, key in (row for rows in calls for row in rows):
+            keys.setdefault(table, set()).add(key)
+        texts = ["SELECT '', '', clock_timestamp()"]
+        for at, table in enumerate(keys, 1):
+            name = quote(self.wanted[table].key[0])
+            rows = qualified(self.mirror.schema, table)
+            texts.append(
+                f"SELECT '{table}', {name}, _synced_at FROM {rows} WHERE {name} = ANY(${at})"
+            )
+        async with self.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
+            found = await connection.fetch(" UNION ALL ".join(texts), *map(list, keys.values()))
+        versions = {(row[0], row[1]): row[2] for row in found}
+        now = versions.pop(("", ""))
+        return dict.fromkeys(calls, (now, versions))
 
     async def known_until(self) -> datetime:
         """The moment on Postgres's clock such that the response to a request from now on shows whatever
         was written until then.
         """
-        return await self.database_time() - self.replica_lag
+        return await self.pool.time() - self.replica_lag
 
     @property
     def replica_lag(self) -> timedelta:
@@ -578,21 +579,3 @@ def parent_of(obj: StripeObject) -> str:
 def _expand_of(table: str) -> tuple[str, ...]:
     """What to expand in a nested list of this table's objects."""
     return expand_of((tables()[table].object_type,)) if table in tables() else ()
-
-
-@cache
-def _templates() -> list[tuple[re.Pattern[str], str]]:
-    paths = {o.path for o in spec().operations if o.method == "GET"}
-    return [(re.compile(re.sub(r"{\w+}", "[^/]+", path) + "$"), path) for path in sorted(paths)]
-
-
-def endpoint_of(path: str) -> str:
-    """The operation behind a path, by the rate limiter's name.
-
-    >>> endpoint_of("/v1/invoices/in_1/lines")
-    'GET /v1/invoices/{invoice}/lines'
-    """
-    for pattern, template in _templates():
-        if pattern.match(path):
-            return f"GET {template}"
-    return f"GET {path}"

@@ -1,4 +1,4 @@
-"""One worker a schema: a lease with a fence, on Postgres's clock.
+"""One worker a schema: its lease, with a fence, on Postgres's clock; and its heartbeat.
 
     lease = Lease(url, "stripe")
     async with lease.held() as held:      # stands by until the lease is free or has expired
@@ -10,6 +10,9 @@ Postgres's clock decides when. Each take-over raises the fence, and each writing
 under a lock that a take-over waits for, so an earlier holder cannot commit after a take-over. `leading`
 does the same for the command line: it reports which process it waits for, and ends its block when the
 lease is lost.
+
+What the holder reports of itself is one row of `pinstripe.process`, written every two seconds. That table
+is unlogged, so it is empty after a crash of the server until the next heartbeat.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from datetime import datetime
 from typing import NoReturn
 
 import asyncpg
+import msgspec
 import structlog
 
 from pinstripe.concurrency import end
@@ -413,3 +417,101 @@ async def _tell_standing_by(lease: Lease, tell: Callable[[str], None]) -> None:
         f'Another process syncs the schema "{lease.schema}" ({lease.standing_by.holder}). This one '
         "stands by and takes over when that one ends."
     )
+
+
+STALE_S = 10.0
+"""An older heartbeat, by several times its interval, is of a worker that has ended or hangs."""
+
+
+class TableProgress(msgspec.Struct, frozen=True):
+    """The first copy of one table: the sum over its lists."""
+
+    table: str
+    rows: int
+    rows_per_s: float
+    requests_left: float
+    """An estimate; 0 where it is done."""
+    state: str
+    """"running", "done", "refused" or "failed"."""
+
+
+class QuotaReport(msgspec.Struct, frozen=True):
+    """Stripe's read allowance: GETs of ours in the last 30 days, and how many Stripe allows."""
+
+    used: int
+    allowed: int
+    by_kind: dict[str, int]
+    transactions: int | None
+    poll_s: float
+    slowed: bool
+    held: bool
+    over: bool
+
+
+class WorkerHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """Totals are since the process began; rates are means over the last interval."""
+
+    version: str
+    pid: int
+    host: str
+    started_at: datetime
+    phase: str
+    """Of the first copy: "starting", "lists", "events", "references", "indexes", "done"."""
+    rows: int
+    rows_per_s: float
+    requests: dict[str, int]
+    """By method and kind of endpoint: "GET list", "GET retrieve", "GET events", "POST"."""
+    requests_per_s: float
+    rate_limited: dict[str, int]
+    """429s, by the same kinds."""
+    account_rate: float | None
+    """Requests a second that the budget gives now; None: no limit."""
+    queue_rows: int
+    """Rows that wait for Postgres."""
+    queue_most: int
+    contested: int
+    """Rows that had to be fetched once more to know which state is newer."""
+    events: int
+    polls: int
+    late_events: int
+    memory_bytes: int
+    cpu_s: float
+    left_s: float | None
+    """Until the first copy is complete, at the present rate; None if that is not known."""
+    tables: list[TableProgress]
+    """Of the first copy; empty when it is done."""
+    allowance: QuotaReport | None
+    trouble: str = ""
+    remedy: str = ""
+
+
+_SAVE = """
+INSERT INTO pinstripe.process AS p (schema, state, at)
+SELECT schema, $2::jsonb, clock_timestamp() FROM pinstripe.sync WHERE schema = $1
+ON CONFLICT (schema) DO UPDATE SET state = EXCLUDED.state, at = EXCLUDED.at
+"""
+
+
+async def save_heartbeat(connection: Connection, schema: str, state: WorkerHeartbeat) -> None:
+    """Replaces the row of the schema."""
+    await connection.execute(_SAVE, schema, msgspec.json.encode(state).decode())
+
+
+async def load_heartbeats(connection: Connection) -> dict[str, tuple[WorkerHeartbeat, float]]:
+    """Return schema -> (state, its age in seconds), without rows that another version wrote otherwise.
+
+    Empty in a database of an older version, which has no such table.
+    """
+    if await connection.fetchval("SELECT to_regclass('pinstripe.process')") is None:
+        return {}
+    rows = await connection.fetch(
+        "SELECT schema, state::text, extract(epoch FROM clock_timestamp() - at)::float8"
+        " FROM pinstripe.process"
+    )
+    found: dict[str, tuple[WorkerHeartbeat, float]] = {}
+    for schema, text, age_s in rows:
+        try:
+            found[schema] = (msgspec.json.decode(text, type=WorkerHeartbeat), max(age_s, 0.0))
+        except msgspec.ValidationError:
+            continue
+    return found

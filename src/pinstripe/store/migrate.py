@@ -32,9 +32,9 @@ from pinstripe.store.compat import set_compat
 from pinstripe.store.leases import Lease
 from pinstripe.store.links import link_all, linked_columns
 from pinstripe.store.locks import held_by, holders_in, lock_row, make_locks
-from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.metrics import drop_metrics, ensure_metrics
 from pinstripe.store.pool import Connection, check_server, connect, translated
+from pinstripe.store.quarantine import forget_streams
 from pinstripe.store.rewrite import forget_secrets, known_tables
 from pinstripe.store.session import (
     ACCOUNT,

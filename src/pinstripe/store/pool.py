@@ -16,6 +16,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import TypeAlias, cast
 
@@ -50,8 +51,6 @@ class ServerFacts:
 
     version: str
     writable: bool
-    superuser: bool
-    can_create_schema: bool
     database: str
 
 
@@ -120,6 +119,12 @@ class Pool:
                 await _roll_back(connection, transaction)
                 raise
             await transaction.commit()
+
+    async def time(self) -> datetime:
+        """Postgres's clock."""
+        async with self.acquire() as connection:
+            found: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        return found
 
     def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of the pool for a long block, such as one that listens. See `connect`."""
@@ -238,8 +243,6 @@ async def check_server(connection: Connection) -> ServerFacts:
                    current_setting('server_encoding') AS encoding,
                    NOT pg_is_in_recovery()
                        AND current_setting('default_transaction_read_only') = 'off' AS writable,
-                   (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
-                   has_database_privilege(current_database(), 'CREATE') AS can_create_schema,
                    current_database()::text AS database
             """
         )
@@ -258,8 +261,6 @@ async def check_server(connection: Connection) -> ServerFacts:
     return ServerFacts(
         version=row["version"],
         writable=row["writable"],
-        superuser=row["superuser"],
-        can_create_schema=row["can_create_schema"],
         database=row["database"],
     )
 

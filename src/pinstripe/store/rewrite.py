@@ -35,8 +35,8 @@ from pinstripe.errors import Drifted, Misconfigured, Unwritable
 from pinstripe.rows.personal import Personal
 from pinstripe.rows.secrets import without_secrets
 from pinstripe.store import ddl
-from pinstripe.store.lost_tables import forget_streams
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.quarantine import forget_streams
 from pinstripe.store.session import SCOPES_OF, account_of, relations
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

@@ -24,7 +24,6 @@ from pinstripe.store.retention import Retention
 from pinstripe.store.status import estimate_rows
 from pinstripe.store.verifications import next_verification, plan_verification
 from pinstripe.sync.events.poller import EventPoller, PollIntervals
-from pinstripe.sync.events.request_listener import SyncRequestListener
 from pinstripe.sync.read_quota import ReadQuota
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
@@ -42,10 +41,6 @@ _SINGLE = 3000
 """GETs of single rows and of short lists that a verification sends beside its pages, at most about."""
 _MOST_SHARE = 0.5
 """Of the read allowance: the other half is for following the account."""
-
-
-def _nothing() -> None:
-    """The default for `awake`: sync requests change no pause."""
 
 
 class Follower:
@@ -70,6 +65,7 @@ class Follower:
         self.read_quota = read_quota
         self._source = source
         self._retention = retention
+        self._backfilled = asyncio.Event()
         self.besides: list[Callable[[], Coroutine[None, None, None]]] = []  # After the backfill.
         self.upcoming = Upcoming(source) if previews else None
         refreshers = self.upcoming.refreshers() if self.upcoming is not None else {}
@@ -82,7 +78,8 @@ class Follower:
             pace=pace,
             more=more,
             interval_s=read_quota.poll_interval_s if read_quota is not None else None,
-            awake=read_quota.wake if read_quota is not None else _nothing,
+            awake=read_quota.wake if read_quota is not None else None,
+            complete=self._backfilled.is_set,
         )
         self.relist = Relist(
             source,
@@ -94,12 +91,6 @@ class Follower:
         )
         if read_quota is not None:
             read_quota.demand = self.relist.demand
-        self._backfilled = asyncio.Event()
-        self._request_listener = SyncRequestListener(
-            source.pool, source.mirror.schema, complete=self._is_complete
-        )
-        self._request_listener.on_ring = self._on_request
-        self.poller.request_listener = self._request_listener
         source.mirror.on_healed = self._on_healed
 
     @property
@@ -115,24 +106,17 @@ class Follower:
         """The initial load is complete: parts that need it may begin."""
         self._backfilled.set()
 
-    def _is_complete(self) -> bool:
-        """Whether the initial load is complete."""
-        return self._backfilled.is_set()
-
     def _on_healed(self) -> None:
         self.refetches.poll_now()
         self.relist.watch_now()
-
-    def _on_request(self) -> None:
-        self.poller.poll_now()
-        self.refetches.on_wait()
 
     async def run(self) -> None:
         """Run until cancelled. A part that fails ends the others."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.refetches.run())
             group.create_task(self.poller.run())
-            group.create_task(self._request_listener.run())
+            if self.poller.request_listener is not None:
+                group.create_task(self.poller.request_listener.run())
             group.create_task(self._later())
             if self.read_quota is not None:
                 group.create_task(self.read_quota.run())

@@ -26,7 +26,7 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import QUEUE_ROWS
 from pinstripe.source.source import Source
-from pinstripe.store.heartbeats import TableProgress, WorkerHeartbeat, save_heartbeat
+from pinstripe.store.leases import TableProgress, WorkerHeartbeat, save_heartbeat
 from pinstripe.sync.backfill.backfill import Backfill
 from pinstripe.sync.backfill.list_stream import ListReader
 from pinstripe.sync.follower import Follower

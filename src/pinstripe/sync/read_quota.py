@@ -33,7 +33,7 @@ from pinstripe.store.daily_counts import (
     count_transactions,
     load_requests,
 )
-from pinstripe.store.heartbeats import QuotaReport
+from pinstripe.store.leases import QuotaReport
 from pinstripe.store.pool import Pool
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

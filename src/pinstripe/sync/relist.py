@@ -54,9 +54,16 @@ from pinstripe.store.cursors import (
 )
 from pinstripe.store.ddl import qualified
 from pinstripe.store.links import link_all
-from pinstripe.store.lost_tables import EMPTIED, GONE, around_of, find_lost, relisted, to_relist
 from pinstripe.store.pool import Connection
-from pinstripe.store.quarantine import note_refused
+from pinstripe.store.quarantine import (
+    EMPTIED,
+    GONE,
+    around_of,
+    find_lost,
+    note_refused,
+    relisted,
+    to_relist,
+)
 from pinstripe.sync.backfill.child_lists import open_list, stream_of
 from pinstripe.sync.backfill.list_stream import Scheduler
 from pinstripe.sync.backfill.references import queue_missing, read_singletons

@@ -1,7 +1,7 @@
 """The slow scan: reads lists by parent under every parent, endlessly, behind everything else.
 
 The first copy reads a list by parent only where a row shows a sign that it holds something
-(`catalog.signs`), and events name parents that change. What neither finds, the scan finds: it goes through
+(`signs_of`), and events name parents that change. What neither finds, the scan finds: it goes through
 all parents in the order of their ids, again and again. Its position is a cursor of its own for each list,
 so that a restart goes on where it was:
 

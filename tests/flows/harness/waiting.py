@@ -20,8 +20,7 @@ from pinstripe.client.client import StripeClient
 from pinstripe.client.response import Margins
 from pinstripe.gateway.syncs import Named
 from pinstripe.gateway.wait.endpoint import WaitEndpoint
-from pinstripe.gateway.wait.sync_requester import SyncRequester
-from pinstripe.gateway.wait.waiter import Waiter
+from pinstripe.gateway.wait.waiter import SyncRequester, Waiter
 from pinstripe.gateway.webhooks import Webhooks
 from pinstripe.sync.events.poller import PollIntervals
 from pinstripe.sync.follower import Follower

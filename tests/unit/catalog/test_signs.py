@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints
-from pinstripe.catalog.signs import signs_of
+from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, signs_of
 from pinstripe.catalog.tables import table_name, tables
 
 _ALL = [

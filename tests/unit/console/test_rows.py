@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pinstripe.catalog.tables import tables
-from pinstripe.console.rows import Reference, cell
-from pinstripe.console.rows_query import Filter, RowsRequest, page_query
+from pinstripe.console.rows import Filter, Reference, RowsRequest, cell, page_query
 from pinstripe.console.tables import Shape, ShownColumn
 
 

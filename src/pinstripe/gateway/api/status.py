@@ -23,7 +23,7 @@ from pinstripe.gateway.http.metrics import MEDIA
 from pinstripe.gateway.live.status_board import LagSample
 from pinstripe.store.cursors import READY, SCAN_OF, Checkpoint, RememberedRefusal, load_checkpoints
 from pinstripe.store.daily_counts import Clocks, load_requests
-from pinstripe.store.heartbeats import QuotaReport, TableProgress
+from pinstripe.store.leases import QuotaReport, TableProgress
 from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.status import (

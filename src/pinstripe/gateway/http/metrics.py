@@ -30,8 +30,8 @@ from prometheus_client.registry import Collector
 from pinstripe.catalog.tables import tables
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.live.reads import Reads
 from pinstripe.gateway.live.status_board import StatusBoard, SyncStatus
+from pinstripe.gateway.syncs import Reads
 from pinstripe.store.platforms.status import PlatformsStatus, read_platforms
 from pinstripe.store.status import estimate_rows
 from pinstripe.store.verifications import load_verified

@@ -20,7 +20,7 @@ import structlog
 
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.live.reads import Reads
+from pinstripe.gateway.syncs import Reads
 from pinstripe.store.changes import CHANNEL, Change, ChangeFilter, changes_after, newest_position
 from pinstripe.store.listener import Listener
 

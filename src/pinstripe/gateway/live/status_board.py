@@ -21,10 +21,9 @@ import structlog
 
 from pinstripe.concurrency import Coalescer, wait_for
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.live.reads import Reads
-from pinstripe.gateway.syncs import StoredSync, SyncControl
+from pinstripe.gateway.syncs import Reads, StoredSync, SyncControl
 from pinstripe.store.daily_counts import Clocks
-from pinstripe.store.heartbeats import STALE_S, WorkerHeartbeat, load_heartbeats
+from pinstripe.store.leases import STALE_S, WorkerHeartbeat, load_heartbeats
 from pinstripe.store.status import SyncSummary, load_summaries
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

@@ -34,8 +34,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents as parent_types
 from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import read_object
-from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response
+from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
 from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.concurrency import backoff
 from pinstripe.errors import (
@@ -59,10 +58,15 @@ from pinstripe.gateway.proxy.objects import (
     read_aside,
     unpack,
 )
-from pinstripe.gateway.proxy.request import MIRRORED, Target
-from pinstripe.gateway.proxy.response_cache import PatientVersions, ResponseCache
-from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
-from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.proxy.response_cache import ResponseCache
+from pinstripe.gateway.proxy.upstream import (
+    MIRRORED,
+    Target,
+    Upstream,
+    UpstreamError,
+    UpstreamResponse,
+)
+from pinstripe.gateway.syncs import OpenSync, PatientVersions, Syncs
 from pinstripe.mirror import LIVE_LANE, QUEUE_ROWS
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.extract import Row, RowKey, RowSet
@@ -608,7 +612,7 @@ async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[R
     if where is None or (where.parent_parameter and not parent):
         return set()
     source = sync.source
-    started = await source.database_time()
+    started = await source.pool.time()
     try:
         response = await source.get_object(where, key, parent, LIVE)
     except NotFound:

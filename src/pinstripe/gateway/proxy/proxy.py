@@ -11,6 +11,9 @@ are written (`accounts`); `mirroring` decides what is written from a response.
 The caller gets Stripe's response with our headers, or an error in Stripe's shape. A response that breaks
 off also breaks off for the caller: it is never completed here.
 
+What a write changed beside the object in its response (a new subscription's invoice) arrives by events:
+`AfterWrite` requests a sync and does not await it. If that fails, the next regular poll reads the events.
+
     Pinstripe-Mirrored: yes | no | later      whether the objects are in Postgres
     Pinstripe-Reason: unknown-account         why not, or not yet
     Pinstripe-Sync: default                   the sync whose tables were written
@@ -21,16 +24,20 @@ off also breaks off for the caller: it is never completed here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from time import monotonic
 from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
 from pinstripe.client.api_key import is_loopback
+from pinstripe.client.response import Margins
+from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.middleware import disconnected
 from pinstripe.gateway.proxy.accounts import (
     AccountResolver,
@@ -38,15 +45,14 @@ from pinstripe.gateway.proxy.accounts import (
     credentials_of,
     shows_one_of,
 )
-from pinstripe.gateway.proxy.after_write import AfterWrite, RequestSync, WaitForRequest
 from pinstripe.gateway.proxy.mirroring import (
     ANSWER_BYTES,
     MirrorResult,
     ProxyRequest,
     ResponseMirror,
 )
-from pinstripe.gateway.proxy.objects import is_preview, places_of
-from pinstripe.gateway.proxy.request import (
+from pinstripe.gateway.proxy.objects import is_preview, measured_response, places_of
+from pinstripe.gateway.proxy.upstream import (
     API,
     METHODS,
     BadTarget,
@@ -57,13 +63,16 @@ from pinstripe.gateway.proxy.request import (
     RequestRejected,
     Target,
     Upload,
+    Upstream,
+    UpstreamError,
+    UpstreamResponse,
     body_of,
     checked,
     target_of,
 )
-from pinstripe.gateway.proxy.response_cache import PatientVersions
-from pinstripe.gateway.proxy.upstream import Upstream, UpstreamError, UpstreamResponse
-from pinstripe.gateway.syncs import OpenSync, Syncs
+from pinstripe.gateway.syncs import OpenSync, PatientVersions, Syncs
+from pinstripe.store.cursors import load_as_of
+from pinstripe.store.daily_counts import Write, note_writes
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -96,6 +105,11 @@ class Proxy:
         self.callers = accounts
         self.answers = mirroring
         self._hosts = hosts
+        self._open = {
+            host
+            for host, base in hosts.items()
+            if not base.startswith("https:") and not is_loopback(urlsplit(base).hostname or "")
+        }
         self._upstream = upstream
         self._after_write = after_write
         self._body_limit = body_limit
@@ -117,7 +131,8 @@ class Proxy:
                 raise RequestRejected(
                     401, "This is a token of Pinstripe's, not a key of Stripe's: it was not sent."
                 )
-            if _crosses_openly(target, scope["headers"]):
+            # A key that may be a live one would cross a network unencrypted.
+            if target.host in self._open and carries_more_than_test_key(scope["headers"]):
                 raise RequestRejected(
                     403, "Only test keys are sent to an http:// address; use https://."
                 )
@@ -215,13 +230,6 @@ class Proxy:
             return await response.read(ANSWER_BYTES, may_hold)
         finally:
             self._reading -= reading
-
-
-def _crosses_openly(target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether a key that may be a live one would cross a network unencrypted."""
-    if target.url.startswith("https:") or is_loopback(urlsplit(target.url).hostname or ""):
-        return False
-    return carries_more_than_test_key(headers)
 
 
 def _may_hold_objects(request: ProxyRequest, response: UpstreamResponse) -> bool:
@@ -372,3 +380,138 @@ async def _say(send: Send, status: int, kind: str, message: str) -> None:
         headers.append((b"connection", b"close"))  # The rest of the body is not read.
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+RequestSync = Callable[[OpenSync], Awaitable[object]]
+WaitForRequest = Callable[[OpenSync, str, float], Awaitable[bool]]
+"""(sync, request id, timeout in seconds) -> whether the request's events are applied."""
+
+WAIT_S = 30.0
+MAX_WAIT_S = 300.0
+_AS_OF_AGE_S = 0.5
+"""How old the `as_of` in a header may be. It only grows, so an older one is true as well."""
+_HUNG_S = 10.0
+_MEASURE_S = 30.0
+"""How often the clocks of writes and their events are compared."""
+_MOST_WRITES = 1000
+"""Writes that are compared each time, of a busy proxy."""
+
+
+class AfterWrite:
+    """Sync requests after writes, waits for their events, and the `as_of` of each sync."""
+
+    def __init__(
+        self, request_sync: RequestSync | None, wait_for_request: WaitForRequest | None
+    ) -> None:
+        self._request_sync = request_sync
+        self._wait = wait_for_request
+        self._as_of: dict[str, datetime] = {}
+        # Infinite while a read is running, so that there is one at a time.
+        self._read_at: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writes: dict[str, deque[Write]] = {}
+        self._measured_at: dict[str, float] = {}
+
+    def written(self, sync: OpenSync | None, response: UpstreamResponse) -> None:
+        """Request a sync, unless the status says that Stripe rejected the write."""
+        if response.status not in (401, 403, 404, 429):
+            self._request_soon(sync)
+        request_id = response.header(b"request-id").decode("latin-1")
+        if sync is not None and request_id and 200 <= response.status < 300:
+            measured = measured_response(response, Margins(0.0, 0.0))
+            lo, hi = measured.write_interval()
+            writes = self._writes.setdefault(sync.id, deque(maxlen=_MOST_WRITES))
+            writes.append(Write(request_id, lo, hi))
+            if monotonic() - self._measured_at.get(sync.id, float("-inf")) >= _MEASURE_S:
+                self._measured_at[sync.id] = monotonic()
+                self._start(self._measure(sync, writes))
+
+    def unanswered(self, sync: OpenSync | None, request: ProxyRequest) -> None:
+        """Request a sync: Stripe may have executed a write that got no response."""
+        if request.writes:
+            self._request_soon(sync)
+
+    def wait_of(self, headers: Headers) -> float:
+        """Seconds that the caller wants the response to be held for its events; 0 for not at all.
+
+        `Pinstripe-Wait: true`, or a number of seconds.
+        """
+        value = next((value for name, value in headers if name == b"pinstripe-wait"), b"").lower()
+        if value in (b"true", b"yes", b"1"):
+            return WAIT_S
+        return min(float(value), MAX_WAIT_S) if value.isdigit() and len(value) < 10 else 0.0
+
+    async def waited(
+        self,
+        sync: OpenSync | None,
+        request: ProxyRequest,
+        response: UpstreamResponse,
+        wait_s: float,
+    ) -> bool | None:
+        """Whether a write's events were applied within `wait_s`; None if there is nothing to wait for."""
+        if not wait_s or not request.writes or not 200 <= response.status < 300:
+            return None
+        # A replayed response names the request that did the work.
+        request_id = response.header(b"original-request") or response.header(b"request-id")
+        if sync is None or self._wait is None or not request_id:
+            return False
+        try:
+            applied = await self._wait(sync, request_id.decode("latin-1"), wait_s)
+        except PinstripeError as error:
+            _log.warning("proxy.unwaited", error=error.message)
+            return False
+        await self._read_as_of(sync)
+        return applied
+
+    def as_of(self, sync: OpenSync | None) -> datetime | None:
+        """All events up to this moment are applied; None until it is first read."""
+        if sync is None:
+            return None
+        if monotonic() - self._read_at.get(sync.id, float("-inf")) >= _AS_OF_AGE_S:
+            self._read_at[sync.id] = float("inf")
+            self._start(self._read_as_of(sync))
+        return self._as_of.get(sync.id)
+
+    async def _measure(self, sync: OpenSync, writes: deque[Write]) -> None:
+        """Compare the writes of a while with their events, once those are applied."""
+        await asyncio.sleep(_MEASURE_S)
+        mine = list(writes)
+        writes.clear()
+        try:
+            async with sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
+                await note_writes(connection, sync.schema, mine)
+        except (PinstripeError, TimeoutError) as error:
+            _log.debug("proxy.unmeasured", error=str(error))
+
+    async def close(self) -> None:
+        """Cancel requests and reads that are still running."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _read_as_of(self, sync: OpenSync) -> None:
+        try:
+            async with sync.pool.acquire() as connection, asyncio.timeout(_HUNG_S):
+                as_of = await load_as_of(connection, sync.schema)
+        except PinstripeError as error:
+            _log.debug("proxy.as_of", error=error.message)
+            return
+        finally:
+            self._read_at[sync.id] = monotonic()
+        if as_of is not None:
+            self._as_of[sync.id] = as_of
+
+    def _request_soon(self, sync: OpenSync | None) -> None:
+        if sync is not None and self._request_sync is not None:
+            self._start(self._request(sync, self._request_sync))
+
+    async def _request(self, sync: OpenSync, request_sync: RequestSync) -> None:
+        try:
+            await request_sync(sync)
+        except PinstripeError as error:
+            _log.debug("proxy.unrung", error=error.message)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

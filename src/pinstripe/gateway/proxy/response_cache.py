@@ -6,16 +6,12 @@ From the second identical response on, the `_synced_at` of every row that it sho
 same bytes come back and those versions still match, one SELECT replaces the write. A version is remembered
 only if this transaction wrote the row and merged nothing newer (`xmin`, `_as_of`), or confirmed it. It
 expires after 10 s, so that what is known of a row does not lag far behind.
-
-`PatientVersions` reads versions for this, and Postgres's clock before a write is sent to Stripe: Stripe's
-clock counts seconds, and only ours shows which of two writes within one second is newer.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -24,9 +20,8 @@ from time import monotonic
 import structlog
 
 from pinstripe.client.response import AsOf
-from pinstripe.errors import PinstripeError
-from pinstripe.gateway.proxy.request import Target
-from pinstripe.gateway.syncs import OpenSync
+from pinstripe.gateway.proxy.upstream import Target
+from pinstripe.gateway.syncs import OpenSync, PatientVersions
 from pinstripe.mirror.batch import Effect
 from pinstripe.rows.extract import RowKey, RowSet
 from pinstripe.store.confirmations import key_hash, of_keys
@@ -40,45 +35,6 @@ _LIMIT = 4096
 """Responses remembered."""
 _MAX_ROWS = 120
 """Rows of one response: beyond a page of plain objects writing costs little more than comparing."""
-_PATIENCE_S = 0.25
-_PAUSE_S = 1.0
-"""How long no version is read after a read took longer than the patience."""
-
-
-class PatientVersions:
-    """Reads row versions, and Postgres's clock, if Postgres answers fast. Requests go without otherwise."""
-
-    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
-        self._not_before = 0.0
-
-    async def read(self, sync: OpenSync, rows: Iterable[RowKey]) -> dict[RowKey, datetime]:
-        """The versions of those `rows` that exist; empty if Postgres is slow or unreachable."""
-        if self._is_slow(sync):
-            return {}
-        try:
-            return await sync.source.row_versions(rows, patience_s=_PATIENCE_S)
-        except PinstripeError as error:
-            self._note(error)
-            return {}
-
-    async def now(self, sync: OpenSync) -> datetime | None:
-        """Postgres's clock; None if Postgres is slow or unreachable."""
-        if self._is_slow(sync):
-            return None
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                return await sync.source.database_time()
-        except (PinstripeError, TimeoutError) as error:
-            self._note(error)
-            return None
-
-    def _is_slow(self, sync: OpenSync) -> bool:
-        return bool(sync.mirror.trouble) or self._clock() < self._not_before
-
-    def _note(self, error: Exception) -> None:
-        _log.debug("proxy.unseen", error=str(error))
-        self._not_before = self._clock() + _PAUSE_S
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Reads lists by parent: one list for each row of the parent's table, in the order of its key.
 
-The first copy reads only parents with a sign that they have children (`catalog.signs`), in passes: one as
+The first copy reads only parents with a sign that they have children (`signs_of`), in passes: one as
 soon as the tables of some signs are complete, over the parents that no earlier pass has read. The scan and
 `--deep` read all parents in one pass. The position is the tables whose signs are read, those of this pass,
 and the last parent up to which all lists are durable:
@@ -26,11 +26,10 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint
-from pinstripe.catalog.signs import Sign, signs_of
+from pinstripe.catalog.endpoints import ListEndpoint, Sign, list_request, signs_of
 from pinstripe.catalog.tables import table_name
-from pinstripe.client.client import quote_id
-from pinstripe.client.pagination import ListPage, iter_pages, list_request, read_list
+from pinstripe.client.client import iter_pages, quote_id
+from pinstripe.client.response import ListPage, read_list
 from pinstripe.concurrency import backoff
 from pinstripe.errors import (
     LostLease,

@@ -32,9 +32,8 @@ import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.client.client import Params
-from pinstripe.client.pagination import read_list
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.client.response import AsOf, as_of_response
+from pinstripe.client.response import AsOf, as_of_response, read_list
 from pinstripe.concurrency import wait_for
 from pinstripe.errors import Drifted, LostLease, NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.rows.extract import RowSet

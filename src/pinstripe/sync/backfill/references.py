@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from pinstripe.catalog.endpoints import (
+    PAGE,
     can_be_fetched,
     has_address,
     list_endpoints,
@@ -27,8 +28,7 @@ from pinstripe.catalog.endpoints import (
     singleton_paths,
 )
 from pinstripe.catalog.tables import LOGS, Column, Table, table_name
-from pinstripe.client.pagination import PAGE, read_object
-from pinstripe.client.response import as_of_response
+from pinstripe.client.response import as_of_response, read_object
 from pinstripe.concurrency import for_each, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError, Refused, Unwritable, WrongKey
 from pinstripe.mirror.upsert import key_text

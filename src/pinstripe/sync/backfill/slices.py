@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from pinstripe.catalog.endpoints import ListEndpoint, Param
-from pinstripe.client.pagination import PAGE, list_request
+from pinstripe.catalog.endpoints import PAGE, ListEndpoint, Param, list_request
 from pinstripe.client.response import StripeObject
 from pinstripe.errors import Drifted
 

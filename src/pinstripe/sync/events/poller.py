@@ -1,4 +1,4 @@
-"""Follows an account: polls the event log twice a second and applies what is new.
+"""Follows an account: polls the event log, twice a second and on request, and applies what is new.
 
     poll -> new events -> apply -> mirror: rows + cursor + refetches, one commit -> NOTIFY
 
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
-from pinstripe.client.pagination import PAGE
+from pinstripe.catalog.endpoints import PAGE
 from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import FellBehind, PinstripeError
@@ -28,12 +29,27 @@ from pinstripe.mirror import LIVE_LANE
 from pinstripe.rows.event import created_of, request_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 from pinstripe.store.cursors import followed, save_checkpoints
-from pinstripe.store.events import add_applied, forget_applied, load_applied, notify_applied
-from pinstripe.store.pool import Connection
+from pinstripe.store.events import (
+    REQUESTS,
+    SyncAck,
+    SyncRequest,
+    acknowledge,
+    add_applied,
+    forget_applied,
+    last_request,
+    load_applied,
+    notify_applied,
+)
+from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import add_refetches
 from pinstripe.sync.events.apply import EventApplier, PreviewRefetches
-from pinstripe.sync.events.reader import REACH_S, AppliedEvents, EventLogReader
-from pinstripe.sync.events.request_listener import SyncRequestListener
+from pinstripe.sync.events.reader import (
+    MARGIN_S,
+    REACH_S,
+    AppliedEvents,
+    EventLogReader,
+    LookbackWindows,
+)
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -83,18 +99,22 @@ class EventPoller:
         pace: PollIntervals | None = None,
         more: PreviewRefetches | None = None,
         interval_s: Callable[[], float] | None = None,
-        awake: Callable[[], None] = lambda: None,
+        awake: Callable[[], None] | None = None,
+        complete: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`since`: everything that the list showed up to this second on Stripe's clock is applied.
 
         `more` returns the refetches of previews that events need. `interval_s` returns the pause that the
-        read quota allows; `awake` reports a request to it.
+        read quota allows; `awake` reports a request to it. `complete`: whether the initial load is; with
+        it, `request_listener` receives sync requests once it runs.
         """
         self.stats = PollerStats(as_of=since)
-        self.request_listener: SyncRequestListener | None = (
-            None  # Requests polls and wants to be notified of them.
-        )
+        self.request_listener = None
+        if complete is not None:
+            self.request_listener = SyncRequestListener(
+                source.pool, source.mirror.schema, complete=complete, on_request=self._requested
+            )
         self._source = source
         self._refetches = refetches
         self._intervals = pace or PollIntervals()
@@ -104,6 +124,7 @@ class EventPoller:
         self._applier = EventApplier(source, more)
         self._applied = AppliedEvents()
         self._reader = EventLogReader(source, self._applied)
+        self._began_at = since
         self._lookback = LookbackWindows(since)
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -117,14 +138,21 @@ class EventPoller:
 
     def poll_now(self) -> None:
         """Poll now, and return to the configured interval over a while."""
-        self._awake()
+        if self._awake is not None:
+            self._awake()
         self._wake.set()
+
+    def _requested(self) -> None:
+        """A caller waits: have the poll and the refetches that it waits for made now."""
+        self.poll_now()
+        self._refetches.on_wait()
 
     async def run(self) -> None:
         """Catch up, then follow until cancelled. Raises FellBehind after too long an outage."""
-        await self._begin()
+        await self._insist(self._begin)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
+            await self._insist(partial(self._read_downtime, self._began_at))
             group.create_task(
                 self._read_lookbacks(self._intervals.near_window_s, self._intervals.near_every_s)
             )
@@ -209,20 +237,33 @@ class EventPoller:
         except PinstripeError:
             _log.debug("live.untold")  # Postgres itself is unreachable.
 
-    async def _begin(self) -> None:
-        """Read everything since the position; a complete lookback."""
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Try again and again, until it succeeds."""
         while True:
-            since = self.stats.as_of - self._intervals.window_s
             try:
-                await self._load_applied(since)
-                began = self._source.now()
-                await self.catch_up(self._intervals.window_s)
-                self._lookback = LookbackWindows(began)
+                await work()
+            except FellBehind:
+                raise
             except PinstripeError as error:
                 await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
             else:
                 return
+
+    async def _begin(self) -> None:
+        """Read everything since the position: what is older was applied, unless it came late."""
+        await self._load_applied(self.stats.as_of - self._intervals.window_s)
+        await self._read_slices()
+        self._began_at = self.stats.as_of
+        self._lookback = LookbackWindows(self._began_at)
+        await self.read_lookback(self._began_at - MARGIN_S)
+        self._applied.anchor_all()
+
+    async def _read_downtime(self, since: float) -> None:
+        """Read what came late while no process ran, beside the polls: on a busy account it is long."""
+        began = self._source.now()
+        await self.read_lookback(since - self._intervals.window_s, priority=LIVE)
+        self._lookback.note(began, float("inf"))
 
     async def _load_applied(self, since: float) -> None:
         async with self._source.pool.acquire() as connection:
@@ -417,39 +458,117 @@ class PollerStats:
             self._newest_read = self.newest
 
 
-MARGIN_S = 2.0
-"""`created` is cut to the second, and Stripe's clock is known to about one."""
+_NET_S = 1.0
+"""How often the row is read: the cost of a lost NOTIFY."""
+_PAUSE_S = 1.0
+_READ_SPACING_S = 0.01
+"""Between two reads of the row. Requests of one gateway are 50 ms apart."""
 
 
-class LookbackWindows:
-    """When lookbacks began, on Stripe's clock, by the lateness (seconds) that they cover.
-
-    A read of everything since `began - late_s`, where `began` is when the last such read began, misses no
-    event that appears at most `late_s` after its creation. Reads for longer lateness count for shorter ones
-    too, so frequent ones read little.
-
-    >>> windows = LookbackWindows(1000.0)
-    >>> windows.since(300.0)
-    698.0
-    >>> windows.note(1060.0, 300.0)
-    >>> windows.note(1065.0, 30.0)
-    >>> windows.since(300.0), windows.since(0.5)
-    (758.0, 1062.5)
+@dataclass(frozen=True, slots=True)
+class PendingRequest:
+    """A request that a poll may acknowledge. `session`: numbers are valid for the connection that read
+    them.
     """
 
-    def __init__(self, began: float) -> None:
-        """Up to `began` everything has been read, however late."""
-        self._began = {float("inf"): began}
+    request: SyncRequest
+    session: int
 
-    def since(self, late_s: float) -> float:
-        """Return where the next lookback for this lateness begins."""
-        began = max(when for late, when in self._began.items() if late >= late_s)
-        return began - late_s - MARGIN_S
 
-    def note(self, began: float, late_s: float) -> None:
-        """A read from `since(late_s)` or earlier to the end of the list, which began then."""
-        # An older read that covers less lateness is of no more use.
-        self._began = {
-            late: when for late, when in self._began.items() if late > late_s or when > began
-        }
-        self._began[late_s] = began
+class SyncRequestListener:
+    """Receives the sync requests for one schema, and acknowledges them when a poll has served them.
+
+        NOTIFY -> the row -> begin() at the start of a poll -> done() at its end -> acknowledgement, NOTIFY
+
+    A poll serves the requests that were received before it began. Requests are acknowledged only once the
+    initial load is complete, since before that the events are not all there is. A NOTIFY only means that
+    the row is worth reading: any user of the database may send one. A request whose NOTIFY was lost is
+    found within a second.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        schema: str,
+        *,
+        complete: Callable[[], bool],
+        on_request: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`complete`: whether the initial load is; until then requests are received and not
+        acknowledged.
+        """
+        self._on_request = on_request
+        self._pool = pool
+        self._schema = schema
+        self._complete = complete
+        self._clock = clock
+        self._session = 0
+        self._latest: SyncRequest | None = None
+        self._looked: SyncAck | None = None
+        self._wake = asyncio.Event()
+        self._hinted = False
+
+    def begin(self) -> PendingRequest | None:
+        """Return the latest request that no poll has served. Call it before Stripe is requested."""
+        return PendingRequest(self._latest, self._session) if self._latest is not None else None
+
+    def done(self, heard: PendingRequest, as_of: float) -> None:
+        """The poll that began after this request is done: what Stripe showed at `as_of` is committed."""
+        if heard.session != self._session:
+            return
+        if self._latest is not None and self._latest.number <= heard.request.number:
+            self._latest = None
+        self._looked = SyncAck(heard.request.number, as_of)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Run until cancelled; reconnects."""
+        while True:
+            try:
+                async with self._pool.dedicated() as connection:
+                    await self._listen(connection)
+            except PinstripeError as error:
+                _log.debug("hearing.lost", error=error.message)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _listen(self, connection: Connection) -> None:
+        self._session += 1
+        self._latest = self._looked = None
+        await connection.add_listener(REQUESTS, self._notified)
+        net_at = read_at = 0.0
+        while True:
+            self._wake.clear()
+            if self._clock() >= net_at or self._hinted:
+                # However many NOTIFYs arrive, the row is read no more often than this.
+                await asyncio.sleep(max(read_at + _READ_SPACING_S - self._clock(), 0.0))
+                self._hinted = False
+                await self._net(connection)
+                read_at = self._clock()
+                net_at = read_at + _NET_S
+            await self._answer(connection)
+            await wait_for(self._wake, max(net_at - self._clock(), 0.0))
+
+    async def _net(self, connection: Connection) -> None:
+        ring = await last_request(connection, self._schema)
+        if ring is not None and (self._looked is None or ring.number > self._looked.number):
+            self._requested(ring)
+
+    async def _answer(self, connection: Connection) -> None:
+        said = self._looked
+        if said is None or not self._complete():
+            return
+        await acknowledge(connection, self._schema, said)
+        if self._looked == said:
+            self._looked = None
+
+    def _notified(self, _: object, __: int, ___: str, payload: object) -> None:
+        if payload == self._schema:
+            self._hinted = True
+            self._wake.set()
+
+    def _requested(self, ring: SyncRequest) -> None:
+        if self._latest is None or ring.number > self._latest.number:
+            lookback_s = max(ring.lookback_s, self._latest.lookback_s if self._latest else 0.0)
+            self._latest = SyncRequest(ring.number, lookback_s)
+        self._on_request()

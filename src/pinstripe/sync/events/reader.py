@@ -1,8 +1,9 @@
 """Reads the event log page after page, and tracks which events are applied.
 
 Two reads may run at the same time: a poll reads the top of the log down to the first anchored event, a
-lookback reads a whole window. The next page is requested while the last one is applied. A long stretch of
-new events is handed on in large pieces; late events, between applied ones, page by page.
+lookback reads a whole window (`LookbackWindows`: from where). The next page is requested while the last one
+is applied. A long stretch of new events is handed on in large pieces; late events, between applied ones,
+page by page.
 
 An event is anchored if it is applied and everything below it is too. Long reads commit in pieces, newest
 first, so their events stay unanchored until the read comes to its end. If it fails halfway, the next poll
@@ -16,12 +17,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from pinstripe.catalog.endpoints import Param
-from pinstripe.client.pagination import PAGE, PageIds, read_ids, read_list
-from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response
+from pinstripe.catalog.endpoints import PAGE, Param
+from pinstripe.client.response import (
+    AsOf,
+    PageIds,
+    Response,
+    StripeObject,
+    as_of_response,
+    read_ids,
+    read_list,
+)
 from pinstripe.concurrency import for_each
 from pinstripe.rows.event import created_of
-from pinstripe.source.source import FOLLOW, Source
+from pinstripe.source.source import FOLLOW, LIVE, Source
 
 _MOST_EVENTS = 1000
 """Events in one commit: large pieces make a burst cheap, small ones keep the latency of live events low."""
@@ -74,7 +82,10 @@ class EventLogReader:
         return news
 
     async def window(self, since: float, *, priority: int, apply: Apply) -> str | None:
-        """Read everything since a second on Stripe's clock; return the id on top of the list."""
+        """Read everything since a second on Stripe's clock; return the id on top of the list.
+
+        Beside polls (`priority` LIVE) it is applied page by page: new events wait for no more than one.
+        """
         window = [("created[gte]", str(int(since)))]
         top: list[str | None] = []
 
@@ -82,7 +93,8 @@ class EventLogReader:
             top.extend(page.ids[:1])
             return False
 
-        await self._read(window, over, apply, priority=priority)
+        most = PAGE if priority == LIVE else _MOST_EVENTS
+        await self._read(window, over, apply, most=most, priority=priority)
         return top[0] if top else None
 
     async def slice(self, since: int, until: int, apply: Apply) -> None:
@@ -181,7 +193,7 @@ class AppliedEvents:
         """Those that the list showed behind applied ones, until they are applied themselves."""
 
     def load(self, created: Mapping[str, int]) -> None:
-        """Load what an earlier run applied. All of it is unanchored: how that run ended is not known."""
+        """Load what an earlier run applied. All of it is unanchored: that run may have been killed."""
         self._created = dict(created)
         self._unanchored = set(created)
 
@@ -242,6 +254,10 @@ class AppliedEvents:
         """The read of these has come to its end: nothing below them is missing."""
         self._unanchored.difference_update(keys)
 
+    def anchor_all(self) -> None:
+        """Nothing is missing below any of these but what came late."""
+        self._unanchored.clear()
+
     def forget(self, before: float) -> None:
         """Drop what was created before, unless it was at the top of the log lately."""
         self._created = {
@@ -272,3 +288,41 @@ async def list_events(
     response = await source.stripe.get(EVENTS, asked, endpoint=f"GET {EVENTS}", priority=priority)
     source.observe_clock(response)
     return response
+
+
+MARGIN_S = 2.0
+"""`created` is cut to the second, and Stripe's clock is known to about one."""
+
+
+class LookbackWindows:
+    """When lookbacks began, on Stripe's clock, by the lateness (seconds) that they cover.
+
+    A read of everything since `began - late_s`, where `began` is when the last such read began, misses no
+    event that appears at most `late_s` after its creation. Reads for longer lateness count for shorter ones
+    too, so frequent ones read little.
+
+    >>> windows = LookbackWindows(1000.0)
+    >>> windows.since(300.0)
+    698.0
+    >>> windows.note(1060.0, 300.0)
+    >>> windows.note(1065.0, 30.0)
+    >>> windows.since(300.0), windows.since(0.5)
+    (758.0, 1062.5)
+    """
+
+    def __init__(self, began: float) -> None:
+        """Up to `began` everything has been read, however late."""
+        self._began = {float("inf"): began}
+
+    def since(self, late_s: float) -> float:
+        """Return where the next lookback for this lateness begins."""
+        began = max(when for late, when in self._began.items() if late >= late_s)
+        return began - late_s - MARGIN_S
+
+    def note(self, began: float, late_s: float) -> None:
+        """A read from `since(late_s)` or earlier to the end of the list, which began then."""
+        # An older read that covers less lateness is of no more use.
+        self._began = {
+            late: when for late, when in self._began.items() if late > late_s or when > began
+        }
+        self._began[late_s] = began

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, retrieve_endpoints
+from pinstripe.catalog.endpoints import PAGE, ListEndpoint, list_endpoints, retrieve_endpoints
 from pinstripe.catalog.tables import Table, table_name, tables
-from pinstripe.client.pagination import PAGE, iter_pages, list_of
+from pinstripe.client.client import iter_pages, list_of
 from pinstripe.client.response import Response, StripeObject, as_of_response
 from pinstripe.mirror import Part
 from pinstripe.mirror.upsert import EVENT_S

@@ -23,8 +23,8 @@ from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import Checkpoint, State, load_checkpoints
 from pinstripe.store.ddl import qualified
 from pinstripe.store.refetch import Refetch, RefetchKind
-from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING
 from pinstripe.sync.upcoming.preview import TABLE_OF, Owner
+from pinstripe.sync.upcoming.rules import ALIVE, PENDING
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from pinstripe.catalog.endpoints import endpoint_of
 from pinstripe.catalog.tables import Table
-from pinstripe.client.client import Params
-from pinstripe.client.pagination import iter_pages, list_at, read_object, split_url
-from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response
+from pinstripe.client.client import Params, iter_pages, list_at, split_url
+from pinstripe.client.response import AsOf, Response, StripeObject, as_of_response, read_object
 from pinstripe.errors import (
     Drifted,
     LostLease,
@@ -32,7 +32,7 @@ from pinstripe.errors import (
 )
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.rows.extract import Extractor, RowSet
-from pinstripe.source.source import Source, endpoint_of
+from pinstripe.source.source import Source
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
 

@@ -1,7 +1,7 @@
 """Upcoming invoices: what Stripe would invoice next, per subscription and per customer, with its lines.
 
 They have no id and no events of their own; Stripe computes them on request. So they are filled once
-(`fill`) and refreshed whenever an event may have changed them (`rules`, `fan_out`). A row and its lines are
+(`fill`) and refreshed whenever an event may have changed them (`rules`). A row and its lines are
 one state, replaced in one transaction, and an older preview never replaces a newer one.
 
 From basil on Stripe no longer computes the upcoming invoice of a customer. It is then the preview of the
@@ -33,7 +33,6 @@ from pinstripe.store.cursors import ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 from pinstripe.store.refetch import Refetch
-from pinstripe.sync.upcoming.fan_out import ALIVE, PENDING, origins
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import (
     LINES,
@@ -45,7 +44,15 @@ from pinstripe.sync.upcoming.preview import (
     preview_rows,
     request_preview,
 )
-from pinstripe.sync.upcoming.rules import Affected, OwnerKey, OwnerKind, affected
+from pinstripe.sync.upcoming.rules import (
+    ALIVE,
+    PENDING,
+    Affected,
+    OwnerKey,
+    OwnerKind,
+    affected,
+    origins,
+)
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -235,7 +242,7 @@ class Upcoming:
 
     async def _replace_in_turn(self, row: UpcomingRow, request: _Request) -> Preview | None:
         for _ in range(_TRIES):
-            before = await self.source.database_time()
+            before = await self.source.pool.time()
             preview = await request()
             if await self.write(row, preview, before):
                 return preview

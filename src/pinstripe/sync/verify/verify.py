@@ -31,8 +31,14 @@ from pinstripe.store.leases import is_followed
 from pinstripe.store.verifications import Certificate, digest, save_certificate
 from pinstripe.sync.events.reader import EVENTS, LATE_S, RETENTION_S
 from pinstripe.sync.verify.compare import Comparer, Difference, Report, TableReport
-from pinstripe.sync.verify.recheck import Rechecker, RecheckResult, Repairs, cheaper_by_list
-from pinstripe.sync.verify.reread import ListRun, read_lists
+from pinstripe.sync.verify.recheck import (
+    ListRun,
+    Rechecker,
+    RecheckResult,
+    Repairs,
+    cheaper_by_list,
+    read_lists,
+)
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -89,7 +95,7 @@ class Verify:
 
     async def run(self) -> Report:
         """Return when everything is compared, and repaired if the options say so; saves the certificate."""
-        started_at = await self._source.database_time()
+        started_at = await self._source.pool.time()
         self.phase = "lists"
         await self._read_lists(self._looking, found=self.lists)
         listed = await self._comparer.shown()

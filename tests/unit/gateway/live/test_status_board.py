@@ -10,7 +10,7 @@ import pytest
 
 from pinstripe.gateway.live.status_board import not_ready
 from pinstripe.gateway.syncs import StoredSync, SyncState
-from pinstripe.store.heartbeats import QuotaReport, WorkerHeartbeat
+from pinstripe.store.leases import QuotaReport, WorkerHeartbeat
 from pinstripe.store.status import SyncSummary
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

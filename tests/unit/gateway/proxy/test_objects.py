@@ -24,7 +24,7 @@ from pinstripe.gateway.proxy.objects import (
     read_aside,
     unpack,
 )
-from pinstripe.gateway.proxy.request import METHODS, RequestRejected, checked, end_to_end
+from pinstripe.gateway.proxy.upstream import METHODS, RequestRejected, checked, end_to_end
 from pinstripe.rows.extract import Extractor
 
 EXTRACTOR = Extractor()

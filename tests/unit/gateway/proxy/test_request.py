@@ -9,7 +9,7 @@ import yarl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinstripe.gateway.proxy.request import (
+from pinstripe.gateway.proxy.upstream import (
     API,
     STRIPE,
     BadTarget,

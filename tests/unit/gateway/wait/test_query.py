@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import prefixes, types_of
 from pinstripe.gateway.http.errors import HTTPError
-from pinstripe.gateway.wait.query import parse_query
+from pinstripe.gateway.wait.endpoint import parse_query
 from pinstripe_simulator.account import Account, Settings
 
 _NAMES = st.sampled_from(["request", "object", "event", "type", "timeout", "settle", "previews"])

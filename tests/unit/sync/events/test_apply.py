@@ -7,8 +7,7 @@ import pytest
 from pinstripe.catalog.tables import tables
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import StripeObject
-from pinstripe.sync.events.apply import from_summary, related
-from pinstripe.sync.events.order import changes
+from pinstripe.sync.events.apply import changes, from_summary, related
 
 VERSION = "2026-10-28.endive"
 

@@ -9,7 +9,7 @@ import pytest
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
-from pinstripe.sync.events.order import ObjectChange, changes
+from pinstripe.sync.events.apply import ObjectChange, changes
 
 OURS = "2026-10-28.endive"
 

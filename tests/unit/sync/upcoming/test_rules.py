@@ -8,8 +8,15 @@ import pytest
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
-from pinstripe.sync.upcoming.fan_out import LINKS, is_there
-from pinstripe.sync.upcoming.rules import EVERYONE, RULES, Affected, Relation, affected
+from pinstripe.sync.upcoming.rules import (
+    EVERYONE,
+    LINKS,
+    RULES,
+    Affected,
+    Relation,
+    affected,
+    is_there,
+)
 
 
 def event(name: str, **obj: object) -> dict[str, object]:

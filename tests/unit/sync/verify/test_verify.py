@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pinstripe.sync.verify.compare import Difference
-from pinstripe.sync.verify.recheck import cheaper_by_list
-from pinstripe.sync.verify.reread import ReadPath, holds, path_to
+from pinstripe.sync.verify.recheck import ReadPath, cheaper_by_list, holds, path_to
 
 
 def row(table: str, key: str, *parents: tuple[str, str]) -> Difference:
