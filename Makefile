@@ -27,8 +27,9 @@ setup: $(STAMP) ## make the environment in .venv, nothing else
 run: setup ## the main job: sync an account (STRIPE_API_KEY) or the demo account into Postgres
 	$(BIN)/pinstripe run $(RUN_ARGS)
 
+# Three workers: two leave a third of two cores idle, since many tests wait.
 test: setup ## all tests, on a real Postgres
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(TEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -q $(TEST_ARGS)
 
 check: setup ## ruff and mypy, strict
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import pytest
 from tests.flows.harness.account import Copy, open_copy
 from tests.flows.harness.scripted_stripe import Answer, Params, ScriptedStripe, scripted_stripe
 
+from pinstripe.client.retry import Patience
 from pinstripe.store.cursors import load_as_of
 from pinstripe.sync.events.poller import EventPoller
 
@@ -38,7 +39,8 @@ async def stripe() -> AsyncIterator[ScriptedStripe]:
 
 @pytest.fixture
 async def copy(stripe: ScriptedStripe, database: str) -> AsyncIterator[Copy]:
-    async with open_copy(stripe, database) as opened:
+    patience = Patience(attempts=3, base_s=0.01)  # What fails here fails again.
+    async with open_copy(stripe, database, patience=patience) as opened:
         yield opened
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+from tests.flows.harness.command import Command
 from tests.flows.harness.truth import born_since
 from tests.flows.harness.workers import (
     PLATFORM,
@@ -129,7 +130,7 @@ class Chaos:
                     self.url, self.sim, account, among=born_since(one, 0), timeout_s=SETTLE_S
                 )
 
-    async def _worker(self, stack: AsyncExitStack) -> asyncio.subprocess.Process:
+    async def _worker(self, stack: AsyncExitStack) -> Command:
         return await stack.enter_async_context(worker_process(self.url, self.directory))
 
     async def cut_sessions(self, until: float) -> None:

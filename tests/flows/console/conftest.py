@@ -1,8 +1,9 @@
 """The console that its tests share: a copied and followed simulated account, served over real HTTP.
 
 `console` is made once a worker, in a loop and thread of its own, so that tests use whatever loop they
-like. `console.url` asks for no token; `console.locked_url` serves the same for who shows `ADMIN`. The sync
-goes on: a test that writes through the proxy (`console.stripe`) sees events and changes come.
+like, and ends with the last test of this folder. `console.url` asks for no token; `console.locked_url`
+serves the same for who shows `ADMIN`. The sync goes on: a test that writes through the proxy
+(`console.stripe`) sees events and changes come.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Queue
 
 import httpx
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 from tests.flows.harness.api_service import ADMIN, SMALL, api_service, served
 
@@ -80,41 +83,84 @@ async def _serve(postgres_url: str, template: str, directory: Path) -> AsyncIter
         await admin.execute("DROP DATABASE console WITH (FORCE)")
 
 
-@pytest.fixture(scope="session")
-def console(
-    postgres_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Console]:
-    ready = threading.Event()
-    made: list[Console] = []
-    loop = asyncio.new_event_loop()
-    ending = asyncio.Event()
+class _Shared:
+    """The console of this worker, in a loop and thread of its own, from the first call to `end`."""
 
-    async def run() -> None:
+    def __init__(self, postgres_url: str, template: str, directory: Path) -> None:
+        self._given = postgres_url, template, directory
+        self._console: Console | None = None
+
+    def console(self) -> Console:
+        if self._console is None:
+            self._loop = asyncio.new_event_loop()
+            self._ending = asyncio.Event()
+            ready: Queue[Console | None] = Queue()
+            self._task = self._loop.create_task(self._run(ready))
+            self._thread = threading.Thread(
+                target=self._loop.run_until_complete, args=(self._task,), name="console"
+            )
+            self._thread.start()
+            self._console = ready.get(timeout=START_S)
+            if self._console is None:
+                self._join()
+        assert self._console is not None
+        return self._console
+
+    def end(self) -> None:
+        if self._console is not None:
+            self._console = None
+            self._loop.call_soon_threadsafe(self._ending.set)
+            self._join()
+
+    async def _run(self, ready: Queue[Console | None]) -> None:
         try:
-            async with _serve(
-                postgres_url, migrated_template, tmp_path_factory.mktemp("console")
-            ) as console:
-                made.append(console)
-                ready.set()
-                await ending.wait()
+            async with _serve(*self._given) as console:
+                ready.put(console)
+                await self._ending.wait()
         finally:
-            ready.set()
+            ready.put(None)
 
-    task = loop.create_task(run())
-    thread = threading.Thread(target=loop.run_until_complete, args=(task,), name="console")
-    thread.start()
-    assert ready.wait(START_S)
-    if made:
-        yield made[0]
-        loop.call_soon_threadsafe(ending.set)
-    thread.join()
-    loop.close()
-    task.result()
+    def _join(self) -> None:
+        """Raises what has ended it, if anything did."""
+        self._thread.join()
+        self._loop.close()
+        self._task.result()
+
+
+_shared = pytest.StashKey[_Shared]()
+
+
+@pytest.fixture(scope="session")
+def shared_console(
+    request: pytest.FixtureRequest,
+    postgres_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[_Shared]:
+    shared = _Shared(postgres_url, migrated_template, tmp_path_factory.mktemp("console"))
+    request.session.stash[_shared] = shared
+    yield shared
+    shared.end()
 
 
 @pytest.fixture
+def console(shared_console: _Shared) -> Console:
+    return shared_console.console()
+
+
+@pytest.hookimpl(trylast=True)  # The test's own fixtures end before.
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After the last test of this folder: a sync that goes on takes its share from all later tests."""
+    here = Path(__file__).parent
+    if _shared in item.session.stash and nextitem is not None and here not in nextitem.path.parents:
+        item.session.stash[_shared].end()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chromium() -> AsyncIterator[Browser]:
-    """A real browser; the test is skipped where there is none."""
+    """A real browser, one for all tests of a file, which run in the file's loop: a start takes a second of
+    CPU. They are skipped where there is none.
+    """
     if not HAS_CHROMIUM:
         pytest.skip(f"no Chromium at {CHROMIUM}")
     async with async_playwright() as playwright:

@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, expect
 from tests.flows.console.conftest import Console
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # As `chromium`.
 
 SCRIPT = "<script>alert('name')</script>"
 IMAGE = '"><img src=x onerror=alert(1)>'
@@ -42,7 +45,7 @@ class Watched:
             self.complaints.append(f"{message.type}: {message.text}")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def watched(chromium: Browser) -> AsyncIterator[Watched]:
     page = await chromium.new_page(viewport={"width": 390, "height": 844})
     watched = Watched(page)

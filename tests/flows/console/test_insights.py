@@ -21,7 +21,7 @@ from pinstripe.store.pool import connect
 from pinstripe_simulator.behaviours import cycle, money_out
 from pinstripe_simulator.server import Running, running
 
-pytestmark = pytest.mark.migrated
+pytestmark = [pytest.mark.migrated, pytest.mark.asyncio(loop_scope="module")]  # As `chromium`.
 
 SHOTS = os.environ.get("PINSTRIPE_SCREENSHOTS", "")
 

@@ -128,6 +128,7 @@ async def test_what_a_key_lacks_is_named_and_another_key_takes_its_place(
             assert key not in wrong.text + page
 
 
+@pytest.mark.asyncio(loop_scope="module")  # As `chromium`.
 @pytest.mark.parametrize("width", [390, 1280])
 async def test_in_a_browser_the_report_comes_by_itself(
     console: Console, chromium: Browser, width: int

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.async_api import Browser, Page, Request, expect
 from tests.flows.console.conftest import Console
 from tests.flows.console.test_tables_in_browser import watched
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # As `chromium`.
 
 STATE = "[data-live-state]"
 SEEN = """seen => {

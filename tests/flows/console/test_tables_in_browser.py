@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from playwright.async_api import Browser, Page
 from tests.flows.console.conftest import Console
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # As `chromium`.
 
 HOSTILE = (
     "<script>document.title='taken'</script><img src=x onerror=alert(1)> \"'`{{7*7}} \u202e\u2066"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -291,12 +292,14 @@ async def _pausing(pauses: Iterator[float], dice: Random) -> None:
 
 
 async def make_template(url: str) -> None:
-    """The database that those of accounts are copied from: all tables, and Postgres on our clock."""
+    """The database that those of accounts are copied from: all tables, with their indexes, which each first
+    copy would make one by one beside its writers; and Postgres on our clock.
+    """
     from tests.flows.harness.truth import make_empty
 
     from pinstripe.catalog.model import spec
     from pinstripe.catalog.tables import tables
-    from pinstripe.store.migrate import migrate
+    from pinstripe.store.migrate import create_indexes, migrate
     from pinstripe.store.pool import connect
 
     async with connect(url) as admin:
@@ -311,6 +314,8 @@ async def make_template(url: str) -> None:
             sdk_version=spec().sdk_version,
             api_version=spec().api_version,
         )
+        for table in tables().values():
+            await create_indexes(connection, "stripe", table)
         await make_empty(connection, "stripe_truth", tables().values())
 
 
@@ -421,6 +426,7 @@ def main() -> int:
     # A history has faults by the hundred; what counts is its end.
     logging.disable(logging.CRITICAL)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    gc.set_threshold(50_000, 20, 20)  # As `pinstripe` itself.
     loop, clock = virtual_loop({urlsplit(given.url).port or 5432})
     asyncio.set_event_loop(loop)
     _widen_sessions()

@@ -17,11 +17,11 @@ from pinstripe.catalog.embedded import present_in
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import Table, table_of_object, tables
-from pinstripe.client.response import AsOf, decode
-from pinstripe.mirror import Mirror, open_mirror
-from pinstripe.rows.extract import RowSet
+from pinstripe.client.response import decode
+from pinstripe.mirror.upsert import STAGE_EXTRA, create_stage, insert, stage, stage_name
+from pinstripe.rows.extract import Row, RowSet, extractor_for
 from pinstripe.store.ddl import create_table
-from pinstripe.store.links import Links
+from pinstripe.store.links import Links, link_all
 from pinstripe.store.pool import Connection, connect
 from pinstripe_simulator.server import Running
 
@@ -93,11 +93,9 @@ async def differences(
 
 @asynccontextmanager
 async def open_truth(url: str, sim: Running, *, schema: str = "stripe") -> AsyncIterator[Truth]:
-    """For several looks at one copy: most of a look's cost is a new session."""
-    there, version = f"{schema}_truth", spec().api_version
-    mirror = open_mirror(url, there, tables(), api_version=version, writers=1)
-    async with connect(url) as connection, mirror as written:
-        yield Truth(sim, schema, there, connection, written)
+    """For several looks at one copy: a new session is dear."""
+    async with connect(url) as connection:
+        yield Truth(sim, schema, f"{schema}_truth", connection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,6 @@ class Truth:
     schema: str
     there: str
     connection: Connection
-    mirror: Mirror
 
     async def differences(self, among: Ids | None = None) -> dict[str, str]:
         """As the function of this name."""
@@ -117,8 +114,9 @@ class Truth:
         # The rows that give others a column are all there: which of them does so is not among the ids.
         linked = Links("", tables()).ids if among is not None and chosen else ()
         givers = {name: tables()[name] for name in linked}
-        await make_empty(self.connection, self.there, {**givers, **chosen}.values())
-        await _write_truth(self.mirror, self.sim, {**givers, **chosen}, among, givers)
+        needed = {**givers, **chosen}
+        await make_empty(self.connection, self.there, needed.values())
+        await self._write(needed, _true_rows(self.sim, needed, among, givers))
         found: dict[str, str] = {}
         for name in names:
             table = table_of_object()[name]
@@ -134,6 +132,24 @@ class Truth:
             if wrong:
                 found[table] = ", ".join(f"{k}: {v}" for k, v in wrong.items())
         return found
+
+    async def _write(self, known: Mapping[str, Table], rows: Mapping[str, list[Row]]) -> None:
+        """Fill the empty tables, with the statements that the mirror fills its own by."""
+        written = [known[name] for name in rows]
+        stages = [f"{create_stage(t)}; DELETE FROM {stage(t.name)}" for t in written]
+        await self.connection.execute(";".join(stages))
+        for table in written:
+            await self.connection.copy_records_to_table(
+                stage_name(table.name),
+                schema_name="pg_temp",
+                records=rows[table.name],
+                columns=[*(c.name for c in table.columns), *STAGE_EXTRA],
+            )
+        version = f"'{spec().api_version}'::text"
+        inserts = [insert(self.there, t).replace("$1::text", version) for t in written]
+        async with self.connection.transaction():
+            await self.connection.execute(";".join(inserts))
+            await link_all(self.connection, self.there, known, rows.keys())
 
 
 @cache
@@ -162,15 +178,12 @@ async def make_empty(connection: Connection, schema: str, chosen: Iterable[Table
     await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"; {"".join(texts)}')
 
 
-async def _write_truth(
-    mirror: Mirror,
-    sim: Running,
-    chosen: Mapping[str, Table],
-    among: Ids | None,
-    whole: Collection[str],
-) -> None:
-    """`whole`: tables of which all objects are written, whatever is in `among`."""
-    group = RowSet()
+def _true_rows(
+    sim: Running, chosen: Mapping[str, Table], among: Ids | None, whole: Collection[str]
+) -> dict[str, list[Row]]:
+    """By table. `whole`: tables of which all objects are meant, whatever is in `among`."""
+    extractor = extractor_for(tables(), personal=None)
+    rows: dict[str, list[Row]] = {}
     for name, table in table_of_object().items():
         if table not in chosen:
             continue
@@ -181,11 +194,12 @@ async def _write_truth(
             # Over the wire and back: text that Postgres cannot hold is cleaned when it is read.
             read = decode(msgspec.json.encode(obj))
             assert isinstance(read, dict)
-            key = mirror.extractor.object(read, found)
+            key = extractor.object(read, found)
             if key is not None:
-                group.add(table, key, found.rows[table][key])
-    # In one transaction: with one for each table Python needs half as much again.
-    await mirror.write([(group, AsOf(1.0, 2.0))])
+                row = found.rows[table][key]
+                row[-5], row[-4] = 1.0, 2.0  # The interval: long ago.
+                rows.setdefault(table, []).append(row)
+    return rows
 
 
 async def _compare(
@@ -201,38 +215,40 @@ async def _compare(
         and (table.name, c.name) not in _ON_REQUEST_WITHIN
         and not (c.type == "jsonb" and _holds_others(table.object_type, c.path))
     ]
-    listed = ", ".join(f'"{c}"' for c in ["id", *columns])
     mine, truth = (f'"{schema}"."{table.name}"' for schema in schemas)
     only = "true" if ids is None else "id = ANY($1::text[])"
     given = () if ids is None else (ids,)
+    lively = "AND NOT deleted" if table.deletable else ""
+    ours, theirs = (", ".join(f'{of}."{c}"' for c in columns) for of in "mt")
+    questions = [
+        f"SELECT id FROM {truth} WHERE {only} EXCEPT SELECT id FROM {mine}",
+        f"SELECT m.id FROM (SELECT * FROM {mine} WHERE {only} {lively}) m JOIN {truth} t ON t.id = m.id"
+        f" WHERE ROW({ours}) IS DISTINCT FROM ROW({theirs})",
+    ]
+    if lively:
+        there = f"(SELECT id FROM {truth})"
+        questions += [
+            f"SELECT id FROM {mine} WHERE deleted AND id IN {there}",
+            f"SELECT id FROM {mine} WHERE {only} {lively} AND id NOT IN {there}",
+        ]
+    asked = ", ".join(f"ARRAY({question} ORDER BY 1)" for question in questions)
+    found = await connection.fetchrow(f"SELECT {asked}", *given)
+    assert found is not None
+    missing, differing, *flags = found
     wrong: dict[str, object] = {}
-    missing = await connection.fetch(
-        f"SELECT id FROM {truth} WHERE {only} EXCEPT SELECT id FROM {mine} ORDER BY id", *given
-    )
     if missing:
-        wrong["missing"] = f"{len(missing)} such as {missing[0][0]}"
-    lively = "" if not table.deletable else "AND NOT m.deleted"
-    differing = await connection.fetch(
-        f"SELECT {listed} FROM {mine} m WHERE {only} AND id IN (SELECT id FROM {truth}) {lively}"
-        f" EXCEPT SELECT {listed} FROM {truth}",
-        *given,
-    )
-    for row in differing[:1]:
-        other = await connection.fetchrow(f"SELECT {listed} FROM {truth} WHERE id = $1", row["id"])
+        wrong["missing"] = f"{len(missing)} such as {missing[0]}"
+    if differing:
+        listed = ", ".join(f'"{c}"' for c in columns)
+        row, other = [
+            await connection.fetchrow(f"SELECT {listed} FROM {one} WHERE id = $1", differing[0])
+            for one in (mine, truth)
+        ]
+        assert row is not None
         assert other is not None
         fields = {c: (row[c], other[c]) for c in columns if row[c] != other[c]}
-        wrong["differing"] = f"{len(differing)} such as {row['id']} (mine, Stripe's): {fields}"
-    if lively:
-        dead = await connection.fetch(
-            f"SELECT m.id FROM {mine} m WHERE m.deleted AND id IN (SELECT id FROM {truth})"
-        )
-        if dead:
-            wrong["deleted but there"] = [r[0] for r in dead]
-        ghosts = await connection.fetch(
-            f"SELECT m.id FROM {mine} m WHERE {only} AND NOT m.deleted"
-            f" AND id NOT IN (SELECT id FROM {truth})",
-            *given,
-        )
-        if ghosts:
-            wrong["there but deleted"] = [r[0] for r in ghosts]
+        wrong["differing"] = f"{len(differing)} such as {differing[0]} (mine, Stripe's): {fields}"
+    for what, keys in zip(("deleted but there", "there but deleted"), flags, strict=False):
+        if keys:
+            wrong[what] = keys
     return wrong

@@ -156,7 +156,9 @@ class Sent:
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
-            with suppress(ConnectionError):
+            with suppress(
+                ConnectionError, RuntimeError
+            ):  # The second: uvloop's, of what is closed.
                 for segment in self.segments:
                     writer.write(segment)
                     await asyncio.sleep(0)  # The server, in this loop, reads it by itself.

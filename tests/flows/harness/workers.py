@@ -8,11 +8,11 @@ await copied(url, [ids]); await same(url, sim, id)
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from tests.flows.harness.command import Command, Ended, pinstripe, started
 from tests.flows.harness.truth import Ids, differences
 
 from pinstripe.config.config import read_config
@@ -61,31 +61,22 @@ async def working(vault: PlatformVault) -> AsyncIterator[Worker]:
                 await running
 
 
-async def command(url: str, directory: Path, *words: str) -> asyncio.subprocess.Process:
-    """Start `pinstripe ...` on this database, with the encryption key in the directory."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "pinstripe",
-        *words,
-        "--data-dir",
-        str(directory),
-        env={"DATABASE_URL": url, "PATH": ""},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+async def command(url: str, directory: Path, *words: str) -> Ended:
+    """Run `pinstripe ...` on this database, with the encryption key in the directory."""
+    return await pinstripe(*words, "--data-dir", str(directory), env={"DATABASE_URL": url})
 
 
 @asynccontextmanager
-async def worker_process(url: str, directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def worker_process(url: str, directory: Path) -> AsyncIterator[Command]:
     """`pinstripe worker` in a process of its own; killed at the end of the block, if it still runs."""
-    process = await command(url, directory, "worker")
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
+    words = ("worker", "--data-dir", str(directory))
+    async with started(*words, env={"DATABASE_URL": url}) as process:
+        heard = asyncio.create_task(process.communicate())  # Else its pipes would fill.
+        try:
+            yield process
+        finally:
             process.kill()
-        await process.wait()
+            await heard
 
 
 async def eventually(
