@@ -192,24 +192,27 @@ def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
     A response that may be older than an event does not count against it: if it showed what came after the
     event, another event will say so.
     """
-    key = key_text(table, "s")
     joined = f"{stage(table.name)} s JOIN {stored(schema, table)} t ON {same_row(schema, table)}"
     names = (ACCOUNT, *table.key) if account_of(schema) else table.key
     keys = ", ".join(f"s.{quote(k)}" for k in names)
     confirmed = of_keys("$2::text", literal(table.name), "to_timestamp($3::float8)")
+    # Most rows of most stages do not differ: for them no confirmation is looked at.
     return (
+        f"WITH differing AS MATERIALIZED (\n"
+        f"  SELECT {keys}, {key_hash(key_text(table, 's'))} AS hash, s._lo, s._hi, s._known,\n"
+        f"    t._as_of, t._as_of_latest, t._synced_at FROM {joined}\n"
+        f"  WHERE s._shape = $1::int AND NOT {_same(_content(table, shape))}\n"
+        f")\n"
         f"UPDATE {stored(schema, table)} AS t SET _as_of = greatest(t._as_of, s.lo),\n"
         f"_as_of_latest = greatest(t._as_of_latest, s.hi), "
         f"_synced_at = greatest(t._synced_at, s.noted_at)\n"
         f"FROM (SELECT {keys}, max(c.as_of) AS lo, max(c.as_of_latest) AS hi, "
-        f"max(c.noted_at) AS noted_at FROM {joined}\n"
-        f"  JOIN ({confirmed}) c ON c.key = {key_hash(key)}\n"
-        f"  WHERE s._shape = $1::int AND c.as_of_latest > to_timestamp(s._lo)\n"
+        f"max(c.noted_at) AS noted_at FROM differing s JOIN ({confirmed}) c ON c.key = s.hash\n"
+        f"  WHERE c.as_of_latest > to_timestamp(s._lo)\n"
         f"  AND (s._hi - s._lo > {EVENT_S} OR c.as_of >= to_timestamp(s._hi)\n"
         f"    OR c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))\n"
-        f"  AND (c.as_of > t._as_of OR c.as_of_latest > t._as_of_latest)\n"
-        f"  AND (t._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE\n"
-        f"  AND NOT {_same(_content(table, shape))} GROUP BY {keys}) s\n"
+        f"  AND (c.as_of > s._as_of OR c.as_of_latest > s._as_of_latest)\n"
+        f"  AND (s._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE GROUP BY {keys}) s\n"
         f"WHERE {same_row(schema, table)}"
     )
 
