@@ -264,3 +264,16 @@ async def test_a_limit_holds_where_the_server_and_its_cancel_hang(
         assert time.monotonic() - began < 15  # 2 s each for the rollback and the release
         assert pool.size == 0
         await pool.close(timeout_s=1)
+
+
+async def test_a_transaction_whose_session_is_ended_raises_our_error(database: str) -> None:
+    """The pool has taken the lost connection back by then: there is nothing left to end."""
+    async with (
+        await open_pool(database, min_size=1, max_size=1) as pool,
+        connect(database) as other,
+    ):
+        with pytest.raises(Unreachable):  # noqa: PT012
+            async with pool.transaction() as connection:
+                pid = await connection.fetchval("SELECT pg_backend_pid()")
+                ended = other.execute("SELECT pg_terminate_backend($1)", pid)
+                await asyncio.gather(connection.execute("SELECT pg_sleep(60)"), ended)

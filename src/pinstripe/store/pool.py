@@ -271,8 +271,9 @@ async def _roll_back(connection: Connection, transaction: Transaction) -> None:
         async with asyncio.timeout(_RELEASE_S):
             await transaction.rollback()
     except (*_ASYNCPG, *_LOST):
-        # The error that ends the block is the one to report.
-        connection.terminate()
+        # The error that ends the block is the one to report. A lost connection is no longer the pool's.
+        with suppress(asyncpg.InterfaceError):
+            connection.terminate()
 
 
 async def _as_it_is(_: asyncpg.Connection) -> None:

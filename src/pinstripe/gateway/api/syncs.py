@@ -18,13 +18,9 @@ from pinstripe.gateway.api.endpoint import Call
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.gateway.syncs import NewSync, StoredSync, SyncChange
-from pinstripe.store.platforms.status import (
-    PlatformStatus,
-    WorkerStatus,
-    read_platform,
-    read_platforms,
-)
+from pinstripe.store.platforms.status import PlatformStatus, read_platform, read_platforms
 from pinstripe.store.platforms.stored import PlatformAccount, load_accounts, load_platforms
+from pinstripe.store.platforms.workers import WorkerStatus
 from pinstripe.store.pool import Connection
 
 

@@ -38,13 +38,15 @@ from pinstripe.store.embedded.process import (
 from pinstripe.store.pool import connect
 
 _POLL_S = 0.02
+_START_S = 300.0
+"""For a start, crash recovery included."""
 
 
 class EmbeddedPostgres:
     """One server in `data_dir`.
 
     `tcp_port`: listen on 127.0.0.1 as well, with a generated password (see `tcp_url`).
-    `fsync`: off only for data that may be lost. `start_timeout_s` covers crash recovery too.
+    `fsync`: off only for data that may be lost.
     `restart_pause_s`: before the second restart in a row; doubled each time, up to 10 s.
     """
 
@@ -54,14 +56,12 @@ class EmbeddedPostgres:
         *,
         tcp_port: int | None = None,
         fsync: bool = True,
-        start_timeout_s: float = 300.0,
         restart_pause_s: float = 0.25,
     ) -> None:
         self._home = Home(data_dir)
         self._server = OwnServer(
             self._home, tcp_port=tcp_port, fsync=fsync, restart_pause_s=restart_pause_s
         )
-        self._start_timeout_s = start_timeout_s
         self._owner_lock: int | None = None
         self._state: ServerState | None = None
 
@@ -117,7 +117,7 @@ class EmbeddedPostgres:
     async def start(self) -> None:
         """Returns when the server answers: ours, or that of the process that owns `data_dir`."""
         self._home.prepare()
-        deadline = time.monotonic() + self._start_timeout_s
+        deadline = time.monotonic() + _START_S
         while (lock := self._home.take_lock(self._home.owner_lock)) is None:
             state = self._home.read_state()
             if state is not None and await _answers(state.url):
@@ -132,7 +132,7 @@ class EmbeddedPostgres:
             await asyncio.sleep(_POLL_S)
         self._owner_lock = lock
         try:
-            self._state = await self._server.start(timeout_s=self._start_timeout_s)
+            self._state = await self._server.start(timeout_s=_START_S)
         except OSError as error:
             await self.stop()
             raise io_error(error, self._home.data_dir) from error

@@ -14,7 +14,7 @@ import msgspec
 from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
 from pinstripe.store.platforms.sweep import sweep_pace
 from pinstripe.store.platforms.tasks import waiting_tasks
-from pinstripe.store.platforms.workers import live_workers
+from pinstripe.store.platforms.workers import WorkerStatus, live_workers
 from pinstripe.store.pool import Connection
 
 
@@ -50,16 +50,6 @@ class PlatformStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Accounts whose turn is over by more than their pace."""
 
 
-class WorkerStatus(msgspec.Struct, frozen=True):
-    """A worker that lives."""
-
-    name: str
-    version: str
-    joined_at: datetime
-    running: int
-    """Tasks under way."""
-
-
 class PlatformsStatus(msgspec.Struct, frozen=True):
     """All platforms, and who works for them."""
 
@@ -76,10 +66,7 @@ async def read_platforms(connection: Connection) -> PlatformsStatus:
             await read_platform(connection, platform)
             for platform in await load_platforms(connection)
         ],
-        [
-            WorkerStatus(w.name, w.version, w.joined_at, w.running)
-            for w in await live_workers(connection)
-        ],
+        await live_workers(connection),
         await waiting_tasks(connection),
     )
 

@@ -19,6 +19,8 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import NamedTuple
 
+import msgspec
+
 from pinstripe.store.pool import Connection, translated
 
 TTL_S = 10.0
@@ -45,15 +47,14 @@ class View(NamedTuple):
     older_seen: int | None
 
 
-class PlatformWorker(NamedTuple):
-    """One live worker, for `status`. `running`: tasks under way."""
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A worker that lives."""
 
-    id: int
     name: str
     version: str
     joined_at: datetime
-    heartbeat_at: datetime
     running: int
+    """Tasks under way."""
 
 
 _BEAT = """
@@ -108,15 +109,14 @@ async def leave(connection: Connection, worker: int) -> None:
         await connection.execute("DELETE FROM pinstripe.platform_worker WHERE id = $1", worker)
 
 
-async def live_workers(connection: Connection) -> list[PlatformWorker]:
+async def live_workers(connection: Connection) -> list[WorkerStatus]:
     """Return the live workers, the oldest first; none where there is no platform."""
     with translated():
         if await connection.fetchval("SELECT to_regclass('pinstripe.platform_worker')") is None:
             return []
         rows = await connection.fetch(
-            "SELECT id, name, version, joined_at, heartbeat_at, running"
-            " FROM pinstripe.platform_worker"
+            "SELECT name, version, joined_at, running FROM pinstripe.platform_worker"
             " WHERE heartbeat_at > clock_timestamp() - make_interval(secs => $1) ORDER BY id",
             TTL_S,
         )
-    return [PlatformWorker(*row) for row in rows]
+    return [WorkerStatus(*row) for row in rows]
