@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 import asyncpg
 import pytest
 from tests.flows.harness.account import Copy, open_copy, quiet
-from tests.flows.harness.scripted_stripe import Object, ScriptedStripe, scripted_stripe
+from tests.flows.harness.scripted_stripe import (
+    Answer,
+    Object,
+    Params,
+    ScriptedStripe,
+    scripted_stripe,
+)
 
 from pinstripe.client.client import list_at
 from pinstripe.client.response import AsOf, Cause, Margins, as_of_response
@@ -332,6 +338,35 @@ async def test_what_stripe_shows_on_request_only_is_asked_again_unless_the_respo
         assert f.stripe.paths().count("/v1/customers/cus_1") == requests
         assert await f.pg.fetchval(row) == str(requests)
         assert await f.pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+
+
+async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_after_another(
+    database: str,
+) -> None:
+    """The replica that answers for the first doubt may be behind the second."""
+    async with following(database) as here:
+        states: list[tuple[float, str]] = [(0.0, "first")]
+
+        def behind(_: Params) -> Answer:
+            shown = [name for at, name in states if at <= time.monotonic() - LAG_S]
+            return 200, customer(shown[-1])
+
+        here.stripe.answers["/v1/customers/cus_1"] = behind
+
+        async def doubt(name: str, as_of: float) -> None:
+            """Stripe has this state now; a response shows it, whose time tells nothing."""
+            states.append((time.monotonic(), name))
+            await here.write([customer(name)], AsOf(as_of - 60.0, as_of + 60.0))
+
+        now = time.time()
+        await here.write([customer("first")], AsOf(now - 60.0, now + 60.0))
+        await asyncio.sleep(LAG_S)
+        await doubt("second", now)
+        await asyncio.sleep(0.75 * LAG_S)
+        await doubt("third", now)
+        await here.copy.mirror.wait_resolved()
+        assert await here.name() == "third"
+        assert await here.pg.fetch("SELECT * FROM pinstripe.pending") == []
 
 
 @pytest.mark.parametrize("date_ahead_s", [-3.0, 2.0, 3.0])

@@ -75,11 +75,15 @@ Resolve = Callable[[Conflict], Awaitable[bool]]
 """Fetches the object, or the set, and replaces the row; returns False if nothing at Stripe shows it."""
 
 
+_LATER_S = 0.02
+"""The clocks of the process and of Postgres are read a little apart."""
+
+
 class ConflictQueue:
     """Resolves conflicts, one request at a time for each row or set. `count`: conflicts so far.
 
-    Each waits `pause_s` first, so that no replica can be behind what it is about; conflicts that arrive
-    meanwhile share the request, and those that arrive during it the next one.
+    Each waits `pause_s` first, so that no replica can be behind what it is about. Conflicts that arrive
+    meanwhile share the next request, after another pause.
     """
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -126,8 +130,8 @@ class ConflictQueue:
         decided = True
         try:
             while place in self._open:
-                await self._sleep(self.pause_s)
                 conflict = self._open.pop(place)
+                await self._sleep(self.pause_s and self.pause_s + _LATER_S)
                 decided = False
                 if self.resolve is None:
                     _log.warning("mirror.contested", table=table, id=key)

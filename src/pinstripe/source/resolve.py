@@ -47,14 +47,18 @@ async def complete(source: Source, answer: RefetchDone) -> None:
 
 
 async def resolve(source: Source, row: Conflict) -> bool:
-    """Resolves a conflict with one request and completes its refetch; False if Stripe cannot decide it."""
+    """Resolves a conflict with one request; False if Stripe cannot decide it.
+
+    Completes its refetch, unless a replica may have been behind another conflict of the row, a later one.
+    """
+    lag_s = source.replica_lag.total_seconds()
     if row.parent_table:
-        answer = RefetchDone(refetch_for(row), await source.pool.time())
+        answer = RefetchDone(refetch_for(row), await source.pool.time(), lag_s)
         await _read_set(source, row, answer)
         await complete(source, answer)
         return True
     started, before = await source.row_version(row.table, row.key)
-    answer = RefetchDone(refetch_for(row), started)
+    answer = RefetchDone(refetch_for(row), started, lag_s)
     answered = await refetch_row(
         source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
     )
