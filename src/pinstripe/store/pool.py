@@ -297,7 +297,7 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except (*_ASYNCPG, *_LOST) as error:
+    except (*_ASYNCPG, *_LOST, RuntimeError) as error:
         found = translate(error)
         if found is None:
             raise
@@ -315,7 +315,8 @@ def translate(error: Exception) -> PinstripeError | None:
         return Misconfigured(f"The database URL is wrong: {error}.", hint="See DATABASE_URL.")
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return Unwritable(f"No server is of the kind asked for: {error}.", hint=WRITABLE_HINT)
-    # "connection is closed", "pool is closing": InterfaceErrors that differ in their text only.
+    # "connection is closed", "pool is closing": InterfaceErrors that differ in their text only. "the
+    # handler is closed": a RuntimeError of uvloop's, where asyncio's transports ignore what is written.
     # InternalClientError: a connection lost between Prepare and Bind; asyncpg says then that it
     # "cannot switch to state 12". (A real mix-up of ours is an InterfaceError.)
     lost = isinstance(error, (*_LOST, asyncpg.InternalClientError))
@@ -478,7 +479,8 @@ async def cancel_on_disconnect(connection: asyncpg.Connection) -> AsyncIterator[
     connection.add_termination_listener(on_lost)
     try:
         yield
-    except asyncio.CancelledError as error:
+    except (asyncio.CancelledError, RuntimeError) as error:
+        # A RuntimeError: asyncpg tells a COPY's end to a transport that is closed, see `translate`.
         if lost and task.uncancel() == 0:
             raise Unreachable(
                 "The connection to Postgres broke off.",
