@@ -57,10 +57,16 @@ class EventApplier:
         self._table_of = table_of_object()
 
     async def plan(
-        self, events: Sequence[StripeObject], listed_at: AsOf, *, late: Collection[str] = ()
+        self,
+        events: Sequence[StripeObject],
+        listed_at: AsOf,
+        *,
+        late: Collection[str] = (),
+        listed_until: float = 0.0,
     ) -> tuple[list[Part], list[Refetch]]:
         """Return what to write and what to fetch. `events` newest first; `listed_at`: when the list showed
-        them; `late`: ids of those that it showed behind applied ones.
+        them; `late`: ids of those that it showed behind applied ones; `listed_until`: of an event of before
+        this second a list that is read later has what it left.
         """
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         log = RowSet()
@@ -70,7 +76,8 @@ class EventApplier:
         refetches: list[Refetch] = []
         for change in changes(events, self._source.mirror.api_version):
             found = RowSet()
-            written, asked = self._state(change, found)
+            is_listed = change.created < listed_until
+            written, asked = self._state(change, found, is_listed=is_listed)
             refetches += self._mentioned(change, found)
             if written:
                 if change.event_id not in late:
@@ -144,8 +151,13 @@ class EventApplier:
             if table in self._source.wanted and has_address(table)
         ]
 
-    def _state(self, change: ObjectChange, found: RowSet) -> tuple[bool, list[Refetch]]:
-        """Return the rows that one change leaves, or the refetch that will bring them."""
+    def _state(
+        self, change: ObjectChange, found: RowSet, *, is_listed: bool
+    ) -> tuple[bool, list[Refetch]]:
+        """Return the rows that one change leaves, or the refetch that will bring them.
+
+        `is_listed`: a list has what the change left, unless a test clock of the past made it.
+        """
         table = self._table_of.get(change.name)
         extractor, wanted = self._source.mirror.extractor, self._source.wanted
         parent = parent_of(change.object)
@@ -156,8 +168,11 @@ class EventApplier:
             return True, []
         if table not in wanted:
             return False, []
-        if (change.is_foreign_version or not change.is_ordered) and can_be_fetched(table):
+        is_hint = change.is_foreign_version or not change.is_ordered or is_listed
+        if is_hint and can_be_fetched(table):
             return False, [fetch]
+        if is_listed:
+            return False, []
         if change.deleted and wanted[table].deletable:
             # In another version the payload is only reliable about which object is gone.
             stub = {"id": change.key, "object": change.name}

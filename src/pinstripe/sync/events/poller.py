@@ -126,6 +126,8 @@ class EventPoller:
         self._reader = EventLogReader(source, self._applied)
         self._began_at = since
         self._is_first = source.mirror.began_empty
+        self._listed_until = 0.0
+        """The lists of a first copy that runs have all up to this second: an event of before is a hint."""
         self._listed: list[tuple[str, int, str]] = []
         """Events from before the first copy, (id, second, request), until its lists are read."""
         self._lookback = LookbackWindows(since)
@@ -262,6 +264,8 @@ class EventPoller:
         self._lookback = LookbackWindows(self._began_at)
         if self._is_first:
             self._listed.clear()
+            margins = self._source.stripe.margins
+            self._listed_until = self._began_at - margins.clock_s - margins.replica_lag_s
             since = self._began_at - self._intervals.window_s
             await self._reader.window(since, priority=FOLLOW, apply=self._apply_unlisted)
         else:
@@ -272,9 +276,7 @@ class EventPoller:
         self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
     ) -> None:
         """Like `apply`, but for what no list of the first copy can be behind: these have it."""
-        margins = self._source.stripe.margins
-        before = self._began_at - margins.clock_s - margins.replica_lag_s
-        old = [event for event in events if created_of(event) < before]
+        old = [event for event in events if created_of(event) < self._listed_until]
         self._listed += [(str(e.get("id")), created_of(e), request_of(e)) for e in old]
         self._applied.add({key: created for key, created, _ in self._listed}, unanchored=False)
         await self.apply(events, listed_at, as_of=as_of)  # It leaves out what counts as applied.
@@ -411,7 +413,9 @@ class EventPoller:
         self, events: Sequence[StripeObject], listed_at: AsOf, as_of: float | None
     ) -> None:
         late = self._applied.late(events)
-        parts, refetches = await self._applier.plan(events, listed_at, late=late)
+        parts, refetches = await self._applier.plan(
+            events, listed_at, late=late, listed_until=self._listed_until
+        )
         applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
         schema = self._source.mirror.schema
         position = max(as_of, self.stats.as_of) if as_of is not None else None
