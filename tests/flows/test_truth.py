@@ -340,6 +340,27 @@ async def test_what_stripe_shows_on_request_only_is_asked_again_unless_the_respo
         assert await f.pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
 
 
+async def test_a_creation_that_comes_after_its_deletion_was_looked_up_revives_nothing(
+    database: str,
+) -> None:
+    """The event is a hint: nothing says that this kind of deletion is one. The object had no row."""
+    async with following(database) as here:
+        install = {"id": "install_1", "object": "apps.install", "created": 1}
+        gone = {
+            "error": {"type": "invalid_request_error", "code": "resource_missing", "message": "no"}
+        }
+        here.stripe.answers["/v1/apps/installs/install_1"] = lambda _: (404, gone)
+        second = int(time.time()) - 10
+        here.stripe.event("apps.install.deleted", install, created=second)
+        await here.poll()
+        await here.settle()
+        here.stripe.event("apps.install.created", install, created=second)
+        here.stripe.events.reverse()
+        await here.poll()
+        await here.settle()
+        assert await here.alive("apps_install") == []
+
+
 async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_after_another(
     database: str,
 ) -> None:

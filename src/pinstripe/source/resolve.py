@@ -158,7 +158,8 @@ async def mark_deleted(
     """Marks the row of an object that Stripe does not have (any more) as deleted, or removes it.
 
     `started`: a moment before the request, on Postgres's clock. `gone`: Stripe's response. An object
-    without a row is left without.
+    without a row is left without, unless an event was about it: another one that comes late, of its
+    creation, would bring it back to life.
     """
     known = source.wanted[table]
     for answer in answers:
@@ -168,7 +169,12 @@ async def mark_deleted(
             answer.lag_s = source.stripe.margins.replica_lag_s
     if not (known.deletable or table in ENTRIES_GO):
         return
-    if await source.version(table, key) is None:
+    is_told = any(
+        answer.refetch.event_id and (answer.proves(None) or source.is_past(answer.refetch.since))
+        for answer in answers
+        if answer.refetch.kind == "fetch"
+    )
+    if await source.version(table, key) is None and not (known.deletable and is_told):
         return
     found = RowSet()
     known_until = started - source.replica_lag
