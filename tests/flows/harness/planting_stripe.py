@@ -116,7 +116,7 @@ class Planting:
                     "id": f"evt_{number}",
                     "object": "event",
                     "api_version": VERSION,
-                    "created": int(time.time()) - 20,
+                    "created": int(time.time()) - 2,  # Older ones are left to the lists.
                     "livemode": False,
                     "type": f"{name}.updated",
                     "request": {"id": f"req_{number}", "idempotency_key": None},

@@ -110,9 +110,11 @@ class Truth:
     async def differences(self, among: Ids | None = None) -> dict[str, str]:
         """As the function of this name."""
         names = [n for n in table_of_object() if among is None or among.get(n)]
+        if not names:
+            return {}
         chosen = {table_of_object()[n]: tables()[table_of_object()[n]] for n in names}
         # The rows that give others a column are all there: which of them does so is not among the ids.
-        linked = Links("", tables()).ids if among is not None and chosen else ()
+        linked = Links("", tables()).ids if among is not None else ()
         givers = {name: tables()[name] for name in linked}
         needed = {**givers, **chosen}
         await make_empty(self.connection, self.there, needed.values())

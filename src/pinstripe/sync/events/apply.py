@@ -89,19 +89,10 @@ class EventApplier:
             refetches += related(change, wanted)
         for event in events:
             obj = payload(event)
-            if (
-                key_of(str(obj.get("object")), obj) is None
-                and obj.get("object") not in self._table_of
-            ):
-                # No row of its own (an alert that was triggered), but what it holds may have one.
-                found, second = RowSet(), created_of(event)
-                asked = from_summary(event, wanted)
-                if not asked:
-                    extractor.object(obj, found)
-                elif event.get("api_version") == self._source.mirror.api_version:
-                    self._summarised(obj, asked[0], found)
-                cause = cause_of(event)
-                parts.append((found, AsOf(float(second), second + 1.0, cause=cause)))
+            name = str(obj.get("object"))
+            if key_of(name, obj) is None and name not in self._table_of:
+                part, asked = self._rowless(event, obj)
+                parts.append(part)
                 refetches += asked
         if self._more is not None and events:
             try:
@@ -112,6 +103,16 @@ class EventApplier:
                 # A table through which previews are found is gone; the next refill requests all of them.
                 _log.warning("applying.no_previews", error=error.message)
         return parts, refetches
+
+    def _rowless(self, event: StripeObject, obj: StripeObject) -> tuple[Part, list[Refetch]]:
+        """An object without a row of its own (an alert that was triggered): what it holds may have one."""
+        found, second = RowSet(), created_of(event)
+        asked = from_summary(event, self._source.wanted)
+        if not asked:
+            self._source.mirror.extractor.object(obj, found)
+        elif event.get("api_version") == self._source.mirror.api_version:
+            self._summarised(obj, asked[0], found)
+        return (found, AsOf(float(second), second + 1.0, cause=cause_of(event))), asked
 
     def _summarised(self, obj: StripeObject, asked: Refetch, found: RowSet) -> None:
         """Add what a summary shows of its owner's list, which `asked` reads to its end."""

@@ -17,7 +17,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import structlog
 
@@ -127,9 +126,8 @@ class EventPoller:
         self._began_at = since
         self._is_first = source.mirror.began_empty
         self._listed_until = 0.0
-        """The lists of a first copy that runs have all up to this second: an event of before is a hint."""
         self._listed: list[tuple[str, int, str]] = []
-        """Events from before the first copy, (id, second, request), until its lists are read."""
+        """Up to that second the lists of a first copy have all; its events, until they are read."""
         self._lookback = LookbackWindows(since)
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -158,7 +156,7 @@ class EventPoller:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._poll_on())
             if not self._is_first:
-                await self._insist(partial(self._read_downtime, self._began_at))
+                await self._insist(self._read_downtime)
             group.create_task(
                 self._read_lookbacks(self._intervals.near_window_s, self._intervals.near_every_s)
             )
@@ -247,14 +245,12 @@ class EventPoller:
         """Try again and again, until it succeeds."""
         while True:
             try:
-                await work()
+                return await work()
             except FellBehind:
                 raise
             except PinstripeError as error:
                 await self._troubled(error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S[1])
-            else:
-                return
 
     async def _begin(self) -> None:
         """Read everything since the position: what is older was applied, unless it came late."""
@@ -263,7 +259,6 @@ class EventPoller:
         self._began_at = self.stats.as_of
         self._lookback = LookbackWindows(self._began_at)
         if self._is_first:
-            self._listed.clear()
             margins = self._source.stripe.margins
             self._listed_until = self._began_at - margins.clock_s - margins.replica_lag_s
             since = self._began_at - self._intervals.window_s
@@ -276,7 +271,7 @@ class EventPoller:
         self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
     ) -> None:
         """Like `apply`, but for what no list of the first copy can be behind: these have it."""
-        old = [event for event in events if created_of(event) < self._listed_until]
+        old = [e for e in events if created_of(e) < self._listed_until]
         self._listed += [(str(e.get("id")), created_of(e), request_of(e)) for e in old]
         self._applied.add({key: created for key, created, _ in self._listed}, unanchored=False)
         await self.apply(events, listed_at, as_of=as_of)  # It leaves out what counts as applied.
@@ -287,10 +282,11 @@ class EventPoller:
             await add_applied(connection, self._source.mirror.schema, self._listed)
         self._listed.clear()
 
-    async def _read_downtime(self, since: float) -> None:
+    async def _read_downtime(self) -> None:
         """Read what came late while no process ran, beside the polls: on a busy account it is long."""
         began = self._source.now()
-        await self.read_lookback(since - self._intervals.window_s, priority=LIVE)
+        since = self._began_at - self._intervals.window_s
+        await self.read_lookback(since, priority=LIVE)
         self._lookback.note(began, float("inf"))
 
     async def _load_applied(self, since: float) -> None:
