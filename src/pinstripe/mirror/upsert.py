@@ -212,7 +212,8 @@ def widen(schema: str, table: Table, shape: Sequence[str]) -> str:
         f"  AND (s._hi - s._lo > {EVENT_S} OR c.as_of >= to_timestamp(s._hi)\n"
         f"    OR c.as_of_latest <= c.as_of + make_interval(secs => {EVENT_S}))\n"
         f"  AND (c.as_of > s._as_of OR c.as_of_latest > s._as_of_latest)\n"
-        f"  AND (s._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE GROUP BY {keys}) s\n"
+        f"  AND (s._synced_at <= s._known AND c.noted_at <= s._known) IS NOT TRUE GROUP BY {keys}\n"
+        f"  ORDER BY {keys}) s\n"  # Rows are locked in the order of their keys.
         f"WHERE {same_row(schema, table)}"
     )
 
