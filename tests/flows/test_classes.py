@@ -23,7 +23,7 @@ from tests.flows.harness.truth import differences
 from pinstripe.client.rate_limit import RateLimiter, WorkClass
 from pinstripe.client.response import Margins
 from pinstripe.store.pool import connect
-from pinstripe.store.refetch import Refetch, add_refetches
+from pinstripe.store.refetch import Refetch, RefetchDone, add_refetches, complete_refetches
 from pinstripe.store.status import read_status
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
@@ -116,6 +116,27 @@ async def test_what_another_process_queues_during_its_request_is_not_forgotten(
             async with asyncio.timeout(20):  # The table is read every minute without a notice.
                 while await pg.fetchval(pending):  # noqa: ASYNC110 (rows have no event)
                     await asyncio.sleep(0.05)
+
+
+async def test_refetches_of_one_event_are_completed_without_waiting_for_each_other(
+    sim: Running, database: str
+) -> None:
+    """An event of a product queues the previews of all its subscriptions; many are answered at a time."""
+    await make_schema(database)
+    table = "upcoming_subscription_invoice"
+    queued = [
+        Refetch("upcoming_subscription", table, f"sub_{n}", since=1.0, event_id="evt_1")
+        for n in range(3)
+    ]
+    async with connect(database) as pg, connect(database) as other:
+        for refetch in queued:
+            await add_refetches(pg, "stripe", [refetch])
+        done = RefetchDone(queued[0], await pg.fetchval("SELECT clock_timestamp()"))
+        async with other.transaction():
+            await other.execute("SELECT FROM pinstripe.pending WHERE id <> 'sub_0' FOR UPDATE")
+            async with asyncio.timeout(10):
+                await complete_refetches(pg, "stripe", [done])
+        assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 2
 
 
 async def test_newest_pages_keep_their_pace_while_a_list_is_read_to_its_end(

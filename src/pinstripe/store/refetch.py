@@ -146,13 +146,23 @@ SELECT kind, "table", id, CASE WHEN s.again THEN s.pause END
 FROM done d LEFT JOIN stays s USING (kind, "table", id) WHERE d.is_lesser OR s.again IS NOT NULL
 """
 
-# Rows in doubt because of the response to a refetch: whoever waits for the refetch waits for them.
+# Rows in doubt because of the response to a refetch: whoever waits for the refetch waits for them. What its
+# event had queued before the request is none of them: all previews of one event would lock each other's
+# rows. Rows are locked in the order of `_ADD`.
 _HEIRS = """
-UPDATE pinstripe.pending q SET open_since = p.open_since
-FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS u (kind, tab, id, event)
-JOIN pinstripe.pending p ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
-  AND left(p.id, 500) = left(u.id, 500)
-WHERE q.schema = $1 AND q.event_id = u.event AND q.open_since > p.open_since
+WITH heirs AS MATERIALIZED (
+  SELECT q.kind, q."table", q.id, p.open_since
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
+    AS u (kind, tab, id, event, started)
+  JOIN pinstripe.pending p ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
+    AND left(p.id, 500) = left(u.id, 500)
+  JOIN pinstripe.pending q ON q.schema = $1 AND q.event_id = u.event AND q.asked_at >= u.started
+    AND q.open_since > p.open_since
+  ORDER BY q.kind, q."table", q.id FOR UPDATE OF q
+)
+UPDATE pinstripe.pending q SET open_since = h.open_since FROM heirs h
+WHERE q.schema = $1 AND q.kind = h.kind AND q."table" = h."table" AND q.id = h.id
+  AND left(q.id, 500) = left(h.id, 500) AND q.open_since > h.open_since
 """
 
 
@@ -332,15 +342,16 @@ async def complete_refetches(
     )
     if not ordered:
         return
-    caused = [a.refetch for a in ordered if a.refetch.event_id]
+    caused = [a for a in ordered if a.refetch.event_id]
     if caused and (contested is None or contested):
         await connection.execute(
             _HEIRS,
             schema,
-            [r.kind for r in caused],
-            [r.table for r in caused],
-            [r.id for r in caused],
-            [r.event_id for r in caused],
+            [a.refetch.kind for a in caused],
+            [a.refetch.table for a in caused],
+            [a.refetch.id for a in caused],
+            [a.refetch.event_id for a in caused],
+            [a.started for a in caused],
         )
     staying = await connection.fetch(
         _DONE,
