@@ -60,6 +60,11 @@ async def states(pg: asyncpg.Connection) -> dict[str, str]:
     return {row[0]: row[1] for row in await pg.fetch("SELECT id, name FROM stripe.product")}
 
 
+async def arrived(pg: asyncpg.Connection, key: str) -> None:
+    while key not in await states(pg):  # noqa: ASYNC110 (rows have no event)
+        await asyncio.sleep(0.005)
+
+
 async def queued(pg: asyncpg.Connection) -> list[tuple[str, str, str]]:
     return [tuple(row) for row in await pg.fetch('SELECT kind, "table", id FROM pinstripe.pending')]
 
@@ -168,11 +173,9 @@ async def test_after_a_restart_new_events_do_not_wait_for_the_windows_pages(
     task = asyncio.create_task(poller.run())
     try:
         async with asyncio.timeout(20):
-            while "prod_new" not in await states(pg):  # noqa: ASYNC110 (rows have no event)
-                await asyncio.sleep(0.005)
+            await arrived(pg, "prod_new")
             assert len(stripe.asked) - asked < 10
-            while "prod_late" not in await states(pg):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            await arrived(pg, "prod_late")
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -200,8 +203,7 @@ async def test_events_from_before_a_first_copy_are_left_to_its_lists(
     task = asyncio.create_task(poller.run())
     try:
         async with asyncio.timeout(20):
-            while "prod_young" not in await states(pg):  # noqa: ASYNC110 (rows have no event)
-                await asyncio.sleep(0.02)
+            await arrived(pg, "prod_young")
             tell("prod_late", 40)
             while ("fetch", "product", "prod_late") not in await queued(pg):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

@@ -52,7 +52,7 @@ from pinstripe.rows.personal import Personal
 from pinstripe.store.erasures import check_erasures, note_erased
 from pinstripe.store.pool import Connection
 from pinstripe.store.quarantine import Why, note_refused, owe_fetches, release
-from pinstripe.store.refetch import RefetchDone
+from pinstripe.store.refetch import LATER_S, RefetchDone
 
 
 class Sink(Protocol):
@@ -73,10 +73,6 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Resolve = Callable[[Conflict], Awaitable[bool]]
 """Fetches the object, or the set, and replaces the row; returns False if nothing at Stripe shows it."""
-
-
-_LATER_S = 0.02
-"""The clocks of the process and of Postgres are read a little apart."""
 
 
 class ConflictQueue:
@@ -131,7 +127,7 @@ class ConflictQueue:
         try:
             while place in self._open:
                 conflict = self._open.pop(place)
-                await self._sleep(self.pause_s and self.pause_s + _LATER_S)
+                await self._sleep(self.pause_s and self.pause_s + LATER_S)
                 decided = False
                 if self.resolve is None:
                     _log.warning("mirror.contested", table=table, id=key)

@@ -51,14 +51,13 @@ async def resolve(source: Source, row: Conflict) -> bool:
 
     Completes its refetch, unless a replica may have been behind another conflict of the row, a later one.
     """
-    lag_s = source.replica_lag.total_seconds()
     if row.parent_table:
-        answer = RefetchDone(refetch_for(row), await source.pool.time(), lag_s)
+        answer = source.done(refetch_for(row), await source.pool.time(), is_told=False)
         await _read_set(source, row, answer)
         await complete(source, answer)
         return True
     started, before = await source.row_version(row.table, row.key)
-    answer = RefetchDone(refetch_for(row), started, lag_s)
+    answer = source.done(refetch_for(row), started, is_told=False)
     answered = await refetch_row(
         source, row.table, row.key, started=answer.started, cause=row.cause, answers=[answer]
     )
@@ -161,19 +160,16 @@ async def mark_deleted(
     without a row is left without, unless an event was about it: another one that comes late, of its
     creation, would bring it back to life.
     """
-    known = source.wanted[table]
+    known, is_told = source.wanted[table], False
     for answer in answers:
         if answer.proves(None):
             answer.lag_s = 0.0
         elif not source.is_past(answer.refetch.since):  # It may not have been made yet.
             answer.lag_s = source.stripe.margins.replica_lag_s
+            continue
+        is_told = is_told or (answer.refetch.kind == "fetch" and bool(answer.refetch.event_id))
     if not (known.deletable or table in ENTRIES_GO):
         return
-    is_told = any(
-        answer.refetch.event_id and (answer.proves(None) or source.is_past(answer.refetch.since))
-        for answer in answers
-        if answer.refetch.kind == "fetch"
-    )
     if await source.version(table, key) is None and not (known.deletable and is_told):
         return
     found = RowSet()

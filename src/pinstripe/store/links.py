@@ -49,6 +49,8 @@ class Links:
             (name, r) for name, cs in self._columns.items() for c in cs for r in _synced(c, known)
         ]
         """(table with a linked column, what decides it)."""
+        self._texts: dict[str, tuple[str, str]] = {}
+        """By table with linked columns: the SELECT and the UPDATE of `link`."""
         self.ids = self._ids()
         """By table of both kinds, places in its rows: those of the ids that a link goes by."""
         self.unlinked = {name: self._unlinked(known[name]) for name in self.ids}
@@ -121,18 +123,22 @@ class Links:
         Returns (key, changes as JSON: column -> [before, after]) of each row that changed. A SELECT finds
         them, since few do, and an UPDATE opens all indexes of the table.
         """
-        columns, known = self._columns[table], self._known
-        keys = self._affected(known[table])
-        text = _changed_text(self._schema, known, known[table], columns, keys)
-        rows = await connection.fetch(text, list(ids))
+        if table not in self._texts:
+            self._texts[table] = self._link_texts(self._known[table])
+        changed, update = self._texts[table]
+        rows = await connection.fetch(changed, list(ids))
         if rows:
-            arrays = ", ".join(f"${n}::text[]" for n, _ in enumerate(columns, start=2))
-            taken = ", ".join(("key", *(quote(c.name) for c in columns)))
-            typed = ", ".join(f"{quote(c.name)}::{c.type} AS {quote(c.name)}" for c in columns)
-            source = f"(SELECT key, {typed} FROM unnest($1::text[], {arrays}) AS a ({taken})) AS v"
-            text = _set_text(self._schema, known[table], columns, source)
-            await connection.execute(text, *zip(*(row[2:] for row in rows), strict=True))
+            await connection.execute(update, *zip(*(row[2:] for row in rows), strict=True))
         return [(row[0], row[1]) for row in rows]
+
+    def _link_texts(self, table: Table) -> tuple[str, str]:
+        columns = self._columns[table.name]
+        arrays = ", ".join(f"${n}::text[]" for n, _ in enumerate(columns, start=2))
+        taken = ", ".join(("key", *(quote(c.name) for c in columns)))
+        typed = ", ".join(f"{quote(c.name)}::{c.type} AS {quote(c.name)}" for c in columns)
+        source = f"(SELECT key, {typed} FROM unnest($1::text[], {arrays}) AS a ({taken})) AS v"
+        changed = _changed_text(self._schema, self._known, table, columns, self._affected(table))
+        return changed, _set_text(self._schema, table, columns, source)
 
 
 async def link_all(

@@ -88,6 +88,10 @@ RECHECK = "recheck"
 UNSEEN = "unseen"
 """The same, where the row holds the event: only what events leave out may be behind. No wait counts it."""
 
+LATER_S = 0.02
+"""Beyond the moment from which a response is sure: the clocks of the process and of Postgres are read a
+little apart."""
+
 ANSWERED = f"('{RECHECK}', '{UNSEEN}')"
 """Both, as SQL."""
 

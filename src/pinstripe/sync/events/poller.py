@@ -25,7 +25,7 @@ from pinstripe.client.response import AsOf, StripeObject
 from pinstripe.concurrency import backoff, wait_for
 from pinstripe.errors import FellBehind, PinstripeError
 from pinstripe.mirror import LIVE_LANE
-from pinstripe.rows.event import created_of, request_of
+from pinstripe.rows.event import created_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 from pinstripe.store.cursors import followed, save_checkpoints
 from pinstripe.store.events import (
@@ -48,6 +48,7 @@ from pinstripe.sync.events.reader import (
     AppliedEvents,
     EventLogReader,
     LookbackWindows,
+    applied_lines,
 )
 from pinstripe.sync.refetch.worker import RefetchWorker
 
@@ -125,9 +126,8 @@ class EventPoller:
         self._reader = EventLogReader(source, self._applied)
         self._began_at = since
         self._is_first = source.mirror.began_empty
-        self._listed_until = 0.0
         self._listed: list[tuple[str, int, str]] = []
-        """Up to that second the lists of a first copy have all; its events, until they are read."""
+        """The events up to `_listed_until`, until the lists of the first copy are read."""
         self._lookback = LookbackWindows(since)
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -184,9 +184,7 @@ class EventPoller:
             troubles = 0
             if self.stats.trouble:
                 self.stats.trouble = self.stats.remedy = ""
-                self._saved_at = (
-                    0.0  # The next poll saves in the database that the trouble is over.
-                )
+                self._saved_at = 0.0  # The next poll saves that the trouble is over.
             took_s = self._clock() - started
             await self._rest(self._poll_s() - took_s, at_least_s=self._spacing_s() - took_s)
 
@@ -258,29 +256,31 @@ class EventPoller:
         await self._read_slices()
         self._began_at = self.stats.as_of
         self._lookback = LookbackWindows(self._began_at)
-        if self._is_first:
-            margins = self._source.stripe.margins
-            self._listed_until = self._began_at - margins.clock_s - margins.replica_lag_s
-            since = self._began_at - self._intervals.window_s
-            await self._reader.window(since, priority=FOLLOW, apply=self._apply_unlisted)
-        else:
-            await self.read_lookback(self._began_at - MARGIN_S)
+        since = self._began_at - (self._intervals.window_s if self._is_first else MARGIN_S)
+        await self._reader.window(since, priority=FOLLOW, apply=self._apply_unlisted)
         self._applied.anchor_all()
+
+    @property
+    def _listed_until(self) -> float:
+        """The second up to which the lists of a first copy have all, whatever replica answers; else 0."""
+        margins = self._source.stripe.margins
+        return self._began_at - margins.clock_s - margins.replica_lag_s if self._is_first else 0.0
 
     async def _apply_unlisted(
         self, events: Sequence[StripeObject], listed_at: AsOf, *, as_of: float | None = None
     ) -> None:
-        """Like `apply`, but for what no list of the first copy can be behind: these have it."""
-        old = [e for e in events if created_of(e) < self._listed_until]
-        self._listed += [(str(e.get("id")), created_of(e), request_of(e)) for e in old]
-        self._applied.add({key: created for key, created, _ in self._listed}, unanchored=False)
+        """Like `apply`, but for what the lists of a first copy have."""
+        old = applied_lines(e for e in events if created_of(e) < self._listed_until)
+        self._listed += old
+        self._applied.add({key: created for key, created, _ in old}, unanchored=False)
         await self.apply(events, listed_at, as_of=as_of)  # It leaves out what counts as applied.
 
     async def note_listed(self) -> None:
         """The lists of the first copy have been read: events from before it are applied with them."""
-        async with self._source.transaction() as connection:
-            await add_applied(connection, self._source.mirror.schema, self._listed)
-        self._listed.clear()
+        if self._listed:
+            async with self._source.transaction() as connection:
+                await add_applied(connection, self._source.mirror.schema, self._listed)
+            self._listed.clear()
 
     async def _read_downtime(self) -> None:
         """Read what came late while no process ran, beside the polls: on a busy account it is long."""
@@ -412,7 +412,7 @@ class EventPoller:
         parts, refetches = await self._applier.plan(
             events, listed_at, late=late, listed_until=self._listed_until
         )
-        applied = [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
+        applied = applied_lines(events)
         schema = self._source.mirror.schema
         position = max(as_of, self.stats.as_of) if as_of is not None else None
 

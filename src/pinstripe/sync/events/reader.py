@@ -28,7 +28,7 @@ from pinstripe.client.response import (
     read_list,
 )
 from pinstripe.concurrency import for_each
-from pinstripe.rows.event import created_of
+from pinstripe.rows.event import created_of, request_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 
 _MOST_EVENTS = 1000
@@ -180,6 +180,11 @@ def _sensible(events: Sequence[StripeObject]) -> list[StripeObject]:
 
 _MOST_SHOWN = 500
 """Five whole pages: the first page of a poll is larger while the account is busy."""
+
+
+def applied_lines(events: Iterable[StripeObject]) -> list[tuple[str, int, str]]:
+    """Return (id, second, request id) of each, as `store.events.add_applied` takes them."""
+    return [(str(e.get("id")), created_of(e), request_of(e)) for e in events]
 
 
 class AppliedEvents:

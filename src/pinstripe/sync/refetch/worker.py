@@ -33,6 +33,7 @@ from pinstripe.store.cursors import BESIDE, ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.events import EventDetail, EventFilter, list_events, load_event
 from pinstripe.store.refetch import (
+    LATER_S,
     Noted,
     Refetch,
     RefetchDone,
@@ -77,9 +78,6 @@ _HOLD_S = 3.0
 """The longest that a stretch of events pauses refetches."""
 
 _HELD_S = 0.05
-
-_LATER_S = 0.02
-"""Beyond the moment from which a response is sure: clocks are read a little apart."""
 
 
 class RefetchWorker:
@@ -195,7 +193,7 @@ class RefetchWorker:
         """Return when nothing is left but failed ones that wait for their next try."""
         await self._queue.at_rest()
         while any(key in self._queue for key in self._again):
-            await self._sleep(_LATER_S)
+            await self._sleep(LATER_S)
             await self._queue.at_rest()
 
     async def _load(self) -> None:
@@ -336,7 +334,7 @@ class RefetchWorker:
             self._put_off.discard(key)
             return None
         self._again.add(key)
-        return answer.again_s + _LATER_S
+        return answer.again_s + LATER_S
 
     async def _troubled(self, refetch: Refetch, error: PinstripeError) -> float:
         """It stays pending: save the reason, and return the pause until the next try."""
