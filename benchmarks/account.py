@@ -92,11 +92,11 @@ _FOLLOWED = {
 def mix(objects: int, shape: str = "guests") -> dict[str, int]:
     """Counts by type of an account with about so many objects.
 
-    No product has features: customers are entitled to them by their subscriptions, and the simulator does
+    There are no features: customers are entitled to them by their subscriptions, and the simulator does
     not make such entitlements.
     """
     counts = {n: max(1, round(count * objects / _WHOLE)) for n, count in SHAPES[shape].items()}
-    return {**counts, "product_feature": 0}
+    return {**counts, "entitlements.feature": 0, "product_feature": 0}
 
 
 def necessary_pages(counts: Mapping[str, int]) -> dict[str, int]:

@@ -4,8 +4,8 @@
 rate; the busiest endpoint's at the endpoint's rate; the longest list that Stripe lets nobody read but
 page after page (payment methods have no `created` filter), at the latency of an answer. Necessary are
 the pages of `account.necessary_pages`, one list for each parent that has children where Stripe has them
-only there, the one-off reads (singletons, references that no list shows), each counted as the simulator saw
-it.
+only there (balance transactions of a payout among them), the one-off reads (singletons, references that no
+list shows), each counted as the simulator saw it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks.account import SHAPES, mix, necessary_pages
 from benchmarks.figures import Figure
 from benchmarks.stage import Run, Stage, stage, sync_once
 from pinstripe.catalog.endpoints import list_endpoints
+from pinstripe.store.pool import connect
 
 ACCOUNT_RATE = 100.0
 ENDPOINT_RATE = 25.0
@@ -25,6 +26,8 @@ _SLACK = 0.25
 """Of the simulator's limiter. It counts requests when it comes to them, in bunches on a busy machine,
 not when they were sent; that no second of ours holds more than the rate is a property test."""
 _UNLIMITED = ("--rate-limit", "none", "--endpoint-rate-limit", "none")
+_PAYOUTS = "SELECT count(DISTINCT payout_id) FROM stripe.payout_balance_transaction"
+"""Each has a list of its own, which no other list shows."""
 _WITHOUT_CREATED = "GET /v1/payment_methods"
 
 
@@ -55,8 +58,11 @@ async def _limits(objects: int, shape: str, share: float) -> AsyncIterator[Figur
         slack = share * (1 + _SLACK) - 1
         await at.simulator.control("limits", preset="live", slack=slack)
         given = ("--rate-limit", str(rates[0]), "--endpoint-rate-limit", str(rates[1]))
-        run = await sync_once(at, *given)
-        needed = _needed(await at.counts(), run, share)
+        database = await at.database()
+        run = await sync_once(at, *given, database=database)
+        async with connect(database) as connection:
+            payouts = await connection.fetchval(_PAYOUTS)
+        needed = _needed(await at.counts(), run, share, payouts)
     yield Figure(bench, "objects", run.rows, "")
     yield Figure(bench, "time of the backfill", run.backfill_s, "s")
     yield Figure(bench, "what the limits allow", needed.seconds, "s")
@@ -105,8 +111,9 @@ def _cpu_s(run: Run) -> float:
     return run.client_cpu_s + run.postgres_cpu_s
 
 
-def _needed(counts: Mapping[str, int], run: Run, share: float) -> Needed:
+def _needed(counts: Mapping[str, int], run: Run, share: float, payouts: int) -> Needed:
     pages = necessary_pages(counts)
+    pages["GET /v1/balance_transactions"] += payouts
     made: dict[str, int] = run.state["by_endpoint"]
     for name, requests in _under_parents(counts).items():
         # Where the mirror knows that there can be nothing, it does not ask: not needed then.

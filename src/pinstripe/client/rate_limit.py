@@ -53,8 +53,10 @@ _TRIED_OUT_S = 30.0
 _TRYING_SHARE_PER_S = 0.001
 _RECOVERY_SHARE_PER_S = 0.02
 
-# Between two requests at least this part of the even distance: a burst is not a rate.
+# Between two requests at least this part of the even distance: a burst is not a rate. What falls into the
+# time by which timers wake late goes at once, since each of them would cost rate otherwise.
 _CLOSEST = 0.5
+_WAKES_LATE_S = 0.02
 
 # Without a rate of our own there is nothing to halve: only hold back for a moment.
 _UNLIMITED_PAUSE_S = 0.25
@@ -120,8 +122,10 @@ class GcraRate:
         at = max(self._due - self._burst_s, self._paused_until)
         if len(self._taken) == self._taken.maxlen:
             at = max(at, self._taken[0] + _WINDOW_S)
-        if self._set_rate is not None and self._taken:
-            at = max(at, self._taken[-1] + _CLOSEST / self._set_rate)
+        if self._set_rate is not None:
+            bunch = max(int(self._set_rate * _WAKES_LATE_S / _CLOSEST), 1)
+            if len(self._taken) >= bunch:
+                at = max(at, self._taken[-bunch] + bunch * _CLOSEST / self._set_rate)
         return at
 
     def is_ready(self, now: float) -> bool:
@@ -386,6 +390,9 @@ class RateLimiter:
             at = max(at, lane.pace.ready_at() + length * lane.pace.interval_s(now))
             slot_free = slot_free and lane.slots.is_free(now)
         return max(0.0 if slot_free else _SLOT_GUESS_S, at - now)
+
+    def is_waited_for(self, endpoint: str) -> bool:
+        return endpoint in self._waiting
 
     def rate(self, endpoint: str | None = None) -> float | None:
         """The rate in force, of the account or of one endpoint; after a 429 it is lower."""

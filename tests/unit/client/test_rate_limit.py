@@ -282,10 +282,10 @@ async def test_ready_in_reserves_nothing_and_counts_those_who_wait() -> None:
 
 
 async def test_ready_in_is_not_now_while_every_slot_is_taken() -> None:
-    budget = budget_of(FakeTime(), max_concurrency=1)
+    budget = budget_of(FakeTime(), account_rate=20.0, max_concurrency=1)
     with await budget.acquire("charges"):
-        assert budget.ready_in("refunds") > 0.005
-    assert budget.ready_in("refunds") == pytest.approx(0.005)  # No closer than half the distance.
+        assert budget.ready_in("refunds") > 0.02
+    assert budget.ready_in("refunds") == pytest.approx(0.025)  # No closer than half the distance.
 
 
 async def test_a_429_takes_a_fifth_off_the_rate_of_what_it_names_and_it_grows_back() -> None:

@@ -37,6 +37,11 @@ def test_stalls_of_a_quarter_of_a_second_cost_nothing() -> None:
     assert len(sent) >= 0.95 * 40 * 10
 
 
+def test_timers_that_wake_late_cost_nothing() -> None:
+    sent = _taken(GcraRate(100.0, burst_s=0.25), [0.025 * tick for tick in range(400)])
+    assert len(sent) >= 0.95 * 100 * 10
+
+
 async def test_a_queue_for_one_endpoint_leaves_the_account_to_the_others() -> None:
     time = FakeTime()
     budget = RateLimiter(

@@ -1,10 +1,10 @@
 """Reads lists into the database: which one gets the next request, and one list with its pages and cursor.
 
 `Scheduler` is one loop, not a pool of workers: it starts a request when the rate limit lets it go without a
-wait. First come the lists that others wait for or that can only be read in sequence (`ListReader.urgent`),
-then the list with most left. So the longest list runs at its endpoint's full rate from the beginning, and
-short ones fill the gaps. A list is split into one more slice only when a request is free that no other list
-could use.
+wait. First come the lists that others wait for, that can only be read in sequence, or whose length is not
+known yet (`ListReader.urgent`), and those that take longest at their endpoint's rate; then the list with
+most left. So the longest list runs at its endpoint's full rate from the beginning, and short ones fill the
+gaps. A list is split into one more slice only when a request is free that no other list could use.
 
 `ListStream` requests the pages of one list, writes them in order and saves the cursor. The position is what
 is not durable yet (`slices`), as JSON:
@@ -23,7 +23,9 @@ that keeps failing ends as failed, the other lists go on, and `relist` resumes i
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -52,6 +54,7 @@ MAX_PER_LIST = 16
 """Of one list: at 25/s enough for answers that take 640 ms."""
 MAX_PER_LIST_UNLIMITED = 4
 """Without a rate limit: more slices would only cost pages that are not full."""
+_NEARLY = 0.5  # Estimates of what was hardly read yet are too high: accounts grow.
 
 
 class ListReader(Protocol):
@@ -74,7 +77,7 @@ class ListReader(Protocol):
 
     @property
     def urgent(self) -> bool:
-        """Cheap, but slow (its pages come in sequence only), or other lists wait for it."""
+        """Slow (its pages come in sequence only), or of unknown length, or other lists wait for it."""
 
     def remaining(self) -> float:
         """Estimated requests left."""
@@ -136,14 +139,21 @@ class Scheduler:
         soonest: float | None = None
         usual = MAX_IN_FLIGHT if self._budget.rate() else MAX_IN_FLIGHT_UNLIMITED
         limit = self._max or usual
-        for work in sorted(active, key=lambda w: (w.urgent, w.remaining()), reverse=True):
+        longest = self._longest(active)
+        for work in sorted(
+            active,
+            key=lambda w: (w.urgent or w.endpoint.name in longest, w.remaining()),
+            reverse=True,
+        ):
             name = work.endpoint.name
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
             places = limit + (_RESERVED if work.urgent else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 wait_s = self._budget.ready_in(name, priority=BACKFILL)
-                # Urgent lists queue: on a busy account they would never find the rate limit free.
-                if wait_s > 0 and not (work.urgent and work.in_flight == 0):
+                # These queue: on a busy account they would never find the rate limit free.
+                queues = work.urgent and work.in_flight == 0
+                queues = queues or (name in longest and not self._budget.is_waited_for(name))
+                if wait_s > 0 and not queues:
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
                 start = work.claim()
@@ -155,6 +165,21 @@ class Scheduler:
                 # Let it take its permit, so that the rate limiter counts it.
                 await asyncio.sleep(0)
         return soonest if len(self._tasks) < limit else None
+
+    def _longest(self, active: Sequence[ListReader]) -> set[str]:
+        """Return the endpoints that may need as long at their own rate as all do at the account's.
+
+        Whatever they do not use of their rate now is what the run takes longer in the end. Lists that can
+        only be read in sequence take no part: a request of theirs is always under way.
+        """
+        left: dict[str, float] = defaultdict(float)
+        for work in active:
+            if work.endpoint.created or work.endpoint.parent:
+                left[work.endpoint.name] += work.remaining()
+        at_s = sum(left.values()) / (self._budget.rate() or math.inf) * _NEARLY
+        return {
+            name for name, n in left.items() if n / (self._budget.rate(name) or math.inf) > at_s
+        }
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._changed.set()
@@ -236,7 +261,8 @@ class ListStream:
 
     @property
     def urgent(self) -> bool:
-        return self.has_children or self._nests or not self.endpoint.created
+        waited_for = self.has_children or self._nests
+        return waited_for or not self.endpoint.created or self.slices.has_unknown
 
     def remaining(self) -> float:
         return self.slices.remaining()

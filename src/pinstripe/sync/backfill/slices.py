@@ -58,9 +58,14 @@ class Slice:
         """Nothing newer than this is still to be read."""
         return self.low if self.low is not None else self.lt
 
+    @property
+    def is_unknown(self) -> bool:
+        """No page has shown yet how much there is."""
+        return self.pages == 0 and self.density <= 0
+
     def remaining(self, account_created: int) -> float:
         """Estimated pages still to be read, at the density of the last page."""
-        if self.pages == 0 and self.density <= 0:
+        if self.is_unknown:
             return 1.0
         top, bottom = self.top, self.gte if self.gte is not None else account_created
         if top is None:
@@ -100,6 +105,10 @@ class SliceSet:
         for bounds in todo:
             slices._add(*bounds)
         return slices
+
+    @property
+    def has_unknown(self) -> bool:
+        return any(s.is_unknown for s in self.open.values())
 
     def remaining(self) -> float:
         """Estimated pages still to be read."""

@@ -60,25 +60,25 @@ _TOO_LONG_S = REACH_S + 60.0
 """A minute more than the planner's limit: a start for this reason does a full resync."""
 
 _LOOK = 20
-"""Events in the first poll: usually none is new, and a page of a hundred is half a megabyte."""
+"""Events on a poll's page, beside twice those expected: a hundred are half a megabyte."""
 
-_FAR_S = 1800.0
-"""From so far behind, events are caught up slice by slice. What is nearer fits into memory."""
+_WORTH_A_POLL = 10
+"""While so many events arrive, polls are closer: waiting for the next is most of an event's lag."""
+_MOST_POLLS = 5  # In one interval. The default of 12.5 requests a second leaves some to lookbacks.
+
+_FAR_S = 1800.0  # From so far behind, slice by slice. What is nearer fits into memory.
 _SLICE_EVENTS = 8000
 """Events wanted in a slice: their ids are in memory, and a process that is killed reads them again."""
 _SLICE_GROWTH = 4.0
 """Bounds how much wider or narrower the next slice is, since events are not spread evenly."""
 
 _SPACING_S = 0.1
-
 _MOST_SPACING_S = 0.25
-"""Requested polls are no closer than half the interval, within these bounds: a request polls without
-delay however long the interval is."""
+"""Requested polls are no closer than half the interval, within these bounds: however long that is."""
 
 _MANY = 500  # Events that one read of a long stretch applies before it pauses the refetches.
 
-_AT_REST_S = 1.0
-"""How often the cursor is saved while nothing happens."""
+_AT_REST_S = 1.0  # How often the cursor is saved while nothing happens.
 
 _POLLS_A_SWEEP = 10
 """Polls between two reads of a window, at least: lookback is a tenth of the reads at most."""
@@ -132,7 +132,8 @@ class EventPoller:
         self._applying = asyncio.Lock()
         self._wake = asyncio.Event()
         self._saved_at = 0.0
-        self._is_busy = False
+        self._polled_at = 0.0
+        self._new_per_s = 0.0
         self._was_requested = False
 
     def now(self) -> float:
@@ -209,9 +210,10 @@ class EventPoller:
 
     def _poll_s(self) -> float:
         usual_s = self._intervals.poll_s if self._interval_s is None else self._interval_s()
-        # While events arrive more are likely to: this halves the lag of the next one.
-        busy = self._is_busy and usual_s <= self._intervals.poll_s
-        return usual_s / 2 if busy else usual_s
+        if not self._new_per_s or usual_s > self._intervals.poll_s:
+            return usual_s
+        # While events arrive more are likely to.
+        return min(max(_WORTH_A_POLL / self._new_per_s, usual_s / _MOST_POLLS), usual_s / 2)
 
     def _spacing_s(self) -> float:
         """Return the least pause between two requested polls."""
@@ -321,8 +323,11 @@ class EventPoller:
     async def poll(self) -> None:
         """Apply what is new at the top of the list, down to the first applied event."""
         back_to = self.stats.as_of - self._intervals.window_s
-        limit = PAGE if self._is_busy else _LOOK
-        self._is_busy = await self._reader.top(back_to, limit=limit, apply=self.apply)
+        began, expected = self._clock(), round(self._new_per_s * self._poll_s())
+        limit = min(_LOOK + 2 * expected, PAGE)
+        new = await self._reader.top(back_to, limit=limit, apply=self.apply)
+        self._new_per_s = new / max(began - self._polled_at, _SPACING_S)
+        self._polled_at = began
 
     async def catch_up(self, late_s: float) -> None:
         """Apply all since the position, with what was up to `late_s` late. Raises FellBehind."""
@@ -390,7 +395,8 @@ class EventPoller:
             if as_of is None and len(events) >= _MANY:
                 # More events follow: an object that they change again is fetched once.
                 self._refetches.pause()
-            if events or self._is_due(as_of):
+            is_due = self._clock() - self._saved_at >= _AT_REST_S
+            if events or (as_of is not None and is_due):
                 await self._commit(events, listed_at, as_of)
             if as_of is not None:
                 self.stats.as_of = max(self.stats.as_of, as_of)
@@ -432,9 +438,6 @@ class EventPoller:
         seconds = [created for _, created, _ in applied]
         self.stats.applied(seconds, since=since, ended=as_of is not None)
         self._refetches.gather(refetches)
-
-    def _is_due(self, as_of: float | None) -> bool:
-        return as_of is not None and self._clock() - self._saved_at >= _AT_REST_S
 
     async def _forget(self, before: float | None = None) -> None:
         """Drop the ids of events that no window reaches any more."""
@@ -484,11 +487,8 @@ class PollerStats:
             self._newest_read = self.newest
 
 
-_NET_S = 1.0
-"""How often the row is read: the cost of a lost NOTIFY."""
-_PAUSE_S = 1.0
-_READ_SPACING_S = 0.01
-"""Between two reads of the row. Requests of one gateway are 50 ms apart."""
+_NET_S = 1.0  # How often the row is read: the cost of a lost NOTIFY.
+_READ_SPACING_S = 0.01  # Between two reads of the row. Requests of one gateway are 50 ms apart.
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,7 +556,7 @@ class SyncRequestListener:
                     await self._listen(connection)
             except PinstripeError as error:
                 _log.debug("hearing.lost", error=error.message)
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_TROUBLE_PAUSE_S[0])
 
     async def _listen(self, connection: Connection) -> None:
         self._session += 1

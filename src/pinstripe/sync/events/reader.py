@@ -64,22 +64,22 @@ class EventLogReader:
         self._source = source
         self._applied = known
 
-    async def top(self, back_to: float, *, limit: int, apply: Apply) -> bool:
+    async def top(self, back_to: float, *, limit: int, apply: Apply) -> int:
         """Read down to the first anchored event, or to a second before which nothing can be new.
 
-        `limit`: the number of events on the first page. Returns whether any event was new.
+        `limit`: the number of events on the first page. Returns how many events were new.
         """
-        news = False
+        new = 0
 
         def over(page: PageIds, events: Sequence[StripeObject]) -> bool:
-            nonlocal news
+            nonlocal new
             self._applied.touch(page.ids)
-            news = news or bool(self._applied.fresh(events))
+            new += len(self._applied.fresh(events))
             goes_back = bool(events) and created_of(events[-1]) < back_to
             return goes_back or self._applied.is_reached(page.ids)
 
         await self._read((), over, apply, first=limit)
-        return news
+        return new
 
     async def window(self, since: float, *, priority: int, apply: Apply) -> str | None:
         """Read everything since a second on Stripe's clock; return the id on top of the list.

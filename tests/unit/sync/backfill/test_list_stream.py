@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
@@ -9,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.sync.backfill.stripe_list import CHARGES, PLAIN, Copier, StripeList
 
+from pinstripe.catalog.endpoints import ListEndpoint
+from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import StripeObject
 from pinstripe.errors import Drifted
-from pinstripe.store.cursors import Checkpoint
-from pinstripe.sync.backfill.list_stream import created_since, read_position
+from pinstripe.store.cursors import Checkpoint, State
+from pinstripe.sync.backfill.list_stream import Scheduler, created_since, read_position
 from pinstripe.sync.backfill.slices import SliceSet
 
 START = 1_700_000_000
@@ -162,3 +167,75 @@ def test_a_tail_reads_what_was_created_since_and_nothing_older() -> None:
     claimed = slices.claim()
     assert claimed is not None
     assert slices.request(claimed)[1] == [("limit", "100"), ("created[gte]", str(START))]
+
+
+def test_how_long_a_list_is_nobody_knows_before_its_first_page() -> None:
+    slices = SliceSet.load(CHARGES)
+    assert slices.has_unknown
+    claimed = slices.claim()
+    assert claimed is not None
+    page: list[StripeObject] = [{"created": START + n} for n in (99, 0)]
+    slices.received(claimed, page, has_more=True, after="ch_1")
+    assert not slices.has_unknown
+
+
+@dataclass
+class Readable:
+    """A list of so many requests, each of which is over as soon as it may go."""
+
+    endpoint: ListEndpoint
+    left: int
+    urgent: bool
+    budget: RateLimiter
+    asked: list[str]
+    table: str = "charge"
+    state: State = "running"
+    reason: str = ""
+    code: str = ""
+    remedy: str = ""
+    rows: int = 0
+    in_flight: int = 0
+    has_children: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return not self.left and not self.in_flight
+
+    def remaining(self) -> float:
+        return float(self.left)
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        del changed
+
+    def claim(self) -> Callable[[], asyncio.Task[None]] | None:
+        if not self.left:
+            return None
+        self.left -= 1
+        self.in_flight += 1
+        return lambda: asyncio.create_task(self._request())
+
+    async def _request(self) -> None:
+        with await self.budget.acquire(self.endpoint.name, priority=10):
+            self.asked.append(self.endpoint.name)
+        self.in_flight -= 1
+
+    def end(self, state: State, reason: str, *, code: str) -> None:
+        raise NotImplementedError
+
+    def final(self) -> Checkpoint:
+        raise NotImplementedError
+
+
+async def test_the_list_that_takes_longest_at_its_own_rate_is_not_left_to_the_end() -> None:
+    slow, other = replace(CHARGES, path="/v1/slow"), replace(CHARGES, path="/v1/other")
+    budget = RateLimiter(
+        account_rate=200.0, endpoint_rate=200.0, own_rates={slow.name: 50.0}, burst_s=0.25
+    )
+    asked: list[str] = []
+    lists = [
+        Readable(other, left=120, urgent=True, budget=budget, asked=asked),
+        Readable(slow, left=40, urgent=False, budget=budget, asked=asked),
+    ]
+    await Scheduler(budget).run(lists)
+    assert len(asked) == 160
+    assert asked[:80].count(slow.name) >= 4
