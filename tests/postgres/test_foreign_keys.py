@@ -1,7 +1,6 @@
 """Foreign keys that tools read and Postgres does not check, and the user's own that it does.
 
-SQLAlchemy is used where it is installed, with psycopg2; drizzle-kit where PINSTRIPE_TEST_NODE names a
-folder whose `node_modules` has it and `pg`.
+drizzle-kit is used where PINSTRIPE_TEST_NODE names a folder whose `node_modules` has it and `pg`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import sqlalchemy
+from sqlalchemy.ext import automap
 from tests.postgres.writing import SCHEMA, make_schema, writing
 
 from pinstripe.catalog.tables import tables
@@ -62,12 +63,9 @@ async def test_every_single_reference_becomes_one_and_they_go_again(pg: asyncpg.
 async def test_sqlalchemy_automap_finds_every_relation(
     pg: asyncpg.Connection, database: str
 ) -> None:
-    sqlalchemy = pytest.importorskip("sqlalchemy")
-    automap = pytest.importorskip("sqlalchemy.ext.automap")
-    pytest.importorskip("psycopg2")
     made = await set_foreign_keys(pg, SCHEMA, tables(), wanted=True)
     await pg.close()
-    engine = sqlalchemy.create_engine(database.replace("postgresql://", "postgresql+psycopg2://"))
+    engine = sqlalchemy.create_engine(database.replace("postgresql://", "postgresql+psycopg://"))
     base = automap.automap_base()
     await asyncio.to_thread(base.prepare, engine, schema=SCHEMA)
     engine.dispose()

@@ -1,7 +1,7 @@
 """The models that `pinstripe schema models` prints are read by the tools that they are for.
 
-SQLAlchemy and Pydantic are used where they are installed; the tools of Node where PINSTRIPE_TEST_NODE names
-a folder whose `node_modules` has esbuild, drizzle-orm and @prisma/prisma-schema-wasm.
+The tools of Node are used where PINSTRIPE_TEST_NODE names a folder whose `node_modules` has esbuild,
+drizzle-orm and @prisma/prisma-schema-wasm.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import sqlalchemy
+from sqlalchemy.orm import configure_mappers
 
 from pinstripe.catalog.tables import tables
 from pinstripe.cli.models import TOOLS, Tool, models
@@ -51,16 +53,13 @@ def test_every_column_and_its_description_is_in_the_models(tool: Tool) -> None:
 
 
 def test_sqlalchemy_reads_its_models_and_makes_the_join(loaded: Any) -> None:
-    sqlalchemy = pytest.importorskip("sqlalchemy")
-    from_orm = pytest.importorskip("sqlalchemy.orm")
     read = loaded("sqlalchemy")
-    from_orm.configure_mappers()
+    configure_mappers()
     query = sqlalchemy.select(read.Invoice.id).join(read.Invoice.subscription)
     assert "invoice.subscription_id = stripe.subscription.id" in str(query)
 
 
 def test_pydantic_reads_its_models(loaded: Any) -> None:
-    pytest.importorskip("pydantic")
     read = loaded("pydantic")
     charge = read.Charge.model_validate(
         {
