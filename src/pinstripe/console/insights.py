@@ -289,8 +289,8 @@ def _text(value: object, currency: str) -> str:
 
 
 _WIDE, _HIGH, _TOP, _BOTTOM = 640, 220, 10, 24
-_LEFT, _DIGIT = 84, 7
-"""The least width of the amounts beside a chart, and that of a digit."""
+_LEFT, _DIGIT = 84, 8
+"""The least width of the amounts beside a chart, and of a digit; on a phone they reach into the margin."""
 
 
 def bars(
