@@ -222,6 +222,9 @@ _RESERVED_SLOTS = 8
 # Without a share of the rates; a scheduler should check again in a while.
 _NO_SHARE_S = 0.5
 
+# How long the length of the queue is good: endpoints become ready meanwhile.
+_TIMER_S = 0.002
+
 # How long a slot stays taken is unknown; a scheduler should check again soon.
 _SLOT_GUESS_S = 0.02
 
@@ -331,6 +334,7 @@ class RateLimiter:
         self._waiting: dict[str, _Lane] = {}
         self._arrivals = 0
         self._grants = 0
+        self._counted: tuple[tuple[int, int, int], float, int] = ((0, 0, 0), -math.inf, 0)
         self._last_grant: dict[int, int] = {}
         """By class: the number of its last permit."""
         self._alarm: asyncio.Task[None] | None = None
@@ -381,8 +385,7 @@ class RateLimiter:
         now = self._clock()
         if now > self._until:
             return _NO_SHARE_S
-        queued = sum(_next_in(lane, now, priority) for lane in self._waiting.values())
-        at = self._account.ready_at() + queued * self._account.interval_s(now)
+        at = self._account.ready_at() + self._queued(now, priority) * self._account.interval_s(now)
         lane = self._lanes.get(endpoint)
         slot_free = self._slots.is_free(now)
         if lane is not None:
@@ -390,6 +393,17 @@ class RateLimiter:
             at = max(at, lane.pace.ready_at() + length * lane.pace.interval_s(now))
             slot_free = slot_free and lane.slots.is_free(now)
         return max(0.0 if slot_free else _SLOT_GUESS_S, at - now)
+
+    def _queued(self, now: float, priority: int) -> int:
+        """How many requests that could go now are before one of this priority.
+
+        A scheduler asks for each of its lists, so the answer is kept while nothing has come or gone.
+        """
+        state = (self._arrivals, self._grants, priority)
+        if self._counted[0] != state or now - self._counted[1] > _TIMER_S:
+            found = sum(_next_in(lane, now, priority) for lane in self._waiting.values())
+            self._counted = (state, now, found)
+        return self._counted[2]
 
     def is_waited_for(self, endpoint: str) -> bool:
         return endpoint in self._waiting

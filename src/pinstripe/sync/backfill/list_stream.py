@@ -149,11 +149,11 @@ class Scheduler:
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
             places = limit + (_RESERVED if work.urgent else 0)
             while len(self._tasks) < places and work.in_flight < most:
-                wait_s = self._budget.ready_in(name, priority=BACKFILL)
                 # These queue: on a busy account they would never find the rate limit free.
                 queues = work.urgent and work.in_flight == 0
                 queues = queues or (name in longest and not self._budget.is_waited_for(name))
-                if wait_s > 0 and not queues:
+                wait_s = 0.0 if queues else self._budget.ready_in(name, priority=BACKFILL)
+                if wait_s > 0:
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
                 start = work.claim()
