@@ -147,7 +147,7 @@ class Scheduler:
         ):
             name = work.endpoint.name
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
-            places = limit + (_RESERVED if work.urgent else 0)
+            places = limit + (_RESERVED if work.urgent and not self._max else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 # These queue: on a busy account they would never find the rate limit free.
                 queues = work.urgent and work.in_flight == 0
