@@ -407,3 +407,21 @@ async def test_bytes_that_are_not_utf_8_become_stand_ins(
     assert (await backfill(copy, "customer")).complete
     names = await pg.fetch("SELECT name FROM stripe.customer ORDER BY id")
     assert [row[0] for row in names] == ["caf\ufffd \ufffd", "good"]
+
+
+async def test_polls_are_closer_and_larger_while_much_happens(
+    stripe: ScriptedStripe, copy: Copy
+) -> None:
+    now = [100.0]
+    since = time.time() - 60
+    live = EventPoller(copy.source, RefetchWorker(copy.source), since=since, clock=lambda: now[0])
+    pauses_s, events = [], (1, 2, 15, 60, 0)
+    for count in events:
+        now[0] += 0.5
+        for number in range(count):
+            stripe.event("customer.created", customer(count * 100 + number))
+        await live.poll()
+        pauses_s.append(live._poll_s())
+    assert pauses_s == [pytest.approx(s) for s in (0.25, 0.25, 0.25, 0.1, 0.5)]
+    limits = [int(dict(query)["limit"]) for _, query in stripe.asked if query]
+    assert limits[-1] > limits[0] == 20

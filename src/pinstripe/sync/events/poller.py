@@ -212,8 +212,8 @@ class EventPoller:
         usual_s = self._intervals.poll_s if self._interval_s is None else self._interval_s()
         if not self._new_per_s or usual_s > self._intervals.poll_s:
             return usual_s
-        # While events arrive more are likely to.
-        return min(max(_WORTH_A_POLL / self._new_per_s, usual_s / _MOST_POLLS), usual_s / 2)
+        closest_s = max(_WORTH_A_POLL / self._new_per_s, usual_s / _MOST_POLLS, _SPACING_S)
+        return min(closest_s, usual_s / 2)  # While events arrive more are likely to.
 
     def _spacing_s(self) -> float:
         """Return the least pause between two requested polls."""
