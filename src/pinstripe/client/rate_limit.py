@@ -222,8 +222,8 @@ _RESERVED_SLOTS = 8
 # Without a share of the rates; a scheduler should check again in a while.
 _NO_SHARE_S = 0.5
 
-# How long the length of the queue is good: endpoints become ready meanwhile.
-_TIMER_S = 0.002
+# How long a count of the queue is good: endpoints become ready meanwhile.
+_COUNT_S = 0.002
 
 # How long a slot stays taken is unknown; a scheduler should check again soon.
 _SLOT_GUESS_S = 0.02
@@ -334,7 +334,7 @@ class RateLimiter:
         self._waiting: dict[str, _Lane] = {}
         self._arrivals = 0
         self._grants = 0
-        self._counted: tuple[tuple[int, int, int], float, int] = ((0, 0, 0), -math.inf, 0)
+        self._counted = ((0, 0, 0, 0.0), 0)
         self._last_grant: dict[int, int] = {}
         """By class: the number of its last permit."""
         self._alarm: asyncio.Task[None] | None = None
@@ -399,11 +399,11 @@ class RateLimiter:
 
         A scheduler asks for each of its lists, so the answer is kept while nothing has come or gone.
         """
-        state = (self._arrivals, self._grants, priority)
-        if self._counted[0] != state or now - self._counted[1] > _TIMER_S:
-            found = sum(_next_in(lane, now, priority) for lane in self._waiting.values())
-            self._counted = (state, now, found)
-        return self._counted[2]
+        state = (self._arrivals, self._grants, priority, now // _COUNT_S)
+        if self._counted[0] != state:
+            waiting = self._waiting.values()
+            self._counted = (state, sum(_next_in(lane, now, priority) for lane in waiting))
+        return self._counted[1]
 
     def is_waited_for(self, endpoint: str) -> bool:
         return endpoint in self._waiting

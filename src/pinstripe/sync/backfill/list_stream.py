@@ -54,7 +54,7 @@ MAX_PER_LIST = 16
 """Of one list: at 25/s enough for answers that take 640 ms."""
 MAX_PER_LIST_UNLIMITED = 4
 """Without a rate limit: more slices would only cost pages that are not full."""
-_NEARLY = 0.5  # Estimates of what was hardly read yet are too high: accounts grow.
+_LIKELY = 0.5  # Estimates of what was hardly read yet are too high: accounts grow.
 
 
 class ListReader(Protocol):
@@ -172,11 +172,14 @@ class Scheduler:
         Whatever they do not use of their rate now is what the run takes longer in the end. Lists that can
         only be read in sequence take no part: a request of theirs is always under way.
         """
+        account = self._budget.rate()
+        if account is None:
+            return set()
         left: dict[str, float] = defaultdict(float)
         for work in active:
             if work.endpoint.created or work.endpoint.parent:
                 left[work.endpoint.name] += work.remaining()
-        at_s = sum(left.values()) / (self._budget.rate() or math.inf) * _NEARLY
+        at_s = sum(left.values()) / account * _LIKELY
         return {
             name for name, n in left.items() if n / (self._budget.rate(name) or math.inf) > at_s
         }
