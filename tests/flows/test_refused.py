@@ -162,6 +162,48 @@ async def test_discounts_come_with_what_names_them(
     assert [row[0] for row in rows] == ["di_0", "di_1", "di_2", "di_3"]
 
 
+GUESTS = {
+    "/v1/payment_intents": {"id": "pi_1", "object": "payment_intent", "payment_method": "pm_1"},
+    "/v1/setup_intents": {"id": "seti_1", "object": "setup_intent", "mandate": "mandate_1"},
+}
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+async def test_what_no_list_has_comes_with_the_pages_that_name_it(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection, *, is_free: bool
+) -> None:
+    """A guest's payment method is no customer's. `is_free`: the list of all leaves it out, else refuses."""
+
+    def shown(path: str, params: Params) -> Answer | None:
+        if path == "/v1/payment_methods" and not is_free:
+            return error(400, "Missing required param: customer.", "parameter_missing", "customer")
+        data = dict(GUESTS.get(path, {}), created=1)
+        for name in ("payment_method", "mandate"):
+            if f"data.{name}" in expands(params) and name in data:
+                data[name] = {"id": data[name], "object": name, "type": "card"}
+        return (
+            (200, {"object": "list", "data": [data], "has_more": False}) if path in GUESTS else None
+        )
+
+    stripe.lists["/v1/charges"] = [
+        {"id": "ch_1", "object": "charge", "created": 1, "payment_method": "pm_1"}
+    ]
+    stripe.hooks.append(shown)
+    tables = "customer,charge,payment_intent,setup_intent"
+    ended = await once(stripe, database, f"{tables},payment_method,mandate")
+    assert ended.code == 0, ended.text
+    assert not [path for path, _ in stripe.asked if "/pm_" in path or "/mandate_" in path]
+    assert await pg.fetchval("SELECT id FROM stripe.payment_method") == "pm_1"
+    assert await pg.fetchval("SELECT payment_method_id FROM stripe.payment_intent") == "pm_1"
+    assert await pg.fetchval("SELECT id FROM stripe.mandate") == "mandate_1"
+    stripe.asked.clear()
+    await pg.execute("DELETE FROM pinstripe.cursor")
+    ended = await once(stripe, database, tables)
+    assert ended.code == 0, ended.text
+    asked = {e for path, params in stripe.asked if path in GUESTS for e in expands(params)}
+    assert not asked & {"data.payment_method", "data.mandate"}, "nobody wants these tables"
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from pinstripe.catalog.endpoints import expand_of, retrieve_endpoints
+from pinstripe.catalog.endpoints import EXPANDED_IN_LISTS, expand_of, retrieve_endpoints
 from pinstripe.catalog.model import Field, object_types
 from pinstripe.catalog.tables import has_table, table_of_object, tables
 
@@ -231,7 +231,7 @@ def holders() -> Mapping[str, frozenset[str]]:
     found: dict[str, set[str]] = {}
     table_of = table_of_object()
     for name in object_types():
-        expanded = set(expand_of((name,)))
+        expanded = {*expand_of((name,)), *EXPANDED_IN_LISTS.get(name, ())}
         for path, item in present_in(name):
             if item.kind == "expandable" and path not in expanded:
                 continue

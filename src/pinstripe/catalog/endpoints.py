@@ -68,6 +68,14 @@ _EXPANDED_TOO = {
     "subscription_item": ("discounts",),
 }
 
+EXPANDED_IN_LISTS: Mapping[str, tuple[str, ...]] = {
+    "payment_intent": ("payment_method",),
+    "setup_intent": ("mandate", "payment_method"),
+}
+"""What lists expand although the objects have an address, each named as its table: a guest's payment method
+is no customer's, and no list has it, nor a mandate. Each would be a request of its own
+(https://docs.stripe.com/api/payment_methods/list, https://docs.stripe.com/api/mandates)."""
+
 # Nested lists whose entries always come inside their parent (embedded or by _EXPAND) and are
 # followed from there where there are more than ten: no request per parent.
 _EMBEDDED = frozenset(
@@ -224,7 +232,8 @@ def _endpoints(operation: Operation, with_table: set[str]) -> list[ListEndpoint]
         "version": 2 if operation.path.startswith("/v2/") else 1,
         "created": "created" in names and all(map(_is_dated, operation.returns)),
         "takes_limit": "limit" in names,
-        "expand": expand_of(operation.returns),
+        "expand": expand_of(operation.returns)
+        + tuple(p for name in operation.returns for p in EXPANDED_IN_LISTS.get(name, ())),
         "only_when": _ONLY_WHEN.get(operation.path, ""),
         "only_if_any": _ONLY_IF_ANY.get(operation.path, ""),
     }

@@ -24,6 +24,7 @@ import structlog
 
 from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import (
+    EXPANDED_IN_LISTS,
     ListEndpoint,
     by_parent,
     can_be_fetched,
@@ -286,7 +287,10 @@ class Backfill:
 
     def _is_complete_table(self, table: str) -> bool:
         """Whether no unfinished list can bring another row of this table, itself or inside another."""
-        names = {table} if self._bring(table) else holders().get(table, frozenset())
+        inside = holders().get(table, frozenset())
+        is_listed = bool(self._bring(table))
+        is_inside = any(table in EXPANDED_IN_LISTS.get(holder, ()) for holder in inside)
+        names = {table} if is_listed and not is_inside else {table, *inside}
         return all(
             work.finished and self._instead(work) is None
             for name in names

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from pinstripe.catalog.endpoints import ListEndpoint
+from pinstripe.catalog.endpoints import EXPANDED_IN_LISTS, ListEndpoint
 from pinstripe.client.client import Params
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import AsOf, as_of_response, read_list
@@ -236,7 +236,8 @@ class ListStream:
         is_done = saved is not None and saved.state == "done" and not position.get("is_extended")
         self.state: State = "done" if is_done else "running"
         self.reason = self.remedy = self.code = self.permission = self.note = ""
-        self.expand = endpoint.expand
+        unwanted = {t for some in EXPANDED_IN_LISTS.values() for t in some} - source.wanted.keys()
+        self.expand = tuple(path for path in endpoint.expand if path not in unwanted)
         self.rows = saved.rows if saved else 0
         self.requests = saved.requests if saved else 0
         self.seconds = saved.seconds if saved else 0.0

@@ -213,7 +213,7 @@ def _lists() -> Mapping[str, ListEndpoint]:
         table = tables()[table_name(endpoint.objects[0])]
         one = retrieve_endpoints().get(table.object_type)
         is_dated = any(c.name == "created" for c in table.columns)
-        if is_dated and one is not None and one.expand == endpoint.expand:
+        if is_dated and one is not None and set(one.expand) <= set(endpoint.expand):
             found.setdefault(table.name, endpoint)
     return found
 
