@@ -33,7 +33,6 @@ from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.sync.backfill.child_lists import stream_of
 from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
@@ -121,7 +120,7 @@ async def _pass(at: Stage, database: str, reader: asyncpg.Connection) -> AsyncIt
     async with _opened(at, database) as (source, budget):
         pace = Intervals(head_s=_HEAD_S)
         relist = Relist(source, RefetchWorker(source), budget, intervals=pace)
-        lists = {stream_of(e) for e in relist._endpoints() if e.path != EVENTS and not e.parent}
+        lists = {e.stream for e in relist._endpoints() if e.path != EVENTS and not e.parent}
         relist._passed_at |= dict.fromkeys(lists, -float("inf"))
         going = asyncio.create_task(relist.run())
         try:

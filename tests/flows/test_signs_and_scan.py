@@ -17,7 +17,6 @@ from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import SCAN_OF, Checkpoint, load_checkpoints, save_checkpoints
 from pinstripe.store.status import read_status
-from pinstripe.sync.backfill.child_lists import stream_of
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.scan import Scan
@@ -137,7 +136,7 @@ async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         asked = copy.source.stripe.requests[BALANCES]
-    saved = (await load_checkpoints(pg, "stripe"))[SCAN_OF + stream_of(balances)]
+    saved = (await load_checkpoints(pg, "stripe"))[SCAN_OF + balances.stream]
     assert isinstance(saved.position, dict)
     done = saved.position["done"]
     assert 0 < done <= asked
@@ -168,7 +167,7 @@ async def test_what_a_scan_of_days_has_shown_is_known_until_its_end(
         began = copy.source.now() - 86_400.0
         position = {"table": "person", "parent": "account", "after": "acct_1", "began": began}
         async with copy.source.transaction() as connection:
-            saved = Checkpoint(SCAN_OF + stream_of(persons), "done", position)
+            saved = Checkpoint(SCAN_OF + persons.stream, "done", position)
             await save_checkpoints(connection, "stripe", [saved])
             shown = [
                 Confirmation(table, began + at_s, began + at_s + 1.0, [1])

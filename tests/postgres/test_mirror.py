@@ -14,7 +14,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.client.response import AsOf
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, open_mirror
-from pinstripe.mirror.batch import Conflict, Effect
+from pinstripe.mirror.batch import BATCH_ROWS, LIVE_LANE, Conflict, Effect, Job, Queue
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
 from pinstripe.store.pool import Connection, connect
@@ -293,3 +293,20 @@ async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:
             await mirror.write([(customers(mirror, "cus_1", name="b"), during(5, 6))])
             waiting = await mirror.enqueue([(customers(mirror, "cus_2"), during(5, 6))])
     assert waiting.done()
+
+
+async def test_small_jobs_keep_to_one_writer_and_a_second_helps_once_a_batch_waits() -> None:
+    queue, loop = Queue(3), asyncio.get_running_loop()
+
+    def add(lane: str, rows: int) -> None:
+        queue.add(Job([], None, None, loop.create_future(), rows, lane, None, ()))
+
+    add(LIVE_LANE, 5000)
+    for number in range(5):
+        add(f"small {number}", 10)
+    assert len(await queue.take(1)) == 5
+    add("large", BATCH_ROWS)
+    add("second", 10)
+    assert [job.lane for job in await queue.take(1)] == ["large"]
+    assert [job.lane for job in await queue.take(2)] == ["second"]
+    assert [job.lane for job in await queue.take(0)] == [LIVE_LANE]

@@ -147,8 +147,9 @@ class ListEndpoint:
 
     @property
     def stream(self) -> str:
-        """The name of its cursor: path and variant. Stable over releases."""
-        return self.path + "".join(f"&{k}={v}" for k, v in self.params)
+        """The name of its cursor: path, variant and parent. Stable over releases."""
+        variant = "".join(f"&{k}={v}" for k, v in self.params)
+        return self.path + variant + (f" by {self.parent}" if self.parent else "")
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -259,10 +259,11 @@ class Queue:
         if lane == LIVE_LANE:
             number = 0
         elif not open_jobs:
-            # The first writer is kept free for what is live.
+            # The first writer is kept free for what is live, the last ones for when a batch waits: each
+            # has to make its stages and statements first.
             number = min(
                 range(min(1, len(self._lines) - 1), len(self._lines)),
-                key=lambda n: self._lines[n].rows,
+                key=lambda n: self._lines[n].rows // BATCH_ROWS,
             )
         self._line_of[lane] = (number, open_jobs + 1)
         return self._lines[number]

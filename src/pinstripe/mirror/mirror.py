@@ -549,7 +549,7 @@ async def open_mirror(
     tables: Mapping[str, Table],
     *,
     api_version: str,
-    writers: int = 2,
+    writers: int = 3,
     changes: bool = False,
     session_name: str = "pinstripe",
     sink: Sink | None = None,

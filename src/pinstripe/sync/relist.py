@@ -64,7 +64,7 @@ from pinstripe.store.quarantine import (
     relisted,
     to_relist,
 )
-from pinstripe.sync.backfill.child_lists import open_list, stream_of
+from pinstripe.sync.backfill.child_lists import open_list
 from pinstripe.sync.backfill.list_stream import Scheduler
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
 from pinstripe.sync.events.reader import EVENTS
@@ -145,7 +145,7 @@ class Relist:
         self._passing: float | None = None
         """On Stripe's clock: when the pass under way began."""
         self.scan = Scan(source, budget, round_s=self._pass_s, ended=self._scanned)
-        streams = [stream_of(e) for e in self._endpoints()]
+        streams = [e.stream for e in self._endpoints()]
         self._cost = dict.fromkeys(streams, 1.0)
         """GETs of a full refresh of each list, as of the last one."""
         self._passed_at = dict.fromkeys(streams, now)
@@ -154,9 +154,9 @@ class Relist:
 
     def demand(self) -> QuotaDemand:
         """Return what all of this takes if nothing slows it."""
-        endpoints = [e for e in self._endpoints() if not self._is_refused(stream_of(e))]
+        endpoints = [e for e in self._endpoints() if not self._is_refused(e.stream)]
         heads = sum(1 / self._usual_s(e) for e in endpoints if needs_head(e))
-        passes = sum(self._cost[stream_of(e)] for e in endpoints if e.path != EVENTS)
+        passes = sum(self._cost[e.stream] for e in endpoints if e.path != EVENTS)
         usual = DAY_S / self._intervals.pass_s
         return QuotaDemand(heads + 1 / self._intervals.due_s, passes * usual)
 
@@ -192,13 +192,11 @@ class Relist:
         due = [
             e
             for e in self._endpoints()
-            if e.path != EVENTS and not e.parent and stream_of(e) not in self._stopped
-            if stream_of(e) in self._first or self._age_s(e) >= self._pass_s()
+            if e.path != EVENTS and not e.parent and e.stream not in self._stopped
+            if e.stream in self._first or self._age_s(e) >= self._pass_s()
         ]
         for endpoint in due:
-            await self._guard(
-                f"{stream_of(endpoint)} to its end", None, self.full_refresh([endpoint])
-            )
+            await self._guard(f"{endpoint.stream} to its end", None, self.full_refresh([endpoint]))
 
     async def scan_once(self, *, most_s: float) -> bool:
         """Read lists by parent under all parents, where that is due: see `Scan.run_due`."""
@@ -206,7 +204,7 @@ class Relist:
         return await self.scan.run_due(by_parent, most_s=most_s)
 
     def _age_s(self, endpoint: ListEndpoint) -> float:
-        return self._clock() - self._passed_at[stream_of(endpoint)]
+        return self._clock() - self._passed_at[endpoint.stream]
 
     async def run_due(self) -> None:
         """Do what is due now, but for the scan."""
@@ -218,12 +216,12 @@ class Relist:
         now, plan = self._clock(), self._plan()
         found: list[Coroutine[None, None, None]] = []
         for endpoint in self._endpoints():
-            stream = _newest(stream_of(endpoint))
+            stream = _newest(endpoint.stream)
             age_s = now - self._head_at.get(stream, -float("inf"))
             if (
                 needs_head(endpoint)
                 and age_s >= self._usual_s(endpoint) * plan.stretch
-                and not self._is_refused(stream_of(endpoint))
+                and not self._is_refused(endpoint.stream)
                 and self._may(stream)
                 and stream not in self._reading
             ):
@@ -264,7 +262,7 @@ class Relist:
         for endpoint in self._endpoints():
             if endpoint.path == EVENTS:
                 continue  # Its objects never change, and the poller reads every new one.
-            stream = stream_of(endpoint)
+            stream = endpoint.stream
             age_s = self._age_s(endpoint)
             is_due = age_s >= pass_s * self._first.get(stream, 1.0)
             if is_due and not endpoint.parent and stream not in self._stopped:
@@ -279,7 +277,7 @@ class Relist:
 
     async def _scanned(self, endpoint: ListEndpoint, began: float) -> None:
         """A list by parent was read under all parents; `began`: when, on Stripe's clock."""
-        self._shown_at[stream_of(endpoint)] = began
+        self._shown_at[endpoint.stream] = began
         for table in self._tables_of(endpoint):
             await self._check_missing(table)
             lists = [e for e in self._endpoints() if table in map(table_name, e.objects)]
@@ -315,7 +313,7 @@ class Relist:
         await self.full_refresh(endpoints)
         if self._source.wanted[table].object_type in singleton_paths():
             await read_singletons(self._source)
-        ends = [self._stopped.get(stream_of(e)) for e in endpoints]
+        ends = [self._stopped.get(e.stream) for e in endpoints]
         if all(end is None or end.is_refused for end in ends):
             async with self._source.transaction() as connection:
                 await relisted(connection, self._source.mirror.schema, table)
@@ -326,7 +324,7 @@ class Relist:
         counted = [*self._shown_at.values(), now if self._passing is None else self._passing]
         scans: dict[str, float] = {}
         for endpoint in self._endpoints():
-            began = self.scan.under_way.get(stream_of(endpoint), now)
+            began = self.scan.under_way.get(endpoint.stream, now)
             for table in self._tables_of(endpoint):
                 scans[table] = min(scans.get(table, now), began)
         async with self._source.transaction() as connection:
@@ -363,7 +361,7 @@ class Relist:
     async def _again(self, stream: str) -> bool:
         """Retry a list that was refused or failed; return whether there was something to do."""
         schema = self._source.mirror.schema
-        endpoint = next((e for e in self._endpoints() if stream_of(e) == stream), None)
+        endpoint = next((e for e in self._endpoints() if e.stream == stream), None)
         if endpoint is None and stream not in singleton_paths().values():
             return False  # The newest page of a list, for example: its own turn is its next try.
         try:
@@ -413,14 +411,14 @@ class Relist:
         schema, loading = self._source.mirror.schema, self._source.mirror.loading
         cursors = await load_checkpoints(connection, schema)
         for other in self._endpoints():
-            cursor = cursors.get(stream_of(other))
+            cursor = cursors.get(other.stream)
             if cursor is not None and cursor.code == PARENT_INCOMPLETE:
                 self._stopped[cursor.stream] = _Stopped(self._clock())
         tables = {table_name(name) for name in endpoint.objects} & loading
         open_tables = {
             table_name(name)
             for other in self._endpoints()
-            if (c := cursors.get(stream_of(other))) is not None and c.state in ("running", "failed")
+            if (c := cursors.get(other.stream)) is not None and c.state in ("running", "failed")
             for name in other.objects
         }
         loading -= tables - open_tables
@@ -444,7 +442,7 @@ class Relist:
         passed = {f.table: f.known_to for f in fresh if f.how == "pass"}
         now, stripes = self._clock(), self._source.now()
         for endpoint in self._endpoints():
-            stream = stream_of(endpoint)
+            stream = endpoint.stream
             if stream in cursors:
                 self._cost[stream] = max(float(cursors[stream].requests), 1.0)
             scanned = cursors.get(SCAN_OF + stream)
@@ -498,7 +496,7 @@ class Relist:
     async def _poll_newest(self, endpoint: ListEndpoint) -> None:
         """Read the entries that are newer than the last read, with a margin for late ones."""
         params = list(endpoint.params)
-        last = self._head_from.get(stream_of(endpoint), self._since or self._source.now())
+        last = self._head_from.get(endpoint.stream, self._since or self._source.now())
         since = int(last - _OVERLAP_S)
         if endpoint.created:
             params.append(("created[gte]", str(since)))
@@ -514,7 +512,7 @@ class Relist:
             priority=WorkClass.HEADS,
             enough=None if endpoint.created else enough,
         )
-        self._head_from[stream_of(endpoint)] = began
+        self._head_from[endpoint.stream] = began
         await self._note(endpoint, "newest", began)
 
     async def _due(self) -> None:
@@ -550,9 +548,9 @@ class Relist:
             self.refreshing = ""
         for work in works:
             final = work.final()
-            self._cost[stream_of(work.endpoint)] = max(float(final.requests), 1.0)
+            self._cost[work.endpoint.stream] = max(float(final.requests), 1.0)
             if final.state in ("done", "refused"):
-                self._shown_at[stream_of(work.endpoint)] = began
+                self._shown_at[work.endpoint.stream] = began
             if final.state != "done":
                 await self._source.save([self._stop(final, is_refused=final.state == "refused")])
         for table in {table_name(o) for e in endpoints for o in e.objects}:
@@ -564,7 +562,7 @@ class Relist:
 
     async def _check_missing(self, table: str) -> None:
         """Queue fetches of rows that none of their lists returned, if each was read to its end."""
-        lists = [stream_of(e) for e in self._endpoints() if table in map(table_name, e.objects)]
+        lists = [e.stream for e in self._endpoints() if table in map(table_name, e.objects)]
         if not all(stream in self._shown_at for stream in lists):
             return
         since = min(self._shown_at[stream] for stream in lists)

@@ -28,7 +28,7 @@ from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import SCAN, Source
 from pinstripe.store.cursors import SCAN_OF, Checkpoint, State, load_checkpoints
-from pinstripe.sync.backfill.child_lists import ChildListStream, is_whole, stream_of
+from pinstripe.sync.backfill.child_lists import ChildListStream, is_whole
 from pinstripe.sync.read_quota import DAY_S
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
@@ -107,7 +107,7 @@ class Scan:
             except LostLease:
                 raise
             except PinstripeError as error:
-                _log.warning("scan.trouble", stream=stream_of(endpoint), error=error.message)
+                _log.warning("scan.trouble", stream=endpoint.stream, error=error.message)
                 pause_s = _AGAIN_S["failed"]
             await asyncio.sleep(pause_s)
 
@@ -115,9 +115,9 @@ class Scan:
         """Return the position, and the seconds until the next round; 0 if one is under way."""
         async with self._source.pool.acquire() as connection:
             cursors = await load_checkpoints(connection, self._source.mirror.schema)
-        saved = cursors.get(SCAN_OF + stream_of(endpoint))
+        saved = cursors.get(SCAN_OF + endpoint.stream)
         if saved is None:
-            copied = cursors.get(stream_of(endpoint))
+            copied = cursors.get(endpoint.stream)
             if copied is None or not is_whole(copied) or copied.as_of is None:
                 return None, 0.0
             # The first copy has read every parent.
@@ -136,7 +136,7 @@ class Scan:
         position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
         if position.get("after"):
             began = float(position.get("began", began))
-        self.under_way[stream_of(endpoint)] = began
+        self.under_way[endpoint.stream] = began
         work = _ScanStream(endpoint, self._source, saved, began=began, per_s=self.per_s)
         tasks: set[asyncio.Task[None]] = set()
         try:
@@ -159,7 +159,7 @@ class Scan:
         await self._source.save([work.final()])
         if work.state == "done":
             await self._ended(endpoint, began)
-            del self.under_way[stream_of(endpoint)]
+            del self.under_way[endpoint.stream]
             return max(began + self._round_s() - self._source.now(), 0.0)
         return _AGAIN_S[work.state]
 
@@ -190,7 +190,7 @@ class _ScanStream(ChildListStream):
             source.pool,
             now=began,
             saved=None if saved is None else replace(saved, state="running"),
-            stream=SCAN_OF + stream_of(endpoint),
+            stream=SCAN_OF + endpoint.stream,
             priority=SCAN,
         )
         position = saved.position if saved is not None and isinstance(saved.position, dict) else {}

@@ -21,7 +21,7 @@ from pinstripe.catalog.tables import SINGLETONS, table_of_object, tables
 
 LISTS = {o.path: o for o in spec().operations if o.kind == "list"}
 LISTED = {e.path for e in list_endpoints()}
-NAMES = [e.stream + (f"@{e.parent}" if e.parent else "") for e in list_endpoints()]
+NAMES = [e.stream for e in list_endpoints()]
 
 
 def field_at(object_name: str, path: str) -> Field:

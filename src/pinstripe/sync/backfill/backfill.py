@@ -59,7 +59,6 @@ from pinstripe.store.quarantine import forget_streams, reopen, with_rows
 from pinstripe.sync.backfill.child_lists import (
     is_whole,
     open_list,
-    stream_of,
 )
 from pinstripe.sync.backfill.list_stream import ListReader, Scheduler, created_since
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
@@ -423,7 +422,7 @@ class BackfillPlanner:
         if resync_since is not None:
             note = "The last run is too long ago for the event log: everything is listed anew."
             _log.warning("resume.anew", since=resync_since)
-        complete = all(_is_done(saved.get(stream_of(e))) for e in endpoints)
+        complete = all(_is_done(saved.get(e.stream)) for e in endpoints)
         if complete and last is not None and last.state == "refused":
             saved = {}  # Nothing reports what changed since.
         is_ready = READY in saved
@@ -520,7 +519,7 @@ class BackfillPlanner:
     def _work(
         self, endpoint: ListEndpoint, saved: Mapping[str, Checkpoint], *, complete: bool
     ) -> ListReader:
-        cursor = saved.get(stream_of(endpoint))
+        cursor = saved.get(endpoint.stream)
         if cursor is not None and cursor.state == "refused":
             cursor = None
         if cursor is not None and endpoint.parent in with_events():

@@ -83,7 +83,7 @@ class ChildListStream:
     ) -> None:
         """`passes`: which parents are read; all by default. `stream`: the name of its cursor."""
         self.endpoint, self.table = endpoint, table
-        self.stream = stream or stream_of(endpoint)
+        self.stream = stream or endpoint.stream
         self.passes = passes or Passes(endpoint, source)
         self._priority = priority
         self.state: State = "done" if saved is not None and saved.state == "done" else "running"
@@ -358,11 +358,6 @@ class ChildListStream:
             seconds=self.seconds,
             as_of=self.as_of,
         )
-
-
-def stream_of(endpoint: ListEndpoint) -> str:
-    """Return the cursor's name; the same path can be listed with and without a parent."""
-    return f"{endpoint.stream} by {endpoint.parent}" if endpoint.parent else endpoint.stream
 
 
 def is_whole(cursor: Checkpoint) -> bool:

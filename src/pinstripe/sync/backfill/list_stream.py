@@ -199,9 +199,9 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _PAUSES_S = (1.0, 2.0, 5.0)
 """Before each retry of a page, on top of the client's own retries."""
 
-_MAX_FOLLOWING = 3
-"""Pages whose nested lists are being read: enough to keep that endpoint busy. More would only take the
-places of other lists' requests."""
+_MAX_FOLLOWING = 8
+"""Pages whose nested lists are being read: enough to keep that endpoint busy while pages take a second to
+be durable. More would only take the places of other lists' requests."""
 
 
 class ListStream:
@@ -251,6 +251,8 @@ class ListStream:
         self._submitted: dict[int, asyncio.Future[None]] = {}
         """By slice, the page handed to the mirror last."""
         self._following = 0
+        self._pages = self._followed = 0
+        """Pages, and the requests that their nested lists took."""
         self._nests = False
         self._failures = 0
         self._not_before = float("-inf")
@@ -269,7 +271,8 @@ class ListStream:
         return waited_for or not self.endpoint.created or self.slices.has_unknown
 
     def remaining(self) -> float:
-        return self.slices.remaining()
+        nested = self._followed / self._pages if self._pages else 0.0
+        return self.slices.remaining() * (1 + nested)
 
     def on_change(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -393,6 +396,7 @@ class ListStream:
             self._changed()
         self.rows += step.rows
         self._undurable += 1
+        self._pages += 1
         self._failures = 0
         return rows, as_of_response(response), step
 
@@ -436,7 +440,9 @@ class ListStream:
         self._nests = True
         self._following += 1
         try:
-            return await self._source.follow_all(rows, as_of=as_of)
+            requests = await self._source.follow_all(rows, as_of=as_of)
+            self._followed += requests
+            return requests
         finally:
             self._following -= 1
 
