@@ -198,7 +198,7 @@ class AccountLimiter(RateLimiter):
             raise
         return _Both(own, whole)
 
-    def ready_in(self, endpoint: str, *, priority: int = 0) -> float:
+    def ready_in(self, endpoint: str = "", *, priority: int = 0) -> float:
         """Seconds until neither would wait."""
         return max(
             super().ready_in(endpoint, priority=priority),

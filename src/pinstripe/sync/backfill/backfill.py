@@ -268,7 +268,7 @@ class Backfill:
             parent = table_name(work.endpoint.parent)
             if parent not in self._source.wanted:
                 work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
-            elif any(w.state == "failed" for w in self._makers(work.endpoint.parent)):
+            elif any(w.state == "failed" for w in self._bring(parent)):
                 # Read now, it would miss the parents that are still to be listed.
                 reason = f"The list of {parent} is not complete"
                 work.end("failed", reason, code=PARENT_INCOMPLETE)
@@ -278,7 +278,7 @@ class Backfill:
 
     def _is_complete(self, parent: str) -> bool:
         """Whether no unfinished list can bring another object of this type."""
-        makers = self._makers(parent)
+        makers = self._bring(table_name(parent))
         if not makers:
             # Only found inside others (a source in a customer): after all plain lists.
             return all(w.finished for w in self.works if not w.endpoint.parent)
@@ -304,9 +304,6 @@ class Backfill:
         for work in works:
             for table in work.endpoint.tables:
                 self._by_table.setdefault(table, []).append(work)
-
-    def _makers(self, parent: str) -> list[ListReader]:
-        return [w for w in self.works if parent in w.endpoint.objects]
 
     async def _save_ends(self) -> None:
         """Save the cursors of lists that ended without being read."""

@@ -140,6 +140,8 @@ class Scheduler:
         usual = MAX_IN_FLIGHT if self._budget.rate() else MAX_IN_FLIGHT_UNLIMITED
         limit = self._max or usual
         longest = self._longest(active)
+        # Most turns find the account's rate used up: then no list has to be asked for its own.
+        free_in_s = self._budget.ready_in(priority=BACKFILL)
         for work in sorted(
             active,
             key=lambda w: (w.urgent or w.endpoint.name in longest, w.remaining()),
@@ -152,7 +154,9 @@ class Scheduler:
                 # These queue: on a busy account they would never find the rate limit free.
                 queues = work.urgent and work.in_flight == 0
                 queues = queues or (name in longest and not self._budget.is_waited_for(name))
-                wait_s = 0.0 if queues else self._budget.ready_in(name, priority=BACKFILL)
+                wait_s = 0.0
+                if not queues:
+                    wait_s = free_in_s or self._budget.ready_in(name, priority=BACKFILL)
                 if wait_s > 0:
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
@@ -164,6 +168,7 @@ class Scheduler:
                 task.add_done_callback(self._ended)
                 # Let it take its permit, so that the rate limiter counts it.
                 await asyncio.sleep(0)
+                free_in_s = self._budget.ready_in(priority=BACKFILL)
         return soonest if len(self._tasks) < limit else None
 
     def _longest(self, active: Sequence[ListReader]) -> set[str]:
