@@ -58,7 +58,7 @@ async def abort(scope: dict[str, Any]) -> None:
     """Reset the connection (RST, not FIN): nothing that is buffered gets out."""
     transport: asyncio.Transport = scope[TRANSPORT]
     sock = transport.get_extra_info("socket")
-    if sock is not None:
+    if sock is not None and sock.fileno() >= 0:  # Else the client has left first.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
     await asyncio.sleep(0)  # Lets the server see that the client is gone, or it logs an error.

@@ -255,8 +255,9 @@ class Histories:
         return self._some(name, dice, table)
 
     def _step(self, name: str, found: StripeObject, dice: Random) -> StripeObject:
-        if not found:
-            return {}
+        before = self.sim.account.world.get(name, str(found["id"])) if found else None
+        if before is None:
+            return {}  # There was none, or a change of its set has removed it: Stripe tells no more of it.
         deadly = [e for e in event_types(name) if _kills(name, e)]
         if deadly and dice.random() < 0.15:
             self._ledger(dice).delete(found, event="")
@@ -268,7 +269,6 @@ class Histories:
             return {}
         chosen = dice.choice(changes)
         self._number = next(_numbers)
-        before = self.sim.account.world.get(name, str(found["id"])) or found
         mark = mark_field(name)
         made = {mark: self._mark(mark, found, dice)} if mark else {}
         after = self._ledger(dice).change(found, made, event="")
