@@ -376,8 +376,7 @@ class RateLimiter:
             raise
 
     def ready_in(self, endpoint: str = "", *, priority: int = 0) -> float:
-        """Seconds until `acquire` would not wait, 0 for now; reserves nothing. By default at no endpoint, so
-        at none sooner.
+        """Seconds until `acquire` would not wait, 0 for now; reserves nothing. "": for any endpoint.
 
         Counts those who wait already and go first, but not those whose own endpoint holds them back: a
         long queue for one endpoint leaves the account's rate to the others. Where a slot is missing,
