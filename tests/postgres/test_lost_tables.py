@@ -6,7 +6,7 @@ import asyncpg
 from tests.postgres.writing import SCHEMA, make_schema
 
 from pinstripe.store.cursors import Checkpoint, save_checkpoints
-from pinstripe.store.quarantine import find_lost
+from pinstripe.store.quarantine import find_lost, relisted
 
 _NAMES = ("customer", "product")
 
@@ -35,3 +35,8 @@ async def test_a_table_whose_rows_were_all_deleted_is_found_before_it_is_vacuume
     await flushed(pg, "DELETE FROM stripe.product WHERE id < 'x_2'")
     await flushed(pg, "DELETE FROM stripe.customer")
     assert await find_lost(pg, SCHEMA, _NAMES, {}) == [("customer", False)]
+    # Emptied once more, just as its lists have been read again.
+    await relisted(pg, SCHEMA, "customer", 400)
+    assert await find_lost(pg, SCHEMA, _NAMES, {}) == [("customer", False)]
+    await relisted(pg, SCHEMA, "customer", 0)
+    assert await find_lost(pg, SCHEMA, _NAMES, {}) == [], "Stripe has none any more"

@@ -308,16 +308,16 @@ async def find_lost(
 _COUNT = "SELECT count(*) FROM (SELECT FROM {} LIMIT $1) AS t"
 
 
-async def relisted(connection: Connection, schema: str, table: str) -> None:
-    """Note that the lists of the table were read again, and how many rows that left."""
-    count = await connection.fetchval(f"SELECT count(*) FROM {qualified(schema, table)}")
-    # Fewer may be right, if Stripe shows fewer by now: they are not missed again.
+async def relisted(connection: Connection, schema: str, table: str, listed: int) -> None:
+    """Note that the lists of the table were read again, and how many rows they have."""
+    # Fewer may be right, if Stripe shows fewer by now: they are not missed again. The table is not counted:
+    # somebody may have emptied it a second time by now.
     await connection.execute(
         "UPDATE pinstripe.cursor SET rows = least(rows, $3)"
         " WHERE schema = $1 AND position ->> 'table' = $2 AND state = 'done'",
         schema,
         table,
-        count,
+        listed,
     )
     await connection.execute(
         "DELETE FROM pinstripe.quarantine WHERE schema = $1 AND \"table\" = $2 AND id = ''",

@@ -310,13 +310,14 @@ class Relist:
         _log.warning("relist.reread", table=table)
         names = {table, *around_of(table)}
         endpoints = [e for e in self._endpoints() if names & set(map(table_name, e.objects))]
-        await self.full_refresh(endpoints)
+        rows = await self.full_refresh(endpoints)
+        listed = max((rows[e.stream] for e in endpoints if table in e.tables), default=0)
         if self._source.wanted[table].object_type in singleton_paths():
             await read_singletons(self._source)
         ends = [self._stopped.get(e.stream) for e in endpoints]
         if all(end is None or end.is_refused for end in ends):
             async with self._source.transaction() as connection:
-                await relisted(connection, self._source.mirror.schema, table)
+                await relisted(connection, self._source.mirror.schema, table, listed)
 
     async def _trim(self) -> None:
         """Drop confirmations and sets that neither a pass nor an older snapshot needs any more."""
@@ -474,7 +475,7 @@ class Relist:
     def _tables_of(self, endpoint: ListEndpoint) -> list[str]:
         return [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
 
-    async def _guard(self, stream: str, table: str | None, work: Awaitable[None]) -> None:
+    async def _guard(self, stream: str, table: str | None, work: Awaitable[object]) -> None:
         """Await the work; save its error as a stream of `table` while it lasts."""
         schema = self._source.mirror.schema
         try:
@@ -533,8 +534,10 @@ class Relist:
         began = await self._source.read(endpoint, endpoint.path, window, priority=WorkClass.HEADS)
         await self._note(endpoint, "due", began)
 
-    async def full_refresh(self, endpoints: Sequence[ListEndpoint]) -> None:
-        """Read these lists to their end, then check the rows that they did not return."""
+    async def full_refresh(self, endpoints: Sequence[ListEndpoint]) -> dict[str, int]:
+        """Read these lists to their end, then check the rows that they did not return; return how many each
+        has, by stream.
+        """
         began = self._passing = self._source.now()
         self.refreshing = ", ".join(e.path for e in endpoints)
         source = self._source
@@ -559,6 +562,7 @@ class Relist:
         self._passing = None
         for endpoint in endpoints:
             await self._note(endpoint, "pass", began)
+        return {work.endpoint.stream: work.rows for work in works}
 
     async def _check_missing(self, table: str) -> None:
         """Queue fetches of rows that none of their lists returned, if each was read to its end."""
