@@ -148,11 +148,13 @@ class Scheduler:
             reverse=True,
         ):
             name = work.endpoint.name
+            # Of lists by parent nobody knows yet how many there will be.
+            comes_first = work.urgent or bool(work.endpoint.parent)
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
-            places = limit + (_RESERVED if work.urgent and not self._max else 0)
+            places = limit + (_RESERVED if comes_first and not self._max else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 # These queue: on a busy account they would never find the rate limit free.
-                queues = work.urgent and work.in_flight == 0
+                queues = comes_first and work.in_flight == 0
                 queues = queues or (name in longest and not self._budget.is_waited_for(name))
                 wait_s = 0.0
                 if not queues:

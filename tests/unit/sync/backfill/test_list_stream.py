@@ -181,7 +181,7 @@ def test_how_long_a_list_is_nobody_knows_before_its_first_page() -> None:
 
 @dataclass
 class Readable:
-    """A list of so many requests, each of which is over as soon as it may go."""
+    """A list of so many requests, each over as soon as it may go and durable after `holds_s`."""
 
     endpoint: ListEndpoint
     left: int
@@ -196,6 +196,8 @@ class Readable:
     rows: int = 0
     in_flight: int = 0
     has_children: bool = False
+    holds_s: float = 0.0
+    begins_after: int = 0
 
     @property
     def finished(self) -> bool:
@@ -208,7 +210,7 @@ class Readable:
         del changed
 
     def claim(self) -> Callable[[], asyncio.Task[None]] | None:
-        if not self.left:
+        if not self.left or len(self.asked) < self.begins_after:
             return None
         self.left -= 1
         self.in_flight += 1
@@ -218,6 +220,7 @@ class Readable:
         with await self.budget.acquire(self.endpoint.name, priority=10):
             self.asked.append(self.endpoint.name)
         self.in_flight -= 1
+        await asyncio.sleep(self.holds_s)
 
     def end(self, state: State, reason: str, *, code: str) -> None:
         raise NotImplementedError
@@ -239,3 +242,16 @@ async def test_the_list_that_takes_longest_at_its_own_rate_is_not_left_to_the_en
     await Scheduler(budget).run(lists)
     assert len(asked) == 160
     assert asked[:80].count(slow.name) >= 4
+
+
+async def test_a_list_by_parent_begins_though_lists_that_come_first_hold_the_places() -> None:
+    other = replace(CHARGES, path="/v1/other")
+    under = replace(CHARGES, path="/v1/under", parent="customer", created=False)
+    budget = RateLimiter(account_rate=200.0, endpoint_rate=200.0, burst_s=0.25)
+    asked: list[str] = []
+    lists = [
+        Readable(other, left=300, urgent=True, budget=budget, asked=asked, holds_s=0.35),
+        Readable(under, left=3, urgent=False, budget=budget, asked=asked, begins_after=100),
+    ]
+    await Scheduler(budget).run(lists)
+    assert under.name in asked[:140]
