@@ -75,6 +75,7 @@ EXPANDED_IN_LISTS: Mapping[str, tuple[str, ...]] = {
 """What lists expand although the objects have an address, each named as its table: a guest's payment method
 is no customer's, and no list has it, nor a mandate. Each would be a request of its own
 (https://docs.stripe.com/api/payment_methods/list, https://docs.stripe.com/api/mandates)."""
+EXPANDED_TABLES = frozenset(table for paths in EXPANDED_IN_LISTS.values() for table in paths)
 
 # Nested lists whose entries always come inside their parent (embedded or by _EXPAND) and are
 # followed from there where there are more than ten: no request per parent.

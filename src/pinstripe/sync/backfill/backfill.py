@@ -24,7 +24,7 @@ import structlog
 
 from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import (
-    EXPANDED_IN_LISTS,
+    EXPANDED_TABLES,
     ListEndpoint,
     by_parent,
     can_be_fetched,
@@ -262,10 +262,10 @@ class Backfill:
         await self._go_by_parent()
         ready: list[ListReader] = []
         for work in list(self._pending):
-            if not self._is_complete(work.endpoint.parent):
+            parent = table_name(work.endpoint.parent)
+            if not self._is_complete(parent):
                 continue
             self._pending.remove(work)
-            parent = table_name(work.endpoint.parent)
             if parent not in self._source.wanted:
                 work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
             elif any(w.state == "failed" for w in self._bring(parent)):
@@ -277,8 +277,8 @@ class Backfill:
         return ready
 
     def _is_complete(self, parent: str) -> bool:
-        """Whether no unfinished list can bring another object of this type."""
-        makers = self._bring(table_name(parent))
+        """Whether no unfinished list can bring another row of this table of parents."""
+        makers = self._bring(parent)
         if not makers:
             # Only found inside others (a source in a customer): after all plain lists.
             return all(w.finished for w in self.works if not w.endpoint.parent)
@@ -286,10 +286,9 @@ class Backfill:
 
     def _is_complete_table(self, table: str) -> bool:
         """Whether no unfinished list can bring another row of this table, itself or inside another."""
-        inside = holders().get(table, frozenset())
-        is_listed = bool(self._bring(table))
-        is_inside = any(table in EXPANDED_IN_LISTS.get(holder, ()) for holder in inside)
-        names = {table} if is_listed and not is_inside else {table, *inside}
+        names = {table}
+        if table in EXPANDED_TABLES or not self._bring(table):
+            names |= holders().get(table, frozenset())
         return all(
             work.finished and self._instead(work) is None
             for name in names

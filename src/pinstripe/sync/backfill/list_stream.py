@@ -4,7 +4,8 @@
 wait. First come the lists that others wait for, that can only be read in sequence, or whose length is not
 known yet (`ListReader.urgent`), and those that take longest at their endpoint's rate; then the list with
 most left. So the longest list runs at its endpoint's full rate from the beginning, and short ones fill the
-gaps. A list is split into one more slice only when a request is free that no other list could use.
+gaps. A list by parent always has one request under way. A list is split into one more slice only when a
+request is free that no other list could use.
 
 `ListStream` requests the pages of one list, writes them in order and saves the cursor. The position is what
 is not durable yet (`slices`), as JSON:
@@ -32,7 +33,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from pinstripe.catalog.endpoints import EXPANDED_IN_LISTS, ListEndpoint
+from pinstripe.catalog.endpoints import EXPANDED_TABLES, ListEndpoint
 from pinstripe.client.client import Params
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import AsOf, as_of_response, read_list
@@ -49,7 +50,7 @@ they are durable."""
 MAX_IN_FLIGHT_UNLIMITED = 32
 """Without a rate limit: each may hold a page, and more would only wait for Postgres."""
 _RESERVED = 16
-"""More of them for urgent lists, so that they never wait for places that pages hold."""
+"""More of them for urgent lists and lists by parent, so that they never wait for places that pages hold."""
 MAX_PER_LIST = 16
 """Of one list: at 25/s enough for answers that take 640 ms."""
 MAX_PER_LIST_UNLIMITED = 4
@@ -148,17 +149,17 @@ class Scheduler:
             reverse=True,
         ):
             name = work.endpoint.name
-            # Of lists by parent nobody knows yet how many there will be.
-            comes_first = work.urgent or bool(work.endpoint.parent)
+            # One request is always under way; of lists by parent nobody knows yet how many there will be.
+            keeps_one = work.urgent or bool(work.endpoint.parent)
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
-            places = limit + (_RESERVED if comes_first and not self._max else 0)
+            places = limit + (_RESERVED if keeps_one and not self._max else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 # These queue: on a busy account they would never find the rate limit free.
-                queues = comes_first and work.in_flight == 0
+                queues = keeps_one and work.in_flight == 0
                 queues = queues or (name in longest and not self._budget.is_waited_for(name))
-                wait_s = 0.0
-                if not queues:
-                    wait_s = free_in_s or self._budget.ready_in(name, priority=BACKFILL)
+                wait_s = (
+                    0.0 if queues else free_in_s or self._budget.ready_in(name, priority=BACKFILL)
+                )
                 if wait_s > 0:
                     soonest = wait_s if soonest is None else min(soonest, wait_s)
                     break
@@ -243,7 +244,7 @@ class ListStream:
         is_done = saved is not None and saved.state == "done" and not position.get("is_extended")
         self.state: State = "done" if is_done else "running"
         self.reason = self.remedy = self.code = self.permission = self.note = ""
-        unwanted = {t for some in EXPANDED_IN_LISTS.values() for t in some} - source.wanted.keys()
+        unwanted = EXPANDED_TABLES - source.wanted.keys()
         self.expand = tuple(path for path in endpoint.expand if path not in unwanted)
         self.rows = saved.rows if saved else 0
         self.requests = saved.requests if saved else 0
