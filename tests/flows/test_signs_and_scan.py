@@ -90,6 +90,33 @@ async def test_the_first_copy_reads_lists_by_parent_where_a_row_shows_a_sign(
         assert not backfill._source.stripe.requests[BALANCES]
 
 
+async def test_parents_with_a_sign_are_read_while_the_others_are_still_listed(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    """Their lists take a minute for each 1,500, which must not begin when all parents are there."""
+    mix = {"customer": 700, "customer_balance_transaction": 60, "invoice": 80}
+    budget = RateLimiter(
+        account_rate=20_000.0, endpoint_rate=None, own_rates={"GET /v1/customers": 2.0}
+    )
+    await make_schema(database)
+    async with (
+        running(Settings(until=NOON, mix=mix, connected=False)) as sim,
+        copying(database, sim, deep=False, budget=budget) as backfill,
+    ):
+        run = asyncio.create_task(backfill.run())
+        asked = backfill._source.stripe.requests
+        await until(lambda: asked[BALANCES] > 0)
+        parents = [w for w in backfill.works if w.endpoint.path == "/v1/customers"]
+        assert [work.finished for work in parents if not work.endpoint.parent] == [False]
+        outcome = await run
+    assert outcome.complete
+    signed = {row[0] for row in await pg.fetch(SIGNED.replace("count(*)", "c.id"))}
+    assert asked[BALANCES] == len(signed)
+    made = sim.account.world.truth("customer_balance_transaction")
+    stored = await pg.fetchval("SELECT count(*) FROM stripe.customer_balance_transaction")
+    assert stored == sum(entry["customer"] in signed for entry in made) > 0
+
+
 async def test_what_a_list_by_parent_brings_instead_of_a_refused_one_is_not_fetched_one_by_one(
     database: str, pg: asyncpg.Connection
 ) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from typing import Any
 
 import asyncpg
 
@@ -168,28 +169,19 @@ async def open_session(
     url: str,
     *,
     application_name: str,
-    statement_cache_size: int = 100,
-    max_cacheable_statement_size: int = 15 * 1024,
-    loop: asyncio.AbstractEventLoop | None = None,
     connection_class: type[Session] = Session,
-    record_class: type[asyncpg.Record] = asyncpg.Record,
+    **driver: Any,
 ) -> Session:
     """A connection that is ready for use. Its errors are the driver's: see `translate.connecting`.
 
-    Raises Misconfigured for a pooler that does not let sessions last. The last three arguments are what
-    the driver's pool gives.
+    Raises Misconfigured for a pooler that does not let sessions last. `driver`: further arguments of
+    `asyncpg.connect`.
     """
     target = read_url(url)
     if target.requirepeer:
         await asyncio.to_thread(_check_peer_of, target)
     connection = await _connect(
-        target,
-        application_name,
-        statement_cache_size=statement_cache_size,
-        max_cacheable_statement_size=max_cacheable_statement_size,
-        loop=loop,
-        connection_class=connection_class,
-        record_class=record_class,
+        target, application_name, connection_class=connection_class, **driver
     )
     try:
         _set_socket(connection, target)
@@ -207,11 +199,8 @@ async def _connect(
     target: DatabaseTarget,
     application_name: str,
     *,
-    statement_cache_size: int = 100,
-    max_cacheable_statement_size: int = 15 * 1024,
-    loop: asyncio.AbstractEventLoop | None = None,
     connection_class: type[Session] = Session,
-    record_class: type[asyncpg.Record] = asyncpg.Record,
+    **driver: Any,
 ) -> Session:
     return await asyncpg.connect(  # type: ignore[misc]  # too many unions for the stubs
         target.tls.dsn,
@@ -228,11 +217,8 @@ async def _connect(
         gsslib=target.gsslib,  # type: ignore[arg-type]  # checked
         timeout=target.timeout_s or CONNECT_S,
         server_settings={"application_name": application_name, **target.settings},
-        statement_cache_size=statement_cache_size,
-        max_cacheable_statement_size=max_cacheable_statement_size,
-        loop=loop,
         connection_class=connection_class,
-        record_class=record_class,
+        **driver,
     )
 
 

@@ -56,10 +56,7 @@ from pinstripe.store.cursors import followed as followed_to
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import forget_streams, reopen, with_rows
-from pinstripe.sync.backfill.child_lists import (
-    is_whole,
-    open_list,
-)
+from pinstripe.sync.backfill.child_lists import ChildListStream, is_whole, open_list
 from pinstripe.sync.backfill.list_stream import ListReader, Scheduler, created_since
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
 from pinstripe.sync.events.poller import EventPoller
@@ -131,7 +128,7 @@ class Backfill:
         self._references_beside = references_beside
         self._clock = clock
         self._schema = source.mirror.schema
-        self._pending: list[ListReader] = []
+        self._pending: list[ChildListStream] = []
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
         self._resync_since: float | None = None
@@ -218,7 +215,7 @@ class Backfill:
         self.note = plan.note
         self._set_works(plan.works)
         self._resync_since = plan.resync_since
-        self._pending = [work for work in self.works if work.endpoint.parent]
+        self._pending = [work for work in self.works if isinstance(work, ChildListStream)]
         return plan.since
 
     async def _go_by_parent(self) -> None:
@@ -230,7 +227,8 @@ class Backfill:
                 await note_by_parent(self._source, work.endpoint.name, work.reason, work.remedy)
                 added = self._planner.read(other)
                 self._set_works([*(w for w in self.works if w is not work), added])
-                self._pending.append(added)
+                if isinstance(added, ChildListStream):
+                    self._pending.append(added)
 
     def _instead(self, work: ListReader) -> ListEndpoint | None:
         """The list by parent that replaces one that Stripe has refused without a parent."""
@@ -258,12 +256,15 @@ class Backfill:
         await self._scheduler.run(added)
 
     async def _ready_parents(self) -> Sequence[ListReader]:
-        """Return lists by parent, once every list that yields their parents is done."""
+        """Return lists by parent; until every list that yields their parents is done they are early."""
         await self._go_by_parent()
         ready: list[ListReader] = []
         for work in list(self._pending):
             parent = table_name(work.endpoint.parent)
             if not self._is_complete(parent):
+                if not work.is_early:
+                    work.is_early = True
+                    ready.append(work)
                 continue
             self._pending.remove(work)
             if parent not in self._source.wanted:
@@ -272,6 +273,8 @@ class Backfill:
                 # Read now, it would miss the parents that are still to be listed.
                 reason = f"The list of {parent} is not complete"
                 work.end("failed", reason, code=PARENT_INCOMPLETE)
+            elif work.is_early:
+                work.is_early = False
             else:
                 ready.append(work)
         return ready

@@ -1,18 +1,18 @@
 """Reads lists by parent: one list for each row of the parent's table, in the order of its key.
 
 The first copy reads only parents with a sign that they have children (`signs_of`), in passes: one as
-soon as the tables of some signs are complete, over the parents that no earlier pass has read. The scan and
-`--deep` read all parents in one pass. The position is the tables whose signs are read, those of this pass,
-and the last parent up to which all lists are durable:
+soon as the tables of some signs are complete, over the parents that no earlier pass has read. While the
+parents are still being listed, those that show a sign by then are read early, and only this process
+remembers which. The scan and `--deep` read all parents in one pass. The position is the tables whose signs
+are read, those of this pass, and the last parent up to which all lists are durable:
 
     {"table": "setup_attempt", "parent": "setup_intent", "read": [], "reading": [...], "after": "seti_…"}
 
-Parents are read from the database, so they must be complete before this starts. Stripe may refuse the list
-of one parent (the persons of a Standard account) and return the others. A missing permission concerns every
-parent alike. After any other refusal (a product that is not enabled, a parent of another kind) a few
-refusals without one answer end the stream; if others are answered, the refused parents are left out,
-counted and reported in Stripe's words. A parent whose list fails twice is queued in `pinstripe.pending`,
-and the others go on.
+Stripe may refuse the list of one parent (the persons of a Standard account) and return the others. If a
+permission is missing, all are refused. After any other refusal (a product that is not enabled, a parent of
+another kind) a few refusals without one answer end the stream; if others are answered, the refused parents
+are left out, counted and reported in Stripe's words. A parent whose list fails twice is queued in
+`pinstripe.pending`, and the others go on.
 
 `open_list` returns the reader of any list, by parent or not.
 """
@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -60,6 +60,10 @@ _WINDOW = 4 * _CHUNK
 """Parents between the first that is not done and the last that was begun: a slow one must not let the
 rest pile up."""
 
+_MOST_EARLY, _GROWTH = 20_000, 1.15
+"""Parents that are remembered as read early (two megabytes), and how much the tables of the signs grow
+between two looks for them: each reads these tables."""
+
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Pauses after failures without an answer in between, on top of the client's own retries."""
 
@@ -76,16 +80,16 @@ class ChildListStream:
         *,
         now: float,
         saved: Checkpoint | None = None,
-        passes: Passes | None = None,
+        is_complete: Callable[[str], bool] | None = None,
         stream: str = "",
         priority: int = BACKFILL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`passes`: which parents are read; all by default. `stream`: the name of its cursor."""
+        """`is_complete`: as of `open_list`. `stream`: the name of its cursor."""
         self.endpoint, self.table = endpoint, table
         self.stream = stream or endpoint.stream
-        self.passes = passes or Passes(endpoint, source)
         self._priority = priority
+        self.passes = Passes(endpoint, source, is_complete)
         self.state: State = "done" if saved is not None and saved.state == "done" else "running"
         self.reason = self.remedy = self.code = self.permission = self.note = ""
         self.rows = saved.rows if saved else 0
@@ -93,7 +97,10 @@ class ChildListStream:
         self.seconds = saved.seconds if saved else 0.0
         self.as_of = (saved.as_of if saved else None) or now
         self.in_flight = 0
-        self.has_children = False
+        self.has_children = self.is_longest = False
+        self.is_early = False  # Parents are still being listed, so no pass may begin.
+        self._early: set[str] = set()
+        self._looked_at = 0  # Rows of the signs' tables, at the last look for early parents.
         self._expand = endpoint.expand
         self._source = source
         self._pool = pool
@@ -103,9 +110,9 @@ class ChildListStream:
         self._waiting: deque[str] = deque()
         self._order: deque[str] = deque()
         self._durable: set[str] = set()
-        self._refused = RefusedParents(_left_out_before(saved), bool(self._after))
-        self._tried: set[str] = set()
-        """Parents whose list has failed once."""
+        left_out = saved.reason if saved is not None and saved.code == SOME_REFUSED else ""
+        self._refused = RefusedParents(left_out, bool(self._after))
+        self._tried: set[str] = set()  # Parents whose list has failed once.
         self._troubles = 0
         self._not_before = float("-inf")
         self._done, self.total = _counted(saved) if self._after else (0, None)
@@ -122,7 +129,7 @@ class ChildListStream:
 
     @property
     def urgent(self) -> bool:
-        return self.has_children
+        return self.has_children or (bool(self._waiting) and not self.passes.is_last)
 
     def remaining(self) -> float:
         return float(max((self.total or 1) - self._done, len(self._waiting)))
@@ -147,26 +154,27 @@ class ChildListStream:
         return lambda: asyncio.create_task(self._run(parent))
 
     def _may_load(self) -> bool:
-        """Whether this pass has more parents, or the next one may begin: never beside this one."""
-        if not self._exhausted:
-            return self.passes.is_begun or self.passes.begin()
-        if self._order or self.in_flight or not self.passes.begin():
-            return False
-        self._after = self._read_to = ""
-        self._exhausted = False
-        return True
+        """Whether this pass has more parents, or the next one may begin: never beside this one.
+
+        Until then there may be early ones.
+        """
+        if self._has_more():
+            return True
+        if not self.is_early and not self._order and self.passes.begin():
+            self._after = self._read_to = ""
+            self._exhausted, self._looked_at = False, 0
+            return True
+        is_grown = self.passes.rows_left() > self._looked_at * _GROWTH
+        return is_grown and len(self._early) < _MOST_EARLY
+
+    def _has_more(self) -> bool:
+        """Whether this pass may have more parents than were loaded."""
+        return self.passes.is_begun and not self._exhausted and not self.is_early
 
     async def _load(self) -> None:
         """Load the next parents from the database."""
         try:
-            ids = await self._parents()
-            self._waiting.extend(ids)
-            self._order.extend(ids)
-            if ids:
-                self._read_to = ids[-1]
-            self._exhausted = len(ids) < self.passes.chunk
-            if not ids and not self._order and self.passes.is_last:
-                await self._finish()
+            await (self._load_next() if self._has_more() else self._load_early())
         except PinstripeError as error:
             if error.fault is None or error.fault.scope != "table":
                 raise
@@ -176,6 +184,24 @@ class ChildListStream:
             self._loading = False
             self.in_flight -= 1
         await self._judge()
+
+    async def _load_early(self) -> None:
+        self._looked_at = self.passes.rows_left()
+        async with self._pool.acquire() as connection:
+            ids = await self.passes.early_parents(connection, self._early)
+        self._waiting.extend(ids)
+        self._early.update(ids)
+
+    async def _load_next(self) -> None:
+        ids = await self._parents()
+        fresh = [key for key in ids if key not in self._early]
+        self._waiting.extend(fresh)
+        self._order.extend(ids)
+        if ids:
+            self._read_to = ids[-1]
+        self._exhausted = len(ids) < self.passes.chunk
+        if not fresh and (ids or (not self._order and self.passes.is_last)):
+            await self._step("")  # No list is left to be read: write nothing but the cursor.
 
     async def _parents(self) -> list[str]:
         if not self._source.mirror.may_have_rows(self.parent_table):
@@ -259,10 +285,11 @@ class ChildListStream:
 
         async def request(after: str | None) -> ListPage:
             where, params = list_request(self.endpoint, path, fixed, after=after, expand=expand)
+            priority = self._priority - 1 if self.is_longest else self._priority
             self.requests += 1
             stripe, name = self._source.stripe, self.endpoint.name
             return read_list(
-                await stripe.get(where, params, endpoint=name, priority=self._priority), path
+                await stripe.get(where, params, endpoint=name, priority=priority), path
             )
 
         members = Members.under(self.endpoint, {self.parent_table: parent})
@@ -288,10 +315,6 @@ class ChildListStream:
     async def _step(self, parent: str, parts: Sequence[Part] = ()) -> None:
         await self._source.mirror.write(parts, lane=self.stream, progress=self, step=parent)
 
-    async def _finish(self) -> None:
-        """The last pass has no parents: write nothing but the cursor."""
-        await self._step("")
-
     def end(self, state: State, reason: str, *, code: str, remedy: str = "") -> None:
         """Stop reading; the cursor keeps the state and the reason."""
         self.state, self.reason, self.code, self.remedy = state, reason, code, remedy
@@ -306,8 +329,7 @@ class ChildListStream:
     # The cursor, which the mirror saves with the rows.
 
     def checkpoint(self, steps: Sequence[object]) -> Checkpoint:
-        durable = self._durable | {str(step) for step in steps}
-        after, passed = self._frontier(durable)
+        after, passed = self._frontier({str(step) for step in steps})
         left = len(self._order) - passed
         is_done = self._exhausted and not left and self.passes.is_last
         return self._checkpoint(after, self._done + passed, "done" if is_done else self.state)
@@ -325,11 +347,11 @@ class ChildListStream:
     def final(self) -> Checkpoint:
         return self._checkpoint(self._after, self._done, self.state)
 
-    def _frontier(self, durable: set[str]) -> tuple[str, int]:
-        """The last parent up to which all are durable, and how many of `_order` these are."""
+    def _frontier(self, steps: set[str]) -> tuple[str, int]:
+        """The last parent up to which all are durable with `steps`, and how many of `_order` these are."""
         after = self._after
         for position, parent in enumerate(self._order):
-            if parent not in durable:
+            if parent not in self._durable and parent not in steps:
                 return after, position
             after = parent
         return after, len(self._order)
@@ -366,11 +388,6 @@ def is_whole(cursor: Checkpoint) -> bool:
     return cursor.state == "done" and isinstance(position, dict) and "read" not in position
 
 
-def _left_out_before(saved: Checkpoint | None) -> str:
-    """Return what an earlier run reported of the parents that it left out."""
-    return saved.reason if saved is not None and saved.code == SOME_REFUSED else ""
-
-
 def _counted(saved: Checkpoint | None) -> tuple[int, int | None]:
     """How many parents a saved position has passed, and of how many; None if it does not say."""
     position = saved.position if saved is not None else None
@@ -380,102 +397,87 @@ def _counted(saved: Checkpoint | None) -> tuple[int, int | None]:
 
 
 class Passes:
-    """Which parents of a list are read: all of them, in one pass."""
+    """Which parents of a list are read: all of them in one pass, or only those with a sign.
 
-    chunk = _CHUNK
+    `is_complete`, which makes it the latter: whether all rows of a table are there.
+    """
 
-    def __init__(self, endpoint: ListEndpoint, source: Source) -> None:
+    def __init__(
+        self,
+        endpoint: ListEndpoint,
+        source: Source,
+        is_complete: Callable[[str], bool] | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._source = source
-        self.is_begun = True
+        self._parent = table_name(endpoint.parent)
+        self._signs: list[Sign] = []
+        self._is_complete = is_complete or (lambda table: True)
+        self.chunk = _CHUNK if is_complete is None else _SIGNED_CHUNK
+        if is_complete is not None:
+            # Where no table is synced that could show a sign, each parent may have children.
+            known = [s for s in signs_of(endpoint) if source.wanted.keys() >= {s.table, *s.needs}]
+            self._signs = known or [Sign(self._parent, "id")]
+        alone = {s.table for s in self._signs if self._needed(s.table) == {s.table}}
+        self._early: set[str] = set() if endpoint.only_if_any else alone
+        """Tables of later passes whose rows are signs by themselves, whatever rows are still to come."""
+        self._read: list[str] = []
+        self._reading: list[str] = []
+        self.is_begun = not self._signs
 
     @property
     def is_last(self) -> bool:
         """Whether no pass comes after this one."""
-        return True
+        return not self._left() and self.is_begun
 
     def resume(self, saved: Checkpoint | None) -> str:
         """Go on where a saved position stands; return the last parent that is read."""
         position = saved.position if saved is not None else None
-        if not isinstance(position, dict) or "read" in position:
-            return ""  # It went by signs: what it passed over is to be read now.
-        return str(position.get("after", ""))
+        if not isinstance(position, dict) or ("read" in position) != bool(self._signs):
+            return ""  # What a position of the other kind passed over is to be read now.
+        known = {sign.table for sign in self._signs}
+        self._read = [t for t in position.get("read", ()) if t in known]
+        self._reading = [t for t in position.get("reading", ()) if t in known]
+        self._early -= {*self._read, *self._reading}
+        self.is_begun = not self._signs or bool(self._reading)
+        return str(position.get("after", "")) if self.is_begun else ""
 
     def begin(self) -> bool:
         """Begin the next pass, unless there is none or it must wait."""
-        return False
-
-    def position(self) -> dict[str, object]:
-        """What the cursor keeps beside the last parent."""
-        return {}
-
-    async def parents(self, connection: Connection, after: str) -> list[str]:
-        """Return the next parents of this pass, in order."""
-        statement = (
-            f"SELECT p.id FROM {self._from()} AND p.id > $1 ORDER BY p.id LIMIT {self.chunk}"
-        )
-        return [row[0] for row in await connection.fetch(statement, after)]
-
-    async def count(self, connection: Connection) -> int:
-        """Return how many parents this pass has."""
-        count: int = await connection.fetchval(f"SELECT pg_catalog.count(*) FROM {self._from()}")
-        return count
-
-    def _from(self) -> str:
-        """The parents as `p`, with a WHERE."""
-        parent = table_name(self._endpoint.parent)
-        known = self._source.mirror.tables.get(parent)
-        schema = quote(relations(self._source.mirror.schema))
-        only_when = self._endpoint.only_when.replace("{schema}", schema)
-        conditions = [f"({only_when or 'true'})"]
-        if known is not None and any(c.name == "deleted" for c in known.columns):
-            conditions.append("p.deleted IS NOT TRUE")  # It has no list any more.
-        return f"{qualified(self._source.mirror.schema, parent)} p WHERE {' AND '.join(conditions)}"
-
-
-class SignedPasses(Passes):
-    """Only parents with a sign. `is_complete`: whether all rows of a table are there."""
-
-    chunk = _SIGNED_CHUNK
-
-    def __init__(
-        self, endpoint: ListEndpoint, source: Source, is_complete: Callable[[str], bool]
-    ) -> None:
-        super().__init__(endpoint, source)
-        self._is_complete = is_complete
-        # Where no table is synced that could show a sign, each parent may have children.
-        self._signs = [
-            s for s in signs_of(endpoint) if source.wanted.keys() >= {s.table, *s.needs}
-        ] or [Sign(table_name(endpoint.parent), "id")]
-        self._read: list[str] = []
-        self._reading: list[str] = []
-        self.is_begun = False
-
-    @property
-    def is_last(self) -> bool:
-        return not self._left() and self.is_begun
-
-    def resume(self, saved: Checkpoint | None) -> str:
-        position = saved.position if saved is not None else None
-        if not isinstance(position, dict) or not position.get("reading"):
-            return ""
-        known = {sign.table for sign in self._signs}
-        self._read = [t for t in position.get("read", ()) if t in known]
-        self._reading = [t for t in position["reading"] if t in known]
-        self.is_begun = bool(self._reading)
-        return str(position.get("after", "")) if self._reading else ""
-
-    def begin(self) -> bool:
         ready = [t for t in self._left() if all(map(self._is_complete, self._needed(t)))]
         if not ready and (self._left() or self.is_begun):
             return False
         self._read += self._reading
         self._reading = ready
+        self._early -= {*ready}
         self.is_begun = True
         return True
 
     def position(self) -> dict[str, object]:
-        return {"read": self._read, "reading": self._reading}
+        """What the cursor keeps beside the last parent."""
+        return {"read": self._read, "reading": self._reading} if self._signs else {}
+
+    async def parents(self, connection: Connection, after: str) -> list[str]:
+        """Return the next parents of this pass, in order."""
+        parents = self._from(self._reading, self._read)
+        statement = f"SELECT p.id FROM {parents} AND p.id > $1 ORDER BY p.id LIMIT {self.chunk}"
+        return [row[0] for row in await connection.fetch(statement, after)]
+
+    def rows_left(self) -> int:
+        """Return how many rows this process has written that may show parents of later passes."""
+        return sum(self._source.mirror.written[table] for table in self._early)
+
+    async def early_parents(self, connection: Connection, known: Collection[str]) -> list[str]:
+        """Return parents of later passes, beside those `known`."""
+        parents = self._from(self._early, [*self._read, *self._reading])
+        statement = f"SELECT p.id FROM {parents} AND p.id <> ALL ($1) LIMIT {self.chunk}"
+        return [row[0] for row in await connection.fetch(statement, list(known))]
+
+    async def count(self, connection: Connection) -> int:
+        """Return how many parents this pass has."""
+        parents = self._from(self._reading, self._read)
+        count: int = await connection.fetchval(f"SELECT pg_catalog.count(*) FROM {parents}")
+        return count
 
     def _left(self) -> list[str]:
         begun = {*self._read, *self._reading}
@@ -485,12 +487,21 @@ class SignedPasses(Passes):
         """The tables that the signs of one table read."""
         return {n for s in self._signs if s.table == table for n in (table, *s.needs)}
 
-    def _from(self) -> str:
-        shown = f"p.id IN ({self._shown_by(self._reading)})"
-        earlier = f"SELECT FROM ({self._shown_by(self._read)}) AS s (id) WHERE s.id = p.id"
-        return f"{super()._from()} AND {shown} AND NOT EXISTS ({earlier})"
+    def _from(self, tables: Collection[str], earlier: Sequence[str]) -> str:
+        """The parents as `p`, with a WHERE; with signs, those of `tables` that no `earlier` one shows."""
+        known = self._source.mirror.tables.get(self._parent)
+        schema = quote(relations(self._source.mirror.schema))
+        only_when = self._endpoint.only_when.replace("{schema}", schema)
+        conditions = [f"({only_when or 'true'})"]
+        if known is not None and any(c.name == "deleted" for c in known.columns):
+            conditions.append("p.deleted IS NOT TRUE")  # It has no list any more.
+        if self._signs:
+            before = f"SELECT FROM ({self._shown_by(earlier)}) AS s (id) WHERE s.id = p.id"
+            conditions += [f"p.id IN ({self._shown_by(tables)})", f"NOT EXISTS ({before})"]
+        table = qualified(self._source.mirror.schema, self._parent)
+        return f"{table} p WHERE {' AND '.join(conditions)}"
 
-    def _shown_by(self, names: Sequence[str]) -> str:
+    def _shown_by(self, names: Collection[str]) -> str:
         """The SELECT of the parents that rows of these tables show."""
         schema = self._source.mirror.schema
         where = quote(relations(schema))
@@ -563,8 +574,9 @@ def open_list(
     `is_complete`: read only parents with a sign, as soon as the tables of the signs are complete.
     """
     if endpoint.parent:
-        passes = SignedPasses(endpoint, source, is_complete) if is_complete else None
-        return ChildListStream(endpoint, table, source, pool, now=now, saved=saved, passes=passes)
+        return ChildListStream(
+            endpoint, table, source, pool, now=now, saved=saved, is_complete=is_complete
+        )
     return ListStream(
         endpoint, table, source, ceiling=int(now), account_created=account_created, saved=saved
     )

@@ -4,7 +4,8 @@
 wait. First come the lists that others wait for, that can only be read in sequence, or whose length is not
 known yet (`ListReader.urgent`), and those that take longest at their endpoint's rate; then the list with
 most left. So the longest list runs at its endpoint's full rate from the beginning, and short ones fill the
-gaps. A list by parent always has one request under way. A list is split into one more slice only when a
+gaps. Of the requests that wait for the rate, those of the list that needs longest of all go first, nested
+ones too. A list by parent always has one request under way. A list is split into one more slice only when a
 request is free that no other list could use.
 
 `ListStream` requests the pages of one list, writes them in order and saves the cursor. The position is what
@@ -72,6 +73,8 @@ class ListReader(Protocol):
     in_flight: int
     has_children: bool
     """Whether lists by parent wait for what this one lists."""
+    is_longest: bool
+    """Whether it needs longest of all, with its nested lists: set by the scheduler."""
 
     @property
     def finished(self) -> bool: ...
@@ -184,13 +187,18 @@ class Scheduler:
         if account is None:
             return set()
         left: dict[str, float] = defaultdict(float)
+        unknown = set[str]()  # Of lists by parent, whose parents are still being found.
         for work in active:
             if work.endpoint.created or work.endpoint.parent:
                 left[work.endpoint.name] += work.remaining()
+            if work.endpoint.parent and work.urgent:
+                unknown.add(work.endpoint.name)
+        needs_s = {name: n / (self._budget.rate(name) or math.inf) for name, n in left.items()}
+        longest = max(needs_s, key=needs_s.__getitem__, default="")
+        for work in active:
+            work.is_longest = work.endpoint.name == longest
         at_s = sum(left.values()) / account * _LIKELY
-        return {
-            name for name, n in left.items() if n / (self._budget.rate(name) or math.inf) > at_s
-        }
+        return unknown | {name for name, at_least_s in needs_s.items() if at_least_s > at_s}
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._changed.set()
@@ -251,7 +259,7 @@ class ListStream:
         self.seconds = saved.seconds if saved else 0.0
         self.as_of = saved.as_of if saved else None
         self.in_flight = 0
-        self.has_children = False
+        self.has_children = self.is_longest = False
         self._undurable = 0
         """Pages that are received and not written yet."""
         self._source = source
@@ -412,7 +420,7 @@ class ListStream:
         """A list that can only be read page after page must not wait for other lists as well."""
         if not self.endpoint.created:
             return BACKFILL - 2
-        return BACKFILL - 1 if self.urgent else BACKFILL
+        return BACKFILL - 1 if self.urgent or self.is_longest else BACKFILL
 
     async def _write(self, claimed: Slice, rows: RowSet, as_of: AsOf, step: PageCommit) -> None:
         """Hand a page to the mirror after the page before it, and wait until it is durable."""
@@ -448,7 +456,8 @@ class ListStream:
         self._nests = True
         self._following += 1
         try:
-            requests = await self._source.follow_all(rows, as_of=as_of)
+            priority = BACKFILL - 1 if self.is_longest else BACKFILL
+            requests = await self._source.follow_all(rows, as_of=as_of, priority=priority)
             self._followed += requests
             return requests
         finally:

@@ -196,6 +196,9 @@ class Readable:
     rows: int = 0
     in_flight: int = 0
     has_children: bool = False
+    is_longest: bool = False
+    in_haste: int = 0
+    """Requests that were made while it needed longest of all."""
     holds_s: float = 0.0
     begins_after: int = 0
 
@@ -217,6 +220,7 @@ class Readable:
         return lambda: asyncio.create_task(self._request())
 
     async def _request(self) -> None:
+        self.in_haste += self.is_longest
         with await self.budget.acquire(self.endpoint.name, priority=10):
             self.asked.append(self.endpoint.name)
         self.in_flight -= 1
@@ -255,3 +259,18 @@ async def test_a_list_by_parent_begins_though_lists_that_come_first_hold_the_pla
     ]
     await Scheduler(budget).run(lists)
     assert under.name in asked[:140]
+
+
+async def test_the_list_that_needs_longest_of_all_goes_before_those_that_have_more_left() -> None:
+    """With its nested lists it decides when the run ends."""
+    slow, other = replace(CHARGES, path="/v1/slow"), replace(CHARGES, path="/v1/other")
+    budget = RateLimiter(
+        account_rate=400.0, endpoint_rate=400.0, own_rates={slow.name: 40.0}, burst_s=0.25
+    )
+    asked: list[str] = []
+    lists = [
+        Readable(other, left=60, urgent=False, budget=budget, asked=asked),
+        Readable(slow, left=20, urgent=False, budget=budget, asked=asked),
+    ]
+    await Scheduler(budget).run(lists)
+    assert (lists[0].in_haste, lists[1].in_haste) == (0, 20)
