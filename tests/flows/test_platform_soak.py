@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -88,6 +88,8 @@ class Chaos:
     cut: int = 0
     changes: int = 0
     revoked: str = ""
+    is_back: asyncio.Event = field(default_factory=asyncio.Event)
+    """The account that was revoked is active again, which takes workers."""
     ended: int = 0
 
     async def end_postgres(self, server: EmbeddedPostgres) -> None:
@@ -121,6 +123,7 @@ class Chaos:
                         await worker.wait()
                         workers[number] = await self._worker(stack)
                 self.killed += 1
+            await self.is_back.wait()
             for account in self.sim.control.accounts():
                 one = Running(
                     self.sim.url,
@@ -160,6 +163,7 @@ class Chaos:
         await insist(self._discover)
         while await insist(lambda: state_of(self.url, self.revoked)) == "revoked":  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+        self.is_back.set()
 
     async def _discover(self) -> None:
         async with connect(self.url) as pg:
