@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -17,6 +18,7 @@ from pinstripe.store import confirmations
 from pinstripe.store.confirmations import Confirmation
 from pinstripe.store.cursors import SCAN_OF, Checkpoint, load_checkpoints, save_checkpoints
 from pinstripe.store.status import read_status
+from pinstripe.sync.backfill.child_lists import ChildListStream
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.scan import Scan
@@ -115,6 +117,24 @@ async def test_parents_with_a_sign_are_read_while_the_others_are_still_listed(
     made = sim.account.world.truth("customer_balance_transaction")
     stored = await pg.fetchval("SELECT count(*) FROM stripe.customer_balance_transaction")
     assert stored == sum(entry["customer"] in signed for entry in made) > 0
+
+
+async def test_parents_are_found_without_a_join_on_tables_of_unknown_size(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    """For two rows Postgres joins as for one, and reads the signs anew for each of a million parents."""
+    await make_schema(database)
+    async with copying(database, sim, deep=False) as backfill:
+        await backfill.prepare()
+        works = [w for w in backfill.works if isinstance(w, ChildListStream)]
+        balances = next(w for w in works if w.endpoint.name == BALANCES)
+        found = balances.passes._from(["invoice", "credit_note"], ["customer"])
+    for is_analyzed in (False, True):
+        if is_analyzed:
+            await pg.execute("ANALYZE stripe.customer, stripe.invoice, stripe.credit_note")
+        plan = "\n".join(r[0] for r in await pg.fetch(f"EXPLAIN SELECT p.id FROM {found}"))
+        assert "InitPlan" in plan
+        assert not re.search("Nested Loop|Join|SubPlan", plan), plan
 
 
 async def test_what_a_list_by_parent_brings_instead_of_a_refused_one_is_not_fetched_one_by_one(

@@ -94,12 +94,16 @@ class Pool:
         await self.close()
 
     @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[Connection]:
-        """A connection for the block, and `translated()` around it: keep other I/O outside."""
+    async def acquire(self, *, is_growing: bool = False) -> AsyncIterator[Connection]:
+        """A connection for the block, and `translated()` around it: keep other I/O outside.
+
+        `is_growing`: its statements are planned each time, since a plan that was made while the tables
+        had few rows may read each of many rows again and again.
+        """
         with translated():
             connection = await self._pool.acquire()
             try:
-                plans = "force_custom_plan" if self._is_large() else ""
+                plans = "force_custom_plan" if is_growing or self._is_large() else ""
                 await work_for(connection, self._account, plans=plans)
                 yield connection
             finally:

@@ -187,7 +187,7 @@ class ChildListStream:
 
     async def _load_early(self) -> None:
         self._looked_at = self.passes.rows_left()
-        async with self._pool.acquire() as connection:
+        async with self._pool.acquire(is_growing=True) as connection:
             ids = await self.passes.early_parents(connection, self._early)
         self._waiting.extend(ids)
         self._early.update(ids)
@@ -469,8 +469,9 @@ class Passes:
 
     async def early_parents(self, connection: Connection, known: Collection[str]) -> list[str]:
         """Return parents of later passes, beside those `known`."""
-        parents = self._from(self._early, [*self._read, *self._reading])
-        statement = f"SELECT p.id FROM {parents} AND p.id <> ALL ($1) LIMIT {self.chunk}"
+        begun = [*self._read, *self._reading]
+        parents = self._from(self._early, begun, "SELECT unnest($1::text[])")
+        statement = f"SELECT p.id FROM {parents} LIMIT {self.chunk}"
         return [row[0] for row in await connection.fetch(statement, list(known))]
 
     async def count(self, connection: Connection) -> int:
@@ -487,17 +488,21 @@ class Passes:
         """The tables that the signs of one table read."""
         return {n for s in self._signs if s.table == table for n in (table, *s.needs)}
 
-    def _from(self, tables: Collection[str], earlier: Sequence[str]) -> str:
-        """The parents as `p`, with a WHERE; with signs, those of `tables` that no `earlier` one shows."""
-        known = self._source.mirror.tables.get(self._parent)
+    def _from(self, tables: Collection[str], earlier: Sequence[str], known: str = "") -> str:
+        """The parents as `p`, with a WHERE; with signs, those of `tables` that no `earlier` one shows.
+
+        In an ARRAY, which is made once: these tables have no statistics yet, and joined with them
+        Postgres may read one anew for each parent. `known`: a SELECT of parents to leave out.
+        """
+        parent = self._source.mirror.tables.get(self._parent)
         schema = quote(relations(self._source.mirror.schema))
         only_when = self._endpoint.only_when.replace("{schema}", schema)
         conditions = [f"({only_when or 'true'})"]
-        if known is not None and any(c.name == "deleted" for c in known.columns):
+        if parent is not None and any(c.name == "deleted" for c in parent.columns):
             conditions.append("p.deleted IS NOT TRUE")  # It has no list any more.
         if self._signs:
-            before = f"SELECT FROM ({self._shown_by(earlier)}) AS s (id) WHERE s.id = p.id"
-            conditions += [f"p.id IN ({self._shown_by(tables)})", f"NOT EXISTS ({before})"]
+            parts = [self._shown_by(tables), self._shown_by(earlier), *([known] if known else [])]
+            conditions.append(f"p.id = ANY (ARRAY(({') EXCEPT ('.join(parts)})))")
         table = qualified(self._source.mirror.schema, self._parent)
         return f"{table} p WHERE {' AND '.join(conditions)}"
 
