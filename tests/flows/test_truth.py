@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -23,6 +24,13 @@ from pinstripe.client.client import list_at
 from pinstripe.client.response import AsOf, Cause, Margins, as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
+from pinstripe.store.refetch import (
+    Refetch,
+    RefetchDone,
+    add_refetches,
+    complete_refetches,
+    load_refetches,
+)
 from pinstripe.sync.events.poller import EventPoller
 from pinstripe.sync.refetch.worker import RefetchWorker
 
@@ -388,6 +396,26 @@ async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_a
         await here.copy.mirror.wait_resolved()
         assert await here.name() == "third"
         assert await here.pg.fetch("SELECT * FROM pinstripe.pending") == []
+
+
+@pytest.mark.parametrize("is_doubted_first", [False, True])
+async def test_a_response_that_is_sure_of_an_event_settles_no_doubt_beside_it(
+    database: str, is_doubted_first: bool
+) -> None:
+    """A replica that has the event may be behind what the doubt is about; a restart forgets the doubt."""
+    hint = Refetch("fetch", "customer", "cus_1", since=time.time() - 60.0, event_id="evt_1")
+    doubt = Refetch("fetch", "customer", "cus_1", event_id="evt_2")
+    async with following(database) as here:
+        for one in (doubt, hint) if is_doubted_first else (hint, doubt):
+            await add_refetches(here.pg, "stripe", [one])
+        answer = RefetchDone(hint, await here.pg.fetchval("SELECT clock_timestamp()"))
+        await complete_refetches(here.pg, "stripe", [answer])
+        assert answer.is_left
+        (left,) = await load_refetches(here.pg, "stripe")
+        assert left.refetch.since == 0
+        late = RefetchDone(left.refetch, answer.started + timedelta(seconds=LAG_S), LAG_S)
+        await complete_refetches(here.pg, "stripe", [late])
+        assert await load_refetches(here.pg, "stripe") == []
 
 
 @pytest.mark.parametrize("date_ahead_s", [-3.0, 2.0, 3.0])

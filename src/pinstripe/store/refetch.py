@@ -26,8 +26,9 @@ RefetchKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Refetch:
-    """A request to make. `since`: the second of the event that queued it, Unix time; `event_id` and
-    `request_id`: that event and the API request that caused it, "" if unknown.
+    """A request to make. `since`: the second of the event that queued it, Unix time, 0 for a row in doubt,
+    whatever else queued it too; `event_id` and `request_id`: the event and the API request that caused it,
+    "" if unknown.
 
     "fetch" an object; "relate": fetch it unless it is there; "children": the list of `table` under
     the parent `id`; "nested": the list of `table` at the URL `id` inside the row
@@ -103,7 +104,9 @@ SELECT $1, u.kind, u.tab, u.id, nullif(u.parent, ''), to_timestamp(u.since), nul
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[],
   $9::smallint[]) AS u (kind, tab, id, parent, since, request, event, priority)
 ON CONFLICT (schema, kind, "table", left(id, 500), hashtextextended(id, 0)) DO UPDATE SET
-  parent = coalesce(EXCLUDED.parent, p.parent), since = greatest(p.since, EXCLUDED.since),
+  parent = coalesce(EXCLUDED.parent, p.parent),
+  since = CASE 'epoch'::timestamptz WHEN p.since THEN p.since WHEN EXCLUDED.since THEN EXCLUDED.since
+    ELSE greatest(p.since, EXCLUDED.since) END,
   priority = least(p.priority, EXCLUDED.priority),
   request_id = EXCLUDED.request_id, event_id = EXCLUDED.event_id, asked_at = clock_timestamp(),
   next_try_at = NULL,
@@ -119,14 +122,16 @@ WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) =
 # A refetch that was queued again since `started` stays. One that was queued less than `lag` before is made
 # once more, `lag` later: no replica can be behind what queued it then, nor behind what this response has
 # shown. What was queued until `lag` before is answered; of the rest it is open since then. A row in doubt
-# is not settled by a response that was requested for a lesser reason. Returned is what stays. Rows are
-# locked in the order of `_ADD`, so two writers never deadlock.
+# is not settled by a response that was requested for a lesser reason, nor by one that is sure only of an
+# event's second: of the doubt no second is known. Returned is what stays. Rows are locked in the order of
+# `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
   SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag, u.again,
-    p.priority < u.priority AS is_lesser
+    p.priority < u.priority
+    OR p.since = 'epoch' AND u.since > 0 AND u.lag = 0 AND u.kind IN ('fetch', 'children') AS is_lesser
   FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[], $7::smallint[],
-    $8::text[]) AS u (kind, tab, id, started, lag, priority, again)
+    $8::text[], $9::float8[]) AS u (kind, tab, id, started, lag, priority, again, since)
   JOIN pinstripe.pending p
     ON p.schema = $1 AND p.kind = u.kind AND p."table" = u.tab AND p.id = u.id
     AND left(p.id, 500) = left(u.id, 500)
@@ -367,6 +372,7 @@ async def complete_refetches(
         [a.lag_s for a in ordered],
         [int(a.refetch.work_class) for a in ordered],
         [UNSEEN if a.is_told else RECHECK for a in ordered],
+        [a.refetch.since for a in ordered],
     )
     pauses = {(row[0], row[1], row[2]): row[3] for row in staying}
     for answer in ordered:
