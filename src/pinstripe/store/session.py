@@ -165,13 +165,7 @@ class Session(asyncpg.Connection):
         return status
 
 
-async def open_session(
-    url: str,
-    *,
-    application_name: str,
-    connection_class: type[Session] = Session,
-    **driver: Any,
-) -> Session:
+async def open_session(url: str, *, application_name: str, **driver: Any) -> Session:
     """A connection that is ready for use. Its errors are the driver's: see `translate.connecting`.
 
     Raises Misconfigured for a pooler that does not let sessions last. `driver`: further arguments of
@@ -180,9 +174,7 @@ async def open_session(
     target = read_url(url)
     if target.requirepeer:
         await asyncio.to_thread(_check_peer_of, target)
-    connection = await _connect(
-        target, application_name, connection_class=connection_class, **driver
-    )
+    connection = await _connect(target, application_name, **driver)
     try:
         _set_socket(connection, target)
         if not await _set(connection, only_where_logged_in=url not in _lasting):

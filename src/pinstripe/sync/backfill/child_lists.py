@@ -154,10 +154,7 @@ class ChildListStream:
         return lambda: asyncio.create_task(self._run(parent))
 
     def _may_load(self) -> bool:
-        """Whether this pass has more parents, or the next one may begin: never beside this one.
-
-        Until then there may be early ones.
-        """
+        """Whether this pass has more parents, the next one may begin, or there may be early ones."""
         if self._has_more():
             return True
         if not self.is_early and not self._order and self.passes.begin():

@@ -50,7 +50,7 @@ MAX_IN_FLIGHT = 64
 they are durable."""
 MAX_IN_FLIGHT_UNLIMITED = 32
 """Without a rate limit: each may hold a page, and more would only wait for Postgres."""
-_RESERVED = 16
+_RESERVED, _RESERVED_UNLIMITED = 16, 1
 """More of them for urgent lists and lists by parent, so that they never wait for places that pages hold."""
 MAX_PER_LIST = 16
 """Of one list: at 25/s enough for answers that take 640 ms."""
@@ -141,8 +141,9 @@ class Scheduler:
     async def _start_all(self, active: list[ListReader]) -> float | None:
         """Start what can go now; return the seconds until more can, None if a request must end first."""
         soonest: float | None = None
-        usual = MAX_IN_FLIGHT if self._budget.rate() else MAX_IN_FLIGHT_UNLIMITED
-        limit = self._max or usual
+        rate = self._budget.rate()
+        limit = self._max or (MAX_IN_FLIGHT if rate else MAX_IN_FLIGHT_UNLIMITED)
+        reserved = 0 if self._max else _RESERVED if rate else _RESERVED_UNLIMITED
         longest = self._longest(active)
         # Most turns find the account's rate used up: then no list has to be asked for its own.
         free_in_s = self._budget.ready_in(priority=BACKFILL)
@@ -155,7 +156,7 @@ class Scheduler:
             # One request is always under way; of lists by parent nobody knows yet how many there will be.
             keeps_one = work.urgent or bool(work.endpoint.parent)
             most = MAX_PER_LIST if self._budget.rate(name) else MAX_PER_LIST_UNLIMITED
-            places = limit + (_RESERVED if keeps_one and not self._max else 0)
+            places = limit + (reserved if keeps_one else 0)
             while len(self._tasks) < places and work.in_flight < most:
                 # These queue: on a busy account they would never find the rate limit free.
                 queues = keeps_one and work.in_flight == 0
