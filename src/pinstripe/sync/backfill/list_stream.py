@@ -48,7 +48,7 @@ from pinstripe.sync.backfill.slices import WHOLE, Bounds, PageCommit, Slice, Sli
 MAX_IN_FLIGHT = 64
 """Requests and pages under way: at 100/s enough for answers that take 300 ms and as much time again until
 they are durable."""
-MAX_IN_FLIGHT_UNLIMITED = 32
+MAX_IN_FLIGHT_UNLIMITED = 24
 """Without a rate limit: each may hold a page, and more would only wait for Postgres."""
 _RESERVED, _RESERVED_UNLIMITED = 16, 1
 """More of them for urgent lists and lists by parent, so that they never wait for places that pages hold."""
