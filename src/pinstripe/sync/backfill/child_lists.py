@@ -416,7 +416,9 @@ class Passes:
             known = [s for s in signs_of(endpoint) if source.wanted.keys() >= {s.table, *s.needs}]
             self._signs = known or [Sign(self._parent, "id")]
         alone = {s.table for s in self._signs if self._needed(s.table) == {s.table}}
-        self._early: set[str] = set() if endpoint.only_if_any else alone
+        # What an earlier process has read early nobody remembers: it is not read early again.
+        may_be_early = source.mirror.began_empty and not endpoint.only_if_any
+        self._early: set[str] = alone if may_be_early else set()
         """Tables of later passes whose rows are signs by themselves, whatever rows are still to come."""
         self._read: list[str] = []
         self._reading: list[str] = []
