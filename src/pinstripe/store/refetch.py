@@ -198,13 +198,19 @@ class RefetchDone:
 
 
 def urgent(refetches: Iterable[Refetch]) -> dict[tuple[str, str, str], Refetch]:
-    """Return the last refetch of each key, in the most urgent class that any of them has."""
+    """Return one refetch for each key, of those that share it."""
     found: dict[tuple[str, str, str], Refetch] = {}
     for refetch in refetches:
-        known = found.get(refetch.key, refetch)
-        is_lower = known.work_class < refetch.work_class
-        found[refetch.key] = replace(refetch, work=known.work_class) if is_lower else refetch
+        found[refetch.key] = merged(found.get(refetch.key), refetch)
     return found
+
+
+def merged(known: Refetch | None, refetch: Refetch) -> Refetch:
+    """Return what a refetch and a later one of its key are together, as the database has it (`_ADD`)."""
+    if known is None:
+        return refetch
+    since = max(known.since, refetch.since) if known.since and refetch.since else 0.0
+    return replace(refetch, since=since, work=min(known.work_class, refetch.work_class))
 
 
 async def add_refetches(connection: Connection, schema: str, refetches: Sequence[Refetch]) -> None:

@@ -11,10 +11,9 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from pinstripe.client.rate_limit import WorkClass
-from pinstripe.store.refetch import Refetch, class_name
+from pinstripe.store.refetch import Refetch, class_name, merged
 
 RefetchKey = tuple[str, str, str]
 
@@ -100,9 +99,7 @@ class RefetchQueue:
         place = refetch.key
         known = self._refetches.get(place)
         is_raised = known is not None and refetch.work_class < known.work_class
-        if known is not None and known.work_class < refetch.work_class:
-            refetch = replace(refetch, work=known.work_class)
-        self._refetches[place] = refetch
+        refetch = self._refetches[place] = merged(known, refetch)
         if place in self._running:
             self._again.add(place)
         elif known is None and gathers:

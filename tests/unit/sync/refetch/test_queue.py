@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.store.refetch import Refetch
 from pinstripe.sync.refetch.queue import RefetchQueue
@@ -123,3 +125,14 @@ async def test_what_gathers_has_its_turn_together_and_rows_in_doubt_do_not_gathe
     # Those that are taken along with it do not come to a turn of their own.
     assert len(line.take("balance_transaction", ["txn_1"])) == 1
     assert (await line.next(WorkClass.RELATED)).id == "txn_2"
+
+
+@pytest.mark.parametrize(("first", "second", "kept"), [(160.0, 150.0, 160.0), (0.0, 160.0, 0.0)])
+async def test_of_two_seconds_the_later_counts_and_of_a_doubt_none(
+    first: float, second: float, kept: float
+) -> None:
+    """An event that comes late makes no answer sure that was not, nor does one beside a doubt."""
+    line = RefetchQueue()
+    for since in (first, second):
+        line.add([Refetch("fetch", "customer", "cus_1", since=since)])
+    assert (await line.next()).since == kept
