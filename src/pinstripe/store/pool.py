@@ -97,8 +97,7 @@ class Pool:
     async def acquire(self, *, is_growing: bool = False) -> AsyncIterator[Connection]:
         """A connection for the block, and `translated()` around it: keep other I/O outside.
 
-        `is_growing`: its statements are planned each time, since a plan that was made while the tables
-        had few rows may read each of many rows again and again.
+        `is_growing`: its statements are planned each time, since tables had few rows at the last.
         """
         with translated():
             connection = await self._pool.acquire()

@@ -256,13 +256,13 @@ class Backfill:
         await self._scheduler.run(added)
 
     async def _ready_parents(self) -> Sequence[ListReader]:
-        """Return lists by parent; until every list that yields their parents is done they are early."""
+        """Return lists by parent whose parents are all listed, and those that may have early ones."""
         await self._go_by_parent()
         ready: list[ListReader] = []
         for work in list(self._pending):
             parent = table_name(work.endpoint.parent)
             if not self._is_complete(parent):
-                if not work.is_early:
+                if not work.is_early and work.passes.rows_left():
                     work.is_early = True
                     ready.append(work)
                 continue

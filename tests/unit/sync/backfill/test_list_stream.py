@@ -233,19 +233,29 @@ class Readable:
         raise NotImplementedError
 
 
-async def test_the_list_that_takes_longest_at_its_own_rate_is_not_left_to_the_end() -> None:
+async def beside_another(
+    *, slow_left: int, slow_rate: float, rate: float, other_left: int, urgent: bool = False
+) -> tuple[Readable, Readable]:
+    """The other list, which may be urgent, and the one with a slow endpoint, read to their ends."""
     slow, other = replace(CHARGES, path="/v1/slow"), replace(CHARGES, path="/v1/other")
     budget = RateLimiter(
-        account_rate=200.0, endpoint_rate=200.0, own_rates={slow.name: 50.0}, burst_s=0.25
+        account_rate=rate, endpoint_rate=rate, own_rates={slow.name: slow_rate}, burst_s=0.25
     )
     asked: list[str] = []
-    lists = [
-        Readable(other, left=120, urgent=True, budget=budget, asked=asked),
-        Readable(slow, left=40, urgent=False, budget=budget, asked=asked),
-    ]
+    lists = (
+        Readable(other, left=other_left, urgent=urgent, budget=budget, asked=asked),
+        Readable(slow, left=slow_left, urgent=False, budget=budget, asked=asked),
+    )
     await Scheduler(budget).run(lists)
-    assert len(asked) == 160
-    assert asked[:80].count(slow.name) >= 4
+    return lists
+
+
+async def test_the_list_that_takes_longest_at_its_own_rate_is_not_left_to_the_end() -> None:
+    _, slow = await beside_another(
+        slow_left=40, slow_rate=50.0, rate=200.0, other_left=120, urgent=True
+    )
+    assert len(slow.asked) == 160
+    assert slow.asked[:80].count(slow.endpoint.name) >= 4
 
 
 async def test_a_list_by_parent_begins_though_lists_that_come_first_hold_the_places() -> None:
@@ -263,14 +273,5 @@ async def test_a_list_by_parent_begins_though_lists_that_come_first_hold_the_pla
 
 async def test_the_list_that_needs_longest_of_all_goes_before_those_that_have_more_left() -> None:
     """With its nested lists it decides when the run ends."""
-    slow, other = replace(CHARGES, path="/v1/slow"), replace(CHARGES, path="/v1/other")
-    budget = RateLimiter(
-        account_rate=400.0, endpoint_rate=400.0, own_rates={slow.name: 40.0}, burst_s=0.25
-    )
-    asked: list[str] = []
-    lists = [
-        Readable(other, left=60, urgent=False, budget=budget, asked=asked),
-        Readable(slow, left=20, urgent=False, budget=budget, asked=asked),
-    ]
-    await Scheduler(budget).run(lists)
-    assert (lists[0].in_haste, lists[1].in_haste) == (0, 20)
+    other, slow = await beside_another(slow_left=20, slow_rate=40.0, rate=400.0, other_left=60)
+    assert (other.in_haste, slow.in_haste) == (0, 20)
