@@ -38,6 +38,7 @@ pytestmark = pytest.mark.migrated
 
 LAG_S = 0.4
 MARGINS = Margins(clock_s=3.0, replica_lag_s=LAG_S)
+MISSING = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "no"}}
 
 
 @dataclass
@@ -354,10 +355,7 @@ async def test_a_creation_that_comes_after_its_deletion_was_looked_up_revives_no
     """The event is a hint: nothing says that this kind of deletion is one. The object had no row."""
     async with following(database) as here:
         install = {"id": "install_1", "object": "apps.install", "created": 1}
-        gone = {
-            "error": {"type": "invalid_request_error", "code": "resource_missing", "message": "no"}
-        }
-        here.stripe.answers["/v1/apps/installs/install_1"] = lambda _: (404, gone)
+        here.stripe.answers["/v1/apps/installs/install_1"] = lambda _: (404, MISSING)
         second = int(time.time()) - 10
         here.stripe.event("apps.install.deleted", install, created=second)
         await here.poll()
@@ -367,6 +365,26 @@ async def test_a_creation_that_comes_after_its_deletion_was_looked_up_revives_no
         await here.poll()
         await here.settle()
         assert await here.alive("apps_install") == []
+
+
+async def test_an_event_that_comes_after_a_short_life_was_looked_up_revives_nothing(
+    database: str,
+) -> None:
+    """Created and deleted in one second: the object is looked up, and once more when no replica can be
+    behind. That is sure, though by the clocks both may have happened later.
+    """
+    async with following(database) as here:
+        source = {"id": "src_1", "object": "source", "created": 1}
+        here.stripe.answers["/v1/sources/src_1"] = lambda _: (404, MISSING)
+        second = int(time.time())
+        here.stripe.event("customer.source.created", source, created=second)
+        here.stripe.event("customer.source.deleted", source, created=second)
+        await here.poll()
+        await here.settle()
+        here.stripe.event("source.failed", source, created=second)
+        await here.poll()
+        await here.settle()
+        assert await here.alive("source") == []
 
 
 async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_after_another(

@@ -145,12 +145,6 @@ def places_in(object_name: str) -> Mapping[str, EmbeddedPlace]:
     return _places(known.fields, object_name, (object_name,)) if known is not None else {}
 
 
-def resource_places() -> Iterator[str]:
-    """Every place where the types of the catalog hold a whole object that has a table."""
-    for name, kind in object_types().items():
-        yield from _resources(kind.fields, name, (name,))
-
-
 def is_present(place: str) -> bool:
     """Whether the whole object that the types promise at `place` is in its present state.
 
@@ -194,15 +188,6 @@ def _places(
         elif inner := _places(_inner(item, seen), here, (*seen, *item.targets)):
             found[known.name] = EmbeddedPlace(inside=inner)
     return found
-
-
-def _resources(fields: tuple[Field, ...], path: str, seen: tuple[str, ...]) -> Iterator[str]:
-    for known in fields:
-        here, item = f"{path}.{known.name}", _item(known)
-        if item.kind == "resource" and _has_table(item):
-            yield here
-        else:
-            yield from _resources(_inner(item, seen), here, (*seen, *item.targets))
 
 
 def _item(known: Field) -> Field:

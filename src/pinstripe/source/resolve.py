@@ -36,7 +36,7 @@ from pinstripe.source.source import CONTESTED, Source
 from pinstripe.store.daily_counts import note_contradiction
 from pinstripe.store.ddl import qualified, quote
 from pinstripe.store.pool import Connection
-from pinstripe.store.refetch import Refetch, RefetchDone, complete_refetches
+from pinstripe.store.refetch import Refetch, RefetchDone, complete_refetches, is_queued_by
 
 
 async def complete(source: Source, answer: RefetchDone) -> None:
@@ -161,19 +161,22 @@ async def mark_deleted(
     creation, would bring it back to life.
     """
     known, is_told = source.wanted[table], False
+    known_until = started - source.replica_lag
     for answer in answers:
         if answer.proves(None):
             answer.lag_s = 0.0
-        elif not source.is_past(answer.refetch.since):  # It may not have been made yet.
+        elif not source.is_past(answer.refetch.since):
             answer.lag_s = source.stripe.margins.replica_lag_s
-            continue
+            if not await is_queued_by(
+                source.pool, source.mirror.schema, answer.refetch, known_until
+            ):
+                continue  # It may not have been made yet.
         is_told = is_told or (answer.refetch.kind == "fetch" and bool(answer.refetch.event_id))
     if not (known.deletable or table in ENTRIES_GO):
         return
     if await source.version(table, key) is None and not (known.deletable and is_told):
         return
     found = RowSet()
-    known_until = started - source.replica_lag
     if not known.deletable:
 
         async def remove(connection: Connection) -> None:

@@ -16,7 +16,7 @@ from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import Cause, StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.rows.extract import RowKey
-from pinstripe.store.pool import Connection
+from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.quarantine import QUARANTINED
 
 RefetchKind = Literal[
@@ -283,6 +283,16 @@ async def load_waiting(connection: Connection, schema: str) -> list[tuple[str, s
         'SELECT kind, "table", id FROM pinstripe.pending WHERE schema = $1', schema
     )
     return [(row[0], row[1], row[2]) for row in rows]
+
+
+async def is_queued_by(pool: Pool, schema: str, refetch: Refetch, moment: datetime) -> bool:
+    """Whether a refetch was last queued by this moment of Postgres's clock."""
+    queued = (
+        "SELECT true FROM pinstripe.pending WHERE schema = $1 AND kind = $2"
+        ' AND "table" = $3 AND id = $4 AND left(id, 500) = left($4, 500) AND asked_at <= $5'
+    )
+    async with pool.acquire() as connection:
+        return bool(await connection.fetchval(queued, schema, *refetch.key, moment))
 
 
 NEITHER_MISSING_NOR_PENDING = (
