@@ -66,11 +66,13 @@ class Watched:
                 await self._news.wait()
 
 
+ARGV = (sys.executable, "-S", "-c", WORKER)
+
+
 @asynccontextmanager
 async def supervised() -> AsyncIterator[tuple[Supervisor, Watched]]:
     watched = Watched()
-    argv = (sys.executable, "-S", "-c", WORKER)
-    found = Supervisor(partial(supervisor.start, argv=argv), heard=watched.hear)
+    found = Supervisor(partial(supervisor.start, argv=ARGV), heard=watched.hear)
     try:
         yield found, watched
     finally:
@@ -106,6 +108,33 @@ async def test_a_process_that_dies_is_started_again_and_counted() -> None:
         state = found.state("one")
         assert state is not None
         assert state.restarts >= 2
+
+
+async def test_the_first_process_is_there_before_its_order() -> None:
+    early = supervisor.EarlyStart(shown=False, argv=ARGV)
+    assert early._early is not None
+    first = await asyncio.shield(early._early)
+    found = Supervisor(early.start)
+    try:
+        await found.want({"one": job("well")})
+        assert (await until(found, "following")).pid == first.pid
+        await found.want({"one": replace(job("well"), paused=True)})
+        await until(found, "paused")
+        await found.want({"one": job("well")})  # Later ones are started when they are wanted.
+        assert (await until(found, "following")).pid != first.pid
+    finally:
+        await found.close()
+
+
+async def test_a_first_process_that_nobody_wants_ends_in_silence(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    early = supervisor.EarlyStart(shown=True)
+    assert early._early is not None
+    process = (await asyncio.shield(early._early)).process
+    await early.close()
+    assert process.returncode == 0
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_the_way_of_its_death_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,13 +22,13 @@ from tests.house.figures import (
 # after it.
 # Platforms: tasks, workers, sweeps, budget; their commands and pages; the scans, verifications, erasures
 # and read allowances of their accounts.
-MODULES, LINES = 174, 55_000
+MODULES, LINES = 175, 55_100
 # Modules in a folder, and in the one that has a reason for more.
 FOLDER = 16
 WIDE_FOLDERS = {
     "pinstripe/store": 27,  # One a table of the bookkeeping; links and views.
 }
-ONLY_CHILDREN = 29
+ONLY_CHILDREN = 30
 DOUBLED_NAMES = 14
 SQL_OUTSIDE = 0
 # Here Stripe's words become classes and codes, where it gives nothing else.

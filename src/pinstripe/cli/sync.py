@@ -188,6 +188,8 @@ async def worker() -> int:
     """Return the exit code; 0 if the service ended it."""
     superior = await ParentLink.on_stdin()
     order = await superior.order()
+    if order is None:
+        return 0
     configure(order.config)
     working = asyncio.create_task(_work(order, superior))
     gone = asyncio.create_task(superior.gone())

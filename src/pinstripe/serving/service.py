@@ -4,12 +4,9 @@
         print(serving.url)
 
 It starts in this order: the port (in use: an error before anything else is touched), Postgres if it is
-our own, the workers, the gateway. A Postgres of the user's may be unreachable: the gateway answers all
-the same and opens each sync when it can. Shutdown goes the other way round and takes some seconds at
-most.
-
-`gateway` wires the parts of the gateway, which do not import each other. Its background tasks (a
-listener, the pool of the API and the console) end with the block.
+our own, the workers, the gateway; while Postgres starts, the code of the gateway and of the first worker is
+loaded. A Postgres of the user's may be unreachable: the gateway answers all the same and opens each sync
+when it can. Shutdown goes the other way round and takes some seconds at most.
 """
 
 from __future__ import annotations
@@ -18,35 +15,25 @@ import asyncio
 import resource
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING
 
-import structlog
-from starlette.types import ASGIApp
-
-from pinstripe.client.api_key import ApiKey, proxy_for
-from pinstripe.concurrency import backoff
+from pinstripe.client.api_key import ApiKey
 from pinstripe.config.config import Config
-from pinstripe.console.routes import console_routes
 from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured, PinstripeError
-from pinstripe.gateway.app import GatewayApp, make_app
-from pinstripe.gateway.deps import Deps
-from pinstripe.gateway.http.auth import Auth, refuse_public
-from pinstripe.gateway.proxy.proxy import open_proxy
-from pinstripe.gateway.proxy.upstream import hosts_at
-from pinstripe.gateway.syncs import SyncControl, Syncs
-from pinstripe.gateway.wait.endpoint import WaitEndpoint
-from pinstripe.gateway.wait.waiter import SyncRequester, Waiter
-from pinstripe.gateway.webhooks import Webhooks
+from pinstripe.gateway.http.auth import refuse_public
+from pinstripe.gateway.syncs import Syncs
 from pinstripe.service import Database, open_database
-from pinstripe.serving import supervisor as processes
 from pinstripe.serving.http_server import address_of, answering, listen
 from pinstripe.serving.registry import Control, SyncRegistry
-from pinstripe.serving.supervisor import Supervisor, WorkerReport
+from pinstripe.serving.supervisor import EarlyStart, Supervisor, WorkerReport, start
 from pinstripe.serving.vault import Vault
-from pinstripe.store.pool import Pool, check_server, check_sessions, connect, open_pool
+from pinstripe.store.pool import check_server, check_sessions, connect
+
+if TYPE_CHECKING:
+    from pinstripe.gateway.app import GatewayApp
 
 _FILES = 16_384
 _UNFIT_S = 3.0
@@ -89,6 +76,11 @@ async def open_serving(
     sock = _listening(config, tell, other_port=manner.other_port)
     async with AsyncExitStack() as stack:
         stack.callback(sock.close)
+        early = None
+        if manner.syncs and config.api_key is not None:
+            early = EarlyStart(shown=manner.shown)
+            stack.push_async_callback(early.close)
+        loading = asyncio.create_task(asyncio.to_thread(_load_gateway))
         database = await stack.enter_async_context(_database(config, tell))
         config = replace(config, database_url=database.url)
         syncs = Syncs()
@@ -99,7 +91,8 @@ async def open_serving(
                 registry.stir()
             heard(sync_id, report)
 
-        supervisor = Supervisor(processes.start, heard=stirred) if manner.syncs else None
+        launch = start if early is None else early.start
+        supervisor = Supervisor(launch, heard=stirred) if manner.syncs else None
         registry = SyncRegistry(vault, syncs, supervisor, talks=manner.shown)
         stack.push_async_callback(registry.close)
         await registry.begin()
@@ -108,11 +101,21 @@ async def open_serving(
         running = group.create_task(registry.run(), name="roster")
         stack.callback(running.cancel)
         url = address_of(sock)
+        gateway = await loading
         app = await stack.enter_async_context(gateway(config, syncs, control, url))
         await stack.enter_async_context(answering(app, sock))
+        if early is not None:
+            await early.close()  # The default is paused.
         # Streams have no end of their own: without this the server would wait for their readers.
         stack.callback(app.state.gateway.close)
         yield Serving(url, database, control, syncs)
+
+
+def _load_gateway() -> Callable[..., AbstractAsyncContextManager[GatewayApp]]:
+    """A third of all code of the service, and of no use until there is a database."""
+    from pinstripe.serving.gateway import gateway
+
+    return gateway
 
 
 @asynccontextmanager
@@ -157,92 +160,3 @@ def _listening(config: Config, tell: Callable[[str], None], *, other_port: bool)
     sock = listen(config.host, 0)
     tell(f"Port {config.port} is in use; the gateway listens on {address_of(sock)}.")
     return sock
-
-
-_MB = 2**20
-
-
-@asynccontextmanager
-async def gateway(
-    config: Config, syncs: Syncs, control: SyncControl, url: str
-) -> AsyncIterator[GatewayApp]:
-    """The app, with everything that runs beside it. `url` is where it listens."""
-    database_url = config.database_url or ""
-    async with AsyncExitStack() as stack:
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        pool = OwnPool(database_url)
-        requester = SyncRequester(lambda: database_url)
-        waits = Waiter(requester)
-        for name, work in (("pool", pool.run()), ("bell", requester.run())):
-            stack.callback(group.create_task(work, name=name).cancel)
-        stack.push_async_callback(waits.close)
-        proxy = await stack.enter_async_context(
-            open_proxy(
-                syncs,
-                hosts=hosts_at(config.stripe_url),
-                request_sync=requester.request_sync,
-                wait_for_request=waits.request_applied,
-                patience_s=config.mirror_patience,
-                body_limit=config.proxy_body_limit * _MB,
-                own_tokens=(config.admin_token, config.wait_token),
-                http_proxy=proxy_for(config.stripe_url),
-            )
-        )
-        public_url = config.public_url or url
-        access = Auth(
-            admin_token=config.admin_token,
-            wait_token=config.wait_token,
-            public_url=public_url,
-            owns=proxy.callers.may_use,
-        )
-
-        wait = WaitEndpoint(syncs, waits, settle_s=config.wait_settle, allows=access.allows_wait)
-        webhooks = Webhooks(syncs, requester, tolerance_s=config.webhook_tolerance)
-        parts = Deps(
-            syncs=syncs,
-            control=control,
-            access=access,
-            proxy=cast(ASGIApp, proxy),
-            wait=wait.answer,
-            webhook=webhooks.answer,
-            pool=pool.current,
-            database_url=lambda: database_url,
-            public_url=public_url,
-            reader_url=config.reader_url or "",
-        )
-        yield make_app(parts, console_routes(access))
-
-
-_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
-
-_RETRY_S = (0.25, 0.5, 1.0, 2.0)
-_MOST = 6
-
-
-class OwnPool:
-    """`current` gives None until the database was there once; from then on the pool mends itself."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._pool: Pool | None = None
-
-    def current(self) -> Pool | None:
-        return self._pool
-
-    async def run(self) -> None:
-        """Opens the pool and keeps it until cancelled."""
-        attempt = 0
-        while self._pool is None:
-            try:
-                self._pool = await open_pool(
-                    self._url, min_size=0, max_size=_MOST, application_name="pinstripe gateway"
-                )
-            except PinstripeError as error:
-                _log.info("gateway.no_database", error=error.message)
-                await asyncio.sleep(backoff(_RETRY_S, attempt))
-                attempt += 1
-        try:
-            await asyncio.Event().wait()
-        finally:
-            pool, self._pool = self._pool, None
-            await pool.close(timeout_s=2.0)

@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,9 @@ class SyncProcess:
     def pid(self) -> int:
         return self.process.pid
 
+    def begin(self, order: StartWorker) -> None:
+        self.writer.write(encode(order))
+
     async def reports(self) -> AsyncIterator[WorkerReport]:
         """What it says, until it ends."""
         try:
@@ -84,12 +88,44 @@ class SyncProcess:
 
 async def start(order: StartWorker, *, argv: Sequence[str] = _ARGV) -> SyncProcess:
     """A process with this order. Raises OSError where the machine lets no process start."""
+    process = await _launch(argv, shown=order.shown)
+    process.begin(order)
+    return process
+
+
+class EarlyStart:
+    """Starts processes, the first one before it has an order: it loads its code while Postgres starts."""
+
+    def __init__(self, *, shown: bool, argv: Sequence[str] = _ARGV) -> None:
+        self._shown, self._argv = shown, argv
+        self._early: asyncio.Task[SyncProcess] | None
+        self._early = asyncio.create_task(_launch(argv, shown=shown))
+
+    async def start(self, order: StartWorker) -> SyncProcess:
+        """As the function of this name."""
+        if self._early is None or order.shown != self._shown:
+            return await start(order, argv=self._argv)
+        early, self._early = self._early, None
+        process = await early
+        process.begin(order)
+        return process
+
+    async def close(self) -> None:
+        """End the first one if nothing has used it."""
+        early, self._early = self._early, None
+        if early is not None:
+            with suppress(OSError):
+                await (await early).stop()
+
+
+async def _launch(argv: Sequence[str], *, shown: bool) -> SyncProcess:
+    """A process that waits for its order."""
     ours, its = socket.socketpair()
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=its.fileno(),
-            stdout=None if order.shown else asyncio.subprocess.DEVNULL,
+            stdout=None if shown else asyncio.subprocess.DEVNULL,
             env=_environment(),
             # Ctrl-C in the terminal is for the service, which then ends its processes in order.
             start_new_session=True,
@@ -99,9 +135,7 @@ async def start(order: StartWorker, *, argv: Sequence[str] = _ARGV) -> SyncProce
         raise
     finally:
         its.close()
-    reader, writer = await opened(ours)
-    writer.write(encode(order))
-    return SyncProcess(process, reader, writer)
+    return SyncProcess(process, *await opened(ours))
 
 
 def _environment() -> dict[str, str]:
@@ -162,8 +196,10 @@ class ParentLink:
         """The service that started this process."""
         return cls(*await opened(socket.socket(fileno=0)))
 
-    async def order(self) -> StartWorker:
-        return decode_order(await self._reader.readline())
+    async def order(self) -> StartWorker | None:
+        """None if the service has ended, or has no work for this process."""
+        line = await self._reader.readline()
+        return decode_order(line) if line else None
 
     def report(self, report: WorkerReport) -> None:
         """Send the state to the service, if it changed."""
