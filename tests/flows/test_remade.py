@@ -8,7 +8,7 @@ import pytest
 from tests.flows.harness.account import open_copy, quiet
 from tests.flows.harness.scripted_stripe import Object, scripted_stripe
 
-from pinstripe.client.response import Margins, as_of_response
+from pinstripe.client.response import AsOf, Margins, as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.pool import connect
 
@@ -51,3 +51,28 @@ async def test_what_was_deleted_and_made_within_one_second_is_as_stripe_has_it(
     assert bool(row[1]) is not is_alive
     if is_alive:
         assert row[0] == "2"
+
+
+async def test_what_hung_under_the_old_one_does_not_hang_under_the_new(database: str) -> None:
+    product: Object = {"id": "gold", "object": "product", "created": 1}
+    feature: Object = {"id": "prodft_1", "object": "product_feature", "livemode": False}
+    now = int(time.time())
+    async with scripted_stripe() as stripe:
+        stripe.lists["/v1/products"] = [product]
+        stripe.lists["/v1/products/gold/features"] = []
+        margins = Margins(replica_lag_s=0.2)
+        async with open_copy(stripe, database, margins=margins) as copy:
+            found = RowSet()
+            copy.mirror.extractor.object(product, found)
+            copy.mirror.extractor.object(feature, found, parents={"product": "gold"})
+            await copy.mirror.write([(found, AsOf(now - 20.0, now - 19.0))])
+            stripe.event("product.deleted", product, created=now)
+            stripe.event("product.created", product, created=now)
+            live, refetches = copy.live(now - 10)
+            await live.read_lookback(now - 10)
+            await refetches.work_off()
+            await quiet(copy, refetches)
+        async with connect(database) as connection:
+            rows = await connection.fetch("SELECT id, deleted FROM stripe.product_feature")
+            assert [tuple(row) for row in rows] == [("prodft_1", True)]
+            assert await connection.fetchval("SELECT deleted FROM stripe.product") is not True

@@ -242,8 +242,15 @@ _ONLY_IF_TRUE = {PAYOUT_LINES: "automatic"}
 
 def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
     table = wanted.get(table_of_object().get(change.name, ""))
-    if table is None or change.deleted:
+    if table is None:
         return []
+    lists = [
+        change.refetch("children", child, change.key, parent=change.name)
+        for child in _children(change.name)
+        if child in wanted and _may_have_changed(child, change)
+    ]
+    if change.deleted:  # Or made again within the second, without what hung under it.
+        return [] if change.is_ordered else lists
     found = [
         change.refetch("relate", target, key)
         for target, key in _references(table, change.object)
@@ -258,9 +265,7 @@ def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
     key = change.object.get(other) if change.is_creation else None
     if other in wanted and isinstance(key, str):
         found.append(change.refetch("fetch", other, key))
-    for child in _children(change.name):
-        if child in wanted and _may_have_changed(child, change):
-            found.append(change.refetch("children", child, change.key, parent=change.name))
+    found += lists
     where = retrieve_endpoints().get(table.object_type)
     if where is not None and where.expand and any(c.on_request for c in table.columns):
         # Payloads leave out what Stripe returns on request only. Where nothing is expanded (as for a
