@@ -14,6 +14,7 @@ from pinstripe.catalog.tables import tables
 from pinstripe.client.response import AsOf
 from pinstripe.errors import Drifted, Unwritable
 from pinstripe.mirror import QUEUE_ROWS, Mirror, open_mirror
+from pinstripe.mirror import mirror as mirror_module
 from pinstripe.mirror.batch import BATCH_ROWS, LIVE_LANE, Conflict, Effect, Job, Queue
 from pinstripe.rows.extract import RowSet
 from pinstripe.store.cursors import Checkpoint, load_checkpoints
@@ -275,6 +276,35 @@ async def test_the_queue_is_bounded(mirror: Mirror, database: str) -> None:
         await asyncio.gather(*waiting)
         await one_more
     assert mirror.queued == 0
+
+
+_WRITERS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'resting' ORDER BY pid"
+
+
+@pytest.mark.parametrize("copy_ends", [True, False])
+async def test_a_writer_of_lists_keeps_no_session_that_it_does_not_need(
+    database: str, pg: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, copy_ends: bool
+) -> None:
+    """The stages and plans of a first copy are held by Postgres for as long as the session lives."""
+    monkeypatch.setattr(mirror_module, "_IDLE_S", 600.0 if copy_ends else 0.2)
+    await make_schema(database, _NAMES)
+    chosen = {n: tables()[n] for n in _NAMES}
+    async with open_mirror(
+        database, SCHEMA, chosen, api_version=VERSION, session_name="resting"
+    ) as opened:
+        await opened.write([(customers(opened, "cus_1"), during(0, 1))], lane=LIVE_LANE)
+        live = await pg.fetch(_WRITERS)
+        await opened.write([(customers(opened, "cus_2"), during(0, 1))])
+        assert len(live) == 1
+        if copy_ends:
+            assert len(await pg.fetch(_WRITERS)) == 2
+            opened.rest()
+            await opened.write([(customers(opened, "cus_3"), during(0, 1))])
+        async with asyncio.timeout(20):
+            while await pg.fetch(_WRITERS) != live:  # noqa: ASYNC110 (what it reads has no event)
+                await asyncio.sleep(0.02)
+        await opened.write([(customers(opened, "cus_4"), during(0, 1))])
+        assert await pg.fetchval("SELECT count(*) FROM stripe.customer") == 3 + copy_ends
 
 
 async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from pinstripe.catalog.endpoints import child_list
 from pinstripe.catalog.tables import Table, tables
@@ -189,6 +189,16 @@ class Job:
     durable: asyncio.Future[None]
     rows: int
     lane: str
+    effect: Effect | None
+    completed: Sequence[RefetchDone]
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job may have besides its rows."""
+
+    lane: str
+    progress: Progress | None
+    step: object
     effect: Effect | None
     completed: Sequence[RefetchDone]
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import structlog
 
@@ -29,6 +29,7 @@ from pinstripe.mirror.batch import (
     Conflict,
     Effect,
     Job,
+    JobOptions,
     Part,
     Progress,
     Queue,
@@ -147,6 +148,11 @@ _MOST_LOSSES = 2
 
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
+_IDLE_S = 60.0
+"""After so long without work a writer of lists ends its session, whose stages and plans of a first copy are
+140 MB in Postgres (measured; 163 tables). That of events keeps it: the first row of a table takes longer.
+"""
+
 
 class Mirror:
     """Writes to one schema. Make it with `open_mirror`."""
@@ -189,6 +195,7 @@ class Mirror:
         self._queue = Queue(len(sinks))
         self._conflicts = ConflictQueue(sleep)
         self._broken: dict[int, PinstripeError] = {}
+        self._resting: set[int] = set()
 
     @property
     def resolve(self) -> Resolve | None:
@@ -216,29 +223,13 @@ class Mirror:
         """Rows that wait for a writer, or have room in the queue."""
         return self._queue.rows
 
-    async def write(
-        self,
-        parts: Sequence[Part],
-        *,
-        lane: str = "",
-        progress: Progress | None = None,
-        step: object = None,
-        effect: Effect | None = None,
-        completed: Sequence[RefetchDone] = (),
-    ) -> None:
+    async def write(self, parts: Sequence[Part], **given: Unpack[JobOptions]) -> None:
         """Writes rows, each part with the moment at which it was true, and returns once committed.
 
         All parts commit together, with what else the arguments name (see `enqueue`). Raises Unwritable or
         Drifted if Postgres refuses them; retries over lost connections.
         """
-        durable = await self.enqueue(
-            parts,
-            lane=lane,
-            progress=progress,
-            step=step,
-            effect=effect,
-            completed=completed,
-        )
+        durable = await self.enqueue(parts, **given)
         await durable
 
     async def enqueue(
@@ -300,13 +291,26 @@ class Mirror:
                 for sink in self._sinks:
                     await sink.close()
 
+    def rest(self) -> None:
+        """A first copy is over: let the writers of lists forget what they have prepared for it."""
+        self._resting.update(range(1, len(self._sinks)))
+
     async def _run(self, number: int) -> None:
+        sink = self._sinks[number]
         while True:
-            jobs = await self._queue.take(number)
             try:
-                await self._write(self._sinks[number], jobs)
+                async with asyncio.timeout(_IDLE_S if number else None):
+                    jobs = await self._queue.take(number)
+            except TimeoutError:
+                await sink.close()
+                jobs = await self._queue.take(number)
+            try:
+                await self._write(sink, jobs)
             finally:
                 await self._queue.done(number, jobs)
+            if number in self._resting:
+                self._resting.discard(number)
+                await sink.close()
 
     async def _write(self, sink: Sink, jobs: list[Job]) -> None:
         """Commit the jobs as one batch; if Postgres refuses a value, one by one."""

@@ -135,6 +135,7 @@ class Follower:
 
     async def _later(self) -> None:
         await self._backfilled.wait()
+        self._source.mirror.rest()
         await self._insist(self.poller.note_listed)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._fill())
