@@ -23,6 +23,7 @@ from tests.flows.harness.scripted_stripe import (
 from pinstripe.client.client import list_at
 from pinstripe.client.response import AsOf, Cause, Margins, as_of_response
 from pinstripe.rows.extract import RowSet
+from pinstripe.source.resolve import resolve_from_events
 from pinstripe.store.pool import connect
 from pinstripe.store.refetch import (
     Refetch,
@@ -385,6 +386,31 @@ async def test_an_event_that_comes_after_a_short_life_was_looked_up_revives_noth
         await here.poll()
         await here.settle()
         assert await here.alive("source") == []
+
+
+async def test_what_commits_while_the_event_log_is_asked_about_a_row_stands(database: str) -> None:
+    """A bank account of an account has no address. Its deletion was written before the look at the log,
+    and becomes visible after it.
+    """
+    bank = {"id": "ba_1", "object": "bank_account", "account": "acct_1", "last4": "0001"}
+    then = int(time.time()) - 20
+    async with following(database) as here:
+        await here.write([bank], AsOf(float(then), then + 1.0))
+        here.stripe.event("account.external_account.updated", bank, created=then)
+        change = here.pg.transaction()
+        await change.start()
+        await here.pg.execute(
+            "UPDATE stripe.bank_account SET deleted = true, _as_of = to_timestamp($1),"
+            " _as_of_latest = to_timestamp($1 + 1), _synced_at = clock_timestamp()",
+            then + 5.0,
+        )
+        asking = asyncio.create_task(resolve_from_events(here.copy.source, "bank_account", "ba_1"))
+        async with asyncio.timeout(20), connect(database) as other:
+            while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await change.commit()
+        assert await asking
+        assert await here.alive("bank_account") == []
 
 
 async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_after_another(

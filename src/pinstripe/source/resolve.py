@@ -141,7 +141,7 @@ async def refetch_row(
             source, table, key, started=started, gone=gone, cause=cause, answers=answers
         )
         return True
-    return await resolve_from_events(source, table, key, started)
+    return await resolve_from_events(source, table, key)
 
 
 async def mark_deleted(
@@ -235,16 +235,16 @@ _MOST_TYPES = 20
 """Event types that one request may name (https://docs.stripe.com/api/events/list)."""
 
 
-async def resolve_from_events(source: Source, table: str, key: str, started: datetime) -> bool:
-    """Replaces the row, as it was at `started`, by the newest event of its interval.
+async def resolve_from_events(source: Source, table: str, key: str) -> bool:
+    """Replaces the row, as it is now, by the newest event of its interval.
 
     Returns False if no event carries the object, or there is no row.
     """
     known = source.wanted[table]
     async with source.pool.acquire() as connection:
         span = await connection.fetchrow(
-            "SELECT extract(epoch FROM _as_of)::float8, extract(epoch FROM _as_of_latest)::float8 "
-            f"FROM {qualified(source.mirror.schema, table)} WHERE {quote(known.key[0])} = $1",
+            "SELECT extract(epoch FROM _as_of)::float8, extract(epoch FROM _as_of_latest)::float8, "
+            f"_synced_at FROM {qualified(source.mirror.schema, table)} WHERE {quote(known.key[0])} = $1",
             key,
         )
     if span is None:
@@ -261,8 +261,9 @@ async def resolve_from_events(source: Source, table: str, key: str, started: dat
     found = RowSet()
     source.mirror.extractor.object(obj, found)
     second = float(created_of(event))
-    # The order of the list decides within a second, and nothing older than this event is in the list.
-    await source.mirror.write([(found, AsOf(second, second + 1.0, cause_of(event), started))])
+    # The order of the list decides within a second. A version that was written meanwhile, or whose commit
+    # came after our look, is of another interval: the list was not asked about that.
+    await source.mirror.write([(found, AsOf(second, second + 1.0, cause_of(event), span[2]))])
     return True
 
 
