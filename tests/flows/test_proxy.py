@@ -23,6 +23,7 @@ from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.proxy.proxy import Proxy, open_proxy
 from pinstripe.gateway.proxy.upstream import hosts_at
 from pinstripe.gateway.syncs import OpenSync
+from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
 
@@ -170,6 +171,27 @@ async def test_another_version_is_passed_on_and_ours_is_written(database: str) -
         assert row is not None
         assert json.loads(row["metadata"])["a"] == "b"
         assert row["_api_version"] == it.account.sync.mirror.api_version
+
+
+async def test_a_read_from_before_a_write_does_not_make_it_mirrored(database: str) -> None:
+    """A payment intent's edit has no event: nothing else would bring it."""
+    async with running(SMALL) as sim, front(sim, database) as it:
+        key = sim.control.truth("payment_intent")[0]["id"]
+        path, old = f"/v1/payment_intents/{key}", {"Stripe_Version": "2024-06-20"}
+        await it.ask("GET", path)
+        await asyncio.sleep(1.0)  # Else what a replica shows has this second's object.
+        sim.control.nastiness("calm", stale_share=1.0, stale_s=3.0)
+        _, _, response = await it.ask("POST", path, {"metadata[a]": "b"}, **old)
+        assert response.headers["pinstripe-mirrored"] == "later"
+        async with connect(database) as connection:
+            owed = await connection.fetch('SELECT kind, "table", id FROM pinstripe.pending')
+        assert ("fetch", "payment_intent", key) in map(tuple, owed)
+        sim.control.nastiness("calm")
+        _, _, response = await it.ask("POST", path, {"metadata[a]": "c"}, **old)
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        row = await it.account.row("payment_intent", key)
+        assert row is not None
+        assert json.loads(row["metadata"])["a"] == "c"
 
 
 async def test_a_replayed_answer_does_not_bring_back_an_old_state(database: str) -> None:

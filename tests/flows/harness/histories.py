@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -101,6 +101,22 @@ def places_of_others() -> tuple[str, ...]:
         for place in NOT_PRESENT
         if (at := embedding(place)).name in with_events() and at.target in table_of_object()
     )
+
+
+@cache
+def changeable() -> Mapping[str, tuple[str, bool]]:
+    """Types with events whose metadata a request changes: (path up to the id, whether one deletes it)."""
+    paths = {(o.method, o.path) for o in spec().operations}
+    found: dict[str, tuple[str, bool]] = {}
+    for operation in spec().operations:
+        head, _, name = operation.path.partition("/{")
+        if operation.method != "POST" or not name.endswith("}") or "/" in name:
+            continue
+        if "metadata" in {p.name for p in operation.params} and operation.returns:
+            kind = operation.returns[0]
+            if kind in lively_types() and table_of_object().get(kind):
+                found[kind] = (head, ("DELETE", operation.path) in paths)
+    return found
 
 
 @dataclass(frozen=True)
@@ -225,6 +241,18 @@ class Histories:
         if target in whole_types():  # Others (sources) no list shows: a copy need not have it.
             self._touch(target, str(other["id"]))
         self._touch(target, str(ghost["id"]))
+
+    def calls(self, name: str, dice: Random) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+        """Requests about one object: (method, path, parameters)."""
+        head, may_go = changeable()[name]
+        found = self._some(name, dice)
+        for _ in range(dice.randrange(1, 4) if found else 0):
+            self._number = next(_numbers)
+            self._touch(name, str(found["id"]))
+            method = dice.choice(("POST", "POST", "GET"))
+            if may_go and dice.random() < 0.1:
+                method = "DELETE"
+            yield method, f"{head}/{found['id']}", {"metadata[mark]": str(self._number)}
 
     def _some(self, name: str, dice: Random, table: Table | None = None) -> StripeObject:
         """A living object of the type; {} if there is none."""

@@ -3,11 +3,12 @@
     python -m tests.flows.harness.random_accounts postgresql://... --seed 1 --accounts 2 --rounds 2
 
 One account lives through its rounds. In each, every type that has events, every kind of set and every place
-where an object stands inside another as it is not takes part once, in random order, while the sync (the
-product's own wiring, `open_service`) makes its first copy, polls, is cut off anywhere and starts anew, and
-Stripe answers from replicas that are behind, with Dates that are off, events that are late or in an older
-version, and broken responses. At the end of a round all must be Stripe's, and nothing owed. Prints one line
-of JSON an account. Time is virtual (`virtual_time`), so margins have their full size.
+where an object stands inside another as it is not takes part once, in random order, callers of the proxy
+change, read and delete objects, and the sync (the product's own wiring, `open_service`) makes its first
+copy, polls, is cut off anywhere and starts anew. Stripe answers from replicas that are behind, with Dates
+that are off, events that are late or in an older version, and broken responses. At the end of a round all
+must be Stripe's, and nothing owed. Prints one line of JSON an account. Time is virtual (`virtual_time`), so
+margins have their full size.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -32,6 +34,7 @@ import structlog
 from tests.flows.harness.virtual_time import POSTGRES_CLOCK, virtual_loop
 
 if TYPE_CHECKING:
+    from aiohttp import ClientSession
     from tests.flows.harness.histories import Histories
     from tests.flows.harness.truth import Truth
 
@@ -77,6 +80,7 @@ class Chances:
     sets: bool = True
     recreated: bool = True
     embedded: bool = True
+    proxied: bool = True
 
 
 @dataclass
@@ -128,11 +132,57 @@ class Sync:
 
 
 @dataclass
+class Proxy:
+    """The gateway's proxy over the same database, and a caller of it."""
+
+    url: str
+    key: str
+    http: ClientSession
+
+    async def ask(self, method: str, path: str, params: Mapping[str, str]) -> None:
+        """Whatever the answer is: an object may be gone, or may not be changed any more."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        data = params if method == "POST" else None
+        async with self.http.request(method, self.url + path, data=data, headers=headers) as answer:
+            await answer.read()
+
+
+@asynccontextmanager
+async def _proxy(sim: Running, database: str) -> AsyncIterator[Proxy]:
+    from aiohttp import ClientSession
+    from tests.flows.harness.gateway_account import serving
+
+    from pinstripe.client.api_key import ApiKey
+    from pinstripe.client.rate_limit import RateLimiter
+    from pinstripe.gateway.proxy.proxy import open_proxy
+    from pinstripe.gateway.proxy.upstream import hosts_at
+    from pinstripe.gateway.syncs import Syncs, open_sync
+    from pinstripe.store.pool import connect
+    from pinstripe.store.syncs import claim
+
+    async with connect(database) as connection:
+        await claim(connection, "stripe", account_id=sim.account.id, livemode=False)
+    syncs, budget = Syncs(), RateLimiter(account_rate=None, endpoint_rate=None)
+    key = ApiKey.parse(sim.key)
+    async with open_sync(
+        "default", database, "stripe", key, budget=budget, stripe_url=sim.url
+    ) as sync:
+        syncs.add(sync)
+        async with (
+            open_proxy(syncs, hosts=hosts_at(sim.url)) as app,
+            serving(app) as url,
+            ClientSession() as http,
+        ):
+            yield Proxy(url, sim.key, http)
+
+
+@dataclass
 class RandomAccount:
     """One account and its copy. `dice` draws all that happens."""
 
     sim: Running
     sync: Sync
+    proxy: Proxy
     truth: Truth
     dice: Random
     chances: Chances
@@ -142,7 +192,7 @@ class RandomAccount:
 
     async def round(self) -> dict[str, str]:
         """One history over everything; what is wrong at its end."""
-        from tests.flows.harness.histories import OLD, lively_types, places_of_others
+        from tests.flows.harness.histories import OLD, changeable, lively_types, places_of_others
 
         chances, dice, made = self.chances, self.dice, self.made
         made.touched.clear()
@@ -152,6 +202,7 @@ class RandomAccount:
         deeds += [("churn", n) for n in made.set_kinds() if chances.sets]
         deeds += [("recreated", n) for n in _RECREATED if chances.recreated]
         deeds += [("stand_in", p) for p in places_of_others() if chances.embedded]
+        deeds += [("proxied", n) for n in changeable() if chances.proxied]
         dice.shuffle(deeds)
         self._vex()
         while deeds:
@@ -185,6 +236,10 @@ class RandomAccount:
             self.made.stand_in(name, dice)
         elif kind == "churn":
             await _pausing(self.made.churn(name, dice), dice)
+        elif kind == "proxied":
+            for call in self.made.calls(name, dice):
+                await self.proxy.ask(*call)
+                await asyncio.sleep(dice.choice((0.0, 0.3, 1.0)))
         else:
             await _pausing(self.made.life(name, dice, dice.randrange(1, 5)), dice)
 
@@ -345,7 +400,11 @@ async def _account(
     )
     done = 0
     wrong: dict[str, str] = {}
-    async with running(settings) as sim, open_truth(database, sim) as truth:
+    async with (
+        running(settings) as sim,
+        open_truth(database, sim) as truth,
+        _proxy(sim, database) as proxy,
+    ):
         config = Config(
             api_key=sim.key,
             database_url=database,
@@ -357,7 +416,7 @@ async def _account(
             endpoint_rate_limit="none",
         )
         sync = Sync(config)
-        here = RandomAccount(sim, sync, truth, Random(seed), chances, Histories(sim))
+        here = RandomAccount(sim, sync, proxy, truth, Random(seed), chances, Histories(sim))
         if here.dice.random() < _JOURNALS:
             await keep_journal(truth.connection, lively_types())
             here.has_journal = True

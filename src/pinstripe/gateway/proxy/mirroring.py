@@ -51,6 +51,7 @@ from pinstripe.gateway.proxy.objects import (
     LAG_S,
     ParsedResponse,
     Trust,
+    agrees,
     as_of_exchange,
     collection_table,
     is_preview,
@@ -284,7 +285,8 @@ class ResponseMirror:
             self.later.add(sync.id, surest_ways(sync, parsed.row_set, places, parents))
             return MirrorResult("later", "version", sync)
         try:
-            whole = await fetch_again(sync, parsed.row_set, places, parents)
+            told = {parsed.top: parsed.answered} if request.writes and parsed.top else {}
+            whole = await fetch_again(sync, parsed.row_set, places, parents, told)
         except (Unreachable, Unwritable):
             self.later.add(sync.id, surest_ways(sync, parsed.row_set, places, parents))
             return MirrorResult("later", "stripe", sync)
@@ -404,13 +406,18 @@ async def repeat_request(
 
 
 async def fetch_again(
-    sync: OpenSync, row_set: RowSet, places: Iterable[RowKey], parents: Mapping[str, str]
+    sync: OpenSync,
+    row_set: RowSet,
+    places: Iterable[RowKey],
+    parents: Mapping[str, str],
+    told: Mapping[RowKey, StripeObject],
 ) -> bool:
     """Fetches the objects at `places` of an answer that is a hint, those that hold others first.
 
-    An object without an address of its own comes with its parent, or by its parent's list; one that no
-    request at all shows is written as the answer has it. Gives whether each is a row now; of those that
-    are not, it is noted what is to be requested. Raises what `StripeClient.get` and `Mirror.write` raise.
+    `told`: what a write answered; a replica may show what was before it. An object without an address of
+    its own comes with its parent, or by its parent's list; one that no request at all shows is written as
+    the answer has it. Gives whether each is a row now; of those that are not, it is noted what is to be
+    requested. Raises what `StripeClient.get` and `Mirror.write` raise.
     """
     covered: set[RowKey] = set()
     first_way: dict[RowKey, Way] = {}
@@ -425,7 +432,7 @@ async def fetch_again(
             continue
         for way in ways if requests < _FETCHED_AT_ONCE else ():
             requests += 1
-            covered |= await execute(sync, way, place[1])
+            covered |= await execute(sync, way, place[1], told.get(place))
             if place in covered:
                 break
         first_way[place] = ways[0]
@@ -514,10 +521,12 @@ def _parents_in(sync: OpenSync, row_set: RowSet, place: RowKey) -> dict[str, str
     }
 
 
-async def execute(sync: OpenSync, way: Way, key: str | None = None) -> set[RowKey]:
+async def execute(
+    sync: OpenSync, way: Way, key: str | None = None, told: StripeObject | None = None
+) -> set[RowKey]:
     """Makes the request and mirrors what it shows; gives the rows. What Stripe refuses shows nothing.
 
-    `key`: the object that a list is read for; to its end without one.
+    `key`: the object that a list is read for; to its end without one. `told`: see `fetch_one`.
     """
     try:
         if way.kind == "children":
@@ -529,7 +538,7 @@ async def execute(sync: OpenSync, way: Way, key: str | None = None) -> set[RowKe
             row_set = sync.source.extract([read_object(response, way.path)], {})
             await sync.mirror.write([(row_set, as_of_response(response))])
             return _places_in(row_set)
-        return await fetch_one(sync, (way.table, way.key), parent=way.parent)
+        return await fetch_one(sync, (way.table, way.key), parent=way.parent, told=told)
     except Refused as error:
         _log.info("proxy.unfetched", table=way.table, id=way.key, error=error.message)
         return set()
@@ -601,11 +610,13 @@ def follow_up(sync: OpenSync, row_set: RowSet, as_of: AsOf) -> Effect | None:
     return note
 
 
-async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[RowKey]:
+async def fetch_one(
+    sync: OpenSync, place: RowKey, *, parent: str = "", told: StripeObject | None = None
+) -> set[RowKey]:
     """Retrieves one object and mirrors it; gives the rows that it held. One that is gone is flagged.
 
-    `parent` is the id that stands before its own in the path. Raises Refused where the sync's key may
-    not read it.
+    `parent` is the id that stands before its own in the path. `told`: what a write of it answered; where
+    the read differs from that, it is none of the rows. Raises Refused where the sync's key may not read it.
     """
     table, key = place
     where = retrieve_endpoint(table)
@@ -619,10 +630,13 @@ async def fetch_one(sync: OpenSync, place: RowKey, *, parent: str = "") -> set[R
         await mark_deleted(source, table, key, started=started)
         return {place}
     above = {collection_table(where.path[: where.path.index("/{")]) or "": parent} if parent else {}
-    row_set = source.extract([read_object(response, where.path)], above)
+    shown = read_object(response, where.path)
+    row_set = source.extract([shown], above)
     as_of = as_of_response(response, started=started)
     await source.follow_all(row_set, priority=LIVE, as_of=as_of)
     await sync.mirror.write([(row_set, as_of)])
+    if told is not None and not agrees(told, shown):
+        return _places_in(row_set) - {place}
     return _places_in(row_set) if await _is_settled(sync, row_set) else set()
 
 

@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from typing import Literal
@@ -62,9 +62,8 @@ _CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
 
 @dataclass(frozen=True, slots=True)
 class ParsedResponse:
-    """`top` is the object that was answered, None for lists. `modes`: the `livemode`s it names.
-
-    `whole`: each object that was answered, nested ones aside, has a table and a key.
+    """`top` is the object that was answered, None for lists; `answered`: its JSON. `modes`: the `livemode`s
+    it names. `whole`: each object that was answered, nested ones aside, has a table and a key.
     """
 
     row_set: RowSet
@@ -72,6 +71,7 @@ class ParsedResponse:
     deleted: bool
     modes: frozenset[bool]
     whole: bool = True
+    answered: StripeObject = field(default_factory=dict, repr=False)
 
     def places(self) -> Iterator[RowKey]:
         """All rows, the object that was answered first."""
@@ -174,7 +174,25 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
     modes = _modes([decoded, *held])
     # A stub says the same in any API version; a whole object that is marked as deleted does not.
     deleted = decoded.get("deleted") is True and set(decoded) <= _STUB
-    return ParsedResponse(row_set, top, deleted, modes, whole=whole)
+    return ParsedResponse(row_set, top, deleted, modes, whole=whole, answered=decoded)
+
+
+def agrees(answered: StripeObject, shown: StripeObject) -> bool:
+    """Whether a read shows what the answer to a write said, as far as their versions say it alike: in plain
+    values, and in hashes of them. Else a replica that is behind may have been read.
+    """
+    for name, said in answered.items():
+        seen = shown.get(name, said)
+        if isinstance(said, dict) and isinstance(seen, dict):
+            alike = said == seen if name == "metadata" else "object" in said or agrees(said, seen)
+        else:
+            kinds = {type(said), type(seen)}
+            alike = (
+                said == seen or list in kinds or kinds == {str, dict}
+            )  # Expanded, or a place for it.
+        if not alike:
+            return False
+    return True
 
 
 async def read_aside(

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinstripe.client.response import StripeObject
 from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.gateway.proxy.accounts import credentials_of
 from pinstripe.gateway.proxy.objects import (
     UNPACKED_BYTES,
+    agrees,
     is_preview,
     parents_of,
     places_of,
@@ -209,3 +211,24 @@ def test_headers_are_passed_on_whole_or_refused(headers: list[tuple[bytes, bytes
     assert all("\r" not in v and "\n" not in v and "\0" not in v for _, v in told)
     names = [n for n, _ in headers]
     assert not (b"content-length" in names and b"transfer-encoding" in names)
+
+
+@pytest.mark.parametrize(
+    ("answered", "shown", "alike"),
+    [
+        ({"name": "a", "older": 1}, {"name": "a", "newer": 2}, True),
+        ({"name": "a"}, {"name": "b"}, False),
+        ({"name": None}, {"name": "b"}, False),
+        ({"shipping": None}, {"shipping": {"name": "b"}}, False),
+        ({"shipping": {"name": "a", "older": 1}}, {"shipping": {"name": "a"}}, True),
+        ({"shipping": {"name": "a"}}, {"shipping": {"name": "b"}}, False),
+        ({"metadata": {}}, {"metadata": {"a": "b"}}, False),
+        ({"customer": {"id": "cus_1", "object": "customer"}}, {"customer": "cus_1"}, True),
+        ({"plan": {"object": "plan", "id": "p"}}, {"plan": {"object": "plan", "id": "q"}}, True),
+        ({"items": [1]}, {"items": {"object": "list"}}, True),
+    ],
+)
+def test_a_read_agrees_with_a_write_in_what_both_versions_say_alike(
+    answered: StripeObject, shown: StripeObject, alike: bool
+) -> None:
+    assert agrees(answered, shown) is alike
