@@ -29,6 +29,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.errors import DatabaseFault, PinstripeError
+from pinstripe.store.cursors import FOLLOWED
 from pinstripe.store.ddl import literal, qualified
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.session import SCOPES_OF, relations
@@ -247,7 +248,8 @@ async def with_rows(connection: Connection, schema: str, names: Iterable[str]) -
 
 
 async def forget_streams(connection: Connection, schema: str, relist: Sequence[str]) -> None:
-    """Delete the cursors of the lists that bring rows of these tables, so that they are read again.
+    """Delete the cursors of the lists that bring rows of these tables, so that they are read again: not how
+    far the events are applied, which is no list of the table `event`.
 
     Rows inside others (invoice lines) have no list of their own: then it is the lists of `around_of`.
     """
@@ -255,7 +257,7 @@ async def forget_streams(connection: Connection, schema: str, relist: Sequence[s
         around = [name for one in relist for name in around_of(one)]
         await connection.execute(
             f"DELETE FROM pinstripe.cursor WHERE schema IN {SCOPES_OF}"
-            " AND position ->> 'table' = ANY($2)",
+            f" AND position ->> 'table' = ANY($2) AND stream <> {literal(FOLLOWED)}",
             schema,
             [*relist, *around],
         )

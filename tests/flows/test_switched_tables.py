@@ -1,0 +1,93 @@
+"""Tables that were switched on or emptied are read again, and no event is lost with that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+from tests.flows.harness.account import make_schema, open_account
+from tests.flows.harness.scripted_stripe import (
+    Object,
+    ScriptedStripe,
+    scripted_stripe,
+)
+
+from pinstripe.catalog.tables import tables
+from pinstripe.store.pool import connect
+from pinstripe.sync.backfill.backfill import Backfill
+
+ALL = ("customer", "event", "product")
+AWAY_S = 400
+"""So long ago ended the last run: more than a run reads of the events before it."""
+
+
+def customer(name: str, number: int = 1) -> Object:
+    return {"id": f"cus_{number}", "object": "customer", "name": name, "created": number}
+
+
+@dataclass
+class Runs:
+    """One account, copied by one run after another."""
+
+    stripe: ScriptedStripe
+    database: str
+    pg: asyncpg.Connection
+
+    async def run(self, names: Collection[str] = ALL) -> None:
+        """A run that syncs these tables."""
+        chosen = {name: tables()[name] for name in names}
+        await make_schema(self.database, chosen=chosen)
+        async with open_account(
+            self.stripe.url, self.stripe.key, self.database, chosen=chosen
+        ) as copy:
+            outcome = await Backfill(copy.source, copy.pool, copy.budget, now=time.time()).run()
+            assert outcome.complete
+
+    async def run_a_while_ago(self, names: Collection[str] = ALL) -> None:
+        await self.run(names)
+        ago = f"- interval '{AWAY_S} s'"
+        await self.pg.execute(f"UPDATE pinstripe.cursor SET as_of = as_of {ago}")
+        for name in names:
+            columns = ", ".join(
+                f"{c} = {c} {ago}" for c in ("_as_of", "_as_of_latest", "_synced_at")
+            )
+            await self.pg.execute(f"UPDATE stripe.{name} SET {columns}")
+
+    def rename(self, name: str, **more: object) -> None:
+        """Stripe renames the customer, a while before the next run, and tells of it."""
+        self.stripe.lists["/v1/customers"] = [customer(name)]
+        second = int(time.time()) - AWAY_S * 3 // 4
+        self.stripe.event("customer.updated", customer(name), created=second, **more)
+
+    async def name(self) -> str:
+        found: str = await self.pg.fetchval("SELECT name FROM stripe.customer WHERE id = 'cus_1'")
+        assert await self.pg.fetch("SELECT * FROM pinstripe.pending") == []
+        return found
+
+
+@asynccontextmanager
+async def runs(database: str) -> AsyncIterator[Runs]:
+    async with scripted_stripe() as stripe, connect(database) as connection:
+        stripe.date_ahead_s = 0.0
+        stripe.lists["/v1/customers"] = [customer("one"), customer("gone", 2)]
+        product = {"id": "prod_1", "object": "product", "created": 5}
+        stripe.event("product.created", product, created=int(time.time()) - 9000)
+        yield Runs(stripe, database, connection)
+
+
+@pytest.mark.parametrize("how", ["switched on", "emptied"])
+async def test_the_event_log_is_read_again_without_losing_how_far_events_are_applied(
+    database: str, how: str
+) -> None:
+    async with runs(database) as it:
+        await it.run_a_while_ago(ALL if how == "emptied" else ("customer", "product"))
+        if how == "emptied":
+            await it.pg.execute("TRUNCATE stripe.event")
+        it.rename("two")
+        await it.run()
+        assert await it.name() == "two"
+        assert await it.pg.fetchval("SELECT count(*) FROM stripe.event") == 2
