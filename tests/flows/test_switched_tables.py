@@ -1,4 +1,4 @@
-"""Tables that were switched on or emptied are read again, and no event is lost with that."""
+"""Tables that lacked events for a time are read again: switched off and on, or forbidden and allowed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import asyncpg
 import pytest
 from tests.flows.harness.account import make_schema, open_account
 from tests.flows.harness.scripted_stripe import (
+    Answer,
     Object,
+    Params,
     ScriptedStripe,
+    error,
     scripted_stripe,
 )
 
@@ -79,6 +82,22 @@ async def runs(database: str) -> AsyncIterator[Runs]:
         yield Runs(stripe, database, connection)
 
 
+async def test_a_table_that_is_switched_off_and_on_has_what_changed_meanwhile(
+    database: str,
+) -> None:
+    async with runs(database) as it:
+        await it.run_a_while_ago()
+        it.rename("two")  # And the other customer is deleted.
+        await it.run(("event", "product"))
+        assert await it.name() == "one"
+        await it.run()
+        assert await it.name() == "two"
+        assert await it.pg.fetchval("SELECT deleted FROM stripe.customer WHERE id = 'cus_2'")
+        it.stripe.asked.clear()
+        await it.run()
+        assert "/v1/customers" not in it.stripe.paths()
+
+
 @pytest.mark.parametrize("how", ["switched on", "emptied"])
 async def test_the_event_log_is_read_again_without_losing_how_far_events_are_applied(
     database: str, how: str
@@ -91,3 +110,24 @@ async def test_the_event_log_is_read_again_without_losing_how_far_events_are_app
         await it.run()
         assert await it.name() == "two"
         assert await it.pg.fetchval("SELECT count(*) FROM stripe.event") == 2
+
+
+async def test_what_a_key_might_not_fetch_for_an_event_is_read_once_it_may(database: str) -> None:
+    """The event is of another version, so its object has to be fetched."""
+    lacks = (
+        "The provided key lacks a permission. Enabling \"Customers Read\" ('customer_read') "
+        "permissions on this key would allow this request to continue."
+    )
+
+    def refused(_: Params) -> Answer:
+        return error(403, lacks)
+
+    async with runs(database) as it:
+        await it.run_a_while_ago()
+        it.rename("two", api_version="2019-12-03")
+        it.stripe.answers["/v1/customers/cus_1"] = refused
+        await it.run()
+        assert await it.name() == "one"
+        del it.stripe.answers["/v1/customers/cus_1"]
+        await it.run()
+        assert await it.name() == "two"

@@ -157,13 +157,31 @@ async def release(
     )
 
 
-async def reopen(connection: Connection, schema: str) -> list[tuple[str, bool]]:
-    """Empty the quarantine at a start; return (table, whether its lists must be read again).
+async def reopen(
+    connection: Connection, schema: str, synced: Sequence[str]
+) -> list[tuple[str, bool]]:
+    """Empty the quarantine at a start; return (table, whether its lists must be read again): also those
+    that were not `synced` for a time, and so missed events. Which are not now is noted as `-table` beside
+    the tables that are loaded.
 
     Refetches of rows become due. The caller handles the lists in the same transaction.
     """
     rows = await connection.fetch(
         'DELETE FROM pinstripe.quarantine WHERE schema = $1 RETURNING "table", relist', schema
+    )
+    rows += await connection.fetch(
+        'DELETE FROM pinstripe.copied WHERE schema = $1 AND "table" = ANY($2::text[])'
+        ' RETURNING substr("table", 2), true',
+        schema,
+        [f"-{table}" for table in synced],
+    )
+    await connection.execute(
+        "INSERT INTO pinstripe.copied (schema, \"table\") SELECT $1, '-' || c.name"
+        ' FROM (SELECT "table" FROM pinstripe.copied WHERE schema = $1 UNION'
+        "  SELECT position ->> 'table' FROM pinstripe.cursor WHERE schema = $1) AS c (name)"
+        " WHERE c.name <> ALL ($2::text[]) AND c.name !~ '^[-*]' ON CONFLICT DO NOTHING",
+        schema,
+        synced,
     )
     await connection.execute(
         f"UPDATE pinstripe.pending SET next_try_at = NULL WHERE schema = $1 AND code = '{QUARANTINED}'",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -132,6 +132,8 @@ class Backfill:
         self._refused: list[Checkpoint] = []
         self._since: int | None = None
         self._resync_since: float | None = None
+        self._lost: Collection[str] = ()
+        self._now = now
         self._was_ready = False
 
     async def prepare(self, *, followed: bool = False) -> int:
@@ -169,7 +171,12 @@ class Backfill:
         if not followed:
             await RefetchWorker(self._source).drain()
         if self._resync_since is not None:
-            await self._queue_missing(self._resync_since)
+            await self._queue_missing(self._source.wanted.keys(), self._resync_since)
+            if all(c.state != "failed" for c in self._ends()):
+                done = Checkpoint(_FULL_RESYNC, "done", as_of=self._resync_since)
+                await self._source.save([done])
+        elif self._lost:
+            await self._queue_missing(self._lost, self._now)
         self.phase = "references"
         if not self._was_ready or sum(w.rows for w in self.works) > rows:
             outcome.references = await self._references.run()
@@ -214,7 +221,7 @@ class Backfill:
             self._references.skip_written()
         self.note = plan.note
         self._set_works(plan.works)
-        self._resync_since = plan.resync_since
+        self._resync_since, self._lost = plan.resync_since, plan.lost
         self._pending = [work for work in self.works if isinstance(work, ChildListStream)]
         return plan.since
 
@@ -237,15 +244,13 @@ class Backfill:
         other = None if work.endpoint.parent else by_parent(work.endpoint)
         return other if other and table_name(other.parent) in self._source.wanted else None
 
-    async def _queue_missing(self, since: float) -> None:
-        """Queue rows that no list returned and whose events are gone."""
-        ends = self._ends()
-        unread = _tables_of(c for c in ends if c.state != "done")
+    async def _queue_missing(self, tables: Collection[str], since: float) -> None:
+        """Fetch rows of these tables that no list returned and whose events are gone."""
+        unread = _tables_of(c for c in self._ends() if c.state != "done" and c.code != LEFT_OUT)
         refetches = RefetchWorker(self._source)
-        refetches.add(await queue_missing(self._source, set(self._source.wanted) - unread, since))
+        tables = (set(tables) & self._source.wanted.keys()) - unread
+        refetches.add(await queue_missing(self._source, tables, since))
         await refetches.work_off()
-        if all(c.state != "failed" for c in ends):
-            await self._source.save([Checkpoint(_FULL_RESYNC, "done", as_of=since)])
 
     async def _read_tails(self, since: int) -> None:
         """If the event log cannot be read: list what was created while the lists were read."""
@@ -366,13 +371,15 @@ _FULL_RESYNC = "anew"
 class BackfillPlan:
     """What a run reads. Events count from the second `since`; `note` is for the progress display.
 
-    `resync_since`: when a full resync began; None if events report what changed.
+    `resync_since`: when a full resync began; None if events report what changed. `lost`: tables whose lists
+    are read again because rows may lack, or lack events.
     """
 
     works: Sequence[ListReader]
     since: int
     note: str = ""
     resync_since: float | None = None
+    lost: Collection[str] = ()
     is_ready: bool = False
     """The first copy was complete once."""
 
@@ -397,6 +404,7 @@ class BackfillPlanner:
         self._account_created = account_created
         self._is_complete = None if deep else is_complete
         self._is_relisted = False
+        self._lost: Collection[str] = ()
 
     async def plan(self, *, followed: bool) -> BackfillPlan:
         """Return the plan. If events count from now on, that is saved before any list is read.
@@ -430,7 +438,7 @@ class BackfillPlanner:
         if last is None or since == self._now:
             # The position is saved before the first list is read.
             await self._source.save([followed_to(since)])
-        return BackfillPlan(works, since, note, resync_since, is_ready)
+        return BackfillPlan(works, since, note, resync_since, self._lost, is_ready)
 
     async def _without_notes(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
         """Forget what an earlier process could not read beside the lists: this one tries it again."""
@@ -441,20 +449,24 @@ class BackfillPlanner:
         return {stream: cursor for stream, cursor in saved.items() if stream not in notes}
 
     async def _without_lost(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-        """Forget the lists of tables that lack the rows they vouch for: emptied by hand, or in quarantine.
+        """Forget the lists of tables that lack rows they vouch for (emptied by hand, or in quarantine), or
+        events (not synced for a time, or fetches were refused).
 
         What an earlier process could not write is tried again.
         """
         schema, wanted = self._source.mirror.schema, self._source.wanted
         async with self._source.transaction() as connection:
             self._source.mirror.quarantine.forget()
-            tried = await reopen(connection, schema)
+            tried = await reopen(connection, schema, sorted(wanted))
             lost = {table for table, relist in tried if relist or not can_be_fetched(table)}
             filled = {_table_of(c) for c in saved.values() if c.state == "done" and c.rows}
             filled &= wanted.keys()
             lost |= filled - await with_rows(connection, schema, filled)
+            unread = (c for c in saved.values() if c.stream.startswith(BESIDE[0]))
+            lost |= {_table_of(c) for c in unread if c.code == NotPermitted.slug} & wanted.keys()
             if not lost:
                 return saved
+            self._lost = lost
             _log.warning("resume.lost", tables=sorted(lost))
             await forget_streams(connection, schema, sorted(lost))
             return dict(await load_checkpoints(connection, schema))
