@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
-from tests.flows.harness.account import Copy, open_copy, quiet
+from tests.flows.harness.account import Copy, open_copy, quiet, until
 from tests.flows.harness.scripted_stripe import (
     Answer,
     Object,
@@ -629,3 +629,46 @@ async def test_what_an_event_asks_for_besides_does_not_settle_a_row_in_doubt(dat
         f.stripe.answers["/v1/customers/cus_1"] = lambda _: (200, customer(next(answers, "two")))
         await f.poll()
         assert await _open_while_old(f, "SELECT name FROM stripe.customer", "two")
+
+
+async def test_a_response_that_is_sure_of_an_event_completes_no_later_one(database: str) -> None:
+    """Another process queued the object again while this one held the refetch of an older event."""
+    async with following(database) as f:
+        await f.write([customer("one")], AsOf(time.time() - 90, time.time() - 80))
+        await f.pg.execute("UPDATE stripe.customer SET _synced_at = now() - interval '1 hour'")
+        held, later = (
+            Refetch("fetch", "customer", "cus_1", since=time.time() - ago) for ago in (600.0, 0.0)
+        )
+        await add_refetches(f.pg, "stripe", [held])
+        f.refetches.add([held])
+        await add_refetches(f.pg, "stripe", [later])
+        answers = iter(("one", "two"))
+        f.stripe.answers["/v1/customers/cus_1"] = lambda _: (200, customer(next(answers, "two")))
+        await f.refetches.work_off()
+        (left,) = await load_refetches(f.pg, "stripe")
+        assert left.refetch.since == pytest.approx(later.since, abs=0.001)
+        await asyncio.sleep(LAG_S)
+        await f.refetches.drain()
+        assert await f.name() == "two"
+        assert await f.pg.fetch("SELECT * FROM pinstripe.pending") == []
+
+
+async def test_a_refetch_that_waits_for_its_next_try_is_made_when_another_process_queues_it(
+    database: str,
+) -> None:
+    async with following(database) as f:
+        await f.write([customer("one")], AsOf(time.time() - 90, time.time() - 80))
+        refetch = Refetch("fetch", "customer", "cus_1", since=time.time() - 60.0)
+        await add_refetches(f.pg, "stripe", [refetch])
+        await f.pg.execute(
+            "UPDATE pinstripe.pending SET attempts = 8, next_try_at = now() + interval '6 hours'"
+        )
+        f.stripe.lists["/v1/customers"] = [customer("two")]
+        working = asyncio.create_task(f.refetches.run())
+        await until(lambda: len(f.refetches) == 1)
+        await add_refetches(f.pg, "stripe", [refetch])
+        f.refetches.poll_now()
+        await until(lambda: not len(f.refetches))
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        assert await f.name() == "two"

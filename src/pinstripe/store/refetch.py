@@ -122,14 +122,16 @@ WHERE schema = $1 AND kind = $2 AND "table" = $3 AND id = $4 AND left(id, 500) =
 # A refetch that was queued again since `started` stays. One that was queued less than `lag` before is made
 # once more, `lag` later: no replica can be behind what queued it then, nor behind what this response has
 # shown. What was queued until `lag` before is answered; of the rest it is open since then. A row in doubt
-# is not settled by a response that was requested for a lesser reason, nor by one that is sure only of an
-# event's second: of the doubt no second is known. Returned is what stays. Rows are locked in the order of
+# is not settled by a response that was requested for a lesser reason. One that is sure only of an event's
+# second settles neither a doubt, of which no second is known, nor a later event, which another process may
+# have queued since this one read the refetch. Returned is what stays. Rows are locked in the order of
 # `_ADD`, so two writers never deadlock.
 _DONE = """
 WITH done AS MATERIALIZED (
   SELECT p.kind, p."table", p.id, u.started, make_interval(secs => u.lag) AS lag, u.again,
     p.priority < u.priority
-    OR p.since = 'epoch' AND u.since > 0 AND u.lag = 0 AND u.kind IN ('fetch', 'children') AS is_lesser
+    OR (p.since = 'epoch' OR p.since > to_timestamp(u.since)) AND u.since > 0 AND u.lag = 0
+      AND u.kind IN ('fetch', 'children', 'nested') AS is_lesser
   FROM unnest($2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::float8[], $7::smallint[],
     $8::text[], $9::float8[]) AS u (kind, tab, id, started, lag, priority, again, since)
   JOIN pinstripe.pending p

@@ -74,6 +74,10 @@ class RefetchQueue:
     def __contains__(self, place: RefetchKey) -> bool:
         return place in self._refetches
 
+    def waits(self, place: RefetchKey) -> bool:
+        """Return whether it waits for its next try."""
+        return place in self._later
+
     def counts(self) -> dict[str, int]:
         """Return how many there are by the name of their class."""
         found: dict[str, int] = {}

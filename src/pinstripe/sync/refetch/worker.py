@@ -155,8 +155,12 @@ class RefetchWorker:
             except PinstripeError as error:
                 _log.debug("todos.untaken", error=error.message)
                 continue
-            # One that is in progress is made again: its row may have been refused before.
-            self._queue.add([noted.refetch for noted in left if noted.released])
+            # One that is in progress is made again: its row may have been refused before. Of those that
+            # wait here for their next try, others have queued some again since.
+            due = [
+                n for n in left if n.released or (not n.wait_s and self._queue.waits(n.refetch.key))
+            ]
+            self._queue.add([noted.refetch for noted in due])
             ours = [noted for noted in left if noted.refetch.key not in self._queue]
             # Conflicts are resolved by the mirror; only what is left of them is loaded here.
             old = now - self._source.replica_lag - timedelta(seconds=_CONTEST_S)
