@@ -672,3 +672,43 @@ async def test_a_refetch_that_waits_for_its_next_try_is_made_when_another_proces
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         assert await f.name() == "two"
+
+
+_OLD_VERSION = "2024-06-20"
+
+
+def _with_item(*, is_old: bool = False) -> Object:
+    """An invoice whose line is an invoice item's, as our version and those until basil have it."""
+    shown = invoice(["il_1"])
+    named = {"invoice_item": "ii_1"}
+    more = named if is_old else {"parent": {"invoice_item_details": named}}
+    shown["lines"]["data"][0] |= more
+    return shown
+
+
+@pytest.mark.parametrize("version", ["", _OLD_VERSION])
+@pytest.mark.parametrize("is_taken_out", [False, True])
+async def test_an_item_that_an_invoice_takes_up_or_lets_go_is_so_though_a_replica_is_behind(
+    database: str, is_taken_out: bool, version: str
+) -> None:
+    """It has no event of its own."""
+    async with following(database) as f:
+        states: list[Object] = [
+            {"id": "ii_1", "object": "invoiceitem", "invoice": owner, "created": 1}
+            for owner in (("in_1", None) if is_taken_out else (None, "in_1"))
+        ]
+        await f.write([states[0]], AsOf(time.time() - 90, time.time() - 80))
+        await f.pg.execute("UPDATE stripe.invoice_item SET _synced_at = now() - interval '1 hour'")
+        answers = iter(states)
+        f.stripe.answers["/v1/invoiceitems/ii_1"] = lambda _: (200, next(answers, states[1]))
+        f.stripe.lists["/v1/invoices"] = [invoice([]) if is_taken_out else _with_item()]
+        told, before = _with_item(is_old=bool(version)), {"total": 1}
+        if is_taken_out:
+            told, before = invoice([]), {"lines": told["lines"]}
+        data = {"object": told, "previous_attributes": before}
+        more = {"api_version": version} if version else {}
+        f.stripe.event("invoice.updated", told, data=data, **more)
+        await f.poll()
+        await f.settle()
+        owner = await f.pg.fetchval("SELECT invoice_id FROM stripe.invoice_item")
+        assert owner == states[1]["invoice"]

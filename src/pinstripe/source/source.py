@@ -104,6 +104,9 @@ REFERENCES = 20
 SCAN = 30
 """Of the slow scan: what nobody waits for."""
 
+TAKEN_UP = "invoice_item"
+"""The table whose objects change when an invoice takes them up, with the event of that invoice alone."""
+
 _FOLLOWED_AT_ONCE = 6
 """Nested lists of one page that are read concurrently."""
 
@@ -195,12 +198,13 @@ class Source:
         """What a response from now on proves of the refetch. `is_told`: the row holds the event already.
 
         A conflict that an earlier process left names no second: nothing says that it is past. That the row
-        holds the event says nothing of what only `expand[]` shows: no event has it.
+        holds the event says nothing of what only `expand[]` shows: no event has it. What is related changes
+        no more, but for `TAKEN_UP`.
         """
         is_past = self.is_past(refetch.since)
-        is_sure = refetch.kind in ("relate", *PREVIEW_KINDS) or (
-            refetch.since > 0 and (is_told or is_past)
-        )
+        is_related = refetch.kind == "relate"
+        is_sure = (is_related and refetch.table != TAKEN_UP) or refetch.kind in PREVIEW_KINDS
+        is_sure |= refetch.since > 0 and (is_past or (is_told and not is_related))
         where = retrieve_endpoint(refetch.table) if refetch.table in self.wanted else None
         hides = refetch.kind == "fetch" and not is_past and where is not None and where.expand
         lag_s = 0.0 if is_sure and not hides else self.replica_lag.total_seconds()

@@ -15,7 +15,7 @@ decides which types there are and which have a table; nothing here knows an even
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import cast
@@ -257,8 +257,8 @@ def related(change: ObjectChange, wanted: Mapping[str, Table]) -> list[Refetch]:
         if target in wanted
     ]
     found += [
-        change.refetch("relate", "invoice_item", key, parent=change.key)
-        for key in _pulled_in(change)
+        change.refetch("relate", "invoice_item", key, parent=invoice)
+        for key, invoice in _pulled_in(change).items()
         if "invoice_item" in wanted
     ]
     other = _CHANGES.get(change.name, "")
@@ -333,18 +333,26 @@ def _may_have_changed(child: str, change: ObjectChange) -> bool:
     return field in change.previous or (change.is_creation and bool(change.object.get(field)))
 
 
-def _pulled_in(change: ObjectChange) -> list[str]:
-    """Return the invoice items that an invoice has taken up: they change without an event of their own."""
-    lines = change.object.get("lines") if change.name == "invoice" else None
+def _pulled_in(change: ObjectChange) -> dict[str, str]:
+    """Return the invoice items that an invoice has taken up, each with its id, and those that it had, with
+    "": they change without an event of their own.
+    """
+    if change.name != "invoice":
+        return {}
+    had = dict.fromkeys(_items_of(change.previous), "")
+    return had | dict.fromkeys(_items_of(change.object), change.key)
+
+
+def _items_of(invoice: StripeObject) -> Iterator[str]:
+    lines = invoice.get("lines")
     entries = lines.get("data") if isinstance(lines, dict) else None
-    found: list[str] = []
     for line in entries if isinstance(entries, list) else ():
         parent = line.get("parent") if isinstance(line, dict) else None
-        details = parent.get("invoice_item_details") if isinstance(parent, dict) else None
+        details = parent.get("invoice_item_details") if isinstance(parent, dict) else line
+        # Until basil the line itself named it.
         key = details.get("invoice_item") if isinstance(details, dict) else None
         if isinstance(key, str):
-            found.append(key)
-    return found
+            yield key
 
 
 @cache

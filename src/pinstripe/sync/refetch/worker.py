@@ -28,7 +28,7 @@ from pinstripe.errors import LostLease, NotFound, PinstripeError
 from pinstripe.mirror.orphans import list_field
 from pinstripe.rows.extract import TruncatedList
 from pinstripe.source.resolve import complete, read_children, refetch_row
-from pinstripe.source.source import Source
+from pinstripe.source.source import TAKEN_UP, Source
 from pinstripe.store.cursors import BESIDE, ended_by
 from pinstripe.store.ddl import qualified
 from pinstripe.store.events import EventDetail, EventFilter, list_events, load_event
@@ -376,7 +376,12 @@ class RefetchWorker:
         event = await self._event(refetch) if answer.lag_s and is_row else None
         if event is not None and await self._is_alone(event):
             answer.proves = proof(event)
+        if refetch.kind == "relate" and refetch.table == TAKEN_UP:
+            answer.proves = lambda obj: (
+                obj is not None and (obj.get("invoice") or "") == refetch.parent
+            )
         if is_row and refetch.kind == "relate" and version and not await self._may_move(refetch):
+            answer.lag_s = 0.0
             await complete(source, answer)
             return answer
         if version and version + source.replica_lag > started and refetch.key not in self._put_off:
@@ -459,7 +464,7 @@ class RefetchWorker:
         """Whether a related object that has a row may have changed: a balance transaction, once, and an
         invoice item when an invoice takes it up.
         """
-        if refetch.table == "invoice_item":
+        if refetch.table == TAKEN_UP:
             return await self._is_taken_up(refetch)
         if refetch.table != "balance_transaction":
             return False
@@ -472,14 +477,14 @@ class RefetchWorker:
         return status == "pending"
 
     async def _is_taken_up(self, refetch: Refetch) -> bool:
-        """Whether the row of an invoice item does not name the invoice that shows it (its parent)."""
+        """Whether the row of an invoice item names another invoice than that which has it: its parent."""
         async with self._source.pool.acquire() as connection:
             found: str | None = await connection.fetchval(
                 f"SELECT invoice_id FROM {qualified(self._source.mirror.schema, 'invoice_item')}"
                 " WHERE id = $1",
                 refetch.id,
             )
-        return found != refetch.parent
+        return (found or "") != refetch.parent
 
 
 def proof(event: EventDetail) -> Callable[[StripeObject | None], bool]:
