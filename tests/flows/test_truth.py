@@ -712,3 +712,39 @@ async def test_an_item_that_an_invoice_takes_up_or_lets_go_is_so_though_a_replic
         await f.settle()
         owner = await f.pg.fetchval("SELECT invoice_id FROM stripe.invoice_item")
         assert owner == states[1]["invoice"]
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_an_object_without_an_address_is_never_as_an_event_of_another_version_shows_it(
+    database: str, is_known: bool
+) -> None:
+    """Until clover a discount held its coupon; now its source names it. Its customer shows it."""
+
+    def discount(**more: object) -> Object:
+        return {"id": "di_1", "object": "discount", "customer": "cus_1", **more}
+
+    ours = discount(source={"type": "coupon", "coupon": "co_1"})
+    old = discount(coupon={"id": "co_1", "object": "coupon"})
+    async with following(database) as f:
+        f.stripe.lists["/v1/customers"] = [customer("one") | {"discount": ours}]
+        if is_known:
+            await f.copy.source.fetch("customer", "cus_1")
+        f.stripe.event("customer.discount.created", old, api_version=_OLD_VERSION)
+        await f.poll()
+        await f.settle()
+        row = await f.pg.fetchrow("SELECT source_coupon_id, _extra FROM stripe.discount")
+        assert row is not None
+        assert tuple(row) == ("co_1", None)
+
+
+async def test_a_row_in_doubt_without_an_address_or_events_is_settled_by_its_parents_list(
+    database: str,
+) -> None:
+    async with following(database) as f:
+        attempt = {"id": "setatt_1", "object": "setup_attempt", "setup_intent": "seti_1"}
+        done = attempt | {"status": "succeeded", "created": 1}
+        f.stripe.lists["/v1/setup_attempts"] = [done]
+        await f.write([attempt | {"status": "processing", "created": 1}], as_of_now())
+        await f.write([done], as_of_now())
+        await f.settle()
+        assert await f.pg.fetchval("SELECT status FROM stripe.setup_attempt") == "succeeded"

@@ -2,6 +2,7 @@
 
     Conflict -> GET the object -> write it, as newer than what we knew before the GET | mark deleted
              -> no address: read the event log around the row's interval -> newest event
+             -> none of our version: read the lists of its owners, or the owners that show it
 
 What was written a replica's lag before the request is older than the response, whatever the clocks say. A
 snapshot that arrives in between is not lost: it conflicts in its turn. Stripe has no address for some
@@ -11,19 +12,21 @@ event log decides which is newer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from math import ceil, floor
 
+from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import (
     child_list,
+    has_address,
     retrieve_endpoint,
     singleton_path,
 )
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
-from pinstripe.catalog.tables import table_name
+from pinstripe.catalog.tables import Column, table_name, tables
 from pinstripe.client.client import iter_pages, list_at, quote_id
 from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
@@ -31,7 +34,7 @@ from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.event import cause_of, created_of, payload
-from pinstripe.rows.extract import RowSet, key_of
+from pinstripe.rows.extract import RowKey, RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source
 from pinstripe.store.daily_counts import note_contradiction
 from pinstripe.store.ddl import qualified, quote
@@ -141,7 +144,45 @@ async def refetch_row(
             source, table, key, started=started, gone=gone, cause=cause, answers=answers
         )
         return True
-    return await resolve_from_events(source, table, key)
+    if await resolve_from_events(source, table, key):
+        return True
+    return await _fetch_owners(source, (table, key), started, priority)
+
+
+async def _fetch_owners(source: Source, row: RowKey, started: datetime, priority: int) -> bool:
+    """Fetch what shows the object of a row, by the owners that the row names; False if it names none."""
+    table, key = row
+    known, place = source.wanted[table], qualified(source.mirror.schema, table)
+    async with source.pool.acquire() as connection:
+        found = await connection.fetchrow(
+            f"SELECT * FROM {place} WHERE {quote(known.key[0])} = $1", key
+        )
+    owners = shown_by(source, table, lambda c: found[c.name]) if found is not None else []
+    for one in owners:
+        if one.kind == "children":
+            await read_children(source, one, started)
+            continue
+        with suppress(NotFound):
+            await source.fetch(one.table, one.id, started=started, priority=priority)
+    return bool(owners)
+
+
+def shown_by(source: Source, table: str, value: Callable[[Column], object]) -> list[Refetch]:
+    """The refetches that show an object without an address: the lists under the owners that it names, or
+    the owners themselves. `value`: that of a column.
+    """
+    found: list[Refetch] = []
+    for column in source.wanted[table].columns:
+        owner = column.references[0] if len(column.references) == 1 else ""
+        key = value(column) if owner in source.wanted and len(column.path) <= 1 else None
+        if column.is_derived or not isinstance(key, str):
+            continue
+        kind = tables()[owner].object_type
+        if child_list(table, kind) is not None:
+            found.append(Refetch("children", table, key, kind))
+        elif owner in holders().get(table, ()) and has_address(owner):
+            found.append(Refetch("fetch", owner, key))
+    return found
 
 
 async def mark_deleted(
@@ -238,7 +279,7 @@ _MOST_TYPES = 20
 async def resolve_from_events(source: Source, table: str, key: str) -> bool:
     """Replaces the row, as it is now, by the newest event of its interval.
 
-    Returns False if no event carries the object, or there is no row.
+    Returns False if no event of our version carries the object, or there is no row.
     """
     known = source.wanted[table]
     async with source.pool.acquire() as connection:
@@ -255,9 +296,11 @@ async def resolve_from_events(source: Source, table: str, key: str) -> bool:
         return False
     if event is None:
         return False
-    obj = payload(event)
+    obj, is_ours = payload(event), event.get("api_version") == source.mirror.api_version
     if known.deletable and deletes(str(event.get("type"))):
-        obj = {**obj, "deleted": True}
+        obj = {**(obj if is_ours else {"id": key, "object": obj["object"]}), "deleted": True}
+    elif not is_ours:
+        return False
     found = RowSet()
     source.mirror.extractor.object(obj, found)
     second = float(created_of(event))

@@ -32,13 +32,14 @@ from pinstripe.catalog.endpoints import (
 )
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import announced, deletes, with_events
-from pinstripe.catalog.tables import PAYOUT_LINES, Table, table_name, table_of_object
+from pinstripe.catalog.tables import PAYOUT_LINES, Column, Table, table_name, table_of_object
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import AsOf, Cause, StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
 from pinstripe.rows.event import cause_of, created_of, payload, previous_attributes, request_of
 from pinstripe.rows.extract import MemberSet, Row, RowSet, key_of
+from pinstripe.source.resolve import shown_by
 from pinstripe.source.source import Source, parent_of
 from pinstripe.store.refetch import Refetch, RefetchKind
 
@@ -103,6 +104,11 @@ class EventApplier:
                 # A table through which previews are found is gone; the next refill requests all of them.
                 _log.warning("applying.no_previews", error=error.message)
         return parts, refetches
+
+    def _owners(self, change: ObjectChange, table: str) -> list[Refetch]:
+        """Return what shows an object that cannot be fetched itself."""
+        asked = shown_by(self._source, table, lambda column: _at(change.object, column))
+        return [change.refetch(one.kind, one.table, one.id, parent=one.parent) for one in asked]
 
     def _rowless(self, event: StripeObject, obj: StripeObject) -> tuple[Part, list[Refetch]]:
         """An object without a row of its own (an alert that was triggered): what it holds may have one."""
@@ -174,6 +180,8 @@ class EventApplier:
             return False, [fetch]
         if is_listed:
             return False, []
+        if is_hint and not change.deleted and (owners := self._owners(change, table)):
+            return False, owners
         if change.deleted and wanted[table].deletable:
             # In another version the payload is only reliable about which object is gone.
             stub = {"id": change.key, "object": change.name}
@@ -411,12 +419,18 @@ def _references(table: Table, obj: StripeObject) -> list[tuple[str, str]]:
         targets = [t for t in column.references if t in _eventless_targets()]
         if len(targets) != 1 or column.read not in ("id", "text"):
             continue
-        value: object = obj
-        for key in column.path:
-            value = value.get(key) if isinstance(value, dict) else None
+        value = _at(obj, column)
         if isinstance(value, str) and value:
             found.append((targets[0], value))
     return found
+
+
+def _at(obj: StripeObject, column: Column) -> object:
+    """The value of a column's field in an object; None where it has none."""
+    value: object = obj
+    for key in column.path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 @dataclass(frozen=True, slots=True)
