@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,8 @@ from tests.flows.test_proxy import SMALL, front
 
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
-from pinstripe.sync.events.poller import PollIntervals
+from pinstripe.sync.events.poller import EventPoller, PollIntervals
+from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import running
 
@@ -185,3 +187,60 @@ async def test_every_read_sees_its_write_with_a_reader_beside(database: str) -> 
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
+
+
+async def _reader_comes_by(account: GatewayAccount, began: float) -> None:
+    """A process that syncs applies the events, and works off what is pending."""
+    await asyncio.sleep(0.3)  # What is owed is noted beside the answer.
+    refetches = RefetchWorker(account.sync.source)
+    await EventPoller(account.sync.source, refetches, since=began).read_lookback(began)
+    for _ in range(3):
+        await refetches.drain()
+        await asyncio.sleep(0.25)  # More than a replica is behind here.
+    await account.sync.mirror.wait_resolved()
+    async with connect(account.url) as connection:
+        assert await connection.fetch("SELECT * FROM pinstripe.pending") == []
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "cut", "reset_in_body", "html"])
+@pytest.mark.parametrize("table", ["payment_intent", "shipping_rate"])
+async def test_a_write_without_an_event_whose_answer_is_lost_is_looked_up(
+    database: str, kind: str, table: str
+) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        began = time.time()
+        _, page, _ = await it.ask("GET", f"/v1/{table}s?limit=1")
+        path = f"/v1/{table}s/{page['data'][0]['id']}"
+        sim.control.fault(kind=kind, count=1, method="POST")
+        async with it.client.post(
+            it.url + path, data={"metadata[a]": "b"}, headers=it.account.bearer
+        ) as response:
+            assert response.headers["pinstripe-mirrored"] == "no"
+        await _reader_comes_by(it.account, began)
+        row = await it.account.row(table, page["data"][0]["id"])
+        (truth,) = [o for o in sim.control.truth(table) if o["id"] == page["data"][0]["id"]]
+        assert row is not None
+        assert json.loads(row["metadata"]) == truth["metadata"]
+
+
+@pytest.mark.parametrize("how", ["another version", "replayed"])
+async def test_a_write_without_an_event_that_is_read_from_a_replica_is_read_once_more(
+    database: str, how: str
+) -> None:
+    async with running(SMALL) as sim, front(sim, database) as it:
+        began = time.time()
+        _, page, _ = await it.ask("GET", "/v1/payment_intents?limit=1")
+        path = f"/v1/payment_intents/{page['data'][0]['id']}"
+        await asyncio.sleep(0.3)
+        sim.control.nastiness(stale_share=1.0, stale_s=0.18)
+        headers = {"Stripe_Version": "2024-06-20"}
+        if how == "replayed":
+            headers = {"Idempotency_Key": "once"}
+            sim.control.fault(kind="reset_after", count=1, method="POST")
+            await it.ask("POST", path, {"metadata[a]": "b"}, **headers)
+        status, body, _ = await it.ask("POST", path, {"metadata[a]": "b"}, **headers)
+        assert (status, body["metadata"]["a"]) == (200, "b")
+        await _reader_comes_by(it.account, began)
+        row = await it.account.row("payment_intent", page["data"][0]["id"])
+        assert row is not None
+        assert json.loads(row["metadata"])["a"] == "b"

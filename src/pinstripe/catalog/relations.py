@@ -128,6 +128,13 @@ def with_events() -> frozenset[str]:
 
 
 @cache
+def reported() -> frozenset[str]:
+    """Object names whose updates events report. The others change without one."""
+    found = (event for event in spec().events if event.name.endswith(".updated"))
+    return frozenset(name for event in found for name in event.carries)
+
+
+@cache
 def announced() -> frozenset[str]:
     """Object names whose creation an event reports. The others appear without one."""
     born = {

@@ -32,6 +32,7 @@ from pinstripe.catalog.endpoints import (
 )
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parents as parent_types
+from pinstripe.catalog.relations import reported
 from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
 from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
@@ -56,6 +57,7 @@ from pinstripe.gateway.proxy.objects import (
     collection_table,
     is_preview,
     parents_of,
+    places_of,
     read_aside,
     unpack,
 )
@@ -608,6 +610,21 @@ def follow_up(sync: OpenSync, row_set: RowSet, as_of: AsOf) -> Effect | None:
         await add_refetches(connection, sync.schema, refetches)
 
     return note
+
+
+async def owe_silent(sync: OpenSync, path: str) -> None:
+    """Queue fetches of the objects that the path of a write names, if no event tells of their updates: what
+    the write did is not known.
+    """
+    refetches: list[Refetch] = []
+    parent, since = "", sync.source.now()
+    for table, key in places_of(path):
+        if table in sync.mirror.tables and tables()[table].object_type not in reported():
+            refetches.append(Refetch("fetch", table, key, parent, since=since))
+        parent = key
+    if refetches:
+        async with sync.source.transaction() as connection:
+            await add_refetches(connection, sync.schema, refetches)
 
 
 async def fetch_one(

@@ -50,6 +50,7 @@ from pinstripe.gateway.proxy.mirroring import (
     MirrorResult,
     ProxyRequest,
     ResponseMirror,
+    owe_silent,
 )
 from pinstripe.gateway.proxy.objects import is_preview, measured_response, places_of
 from pinstripe.gateway.proxy.upstream import (
@@ -195,12 +196,14 @@ class Proxy:
         """`receive` tells of the caller's going, where there is nothing else left to receive."""
         if not is_json(response) or request.method == "HEAD":
             outcome = MirrorResult("no", "no-objects", sync)
+            self._after_write.written(sync, request, response, outcome)
             headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, response, headers, receive=receive)
             return
         body, whole = await self._read(response)
         if not whole:
             outcome = MirrorResult("no", "too-large", sync)
+            self._after_write.written(sync, request, response, outcome)
             headers = our_headers(outcome, self._after_write.as_of(sync))
             await stream_response(send, response, headers, begun=body, receive=receive)
             return
@@ -208,10 +211,9 @@ class Proxy:
             outcome = await self.answers.mirror(request, response, body)
         else:
             outcome = MirrorResult("no", "no-objects", sync)
-        if request.writes:
-            # Not sooner: the reader would write the same rows at the same moment, and the slower of the
-            # two would wait for the other's commit, with the caller.
-            self._after_write.written(outcome.sync or sync, response)
+        # Not sooner: the reader would write the same rows at the same moment, and the slower of the two
+        # would wait for the other's commit, with the caller.
+        self._after_write.written(outcome.sync or sync, request, response, outcome)
         waited = await self._after_write.waited(outcome.sync, request, response, wait_s)
         as_of = self._after_write.as_of(outcome.sync)
         await send_response(send, response, body, our_headers(outcome, as_of, waited=waited))
@@ -412,9 +414,19 @@ class AfterWrite:
         self._writes: dict[str, deque[Write]] = {}
         self._measured_at: dict[str, float] = {}
 
-    def written(self, sync: OpenSync | None, response: UpstreamResponse) -> None:
-        """Request a sync, unless the status says that Stripe rejected the write."""
-        if response.status not in (401, 403, 404, 429):
+    def written(
+        self,
+        sync: OpenSync | None,
+        request: ProxyRequest,
+        response: UpstreamResponse,
+        outcome: MirrorResult,
+    ) -> None:
+        """Request a sync after a write, unless the status says that Stripe rejected it."""
+        if not request.writes:
+            return
+        if outcome.mirrored == "no" and response.status // 100 in (2, 5):
+            self.unanswered(sync, request)
+        elif response.status not in (401, 403, 404, 429):
             self._request_soon(sync)
         request_id = response.header(b"request-id").decode("latin-1")
         if sync is not None and request_id and 200 <= response.status < 300:
@@ -427,9 +439,16 @@ class AfterWrite:
                 self._start(self._measure(sync, writes))
 
     def unanswered(self, sync: OpenSync | None, request: ProxyRequest) -> None:
-        """Request a sync: Stripe may have executed a write that got no response."""
-        if request.writes:
+        """Request a sync: Stripe may have executed a write that got no response, or none that is read."""
+        if request.writes and sync is not None:
             self._request_soon(sync)
+            self._start(self._owe(sync, request.target.path))
+
+    async def _owe(self, sync: OpenSync, path: str) -> None:
+        try:
+            await owe_silent(sync, path)
+        except PinstripeError as error:
+            _log.warning("proxy.unmirrored", path=path, error=error.message)
 
     def wait_of(self, headers: Headers) -> float:
         """Seconds that the caller wants the response to be held for its events; 0 for not at all.
