@@ -244,3 +244,16 @@ async def test_a_write_without_an_event_that_is_read_from_a_replica_is_read_once
         row = await it.account.row("payment_intent", page["data"][0]["id"])
         assert row is not None
         assert json.loads(row["metadata"])["a"] == "b"
+
+
+async def test_the_answer_to_the_deletion_of_a_v2_object_flags_its_row(database: str) -> None:
+    """It says what was deleted, and not that it was (`DeletedObject` of the SDK)."""
+    async with running(SMALL) as sim, front(sim, database) as it:
+        _, page, _ = await it.ask("GET", "/v2/core/event_destinations")
+        key = page["data"][0]["id"]
+        _, gone, response = await it.ask("DELETE", f"/v2/core/event_destinations/{key}")
+        assert gone == {"id": key, "object": "v2.core.event_destination"}
+        assert response.headers["pinstripe-mirrored"] == "yes"
+        row = await it.account.row("v2_core_event_destination", key)
+        assert row is not None
+        assert row["deleted"]

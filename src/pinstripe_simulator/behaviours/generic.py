@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pinstripe.catalog.model import Field
+from pinstripe.catalog.model import Field, spec
 from pinstripe_simulator.answers import Request, singleton
 from pinstripe_simulator.beyond_types import ALWAYS_THERE
 from pinstripe_simulator.ledger import Ledger
@@ -140,9 +140,14 @@ def change_singleton(request: Request, ledger: Ledger) -> StripeObject:
 
 
 def delete(request: Request, ledger: Ledger) -> object:
-    if not request.operation.returns:
-        return {"id": request.match.path_values[-1], "deleted": True}
-    return ledger.delete(target(request, ledger))
+    if request.operation.returns:
+        return ledger.delete(target(request, ledger))
+    # Of a v2 object: `DeletedObject` of the SDK.
+    path, key = request.operation.path, request.match.path_values[-1]
+    shown = (o for o in spec().operations if o.kind == "retrieve" and o.path == path)
+    gone: StripeObject = {"id": key, "object": next(shown).returns[0]}
+    ledger.delete(gone)
+    return gone
 
 
 def taken_over(ledger: Ledger, request: Request, found: StripeObject) -> StripeObject:
