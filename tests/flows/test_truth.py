@@ -20,10 +20,12 @@ from tests.flows.harness.scripted_stripe import (
     scripted_stripe,
 )
 
+from pinstripe.catalog.tables import tables
 from pinstripe.client.client import list_at
 from pinstripe.client.response import AsOf, Cause, Margins, as_of_response
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.resolve import resolve_from_events
+from pinstripe.source.source import LIVE
 from pinstripe.store.pool import connect
 from pinstripe.store.refetch import (
     Refetch,
@@ -33,6 +35,7 @@ from pinstripe.store.refetch import (
     load_refetches,
 )
 from pinstripe.sync.events.poller import EventPoller
+from pinstripe.sync.events.reader import EventLogReader
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 pytestmark = pytest.mark.migrated
@@ -75,7 +78,7 @@ class Following:
         await self.copy.mirror.write([(found, as_of)])
 
     async def alive(self, table: str) -> list[str]:
-        dead = "deleted IS TRUE" if table != "line_item" else "false"
+        dead = "deleted IS TRUE" if tables()[table].deletable else "false"
         rows = await self.pg.fetch(f"SELECT id FROM stripe.{table} WHERE NOT ({dead}) ORDER BY id")
         return [row[0] for row in rows]
 
@@ -748,3 +751,30 @@ async def test_a_row_in_doubt_without_an_address_or_events_is_settled_by_its_par
         await f.write([done], as_of_now())
         await f.settle()
         assert await f.pg.fetchval("SELECT status FROM stripe.setup_attempt") == "succeeded"
+
+
+async def test_events_of_one_second_are_applied_together_though_they_stand_on_two_pages(
+    database: str,
+) -> None:
+    """Whoever waits for a request sees all that it did once one of its events is applied."""
+    async with following(database) as f:
+        now = int(time.time())
+        await f.poll()
+        for n in range(150):  # The newest hundred are the first page.
+            request = {"id": "req_x" if n in (49, 50, 51) else f"req_{n}", "idempotency_key": None}
+            shown = customer(str(n)) | {"id": f"cus_{n}"}
+            f.stripe.event("customer.updated", shown, created=now - 1 + n // 100, request=request)
+        seen: list[int] = []
+
+        async def apply(
+            events: Sequence[Object], listed_at: AsOf, *, as_of: float | None = None
+        ) -> None:
+            await f.live.apply(events, listed_at, as_of=as_of)
+            rows = await f.pg.fetch(
+                "SELECT FROM pinstripe.applied_event WHERE request_id = 'req_x'"
+            )
+            seen.append(len(rows))
+
+        reader = EventLogReader(f.copy.source, f.live._applied)
+        await reader.window(now - 60, priority=LIVE, apply=apply)
+        assert seen == [0, 3]

@@ -157,11 +157,11 @@ class EventLogReader:
                 listed_at = listed_at.union(page_as_of) if listed_at and gathered else page_as_of
                 gathered += self._applied.fresh(events, is_below=is_below)
                 is_below = is_below or self._applied.has_any(page.ids)
-                is_ripe = len(gathered) >= most or self._applied.is_reached(page.ids)
-                if is_last or (gathered and is_ripe):
-                    await apply(gathered, listed_at, as_of=began if is_last else None)
-                    passed |= self._applied.unanchored(str(event.get("id")) for event in gathered)
-                    gathered = []
+                ripe = gathered if is_last else self._ripe(gathered, page, most)
+                if is_last or ripe:
+                    await apply(ripe, listed_at, as_of=began if is_last else None)
+                    passed |= self._applied.unanchored(str(event.get("id")) for event in ripe)
+                    gathered = gathered[len(ripe) :]
                 if is_last:
                     self._applied.anchor(passed)
                     return
@@ -171,6 +171,16 @@ class EventLogReader:
 
     def _has_all(self, page: PageIds) -> bool:
         return self._applied.has_all(key for key in page.ids if key is not None)
+
+    def _ripe(self, events: list[StripeObject], page: PageIds, most: int) -> list[StripeObject]:
+        """The events to apply before the next page, which may have others of the last second: whoever
+        waits for a request sees all of them, or none, unless that second has very many.
+        """
+        if not events or (len(events) < most and not self._applied.is_reached(page.ids)):
+            return []
+        seconds = list(map(created_of, events))
+        last = seconds.index(seconds[-1])
+        return events if len(events) - last >= _MOST_EVENTS else events[:last]
 
 
 def _sensible(events: Sequence[StripeObject]) -> list[StripeObject]:
