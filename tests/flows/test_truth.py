@@ -778,3 +778,17 @@ async def test_events_of_one_second_are_applied_together_though_they_stand_on_tw
         reader = EventLogReader(f.copy.source, f.live._applied)
         await reader.window(now - 60, priority=LIVE, apply=apply)
         assert seen == [0, 3]
+
+
+async def test_the_balance_of_a_customer_has_another_name_in_old_versions(database: str) -> None:
+    async with following(database) as f:
+        await f.write([customer("one")], AsOf(time.time() - 90, time.time() - 80))
+        f.stripe.lists["/v1/customers"] = [customer("one") | {"balance": 5}]
+        entry = {"id": "cbtxn_1", "object": "customer_balance_transaction", "customer": "cus_1"}
+        f.stripe.lists["/v1/customers/cus_1/balance_transactions"] = [entry | {"created": 1}]
+        old = customer("one") | {"account_balance": 5}
+        data = {"object": old, "previous_attributes": {"account_balance": 0}}
+        f.stripe.event("customer.updated", old, api_version="2018-02-28", data=data)
+        await f.poll()
+        await f.settle()
+        assert await f.alive("customer_balance_transaction") == ["cbtxn_1"]

@@ -202,7 +202,9 @@ class EventApplier:
 
 # Child lists that change only if the event of the parent names one of these fields. Without this table
 # every event of a customer would cost a request.
-_ONLY_IF_CHANGED = {"customer_balance_transaction": "balance"}
+_ONLY_IF_CHANGED = {
+    "customer_balance_transaction": ("balance", "account_balance")
+}  # Until 2019-10-17.
 
 # Child lists that are empty while their parent names no such object.
 _EMPTY_WITHOUT = {"setup_attempt": "latest_attempt"}
@@ -334,11 +336,11 @@ def _may_have_changed(child: str, change: ObjectChange) -> bool:
     condition = _ONLY_IF_TRUE.get(child)
     if condition is not None and not change.object.get(condition):
         return False
-    field = _ONLY_IF_CHANGED.get(child)
-    if field is None:
+    fields = _ONLY_IF_CHANGED.get(child)
+    if fields is None or not change.previous.keys().isdisjoint(fields):
         return True
     # A new balance of 0 has no history.
-    return field in change.previous or (change.is_creation and bool(change.object.get(field)))
+    return change.is_creation and any(map(change.object.get, fields))
 
 
 def _pulled_in(change: ObjectChange) -> dict[str, str]:
