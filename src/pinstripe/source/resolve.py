@@ -159,11 +159,11 @@ async def _fetch_owners(source: Source, row: RowKey, started: datetime, priority
         )
     owners = shown_by(source, table, lambda c: found[c.name]) if found is not None else []
     for one in owners:
-        if one.kind == "children":
-            await read_children(source, one, started)
-            continue
         with suppress(NotFound):
-            await source.fetch(one.table, one.id, started=started, priority=priority)
+            if one.kind == "children":
+                await read_children(source, one, started)
+            else:
+                await source.fetch(one.table, one.id, started=started, priority=priority)
     return bool(owners)
 
 

@@ -161,8 +161,7 @@ async def reopen(
     connection: Connection, schema: str, synced: Sequence[str]
 ) -> list[tuple[str, bool]]:
     """Empty the quarantine at a start; return (table, whether its lists must be read again): also those
-    that were not `synced` for a time, and so missed events. Which are not now is noted as `-table` beside
-    the tables that are loaded.
+    that were not `synced` for a time. Which are not now is noted as `-table`.
 
     Refetches of rows become due. The caller handles the lists in the same transaction.
     """

@@ -55,8 +55,6 @@ _MOST_ROWS = 10_000
 ten entries in each of a few lists has some thousands."""
 
 _STUB = frozenset({"deleted", "id", "livemode", "object"})
-_V2_STUB = frozenset({"id", "object"})
-"""All that the deletion of a v2 object answers (`DeletedObject` of the SDK)."""
 
 _CREDENTIALS = frozenset({"ephemeral_key", "v2.billing.meter_event_session"})
 """Types that are a key and its dates, and live for minutes. See `read`."""
@@ -164,8 +162,8 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
         objects = [entry for entry in entries if isinstance(entry, dict)]
         keys = [extractor.object(entry, row_set, parents=parents) for entry in objects]
         return ParsedResponse(row_set, None, False, _modes(objects), whole=None not in keys)
-    if decoded.keys() == _V2_STUB and str(decoded["object"]).startswith("v2."):
-        decoded["deleted"] = True
+    if decoded.keys() == {"id", "object"} and str(decoded["object"]).startswith("v2."):
+        decoded["deleted"] = True  # All that a deletion answers (`DeletedObject` of the SDK).
     problem = decoded.get("error")
     # A declined payment: what the request was about, as it is now that it has been refused
     # (https://docs.stripe.com/api/errors).

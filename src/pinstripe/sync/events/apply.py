@@ -105,11 +105,6 @@ class EventApplier:
                 _log.warning("applying.no_previews", error=error.message)
         return parts, refetches
 
-    def _owners(self, change: ObjectChange, table: str) -> list[Refetch]:
-        """Return what shows an object that cannot be fetched itself."""
-        asked = shown_by(self._source, table, lambda column: _at(change.object, column))
-        return [change.refetch(one.kind, one.table, one.id, parent=one.parent) for one in asked]
-
     def _rowless(self, event: StripeObject, obj: StripeObject) -> tuple[Part, list[Refetch]]:
         """An object without a row of its own (an alert that was triggered): what it holds may have one."""
         found, second = RowSet(), created_of(event)
@@ -180,8 +175,12 @@ class EventApplier:
             return False, [fetch]
         if is_listed:
             return False, []
-        if is_hint and not change.deleted and (owners := self._owners(change, table)):
-            return False, owners
+        if is_hint and not change.deleted:
+            owners = shown_by(self._source, table, lambda column: _at(change.object, column))
+            if owners:
+                return False, [
+                    change.refetch(o.kind, o.table, o.id, parent=o.parent) for o in owners
+                ]
         if change.deleted and wanted[table].deletable:
             # In another version the payload is only reliable about which object is gone.
             stub = {"id": change.key, "object": change.name}
