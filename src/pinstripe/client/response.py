@@ -33,6 +33,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _decoder = msgspec.json.Decoder()
 _NUL = rb"\u0000"
 _NUL_SHOWN = rb"\u2400"
+_DEEPEST = 100
+"""Levels of nesting that are kept. Stripe's objects have about ten; what walks and encodes them ends at
+some hundreds.
+"""
+_DEEP = (b"\n" + b"  " * _DEEPEST, b"]" * _DEEPEST, b"}" * _DEEPEST)
+"""One of these is in every body that nests deeper: Stripe indents by two spaces."""
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +184,19 @@ def is_whole_object(body: bytes) -> bool:
         return False
     try:
         _any_json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return isinstance(decode_odd(body), dict)
     return True
 
 
 def decode_odd(body: bytes) -> object:
-    """The JSON of a body that a strict decoder refuses for lone surrogates or bytes that are not UTF-8.
+    """The JSON of a body that a strict decoder refuses: lone surrogates, no UTF-8, too many levels.
 
     None where it is no JSON at all. Its strings may hold what Postgres refuses: read ids from it only.
     """
     try:
-        value: object = json.loads(body.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
+        value: object = json.loads(_show_depths(body).decode("utf-8", "replace"))
+    except ValueError:
         return None
     return value
 
@@ -199,13 +206,15 @@ def decode(body: bytes) -> object:
 
     JSON allows two things that Postgres text refuses: the NUL character and halves of surrogate pairs. Both
     become visible stand-ins (U+2400 ␀ and U+FFFD) instead of an error or a lost row. So do bytes that are
-    not UTF-8.
+    not UTF-8. What is nested deeper than a hundred levels becomes a text, which is its JSON.
     """
     if _NUL in body:
         body = _show_nul(body)
+    if any(mark in body for mark in _DEEP):
+        body = _show_depths(body)
     try:
         value: object = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         odd = decode_odd(body)
         if odd is None:
             raise msgspec.DecodeError(str(error)) from None
@@ -223,6 +232,23 @@ def _show_nul(body: bytes) -> bytes:
         pieces += [before, _NUL if escaped else _NUL_SHOWN]
         start = at + len(_NUL)
     return b"".join([*pieces, body[start:]])
+
+
+def _show_depths(body: bytes) -> bytes:
+    """JSON text in which values beyond the deepest level stand as strings."""
+    pieces: list[bytes] = []
+    done = begins = depth = 0
+    for token in _TOKEN.finditer(body):
+        if token[0] in b"[{":
+            depth += 1
+            begins = token.start() if depth == _DEEPEST + 1 else begins
+        elif token[0] in b"]}":
+            if depth == _DEEPEST + 1:
+                shown = json.dumps(body[begins : token.end()].decode("utf-8", "replace"))
+                pieces += [body[done:begins], shown.encode()]
+                done = token.end()
+            depth -= 1
+    return b"".join([*pieces, body[done:]])
 
 
 def _clean(value: object) -> object:
@@ -316,7 +342,7 @@ def read_ids(response: Response, path: str) -> PageIds:
     """The ids of a page, several times cheaper than `read_list`. Raises Drifted if it is no list."""
     try:
         page = _list_decoder.decode(response.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         odd = _read_odd(response)
         if odd is not None:
             return odd

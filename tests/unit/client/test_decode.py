@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pinstripe.client.response import clean_text, decode
+from pinstripe.client.response import clean_text, decode, is_whole_object
 
 anything = st.characters(codec=None)
 pieces = st.sampled_from(
@@ -96,3 +96,23 @@ def test_what_is_not_json_says_so(body: bytes) -> None:
 
 def test_clean_text_shows_what_postgres_cannot_hold() -> None:
     assert clean_text("a\x00b\ud800") == "a␀b\ufffd"
+
+
+@pytest.mark.parametrize("levels", [90, 400, 20_000])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_nests_too_deep_stands_as_its_text(levels: int, indent: int | None) -> None:
+    inner = '{"]": "[", "a": ' * levels + "1" + "}" * levels
+    if indent:
+        inner = (
+            "".join(f'\n{"  " * n}{{"]": "[", "a": ' for n in range(levels)) + "1" + "}" * levels
+        )
+    body = f'{{"id": "cus_1", "odd": {inner}, "name": "b"}}'.encode()
+    value = decode(body)
+    assert isinstance(value, dict)
+    assert (value["id"], value["name"]) == ("cus_1", "b")
+    deepest, depth = value["odd"], 0
+    while isinstance(deepest, dict):
+        deepest, depth = deepest["a"], depth + 1
+    assert deepest == 1 if levels < 100 else isinstance(deepest, str) and deepest[:5] == '{"]":'
+    assert depth == min(levels, 99)
+    assert is_whole_object(body)
