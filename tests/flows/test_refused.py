@@ -275,3 +275,25 @@ async def test_a_table_that_was_emptied_or_dropped_by_hand_is_said_and_read_agai
     ended = await once(stripe, database, ",".join(tables))
     assert "read again" not in ended.err
     assert "/v1/customers" not in stripe.paths()
+
+
+@pytest.mark.parametrize(
+    "url", ["@127.0.0.1:1/x", "https://evil.test/x", "/v1/customers", "/v1/invoices/lines", None]
+)
+async def test_a_nested_list_whose_address_leads_elsewhere_is_read_where_it_is(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection, url: str | None
+) -> None:
+    lines = [
+        {"id": f"il_{n:02}", "object": "line_item", "amount": n, "invoice": "in_2"}
+        for n in range(12)
+    ]
+    stripe.lists["/v1/invoices/in_2/lines"] = lines
+    shown = {"object": "list", "data": lines[:10], "has_more": True, "url": url}
+    stripe.lists["/v1/invoices"] = [
+        {"id": f"in_{n}", "object": "invoice", "created": n, **({"lines": shown} if n == 2 else {})}
+        for n in (3, 2, 1)
+    ]
+    ended = await once(stripe, database, "invoice,line_item")
+    assert ended.code == 0, ended.text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.invoice") == 3
+    assert await pg.fetchval("SELECT count(*) FROM stripe.line_item") == 12

@@ -234,6 +234,12 @@ class StripeClient:
     def _repeatable(
         self, method: Method, path: str, headers: dict[str, str], *, endpoint: str, priority: int
     ) -> _Call:
+        if not path.startswith("/"):
+            # Behind the base it would name another host (`@host/x`, `.host/x`), and the key would go there.
+            raise Drifted(
+                f"An answer names an address that is not one of Stripe's API: {path[:80]}.",
+                hint="Report it to Stripe with the object's id.",
+            )
         return _Call(
             method, self.base_url, path, None, headers, endpoint, priority, repeatable=True
         )

@@ -292,8 +292,8 @@ class Extractor:
                 self.virtual(child, entry, last, found, parents={whose: key})
             else:
                 last = self.object(entry, found, parents={table: key}) or last
-        url = value.get("url")
-        if value.get("has_more") is True and isinstance(url, str) and last:
+        if value.get("has_more") is True and last:
+            url = _address(value, key)
             found.lists.append(TruncatedList(url, table, key, child, last, len(value["data"])))
 
     def _plan(self, table: Table) -> Plan:
@@ -351,9 +351,15 @@ def _note_members(value: Value, place: tuple[str, str, str], found: RowSet) -> N
         found.sets.append(MemberSet(table, key, step, ids))
         return
     for cut in reversed(found.lists):
-        if (cut.parent_table, cut.parent_id, cut.url) == (table, key, value.get("url")):
+        if (cut.parent_table, cut.parent_id, cut.url) == (table, key, _address(value, key)):
             cut.field, cut.shown = step, ids
             return
+
+
+def _address(value: Value, key: str) -> str:
+    """The `url` of a list inside the object `key`; what stands for it where the list has none."""
+    url = value.get("url")
+    return url if isinstance(url, str) and url else f"#{key}"
 
 
 def key_of(name: str, obj: StripeObject) -> str | None:

@@ -40,6 +40,8 @@ from pinstripe.catalog.endpoints import (
     retrieve_endpoint,
 )
 from pinstripe.catalog.model import spec
+from pinstripe.catalog.relations import parent_of as listed_under
+from pinstripe.catalog.relations import parent_parameter
 from pinstripe.catalog.tables import Table, table_name, tables
 from pinstripe.client.client import StripeClient, iter_pages, list_at, list_of, quote_id, split_url
 from pinstripe.client.rate_limit import WorkClass
@@ -393,7 +395,7 @@ class Source:
         return requests
 
     async def _follow_one(self, truncated: TruncatedList, priority: int, as_of: AsOf) -> int:
-        name = endpoint_of(truncated.url.partition("?")[0])
+        name = endpoint_of(list_address(truncated)[0])
         if name in self.unreadable_lists:
             return 0
         try:
@@ -545,26 +547,33 @@ class Members:
 
 
 def list_address(truncated: TruncatedList) -> tuple[str, list[Param]]:
-    """(path, parameters) of a nested list: those of its `url`, if a list is there.
+    """(path, parameters) of a nested list: those of its `url`, if a list of such objects is there.
 
     The `url` of an invoice's payments, `/v1/invoices/payments`, is that of an invoice (seen in recorded
     answers). They are listed at `/v1/invoice_payments?invoice=`
-    (https://docs.stripe.com/api/invoice-payment/list).
+    (https://docs.stripe.com/api/invoice-payment/list). An address that leads elsewhere is not used.
 
     >>> payments = "/v1/invoices/payments"
     >>> list_address(TruncatedList(payments, "invoice", "in_1", "invoice_payment", "inpay_1", 10))
     ('/v1/invoice_payments', [('invoice', 'in_1')])
+    >>> list_address(TruncatedList("@evil.test/", "invoice", "in_1", "line_item", "il_1", 10))
+    ('/v1/invoices/in_1/lines', [])
     """
     path, fixed = split_url(truncated.url)
     child, parent = tables().get(truncated.child_table), tables().get(truncated.parent_table)
-    at = endpoint_of(path)
-    listed = {f"GET {o.path}" for o in spec().operations if o.kind == "list"}
-    if child is None or parent is None or at in listed or at == f"GET {path}":
+    if child is None or parent is None:
         return path, fixed
-    for operation in spec().operations:
-        takes = any(p.name == parent.object_type for p in operation.params)
-        if operation.kind == "list" and takes and operation.returns == (child.object_type,):
+    lists = [o for o in spec().operations if o.kind == "list" and child.object_type in o.returns]
+    if endpoint_of(path) in {f"GET {o.path}" for o in lists}:
+        return path, fixed
+    for operation in lists:
+        if any(p.name == parent.object_type for p in operation.params):
             return operation.path, [(parent.object_type, truncated.parent_id)]
+    for operation in lists:
+        if listed_under(operation, {parent.object_type}) == parent.object_type:
+            found = re.sub("{.*?}", quote_id(truncated.parent_id), operation.path)
+            named = parent_parameter(operation) if found == operation.path else None
+            return found, [(named, truncated.parent_id)] if named else []
     return path, fixed
 
 
