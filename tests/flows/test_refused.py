@@ -297,3 +297,21 @@ async def test_a_nested_list_whose_address_leads_elsewhere_is_read_where_it_is(
     assert ended.code == 0, ended.text
     assert await pg.fetchval("SELECT count(*) FROM stripe.invoice") == 3
     assert await pg.fetchval("SELECT count(*) FROM stripe.line_item") == 12
+
+
+async def test_contention_on_one_object_for_ever_costs_its_nested_list_alone(
+    stripe: ScriptedStripe, database: str, pg: asyncpg.Connection
+) -> None:
+    first = {"id": "il_1", "object": "line_item", "amount": 1, "invoice": "in_2"}
+    path = "/v1/invoices/in_2/lines"
+    stripe.lists["/v1/invoices"] = [
+        {"id": f"in_{n}", "object": "invoice", "created": n} for n in (3, 2, 1)
+    ]
+    shown = {"object": "list", "data": [first], "has_more": True, "url": path}
+    stripe.lists["/v1/invoices"][1]["lines"] = shown
+    stripe.hooks.append(
+        lambda asked, _: error(429, "In use.", "lock_timeout") if asked == path else None
+    )
+    ended = await once(stripe, database, "invoice,line_item")
+    assert ended.code == 4, ended.text
+    assert await pg.fetchval("SELECT count(*) FROM stripe.invoice") == 3

@@ -298,6 +298,8 @@ class StripeClient:
         verdict = retry.judge(
             response.status, response.headers, genuine=genuine, is_read=call.is_read
         )
+        if verdict == "limited" and _is_of_one_object(response):
+            verdict = "again"
         return verdict, reason
 
     def _limited(
@@ -513,6 +515,13 @@ def list_of(
         return read_list(response, path)
 
     return request
+
+
+def _is_of_one_object(response: Response) -> bool:
+    """Whether a 429 speaks of one object, not of how many requests there are: its others need not wait."""
+    error = read_error(response.body)
+    named = response.headers.get("stripe-rate-limited-reason", error.code if error else None)
+    return named in ("lock_timeout", "resource-specific")
 
 
 def split_url(url: str) -> tuple[str, list[Param]]:
