@@ -53,6 +53,7 @@ _SET_BY_OTHERS = {
     "exit_on_error": "on",
     "extra_float_digits": "-15",
     "jit": "on",
+    "quote_all_identifiers": "on",
 }
 
 
@@ -67,6 +68,7 @@ async def test_what_a_database_sets_for_its_sessions_is_in_nobodys_way(
         shown = {key: await connection.fetchval(f"SHOW {key}") for key in _SET_BY_OTHERS}
     assert {shown[key] for key in _SET_BY_OTHERS if key.endswith("_timeout")} <= {"0", "1min"}
     assert shown["search_path"] == "pg_catalog"
+    assert shown["quote_all_identifiers"] == "off"
     assert shown["timezone"] == "UTC"
     assert shown["default_transaction_isolation"] == "read committed"
     same = {key for key, value in _SET_BY_OTHERS.items() if shown[key] == value}

@@ -105,6 +105,8 @@ _SETTINGS: dict[str, str] = {
     "standard_conforming_strings": "on",
     "array_nulls": "on",
     "transform_null_equals": "off",
+    # Names of types, which the driver reads, would have quotes.
+    "quote_all_identifiers": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "row_security": "on",
