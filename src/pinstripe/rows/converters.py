@@ -58,7 +58,7 @@ _CHECKS: dict[Read, str] = {
     "text": "v.__class__ is not str",
     "boolean": "v.__class__ is not bool",
     "integer": "v.__class__ is not int or not -9223372036854775808 <= v < 9223372036854775808",
-    "time": "v.__class__ is not int or not -10000000000 < v <= 9224318015999",
+    "time": "v.__class__ is not int or not -10000000000 < v <= 253402300799",
 }
 
 
@@ -238,8 +238,9 @@ _BIGINT = 1 << 63
 
 _NUMERIC = 10**999
 
-# Postgres' timestamptz ends in the year 294276; Unix seconds beyond that stay in `_extra`.
-MAX_SECONDS = 9_224_318_015_999
+# The last second of the year 9999. Postgres knows later ones; no driver for Python can read them, so one
+# `created` in milliseconds would end what reads it. Unix seconds beyond stay in `_extra`.
+MAX_SECONDS = 253_402_300_799
 
 # What `numeric` gives back as it was sent. Exponents, leading zeros and "NaN" are not among it.
 _WHOLE = re.compile(r"-?[0-9]{1,19}(?:\.0{1,12})?")

@@ -398,3 +398,10 @@ def test_shapes_that_threads_number_side_by_side_keep_their_own_columns() -> Non
         sys.setswitchinterval(often)
     for mine, numbers in zip((columns[::2], columns[1::2]), halves, strict=True):
         assert [shapes.columns(number) for number in numbers] == mine
+
+
+@pytest.mark.parametrize(("second", "fits"), [(253402300799, True), (1700000000000, False)])
+def test_a_time_that_no_client_can_read_stays_in_extra(second: int, fits: bool) -> None:
+    found = extract({"id": "cus_1", "object": "customer", "created": second})
+    assert value(found, "customer", "cus_1", "created") == (second if fits else None)
+    assert extra(found, "customer", "cus_1") == (None if fits else {"created": second})
