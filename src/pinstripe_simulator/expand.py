@@ -168,8 +168,5 @@ def _without_holes(value: object) -> object:
 
 
 def _cannot(path: str) -> Exception:
-    return refused(
-        f"This property cannot be expanded ({path}).",
-        code="property_not_expandable",
-        param="expand",
-    )
+    """Without code or param, as recorded (gitpod-io/gitpod#13035)."""
+    return refused(f"This property cannot be expanded ({path}).")

@@ -82,20 +82,20 @@ async def test_products_that_are_not_enabled_answer_400(
     ("path", "status", "code"),
     [
         ("/v1/charges/ch_nobody", 404, "resource_missing"),
-        ("/v1/charges?expand[]=customer", 400, "property_not_expandable"),
-        ("/v1/charges?expand[]=data.amount", 400, "property_not_expandable"),
+        ("/v1/charges?expand[]=customer", 400, None),
+        ("/v1/charges?expand[]=data.amount", 400, None),
         ("/v1/charges?expand[]=data.a.b.c.d.e", 400, "property_expansion_max_depth"),
         ("/v1/customers/cus_x/tax_ids", 404, "resource_missing"),
         ("/v1/charges?customer=cus_x", 400, "resource_missing"),
     ],
 )
 async def test_what_is_not_there_is_refused_in_stripes_shape(
-    http: aiohttp.ClientSession, path: str, status: int, code: str
+    http: aiohttp.ClientSession, path: str, status: int, code: str | None
 ) -> None:
     found, error = await refusal(http, path)
-    assert (found, error["code"]) == (status, code)
+    assert (found, error.get("code")) == (status, code)
     assert error["type"] == "invalid_request_error"
-    assert error["doc_url"].startswith("https://stripe.com/docs/error-codes/")
+    assert ("doc_url" in error, "param" in error) == (code is not None, code is not None)
     assert "/req_" in error["request_log_url"]
 
 
