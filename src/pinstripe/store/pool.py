@@ -317,7 +317,7 @@ def translate(error: Exception) -> PinstripeError | None:
     if isinstance(error, asyncpg.ClientConfigurationError):
         return Misconfigured(f"The database URL is wrong: {error}.", hint="See DATABASE_URL.")
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        return Unwritable(f"No server is of the kind asked for: {error}.", hint=WRITABLE_HINT)
+        return Unwritable("No server is as target_session_attrs asks.", hint=WRITABLE_HINT)
     # "connection is closed", "pool is closing": InterfaceErrors that differ in their text only. "the
     # handler is closed": a RuntimeError of uvloop's, where asyncio's transports ignore what is written.
     # InternalClientError: a connection lost between Prepare and Bind; asyncpg says then that it
@@ -450,7 +450,8 @@ def connecting(url: str) -> Iterator[None]:
                 "needs TLS too.",
             ) from error
         raise Unreachable(
-            f"Cannot reach Postgres at {place_of(url)}: {error.strerror or error}.",
+            f"Cannot reach Postgres at {place_of(url)}: "
+            f"{error.strerror or str(error) or 'the connection was closed'}.",
             hint="Is the server running, and are host and port of DATABASE_URL right?",
         ) from error
 
