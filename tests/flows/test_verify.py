@@ -34,6 +34,7 @@ pytestmark = pytest.mark.migrated
 
 EXAMPLES = int(os.environ.get("VERIFY_EXAMPLES", "3"))
 SECRET = "rk_test_thekeyofthistest123456"
+PAID_OUT = ("payout", "balance_transaction", "payout_balance_transaction", "event")
 LISTED = ("charge", "customer", "test_helpers_test_clock", "event")
 CHANGING = (
     *("customer", "coupon", "product", "plan", "charge", "refund", "dispute", "tax_rate"),
@@ -298,6 +299,21 @@ async def test_an_emptied_table_is_read_again_by_its_list_and_not_object_by_obje
     assert report.differences == 0
     assert report.repaired == charges
     assert asked < charges / 4
+
+
+async def test_missing_lines_of_a_payout_are_found_though_no_object_is_one_and_repaired(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    async with copied(database, scale=2000, tables=PAID_OUT) as (_, service):
+        rows = "SELECT balance_transaction_id FROM stripe.payout_balance_transaction"
+        lines = [row[0] for row in await pg.fetch(rows)]
+        await pg.execute("DELETE FROM stripe.payout_balance_transaction")
+        found = await verified(service)
+        await verified(service, repair=True)
+        repaired = [row[0] for row in await pg.fetch(rows)]
+    assert lines
+    assert said(found) == {("payout_balance_transaction", line): "missing" for line in lines}
+    assert sorted(repaired) == sorted(lines)
 
 
 async def test_lists_that_the_key_may_not_read_are_unverified_and_not_clean(database: str) -> None:

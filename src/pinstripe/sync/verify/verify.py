@@ -18,6 +18,7 @@ from datetime import datetime
 
 import structlog
 
+from pinstripe.catalog.tables import PAYOUT_LINES
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import (
     NotEnabled,
@@ -78,7 +79,9 @@ class Verify:
         self.phase = "starting"
         self.lists = ListRun()
         self.reports = {
-            name: TableReport(name) for name, t in source.wanted.items() if not t.virtual
+            name: TableReport(name)
+            for name, t in source.wanted.items()
+            if not t.virtual or name == PAYOUT_LINES
         }
         self._unreadable = [_unread(source, name) for name in unreadable]
         self._source = source
