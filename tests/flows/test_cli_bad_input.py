@@ -13,6 +13,8 @@ import asyncpg
 import pytest
 from tests.flows.harness.command import Ended, pinstripe
 
+from pinstripe.platforms.vault import PLATFORM_SETTINGS
+from pinstripe.serving.vault import SYNC_SETTINGS
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings
@@ -70,6 +72,7 @@ async def schemas(database: str) -> set[str]:
         (["sync", "--no-such-flag", SECRET], "--no-such-flag"),
         (["snyc"], "snyc"),
         (["schema", "tables", "chrage"], "chrage"),
+        (["schema", "erd", "--output", "tables.png"], ".png"),
         (["status"], "Nothing has been synced"),
     ],
 )
@@ -274,3 +277,28 @@ async def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> 
         )
     assert ended.code in (2, 5), ended.text
     assert_one_message(ended, code=ended.code, says=str(tmp_path / "file"), remedy="directory")
+
+
+async def test_a_wrong_word_leads_to_the_help_of_its_command() -> None:
+    wrong = await pinstripe("syncs", "pause", "shop", "--no-such-flag")
+    assert_one_message(
+        wrong, code=2, says="--no-such-flag", remedy="`pinstripe syncs pause --help`"
+    )
+
+
+async def test_the_version_is_a_flag_and_a_command() -> None:
+    flag, command = await pinstripe("--version"), await pinstripe("version")
+    assert flag.out == command.out
+    assert flag.out.startswith("pinstripe ")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [(("syncs", "add"), SYNC_SETTINGS), (("platform", "add"), PLATFORM_SETTINGS)],
+)
+async def test_help_names_each_setting_that_can_be_stored(
+    words: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    shown = await pinstripe(*words, "--help")
+    told = " ".join(shown.out.replace("│", " ").split()).partition("NAME=VALUE: ")[2]
+    assert tuple(told.partition(".")[0].split(", ")) == names

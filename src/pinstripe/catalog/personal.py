@@ -206,7 +206,7 @@ def _column_places(word: str) -> list[tuple[str, tuple[str, ...]]]:
     if not found:
         raise Misconfigured(
             f"There is no column {name!r}.",
-            hint="`pinstripe schema sql` shows all tables with their columns.",
+            hint="`pinstripe schema ddl` shows all tables with their columns.",
         )
     can = [(t, c) for t, c in found if _can_go(t, c)]
     if not can and not word.startswith("keep:"):

@@ -131,9 +131,10 @@ SettingOption = Annotated[
     Parameter(
         name="--set",
         negative="",
-        help="A setting for this sync, as NAME=VALUE: tables, since, deep, rate_limit, "
-        "endpoint_rate_limit, poll_interval, event_window, hold_poll_rate, changes, change_days, "
-        "event_days, foreign_keys, compat. Repeatable.",
+        help="A setting for this sync, as NAME=VALUE: tables, since, deep, personal_data, columns, "
+        "erase_deleted_after, verify_every, rate_limit, endpoint_rate_limit, poll_interval, "
+        "event_window, hold_poll_rate, changes, change_days, event_days, foreign_keys, compat. "
+        "Repeatable.",
     ),
 ]
 
@@ -408,8 +409,9 @@ PlatformSetting = Annotated[
     Parameter(
         name="--set",
         negative="",
-        help="A setting for this platform, as NAME=VALUE: tables, since, deep, rate_limit, "
-        "endpoint_rate_limit, event_window, changes, change_days, event_days. Repeatable.",
+        help="A setting for this platform, as NAME=VALUE: tables, since, deep, personal_data, "
+        "columns, erase_deleted_after, verify_every, rate_limit, endpoint_rate_limit, event_window, "
+        "changes, change_days, event_days. Repeatable.",
     ),
 ]
 
@@ -536,11 +538,18 @@ def worker(config: Config) -> None:
     execute(config, commands.work(config), stopped=0)
 
 
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"pinstripe {version('pinstripe')}"
+
+
 app = App(
     name="pinstripe",
     help="Your Stripe account as tables in Postgres.",
     help_format="plaintext",
-    version_flags=(),
+    version=_version,
+    version_flags=("--version",),
 )
 
 _ONCE = (
@@ -584,10 +593,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exit as end:
         return end.code
     except CycloptsError as error:
-        complain(
-            str(error).rstrip(),
-            "Run `pinstripe --help`, or a command with --help, to see all flags.",
-        )
+        command = " ".join(("pinstripe", *(error.command_chain or ())))
+        complain(str(error).rstrip(), f"`{command} --help` shows what it takes.")
         return BAD_USAGE
     except KeyboardInterrupt:
         return 130
@@ -848,6 +855,4 @@ def simulate(
 @app.command(sort_key=7)
 def version() -> None:
     """Print the version."""
-    from importlib.metadata import version as version_of
-
-    sys.stdout.write(f"pinstripe {version_of('pinstripe')}\n")
+    sys.stdout.write(_version() + "\n")

@@ -274,7 +274,9 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
             given = {s.name: _flag(values.pop(s.name, None)) for s in chosen}
             command(read_config(given, os.environ), *words, **values)
 
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        paragraphs = (command.__doc__ or "").split("\n\n")
+        run.__name__ = command.__name__
+        run.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         # cyclopts reads this instead of the signature above.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -287,8 +289,12 @@ def _flag(value: object) -> str | bool | None:
     return value if isinstance(value, (str, bool)) else None
 
 
+_SHOWN_UNITS = frozenset({"seconds", "days", "MB"})
+
+
 def _parameter(setting: Setting) -> inspect.Parameter:
-    about = [f"default: {setting.default}"] if setting.default else []
+    unit = f" {setting.unit}" if setting.unit in _SHOWN_UNITS else ""
+    about = [f"default: {setting.default}{unit}"] if setting.default else []
     about.append(f"env: {setting.env}")
     shown = Parameter(
         name=setting.flag,

@@ -111,7 +111,7 @@ class DiagramOptions:
 def draw(config: Config, options: DiagramOptions) -> None:
     """Writes the diagram to the file, or to stdout."""
     diagram = _wanted(config, options)
-    text = to_mermaid(diagram) if _is_mermaid(options) else to_svg(lay_out(diagram))
+    text = to_mermaid(diagram) if _format(options) == "mermaid" else to_svg(lay_out(diagram))
     if options.output is None:
         sys.stdout.write(text)
         return
@@ -141,10 +141,19 @@ def _wanted(config: Config, options: DiagramOptions) -> Diagram:
     return overview()
 
 
-def _is_mermaid(options: DiagramOptions) -> bool:
-    if options.format is not None:
-        return options.format == "mermaid"
-    return options.output is not None and options.output.suffix in (".mmd", ".mermaid")
+def _format(options: DiagramOptions) -> str:
+    if options.format is not None or options.output is None:
+        return options.format or "svg"
+    suffix = options.output.suffix
+    if suffix not in _FORMATS:
+        raise Misconfigured(
+            f"No diagram can be written as {suffix}.",
+            hint="End the name with .svg or .mmd, or add --format svg or --format mermaid.",
+        )
+    return _FORMATS[suffix]
+
+
+_FORMATS = {"": "svg", ".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid"}
 
 
 Make = Callable[[str, str], Awaitable[ReadOnlyRole]]
