@@ -36,6 +36,8 @@ from pinstripe.config.config import Config, read_config
 from pinstripe.config.settings import SETTINGS, Setting
 from pinstripe.errors import PinstripeError, redact
 
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
+
 
 class Exit(Exception):
     """The command is over, and not with 0. Raised through cyclopts to `main`."""
@@ -128,6 +130,21 @@ def configure(config: Config) -> None:
         # Not cached: the progress display takes stderr over for a while.
         cache_logger_on_first_use=False,
     )
+    for name in ("asyncpg", "procrastinate", "psycopg"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_LogLines(logging.WARNING)], False
+
+
+class _LogLines(logging.Handler):
+    """Passes what the libraries log on to our log, without tracebacks: their lines may hold secrets."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0] if record.exc_info else None
+        kind = error.__name__ if error is not None else ""
+        text = record.getMessage().strip().splitlines()
+        _log.warning(
+            "library.log", library=record.name, message=text[0] if text else "", error=kind
+        )
 
 
 def _to_stderr(*_: object) -> structlog.PrintLogger:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -310,9 +309,6 @@ async def _run_queues(app: App) -> None:
 
 def engine(url: str, worker: Worker) -> App:
     """Procrastinate's app, with the tasks of this worker."""
-    for name in ("procrastinate", "psycopg"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [_LogLines(logging.WARNING)], False
     app = App(
         connector=_Connector(
             conninfo=url,
@@ -381,16 +377,6 @@ async def _configure(connection: AsyncConnection) -> None:
     await connection.set_autocommit(True)
     for name, value in _SETTINGS.items():
         await connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
-
-
-class _LogLines(logging.Handler):
-    """Passes what the libraries log on to our log, without tracebacks: their lines may hold secrets."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[0] if record.exc_info else None
-        kind = error.__name__ if error is not None else ""
-        text = record.getMessage().strip().splitlines()
-        _log.warning("engine.log", message=text[0] if text else "", error=kind)
 
 
 class _Connector(PsycopgConnector):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,30 @@ def test_debug_shows_the_traceback_without_secrets(capsys: pytest.CaptureFixture
 def test_an_error_without_any_text_is_reported_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(RuntimeError(), as_json=False, debug=False) == UNEXPECTED
     assert "RuntimeError" in capsys.readouterr().err
+
+
+_LIBRARY_FAILS = """
+import logging
+from pinstripe.cli.runtime import configure
+from pinstripe.config.config import Config
+configure(Config(log_json=True))
+try:
+    raise OSError("postgresql://me:hunter2@host/db")
+except OSError:
+    logging.getLogger("asyncpg.pool").exception("Failed to restore the pool; retrying")
+"""
+
+
+def test_what_a_library_logs_is_one_line_of_ours_without_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LIBRARY_FAILS], capture_output=True, text=True, check=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line) | {"timestamp": ""} == {
+        "event": "library.log",
+        "level": "warning",
+        "library": "asyncpg.pool",
+        "message": "Failed to restore the pool; retrying",
+        "error": "OSError",
+        "timestamp": "",
+    }
