@@ -43,7 +43,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         Remedy(
             Unreachable,
             "passing",
-            "It was rolled back in favour of another transaction; we try again.",
+            "It was rolled back in favour of another transaction; Pinstripe retries.",
         ),
         "40000 40001 40002 40003 40P01 72000",
     ),
@@ -59,7 +59,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         Remedy(
             Unreachable,
             "passing",
-            "Another session holds a lock; see pg_locks and pg_blocking_pids(). We try again.",
+            "Another session holds a lock; see pg_locks and pg_blocking_pids(). Pinstripe retries.",
         ),
         "55P03 55006",
     ),
@@ -67,7 +67,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         Remedy(
             Unreachable,
             "passing",
-            "Somebody cancelled the statement, or statement_timeout did; we try again.",
+            "The statement was cancelled, by a user or by statement_timeout; Pinstripe retries.",
         ),
         "57014",
     ),
@@ -75,7 +75,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         Remedy(
             Unreachable,
             "passing",
-            "The server shuts down, starts or ended the session; we try again.",
+            "The server is starting, shutting down or has ended the session; Pinstripe retries.",
         ),
         "57000 57P01 57P02 57P03",
     ),
@@ -84,7 +84,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
             Unreachable,
             "passing",
             "A time limit of the server's ended the session: idle_in_transaction_session_timeout, "
-            "transaction_timeout or idle_session_timeout. Set it to 0 for our user; we try again.",
+            "transaction_timeout or idle_session_timeout. Set it to 0 for Pinstripe's user.",
         ),
         "25P03 25P04 57P05",
     ),
@@ -327,7 +327,7 @@ RESTRICTED = Remedy(
 )
 """42501 of a policy, which speaks of one row; that of a missing right speaks of the table."""
 
-ALTERED = Remedy(Unreachable, "passing", "A table was altered meanwhile; we try again.")
+ALTERED = Remedy(Unreachable, "passing", "A table was altered meanwhile; Pinstripe retries.")
 """0A000 of a prepared statement whose result has other columns now."""
 
 _CORRECT = "Correct or remove it: in DATABASE_URL, in PGOPTIONS, or in ALTER ROLE ... SET."

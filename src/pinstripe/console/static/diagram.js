@@ -23,7 +23,7 @@ if (svg) {
   const fit = () => zoom(Math.min(1, whole()));
 
   // At first as wide as the view, but never too small to read: rather begin at what it is about.
-  zoom(Math.min(1, Math.max(0.8, view.clientWidth / width)));
+  zoom(Math.min(1, Math.max(0.75, view.clientWidth / width)));
   const main = svg.querySelector(".box.main");
   if (main) {
     const box = main.getBoundingClientRect();

@@ -126,6 +126,9 @@ def _too_large() -> HTTPError:
     )
 
 
+_NO_ROUTE = "The console is at /, the API under /api/, the proxy under /v1/ and /api.stripe.com/."
+
+
 def _answer(error: Exception) -> Response | None:
     if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         return _answer(error.exceptions[0])
@@ -136,7 +139,8 @@ def _answer(error: Exception) -> Response | None:
     if isinstance(error, HTTPException):
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_").replace("-", "_")
-        return failure(error.status_code, code, f"{phrase}.", headers=error.headers)
+        hint = _NO_ROUTE if error.status_code == HTTPStatus.NOT_FOUND else ""
+        return failure(error.status_code, code, f"{phrase}.", hint, headers=error.headers)
     # A bug ends this request and no other.
     _log.error("gateway.bug", error=type(error).__name__, exc_info=error)
     return failure(

@@ -263,7 +263,7 @@ def not_ready(
     `heartbeat` is None if it is too old. `database`: why Postgres could not be read, or "".
     """
     if database:
-        return database, "See the database; the gateway looks again by itself."
+        return database, "Check the database; the gateway retries by itself."
     if sync.paused:
         return "Paused.", f"pinstripe syncs resume {sync.id}"
     if sync.state.activity == "failed":
