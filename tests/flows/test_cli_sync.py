@@ -187,16 +187,20 @@ async def test_sync_without_once_follows_what_happens_until_it_is_told_to_stop(
 
 
 async def test_the_demo_runs_without_any_setting_and_ends_clean_on_ctrl_c(tmp_path: Path) -> None:
-    env = {"PINSTRIPE_DEMO_SCALE": "200", "PINSTRIPE_TABLES": TABLES}
+    env = {"PINSTRIPE_DEMO_SCALE": "200"}
     async with started("run", env=env, cwd=str(tmp_path)) as process:
         async with asyncio.timeout(60):
             first = (await process.stdout.readline()).decode()
             assert "Running the demo" in first
+            summary = ""
             while b"psql" not in (line := await process.stdout.readline()):
                 assert line, "the demo ended"
+                summary += line.decode()
+            assert "Complete: " in summary
+            assert "Not finished" not in summary
             while b"SELECT" not in (query := await process.stdout.readline()):
                 pass
-            assert b'"stripe"' in query
+            assert b" FROM stripe.subscription " in query
             url = await running_url(tmp_path / ".pinstripe" / "demo" / "postgres")
             assert url is not None
             async with connect(url) as connection:

@@ -23,6 +23,7 @@ from pinstripe.errors import Drifted
 from pinstripe.source.source import Source
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe.store.pool import connect
+from pinstripe.store.status import read_status
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.upcoming.fill import UpcomingFill
 from pinstripe.sync.upcoming.preview import LINES, Preview, UpcomingRow
@@ -208,6 +209,9 @@ async def test_fill_brings_every_owner_that_may_be_invoiced(copy: Copy, sim: Run
         "upcoming_customer_invoice": ("done", 3, 3),
         "upcoming_subscription_invoice": ("done", 1, 1),
     }
+    async with copy.source.pool.acquire() as connection:
+        (status,) = await read_status(connection)
+    assert not [table.table for table in status.tables if table.since]
 
 
 async def test_a_row_is_what_stripe_previews_column_by_column(copy: Copy, sim: Running) -> None:

@@ -140,6 +140,8 @@ async def test_an_unknown_customer_is_refused_and_a_deleted_one_falls_due(
     async with connect(database) as connection:
         with pytest.raises(Misconfigured):
             await erase(connection, SCHEMA, "cus_nobody", reason="requested")
+        with pytest.raises(Misconfigured):
+            await find_objects(connection, SCHEMA, "cus_nobody")
         assert await find_objects(connection, SCHEMA, "cus_2") == {
             "customer": {"cus_2"},
             "charge": {"ch_2"},

@@ -16,6 +16,7 @@ from typing import Literal
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.cli.models import Tool, models
 from pinstripe.cli.status import check_synced, with_data
+from pinstripe.cli.summary import counted
 from pinstripe.config.config import Config
 from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, of_tables, overview
 from pinstripe.diagram.layout import draw as lay_out
@@ -226,8 +227,9 @@ async def erase(
         sys.stdout.write(json.dumps({"customer": customer, "erased": not dry_run, "rows": rows}))
         sys.stdout.write("\n")
         return 0
-    verb = "Would look at" if dry_run else "Erased personal data in"
-    sys.stdout.write(f"{verb} {sum(rows.values()):,} rows of {customer}\n")
+    verb = "Would erase personal data in" if dry_run else "Erased personal data in"
+    beside = ", and in events" if dry_run else ""
+    sys.stdout.write(f"{verb} {counted(sum(rows.values()), 'row')} of {customer}{beside}\n")
     for table, count in rows.items():
         sys.stdout.write(f"  {table:<40} {count:>8,}\n")
     if not dry_run:

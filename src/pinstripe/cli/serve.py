@@ -30,7 +30,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from pinstripe.cli.summary import how_to_connect, how_to_serve
+from pinstripe.cli.summary import how_to_connect, how_to_serve, psql_command
 from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
 from pinstripe.encryption import FILE, Encryptor, make_private
@@ -291,15 +291,16 @@ async def demo_platform(config: Config) -> int:
             await stack.enter_async_context(_worker(config, serving.database.url))
             tell(f"Worker {number + 1} of {_WORKERS} is started: `pinstripe worker`.")
         await start_traffic(sim, per_second=_SHOPS_TRAFFIC, control="connected_traffic")
-        show(_how_to_use(serving.url, sim))
+        show(_how_to_use(serving.url, psql_command(serving.database), sim))
         await asyncio.Event().wait()
     return 0
 
 
-def _how_to_use(url: str, sim: Demo) -> str:
+def _how_to_use(url: str, psql: str, sim: Demo) -> str:
     return f"""Console:  {url}/platforms
 Proxy:    curl {url}/v1/customers -u {sim.key}: -H "Stripe-Account: ACCOUNT" -d name=Ada
 Wait:     curl "{url}/wait/stripe/{_PLATFORM}?account=ACCOUNT"
+psql:     {psql}
 SQL:      SELECT _account_id, count(*) FROM {_PLATFORM}.customer GROUP BY 1 ORDER BY 2 DESC LIMIT 10;
 
 The accounts change {_SHOPS_TRAFFIC} times per second.

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from pinstripe.catalog.model import spec
-from pinstripe.cli.summary import refused_lines
+from pinstripe.cli.summary import counted, refused_lines
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
 from pinstripe.errors import Misconfigured, PinstripeError
@@ -106,7 +106,7 @@ def platforms_text(found: PlatformsStatus) -> list[str]:
         texts.append("\n".join(lines))
     if texts:
         tasks = ", ".join(f"{n:,} {name}" for name, n in sorted(found.tasks.items())) or "none"
-        line = f"{len(found.workers)} workers; tasks that wait or run: {tasks}"
+        line = f"{counted(len(found.workers), 'worker')}; tasks that wait or run: {tasks}"
         if not found.workers:
             line += "\nNO WORKER RUNS. Start `pinstripe worker`."
         texts.append(line)
@@ -162,7 +162,7 @@ def _live_lines(found: SchemaStatus) -> list[str]:
         lines += [f"  remedy: {owed.remedy}"] if owed.remedy else []
     if found.to_ask:
         by_class = ", ".join(f"{name} {n:,}" for name, n in found.to_ask_by_class.items())
-        lines.append(f"{found.to_ask:,} pending requests to Stripe: {by_class}")
+        lines.append(f"{counted(found.to_ask, 'pending request')} to Stripe: {by_class}")
     lines += scan_lines(found.scan)
     lines += _read_lines(found)
     if found.trouble:

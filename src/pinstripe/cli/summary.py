@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -28,6 +29,7 @@ from pinstripe.errors import redact
 from pinstripe.service import Database, Service
 from pinstripe.store.cursors import LIST, RememberedRefusal
 from pinstripe.store.database_url import split_url, url_with_login
+from pinstripe.store.ddl import quote
 from pinstripe.store.status import ScanProgress, SchemaStatus, TableStatus, read_status
 from pinstripe.store.syncs import DEFAULT_ID
 from pinstripe.sync.backfill.backfill import BackfillResult
@@ -173,7 +175,7 @@ class Ending:
         lines = [
             f"{'Complete' if made['complete'] else 'NOT complete'}: "
             f"{made['account'] or 'the account'} in {mode}, schema {made['schema']}: "
-            f"{made['rows']:,} rows in {len(filled)} tables",
+            f"{made['rows']:,} rows in {counted(len(filled), 'table')}",
             f"{made['seconds']:,.1f} s, {made['requests']:,} requests, {rate:,.0f} rows/s; "
             f"{made['events']:,} events applied, {made['fetched']:,} objects fetched by reference, "
             f"{made['missing']:,} not found at Stripe",
@@ -184,7 +186,12 @@ class Ending:
             rows = sum(t["rows"] for t in rest)
             lines.append(f"  {f'{len(rest)} more tables':<40} {rows:>12,} rows")
         lines += _trouble("Failed", [t for t in shown if t["status"] == "failed"])
-        lines += _trouble("Not finished", [t for t in shown if t["status"] == "running"])
+        running = [t for t in shown if t["status"] == "running"]
+        previews = [t for t in running if known_tables()[t["table"]].virtual]
+        lines += _trouble("Not finished", [t for t in running if t not in previews])
+        lines += _trouble(
+            "Still to come", previews, "previews, requested while events are followed"
+        )
         lines += _trouble(
             "Not read, or only partially", [t for t in shown if t["status"] == "refused"]
         )
@@ -202,7 +209,8 @@ class Ending:
             lines += [f"    remedy: {redact(owed.remedy)}"] if owed.remedy else []
         if made["scan_owed"]:
             owed_by = sorted((s for s in self._scans() if s.owed), key=lambda s: -s.owed)
-            named = ", ".join(f"{s.table} of {s.owed:,} {s.parent}" for s in owed_by)
+            named = ", ".join(f"{s.table} under {s.owed:,} {s.parent} rows" for s in owed_by[:3])
+            named += f", and {len(owed_by) - 3} more tables" if len(owed_by) > 3 else ""
             lines += [
                 "",
                 f"Left to the slow scan: {made['scan_owed']:,} lists by parent of which no row shows that "
@@ -221,7 +229,16 @@ async def summarise(service: Service, outcome: BackfillResult, *, exact: bool) -
     return Ending(service, outcome, found[0])
 
 
-def _trouble(title: str, tables: list[TableSummary]) -> list[str]:
+def counted(number: int, noun: str) -> str:
+    """The number with its noun.
+
+    >>> counted(1, "row"), counted(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _trouble(title: str, tables: list[TableSummary], otherwise: str = "not finished") -> list[str]:
     """Group tables by reason: a product that is not enabled has many."""
     if not tables:
         return []
@@ -230,7 +247,7 @@ def _trouble(title: str, tables: list[TableSummary]) -> list[str]:
         by_reason.setdefault((table["reason"], table["remedy"]), []).append(table["table"])
     lines = ["", f"{title}:"]
     for (reason, remedy), names in by_reason.items():
-        lines.append(f"  {', '.join(names)}: {reason or 'not finished'}")
+        lines.append(f"  {', '.join(names)}: {reason or otherwise}")
         if remedy:
             lines.append(f"    remedy: {remedy}")
     return lines
@@ -249,7 +266,8 @@ def refused_lines(refusals: Sequence[RememberedRefusal]) -> list[str]:
 
 def how_to_connect(database: Database, schema: str) -> str:
     """The psql command, ready to paste, and a first query."""
-    query = f'SELECT status, count(*) FROM "{schema}".subscription GROUP BY 1 ORDER BY 2 DESC;'
+    name = schema if re.fullmatch("[a-z_][a-z0-9_]*", schema) else quote(schema)
+    query = f"SELECT status, count(*) FROM {name}.subscription GROUP BY 1 ORDER BY 2 DESC;"
     return "\n".join(
         [
             "Connect with:",

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause
-from pinstripe.cli.summary import Ending, showing, summarise
+from pinstripe.cli.summary import Ending, counted, showing, summarise
 from pinstripe.concurrency import backoff, first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import (
@@ -172,8 +172,10 @@ def line(follower: Follower, per_second: int) -> str:
     """How far the database is true, and what came lately."""
     seen = follower.poller.stats
     behind_s = max(follower.poller.now() - seen.as_of, 0.0)
-    asking = f", {len(follower.refetches)} pending requests" if len(follower.refetches) else ""
-    return f"following: {seen.events:,} events applied ({per_second}/s), {behind_s:.1f} s behind{asking}"
+    waiting = len(follower.refetches)
+    asking = f", {counted(waiting, 'pending request')}" if waiting else ""
+    applied = counted(seen.events, "event")
+    return f"following: {applied} applied ({per_second}/s), {behind_s:.1f} s behind{asking}"
 
 
 def _write(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 from msgspec import UNSET, structs
 
 from pinstripe.cli.status import with_data
+from pinstripe.cli.summary import counted
 from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
 from pinstripe.encryption import FILE, Encryptor
@@ -250,7 +251,7 @@ async def list_platforms(config: Config, *, as_json: bool) -> int:
         mode = "live" if platform.livemode else "test"
         show(f"{platform.id:<20} {platform.schema:<20} {state:<8} {mode:<5} {_pace(pace)}")
     tasks = ", ".join(f"{count} {name}" for name, count in sorted(waiting.items())) or "none"
-    show(f"{len(workers)} workers; tasks that wait or run: {tasks}")
+    show(f"{counted(len(workers), 'worker')}; tasks that wait or run: {tasks}")
     return 0
 
 

@@ -112,7 +112,10 @@ async def note_erased(
 
 
 async def find_objects(connection: Connection, schema: str, customer: str) -> dict[str, set[str]]:
-    """The rows of a customer, table -> keys, events left out. Reads only."""
+    """The rows of a customer, table -> keys, events left out. Reads only.
+
+    Raises Misconfigured if the schema knows no such customer.
+    """
     tables = {
         name: table
         for name, table in (await existing_tables(connection, schema)).items()
@@ -131,6 +134,7 @@ async def find_objects(connection: Connection, schema: str, customer: str) -> di
         fresh = {k: t for k, t in more.items() if k not in found.get(t, ())}
         for key, name in fresh.items():
             found.setdefault(name, set()).add(key)
+    await _check_known(connection, schema, tables, found, customer)
     return found
 
 
@@ -142,7 +146,6 @@ async def erase(connection: Connection, schema: str, customer: str, *, reason: s
     """
     found = await find_objects(connection, schema, customer)
     tables = await existing_tables(connection, schema)
-    await _check_known(connection, schema, tables, found, customer)
     places = [(table, key) for table, keys in found.items() for key in keys]
     with translated():
         async with connection.transaction():

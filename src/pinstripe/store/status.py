@@ -413,7 +413,10 @@ def _table(
         next_try=_moment(worst.next_try) if worst else None,
         owed=owed,
         ready=is_read,
-        since=_moment(max((_since(c) for c in cursors), default=0.0) or None),
+        # Previews note there when they began.
+        since=None
+        if tables()[name].virtual
+        else _moment(max((_since(c) for c in cursors), default=0.0) or None),
     )
 
 
