@@ -13,8 +13,7 @@ import asyncpg
 import pytest
 from tests.flows.harness.command import Ended, pinstripe
 
-from pinstripe.platforms.vault import PLATFORM_SETTINGS
-from pinstripe.serving.vault import SYNC_SETTINGS
+from pinstripe.config.settings import PLATFORM_SETTINGS, SYNC_SETTINGS
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings

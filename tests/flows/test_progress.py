@@ -7,6 +7,7 @@ import pytest
 from pinstripe.cli.summary import Meter
 from pinstripe.config.config import Config
 from pinstripe.service import open_service
+from pinstripe.store.status import read_status
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import Key
 from pinstripe_simulator.server import running
@@ -29,10 +30,14 @@ async def test_a_run_is_shown_in_25_lines_with_rates_and_what_was_refused(databa
         )
         async with open_service(config) as service:
             meter = Meter(service, clock=lambda: float(next(moments)))
+            async with service.pool.acquire() as connection:
+                (began,) = await read_status(connection)
             before = meter.lines()
             await service.backfill.run()
             after = meter.lines()
             later = meter.line()
+    states = {table.table: table.state for table in began.tables}
+    assert (states["customer"], states["line_item"]) == ("running", "found")
     assert before[0].startswith("loading checkpoints, 0 rows")
     assert after[0].startswith("done, ")
     assert "rows/s" in after[0]

@@ -28,7 +28,7 @@ from pinstripe.cli.runtime import (
     with_settings,
 )
 from pinstripe.config.config import Config
-from pinstripe.config.settings import SETTINGS
+from pinstripe.config.settings import PLATFORM_SETTINGS, SETTINGS, SYNC_SETTINGS
 
 webhook = App(
     name="webhook",
@@ -46,9 +46,8 @@ SyncOption = Annotated[
 ]
 
 _WRITES = (
-    "Also test whether webhook endpoints can be created, with a request that Stripe rejects "
-    "because it has "
-    "no URL. Changes nothing."
+    "Also test whether webhook endpoints can be created, with a request that Stripe rejects because "
+    "it has no URL. Changes nothing."
 )
 
 _URL = "Full URL of the endpoint, instead of one under the gateway's public URL."
@@ -126,15 +125,12 @@ IdArgument = Annotated[
     str, Parameter(help="The sync's ID, used in URLs: lowercase letters, digits, hyphens.")
 ]
 
+_STORED_SETTING = "A setting for this {}, as NAME=VALUE: {}. Repeatable."
+
 SettingOption = Annotated[
     list[str] | None,
     Parameter(
-        name="--set",
-        negative="",
-        help="A setting for this sync, as NAME=VALUE: tables, since, deep, personal_data, columns, "
-        "erase_deleted_after, verify_every, rate_limit, endpoint_rate_limit, poll_interval, "
-        "event_window, hold_poll_rate, changes, change_days, event_days, foreign_keys, compat. "
-        "Repeatable.",
+        name="--set", negative="", help=_STORED_SETTING.format("sync", ", ".join(SYNC_SETTINGS))
     ),
 ]
 
@@ -409,9 +405,7 @@ PlatformSetting = Annotated[
     Parameter(
         name="--set",
         negative="",
-        help="A setting for this platform, as NAME=VALUE: tables, since, deep, personal_data, "
-        "columns, erase_deleted_after, verify_every, rate_limit, endpoint_rate_limit, event_window, "
-        "changes, change_days, event_days. Repeatable.",
+        help=_STORED_SETTING.format("platform", ", ".join(PLATFORM_SETTINGS)),
     ),
 ]
 
@@ -556,28 +550,22 @@ _ONCE = (
     "Exit once everything the key can read is in the database (exit code 0). "
     "Exit code 4: some of it is not."
 )
-
 _DEMO_PLATFORM = "A platform of 50 connected accounts, with two workers."
 _SUMMARY = "Print a summary as one line of JSON to stdout; messages go to stderr."
 _REPAIR = "Fetch what differs again, and check the result."
 _EVERY = "Check every row that appears in no list, instead of a sample."
 _VERIFY_PLATFORM = "Verify an account of this platform, with its stored key; see --account."
-
 _ERASE_PLATFORM = "Erase in an account of this platform; see --account."
-
 _VERIFY_ACCOUNT = "The account of the platform (acct_...), its own or a connected one."
 _DRY_RUN = "Only count the rows that belong to the customer."
-
 _SCRUB = (
     "Afterwards rewrite the files of the tables (VACUUM FULL, which locks each table meanwhile), so that "
     "no old version of a row remains in them."
 )
-
 _SAMPLE = "Rows per table that appear in no list (referenced only, or hidden) to check one by one."
 _UNTIL = "Creation time of the newest initial object, in Unix seconds; 0 means last midnight, UTC."
 _SETTLE = "Seconds to let Stripe's event list settle first; the gateway's setting by default."
 _LIMITS = "Rate limits to apply: Stripe's for live mode, for test mode, or off."
-
 _NASTINESS = (
     "Behave as awkwardly as Stripe (default), or calm. [env: PINSTRIPE_SIMULATOR_NASTINESS]"
 )
@@ -791,21 +779,13 @@ def wait(
 
 
 app.command(check, sort_key=8)
-
 app.command(webhook)
-
 app.command(schema)
-
 app.command(reader)
-
 app.command(serve, sort_key=2)
-
 app.command(syncs)
-
 app.command(platform)
-
 app.command(worker, sort_key=3)
-
 app.command(sync_worker, name="sync-worker", show=False)
 
 

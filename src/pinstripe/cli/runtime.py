@@ -242,35 +242,13 @@ ACCOUNT = ("api_key", "stripe_url", "stripe_account", "rate_limit", "endpoint_ra
 PERSONAL = ("personal_data", "columns", "hash_key")
 DATABASE = ("database_url", "schema", "data_dir")
 LIVE = (
-    "since",
-    "deep",
-    "poll_interval",
-    "event_window",
-    "replica_lag",
-    "clock_margin",
-    "hold_poll_rate",
-    "changes",
-    "change_days",
-    "event_days",
-    "erase_deleted_after",
-    "verify_every",
-    "no_metrics",
-    "foreign_keys",
-    "compat",
+    *("since", "deep", "poll_interval", "event_window", "replica_lag", "clock_margin"),
+    *("hold_poll_rate", "changes", "change_days", "event_days", "erase_deleted_after"),
+    *("verify_every", "no_metrics", "foreign_keys", "compat"),
 )
 GATEWAY = (
-    "host",
-    "port",
-    "public_url",
-    "admin_token",
-    "reader_url",
-    "wait_token",
-    "wait_settle",
-    "webhook_secret",
-    "webhook_tolerance",
-    "secret_key",
-    "mirror_patience",
-    "proxy_body_limit",
+    *("host", "port", "public_url", "admin_token", "reader_url", "wait_token", "wait_settle"),
+    *("webhook_secret", "webhook_tolerance", "secret_key", "mirror_patience", "proxy_body_limit"),
 )
 OUTPUT = ("log_level", "log_json", "debug")
 _MAY_BEGIN_WITH_A_HYPHEN = frozenset({"tables", "columns", "admin_token", "wait_token"})

@@ -244,15 +244,8 @@ def _time(moment: datetime | None) -> str | None:
 
 _WORDS = frozenset(
     {
-        "reason",
-        "remedy",
-        "trouble",
-        "example",
-        "id",
-        "what",
-        "verification_note",
-        "account_id",
-        "digest",
+        *("reason", "remedy", "trouble", "example", "id", "what", "verification_note"),
+        *("account_id", "digest"),
     }
 )
 """Fields of a status that may hold texts of Stripe's or ids."""

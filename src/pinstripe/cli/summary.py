@@ -207,19 +207,22 @@ class Ending:
                 f"Failed requests, {owed.count:,} for {owed.table} ({owed.example}): {redact(owed.reason)}",
             ]
             lines += [f"    remedy: {redact(owed.remedy)}"] if owed.remedy else []
-        if made["scan_owed"]:
-            owed_by = sorted((s for s in self._scans() if s.owed), key=lambda s: -s.owed)
-            named = ", ".join(f"{s.table} under {s.owed:,} {s.parent} rows" for s in owed_by[:3])
-            named += f", and {len(owed_by) - 3} more tables" if len(owed_by) > 3 else ""
-            lines += [
-                "",
-                f"Left to the slow scan: {made['scan_owed']:,} lists by parent of which no row shows that "
-                f"they hold anything ({named}). A sync that goes on reads them by and by; `--deep` reads "
-                "them now.",
-            ]
-        if made["note"]:
-            lines += ["", f"Note: {made['note']}"]
+        lines += self._scan_lines()
+        lines += ["", f"Note: {made['note']}"] if made["note"] else []
         return "\n".join(lines)
+
+    def _scan_lines(self) -> list[str]:
+        owed = sorted((s for s in self._scans() if s.owed), key=lambda s: -s.owed)
+        if not owed:
+            return []
+        named = ", ".join(f"{s.table} under {s.owed:,} {s.parent} rows" for s in owed[:3])
+        named += f", and {counted(len(owed) - 3, 'more table')}" if len(owed) > 3 else ""
+        line = (
+            f"Left to the slow scan: {sum(s.owed for s in owed):,} lists by parent of which no row shows "
+            f"that they hold anything ({named}). A sync that goes on reads them by and by; `--deep` "
+            "reads them now."
+        )
+        return ["", line]
 
 
 async def summarise(service: Service, outcome: BackfillResult, *, exact: bool) -> Ending:

@@ -346,3 +346,14 @@ SETTINGS: tuple[Setting, ...] = (
         switch=True,
     ),
 )
+
+SYNC_SETTINGS = (
+    *("tables", "since", "deep", "personal_data", "columns", "erase_deleted_after", "verify_every"),
+    *("rate_limit", "endpoint_rate_limit", "poll_interval", "event_window", "hold_poll_rate"),
+    *("changes", "change_days", "event_days", "foreign_keys", "compat"),
+)
+"""The settings that each sync has of its own; the others are the service's."""
+
+_NO_PLATFORM = ("poll_interval", "hold_poll_rate", "foreign_keys", "compat")
+PLATFORM_SETTINGS = tuple(name for name in SYNC_SETTINGS if name not in _NO_PLATFORM)
+"""The settings that each platform has of its own."""

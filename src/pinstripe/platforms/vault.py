@@ -16,7 +16,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.config.config import Config, checked_settings, stored_config, webhook_secrets
-from pinstripe.config.settings import STRIPE_URL
+from pinstripe.config.settings import PLATFORM_SETTINGS, STRIPE_URL
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.service import meet_account
@@ -33,23 +33,6 @@ from pinstripe.store.platforms.sweep import begin
 from pinstripe.store.platforms.tasks import drop_tasks, ensure_tasks
 from pinstripe.store.pool import check_sessions, connect
 from pinstripe.store.syncs import check_id
-
-PLATFORM_SETTINGS = (
-    "tables",
-    "since",
-    "deep",
-    "personal_data",
-    "columns",
-    "erase_deleted_after",
-    "verify_every",
-    "rate_limit",
-    "endpoint_rate_limit",
-    "event_window",
-    "changes",
-    "change_days",
-    "event_days",
-)
-"""The settings that each platform has of its own."""
 
 _MOST_PARTITIONS = 1024
 

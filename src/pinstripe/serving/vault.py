@@ -17,7 +17,7 @@ from msgspec import UNSET, structs
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey, is_loopback
 from pinstripe.config.config import Config, checked_settings, stored_config, webhook_secrets
-from pinstripe.config.settings import STRIPE_URL
+from pinstripe.config.settings import STRIPE_URL, SYNC_SETTINGS
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
 from pinstripe.gateway.syncs import NewSync, SyncChange
@@ -39,27 +39,6 @@ from pinstripe.store.syncs import (
     resume_schema,
     update_stored,
 )
-
-SYNC_SETTINGS = (
-    "tables",
-    "since",
-    "deep",
-    "personal_data",
-    "columns",
-    "erase_deleted_after",
-    "verify_every",
-    "rate_limit",
-    "endpoint_rate_limit",
-    "poll_interval",
-    "event_window",
-    "hold_poll_rate",
-    "changes",
-    "change_days",
-    "event_days",
-    "foreign_keys",
-    "compat",
-)
-"""The settings that each sync has of its own; the others are the service's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,7 +400,7 @@ def _table(
         table=name,
         rows=rows,
         exact=exact,
-        state=worst.state if worst else "found",
+        state=worst.state if worst else ("found" if is_ready else _before_its_list(name)),
         reason=(worst.reason if worst else "") or gap,
         remedy=worst.remedy if worst else "",
         requests=sum(c.requests for c in cursors),
@@ -418,6 +418,12 @@ def _table(
         if tables()[name].virtual
         else _moment(max((_since(c) for c in cursors), default=0.0) or None),
     )
+
+
+def _before_its_list(table: str) -> TableState:
+    """Its list has not begun, if it has one that needs no parent."""
+    begins = any(table in endpoint.tables for endpoint in list_endpoints() if not endpoint.parent)
+    return "running" if begins else "found"
 
 
 def _since(cursor: Checkpoint) -> float:
