@@ -40,8 +40,9 @@ async def test_a_run_is_shown_in_25_lines_with_rates_and_what_was_refused(databa
     assert (states["customer"], states["line_item"]) == ("running", "found")
     assert before[0].startswith("loading checkpoints, 0 rows")
     assert after[0].startswith("done, ")
-    assert "rows/s" in after[0]
+    assert " rows (" in after[0]
     assert len(after) <= 25
     assert any(line.split()[0] == "charge" and "charge_read" in line for line in after)
     assert any("more complete" in line for line in after)
-    assert "requests/s" in later
+    assert " requests (" in later
+    assert max(len(line) for line in after if "not read" not in line) <= 80

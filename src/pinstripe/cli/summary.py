@@ -348,7 +348,7 @@ class Meter:
         return self._overall()
 
     def lines(self) -> list[str]:
-        """At most 25 lines."""
+        """At most 25 lines, whose numbers fit into 80 columns."""
         tables = self._look()
         found = [self._overall()]
         mirror = self._service.source.mirror
@@ -381,14 +381,14 @@ class Meter:
         first, last = self._samples[0], self._samples[-1]
         span_s = last.at - first.at
         backfill, stripe = self._service.backfill, self._service.stripe
-        parts = [_PHASES.get(backfill.phase, backfill.phase), f"{last.total:,} rows"]
+        parts = [_PHASES.get(backfill.phase, backfill.phase)]
+        rows, requests = f"{last.total:,} rows", f"{last.requests:,} requests"
         requests_rate = 0.0
         if span_s > 0:
             requests_rate = (last.requests - first.requests) / span_s
-            parts.append(f"{(last.total - first.total) / span_s:,.0f} rows/s")
-        parts.append(f"{last.requests:,} requests")
-        if span_s > 0:
-            parts.append(f"{requests_rate:,.0f} requests/s")
+            rows += f" ({(last.total - first.total) / span_s:,.0f}/s)"
+            requests += f" ({requests_rate:,.0f}/s)"
+        parts += [rows, requests]
         if limited := stripe.rate_limited.total():
             parts.append(f"{limited:,} x 429")
         if contested := self._service.source.mirror.conflicts:
@@ -402,15 +402,15 @@ class Meter:
         first, last = self._samples[0], self._samples[-1]
         span_s = last.at - first.at
         gained = line.rows - first.rows.get(line.table, 0)
-        rate = f"{gained / span_s:,.0f} rows/s" if line.running and span_s > 0 else ""
+        rate = f"{gained / span_s:,.0f}/s" if line.running and span_s > 0 else ""
         state = "done"
         if line.failed:
             state = "failed, see summary"
         elif line.running and line.remaining > 0:
-            state = f"about {line.remaining:,.0f} requests left"
+            state = f"{counted(max(round(line.remaining), 1), 'request')} left"
         elif line.running:
             state = "pending"
-        return f"  {line.table:<40} {line.rows:>12,} rows  {rate:>14}  {state}"
+        return f"  {line.table:<34} {line.rows:>9,} rows {rate:>8}  {state}"
 
 
 def _by_size(line: TableTally) -> tuple[float, int, str]:
@@ -421,11 +421,11 @@ def _rest(what: str, lines: Sequence[TableTally]) -> list[str]:
     if not lines:
         return []
     rows = sum(line.rows for line in lines)
-    return [f"  {f'{len(lines)} {what}':<40} {rows:>12,} rows"]
+    return [f"  {f'{len(lines)} {what}':<34} {rows:>9,} rows"]
 
 
 def _refused(lines: Sequence[TableTally]) -> list[str]:
-    found = [f"  {line.table:<40} not read: {line.refused}" for line in lines[:_REFUSED_LINES]]
+    found = [f"  {line.table:<34} not read: {line.refused}" for line in lines[:_REFUSED_LINES]]
     if len(lines) > _REFUSED_LINES:
         found.append(f"  {len(lines) - _REFUSED_LINES} more not read; see summary")
     return found
