@@ -89,7 +89,7 @@ async def test_budget_shows_what_the_process_asked(here: ApiService) -> None:
     budget = await told(here, f"{HERE}/budget")
     assert budget["requests"]["GET list"] > 50
     assert budget["account_rate"] is None
-    assert budget["allowance"]["allowed"] >= 10_000
+    assert budget["allowance"] is None  # Test mode has none.
 
 
 async def test_permissions_carry_the_words_of_stripe(here: ApiService) -> None:

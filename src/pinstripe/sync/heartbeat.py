@@ -114,7 +114,7 @@ class HeartbeatWriter:
             cpu_s=round(time.process_time(), 2),
             left_s=None if left is None else round(left, 1),
             tables=[_progress(t, last, span_s) for t in tables],
-            allowance=quota.status() if quota is not None else None,
+            allowance=quota.status() if quota is not None and not quota.is_unlimited() else None,
             trouble=source.mirror.trouble or self._follower.trouble,
             remedy=self._follower.remedy,
         )

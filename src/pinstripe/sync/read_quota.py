@@ -159,7 +159,7 @@ class ReadQuota:
             poll_s=poll_s,
             slowed=poll_s > self._poll_s,
             held=self._held,
-            over=not self._is_unlimited() and used > most,
+            over=not self.is_unlimited() and used > most,
         )
 
     async def run(self) -> None:
@@ -199,7 +199,8 @@ class ReadQuota:
         if is_due:
             self._counted_at = self._clock()
 
-    def _is_unlimited(self) -> bool:
+    def is_unlimited(self) -> bool:
+        """In test mode."""
         return self._full_rate and not self._held
 
     def _is_count_due(self) -> bool:
