@@ -25,6 +25,7 @@ from pinstripe.doctor.key import examine
 from pinstripe.doctor.report import DatabaseReport, Finding, KeyReport, Resource
 from pinstripe.errors import Unreachable, WrongKey
 from pinstripe_simulator.account import Settings
+from pinstripe_simulator.nastiness import Nastiness
 from pinstripe_simulator.server import Running, running
 
 SECRET = "rk_test_thisisthesecretofatest123"
@@ -70,6 +71,15 @@ def by_path(report: KeyReport) -> dict[str, Resource]:
 
 def problems(report: KeyReport | DatabaseReport) -> list[Finding]:
     return [f for f in report.findings if f.state == "problem"]
+
+
+async def test_a_list_that_stripe_gives_by_customer_only_is_no_problem() -> None:
+    async with running(Settings(scale=200, nastiness=Nastiness())) as sim:
+        restricted(sim)
+        report = await examined(sim)
+    methods = by_path(report)["/v1/payment_methods"]
+    assert (methods.state, methods.message[:24]) == ("readable", "Read under each customer")
+    assert problems(report) == []
 
 
 async def test_a_key_that_may_do_everything_has_nothing_to_mend(sim: Running) -> None:

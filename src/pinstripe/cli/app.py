@@ -65,7 +65,7 @@ def check(
 ) -> None:
     """Check the key and the database: what can be read, what is missing, and how to fix it.
 
-    Sends about 100 small requests to Stripe and writes nothing. Exit code 0: all checks passed; 2: the key
+    Sends about 120 small requests to Stripe and writes nothing. Exit code 0: all checks passed; 2: the key
     or a setting is wrong; 3: Stripe or Postgres cannot be reached; 4: something cannot be read; 5: the
     database cannot be written to.
     """

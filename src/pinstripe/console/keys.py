@@ -1,6 +1,6 @@
 """Keys: what a sync's key can read, what it lacks, and how to create a better one.
 
-The key itself is on no page. A key check sends about 100 small requests within the sync's own rate
+The key itself is on no page. A key check sends about 120 small requests within the sync's own rate
 limit, so only a button or the first run starts it, never a link. At most one check runs for each sync.
 Its progress and its last report are kept in memory until the next check or until the sync gets another
 key; a restart drops them.

@@ -2,7 +2,7 @@
 
     report = await examine(stripe, tables())
 
-Sends about 100 small requests within the rate limit of `stripe` and writes nothing.
+Sends about 120 small requests within the rate limit of `stripe` and writes nothing.
 
 Each result becomes a finding with a remedy. A product that the account does not use is no problem. A
 missing permission is one, because a table stays empty. Permissions are named only if Stripe named them

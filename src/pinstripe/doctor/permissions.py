@@ -12,14 +12,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from pinstripe.catalog.domains import DOMAINS, domain_by_table
-from pinstripe.catalog.endpoints import ListEndpoint, list_endpoints, singleton_paths
+from pinstripe.catalog.endpoints import ListEndpoint, by_parent, list_endpoints, singleton_paths
 from pinstripe.catalog.tables import table_name, table_of_object
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import quote_id
 from pinstripe.client.response import StripeObject, read_list
 from pinstripe.doctor.probe import Prober, ProbeResult
 from pinstripe.doctor.report import Ability, AbilityName, AbilityState, Resource, ResourceState
-from pinstripe.errors import Drifted, WrongKey
+from pinstripe.errors import Drifted, MissingParent, WrongKey
 
 ACCOUNT = "/v1/account"
 _ONE = ("limit", "1")
@@ -129,6 +129,10 @@ async def _single(asker: Prober, table: str, path: str) -> Tried:
 
 async def _list(asker: Prober, endpoint: ListEndpoint) -> Tried:
     said = await asker.get(endpoint.path, _params(endpoint), endpoint=endpoint.name)
+    other = by_parent(endpoint)
+    if other is not None and isinstance(said.error, MissingParent):
+        words = f"Read under each {other.parent} instead: {said.message}"
+        said = replace(said, state="readable", message=words, remedy="")
     return _tried(endpoint, said)
 
 
