@@ -717,8 +717,35 @@ async def test_an_item_that_an_invoice_takes_up_or_lets_go_is_so_though_a_replic
         assert owner == states[1]["invoice"]
 
 
+async def test_items_behind_the_tenth_line_of_an_invoice_name_it_too(database: str) -> None:
+    def item(number: int, owner: str | None) -> Object:
+        return {"id": f"ii_{number}", "object": "invoiceitem", "invoice": owner, "created": 1}
+
+    shown = invoice([f"il_{number}" for number in range(12)])
+    lines: list[Object] = [
+        {
+            "id": f"il_{number}",
+            "object": "line_item",
+            "invoice": "in_1",
+            "parent": {"invoice_item_details": {"invoice_item": f"ii_{number}"}},
+        }
+        for number in range(12)
+    ]
+    shown["lines"]["data"] = lines[:10]
+    async with following(database) as f:
+        await f.write([item(n, None) for n in range(12)], AsOf(time.time() - 90, time.time() - 80))
+        f.stripe.lists["/v1/invoices"] = [shown]
+        f.stripe.lists["/v1/invoices/in_1/lines"] = lines
+        f.stripe.lists["/v1/invoiceitems"] = [item(n, "in_1") for n in range(12)]
+        f.stripe.event("invoice.created", shown)
+        await f.poll()
+        await f.settle()
+        left = "SELECT id FROM stripe.invoice_item WHERE invoice_id IS DISTINCT FROM 'in_1'"
+        assert await f.pg.fetch(left) == []
+
+
 @pytest.mark.parametrize("is_known", [False, True])
-async def test_an_object_without_an_address_is_never_as_an_event_of_another_version_shows_it(
+async def test_an_object_without_an_address_does_not_stay_as_an_event_of_another_version_shows_it(
     database: str, is_known: bool
 ) -> None:
     """Until clover a discount held its coupon; now its source names it. Its customer shows it."""
@@ -738,6 +765,21 @@ async def test_an_object_without_an_address_is_never_as_an_event_of_another_vers
         row = await f.pg.fetchrow("SELECT source_coupon_id, _extra FROM stripe.discount")
         assert row is not None
         assert tuple(row) == ("co_1", None)
+
+
+async def test_what_nothing_shows_in_our_version_is_as_the_newest_event_of_another_has_it(
+    database: str,
+) -> None:
+    """A reserve plan has neither an address nor an owner."""
+    async with following(database) as f:
+        second = int(time.time())
+        for number in range(3):
+            plan = {"id": "plan_1", "object": "reserve.plan", "metadata": {"n": str(number)}}
+            f.stripe.event("reserve.plan.updated", plan, created=second, api_version=_OLD_VERSION)
+            if number != 1:
+                await f.poll()
+        await f.settle()
+        assert await f.pg.fetchval("SELECT metadata ->> 'n' FROM stripe.reserve_plan") == "2"
 
 
 async def test_a_row_in_doubt_without_an_address_or_events_is_settled_by_its_parents_list(

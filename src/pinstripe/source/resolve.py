@@ -2,7 +2,8 @@
 
     Conflict -> GET the object -> write it, as newer than what we knew before the GET | mark deleted
              -> no address: read the event log around the row's interval -> newest event
-             -> none of our version: read the lists of its owners, or the owners that show it
+             -> none of our version: read the lists of its owners, or the owners that show it; if it
+                names none, the newest event of any version
 
 What was written a replica's lag before the request is older than the response, whatever the clocks say. A
 snapshot that arrives in between is not lost: it conflicts in its turn. Stripe has no address for some
@@ -146,7 +147,9 @@ async def refetch_row(
         return True
     if await resolve_from_events(source, table, key):
         return True
-    return await _fetch_owners(source, (table, key), started, priority)
+    if await _fetch_owners(source, (table, key), started, priority):
+        return True
+    return await resolve_from_events(source, table, key, any_version=True)
 
 
 async def _fetch_owners(source: Source, row: RowKey, started: datetime, priority: int) -> bool:
@@ -276,10 +279,12 @@ _MOST_TYPES = 20
 """Event types that one request may name (https://docs.stripe.com/api/events/list)."""
 
 
-async def resolve_from_events(source: Source, table: str, key: str) -> bool:
+async def resolve_from_events(
+    source: Source, table: str, key: str, *, any_version: bool = False
+) -> bool:
     """Replaces the row, as it is now, by the newest event of its interval.
 
-    Returns False if no event of our version carries the object, or there is no row.
+    Returns False if no event of our version (or of `any_version`) carries the object, or there is no row.
     """
     known = source.wanted[table]
     async with source.pool.acquire() as connection:
@@ -299,7 +304,7 @@ async def resolve_from_events(source: Source, table: str, key: str) -> bool:
     obj, is_ours = payload(event), event.get("api_version") == source.mirror.api_version
     if known.deletable and deletes(str(event.get("type"))):
         obj = {**(obj if is_ours else {"id": key, "object": obj["object"]}), "deleted": True}
-    elif not is_ours:
+    elif not (is_ours or any_version):
         return False
     found = RowSet()
     source.mirror.extractor.object(obj, found)

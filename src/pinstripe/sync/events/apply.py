@@ -37,6 +37,7 @@ from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import AsOf, Cause, StripeObject
 from pinstripe.errors import PinstripeError
 from pinstripe.mirror import Part
+from pinstripe.mirror.upsert import STAGE_EXTRA
 from pinstripe.rows.event import cause_of, created_of, payload, previous_attributes, request_of
 from pinstripe.rows.extract import MemberSet, Row, RowSet, key_of
 from pinstripe.source.resolve import shown_by
@@ -175,12 +176,6 @@ class EventApplier:
             return False, [fetch]
         if is_listed:
             return False, []
-        if is_hint and not change.deleted:
-            owners = shown_by(self._source, table, lambda column: _at(change.object, column))
-            if owners:
-                return False, [
-                    change.refetch(o.kind, o.table, o.id, parent=o.parent) for o in owners
-                ]
         if change.deleted and wanted[table].deletable:
             # In another version the payload is only reliable about which object is gone.
             stub = {"id": change.key, "object": change.name}
@@ -191,11 +186,21 @@ class EventApplier:
         extractor.object(change.object, found)
         # The lists alone: that the event has told the object would make a GET of it sure, and what a
         # replica that is behind showed of its lists would stand.
-        return True, [
+        lists = [
             change.refetch(
                 "nested", cut.child_table, cut.url, parent=f"{cut.parent_table} {cut.parent_id}"
             )
             for cut in found.lists
+        ]
+        if not is_hint:
+            return True, lists
+        # Better than no row, until what shows the object in our version is fetched. Of the fields that the
+        # other version has instead nothing would be said then.
+        owners = shown_by(self._source, table, lambda column: _at(change.object, column))
+        for *_, row in found.places() if owners else ():
+            row[-len(STAGE_EXTRA)] = None
+        return True, lists + [
+            change.refetch(o.kind, o.table, o.id, parent=o.parent) for o in owners
         ]
 
 

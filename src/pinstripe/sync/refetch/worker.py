@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import msgspec
@@ -37,6 +38,7 @@ from pinstripe.store.refetch import (
     Noted,
     Refetch,
     RefetchDone,
+    add_refetches,
     load_refetches,
     note_trouble,
 )
@@ -403,6 +405,7 @@ class RefetchWorker:
                 await read_children(source, refetch, started)
             elif refetch.kind == "nested":
                 await _follow(source, refetch, started)
+                await self._relate_items(refetch)
             elif is_row:
                 await self._fetch(refetch, answer)
         except PinstripeError as error:
@@ -413,6 +416,28 @@ class RefetchWorker:
                 answer.lag_s = source.replica_lag.total_seconds()
         await complete(source, answer)
         return answer
+
+    async def _relate_items(self, refetch: Refetch) -> None:
+        """Queue the items of an invoice's lines that do not name it yet: its events show ten lines."""
+        source, (table, _, invoice) = self._source, refetch.parent.partition(" ")
+        lines = refetch.table
+        if (table, lines) != ("invoice", "line_item") or not {
+            lines,
+            TAKEN_UP,
+        } <= source.wanted.keys():
+            return
+        schema = source.mirror.schema
+        async with source.transaction() as connection:
+            found = await connection.fetch(
+                f"SELECT i.id FROM {qualified(schema, lines)} l JOIN {qualified(schema, TAKEN_UP)} i"
+                " ON i.id = coalesce(l.parent_invoice_item_details ->> 'invoice_item', l.invoice_item)"
+                " WHERE l.invoice_id = $1 AND i.invoice_id IS DISTINCT FROM $1",
+                invoice,
+            )
+            item = replace(refetch, kind="relate", table=TAKEN_UP, parent=invoice)
+            items = [replace(item, id=row[0]) for row in found]
+            await add_refetches(connection, schema, items)
+        self.gather(items)
 
     async def _refused_for(self, refetch: Refetch, error: PinstripeError) -> None:
         """Stripe refuses it, and would again. A deleted object is no refusal; others are logged once a
