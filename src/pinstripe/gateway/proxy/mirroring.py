@@ -347,6 +347,8 @@ class ResponseMirror:
         sync = self._syncs.get(sync_id)
         if sync is not None:
             await execute(sync, way)
+            # A replica may be behind the write that this is about.
+            await owe(sync, [way])
 
 
 def is_ours(sync: OpenSync, response: UpstreamResponse) -> bool:
@@ -442,15 +444,17 @@ async def fetch_again(
     # One that Stripe does not show yet is no row either: its reads may run behind its writes.
     left = {place for place in first_way if place not in covered}
     missing = await _not_rows(sync, {*first_way, *unreachable}) | left
-    if missing:
-        now = sync.source.now()
-        ways_left = [first_way[place] for place in sorted(missing) if place in first_way]
-        refetches = [
-            Refetch(w.kind, w.table, w.key, w.parent, since=now) for w in ways_left if w.kind
-        ]
+    await owe(sync, [first_way[place] for place in sorted(missing) if place in first_way])
+    return not missing
+
+
+async def owe(sync: OpenSync, ways: Iterable[Way]) -> None:
+    """Queue these requests: made now, and once more when no replica can be behind."""
+    now = sync.source.now()
+    refetches = [Refetch(w.kind, w.table, w.key, w.parent, since=now) for w in ways if w.kind]
+    if refetches:
         async with sync.source.transaction() as connection:
             await add_refetches(connection, sync.schema, refetches)
-    return not missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -616,15 +620,13 @@ async def owe_silent(sync: OpenSync, path: str) -> None:
     """Queue fetches of the objects that the path of a write names, if no event tells of their updates: what
     the write did is not known.
     """
-    refetches: list[Refetch] = []
-    parent, since = "", sync.source.now()
+    ways: list[Way] = []
+    parent = ""
     for table, key in places_of(path):
         if table in sync.mirror.tables and tables()[table].object_type not in reported():
-            refetches.append(Refetch("fetch", table, key, parent, since=since))
+            ways.append(Way("fetch", table, key, parent))
         parent = key
-    if refetches:
-        async with sync.source.transaction() as connection:
-            await add_refetches(connection, sync.schema, refetches)
+    await owe(sync, ways)
 
 
 async def fetch_one(

@@ -41,6 +41,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.middleware import disconnected
 from pinstripe.gateway.proxy.accounts import (
     AccountResolver,
+    Credentials,
     carries_more_than_test_key,
     credentials_of,
     shows_one_of,
@@ -264,7 +265,7 @@ async def open_proxy(
         mirroring = ResponseMirror(
             syncs, accounts, upstream, versions=versions, patience_s=patience_s
         )
-        after_write = AfterWrite(request_sync, wait_for_request)
+        after_write = AfterWrite(request_sync, wait_for_request, accounts)
         proxy = Proxy(
             hosts=hosts,
             upstream=upstream,
@@ -403,9 +404,13 @@ class AfterWrite:
     """Sync requests after writes, waits for their events, and the `as_of` of each sync."""
 
     def __init__(
-        self, request_sync: RequestSync | None, wait_for_request: WaitForRequest | None
+        self,
+        request_sync: RequestSync | None,
+        wait_for_request: WaitForRequest | None,
+        accounts: AccountResolver,
     ) -> None:
         self._request_sync = request_sync
+        self._accounts = accounts
         self._wait = wait_for_request
         self._as_of: dict[str, datetime] = {}
         # Infinite while a read is running, so that there is one at a time.
@@ -440,13 +445,16 @@ class AfterWrite:
 
     def unanswered(self, sync: OpenSync | None, request: ProxyRequest) -> None:
         """Request a sync: Stripe may have executed a write that got no response, or none that is read."""
-        if request.writes and sync is not None:
-            self._request_soon(sync)
-            self._start(self._owe(sync, request.target.path))
+        if request.writes and request.credentials is not None:
+            self._start(self._owe(sync, request.credentials, request.target.path))
 
-    async def _owe(self, sync: OpenSync, path: str) -> None:
+    async def _owe(self, sync: OpenSync | None, credentials: Credentials, path: str) -> None:
+        """`sync`: None if it is not known yet whose key it is."""
         try:
-            await owe_silent(sync, path)
+            sync = sync or await self._accounts.sync_of(credentials)
+            if sync is not None:
+                self._request_soon(sync)
+                await owe_silent(sync, path)
         except PinstripeError as error:
             _log.warning("proxy.unmirrored", path=path, error=error.message)
 
