@@ -25,6 +25,9 @@ _INDENT = 4
 """Spaces before an entry of a list, as Stripe prints it."""
 # Types whose list wants an owner that the objects themselves do not name: the parameter, and its type.
 _OWNERS = {"entitlements.active_entitlement": "customer"}
+# Types whose list takes an owner that only what they refer to names: the field that refers to it.
+_THROUGH = {"billing.credit_balance_transaction": "credit_grant"}
+_WHOSE = ("customer", "customer_account")
 _DEFAULT_LIMIT, _LARGEST_LIMIT = 10, 100
 WHOLE = "(whole)"
 """Among the parameters of a list that takes no limit: it shows all. No caller can name it."""
@@ -137,6 +140,8 @@ def by_reference(objects: Objects, table: Table, params: Params) -> list[int] | 
     """What a filter such as `customer=` leaves, newest first; None: no such filter."""
     if table.name == "balance_transaction":
         return _entries(objects, table, params)
+    if table.name in _THROUGH and (asked := {k: params[k] for k in _WHOSE if k in params}):
+        return _through(objects, table, _THROUGH[table.name], asked)
     for field, (relation, target) in table.links.items():
         value = params.get(field)
         if not isinstance(value, str):
@@ -150,6 +155,16 @@ def by_reference(objects: Objects, table: Table, params: Params) -> list[int] | 
         base = relation.back(owner) if owner < there.base else range(0)
         return sorted({*base, *table.by_value.get((field, value), ())}, reverse=True)
     return _unnamed(objects, table, params)
+
+
+def _through(objects: Objects, table: Table, field: str, asked: Params) -> list[int]:
+    """What refers to any of those that belong to the owner asked for."""
+    there = objects.table(table.links[field][1])
+    judge = Judge(objects, there, conditions(there, asked, there.sample(0)))
+    candidates = by_reference(objects, there, asked)
+    owned = filter(judge.shows, range(there.total) if candidates is None else candidates)
+    found = (by_reference(objects, table, {field: there.id_at(p)}) or () for p in owned)
+    return sorted({position for positions in found for position in positions}, reverse=True)
 
 
 def _unnamed(objects: Objects, table: Table, params: Params) -> list[int] | None:

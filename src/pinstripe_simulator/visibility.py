@@ -37,6 +37,14 @@ _NOT_FILTERS = frozenset(
 )
 
 
+# Filters by what stands deeper in the object than the parameter's name says.
+_DEEPER: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("billing.alert", "meter"): ("usage_threshold", "meter"),
+    ("promotion_code", "coupon"): ("promotion", "coupon"),
+    ("shipping_rate", "currency"): ("fixed_amount", "currency"),
+}
+
+
 def conditions(table: Table, params: Params, fields: Mapping[str, object]) -> list[Condition]:
     """What an object must fulfil to be in the list."""
     made: list[Condition] = []
@@ -50,6 +58,8 @@ def conditions(table: Table, params: Params, fields: Mapping[str, object]) -> li
             continue
         if name in fields:
             made.append(_equals(name, value))
+        elif (deeper := _DEEPER.get((table.kind.name, name))) is not None:
+            made.append(_holds(*deeper, value))
     for name, field in (("ids", "id"), ("lookup_keys", "lookup_key"), ("types", "type")):
         if isinstance(params.get(name), list) and field in fields:
             made.append(_one_of(field, params[name]))
@@ -60,6 +70,10 @@ def _equals(name: str, value: object) -> Condition:
     if isinstance(value, dict):
         return _within(name, value)
     return lambda found: _plain(found.get(name)) == value
+
+
+def _holds(name: str, inner: str, value: object) -> Condition:
+    return lambda found: _plain((found.get(name) or {}).get(inner)) == value
 
 
 def _plain(value: object) -> object:

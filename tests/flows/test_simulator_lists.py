@@ -250,6 +250,39 @@ async def test_every_filter_agrees_with_a_scan_of_the_whole_list(
     assert checked > 60
 
 
+async def test_a_list_by_an_owner_shows_what_is_the_owners_though_only_others_name_it(
+    sim: Running, http: aiohttp.ClientSession
+) -> None:
+    """Credits have a customer by their grant; alerts, codes and rates name it deeper inside."""
+    path = "/v1/billing/credit_balance_transactions"
+    truth, deeds = sim.control.truth, sim.control.mutator.deeds
+    buyer = deeds.post("/v1/customers", {})["id"]
+    amount = {"type": "monetary", "monetary": {"currency": "usd", "value": 500}}
+    asked = {"amount": amount, "applicability_config": {}, "customer": buyer}
+    grant = deeds.post("/v1/billing/credit_grants", asked)["id"]
+    made = deeds.ledger().make("billing.credit_balance_transaction", {"credit_grant": grant})
+    owners = {g["id"]: g["customer"] for g in truth("billing.credit_grant")}
+    everything = await pages(http, path)
+    for customer in {*owners.values()}:
+        found = await pages(http, path, customer=customer)
+        assert found == [c for c in everything if owners[c["credit_grant"]] == customer]
+        assert await pages(http, path, customer=customer, credit_grant="credgr_other") == []
+    assert [c["id"] for c in await pages(http, path, customer=buyer)] == [made["id"]]
+    assert [c["id"] for c in await pages(http, path, credit_grant=grant)] == [made["id"]]
+    assert await pages(http, path, customer_account="acct_other") == []
+    for path, place, name in (
+        ("/v1/billing/alerts", "usage_threshold", "meter"),
+        ("/v1/promotion_codes", "promotion", "coupon"),
+        ("/v1/shipping_rates", "fixed_amount", "currency"),
+    ):
+        everything = await pages(http, path)
+        owned = [((o[place] or {}).get(name), o) for o in everything]
+        some = next(owner for owner, _ in owned if owner)
+        found = await pages(http, path, **{name: some})
+        assert found == [o for owner, o in owned if owner == some]
+        assert 0 < len(found) < len(everything)
+
+
 def _values_of(name: str, everything: list[dict[str, Any]]) -> list[str | int | bool]:
     """A few values of a field, of the kinds that a filter compares."""
     if name in SPECIAL:

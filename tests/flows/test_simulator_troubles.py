@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 
 import aiohttp
+import asyncpg
 import pytest
+from tests.flows.harness.account import copy, make_schema
 
+from pinstripe.catalog.tables import tables
+from pinstripe.store.quarantine import find_lost
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.nastiness import CALM, STRIPE, default_nastiness
 from pinstripe_simulator.process import SimulatorProcess
@@ -155,6 +159,18 @@ async def test_some_lists_want_a_customer(
         customer = (await answer.json())["data"][0]["id"]
     async with http.get(f"{path}?customer={customer}") as answer:
         assert answer.status == 200
+
+
+@pytest.mark.migrated
+async def test_a_copy_of_the_default_simulator_is_complete_and_misses_no_rows(
+    database: str, pg: asyncpg.Connection
+) -> None:
+    settings = Settings(scale=300, until=NOON, connected=0, nastiness=STRIPE)
+    async with running(settings) as sim:
+        await make_schema(database)
+        assert (await copy(database, sim)).complete
+    # Were the lists of two customers to show the same, tables would have fewer rows than were listed.
+    assert await find_lost(pg, "stripe", tables(), {}) == []
 
 
 @pytest.mark.parametrize(
