@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from pinstripe.catalog.model import Field
+from pinstripe_simulator.events import copy
 from pinstripe_simulator.params import Params
 from pinstripe_simulator.replies import refused
 from pinstripe_simulator.shape import Scope, sample
@@ -137,6 +138,9 @@ class Expander:
 
     def _on_request(self, field: Field, owner: StripeObject) -> object:
         type_name = str(owner["object"])
+        given = self._world.withheld(type_name, str(owner.get("id")))
+        if field.name in given:
+            return copy(given[field.name])
         if field.kind == "list" and isinstance(owner.get("id"), str):
             found = self._world.find(type_name, owner["id"])
             if found is not None and field.name in found[0].lists:

@@ -43,7 +43,8 @@ _FRESH: Mapping[str, Callable[[], object]] = {
     "by_value": lambda: defaultdict(list),
     "unlisted": set,
     "_added": list,
-    **dict.fromkeys(("parent_of", "_quoted", "_stored", "_deleted", "_chosen", "_chosen_id"), dict),
+    **dict.fromkeys(("parent_of", "withheld", "_quoted", "_stored", "_deleted"), dict),
+    **dict.fromkeys(("_chosen", "_chosen_id"), dict),
 }
 
 
@@ -55,6 +56,8 @@ class Table:
     by_value: dict[tuple[str, str], list[int]]
     """(field, id) -> positions of stored objects that have held it."""
     parent_of: dict[int, str]
+    withheld: dict[int, StripeObject]
+    """Position -> what the object has and shows on request only."""
     unlisted: set[int]
     """Positions that no list shows though they can be retrieved (inline prices)."""
     _quoted: dict[int, bytes]

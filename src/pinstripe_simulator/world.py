@@ -99,8 +99,17 @@ class World:
         return position, table.id_at(position)
 
     def save(self, table: Table, position: int, changed: StripeObject) -> None:
-        """Keep `changed` as the object at `position`."""
-        table.store(position, self.objects.strip(table, changed))
+        """Keep `changed` as the object at `position`; what it shows on request only, apart."""
+        fields = self.routes.fields[table.kind.name]
+        kept = self.objects.strip(table, changed)
+        for name in [n for n in kept if n in fields and fields[n].on_request]:
+            table.withheld.setdefault(position, {})[name] = kept.pop(name)
+        table.store(position, kept)
+
+    def withheld(self, type_name: str, id: str) -> StripeObject:
+        """What the object was given and shows on request only (tiers of a price)."""
+        found = self.find(type_name, id)
+        return found[0].withheld.get(found[1], {}) if found is not None else {}
 
     def remove(self, table: Table, position: int) -> None:
         """The object at `position` no longer exists."""

@@ -446,3 +446,82 @@ async def test_search_finds_what_its_query_says(stripe: Caller, query: str, hold
 @pytest.mark.parametrize("query", ["", "amount", "amount>x", 'a:"b" AND', "nothing_such:1"])
 async def test_a_query_that_cannot_be_read_is_refused(stripe: Caller, query: str) -> None:
     assert (await stripe.search(query)).status == 400
+
+
+# --- prices ------------------------------------------------------------------------------------
+
+
+async def test_tiers_of_a_price_are_shown_on_expand_only(stripe: Caller) -> None:
+    product = (await stripe.made("/v1/products", {"name": "Seats"}))["id"]
+    form = {"product": product, "currency": "usd", "recurring[interval]": "month"}
+    form |= {"billing_scheme": "tiered", "tiers_mode": "graduated"}
+    form |= {"tiers[0][up_to]": "5", "tiers[0][unit_amount]": "700", "tiers[0][flat_amount]": "100"}
+    form |= {"tiers[1][up_to]": "inf", "tiers[1][unit_amount_decimal]": "0.5"}
+    price = await stripe.made("/v1/prices", form)
+    assert (price["billing_scheme"], price["tiers_mode"]) == ("tiered", "graduated")
+    assert (price["unit_amount"], price["unit_amount_decimal"]) == (None, None)
+    told = (await stripe.get("/v1/events?type=price.created&limit=1")).o["data"][0]
+    assert (told["data"]["object"]["id"], told["data"]["object"]) == (price["id"], price)
+    path = f"/v1/prices/{price['id']}"
+    await stripe.made(path, {"nickname": "By the seat"})
+    plain, whole = (await stripe.get(path)).o, (await stripe.get(path + "?expand[]=tiers")).o
+    tiers = [
+        {
+            "flat_amount": 100,
+            "flat_amount_decimal": "100",
+            "unit_amount": 700,
+            "unit_amount_decimal": "700",
+            "up_to": 5,
+        },
+        {
+            "flat_amount": None,
+            "flat_amount_decimal": None,
+            "unit_amount": None,
+            "unit_amount_decimal": "0.5",
+            "up_to": None,
+        },
+    ]
+    assert ("tiers" in plain, whole["tiers"]) == (False, tiers)
+    listed = (await stripe.get(f"/v1/prices?product={product}&expand[]=data.tiers")).o["data"]
+    assert [p["tiers"] for p in listed] == [tiers]
+    assert (await stripe.get(f"/v1/plans/{price['id']}?expand[]=tiers")).o["tiers"] == tiers
+    for left_out in ("tiers_mode", "tiers[1][up_to]"):
+        came = await stripe.post("/v1/prices", {k: v for k, v in form.items() if k != left_out})
+        assert came.status == 400
+    customer = (await stripe.made("/v1/customers"))["id"]
+    bought = {"customer": customer, "items[0][price]": price["id"], "items[0][quantity]": "9"}
+    subscription = await stripe.made("/v1/subscriptions", bought)
+    invoice = (await stripe.get(f"/v1/invoices/{subscription['latest_invoice']}")).o
+    assert invoice["total"] == 100 + 5 * 700 + 2
+
+
+@pytest.mark.parametrize(
+    ("unit", "whole", "amount"), [("unit_amount", 250, 750), ("unit_amount_decimal", None, 8)]
+)
+async def test_price_data_of_an_invoice_item_makes_a_price_that_no_list_shows(
+    stripe: Caller, unit: str, whole: int | None, amount: int
+) -> None:
+    product = (await stripe.made("/v1/products", {"name": "A thing"}))["id"]
+    customer = (await stripe.made("/v1/customers"))["id"]
+    exact = str(whole or "2.5")
+    given = {"currency": "eur", "product": product, unit: exact}
+    form = {f"price_data[{name}]": value for name, value in given.items()}
+    item = await stripe.made("/v1/invoiceitems", form | {"customer": customer, "quantity": "3"})
+    assert (item["amount"], item["currency"], item["quantity"]) == (amount, "eur", 3)
+    details = item["pricing"]["price_details"]
+    assert item["pricing"] == {
+        "price_details": {"price": details["price"], "product": product},
+        "type": "price_details",
+        "unit_amount_decimal": exact,
+    }
+    price = (await stripe.get(f"/v1/prices/{details['price']}")).o
+    assert (price["active"], price["unit_amount"], price["type"]) == (False, whole, "one_time")
+    for active in ("true", "false"):
+        shown = (await stripe.get(f"/v1/prices?active={active}&product={product}")).o["data"]
+        assert shown == []
+    asked = {"customer": customer, "pending_invoice_items_behavior": "include"}
+    (line,) = (await stripe.made("/v1/invoices", asked))["lines"]["data"]
+    assert (line["amount"], line["pricing"]) == (amount, item["pricing"])
+    form["price_data[product]"] = "prod_other"
+    came = await stripe.post("/v1/invoiceitems", form | {"customer": customer})
+    assert (came.status, came.error["param"]) == (400, "price_data[product]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pinstripe_simulator.answers import Request
 from pinstripe_simulator.behaviours.generic import create, merged_metadata, target
 from pinstripe_simulator.behaviours.invoices import (
@@ -11,6 +13,7 @@ from pinstripe_simulator.behaviours.invoices import (
     make_invoice,
     totals,
 )
+from pinstripe_simulator.behaviours.prices import cost, inline_price
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.replies import refused
 from pinstripe_simulator.table import StripeObject
@@ -53,7 +56,7 @@ def line_of(item: StripeObject) -> Line:
     details |= {"subscription": None, "proration_details": None}
     parent: StripeObject = {"invoice_item_details": details, "subscription_item_details": None}
     parent |= {"type": "invoice_item_details"}
-    return line_values(
+    line = line_values(
         amount=int(item["amount"]),
         currency=str(item["currency"]),
         price=None,
@@ -62,29 +65,40 @@ def line_of(item: StripeObject) -> Line:
         period=item["period"],
         parent=parent,
     )
+    return line | {"pricing": item.get("pricing")}
+
+
+def _charged(ledger: Ledger, given: dict[str, Any], currency: str, inside: str = "") -> Line:
+    """Amount, currency, quantity and pricing of what is charged by amount, price or `price_data`;
+    `inside`: what its parameters stand in.
+    """
+    where = f"{inside}[{{}}]" if inside else "{}"
+    count = given.get("quantity")
+    quantity = 1 if count is None else int(count)
+    pricing, price = given.get("pricing"), None
+    if isinstance(given.get("price_data"), dict):
+        price = inline_price(ledger, given["price_data"], where.format("price_data"))
+    elif isinstance(pricing, dict) and pricing.get("price"):
+        price = ledger.get("price", pricing["price"], param=where.format("pricing") + "[price]")
+    amount = int(given.get("amount") or 0) if price is None else cost(ledger, price, quantity)
+    currency = currency if price is None else str(price["currency"])
+    return line_values(amount=amount, currency=currency, price=price, quantity=quantity)
 
 
 def create_item(request: Request, ledger: Ledger) -> StripeObject:
     """An invoice item, pending or on a draft."""
     params = request.params
     customer = ledger.get("customer", params.get("customer"), param="customer")
-    amount = int(params.get("amount") or 0)
-    pricing = params.get("pricing")
-    currency = str(params.get("currency") or "usd")
-    if isinstance(pricing, dict) and pricing.get("price"):
-        price = ledger.get("price", pricing["price"], param="pricing[price]")
-        amount = int(price["unit_amount"] or 0) * int(params.get("quantity") or 1)
-        currency = str(price["currency"])
+    charged = _charged(ledger, params, str(params.get("currency") or "usd"))
     made = create(
         request,
         ledger,
-        amount=amount,
-        currency=currency,
+        **{name: charged[name] for name in ("amount", "currency", "pricing", "quantity")},
         customer=customer["id"],
         date=ledger.now(),
         proration=False,
         period={"start": ledger.now(), "end": ledger.now()},
-        quantity=int(params.get("quantity") or 1),
+        quantity_decimal=str(charged["quantity"]),
         test_clock=customer.get("test_clock"),
     )
     if params.get("invoice"):
@@ -114,14 +128,7 @@ def delete_invoice(request: Request, ledger: Ledger) -> StripeObject:
 
 def add_lines(request: Request, ledger: Ledger) -> StripeObject:
     invoice = target(request, ledger)
-    for given in request.params.get("lines") or []:
-        amount = int(given.get("amount") or 0)
-        line = line_values(
-            amount=amount,
-            currency=str(invoice["currency"]),
-            price=None,
-            quantity=int(given.get("quantity") or 1),
-            description=given.get("description"),
-        )
-        add_line(ledger, invoice["id"], line)
+    for number, given in enumerate(request.params.get("lines") or []):
+        line = _charged(ledger, given, str(invoice["currency"]), f"lines[{number}]")
+        add_line(ledger, invoice["id"], line | {"description": given.get("description")})
     return recount(ledger, invoice)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from pinstripe_simulator.behaviours.invoices import Line, line_values
+from pinstripe_simulator.behaviours.prices import cost
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.table import StripeObject
 
@@ -37,7 +38,7 @@ def prorate(
         if part is None:
             continue
         quantity = int(part.get("quantity") or 0)
-        whole = discounted(int(part["price"].get("unit_amount") or 0) * quantity, part["price"])
+        whole = discounted(cost(ledger, part["price"], quantity), part["price"])
         amount = sign * round(whole * share)
         _wait(ledger, subscription, part, amount=amount, period={"start": now, "end": end})
 

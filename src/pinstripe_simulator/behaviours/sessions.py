@@ -7,7 +7,7 @@ from typing import Any
 from pinstripe_simulator.answers import Request
 from pinstripe_simulator.behaviours import payments
 from pinstripe_simulator.behaviours.generic import create, target
-from pinstripe_simulator.behaviours.prices import make_price
+from pinstripe_simulator.behaviours.prices import cost, inline_price
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.replies import declined, refused
 from pinstripe_simulator.table import StripeObject
@@ -32,7 +32,7 @@ def create_session(request: Request, ledger: Ledger) -> StripeObject:
     given = request.params.get("line_items") or []
     prices = [_price(ledger, item) for item in given]
     quantities = [int(item.get("quantity") or 1) for item in given]
-    amounts = [int(p.get("unit_amount") or 0) * q for p, q in zip(prices, quantities, strict=True)]
+    amounts = [cost(ledger, p, q) for p, q in zip(prices, quantities, strict=True)]
     made = create(
         request,
         ledger,
@@ -53,7 +53,7 @@ def create_session(request: Request, ledger: Ledger) -> StripeObject:
 
 def _price(ledger: Ledger, item: dict[str, Any]) -> StripeObject:
     if isinstance(item.get("price_data"), dict):
-        return make_price(ledger, item["price_data"], inline=True)
+        return inline_price(ledger, item["price_data"], "line_items[0][price_data]")
     return ledger.get("price", item.get("price"), param="line_items[0][price]")
 
 

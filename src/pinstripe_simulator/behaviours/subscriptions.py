@@ -9,7 +9,7 @@ from typing import Any
 from pinstripe_simulator.answers import Request
 from pinstripe_simulator.behaviours import discounts, invoices, payments, prorations
 from pinstripe_simulator.behaviours.generic import create, taken_over, target
-from pinstripe_simulator.behaviours.prices import make_price
+from pinstripe_simulator.behaviours.prices import cost, inline_price
 from pinstripe_simulator.events import difference
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.replies import declined, refused
@@ -134,7 +134,7 @@ def _trial_end(params: dict[str, Any], now: int) -> int | None:
 def _price(ledger: Ledger, item: dict[str, Any], number: int) -> StripeObject:
     where = f"items[{number}][price]"
     if isinstance(item.get("price_data"), dict):
-        return make_price(ledger, item["price_data"], inline=True)
+        return inline_price(ledger, item["price_data"], f"items[{number}][price_data]")
     price = ledger.get("price", item.get("price") or item.get("plan"), param=where)
     if not price.get("active"):
         raise refused(f"The price specified is inactive: {price['id']}.", param=where)
@@ -193,7 +193,7 @@ def lines_of(ledger: Ledger, subscription: StripeObject) -> list[dict[str, Any]]
         parent |= {"type": "subscription_item_details", "invoice_item_details": None}
         lines.append(
             invoices.line_values(
-                amount=int(price.get("unit_amount") or 0) * quantity,
+                amount=cost(ledger, price, quantity),
                 currency=str(price["currency"]),
                 price=price,
                 quantity=quantity,
