@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pinstripe_simulator import coherence
 from pinstripe_simulator.beyond_types import EXTRA
 from pinstripe_simulator.first_events import event_sample
-from pinstripe_simulator.ids import Ids, NaturalIds, ScrambledIds
+from pinstripe_simulator.ids import FIRST_NEW, Ids, NaturalIds, ScrambledIds
 from pinstripe_simulator.mix import DEFAULT_PATTERN, FEW, PATTERNS, counts_for
 from pinstripe_simulator.relations import Chain, Even, FirstBack, Relation, Uneven
 from pinstripe_simulator.routes import Routes
@@ -112,7 +112,11 @@ class _Builder:
         else:
             prefix = kind.prefix or type_name.rpartition(".")[2].replace("_", "")[:8]
             ids = ScrambledIds(
-                seed=plan.seed, name=name, prefix=prefix, chosen=name in coherence.CHOSEN_IDS
+                seed=plan.seed,
+                name=name,
+                prefix=prefix,
+                chosen=name in coherence.CHOSEN_IDS,
+                other=self._other_prefix(name),
             )
         start = max(plan.start, plan.end - EVENT_LIFE_S) if name == "event" else plan.start
         timeline = Timeline(count, start=start, end=plan.end, seed=plan.seed, name=name)
@@ -121,6 +125,21 @@ class _Builder:
         table.aliases.update(coherence.ALIASES.get(name, {}))
         self._tables[name] = table
         return table
+
+    # --- ids whose prefix is not the type's usual one ------------------------------------------
+
+    def _other_prefix(self, name: str) -> tuple[str, Callable[[int], bool]] | None:
+        """Payments that no card made, their refunds, and the disputes that Stripe calls so of late."""
+        if name == "charge":
+            return "py", _is_payment
+        if name == "refund":
+            return "pyr", self._is_of_payment
+        return ("du", lambda index: index % 2 == 1) if name == "dispute" else None
+
+    def _is_of_payment(self, refund: int) -> bool:
+        relation = self._tables["refund"].relation("charge")
+        charge = relation.to(refund) if relation and refund < FIRST_NEW else None
+        return charge is not None and _is_payment(charge)
 
     # --- variants that follow from other objects ---------------------------------------------
 
@@ -252,6 +271,10 @@ class _Builder:
             return made
 
         table.make_sample = make
+
+
+def _is_payment(charge: int) -> bool:
+    return charge < FIRST_NEW and spread(charge) in coherence.PAYMENTS
 
 
 def _with_extra(made: Sample, type_name: str) -> Sample:

@@ -109,8 +109,10 @@ CANCELED = 9
 """A variant of subscriptions that are canceled (see `_SUBSCRIPTION`)."""
 REFUNDED = 14
 """The variant of charges that a refund refers to."""
+PAYMENTS = frozenset({0, 2, 4, 6})
+"""Variants of charges that no card paid: Stripe calls them `py_`, and their refunds `pyr_`."""
 SOURCES = ("charge", "refund", "payout", "transfer")
-"""Types that make balance transactions; the transaction's type has the same name."""
+"""Types that make balance transactions; the reporting category has the same name."""
 
 _SUBSCRIPTION = ("active",) * 7 + ("trialing", "past_due", "canceled", "canceled", "unpaid")
 _INVOICE = ("paid",) * 9 + ("open", "draft", "void", "uncollectible")
@@ -216,7 +218,7 @@ def _with_entry(s: Sample, v: int) -> None:
 def _balance_transaction(s: Sample, v: int) -> None:
     s |= {"amount": hole("entry-amount"), "fee": hole("fee"), "net": hole("net")}
     s |= {"source": hole("source"), "type": hole("entry-type"), "status": hole("entry-status")}
-    s |= {"reporting_category": hole("entry-type"), "exchange_rate": None}
+    s |= {"reporting_category": hole("entry-category"), "exchange_rate": None}
     s |= {"available_on": hole("t+172800"), "currency": "usd"}
 
 

@@ -17,10 +17,16 @@ from pinstripe_simulator.template import Filler
 
 _AVAILABLE_AFTER_S = 172_800
 _AMOUNT_FROM = {"charge": "payment_intent", "refund": "charge"}
+_BY_PREFIX = {"py": "payment", "pyr": "payment_refund"}
 _TABLE = "balance_transaction"
 _TURN = len(coherence.PATTERN)
 _BY_HAND = 8
 """Every eighth payout from the start, beginning with the first, was not automatic."""
+
+
+def entry_type(category: str, source: str) -> str:
+    """The `type` of a balance transaction, which tells payments from charges as the source's id does."""
+    return _BY_PREFIX.get(source.partition("_")[0], category)
 
 
 class Entries:
@@ -52,6 +58,7 @@ class Entries:
             "net": lambda t: lambda e, i, c: b"%d" % e._net(i),
             "source": lambda t: lambda e, i, c: e._source_id(i),
             "entry-type": lambda t: lambda e, i, c: b'"%b"' % e._type(i).encode(),
+            "entry-category": lambda t: lambda e, i, c: b'"%b"' % e._category(i).encode(),
             "entry-status": lambda t: lambda e, i, c: b'"%b"' % e.status(c).encode(),
             "automatic": lambda t: lambda e, i, c: b"true" if e.is_automatic(i) else b"false",
             "reconciled": lambda t: (
@@ -70,7 +77,7 @@ class Entries:
         """
         own = self._links.entry("payout", payout)
         paid = range((payout - 1) * _TURN, payout * _TURN)
-        lines = [entry for entry in paid if self._type(entry) != "payout"]
+        lines = [entry for entry in paid if self._category(entry) != "payout"]
         return lines if own is None else [*lines, own]
 
     def first_unpaid(self) -> int:
@@ -120,9 +127,15 @@ class Entries:
         self._last = (entry, found)
         return found
 
-    def _type(self, entry: int) -> str:
+    def _category(self, entry: int) -> str:
         found = self._source(entry)
         return found[0] if found else "stripe_fee"
+
+    def _type(self, entry: int) -> str:
+        found = self._source(entry)
+        if found is None:
+            return "stripe_fee"
+        return entry_type(found[0], self._tables[found[0]].id_at(found[1]))
 
     def _amount(self, entry: int) -> int:
         found = self._source(entry)

@@ -8,7 +8,7 @@ letter case only often enough to punish a case-folding reader. Objects made late
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
@@ -46,9 +46,20 @@ class Ids(Protocol):
 
 
 class ScrambledIds:
-    """`prefix` + characters that stand for the account and the type + 8 that hold the index."""
+    """`prefix` + characters that stand for the account and the type + 8 that hold the index.
 
-    def __init__(self, *, seed: int, name: str, prefix: str, chosen: bool = False) -> None:
+    `other`: a second prefix, and which of the indexes have it.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        name: str,
+        prefix: str,
+        chosen: bool = False,
+        other: tuple[str, Callable[[int], bool]] | None = None,
+    ) -> None:
         digest = blake2b(f"{seed}/{name}".encode(), digest_size=32).digest()
         self._factor = int.from_bytes(digest[:8], "big") & _MASK | 1
         self._offset = int.from_bytes(digest[8:16], "big") & _MASK
@@ -57,6 +68,8 @@ class ScrambledIds:
         self._prefix = f"{prefix}_1P{tag.decode()}" if prefix else f"1P{tag.decode()}"
         self._opening = b'"' + self._prefix.encode()
         self._chosen = chosen
+        self._other = f"{other[0]}_1P{tag.decode()}" if other else ""
+        self._has_other = other[1] if other else None
 
     def _code(self, index: int) -> bytes:
         x = (index * self._factor + self._offset) & _MASK
@@ -70,13 +83,17 @@ class ScrambledIds:
         x = (index * self._factor + self._offset) & _MASK
         high, low = divmod(x ^ (x >> 24), _TRIPLE)
         high, middle = divmod(high, _TRIPLE)
-        return self._opening + _PAIRS[high] + _TRIPLES[middle] + _TRIPLES[low] + b'"'
+        opening = self._opening
+        if self._has_other is not None and self._has_other(index):
+            opening = b'"' + self._other.encode()
+        return opening + _PAIRS[high] + _TRIPLES[middle] + _TRIPLES[low] + b'"'
 
     def encode(self, index: int, part: str = "") -> str:
         code = self._code(index).decode()
         if self._chosen and index % 41 == 3:
             return _CHOSEN[index // 41 % len(_CHOSEN)] + code
-        return self._prefix + part + code
+        other = self._has_other is not None and self._has_other(index)
+        return (self._other if other else self._prefix) + part + code
 
     def decode(self, id: str, part: str = "") -> int | None:
         """The index, or None for an id that this table never made."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -525,3 +526,49 @@ async def test_price_data_of_an_invoice_item_makes_a_price_that_no_list_shows(
     form["price_data[product]"] = "prod_other"
     came = await stripe.post("/v1/invoiceitems", form | {"customer": customer})
     assert (came.status, came.error["param"]) == (400, "price_data[product]")
+
+
+# --- ids ---------------------------------------------------------------------------------------
+
+_KIN = ("charge", "refund", "dispute", "balance_transaction", "payment_intent", "event")
+_ID = re.compile(r'"((?:ch|py|re|pyr|dp|du)_1P\w+)"')
+
+
+async def test_payments_their_refunds_and_some_disputes_have_prefixes_of_their_own(
+    stripe: Caller,
+) -> None:
+    truth = {name: stripe.sim.control.truth(name) for name in _KIN}
+    prefixes = {n: {o["id"].partition("_")[0] for o in truth[n]} for n in _KIN[:3]}
+    assert prefixes == {"charge": {"ch", "py"}, "refund": {"re", "pyr"}, "dispute": {"dp", "du"}}
+    for refund in truth["refund"]:
+        assert refund["id"].startswith("pyr_") == refund["charge"].startswith("py_")
+    told = {"ch": "charge", "py": "payment", "re": "refund", "pyr": "payment_refund"}
+    for entry in truth["balance_transaction"]:
+        if entry["source"] is not None:
+            kind = told[entry["source"].partition("_")[0]]
+            assert entry["type"] == kind
+            assert entry["reporting_category"] == kind.replace("payment_refund", "refund").replace(
+                "payment", "charge"
+            )
+    known = {o["id"] for name in _KIN[:3] for o in truth[name]}
+    assert set(_ID.findall(json.dumps(truth))) == known
+    for name in _KIN[:3]:
+        for found in truth[name]:
+            assert (await stripe.get(f"/v1/{name}s/{found['id']}")).o == found
+
+
+async def test_the_refund_of_a_payment_is_a_pyr_in_all_that_names_it(stripe: Caller) -> None:
+    charges = stripe.sim.control.truth("charge")
+    payment = next(
+        c for c in charges if c["id"].startswith("py_") and c["paid"] and not c["refunded"]
+    )
+    refund = await stripe.made("/v1/refunds", {"charge": payment["id"]})
+    assert refund["id"].startswith("pyr_")
+    assert (await stripe.get(f"/v1/refunds/{refund['id']}")).o == refund
+    listed = (await stripe.get(f"/v1/refunds?charge={payment['id']}")).o["data"]
+    entry = (await stripe.get(f"/v1/balance_transactions/{refund['balance_transaction']}")).o
+    assert ([r["id"] for r in listed], entry["source"]) == ([refund["id"]], refund["id"])
+    assert (entry["type"], entry["reporting_category"]) == ("payment_refund", "refund")
+    card = await stripe.made("/v1/charges", {"amount": 5, "currency": "usd", "source": "tok_visa"})
+    again = await stripe.made("/v1/refunds", {"charge": card["id"]})
+    assert (card["id"][:3], again["id"][:3]) == ("ch_", "re_")

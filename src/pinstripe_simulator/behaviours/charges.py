@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pinstripe_simulator.answers import Request
 from pinstripe_simulator.behaviours.generic import create, target
+from pinstripe_simulator.entries import entry_type
 from pinstripe_simulator.ledger import Ledger
 from pinstripe_simulator.money import fee_of
 from pinstripe_simulator.replies import declined, missing, refused
@@ -75,7 +76,7 @@ def book(ledger: Ledger, kind: str, amount: int, currency: str, *, source: str) 
         "reporting_category": kind,
         "source": source,
         "status": "pending",
-        "type": kind,
+        "type": entry_type(kind, source),
     }
     return ledger.make("balance_transaction", values, event="")
 
@@ -125,7 +126,7 @@ def refund(
         "status": "succeeded",
         "metadata": metadata,
     }
-    made = ledger.make("refund", values, event="")
+    made = ledger.make("refund", values, id=_refund_id(ledger, charge), event="")
     made = _booked(ledger, made, "refund", -amount)
     given = int(charge["amount_refunded"]) + amount
     changes = {"amount_refunded": given, "refunded": given >= int(charge["amount"])}
@@ -133,6 +134,13 @@ def refund(
     ledger.tell("refunded", changed, previous={"amount_refunded": charge["amount_refunded"]})
     ledger.tell("created", made)
     return made
+
+
+def _refund_id(ledger: Ledger, charge: StripeObject) -> str:
+    """`pyr_` if the charge is a `py_`; "" leaves the id to the table."""
+    table = ledger.table("refund")
+    code = table.id_at(table.total).partition("_")[2]
+    return f"pyr_{code}" if str(charge["id"]).startswith("py_") else ""
 
 
 def capture_charge(request: Request, ledger: Ledger) -> StripeObject:
