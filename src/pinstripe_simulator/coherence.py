@@ -286,6 +286,11 @@ def _setup_intent(s: Sample, _: int) -> None:
     s["latest_attempt"] = hole("ref:latest_attempt")
 
 
+def _webhook_endpoint(s: Sample, _: int) -> None:
+    # Shown at creation only (https://docs.stripe.com/api/webhook_endpoints/object).
+    del s["secret"]
+
+
 FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "bank_account": _unattached,
     "card": _card,
@@ -310,6 +315,7 @@ FIXES: Mapping[str, Callable[[Sample, int], None]] = {
     "subscription_item": _subscription_item,
     "tax_id": _tax_id,
     "transfer": _with_entry,
+    "webhook_endpoint": _webhook_endpoint,
 }
 
 # Types whose ids the account's owner may choose.

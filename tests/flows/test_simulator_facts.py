@@ -449,6 +449,23 @@ async def test_a_query_that_cannot_be_read_is_refused(stripe: Caller, query: str
     assert (await stripe.search(query)).status == 400
 
 
+# --- webhook endpoints -------------------------------------------------------------------------
+
+
+async def test_the_secret_of_a_webhook_endpoint_is_shown_at_its_creation_only(
+    stripe: Caller,
+) -> None:
+    form = {"url": "https://example.com/hook", "enabled_events[]": "*"}
+    made = await stripe.made("/v1/webhook_endpoints", form)
+    assert made["secret"].startswith("whsec_")
+    path = f"/v1/webhook_endpoints/{made['id']}"
+    assert "secret" not in await stripe.made(path, {"description": "Ours"})
+    assert "secret" not in (await stripe.get(path)).o
+    listed = (await stripe.get("/v1/webhook_endpoints?limit=100")).o["data"]
+    assert len(listed) > 1
+    assert [e["id"] for e in listed if "secret" in e] == []
+
+
 # --- prices ------------------------------------------------------------------------------------
 
 
