@@ -135,6 +135,8 @@ def _subscription(s: Sample, v: int) -> None:
     status = _state(_SUBSCRIPTION, v)
     ended = hole("t+86400") if status == "canceled" else None
     s |= {"status": status, "canceled_at": ended, "ended_at": ended, "cancel_at": None}
+    if status == "active":  # There is an upcoming invoice: it goes on.
+        s["cancel_at_period_end"] = False
     s["latest_invoice"] = hole("ref:latest_invoice")
     s["test_clock"] = hole("ref:test_clock") if v == ON_TEST_CLOCK else None
     s["pending_update"] = None

@@ -106,3 +106,20 @@ async def test_a_subscriptions_discount_comes_by_coupon_or_code_and_is_taken_awa
                 assert told == {"customer.discount.deleted", "customer.subscription.updated"}
             async with http.delete(f"{path}/discount") as answer:
                 assert answer.status == 404
+
+
+async def test_until_acacia_each_active_subscription_has_an_upcoming_invoice() -> None:
+    async with running(Settings(scale=400, connected=False)) as sim:
+        active = [s for s in sim.control.truth("subscription") if s["status"] == "active"]
+        assert len(active) > 5
+        headers = {"Authorization": f"Bearer {sim.key}", "Stripe-Version": ACACIA}
+        async with aiohttp.ClientSession(sim.url, headers=headers) as http:
+            for found in active:
+                asked = {"subscription": found["id"]}
+                async with http.get("/v1/invoices/upcoming", params=asked) as answer:
+                    invoice = await answer.json()
+                assert (answer.status, invoice.get("subscription")) == (200, found["id"]), invoice
+                assert (invoice["object"], "id" in invoice) == ("invoice", False)
+                assert (invoice["attempted"], invoice["attempt_count"]) == (False, 0)
+                assert set(invoice["status_transitions"].values()) == {None}
+                assert invoice["lines"]["data"]

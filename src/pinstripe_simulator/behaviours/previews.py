@@ -135,6 +135,8 @@ def _as_preview(
     made |= invoices.totals(total, 0)
     made |= {"customer": customer["id"], "currency": lines[0]["currency"], "status": "draft"}
     made |= {"billing_reason": "upcoming", "number": None}
+    made |= {"attempted": False, "attempt_count": 0}
+    made["status_transitions"] = dict.fromkeys(made["status_transitions"])
     if found is not None:
         details = {"metadata": {}, "subscription": found["id"]}
         made["parent"] = {"subscription_details": details, "type": "subscription_details"}
