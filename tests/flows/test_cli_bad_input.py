@@ -67,6 +67,8 @@ async def schemas(database: str) -> set[str]:
         (["sync", "--endpoint-rate-limit", "26", "--api-key", SECRET], "0.1 to 25"),
         (["sync", "--rate-limit", "none", "--api-key", SECRET], "not Stripe"),
         (["sync", "--tables", "custmer", "--api-key", SECRET], "custmer"),
+        (["sync", "--since", "2999-01-01", "--api-key", SECRET], "future"),
+        (["sync", "--since", "2025-01-01,event=2999-01-01", "--api-key", SECRET], "event=2999"),
         (["sync", "--database-url", "mysql://u:hunter22@h/d", "--api-key", SECRET], "Postgres"),
         (["sync", "--no-such-flag", SECRET], "--no-such-flag"),
         (["snyc"], "snyc"),
@@ -83,6 +85,14 @@ async def test_settings_that_cannot_be_are_refused_before_anything_is_made(
     assert "hunter22" not in ended.text
     assert "aaaaaaaaaaaa" not in ended.text
     assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize("words", [("syncs", "add", "shop"), ("platform", "add", "shop")])
+async def test_a_date_in_the_future_is_not_stored(words: tuple[str, ...], database: str) -> None:
+    env = {"STRIPE_API_KEY": SECRET, "DATABASE_URL": database}
+    ended = await pinstripe(*words, "--set", "since=2999-01-01", env=env)
+    assert_one_message(ended, code=2, says="in the future", remedy="a date of the past")
+    assert await schemas(database) == set()
 
 
 async def test_an_unknown_table_is_answered_with_the_nearest_name(tmp_path: Path) -> None:

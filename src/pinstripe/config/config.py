@@ -162,8 +162,8 @@ def words(text: str) -> tuple[str, ...]:
 def dates(text: str, where: str) -> tuple[tuple[str, int], ...]:
     """(table, Unix second) of each; the table is "" for a date that holds for all.
 
-    >>> dates("2025-01-01,event=2026-06-01", "--since")
-    (('', 1735689600), ('event', 1780272000))
+    >>> dates("2025-01-01,event=2025-06-01", "--since")
+    (('', 1735689600), ('event', 1748736000))
     """
     found: dict[str, int] = {}
     for word in words(text):
@@ -175,6 +175,11 @@ def dates(text: str, where: str) -> tuple[tuple[str, int], ...]:
                 f"{where} has {redact(word)!r}: a date is written as 2026-01-31.",
                 hint="One date for all tables, or table=date, comma-separated. Days begin at 0:00 UTC.",
             ) from None
+        if moment > datetime.now(UTC):
+            raise Misconfigured(
+                f"{where} has {redact(word)!r}: a date in the future, from which there is nothing.",
+                hint="Give a date of the past, or none for all objects. Days begin at 0:00 UTC.",
+            )
         found[table] = int(moment.timestamp())
     return tuple(found.items())
 
