@@ -230,8 +230,9 @@ async def test_a_port_that_is_taken_is_named() -> None:
         port = sim.url.rpartition(":")[2]
         ended = await pinstripe("simulate", "--port", port, "--scale", "20")
     assert ended.code == 2, ended.text
-    assert port in ended.err
-    assert "--port" in ended.err
+    assert f"127.0.0.1:{port}" in ended.err
+    assert "Errno" not in ended.err
+    assert "--port and --host" in ended.err
 
 
 async def test_schema_ddl_makes_the_tables_in_any_postgres(pg: asyncpg.Connection) -> None:

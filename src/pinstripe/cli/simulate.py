@@ -9,6 +9,8 @@ import sys
 from typing import Literal
 
 from pinstripe.cli.serve import KEY_VARIABLE
+from pinstripe.concurrency import first_error
+from pinstripe.config.config import whole_number
 from pinstripe.errors import Misconfigured
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import DEFAULT_KEY
@@ -32,6 +34,10 @@ async def simulate(
     while_stdin: bool,
 ) -> int:
     """Serve until cancelled, or with `while_stdin` until that ends."""
+    whole_number(str(port), "--port", least=0, most=65535)
+    whole_number(str(scale), "--scale", least=1, most=10**8)
+    whole_number(str(connected), "--connected", least=0, most=10**8)
+    whole_number(str(connected_scale), "--connected-scale", least=1, most=10**8)
     key = os.environ.get(KEY_VARIABLE, "").strip() or DEFAULT_KEY
     settings = Settings(
         seed=seed,
@@ -55,10 +61,11 @@ async def simulate(
                 await _stdin_ended()
                 task.cancel()
     except* OSError as group_of_errors:
-        error = group_of_errors.exceptions[0]
+        error = first_error(group_of_errors)
         raise Misconfigured(
-            f"Cannot listen on {host} port {port}: {error}.",
-            hint="Choose another --port; 0 picks a free one.",
+            f"Cannot listen on {host}:{port}: {error.strerror}.",
+            hint="Another program has the port, or the address is not this machine's: choose others "
+            "with --port and --host (0 takes a free port).",
         ) from error
     return 0
 
