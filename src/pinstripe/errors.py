@@ -200,7 +200,7 @@ class MissingParent(Refused):
 
 
 class WrongKey(Refused):
-    """401: the key is unknown, expired or revoked."""
+    """401: the key is unknown, expired or revoked. Also 403: it may not be used from this address."""
 
     exit_code = 2
     slug = "wrong_key"

@@ -67,14 +67,8 @@ async def test_check_status_and_api_name_the_permission_its_title_and_the_link(
 async def test_a_wrong_account_ends_the_command_at_once_and_names_the_setting(
     database: str, status: int, code: str, message: str
 ) -> None:
-    body = json.dumps(
-        {"error": {"type": "invalid_request_error", "code": code, "message": message}}
-    )
     async with recording() as stripe:
-        stripe.answer = (
-            f"HTTP/1.1 {status} No\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}"
-        ).encode()
+        stripe.answer = _refusal(status, code, message)
         env = {**FAST, "STRIPE_API_KEY": SECRET, "STRIPE_API_BASE": stripe.url}
         for words in (("sync", "--once"), ("check",)):
             ended = await pinstripe(
@@ -84,3 +78,28 @@ async def test_a_wrong_account_ends_the_command_at_once_and_names_the_setting(
             assert "--stripe-account" in ended.text
             assert message[:30] in ended.text
         assert len(stripe.requests) <= 4
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_not_allowed_from_this_address_is_a_wrong_key(
+    database: str, status: int
+) -> None:
+    message = "The API key provided does not allow requests from your IP address (203.0.113.7)."
+    async with recording() as stripe:
+        stripe.answer = _refusal(status, "", message)
+        env = {**FAST, "STRIPE_API_KEY": SECRET, "STRIPE_API_BASE": stripe.url}
+        for words in (("sync", "--once"), ("check",)):
+            ended = await pinstripe(*words, env={**env, "DATABASE_URL": database})
+            assert ended.code == 2, ended.text
+            assert message in ended.text
+            assert "allow list" in ended.text
+
+
+def _refusal(status: int, code: str, message: str) -> bytes:
+    body = json.dumps(
+        {"error": {"type": "invalid_request_error", "code": code, "message": message}}
+    )
+    return (
+        f"HTTP/1.1 {status} No\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()

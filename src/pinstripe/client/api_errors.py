@@ -65,6 +65,9 @@ _NO_ACCESS = re.compile(
     re.IGNORECASE,
 )
 
+# "The API key provided does not allow requests from your IP address (203.0.113.7)." Seen with 403 and 401.
+_WRONG_PLACE = re.compile(r"\bnot allow requests? from (?:your|this) IP\b", re.IGNORECASE)
+
 # The part of a 403 that names permissions. Until January 2025: "Having the 'rak_charge_read' permission
 # would allow this request to continue."; since then: 'Enabling "Charges Read" ('charge_read') permissions
 # on this key would allow ...', with a link to the key in the dashboard (both from recorded responses).
@@ -221,6 +224,8 @@ def _kind(status: int, error: _Error, account: str | None) -> type[Refused]:
     message, code = error.message or "", error.code or ""
     if status == 400 and _EXPAND.search(message):
         return NotExpandable
+    if status in (401, 403) and _WRONG_PLACE.search(message):
+        return WrongKey
     if status == 403 and _NO_PLATFORM.search(message):
         return WrongAccount if account else NotEnabled
     if code == "account_invalid" or (status in (400, 403) and _NO_ACCESS.search(message)):
@@ -254,6 +259,8 @@ def _hint(
         )
     if kind is WrongAccount:
         return f"The account is not connected to the one of the key {key}, or no longer."
+    if kind is WrongKey and _WRONG_PLACE.search(message):
+        return f"Add this machine to the allow list of {key}: https://dashboard.stripe.com/apikeys."
     if kind is WrongKey:
         return (
             f"Check the API key ({key}): it may be mistyped, expired or rolled. Keys are at "

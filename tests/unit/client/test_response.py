@@ -86,6 +86,7 @@ def test_a_product_that_is_not_enabled_is_known_by_its_sentence(message: str) ->
         (404, "invoice_upcoming_none", "No upcoming invoices", NotFound),
         (404, "", "Unrecognized request URL (GET: /v1/forwarding/requests).", NotEnabled),
         (401, "", "Invalid API Key provided", WrongKey),
+        (403, "", "The API key provided does not allow requests from your IP address.", WrongKey),
         (403, "", "The key does not have access to account 'acct_1'", NotPermitted),
         (400, "", "This property cannot be expanded (data.sources).", NotExpandable),
         (402, "card_declined", "declined", Refused),
