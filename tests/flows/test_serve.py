@@ -135,6 +135,7 @@ async def test_a_second_account_is_added_paused_resumed_and_removed_while_the_se
             )
             assert added.code == 0, added.text
             assert LIVE not in added.text
+            assert "`pinstripe serve` that runs on this database starts it now" in added.out
             await service.until("shop-eu: following")
             assert await pg.fetchval("SELECT count(*) FROM shop_eu.customer") > 0
             await service.until_state("shop-eu", served=True)
@@ -163,8 +164,12 @@ async def test_no_key_is_in_the_database_and_the_one_of_a_lost_file_is_told_of(
             "STRIPE_API_KEY": OTHER,
             "PINSTRIPE_DATA_DIR": str(tmp_path),
         }
-        added = await pinstripe("syncs", "add", "shop", env=env)
+        added = await pinstripe("syncs", "add", "shop", "--paused", env=env)
         assert added.code == 0, added.text
+        assert "It is paused; `pinstripe syncs resume shop` starts it." in added.out
+        assert "serve" not in added.out
+        resumed = await pinstripe("syncs", "resume", "shop", env=env)
+        assert resumed.code == 0, resumed.text
         (row,) = await pg.fetch("SELECT t::text FROM pinstripe.stored_sync t")
         assert OTHER not in row[0]
         assert OTHER.encode().hex() not in row[0]

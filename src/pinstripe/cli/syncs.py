@@ -85,11 +85,14 @@ async def add(
             )
         )
     mode = "live" if sync.livemode else "test"
+    then = f"It is paused; `pinstripe syncs resume {sync.id}` starts it."
+    if not sync.paused:
+        then = "A `pinstripe serve` that runs on this database starts it now; if none does, run one."
     _say(
         "sync",
         _as_object(sync),
         f'Stored "{sync.id}": {sync.account_id or "an account"} in {mode} mode, key {sync.key_hint}, '
-        f"schema {sync.schema}. `pinstripe serve` syncs it; a running service has started.",
+        f"schema {sync.schema}. {then}",
         as_json=as_json,
     )
     return 0
