@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.flows.harness.command import started
 from tests.flows.harness.truth import born_since
 from tests.flows.harness.workers import (
     PLATFORM,
@@ -243,3 +244,18 @@ async def test_a_worker_leaves_in_order_at_sigterm(database: str, tmp_path: Path
                 "SELECT status::text, count(*) FROM pinstripe_tasks.procrastinate_jobs GROUP BY 1"
             )
         assert "doing" not in {row[0] for row in states}, json.dumps([tuple(r) for r in states])
+
+
+async def test_a_worker_without_a_platform_names_how_to_add_one(
+    database: str, tmp_path: Path
+) -> None:
+    words = ("worker", "--data-dir", str(tmp_path))
+    async with started(*words, env={"DATABASE_URL": database}) as process:
+        async with asyncio.timeout(60):
+            lines = [(await process.stderr.readline()).decode() for _ in range(2)]
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    assert "has joined" in lines[0]
+    assert "No platform is stored yet" in lines[1]
+    assert "`pinstripe platform add ID`" in lines[1]
+    assert process.returncode == 0

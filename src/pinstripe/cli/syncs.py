@@ -87,7 +87,9 @@ async def add(
     mode = "live" if sync.livemode else "test"
     then = f"It is paused; `pinstripe syncs resume {sync.id}` starts it."
     if not sync.paused:
-        then = "A `pinstripe serve` that runs on this database starts it now; if none does, run one."
+        then = (
+            "A `pinstripe serve` that runs on this database starts it now; if none does, run one."
+        )
     _say(
         "sync",
         _as_object(sync),
@@ -313,6 +315,11 @@ async def work(config: Config) -> int:
     """Run a worker until cancelled."""
     async with open_vault(PlatformVault, config, new=True) as vault, open_worker(vault) as worker:
         tell(f"Worker {worker.holder} has joined. It leaves in order at SIGTERM or Ctrl-C.")
+        async with connect(vault.database_url) as connection:
+            if not await load_platforms(connection):
+                tell(
+                    "No platform is stored yet; it waits for one. Add it: `pinstripe platform add ID`."
+                )
         running = asyncio.create_task(worker.run())
         try:
             await asyncio.shield(running)
