@@ -53,6 +53,9 @@ ENTITLED = (
 )
 
 
+BY_PARENT = [e for e in list_endpoints() if e.parent]
+
+
 @pytest.fixture
 async def sim() -> AsyncIterator[Running]:
     async with running(Settings(scale=600, until=NOON, connected=False)) as started:
@@ -270,6 +273,43 @@ async def test_a_deep_run_reads_what_an_earlier_one_has_left_to_the_scan(
     async with copying(database, sim, deep=True) as backfill:
         await backfill.run()
         assert not backfill._source.stripe.requests[BALANCES]
+
+
+async def test_what_a_deep_run_has_read_is_not_left_to_the_scan_by_a_plain_one(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    await make_schema(database)
+    for deep in (True, False):
+        async with copying(database, sim, deep=deep) as backfill:
+            await backfill.run()
+    shown = (await read_status(pg, schema="stripe"))[0].scan
+    assert shown
+    assert {(s.rounds, s.owed) for s in shown} == {(1, 0)}
+    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
+        assert await scan_of(copy).run_due(BY_PARENT, most_s=60.0)
+        assert not copy.source.stripe.requests[BALANCES]
+
+
+async def test_a_deep_run_is_a_round_for_a_scan_that_is_under_way(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    await make_schema(database)
+    async with copying(database, sim, deep=False) as backfill:
+        await backfill.run()
+    balances = next(e for e in list_endpoints() if e.name == BALANCES)
+    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
+        task = asyncio.create_task(scan_of(copy).round(balances, None))
+        await until(lambda: copy.source.stripe.requests[BALANCES] >= 12)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    sim.account.clock.step(1)
+    async with copying(database, sim, deep=True) as backfill:
+        await backfill.run()
+    shown = (await read_status(pg, schema="stripe"))[0].scan
+    assert {(s.rounds, s.owed) for s in shown} == {(1, 0)}
+    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
+        assert await scan_of(copy).run_due(BY_PARENT, most_s=60.0)
+        assert not copy.source.stripe.requests[BALANCES]
 
 
 async def test_a_restart_of_a_complete_copy_is_ready_before_it_reads_any_list(

@@ -309,9 +309,11 @@ def _scan(
         if not of or rows.get(if_any.get((table, parent), parent), 0) == 0:
             continue
         done, rounds = int(here.get("done", 0)), int(here.get("rounds", 0))
-        if scanned is None and "read" not in copied:
-            done, rounds = of, 1  # The first copy was deep.
-        as_of = scanned.as_of if scanned is not None else cursor.as_of
+        as_of = scanned.as_of if scanned is not None else None
+        if cursor.state == "done" and "read" not in copied:
+            # A copy was deep: a round, which the scan need not make.
+            done, rounds = of if scanned is None else done, max(rounds, 1)
+            as_of = max(as_of or 0.0, cursor.as_of or 0.0)
         per_s = float(here.get("per_s", 0.0)) if not here.get("ended") else 0.0
         shown = ScanProgress(
             table, parent, done, of, rounds, None, _moment(as_of) if rounds else None

@@ -115,20 +115,16 @@ class Scan:
         """Return the position, and the seconds until the next round; 0 if one is under way."""
         async with self._source.pool.acquire() as connection:
             cursors = await load_checkpoints(connection, self._source.mirror.schema)
-        saved = cursors.get(SCAN_OF + endpoint.stream)
-        if saved is None:
-            copied = cursors.get(endpoint.stream)
-            if copied is None or not is_whole(copied) or copied.as_of is None:
-                return None, 0.0
-            # The first copy has read every parent.
-            return None, copied.as_of + self._round_s() - self._source.now()
-        position = saved.position if isinstance(saved.position, dict) else {}
-        if position.get("ended"):
-            began = float(position.get("began", 0.0))
-            anew = {**position, "after": "", "done": 0, "of": None}
-            wait_s = began + self._round_s() - self._source.now()
-            return replace(saved, position=anew), wait_s
-        return saved, 0.0
+        saved, copied = cursors.get(SCAN_OF + endpoint.stream), cursors.get(endpoint.stream)
+        position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
+        began, is_through = float(position.get("began", 0.0)), bool(position.get("ended"))
+        if copied is not None and is_whole(copied) and (copied.as_of or 0.0) > began:
+            began, is_through = copied.as_of or 0.0, True  # The copy has read every parent.
+        if not is_through:
+            return saved, 0.0
+        if saved is not None:
+            saved = replace(saved, position={**position, "after": "", "done": 0, "of": None})
+        return saved, began + self._round_s() - self._source.now()
 
     async def round(self, endpoint: ListEndpoint, saved: Checkpoint | None) -> float:
         """Read what is left of a round; return the seconds until the next one begins."""

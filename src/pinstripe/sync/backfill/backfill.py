@@ -484,8 +484,10 @@ class BackfillPlanner:
             await save_checkpoints(connection, self._source.mirror.schema, begun)
         return {checkpoint.stream: checkpoint for checkpoint in begun}
 
-    def read(self, endpoint: ListEndpoint, saved: Checkpoint | None = None) -> ListReader:
-        """Return the reader of a list, from `saved` on."""
+    def read(
+        self, endpoint: ListEndpoint, saved: Checkpoint | None = None, *, deep: bool = False
+    ) -> ListReader:
+        """Return the reader of a list, from `saved` on; `deep`: under every parent."""
         table = table_name(self._wanted_objects(endpoint)[0])
         return open_list(
             endpoint,
@@ -495,7 +497,7 @@ class BackfillPlanner:
             now=self._now,
             account_created=self._account_created,
             saved=saved,
-            is_complete=self._is_complete,
+            is_complete=None if deep else self._is_complete,
         )
 
     def tail(self, endpoint: ListEndpoint, done: Checkpoint, since: int) -> ListReader:
@@ -540,7 +542,7 @@ class BackfillPlanner:
                 table = table_name(self._wanted_objects(endpoint)[0])
                 oldest = self._source.since.get(table, 0)
                 return self.tail(endpoint, cursor, max(int(cursor.as_of) - _SETTLED_S, oldest))
-            cursor = None
+            return self.read(endpoint, deep=is_whole(cursor))  # Under no fewer parents than before.
         return self.read(endpoint, cursor)
 
     def _is_enough(self, cursor: Checkpoint, saved: Mapping[str, Checkpoint]) -> bool:

@@ -90,7 +90,9 @@ class ChildListStream:
         self.stream = stream or endpoint.stream
         self._priority = priority
         self.passes = Passes(endpoint, source, is_complete)
-        self.state: State = "done" if saved is not None and saved.state == "done" else "running"
+        self._earlier = saved if saved is not None and saved.state == "done" else None
+        """The cursor of an earlier run that has read it to its end."""
+        self.state: State = "running" if self._earlier is None else "done"
         self.reason = self.remedy = self.code = self.permission = self.note = ""
         self.rows = saved.rows if saved else 0
         self.requests = saved.requests if saved else 0
@@ -342,6 +344,10 @@ class ChildListStream:
             self.state = "done"
 
     def final(self) -> Checkpoint:
+        if self._earlier is not None and self.state == "done":
+            return (
+                self._earlier
+            )  # It says whether every parent was read, also in a run that need not.
         return self._checkpoint(self._after, self._done, self.state)
 
     def _frontier(self, steps: set[str]) -> tuple[str, int]:
