@@ -470,11 +470,15 @@ async def _on_terminal(meter: Meter) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    def text() -> Text:
-        # One plain text, not a table: laying a table out four times a second costs 3 % of a core.
-        return Text(redact("\n".join(meter.lines())), no_wrap=True, overflow="ellipsis")
+    console = Console(stderr=True)
 
-    with Live(text(), console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    def text() -> Text:
+        # What scrolls, or wraps at the terminal's echo of Ctrl-C, cannot be erased.
+        lines = redact("\n".join(meter.lines())).splitlines()[: console.height - 1]
+        # One plain text, not a table: laying a table out four times a second costs 3 % of a core.
+        return Text("\n".join(line[: console.width - len("^C")] for line in lines), no_wrap=True)
+
+    with Live(text(), console=console, auto_refresh=False, transient=True) as live:
         while True:
             await asyncio.sleep(_TERMINAL_S)
             live.update(text(), refresh=True)
