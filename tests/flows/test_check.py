@@ -82,6 +82,17 @@ async def test_a_list_that_stripe_gives_by_customer_only_is_no_problem() -> None
     assert problems(report) == []
 
 
+async def test_a_list_by_customer_is_a_problem_where_customers_are_not_synced(
+    database: str,
+) -> None:
+    async with running(Settings(scale=200, nastiness=Nastiness())) as sim:
+        restricted(sim)
+        ended = await check(sim, "--tables", "payment_method,event", database=database)
+    assert ended.code == 4, ended.text
+    assert "payment_method: Stripe refused (400)" in ended.out
+    assert "Add customer to --tables" in ended.out
+
+
 async def test_a_key_that_may_do_everything_has_nothing_to_mend(sim: Running) -> None:
     report = await examined(sim, key=sim.key)
     assert report.exit_code == 0

@@ -41,6 +41,7 @@ class ProbePlan:
     """(table, path)."""
     lists: tuple[ListEndpoint, ...]
     under_parents: tuple[ListEndpoint, ...]
+    tables: Collection[str]
 
     @property
     def requests(self) -> int:
@@ -73,6 +74,7 @@ def plan_for(tables: Collection[str]) -> ProbePlan:
         ),
         lists=tuple(e for e in chosen.values() if not e.parent),
         under_parents=tuple(e for e in chosen.values() if e.parent),
+        tables=tables,
     )
 
 
@@ -80,7 +82,7 @@ async def try_resources(asker: Prober, plan: ProbePlan, account: Tried) -> list[
     """Request everything in `plan`; `account` was requested before."""
     async with asyncio.TaskGroup() as group:
         alone = [group.create_task(_single(asker, *each)) for each in plan.singletons]
-        lists = [group.create_task(_list(asker, endpoint)) for endpoint in plan.lists]
+        lists = [group.create_task(_list(asker, endpoint, plan)) for endpoint in plan.lists]
     found = [account, *(task.result() for task in (*alone, *lists))]
     firsts: dict[str, Tried] = {}
     for endpoint, task in zip(plan.lists, lists, strict=True):
@@ -127,12 +129,15 @@ async def _single(asker: Prober, table: str, path: str) -> Tried:
     return Tried(resource_of(path, (table,), await asker.get(path, endpoint=f"GET {path}")))
 
 
-async def _list(asker: Prober, endpoint: ListEndpoint) -> Tried:
+async def _list(asker: Prober, endpoint: ListEndpoint, plan: ProbePlan) -> Tried:
     said = await asker.get(endpoint.path, _params(endpoint), endpoint=endpoint.name)
     other = by_parent(endpoint)
     if other is not None and isinstance(said.error, MissingParent):
         words = f"Read under each {other.parent} instead: {said.message}"
-        said = replace(said, state="readable", message=words, remedy="")
+        if (parent := table_name(other.parent)) in plan.tables:
+            said = replace(said, state="readable", message=words, remedy="")
+        else:
+            said = replace(said, remedy=f"Add {parent} to --tables: it is read under each of them.")
     return _tried(endpoint, said)
 
 
