@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from pinstripe.console import connect, diagram, insights, row, rows, syncs, tables
 from pinstripe.console.events import Changes, Events
@@ -12,12 +15,12 @@ from pinstripe.console.page_context import Login, PageGuard
 from pinstripe.console.sessions import Sessions
 from pinstripe.console.sql import Sql
 from pinstripe.console.syncs import Stored
-from pinstripe.console.templating import Pages, static
+from pinstripe.console.templating import Notice, Pages, static
 from pinstripe.gateway.http.auth import Auth
 
 
 def console_routes(access: Auth) -> list[Route]:
-    """For `gateway.app.make_app`; from then on `access` knows the console's sessions."""
+    """For `gateway.app.GatewayApp`; from then on `access` knows the console's sessions."""
     pages = Pages()
     let_in, examinations = PageGuard(pages, Sessions(), access), KeyChecks()
     login = Login(let_in)
@@ -66,3 +69,18 @@ def console_routes(access: Auth) -> list[Route]:
         Route("/syncs/{sync}/keys/examine", let_in(keys.check_key, "keys"), methods=["POST"]),
         Route("/syncs/{sync}/keys/change", let_in(keys.change, "keys"), methods=["POST"]),
     ]
+
+
+class UnknownPath:
+    """The app for what no route matches: a page for browsers, without anything of a sync's."""
+
+    def __init__(self) -> None:
+        self._pages = Pages()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        if request.method != "GET" or "text/html" not in request.headers.get("accept", ""):
+            raise HTTPException(404)  # Programs get the one error shape.
+        told = Notice("There is no page at this address.", kind="warn")
+        page = self._pages.page("message.html", title="Not found", messages=[told], status=404)
+        await page(scope, receive, send)

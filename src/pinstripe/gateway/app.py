@@ -177,27 +177,25 @@ ROUTES: tuple[Endpoint, ...] = (
 )
 
 
-def make_app(parts: Deps, extra_routes: Sequence[BaseRoute] = ()) -> GatewayApp:
-    """The ASGI app of a gateway with these parts. `extra_routes` come last: the console's pages.
-
-    They are dressed and limited as all else, but have doors of their own.
-    """
-    return GatewayApp(Gateway(parts), extra_routes)
-
-
 class GatewayApp:
-    """Dispatches to the proxy and to the routes. `state.gateway` is `request.app.state.gateway`."""
+    """The ASGI app of a gateway with these parts. `state.gateway` is `request.app.state.gateway`.
 
-    def __init__(self, gateway: Gateway, extra_routes: Sequence[BaseRoute]) -> None:
+    `extra_routes` come last: the console's pages. They are dressed and limited as all else, but have doors
+    of their own. `not_found` answers what no route matches.
+    """
+
+    def __init__(
+        self, parts: Deps, extra_routes: Sequence[BaseRoute] = (), not_found: ASGIApp | None = None
+    ) -> None:
+        self.gateway = gateway = Gateway(parts)
         self.state = State({"gateway": gateway})
-        self.gateway = gateway
-        self._proxy = Instrumented(gateway.parts.proxy, gateway.meters)
+        self._proxy = Instrumented(parts.proxy, gateway.meters)
         paths = dict.fromkeys(endpoint.path for endpoint in ROUTES)
         routes = [Route(path, _Path(gateway, path)) for path in paths]
         self._own = EdgeMiddleware(
-            Router([*routes, *extra_routes], redirect_slashes=False),
+            Router([*routes, *extra_routes], redirect_slashes=False, default=not_found),
             gateway.meters,
-            https=gateway.parts.public_url.startswith("https:"),
+            https=parts.public_url.startswith("https:"),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
 """The parts of a gateway: `Deps` from outside, `Gateway` with what the API adds.
 
-`Deps` is the seam: the service layer fills it and passes it to `app.make_app`; nothing in it opens a
+`Deps` is the seam: the service layer fills it and passes it to `app.GatewayApp`; nothing in it opens a
 connection. `Gateway` adds database reads, the status board, the shared change stream and the counters. It
 is `request.app.state.gateway` for every route, including those of the console.
 """

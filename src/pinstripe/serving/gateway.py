@@ -18,9 +18,9 @@ from starlette.types import ASGIApp
 from pinstripe.client.api_key import proxy_for
 from pinstripe.concurrency import backoff
 from pinstripe.config.config import Config
-from pinstripe.console.routes import console_routes
+from pinstripe.console.routes import UnknownPath, console_routes
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.app import GatewayApp, make_app
+from pinstripe.gateway.app import GatewayApp
 from pinstripe.gateway.deps import Deps
 from pinstripe.gateway.http.auth import Auth
 from pinstripe.gateway.proxy.proxy import open_proxy
@@ -82,7 +82,7 @@ async def gateway(
             public_url=public_url,
             reader_url=config.reader_url or "",
         )
-        yield make_app(parts, console_routes(access))
+        yield GatewayApp(parts, console_routes(access), UnknownPath())
 
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

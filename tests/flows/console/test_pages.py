@@ -20,6 +20,23 @@ async def test_every_section_answers_with_a_page(console: Console, section: str)
     assert 'aria-current="page"' in answer.text
 
 
+@pytest.mark.parametrize("path", ["/no/such", "/api/none", "/syncs/default/none"])
+async def test_an_unknown_path_is_a_page_for_browsers_and_json_for_programs(
+    console: Console, path: str
+) -> None:
+    accept = "text/html,application/xhtml+xml,*/*;q=0.8"
+    async with console.client(locked=True) as http:
+        page = await http.get(path, headers={"Accept": accept})
+        plain = await http.get(path)
+        posted = await http.post(path, headers={"Accept": accept})
+    assert page.status_code == plain.status_code == posted.status_code == 404
+    assert page.text.startswith("<!doctype html>")
+    assert '<a href="/">' in page.text
+    assert "default" not in page.text
+    assert page.headers["cache-control"] == "no-store"
+    assert plain.json()["error"]["code"] == posted.json()["error"]["code"] == "not_found"
+
+
 async def test_what_stripe_refuses_in_part_is_shown_everywhere(console: Console) -> None:
     refusal = RememberedRefusal(
         "GET /v1/customers", "data.cash_balance", "This property cannot be expanded."
