@@ -84,20 +84,10 @@ async def add(
                 paused=paused,
             )
         )
-    mode = "live" if sync.livemode else "test"
-    then = f"It is paused; `pinstripe syncs resume {sync.id}` starts it."
-    if not sync.paused:
-        then = (
-            "A `pinstripe serve` that runs on this database starts it now; if none does, run one."
-        )
-    _say(
-        "sync",
-        _as_object(sync),
-        f'Stored "{sync.id}": {sync.account_id or "an account"} in {mode} mode, key {sync.key_hint}, '
-        f"schema {sync.schema}. {then}",
-        as_json=as_json,
-    )
-    return 0
+    then = "A `pinstripe serve` that runs on this database starts it now; if none does, run one."
+    if sync.paused:
+        then = f"It is paused; `pinstripe syncs resume {sync.id}` starts it."
+    return _say_stored("sync", sync, then, as_json=as_json)
 
 
 async def change(
@@ -113,28 +103,21 @@ async def change(
             webhook_secrets=config.webhook_secret or UNSET,
         )
         sync = await vault.change(sync_id, options)
-    _say("sync", _as_object(sync), f'Changed "{sync_id}".', as_json=as_json)
-    return 0
+    return _say("sync", _as_object(sync), f'Changed "{sync_id}".', as_json=as_json)
 
 
 async def pause(config: Config, sync_id: str, *, paused: bool, as_json: bool) -> int:
     """From now on no service syncs it, or again some do."""
     async with open_vault(Vault, config, new=False) as vault:
         await (vault.pause if paused else vault.resume)(sync_id)
-    text = f'Resumed "{sync_id}".'
-    if paused:
-        text = f'Paused "{sync_id}". Resume with `pinstripe syncs resume {sync_id}`.'
-    _say("sync", None, text, as_json=as_json)
-    return 0
+    return _say("sync", None, _paused("syncs", sync_id, paused), as_json=as_json)
 
 
 async def remove(config: Config, sync_id: str, *, drop_tables: bool, as_json: bool) -> int:
     """Forgets it and its key."""
     async with open_vault(Vault, config, new=False) as vault:
         await vault.remove(sync_id, drop_tables=drop_tables)
-    left = "Its tables were dropped." if drop_tables else "Its tables were kept."
-    _say("sync", None, f'Removed "{sync_id}" and its key. {left}', as_json=as_json)
-    return 0
+    return _say("sync", None, _removed(sync_id, drop_tables), as_json=as_json)
 
 
 async def rekey(config: Config, *, as_json: bool) -> int:
@@ -144,8 +127,7 @@ async def rekey(config: Config, *, as_json: bool) -> int:
         where = "the new key in " + str(config.data_dir / FILE)
         where = where if vault.encryptor.in_file else "the first key of PINSTRIPE_SECRET_KEY"
     counted = "1 stored key is" if count == 1 else f"{count} stored keys are"
-    _say("sync", None, f"{counted} now encrypted with {where}.", as_json=as_json)
-    return 0
+    return _say("sync", None, f"{counted} now encrypted with {where}.", as_json=as_json)
 
 
 @asynccontextmanager
@@ -170,12 +152,30 @@ def asked_key() -> str:
     return sys.stdin.readline().strip()
 
 
-def _say(what: str, shown: Mapping[str, object] | None, text: str, *, as_json: bool) -> None:
+def _say(what: str, shown: Mapping[str, object] | None, text: str, *, as_json: bool) -> int:
+    """Print what was done; return the exit code."""
     if as_json:
         show(json.dumps({what: shown, "done": True}))
         tell(text)
     else:
         show(text)
+    return 0
+
+
+def _paused(command: str, name: str, paused: bool) -> str:
+    resume = f'Paused "{name}". Resume with `pinstripe {command} resume {name}`.'
+    return resume if paused else f'Resumed "{name}".'
+
+
+def _removed(name: str, dropped: bool) -> str:
+    return f'Removed "{name}" and its key. Its tables were {"dropped" if dropped else "kept"}.'
+
+
+def _say_stored(what: str, stored: SealedSync | SealedPlatform, then: str, *, as_json: bool) -> int:
+    mode = "live" if stored.livemode else "test"
+    text = f'Stored "{stored.id}": {stored.account_id or "an account"} in {mode} mode, key '
+    text += f"{stored.key_hint}, schema {stored.schema}. {then}"
+    return _say(what, _as_object(stored), text, as_json=as_json)
 
 
 def _as_object(stored: SealedSync | SealedPlatform) -> dict[str, object]:
@@ -214,15 +214,8 @@ async def add_platform(
                 paused=paused,
             )
         )
-    mode = "live" if platform.livemode else "test"
-    _say(
-        "platform",
-        _as_object(platform),
-        f'Stored "{platform.id}": {platform.account_id} in {mode} mode, key {platform.key_hint}, '
-        f"schema {platform.schema}. `pinstripe worker` copies its accounts, on as many machines as run it.",
-        as_json=as_json,
-    )
-    return 0
+    then = "`pinstripe worker` copies its accounts, on as many machines as run it."
+    return _say_stored("platform", platform, then, as_json=as_json)
 
 
 async def list_platforms(config: Config, *, as_json: bool) -> int:
@@ -264,11 +257,8 @@ async def pause_platform(config: Config, platform_id: str, *, paused: bool, as_j
     """From now on no worker works for it, or again some do."""
     async with open_vault(PlatformVault, config, new=False) as vault:
         platform = await vault.pause(platform_id, paused=paused)
-    text = f'Resumed "{platform_id}".'
-    if paused:
-        text = f'Paused "{platform_id}". Resume with `pinstripe platform resume {platform_id}`.'
-    _say("platform", _as_object(platform), text, as_json=as_json)
-    return 0
+    text = _paused("platform", platform_id, paused)
+    return _say("platform", _as_object(platform), text, as_json=as_json)
 
 
 async def remove_platform(
@@ -277,14 +267,8 @@ async def remove_platform(
     """Forgets it and its key."""
     async with open_vault(PlatformVault, config, new=False) as vault:
         platform = await vault.remove(platform_id, drop_tables=drop_tables)
-    left = "Its tables were dropped." if drop_tables else "Its tables were kept."
-    _say(
-        "platform",
-        _as_object(platform),
-        f'Removed "{platform_id}" and its key. {left}',
-        as_json=as_json,
-    )
-    return 0
+    text = _removed(platform_id, drop_tables)
+    return _say("platform", _as_object(platform), text, as_json=as_json)
 
 
 async def make_views(
@@ -317,9 +301,7 @@ async def work(config: Config) -> int:
         tell(f"Worker {worker.holder} has joined. It leaves in order at SIGTERM or Ctrl-C.")
         async with connect(vault.database_url) as connection:
             if not await load_platforms(connection):
-                tell(
-                    "No platform is stored yet; it waits for one. Add it: `pinstripe platform add ID`."
-                )
+                tell("No platform is stored yet: `pinstripe platform add ID` adds one.")
         running = asyncio.create_task(worker.run())
         try:
             await asyncio.shield(running)
