@@ -345,9 +345,8 @@ class ChildListStream:
 
     def final(self) -> Checkpoint:
         if self._earlier is not None and self.state == "done":
-            return (
-                self._earlier
-            )  # It says whether every parent was read, also in a run that need not.
+            # It says whether every parent was read, also in a run that need not.
+            return self._earlier
         return self._checkpoint(self._after, self._done, self.state)
 
     def _frontier(self, steps: set[str]) -> tuple[str, int]:
