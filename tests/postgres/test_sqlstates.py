@@ -44,11 +44,11 @@ async def refused(pg: asyncpg.Connection, statement: str) -> PinstripeError:
 @pytest.mark.parametrize(
     ("code", "kind", "scope", "hint"),
     [
-        ("40001", Unreachable, "passing", "again"),
-        ("40P01", Unreachable, "passing", "again"),
-        ("57P01", Unreachable, "passing", "again"),
-        ("57P02", Unreachable, "passing", "again"),
-        ("57P03", Unreachable, "passing", "again"),
+        ("40001", Unreachable, "passing", "retries"),
+        ("40P01", Unreachable, "passing", "retries"),
+        ("57P01", Unreachable, "passing", "retries"),
+        ("57P02", Unreachable, "passing", "retries"),
+        ("57P03", Unreachable, "passing", "retries"),
         ("57014", Unreachable, "passing", "statement_timeout"),
         ("25P03", Unreachable, "passing", "idle_in_transaction_session_timeout"),
         ("57P05", Unreachable, "passing", "idle_session_timeout"),

@@ -247,6 +247,7 @@ class Backfill:
     async def _queue_missing(self, tables: Collection[str], since: float) -> None:
         """Fetch rows of these tables that no list returned and whose events are gone."""
         unread = _tables_of(c for c in self._ends() if c.state != "done" and c.code != LEFT_OUT)
+        unread |= self._source.mirror.quarantine.tables.keys()
         refetches = RefetchWorker(self._source)
         tables = (set(tables) & self._source.wanted.keys()) - unread
         refetches.add(await queue_missing(self._source, tables, since))
