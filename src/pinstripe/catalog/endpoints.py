@@ -102,7 +102,7 @@ _EMBEDDED = frozenset(
 # The lists of parents that have no children by this column are not requested.
 _ONLY_WHEN: dict[str, str] = {
     "/v1/sources/{source}/source_transactions": "type IN ('ach_credit_transfer', 'sepa_credit_transfer',"
-    " 'multibanco')",  # Only receivers have transactions.
+    " 'multibanco')"  # Only receivers have transactions.
 }
 
 # Stripe refuses the list of a manual payout. Of a payout that was reconciled and has lain in the bank for a

@@ -22,10 +22,7 @@ from pinstripe.catalog.model import Field, Operation, Spec, spec
 # Lists that do not list what the account has: a preview of lines that are not made yet, and the
 # customers' payment methods, which the top-level list holds.
 NOT_LISTS = frozenset(
-    {
-        "/v1/credit_notes/preview/lines",
-        "/v1/customers/{customer}/payment_methods",
-    }
+    {"/v1/credit_notes/preview/lines", "/v1/customers/{customer}/payment_methods"}
 )
 
 # Polymorphic in the types only: no account is the child of a customer.

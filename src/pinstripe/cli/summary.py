@@ -271,14 +271,7 @@ def how_to_connect(database: Database, schema: str) -> str:
     """The psql command, ready to paste, and a first query."""
     name = schema if re.fullmatch("[a-z_][a-z0-9_]*", schema) else quote(schema)
     query = f"SELECT status, count(*) FROM {name}.subscription GROUP BY 1 ORDER BY 2 DESC;"
-    return "\n".join(
-        [
-            "Connect with:",
-            f"  {psql_command(database)}",
-            "and try:",
-            f"  {query}",
-        ]
-    )
+    return "\n".join(["Connect with:", f"  {psql_command(database)}", "and try:", f"  {query}"])
 
 
 def how_to_serve(url: str, config: Config) -> str:

@@ -113,9 +113,7 @@ def _nothing() -> None:
 
 
 async def follow(
-    service: Service,
-    report: Callable[[Ending], None],
-    started: Callable[[], None] = lambda: None,
+    service: Service, report: Callable[[Ending], None], started: Callable[[], None] = lambda: None
 ) -> None:
     """Backfill and follow concurrently, with progress, until cancelled."""
     follower = await service.follow()

@@ -161,12 +161,7 @@ class StripeClient:
         return other
 
     async def get(
-        self,
-        path: str,
-        params: Params = (),
-        *,
-        endpoint: str,
-        priority: int = 0,
+        self, path: str, params: Params = (), *, endpoint: str, priority: int = 0
     ) -> Response:
         """GETs `path` (ids in it quoted by `quote_id`). `endpoint` is the rate limiter's name for it.
 
@@ -356,10 +351,7 @@ class StripeClient:
 
 def _headers(key: ApiKey, account: str | None) -> dict[str, str]:
     token = base64.b64encode(f"{key.reveal()}:".encode()).decode()
-    headers = {
-        "Authorization": f"Basic {token}",
-        "User-Agent": f"Pinstripe/{version('pinstripe')}",
-    }
+    headers = {"Authorization": f"Basic {token}", "User-Agent": f"Pinstripe/{version('pinstripe')}"}
     if account is not None:
         headers["Stripe-Account"] = account
     return headers

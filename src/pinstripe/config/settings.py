@@ -203,11 +203,7 @@ SETTINGS: tuple[Setting, ...] = (
         switch=True,
     ),
     Setting(
-        "change_days",
-        "PINSTRIPE_CHANGE_DAYS",
-        "7",
-        "days",
-        "How long to keep change feed entries.",
+        "change_days", "PINSTRIPE_CHANGE_DAYS", "7", "days", "How long to keep change feed entries."
     ),
     Setting(
         "event_days",

@@ -32,11 +32,7 @@ _FILLED = """
 SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND pg_relation_size(c.oid) > 0
 """
-_DETAILS: dict[Detail, str] = {
-    "keys": "references",
-    "short": "key columns",
-    "full": "all columns",
-}
+_DETAILS: dict[Detail, str] = {"keys": "references", "short": "key columns", "full": "all columns"}
 
 
 @dataclass(frozen=True, slots=True)

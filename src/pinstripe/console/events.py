@@ -121,10 +121,7 @@ class Events:
                     yield templating.ALIVE
                     continue
                 html = self._pages.piece(
-                    "events_rows.html",
-                    events=new,
-                    sync_id=sync_id,
-                    table_of=table_of_object(),
+                    "events_rows.html", events=new, sync_id=sync_id, table_of=table_of_object()
                 )
                 yield templating.prepend("events", html, keep=_KEPT)
 

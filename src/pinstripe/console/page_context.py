@@ -60,12 +60,7 @@ class PageContext:
         return value.strip() if isinstance(value, str) else default
 
     def page(
-        self,
-        template: str,
-        *,
-        messages: Sequence[Notice] = (),
-        status: int = 200,
-        **shown: object,
+        self, template: str, *, messages: Sequence[Notice] = (), status: int = 200, **shown: object
     ) -> Response:
         """The page, with the frame around it."""
         return self.pages.page(

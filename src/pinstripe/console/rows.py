@@ -456,10 +456,7 @@ def _wanted(visit: PageContext, shape: Shape) -> RowsRequest:
         filters=filters,
         sort=sort,
         falling=way != "up",
-        after=(
-            query.get("from", "").replace("\0", ""),
-            query.get("after", "").replace("\0", ""),
-        ),
+        after=(query.get("from", "").replace("\0", ""), query.get("after", "").replace("\0", "")),
         limit=_PAGE + 1,
     )
 

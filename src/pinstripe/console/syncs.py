@@ -16,12 +16,7 @@ from pinstripe.console.keys import KeyChecks
 from pinstripe.console.page_context import PageContext, go
 from pinstripe.console.templating import Notice
 from pinstripe.errors import PinstripeError
-from pinstripe.gateway.api.syncs import (
-    AccountsQuery,
-    StateFilter,
-    find_platform,
-    read_accounts,
-)
+from pinstripe.gateway.api.syncs import AccountsQuery, StateFilter, find_platform, read_accounts
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import NewSync
 from pinstripe.store.platforms.status import read_platforms
@@ -81,11 +76,7 @@ class Stored:
     async def remove(self, visit: PageContext) -> Response:
         """Only with its name typed: with its tables, rows are gone for good."""
         if visit.text("typed") != visit.sync.id:
-            told = Notice(
-                f"{visit.sync.id} was not removed.",
-                "Type its ID to confirm.",
-                "warn",
-            )
+            told = Notice(f"{visit.sync.id} was not removed.", "Type its ID to confirm.", "warn")
             return visit.page("stored.html", messages=[told], status=400, given={})
         await visit.gateway.parts.control.remove(
             visit.sync.id, drop_tables=bool(visit.text("drop"))

@@ -37,12 +37,7 @@ _MANY_BOXES = 60
 _CROSSING = 60.0
 """A crossing is as bad as a line that is longer by this."""
 
-_SPACING: Final = {
-    "layer_gap": 56.0,
-    "node_gap": _GAP,
-    "dummy_gap": 10.0,
-    "port_gap": 8.0,
-}
+_SPACING: Final = {"layer_gap": 56.0, "node_gap": _GAP, "dummy_gap": 10.0, "port_gap": 8.0}
 
 _CALM: Final = {
     "spacing": _SPACING,

@@ -27,14 +27,7 @@ from pinstripe.client.api_key import proxy_for
 from pinstripe.client.client import Params, StripeClient
 from pinstripe.client.response import Response, http_time
 from pinstripe.doctor.report import Network, ResourceState
-from pinstripe.errors import (
-    NotEnabled,
-    NotPermitted,
-    PinstripeError,
-    Refused,
-    Unreachable,
-    redact,
-)
+from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError, Refused, Unreachable, redact
 
 
 @dataclass(slots=True)

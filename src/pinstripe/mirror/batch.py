@@ -59,12 +59,7 @@ def refetch_for(conflict: Conflict) -> Refetch:
         if child_list(conflict.table, owner) is not None:
             kind, table, parent = "children", conflict.table, owner
     return Refetch(
-        kind,
-        table,
-        conflict.key,
-        parent,
-        request_id=cause.request_id,
-        event_id=cause.event_id,
+        kind, table, conflict.key, parent, request_id=cause.request_id, event_id=cause.event_id
     )
 
 

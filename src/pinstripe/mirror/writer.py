@@ -484,11 +484,7 @@ class Writer:
             parted.rows += tally.refused
 
     async def _half(
-        self,
-        connection: asyncpg.Connection,
-        of: _Round,
-        keys: Sequence[str],
-        tally: _Tally,
+        self, connection: asyncpg.Connection, of: _Round, keys: Sequence[str], tally: _Tally
     ) -> None:
         """Write these rows; if they are refused, one half and then the other, down to single rows."""
         if not keys:

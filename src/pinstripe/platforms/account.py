@@ -72,11 +72,7 @@ async def open_platform(
     stages = SharedStages(url, session_name=session_name, size=writing)
     try:
         async with await open_pool(
-            url,
-            min_size=1,
-            max_size=pooled,
-            application_name=session_name,
-            statements=_STATEMENTS,
+            url, min_size=1, max_size=pooled, application_name=session_name, statements=_STATEMENTS
         ) as pool:
             async with pool.acquire() as connection:
                 tables = await effective_tables(connection, schema, wanted)

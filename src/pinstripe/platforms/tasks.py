@@ -149,10 +149,7 @@ class Tasks:
     """The tasks of one worker. `find` returns the platform of a schema; None if it is gone or paused."""
 
     def __init__(
-        self,
-        control: Pool,
-        holder: str,
-        find: Callable[[str], Awaitable[WorkedPlatform | None]],
+        self, control: Pool, holder: str, find: Callable[[str], Awaitable[WorkedPlatform | None]]
     ) -> None:
         self.running = 0
         self._control = control

@@ -409,10 +409,7 @@ def fill_list(tables: Collection[str], known: Known) -> Fill:
 
 
 def fill_json_with_lists(
-    at: int,
-    lists: Sequence[tuple[tuple[str, ...], Collection[str]]],
-    known: Known,
-    write: ToJson,
+    at: int, lists: Sequence[tuple[tuple[str, ...], Collection[str]]], known: Known, write: ToJson
 ) -> Fill:
     """JSON with lists deeper inside, by path: of their entries, which are rows of their own, the ids stay.
 

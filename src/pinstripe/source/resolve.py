@@ -19,12 +19,7 @@ from datetime import datetime
 from math import ceil, floor
 
 from pinstripe.catalog.embedded import holders
-from pinstripe.catalog.endpoints import (
-    child_list,
-    has_address,
-    retrieve_endpoint,
-    singleton_path,
-)
+from pinstripe.catalog.endpoints import child_list, has_address, retrieve_endpoint, singleton_path
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
 from pinstripe.catalog.tables import Column, table_name, tables

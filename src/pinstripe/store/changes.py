@@ -112,10 +112,7 @@ async def changes_before(
 async def changes_of_event(connection: Connection, schema: str, event_id: str) -> list[Change]:
     """Return the changes that one event caused, in order; at most 200."""
     return await _fetch(
-        connection,
-        "schema = $1 AND event_id = $2 ORDER BY position LIMIT 200",
-        schema,
-        event_id,
+        connection, "schema = $1 AND event_id = $2 ORDER BY position LIMIT 200", schema, event_id
     )
 
 

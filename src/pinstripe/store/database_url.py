@@ -111,10 +111,7 @@ _REFUSED: dict[str, tuple[frozenset[str], str]] = {
     ),
     "scram_client_key": (frozenset({""}), "The driver logs in with a password: give that."),
     "scram_server_key": (frozenset({""}), "The driver logs in with a password: give that."),
-    "sslidentity": (
-        frozenset({""}),
-        "This is Prisma's: give sslcert and sslkey as libpq does.",
-    ),
+    "sslidentity": (frozenset({""}), "This is Prisma's: give sslcert and sslkey as libpq does."),
 }
 """Parameters that are refused by name unless they have one of these values, and the remedy."""
 

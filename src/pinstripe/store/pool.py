@@ -261,11 +261,7 @@ async def check_server(connection: Connection) -> ServerFacts:
             "every text of Stripe's. Nothing was written.",
             hint="Make one that can: CREATE DATABASE ... WITH ENCODING 'UTF8' TEMPLATE template0.",
         )
-    return ServerFacts(
-        version=row["version"],
-        writable=row["writable"],
-        database=row["database"],
-    )
+    return ServerFacts(version=row["version"], writable=row["writable"], database=row["database"])
 
 
 async def _roll_back(connection: Connection, transaction: Transaction) -> None:

@@ -89,10 +89,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         "25P03 25P04 57P05",
     ),
     # The address or the login is wrong: nothing works until an operator corrects it.
-    (
-        Remedy(Misconfigured, "server", "Correct user and password in DATABASE_URL."),
-        "28P01",
-    ),
+    (Remedy(Misconfigured, "server", "Correct user and password in DATABASE_URL."), "28P01"),
     (
         Remedy(
             Misconfigured,
@@ -188,10 +185,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         ),
         "42P10",
     ),
-    (
-        Remedy(Drifted, "table", "Make the column an ordinary one: it was made GENERATED."),
-        "428C9",
-    ),
+    (Remedy(Drifted, "table", "Make the column an ordinary one: it was made GENERATED."), "428C9"),
     (
         Remedy(
             Drifted, "table", "Something of your own depends on it (a view, say): drop that first."
@@ -261,10 +255,7 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
         ),
         "23503 23001",
     ),
-    (
-        Remedy(Drifted, "row", "Drop the NOT NULL of the column: Stripe sends nulls there."),
-        "23502",
-    ),
+    (Remedy(Drifted, "row", "Drop the NOT NULL of the column: Stripe sends nulls there."), "23502"),
     (
         Remedy(
             Drifted, "row", "A constraint that Pinstripe did not make stands on the table: drop it."

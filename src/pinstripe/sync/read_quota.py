@@ -301,12 +301,7 @@ def usual_rate(spending: QuotaUsage) -> float:
 
 
 def plan(
-    spending: QuotaUsage,
-    allowance: float,
-    demand: QuotaDemand,
-    *,
-    poll_s: float,
-    longest_s: float,
+    spending: QuotaUsage, allowance: float, demand: QuotaDemand, *, poll_s: float, longest_s: float
 ) -> QuotaPlan:
     """Return the pause between polls: `poll_s` if the quota allows it, and at most `longest_s`."""
     rate = affordable_rate(spending, allowance * _MARGIN)

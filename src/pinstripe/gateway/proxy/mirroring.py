@@ -265,10 +265,7 @@ class ResponseMirror:
         return outcome
 
     async def _refetched(
-        self,
-        sync: OpenSync,
-        request: ProxyRequest,
-        parsed: ParsedResponse,
+        self, sync: OpenSync, request: ProxyRequest, parsed: ParsedResponse
     ) -> MirrorResult:
         """Request the objects of a response that may not be written."""
         places = list(parsed.places())
@@ -310,9 +307,7 @@ class ResponseMirror:
             self.later.add(sync.id, _retrievable(sync, request, row_set))
             return MirrorResult("later", "postgres", sync)
         durable = await mirror.enqueue(
-            [(row_set, as_of)],
-            lane=LIVE_LANE if request.writes else "",
-            effect=effect,
+            [(row_set, as_of)], lane=LIVE_LANE if request.writes else "", effect=effect
         )
         await self._committed(sync, durable)
         if durable.cancelled():

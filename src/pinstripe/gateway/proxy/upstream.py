@@ -513,11 +513,7 @@ class Upstream:
             raise RuntimeError("the connections are not open")
         started = self._clock()
         response = await self._session.request(
-            method,
-            yarl.URL(url, encoded=True),
-            data=body,
-            headers=headers,
-            allow_redirects=False,
+            method, yarl.URL(url, encoded=True), data=body, headers=headers, allow_redirects=False
         )
         return UpstreamResponse(
             response.status,

@@ -427,9 +427,7 @@ class SyncRequester:
         self.requests_sent: Counter[str] = Counter()
         """Sync requests sent so far, by schema."""
         self._listener = Listener(
-            database_url,
-            {ACKS: self._on_ack, APPLIED: self._on_applied},
-            name="pinstripe gateway",
+            database_url, {ACKS: self._on_ack, APPLIED: self._on_applied}, name="pinstripe gateway"
         )
         self._coalescers: dict[str, Coalescer[float, tuple[int, int]]] = {}
         self._acks: dict[str, SyncAck] = {}

@@ -57,13 +57,7 @@ class Process:
     """A running program; `exited` is set when it has ended."""
 
     def __init__(
-        self,
-        argv: list[str],
-        *,
-        account: OsAccount | None,
-        cwd: Path,
-        lock: int,
-        log: int,
+        self, argv: list[str], *, account: OsAccount | None, cwd: Path, lock: int, log: int
     ) -> None:
         """Takes over `lock`: from here on only the program's processes hold it."""
         self.exited = asyncio.Event()

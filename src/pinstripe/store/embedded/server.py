@@ -376,8 +376,7 @@ class OwnServer:
             return
         _log.error("postgres.given_up", log=str(self._home.log_file))
         raise Unreachable(
-            f"Postgres in {self._home.data_dir} keeps dying.",
-            hint=f"See {self._home.log_file}.",
+            f"Postgres in {self._home.data_dir} keeps dying.", hint=f"See {self._home.log_file}."
         )
 
     def _password(self) -> str:

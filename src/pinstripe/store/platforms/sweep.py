@@ -245,11 +245,7 @@ async def welcome(
 
 
 async def begin(
-    connection: Connection,
-    schema: str,
-    account_ids: Sequence[str],
-    *,
-    priority: int | None = None,
+    connection: Connection, schema: str, account_ids: Sequence[str], *, priority: int | None = None
 ) -> None:
     """Request the first copies of accounts. In a transaction."""
     scopes = [scope_of(schema, account_id) for account_id in account_ids]

@@ -435,10 +435,7 @@ class ListStream:
                 await before
             # Room is taken last: a task that is cancelled while it waits must not hold any.
             durable = await self._source.mirror.enqueue(
-                [(rows, as_of)],
-                lane=self.endpoint.stream,
-                progress=self,
-                step=step,
+                [(rows, as_of)], lane=self.endpoint.stream, progress=self, step=step
             )
             mine.set_result(None)
             await durable

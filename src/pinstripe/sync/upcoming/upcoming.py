@@ -282,12 +282,7 @@ class Upcoming:
                 await self._replace_in_turn(row, request)
             return ""
 
-    async def write(
-        self,
-        row: UpcomingRow,
-        preview: Preview | None,
-        before: datetime,
-    ) -> bool:
+    async def write(self, row: UpcomingRow, preview: Preview | None, before: datetime) -> bool:
         """Replace row and lines, unless they were written since `before`, a moment before the request.
 
         False if the row was replaced meanwhile by a preview that is not certainly older.

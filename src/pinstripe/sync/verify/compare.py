@@ -133,11 +133,7 @@ class Comparer:
         )
 
     async def _compare(
-        self,
-        connection: asyncpg.Connection,
-        table: Table,
-        group: Mapping[str, Row],
-        version: str,
+        self, connection: asyncpg.Connection, table: Table, group: Mapping[str, Row], version: str
     ) -> None:
         # A row of an earlier time cannot be compared with the present.
         rows = {key: row for key, row in group.items() if row[-4] > self._since}

@@ -20,10 +20,7 @@ import structlog
 
 from pinstripe.catalog.tables import PAYOUT_LINES
 from pinstripe.client.rate_limit import RateLimiter
-from pinstripe.errors import (
-    NotEnabled,
-    NotPermitted,
-)
+from pinstripe.errors import NotEnabled, NotPermitted
 from pinstripe.mirror import open_mirror
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.cursors import LEFT_OUT, SOME_REFUSED, UNEXPANDED
@@ -390,10 +387,5 @@ def _certificate(found: Report) -> Certificate:
         for r in found.tables.values()
     }
     return Certificate(
-        found.started_at,
-        found.finished_at,
-        tables,
-        found.differences,
-        found.repaired,
-        found.digest,
+        found.started_at, found.finished_at, tables, found.differences, found.repaired, found.digest
     )
