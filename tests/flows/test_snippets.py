@@ -61,6 +61,10 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
                     f"{snippet.page}:{snippet.line}\n{snippet.text}{ended.stdout}{ended.stderr}"
                 )
         assert failed == [], "\n\n".join(failed)
+        # Else it may pay, or end, a session before its page shows it.
+        httpx.post(
+            f"{running.stripe}/_simulator/traffic", json={"per_second": 0}
+        ).raise_for_status()
         yield running
 
 
