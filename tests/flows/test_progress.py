@@ -16,24 +16,28 @@ from pinstripe.service import open_service
 from pinstripe.store.status import read_status
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.auth import Key
-from pinstripe_simulator.server import running
+from pinstripe_simulator.server import Running, running
 
 pytestmark = pytest.mark.migrated
 
 SECRET = "rk_test_thisisarestrictedkey1234"
 
 
+def config_of(sim: Running, database: str) -> Config:
+    return Config(
+        api_key=SECRET,
+        stripe_url=sim.url,
+        database_url=database,
+        rate_limit="none",
+        endpoint_rate_limit="none",
+    )
+
+
 async def test_a_run_is_shown_in_25_lines_with_rates_and_what_was_refused(database: str) -> None:
     moments = iter(range(1000))
     async with running(Settings(scale=300)) as sim:
         sim.account.doors.keys[SECRET] = Key(SECRET, denied=frozenset({"charge_read"}))
-        config = Config(
-            api_key=SECRET,
-            stripe_url=sim.url,
-            database_url=database,
-            rate_limit="none",
-            endpoint_rate_limit="none",
-        )
+        config = config_of(sim, database)
         async with open_service(config) as service:
             meter = Meter(service, clock=lambda: float(next(moments)))
             async with service.pool.acquire() as connection:
@@ -66,13 +70,7 @@ async def test_nothing_of_the_progress_stays_on_a_terminal_after_ctrl_c(
         monkeypatch.setenv(name, value)
     async with running(Settings(scale=300)) as sim:
         sim.account.doors.keys[SECRET] = Key(SECRET, denied=frozenset(denied))
-        config = Config(
-            api_key=SECRET,
-            stripe_url=sim.url,
-            database_url=database,
-            rate_limit="none",
-            endpoint_rate_limit="none",
-        )
+        config = config_of(sim, database)
         with os.fdopen(slave, "w") as terminal:
             async with open_service(config) as service:
                 await service.backfill.run()

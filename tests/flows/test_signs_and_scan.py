@@ -201,9 +201,8 @@ async def test_a_list_that_is_refused_without_a_parent_waits_only_for_its_parent
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(
-    database: str, pg: asyncpg.Connection, sim: Running
-) -> None:
+async def begun_scan(database: str, sim: Running) -> tuple[ListEndpoint, int]:
+    """A copy whose scan of customers' balances was ended in its first round: the list, and the requests."""
     await make_schema(database)
     async with copying(database, sim, deep=False) as backfill:
         await backfill.run()
@@ -213,7 +212,13 @@ async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(
         await until(lambda: copy.source.stripe.requests[BALANCES] >= 12)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        asked = copy.source.stripe.requests[BALANCES]
+        return balances, copy.source.stripe.requests[BALANCES]
+
+
+async def test_the_scan_finds_what_no_sign_has_shown_and_goes_on_where_it_was(
+    database: str, pg: asyncpg.Connection, sim: Running
+) -> None:
+    balances, asked = await begun_scan(database, sim)
     saved = (await load_checkpoints(pg, "stripe"))[SCAN_OF + balances.stream]
     assert isinstance(saved.position, dict)
     done = saved.position["done"]
@@ -293,15 +298,7 @@ async def test_what_a_deep_run_has_read_is_not_left_to_the_scan_by_a_plain_one(
 async def test_a_deep_run_is_a_round_for_a_scan_that_is_under_way(
     database: str, pg: asyncpg.Connection, sim: Running
 ) -> None:
-    await make_schema(database)
-    async with copying(database, sim, deep=False) as backfill:
-        await backfill.run()
-    balances = next(e for e in list_endpoints() if e.name == BALANCES)
-    async with open_account(sim.url, sim.key, database, budget=fast()) as copy:
-        task = asyncio.create_task(scan_of(copy).round(balances, None))
-        await until(lambda: copy.source.stripe.requests[BALANCES] >= 12)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    await begun_scan(database, sim)
     sim.account.clock.step(1)
     async with copying(database, sim, deep=True) as backfill:
         await backfill.run()

@@ -293,7 +293,8 @@ class StripeClient:
         verdict = retry.judge(
             response.status, response.headers, genuine=genuine, is_read=call.is_read
         )
-        if verdict == "limited" and _is_of_one_object(response):
+        # Of one object, and not of how many requests there are: its others need not wait.
+        if verdict == "limited" and _limit(response) in ("lock_timeout", "resource-specific"):
             verdict = "again"
         return verdict, reason
 
@@ -302,10 +303,7 @@ class StripeClient:
     ) -> float:
         """Reports a 429 to the rate limiter; the seconds to wait before the next try."""
         self.rate_limited[call.endpoint] += 1
-        error = read_error(response.body)
-        code = (error.code if error else None) or ""
-        reason = response.headers.get("stripe-rate-limited-reason", code)
-        self._budget.on_rate_limited(call.endpoint, reason, asked_s)
+        self._budget.on_rate_limited(call.endpoint, _limit(response), asked_s)
         return self._patience.limited_s(refusals, self._luck(), asked_s)
 
     def _error(
@@ -509,11 +507,11 @@ def list_of(
     return request
 
 
-def _is_of_one_object(response: Response) -> bool:
-    """Whether a 429 speaks of one object, not of how many requests there are: its others need not wait."""
+def _limit(response: Response) -> str:
+    """What a 429 says that was exceeded; "" if nothing."""
     error = read_error(response.body)
-    named = response.headers.get("stripe-rate-limited-reason", error.code if error else None)
-    return named in ("lock_timeout", "resource-specific")
+    code = (error.code if error else None) or ""
+    return response.headers.get("stripe-rate-limited-reason", code)
 
 
 def split_url(url: str) -> tuple[str, list[Param]]:

@@ -30,7 +30,7 @@ from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
 from pinstripe.rows.event import cause_of, created_of, payload
-from pinstripe.rows.extract import RowKey, RowSet, key_of
+from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source
 from pinstripe.store.daily_counts import note_contradiction
 from pinstripe.store.ddl import qualified, quote
@@ -140,22 +140,9 @@ async def refetch_row(
             source, table, key, started=started, gone=gone, cause=cause, answers=answers
         )
         return True
-    if await resolve_from_events(source, table, key):
+    owners = await _owners(source, table, key)
+    if await resolve_from_events(source, table, key, any_version=not owners):
         return True
-    if await _fetch_owners(source, (table, key), started, priority):
-        return True
-    return await resolve_from_events(source, table, key, any_version=True)
-
-
-async def _fetch_owners(source: Source, row: RowKey, started: datetime, priority: int) -> bool:
-    """Fetch what shows the object of a row, by the owners that the row names; False if it names none."""
-    table, key = row
-    known, place = source.wanted[table], qualified(source.mirror.schema, table)
-    async with source.pool.acquire() as connection:
-        found = await connection.fetchrow(
-            f"SELECT * FROM {place} WHERE {quote(known.key[0])} = $1", key
-        )
-    owners = shown_by(source, table, lambda c: found[c.name]) if found is not None else []
     for one in owners:
         with suppress(NotFound):
             if one.kind == "children":
@@ -163,6 +150,16 @@ async def _fetch_owners(source: Source, row: RowKey, started: datetime, priority
             else:
                 await source.fetch(one.table, one.id, started=started, priority=priority)
     return bool(owners)
+
+
+async def _owners(source: Source, table: str, key: str) -> list[Refetch]:
+    """What shows the object of a row without an address, by the owners that the row names."""
+    known, place = source.wanted[table], qualified(source.mirror.schema, table)
+    async with source.pool.acquire() as connection:
+        found = await connection.fetchrow(
+            f"SELECT * FROM {place} WHERE {quote(known.key[0])} = $1", key
+        )
+    return shown_by(source, table, lambda c: found[c.name]) if found is not None else []
 
 
 def shown_by(source: Source, table: str, value: Callable[[Column], object]) -> list[Refetch]:

@@ -97,7 +97,8 @@ class Pool:
     async def acquire(self, *, is_growing: bool = False) -> AsyncIterator[Connection]:
         """A connection for the block, and `translated()` around it: keep other I/O outside.
 
-        `is_growing`: its statements are planned each time, since tables had few rows at the last.
+        `is_growing`: its statements are planned each time: a plan from when the tables had few rows may be
+        slow now.
         """
         with translated():
             connection = await self._pool.acquire()

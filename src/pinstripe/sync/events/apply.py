@@ -206,9 +206,8 @@ class EventApplier:
 
 # Child lists that change only if the event of the parent names one of these fields. Without this table
 # every event of a customer would cost a request.
-_ONLY_IF_CHANGED = {
-    "customer_balance_transaction": ("balance", "account_balance")
-}  # Until 2019-10-17.
+_ONLY_IF_CHANGED = {"customer_balance_transaction": ("balance", "account_balance")}
+"""`account_balance`: its name until 2019-10-17."""
 
 # Child lists that are empty while their parent names no such object.
 _EMPTY_WITHOUT = {"setup_attempt": "latest_attempt"}

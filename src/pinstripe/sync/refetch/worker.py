@@ -420,11 +420,12 @@ class RefetchWorker:
     async def _relate_items(self, refetch: Refetch) -> None:
         """Queue the items of an invoice's lines that do not name it yet: its events show ten lines."""
         source, (table, _, invoice) = self._source, refetch.parent.partition(" ")
-        lines = refetch.table
-        if (table, lines) != ("invoice", "line_item") or not {
-            lines,
-            TAKEN_UP,
-        } <= source.wanted.keys():
+        lines, wanted = refetch.table, source.wanted
+        if (
+            (table, lines) != ("invoice", "line_item")
+            or lines not in wanted
+            or TAKEN_UP not in wanted
+        ):
             return
         schema = source.mirror.schema
         async with source.transaction() as connection:
