@@ -173,11 +173,17 @@ async def test_another_version_is_passed_on_and_ours_is_written(database: str) -
         assert row["_api_version"] == it.account.sync.mirror.api_version
 
 
-async def test_a_read_from_before_a_write_does_not_make_it_mirrored(database: str) -> None:
-    """A payment intent's edit has no event: nothing else would bring it."""
+@pytest.mark.parametrize(
+    ("kind", "has"), [("payment_intent", True), ("treasury.financial_account", False)]
+)
+async def test_a_read_from_before_a_write_does_not_make_it_mirrored(
+    database: str, kind: str, has: bool
+) -> None:
+    """Neither's edit has an event: nothing else would bring it. One has no `metadata` at all before."""
     async with running(SMALL) as sim, front(sim, database) as it:
-        key = sim.control.truth("payment_intent")[0]["id"]
-        path, old = f"/v1/payment_intents/{key}", {"Stripe_Version": "2024-06-20"}
+        key = next(str(o["id"]) for o in sim.control.truth(kind) if ("metadata" in o) is has)
+        table = kind.replace(".", "_")
+        path, old = f"/v1/{kind.replace('.', '/')}s/{key}", {"Stripe_Version": "2024-06-20"}
         await it.ask("GET", path)
         await asyncio.sleep(1.0)  # Else what a replica shows has this second's object.
         sim.control.nastiness("calm", stale_share=1.0, stale_s=3.0)
@@ -185,11 +191,11 @@ async def test_a_read_from_before_a_write_does_not_make_it_mirrored(database: st
         assert response.headers["pinstripe-mirrored"] == "later"
         async with connect(database) as connection:
             owed = await connection.fetch('SELECT kind, "table", id FROM pinstripe.pending')
-        assert ("fetch", "payment_intent", key) in map(tuple, owed)
+        assert ("fetch", table, key) in map(tuple, owed)
         sim.control.nastiness("calm")
         _, _, response = await it.ask("POST", path, {"metadata[a]": "c"}, **old)
         assert response.headers["pinstripe-mirrored"] == "yes"
-        row = await it.account.row("payment_intent", key)
+        row = await it.account.row(table, key)
         assert row is not None
         assert json.loads(row["metadata"])["a"] == "c"
 

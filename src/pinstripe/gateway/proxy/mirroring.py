@@ -30,7 +30,7 @@ from pinstripe.catalog.endpoints import (
     retrieve_endpoint,
     singleton_paths,
 )
-from pinstripe.catalog.model import spec
+from pinstripe.catalog.model import object_types, spec
 from pinstripe.catalog.relations import parents as parent_types
 from pinstripe.catalog.relations import reported
 from pinstripe.catalog.tables import SINGLETONS, table_name, tables
@@ -649,7 +649,9 @@ async def fetch_one(
     as_of = as_of_response(response, started=started)
     await source.follow_all(row_set, priority=LIVE, as_of=as_of)
     await sync.mirror.write([(row_set, as_of)])
-    if told is not None and not agrees(told, shown):
+    if told is not None and not agrees(
+        told, shown, object_types()[tables()[table].object_type].fields
+    ):
         return _places_in(row_set) - {place}
     return _places_in(row_set) if await _is_settled(sync, row_set) else set()
 

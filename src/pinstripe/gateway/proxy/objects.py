@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +20,8 @@ from urllib.parse import unquote, unquote_plus
 import msgspec
 
 from pinstripe.catalog.endpoints import list_endpoints, retrieve_endpoints
-from pinstripe.catalog.model import spec
+from pinstripe.catalog.model import Field, spec
+from pinstripe.catalog.secrets import SECRET_NAMES
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.response import AsOf, Cause, Margins, Response, StripeObject, decode
 from pinstripe.client.transport import TooLarge, Unreadable, gunzip
@@ -179,14 +180,23 @@ def read(body: bytes, extractor: Extractor, parents: Mapping[str, str]) -> Parse
     return ParsedResponse(row_set, top, deleted, modes, whole=whole, answered=decoded)
 
 
-def agrees(answered: StripeObject, shown: StripeObject) -> bool:
+def agrees(answered: StripeObject, shown: StripeObject, fields: Iterable[Field] = ()) -> bool:
     """Whether a read shows what the answer to a write said, as far as their versions say it alike: in plain
     values, and in hashes of them. Else a replica that is behind may have been read.
+
+    `fields`: those of the type in our version. One that the read lacks was not set yet: Stripe leaves some
+    properties out for as long as they have no value. Others may be gone from our version.
     """
+    ours = {f.name: f for f in fields if not f.on_request and f.name not in SECRET_NAMES}
     for name, said in answered.items():
-        seen = shown.get(name, said)
+        seen = shown.get(name, None if name in ours else said)
         if isinstance(said, dict) and isinstance(seen, dict):
-            alike = said == seen if name == "metadata" else "object" in said or agrees(said, seen)
+            within = ours[name].fields if name in ours else ()
+            alike = (
+                said == seen
+                if name == "metadata"
+                else "object" in said or agrees(said, seen, within)
+            )
         else:
             kinds = {type(said), type(seen)}
             # A text and a hash: one of them is expanded.

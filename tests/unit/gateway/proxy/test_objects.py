@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinstripe.catalog.model import object_types
 from pinstripe.client.response import StripeObject
 from pinstripe.client.transport import TooLarge, Unreadable
 from pinstripe.gateway.proxy.accounts import credentials_of
@@ -232,3 +233,23 @@ def test_a_read_agrees_with_a_write_in_what_both_versions_say_alike(
     answered: StripeObject, shown: StripeObject, alike: bool
 ) -> None:
     assert agrees(answered, shown) is alike
+
+
+@pytest.mark.parametrize(
+    ("answered", "shown", "alike"),
+    [
+        ({"name": "a", "older": 1}, {"name": "a"}, True),
+        ({"name": "a"}, {}, False),
+        ({"name": None}, {}, True),
+        ({"client_secret": "s"}, {}, True),
+        ({"shipping": {"name": "a"}}, {}, False),
+        ({"shipping": {"name": "a", "older": 1}}, {"shipping": {"name": "a"}}, True),
+        ({"shipping": {"name": "a", "phone": "1"}}, {"shipping": {"name": "a"}}, False),
+    ],
+)
+def test_a_read_without_a_property_of_our_version_is_from_before_the_write(
+    answered: StripeObject, shown: StripeObject, alike: bool
+) -> None:
+    fields = object_types()["payment_intent"].fields
+    named = [*fields, *object_types()["customer"].fields]
+    assert agrees(answered, shown, named) is alike
