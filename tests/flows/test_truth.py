@@ -767,19 +767,27 @@ async def test_an_object_without_an_address_does_not_stay_as_an_event_of_another
         assert tuple(row) == ("co_1", None)
 
 
+@pytest.mark.parametrize(
+    ("event", "obj"),
+    [
+        ("reserve.plan.updated", {"object": "reserve.plan"}),
+        ("account.external_account.updated", {"object": "bank_account", "account": "acct_1"}),
+    ],
+)
 async def test_what_nothing_shows_in_our_version_is_as_the_newest_event_of_another_has_it(
-    database: str,
+    database: str, event: str, obj: Object
 ) -> None:
-    """A reserve plan has neither an address nor an owner."""
+    """A reserve plan has neither an address nor an owner, and this account shows no bank accounts."""
     async with following(database) as f:
-        second = int(time.time())
+        f.stripe.lists["/v1/accounts"] = [{"id": "acct_1", "object": "account"}]
+        second, table = int(time.time()), str(obj["object"]).replace(".", "_")
         for number in range(3):
-            plan = {"id": "plan_1", "object": "reserve.plan", "metadata": {"n": str(number)}}
-            f.stripe.event("reserve.plan.updated", plan, created=second, api_version=_OLD_VERSION)
+            changed = {"id": "one", **obj, "metadata": {"n": str(number)}}
+            f.stripe.event(event, changed, created=second, api_version=_OLD_VERSION)
             if number != 1:
                 await f.poll()
         await f.settle()
-        assert await f.pg.fetchval("SELECT metadata ->> 'n' FROM stripe.reserve_plan") == "2"
+        assert await f.pg.fetchval(f"SELECT metadata ->> 'n' FROM stripe.{table}") == "2"
 
 
 async def test_a_row_in_doubt_without_an_address_or_events_is_settled_by_its_parents_list(

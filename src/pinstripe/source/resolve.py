@@ -3,7 +3,7 @@
     Conflict -> GET the object -> write it, as newer than what we knew before the GET | mark deleted
              -> no address: read the event log around the row's interval -> newest event
              -> none of our version: read the lists of its owners, or the owners that show it; if it
-                names none, the newest event of any version
+                names none, or they do not show it, the newest event of any version
 
 What was written a replica's lag before the request is older than the response, whatever the clocks say. A
 snapshot that arrives in between is not lost: it conflicts in its turn. Stripe has no address for some
@@ -28,7 +28,7 @@ from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response,
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
-from pinstripe.mirror.orphans import ENTRIES_GO
+from pinstripe.mirror.orphans import ENTRIES_GO, children_of
 from pinstripe.rows.event import cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source
@@ -143,13 +143,29 @@ async def refetch_row(
     owners = await _owners(source, table, key)
     if await resolve_from_events(source, table, key, any_version=not owners):
         return True
-    for one in owners:
-        with suppress(NotFound):
-            if one.kind == "children":
-                await read_children(source, one, started)
-            else:
-                await source.fetch(one.table, one.id, started=started, priority=priority)
-    return bool(owners)
+    said = [await _is_shown(source, table, o, started=started, priority=priority) for o in owners]
+    # An account that its platform does not control shows no bank accounts: `external_accounts` in
+    # https://docs.stripe.com/api/accounts/object.
+    return any(said) or (
+        bool(owners) and await resolve_from_events(source, table, key, any_version=True)
+    )
+
+
+async def _is_shown(
+    source: Source, table: str, owner: Refetch, *, started: datetime, priority: int
+) -> bool:
+    """Read an owner; whether that says what objects of the table it has: all, none, or that it is gone."""
+    with suppress(NotFound):
+        if owner.kind == "children":
+            await read_children(source, owner, started)
+            return True
+        found = await source.fetch(owner.table, owner.id, started=started, priority=priority)
+        return found is not None and (
+            table in found.rows
+            or any(cut.child_table == table for cut in found.lists)
+            or any(table in children_of(told) for told in found.sets)
+        )
+    return True
 
 
 async def _owners(source: Source, table: str, key: str) -> list[Refetch]:

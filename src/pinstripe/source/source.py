@@ -446,15 +446,15 @@ class Source:
         priority: int = LIVE,
         cause: Cause | None = None,
         answers: Sequence[RefetchDone] = (),
-    ) -> bool:
-        """Fetches one object and mirrors it; returns False if Stripe cannot retrieve this type by id.
+    ) -> RowSet | None:
+        """Fetches one object and mirrors it; returns its rows, None if Stripe cannot retrieve it by its id.
 
         `started`: a moment before the request, on Postgres's clock. `cause`: what led to it. `answers`:
         refetches that the commit completes. Raises NotFound if Stripe does not have the object (any more).
         """
         where = retrieve_endpoint(table)
         if where is None or (where.parent_parameter and not parent):
-            return False
+            return None
         response = await self.get_object(where, key, parent, priority)
         found, obj = RowSet(), read_object(response, where.path)
         for answer in answers:
@@ -464,7 +464,7 @@ class Source:
         as_of = as_of_response(response, cause, started=started)
         await self.follow_all(found, priority=priority, as_of=as_of)
         await self.mirror.write([(found, as_of)], completed=answers)
-        return True
+        return found
 
     async def get_object(
         self, where: RetrieveEndpoint, key: str, parent: str, priority: int
