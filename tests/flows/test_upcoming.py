@@ -435,7 +435,9 @@ def rename() -> Params:
 async def test_a_price_a_product_and_a_tax_rate_lead_to_the_subscriptions_that_have_them(
     copy: Copy, sim: Running, shop: Shop
 ) -> None:
-    assert await happened(copy, sim, f"/v1/prices/{shop.price}", edit()) == shop.first
+    price = f"/v1/prices/{shop.price}"
+    assert await happened(copy, sim, price, {"tax_behavior": "inclusive"}) == shop.first
+    assert await happened(copy, sim, price, edit()) == []
     assert await happened(copy, sim, f"/v1/products/{shop.product}", rename()) == shop.first
     assert await happened(copy, sim, f"/v1/products/{shop.product}", edit()) == []
     rate = {"display_name": "VAT", "percentage": 19, "inclusive": False}

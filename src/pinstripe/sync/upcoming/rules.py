@@ -161,11 +161,9 @@ RULES: tuple[Rule, ...] = (
             }
         ),
     ),
-    Rule(
-        "invoice.overpaid invoice.upcoming",
-        subscription=_SUBSCRIPTION_OF,
-        through=(("customer", "customer"),),
-    ),
+    Rule("invoice.overpaid", subscription=_SUBSCRIPTION_OF, through=(("customer", "customer"),)),
+    # It announces one invoice, and changes no other.
+    Rule("invoice.upcoming", customer="customer", subscription=_SUBSCRIPTION_OF),
     Rule(
         "customer.discount.",
         customer="customer",
@@ -196,9 +194,19 @@ RULES: tuple[Rule, ...] = (
         through=(("promotion_code", "id"),),
         unless=frozenset({"active", "metadata", "times_redeemed"}),
     ),
-    Rule("price.updated price.deleted", through=(("price", "id"),)),
+    # A line has the price's id and what it comes to. A nickname is hidden from customers, and who has a
+    # price keeps it when it is archived (https://docs.stripe.com/api/prices/object).
+    Rule(
+        "price.updated price.deleted",
+        through=(("price", "id"),),
+        unless=frozenset({"active", "lookup_key", "metadata", "nickname"}),
+    ),
     # A plan is a price and vice versa; events may report either.
-    Rule("plan.updated plan.deleted", through=(("plan", "id"), ("price", "id"))),
+    Rule(
+        "plan.updated plan.deleted",
+        through=(("plan", "id"), ("price", "id")),
+        unless=frozenset({"active", "metadata", "nickname"}),
+    ),
     # A line has the product's id, and its name in the description.
     Rule(
         "product.updated product.deleted",

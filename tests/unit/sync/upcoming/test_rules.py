@@ -72,9 +72,9 @@ NEW_INVOICE = {
         ),
         (
             "invoice.upcoming",
-            {"customer": "cus_1", "parent": None},
+            NEW_INVOICE,
+            {"cus_1", "sub_1"},
             set(),
-            {("customer", "cus_1")},
         ),
         ("invoice.sent", OLD_INVOICE, set(), set()),
         (
@@ -164,6 +164,10 @@ def of_lines(*lines: dict[str, object], has_more: bool = False) -> dict[str, obj
         ("product.updated", {"id": "prod_1"}, {"images": [], "updated": 1}, False),
         ("product.updated", {"id": "prod_1"}, {"name": "x", "updated": 1}, True),
         ("coupon.updated", {"id": "c"}, {"times_redeemed": 3}, False),
+        ("price.updated", {"id": "price_1"}, {"nickname": "x", "metadata": {}}, False),
+        ("price.updated", {"id": "price_1"}, {"metadata": {}, "tax_behavior": "x"}, True),
+        ("plan.updated", {"id": "gold"}, {"active": True}, False),
+        ("plan.updated", {"id": "gold"}, {"trial_period_days": 7}, True),
     ],
 )
 def test_an_event_concerns_previews_if_it_changes_what_they_show(
