@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from tests.flows.harness.command import started
 from tests.flows.harness.truth import born_since
@@ -29,6 +30,7 @@ from tests.flows.harness.workers import (
 
 from pinstripe.store.events import last_acks, request_sync
 from pinstripe.store.platforms.sweep import begin, sweep_pace
+from pinstripe.store.platforms.tasks import DISCOVER
 from pinstripe.store.platforms.workers import live_workers
 from pinstripe.store.pool import Connection, connect
 from pinstripe.store.session import scope_of
@@ -170,6 +172,35 @@ async def test_the_tasks_of_a_killed_worker_are_taken_up_within_30_seconds(
         async with working(vault):
             await copied(database, [sim.account.id, *sim.control.accounts()])
             assert time.monotonic() - killed_at < 30
+
+
+async def test_no_task_that_a_dead_worker_had_begun_keeps_the_others_from_its_account(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Whatever it died in: also in what takes up the tasks of dead workers."""
+    begun = (
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, priority, lock, queueing_lock, args,"
+        " status, worker_id) SELECT 'live', name, 50, lock, name || ' ' || lock,"
+        " jsonb_build_object('scope', lock), 'doing', $1 FROM unnest($2::text[], $3::text[]) u (name, lock)"
+    )
+    async with running(FEW) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        async with working(vault):
+            await copied(database, [sim.account.id])
+        scope = scope_of(SCHEMA, sim.account.id)
+        await pg.execute("SET search_path = pinstripe_tasks; DELETE FROM procrastinate_jobs")
+        dead = await pg.fetchval(
+            "INSERT INTO procrastinate_workers (last_heartbeat) VALUES (to_timestamp(0)) RETURNING id"
+        )
+        names = {"poll": scope, "stalled": "stalled", DISCOVER: DISCOVER}
+        await pg.execute(begun, dead, [*names], [*names.values()])
+        async with working(vault):
+            number = await request_sync(pg, scope, 0.0)
+
+            async def acknowledged(pg: Connection) -> bool:
+                return (await last_acks(pg, [scope]))[scope].number >= number
+
+            await eventually(database, acknowledged, timeout_s=30)
 
 
 async def test_one_account_of_a_platform_is_verified(database: str, tmp_path: Path) -> None:

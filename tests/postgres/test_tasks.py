@@ -16,6 +16,7 @@ from pinstripe.store.platforms.tasks import (
     drop_tasks,
     ensure_tasks,
     request_tasks,
+    take_up_stalled,
     waiting_tasks,
 )
 from pinstripe.store.pool import connect
@@ -128,6 +129,37 @@ async def test_the_transaction_that_requests_wakes_the_workers(
             await request_tasks(tasks, "poll", [SCOPE])
             async with asyncio.timeout(10):
                 assert "job_inserted" in await heard.get()
+
+
+@pytest.mark.parametrize("left_by", ["a dead worker", "a live one"])
+async def test_a_task_that_nobody_works_at_is_fetched_again(
+    tasks: asyncpg.Connection, left_by: str
+) -> None:
+    """A live worker leaves one where the session is cut in which the task was to end."""
+    await tasks.execute(
+        "INSERT INTO pinstripe.sync (schema, api_version, sdk_version) VALUES ($1, '', '')", SCOPE
+    )
+    await tasks.execute(
+        "INSERT INTO pinstripe.lease VALUES ($1, 'it', 1, now() + interval '15 s')", SCOPE
+    )
+    await request_tasks(tasks, "poll", [SCOPE])
+    assert await fetch(tasks) is not None
+    await tasks.execute(f"UPDATE {SCHEMA}.procrastinate_events SET at = now() - interval '1 hour'")
+    assert await take_up_stalled(tasks) == [], "it works"
+    if left_by == "a dead worker":
+        await tasks.execute(
+            f"UPDATE {SCHEMA}.procrastinate_workers SET last_heartbeat = now() - interval '16 s'"
+        )
+    else:
+        await tasks.execute("UPDATE pinstripe.lease SET expires_at = to_timestamp(0)")
+    await request_tasks(tasks, "poll", [SCOPE])
+    assert await take_up_stalled(tasks) == [("poll", SCOPE)]
+    assert await waiting_tasks(tasks) == {"poll": 1}, "one of a kind is enough"
+    assert await fetch(tasks) is not None
+    assert await take_up_stalled(tasks) == [], "it has just begun"
+    await tasks.execute(f"UPDATE {SCHEMA}.procrastinate_jobs SET worker_id = NULL")
+    assert await take_up_stalled(tasks) == [("poll", SCOPE)]
+    assert await fetch(tasks) is not None
 
 
 async def test_no_function_looks_into_the_schemas_of_others(tasks: asyncpg.Connection) -> None:

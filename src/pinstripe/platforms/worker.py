@@ -23,8 +23,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import structlog
 from procrastinate import App, PsycopgConnector
 from procrastinate.connector import Notify
-from procrastinate.exceptions import ConnectorException, ProcrastinateException, UniqueViolation
-from procrastinate.jobs import Status
+from procrastinate.exceptions import ProcrastinateException
 from psycopg import AsyncConnection
 from psycopg import Error as PsycopgError
 
@@ -48,17 +47,16 @@ from pinstripe.store.platforms.tasks import (
     DISCOVER,
     KINDS,
     SEARCH_PATH,
+    STALLED_S,
     Queue,
     TaskName,
     ensure_tasks,
     request_discovery,
+    take_up_stalled,
 )
 from pinstripe.store.pool import Pool, check_sessions, connect, open_pool
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
-
-STALLED_S = 15.0
-"""Tasks of a worker that was silent for so long are fetched by others."""
 
 _HEARTBEAT_S = 2.0
 _CONCURRENCY: dict[Queue, int] = {"live": 32, "bulk": 4}
@@ -105,6 +103,7 @@ class Worker:
                 "heartbeat": self.membership.run(),
                 "platforms": _again_and_again(self.look, _LOOK_S),
                 "due": _again_and_again(self._request_due, _DUE_S),
+                "stalled": _again_and_again(self._take_up_stalled, _LOOK_S),
                 "leases": _again_and_again(self.tasks.renew, _RENEW_S),
             }.items()
         ]
@@ -212,6 +211,12 @@ class Worker:
     async def _request_due(self) -> None:
         async with self._control.transaction() as connection:
             await request_due(connection, _MOST_DUE)
+
+    async def _take_up_stalled(self) -> None:
+        """Not a task: a worker that dies in it would leave all others waiting for its lock."""
+        async with self._control.acquire() as connection:
+            for task, scope in await take_up_stalled(connection):
+                _log.warning("task.stalled", task=task, scope=scope)
 
     async def discover(self, *, whole: bool = True) -> None:
         """Look for new accounts of all platforms."""
@@ -330,11 +335,6 @@ def engine(url: str, worker: Worker) -> App:
     for name in KINDS:
         add(name)
 
-    @app.periodic(cron="* * * * * */5")
-    @app.task(name="stalled", queue="live", priority=50, queueing_lock="stalled", lock="stalled")
-    async def stalled(timestamp: int) -> None:
-        await _take_up_stalled(app)
-
     # The task has the queueing lock that `request_discovery` gives it.
     @app.periodic(cron="*/10 * * * *", task_kwargs={"scope": ""}, queueing_lock=f"{DISCOVER} ")
     @app.task(name=DISCOVER, queue="bulk", priority=50, lock=DISCOVER)
@@ -342,24 +342,6 @@ def engine(url: str, worker: Worker) -> App:
         await worker.discover()
 
     return app
-
-
-async def _take_up_stalled(app: App) -> None:
-    """Let the jobs of workers that died, or that do not beat, be fetched again."""
-    manager = app.job_manager
-    for job in await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_S):
-        if job.id is None:
-            continue
-        _log.warning("task.stalled", task=job.task_name, scope=job.lock)
-        try:
-            await manager.retry_job(job)
-        except UniqueViolation:
-            # Another one of its kind waits already.
-            await manager.finish_job_by_id_async(job.id, status=Status.FAILED, delete_job=True)
-        except ConnectorException as error:
-            _log.debug(
-                "task.taken_up", task=job.task_name, error=str(error)
-            )  # Somebody was faster.
 
 
 _SETTINGS = {

@@ -54,6 +54,12 @@ WAITED_PRIORITY = 40
 WAITED_COPY_PRIORITY = 14
 """Of the first copy of an account that a caller waits for: before other ones, and before previews."""
 
+STALLED_S = 15.0
+"""Tasks of a worker that was silent for so long are fetched by others."""
+
+_UNHELD_S = 30.0
+"""A task that began so long ago, and whose account nobody holds, has ended without saying so."""
+
 _WAIT_S = 60
 
 _NAME = "procrastinate"
@@ -139,6 +145,36 @@ async def poll_waits(connection: Connection, scope: str) -> bool:
             f"poll {scope}",
         )
     return found
+
+
+# A task is dropped where one of its kind waits already. Whoever works for an account holds its lease:
+# a live worker may have lost the session in which a task was to end, and the account would wait for ever.
+_TAKE_UP = f"""
+WITH stalled AS (
+  SELECT j.id, EXISTS (SELECT FROM {SCHEMA}.procrastinate_jobs w
+    WHERE w.status = 'todo' AND w.queueing_lock = j.queueing_lock) AS is_double
+  FROM {SCHEMA}.procrastinate_jobs j
+  LEFT JOIN {SCHEMA}.procrastinate_workers w ON w.id = j.worker_id
+  LEFT JOIN pinstripe.lease l ON l.schema = j.lock
+  WHERE j.status = 'doing' AND (
+    (w.last_heartbeat > clock_timestamp() - make_interval(secs => $1)) IS NOT TRUE
+    OR l.expires_at < clock_timestamp() AND NOT EXISTS (
+      SELECT FROM {SCHEMA}.procrastinate_events e WHERE e.job_id = j.id
+      AND e.at > clock_timestamp() - make_interval(secs => $2)))
+  FOR UPDATE OF j SKIP LOCKED),
+ended AS (DELETE FROM {SCHEMA}.procrastinate_jobs j USING stalled s WHERE j.id = s.id AND s.is_double),
+again AS (
+  UPDATE {SCHEMA}.procrastinate_jobs j SET status = 'todo', worker_id = NULL, attempts = attempts + 1
+  FROM stalled s WHERE j.id = s.id AND NOT s.is_double)
+SELECT j.task_name, j.lock FROM stalled s JOIN {SCHEMA}.procrastinate_jobs j USING (id)
+"""
+
+
+async def take_up_stalled(connection: Connection) -> list[tuple[str, str]]:
+    """Let the tasks be fetched again that nobody works at; return (task, scope) of each."""
+    with translated():
+        rows = await connection.fetch(_TAKE_UP, STALLED_S, _UNHELD_S)
+    return [(row[0], row[1]) for row in rows]
 
 
 async def drop_tasks(connection: Connection, scopes_of: str) -> None:
