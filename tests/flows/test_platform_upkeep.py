@@ -98,6 +98,12 @@ async def test_an_account_is_scanned_erased_verified_and_its_reads_are_counted(
             )
             counts = dict(map(tuple, counted))
             assert counts.keys() >= {"events", "list"}
+            # What is known of rows without a word in them is dropped once it is of no more use.
+            old = "as_of = to_timestamp(1), as_of_latest = to_timestamp(1)"
+            assert await pg.execute(f"UPDATE pinstripe.confirmation SET {old}") != "UPDATE 0"
+            await run_now(database, "relist", scope)
+            kept = "SELECT count(*) FROM pinstripe.confirmation WHERE as_of = to_timestamp(1)"
+            assert await pg.fetchval(kept + " AND schema = $1", scope) == 0
             # The allowance is used up: lists are read a day later, and nothing is verified.
             await pg.execute(
                 "UPDATE pinstripe.request_count SET count = 9000000 WHERE kind = 'list'"

@@ -197,6 +197,7 @@ class Relist:
         ]
         for endpoint in due:
             await self._guard(f"{endpoint.stream} to its end", None, self.full_refresh([endpoint]))
+        await self._guard(_TRIM, None, self._trim())
 
     async def scan_once(self, *, most_s: float) -> bool:
         """Read lists by parent under all parents, where that is due: see `Scan.run_due`."""
