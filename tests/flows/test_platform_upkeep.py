@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import asyncpg
+import pytest
 from tests.flows.harness.serving import LIVE
 from tests.flows.harness.workers import (
     PLATFORM,
@@ -17,7 +18,7 @@ from tests.flows.harness.workers import (
 )
 
 from pinstripe.store.cursors import SCAN_OF
-from pinstripe.store.events import request_sync
+from pinstripe.store.events import last_acks, request_sync
 from pinstripe.store.platforms.stored import add_accounts
 from pinstripe.store.platforms.sweep import begin, claim_looks
 from pinstripe.store.platforms.tasks import TaskName
@@ -117,6 +118,67 @@ async def test_an_account_is_scanned_erased_verified_and_its_reads_are_counted(
             )
             assert sorted(map(tuple, left)) == [("relist", True), ("verify", True)]
             assert await pg.fetchval("SELECT count(*) FROM pinstripe.certificate") == 1
+
+
+async def test_an_account_is_followed_while_a_long_task_of_it_runs(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,product,event")
+        (one,) = sim.control.accounts()
+        scope = scope_of(SCHEMA, one)
+        async with working(vault):
+            await copied(database, [one])
+            sim.control.of(one).fault(kind="hang", path="/v1/products", seconds=3600.0)
+            await pg.execute(
+                "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0) WHERE task = 'relist'"
+            )
+            relists = (
+                "SELECT EXISTS (SELECT FROM pinstripe_tasks.procrastinate_jobs"
+                " WHERE task_name = 'relist' AND lock = $1 AND status = 'doing')"
+            )
+
+            async def is_relisted(connection: Connection) -> bool:
+                return bool(await connection.fetchval(relists, scope))
+
+            await eventually(database, is_relisted)
+            gone = sim.control.of(one).delete("customer")
+            number = await request_sync(pg, scope, 0.0)
+
+            async def is_current(connection: Connection) -> bool:
+                acks = await last_acks(connection, [scope])
+                return acks[scope].number >= number
+
+            await eventually(database, is_current, timeout_s=20)
+            assert await pg.fetchval(f"SELECT deleted FROM {SCHEMA}.customer WHERE id = $1", gone)
+            assert await pg.fetchval(relists, scope), "it still runs"
+
+
+async def test_previews_of_large_accounts_give_way_to_first_copies(
+    database: str, pg: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinstripe.platforms.tasks._STEP_S", 0.2)
+    tables = "customer,subscription,subscription_item,upcoming_*,event"
+    async with running(Settings(scale=40, connected=5, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables=tables)
+        last, *large = sim.control.accounts()
+        sim.control.deauthorize(last)
+        for account in large:
+            path = "/v1/invoices/create_preview"
+            sim.control.of(account).fault(kind="hang", path=path, seconds=3600.0)
+        async with working(vault) as worker:
+
+            async def is_full(connection: Connection) -> bool:
+                busy: int = await connection.fetchval(
+                    "SELECT count(*) FROM pinstripe_tasks.procrastinate_jobs"
+                    " WHERE task_name = 'preview' AND status = 'doing'"
+                )
+                return busy == len(large)
+
+            await eventually(database, is_full)
+            sim.control.authorize(last)
+            await worker.discover()
+            await copied(database, [last], timeout_s=20)
 
 
 async def test_a_first_copy_goes_first_if_a_caller_waits_and_no_look_is_spent_before_it(

@@ -111,20 +111,27 @@ async def test_something_new_requests_a_poll_that_is_owed_until_it_is_done(
     await platform.execute("UPDATE pinstripe.platform_account SET next_look_at = now()")
     owed = {look.account_id: look for look in await sweep.claim_looks(platform, PLATFORM, 9)}
     assert (owed[A].is_owed, owed[B].is_owed, owed[A].newest_event) == (True, False, "evt_9")
-    await sweep.polled(
-        platform,
-        PLATFORM,
-        A,
-        f"{SCHEMA}@{A}",
-        newest_event="evt_9",
-        newest_at=int(time.time()),
-        as_of=time.time(),
-        events=3,
-        again_s=None,
-    )
-    await platform.execute("UPDATE pinstripe.platform_account SET next_look_at = now()")
-    again = {look.account_id: look for look in await sweep.claim_looks(platform, PLATFORM, 9)}
-    assert not again[A].is_owed
+    for news in ("meanwhile", ""):
+        begun = await sweep.account_standing(platform, PLATFORM, A)
+        assert begun is not None
+        assert begun.is_owed
+        if news:
+            assert await sweep.wake(platform, PLATFORM, SCHEMA, A)
+        await sweep.polled(
+            platform,
+            PLATFORM,
+            A,
+            f"{SCHEMA}@{A}",
+            newest_event="evt_9",
+            newest_at=int(time.time()),
+            as_of=time.time(),
+            events=3,
+            again_s=None,
+            owed_at=begun.owed_at,
+        )
+        await platform.execute("UPDATE pinstripe.platform_account SET next_look_at = now()")
+        again = {look.account_id: look for look in await sweep.claim_looks(platform, PLATFORM, 9)}
+        assert again[A].is_owed == bool(news)
 
 
 async def test_failures_pause_longer_and_longer(platform: asyncpg.Connection) -> None:

@@ -16,9 +16,10 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -70,7 +71,7 @@ _BUSY_S = 2.0
 _SOON_S = 30.0
 
 _STEP_S = 30.0
-"""After so long a first copy gives way, if other long tasks wait."""
+"""After so long a first copy, or the filling of previews, gives way, if other long tasks wait."""
 
 _GIVE_WAY_S = 0.4
 """So long at least a poll fetches what its events ask for, before it gives way to the next one."""
@@ -91,6 +92,8 @@ _NO_ROOM_S = 60.0
 _SHORT_S = 86_400.0
 
 _PAUSED_S = 30.0
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -199,20 +202,55 @@ class Tasks:
         try:
             async with self._opened(platform, task, scope) as account:
                 if account is not None:
-                    await self._works[task](account)
-        except LostLease:
-            await self._put_off(task, scope, _BUSY_S)
+                    await self._work(task, account)
         except (PinstripeError, ExceptionGroup) as caught:
-            error = first_error(caught) if isinstance(caught, ExceptionGroup) else caught
-            if not isinstance(error, PinstripeError):
-                raise
-            if isinstance(error, LostLease):
-                await self._put_off(task, scope, _BUSY_S)
-            else:
-                await self._failed(platform, task, scope, error)
+            await self._troubled(platform, task, scope, caught)
         else:
             took_s = round(time.monotonic() - began, 3)
             _log.debug("task.done", task=task, scope=scope, seconds=took_s)
+
+    async def _work(self, task: TaskName, account: OpenedAccount) -> None:
+        following: asyncio.Task[None] | None = None
+        if task not in ("poll", "refetch"):
+            following = asyncio.create_task(self._follow(account))
+        try:
+            await self._works[task](account)
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow(self, account: OpenedAccount) -> None:
+        """Poll the account, when that is due, beside a long task of it: the poll's own task has to wait."""
+        pause_s, platform, scope = _GIVE_WAY_S, account.platform, account.scope
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                async with self._control.acquire() as connection:
+                    standing = await sweep.account_standing(
+                        connection, platform.stored.id, account.account_id, scope
+                    )
+                if standing is None or standing.followed_to is None or not standing.is_active:
+                    continue
+                if standing.is_owed or standing.asked is not None:
+                    await self._poll(replace(account, standing=standing))
+                pause_s = _GIVE_WAY_S
+            except (PinstripeError, ExceptionGroup) as caught:
+                pause_s = min(2 * pause_s, _SOON_S)
+                with suppress(PinstripeError):
+                    await self._troubled(platform, "poll", scope, caught)
+
+    async def _troubled(
+        self, platform: WorkedPlatform, task: TaskName, scope: str, caught: Exception
+    ) -> None:
+        """Write down why a task failed. Raises what is no trouble of an account's."""
+        error = first_error(caught) if isinstance(caught, ExceptionGroup) else caught
+        if not isinstance(error, PinstripeError):
+            raise caught
+        if isinstance(error, LostLease):
+            await self._put_off(task, scope, _BUSY_S)
+        else:
+            await self._failed(platform, task, scope, error)
 
     async def _failed(
         self, platform: WorkedPlatform, task: TaskName, scope: str, error: PinstripeError
@@ -321,6 +359,7 @@ class Tasks:
                 as_of=poller.stats.as_of,
                 events=poller.stats.events,
                 again_s=_again_s(newest_at, source.now()),
+                owed_at=account.standing.owed_at,
             )
         await self._work_off(account, refetches)
 
@@ -376,21 +415,26 @@ class Tasks:
             references_beside=False,
         )
         running = asyncio.create_task(backfill.run())
-        try:
-            while True:
-                await asyncio.wait((running,), timeout=_STEP_S)
-                if running.done():
-                    break
-                if backfill.phase == "lists" and await self._others_wait():
-                    async with self._control.acquire() as connection:
-                        await request_tasks(connection, "backfill", [account.scope])
-                    return
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        if not await self._is_done(running, may_stop=lambda: backfill.phase == "lists"):
+            async with self._control.acquire() as connection:
+                await request_tasks(connection, "backfill", [account.scope])
+            return
         outcome = running.result()
         await note_backfilled(source, outcome)
         await self._plan_after(account, outcome)
+
+    async def _is_done(
+        self, running: asyncio.Task[T], *, may_stop: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Wait for long work; False if it gave way, after a while, to others that wait."""
+        try:
+            while True:
+                await asyncio.wait((running,), timeout=_STEP_S)
+                if running.done() or (may_stop() and await self._others_wait()):
+                    return running.done()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     async def _plan_after(self, account: OpenedAccount, outcome: BackfillResult) -> None:
         """What follows a first copy: it is tried again, or the account is polled at once."""
@@ -426,10 +470,17 @@ class Tasks:
     async def _preview(self, account: OpenedAccount) -> None:
         """Fill the upcoming invoices once, and refresh those that change without an event."""
         upcoming = Upcoming(account.source)
-        if upcoming.tables():
-            await upcoming.fill()
-            await upcoming.filling.refill()
-        later_s = upcoming.filling.oldest_s() / 2
+
+        async def fill() -> None:
+            if upcoming.tables():
+                await upcoming.fill()
+                await upcoming.filling.refill()
+
+        running = asyncio.create_task(fill())
+        later_s = _STEP_S
+        if await self._is_done(running):
+            running.result()
+            later_s = upcoming.filling.oldest_s() / 2
         async with self._control.acquire() as connection:
             await sweep.put_off(connection, "preview", [account.scope], later_s)
 

@@ -15,6 +15,7 @@ of Procrastinate's is scheduled for later.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from pinstripe.errors import PinstripeError
@@ -127,12 +128,13 @@ _FOUND = f"""
 UPDATE pinstripe.platform_account a
 SET looked_at = clock_timestamp(), looks = a.looks + 1,
   newest_event = coalesce(u.newest, a.newest_event),
-  owed_at = clock_timestamp(), next_look_at = clock_timestamp() + make_interval(secs => {CLAIM_S})
+  owed_at = least(a.owed_at, clock_timestamp()),
+  next_look_at = clock_timestamp() + make_interval(secs => {CLAIM_S})
 FROM unnest($2::text[], $3::text[]) AS u (id, newest)
 WHERE a.platform_id = $1 AND a.account_id = u.id AND a.state = 'active'
 """
 
-# `owed_at` stands until a poll is done: one that fails is requested again.
+# `owed_at` stands until a poll is done that began with it: one that fails is requested again.
 _POLLED = f"""
 WITH settled AS (DELETE FROM pinstripe.platform_task WHERE scope = $8 AND task = 'poll')
 UPDATE pinstripe.platform_account a
@@ -142,7 +144,8 @@ SET looked_at = clock_timestamp(), newest_event = coalesce($3, a.newest_event),
   owed_at = u.owed_at, next_look_at = least({_NEXT_POLLED}, u.owed_at)
 FROM (
   SELECT greatest(last_event_at, to_timestamp($4)) AS last_event_at,
-    clock_timestamp() + make_interval(secs => $7) AS owed_at
+    CASE WHEN owed_at IS DISTINCT FROM $9 THEN owed_at
+      ELSE clock_timestamp() + make_interval(secs => $7) END AS owed_at
   FROM pinstripe.platform_account WHERE platform_id = $1 AND account_id = $2) AS u
 WHERE a.platform_id = $1 AND a.account_id = $2
 """
@@ -204,7 +207,8 @@ SELECT a.state = 'active', coalesce(extract(epoch FROM a.known_to), 0)::float8,
    WHERE c.schema = $3 AND c.stream = '{FOLLOWED}'
      AND EXISTS (SELECT FROM pinstripe.cursor r WHERE r.schema = $3 AND r.stream = '{READY}')),
   (SELECT b.rung FROM pinstripe.bell b WHERE b.schema = $3 AND b.heard < b.rung),
-  (SELECT coalesce(sum(c.rows), 0)::bigint FROM pinstripe.cursor c WHERE c.schema = $3)
+  (SELECT coalesce(sum(c.rows), 0)::bigint FROM pinstripe.cursor c WHERE c.schema = $3),
+  a.owed_at, coalesce(a.owed_at <= clock_timestamp(), false)
 FROM pinstripe.platform_account a WHERE a.platform_id = $1 AND a.account_id = $2
 """
 
@@ -214,6 +218,7 @@ class Standing(NamedTuple):
 
     `followed_to`: the cursor of the events; None before the first copy is complete. `asked`: the number of
     the latest request for a sync that is not acknowledged. `rows`: how many its lists have brought.
+    `owed_at`: when a poll is due, by Postgres's clock; `is_owed`: it is.
     """
 
     is_active: bool
@@ -222,12 +227,14 @@ class Standing(NamedTuple):
     followed_to: float | None
     asked: int | None
     rows: int
+    owed_at: datetime | None
+    is_owed: bool
 
 
 async def account_standing(
     connection: Connection, platform_id: str, account_id: str, scope: str = ""
 ) -> Standing | None:
-    """Return how an account stands; None if there is none of this id. `scope`: for the last three."""
+    """Return how an account stands; None if there is none of this id. `scope`: for what bookkeeping has."""
     with translated():
         row = await connection.fetchrow(_TURN, platform_id, account_id, scope)
     return None if row is None else Standing(*row)
@@ -342,9 +349,11 @@ async def polled(
     as_of: float,
     events: int,
     again_s: float | None,
+    owed_at: datetime | None,
 ) -> None:
     """Note a poll that is done. `newest_at`: the second of the newest event, 0 if there is none; `events`:
-    how many it applied; `again_s`: after which time the window is to be read again, None if never.
+    how many it applied; `again_s`: after which time the window is to be read again, None if never;
+    `owed_at`: that of the account when the poll began: what has been owed since is not done.
     """
     with translated():
         await connection.execute(
@@ -357,6 +366,7 @@ async def polled(
             events,
             again_s,
             scope,
+            owed_at,
         )
 
 
