@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -20,8 +21,8 @@ from tests.flows.harness.workers import (
 from pinstripe.store.cursors import SCAN_OF
 from pinstripe.store.events import last_acks, request_sync
 from pinstripe.store.platforms.stored import add_accounts
-from pinstripe.store.platforms.sweep import begin, claim_looks
-from pinstripe.store.platforms.tasks import TaskName
+from pinstripe.store.platforms.sweep import account_standing, begin, claim_looks
+from pinstripe.store.platforms.tasks import TaskName, waiting_tasks
 from pinstripe.store.pool import Connection, connect
 from pinstripe.store.session import scope_of
 from pinstripe_simulator.account import Settings
@@ -179,6 +180,55 @@ async def test_previews_of_large_accounts_give_way_to_first_copies(
             sim.control.authorize(last)
             await worker.discover()
             await copied(database, [last], timeout_s=20)
+
+
+async def test_a_list_that_always_fails_keeps_no_account_from_being_followed(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,product,event")
+        (one,) = sim.control.accounts()
+        scope = scope_of(SCHEMA, one)
+        sim.control.of(one).fault(kind="error_500", path="/v1/products")
+        async with working(vault):
+
+            async def is_followed(connection: Connection) -> bool:
+                found = await account_standing(connection, PLATFORM, one, scope)
+                return found is not None and found.followed_to is not None and found.known_to > 0
+
+            await eventually(database, is_followed)
+            ready = "SELECT state FROM pinstripe.cursor WHERE schema = $1 AND stream = 'ready'"
+            assert await pg.fetchval(ready, scope) == "running"
+            gone = sim.control.of(one).delete("customer")
+            # No webhook tells of it.
+            await pg.execute("UPDATE pinstripe.platform_account SET next_look_at = now()")
+
+            async def is_flagged(connection: Connection) -> bool:
+                deleted = f"SELECT deleted FROM {SCHEMA}.customer WHERE id = $1"
+                return bool(await connection.fetchval(deleted, gone))
+
+            await eventually(database, is_flagged, timeout_s=20)
+            sim.control.of(one).clear_faults()
+            await pg.execute(
+                "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0) WHERE task = 'backfill'"
+            )
+            await copied(database, [one])
+
+
+async def test_an_account_whose_events_may_not_be_read_is_copied_once(
+    database: str, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        sim.control.key("rk_test_noEvents", denied=["event_read"])
+        restricted = replace(sim, key="rk_test_noEvents")
+        vault = await add_platform(database, restricted, tmp_path, tables="customer,event")
+        async with working(vault):
+            await copied(database, sim.control.accounts())
+
+            async def is_at_rest(connection: Connection) -> bool:
+                return await waiting_tasks(connection) == {}
+
+            await eventually(database, is_at_rest, timeout_s=20)
 
 
 async def test_a_first_copy_goes_first_if_a_caller_waits_and_no_look_is_spent_before_it(

@@ -33,6 +33,7 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
+from pinstripe.store.cursors import READY, Checkpoint
 from pinstripe.store.daily_counts import add_requests, utc_today
 from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
@@ -437,31 +438,41 @@ class Tasks:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _plan_after(self, account: OpenedAccount, outcome: BackfillResult) -> None:
-        """What follows a first copy: it is tried again, or the account is polled at once."""
-        platform, scopes = account.platform, [account.scope]
+        """What follows a first copy: the account is polled at once, and what failed is tried again.
+
+        A list that fails keeps the account from nothing else: its events are applied as they come.
+        """
+        platform, scope, scopes = account.platform, account.scope, [account.scope]
+        if (
+            not outcome.complete
+            and outcome.events is not None
+            and account.standing.followed_to is None
+        ):
+            await account.source.save([Checkpoint(READY, "running")])
         async with self._control.transaction() as connection:
+            standing = await sweep.account_standing(
+                connection, platform.stored.id, account.account_id, scope
+            )
+            is_followed = standing is not None and standing.followed_to is not None
             if outcome.complete:
-                await sweep.settled(connection, "backfill", account.scope)
-                await sweep.put_off(connection, "poll", scopes, _SOON_S)  # If it is not done below.
-                await sweep.put_off(connection, "preview", scopes, 0.0)
-                await sweep.put_off(connection, "relist", scopes, _RELIST_ACTIVE_S)
+                await sweep.settled(connection, "backfill", scope)
             else:
-                await sweep.put_off_failed(connection, "backfill", account.scope)
+                await sweep.put_off_failed(connection, "backfill", scope)
+            if is_followed:
+                await sweep.put_off(connection, "poll", scopes, _SOON_S)  # If it is not done below.
+            plan = sweep.put_off if outcome.complete else sweep.put_off_first
+            await plan(connection, "preview", scopes, 0.0)
+            await plan(connection, "relist", scopes, _RELIST_ACTIVE_S)
         _log.info(
             "account.copied",
-            scope=account.scope,
+            scope=scope,
             complete=outcome.complete,
             requests=outcome.requests,
             seconds=round(outcome.seconds, 3),
         )
-        if outcome.complete:
-            async with self._control.acquire() as connection:
-                standing = await sweep.account_standing(
-                    connection, platform.stored.id, account.account_id, account.scope
-                )
-            if standing is not None:
-                account.standing = standing
-                await self._poll(account)
+        if standing is not None and is_followed:
+            account.standing = standing
+            await self._poll(account)
 
     async def _others_wait(self) -> bool:
         async with self._control.acquire() as connection:
@@ -523,7 +534,7 @@ class Tasks:
             if every := config.verify_every:
                 # Accounts that were added together are not verified together.
                 first_s = every.total_seconds() * (0.5 + random.random() / 2)  # noqa: S311
-                await sweep.put_off_first(connection, "verify", account.scope, first_s)
+                await sweep.put_off_first(connection, "verify", [account.scope], first_s)
 
     async def _verify(self, account: OpenedAccount) -> None:
         """Compare all rows of the account with Stripe; `status` has the certificate."""

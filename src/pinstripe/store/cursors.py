@@ -34,7 +34,8 @@ SCAN_OF = "scan of "
 """Prefix of the streams of the slow scan; the list by parent follows."""
 
 READY = "ready"
-"""The stream that says that the first copy was complete once: from then on the events alone count."""
+"""The stream that says that the first copy was complete once: from then on the events alone count. It is
+"running" for an account of a platform that is followed while lists of its first copy fail."""
 
 LEFT_OUT = "left_out"
 """Code of a child list whose parents are not synced: the user's choice, no fault, but a gap."""

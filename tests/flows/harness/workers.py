@@ -94,7 +94,8 @@ async def copied(url: str, accounts: Collection[str], *, timeout_s: float = 60.0
 
     async def holds(connection: Connection) -> bool:
         done = await connection.fetchval(
-            "SELECT count(*) FROM pinstripe.cursor WHERE stream = $1 AND schema = ANY($2)",
+            "SELECT count(*) FROM pinstripe.cursor WHERE stream = $1 AND schema = ANY($2)"
+            " AND state = 'done'",
             READY,
             scopes,
         )

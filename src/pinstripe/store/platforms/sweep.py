@@ -157,11 +157,14 @@ SET failures = failures + 1, code = $3, reason = $4, remedy = $5,
 WHERE platform_id = $1 AND account_id = $2
 """
 
-_PUT_OFF = """
+_PUT_OFF_FIRST = """
 INSERT INTO pinstripe.platform_task AS t (scope, task, due_at)
 SELECT s, $2, clock_timestamp() + make_interval(secs => $3) FROM unnest($1::text[]) s
-ON CONFLICT (scope, task) DO UPDATE SET due_at = EXCLUDED.due_at, failures = 0
+ON CONFLICT (scope, task) DO NOTHING
 """
+_PUT_OFF = _PUT_OFF_FIRST.replace(
+    "DO NOTHING", "DO UPDATE SET due_at = EXCLUDED.due_at, failures = 0"
+)
 
 _PUT_OFF_FAILED = f"""
 INSERT INTO pinstripe.platform_task AS t (scope, task, due_at, failures)
@@ -388,16 +391,12 @@ async def put_off(
         await connection.execute(_PUT_OFF, list(scopes), task, later_s)
 
 
-async def put_off_first(connection: Connection, task: TaskName, scope: str, later_s: float) -> None:
+async def put_off_first(
+    connection: Connection, task: TaskName, scopes: Sequence[str], later_s: float
+) -> None:
     """Like `put_off`, unless the task is due at some time already."""
     with translated():
-        await connection.execute(
-            "INSERT INTO pinstripe.platform_task (scope, task, due_at)"
-            " VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3)) ON CONFLICT DO NOTHING",
-            scope,
-            task,
-            later_s,
-        )
+        await connection.execute(_PUT_OFF_FIRST, list(scopes), task, later_s)
 
 
 async def put_off_failed(connection: Connection, task: TaskName, scope: str) -> None:

@@ -433,7 +433,7 @@ class BackfillPlanner:
         complete = all(_is_done(saved.get(e.stream)) for e in endpoints)
         if complete and last is not None and last.state == "refused":
             saved = {}  # Nothing reports what changed since.
-        is_ready = READY in saved
+        is_ready = _is_done(saved.get(READY))
         self._is_relisted = followed and is_ready
         works = self._works(endpoints, saved, complete=complete)
         if last is None or since == self._now:
