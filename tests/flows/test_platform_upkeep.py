@@ -255,6 +255,58 @@ async def test_a_first_copy_goes_first_if_a_caller_waits_and_no_look_is_spent_be
             await eventually(database, is_raised)
 
 
+async def begin_now(database: str, scope: str) -> None:
+    """Have a first copy that is to go on within the hour go on now."""
+
+    async def is_due(connection: Connection) -> bool:
+        moved = await connection.execute(
+            "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0)"
+            " WHERE task = 'backfill' AND scope = $1",
+            scope,
+        )
+        return bool(moved == "UPDATE 1")
+
+    await eventually(database, is_due, timeout_s=20)
+
+
+async def test_a_table_that_is_switched_off_and_on_has_what_changed_meanwhile(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,product,event")
+        (one,) = sim.control.accounts()
+        scope = scope_of(SCHEMA, one)
+
+        async def synced(tables: str) -> None:
+            await pg.execute(
+                "UPDATE pinstripe.platform"
+                " SET settings = settings || jsonb_build_object('tables', $1::text)",
+                tables,
+            )
+
+        async with working(vault):
+            await copied(database, [one])
+        await synced("product,event")
+        async with working(vault):
+            gone = sim.control.of(one).delete("customer")
+            number = await request_sync(pg, scope, 0.0)
+
+            async def is_current(connection: Connection) -> bool:
+                return (await last_acks(connection, [scope]))[scope].number >= number
+
+            await eventually(database, is_current)
+        deleted = f"SELECT deleted FROM {SCHEMA}.customer WHERE _account_id = $1 AND id = $2"
+        assert not await pg.fetchval(deleted, one, gone)
+        await synced("customer,product,event")
+        async with working(vault):
+            await begin_now(database, scope)
+
+            async def is_flagged(connection: Connection) -> bool:
+                return bool(await connection.fetchval(deleted, one, gone))
+
+            await eventually(database, is_flagged, timeout_s=20)
+
+
 async def test_a_table_that_an_upgrade_brings_is_filled_for_all_accounts(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:
@@ -268,9 +320,7 @@ async def test_a_table_that_an_upgrade_brings_is_filled_for_all_accounts(
             """ || '{"tables": "customer,product,event"}'"""
         )
         async with working(vault):
-            await pg.execute(
-                "UPDATE pinstripe.platform_task SET due_at = to_timestamp(0) WHERE task = 'backfill'"
-            )
+            await begin_now(database, scope_of(SCHEMA, one))
             wanted = sim.control.of(one).counts()["product"]
 
             async def is_filled(connection: Connection) -> bool:

@@ -42,7 +42,7 @@ from pinstripe.service import budget_for, personal_of, rate_shares, stripe_for
 from pinstripe.store.leases import new_holder, session_name
 from pinstripe.store.migrate import ensure_bookkeeping, migrate_platform
 from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
-from pinstripe.store.platforms.sweep import begin_all_again, request_due
+from pinstripe.store.platforms.sweep import note_synced, request_due
 from pinstripe.store.platforms.tasks import (
     DISCOVER,
     KINDS,
@@ -69,8 +69,6 @@ _GRACE_S = 5.0
 _LOOK_S = 5.0
 _DUE_S = 1.0
 _MOST_DUE = 200
-_FILLED_S = 3600.0
-"""Over this time all accounts begin to fill tables that an upgrade has made."""
 _RENEW_S = 2.0
 _RETRY_S = (0.5, 1.0, 2.0, 5.0)
 
@@ -167,15 +165,15 @@ class Worker:
         key = ApiKey.parse(config.api_key or "")
         wanted = {name: tables()[name] for name in config.choose_tables(tables())}
         async with connect(self._url) as connection:
-            done = await migrate_platform(
+            await migrate_platform(
                 connection,
                 platform.schema,
                 wanted,
                 sdk_version=spec().sdk_version,
                 api_version=spec().api_version,
             )
-            if done.created:
-                await begin_all_again(connection, platform.schema, within_s=_FILLED_S)
+            async with connection.transaction():
+                await note_synced(connection, platform.schema, sorted(wanted))
         limiter = budget_for(rate_shares(config, key).worker, key)
         stripe = await stack.enter_async_context(
             stripe_for(config, key, limiter, patience=_PATIENCE)

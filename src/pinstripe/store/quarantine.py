@@ -266,7 +266,7 @@ async def with_rows(connection: Connection, schema: str, names: Iterable[str]) -
 
 async def forget_streams(connection: Connection, schema: str, relist: Sequence[str]) -> None:
     """Delete the cursors of the lists that bring rows of these tables, so that they are read again: not how
-    far the events are applied, which is no list of the table `event`.
+    far the events are applied, which is no list of the table `event`. Of a platform all accounts read them.
 
     Rows inside others (invoice lines) have no list of their own: then it is the lists of `around_of`.
     """
@@ -278,6 +278,17 @@ async def forget_streams(connection: Connection, schema: str, relist: Sequence[s
             schema,
             [*relist, *around],
         )
+        await connection.execute(_GO_ON, schema, _SPREAD_S)
+
+
+_SPREAD_S = 3600.0
+_GO_ON = """
+INSERT INTO pinstripe.platform_task (scope, task, due_at)
+SELECT s.schema, 'backfill', clock_timestamp() + make_interval(secs => random() * $2)
+FROM pinstripe.sync s JOIN pinstripe.platform p ON p.id = s.platform_id
+WHERE p.schema = $1 AND s.schema <> p.schema ON CONFLICT DO NOTHING
+"""
+"""Of a platform's schema: within this time the first copies of all accounts go on, and read what lacks."""
 
 
 def around_of(name: str) -> Sequence[str]:

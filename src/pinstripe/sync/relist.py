@@ -185,9 +185,8 @@ class Relist:
         """
         await self._guard("passes", None, self._remember())
         await asyncio.gather(*self._due_heads())
-        for stream in [
-            s for s, stopped in self._stopped.items() if stopped.next_at <= self._clock()
-        ]:
+        now = self._clock()
+        for stream in [s for s, stopped in self._stopped.items() if stopped.next_at <= now]:
             await self._again(stream)
         due = [
             e

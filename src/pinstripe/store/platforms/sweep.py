@@ -19,10 +19,11 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pinstripe.errors import PinstripeError
-from pinstripe.store.cursors import FOLLOWED, READY
+from pinstripe.store.cursors import FOLLOWED, READY, mark_loaded
 from pinstripe.store.platforms.stored import add_accounts, revoke_accounts
 from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
 from pinstripe.store.pool import Connection, translated
+from pinstripe.store.quarantine import forget_streams, reopen
 from pinstripe.store.session import scope_of
 
 CLAIM_S = 60.0
@@ -263,19 +264,23 @@ async def begin(
     await request_tasks(connection, "backfill", scopes, priority=priority)
 
 
-_AGAIN = """
-INSERT INTO pinstripe.platform_task (scope, task, due_at)
-SELECT s.schema, 'backfill', clock_timestamp() + make_interval(secs => random() * $2)
-FROM pinstripe.sync s JOIN pinstripe.platform p ON p.id = s.platform_id
-WHERE p.schema = $1 AND s.schema <> p.schema
-ON CONFLICT (scope, task) DO NOTHING
+_LEFT_OUT = """
+INSERT INTO pinstripe.copied (schema, "table")
+SELECT s.schema, '-' || t FROM pinstripe.sync s JOIN pinstripe.platform p ON p.id = s.platform_id,
+  unnest($2::text[]) t
+WHERE p.schema = $1 AND s.schema <> p.schema ON CONFLICT DO NOTHING
 """
 
 
-async def begin_all_again(connection: Connection, schema: str, *, within_s: float) -> None:
-    """Have the copies of all accounts go on, spread over so many seconds: there are new tables."""
+async def note_synced(connection: Connection, schema: str, tables: Sequence[str]) -> None:
+    """Note which tables of a platform are synced. Those that were not for a time are read again by the
+    first copies of all accounts, which go on. In a transaction.
+    """
     with translated():
-        await connection.execute(_AGAIN, schema, within_s)
+        again = sorted({table for table, _ in await reopen(connection, schema, tables)})
+        await connection.execute(_LEFT_OUT, schema, again)
+        await mark_loaded(connection, schema, tables)
+        await forget_streams(connection, schema, again)
 
 
 async def dismiss(
