@@ -496,3 +496,25 @@ async def test_a_foreign_key_of_yours_that_keeps_a_row_stops_nothing_else(
     await RefetchWorker(copy.source).drain()
     assert await pg.fetchval(lines) == ["il_1"]
     assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+
+
+async def test_a_publication_of_all_tables_stops_nothing(
+    stripe: ScriptedStripe, copy: Copy, pg: asyncpg.Connection
+) -> None:
+    await pg.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    stripe.lists["/v1/customers"] = [customer(n) for n in range(9, 0, -1)]
+    assert (await backfill(copy, "customer", "product")).complete
+    refetches = RefetchWorker(copy.source)
+    live = EventPoller(copy.source, refetches, since=time.time() - 60)
+    for _ in range(2):  # What is queued is changed, and in the end deleted.
+        stripe.event("customer.updated", {"id": "cus_9", "object": "customer"})
+        await live.poll()
+    await refetches.drain()
+    assert await pg.fetchval("SELECT count(*) FROM pinstripe.pending") == 0
+    keyless = await pg.fetch(
+        "SELECT c.relname FROM pg_class c WHERE c.relkind = 'r' AND c.relpersistence = 'p'"
+        " AND c.relnamespace IN ('stripe'::regnamespace, 'pinstripe'::regnamespace)"
+        " AND c.relreplident <> 'f' AND NOT EXISTS"
+        " (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)"
+    )
+    assert keyless == []

@@ -360,3 +360,13 @@ CREATE TABLE IF NOT EXISTS pinstripe.platform_worker (
   seen         bigint NOT NULL DEFAULT 0,
   running      int NOT NULL DEFAULT 0
 );
+DO $$
+DECLARE keyless regclass;
+BEGIN
+  FOR keyless IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'pinstripe'::regnamespace
+      AND c.relkind = 'r' AND c.relreplident = 'd'
+      AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+  LOOP
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', keyless);
+  END LOOP;
+END $$;

@@ -457,3 +457,15 @@ CREATE TABLE IF NOT EXISTS pinstripe.platform_worker (
   seen         bigint NOT NULL DEFAULT 0,
   running      int NOT NULL DEFAULT 0
 );
+
+DO $$
+DECLARE keyless regclass;
+BEGIN  -- A publication FOR ALL TABLES (Debezium's, say) lets no row be changed in a table without a primary key
+  -- or another replica identity.
+  FOR keyless IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'pinstripe'::regnamespace
+      AND c.relkind = 'r' AND c.relreplident = 'd'
+      AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+  LOOP
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', keyless);
+  END LOOP;
+END $$;
