@@ -57,6 +57,12 @@ ROWS: dict[str, tuple[str, str]] = {
         " FOR EACH ROW EXECUTE FUNCTION refuse()",
         "DROP TRIGGER refuse ON stripe.customer",
     ),
+    "a constraint that is deferred": (
+        "ALTER TABLE stripe.customer ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED;"
+        "INSERT INTO stripe.customer (id, name, _as_of, _as_of_latest, _synced_at)"
+        " VALUES ('cus_mine', 'bad', 'epoch', 'epoch', 'epoch')",
+        "ALTER TABLE stripe.customer DROP CONSTRAINT customer_name_key",
+    ),
     "an index over an expression that fails": (
         "CREATE INDEX odd ON stripe.customer ((1 / CASE name WHEN 'bad' THEN 0 ELSE 1 END))",
         "DROP INDEX stripe.odd",

@@ -87,6 +87,11 @@ class Batch:
     """Tables whose rows it owes instead of writing them."""
     _last: dict[tuple[str, str], int] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """Return the tables that it writes to, in order."""
+        return sorted({name for one_round in self.rounds for name in one_round})
+
     def written(self, names: Container[str]) -> dict[str, dict[str, Row]]:
         """Return the rows of these tables by table and key, without tables in their initial load."""
         found: dict[str, dict[str, Row]] = {}
