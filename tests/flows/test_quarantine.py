@@ -63,6 +63,13 @@ ROWS: dict[str, tuple[str, str]] = {
         " VALUES ('cus_mine', 'bad', 'epoch', 'epoch', 'epoch')",
         "ALTER TABLE stripe.customer DROP CONSTRAINT customer_name_key",
     ),
+    "a trigger that leaves rows out": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RETURN CASE WHEN NEW.name = 'bad' THEN NULL ELSE NEW END; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON stripe.customer"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON stripe.customer",
+    ),
     "an index over an expression that fails": (
         "CREATE INDEX odd ON stripe.customer ((1 / CASE name WHEN 'bad' THEN 0 ELSE 1 END))",
         "DROP INDEX stripe.odd",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pinstripe.catalog.tables import Table
 from pinstripe.client.response import AsOf, Cause
-from pinstripe.errors import DatabaseFault
+from pinstripe.errors import DatabaseFault, Drifted
 from pinstripe.mirror.batch import Batch, Conflict, Job
 from pinstripe.mirror.orphans import children_of
 from pinstripe.rows.extract import Row, RowSet
@@ -43,6 +43,16 @@ TOO_LARGE = Why(
     "The row is larger than Postgres takes.",
     "Make the object smaller at Stripe; it is fetched again once a day.",
 )
+
+
+def left_out(table: str) -> Drifted:
+    """What a row is refused with that the table does not have, though no statement failed."""
+    error = Drifted(
+        f'The table "{table}" did not take the row, without an error.',
+        hint="A trigger of your own leaves rows out by returning NULL: have it return NEW, or drop it.",
+    )
+    error.fault = DatabaseFault("02000", "row", table=table)
+    return error
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,12 +130,11 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
         version, gains = "$1::text", _OF_OTHER_VERSION
     lo = "greatest(t._as_of, to_timestamp(s._lo))"
     hi = "greatest(t._as_of_latest, to_timestamp(s._hi))"
-    is_later = "(to_timestamp(s._lo) >= t._as_of_latest OR t._synced_at <= s._known)"
     if any(c.on_request for c in table.columns):
         completes = "t._partial AND s._partial IS NULL"
         gains += f" OR ({completes})"
         # What an event said is known to its second: the response that completes it is not.
-        stays = f"({completes} AND {is_later} IS NOT TRUE)"
+        stays = f"({completes} AND {_IS_LATER} IS NOT TRUE)"
         lo = f"CASE WHEN {stays} THEN t._as_of ELSE {lo} END"
         hi = f"CASE WHEN {stays} THEN t._as_of_latest ELSE {hi} END"
     if table.virtual and table.object_type == "invoice":
@@ -152,11 +151,12 @@ def update(schema: str, table: Table, shape: Sequence[str]) -> str:
     return (
         f"UPDATE {stored(schema, table)} AS t SET {', '.join(sets)}\n"
         f"FROM {stage(table.name)} s WHERE {same_row(schema, table)} AND s._shape = $2::int AND (\n"
-        f"  ({is_later} AND ({gains} OR NOT {same}))\n"
+        f"  ({_IS_LATER} AND ({gains} OR NOT {same}))\n"
         f"  OR (to_timestamp(s._hi) > t._as_of AND ({gains}) AND {same}))"
     )
 
 
+_IS_LATER = "(to_timestamp(s._lo) >= t._as_of_latest OR t._synced_at <= s._known)"
 _OF_OTHER_VERSION = "t._api_version IS DISTINCT FROM $1::text"
 
 
@@ -239,23 +239,25 @@ def unwritten(schema: str, table: Table, shape: Sequence[str]) -> str:
     """Select the staged rows that were not written though they are not older than the row.
 
     Run after `update`, before the commit. $1: the number of the shape. Returns (key, null, `_lo`,
-    `_hi`) of each row that is in conflict, and (null, the hashes of the keys, `_lo`, `_hi`) of the rows
-    that a snapshot confirms.
+    `_hi`) of each row that is in conflict, (null, the hashes of the keys, `_lo`, `_hi`) of the rows that a
+    snapshot confirms, and (key, null, null, null) of each that a trigger of the user left out.
     """
-    key = key_text(table, "t")
     columns = _content(table, shape)
     lasting = [c for c in columns if (table.name, c.name) not in FLEETING]
     passing = f"NOT {_same(lasting)}" if len(lasting) < len(columns) else "true"
     return (
         f"WITH found AS MATERIALIZED (\n"
-        f"  SELECT {key} AS key, {_same(columns)} AS same,\n"
+        f"  SELECT {key_text(table, 's')} AS key, {_same(columns)} AS same, {_IS_LATER} AS later,\n"
         f"  s._lo, s._hi, t._as_of, t._as_of_latest, {passing} AS lasting\n"
-        f"  FROM {stage(table.name)} s JOIN {stored(schema, table)} t ON {same_row(schema, table)}\n"
-        f"  WHERE s._shape = $1::int AND to_timestamp(s._hi) > t._as_of)\n"
+        f"  FROM {stage(table.name)} s LEFT JOIN {stored(schema, table)} t ON "
+        f"{same_row(schema, table)}\n"
+        f"  WHERE s._shape = $1::int AND (to_timestamp(s._hi) > t._as_of) IS NOT FALSE)\n"
         f"SELECT key, null::bigint[], _lo, _hi FROM found\n"
         f"WHERE NOT same AND lasting AND to_timestamp(_lo) < _as_of_latest\n"
         f"UNION ALL SELECT null, array_agg({key_hash('key')}), _lo, _hi FROM found WHERE same\n"
-        f"AND (to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest) GROUP BY _lo, _hi"
+        f"AND (to_timestamp(_lo) > _as_of OR to_timestamp(_hi) > _as_of_latest) GROUP BY _lo, _hi\n"
+        f"UNION ALL SELECT key, null, null, null FROM found\n"
+        f"WHERE _as_of IS NULL OR later AND NOT same"
     )
 
 

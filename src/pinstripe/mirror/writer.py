@@ -45,7 +45,7 @@ from pinstripe.mirror.orphans import (
     parents_of,
     tombstones,
 )
-from pinstripe.mirror.quarantine import Parted, RefusedRow, note_parted
+from pinstripe.mirror.quarantine import Parted, RefusedRow, left_out, note_parted
 from pinstripe.mirror.upsert import (
     EVENT_S,
     STAGE_EXTRA,
@@ -690,7 +690,7 @@ class Writer:
     async def _unwritten(
         self, connection: asyncpg.Connection, name: str, shapes: Sequence[int]
     ) -> list[str]:
-        """Note the rows that the stage confirms; return those in conflict."""
+        """Note the rows that the stage confirms; return those in conflict. One left out raises Drifted."""
         conflicts: list[str] = []
         found: list[Confirmation] = []
         for shape in shapes:
@@ -698,6 +698,8 @@ class Writer:
             for key, keys, lo, hi in await self._stages.fetch(
                 connection, wanted, self._text, shape
             ):
+                if lo is None:
+                    raise left_out(name)
                 if keys is None:
                     conflicts.append(key)
                 else:
