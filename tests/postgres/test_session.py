@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 from tests.flows.harness.command import pinstripe
 from tests.flows.harness.pooler import transaction_pooler
 
-from pinstripe.errors import Misconfigured
+from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
 from pinstripe.store.database_url import read_url
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.migrate import ensure_bookkeeping
@@ -255,6 +255,34 @@ async def test_a_pooler_that_hides_itself_is_found_at_the_start(database: str) -
         async with transaction_pooler(database, Path(directory)) as url:
             with pytest.raises(Misconfigured, match="transaction mode"):
                 await check_sessions(url)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "kind", "hint"),
+    [
+        ("08P01", "no more connections allowed (max_client_conn)", Unreachable, "limits"),
+        ("XX000", "MaxClientsInSessionMode: max clients reached", Unreachable, "limits"),
+        ("08P01", "unsupported startup parameter: options", Misconfigured, "startup_parameters"),
+    ],
+)
+async def test_a_pooler_without_room_passes_and_is_no_wrong_parameter(
+    code: str, said: str, kind: type[PinstripeError], hint: str
+) -> None:
+    """pgbouncer and Supavisor give one code to all that they say themselves."""
+    fields = b"".join(f"{k}{v}\0".encode() for k, v in (("S", "FATAL"), ("C", code), ("M", said)))
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"E" + (len(fields) + 5).to_bytes(4, "big") + fields + b"\0")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(kind) as caught:
+            async with connect(f"postgresql://me@127.0.0.1:{port}/x?sslmode=disable"):
+                pass
+    assert said in caught.value.message
+    assert hint in caught.value.hint
 
 
 # --- who listens at a socket

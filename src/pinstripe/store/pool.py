@@ -31,6 +31,7 @@ from pinstripe.store.session import Session, open_session
 from pinstripe.store.sqlstates import (
     ALTERED,
     AT_START,
+    ENDED,
     REMEDIES,
     RESTRICTED,
     UNKNOWN,
@@ -361,6 +362,9 @@ def _remedy(error: asyncpg.PostgresError) -> Remedy:
         return ALTERED
     if error.sqlstate == "42501" and _text(error, "server_source_function") == _POLICIES:
         return RESTRICTED
+    is_end = error.sqlstate in ("08P01", "XX000") and _text(error, "severity") == "FATAL"
+    if is_end and not _OF_SETTINGS.search(_text(error, "message")):
+        return ENDED
     unknown = REMEDIES["P0001"] if _is_raised(error) else UNKNOWN
     return REMEDIES.get(error.sqlstate or "", unknown)
 
@@ -371,6 +375,9 @@ _OF_A_FUNCTION = (
 )
 
 _POLICIES = "ExecWithCheckOptions"
+
+_OF_SETTINGS = re.compile("startup parameter|pooling mode")
+"""What pgbouncer says of a parameter that it does not take, and of a mode that is the wrong one."""
 
 _FUNCTION = re.compile(r"[\w.\"$]+\([^()]*\)")
 
@@ -420,7 +427,8 @@ def connecting(url: str) -> Iterator[None]:
         found = translate(error)
         if found is None:
             raise
-        remedy = AT_START.get(found.fault.sqlstate) if found.fault else None
+        asked = found.fault is not None and found.fault.scope != "passing"
+        remedy = AT_START.get(sqlstate(error)) if asked else None
         kind, hint = (remedy.kind, remedy.hint) if remedy else (type(found), found.hint)
         at_start = kind(f"{place_of(url)}: {found.message}", hint=hint)
         if found.fault:

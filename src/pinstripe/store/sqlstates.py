@@ -321,6 +321,15 @@ RESTRICTED = Remedy(
 ALTERED = Remedy(Unreachable, "passing", "A table was altered meanwhile; Pinstripe retries.")
 """0A000 of a prepared statement whose result has other columns now."""
 
+ENDED = Remedy(
+    Unreachable,
+    "passing",
+    "A pooler in front of Postgres seems to refuse or end sessions: see its limits of clients and servers, "
+    "and the user in DATABASE_URL. Pinstripe retries.",
+)
+"""08P01 and XX000 that end the session: the codes that poolers give to whatever they say themselves
+(pgbouncer's send_pooler_error; Supavisor's "MaxClientsInSessionMode")."""
+
 _CORRECT = "Correct or remove it: in DATABASE_URL, in PGOPTIONS, or in ALTER ROLE ... SET."
 
 AT_START: dict[str, Remedy] = {
