@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import date, timedelta
 from pathlib import Path
@@ -201,6 +202,57 @@ async def test_they_go_when_they_are_no_longer_wanted_and_are_made_once(database
         await w.pg.execute("DROP VIEW public.mine")
         await set_compat(w.pg, SCHEMA, known, [])
         assert not await w.pg.fetchval("SELECT to_regnamespace('stripe_fivetran') IS NOT NULL")
+
+
+async def test_a_newer_view_keeps_the_rights_and_the_views_that_rest_on_it(database: str) -> None:
+    known = {"charge": tables()["charge"]}
+    await make_schema(database, ["charge"])
+    async with writing(database, "charge") as w:
+        await set_compat(w.pg, SCHEMA, known, ["fivetran", "sigma"])
+        # As an earlier version made them: the first with the same columns, the other with fewer.
+        old = "'As it was (pinstripe 00000000)'"
+        await w.pg.execute(
+            "CREATE VIEW public.mine AS SELECT id FROM stripe_fivetran.charge;"
+            f"COMMENT ON VIEW stripe_fivetran.charge IS {old}; DROP VIEW stripe_sigma.charges;"
+            "CREATE VIEW stripe_sigma.charges AS SELECT id AS former FROM stripe.charge;"
+            f"COMMENT ON VIEW stripe_sigma.charges IS {old}; GRANT SELECT ON stripe_sigma.charges"
+            " TO pg_monitor WITH GRANT OPTION; GRANT SELECT ON stripe_fivetran.charge TO PUBLIC"
+        )
+        await set_compat(w.pg, SCHEMA, known, ["fivetran", "sigma"])
+        for place, role in (
+            ("stripe_fivetran.charge", "public"),
+            ("stripe_sigma.charges", "pg_monitor"),
+        ):
+            assert await w.pg.fetchval(
+                "SELECT obj_description($1::regclass) NOT LIKE '%00000000%'"
+                " AND has_table_privilege($2, $1, 'SELECT')",
+                place,
+                role,
+            )
+        grants = "SELECT relacl::text FROM pg_class WHERE oid = 'stripe_sigma.charges'::regclass"
+        assert "pg_monitor=r*/" in await w.pg.fetchval(grants)
+        assert await w.pg.fetch("SELECT id FROM public.mine") == []
+
+
+async def test_a_view_that_is_read_for_long_is_left_for_the_next_start(database: str) -> None:
+    known = {"charge": tables()["charge"]}
+    await make_schema(database, ["charge"])
+    async with writing(database, "charge") as w:
+        await set_compat(w.pg, SCHEMA, known, ["fivetran"])
+        old = "COMMENT ON VIEW stripe_fivetran.charge IS 'As it was (pinstripe 00000000)'"
+        await w.pg.execute(old)
+        reading = await asyncpg.connect(database)
+        transaction = reading.transaction()
+        await transaction.start()
+        await reading.execute("SELECT FROM stripe_fivetran.charge")
+        told = "SELECT obj_description('stripe_fivetran.charge'::regclass) LIKE '%00000000%'"
+        async with asyncio.timeout(20):
+            await set_compat(w.pg, SCHEMA, known, ["fivetran"])
+        assert await w.pg.fetchval(told)
+        await transaction.rollback()
+        await reading.close()
+        await set_compat(w.pg, SCHEMA, known, ["fivetran"])
+        assert not await w.pg.fetchval(told)
 
 
 async def test_the_reader_reads_them_and_can_be_dropped(database: str) -> None:

@@ -347,22 +347,42 @@ def _comment(product: str, name: str, select: str) -> str:
     return f"As {product} has it; from {sources}.{lossy} (pinstripe {digest:08x})"
 
 
+_GRANTS = """
+SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, $1::text,
+  CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+  CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = to_regclass($1) AND a.grantee <> c.relowner
+"""
+
+
 async def _replace(
     connection: Connection, target: str, name: str, select: str, comment: str
 ) -> None:
     place = qualified(target, name)
     text = (
-        f"DROP VIEW IF EXISTS {place}; CREATE VIEW {place} AS {select}; "
-        f"COMMENT ON VIEW {place} IS {literal(comment)}"
+        f"CREATE OR REPLACE VIEW {place} AS {select}; COMMENT ON VIEW {place} IS {literal(comment)}"
     )
-    await _try(connection, target, name, text)
+    try:
+        await _try(connection, target, name, text)
+    except asyncpg.InvalidTableDefinitionError:  # Not only that columns are new at the end.
+        grants = [row[0] for row in await connection.fetch(_GRANTS, place)]
+        await _try(connection, target, name, "; ".join((f"DROP VIEW {place}", text, *grants)))
+
+
+_LEFT = (
+    asyncpg.DependentObjectsStillExistError,
+    asyncpg.WrongObjectTypeError,
+    asyncpg.LockNotAvailableError,
+)
 
 
 async def _try(connection: Connection, target: str, name: str, text: str) -> None:
+    # Who reads a view for long must not have all other readers queue behind us. The next start tries again.
+    patience = "" if connection.is_in_transaction() else "SET LOCAL lock_timeout = '1s'; "
     try:
         async with connection.transaction():
-            await connection.execute(text)
-    except (asyncpg.DependentObjectsStillExistError, asyncpg.WrongObjectTypeError) as error:
+            await connection.execute(patience + text)
+    except _LEFT as error:
         _log.warning("compat.left", schema=target, view=name, error=str(error.args[0]))
 
 
