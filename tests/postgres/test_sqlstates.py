@@ -55,6 +55,7 @@ async def refused(pg: asyncpg.Connection, statement: str) -> PinstripeError:
         ("55P03", Unreachable, "passing", "pg_blocking_pids"),
         ("53300", Unreachable, "passing", "max_connections"),
         ("53100", Unwritable, "server", "disk"),
+        ("53200", Unwritable, "server", "max_locks_per_transaction"),
         ("53400", Unwritable, "server", "temp_file_limit"),
         ("25006", Unwritable, "server", "primary"),
         ("42501", Unwritable, "table", "right"),

@@ -117,15 +117,16 @@ _GROUPS: tuple[tuple[Remedy, str], ...] = (
     # The server takes no writes at all until an operator acts.
     (Remedy(Unwritable, "server", WRITABLE_HINT), "25006"),
     (Remedy(Unwritable, "server", "Make room on the server's disk."), "53100"),
-    (Remedy(Unwritable, "server", "Give the server more memory."), "53200"),
     (
         Remedy(
             Unwritable,
             "server",
-            "Raise the limit that the message names (temp_file_limit, max_locks_per_transaction).",
+            "If it is shared memory, raise max_locks_per_transaction and restart the server: partitions "
+            "take many locks. Else give the server more memory.",
         ),
-        "53400",
+        "53200",
     ),
+    (Remedy(Unwritable, "server", "Raise temp_file_limit, or what the message names."), "53400"),
     (Remedy(Unwritable, "server", "The server lacks a resource; see its log."), "53000"),
     (
         Remedy(Unwritable, "server", "The server's disk or files are in trouble; see its log."),
