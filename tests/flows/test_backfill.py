@@ -14,6 +14,7 @@ from tests.flows.harness.truth import differences
 
 from pinstripe.catalog.tables import tables
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.store import session
 from pinstripe.store.cursors import load_checkpoints
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.server import Running, running
@@ -222,3 +223,26 @@ async def test_a_long_list_under_limits_takes_few_requests_more_than_it_needs(
     # A list of v2 names its next page itself.
     [accounts] = [s for s in outcome.streams if s.stream == "/v2/core/accounts"]
     assert (accounts.rows, accounts.requests) == (250, 3), accounts
+
+
+async def test_an_index_beside_writers_waits_for_a_long_transaction_and_ends_nothing(
+    database: str, pg: asyncpg.Connection, small: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup holds its snapshot for hours, and Postgres waits for it however little it touches."""
+    monkeypatch.setitem(session._SETTINGS, "lock_timeout", "200ms")
+    await make_schema(database)
+    await pg.execute("DROP INDEX stripe.charge_customer_id_idx")
+    backup = await asyncpg.connect(database)
+    await backup.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class")
+    waits = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%'"
+        " AND wait_event = 'virtualxid' AND query_start < clock_timestamp() - interval '500 ms')"
+    )
+    async with copying(database, small) as run, asyncio.timeout(60):
+        following = asyncio.create_task(run.run(followed=True))
+        while not await pg.fetchval(waits) and not following.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await backup.close()
+        await following
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'stripe.charge_customer_id_idx'::regclass"
+    assert await pg.fetchval(valid)

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
-import asyncpg
 import structlog
 
 from pinstripe.concurrency import end
@@ -139,7 +138,7 @@ def _held(error: PinstripeError, holders: Sequence[str]) -> Unreachable:
     return named
 
 
-async def server_pid(connection: asyncpg.Connection) -> int:
+async def server_pid(connection: Connection) -> int:
     """Return the backend's pid as Postgres has it: a pooler invents the one that it sends at login."""
     pid: int = await connection.fetchval("SELECT pg_backend_pid()")
     return pid

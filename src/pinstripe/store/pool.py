@@ -75,7 +75,7 @@ class Pool:
         is_large: Callable[[], bool] = lambda: False,
     ) -> None:
         self._pool = pool
-        self._url = url
+        self.url = url
         self._name = name
         self._account = account
         self._is_large = is_large
@@ -86,7 +86,7 @@ class Pool:
         `is_large`: whether its statements are planned each time. Plans are kept for all accounts, and one
         for an account with few rows may read each of many rows again and again.
         """
-        return Pool(self._pool, self._url, self._name, account, is_large)
+        return Pool(self._pool, self.url, self._name, account, is_large)
 
     async def __aenter__(self) -> Pool:
         return self
@@ -133,7 +133,7 @@ class Pool:
 
     def dedicated(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """A connection outside of the pool for a long block, such as one that listens. See `connect`."""
-        return connect(self._url, application_name=self._name, account=self._account)
+        return connect(self.url, application_name=self._name, account=self._account)
 
     @property
     def size(self) -> int:

@@ -53,6 +53,7 @@ from pinstripe.store.cursors import (
     save_checkpoints,
 )
 from pinstripe.store.cursors import followed as followed_to
+from pinstripe.store.locks import naming_holders, server_pid
 from pinstripe.store.migrate import create_indexes, create_indexes_beside
 from pinstripe.store.pool import Pool
 from pinstripe.store.quarantine import forget_streams, reopen, with_rows
@@ -339,7 +340,13 @@ class Backfill:
         tables = iter(self._source.mirror.tables.values())
 
         async def build() -> None:
-            async with self._pool.acquire() as connection:
+            async with (
+                self._pool.acquire() as connection,
+                naming_holders(self._pool.url, await server_pid(connection)),
+            ):
+                if beside_writers:
+                    # It waits for each older transaction, a backup's say, and nobody waits for it.
+                    await connection.execute("SET lock_timeout = 0")
                 for table in tables:
                     try:
                         await create(connection, self._schema, table)
@@ -347,6 +354,8 @@ class Backfill:
                         if not error.is_of_rows:
                             raise
                         _log.warning("backfill.no_index", table=table.name, error=error.message)
+                if beside_writers:
+                    await connection.close()  # The pool makes another one, with the limit.
 
         await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
 
