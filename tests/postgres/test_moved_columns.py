@@ -619,3 +619,38 @@ def test_postgres_computes_no_column() -> None:
     made = create_all(SCHEMA, tables().values())
     assert " GENERATED " not in made
     assert " TRIGGER " not in made
+
+
+REFUSED = (
+    "INSERT INTO stripe.{0} (id, status, _as_of, _as_of_latest, _synced_at)"
+    " VALUES ('bad', 'paid', now(), now(), now());"
+    "ALTER TABLE stripe.{0} ADD CONSTRAINT mine CHECK (id <> 'bad') NOT VALID"
+)
+"""A row that no update may touch any more: a constraint of the user, and a row that is older."""
+
+
+async def test_a_row_that_postgres_refuses_stops_no_migration(w: Writing) -> None:
+    await w.pg.execute(REFUSED.format("invoice"))
+    await w.pg.execute("ALTER TABLE stripe.invoice DROP COLUMN paid")
+    wanted = w.writer._tables
+    done = await migrate(w.pg, SCHEMA, wanted, sdk_version="2", api_version=VERSION)
+    assert (done.added, done.relist) == ([("invoice", "paid")], ["invoice"])
+    assert (await migrate(w.pg, SCHEMA, wanted, sdk_version="2", api_version=VERSION)).relist == []
+
+
+async def test_a_row_that_postgres_refuses_does_not_keep_other_tables_from_their_links(
+    w: Writing,
+) -> None:
+    await w.pg.execute(REFUSED.format("charge"))
+    now = "now(), now(), now()"
+    columns = "_as_of, _as_of_latest, _synced_at"
+    await w.pg.execute(
+        f"INSERT INTO stripe.dispute (id, charge_id, {columns}) VALUES ('dp_1', 'bad', {now});"
+        f"INSERT INTO stripe.invoice (id, {columns}) VALUES ('in_1', {now});"
+        "INSERT INTO stripe.invoice_payment (id, invoice_id, payment_charge_id, is_default,"
+        f" {columns}) VALUES ('inpay_1', 'in_1', 'ch_1', true, {now})"
+    )
+    async with w.pg.transaction():
+        await link_all(w.pg, SCHEMA, w.writer._tables, NAMES)
+    assert await w.pg.fetchval("SELECT dispute_id FROM stripe.charge WHERE id = 'bad'") is None
+    assert await w.pg.fetchval("SELECT charge_id FROM stripe.invoice WHERE id = 'in_1'") == "ch_1"

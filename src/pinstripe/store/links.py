@@ -14,12 +14,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
+import structlog
+
 from pinstripe.catalog.moved import Rows
 from pinstripe.catalog.tables import Column, Table, tables
+from pinstripe.errors import Drifted
 from pinstripe.store import confirmations
 from pinstripe.store.ddl import literal, qualified, quote
-from pinstripe.store.pool import Connection
+from pinstripe.store.pool import Connection, translated
 from pinstripe.store.session import account_of
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
 Known = Mapping[str, Table]
 
@@ -162,7 +167,12 @@ async def link_all(
             await connection.execute(f"LOCK TABLE {locked} IN SHARE ROW EXCLUSIVE MODE")
         given = _given(schema, known, known[name], columns)
         text = _set_text(schema, known[name], columns, given)
-        await connection.execute(f"{text} AND {_differ(columns)}")
+        try:
+            with translated():
+                async with connection.transaction():
+                    await connection.execute(f"{text} AND {_differ(columns)}")
+        except Drifted as error:  # As in a batch: the columns keep their values.
+            _log.warning("links.not_linked", table=name, error=error.message)
 
 
 def _usable(table: Table, known: Known) -> tuple[Column, ...]:

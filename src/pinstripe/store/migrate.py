@@ -531,7 +531,8 @@ async def _fill_page(connection: Connection, schema: str, table: Table, effectiv
             rows = ddl.on_page(table, after, end)
             count = await connection.fetchval(f"SELECT count(*) FROM {name} WHERE {rows}")
             fewest = await _move_all(connection, name, columns, rows) if columns else count
-            await _derive_rows(connection, schema, effective, rows)
+            if not await _derive_rows(connection, schema, effective, rows):
+                fewest = 0
             await connection.execute(
                 "UPDATE pinstripe.filling SET after = $3, is_lacking = is_lacking OR $4"
                 ' WHERE schema = $1 AND "table" = $2',
@@ -548,13 +549,16 @@ def _key_from(table: Table, text: str) -> list[str]:
     return found + [""] * (len(table.key) - len(found))
 
 
-async def _derive_rows(connection: Connection, schema: str, table: Table, where: str) -> None:
-    """Give the derived columns of these rows their values, from the rows themselves."""
+async def _derive_rows(connection: Connection, schema: str, table: Table, where: str) -> bool:
+    """Give the derived columns of these rows their values, from the rows themselves.
+
+    False, and nothing is changed, if Postgres refuses one: the lists bring the values, and leave it out.
+    """
     columns = [c for c in table.columns if c.is_derived]
     places = ((n, c, places_in_row(table, c)) for n, c in enumerate(columns))
     derive = compile_derived(places)
     if derive is None:
-        return
+        return True
     name = ddl.qualified(schema, table.name)
     values: list[dict[str, object]] = []
     # A decimal keeps its digits: it stands in a string in Stripe's objects too.
@@ -577,12 +581,19 @@ async def _derive_rows(connection: Connection, schema: str, table: Table, where:
     sets = ", ".join(f"{ddl.quote(c.name)} = v.{ddl.quote(c.name)}" for c in columns)
     ours, theirs = (", ".join(f"{row}.{ddl.quote(c.name)}" for c in columns) for row in "tv")
     same = " AND ".join(f"t.{ddl.quote(key)} = v.{ddl.quote(key)}" for key in table.key)
-    await connection.execute(
+    text = (
         f"UPDATE {name} AS t SET {sets} "
         f"FROM jsonb_to_recordset($1::jsonb) AS v ({', '.join(types)}) "
-        f"WHERE {same} AND ROW({ours}) IS DISTINCT FROM ROW({theirs})",
-        json.dumps(values),
+        f"WHERE {same} AND ROW({ours}) IS DISTINCT FROM ROW({theirs})"
     )
+    try:
+        with translated():
+            async with connection.transaction():
+                await connection.execute(text, json.dumps(values))
+    except Drifted as error:
+        _log.warning("migrate.not_derived", table=table.name, error=error.message)
+        return False
+    return True
 
 
 async def _move_all(connection: Connection, name: str, columns: Iterable[Column], rows: str) -> int:
