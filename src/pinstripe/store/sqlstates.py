@@ -36,280 +36,204 @@ UNKNOWN = Remedy(
     Drifted, "table", "See the server's log for this code, and triggers and extensions of your own."
 )
 
-_GROUPS: tuple[tuple[Remedy, str], ...] = (
+_GROUPS: tuple[tuple[type[PinstripeError], Scope, tuple[tuple[str, str], ...]], ...] = (
     # Transient: the same statement is retried.
-    (Remedy(Unreachable, "passing", _BACK), "08000 08001 08003 08004 08006 08007"),
     (
-        Remedy(
-            Unreachable,
-            "passing",
-            "It was rolled back in favour of another transaction; Pinstripe retries.",
+        Unreachable,
+        "passing",
+        (
+            (_BACK, "08000 08001 08003 08004 08006 08007"),
+            (
+                "It was rolled back in favour of another transaction; Pinstripe retries.",
+                "40000 40001 40002 40003 40P01 72000",
+            ),
+            (
+                "Raise max_connections, or the limit of the user or database, or close other connections.",
+                "53300",
+            ),
+            (
+                "Another session holds a lock; see pg_locks and pg_blocking_pids(). Pinstripe retries.",
+                "55P03 55006",
+            ),
+            (
+                "The statement was cancelled, by a user or by statement_timeout; Pinstripe retries.",
+                "57014",
+            ),
+            (
+                "The server is starting, shutting down or has ended the session; Pinstripe retries.",
+                "57000 57P01 57P02 57P03",
+            ),
+            (
+                "A time limit of the server's ended the session: idle_in_transaction_session_timeout, "
+                "transaction_timeout or idle_session_timeout. Set it to 0 for Pinstripe's user.",
+                "25P03 25P04 57P05",
+            ),
         ),
-        "40000 40001 40002 40003 40P01 72000",
-    ),
-    (
-        Remedy(
-            Unreachable,
-            "passing",
-            "Raise max_connections, or the limit of the user or database, or close other connections.",
-        ),
-        "53300",
-    ),
-    (
-        Remedy(
-            Unreachable,
-            "passing",
-            "Another session holds a lock; see pg_locks and pg_blocking_pids(). Pinstripe retries.",
-        ),
-        "55P03 55006",
-    ),
-    (
-        Remedy(
-            Unreachable,
-            "passing",
-            "The statement was cancelled, by a user or by statement_timeout; Pinstripe retries.",
-        ),
-        "57014",
-    ),
-    (
-        Remedy(
-            Unreachable,
-            "passing",
-            "The server is starting, shutting down or has ended the session; Pinstripe retries.",
-        ),
-        "57000 57P01 57P02 57P03",
-    ),
-    (
-        Remedy(
-            Unreachable,
-            "passing",
-            "A time limit of the server's ended the session: idle_in_transaction_session_timeout, "
-            "transaction_timeout or idle_session_timeout. Set it to 0 for Pinstripe's user.",
-        ),
-        "25P03 25P04 57P05",
     ),
     # The address or the login is wrong: nothing works until an operator corrects it.
-    (Remedy(Misconfigured, "server", "Correct user and password in DATABASE_URL."), "28P01"),
     (
-        Remedy(
-            Misconfigured,
-            "server",
-            "See the server's pg_hba.conf, and user, password and sslmode in DATABASE_URL.",
+        Misconfigured,
+        "server",
+        (
+            ("Correct user and password in DATABASE_URL.", "28P01"),
+            (
+                "See the server's pg_hba.conf, and user, password and sslmode in DATABASE_URL.",
+                "28000",
+            ),
+            ("Create it (CREATE DATABASE ...), or correct DATABASE_URL.", "3D000"),
+            ("The database was dropped: create it anew.", "57P04"),
+            ("Correct the role that DATABASE_URL or ALTER ROLE ... SET names.", "0P000"),
+            (POOLER_HINT, "08P01 25P01 26000 34000 3B001 42P05"),
         ),
-        "28000",
     ),
-    (
-        Remedy(
-            Misconfigured, "server", "Create it (CREATE DATABASE ...), or correct DATABASE_URL."
-        ),
-        "3D000",
-    ),
-    (Remedy(Misconfigured, "server", "The database was dropped: create it anew."), "57P04"),
-    (
-        Remedy(
-            Misconfigured,
-            "server",
-            "Correct the role that DATABASE_URL or ALTER ROLE ... SET names.",
-        ),
-        "0P000",
-    ),
-    (Remedy(Misconfigured, "server", POOLER_HINT), "08P01 25P01 26000 34000 3B001 42P05"),
     # The server takes no writes at all until an operator acts.
-    (Remedy(Unwritable, "server", WRITABLE_HINT), "25006"),
-    (Remedy(Unwritable, "server", "Make room on the server's disk."), "53100"),
     (
-        Remedy(
-            Unwritable,
-            "server",
-            "If it is shared memory, raise max_locks_per_transaction and restart the server: partitions "
-            "take many locks. Else give the server more memory.",
+        Unwritable,
+        "server",
+        (
+            (WRITABLE_HINT, "25006"),
+            ("Make room on the server's disk.", "53100"),
+            (
+                "If it is shared memory, raise max_locks_per_transaction and restart the server: "
+                "partitions take many locks. Else give the server more memory.",
+                "53200",
+            ),
+            ("Raise temp_file_limit, or what the message names.", "53400"),
+            ("The server lacks a resource; see its log.", "53000"),
+            (
+                "The server's disk or files are in trouble; see its log.",
+                "58000 58030 58P01 58P02 58P03",
+            ),
+            ("See the server's configuration and its log.", "F0000 F0001"),
         ),
-        "53200",
     ),
-    (Remedy(Unwritable, "server", "Raise temp_file_limit, or what the message names."), "53400"),
-    (Remedy(Unwritable, "server", "The server lacks a resource; see its log."), "53000"),
-    (
-        Remedy(Unwritable, "server", "The server's disk or files are in trouble; see its log."),
-        "58000 58030 58P01 58P02 58P03",
-    ),
-    (Remedy(Unwritable, "server", "See the server's configuration and its log."), "F0000 F0001"),
     # One table, until an operator acts.
     (
-        Remedy(
-            Unwritable,
-            "table",
-            "Give the user of DATABASE_URL the right, see the how-to on your own Postgres.",
+        Unwritable,
+        "table",
+        (
+            (
+                "Give the user of DATABASE_URL the right, see the how-to on your own Postgres.",
+                "42501",
+            ),
         ),
-        "42501",
     ),
     (
-        Remedy(
-            Drifted,
-            "table",
-            "A table or column of ours is gone: Pinstripe makes it again at its next start "
-            "(the migration).",
+        Drifted,
+        "table",
+        (
+            (
+                "A table or column of ours is gone: Pinstripe makes it again at its next start "
+                "(the migration).",
+                "42P01 42703",
+            ),
+            (
+                "The schema is gone: Pinstripe makes it again at its next start (the migration).",
+                "3F000 42P15",
+            ),
+            (_RETYPED, "42804 42846 42P18 42P21 42P22"),
+            (
+                "A function, operator or type is missing here: restore it, or see the trigger or "
+                "extension that names it.",
+                "42704 42725 42883",
+            ),
+            (
+                "Something else stands where Pinstripe wants a table or an index of its own: move or "
+                "rename it.",
+                "42701 42710 42723 42809 42P06 42P07 42P16 42P17",
+            ),
+            (
+                "The primary key that Pinstripe made is missing: put it back, ADD PRIMARY KEY (id).",
+                "42P10",
+            ),
+            ("Make the column an ordinary one: it was made GENERATED.", "428C9"),
+            ("Something of your own depends on it (a view, say): drop that first.", "2B000 2BP01"),
+            (
+                "Make it an ordinary table again: it is a view, or in a state that takes no writes.",
+                "55000",
+            ),
+            (
+                "The server or an extension cannot do this to the table; make it an ordinary one.",
+                "0A000 55P04",
+            ),
+            ("The server does not let this parameter be changed: see its value.", "55P02"),
+            ("A sequence has reached its end: ALTER SEQUENCE ... NO MAXVALUE.", "2200H"),
+            ("Drop columns of your own: a table has too many.", "54011"),
+            (
+                "The server found data of this table damaged: restore it, or drop the table, and "
+                "Pinstripe copies it anew.",
+                "XX001",
+            ),
+            ("The server found an index damaged: REINDEX TABLE.", "XX002"),
+            (
+                "The table is a foreign one, and its server refuses: see the foreign data wrapper.",
+                "HV000 HV001 HV002 HV004 HV005 HV006 HV007 HV008 HV009 HV00A HV00B HV00C HV00D HV00J HV00K "
+                "HV00L HV00M HV00N HV00P HV00Q HV00R HV010 HV014 HV021 HV024 HV090 HV091",
+            ),
+            (
+                _OURS,
+                "03000 0B000 0F000 0F001 0L000 0LP01 0Z000 0Z002 24000 25000 25001 25002 25003 25004 25005 "
+                "25007 25008 25P02 2D000 3B000 42000 42601 42602 42611 42622 42702 42712 42803 42830 42939 "
+                "42P02 42P03 42P04 42P08 42P09 42P11 42P12 42P13 42P14 42P19 42P20 54023",
+            ),
         ),
-        "42P01 42703",
-    ),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "The schema is gone: Pinstripe makes it again at its next start (the migration).",
-        ),
-        "3F000 42P15",
-    ),
-    (Remedy(Drifted, "table", _RETYPED), "42804 42846 42P18 42P21 42P22"),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "A function, operator or type is missing here: restore it, or see the trigger or "
-            "extension that names it.",
-        ),
-        "42704 42725 42883",
-    ),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "Something else stands where Pinstripe wants a table or an index of its own: move or "
-            "rename it.",
-        ),
-        "42701 42710 42723 42809 42P06 42P07 42P16 42P17",
-    ),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "The primary key that Pinstripe made is missing: put it back, ADD PRIMARY KEY (id).",
-        ),
-        "42P10",
-    ),
-    (Remedy(Drifted, "table", "Make the column an ordinary one: it was made GENERATED."), "428C9"),
-    (
-        Remedy(
-            Drifted, "table", "Something of your own depends on it (a view, say): drop that first."
-        ),
-        "2B000 2BP01",
-    ),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "Make it an ordinary table again: it is a view, or in a state that takes no writes.",
-        ),
-        "55000",
-    ),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "The server or an extension cannot do this to the table; make it an ordinary one.",
-        ),
-        "0A000 55P04",
-    ),
-    (
-        Remedy(
-            Drifted, "table", "The server does not let this parameter be changed: see its value."
-        ),
-        "55P02",
-    ),
-    (
-        Remedy(Drifted, "table", "A sequence has reached its end: ALTER SEQUENCE ... NO MAXVALUE."),
-        "2200H",
-    ),
-    (Remedy(Drifted, "table", "Drop columns of your own: a table has too many."), "54011"),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "The server found data of this table damaged: restore it, or drop the table, and "
-            "Pinstripe copies it anew.",
-        ),
-        "XX001",
-    ),
-    (Remedy(Drifted, "table", "The server found an index damaged: REINDEX TABLE."), "XX002"),
-    (
-        Remedy(
-            Drifted,
-            "table",
-            "The table is a foreign one, and its server refuses: see the foreign data wrapper.",
-        ),
-        "HV000 HV001 HV002 HV004 HV005 HV006 HV007 HV008 HV009 HV00A HV00B HV00C HV00D HV00J HV00K "
-        "HV00L HV00M HV00N HV00P HV00Q HV00R HV010 HV014 HV021 HV024 HV090 HV091",
-    ),
-    (
-        Remedy(Drifted, "table", _OURS),
-        "03000 0B000 0F000 0F001 0L000 0LP01 0Z000 0Z002 24000 25000 25001 25002 25003 25004 25005 "
-        "25007 25008 25P02 2D000 3B000 42000 42601 42602 42611 42622 42702 42712 42803 42830 42939 "
-        "42P02 42P03 42P04 42P08 42P09 42P11 42P12 42P13 42P14 42P19 42P20 54023",
     ),
     # One row: the others of its batch are written.
-    (Remedy(Drifted, "row", "A unique index of your own refuses the row: drop it."), "23505"),
     (
-        Remedy(
-            Drifted,
-            "row",
-            "A foreign key of your own refuses the row. On a synced table: drop it; references may come "
-            "before what they name. On a table of yours: add ON DELETE CASCADE or ON DELETE SET NULL.",
+        Drifted,
+        "row",
+        (
+            ("A unique index of your own refuses the row: drop it.", "23505"),
+            (
+                "A foreign key of your own refuses the row. On a synced table: drop it; references may "
+                "come before what they name. On a table of yours: add ON DELETE CASCADE or ON DELETE SET "
+                "NULL.",
+                "23503 23001",
+            ),
+            ("Drop the NOT NULL of the column: Stripe sends nulls there.", "23502"),
+            (
+                "A constraint that Pinstripe did not make stands on the table: drop it.",
+                "23000 23514 23P01 44000",
+            ),
+            (
+                "The row is larger than Postgres allows, or a value too long for an index: drop indexes "
+                "of your own on long texts.",
+                "54000 54001",
+            ),
+            (
+                "The database's encoding lacks a character: create a database WITH ENCODING 'UTF8' "
+                "TEMPLATE template0.",
+                "22021 22P05",
+            ),
+            (
+                f"The column cannot hold a value of Stripe's. {_RETYPED}",
+                "22000 22001 22002 22003 22004 22005 22007 22008 22009 22015 22018 22022 22026 22030 "
+                "22032 22P02 22P03 22P04",
+            ),
+            (
+                f"Evaluating an expression on the row failed. {_TRIGGER}",
+                "10608 22006 2200B 2200C 2200D 2200F 2200G 2200L 2200M 2200N 2200S 2200T 22010 22011 "
+                "22012 22013 22014 22016 22019 22023 2201B 2201E 2201F 2201G 2201W 2201X 22024 22025 "
+                "22027 2202E 2202G 2202H 22031 22033 22034 22035 22036 22037 22038 22039 2203A 2203B "
+                "2203C 2203D 2203E 2203F 2203G 22P01 22P06",
+            ),
+            (
+                _TRIGGER,
+                "02000 02001 09000 20000 21000 27000 2F000 2F002 2F003 2F004 2F005 38000 38001 38002 38003 "
+                "38004 39000 39001 39004 39P01 39P02 39P03 P0000 P0001 P0002 P0003 P0004",
+            ),
+            # "invalid memory alloc request size 1073741824" has this code: a row of a gigabyte.
+            ("The server failed over this row; see its log, and the row's largest value.", "XX000"),
         ),
-        "23503 23001",
-    ),
-    (Remedy(Drifted, "row", "Drop the NOT NULL of the column: Stripe sends nulls there."), "23502"),
-    (
-        Remedy(
-            Drifted, "row", "A constraint that Pinstripe did not make stands on the table: drop it."
-        ),
-        "23000 23514 23P01 44000",
-    ),
-    (
-        Remedy(
-            Drifted,
-            "row",
-            "The row is larger than Postgres allows, or a value too long for an index: drop indexes "
-            "of your own on long texts.",
-        ),
-        "54000 54001",
-    ),
-    (
-        Remedy(
-            Drifted,
-            "row",
-            "The database's encoding lacks a character: create a database WITH ENCODING 'UTF8' "
-            "TEMPLATE template0.",
-        ),
-        "22021 22P05",
-    ),
-    (
-        Remedy(Drifted, "row", f"The column cannot hold a value of Stripe's. {_RETYPED}"),
-        "22000 22001 22002 22003 22004 22005 22007 22008 22009 22015 22018 22022 22026 22030 "
-        "22032 22P02 22P03 22P04",
-    ),
-    (
-        Remedy(Drifted, "row", f"Evaluating an expression on the row failed. {_TRIGGER}"),
-        "10608 22006 2200B 2200C 2200D 2200F 2200G 2200L 2200M 2200N 2200S 2200T 22010 22011 22012 "
-        "22013 22014 22016 22019 22023 2201B 2201E 2201F 2201G 2201W 2201X 22024 22025 22027 2202E 2202G "
-        "2202H 22031 22033 22034 22035 22036 22037 22038 22039 2203A 2203B 2203C 2203D 2203E 2203F "
-        "2203G 22P01 22P06",
-    ),
-    (
-        Remedy(Drifted, "row", _TRIGGER),
-        "02000 02001 09000 20000 21000 27000 2F000 2F002 2F003 2F004 2F005 38000 38001 38002 38003 "
-        "38004 39000 39001 39004 39P01 39P02 39P03 P0000 P0001 P0002 P0003 P0004",
-    ),
-    (
-        # "invalid memory alloc request size 1073741824" has this code: a row of a gigabyte.
-        Remedy(
-            Drifted,
-            "row",
-            "The server failed over this row; see its log, and the row's largest value.",
-        ),
-        "XX000",
     ),
 )
 
-REMEDIES: dict[str, Remedy] = {code: remedy for remedy, codes in _GROUPS for code in codes.split()}
+REMEDIES: dict[str, Remedy] = {
+    code: Remedy(kind, scope, hint)
+    for kind, scope, remedies in _GROUPS
+    for hint, codes in remedies
+    for code in codes.split()
+}
 """By SQLSTATE."""
 
 RESTRICTED = Remedy(
