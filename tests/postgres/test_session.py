@@ -285,6 +285,36 @@ async def test_a_pooler_without_room_passes_and_is_no_wrong_parameter(
     assert hint in caught.value.hint
 
 
+async def test_a_pooler_that_has_no_server_for_us_is_told_in_time() -> None:
+    """It answers the login, and has the first statement wait: pgbouncer for two minutes."""
+    ready = (
+        b"R\0\0\0\x08\0\0\0\0",
+        b"S\0\0\0\x18server_version\x0016.0\0",
+        b"K\0\0\0\x0c\0\0\0\x01\0\0\0\x01",
+        b"Z\0\0\0\x05I",
+    )
+
+    async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"".join(ready))
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(welcome, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"postgresql://me@127.0.0.1:{port}/x?sslmode=disable&connect_timeout=2"
+        with pytest.raises(Unreachable, match="in time") as caught:
+            async with asyncio.timeout(30), connect(url):
+                pass
+        assert "pooler" in caught.value.hint
+        pool = await open_pool(url, min_size=0, max_size=1)
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1.*in time") as caught:
+            async with asyncio.timeout(30), pool, pool.acquire():
+                pass
+        assert "pooler" in caught.value.hint
+
+
 # --- who listens at a socket
 
 

@@ -102,7 +102,8 @@ class Pool:
         slow now.
         """
         with translated():
-            connection = await self._pool.acquire()
+            with connecting(self.url):  # It may be a new one.
+                connection = await self._pool.acquire()
             try:
                 plans = "force_custom_plan" if is_growing or self._is_large() else ""
                 await work_for(connection, self._account, plans=plans)
@@ -323,7 +324,7 @@ def translate(error: Exception) -> PinstripeError | None:
     lost = isinstance(error, (*_LOST, asyncpg.InternalClientError))
     if lost or "is clos" in str(error):
         found = Unreachable(
-            f"The connection to Postgres broke off: {error or 'no answer in time'}.",
+            f"The connection to Postgres broke off: {str(error) or 'no answer in time'}.",
             hint="The work is tried again when the server is back.",
         )
         found.fault = DatabaseFault("", "passing")
@@ -439,7 +440,8 @@ def connecting(url: str) -> Iterator[None]:
     except TimeoutError as error:
         raise Unreachable(
             f"Postgres at {place_of(url)} does not answer in time.",
-            hint="Is the host right, and no firewall between? connect_timeout in the URL gives more time.",
+            hint="Is the host right, and no firewall between? Has a pooler, if there is one, servers for "
+            "all of our connections? connect_timeout in the URL gives more time.",
         ) from error
     except ssl.SSLCertVerificationError as error:
         raise Misconfigured(

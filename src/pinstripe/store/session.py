@@ -179,10 +179,12 @@ async def open_session(url: str, *, application_name: str, **driver: Any) -> Ses
     connection = await _connect(target, application_name, **driver)
     try:
         _set_socket(connection, target)
-        if not await _set(connection, only_where_logged_in=url not in _lasting):
-            await _check_pooler(connection, target)
-            _lasting.add(url)
-            await _set(connection, only_where_logged_in=False)
+        # A pooler lets a client in, and has its first statement wait for a server that is free.
+        async with asyncio.timeout(target.timeout_s or CONNECT_S):
+            if not await _set(connection, only_where_logged_in=url not in _lasting):
+                await _check_pooler(connection, target)
+                _lasting.add(url)
+                await _set(connection, only_where_logged_in=False)
     except BaseException:
         connection.terminate()
         raise
