@@ -19,6 +19,7 @@ from pinstripe.rows.extract import RowSet
 from pinstripe.service import _mend
 from pinstripe.store.quarantine import MOST_HELD
 from pinstripe.sync.events.poller import EventPoller
+from pinstripe.sync.follower import erase_due
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Relist
 
@@ -531,3 +532,20 @@ async def test_a_publication_of_all_tables_stops_nothing(
         " (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)"
     )
     assert keyless == []
+
+
+async def test_a_customer_who_cannot_be_erased_keeps_no_other_waiting(
+    copy: Copy, pg: asyncpg.Connection
+) -> None:
+    await pg.execute(
+        "INSERT INTO stripe.customer (id, deleted, email, _as_of, _as_of_latest, _synced_at) SELECT"
+        " 'cus_' || n, true, 'a@example.com', now() - n * interval '1 h', now(), now()"
+        " FROM generate_series(1, 3) n;"
+        "ALTER TABLE stripe.customer ADD CONSTRAINT mine CHECK (id <> 'cus_2' OR email IS NOT NULL)"
+    )
+    kept = "SELECT id FROM stripe.customer WHERE email IS NOT NULL"
+    await erase_due(copy.source, after_days=0.0)
+    assert [row[0] for row in await pg.fetch(kept)] == ["cus_2"]
+    await pg.execute("ALTER TABLE stripe.customer DROP CONSTRAINT mine")
+    await erase_due(copy.source, after_days=0.0)
+    assert await pg.fetch(kept) == []

@@ -178,11 +178,16 @@ async def erase_deleted(source: Source, *, after_days: float) -> None:
 
 
 async def erase_due(source: Source, *, after_days: float) -> None:
-    """Erase each customer that Stripe has deleted so many days ago."""
+    """Erase each customer that Stripe has deleted so many days ago; one that Postgres refuses next time."""
     schema = source.mirror.schema
     async with source.pool.acquire() as connection:
         for customer in await schedule_deleted(connection, schema, after_days=after_days):
-            await erase(connection, schema, customer, reason="deleted")
+            try:
+                await erase(connection, schema, customer, reason="deleted")
+            except PinstripeError as error:
+                if not error.is_of_rows:
+                    raise
+                _log.warning("erasure.refused", customer=customer, error=str(error))
 
 
 async def verify_on_schedule(
