@@ -71,7 +71,7 @@ def check(
     """
     from pinstripe.cli import check as commands
 
-    execute(config, commands.check(config, writes=try_writes, as_json=json), stopped=130)
+    execute(config, commands.check(config, writes=try_writes, as_json=json))
 
 
 @webhook.command(sort_key=1)
@@ -91,7 +91,7 @@ def create(
     """
     from pinstripe.cli import webhook as commands
 
-    execute(config, commands.create(config, sync, url=url, as_json=json), stopped=130)
+    execute(config, commands.create(config, sync, url=url, as_json=json))
 
 
 @webhook.command(name="list", sort_key=2)
@@ -100,7 +100,7 @@ def list_endpoints(config: Config, *, sync: SyncOption = "default", json: JsonFl
     """List the account's webhook endpoints, Pinstripe's first."""
     from pinstripe.cli import webhook as commands
 
-    execute(config, commands.show(config, sync, as_json=json), stopped=130)
+    execute(config, commands.show(config, sync, as_json=json))
 
 
 @webhook.command(sort_key=3)
@@ -116,7 +116,7 @@ def delete(
     """Delete an endpoint at Stripe."""
     from pinstripe.cli import webhook as commands
 
-    execute(config, commands.delete(config, sync, endpoint=endpoint, as_json=json), stopped=130)
+    execute(config, commands.delete(config, sync, endpoint=endpoint, as_json=json))
 
 
 syncs = App(name="syncs", sort_key=2, help="Manage stored syncs, which `pinstripe serve` runs.")
@@ -175,7 +175,7 @@ def list_syncs(config: Config, *, json: JsonFlag = False) -> None:
     """List stored syncs. Keys are not shown."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.list_syncs(config, as_json=json), stopped=130)
+    execute(config, commands.list_syncs(config, as_json=json))
 
 
 @syncs.command(sort_key=2)
@@ -200,7 +200,7 @@ def add(
     work = commands.add(
         config, sync_id, schema=schema, settings=_pairs(set_), paused=paused, as_json=json
     )
-    execute(config, work, stopped=130)
+    execute(config, work)
 
 
 @syncs.command(sort_key=3)
@@ -217,8 +217,7 @@ def change(
     """Change the key, settings or webhook secrets of a sync, and restart it."""
     from pinstripe.cli import syncs as commands
 
-    work = commands.change(config, sync_id, _pairs(set_), key=key, as_json=json)
-    execute(config, work, stopped=130)
+    execute(config, commands.change(config, sync_id, _pairs(set_), key=key, as_json=json))
 
 
 @syncs.command(sort_key=4)
@@ -227,7 +226,7 @@ def pause(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) -> 
     """Pause a sync until `resume`. Writes through the proxy are still mirrored."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, sync_id, paused=True, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=True, as_json=json))
 
 
 @syncs.command(sort_key=5)
@@ -236,7 +235,7 @@ def resume(config: Config, sync_id: IdArgument, /, *, json: JsonFlag = False) ->
     """Resume a paused sync where it stopped."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.pause(config, sync_id, paused=False, as_json=json), stopped=130)
+    execute(config, commands.pause(config, sync_id, paused=False, as_json=json))
 
 
 @syncs.command(sort_key=6)
@@ -252,8 +251,7 @@ def remove(
     """Remove a sync and its key. Its tables are kept unless --drop-tables is given."""
     from pinstripe.cli import syncs as commands
 
-    work = commands.remove(config, sync_id, drop_tables=drop_tables, as_json=json)
-    execute(config, work, stopped=130)
+    execute(config, commands.remove(config, sync_id, drop_tables=drop_tables, as_json=json))
 
 
 @syncs.command(sort_key=7)
@@ -262,7 +260,7 @@ def rekey(config: Config, *, json: JsonFlag = False) -> None:
     """Re-encrypt all stored keys with the first key in PINSTRIPE_SECRET_KEY, or else a new key."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.rekey(config, as_json=json), stopped=130)
+    execute(config, commands.rekey(config, as_json=json))
 
 
 def _pairs(words: list[str] | None) -> dict[str, str]:
@@ -368,7 +366,7 @@ def create_reader(config: Config, *, json: JsonFlag = False) -> None:
     from pinstripe.cli import schema as commands
     from pinstripe.store.roles import create_reader
 
-    execute(config, commands.make(config, create_reader, as_json=json), stopped=130)
+    execute(config, commands.make(config, create_reader, as_json=json))
 
 
 @reader.command(sort_key=2)
@@ -378,7 +376,7 @@ def rotate(config: Config, *, json: JsonFlag = False) -> None:
     from pinstripe.cli import schema as commands
     from pinstripe.store.roles import rotate_reader
 
-    execute(config, commands.make(config, rotate_reader, as_json=json), stopped=130)
+    execute(config, commands.make(config, rotate_reader, as_json=json))
 
 
 @reader.command(sort_key=3)
@@ -387,7 +385,7 @@ def drop(config: Config, *, json: JsonFlag = False) -> None:
     """Drop the role."""
     from pinstripe.cli import schema as commands
 
-    execute(config, commands.drop(config, as_json=json), stopped=130)
+    execute(config, commands.drop(config, as_json=json))
 
 
 platform = App(
@@ -445,7 +443,7 @@ def add_platform(
         paused=paused,
         as_json=json,
     )
-    execute(config, work, stopped=130)
+    execute(config, work)
 
 
 @platform.command(name="list", sort_key=2)
@@ -454,7 +452,7 @@ def list_platforms(config: Config, *, json: JsonFlag = False) -> None:
     """List platforms, how many accounts each has, and the workers. Keys are not shown."""
     from pinstripe.cli import syncs as commands
 
-    execute(config, commands.list_platforms(config, as_json=json), stopped=130)
+    execute(config, commands.list_platforms(config, as_json=json))
 
 
 @platform.command(name="pause", sort_key=3)
@@ -465,9 +463,7 @@ def pause_platform(
     """Pause a platform: its accounts are not polled until it is resumed."""
     from pinstripe.cli import syncs as commands
 
-    execute(
-        config, commands.pause_platform(config, platform_id, paused=True, as_json=json), stopped=130
-    )
+    execute(config, commands.pause_platform(config, platform_id, paused=True, as_json=json))
 
 
 @platform.command(name="resume", sort_key=4)
@@ -478,11 +474,7 @@ def resume_platform(
     """Resume a paused platform."""
     from pinstripe.cli import syncs as commands
 
-    execute(
-        config,
-        commands.pause_platform(config, platform_id, paused=False, as_json=json),
-        stopped=130,
-    )
+    execute(config, commands.pause_platform(config, platform_id, paused=False, as_json=json))
 
 
 @platform.command(name="remove", sort_key=5)
@@ -499,7 +491,7 @@ def remove_platform(
     from pinstripe.cli import syncs as commands
 
     done = commands.remove_platform(config, platform_id, drop_tables=drop_tables, as_json=json)
-    execute(config, done, stopped=130)
+    execute(config, done)
 
 
 @platform.command(name="views", sort_key=6)
@@ -516,8 +508,7 @@ def tenant_views(
     """Make a schema with a view of each table that shows one account's rows, for a tenant of yours."""
     from pinstripe.cli import syncs as commands
 
-    made = commands.make_views(config, platform_id, account_id, target, as_json=json)
-    execute(config, made, stopped=130)
+    execute(config, commands.make_views(config, platform_id, account_id, target, as_json=json))
 
 
 @with_settings(*_STORED, "hash_key")
@@ -653,7 +644,7 @@ def status(
 
     one = any(word.partition("=")[0] == "--schema" for word in sys.argv)
     one = one or bool(os.environ.get("PINSTRIPE_SCHEMA"))
-    execute(config, status.status(config, exact=exact, as_json=json, one_schema=one), stopped=130)
+    execute(config, status.status(config, exact=exact, as_json=json, one_schema=one))
 
 
 @app.command(sort_key=4)
@@ -681,10 +672,9 @@ def verify(
     options = VerifyOptions(repair=repair, unlisted=None if every else sample)
     of_platform = _account_of_platform(platform, account)
     if of_platform is None:
-        execute(config, commands.verify(config, options, ids=ids, as_json=json), stopped=130)
+        execute(config, commands.verify(config, options, ids=ids, as_json=json))
         return
-    work = commands.verify_account(config, *of_platform, options, ids=ids, as_json=json)
-    execute(config, work, stopped=130)
+    execute(config, commands.verify_account(config, *of_platform, options, ids=ids, as_json=json))
 
 
 def _account_of_platform(platform: str | None, account: str | None) -> tuple[str, str] | None:
@@ -720,7 +710,7 @@ def erase(
     work = commands.erase(
         config, customer, of_platform=of_platform, dry_run=dry_run, scrubs=scrub, as_json=json
     )
-    execute(config, work, stopped=130)
+    execute(config, work)
 
 
 @app.command(name="support-bundle", sort_key=9)
@@ -736,7 +726,7 @@ def support_bundle(
     """
     from pinstripe.cli import status as commands
 
-    execute(config, commands.support_bundle(config, output=output), stopped=130)
+    execute(config, commands.support_bundle(config, output=output))
 
 
 @app.command(sort_key=5)
@@ -775,7 +765,7 @@ def wait(
     options = commands.WaitOptions(
         id, request, object, event, type, timeout, settle, url, account=account
     )
-    execute(config, commands.wait(config, options, as_json=json), stopped=130)
+    execute(config, commands.wait(config, options, as_json=json))
 
 
 app.command(check, sort_key=8)

@@ -47,9 +47,8 @@ class Exit(Exception):
         self.code = code
 
 
-def execute(config: Config, work: Coroutine[object, object, int], *, stopped: int) -> None:
-    """Runs `work` to its end, or until a signal; `stopped` is the exit code then."""
-
+def execute(config: Config, work: Coroutine[object, object, int], *, stopped: int = 130) -> None:
+    """Runs `work` to its end, or until a signal; `stopped` is the exit code then (130: as after Ctrl-C)."""
     configure(config)
     set_allocators()
     try:
