@@ -100,7 +100,7 @@ def list_endpoints(config: Config, *, sync: SyncOption = "default", json: JsonFl
     """List the account's webhook endpoints, Pinstripe's first."""
     from pinstripe.cli import webhook as commands
 
-    execute(config, commands.show(config, sync, as_json=json))
+    execute(config, commands.show_endpoints(config, sync, as_json=json))
 
 
 @webhook.command(sort_key=3)

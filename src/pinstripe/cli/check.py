@@ -15,6 +15,7 @@ import msgspec
 
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
+from pinstripe.cli.runtime import show, tell
 from pinstripe.client.api_key import proxy_for
 from pinstripe.client.client import StripeClient
 from pinstripe.client.retry import Patience
@@ -63,7 +64,7 @@ async def check(config: Config, *, writes: bool, as_json: bool) -> int:
             if url is None:
                 findings.append(_no_database(config))
             else:
-                _tell(f"Checking the database, schema {config.schema}")
+                tell(f"Checking the database, schema {config.schema}")
                 database = await examine_database(url, config.schema, owner=owner)
     except PinstripeError as error:
         findings.append(_told("database", error))
@@ -74,15 +75,15 @@ async def check(config: Config, *, writes: bool, as_json: bool) -> int:
     ]
     found = Check(worst(all_findings), key, database, tuple(findings))
     if as_json:
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        show(msgspec.json.encode(found).decode())
     else:
-        sys.stdout.write(as_text(found.key, found.database, found.findings) + "\n")
+        show(as_text(found.key, found.database, found.findings))
     return found.exit_code
 
 
 async def _examine_key(config: Config, wanted: list[str], *, writes: bool) -> KeyReport:
     key = api_key(config)
-    _tell(f"Checking what {key} can read at {config.stripe_url}")
+    tell(f"Checking what {key} can read at {config.stripe_url}")
     async with StripeClient(
         key,
         api_version=spec().api_version,
@@ -113,7 +114,7 @@ async def _url(config: Config) -> AsyncIterator[str | None]:
     if config.database_url is not None:
         yield config.database_url
     elif (postgres_dir(config) / "cluster").exists():
-        async with open_database(config, tell=_tell) as database:
+        async with open_database(config, tell=tell) as database:
             yield database.url
     else:
         yield None
@@ -130,11 +131,6 @@ def _no_database(config: Config) -> Finding:
 
 def _told(about: str, error: PinstripeError) -> Finding:
     return Finding(about, "problem", error.message, error.hint, error.exit_code)
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 _WIDTH = 100

@@ -89,8 +89,20 @@ def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     if as_json:
         kind = type(cause).__name__
         body = {"error": {"type": kind, "message": message, "remedy": remedy, "exit_code": code}}
-        sys.stdout.write(json.dumps(body) + "\n")
+        show(json.dumps(body))
     return code
+
+
+def show(text: str) -> None:
+    """To stdout: what the command was run for."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """To stderr: what goes on meanwhile."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def complain(message: str, remedy: str) -> None:
@@ -177,7 +189,7 @@ async def until_told(work: Coroutine[object, object, _T]) -> _T:
     told: list[int] = []
     told_at = 0.0
 
-    def tell(number: int) -> None:
+    def stop(number: int) -> None:
         nonlocal told_at
         if told and loop.time() - told_at < _SAME_S:
             return
@@ -186,14 +198,13 @@ async def until_told(work: Coroutine[object, object, _T]) -> _T:
             os._exit(128 + number)
         told.append(number)
         told_at = loop.time()
-        sys.stderr.write("Stopping (press again to force) ...\n")
-        sys.stderr.flush()
+        tell("Stopping (press again to force) ...")
         task.cancel()
 
     for number in _SIGNALS:
         # nohup ignores SIGHUP on purpose; a shell ignores SIGINT for `&` by default.
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, tell, number)
+            loop.add_signal_handler(number, stop, number)
     try:
         return await task
     except BaseException:

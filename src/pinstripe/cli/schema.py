@@ -15,6 +15,7 @@ from typing import Literal
 
 from pinstripe.catalog.tables import Table, tables
 from pinstripe.cli.models import Tool, models
+from pinstripe.cli.runtime import show, tell
 from pinstripe.cli.status import check_synced, with_data
 from pinstripe.cli.summary import counted
 from pinstripe.config.config import Config
@@ -60,10 +61,10 @@ def print_tables(config: Config, *, as_json: bool) -> None:
             {"table": t.name, "object": t.object_type, "columns": len(t.all_columns)}
             for t in chosen
         ]
-        sys.stdout.write(json.dumps({"tables": found}) + "\n")
+        show(json.dumps({"tables": found}))
         return
     lines = [f"{t.name:<44} {t.object_type:<44} {len(t.all_columns):>4} columns" for t in chosen]
-    sys.stdout.write("\n".join(lines) + "\n")
+    show("\n".join(lines))
 
 
 def print_table(config: Config, name: str, *, as_json: bool) -> None:
@@ -72,13 +73,13 @@ def print_table(config: Config, name: str, *, as_json: bool) -> None:
     (chosen, *_) = Config(tables=(name,)).choose_tables(known)
     table = known[chosen]
     if as_json:
-        sys.stdout.write(json.dumps(_described(table)) + "\n")
+        show(json.dumps(_described(table)))
         return
     lines = [f'"{config.schema}".{table.name}: {table_comment(table)}']
     lines += [
         f"  {c.name:<44} {c.type:<12} {column_comment(c)}".rstrip() for c in table.all_columns
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    show("\n".join(lines))
 
 
 def _described(table: Table) -> dict[str, object]:
@@ -123,7 +124,7 @@ def draw(config: Config, options: DiagramOptions) -> None:
             f"Cannot write {options.output}: {error.strerror}.",
             hint="Choose another file with --output.",
         ) from error
-    sys.stderr.write(f"{diagram.title}: {options.output}\n")
+    tell(f"{diagram.title}: {options.output}")
 
 
 def _wanted(config: Config, options: DiagramOptions) -> Diagram:
@@ -167,13 +168,13 @@ async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:
         reader = await make_reader(database.url, config.schema)
     if as_json:
         told = {"role": reader.role, "password": reader.password, "url": reader.url}
-        sys.stdout.write(json.dumps(told) + "\n")
+        show(json.dumps(told))
         return 0
-    sys.stderr.write(
+    tell(
         f'The role {reader.role} can read the schema "{config.schema}" and nothing else.\n'
-        "Its password is shown only once:\n"
+        "Its password is shown only once:"
     )
-    sys.stdout.write(reader.url + "\n")
+    show(reader.url)
     return 0
 
 
@@ -183,10 +184,10 @@ async def drop(config: Config, *, as_json: bool) -> int:
     async with open_database(config) as database:
         dropped = await drop_reader(database.url, config.schema)
     if as_json:
-        sys.stdout.write(json.dumps({"dropped": dropped}) + "\n")
+        show(json.dumps({"dropped": dropped}))
     else:
         words = "was dropped" if dropped else "does not exist"
-        sys.stdout.write(f'The read-only role for schema "{config.schema}" {words}.\n')
+        show(f'The read-only role for schema "{config.schema}" {words}.')
     return 0
 
 
@@ -224,16 +225,13 @@ async def erase(
             if scrubs:
                 await erasures.scrub(connection, schema, rows)
     if as_json:
-        sys.stdout.write(json.dumps({"customer": customer, "erased": not dry_run, "rows": rows}))
-        sys.stdout.write("\n")
+        show(json.dumps({"customer": customer, "erased": not dry_run, "rows": rows}))
         return 0
     verb = "Would erase personal data in" if dry_run else "Erased personal data in"
     beside = ", and in events" if dry_run else ""
-    sys.stdout.write(f"{verb} {counted(sum(rows.values()), 'row')} of {customer}{beside}\n")
+    show(f"{verb} {counted(sum(rows.values()), 'row')} of {customer}{beside}")
     for table, count in rows.items():
-        sys.stdout.write(f"  {table:<40} {count:>8,}\n")
+        show(f"  {table:<40} {count:>8,}")
     if not dry_run:
-        sys.stdout.write(
-            "Backups, standbys and the write-ahead log still hold what they held before.\n"
-        )
+        show("Backups, standbys and the write-ahead log still hold what they held before.")
     return 0

@@ -30,8 +30,8 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from pinstripe.cli.runtime import show, tell
 from pinstripe.cli.summary import how_to_connect, how_to_serve, psql_command
-from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
 from pinstripe.encryption import FILE, Encryptor, make_private
 from pinstripe.errors import PinstripeError, Unwritable

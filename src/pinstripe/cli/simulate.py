@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Literal
 
+from pinstripe.cli.runtime import show
 from pinstripe.cli.serve import KEY_VARIABLE
 from pinstripe.concurrency import first_error
 from pinstripe.config.config import whole_number
@@ -76,8 +77,7 @@ def _announce(url: str, key: str, *, as_json: bool) -> None:
     else:
         line = f"Simulated Stripe account running at {url}\nKey: {key}\n"
         line += f"  export STRIPE_API_BASE={url} STRIPE_API_KEY={key}"
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    show(line)
 
 
 async def _stdin_ended() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import platform
-import sys
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import msgspec
 
 from pinstripe.catalog.model import spec
+from pinstripe.cli.runtime import show
 from pinstripe.cli.summary import counted, refused_lines
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
@@ -50,11 +50,11 @@ async def status(config: Config, *, exact: bool, as_json: bool, one_schema: bool
         where = f'in the schema "{config.schema}"' if one_schema else "in this database"
         raise Misconfigured(f"Nothing has been synced yet {where}.", hint=_NOTHING_HINT)
     if as_json:
-        sys.stdout.write(_as_json(found, platforms) + "\n")
+        show(_as_json(found, platforms))
     else:
         texts = [_as_text(s) for s in found]
         texts += [] if one_schema else platforms_text(platforms)
-        sys.stdout.write("\n\n".join(texts) + "\n")
+        show("\n\n".join(texts))
     return 0
 
 
@@ -280,10 +280,10 @@ async def support_bundle(config: Config, *, output: Path | None) -> int:
         raise Misconfigured(
             f"Cannot write {path}: {error.strerror}.", hint="Name another file with --output."
         ) from error
-    sys.stdout.write(f"Wrote {path}:" + "\n")
+    show(f"Wrote {path}:")
     for name in files:
-        sys.stdout.write(f"  {name}" + "\n")
-    sys.stdout.write("Look through it before you send it: it is plain JSON." + "\n")
+        show(f"  {name}")
+    show("Look through it before you send it: it is plain JSON.")
     return 0
 
 

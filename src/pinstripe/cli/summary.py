@@ -23,6 +23,7 @@ from urllib.parse import unquote
 from pinstripe.catalog.embedded import carriers
 from pinstripe.catalog.endpoints import singleton_paths
 from pinstripe.catalog.tables import tables as known_tables
+from pinstripe.cli.runtime import tell
 from pinstripe.concurrency import end
 from pinstripe.config.config import Config
 from pinstripe.errors import redact
@@ -453,8 +454,7 @@ async def showing(service: Service) -> AsyncIterator[None]:
 async def _in_log(meter: Meter) -> None:
     while True:
         await asyncio.sleep(_PLAIN_S)
-        sys.stderr.write(redact(meter.line()) + "\n")
-        sys.stderr.flush()
+        tell(redact(meter.line()))
 
 
 async def _on_terminal(meter: Meter) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause
+from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause, show, tell
 from pinstripe.cli.summary import Ending, counted, showing, summarise
 from pinstripe.concurrency import backoff, first_error
 from pinstripe.config.config import Config
@@ -124,18 +124,6 @@ async def follow(
         tell("Following Stripe's events. Press Ctrl-C to stop.")
         started()
         await show_following(follower)
-
-
-def show(text: str) -> None:
-    """To stdout: what the command was run for."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def tell(text: str) -> None:
-    """To stderr: what goes on meanwhile."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 _LOOK_S = 1.0

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from msgspec import UNSET, structs
 
+from pinstripe.cli.runtime import show, tell
 from pinstripe.cli.status import with_data
 from pinstripe.cli.summary import counted
-from pinstripe.cli.sync import show, tell
 from pinstripe.config.config import Config
 from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from pinstripe.catalog.tables import tables
-from pinstripe.cli.runtime import complain
+from pinstripe.cli.runtime import complain, show, tell
 from pinstripe.cli.status import check_synced, with_data
 from pinstripe.cli.syncs import open_vault
 from pinstripe.client.api_key import ApiKey
@@ -41,7 +40,7 @@ async def verify(config: Config, options: VerifyOptions, *, ids: int, as_json: b
         async with connect(config.database_url) as connection:
             await check_synced(connection, config.schema)
     async with (
-        open_service(config, leads=False, tell=_tell) as service,
+        open_service(config, leads=False, tell=tell) as service,
         open_verify(
             service.database.url,
             service.source,
@@ -105,10 +104,10 @@ def _told(report: Report, *, ids: int, as_json: bool) -> int:
     """Print the report; return the exit code."""
     text = as_text(report, ids=ids)
     if as_json:
-        sys.stdout.write(json.dumps(as_object(report)) + "\n")
-        _tell(text)
+        show(json.dumps(as_object(report)))
+        tell(text)
     else:
-        sys.stdout.write(text + "\n")
+        show(text)
     if report.differences:
         return DIFFERENT
     if report.unproven:
@@ -127,7 +126,7 @@ def _remedy(report: Report) -> str:
 async def _tell_phases(run: Verify, stripe: StripeClient) -> None:
     """A line now and then, so that nobody wonders."""
     while True:
-        _tell(f"Verifying: {run.phase}; {stripe.requests.total():,} requests")
+        tell(f"Verifying: {run.phase}; {stripe.requests.total():,} requests")
         await asyncio.sleep(_TELL_S)
 
 
@@ -244,8 +243,3 @@ def _unproven(tables: list[TableReport]) -> list[str]:
         if remedy:
             lines.append(f"    remedy: {redact(remedy)}")
     return lines
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

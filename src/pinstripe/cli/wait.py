@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -11,7 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from pinstripe.cli.runtime import complain
+from pinstripe.cli.runtime import complain, show
 from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, Unreachable, redact
 
@@ -61,11 +60,9 @@ async def wait(config: Config, options: WaitOptions, *, as_json: bool) -> int:
     if status not in (200, 504) or "ok" not in body:
         raise _trouble(status, body, base)
     if as_json:
-        sys.stdout.write(json.dumps(body) + "\n")
+        show(json.dumps(body))
     elif status == 200:
-        sys.stdout.write(
-            f"The database is up to date as of {body['as_of']} ({body['waited_ms']} ms).\n"
-        )
+        show(f"The database is up to date as of {body['as_of']} ({body['waited_ms']} ms).")
     if status == 200:
         return 0
     if not as_json:

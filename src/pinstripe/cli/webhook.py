@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import msgspec
 
 from pinstripe.catalog.model import spec
 from pinstripe.cli.check import harmless
+from pinstripe.cli.runtime import show, tell
 from pinstripe.cli.status import with_data
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
@@ -70,29 +70,29 @@ async def create(config: Config, sync_id: str, *, url: str | None, as_json: bool
             "secret": "" if stored else made.secret,
             "secret_stored": stored,
         }
-        sys.stdout.write(json.dumps(told) + "\n")
+        show(json.dumps(told))
         return 0
-    sys.stdout.write("\n".join(_created(made, sync_id, stored=stored)) + "\n")
+    show("\n".join(_created(made, sync_id, stored=stored)))
     return 0
 
 
-async def show(config: Config, sync_id: str, *, as_json: bool) -> int:
+async def show_endpoints(config: Config, sync_id: str, *, as_json: bool) -> int:
     """Prints the endpoints of the account, ours first."""
     async with _opened(config, sync_id) as door:
         found = await list_endpoints(door.stripe)
     found.sort(key=lambda e: (not e.sync_id, e.url))
     if as_json:
-        sys.stdout.write(json.dumps({"endpoints": [_as_object(e) for e in found]}) + "\n")
+        show(json.dumps({"endpoints": [_as_object(e) for e in found]}))
         return 0
     if not found:
-        sys.stdout.write("The account has no webhook endpoints.\n")
+        show("The account has no webhook endpoints.")
         return 0
     lines = [f"{'endpoint':<28} {'status':<9} {'sync':<12} {'API version':<20} URL"]
     lines += [
         f"{e.id:<28} {e.status:<9} {e.sync_id or '-':<12} {e.api_version or '(account)':<20} {e.url}"
         for e in found
     ]
-    sys.stdout.write(harmless("\n".join(lines)) + "\n")
+    show(harmless("\n".join(lines)))
     return 0
 
 
@@ -102,9 +102,9 @@ async def delete(config: Config, sync_id: str, *, endpoint: str | None, as_json:
         chosen = endpoint or await _only(door.stripe, sync_id)
         await delete_endpoint(door.stripe, chosen)
     if as_json:
-        sys.stdout.write(json.dumps({"deleted": chosen}) + "\n")
+        show(json.dumps({"deleted": chosen}))
     else:
-        sys.stdout.write(f"Deleted {chosen}. Its signing secret is no longer valid.\n")
+        show(f"Deleted {chosen}. Its signing secret is no longer valid.")
     return 0
 
 
@@ -176,7 +176,7 @@ async def _store(config: Config, sync_id: str, made: Created) -> bool:
                 known = vault.webhook_secrets_of(await get_stored(connection, sync_id))
             await vault.change(sync_id, SyncChange(webhook_secrets=(*known, made.secret)))
     except PinstripeError as error:
-        sys.stderr.write(f"The signing secret could not be stored: {error}\n")
+        tell(f"The signing secret could not be stored: {error}")
         return False
     return True
 
