@@ -12,7 +12,7 @@ import msgspec
 from pinstripe.catalog.model import spec
 from pinstripe.cli.check import harmless
 from pinstripe.cli.runtime import show, tell
-from pinstripe.cli.status import with_data
+from pinstripe.cli.syncs import open_vault
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.webhook_endpoints import (
@@ -25,11 +25,10 @@ from pinstripe.client.webhook_endpoints import (
     list_endpoints,
 )
 from pinstripe.config.config import Config
-from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured, PinstripeError
 from pinstripe.gateway.syncs import SyncChange
 from pinstripe.platforms.vault import PlatformVault
-from pinstripe.service import api_key, budget_for, open_database, stripe_for
+from pinstripe.service import api_key, budget_for, stripe_for
 from pinstripe.serving.vault import Vault
 from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.pool import connect
@@ -143,18 +142,12 @@ async def _opened(config: Config, sync_id: str) -> AsyncIterator[_Door]:
         yield _Door(stripe, key, is_platform)
 
 
-@asynccontextmanager
-async def _vault(config: Config) -> AsyncIterator[Vault]:
-    """Where the stored syncs are."""
-    config = with_data(config)
-    encryptor = Encryptor(config.secret_key, config.data_dir / FILE)
-    async with open_database(config) as database:
-        yield Vault(database.url, encryptor, config)
-
-
 async def _of_stored(config: Config, sync_id: str) -> tuple[Config, bool]:
     """The settings of a stored sync or platform, and whether it is a platform."""
-    async with _vault(config) as vault, connect(vault.database_url) as connection:
+    async with (
+        open_vault(Vault, config, new=False) as vault,
+        connect(vault.database_url) as connection,
+    ):
         for platform in await load_platforms(connection):
             if platform.id == sync_id:
                 return _platforms(vault).config_of(platform), True
@@ -168,7 +161,7 @@ def _platforms(vault: Vault) -> PlatformVault:
 async def _store(config: Config, sync_id: str, made: Created) -> bool:
     """Store the secret with the sync. If that fails, print it: Stripe does not return it again."""
     try:
-        async with _vault(config) as vault:
+        async with open_vault(Vault, config, new=False) as vault:
             async with connect(vault.database_url) as connection:
                 if sync_id in [p.id for p in await load_platforms(connection)]:
                     await _platforms(vault).add_webhook_secret(sync_id, made.secret)
