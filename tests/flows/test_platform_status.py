@@ -11,7 +11,7 @@ import pytest
 from tests.flows.harness.command import pinstripe
 from tests.flows.harness.platform_service import ID, PLATFORM, PlatformService, platform_service
 
-from pinstripe.store.platforms.sweep import dismiss
+from pinstripe.store.platforms.stored import revoke_accounts
 from pinstripe.store.pool import connect
 from pinstripe_simulator.server import running
 
@@ -33,7 +33,7 @@ async def here(database: str, tmp_path: Path) -> AsyncIterator[PlatformService]:
                 " FROM generate_series(1, 245) n",
                 ID,
             )
-            await dismiss(pg, ID, ["acct_1Many0007"], REASON)
+            await revoke_accounts(pg, ID, ["acct_1Many0007"], REASON)
             await pg.execute(
                 "UPDATE pinstripe.platform_account SET failures = 3, reason = 'Stripe is slow.'"
                 " WHERE account_id = 'acct_1Many0008'"

@@ -354,9 +354,8 @@ async def test_accounts_come_leave_and_come_back(database: str) -> None:
     await make_platform(database, ONE, TWO, chosen=CHOSEN)
     async with connect(database) as connection:
         assert await add_accounts(connection, "shops", [ONE, "acct_3", "acct_3"]) == ["acct_3"]
-        gone = {"code": "revoked", "reason": "It is gone.", "remedy": "None."}
-        assert await revoke_accounts(connection, "shops", [TWO, "acct_9"], **gone) == [TWO]
-        assert await revoke_accounts(connection, "shops", [TWO], **gone) == []
+        assert await revoke_accounts(connection, "shops", [TWO, "acct_9"], "Gone.") == [TWO]
+        assert await revoke_accounts(connection, "shops", [TWO], "Gone.") == []
         states = {a.account_id: (a.state, a.code) for a in await load_accounts(connection, "shops")}
         assert states == {
             ONE: ("active", None),

@@ -10,7 +10,7 @@ import pytest
 from pinstripe.errors import Unreachable
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.platforms import sweep
-from pinstripe.store.platforms.stored import add_accounts
+from pinstripe.store.platforms.stored import add_accounts, revoke_accounts
 from pinstripe.store.platforms.sweep import Found
 from pinstripe.store.platforms.tasks import ensure_tasks, waiting_tasks
 from pinstripe.store.pool import connect
@@ -149,7 +149,7 @@ async def test_a_task_that_was_put_off_is_requested_when_its_time_has_come(
 ) -> None:
     await sweep.put_off(platform, "relist", [f"{SCHEMA}@{A}"], 3600.0)
     await sweep.put_off(platform, "backfill", [f"{SCHEMA}@{A}", f"{SCHEMA}@{B}"], 0.0)
-    await sweep.dismiss(platform, PLATFORM, [B], "gone")
+    await revoke_accounts(platform, PLATFORM, [B], "gone")
     async with platform.transaction():
         assert await sweep.request_due(platform, 100) == 1
     assert await waiting_tasks(platform) == {"backfill": 1}

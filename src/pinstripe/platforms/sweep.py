@@ -26,6 +26,7 @@ from pinstripe.client.response import read_list
 from pinstripe.errors import PinstripeError, WrongAccount
 from pinstripe.rows.event import created_of
 from pinstripe.store.platforms import sweep
+from pinstripe.store.platforms.stored import revoke_accounts
 from pinstripe.store.platforms.sweep import Found, Look
 from pinstripe.store.pool import Pool
 
@@ -107,7 +108,7 @@ class Sweep:
         try:
             async with self.pool.transaction() as connection:
                 if isinstance(error, WrongAccount):
-                    await sweep.dismiss(connection, self.platform_id, [account_id], error.message)
+                    await revoke_accounts(connection, self.platform_id, [account_id], error.message)
                     _log.warning("account.revoked", account=account_id, reason=error.message)
                 else:
                     await sweep.failed(connection, self.platform_id, account_id, error)

@@ -38,7 +38,7 @@ from pinstripe.store.daily_counts import add_requests, utc_today
 from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
 from pinstripe.store.platforms import sweep
-from pinstripe.store.platforms.stored import SealedPlatform
+from pinstripe.store.platforms.stored import SealedPlatform, revoke_accounts
 from pinstripe.store.platforms.sweep import Standing
 from pinstripe.store.platforms.tasks import (
     WAITED_COPY_PRIORITY,
@@ -260,7 +260,7 @@ class Tasks:
         _log.warning("task.failed", task=task, scope=scope, error=error.message)
         async with self._control.transaction() as connection:
             if isinstance(error, WrongAccount):
-                await sweep.dismiss(connection, stored.id, [account_id], error.message)
+                await revoke_accounts(connection, stored.id, [account_id], error.message)
             elif isinstance(error, FellBehind):
                 await sweep.begin(connection, stored.schema, [account_id])
             else:

@@ -103,8 +103,9 @@ SELECT account_id FROM added ORDER BY 1
 """
 
 _REVOKE = """
-UPDATE pinstripe.platform_account SET state = 'revoked', revoked_at = clock_timestamp(), code = $3,
-  reason = $4, remedy = $5
+UPDATE pinstripe.platform_account SET state = 'revoked', revoked_at = clock_timestamp(), code = 'revoked',
+  reason = $3,
+  remedy = 'Its rows stay as they are. It goes on when the account authorises the platform again.'
 WHERE platform_id = $1 AND account_id = ANY($2::text[]) AND state = 'active' RETURNING account_id
 """
 
@@ -241,17 +242,11 @@ async def add_accounts(
 
 
 async def revoke_accounts(
-    connection: Connection,
-    platform_id: str,
-    account_ids: Sequence[str],
-    *,
-    code: str,
-    reason: str,
-    remedy: str,
+    connection: Connection, platform_id: str, account_ids: Sequence[str], reason: str
 ) -> list[str]:
-    """Flag accounts that took their authorisation back; return those that were active."""
+    """Flag accounts that took their authorisation back; return those that were active. Their rows stay."""
     with translated():
-        rows = await connection.fetch(_REVOKE, platform_id, list(account_ids), code, reason, remedy)
+        rows = await connection.fetch(_REVOKE, platform_id, list(account_ids), reason)
     return [row[0] for row in rows]
 
 

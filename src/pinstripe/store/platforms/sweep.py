@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pinstripe.errors import PinstripeError
 from pinstripe.store.cursors import FOLLOWED, READY, mark_loaded
-from pinstripe.store.platforms.stored import add_accounts, revoke_accounts
+from pinstripe.store.platforms.stored import add_accounts
 from pinstripe.store.platforms.tasks import WAITED_PRIORITY, TaskName, request_tasks
 from pinstripe.store.pool import Connection, translated
 from pinstripe.store.quarantine import forget_streams, reopen
@@ -281,20 +281,6 @@ async def note_synced(connection: Connection, schema: str, tables: Sequence[str]
         await connection.execute(_LEFT_OUT, schema, again)
         await mark_loaded(connection, schema, tables)
         await forget_streams(connection, schema, again)
-
-
-async def dismiss(
-    connection: Connection, platform_id: str, account_ids: Sequence[str], reason: str
-) -> list[str]:
-    """Flag accounts that took their authorisation back; return those that were active. Their rows stay."""
-    return await revoke_accounts(
-        connection,
-        platform_id,
-        account_ids,
-        code="revoked",
-        reason=reason,
-        remedy="Its rows stay as they are. It goes on when the account authorises the platform again.",
-    )
 
 
 async def wake(connection: Connection, platform_id: str, schema: str, account_id: str) -> bool:
