@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from statistics import median
 from typing import Literal
 
@@ -37,9 +37,6 @@ from pinstripe.store.leases import QuotaReport
 from pinstripe.store.pool import Pool
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
-
-_MOST_TRANSACTIONS = 100_000
-"""More need not be counted: they allow twenty times what two polls a second take."""
 
 _FADE = 2.0
 """After a wake-up the pause grows with the time since, by this part of it: sixteen polls in ten minutes,
@@ -180,13 +177,10 @@ class ReadQuota:
         try:
             async with self._pool.transaction() as connection:
                 await add_requests(connection, self._schema, today, fresh)
-                since = today - timedelta(days=DAYS - 1)
-                days = await load_requests(connection, self._schema, since)
+                days = await load_requests(connection, self._schema, today)
                 transactions, is_due = self.transactions, self._is_count_due()
                 if is_due:
-                    transactions = await count_transactions(
-                        connection, self._schema, DAYS, most=_MOST_TRANSACTIONS
-                    )
+                    transactions = await count_transactions(connection, self._schema)
         except PinstripeError as error:
             # These requests are counted the next time.
             if not self.trouble:

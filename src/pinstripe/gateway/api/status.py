@@ -7,7 +7,7 @@ only admins get the ids of syncs and the reasons.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import msgspec
@@ -22,7 +22,7 @@ from pinstripe.gateway.http.errors import JSON, HTTPError
 from pinstripe.gateway.http.metrics import MEDIA
 from pinstripe.gateway.live.status_board import LagSample
 from pinstripe.store.cursors import READY, SCAN_OF, Checkpoint, RememberedRefusal, load_checkpoints
-from pinstripe.store.daily_counts import Clocks, load_requests
+from pinstripe.store.daily_counts import Clocks, load_requests, utc_today
 from pinstripe.store.leases import QuotaReport, TableProgress
 from pinstripe.store.platforms.stored import load_platforms
 from pinstripe.store.platforms.workers import live_workers
@@ -34,8 +34,6 @@ from pinstripe.store.status import (
     read_status,
 )
 from pinstripe.store.verifications import Certificate
-
-_DAYS = 30
 
 
 class TableStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,9 +224,8 @@ async def lag(call: Call) -> Lag:
 async def budget(call: Call) -> Budget:
     """The request budget, and how much of Stripe's read allowance is used."""
     sync = await find_sync(call)
-    since = (datetime.now(UTC) - timedelta(days=_DAYS - 1)).date()
     async with call.gateway.reads.connection() as connection:
-        counts = await load_requests(connection, sync.schema, since)
+        counts = await load_requests(connection, sync.schema, utc_today())
     days: dict[str, dict[str, int]] = {}
     for (day, kind), count in sorted(counts.items()):
         days.setdefault(day.isoformat(), {})[kind] = count
