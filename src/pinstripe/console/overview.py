@@ -20,7 +20,7 @@ from pinstripe.console.templating import Pages, path_of
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.live.status_board import SyncStatus
-from pinstripe.store.cursors import RememberedRefusal, load_checkpoints, load_refusals
+from pinstripe.store.cursors import Checkpoint, RememberedRefusal, load_checkpoints, load_refusals
 from pinstripe.store.ddl import qualified
 from pinstripe.store.pool import Connection
 
@@ -40,16 +40,6 @@ class Event:
     id: str
     type: str
     created: object
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedTable:
-    """A list that cannot be read, in Stripe's words."""
-
-    table: str
-    state: str
-    reason: str
-    remedy: str
 
 
 @dataclass(slots=True)
@@ -85,7 +75,7 @@ class Overview:
         board = await visit.gateway.board.fresh()
         live = board[visit.sync.id]
         pieces = await self._draw(visit.gateway, live)
-        refused: list[RefusedTable] = []
+        refused: list[Checkpoint] = []
         partly: Sequence[RememberedRefusal] = ()
         try:
             async with visit.gateway.reads.connection() as connection:
@@ -157,16 +147,8 @@ async def _newest(connection: Connection, schema: str) -> list[Event]:
     return [Event(*row) for row in rows]
 
 
-async def _refused(connection: Connection, schema: str) -> list[RefusedTable]:
+async def _refused(connection: Connection, schema: str) -> list[Checkpoint]:
+    """The lists that cannot be read, those that are tried again first."""
     cursors = await load_checkpoints(connection, schema)
-    found = [
-        RefusedTable(
-            str(c.position.get("table", "")) if isinstance(c.position, dict) else "",
-            c.state,
-            c.reason,
-            c.remedy,
-        )
-        for c in cursors.values()
-        if c.state in ("refused", "failed")
-    ]
-    return sorted(found, key=lambda r: (r.state != "failed", r.table))
+    found = [c for c in cursors.values() if c.state in ("refused", "failed")]
+    return sorted(found, key=lambda c: (c.state != "failed", c.table))

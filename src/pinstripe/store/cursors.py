@@ -76,6 +76,12 @@ class Checkpoint:
     permission: str = ""
     next_try: float | None = None
 
+    @property
+    def table(self) -> str:
+        """The table that the stream fills, as its position says; "" if it does not."""
+        table = self.position.get("table") if isinstance(self.position, dict) else None
+        return table if isinstance(table, str) else ""
+
 
 def ended_by(
     error: PinstripeError,

@@ -360,9 +360,8 @@ def _known(
 def _by_table(cursors: Iterable[Checkpoint]) -> Mapping[str, list[Checkpoint]]:
     by_table: dict[str, list[Checkpoint]] = {}
     for cursor in cursors:
-        position = cursor.position
-        if isinstance(position, dict) and isinstance(position.get("table"), str):
-            by_table.setdefault(position["table"], []).append(cursor)
+        if cursor.table:
+            by_table.setdefault(cursor.table, []).append(cursor)
     return by_table
 
 

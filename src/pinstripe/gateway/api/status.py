@@ -262,7 +262,7 @@ async def permissions(call: Call) -> Permissions:
 def _refusal(found: Checkpoint) -> Refusal:
     lacking = permission_of(found.reason)
     return Refusal(
-        found.position.get("table", "") if isinstance(found.position, dict) else found.stream,
+        found.table or found.stream,
         found.stream,
         found.state,
         found.reason,

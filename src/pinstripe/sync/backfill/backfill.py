@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -87,7 +87,7 @@ class BackfillResult:
     @property
     def unfinished(self) -> set[str]:
         """Return the tables with a list that was not read to its end."""
-        return _tables_of(s for s in self.streams if s.state not in ("done", "refused"))
+        return {s.table for s in self.streams if s.state not in ("done", "refused")}
 
 
 class Backfill:
@@ -247,7 +247,7 @@ class Backfill:
 
     async def _queue_missing(self, tables: Collection[str], since: float) -> None:
         """Fetch rows of these tables that no list returned and whose events are gone."""
-        unread = _tables_of(c for c in self._ends() if c.state != "done" and c.code != LEFT_OUT)
+        unread = {c.table for c in self._ends() if c.state != "done" and c.code != LEFT_OUT}
         unread |= self._source.mirror.quarantine.tables.keys()
         refetches = RefetchWorker(self._source)
         tables = (set(tables) & self._source.wanted.keys()) - unread
@@ -360,12 +360,6 @@ class Backfill:
         await asyncio.gather(*(build() for _ in range(_INDEXED_AT_ONCE)))
 
 
-def _tables_of(streams: Iterable[Checkpoint]) -> set[str]:
-    """Return the tables that these streams fill."""
-    found = [s.position for s in streams]
-    return {str(p.get("table")) if isinstance(p, dict) else "" for p in found}
-
-
 _SOON_S = 600
 """A list that was read within this time is not read again by a run that resumes."""
 _SETTLED_S = 31 * 86400
@@ -469,11 +463,11 @@ class BackfillPlanner:
             self._source.mirror.quarantine.forget()
             tried = await reopen(connection, schema, sorted(wanted))
             lost = {table for table, relist in tried if relist or not can_be_fetched(table)}
-            filled = {_table_of(c) for c in saved.values() if c.state == "done" and c.rows}
+            filled = {c.table for c in saved.values() if c.state == "done" and c.rows}
             filled &= wanted.keys()
             lost |= filled - await with_rows(connection, schema, filled)
             unread = (c for c in saved.values() if c.stream.startswith(BESIDE[0]))
-            lost |= {_table_of(c) for c in unread if c.code == NotPermitted.slug} & wanted.keys()
+            lost |= {c.table for c in unread if c.code == NotPermitted.slug} & wanted.keys()
             if not lost:
                 return saved
             self._lost = lost
@@ -523,7 +517,7 @@ class BackfillPlanner:
         opened = [replace(saved[stream], state="done", position=None) for stream in closed]
         await self._source.save(opened)
         around = set(closed.values())
-        return {s: c for s, c in saved.items() if s not in closed and _table_of(c) not in around}
+        return {s: c for s, c in saved.items() if s not in closed and c.table not in around}
 
     def _works(
         self, endpoints: Sequence[ListEndpoint], saved: Mapping[str, Checkpoint], *, complete: bool
@@ -584,10 +578,6 @@ class BackfillPlanner:
 
     def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:
         return [o for o in endpoint.objects if table_name(o) in self._source.wanted]
-
-
-def _table_of(cursor: Checkpoint) -> str:
-    return str(cursor.position.get("table", "")) if isinstance(cursor.position, dict) else ""
 
 
 def _is_done(cursor: Checkpoint | None) -> bool:

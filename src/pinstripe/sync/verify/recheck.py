@@ -97,9 +97,8 @@ class ListRun:
             for name in work.endpoint.objects:
                 yield table_name(name), work.final()
         for checkpoint in self.refused:
-            position = checkpoint.position
-            if isinstance(position, dict):
-                yield str(position["table"]), checkpoint
+            if checkpoint.table:
+                yield checkpoint.table, checkpoint
 
 
 async def read_lists(
