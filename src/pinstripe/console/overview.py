@@ -21,25 +21,11 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.live.status_board import SyncStatus
 from pinstripe.store.cursors import Checkpoint, RememberedRefusal, load_checkpoints, load_refusals
-from pinstripe.store.ddl import qualified
+from pinstripe.store.events import EventFilter, EventLine, has_events, list_events
 from pinstripe.store.pool import Connection
+from pinstripe.store.status import estimate_rows
 
 _NEWEST = 8
-
-_ROWS = """
-SELECT coalesce(sum(greatest(c.reltuples, pg_stat_get_live_tuples(c.oid), 0)), 0)::bigint
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = $1 AND c.relkind IN ('r', 'p')
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line of the newest events."""
-
-    id: str
-    type: str
-    created: object
 
 
 @dataclass(slots=True)
@@ -114,11 +100,14 @@ class Overview:
 
     async def _draw_anew(self, gateway: Gateway, live: SyncStatus) -> dict[str, str]:
         rows: int | None = None
-        events: list[Event] = []
+        events: list[EventLine] = []
         try:
             async with gateway.reads.connection(longest_s=2.0) as connection:
-                rows = await connection.fetchval(_ROWS, live.schema)
-                events = await _newest(connection, live.schema)
+                tables = await estimate_rows(connection, [live.schema])
+                rows = sum(tables[live.schema].values())
+                if await has_events(connection, live.schema):
+                    newest = EventFilter()
+                    events = await list_events(connection, live.schema, newest, limit=_NEWEST)
         except PinstripeError:
             pass  # The board reports it.
         samples = gateway.board.lags(live.id)
@@ -133,18 +122,6 @@ class Overview:
             name: self._pages.piece(f"overview_{name}.html", **shown)
             for name in ("standing", "progress", "reader", "newest")
         }
-
-
-async def _newest(connection: Connection, schema: str) -> list[Event]:
-    if await connection.fetchval("SELECT to_regclass($1)", qualified(schema, "event")) is None:
-        return []
-    rows = await connection.fetch(
-        f"SELECT id, type, created FROM {qualified(schema, 'event')}"
-        # Every event has `created`; the condition lets Postgres use the partial index.
-        " WHERE created IS NOT NULL ORDER BY created DESC, id DESC LIMIT $1",
-        _NEWEST,
-    )
-    return [Event(*row) for row in rows]
 
 
 async def _refused(connection: Connection, schema: str) -> list[Checkpoint]:

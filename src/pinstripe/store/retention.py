@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pinstripe.store.ddl import qualified
+from pinstripe.store.events import has_events
 from pinstripe.store.pool import Connection, translated
 
 BOUNDS: Mapping[str, str] = {
@@ -83,9 +84,9 @@ class Retention:
 
 
 async def _trim_events(connection: Connection, schema: str, keep: timedelta) -> int:
-    name = qualified(schema, "event")
-    if await connection.fetchval("SELECT to_regclass($1)", name) is None:
+    if not await has_events(connection, schema):
         return 0
+    name = qualified(schema, "event")
     text = (
         f"DELETE FROM {name} WHERE id IN (SELECT id FROM {name} WHERE created IS NOT NULL"
         f" AND created < clock_timestamp() - $1::interval ORDER BY created LIMIT $2)"
