@@ -109,10 +109,8 @@ async def _look(visit: PageContext, schema: str) -> tuple[str | None, str]:
     try:
         async with visit.gateway.reads.connection() as connection:
             return await find_reader(connection, schema), await _some_table(connection, schema)
-    except Unreachable:
-        return None, _LIKED[0]
     except PinstripeError:
-        # Another role has that name: the button's response says what to do.
+        # Postgres is away; or another role has that name: the button's response says what to do.
         return None, _LIKED[0]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -18,6 +17,7 @@ import structlog
 from starlette.responses import Response
 
 from pinstripe.client.webhook_endpoints import WebhookEndpoint, list_endpoints
+from pinstripe.concurrency import wait_for
 from pinstripe.console import templating
 from pinstripe.console.connect import gateway_of, of_webhook
 from pinstripe.console.page_context import PageContext
@@ -208,9 +208,7 @@ class KeyCheck:
     async def follow(self) -> AsyncIterator[None]:
         """After each step, and every second anyway; ends when the examination has."""
         while self.runs:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_TELL_S):
-                    await self._moved.wait()
+            await wait_for(self._moved, _TELL_S)
             yield
 
 

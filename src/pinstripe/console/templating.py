@@ -30,8 +30,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 
 from pinstripe.console.sessions import Session
-from pinstripe.errors import PinstripeError
-from pinstripe.gateway.api.events import MEDIA, MOST_STREAMS
+from pinstripe.gateway.api.events import MEDIA, MOST_STREAMS, counted
 from pinstripe.gateway.deps import Gateway
 from pinstripe.gateway.http.errors import HTTPError
 from pinstripe.gateway.syncs import StoredSync
@@ -328,18 +327,4 @@ def stream(gateway: Gateway, pieces: AsyncIterator[bytes]) -> Response:
             503, "too_many_streams", f"{MOST_STREAMS} pages are open.", hint="Close some of them."
         )
     headers = {**HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_counted(gateway, pieces), media_type=MEDIA, headers=headers)
-
-
-async def _counted(gateway: Gateway, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    gateway.meters.streams += 1
-    try:
-        yield b"retry: 2000\n\n"
-        async for piece in pieces:
-            yield piece
-            if gateway.closing:
-                return
-    except PinstripeError:
-        return  # The browser reconnects and gets a page with the error.
-    finally:
-        gateway.meters.streams -= 1
+    return StreamingResponse(counted(gateway, pieces), media_type=MEDIA, headers=headers)

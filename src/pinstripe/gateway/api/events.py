@@ -245,25 +245,26 @@ def _stream(gateway: Gateway, entries: AsyncIterator[bytes]) -> Response:
             hint="Close some, or read pages.",
             headers={"Retry-After": "10"},
         )
-    return StreamingResponse(_counted(gateway, entries), media_type=MEDIA, headers=_HEADERS)
+    return StreamingResponse(counted(gateway, entries), media_type=MEDIA, headers=_HEADERS)
 
 
-async def _counted(gateway: Gateway, entries: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def counted(gateway: Gateway, entries: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The entries as a stream that is counted, and ends when the gateway does."""
     gateway.meters.streams += 1
     try:
+        yield _AGAIN
         async for entry in entries:
             yield entry
             if gateway.closing:
                 return
     except PinstripeError:
-        # The client reconnects with its position; the status is already sent.
+        # The client reconnects, with its position if it has one; the status is already sent.
         return
     finally:
         gateway.meters.streams -= 1
 
 
 async def _board(gateway: Gateway, sync_id: str | None) -> AsyncIterator[bytes]:
-    yield _AGAIN
     async with aclosing(gateway.board.watch()) as looks:
         async for _ in looks:
             frame = gateway.board.encoded(sync_id)
@@ -275,7 +276,7 @@ async def _board(gateway: Gateway, sync_id: str | None) -> AsyncIterator[bytes]:
 async def _changes(
     gateway: Gateway, schema: str, after: int, wanted: ChangeFilter
 ) -> AsyncIterator[bytes]:
-    yield _AGAIN + b"event: position\nid: %d\ndata: %d\n\n" % (after, after)
+    yield b"event: position\nid: %d\ndata: %d\n\n" % (after, after)
     async with aclosing(gateway.feed.follow(schema, after=after, wanted=wanted)) as entries:
         async for entry in entries:
             if entry is None:
