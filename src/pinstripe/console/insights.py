@@ -20,6 +20,7 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from pinstripe.console.page_context import PageContext
+from pinstripe.console.rows import money
 from pinstripe.console.templating import path_of
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.deps import Gateway
@@ -31,15 +32,6 @@ from pinstripe.store.pool import sqlstate, translated
 _LONGEST_S = 5.0
 _UNDEFINED_TABLE = "42P01"
 _CODE = re.compile(r"[a-z]{3}")
-
-# https://docs.stripe.com/currencies#zero-decimal and #three-decimal
-_NO_DECIMALS = frozenset(
-    (
-        *("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga"),
-        *("pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf"),
-    )
-)
-_THREE_DECIMALS = frozenset(["bhd", "jod", "kwd", "omr", "tnd"])
 
 # By subscriptions: amounts of two currencies cannot be compared.
 _CURRENCIES = """SELECT currency, sum(weight) AS weight FROM (
@@ -264,16 +256,6 @@ def _reason(error: PinstripeError) -> str:
     if isinstance(error, Unreachable):
         return f"{error.message} {error.hint}"
     return error.message
-
-
-def money(amount: int, currency: str) -> str:
-    """An amount in the smallest unit, as people write it.
-
-    >>> money(123456, "usd"), money(-5, "usd"), money(1500, "jpy"), money(12345, "kwd")
-    ('1,234.56', '-0.05', '1,500', '12.345')
-    """
-    digits = 0 if currency in _NO_DECIMALS else 3 if currency in _THREE_DECIMALS else 2
-    return f"{Decimal(amount).scaleb(-digits):,.{digits}f}"
 
 
 def _text(value: object, currency: str) -> str:

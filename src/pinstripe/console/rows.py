@@ -246,8 +246,8 @@ CellKind = Literal["null", "text", "number", "money", "time", "flag", "json"]
 
 _SHORT = 160
 
-# Amounts are in units of 10**-n of the currency; 2 where it is not named here.
-# https://docs.stripe.com/currencies
+# Amounts are in units of 10**-n of the currency; 2 where it is not named here. So are UGX, which has no
+# decimals (https://docs.stripe.com/currencies#special-cases).
 _WHOLE = "bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf"
 
 _THOUSANDTHS = "bhd jod kwd omr tnd"
@@ -302,14 +302,14 @@ def cell(shape: Shape, name: str, values: Mapping[str, object], *, whole: bool =
     return _text(column, "text", text, whole=whole)
 
 
-def in_main_unit(amount: int, currency: str) -> str:
-    """An amount as people write it.
+def money(amount: int, currency: str) -> str:
+    """An amount in the smallest unit, as people write it.
 
-    >>> in_main_unit(123456, "usd"), in_main_unit(-500, "jpy"), in_main_unit(5, "kwd")
-    ('1,234.56 USD', '-500 JPY', '0.005 KWD')
+    >>> money(123456, "usd"), money(-5, "usd"), money(1500, "jpy"), money(12345, "kwd")
+    ('1,234.56', '-0.05', '1,500', '12.345')
     """
     places = _DECIMALS.get(currency.lower(), 2)
-    return f"{Decimal(amount).scaleb(-places):,.{places}f} {currency.upper()}"
+    return f"{Decimal(amount).scaleb(-places):,.{places}f}"
 
 
 def _amount(shape: Shape, column: ShownColumn, value: int, values: Mapping[str, object]) -> Cell:
@@ -319,7 +319,7 @@ def _amount(shape: Shape, column: ShownColumn, value: int, values: Mapping[str, 
     currency = values.get(beside) if beside else None
     if not isinstance(currency, str) or not currency:
         return Cell(column, "money", f"{value:,}")
-    decimal = in_main_unit(value, currency)
+    decimal = f"{money(value, currency)} {currency.upper()}"
     return Cell(column, "money", f"{value:,}", beside=currency, decimal=decimal)
 
 

@@ -16,7 +16,7 @@ from tests.flows.console.test_tables_in_browser import watched
 from tests.flows.harness.api_service import ApiService, api_service
 from tests.flows.harness.lives import EMPTY, Lives
 
-from pinstripe.console.insights import money
+from pinstripe.console.rows import money
 from pinstripe.store.pool import connect
 from pinstripe_simulator.behaviours import cycle, money_out
 from pinstripe_simulator.server import Running, running
