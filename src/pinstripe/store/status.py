@@ -265,7 +265,7 @@ async def _schema(connection: Connection, sync: Sync, *, counted_bytes: int) -> 
         account_id=sync.account_id,
         livemode=sync.livemode,
         api_version=sync.api_version,
-        followed=_moment(up_to),
+        followed=moment(up_to),
         missing=missing,
         certificate=await load_certificate(connection, schema),
         next_verification=plan[0],
@@ -316,7 +316,7 @@ def _scan(
             as_of = max(as_of or 0.0, cursor.as_of or 0.0)
         per_s = float(here.get("per_s", 0.0)) if not here.get("ended") else 0.0
         shown = ScanProgress(
-            table, parent, done, of, rounds, None, _moment(as_of) if rounds else None
+            table, parent, done, of, rounds, None, moment(as_of) if rounds else None
         )
         found.append((shown, per_s))
     # The lists take turns: one is through when each of the others had as many turns as it needs.
@@ -406,18 +406,18 @@ def _table(
         remedy=worst.remedy if worst else "",
         requests=sum(c.requests for c in cursors),
         seconds=sum((c.seconds for c in cursors), 0.0),
-        as_of=_moment(as_of),
-        fresh_to=_moment(fresh_to),
+        as_of=moment(as_of),
+        fresh_to=moment(fresh_to),
         fresh_by=fresh_by,
         code=(worst.code if worst else "") or (LEFT_OUT if gap else ""),
         permission=worst.permission if worst else "",
-        next_try=_moment(worst.next_try) if worst else None,
+        next_try=moment(worst.next_try) if worst else None,
         owed=owed,
         ready=is_read,
         # Previews note there when they began.
         since=None
         if tables()[name].virtual
-        else _moment(max((_since(c) for c in cursors), default=0.0) or None),
+        else moment(max((_since(c) for c in cursors), default=0.0) or None),
     )
 
 
@@ -573,5 +573,6 @@ async def estimate_rows(
     return found
 
 
-def _moment(second: float | None) -> datetime | None:
+def moment(second: float | None) -> datetime | None:
+    """A Unix second as a time."""
     return None if second is None else datetime.fromtimestamp(second, UTC)

@@ -7,7 +7,7 @@ only admins get the ids of syncs and the reasons.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.metadata import version
 
 import msgspec
@@ -31,6 +31,7 @@ from pinstripe.store.status import (
     QuarantinedRows,
     ScanProgress,
     TableStatus,
+    moment,
     read_status,
 )
 from pinstripe.store.verifications import Certificate
@@ -271,17 +272,13 @@ def _refusal(found: Checkpoint) -> Refusal:
         lacking.title or None,
         lacking.edit_url or None,
         found.code,
-        _moment(found.next_try),
+        moment(found.next_try),
     )
 
 
 def _table(found: TableStatus, progress: TableProgress | None) -> TableStanding:
     shown = {**asdict(found), "seconds": round(found.seconds, 3), "progress": progress}
     return msgspec.convert(shown, TableStanding)
-
-
-def _moment(second: float | None) -> datetime | None:
-    return None if second is None else datetime.fromtimestamp(second, UTC)
 
 
 class Alive(msgspec.Struct, frozen=True):

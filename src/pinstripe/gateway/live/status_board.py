@@ -24,7 +24,7 @@ from pinstripe.errors import PinstripeError
 from pinstripe.gateway.syncs import Reads, StoredSync, SyncControl
 from pinstripe.store.daily_counts import Clocks
 from pinstripe.store.leases import STALE_S, WorkerHeartbeat, load_heartbeats
-from pinstripe.store.status import SyncSummary, load_summaries
+from pinstripe.store.status import SyncSummary, load_summaries, moment
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -229,7 +229,7 @@ def _status_of(
         ready=not reason,
         reason=reason,
         remedy=remedy,
-        as_of=None if as_of is None else datetime.fromtimestamp(as_of, UTC),
+        as_of=moment(as_of),
         lag_s=None if lag_s is None else round(lag_s, 3),
         to_ask=summary.to_ask,
         to_ask_by_class=summary.by_class,
