@@ -76,6 +76,13 @@ async def end(*tasks: asyncio.Future[None]) -> None:
             task.result()
 
 
+async def cancel(*tasks: asyncio.Task[T]) -> list[T | BaseException]:
+    """Cancel all tasks, and return when they have ended: what each returned or raised."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def first_error(group: BaseExceptionGroup[E]) -> E:
     """One error out of a group, at any depth."""
     error: E | BaseExceptionGroup[E] = group
@@ -148,8 +155,7 @@ class Coalescer(Generic[K, V]):
         """Cancels the running query and all waiting calls."""
         asking = self._asking
         if asking is not None:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            await cancel(asking)
         # A task cancelled before its first step ran no `finally`.
         self._asking = None
         waiting, self._waiting = self._waiting, {}

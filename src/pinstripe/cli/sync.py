@@ -19,7 +19,7 @@ from functools import partial
 
 from pinstripe.cli.runtime import complain, configure, freeze_loaded, root_cause, show, tell
 from pinstripe.cli.summary import Ending, counted, showing, summarise
-from pinstripe.concurrency import backoff, first_error
+from pinstripe.concurrency import backoff, cancel, first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import (
     FellBehind,
@@ -185,9 +185,7 @@ async def worker() -> int:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else 0
     finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        await cancel(working, gone)
 
 
 async def _work(order: StartWorker, superior: ParentLink) -> int:

@@ -19,6 +19,7 @@ from msgspec import UNSET, structs
 from pinstripe.cli.runtime import show, tell
 from pinstripe.cli.status import with_data
 from pinstripe.cli.summary import counted
+from pinstripe.concurrency import cancel
 from pinstripe.config.config import Config
 from pinstripe.encryption import FILE, Encryptor
 from pinstripe.errors import Misconfigured
@@ -306,8 +307,7 @@ async def work(config: Config) -> int:
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await cancel(running)
             raise
     return 0
 

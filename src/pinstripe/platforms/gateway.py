@@ -21,7 +21,7 @@ import structlog
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
-from pinstripe.concurrency import backoff
+from pinstripe.concurrency import backoff, cancel
 from pinstripe.config.config import Config
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync, Syncs, account_sync_id
@@ -161,9 +161,7 @@ class GatewayAccounts:
 
     async def _close_all(self) -> None:
         self._shared = self._stripe = None
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
 
     async def _is_active(self, account_id: str) -> bool:
         if self._shared is None:

@@ -23,6 +23,7 @@ import structlog
 from pinstripe.client.client import StripeClient, iter_pages, list_at
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import read_list
+from pinstripe.concurrency import cancel
 from pinstripe.errors import PinstripeError, WrongAccount
 from pinstripe.rows.event import created_of
 from pinstripe.store.platforms import sweep
@@ -62,9 +63,7 @@ class Sweep:
                     await asyncio.sleep(_PAUSE_S)
                 await asyncio.sleep(_TICK_S)
         finally:
-            for task in self._looks:
-                task.cancel()
-            await asyncio.gather(*self._looks, return_exceptions=True)
+            await cancel(*self._looks)
 
     async def tick(self) -> None:
         """Write down what was seen, and begin the looks that are due."""

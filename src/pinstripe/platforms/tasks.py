@@ -26,7 +26,7 @@ import structlog
 from pinstripe.client.client import StripeClient, meet
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import StripeObject
-from pinstripe.concurrency import first_error
+from pinstripe.concurrency import cancel, first_error
 from pinstripe.config.config import Config
 from pinstripe.errors import FellBehind, LostLease, PinstripeError, WrongAccount
 from pinstripe.platforms.account import OpenPlatform, open_account
@@ -129,9 +129,7 @@ class WorkedPlatform:
 
     async def stop(self) -> None:
         """Cancel the tasks under way: they are requested again."""
-        for task in self.running:
-            task.cancel()
-        await asyncio.gather(*self.running, return_exceptions=True)
+        await cancel(*self.running)
 
 
 @dataclass(slots=True)
@@ -218,8 +216,7 @@ class Tasks:
             await self._works[task](account)
         finally:
             if following is not None:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                await cancel(following)
 
     async def _follow(self, account: OpenedAccount) -> None:
         """Poll the account, when that is due, beside a long task of it: the poll's own task has to wait."""
@@ -398,8 +395,7 @@ class Tasks:
             draining.result()
             await account.source.mirror.wait_resolved()
         finally:
-            draining.cancel()
-            await asyncio.gather(draining, return_exceptions=True)
+            await cancel(draining)
 
     async def _backfill(self, account: OpenedAccount) -> None:
         """The first copy, or what an interrupted one left; gives way to others after a while."""
@@ -434,8 +430,7 @@ class Tasks:
                 if running.done() or (may_stop() and await self._others_wait()):
                     return running.done()
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await cancel(running)
 
     async def _plan_after(self, account: OpenedAccount, outcome: BackfillResult) -> None:
         """What follows a first copy: the account is polled at once, and what failed is tried again.

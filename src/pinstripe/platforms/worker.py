@@ -31,7 +31,7 @@ from pinstripe.catalog.model import spec
 from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.retry import Patience
-from pinstripe.concurrency import backoff, end
+from pinstripe.concurrency import backoff, cancel, end
 from pinstripe.errors import NotEnabled, NotPermitted, PinstripeError
 from pinstripe.platforms.account import open_platform
 from pinstripe.platforms.budget import Membership
@@ -110,11 +110,7 @@ class Worker:
             # The engine needs the others until it has ended.
             await asyncio.wait((engine, *beside), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            engine.cancel()
-            ended = [*await asyncio.gather(engine, return_exceptions=True)]
-            for task in beside:
-                task.cancel()
-            ended += [*await asyncio.gather(*beside, return_exceptions=True)]
+            ended = [*await cancel(engine), *await cancel(*beside)]
             await self.close()
             await self.membership.leave()
         for outcome in ended:

@@ -28,7 +28,7 @@ from typing import Literal
 import msgspec
 import structlog
 
-from pinstripe.concurrency import backoff, end, wait_for
+from pinstripe.concurrency import backoff, cancel, end, wait_for
 from pinstripe.config.config import Config
 from pinstripe.config.settings import SETTINGS
 from pinstripe.errors import PinstripeError, redact
@@ -365,9 +365,7 @@ class _Keeper:
                 await stopping
                 raise
             finally:
-                listening.cancel()
-                changed.cancel()
-                await asyncio.gather(listening, changed, return_exceptions=True)
+                await cancel(listening, changed)
                 self.state = replace(self.state, pid=None)
 
     async def _listen(self, process: SyncProcess) -> None:

@@ -25,6 +25,7 @@ import structlog
 from pinstripe.catalog.endpoints import ListEndpoint
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.concurrency import cancel
 from pinstripe.errors import LostLease, PinstripeError
 from pinstripe.source.source import SCAN, Source
 from pinstripe.store.cursors import SCAN_OF, Checkpoint, State, load_checkpoints
@@ -149,9 +150,7 @@ class Scan:
                     tasks.discard(task)
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(*tasks)
         await self._source.save([work.final()])
         if work.state == "done":
             await self._ended(endpoint, began)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pinstripe.concurrency import cancel
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.errors import HTTPError, failure, failure_of
 from pinstripe.gateway.http.metrics import Meters, status_class
@@ -156,9 +157,7 @@ async def unless_disconnected(receive: Receive, work: Awaitable[_T]) -> _T | Non
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        await cancel(working, gone)
 
 
 async def disconnected(receive: Receive) -> None:

@@ -37,7 +37,7 @@ from pinstripe.catalog.tables import SINGLETONS, table_name, tables
 from pinstripe.client.client import quote_id
 from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
 from pinstripe.client.transport import TooLarge, Unreadable
-from pinstripe.concurrency import backoff
+from pinstripe.concurrency import backoff, cancel
 from pinstripe.errors import (
     Drifted,
     Misconfigured,
@@ -181,9 +181,7 @@ class ResponseMirror:
         tasks = list(self._open)
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*tasks)
 
     async def _mirror_or_reason(
         self, request: ProxyRequest, response: UpstreamResponse, body: bytes

@@ -37,6 +37,7 @@ import structlog
 
 from pinstripe.client.api_key import is_loopback
 from pinstripe.client.response import Margins
+from pinstripe.concurrency import cancel
 from pinstripe.errors import PinstripeError
 from pinstripe.gateway.http.middleware import disconnected
 from pinstripe.gateway.proxy.accounts import (
@@ -512,9 +513,7 @@ class AfterWrite:
 
     async def close(self) -> None:
         """Cancel requests and reads that are still running."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
 
     async def _read_as_of(self, sync: OpenSync) -> None:
         try:

@@ -31,6 +31,7 @@ from pinstripe.catalog.endpoints import retrieve_endpoint
 from pinstripe.catalog.model import object_types
 from pinstripe.catalog.relations import types_of
 from pinstripe.catalog.tables import table_of_object, tables
+from pinstripe.concurrency import cancel
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.http.errors import JSON, ErrorDetail, HTTPError, failure, failure_of
 from pinstripe.gateway.http.middleware import unless_disconnected
@@ -440,9 +441,7 @@ async def _all(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*tasks)
 
 
 def _check_tables(sync: OpenSync, options: WaitQuery) -> None:

@@ -35,7 +35,7 @@ from pinstripe.catalog.endpoints import retrieve_endpoint
 from pinstripe.catalog.tables import table_of_object
 from pinstripe.client.client import quote_id
 from pinstripe.client.response import read_object
-from pinstripe.concurrency import Coalescer
+from pinstripe.concurrency import Coalescer, cancel
 from pinstripe.errors import Misconfigured, NotFound, PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync
 from pinstripe.rows.event import created_of, payload
@@ -211,8 +211,7 @@ class Waiter:
                 await asyncio.wait((changed, polling), return_when=asyncio.FIRST_COMPLETED)
         finally:
             if polling is not None:
-                polling.cancel()
-                await asyncio.gather(polling, return_exceptions=True)
+                await cancel(polling)
 
     async def _sync_requested(
         self, sync: OpenSync, state: WaitState, pause_s: float, settle_s: float

@@ -35,6 +35,7 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.relations import with_events
 from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
+from pinstripe.concurrency import cancel
 from pinstripe.errors import MissingParent, NotEnabled, NotPermitted, PinstripeError
 from pinstripe.source.refusals import checkpoints, closed_gaps, note_by_parent
 from pinstripe.source.source import BACKFILL, Source
@@ -209,10 +210,7 @@ class Backfill:
             if referred is not None:
                 await referred
         finally:
-            beside = [singletons, *([referred] if referred is not None else [])]
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await cancel(singletons, *([referred] if referred is not None else []))
 
     async def _prepare(self, *, followed: bool) -> int:
         """Plan the works; return the second from which events count."""

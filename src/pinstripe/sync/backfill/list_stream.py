@@ -38,7 +38,7 @@ from pinstripe.catalog.endpoints import EXPANDED_TABLES, ListEndpoint
 from pinstripe.client.client import Params
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.client.response import AsOf, as_of_response, read_list
-from pinstripe.concurrency import wait_for
+from pinstripe.concurrency import cancel, wait_for
 from pinstripe.errors import Drifted, LostLease, NotFound, PinstripeError, Unwritable, WrongKey
 from pinstripe.rows.extract import RowSet
 from pinstripe.source.source import BACKFILL, Source
@@ -134,9 +134,7 @@ class Scheduler:
                 delay_s = await self._start_all(active)
                 await self._wait(delay_s)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await cancel(*self._tasks)
 
     async def _start_all(self, active: list[ListReader]) -> float | None:
         """Start what can go now; return the seconds until more can, None if a request must end first."""

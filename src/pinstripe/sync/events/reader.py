@@ -27,7 +27,7 @@ from pinstripe.client.response import (
     read_ids,
     read_list,
 )
-from pinstripe.concurrency import for_each
+from pinstripe.concurrency import cancel, for_each
 from pinstripe.rows.event import created_of, request_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 
@@ -166,8 +166,7 @@ class EventLogReader:
                     self._applied.anchor(passed)
                     return
         finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            await cancel(asking)
 
     def _has_all(self, page: PageIds) -> bool:
         return self._applied.has_all(key for key in page.ids if key is not None)

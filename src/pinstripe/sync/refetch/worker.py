@@ -24,7 +24,7 @@ import structlog
 
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import StripeObject
-from pinstripe.concurrency import backoff, wait_for
+from pinstripe.concurrency import backoff, cancel, wait_for
 from pinstripe.errors import LostLease, NotFound, PinstripeError
 from pinstripe.mirror.orphans import list_field
 from pinstripe.rows.extract import TruncatedList
@@ -187,9 +187,7 @@ class RefetchWorker:
             idle = asyncio.create_task(self._at_rest())
             await asyncio.wait([idle, *workers], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (idle, *workers):
-                task.cancel()
-            ended = await asyncio.gather(idle, *workers, return_exceptions=True)
+            ended = await cancel(idle, *workers)
             self._queue.close()
         for end in ended:
             if isinstance(end, Exception):
