@@ -16,7 +16,7 @@ from pinstripe.client.response import StripeObject
 from pinstripe.config.config import COMPAT, read_config
 from pinstripe.errors import Misconfigured
 from pinstripe.store.compat import set_compat, shapes, view_columns
-from pinstripe.store.roles import create_reader, drop_reader
+from pinstripe.store.roles import drop_reader, renew_reader
 
 LEAST = {"fivetran": 0.95, "supabase": 0.89, "sigma": 0.95}
 EXAMPLES = json.loads((Path(__file__).parents[1] / "data" / "examples.json").read_text())
@@ -259,7 +259,7 @@ async def test_the_reader_reads_them_and_can_be_dropped(database: str) -> None:
     await make_schema(database, ["charge"])
     async with writing(database, "charge") as w:
         await set_compat(w.pg, SCHEMA, w.writer._tables, ["fivetran"])
-    reader = await create_reader(database, SCHEMA)
+    reader = await renew_reader(database, SCHEMA, expect=False)
     connection = await asyncpg.connect(reader.url)
     assert await connection.fetch("SELECT id FROM stripe_fivetran.charge") == []
     await connection.close()

@@ -7,7 +7,7 @@ import pytest
 
 from pinstripe.store.metrics import drop_metrics, ensure_metrics, views
 from pinstripe.store.pool import connect
-from pinstripe.store.roles import create_reader
+from pinstripe.store.roles import renew_reader
 
 pytestmark = pytest.mark.migrated
 
@@ -23,7 +23,7 @@ async def test_tables_can_be_dropped_under_the_views(pg: asyncpg.Connection) -> 
 async def test_a_reader_reads_the_views_and_a_stranger_does_not(
     pg: asyncpg.Connection, database: str
 ) -> None:
-    reader = await create_reader(database, "stripe")
+    reader = await renew_reader(database, "stripe", expect=False)
     await pg.execute(f'SET ROLE "{reader.role}"')
     for view in views():
         await pg.fetch(f'SELECT * FROM metrics."{view.name}"')

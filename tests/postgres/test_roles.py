@@ -16,12 +16,10 @@ from pinstripe.store.pool import connect, translated
 from pinstripe.store.roles import (
     Limits,
     ReadOnlyRole,
-    create_reader,
     drop_reader,
     find_reader,
     renew_reader,
     role_name,
-    rotate_reader,
     verifier,
 )
 
@@ -41,7 +39,7 @@ async def logged_in(url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 async def reader(database: str) -> ReadOnlyRole:
     await make_schema(database, ["customer", "charge"])
-    return await create_reader(database, _HERE)
+    return await renew_reader(database, _HERE, expect=False)
 
 
 async def login(reader: ReadOnlyRole, pg: asyncpg.Connection) -> str:
@@ -98,7 +96,7 @@ async def test_it_can_do_nothing_else_even_if_it_lifts_its_own_limits(
 
 async def test_statements_end_in_time_and_connections_are_few(database: str) -> None:
     await make_schema(database, ["customer"])
-    made = await create_reader(database, _HERE, limits=Limits(connections=1, statement_s=7))
+    made = await renew_reader(database, _HERE, limits=Limits(connections=1, statement_s=7))
     async with logged_in(made.url) as connection:
         assert await connection.fetchval("SHOW statement_timeout") == "7s"
         assert await connection.fetchval("SHOW transaction_read_only") == "on"
@@ -122,7 +120,7 @@ async def test_a_rotated_password_is_another_and_ends_sessions(
 ) -> None:
     before = await login(reader, pg)
     session = await asyncpg.connect(reader.url)
-    again = await rotate_reader(database, _HERE)
+    again = await renew_reader(database, _HERE, expect=True)
     assert again.role == reader.role
     assert again.password != reader.password
     assert await login(again, pg) != before
@@ -134,10 +132,10 @@ async def test_a_rotated_password_is_another_and_ends_sessions(
 async def test_it_is_made_once_and_rotated_only_where_it_is(database: str) -> None:
     await make_schema(database, ["customer"])
     with pytest.raises(Misconfigured, match="There is no role"):
-        await rotate_reader(database, _HERE)
-    await create_reader(database, _HERE)
+        await renew_reader(database, _HERE, expect=True)
+    await renew_reader(database, _HERE, expect=False)
     with pytest.raises(Misconfigured, match="cannot be shown again"):
-        await create_reader(database, _HERE)
+        await renew_reader(database, _HERE, expect=False)
 
 
 async def test_a_dropped_reader_leaves_nothing_behind(
@@ -169,9 +167,9 @@ async def test_a_role_of_that_name_which_is_not_ours_is_left_alone(
     name = role_name(str(await pg.fetchval("SELECT current_database()")), _HERE)
     await pg.execute(f'CREATE ROLE "{name}"')
     try:
-        for attempt in (create_reader, rotate_reader):
+        for expect in (False, True):
             with pytest.raises(Misconfigured, match="did not make"):
-                await attempt(database, _HERE)
+                await renew_reader(database, _HERE, expect=expect)
         with pytest.raises(Misconfigured, match="did not make"):
             await drop_reader(database, _HERE)
     finally:
@@ -191,7 +189,7 @@ async def test_the_consoles_reader_is_another_than_that_of_people(
 
 async def test_without_a_schema_there_is_nothing_to_read(database: str) -> None:
     with pytest.raises(Misconfigured, match="no schema"):
-        await create_reader(database, _HERE)
+        await renew_reader(database, _HERE, expect=False)
 
 
 async def test_a_user_without_the_right_gets_the_script_for_an_administrator(
@@ -205,7 +203,7 @@ async def test_a_user_without_the_right_gets_the_script_for_an_administrator(
     try:
         await make_schema(url, ["customer"])
         with pytest.raises(Misconfigured, match="may not make the role") as caught:
-            await create_reader(url, _HERE)
+            await renew_reader(url, _HERE, expect=False)
         script = caught.value.hint.partition(":\n")[2]
         await pg.execute(script.replace("...choose one...", "chosen"))
         role = await find_reader(pg, _HERE)
@@ -227,8 +225,8 @@ async def test_a_user_who_may_make_roles_and_nothing_more_can_do_it_all(
     url = url_with_login(database, f"maker_{name}", "x")
     try:
         await make_schema(url, ["customer"])
-        await create_reader(url, _HERE)
-        reader = await rotate_reader(url, _HERE)
+        await renew_reader(url, _HERE, expect=False)
+        reader = await renew_reader(url, _HERE, expect=True)
         async with logged_in(reader.url) as connection:
             assert await connection.fetchval("SELECT count(*) FROM customer") == 0
         assert await drop_reader(url, _HERE)

@@ -36,7 +36,7 @@ from pinstripe.store.events import (
 from pinstripe.store.leases import Lease
 from pinstripe.store.migrate import create_indexes_beside, ensure_bookkeeping, migrate
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.store.roles import create_reader
+from pinstripe.store.roles import renew_reader
 from pinstripe.sync.events.poller import SyncRequestListener
 
 CHANNELS = (REQUESTS, ACKS, "pinstripe", "pinstripe_change", "pinstripe_lease")
@@ -60,7 +60,7 @@ FORGED = (
 async def stranger(database: str) -> AsyncIterator[asyncpg.Connection]:
     """A session of the read-only role, as anybody's program opens it."""
     await make_schema(database, ["customer"])
-    reader = await create_reader(database, "stripe")
+    reader = await renew_reader(database, "stripe", expect=False)
     connection = await asyncpg.connect(reader.url)
     yield connection
     await connection.close()
@@ -366,7 +366,7 @@ async def test_functions_and_tables_planted_in_public_are_not_met(
 async def test_in_our_own_server_a_reader_writes_nothing_at_all(tmp_path: Path) -> None:
     async with EmbeddedPostgres(tmp_path / "postgres", fsync=False) as server:
         await make_schema(server.url, ["customer"])
-        reader = await create_reader(server.url, "stripe")
+        reader = await renew_reader(server.url, "stripe", expect=False)
         connection = await asyncpg.connect(reader.url)
         try:
             await connection.execute("SET default_transaction_read_only = off")

@@ -364,9 +364,8 @@ def create_reader(config: Config, *, json: JsonFlag = False) -> None:
     cannot create roles, the statements for an administrator are printed.
     """
     from pinstripe.cli import schema as commands
-    from pinstripe.store.roles import create_reader
 
-    execute(config, commands.make(config, create_reader, as_json=json))
+    execute(config, commands.make(config, expect=False, as_json=json))
 
 
 @reader.command(sort_key=2)
@@ -374,9 +373,8 @@ def create_reader(config: Config, *, json: JsonFlag = False) -> None:
 def rotate(config: Config, *, json: JsonFlag = False) -> None:
     """Reset the role's password, and close the sessions that used the old one."""
     from pinstripe.cli import schema as commands
-    from pinstripe.store.roles import rotate_reader
 
-    execute(config, commands.make(config, rotate_reader, as_json=json))
+    execute(config, commands.make(config, expect=True, as_json=json))
 
 
 @reader.command(sort_key=3)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +28,7 @@ from pinstripe.store.ddl import column_comment, create_all, table_comment, with_
 from pinstripe.store.migrate import ensure_bookkeeping
 from pinstripe.store.platforms.stored import get_platform
 from pinstripe.store.pool import connect
-from pinstripe.store.roles import ReadOnlyRole, drop_reader
+from pinstripe.store.roles import drop_reader, renew_reader
 from pinstripe.store.session import scope_of
 
 
@@ -158,14 +157,11 @@ def _format(options: DiagramOptions) -> str:
 _FORMATS = {"": "svg", ".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid"}
 
 
-Make = Callable[[str, str], Awaitable[ReadOnlyRole]]
-
-
-async def make(config: Config, make_reader: Make, *, as_json: bool) -> int:
-    """Create or rotate the role, and print its URL once."""
+async def make(config: Config, *, expect: bool, as_json: bool) -> int:
+    """Create the role, or rotate the one to `expect`, and print its URL once."""
     config = with_data(config)
     async with open_database(config) as database:
-        reader = await make_reader(database.url, config.schema)
+        reader = await renew_reader(database.url, config.schema, expect=expect)
     if as_json:
         told = {"role": reader.role, "password": reader.password, "url": reader.url}
         show(json.dumps(told))

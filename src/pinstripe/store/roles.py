@@ -80,25 +80,41 @@ async def find_reader(
     return place.role if place.there else None
 
 
-async def create_reader(
-    url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
-) -> ReadOnlyRole:
-    """Create the role. Raises Misconfigured if it exists, or if we may not create roles."""
-    return await _renew(url, schema, purpose, limits, expect=False)
-
-
-async def rotate_reader(
-    url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
-) -> ReadOnlyRole:
-    """Set a new password and end the role's sessions. Raises Misconfigured if there is no role."""
-    return await _renew(url, schema, purpose, limits, expect=True)
-
-
 async def renew_reader(
-    url: str, schema: str, *, purpose: Purpose = "reader", limits: Limits = LIMITS
+    url: str,
+    schema: str,
+    *,
+    expect: bool | None = None,
+    purpose: Purpose = "reader",
+    limits: Limits = LIMITS,
 ) -> ReadOnlyRole:
-    """The role with a new password, whether or not it was there."""
-    return await _renew(url, schema, purpose, limits, expect=None)
+    """Create the role, or set a new password and end its sessions; with `expect`, only one of them.
+
+    Raises Misconfigured where the role is not as expected, or if we may not create roles.
+    """
+    # 192 random bits, in letters that need no quoting in a URL.
+    password = secrets.token_urlsafe(24)
+    async with connect(url) as connection:
+        place = await _look(connection, schema, purpose)
+        if expect is not None and place.there != expect:
+            raise _unexpected(place)
+        try:
+            async with connection.transaction():
+                verb = "ALTER" if place.there else "CREATE"
+                await connection.execute(
+                    f"{verb} ROLE {quoted(place.role)} LOGIN PASSWORD {literal(verifier(password))}"
+                )
+                for statement in _given(place, limits):
+                    await connection.execute(statement)
+                await grant(connection, schema, place.role)
+                await _check_rights(connection, place)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != _NO_RIGHT:
+                raise
+            raise _without_right(place, limits, str(error.args[0])) from error
+        if place.there:
+            await _end_sessions(connection, place.role)
+    return ReadOnlyRole(place.role, password, url_with_login(url, place.role, password))
 
 
 async def drop_reader(url: str, schema: str, *, purpose: Purpose = "reader") -> bool:
@@ -163,33 +179,6 @@ async def _look(connection: Connection, schema: str, purpose: Purpose) -> _Place
             hint="Rename or drop it.",
         )
     return place
-
-
-async def _renew(
-    url: str, schema: str, purpose: Purpose, limits: Limits, *, expect: bool | None
-) -> ReadOnlyRole:
-    password = new_password()
-    async with connect(url) as connection:
-        place = await _look(connection, schema, purpose)
-        if expect is not None and place.there != expect:
-            raise _unexpected(place)
-        try:
-            async with connection.transaction():
-                verb = "ALTER" if place.there else "CREATE"
-                await connection.execute(
-                    f"{verb} ROLE {quoted(place.role)} LOGIN PASSWORD {literal(verifier(password))}"
-                )
-                for statement in _given(place, limits):
-                    await connection.execute(statement)
-                await grant(connection, schema, place.role)
-                await _check_rights(connection, place)
-        except asyncpg.PostgresError as error:
-            if error.sqlstate != _NO_RIGHT:
-                raise
-            raise _without_right(place, limits, str(error.args[0])) from error
-        if place.there:
-            await _end_sessions(connection, place.role)
-    return ReadOnlyRole(place.role, password, url_with_login(url, place.role, password))
 
 
 def _given(place: _Place, limits: Limits) -> list[str]:
@@ -276,11 +265,6 @@ ITERATIONS = 4096
 """Postgres's own default. The passwords here are random and long: more would only slow logins down."""
 
 _SALT_BYTES = 16
-
-
-def new_password() -> str:
-    """192 random bits, in letters that need no quoting in a URL."""
-    return secrets.token_urlsafe(24)
 
 
 def verifier(password: str, *, salt: bytes | None = None) -> str:
