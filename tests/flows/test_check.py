@@ -22,7 +22,7 @@ from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.doctor.database import examine_database
 from pinstripe.doctor.key import examine
-from pinstripe.doctor.report import DatabaseReport, Finding, KeyReport, Resource
+from pinstripe.doctor.report import DatabaseReport, Finding, KeyReport, Resource, worst
 from pinstripe.errors import Unreachable, WrongKey
 from pinstripe_simulator.account import Settings
 from pinstripe_simulator.nastiness import Nastiness
@@ -95,7 +95,7 @@ async def test_a_list_by_customer_is_a_problem_where_customers_are_not_synced(
 
 async def test_a_key_that_may_do_everything_has_nothing_to_mend(sim: Running) -> None:
     report = await examined(sim, key=sim.key)
-    assert report.exit_code == 0
+    assert worst(report.findings) == 0
     assert report.kind == "standard"
     assert report.account_id == sim.account.id
     assert {r.state for r in report.resources} <= {"readable", "not_tried"}
@@ -122,7 +122,7 @@ async def test_what_a_restricted_key_lacks_is_named_as_stripe_names_it(sim: Runn
         "/v1/invoices": "invoice_read",
         "/v1/customers/{customer}/balance_transactions": "customer_balance_transaction_read",
     }
-    assert report.exit_code == 4
+    assert worst(report.findings) == 4
     assert set(report.recipe.lacking) == set(found.values())
     assert all("charge_read" in f.remedy for f in problems(report) if "charge:" in f.message)
     assert report.recipe.create_at.endswith("/test/apikeys/create")
@@ -146,7 +146,7 @@ async def test_a_key_that_may_not_preview_is_told_which_tables_stay_empty(sim: R
 async def test_products_that_are_not_enabled_are_no_problem(sim: Running) -> None:
     sim.control.not_enabled(["issuing", "treasury"])
     report = await examined(sim, key=sim.key)
-    assert report.exit_code == 0
+    assert worst(report.findings) == 0
     states = {r.product: r.state for r in report.resources if r.product in ("Issuing", "Treasury")}
     assert states == {"Issuing": "not_enabled", "Treasury": "not_enabled"}
     assert not {"Issuing", "Treasury"} & set(report.recipe.read)
@@ -193,7 +193,7 @@ async def test_a_list_that_fails_does_not_end_the_examination(sim: Running) -> N
         report = await examine(stripe, tables())
     assert by_path(report)["/v1/coupons"].state == "failed"
     assert by_path(report)["/v1/charges"].state == "readable"
-    assert report.exit_code == 4
+    assert worst(report.findings) == 4
 
 
 async def _at_once(_: float) -> None:
@@ -224,7 +224,7 @@ async def test_a_good_database_passes_and_stays_as_it_was(
     database: str, pg: asyncpg.Connection
 ) -> None:
     report = await examine_database(database, "stripe", owner=("acct_1", False))
-    assert report.exit_code == 0
+    assert worst(report.findings) == 0
     assert {f.state for f in report.findings} == {"ok"}
     assert report.clock_ahead_s == pytest.approx(0, abs=1)
     made = await pg.fetchval(
@@ -239,7 +239,7 @@ async def test_a_read_only_database_cannot_be_written_to(
     name = await pg.fetchval("SELECT current_database()")
     await pg.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     report = await examine_database(database, "stripe")
-    assert report.exit_code == 5
+    assert worst(report.findings) == 5
     assert "default_transaction_read_only" in problems(report)[0].message
 
 
@@ -258,7 +258,7 @@ async def test_each_right_that_is_missing_is_named_with_its_grant(
         report = await examine_database(url, "stripe")
     finally:
         await pg.execute(f"DROP ROLE {role}")
-    assert report.exit_code == 5
+    assert worst(report.findings) == 5
     remedies = {f.about: f.remedy for f in problems(report)}
     assert set(remedies) == {
         "temporary tables",
@@ -278,7 +278,7 @@ async def test_tables_of_somebody_else_in_our_place_are_told(
 ) -> None:
     await pg.execute("CREATE SCHEMA stripe; CREATE TABLE stripe.charge (id int, mine text)")
     report = await examine_database(database, "stripe")
-    assert report.exit_code == 2
+    assert worst(report.findings) == 2
     assert "did not make" in problems(report)[0].message
 
 
@@ -286,7 +286,7 @@ async def test_too_few_connections_are_told(database: str, pg: asyncpg.Connectio
     name = await pg.fetchval("SELECT current_database()")
     await pg.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 9")
     report = await examine_database(database, "stripe")
-    assert report.exit_code == 0
+    assert worst(report.findings) == 0
     warned = {f.about: f.message for f in report.findings if f.state == "warning"}
     assert set(warned) == {"connections"}
 
@@ -300,7 +300,7 @@ async def test_a_schema_of_another_account_is_refused(
         "INSERT INTO pinstripe.sync VALUES ('stripe', 'acct_other', false, 'x')"
     )
     report = await examine_database(database, "stripe", owner=("acct_1", False))
-    assert report.exit_code == 2
+    assert worst(report.findings) == 2
     assert "acct_other" in problems(report)[0].message
 
 
@@ -308,7 +308,7 @@ async def test_a_pooler_in_transaction_mode_is_seen_for_what_it_is(database: str
     with TemporaryDirectory(prefix="pinstripe-") as directory:  # a socket's path must be short
         async with transaction_pooler(database, Path(directory)) as url:
             report = await examine_database(url, "stripe")
-    assert report.exit_code == 2
+    assert worst(report.findings) == 2
     (problem,) = problems(report)
     assert "transaction mode" in problem.message
     assert "session mode" in problem.remedy
@@ -316,13 +316,13 @@ async def test_a_pooler_in_transaction_mode_is_seen_for_what_it_is(database: str
 
 async def test_an_address_that_cannot_be_read_is_a_finding() -> None:
     report = await examine_database("postgresql://app:hunter22@[::1/app", "stripe")
-    assert report.exit_code == 2
+    assert worst(report.findings) == 2
     assert "hunter22" not in str(report)
 
 
 async def test_a_dead_database_is_one_finding_without_its_password() -> None:
     report = await examine_database("postgresql://app:hunter22@127.0.0.1:9/app", "stripe")
-    assert report.exit_code == 3
+    assert worst(report.findings) == 3
     (problem,) = report.findings
     assert "127.0.0.1:9/app" in problem.message
     assert "hunter22" not in str(report)

@@ -77,7 +77,7 @@ async def check(config: Config, *, writes: bool, as_json: bool) -> int:
     if as_json:
         show(msgspec.json.encode(found).decode())
     else:
-        show(as_text(found.key, found.database, found.findings))
+        show(as_text(key, database, all_findings))
     return found.exit_code
 
 
@@ -149,23 +149,18 @@ _MARKS = {"ok": "ok", "note": "note", "warning": "warn", "problem": "BAD"}
 def as_text(
     key: KeyReport | None, database: DatabaseReport | None, findings: Sequence[Finding]
 ) -> str:
-    """One page, without its last line break."""
-    everything = [
-        *findings,
-        *(key.findings if key else ()),
-        *(database.findings if database else ()),
-    ]
+    """One page, without its last line break. `findings`: those of the reports among them."""
     lines: list[str] = []
     if key is not None:
         lines += [*_key(key), "", *_resources(key.resources), ""]
     if database is not None:
         lines += [*_database(database), ""]
-    lines += _said("Problems", (f for f in everything if f.state == "problem"))
-    lines += _said("Warnings", (f for f in everything if f.state == "warning"))
-    lines += _said("Notes", (f for f in everything if f.state == "note"))
+    lines += _said("Problems", (f for f in findings if f.state == "problem"))
+    lines += _said("Warnings", (f for f in findings if f.state == "warning"))
+    lines += _said("Notes", (f for f in findings if f.state == "note"))
     if key is not None:
         lines += [*_recipe(key.recipe), ""]
-    bad = sum(f.state == "problem" for f in everything)
+    bad = sum(f.state == "problem" for f in findings)
     lines.append(f"{bad} to fix." if bad else "All checks passed.")
     return harmless(redact("\n".join(lines)))
 

@@ -109,10 +109,6 @@ class KeyReport(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     recipe: Recipe
 
-    @property
-    def exit_code(self) -> int:
-        return worst(self.findings)
-
 
 class DatabaseReport(msgspec.Struct, frozen=True):
     """Facts about a database and what our user can do there. None if it could not be reached."""
@@ -125,10 +121,6 @@ class DatabaseReport(msgspec.Struct, frozen=True):
     clock_ahead_s: float | None
     free_connections: int | None
     findings: tuple[Finding, ...]
-
-    @property
-    def exit_code(self) -> int:
-        return worst(self.findings)
 
 
 def worst(findings: Iterable[Finding]) -> int:
