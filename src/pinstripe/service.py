@@ -188,8 +188,7 @@ async def open_service(
     process runs beside the one that syncs.
     """
     key = api_key(config)
-    known = tables()
-    wanted = {name: known[name] for name in config.choose_tables(known)}
+    wanted = chosen_tables(config)
     personal = personal_of(config)
     budget = budget_for(config, key)
     async with contextlib.AsyncExitStack() as stack:
@@ -219,13 +218,18 @@ async def open_service(
             )
         )
         source = await join_source(stripe, mirror, pool, held, mend=_mend)
-        source.since = config.since_by_table(known)
+        source.since = config.since_by_table(tables())
         # After days on standby the sync begins now, and not when the account was first read.
         now = account.now + time.monotonic() - met_at
         backfill = Backfill(
             source, bulk, budget, now=now, account_created=account.birth, deep=config.deep
         )
         yield Service(config, account, database, stripe, budget, pool, source, backfill)
+
+
+def chosen_tables(config: Config) -> dict[str, Table]:
+    """The tables of the catalog that the settings choose."""
+    return {name: tables()[name] for name in config.choose_tables(tables())}
 
 
 def api_key(config: Config) -> ApiKey:

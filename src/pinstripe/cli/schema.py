@@ -22,7 +22,7 @@ from pinstripe.diagram.graph import Detail, Diagram, around, of_domain, of_table
 from pinstripe.diagram.layout import draw as lay_out
 from pinstripe.diagram.render import to_mermaid, to_svg
 from pinstripe.errors import Misconfigured
-from pinstripe.service import open_database
+from pinstripe.service import chosen_tables, open_database
 from pinstripe.store import erasures
 from pinstripe.store.ddl import column_comment, create_all, table_comment, with_account
 from pinstripe.store.migrate import ensure_bookkeeping
@@ -39,22 +39,19 @@ def print_ddl(config: Config, *, by_account: bool, partitions: int) -> None:
             "Only the tables of a platform have partitions.",
             hint="Add --by-account, or leave it out.",
         )
-    known = tables()
-    chosen = [known[name] for name in config.choose_tables(known)]
+    chosen = list(chosen_tables(config).values())
     if by_account:
         chosen = list(map(with_account, chosen))
     sys.stdout.write(create_all(config.schema, chosen, partitions=partitions))
 
 
 def print_models(config: Config, tool: Tool) -> None:
-    known = tables()
-    chosen = [known[name] for name in config.choose_tables(known)]
-    sys.stdout.write(models(tool, config.schema, chosen))
+    sys.stdout.write(models(tool, config.schema, list(chosen_tables(config).values())))
 
 
 def print_tables(config: Config, *, as_json: bool) -> None:
     """One line a table."""
-    chosen = [tables()[name] for name in config.choose_tables(tables())]
+    chosen = chosen_tables(config).values()
     if as_json:
         found = [
             {"table": t.name, "object": t.object_type, "columns": len(t.all_columns)}
@@ -68,9 +65,7 @@ def print_tables(config: Config, *, as_json: bool) -> None:
 
 def print_table(config: Config, name: str, *, as_json: bool) -> None:
     """One line a column: name, type, what it refers to, what it is."""
-    known = tables()
-    (chosen, *_) = Config(tables=(name,)).choose_tables(known)
-    table = known[chosen]
+    (table, *_) = chosen_tables(Config(tables=(name,))).values()
     if as_json:
         show(json.dumps(_described(table)))
         return

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from pinstripe.catalog.tables import tables
 from pinstripe.cli.runtime import complain, show, tell
 from pinstripe.cli.status import check_synced, with_data
 from pinstripe.cli.syncs import open_vault
@@ -18,7 +17,7 @@ from pinstripe.config.config import Config
 from pinstripe.errors import Misconfigured, redact
 from pinstripe.platforms.account import open_account, open_platform
 from pinstripe.platforms.vault import PlatformVault
-from pinstripe.service import budget_for, open_service, personal_of, stripe_for
+from pinstripe.service import budget_for, chosen_tables, open_service, personal_of, stripe_for
 from pinstripe.store.platforms.stored import get_platform
 from pinstripe.store.platforms.sweep import wake
 from pinstripe.store.pool import connect
@@ -75,9 +74,13 @@ async def verify_account(
         key = ApiKey.parse(own.api_key or "")
         budget = budget_for(own, key)
         client = await stack.enter_async_context(stripe_for(own, key, budget))
-        chosen = {name: tables()[name] for name in own.choose_tables(tables())}
         shared = await stack.enter_async_context(
-            open_platform(vault.database_url, platform.schema, chosen, personal=personal_of(own))
+            open_platform(
+                vault.database_url,
+                platform.schema,
+                chosen_tables(own),
+                personal=personal_of(own),
+            )
         )
         stripe = client.for_account(account_id)
         met = await meet(stripe, key)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.concurrency import backoff, cancel
@@ -26,7 +25,7 @@ from pinstripe.config.config import Config
 from pinstripe.errors import PinstripeError, Unreachable
 from pinstripe.gateway.syncs import OpenSync, Syncs, account_sync_id
 from pinstripe.platforms.account import OpenPlatform, open_account, open_platform
-from pinstripe.service import budget_for, personal_of, stripe_for
+from pinstripe.service import budget_for, chosen_tables, personal_of, stripe_for
 from pinstripe.store.platforms.sweep import account_standing, wake, welcome
 from pinstripe.store.session import scope_of
 
@@ -140,7 +139,6 @@ class GatewayAccounts:
 
     async def _begin(self, stack: AsyncExitStack) -> None:
         config = self._config
-        chosen = {name: tables()[name] for name in config.choose_tables(tables())}
         self._stripe = await stack.enter_async_context(
             stripe_for(config, self._key, budget_for(config, self._key))
         )
@@ -148,7 +146,7 @@ class GatewayAccounts:
             open_platform(
                 config.database_url or "",
                 config.schema,
-                chosen,
+                chosen_tables(config),
                 personal=personal_of(config),
                 changes=config.changes,
                 session_name="pinstripe gateway",

@@ -19,7 +19,7 @@ from pinstripe.config.config import Config, checked_settings, stored_config, web
 from pinstripe.config.settings import PLATFORM_SETTINGS, STRIPE_URL
 from pinstripe.encryption import Bound, Encryptor
 from pinstripe.errors import Misconfigured
-from pinstripe.service import meet_account
+from pinstripe.service import chosen_tables, meet_account
 from pinstripe.store.migrate import drop_platform, ensure_bookkeeping, migrate_platform
 from pinstripe.store.platforms.stored import (
     SealedPlatform,
@@ -129,7 +129,7 @@ class PlatformVault:
             await migrate_platform(
                 connection,
                 plain.schema,
-                {name: tables()[name] for name in config.choose_tables(tables())},
+                chosen_tables(config),
                 sdk_version=spec().sdk_version,
                 api_version=spec().api_version,
                 partitions=plain.partitions,

@@ -28,7 +28,6 @@ from psycopg import AsyncConnection
 from psycopg import Error as PsycopgError
 
 from pinstripe.catalog.model import spec
-from pinstripe.catalog.tables import tables
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.retry import Patience
 from pinstripe.concurrency import backoff, cancel, end
@@ -38,7 +37,7 @@ from pinstripe.platforms.budget import Membership
 from pinstripe.platforms.sweep import Sweep, discover
 from pinstripe.platforms.tasks import Tasks, WorkedPlatform
 from pinstripe.platforms.vault import PlatformVault
-from pinstripe.service import budget_for, personal_of, rate_shares, stripe_for
+from pinstripe.service import budget_for, chosen_tables, personal_of, rate_shares, stripe_for
 from pinstripe.store.leases import new_holder, session_name
 from pinstripe.store.migrate import ensure_bookkeeping, migrate_platform
 from pinstripe.store.platforms.stored import SealedPlatform, load_platforms
@@ -159,7 +158,7 @@ class Worker:
     async def _worked(self, stack: AsyncExitStack, platform: SealedPlatform) -> WorkedPlatform:
         config = self._vault.config_of(platform)
         key = ApiKey.parse(config.api_key or "")
-        wanted = {name: tables()[name] for name in config.choose_tables(tables())}
+        wanted = chosen_tables(config)
         async with connect(self._url) as connection:
             await migrate_platform(
                 connection,
