@@ -36,8 +36,11 @@ async def test_a_cursor_comes_back_as_it_was_saved(connection: asyncpg.Connectio
 
 
 async def test_of_several_for_one_stream_the_last_counts(connection: asyncpg.Connection) -> None:
-    await save_checkpoints(connection, SCHEMA, [Checkpoint("s", "running", position=1)])
-    both = [Checkpoint("s", "running", position=2), Checkpoint("s", "done", position=3)]
+    await save_checkpoints(connection, SCHEMA, [Checkpoint("s", "running", position={"at": 1})])
+    both = [
+        Checkpoint("s", "running", position={"at": 2}),
+        Checkpoint("s", "done", position={"at": 3}),
+    ]
     await save_checkpoints(connection, SCHEMA, both)
     assert await load_checkpoints(connection, SCHEMA) == {"s": both[1]}
 

@@ -91,7 +91,7 @@ async def closed_gaps(
 
     async def probe(cursor: Checkpoint) -> None:
         position = cursor.position
-        if not isinstance(position, dict) or "probe" not in position:
+        if "probe" not in position:
             return
         path, fixed = split_url(str(position["probe"]))
         try:

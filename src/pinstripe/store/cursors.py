@@ -16,9 +16,9 @@ may have given the account more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -56,7 +56,7 @@ FOLLOWED = "events"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The position of one stream. `position` is JSON of the stream's own making.
+    """The position of one stream. `position` is JSON of the stream's own making; empty if it has none.
 
     `rows`, `requests` and `seconds` are totals since the stream began; `as_of` is the Unix second on
     Stripe's clock up to which it is complete. `reason` is for people, `code` for decisions. `next_try`:
@@ -65,7 +65,7 @@ class Checkpoint:
 
     stream: str
     state: State
-    position: object = None
+    position: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     remedy: str = ""
     rows: int = 0
@@ -79,14 +79,13 @@ class Checkpoint:
     @property
     def table(self) -> str:
         """The table that the stream fills, as its position says; "" if it does not."""
-        table = self.position.get("table") if isinstance(self.position, dict) else None
-        return table if isinstance(table, str) else ""
+        return str(self.position.get("table", ""))
 
 
 def ended_by(
     error: PinstripeError,
     stream: str,
-    position: object = None,
+    position: Mapping[str, Any] | None = None,
     *,
     next_try: float | None = None,
     state: State | None = None,
@@ -95,7 +94,7 @@ def ended_by(
     return Checkpoint(
         stream,
         state or ("refused" if error.is_answer else "failed"),
-        position,
+        position or {},
         reason=error.message,
         remedy=error.hint,
         code=error.slug,
@@ -147,7 +146,7 @@ async def save_checkpoints(
         schema,
         [c.stream for c in ordered],
         [c.state for c in ordered],
-        [msgspec.json.encode(c.position).decode() for c in ordered],
+        [msgspec.json.encode(c.position or None).decode() for c in ordered],
         [c.reason for c in ordered],
         [c.remedy for c in ordered],
         [c.rows for c in ordered],
@@ -188,7 +187,7 @@ async def load_checkpoints(connection: Connection, schema: str) -> Mapping[str, 
         r[0]: Checkpoint(
             stream=r[0],
             state=r[1],
-            position=msgspec.json.decode(r[2] or "null"),
+            position=msgspec.json.decode(r[2] or "null") or {},
             reason=r[3],
             remedy=r[4],
             rows=r[5],

@@ -299,12 +299,12 @@ def _scan(
     }
     found: list[tuple[ScanProgress, float]] = []
     for stream, cursor in sorted(cursors.items()):
-        copied = cursor.position if isinstance(cursor.position, dict) else {}
+        copied = cursor.position
         scanned = scans.get(SCAN_OF + stream)
         if "parent" not in copied or (scanned is None and cursor.state != "done"):
             continue
         table, parent = str(copied["table"]), str(copied["parent"])
-        here = scanned.position if scanned and isinstance(scanned.position, dict) else {}
+        here = scanned.position if scanned else {}
         of = int(here.get("of") or rows.get(parent, 0))
         if not of or rows.get(if_any.get((table, parent), parent), 0) == 0:
             continue
@@ -417,7 +417,9 @@ def _table(
         # Previews note there when they began.
         since=None
         if tables()[name].virtual
-        else moment(max((_since(c) for c in cursors), default=0.0) or None),
+        else moment(
+            max((float(c.position.get("since") or 0) for c in cursors), default=0.0) or None
+        ),
     )
 
 
@@ -425,12 +427,6 @@ def _before_its_list(table: str) -> TableState:
     """Its list has not begun, if it has one that needs no parent."""
     begins = any(table in endpoint.tables for endpoint in list_endpoints() if not endpoint.parent)
     return "running" if begins else "found"
-
-
-def _since(cursor: Checkpoint) -> float:
-    """The start date in the position of a list; 0 if it has none."""
-    position = cursor.position if isinstance(cursor.position, dict) else {}
-    return float(position.get("since") or 0.0)
 
 
 async def _rows(

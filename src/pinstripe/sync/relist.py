@@ -447,7 +447,7 @@ class Relist:
             if stream in cursors:
                 self._cost[stream] = max(float(cursors[stream].requests), 1.0)
             scanned = cursors.get(SCAN_OF + stream)
-            if scanned is not None and isinstance(scanned.position, dict):
+            if scanned is not None:
                 self._cost[stream] = max(float(scanned.position.get("of") or 0), 1.0)
                 if scanned.position.get("after") and not scanned.position.get("ended"):
                     self.scan.under_way[stream] = float(scanned.position.get("began", stripes))

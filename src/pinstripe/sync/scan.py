@@ -117,7 +117,7 @@ class Scan:
         async with self._source.pool.acquire() as connection:
             cursors = await load_checkpoints(connection, self._source.mirror.schema)
         saved, copied = cursors.get(SCAN_OF + endpoint.stream), cursors.get(endpoint.stream)
-        position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
+        position = saved.position if saved is not None else {}
         began, is_through = float(position.get("began", 0.0)), bool(position.get("ended"))
         if copied is not None and is_whole(copied) and (copied.as_of or 0.0) > began:
             began, is_through = copied.as_of or 0.0, True  # The copy has read every parent.
@@ -130,7 +130,7 @@ class Scan:
     async def round(self, endpoint: ListEndpoint, saved: Checkpoint | None) -> float:
         """Read what is left of a round; return the seconds until the next one begins."""
         began = self._source.now()
-        position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
+        position = saved.position if saved is not None else {}
         if position.get("after"):
             began = float(position.get("began", began))
         self.under_way[endpoint.stream] = began
@@ -188,14 +188,13 @@ class _ScanStream(ChildListStream):
             stream=SCAN_OF + endpoint.stream,
             priority=SCAN,
         )
-        position = saved.position if saved is not None and isinstance(saved.position, dict) else {}
+        position = saved.position if saved is not None else {}
         self._rounds = int(position.get("rounds", 0))
         self.as_of = began
         self._per_s = per_s
 
     def _checkpoint(self, after: str, done: int, state: State) -> Checkpoint:
         plain = super()._checkpoint(after, done, state)
-        assert isinstance(plain.position, dict)  # noqa: S101 (as `ChildListStream` makes it)
         position = {
             **plain.position,
             "began": self.as_of,

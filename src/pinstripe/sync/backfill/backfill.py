@@ -512,7 +512,7 @@ class BackfillPlanner:
         closed = await closed_gaps(self._source.stripe, saved.values(), priority=BACKFILL)
         if not closed:
             return saved
-        opened = [replace(saved[stream], state="done", position=None) for stream in closed]
+        opened = [replace(saved[stream], state="done", position={}) for stream in closed]
         await self._source.save(opened)
         around = set(closed.values())
         return {s: c for s, c in saved.items() if s not in closed and c.table not in around}
@@ -553,9 +553,7 @@ class BackfillPlanner:
         Events name those that have changed since, and the scan finds the others.
         """
         scanned = saved.get(SCAN_OF + cursor.stream)
-        rounds = (
-            scanned.position.get("rounds") if scanned and isinstance(scanned.position, dict) else 0
-        )
+        rounds = scanned.position.get("rounds") if scanned else 0
         return (
             self._is_complete is not None
             or cursor.state != "done"

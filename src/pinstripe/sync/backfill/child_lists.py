@@ -386,15 +386,12 @@ class ChildListStream:
 
 def is_whole(cursor: Checkpoint) -> bool:
     """Whether a list by parent was read under every parent, as of its cursor."""
-    position = cursor.position
-    return cursor.state == "done" and isinstance(position, dict) and "read" not in position
+    return cursor.state == "done" and bool(cursor.position) and "read" not in cursor.position
 
 
 def _counted(saved: Checkpoint | None) -> tuple[int, int | None]:
     """How many parents a saved position has passed, and of how many; None if it does not say."""
-    position = saved.position if saved is not None else None
-    if not isinstance(position, dict):
-        return 0, None
+    position = saved.position if saved is not None else {}
     return int(position.get("done", 0)), position.get("of")
 
 
@@ -436,8 +433,8 @@ class Passes:
 
     def resume(self, saved: Checkpoint | None) -> str:
         """Go on where a saved position stands; return the last parent that is read."""
-        position = saved.position if saved is not None else None
-        if not isinstance(position, dict) or ("read" in position) != bool(self._signs):
+        position = saved.position if saved is not None else {}
+        if not position or ("read" in position) != bool(self._signs):
             return ""  # What a position of the other kind passed over is to be read now.
         known = {sign.table for sign in self._signs}
         self._read = [t for t in position.get("read", ()) if t in known]

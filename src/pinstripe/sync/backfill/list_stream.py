@@ -462,8 +462,7 @@ class ListStream:
 
 def created_since(done: Checkpoint, table: str, since: int, *, ceiling: int) -> Checkpoint:
     """The cursor that reads again what was created since then, of a list that is done."""
-    before = done.position.get("since") if isinstance(done.position, dict) else None
-    position = _position(table, ceiling, [(since, None, None, None)], before)
+    position = _position(table, ceiling, [(since, None, None, None)], done.position.get("since"))
     return replace(done, state="running", position=position, as_of=None)
 
 
@@ -474,13 +473,13 @@ def _position(
     return {"table": table, "ceiling": ceiling, **limited, "todo": list(todo)}
 
 
-def _begun(table: str, ceiling: int, since: int | None) -> dict[str, Any]:
+def _begun(table: str, ceiling: int, since: int | None) -> Mapping[str, Any]:
     """The position of a list that is not read yet."""
     whole = WHOLE if since is None else (since, None, None, None)
     return _position(table, ceiling, [whole], since)
 
 
-def _reaching_back(position: dict[str, Any], since: int | None) -> dict[str, Any]:
+def _reaching_back(position: Mapping[str, Any], since: int | None) -> Mapping[str, Any]:
     """The position with what was left out, if the start date is earlier than it was."""
     before = position.get("since")
     if before is None or (since is not None and since >= before):
@@ -489,12 +488,11 @@ def _reaching_back(position: dict[str, Any], since: int | None) -> dict[str, Any
     return {**position, "todo": [*position["todo"], older], "is_extended": True}
 
 
-def read_position(saved: Checkpoint) -> dict[str, Any]:
+def read_position(saved: Checkpoint) -> Mapping[str, Any]:
     """Return the position of a saved cursor. Raises Drifted if it is not one of a list."""
-    position = saved.position
-    if not isinstance(position, dict) or "todo" not in position:
+    if "todo" not in saved.position:
         raise Drifted(
             f"The cursor of {saved.stream} cannot be read.",
             hint="Delete its row in pinstripe.cursor; the list is then read anew.",
         )
-    return position
+    return saved.position

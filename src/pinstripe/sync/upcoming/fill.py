@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import structlog
 
@@ -175,10 +175,9 @@ class UpcomingFill:
                 await self._fill(owner, begun)
 
     def _resumed(self, table: str, cursor: Checkpoint | None) -> Filling:
-        position = cursor.position if cursor is not None else None
-        if cursor is None or cursor.state == "refused" or not isinstance(position, dict):
+        if cursor is None or cursor.state == "refused" or not cursor.position:
             return Filling(table, since=self._source.now() - _CLOCK_S)
-        found = cast("dict[str, object]", position)
+        found = cursor.position
         return Filling(
             table,
             state=cursor.state,
@@ -353,8 +352,7 @@ _MOMENTS = frozenset(
 
 def _refilled(saved: Checkpoint | None, otherwise: float) -> float:
     """Return the second up to which an earlier fill or refill has looked at moments."""
-    position = saved.position if saved is not None else None
-    found = position.get("refilled") if isinstance(position, dict) else None
+    found = saved.position.get("refilled") if saved is not None else None
     return float(found) if isinstance(found, int | float) else otherwise
 
 
