@@ -271,5 +271,5 @@ async def _opened(at: Stage, database: str) -> AsyncIterator[tuple[Source, RateL
         open_mirror(database, "stripe", wanted, api_version=version) as mirror,
     ):
         source = Source(stripe, mirror, wanted, pool)
-        mirror.resolve = partial(resolve, source)
+        mirror.conflicts.resolve = partial(resolve, source)
         yield source, budget

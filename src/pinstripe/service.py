@@ -283,7 +283,7 @@ async def join_source(
             loaded = await load_loaded(connection, mirror.schema)
         if ALL_LOADED not in loaded:
             mirror.loading |= set(mirror.tables) - loaded
-    mirror.resolve = partial(resolve, source)
+    mirror.conflicts.resolve = partial(resolve, source)
     if held is not None:
         mirror.mend = partial(mend, source)
     return source

@@ -117,7 +117,7 @@ async def test_a_follower_that_was_away_for_long_ends_in_the_same_state(
             sim.control.edit("customer", silent=False)
             await follower.poller.read_lookback(start)
             await follower.refetches.idle()
-            await service.source.mirror.wait_resolved()
+            await service.source.mirror.conflicts.wait_resolved()
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

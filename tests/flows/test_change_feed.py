@@ -56,7 +56,7 @@ class Following:
         await self.follower.poller.read_lookback(self.service.account.now - 60.0)
         for _ in range(3):
             await self.follower.refetches.idle()
-            await self.service.source.mirror.wait_resolved()
+            await self.service.source.mirror.conflicts.wait_resolved()
 
 
 @asynccontextmanager

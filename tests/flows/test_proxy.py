@@ -127,7 +127,7 @@ async def test_a_second_write_within_the_same_second_wins_at_once(database: str)
             row = await it.account.row("customer", made["id"])
             assert row is not None
             assert (row["name"], response.headers["pinstripe-mirrored"]) == (str(number), "yes")
-        assert it.account.sync.mirror.conflicts == 0
+        assert it.account.sync.mirror.conflicts.count == 0
 
 
 async def test_what_two_writers_contest_is_settled_before_their_answers(database: str) -> None:

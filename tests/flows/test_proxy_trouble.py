@@ -197,7 +197,7 @@ async def _reader_comes_by(account: GatewayAccount, began: float) -> None:
     for _ in range(3):
         await refetches.drain()
         await asyncio.sleep(0.25)  # More than a replica is behind here.
-    await account.sync.mirror.wait_resolved()
+    await account.sync.mirror.conflicts.wait_resolved()
     async with connect(account.url) as connection:
         assert await connection.fetch("SELECT * FROM pinstripe.pending") == []
 

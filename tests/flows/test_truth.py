@@ -440,7 +440,7 @@ async def test_a_row_that_comes_into_doubt_again_during_the_pause_is_asked_for_a
         await doubt("second", now)
         await asyncio.sleep(0.75 * LAG_S)
         await doubt("third", now)
-        await here.copy.mirror.wait_resolved()
+        await here.copy.mirror.conflicts.wait_resolved()
         assert await here.name() == "third"
         assert await here.pg.fetch("SELECT * FROM pinstripe.pending") == []
 

@@ -835,4 +835,4 @@ async def test_refreshes_of_one_owner_wait_for_each_other(copy: Copy, sim: Runni
     await asyncio.gather(*(copy.upcoming.refresh("subscription", made) for _ in range(10)))
     assert await copy.totals("subscription") == {made: 100}
     assert copy.upcoming.requests == 10
-    assert copy.source.mirror.conflicts == 0
+    assert copy.source.mirror.conflicts.count == 0

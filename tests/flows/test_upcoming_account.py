@@ -111,7 +111,7 @@ async def test_they_are_stripes_own_after_the_fill_and_after_any_change(
             await EventPoller(source, worker, since=since).read_lookback(since - 1)
             # What was made and ended in one second has its row from a request, which comes first.
             await worker.drain()
-            await source.mirror.wait_resolved()
+            await source.mirror.conflicts.wait_resolved()
             events = list(reversed(sim.control.truth("event")[mark:]))
             for refetch in await upcoming.refetches(events):
                 await upcoming.refreshers()[refetch.kind](refetch.id)

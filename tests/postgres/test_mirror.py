@@ -242,16 +242,16 @@ async def test_contested_rows_are_settled_one_get_at_a_time(
         await mirror.write([(customers(mirror, row.key, name="settled"), as_of)])
         return True
 
-    mirror.resolve = settle
+    mirror.conflicts.resolve = settle
     await mirror.write([(customers(mirror, "cus_1", name="a"), during(5, 6))])
     for name in "bcdef":
         await mirror.write([(customers(mirror, "cus_1", name=name), during(5.1, 6.1))])
     assert asked == ["cus_1"]
     answer.set()
-    await mirror.wait_resolved()
+    await mirror.conflicts.wait_resolved()
     # One that was under way, and one for all that came meanwhile.
     assert asked == ["cus_1", "cus_1"]
-    assert mirror.conflicts == 5
+    assert mirror.conflicts.count == 5
     assert await pg.fetchval(f"SELECT name FROM {SCHEMA}.customer") == "settled"
 
 
@@ -318,7 +318,7 @@ async def test_a_block_that_is_left_waits_for_nobody(database: str) -> None:
 
     async with asyncio.timeout(10):
         async with open_mirror(database, SCHEMA, chosen, api_version=VERSION) as mirror:
-            mirror.resolve = settle
+            mirror.conflicts.resolve = settle
             await mirror.write([(customers(mirror, "cus_1", name="a"), during(5, 6))])
             await mirror.write([(customers(mirror, "cus_1", name="b"), during(5, 6))])
             waiting = await mirror.enqueue([(customers(mirror, "cus_2"), during(5, 6))])

@@ -385,7 +385,7 @@ class Meter:
         parts += [rows, requests]
         if limited := stripe.rate_limited.total():
             parts.append(f"{limited:,} x 429")
-        if contested := self._service.source.mirror.conflicts:
+        if contested := self._service.source.mirror.conflicts.count:
             parts.append(f"{contested:,} conflicts")
         if backfill.phase == "lists" and span_s > 1 and requests_rate > 0:
             left = left_s(backfill.works, self._service.budget, requests_rate)

@@ -235,7 +235,7 @@ async def open_sync(
     ):
         source = Source(stripe, mirror, mirror.tables, pool)
         await remember_refusals(source, leads=False)
-        mirror.resolve = partial(resolve, source)
+        mirror.conflicts.resolve = partial(resolve, source)
         livemode = bool(known.livemode)
         yield OpenSync(sync_id, schema, known.account_id, livemode, source, webhook_secrets)
 

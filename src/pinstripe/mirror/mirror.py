@@ -85,8 +85,10 @@ class ConflictQueue:
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.resolve: Resolve | None = None
+        """Fetches the object of a row in conflict."""
         self.count = 0
         self.pause_s = 0.0
+        """How far Stripe's replicas may be behind."""
         self._sleep = sleep
         self._open: dict[tuple[str, str], Conflict] = {}
         self._resolving: dict[tuple[str, str], asyncio.Task[bool]] = {}
@@ -104,7 +106,8 @@ class ConflictQueue:
     def resolving(self, rows: Mapping[str, Container[str]]) -> list[asyncio.Task[bool]]:
         """Return the tasks that resolve those of these rows (table -> keys) that are in conflict now.
 
-        A task returns False if its row could not be resolved; the row keeps its content then.
+        A task returns False if its row could not be resolved; the row keeps its content then. Call it once
+        the future of `enqueue` is done: these tasks are then all that its rows wait for.
         """
         if not self._resolving:
             return []
@@ -193,26 +196,9 @@ class Mirror:
         self._prober = prober
         self._sinks = sinks
         self._queue = Queue(len(sinks))
-        self._conflicts = ConflictQueue(sleep)
+        self.conflicts = ConflictQueue(sleep)
         self._broken: dict[int, PinstripeError] = {}
         self._resting: set[int] = set()
-
-    @property
-    def resolve(self) -> Resolve | None:
-        """Fetches the object of a row in conflict."""
-        return self._conflicts.resolve
-
-    @resolve.setter
-    def resolve(self, resolve: Resolve) -> None:
-        self._conflicts.resolve = resolve
-
-    def settle_after(self, pause_s: float) -> None:
-        """Set how long after a conflict it is resolved: how far Stripe's replicas may be behind."""
-        self._conflicts.pause_s = pause_s
-
-    @property
-    def conflicts(self) -> int:
-        return self._conflicts.count
 
     def may_have_rows(self, table: str) -> bool:
         """Return False if no list has brought a row of the table yet: then no statement has to look."""
@@ -257,22 +243,6 @@ class Mirror:
         self._queue.add(Job(parts, progress, step, durable, rows, lane, effect, completed))
         return durable
 
-    async def settled(self, table: str, key: str) -> None:
-        """Wait until this row is not in conflict."""
-        if tasks := self._conflicts.resolving({table: {key}}):
-            await asyncio.wait(tasks)
-
-    def resolving(self, row_set: RowSet) -> list[asyncio.Task[bool]]:
-        """Return the tasks that resolve conflicting rows of `row_set`; see `ConflictQueue.resolving`.
-
-        Call it once the future of `enqueue` is done: these tasks are then all that its rows wait for.
-        """
-        return self._conflicts.resolving(row_set.rows)
-
-    async def wait_resolved(self) -> None:
-        """Return once no row is in conflict."""
-        await self._conflicts.wait_resolved()
-
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         """Run the writers for the block. A writer that fails ends the block, so no caller waits for it."""
@@ -286,7 +256,7 @@ class Mirror:
                 for task in tasks:
                     task.cancel()
                 # A writer cancelled in its transaction must not take that for a lost server and retry.
-                await asyncio.gather(*tasks, *self._conflicts.cancel(), return_exceptions=True)
+                await asyncio.gather(*tasks, *self.conflicts.cancel(), return_exceptions=True)
                 self._queue.give_up()
                 for sink in self._sinks:
                     await sink.close()
@@ -331,7 +301,7 @@ class Mirror:
             for job in jobs:
                 job.durable.cancel()
             raise
-        self._conflicts.decide(conflicts)
+        self.conflicts.decide(conflicts)
         for job in jobs:
             if not job.durable.done():
                 job.durable.set_result(None)
@@ -433,11 +403,7 @@ class Mirror:
             return False
         parted = Parted(rows=rows)
         self.quarantine.take(parted)
-
-        async def note(connection: Connection) -> None:
-            await note_parted(connection, self.schema, parted)
-
-        batch.effects.append(note)
+        batch.effects.append(partial(note_parted, schema=self.schema, parted=parted))
         return True
 
     async def _owe(
@@ -453,10 +419,6 @@ class Mirror:
         await owe_fetches(connection, self.schema, owners)
         entries = [(t, "", h.why, True) for t, h in self.quarantine.tables.items() if h.relist]
         await note_refused(connection, self.schema, entries)
-
-    def is_refused(self, row_set: RowSet) -> bool:
-        """Return whether Postgres refuses one of these rows: then a write has left it out."""
-        return self.quarantine.refuses(row_set)
 
     def refuse_table(self, table: str, why: Why) -> None:
         """Quarantine a table that is gone."""

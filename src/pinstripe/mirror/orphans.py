@@ -227,5 +227,5 @@ def gone(child: Table) -> str:
 
 
 def _flag(child: Table) -> int:
-    names: Sequence[str] = [c.name for c in child.columns if c.read == "deleted"]
-    return [c.name for c in child.columns].index(names[0]) if names else -1
+    """Return the place of the column `deleted`; -1 if the table has none."""
+    return next((at for at, column in enumerate(child.columns) if column.read == "deleted"), -1)

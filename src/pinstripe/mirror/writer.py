@@ -86,8 +86,6 @@ _Statement = tuple[str, str, int]
 """(kind, table, shape): "insert" (shape -1), "widen", "update", "complete" or "unwritten"; "insert and
 link" and "update and link" return what `Links.unlinked` says."""
 _StageMark = tuple[OrderedDict[str, int], dict[str, int]]
-_Mark = tuple[_StageMark, int]
-"""The stages, and how much is recorded, at a savepoint."""
 
 
 class _TableRefused(Exception):
@@ -424,17 +422,13 @@ class Writer:
     async def _link_apart(self, connection: asyncpg.Connection, batch: Batch) -> None:
         """Like `_link` for all tables. Where Postgres refuses it, the columns keep their values."""
         for table in sorted(self._unlinked):
-            mark = await self._save(connection)
             try:
-                with translated():
+                async with self._savepoint(connection):
                     await self._link(connection, table, batch)
             except PinstripeError as error:
                 if not error.is_of_rows:
                     raise
-                await self._go_back(connection, mark)
                 _log.warning("mirror.not_linked", table=table, error=error.message)
-            else:
-                await connection.execute("RELEASE SAVEPOINT apart")
 
     async def _finish(self, connection: asyncpg.Connection, batch: Batch, parted: Parted) -> None:
         conflicts = parted.conflicts
@@ -466,14 +460,13 @@ class Writer:
     ) -> None:
         """Write all rounds of one table without its refused rows, or without the whole table."""
         tally = _Tally()
-        mark = await self._save(connection)
         try:
-            for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
-                keys = sorted(one_round.get(name, ()))
-                of = _Round(name, one_round, causes, batch.api_version)
-                await self._half(connection, of, keys, tally)
+            async with self._savepoint(connection):
+                for one_round, causes in zip(batch.rounds, batch.causes, strict=True):
+                    keys = sorted(one_round.get(name, ()))
+                    of = _Round(name, one_round, causes, batch.api_version)
+                    await self._half(connection, of, keys, tally)
         except _TableRefused as refused:
-            await self._go_back(connection, mark)
             reason = why(refused.error)
             parted.tables[name] = reason
             parted.left_out += [
@@ -482,7 +475,6 @@ class Writer:
                 for key, row in one_round.get(name, {}).items()
             ]
         else:
-            await connection.execute("RELEASE SAVEPOINT apart")
             parted.conflicts += tally.conflicts
             parted.rows += tally.refused
 
@@ -493,23 +485,20 @@ class Writer:
         if not keys:
             return
         group = {key: of.rows[of.table][key] for key in keys}
-        mark = await self._save(connection)
         try:
-            with translated():
+            async with self._savepoint(connection):
                 tally.conflicts += await self._upsert(
                     connection, of.table, group, of.api_version, of.causes
                 )
         except PinstripeError as error:
             if not error.is_of_rows:
                 raise
-            await self._go_back(connection, mark)
             if error.fault is not None and error.fault.scope == "table":
                 raise _TableRefused(error) from error
             if len(keys) == 1:
                 tally.refuse(of, group, error)
                 return
         else:
-            await connection.execute("RELEASE SAVEPOINT apart")
             tally.written += len(keys)
             return
         middle = len(keys) // 2
@@ -526,30 +515,34 @@ class Writer:
             if child in without:
                 parted.owners += [(fact.parent, fact.parent_id) for fact in facts]
                 continue
-            mark = await self._save(connection)
             try:
-                with translated():
+                async with self._savepoint(connection):
                     parted.conflicts += await self._apply_sets(connection, facts)
             except PinstripeError as error:
                 if not error.is_of_rows:
                     raise
-                await self._go_back(connection, mark)
                 parted.tables[child] = why(error)
                 parted.owners += [(fact.parent, fact.parent_id) for fact in facts]
-            else:
-                await connection.execute("RELEASE SAVEPOINT apart")
 
-    async def _save(self, connection: asyncpg.Connection) -> _Mark:
+    @asynccontextmanager
+    async def _savepoint(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
+        """A savepoint for the block. If Postgres refuses rows, what the block wrote is rolled back, and the
+        stages that it made are gone too. Any other error ends the transaction.
+        """
         await connection.execute("SAVEPOINT apart")
+        stages = self._stages.mark()
         recorded = self._recorder.mark() if self._recorder is not None else 0
-        return self._stages.mark(), recorded
-
-    async def _go_back(self, connection: asyncpg.Connection, mark: _Mark) -> None:
-        """Roll back to the last savepoint and release it; the stages made since are gone too."""
-        await connection.execute("ROLLBACK TO SAVEPOINT apart; RELEASE SAVEPOINT apart")
-        self._stages.go_back(mark[0])
-        if self._recorder is not None:
-            self._recorder.go_back(mark[1])
+        try:
+            with translated():
+                yield
+        except (PinstripeError, _TableRefused) as error:
+            if isinstance(error, _TableRefused) or error.is_of_rows:
+                await connection.execute("ROLLBACK TO SAVEPOINT apart; RELEASE SAVEPOINT apart")
+                self._stages.go_back(stages)
+                if self._recorder is not None:
+                    self._recorder.go_back(recorded)
+            raise
+        await connection.execute("RELEASE SAVEPOINT apart")
 
     async def _lock_sets(self, connection: asyncpg.Connection, batch: Batch) -> None:
         """Order this transaction with those that note sets, or insert rows that sets may exclude."""

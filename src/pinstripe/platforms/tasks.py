@@ -367,7 +367,7 @@ class Tasks:
 
     async def _work_off(self, account: OpenedAccount, refetches: RefetchWorker) -> None:
         """Work the refetch queue off; what fails, or waits for its time, is a task of that time."""
-        await account.source.mirror.wait_resolved()
+        await account.source.mirror.conflicts.wait_resolved()
         async with account.source.pool.acquire() as connection:
             left_s = await next_refetch_s(connection, account.scope)
         if left_s is not None:
@@ -393,7 +393,7 @@ class Tasks:
                     if await poll_waits(connection, account.scope):
                         return
             draining.result()
-            await account.source.mirror.wait_resolved()
+            await account.source.mirror.conflicts.wait_resolved()
         finally:
             await cancel(draining)
 

@@ -162,7 +162,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self._versions = Coalescer(self._read_versions)
-        self.mirror.settle_after(self.stripe.margins.replica_lag_s)
+        self.mirror.conflicts.pause_s = self.stripe.margins.replica_lag_s
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

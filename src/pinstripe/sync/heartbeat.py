@@ -106,7 +106,7 @@ class HeartbeatWriter:
             account_rate=self._budget.rate(),
             queue_rows=source.mirror.queued,
             queue_most=QUEUE_ROWS,
-            contested=source.mirror.conflicts,
+            contested=source.mirror.conflicts.count,
             events=seen.events,
             polls=seen.polls,
             late_events=seen.late,

@@ -103,7 +103,7 @@ async def open_account(
         open_mirror(url, schema, effective, api_version=version) as mirror,
     ):
         source = Source(stripe, mirror, effective, pool)
-        mirror.resolve = partial(resolve, source)
+        mirror.conflicts.resolve = partial(resolve, source)
         yield Copy(url, mirror, source, budget, pool)
 
 
@@ -156,7 +156,7 @@ async def quiet(copy: Copy, refetches: RefetchWorker) -> None:
     """Returns when nothing that was requested is open."""
     for _ in range(3):
         await refetches.idle()
-        await copy.mirror.wait_resolved()
+        await copy.mirror.conflicts.wait_resolved()
 
 
 async def followed(copy: Copy, start: float) -> None:

@@ -317,7 +317,7 @@ class ResponseMirror:
         if error is not None:
             self.later.add(sync.id, _retrievable(sync, request, row_set))
             return MirrorResult("later", "postgres", sync)
-        if mirror.is_refused(row_set):
+        if mirror.quarantine.refuses(row_set):
             return MirrorResult(
                 "later", "postgres", sync
             )  # Without a row that Postgres refuses; it is owed.
@@ -656,7 +656,7 @@ async def fetch_one(
 
 async def _is_settled(sync: OpenSync, row_set: RowSet) -> bool:
     """Wait until none of the rows is in conflict; False if Stripe could not decide one."""
-    conflicts = sync.mirror.resolving(row_set)
+    conflicts = sync.mirror.conflicts.resolving(row_set.rows)
     if conflicts:
         await asyncio.wait(conflicts)
     return all(not t.cancelled() and t.exception() is None and t.result() for t in conflicts)

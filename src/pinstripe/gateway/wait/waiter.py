@@ -341,7 +341,8 @@ async def _fetch(sync: OpenSync, table: str, key: str) -> None:
             hint="Wait for the request or the event that changed it, or without parameters.",
         )
     # What was read may contradict the row, and not be surely newer.
-    await sync.mirror.settled(table, key)
+    if resolving := sync.mirror.conflicts.resolving({table: {key}}):
+        await asyncio.wait(resolving)
     if version is None and await sync.source.version(table, key) is None:
         raise NotFound(
             f"Stripe has no {sync.source.wanted[table].object_type} {key!r}, nor has the table.",

@@ -162,14 +162,14 @@ class Backfill:
             on_ready()
         self.phase, rows = "lists", sum(w.rows for w in self.works)
         await self._read_lists()
-        await self._source.mirror.wait_resolved()
+        await self._source.mirror.conflicts.wait_resolved()
         await self._save_ends()
         self.phase = "events"
         if not followed:
             outcome.events = await self._catch_up(since)
         if not followed and outcome.events is None:
             await self._read_tails(since - LATE_S)
-        await self._source.mirror.wait_resolved()
+        await self._source.mirror.conflicts.wait_resolved()
         if not followed:
             await RefetchWorker(self._source).drain()
         if self._resync_since is not None:
@@ -182,7 +182,7 @@ class Backfill:
         self.phase = "references"
         if not self._was_ready or sum(w.rows for w in self.works) > rows:
             outcome.references = await self._references.run()
-            await self._source.mirror.wait_resolved()
+            await self._source.mirror.conflicts.wait_resolved()
         await self._source.save(checkpoints(self._source.unreadable_lists))
         outcome.streams = self._ends()
         if outcome.complete:

@@ -473,7 +473,7 @@ class Repairs:
             await self._read_lists(self._source, many)
         singly = [d for d in wrong if d.table not in many or d.kind == "extra"]
         await for_each(singly, self._mend, limit=_REPAIRING)
-        await self._source.mirror.wait_resolved()
+        await self._source.mirror.conflicts.wait_resolved()
         await self._look_after(reports, wrong, many)
 
     async def _mend(self, found: Difference) -> None:
