@@ -14,6 +14,7 @@ while no worker ran, or never listed. Each is fetched by its id, and flagged if 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -69,12 +70,9 @@ _ROUNDS = 6
 class Fetched:
     """The result, by table."""
 
-    fetched: dict[str, int] = field(default_factory=dict)
-    missing: dict[str, int] = field(default_factory=dict)
+    fetched: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
     refused: dict[str, Refused] = field(default_factory=dict)
-
-    def count(self, where: dict[str, int], table: str) -> None:
-        where[table] = where.get(table, 0) + 1
 
 
 _REMEMBERED = 20_000
@@ -303,14 +301,13 @@ class References:
                 if error.fault is not None:
                     raise
                 self._singly = error.is_answer
-        for _ in shown:
-            self.result.count(self.result.fetched, "product")
+        self.result.fetched["product"] += len(shown)
         return [key for key in ids if key not in shown]
 
     async def _fetch(self, target: str, key: str) -> None:
         try:
             await self._source.fetch(target, key, priority=REFERENCES)
-            self.result.count(self.result.fetched, target)
+            self.result.fetched[target] += 1
         except NotFound as error:
             await self._remember(target, key, error.code or "not found")
         except (WrongKey, LostLease):
@@ -339,7 +336,7 @@ class References:
         await self._source.owe(Refetch("fetch", target, key, work=BACKFILL), error)
 
     async def _remember(self, target: str, key: str, reason: str) -> None:
-        self.result.count(self.result.missing, target)
+        self.result.missing[target] += 1
         async with self._source.transaction() as connection:
             await note_missing(connection, self._schema, target, key, reason)
 

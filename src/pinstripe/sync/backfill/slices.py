@@ -125,14 +125,10 @@ class SliceSet:
     def request(self, chosen: Slice, expand: Sequence[str] = ()) -> tuple[str, list[Param]]:
         """(path, parameters) of the next page of a slice."""
         params = list(self.endpoint.params)
-        if not self.endpoint.created:
-            # Without a filter the list is read from its top until `received` finds the end.
-            return list_request(
-                self.endpoint, self.endpoint.path, params, after=chosen.after, expand=expand
-            )
-        if chosen.gte is not None:
+        # Without a filter the list is read from its top until `received` finds the end.
+        if self.endpoint.created and chosen.gte is not None:
             params.append(("created[gte]", str(chosen.gte)))
-        if chosen.lt is not None:
+        if self.endpoint.created and chosen.lt is not None:
             params.append(("created[lt]", str(chosen.lt)))
         path = self.endpoint.path
         return list_request(self.endpoint, path, params, after=chosen.after, expand=expand)

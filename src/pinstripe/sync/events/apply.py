@@ -14,7 +14,6 @@ decides which types there are and which have a table; nothing here knows an even
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -513,7 +512,7 @@ def _change(name: str, key: str, found: list[StripeObject], api_version: str) ->
         key=key,
         object=payload(last),
         created=newest,
-        is_ordered=not is_remade and _is_chain(last_second),
+        is_ordered=not is_remade and all(map(_follows, last_second, last_second[1:])),
         is_foreign_version=any(_is_hint(e, api_version) for e in last_second),
         deleted=is_deletion(last),
         event_id=str(last.get("id")),
@@ -528,18 +527,14 @@ def _is_hint(event: StripeObject, api_version: str) -> bool:
     return event.get("api_version") != api_version or deletes(str(event.get("type"))) is None
 
 
-def _is_chain(events: Sequence[StripeObject]) -> bool:
-    """Whether the state of each event follows from the one before it, in this order."""
-    return all(_follows(a, b) for a, b in itertools.pairwise(events))
-
-
 def _follows(earlier: StripeObject, later: StripeObject) -> bool:
+    """Whether the state of one event follows from the one before it."""
     before, after = payload(earlier), payload(later)
     if not before or not after:
         return False
     if is_deletion(later) or _plain(before) == _plain(after):
         return True
-    if str(earlier.get("type")).endswith(".created") and not _is_creation(later):
+    if _is_creation(earlier) and not _is_creation(later):
         return True
     previous = previous_attributes(later)
     return bool(previous) and _plain(_undone(after, previous)) == _plain(before)
