@@ -29,11 +29,11 @@ from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.mirror import open_mirror
+from pinstripe.rows.event import EVENTS
 from pinstripe.source.resolve import resolve
 from pinstripe.source.source import Source
 from pinstripe.store.migrate import effective_tables
 from pinstripe.store.pool import connect, open_pool
-from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.refetch.worker import RefetchWorker
 from pinstripe.sync.relist import Intervals, Relist
 from pinstripe.sync.upcoming.fill import Filling

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from pinstripe.cli.runtime import complain, show, tell
 from pinstripe.cli.status import check_synced, with_data
+from pinstripe.cli.sync import INCOMPLETE
 from pinstripe.cli.syncs import open_vault
 from pinstripe.client.api_key import ApiKey
 from pinstripe.client.client import StripeClient, meet
@@ -25,7 +26,6 @@ from pinstripe.sync.verify.compare import Difference, Report, TableReport
 from pinstripe.sync.verify.verify import Verify, VerifyOptions, open_verify
 
 DIFFERENT = 6
-INCOMPLETE = 4
 _TELL_S = 5.0
 _COUNTS = ("rows", "listed", "requests", "more", "partial", "moving", "unlisted", "unchecked")
 

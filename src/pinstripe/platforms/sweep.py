@@ -25,7 +25,7 @@ from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import read_list
 from pinstripe.concurrency import cancel
 from pinstripe.errors import PinstripeError, WrongAccount
-from pinstripe.rows.event import created_of
+from pinstripe.rows.event import EVENTS, created_of
 from pinstripe.store.platforms import sweep
 from pinstripe.store.platforms.stored import revoke_accounts
 from pinstripe.store.platforms.sweep import Found, Look
@@ -33,7 +33,6 @@ from pinstripe.store.pool import Pool
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
-_PATH = "/v1/events"
 _TICK_S = 0.5
 _MOST = 48
 """Looks under way."""
@@ -91,9 +90,9 @@ class Sweep:
     async def _look(self, look: Look) -> None:
         try:
             response = await self.client_of(look.account_id).get(
-                _PATH, [("limit", "1")], endpoint=f"GET {_PATH}", priority=WorkClass.HEADS
+                EVENTS, [("limit", "1")], endpoint=f"GET {EVENTS}", priority=WorkClass.HEADS
             )
-            events = read_list(response, _PATH).objects
+            events = read_list(response, EVENTS).objects
         except PinstripeError as error:
             await self._failed(look.account_id, error)
             return

@@ -11,6 +11,9 @@ from typing import cast
 from pinstripe.client.response import Cause, StripeObject
 from pinstripe.rows.converters import MAX_SECONDS
 
+EVENTS = "/v1/events"
+"""The list of them."""
+
 
 def payload(event: StripeObject) -> StripeObject:
     """`data.object`: the object as it was after the event."""

@@ -29,7 +29,7 @@ from pinstripe.errors import NotEnabled, NotFound, NotPermitted
 from pinstripe.mirror.batch import Conflict, refetch_for
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO, children_of
-from pinstripe.rows.event import cause_of, created_of, payload
+from pinstripe.rows.event import EVENTS, cause_of, created_of, payload
 from pinstripe.rows.extract import RowSet, key_of
 from pinstripe.source.source import CONTESTED, Source
 from pinstripe.store.daily_counts import note_contradiction
@@ -281,8 +281,6 @@ async def _parent(source: Source, table: str, key: str) -> str:
     return found or ""
 
 
-_EVENTS = "/v1/events"
-
 _MOST_TYPES = 20
 """Event types that one request may name (https://docs.stripe.com/api/events/list)."""
 
@@ -329,7 +327,7 @@ async def _newest(
     """The newest event of the object in this time, by Stripe's order."""
     params = [("created[gte]", str(since)), ("created[lte]", str(until))]
     params += [("types[]", name) for name in _types(source.wanted[table].object_type)]
-    request = list_at(source.stripe, _EVENTS, params, endpoint=f"GET {_EVENTS}", priority=CONTESTED)
+    request = list_at(source.stripe, EVENTS, params, endpoint=f"GET {EVENTS}", priority=CONTESTED)
     async for page in iter_pages(request):
         for event in page.objects:
             obj = payload(event)

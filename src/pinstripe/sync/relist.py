@@ -35,6 +35,7 @@ from pinstripe.client.rate_limit import RateLimiter, WorkClass
 from pinstripe.client.response import StripeObject
 from pinstripe.concurrency import backoff
 from pinstripe.errors import LostLease, PinstripeError
+from pinstripe.rows.event import EVENTS
 from pinstripe.source.source import Source
 from pinstripe.store import confirmations
 from pinstripe.store.confirmations import forget as forget_confirmations
@@ -67,7 +68,6 @@ from pinstripe.store.quarantine import (
 from pinstripe.sync.backfill.child_lists import open_list
 from pinstripe.sync.backfill.list_stream import Scheduler
 from pinstripe.sync.backfill.references import queue_missing, read_singletons
-from pinstripe.sync.events.reader import EVENTS
 from pinstripe.sync.read_quota import DAY_S, QuotaDemand, QuotaPlan
 from pinstripe.sync.refetch.worker import PAUSES_S, RefetchWorker
 from pinstripe.sync.scan import Scan

@@ -37,6 +37,7 @@ from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.concurrency import cancel
 from pinstripe.errors import MissingParent, NotEnabled, NotPermitted, PinstripeError
+from pinstripe.rows.event import EVENTS
 from pinstripe.source.refusals import checkpoints, closed_gaps, note_by_parent
 from pinstripe.source.source import BACKFILL, Source
 from pinstripe.store.cursors import (
@@ -62,7 +63,7 @@ from pinstripe.sync.backfill.child_lists import ChildListStream, is_whole, open_
 from pinstripe.sync.backfill.list_stream import ListReader, Scheduler, created_since
 from pinstripe.sync.backfill.references import Fetched, References, queue_missing, read_singletons
 from pinstripe.sync.events.poller import EventPoller
-from pinstripe.sync.events.reader import EVENTS, LATE_S, REACH_S
+from pinstripe.sync.events.reader import LATE_S, REACH_S
 from pinstripe.sync.refetch.worker import RefetchWorker
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)

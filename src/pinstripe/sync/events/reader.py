@@ -28,7 +28,7 @@ from pinstripe.client.response import (
     read_list,
 )
 from pinstripe.concurrency import cancel, for_each
-from pinstripe.rows.event import created_of, request_of
+from pinstripe.rows.event import EVENTS, created_of, request_of
 from pinstripe.source.source import FOLLOW, LIVE, Source
 
 _MOST_EVENTS = 1000
@@ -279,8 +279,6 @@ class AppliedEvents:
         }
         self._unanchored &= self._created.keys()
 
-
-EVENTS = "/v1/events"
 
 RETENTION_S = 30 * 86400
 """Stripe keeps events for 30 days (https://docs.stripe.com/api/events)."""

@@ -42,7 +42,7 @@ from pinstripe.mirror.upsert import (
     unsaid,
 )
 from pinstripe.mirror.writer import StageTables
-from pinstripe.rows.extract import Row
+from pinstripe.rows.extract import Row, RowKey
 from pinstripe.rows.layout import Shapes
 from pinstripe.store.ddl import literal, qualified, quote
 from pinstripe.store.links import linked_value
@@ -302,9 +302,6 @@ def _note(table: Table) -> str:
         f"FROM {stage(table.name)} ON CONFLICT DO NOTHING"
     )
 
-
-RowKey = tuple[str, str]
-"""(table, key)."""
 
 DifferenceKind = Literal["missing", "stale", "extra", "wrongly_deleted", "partial"]
 """`partial`: the row is marked as lacking columns that Stripe returns on request only."""

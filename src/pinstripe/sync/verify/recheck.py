@@ -54,8 +54,8 @@ from pinstripe.errors import (
 )
 from pinstripe.mirror.change_feed import delete_rows
 from pinstripe.mirror.orphans import ENTRIES_GO
-from pinstripe.rows.event import payload
-from pinstripe.rows.extract import RowSet
+from pinstripe.rows.event import EVENTS, payload
+from pinstripe.rows.extract import RowKey, RowSet
 from pinstripe.source.resolve import mark_deleted
 from pinstripe.source.source import BACKFILL, LIVE, Source
 from pinstripe.store.cursors import LEFT_OUT, Checkpoint
@@ -65,8 +65,8 @@ from pinstripe.store.refetch import load_waiting
 from pinstripe.sync.backfill.child_lists import open_list
 from pinstripe.sync.backfill.list_stream import ListReader, Scheduler
 from pinstripe.sync.backfill.references import read_singletons
-from pinstripe.sync.events.reader import EVENTS, LATE_S
-from pinstripe.sync.verify.compare import Comparer, Difference, RowKey, TableReport
+from pinstripe.sync.events.reader import LATE_S
+from pinstripe.sync.verify.compare import Comparer, Difference, TableReport
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 _WORKERS, _REPAIRING = 12, 8

@@ -22,12 +22,13 @@ from pinstripe.catalog.tables import PAYOUT_LINES
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.errors import NotEnabled, NotPermitted
 from pinstripe.mirror import open_mirror
+from pinstripe.rows.event import EVENTS
 from pinstripe.source.source import LIVE, Source
 from pinstripe.store.cursors import LEFT_OUT, SOME_REFUSED, UNEXPANDED
 from pinstripe.store.ddl import qualified
 from pinstripe.store.leases import is_followed
 from pinstripe.store.verifications import Certificate, digest, save_certificate
-from pinstripe.sync.events.reader import EVENTS, LATE_S, RETENTION_S
+from pinstripe.sync.events.reader import LATE_S, RETENTION_S
 from pinstripe.sync.verify.compare import Comparer, Difference, Report, TableReport
 from pinstripe.sync.verify.recheck import (
     ListRun,
