@@ -155,19 +155,18 @@ class ListEndpoint:
     @property
     def tables(self) -> tuple[str, ...]:
         """The tables of what it lists."""
-        return _table_names(self.objects)
+        return tuple(map(table_name, self.objects))
+
+    @property
+    def parent_table(self) -> str:
+        """The table of the parents; "" without one."""
+        return table_name(self.parent)
 
     def url(self, parent_id: str, quoted: str) -> tuple[str, tuple[Param, ...]]:
         """(path, parameters) of the list under one parent; `quoted` is the id, path-quoted."""
         if "{" in self.path:
             return re.sub(r"{\w+}", lambda _: quoted, self.path), self.params
         return self.path, ((self.parameter, parent_id), *self.params)
-
-
-@cache
-def _table_names(objects: tuple[str, ...]) -> tuple[str, ...]:
-    """A backfill reads them some thousand times for each list."""
-    return tuple(map(table_name, objects))
 
 
 @dataclass(frozen=True, slots=True)

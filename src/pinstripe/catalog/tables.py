@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from pinstripe.catalog.model import Field, ObjectType, Spec, object_types, spec
@@ -155,6 +155,7 @@ class Table:
         return any(c.read == "deleted" for c in self.columns)
 
 
+@lru_cache(maxsize=2048)  # A backfill asks some thousand times for each list.
 def table_name(object_name: str) -> str:
     """`checkout.session` -> `checkout_session`; the one respelling is `invoiceitem`."""
     return "invoice_item" if object_name == "invoiceitem" else object_name.replace(".", "_")

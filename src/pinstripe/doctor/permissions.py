@@ -134,7 +134,7 @@ async def _list(asker: Prober, endpoint: ListEndpoint, plan: ProbePlan) -> Tried
     other = by_parent(endpoint)
     if other is not None and isinstance(said.error, MissingParent):
         words = f"Read under each {other.parent} instead: {said.message}"
-        if (parent := table_name(other.parent)) in plan.tables:
+        if (parent := other.parent_table) in plan.tables:
             said = replace(said, state="readable", message=words, remedy="")
         else:
             said = replace(said, remedy=f"Add {parent} to --tables: it is read under each of them.")

@@ -111,9 +111,9 @@ def parents_of(child: str) -> tuple[tuple[str, str], ...]:
         if field.kind == "list" and child in _nested_children(table.name, field.name)
     }
     listed |= {
-        table_name(endpoint.parent)
+        endpoint.parent_table
         for endpoint in list_endpoints()
-        if endpoint.parent and child in map(table_name, endpoint.objects)
+        if endpoint.parent and child in endpoint.tables
     }
     known = tables()[child]
     return tuple(

@@ -22,7 +22,7 @@ from pinstripe.catalog.embedded import holders
 from pinstripe.catalog.endpoints import child_list, has_address, retrieve_endpoint, singleton_path
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import deletes
-from pinstripe.catalog.tables import Column, table_name, tables
+from pinstripe.catalog.tables import Column, tables
 from pinstripe.client.client import iter_pages, list_at, quote_id
 from pinstripe.client.response import AsOf, Cause, StripeObject, as_of_response, read_object
 from pinstripe.errors import NotEnabled, NotFound, NotPermitted
@@ -96,7 +96,7 @@ async def read_children(source: Source, refetch: Refetch, started: datetime) -> 
             endpoint,
             path,
             params,
-            parents={table_name(endpoint.parent): refetch.id},
+            parents={endpoint.parent_table: refetch.id},
             priority=refetch.work_class,
             cause=refetch.cause,
             known_until=started - source.replica_lag,

@@ -42,7 +42,7 @@ from pinstripe.catalog.endpoints import (
 from pinstripe.catalog.model import spec
 from pinstripe.catalog.relations import parent_of as listed_under
 from pinstripe.catalog.relations import parent_parameter
-from pinstripe.catalog.tables import Table, table_name, tables
+from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.client import StripeClient, iter_pages, list_at, list_of, quote_id, split_url
 from pinstripe.client.rate_limit import WorkClass
 from pinstripe.client.response import (
@@ -216,6 +216,10 @@ class Source:
         """Return the list, or the list by parent that replaces it if Stripe refuses it without one."""
         other = by_parent(endpoint) if endpoint.name in self.by_parent else None
         return other or endpoint
+
+    def tables_of(self, endpoint: ListEndpoint) -> list[str]:
+        """The tables of what it lists, as far as they are synced."""
+        return [table for table in endpoint.tables if table in self.wanted]
 
     def observe_clock(self, response: Response) -> None:
         """Sets `clock_ahead_s` from a response that says when it was made."""
@@ -523,7 +527,7 @@ class Members:
     ) -> Members:
         """Of the list under a parent, the only one of `parents` (table -> id)."""
         table, key = next(iter(parents.items()), ("", ""))
-        children = tuple(table_name(name) for name in endpoint.objects)
+        children = endpoint.tables
         place = MemberSet(table, key, "", frozenset(), children)
         return cls(place, bool(endpoint.parent) and len(parents) == 1, cause, known_until)
 

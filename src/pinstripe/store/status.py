@@ -18,7 +18,7 @@ from msgspec import structs
 
 from pinstripe.catalog.endpoints import list_endpoints
 from pinstripe.catalog.relations import with_events
-from pinstripe.catalog.tables import table_name, tables
+from pinstripe.catalog.tables import tables
 from pinstripe.errors import Drifted, Misconfigured, PinstripeError
 from pinstripe.store.cursors import (
     FOLLOWED,
@@ -292,9 +292,9 @@ def _scan(
 ) -> list[ScanProgress]:
     """The progress of each list by parent that was read where a row showed a sign."""
     if_any = {
-        (table_name(name), table_name(e.parent)): e.only_if_any
+        (table, e.parent_table): e.only_if_any
         for e in list_endpoints()
-        for name in e.objects
+        for table in e.tables
         if e.parent and e.only_if_any
     }
     found: list[tuple[ScanProgress, float]] = []

@@ -243,7 +243,9 @@ class Relist:
             if endpoint is None:
                 await self._guard(stream, "balance_transaction", self._due())
             else:
-                await self._guard(stream, self._table_of(endpoint), self._poll_newest(endpoint))
+                await self._guard(
+                    stream, self._source.tables_of(endpoint)[0], self._poll_newest(endpoint)
+                )
         finally:
             self._reading.discard(stream)
 
@@ -278,9 +280,9 @@ class Relist:
     async def _scanned(self, endpoint: ListEndpoint, began: float) -> None:
         """A list by parent was read under all parents; `began`: when, on Stripe's clock."""
         self._shown_at[endpoint.stream] = began
-        for table in self._tables_of(endpoint):
+        for table in self._source.tables_of(endpoint):
             await self._check_missing(table)
-            lists = [e for e in self._endpoints() if table in map(table_name, e.objects)]
+            lists = [e for e in self._endpoints() if table in e.tables]
             if lists == [endpoint]:  # Else it says nothing of what the others list.
                 await self._note(endpoint, "pass", began)
 
@@ -309,7 +311,7 @@ class Relist:
         """Read every list that returns rows of the table to its end."""
         _log.warning("relist.reread", table=table)
         names = {table, *around_of(table)}
-        endpoints = [e for e in self._endpoints() if names & set(map(table_name, e.objects))]
+        endpoints = [e for e in self._endpoints() if names & set(e.tables)]
         rows = await self.full_refresh(endpoints)
         listed = max((rows[e.stream] for e in endpoints if table in e.tables), default=0)
         if self._source.wanted[table].object_type in singleton_paths():
@@ -326,7 +328,7 @@ class Relist:
         scans: dict[str, float] = {}
         for endpoint in self._endpoints():
             began = self.scan.under_way.get(endpoint.stream, now)
-            for table in self._tables_of(endpoint):
+            for table in self._source.tables_of(endpoint):
                 scans[table] = min(scans.get(table, now), began)
         async with self._source.transaction() as connection:
             schema = self._source.mirror.schema
@@ -394,7 +396,7 @@ class Relist:
             return ends[0] if ends else Checkpoint(stream, "done", {"table": table})
         if saved is not None and saved.state == "refused":
             saved = None
-        table, now, source = self._table_of(endpoint), self._source.now(), self._source
+        table, now, source = self._source.tables_of(endpoint)[0], self._source.now(), self._source
         work = open_list(
             endpoint, table, source, source.pool, now=now, saved=saved, is_complete=lambda _: True
         )
@@ -415,12 +417,12 @@ class Relist:
             cursor = cursors.get(other.stream)
             if cursor is not None and cursor.code == PARENT_INCOMPLETE:
                 self._stopped[cursor.stream] = _Stopped(self._clock())
-        tables = {table_name(name) for name in endpoint.objects} & loading
+        tables = {*endpoint.tables} & loading
         open_tables = {
-            table_name(name)
+            table
             for other in self._endpoints()
             if (c := cursors.get(other.stream)) is not None and c.state in ("running", "failed")
-            for name in other.objects
+            for table in other.tables
         }
         loading -= tables - open_tables
         await link_all(connection, schema, self._source.mirror.tables, tables - open_tables)
@@ -451,7 +453,7 @@ class Relist:
                 self._cost[stream] = max(float(scanned.position.get("of") or 0), 1.0)
                 if scanned.position.get("after") and not scanned.position.get("ended"):
                     self.scan.under_way[stream] = float(scanned.position.get("began", stripes))
-            known_to = [passed.get(table_name(name), 0.0) for name in endpoint.objects]
+            known_to = [passed.get(name, 0.0) for name in endpoint.tables]
             if min(known_to) > 0 and self._passed_at[stream] > 0:
                 self._passed_at[stream] = now - max(stripes - min(known_to), 0.0)
                 self._first.pop(stream, None)
@@ -464,16 +466,9 @@ class Relist:
         wanted = [
             e
             for e in list_endpoints()
-            if any(table_name(o) in self._source.wanted for o in e.objects)
-            and (not e.parent or table_name(e.parent) in self._source.wanted)
+            if self._source.tables_of(e) and (not e.parent or e.parent_table in self._source.wanted)
         ]
         return [self._source.in_force(e) for e in wanted]
-
-    def _table_of(self, endpoint: ListEndpoint) -> str:
-        return self._tables_of(endpoint)[0]
-
-    def _tables_of(self, endpoint: ListEndpoint) -> list[str]:
-        return [n for n in map(table_name, endpoint.objects) if n in self._source.wanted]
 
     async def _guard(self, stream: str, table: str | None, work: Awaitable[object]) -> None:
         """Await the work; save its error as a stream of `table` while it lasts."""
@@ -541,10 +536,7 @@ class Relist:
         began = self._passing = self._source.now()
         self.refreshing = ", ".join(e.path for e in endpoints)
         source = self._source
-        works = [
-            open_list(e, table_name(e.objects[0]), source, source.pool, now=began)
-            for e in endpoints
-        ]
+        works = [open_list(e, e.tables[0], source, source.pool, now=began) for e in endpoints]
         try:
             await Scheduler(self._budget, max_in_flight=4).run(works)
         finally:
@@ -556,7 +548,7 @@ class Relist:
                 self._shown_at[work.endpoint.stream] = began
             if final.state != "done":
                 await self._source.save([self._stop(final, is_refused=final.state == "refused")])
-        for table in {table_name(o) for e in endpoints for o in e.objects}:
+        for table in {table for e in endpoints for table in e.tables}:
             if table in self._source.wanted:
                 await self._check_missing(table)
         self._passing = None
@@ -566,7 +558,7 @@ class Relist:
 
     async def _check_missing(self, table: str) -> None:
         """Queue fetches of rows that none of their lists returned, if each was read to its end."""
-        lists = [e.stream for e in self._endpoints() if table in map(table_name, e.objects)]
+        lists = [e.stream for e in self._endpoints() if table in e.tables]
         if not all(stream in self._shown_at for stream in lists):
             return
         since = min(self._shown_at[stream] for stream in lists)
@@ -574,7 +566,7 @@ class Relist:
 
     async def _note(self, endpoint: ListEndpoint, how: str, known_to: float) -> None:
         """Save up to when the tables of this list are known to be complete, and by which read."""
-        names = self._tables_of(endpoint)
+        names = self._source.tables_of(endpoint)
         async with self._source.transaction() as connection:
             await note_freshness(connection, self._source.mirror.schema, names, how, known_to)
 

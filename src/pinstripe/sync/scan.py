@@ -23,7 +23,6 @@ from dataclasses import replace
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint
-from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.concurrency import cancel
 from pinstripe.errors import LostLease, PinstripeError
@@ -177,7 +176,7 @@ class _ScanStream(ChildListStream):
         began: float,
         per_s: Callable[[], float],
     ) -> None:
-        table = next(t for t in map(table_name, endpoint.objects) if t in source.wanted)
+        table = source.tables_of(endpoint)[0]
         super().__init__(
             endpoint,
             table,

@@ -483,9 +483,9 @@ def ways_to(
         owner = above.get(collection_table(where.path[: where.path.index("/{")]) or "")
         return [Way("fetch", table, key, owner)] if owner else []
     ways = [
-        Way("children", table, above[table_name(e.parent)], e.parent)
+        Way("children", table, above[e.parent_table], e.parent)
         for e in list_endpoints()
-        if e.parent and object_type in e.objects and table_name(e.parent) in above
+        if e.parent and object_type in e.objects and e.parent_table in above
     ]
     holders = {table_name(name) for name in parent_types(spec()).get(object_type, ())}
     if object_type in SINGLETONS:
@@ -555,7 +555,7 @@ async def _list_children(sync: OpenSync, way: Way, key: str | None) -> set[RowKe
     async def enough(_: Sequence[StripeObject]) -> bool:
         return key in shown
 
-    above = {table_name(endpoint.parent): way.key}
+    above = {endpoint.parent_table: way.key}
     await sync.source.read(
         endpoint, path, params, parents=above, priority=LIVE, enough=enough, shown=shown
     )

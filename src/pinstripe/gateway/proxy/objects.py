@@ -248,7 +248,7 @@ def _fixed() -> frozenset[str]:
 def _parameters() -> Mapping[str, tuple[str, str]]:
     """Path of a list -> (the parameter that names the parent, the parent's table)."""
     return {
-        e.path: (e.parameter, table_name(e.parent))
+        e.path: (e.parameter, e.parent_table)
         for e in list_endpoints()
         if e.parent and "{" not in e.path
     }

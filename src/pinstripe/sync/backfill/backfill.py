@@ -33,7 +33,6 @@ from pinstripe.catalog.endpoints import (
     singleton_paths,
 )
 from pinstripe.catalog.relations import with_events
-from pinstripe.catalog.tables import table_name
 from pinstripe.client.rate_limit import RateLimiter
 from pinstripe.concurrency import cancel
 from pinstripe.errors import MissingParent, NotEnabled, NotPermitted, PinstripeError
@@ -242,7 +241,7 @@ class Backfill:
         if work.state not in ("refused", "failed") or work.code != MissingParent.slug:
             return None
         other = None if work.endpoint.parent else by_parent(work.endpoint)
-        return other if other and table_name(other.parent) in self._source.wanted else None
+        return other if other and other.parent_table in self._source.wanted else None
 
     async def _queue_missing(self, tables: Collection[str], since: float) -> None:
         """Fetch rows of these tables that no list returned and whose events are gone."""
@@ -266,7 +265,7 @@ class Backfill:
         await self._go_by_parent()
         ready: list[ListReader] = []
         for work in list(self._pending):
-            parent = table_name(work.endpoint.parent)
+            parent = work.endpoint.parent_table
             if not self._is_complete(parent):
                 if not work.is_early and work.passes.rows_left():
                     work.is_early = True
@@ -419,7 +418,9 @@ class BackfillPlanner:
         self._source.mirror.began_empty = not saved
         saved = await self._without_lost(saved)
         last = saved.get(FOLLOWED)
-        endpoints = [self._source.in_force(e) for e in list_endpoints() if self._wanted_objects(e)]
+        endpoints = [
+            self._source.in_force(e) for e in list_endpoints() if self._source.tables_of(e)
+        ]
         saved = await self._without_notes(saved)
         saved = await self._without_gaps(saved)
         since, note = self._now, ""
@@ -491,7 +492,7 @@ class BackfillPlanner:
         self, endpoint: ListEndpoint, saved: Checkpoint | None = None, *, deep: bool = False
     ) -> ListReader:
         """Return the reader of a list, from `saved` on; `deep`: under every parent."""
-        table = table_name(self._wanted_objects(endpoint)[0])
+        table = self._source.tables_of(endpoint)[0]
         return open_list(
             endpoint,
             table,
@@ -505,7 +506,7 @@ class BackfillPlanner:
 
     def tail(self, endpoint: ListEndpoint, done: Checkpoint, since: int) -> ListReader:
         """Return a reader of what was created since then, of a list that is done."""
-        table = table_name(self._wanted_objects(endpoint)[0])
+        table = self._source.tables_of(endpoint)[0]
         return self.read(endpoint, created_since(done, table, since, ceiling=self._now))
 
     async def _without_gaps(self, saved: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
@@ -525,7 +526,7 @@ class BackfillPlanner:
         without events.
         """
         works = [self._work(e, saved, complete=complete) for e in endpoints]
-        parents = {table_name(w.endpoint.parent) for w in works if w.endpoint.parent}
+        parents = {w.endpoint.parent_table for w in works if w.endpoint.parent}
         read = [s for w in works if w.endpoint.parent for s in signs_of(w.endpoint)]
         signs = {table for sign in read for table in (sign.table, *sign.needs)}
         for work in works:
@@ -542,7 +543,7 @@ class BackfillPlanner:
             return self.read(endpoint, cursor if self._is_enough(cursor, saved) else None)
         if cursor is not None and self._is_to_be_read_again(endpoint, cursor, complete=complete):
             if endpoint.created and not endpoint.parent and cursor.as_of is not None:
-                table = table_name(self._wanted_objects(endpoint)[0])
+                table = self._source.tables_of(endpoint)[0]
                 oldest = self._source.since.get(table, 0)
                 return self.tail(endpoint, cursor, max(int(cursor.as_of) - _SETTLED_S, oldest))
             return self.read(endpoint, deep=is_whole(cursor))  # Under no fewer parents than before.
@@ -572,9 +573,6 @@ class BackfillPlanner:
         # An event never changes, and whoever follows the log, or catches up, writes each.
         unheard = endpoint.path != EVENTS and not set(endpoint.objects) <= with_events()
         return cursor.state == "done" and stale and unheard
-
-    def _wanted_objects(self, endpoint: ListEndpoint) -> list[str]:
-        return [o for o in endpoint.objects if table_name(o) in self._source.wanted]
 
 
 def _is_done(cursor: Checkpoint | None) -> bool:

@@ -27,7 +27,6 @@ from collections.abc import Callable, Collection, Sequence
 import structlog
 
 from pinstripe.catalog.endpoints import ListEndpoint, Sign, list_request, signs_of
-from pinstripe.catalog.tables import table_name
 from pinstripe.client.client import iter_pages, quote_id
 from pinstripe.client.response import ListPage, read_list
 from pinstripe.concurrency import backoff
@@ -122,10 +121,6 @@ class ChildListStream:
         self._exhausted = False
 
     @property
-    def parent_table(self) -> str:
-        return table_name(self.endpoint.parent)
-
-    @property
     def finished(self) -> bool:
         return self.state != "running"
 
@@ -203,7 +198,7 @@ class ChildListStream:
             await self._step("")  # No list is left to be read: write nothing but the cursor.
 
     async def _parents(self) -> list[str]:
-        if not self._source.mirror.may_have_rows(self.parent_table):
+        if not self._source.mirror.may_have_rows(self.endpoint.parent_table):
             self.total = self.total or 0
             return []
         async with self._pool.acquire() as connection:
@@ -291,7 +286,7 @@ class ChildListStream:
                 await stripe.get(where, params, endpoint=name, priority=priority), path
             )
 
-        members = Members.under(self.endpoint, {self.parent_table: parent})
+        members = Members.under(self.endpoint, {self.endpoint.parent_table: parent})
         if since is not None:
             members.whole = False  # What is older is not listed.
         try:
@@ -301,7 +296,7 @@ class ChildListStream:
             await self._step(parent)  # The parent was deleted meanwhile, and its list with it.
 
     async def _take(self, parent: str, page: ListPage, members: Members) -> None:
-        found = self._source.extract(page.objects, {self.parent_table: parent})
+        found = self._source.extract(page.objects, {self.endpoint.parent_table: parent})
         as_of = members.add(page)
         self.requests += await self._source.follow_all(found, as_of=as_of, priority=self._priority)
         self.rows += len(page.objects)
@@ -359,7 +354,7 @@ class ChildListStream:
         return after, len(self._order)
 
     def _checkpoint(self, after: str, done: int, state: State) -> Checkpoint:
-        left_out = self._refused.words(self.parent_table)
+        left_out = self._refused.words(self.endpoint.parent_table)
         code = UNEXPANDED if self.note and self._expand != self.endpoint.expand else ""
         code = code or (SOME_REFUSED if left_out and not self.note else "")
         return Checkpoint(
@@ -367,7 +362,7 @@ class ChildListStream:
             state=state,
             position={
                 "table": self.table,
-                "parent": self.parent_table,
+                "parent": self.endpoint.parent_table,
                 **self.passes.position(),
                 "after": after,
                 "done": done,
@@ -409,7 +404,7 @@ class Passes:
     ) -> None:
         self._endpoint = endpoint
         self._source = source
-        self._parent = table_name(endpoint.parent)
+        self._parent = endpoint.parent_table
         self._signs: list[Sign] = []
         self._is_complete = is_complete or (lambda table: True)
         self.chunk = _CHUNK if is_complete is None else _SIGNED_CHUNK

@@ -398,7 +398,7 @@ def _summaries() -> Mapping[str, tuple[str, str]]:
         }
         for endpoint in () if known.has_id else list_endpoints():
             if endpoint.parent in {f.name for f in known.fields} and lists & {*endpoint.objects}:
-                found[name] = (table_name(endpoint.objects[0]), endpoint.parent)
+                found[name] = (endpoint.tables[0], endpoint.parent)
     return found
 
 

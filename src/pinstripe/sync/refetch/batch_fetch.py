@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import cache
 
 from pinstripe.catalog.endpoints import PAGE, ListEndpoint, list_endpoints, retrieve_endpoints
-from pinstripe.catalog.tables import Table, table_name, tables
+from pinstripe.catalog.tables import Table, tables
 from pinstripe.client.client import iter_pages, list_of
 from pinstripe.client.response import Response, StripeObject, as_of_response
 from pinstripe.mirror import Part
@@ -210,7 +210,7 @@ def _lists() -> Mapping[str, ListEndpoint]:
         cut = endpoint.created and endpoint.takes_limit and endpoint.version == 1
         if not cut or endpoint.parent or endpoint.params or len(endpoint.objects) != 1:
             continue
-        table = tables()[table_name(endpoint.objects[0])]
+        table = tables()[endpoint.tables[0]]
         one = retrieve_endpoints().get(table.object_type)
         is_dated = any(c.name == "created" for c in table.columns)
         if is_dated and one is not None and set(one.expand) <= set(endpoint.expand):

@@ -117,13 +117,13 @@ async def read_lists(
     found = found if found is not None else ListRun()
     names = set(source.wanted if only is None else only)
     for endpoint in list_endpoints():
-        shown = [table_name(o) for o in endpoint.objects if table_name(o) in names]
+        shown = [table for table in endpoint.tables if table in names]
         if not shown:
             continue
         work = open_list(
             endpoint, shown[0], source, source.pool, now=now, account_created=account_created
         )
-        parent = table_name(endpoint.parent) if endpoint.parent else None
+        parent = endpoint.parent_table if endpoint.parent else None
         if parent is not None and parent not in source.wanted:
             work.end("refused", f"{parent} is not synced", code=LEFT_OUT)
         found.works.append(work)
@@ -166,9 +166,9 @@ def path_to(found: Difference) -> ReadPath | None:
             if table == parent:
                 return ReadPath(found.table, found.key, key)
     for endpoint in list_endpoints():
-        if endpoint.parent and found.table in map(table_name, endpoint.objects):
+        if endpoint.parent and found.table in endpoint.tables:
             for table, key in found.parents:
-                if table == table_name(endpoint.parent):
+                if table == endpoint.parent_table:
                     return ReadPath(found.table, key, endpoint=endpoint)
     holders = _holders().get(found.table, {})
     for table, key in found.parents:
@@ -184,7 +184,7 @@ async def read(source: Source, read_path: ReadPath, *, known_until: datetime | N
     """
     if read_path.endpoint is not None:
         path, params = read_path.endpoint.url(read_path.key, quote_id(read_path.key))
-        above = {table_name(read_path.endpoint.parent): read_path.key}
+        above = {read_path.endpoint.parent_table: read_path.key}
         await source.read(read_path.endpoint, path, params, parents=above, known_until=known_until)
         return
     if not read_path.key:
