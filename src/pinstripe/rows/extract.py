@@ -41,6 +41,9 @@ _OPAQUE = frozenset({"event", "v2.core.event"})
 _NOWHERE = EmbeddedPlace()
 """For a place that is not known to hold the present state of an object."""
 
+_MOST_LAYOUTS = 4096
+"""Of one table: only an account with thousands of shapes of one type gets there, and starts over."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -190,7 +193,7 @@ class Extractor:
             # Whole objects stand in it, and parts of them under names that do not say of what.
             obj = without_secrets(obj)
         here = tuple(p for p in plan.parent_columns if p in parents) if parents else ()
-        layout = plan.layout(obj, here, embedded=embedded)
+        layout = _layout(plan, obj, here, embedded=embedded)
         nested: list[tuple[str, Value]] = []
         row = layout.make(obj, nested) if layout.make is not None else None
         if row is None:
@@ -331,6 +334,25 @@ def extractor_for(effective: Mapping[str, Table], *, personal: Personal | None) 
 @cache
 def _of_catalog() -> Extractor:
     return Extractor()
+
+
+def _layout(plan: Plan, obj: StripeObject, parents: tuple[str, ...], *, embedded: bool) -> Layout:
+    """The layout for an object with these keys; `parents` are the parent tables known here.
+
+    `embedded`: where nothing says that it is deleted, that is not said of the row either.
+    """
+    silent = embedded and "deleted" not in obj
+    key = (*obj, "|" if silent else "||", *parents)
+    for outer, inner in plan.optional_inline:
+        value = obj.get(outer, False)
+        if value is None or (type(value) is dict and inner in value):
+            key = (*key, f"{outer}.{inner}")
+    found = plan.layouts.get(key)
+    if found is None:
+        if len(plan.layouts) > _MOST_LAYOUTS:
+            plan.layouts.clear()
+        found = plan.layouts[key] = plan.compile(obj, parents, silent=silent)
+    return found
 
 
 def _nothing(_: Value) -> str | None:

@@ -105,7 +105,7 @@ class Layout:
 
 
 class Plan:
-    """All layouts of one table."""
+    """All layouts of one table, by the keys of the object: `rows.extract` looks them up."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Plan:
             if column.path:
                 self._by_key.setdefault(column.path[0], []).append(column)
         # Sub-keys that may be missing without being null: left out unless expanded.
-        self._optional_inline = tuple(
+        self.optional_inline = tuple(
             (outer.name, inner.name)
             for outer in self._fields.values()
             if outer.kind == "object" and not outer.on_request
@@ -142,32 +142,15 @@ class Plan:
         )
         self.lists = frozenset(f.name for f in self._fields.values() if f.kind == "list")
         self.parent_columns = {c.references[0]: c.name for c in table.columns if c.read == "parent"}
-        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self.layouts: dict[tuple[str, ...], Layout] = {}
 
-    def layout(
-        self, obj: Mapping[str, Value], parents: tuple[str, ...], *, embedded: bool = False
-    ) -> Layout:
-        """The layout for an object with these keys; `parents` are the parent tables known here.
-
-        `embedded`: where nothing says that it is deleted, that is not said of the row either.
-        """
-        silent = embedded and "deleted" not in obj
-        key = (*obj, "|" if silent else "||", *parents)
-        for outer, inner in self._optional_inline:
-            value = obj.get(outer, False)
-            if value is None or (type(value) is dict and inner in value):
-                key = (*key, f"{outer}.{inner}")
-        found = self._layouts.get(key)
-        if found is None:
-            if len(self._layouts) > 4096:
-                # Only an account with thousands of shapes of one type gets here; start over.
-                self._layouts.clear()
-            found = self._layouts[key] = self._compile(obj, parents, silent=silent)
-        return found
-
-    def _compile(
+    def compile(
         self, obj: Mapping[str, Value], parents: tuple[str, ...], *, silent: bool
     ) -> Layout:
+        """Return a new layout for objects with these keys; `parents` are the parent tables known here.
+
+        `silent`: whether the object is deleted is not said of the row.
+        """
         columns = [c for c in self.table.columns if not (silent and c.read == "deleted")]
         present = [c for c in columns if self._present(c, obj, parents)]
         names = {c.name for c in present}
@@ -223,7 +206,7 @@ class Plan:
             return True
         if column.is_derived or column.path[0] not in obj:
             return False
-        if column.path in self._optional_inline:
+        if column.path in self.optional_inline:
             value = obj[column.path[0]]
             return value is None or (type(value) is dict and column.path[1] in value)
         return True

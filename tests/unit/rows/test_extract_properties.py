@@ -119,7 +119,7 @@ def test_a_row_has_a_value_of_the_stages_type_in_every_place(maker: Maker, name:
 def forget_compiled(extractor: Extractor) -> None:
     """Leaves `extractor` with the generic way for all layouts that it has made."""
     for plan in extractor._plans.values():
-        for layout in plan._layouts.values():
+        for layout in plan.layouts.values():
             layout.make = None
 
 
