@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,17 +104,13 @@ class _Search:
     table: Table
 
     async def run(self) -> int:
-        cleaned, last = 0, [""] * len(self.table.key)
-        text = ddl.page_end(self.schema, self.table, _PAGE)
+        cleaned = 0
         with translated():
             await self._comment()
-            while True:
+            async for here in _pages(self.connection, self.schema, self.table):
                 async with self.connection.transaction():
-                    end = await self.connection.fetchval(text, last)
-                    if end is None:
-                        return cleaned
-                    cleaned += await self._page(ddl.on_page(self.table, last, end))
-                last = end
+                    cleaned += await self._page(here)
+        return cleaned
 
     async def _comment(self) -> None:
         """Tables that are older than the rule say of their columns what is so now."""
@@ -358,19 +354,22 @@ async def existing_tables(connection: Connection, schema: str) -> dict[str, Tabl
 async def _rewrite_all(
     connection: Connection, schema: str, table: Table, personal: Personal
 ) -> int:
-    count, last = 0, [""] * len(table.key)
+    count = 0
     with translated():
-        while True:
-            end = await connection.fetchval(ddl.page_end(schema, table, _PAGE), last)
-            if end is None:
-                break
-            where = ddl.on_page(table, last, end)
+        async for here in _pages(connection, schema, table):
             async with connection.transaction():
-                count += len(await rewrite(connection, schema, table, personal, where=where))
-            last = end
+                count += len(await rewrite(connection, schema, table, personal, where=here))
         async with connection.transaction():
             await rewrite_feed(connection, schema, table, personal)
     return count
+
+
+async def _pages(connection: Connection, schema: str, table: Table) -> AsyncIterator[str]:
+    """The pages of a table, each as SQL on the row `t`."""
+    last = [""] * len(table.key)
+    while (end := await connection.fetchval(ddl.page_end(schema, table, _PAGE), last)) is not None:
+        yield ddl.on_page(table, last, end)
+        last = end
 
 
 async def rewrite(

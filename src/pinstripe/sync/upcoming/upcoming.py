@@ -217,9 +217,7 @@ class Upcoming:
                 return None
             return await self._preview("subscription", subscription_id, priority)
 
-        mirror = self.source.mirror
-        async with self._turn("subscription", subscription_id):
-            row = UpcomingRow(mirror.schema, mirror.tables, "subscription", subscription_id)
+        async with self._turn("subscription", subscription_id) as row:
             preview = await self._replace_in_turn(row, request)
             return preview, await self._derive(subscription_id, preview, priority)
 
@@ -235,9 +233,7 @@ class Upcoming:
 
     async def _replace(self, owner: Owner, owner_id: str, request: _Request) -> Preview | None:
         """Make the request, and replace the row by its response."""
-        mirror = self.source.mirror
-        row = UpcomingRow(mirror.schema, mirror.tables, owner, owner_id)
-        async with self._turn(owner, owner_id):
+        async with self._turn(owner, owner_id) as row:
             return await self._replace_in_turn(row, request)
 
     async def _replace_in_turn(self, row: UpcomingRow, request: _Request) -> Preview | None:
@@ -262,9 +258,7 @@ class Upcoming:
             customer_id = str(preview.invoice.get("customer") or "")
         if not customer_id:
             return ""
-        mirror = self.source.mirror
-        row = UpcomingRow(mirror.schema, mirror.tables, "customer", customer_id)
-        async with self._turn("customer", customer_id):
+        async with self._turn("customer", customer_id) as row:
             subscriptions, is_pending = await self._due(customer_id)
             async with self.source.pool.acquire() as connection:
                 first = await row.first_previewed(connection, subscriptions)
@@ -378,13 +372,14 @@ class Upcoming:
         await self.source.save([ended_by(error, table, {"table": table})])
 
     @asynccontextmanager
-    async def _turn(self, owner: Owner, owner_id: str) -> AsyncIterator[None]:
-        """Hold the lock of an owner: two previews of one owner must not share a transaction."""
+    async def _turn(self, owner: Owner, owner_id: str) -> AsyncIterator[UpcomingRow]:
+        """The row of an owner, with a lock held: two previews of one owner must not share a transaction."""
+        mirror = self.source.mirror
         turn = self._turns.setdefault((owner, owner_id), _Turn())
         turn.users += 1
         try:
             async with turn.lock:
-                yield
+                yield UpcomingRow(mirror.schema, mirror.tables, owner, owner_id)
         finally:
             turn.users -= 1
             if not turn.users:
