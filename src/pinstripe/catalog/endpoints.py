@@ -307,12 +307,9 @@ def retrieve_endpoints() -> Mapping[str, RetrieveEndpoint]:
             continue
         if any(not p.nullable for p in operation.params):
             continue
-        name = operation.returns[0]
-        if len(names) == 1:
-            if name not in found or found[name].parent_parameter:
-                found[name] = RetrieveEndpoint(operation.path, name, "", expand_of((name,)))
-        elif name not in found:
-            found[name] = RetrieveEndpoint(operation.path, name, names[0], expand_of((name,)))
+        name, parent = operation.returns[0], names[0] if len(names) == 2 else ""
+        if name not in found or (found[name].parent_parameter and not parent):
+            found[name] = RetrieveEndpoint(operation.path, name, parent, expand_of((name,)))
     return found
 
 
@@ -354,10 +351,7 @@ def singleton_path(table: str) -> str:
 
 def child_list(table: str, parent: str) -> ListEndpoint | None:
     """Return the list of a table's objects under one object of the type `parent`; None if there is none."""
-    for endpoint in list_endpoints():
-        if endpoint.parent == parent and table in endpoint.tables:
-            return endpoint
-    return None
+    return next((e for e in list_endpoints() if e.parent == parent and table in e.tables), None)
 
 
 def list_request(

@@ -318,10 +318,7 @@ _list_decoder = msgspec.json.Decoder(_List)
 
 def read_list(response: Response, path: str) -> ListPage:
     """The page in `response`, of v1 (`has_more`) or v2 (`next_page_url`). Raises Drifted for others."""
-    try:
-        body = decode(response.body)
-    except msgspec.DecodeError as error:
-        raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
+    body = _read(response, path)
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(data, list):
         raise Drifted(
@@ -336,6 +333,13 @@ def read_list(response: Response, path: str) -> ListPage:
     ids = (o.get("id") for o in reversed(objects))
     last = next((key for key in ids if isinstance(key, str)), None)
     return ListPage(path, response, objects, body.get("has_more") is True, last)
+
+
+def _read(response: Response, path: str) -> object:
+    try:
+        return decode(response.body)
+    except msgspec.DecodeError as error:
+        raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
 
 
 def read_ids(response: Response, path: str) -> PageIds:
@@ -367,10 +371,7 @@ def _read_odd(response: Response) -> PageIds | None:
 
 def read_object(response: Response, path: str) -> StripeObject:
     """The object in `response`. Raises Drifted if it is none."""
-    try:
-        body = decode(response.body)
-    except msgspec.DecodeError as error:
-        raise Drifted(f"The answer of {path} is not JSON: {error}.") from error
+    body = _read(response, path)
     if not isinstance(body, dict):
         raise Drifted(f"The answer of {path} is not an object.")
     return cast("StripeObject", body)
