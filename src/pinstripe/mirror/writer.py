@@ -438,7 +438,8 @@ class Writer:
         await complete_refetches(connection, self._schema, batch.completed, contested=contested)
         if parted.rows or parted.tables:
             await note_parted(connection, self._schema, parted)
-        await save_checkpoints(connection, self._schema, batch.checkpoints)
+        if batch.checkpoints:
+            await save_checkpoints(connection, self._schema, batch.checkpoints)
         for effect in batch.effects:
             await effect(connection)
         if self._recorder is not None:
