@@ -93,7 +93,9 @@ _SETTINGS: dict[str, str] = {
     "statement_timeout": "0",
     # No wait for a lock lasts for ever; `locks` says whose it is.
     "lock_timeout": "1min",
-    "idle_in_transaction_session_timeout": "0",
+    # A process that is stopped in a transaction (SIGSTOP, a frozen machine) would keep its locks: none of
+    # ours waits for anything but Postgres in one.
+    "idle_in_transaction_session_timeout": "30s",
     # Names are found in pg_catalog or as we write them, never in a schema where others may create.
     "search_path": "pg_catalog",
     # What our texts and casts are read by.
