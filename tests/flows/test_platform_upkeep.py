@@ -307,6 +307,33 @@ async def test_a_table_that_is_switched_off_and_on_has_what_changed_meanwhile(
             await eventually(database, is_flagged, timeout_s=20)
 
 
+async def test_an_account_that_was_idle_for_a_month_is_not_listed_anew(
+    database: str, pg: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Looks have told that nothing happened."""
+    async with running(Settings(scale=40, connected=1, connected_scale=60)) as sim:
+        vault = await add_platform(database, sim, tmp_path, tables="customer,event")
+        (one,) = sim.control.accounts()
+        scope = scope_of(SCHEMA, one)
+        async with working(vault):
+            await copied(database, [one])
+        await pg.execute(
+            "UPDATE pinstripe.cursor SET as_of = as_of - interval '40 days' WHERE stream = 'events'"
+        )
+        await pg.execute("UPDATE pinstripe.platform_account SET owed_at = NULL")
+        async with pg.transaction():
+            await begin(pg, SCHEMA, [one])
+
+        async def is_settled(connection: Connection) -> bool:
+            found = "SELECT FROM pinstripe.platform_task WHERE scope = $1 AND task = 'backfill'"
+            return not await connection.fetch(found, scope)
+
+        async with working(vault):
+            await eventually(database, is_settled)
+        streams = "SELECT stream FROM pinstripe.cursor WHERE schema = $1"
+        assert "anew" not in {row[0] for row in await pg.fetch(streams, scope)}
+
+
 async def test_a_table_that_an_upgrade_brings_is_filled_for_all_accounts(
     database: str, pg: asyncpg.Connection, tmp_path: Path
 ) -> None:

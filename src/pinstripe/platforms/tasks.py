@@ -33,7 +33,7 @@ from pinstripe.platforms.account import OpenPlatform, open_account
 from pinstripe.platforms.budget import AccountLimiter, Refusals
 from pinstripe.service import note_backfilled
 from pinstripe.source.source import Source
-from pinstripe.store.cursors import READY, Checkpoint
+from pinstripe.store.cursors import READY, Checkpoint, followed
 from pinstripe.store.daily_counts import add_requests, utc_today
 from pinstripe.store.events import SyncAck, acknowledge, forget_applied
 from pinstripe.store.leases import Held, renew_leases, take_lease
@@ -47,7 +47,7 @@ from pinstripe.store.platforms.tasks import (
     request_tasks,
     waits_in,
 )
-from pinstripe.store.pool import Pool
+from pinstripe.store.pool import Connection, Pool
 from pinstripe.store.refetch import Refetch, next_refetch_s
 from pinstripe.store.retention import Retention
 from pinstripe.store.session import account_of, schema_of
@@ -142,6 +142,10 @@ class OpenedAccount:
     source: Source
     limiter: AccountLimiter
     standing: Standing
+
+
+async def _others_wait(connection: Connection) -> bool:
+    return await waits_in(connection, "bulk")
 
 
 _Work = Callable[[OpenedAccount], Awaitable[None]]
@@ -384,23 +388,20 @@ class Tasks:
     async def _drain(self, account: OpenedAccount, refetches: RefetchWorker) -> None:
         """Work the queue off, until a poll of the account waits: refetches may wait for a replica."""
         draining = asyncio.create_task(refetches.drain())
-        try:
-            while True:
-                await asyncio.wait((draining,), timeout=_GIVE_WAY_S)
-                if draining.done():
-                    break
-                async with self._control.acquire() as connection:
-                    if await poll_waits(connection, account.scope):
-                        return
+        gives_way = partial(poll_waits, scope=account.scope)
+        if await self._is_done(draining, gives_way, every_s=_GIVE_WAY_S):
             draining.result()
             await account.source.mirror.conflicts.wait_resolved()
-        finally:
-            await cancel(draining)
 
     async def _backfill(self, account: OpenedAccount) -> None:
         """The first copy, or what an interrupted one left; gives way to others after a while."""
         source = account.source
         met = await meet(source.stripe, source.stripe.key)
+        # An idle account is not polled for months: looks tell that nothing has happened.
+        followed_to = account.standing.followed_to
+        known_to = account.standing.known_to - account.platform.config.event_window
+        if followed_to is not None and followed_to < known_to:
+            await source.save([followed(known_to)])
         backfill = Backfill(
             source,
             source.pool,
@@ -421,14 +422,22 @@ class Tasks:
         await self._plan_after(account, outcome)
 
     async def _is_done(
-        self, running: asyncio.Task[T], *, may_stop: Callable[[], bool] = lambda: True
+        self,
+        running: asyncio.Task[T],
+        gives_way: Callable[[Connection], Awaitable[bool]] = _others_wait,
+        *,
+        every_s: float | None = None,
+        may_stop: Callable[[], bool] = lambda: True,
     ) -> bool:
-        """Wait for long work; False if it gave way, after a while, to others that wait."""
+        """Wait for long work; False if it gave way, after a while, to what waits."""
         try:
-            while True:
-                await asyncio.wait((running,), timeout=_STEP_S)
-                if running.done() or (may_stop() and await self._others_wait()):
-                    return running.done()
+            while not running.done():
+                await asyncio.wait((running,), timeout=every_s or _STEP_S)
+                if not running.done() and may_stop():
+                    async with self._control.acquire() as connection:
+                        if await gives_way(connection):
+                            break
+            return running.done()
         finally:
             await cancel(running)
 
@@ -468,10 +477,6 @@ class Tasks:
         if standing is not None and is_followed:
             account.standing = standing
             await self._poll(account)
-
-    async def _others_wait(self) -> bool:
-        async with self._control.acquire() as connection:
-            return await waits_in(connection, "bulk")
 
     async def _preview(self, account: OpenedAccount) -> None:
         """Fill the upcoming invoices once, and refresh those that change without an event."""
