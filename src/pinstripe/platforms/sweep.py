@@ -131,24 +131,17 @@ class Sweep:
 _ACCOUNTS = "/v1/accounts"
 
 
-async def discover(
-    stripe: StripeClient, pool: Pool, platform_id: str, schema: str, *, whole: bool
-) -> list[str]:
-    """Add the accounts that are new; return their ids.
+async def discover(stripe: StripeClient, pool: Pool, platform_id: str, schema: str) -> list[str]:
+    """Add the accounts that are new, or that authorised the platform again; return their ids.
 
-    Ends at the first page without one, unless the `whole` list is to be read: only that finds accounts that
-    authorised the platform again. Raises what a request raises: NotEnabled where the key's account is no
-    platform.
+    Raises what a request raises: NotEnabled where the key's account is no platform.
     """
     request = list_at(stripe, _ACCOUNTS, endpoint=f"GET {_ACCOUNTS}", priority=WorkClass.HEADS)
     found: list[str] = []
     async for page in iter_pages(request, on_lost_cursor="restart"):
         ids = [str(obj["id"]) for obj in page.objects if isinstance(obj.get("id"), str)]
         async with pool.transaction() as connection:
-            added = await sweep.welcome(connection, platform_id, schema, ids)
-        found += added
-        if not added and not whole:
-            break
+            found += await sweep.welcome(connection, platform_id, schema, ids)
     if found:
         _log.info("platform.accounts", platform=platform_id, new=len(found))
     return found

@@ -211,12 +211,12 @@ class Worker:
             for task, scope in await take_up_stalled(connection):
                 _log.warning("task.stalled", task=task, scope=scope)
 
-    async def discover(self, *, whole: bool = True) -> None:
+    async def discover(self) -> None:
         """Look for new accounts of all platforms."""
         for worked, _ in list(self._platforms.values()):
             stored = worked.stored
             try:
-                await discover(worked.stripe, self._control, stored.id, stored.schema, whole=whole)
+                await discover(worked.stripe, self._control, stored.id, stored.schema)
             except (NotEnabled, NotPermitted) as error:
                 _log.warning("platform.no_accounts", platform=stored.id, error=error.message)
             except PinstripeError as error:
