@@ -27,6 +27,7 @@ from tests.flows.harness.command import pinstripe
 from tests.flows.harness.pooler import transaction_pooler
 
 from pinstripe.errors import Misconfigured, PinstripeError, Unreachable
+from pinstripe.store import session
 from pinstripe.store.database_url import read_url
 from pinstripe.store.embedded import EmbeddedPostgres
 from pinstripe.store.migrate import ensure_bookkeeping
@@ -301,8 +302,11 @@ async def test_a_pooler_without_room_passes_and_is_no_wrong_parameter(
     assert hint in caught.value.hint
 
 
-async def test_a_pooler_that_has_no_server_for_us_is_told_in_time() -> None:
+async def test_a_pooler_that_has_no_server_for_us_is_told_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It answers the login, and has the first statement wait: pgbouncer for two minutes."""
+    monkeypatch.setattr(session, "CONNECT_S", 0.5)
     ready = (
         b"R\0\0\0\x08\0\0\0\0",
         b"S\0\0\0\x18server_version\x0016.0\0",
@@ -319,7 +323,7 @@ async def test_a_pooler_that_has_no_server_for_us_is_told_in_time() -> None:
 
     async with await asyncio.start_server(welcome, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        url = f"postgresql://me@127.0.0.1:{port}/x?sslmode=disable&connect_timeout=2"
+        url = f"postgresql://me@127.0.0.1:{port}/x?sslmode=disable"
         with pytest.raises(Unreachable, match="in time") as caught:
             async with asyncio.timeout(30), connect(url):
                 pass

@@ -182,7 +182,7 @@ async def open_session(url: str, *, application_name: str, **driver: Any) -> Ses
     try:
         _set_socket(connection, target)
         # A pooler lets a client in, and has its first statement wait for a server that is free.
-        async with asyncio.timeout(target.timeout_s or CONNECT_S):
+        async with asyncio.timeout(max(target.timeout_s or 0.0, CONNECT_S)):
             if not await _set(connection, only_where_logged_in=url not in _lasting):
                 await _check_pooler(connection, target)
                 _lasting.add(url)
