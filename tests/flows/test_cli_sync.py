@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
 import pytest
 from tests.flows.harness.command import pinstripe, started
 
+from pinstripe.cli.sync import standing_by
+from pinstripe.errors import Unreachable, Unwritable
 from pinstripe.store.embedded import running_url
 from pinstripe.store.pool import connect
 from pinstripe_simulator.account import Settings
@@ -184,6 +187,26 @@ async def test_sync_without_once_follows_what_happens_until_it_is_told_to_stop(
         assert process.returncode == 0, err.decode()
         assert "Traceback" not in err.decode()
     assert await pg.fetchval("SELECT count(*) FROM stripe.customer") > 0
+
+
+async def test_a_database_that_takes_no_writes_for_a_time_ends_no_sync_that_follows() -> None:
+    """After a failover, say, whose old primary is a standby now; or while the disk is full."""
+    tries: list[str] = []
+
+    async def stay(met: Callable[[], None]) -> int:
+        met()
+        if tries:
+            return 0
+        raise BaseExceptionGroup("", [Unwritable("It is read-only."), Unreachable("It is away.")])
+
+    assert await standing_by(stay, say=lambda error, _: tries.append(error.message)) == 0
+    assert tries == ["It is read-only."]
+    with pytest.raises(ExceptionGroup):
+        await standing_by(lambda _: fail(Unwritable("It is read-only.")))
+
+
+async def fail(error: Exception) -> int:
+    raise ExceptionGroup("", [error])
 
 
 async def test_the_demo_runs_without_any_setting_and_ends_clean_on_ctrl_c(tmp_path: Path) -> None:

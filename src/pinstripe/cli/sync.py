@@ -27,6 +27,7 @@ from pinstripe.errors import (
     Misconfigured,
     PinstripeError,
     Unreachable,
+    Unwritable,
     WrongAccount,
     WrongKey,
     redact,
@@ -72,7 +73,8 @@ async def standing_by(
 ) -> int:
     """Run `stay`; restart it when it loses its lease, the event log, Postgres or Stripe.
 
-    An unreachable server on the first try is an error, unless `met`: a wrong URL does not fix itself.
+    A server that is away or takes no writes is an error on the first try, unless `met`: a wrong URL does
+    not fix itself.
     `say` is called with the error and the pause before the next try.
     """
     say = say or _say
@@ -86,7 +88,7 @@ async def standing_by(
             return await stay(met_both)
         except* (LostLease, FellBehind) as lost:
             say(first_error(lost), 0.0)
-        except* Unreachable as away:
+        except* (Unreachable, Unwritable) as away:
             if not met:
                 raise
             pause_s = backoff(_PAUSES_S, attempt)
